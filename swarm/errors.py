@@ -1,0 +1,138 @@
+"""Every error the project raises, in one tree.
+
+    SwarmError                      anything we can explain to a person
+    ├── UsageError                  an option, argument or call is wrong            exit 2
+    ├── ModelError                  the model itself is the problem                 exit 3
+    │   ├── CheckpointError         file missing, damaged, or not what it says
+    │   ├── UnsupportedModelError   a family, tensor type or option we cannot run
+    │   └── ModelMismatchError      a peer serves another model under this name
+    ├── NetworkError                the network is the problem                      exit 4
+    │   ├── ListenError             cannot listen (port in use, address not ours)
+    │   ├── PeerUnreachableError    a peer cannot be dialled
+    │   ├── StreamClosedError       the peer closed the stream
+    │   └── PeerTimeoutError        the peer did not answer in time
+    ├── RouteError                  no route covers the model now                   exit 5
+    ├── ProtocolError               somebody broke the wire protocol                exit 6
+    │   ├── RemoteProtocolError     the peer did (never trust it further)
+    │   └── LocalProtocolError      we did (a bug of ours)
+    └── PeerError                   a peer answered with a typed error frame        exit 6
+        └── BusyError               it has no room now; ``retry_after`` seconds
+
+A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
+so they are whole sentences without a traceback, and at most two lines together.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The ``code`` of an ERROR or REFUSED frame. Part of the protocol: never rename one."""
+
+    BAD_FRAME = "bad_frame"  # bytes that are no frame, or a header that is not of its message's form
+    UNKNOWN_KIND = "unknown_kind"  # a frame kind this version does not know
+    UNSUPPORTED_VERSION = "unsupported_version"
+    UNSUPPORTED_CODEC = "unsupported_codec"
+    UNSUPPORTED = "unsupported"  # a known request that this node does not offer
+    MODEL_MISMATCH = "model_mismatch"
+    SPAN_NOT_SERVED = "span_not_served"
+    UNKNOWN_SESSION = "unknown_session"
+    DUPLICATE_SESSION = "duplicate_session"
+    TOO_MANY_SESSIONS = "too_many_sessions"
+    CONTEXT_EXCEEDED = "context_exceeded"  # more tokens than the session reserved or the model can hold
+    BAD_STEP = "bad_step"  # a step number or position that does not fit the session
+    BAD_TENSOR = "bad_tensor"  # wrong size, shape, dtype or codec, or values that are not finite
+    DRAINING = "draining"
+    DEADLINE = "deadline"
+    INTERNAL = "internal"
+
+
+class SwarmError(Exception):
+    """Base of all. ``str(error)`` is the message; ``hint`` (may be empty) says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(SwarmError):
+    exit_code = 2
+
+
+class ModelError(SwarmError):
+    exit_code = 3
+
+
+class CheckpointError(ModelError):
+    pass
+
+
+class UnsupportedModelError(ModelError):
+    pass
+
+
+class ModelMismatchError(ModelError):
+    pass
+
+
+class NetworkError(SwarmError):
+    exit_code = 4
+
+
+class ListenError(NetworkError):
+    pass
+
+
+class PeerUnreachableError(NetworkError):
+    pass
+
+
+class StreamClosedError(NetworkError):
+    pass
+
+
+class PeerTimeoutError(NetworkError):
+    pass
+
+
+class RouteError(SwarmError):
+    exit_code = 5
+
+
+class ProtocolError(SwarmError):
+    exit_code = 6
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer's bytes break the protocol. ``code`` is what to tell it before the stream is closed."""
+
+    def __init__(self, message: str, *, hint: str = "", code: ErrorCode = ErrorCode.BAD_FRAME) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class LocalProtocolError(ProtocolError):
+    pass
+
+
+class PeerError(SwarmError):
+    """A peer's ERROR or REFUSED frame. ``retriable``: the same request may succeed elsewhere or later."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, code: ErrorCode, retriable: bool, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.retriable = retriable
+
+
+class BusyError(PeerError):
+    """A peer's BUSY frame: no KV cache or session slot is free now."""
+
+    def __init__(self, message: str, *, retry_after: float, hint: str = "") -> None:
+        super().__init__(message, code=ErrorCode.TOO_MANY_SESSIONS, retriable=True, hint=hint)
+        self.retry_after = retry_after

@@ -1,0 +1,127 @@
+"""The vocabulary as small frozen types: spans, model references, node announcements, routes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .errors import UsageError
+
+MAX_BLOCKS = 4096
+"""More transformer blocks than any model has; bounds what a peer may claim."""
+
+_INCLUSIVE = re.compile(r"^(\d{1,4})-(\d{1,4})$")
+_HALF_OPEN = re.compile(r"^(\d{1,4}):(\d{1,4})$")
+_SINGLE = re.compile(r"^(\d{1,4})$")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A contiguous range of blocks, half-open: ``Span(0, 21)`` holds blocks 0 to 20."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= MAX_BLOCKS:
+            raise UsageError(
+                f"blocks {self.start}:{self.end} are not a span",
+                hint="A span needs 0 <= start < end, such as 0-20 (inclusive) or 0:21 (half-open).",
+            )
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __contains__(self, block: int) -> bool:
+        return self.start <= block < self.end
+
+    def __str__(self) -> str:
+        """As the command line writes it, inclusive: ``0-20``."""
+        return f"{self.start}-{self.end - 1}"
+
+    def covers(self, other: Span) -> bool:
+        return self.start <= other.start and other.end <= self.end
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """``0-20`` is inclusive like pages, ``0:21`` half-open like Python, ``7`` one block.
+
+        Raises UsageError with an example for anything else.
+        """
+        text = text.strip()
+        if match := _INCLUSIVE.match(text):
+            return cls(int(match[1]), int(match[2]) + 1)
+        if match := _HALF_OPEN.match(text):
+            return cls(int(match[1]), int(match[2]))
+        if match := _SINGLE.match(text):
+            return cls(int(match[1]), int(match[1]) + 1)
+        raise UsageError(
+            f"cannot read {text!r} as a span of blocks",
+            hint="Write 0-20 (blocks 0 to 20), 0:21 (the same, half-open) or 7 (one block).",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """What every hop of a route must agree on: a name for people and a digest for machines.
+
+    ``digest`` is 64 lowercase hex characters (SHA-256) over configuration and tensor manifest.
+    """
+
+    name: str
+    digest: str
+    n_blocks: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.digest[:12]}"
+
+
+class NodeState(StrEnum):
+    JOINING = "joining"
+    ONLINE = "online"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a node announces. Speeds are its own measurements; 0 means not measured yet.
+
+    ``decode_ms_per_block``: one decode token through one block, batch 1, milliseconds.
+    ``prefill_tokens_per_s``: tokens per second through the whole span, in chunks.
+    ``free_kv_tokens`` / ``total_kv_tokens``: KV cache in tokens of the whole span.
+    ``weights``: how the weights are held, for people ("int4", "bf16").
+    """
+
+    peer_id: str
+    maddrs: tuple[str, ...]
+    model: ModelRef
+    span: Span
+    state: NodeState
+    decode_ms_per_block: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    free_kv_tokens: int = 0
+    total_kv_tokens: int = 0
+    codecs: tuple[str, ...] = ()
+    weights: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A node and the sub-span of it that a route uses."""
+
+    peer_id: str
+    span: Span
+    maddrs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Hops that cover blocks 0..n exactly once, in order. ``seconds_per_token`` is the prediction."""
+
+    hops: tuple[Hop, ...]
+    seconds_per_token: float = 0.0
+
+    def __str__(self) -> str:
+        return " → ".join(f"{hop.peer_id[-6:]}[{hop.span}]" for hop in self.hops)

@@ -1,0 +1,20 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The real model, from $SWARM_NODE_TEST_MODEL or where ``scripts/test`` puts it."""
+    path = Path(os.environ.get("SWARM_NODE_TEST_MODEL") or ROOT / ".models" / MODEL_FILE)
+    if not path.is_file():
+        pytest.fail(f"{path} is missing; scripts/test installs it")
+    return path
