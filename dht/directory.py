@@ -1,0 +1,40 @@
+"""What the rest of the project needs from a directory of nodes, wherever it is kept."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..swarm.types import ModelRef, NodeInfo
+
+TTL_S = 60.0
+"""Seconds that an announcement lives: how long a node that was killed may still be listed."""
+
+REFRESH_S = TTL_S / 3
+"""Seconds between announcements of a running node: two may get lost before it disappears."""
+
+
+class Directory(Protocol):
+    """Announcements by model. One directory object announces at most one node: the identity it was made with.
+
+    Reads are fresh: they return what was announced or withdrawn before the call, as far as the network lets
+    them see, and never what has expired. Results are bounded, well-formed and in a fixed order. Methods raise
+    NetworkError when the directory cannot be reached.
+    """
+
+    async def announce(self, info: NodeInfo) -> None:
+        """Publish ``info`` for TTL_S seconds, in place of what this node announced before."""
+
+    async def withdraw(self) -> None:
+        """Take this node's announcement back, at once. Does nothing if there is none."""
+
+    async def nodes(self, model: ModelRef) -> list[NodeInfo]:
+        """Every node that serves blocks of ``model`` (same digest; the name may differ), in any state."""
+
+    async def models(self) -> list[ModelRef]:
+        """Every model that somebody serves. Two of one name with different digests are two models."""
+
+    async def all_nodes(self) -> list[NodeInfo]:
+        """Every node of every model."""
+
+    async def close(self) -> None:
+        """Stop background work. Does not withdraw. May be called again."""

@@ -1,0 +1,85 @@
+"""The signed wrapping of every DHT entry: owner, place and expiration are proven, the content is opaque.
+
+    value     = msgpack [1, body: bin, signature: bin of 64 bytes]
+    signature = Ed25519 of the owner over
+                "swarm-node dht record 1\\n" + key hash (20) + expiration (8, big-endian double)
+                + owner's PeerID (base58, 52) + body
+
+The expiration is the DHT's own for the entry, so nobody can prolong somebody else's. Replicas check
+only the wrapping; what is inside is its readers' business, so that different versions can share a DHT.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import msgpack
+
+from ..swarm.errors import LocalProtocolError, RemoteProtocolError
+from ..swarm.identity import SIGNATURE_BYTES, Identity, is_peer_id, verify
+from .layout import MAX_RECORD_BYTES
+
+ENVELOPE_VERSION = 1
+
+_CONTEXT = b"swarm-node dht record 1\n"
+_KEY_BYTES = 20
+_SUBKEY_HEAD = b"\xd9\x34"  # msgpack str8 of 52 bytes: every Ed25519 PeerID has 52 characters
+
+
+def seal(identity: Identity, key: bytes, expiration: float, body: bytes) -> bytes:
+    """The value to store. ``key``: the key's hash, ``expiration``: seconds of Unix time.
+
+    Raises LocalProtocolError if it would be larger than anybody accepts.
+    """
+    signature = identity.sign(_message(key, expiration, identity.peer_id, body))
+    value: bytes = msgpack.packb([ENVELOPE_VERSION, body, signature])
+    if len(value) > MAX_RECORD_BYTES:
+        raise LocalProtocolError(f"an announcement of {len(value)} bytes, more than {MAX_RECORD_BYTES}")
+    return value
+
+
+def unseal(key: bytes, subkey: bytes, expiration: float, value: bytes) -> tuple[str, bytes, bytes]:
+    """(owner, body, signature) of an entry as it lies in the DHT; the signature is not checked yet.
+
+    ``subkey`` is msgpack, as the DHT carries it. Raises RemoteProtocolError.
+    """
+    if len(value) > MAX_RECORD_BYTES:
+        raise RemoteProtocolError(f"a DHT entry of {len(value)} bytes, more than {MAX_RECORD_BYTES}")
+    if len(key) != _KEY_BYTES or type(expiration) is not float or not math.isfinite(expiration):
+        raise RemoteProtocolError("a DHT entry without a proper key or expiration")
+    owner = owner_of(subkey)
+    try:
+        parts = msgpack.unpackb(value, ext_hook=_refuse_ext, max_array_len=3, max_map_len=0)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError("a DHT entry that is not msgpack") from error
+    if type(parts) is not list or len(parts) != 3 or type(parts[0]) is not int:
+        raise RemoteProtocolError("a DHT entry that is not signed")
+    version, body, signature = parts
+    if version != ENVELOPE_VERSION:
+        raise RemoteProtocolError(f"a DHT entry of version {version}, not {ENVELOPE_VERSION}")
+    if type(body) is not bytes or type(signature) is not bytes or len(signature) != SIGNATURE_BYTES:
+        raise RemoteProtocolError("a DHT entry that is not signed")
+    return owner, body, signature
+
+
+def is_signed(key: bytes, owner: str, expiration: float, body: bytes, signature: bytes) -> bool:
+    """Whether ``owner`` signed this body for this key and expiration."""
+    return verify(owner, _message(key, expiration, owner, body), signature)
+
+
+def owner_of(subkey: bytes) -> str:
+    """The PeerID that a subkey names. Raises RemoteProtocolError for plain values and foreign subkeys."""
+    if len(subkey) == len(_SUBKEY_HEAD) + 52 and subkey.startswith(_SUBKEY_HEAD):
+        owner = subkey[len(_SUBKEY_HEAD) :].decode("latin-1")
+        if is_peer_id(owner):
+            return owner
+    raise RemoteProtocolError("a DHT entry whose subkey is not a node's PeerID")
+
+
+def _message(key: bytes, expiration: float, owner: str, body: bytes) -> bytes:
+    return b"".join((_CONTEXT, key, struct.pack("!d", expiration), owner.encode(), body))
+
+
+def _refuse_ext(code: int, data: bytes) -> object:
+    raise ValueError("msgpack extension types are not allowed")

@@ -1,0 +1,83 @@
+"""Under which DHT keys announcements are kept, and how much of them.
+
+A key holds a dictionary: subkey = the PeerID (base58 text) of the node that signed the entry. The DHT id of a
+key is the SHA-1 of its UTF-8 text.
+
+    swarm-node/1/nodes/<digest>/<group>   one entry a node; group = the span's first block // GROUP_BLOCKS
+    swarm-node/1/models/<shard>           which models exist; shard = SHA-256(name)[0] % MODEL_SHARDS
+
+Reading a model takes ceil(blocks / GROUP_BLOCKS) keys: 2 for 30 blocks, 8 for 126. A key is found at its
+REPLICAS nearest DHT nodes; each keeps at most MAX_ENTRIES of MAX_RECORD_BYTES, so one answer stays under the
+4 MiB that a message of the DHT may have. Hence at most MAX_ENTRIES nodes may begin their span within one
+group of blocks of one model; later ones are refused until others leave.
+
+In the index of models only a few nodes speak for their model (INDEX_SPEAKERS of each group of blocks), so it
+grows with the models, not with the nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from ..swarm.types import MAX_BLOCKS, ModelRef, Span
+
+GROUP_BLOCKS = 16
+"""Blocks a group: few keys to read for a model of 100 blocks, yet large swarms are spread over several."""
+
+MODEL_SHARDS = 4
+"""Keys of the index of models: all are read by ``status``, one by a client that looks for a name."""
+
+MAX_RECORD_BYTES = 4096
+"""A signed entry. A usual one has 500-900 bytes; the bound leaves room for a dozen long addresses."""
+
+MAX_ENTRIES = 512
+"""Entries a key: times MAX_RECORD_BYTES that is 2 MiB."""
+
+MAX_MODELS = 256
+"""Models that a reader lists; a directory that holds more shows the first of them by name."""
+
+INDEX_SPEAKERS = 3
+"""Nodes of a group of blocks that enter their model into the index: one would do, if none ever died."""
+
+REPLICAS = 5
+"""DHT nodes that hold a key."""
+
+
+def nodes_key(digest: str, group: int) -> str:
+    return f"swarm-node/1/nodes/{digest}/{group}"
+
+
+def node_key(model: ModelRef, span: Span) -> str:
+    """Where a node that serves ``span`` of ``model`` announces itself."""
+    return nodes_key(model.digest, span.start // GROUP_BLOCKS)
+
+
+def node_keys(model: ModelRef) -> list[str]:
+    """Every key that may hold nodes of ``model``."""
+    blocks = min(max(model.n_blocks, 1), MAX_BLOCKS)
+    return [nodes_key(model.digest, group) for group in range(-(-blocks // GROUP_BLOCKS))]
+
+
+def model_key(name: str) -> str:
+    """Where models of this name are listed."""
+    return f"swarm-node/1/models/{hashlib.sha256(name.encode()).digest()[0] % MODEL_SHARDS}"
+
+
+def model_keys() -> list[str]:
+    return [f"swarm-node/1/models/{shard}" for shard in range(MODEL_SHARDS)]
+
+
+def key_hash(key: str) -> bytes:
+    """The 20 bytes under which the DHT knows ``key``."""
+    return hashlib.sha1(key.encode(), usedforsecurity=False).digest()
+
+
+def in_fair_order(peer_ids: Iterable[str], salt: str) -> list[str]:
+    """A fixed order that nobody can place himself in front of without knowing ``salt``."""
+    return sorted(peer_ids, key=lambda peer_id: hashlib.sha256(f"{salt}/{peer_id}".encode()).digest())
+
+
+def speaks_for_model(peer_id: str, group_peers: Iterable[str], key: str) -> bool:
+    """Whether ``peer_id`` is among those of its group that enter the model into the index."""
+    return peer_id in in_fair_order({*group_peers, peer_id}, key)[:INDEX_SPEAKERS]

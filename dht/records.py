@@ -1,0 +1,210 @@
+"""What an announcement says: NodeInfo, ModelRef and withdrawal to msgpack maps and back.
+
+    node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
+             "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent"}
+    model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
+    gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
+
+Who it is about is not in it: that is the entry's signer. Unknown fields are ignored; unknown versions and
+kinds are refused, and their reader skips the entry.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgpack
+
+from ..swarm.errors import LocalProtocolError, RemoteProtocolError
+from ..swarm.fields import Choice, FieldError, FieldType, Integer, Prose, Sequence, SpanField, Word
+from ..swarm.types import MAX_BLOCKS, ModelRef, NodeInfo, NodeState, Span
+from .layout import MAX_RECORD_BYTES
+from .maddrs import MAX_MADDR_CHARS, is_dialable
+
+RECORD_VERSION = 1
+MAX_MADDRS = 12
+MAX_NAME_CHARS = 128
+MAX_CODECS = 16
+
+_MAX_BODY_BYTES = MAX_RECORD_BYTES - 128  # the signature and its wrapping take about 75
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A finite number from ``low`` to ``high``; an integer on the wire will do."""
+
+    low: float
+    high: float
+
+    def read(self, value: object) -> float:
+        if type(value) in (int, float):
+            number = cast(float, value)
+            if self.low <= number <= self.high and math.isfinite(number):
+                return float(number)
+        raise FieldError(f"a number from {self.low:g} to {self.high:g}", value)
+
+    write = read
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A model's name: shown to people, so printable; never shortened, since clients look for it."""
+
+    def read(self, value: object) -> str:
+        if type(value) is str and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable():
+            return value
+        raise FieldError(f"a name of 1 to {MAX_NAME_CHARS} printable characters", value)
+
+    write = read
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The owner has withdrawn what it announced under this key."""
+
+
+_DIGEST = Word(re.compile(r"[0-9a-f]{64}"), "64 lowercase hexadecimal digits")
+_TOKENS = Integer(0, 2**40)
+_MADDR = re.compile(rf"[\x21-\x7e]{{1,{MAX_MADDR_CHARS}}}")
+
+_MODEL_FIELDS: dict[str, FieldType] = {
+    "name": Name(),
+    "digest": _DIGEST,
+    "n_blocks": Integer(1, MAX_BLOCKS),
+}
+_NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
+    "span": SpanField(),
+    "state": Choice(NodeState),
+    "maddrs": Sequence(Word(_MADDR, "an address"), 0, MAX_MADDRS),
+    "decode_ms": Real(0, 1e6),
+    "prefill_tps": Real(0, 1e9),
+    "kv_free": _TOKENS,
+    "kv_total": _TOKENS,
+    "codecs": Sequence(Word(re.compile(r"[a-z0-9_-]{1,24}"), "a codec's name"), 0, MAX_CODECS),
+    "weights": Prose(64),
+    "agent": Prose(64),
+}
+
+
+def encode_node(info: NodeInfo) -> bytes:
+    """The body of a node's announcement.
+
+    Addresses that nobody could dial are left out, and as many at the end of the list as do not fit.
+    Raises LocalProtocolError if ``info`` breaks the bounds that every reader enforces.
+    """
+    if info.span.end > info.model.n_blocks:
+        raise LocalProtocolError(f"a span {info.span} outside a model of {info.model.n_blocks} blocks")
+    maddrs = tuple(maddr for maddr in info.maddrs if is_dialable(maddr, info.peer_id))[:MAX_MADDRS]
+    while True:
+        body = _encode(
+            "node",
+            _NODE_FIELDS,
+            {
+                **_model_values(info.model),
+                "span": info.span,
+                "state": info.state,
+                "maddrs": maddrs,
+                "decode_ms": info.decode_ms_per_block,
+                "prefill_tps": info.prefill_tokens_per_s,
+                "kv_free": info.free_kv_tokens,
+                "kv_total": info.total_kv_tokens,
+                "codecs": info.codecs,
+                "weights": info.weights,
+                "agent": info.version,
+            },
+        )
+        if len(body) <= _MAX_BODY_BYTES or not maddrs:
+            return body
+        maddrs = maddrs[:-1]
+
+
+def encode_model(model: ModelRef) -> bytes:
+    """The body of an entry in the index of models. Raises LocalProtocolError."""
+    return _encode("model", _MODEL_FIELDS, _model_values(model))
+
+
+def encode_gone() -> bytes:
+    return _encode("gone", {}, {})
+
+
+def decode(owner: str, body: bytes) -> NodeInfo | ModelRef | Gone:
+    """What ``owner`` (the PeerID that signed) announced. Raises RemoteProtocolError naming the bad field."""
+    record = _unpack(body)
+    version, kind = record.get("v"), record.get("kind")
+    if type(version) is not int or version != RECORD_VERSION:
+        raise RemoteProtocolError(f"{owner} announces itself in a version that is not {RECORD_VERSION}")
+    if kind == "gone":
+        return Gone()
+    if kind == "model":
+        return _model(_read(owner, _MODEL_FIELDS, record))
+    if kind == "node":
+        return _node(owner, _read(owner, _NODE_FIELDS, record))
+    raise RemoteProtocolError(f"{owner} announces something of a kind that this version does not know")
+
+
+def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
+    model, span = _model(values), cast(Span, values["span"])
+    if span.end > model.n_blocks:
+        raise RemoteProtocolError(f"{owner} claims blocks {span} of a model of {model.n_blocks}")
+    if values["kv_free"] > values["kv_total"]:
+        raise RemoteProtocolError(f"{owner} claims more free KV cache than it has")
+    return NodeInfo(
+        peer_id=owner,
+        maddrs=tuple(maddr for maddr in values["maddrs"] if is_dialable(maddr, owner)),
+        model=model,
+        span=span,
+        state=values["state"],
+        decode_ms_per_block=values["decode_ms"],
+        prefill_tokens_per_s=values["prefill_tps"],
+        free_kv_tokens=values["kv_free"],
+        total_kv_tokens=values["kv_total"],
+        codecs=values["codecs"],
+        weights=values["weights"],
+        version=values["agent"],
+    )
+
+
+def _model(values: dict[str, Any]) -> ModelRef:
+    return ModelRef(values["name"], values["digest"], values["n_blocks"])
+
+
+def _model_values(model: ModelRef) -> dict[str, object]:
+    return {"name": model.name, "digest": model.digest, "n_blocks": model.n_blocks}
+
+
+def _encode(kind: str, fields: dict[str, FieldType], values: dict[str, object]) -> bytes:
+    record: dict[str, object] = {"v": RECORD_VERSION, "kind": kind}
+    for name, field in fields.items():
+        try:
+            record[name] = field.write(values[name])
+        except FieldError as error:
+            raise LocalProtocolError(f"cannot announce this: {error.describe(name)}") from None
+    body: bytes = msgpack.packb(record)
+    return body
+
+
+def _read(owner: str, fields: dict[str, FieldType], record: dict[str, object]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        try:
+            values[name] = field.read(record.get(name))
+        except FieldError as error:
+            raise RemoteProtocolError(f"an announcement of {owner}: {error.describe(name)}") from None
+    return values
+
+
+def _unpack(body: bytes) -> dict[str, object]:
+    try:
+        record = msgpack.unpackb(body, ext_hook=_refuse_ext, max_map_len=64, max_array_len=64)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError("an announcement that is not msgpack") from error
+    if type(record) is not dict:
+        raise RemoteProtocolError("an announcement that is not a map")
+    return record
+
+
+def _refuse_ext(code: int, data: bytes) -> object:
+    raise ValueError("msgpack extension types are not allowed")

@@ -1,0 +1,73 @@
+"""How the command line speaks: errors in one or two lines, JSON for machines, progress for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from ..swarm.errors import SwarmError
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""For people. Standard output is kept for answers and JSON."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """One JSON object on one line of standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """Message and hint of any error; those of ours carry both."""
+    if isinstance(error, BaseExceptionGroup):
+        return describe_error(error.exceptions[0])
+    if isinstance(error, SwarmError):
+        return error.message, error.hint
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"unexpected {type(error).__name__}: {text}",
+        "This is a fault of swarm-node; --log-level debug shows where.",
+    )
+
+
+def exit_code_of(error: BaseException) -> int:
+    if isinstance(error, BaseExceptionGroup):
+        return exit_code_of(error.exceptions[0])
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return error.exit_code if isinstance(error, SwarmError) else 1
+
+
+def print_error(error: BaseException, *, as_json: bool) -> None:
+    """To standard error for people; with ``as_json`` an ``error`` event on standard output as well."""
+    message, hint = describe_error(error)
+    if as_json:
+        print_json({"event": "error", "message": message, "hint": hint, "exit_code": exit_code_of(error)})
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"       {hint}\n")
+
+
+def set_up_logging(level: str) -> None:
+    """Structured logs of ours (``key=value``) to standard error; libraries only when they warn."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING if level != "error" else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    logging.getLogger("swarm_node").setLevel(level.upper())
+
+
+def format_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

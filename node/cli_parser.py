@@ -1,0 +1,264 @@
+"""The command line's words: every command, option, default and example, and nothing that runs."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from typing import NoReturn
+
+from ..swarm.errors import UsageError
+from ..swarm.types import Span
+
+DEVICES = ("cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("auto", "none", "int8", "int4")
+WIRE_CODECS = ("none", "bf16", "fp16", "int8")
+BOOTSTRAP_PORT = 31330
+"""Where a bootstrap node listens unless told otherwise: its address should survive a restart."""
+
+_MAIN_EXAMPLES = """\
+examples:
+  swarm-node bootstrap                                       a meeting point; prints its address ADDR
+  swarm-node serve --model PATH --blocks 0-14 --initial-peers ADDR
+  swarm-node serve --model PATH --blocks 15-29 --initial-peers ADDR
+  swarm-node generate --model PATH --initial-peers ADDR "What is the capital of France?"
+  swarm-node status --initial-peers ADDR
+"""
+_BOOTSTRAP_EXAMPLES = f"""\
+examples:
+  swarm-node bootstrap                                listen on port {BOOTSTRAP_PORT} of every interface
+  swarm-node bootstrap --host 127.0.0.1 --port 0      this machine only, any free port
+  swarm-node bootstrap --announce /dns4/swarm.example.org/tcp/{BOOTSTRAP_PORT}
+"""
+_SERVE_EXAMPLES = """\
+examples:
+  swarm-node serve --model ./SmolLM2-135M-Instruct.Q4_1.gguf --blocks 0-14 --initial-peers ADDR
+  swarm-node serve --model HuggingFaceTB/SmolLM2-135M-Instruct --initial-peers ADDR
+  swarm-node serve --model ./model --blocks 10:20 --device cuda --initial-peers ADDR
+
+Without --initial-peers the node starts a swarm of its own and prints the address for others to join.
+Ctrl-C leaves cleanly: no new sessions, running ones get --drain-seconds, the announcement is withdrawn.
+"""
+_GENERATE_EXAMPLES = """\
+examples:
+  swarm-node generate --model PATH --initial-peers ADDR "What is the capital of France?"
+  swarm-node generate --model PATH --initial-peers ADDR --raw "Once upon a time"
+  cat question.txt | swarm-node generate --model PATH --initial-peers ADDR -
+  swarm-node generate --model PATH --initial-peers ADDR --temperature 0.7 --top-p 0.9 --seed 1 "A poem"
+
+The prompt is one chat message where the model has a chat template (with its own default system prompt).
+The answer goes to standard output as it is generated, everything else to standard error.
+"""
+_STATUS_EXAMPLES = """\
+examples:
+  swarm-node status --initial-peers ADDR
+  swarm-node status --initial-peers ADDR --json | jq '.models[].missing'
+"""
+_EXIT_CODES = """
+exit codes: 0 done, 1 unexpected, 2 wrong usage, 3 the model, 4 the network, 5 no route, 6 a peer or the
+protocol, 130 interrupted
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong call like every other error: one line what, one line what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"See {self.prog} --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="swarm-node",
+        description="Run one large language model together: each node serves some of its blocks.",
+        epilog=_MAIN_EXAMPLES + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"swarm-node {version('swarm-node')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_bootstrap(_command(commands, "bootstrap", "start a meeting point for a swarm", _BOOTSTRAP_EXAMPLES))
+    _add_serve(_command(commands, "serve", "load a span of blocks and serve it", _SERVE_EXAMPLES))
+    _add_generate(_command(commands, "generate", "answer a prompt through the swarm", _GENERATE_EXAMPLES))
+    _add_status(_command(commands, "status", "who serves what, and what nobody serves", _STATUS_EXAMPLES))
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, summary: str, examples: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--json", action="store_true", help="print JSON for machines on standard output")
+    command.add_argument(
+        "--log-level",
+        default="warning",
+        choices=("debug", "info", "warning", "error"),
+        help="how much to log to standard error (default: %(default)s)",
+    )
+    return command
+
+
+def _span(text: str) -> Span:
+    return Span.parse(text)
+
+
+def _comma_list(text: str) -> list[str]:
+    return [part for part in (piece.strip() for piece in text.split(",")) if part]
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535, 0 takes a free one)")
+    return int(text)
+
+
+def _add_peers(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--initial-peers",
+        metavar="ADDR",
+        type=_comma_list,
+        action="extend",
+        default=None,
+        required=required,
+        help="address of a peer to join through, such as /ip4/192.0.2.7/tcp/31330/p2p/12D3Koo... "
+        "(several: repeat the option, or commas)",
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH_OR_NAME",
+        help="a GGUF file, a HuggingFace model directory, or a name on the HuggingFace hub",
+    )
+
+
+def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
+    command.add_argument("--host", default="0.0.0.0", help="address to listen on (default: every interface)")
+    command.add_argument(
+        "--port", type=_port, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
+    )
+    command.add_argument(
+        "--announce",
+        metavar="MADDR",
+        type=_comma_list,
+        action="extend",
+        default=None,
+        help="address to tell others instead of the ones found, e.g. behind a port forwarding (repeatable)",
+    )
+    command.add_argument(
+        "--identity",
+        metavar="FILE",
+        default=None,
+        help="Ed25519 key file, created with mode 0600 when missing (default: one in ~/.swarm-node, or in "
+        "$SWARM_NODE_HOME, that no other process here uses)",
+    )
+
+
+def _add_compute(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="dtype of activations and unquantized weights"
+    )
+    command.add_argument(
+        "--quantize",
+        default="auto",
+        choices=QUANTIZE,
+        help=f"how {what} are held; auto takes the fastest that loses nothing against the file",
+    )
+    command.add_argument(
+        "--threads", type=_positive_int, default=None, help="compute threads (default: the real cores)"
+    )
+
+
+def _add_bootstrap(command: argparse.ArgumentParser) -> None:
+    _add_listen(command, port=BOOTSTRAP_PORT)
+    _add_peers(command, required=False)
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument(
+        "--blocks",
+        type=_span,
+        default=None,
+        metavar="SPAN",
+        help="blocks to serve: 0-20 (inclusive), 0:21 (half-open) or 7 (default: all)",
+    )
+    _add_peers(command, required=False)
+    _add_listen(command, port=0)
+    command.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
+    _add_compute(command, "block weights")
+    command.add_argument(
+        "--kv-cache-tokens",
+        type=_positive_int,
+        default=None,
+        help="tokens of KV cache over all sessions (default: measured from free memory)",
+    )
+    command.add_argument(
+        "--drain-seconds",
+        type=_seconds,
+        default=30.0,
+        help="how long running sessions may finish after Ctrl-C or SIGTERM (default: %(default)s)",
+    )
+
+
+def _add_generate(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    _add_peers(command, required=True)
+    command.add_argument("prompt", help="the text; - reads standard input")
+    command.add_argument("--raw", action="store_true", help="send the text as it is, without the chat template")
+    command.add_argument("--max-new-tokens", type=_positive_int, default=256, help="default: %(default)s")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    command.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
+    command.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
+    command.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (default)")
+    command.add_argument("--seed", type=int, default=None, help="makes sampling repeatable")
+    command.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)"
+    )
+    command.add_argument("--ignore-eos", action="store_true", help="go on to --max-new-tokens")
+    command.add_argument(
+        "--wire-codec",
+        default="int8",
+        choices=WIRE_CODECS,
+        help="how activations travel; none is exact float32 (default: %(default)s)",
+    )
+    _add_compute(command, "the head's weights")
+    command.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait this long for a route that covers the model (default: do not wait)",
+    )
+    command.add_argument("--quiet", action="store_true", help="only the answer: no progress, no route")
+
+
+def _add_status(command: argparse.ArgumentParser) -> None:
+    _add_peers(command, required=True)

@@ -1,0 +1,120 @@
+"""``swarm-node status``: every model of a swarm, who serves which blocks, and which blocks nobody serves."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..swarm.routing import missing_blocks
+from ..swarm.types import ModelRef, NodeInfo
+from .cli_output import console, print_json
+
+
+async def run_status(arguments: argparse.Namespace) -> None:
+    with console.status("Asking the swarm who serves what ..."):
+        nodes = await _read_swarm(arguments.initial_peers)
+    report = build_report(nodes)
+    if arguments.json:
+        print_json(report)
+    else:
+        _print_tables(report)
+
+
+async def _read_swarm(initial_peers: Sequence[str]) -> list[NodeInfo]:
+    # hivemind costs a second to import: only a command that needs it pays.
+    from ..dht.hivemind_directory import HivemindDirectory
+    from ..swarm.identity import Identity
+    from ..swarm.p2pd import P2pdTransport
+
+    identity = Identity.generate()
+    transport = await P2pdTransport.create(identity, initial_peers=initial_peers, client_mode=True)
+    try:
+        directory = await HivemindDirectory.create(
+            transport, identity, initial_peers=initial_peers, client_mode=True
+        )
+        try:
+            return await directory.all_nodes()
+        finally:
+            await directory.close()
+    finally:
+        await transport.close()
+
+
+def build_report(nodes: Sequence[NodeInfo]) -> dict[str, Any]:
+    """The object that ``status --json`` prints: models by name, each with its nodes by first block."""
+    by_model: dict[str, list[NodeInfo]] = {}
+    for node in nodes:
+        by_model.setdefault(node.model.digest, []).append(node)
+    models = [_report_model(found[0].model, found) for found in by_model.values()]
+    return {"models": sorted(models, key=lambda model: (model["name"], model["digest"]))}
+
+
+def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
+    nodes = sorted(nodes, key=lambda node: (node.span, node.peer_id))
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "n_blocks": model.n_blocks,
+        "missing": [str(span) for span in missing_blocks(nodes, model.n_blocks)],
+        "nodes": [
+            {
+                "peer_id": node.peer_id,
+                "blocks": str(node.span),
+                "state": str(node.state),
+                "decode_ms_per_block": node.decode_ms_per_block,
+                "prefill_tokens_per_s": node.prefill_tokens_per_s,
+                "free_kv_tokens": node.free_kv_tokens,
+                "total_kv_tokens": node.total_kv_tokens,
+                "weights": node.weights,
+                "codecs": list(node.codecs),
+                "version": node.version,
+                "maddrs": list(node.maddrs),
+            }
+            for node in nodes
+        ],
+    }
+
+
+def _print_tables(report: dict[str, Any]) -> None:
+    if not report["models"]:
+        console.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
+        return
+    for model in report["models"]:
+        console.print(_table(model))
+        if model["missing"]:
+            console.print(
+                f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: "
+                f"swarm-node serve --model ... --blocks {model['missing'][0]}"
+            )
+        else:
+            console.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
+
+
+def _table(model: dict[str, Any]) -> Table:
+    # What peers announce is their text: escaped, so that it cannot style our table.
+    table = Table(
+        title=f"{escape(model['name'])}  ({model['n_blocks']} blocks, digest {model['digest'][:12]})",
+        title_justify="left",
+    )
+    for heading in ("peer", "blocks", "state", "weights"):
+        table.add_column(heading)
+    for heading in ("ms/token", "prefill tok/s", "free cache"):
+        table.add_column(heading, justify="right")
+    for node in model["nodes"]:
+        first, last = (int(block) for block in (node["blocks"].split("-") * 2)[:2])
+        milliseconds = node["decode_ms_per_block"] * (last - first + 1)
+        free, total = node["free_kv_tokens"], node["total_kv_tokens"]
+        table.add_row(
+            f"…{node['peer_id'][-12:]}",
+            node["blocks"],
+            node["state"],
+            escape(node["weights"]),
+            f"{milliseconds:.2f}" if milliseconds else "-",
+            f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
+            f"{free} of {total} tokens ({100 * free / total:.0f} %)" if total else "-",
+        )
+    return table

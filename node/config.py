@@ -1,0 +1,120 @@
+"""What a person may set about a node, checked once, and what a node tells the one who started it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..swarm.errors import UsageError
+from ..swarm.types import Span
+
+MIN_MAX_FRAME = 64 * 1024
+"""Bytes. A node that takes less could not pass one token of a wide model in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """How one node serves. Raises UsageError naming the option that is wrong.
+
+    ``blocks``: None serves every block of the model. ``kv_cache_tokens``: None measures free memory.
+    ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free one.
+    ``identity``: None makes a new identity that is forgotten at the end.
+    Times are seconds, ``max_frame`` is bytes.
+    """
+
+    model: str
+    blocks: Span | None = None
+    initial_peers: tuple[str, ...] = ()
+    identity: Path | None = None
+    host: str = "0.0.0.0"
+    port: int = 0
+    announce_maddrs: tuple[str, ...] = ()
+    device: str = "cpu"
+    dtype: str = "auto"
+    quantize: str = "auto"
+    threads: int | None = None
+    kv_cache_tokens: int | None = None
+    max_step_tokens: int = 512
+    max_batch_tokens: int = 512
+    max_sessions: int = 256
+    max_sessions_per_peer: int = 64
+    max_connections_per_peer: int = 32
+    max_frame: int | None = None
+    drain_seconds: float = 30.0
+    idle_session_seconds: float = 600.0
+    idle_connection_seconds: float = 120.0
+    announce_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("no model given", hint="Pass --model with a path or a hub name.")
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port {self.port} is not between 0 and 65535")
+        for name in (
+            "max_step_tokens",
+            "max_batch_tokens",
+            "max_sessions",
+            "max_sessions_per_peer",
+            "max_connections_per_peer",
+        ):
+            _require_positive(name, getattr(self, name))
+        for name in ("threads", "kv_cache_tokens"):
+            if (value := getattr(self, name)) is not None:
+                _require_positive(name, value)
+        for name in ("idle_session_seconds", "idle_connection_seconds", "announce_seconds"):
+            _require_positive(name, getattr(self, name))
+        if self.drain_seconds < 0:
+            raise UsageError(f"drain_seconds {self.drain_seconds} is negative")
+        if self.max_frame is not None and self.max_frame < MIN_MAX_FRAME:
+            raise UsageError(f"max_frame {self.max_frame} is below {MIN_MAX_FRAME} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapConfig:
+    """How a bootstrap node listens: a meeting point for the DHT that serves no blocks."""
+
+    identity: Path | None = None
+    host: str = "0.0.0.0"
+    port: int = 0
+    announce_maddrs: tuple[str, ...] = ()
+    initial_peers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port {self.port} is not between 0 and 65535")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """One thing that happened: ``listening loading online draining stopped error``.
+
+    ``details`` depends on the event: measured speeds for ``online``, ``message`` and ``hint`` for ``error``.
+    """
+
+    event: str
+    peer_id: str = ""
+    maddrs: tuple[str, ...] = ()
+    model: str = ""
+    blocks: str = ""
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """One flat JSON object; its keys are a stable part of the command line."""
+        return {
+            "event": self.event,
+            "peer_id": self.peer_id,
+            "maddrs": list(self.maddrs),
+            "model": self.model,
+            "blocks": self.blocks,
+            **self.details,
+        }
+
+
+OnEvent = Callable[[NodeEvent], None]
+"""Called in the event loop; must not block."""
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"{name} {value} must be more than 0")

@@ -1,0 +1,80 @@
+"""Which key file a process uses. Two live processes must never share one: they would be the same peer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..swarm.errors import UsageError
+
+MAX_DEFAULT_IDENTITIES = 64
+"""Processes on one machine that may each take a default key."""
+
+
+def state_folder() -> Path:
+    """``$SWARM_NODE_HOME``, else ``~/.swarm-node``."""
+    return Path(os.environ.get("SWARM_NODE_HOME") or Path.home() / ".swarm-node")
+
+
+class IdentityClaim:
+    """Holds a key file's path for this process alone, by a lock on ``<path>.lock``, until closed.
+
+    With ``path`` None takes the first default ``<role>-N.key`` that is free, so that several nodes can be
+    started on one machine without a word, each keeping its PeerID over restarts.
+    Raises UsageError when the file is taken, or its folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path | None, role: str) -> None:
+        if path is not None:
+            self.path = Path(path)
+            lock = _try_lock(self.path)
+            if lock is None:
+                raise UsageError(
+                    f"{self.path} is the identity of a process that is running",
+                    hint="Stop that one, or give this one another --identity file.",
+                )
+            self._lock = lock
+            return
+        for number in range(1, MAX_DEFAULT_IDENTITIES + 1):
+            self.path = state_folder() / f"{role}-{number}.key"
+            lock = _try_lock(self.path)
+            if lock is not None:
+                self._lock = lock
+                return
+        raise UsageError(
+            f"all {MAX_DEFAULT_IDENTITIES} default identities in {state_folder()} are in use",
+            hint="Pass --identity FILE.",
+        )
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock, or None when another process does."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {lock_path}: {error.strerror}",
+            hint="Choose a writable place with --identity FILE or SWARM_NODE_HOME.",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

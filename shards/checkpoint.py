@@ -1,0 +1,173 @@
+"""Opening a model, whatever form it comes in, and what can be asked of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..swarm.errors import CheckpointError, UsageError
+from ..swarm.types import ModelRef, Span
+from .config import ModelConfig
+from .digest import model_digest
+from .gguf_reader import GGUFSource
+from .hf_config import hf_config, read_json
+from .manifest import TensorSource, check_manifest
+from .raw_tensor import RawTensor
+from .safetensors_reader import open_directory
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done_bytes, total_bytes, file name)`` while files are downloaded."""
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_HUB_CACHE = re.compile(r"^models--(.+?)--(.+)$")
+
+
+class Checkpoint:
+    """``ref`` (name and digest) and ``config`` of the model; tensors under HuggingFace's names, read when used.
+
+    Not thread-safe while it is being closed; reading from several threads is fine.
+    """
+
+    def __init__(
+        self, name: str, config: ModelConfig, source: TensorSource, make_tokenizer: Callable[[], Tokenizer]
+    ) -> None:
+        self.config = config
+        self.ref = ModelRef(name, model_digest(config, source), config.n_blocks)
+        self._source = source
+        self._make_tokenizer = make_tokenizer
+        self._tokenizer: Tokenizer | None = None
+
+    def tensor(self, name: str) -> RawTensor:
+        """CheckpointError where the model has no such tensor, or its file was not asked for at opening."""
+        return self._source.tensor(name)
+
+    def has(self, name: str) -> bool:
+        return name in self._source.manifest
+
+    def tokenizer(self) -> Tokenizer:
+        """Built at the first call: a node that needs none never reads the vocabulary."""
+        if self._tokenizer is None:
+            self._tokenizer = self._make_tokenizer()
+        return self._tokenizer
+
+    def release(self) -> None:
+        """Give the file pages read so far back, once the weights were copied out of them."""
+        self._source.release()
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_checkpoint(
+    path_or_name: str,
+    *,
+    blocks: Span | None = None,
+    client: bool = False,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """A HuggingFace directory, a ``.gguf`` file, or the name of a model on the HuggingFace hub.
+
+    Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm, head and
+    tokenizer; all of them where neither is named. UsageError where ``blocks`` are outside the model,
+    CheckpointError for files that are missing or damaged, UnsupportedModelError for models we cannot run,
+    NetworkError where the hub cannot be reached.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_dir():
+        checkpoint = open_hf_directory(path)
+    elif path.is_file():
+        checkpoint = _open_file(path)
+    elif _HUB_NAME.match(path_or_name) and not _looks_like_path(path_or_name):
+        from .hub import open_hub_model  # here: huggingface_hub is imported only for hub models
+
+        checkpoint = open_hub_model(path_or_name, blocks=blocks, client=client, progress=progress)
+    else:
+        raise CheckpointError(
+            f"there is no model at {path_or_name}",
+            hint="Give a .gguf file, a HuggingFace directory, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+        )
+    if blocks is not None:
+        try:
+            check_span(blocks, checkpoint.config)
+        except UsageError:
+            checkpoint.close()
+            raise
+    return checkpoint
+
+
+def open_hf_directory(directory: Path) -> Checkpoint:
+    config = directory_config(directory)
+    source = open_directory(directory)
+    check_manifest(source.manifest, config, str(directory))
+    return Checkpoint(directory_name(directory), config, source, lambda: _tokenizer_of(directory, config))
+
+
+def directory_config(directory: Path) -> ModelConfig:
+    """From config.json, and generation_config.json where there is one."""
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} holds no config.json",
+            hint="A model is a HuggingFace directory with config.json and safetensors files, or a .gguf file.",
+        )
+    generation = directory / "generation_config.json"
+    return hf_config(
+        read_json(directory / "config.json"),
+        read_json(generation) if generation.is_file() else {},
+        str(directory / "config.json"),
+    )
+
+
+def directory_name(directory: Path) -> str:
+    """The directory's own name; for a snapshot in the hub's cache, the model's name on the hub."""
+    directory = directory.resolve()
+    if directory.parent.name == "snapshots" and (match := _HUB_CACHE.match(directory.parent.parent.name)):
+        return f"{match[1]}/{match[2]}"
+    return directory.name or "model"
+
+
+def check_span(span: Span, config: ModelConfig) -> None:
+    if span.end > config.n_blocks:
+        raise UsageError(
+            f"blocks {span} are outside the model, which has {config.n_blocks}",
+            hint=f"Choose blocks within 0-{config.n_blocks - 1}.",
+        )
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} is one file of a checkpoint", hint="Give the directory that it is in.")
+    source = GGUFSource(path)
+
+    def make_tokenizer() -> Tokenizer:
+        from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
+
+        return gguf_tokenizer(source.header)
+
+    return Checkpoint(path.stem, source.config, source, make_tokenizer)
+
+
+def _tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer:
+    from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
+
+    return hf_tokenizer(directory, config)
+
+
+def _looks_like_path(text: str) -> bool:
+    """Whether a person who wrote this meant a file: such names are never looked up on the hub."""
+    return (
+        text.startswith((".", "/", "~", os.sep))
+        or text.endswith((".gguf", ".safetensors", ".bin", "/"))
+        or "\\" in text
+        or (text.count("/") == 1 and Path(text).parent.is_dir())
+    )

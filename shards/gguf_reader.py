@@ -1,0 +1,99 @@
+"""Tensors of a GGUF file under HuggingFace's Llama names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..swarm.errors import CheckpointError
+from .config import ModelConfig
+from .gguf_config import gguf_config
+from .gguf_header import GGUFHeader, GGUFTensor
+from .manifest import EMBEDDING, FINAL_NORM, HEAD, TensorInfo, check_manifest
+from .mapped_file import MappedFile
+from .raw_tensor import RawTensor
+
+_TOP = {"token_embd": EMBEDDING, "output_norm": FINAL_NORM, "output": HEAD}
+_IN_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+class GGUFSource:
+    """``header`` and ``config`` of the file, and its tensors. Reads nothing but the header when opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = MappedFile(path)
+        self.header = GGUFHeader(self.file)
+        self.config: ModelConfig = gguf_config(self.header)
+        self._tensors: dict[str, GGUFTensor] = {}
+        for tensor in self.header.tensors.values():
+            if (name := _huggingface_name(tensor.name)) is not None:
+                self._tensors[name] = tensor
+        self.manifest: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, tensor.shape, tensor.qtype, tensor.nbytes)
+            for name, tensor in self._tensors.items()
+        }
+        check_manifest(self.manifest, self.config, str(path), bias_optional=True)
+
+    def tensor(self, name: str) -> RawTensor:
+        tensor = self._find(name)
+        stored = self.file.array[tensor.offset : tensor.offset + tensor.nbytes]
+        heads = {"q_proj": self.config.n_heads, "k_proj": self.config.n_kv_heads}.get(name.split(".")[-2])
+        if heads is None:
+            rows = 1 if len(tensor.shape) == 1 else tensor.shape[0]
+            return RawTensor(name, tensor.shape, tensor.qtype, stored.reshape(rows, -1))
+        order = _rotary_order(heads, self.config.head_dim)
+        if len(tensor.shape) == 2:
+            return RawTensor(name, tensor.shape, tensor.qtype, stored.reshape(tensor.shape[0], -1), order)
+        # A bias has one row; it is small, so its values are put in order here.
+        values = stored.reshape(tensor.shape[0], -1)[order]
+        return RawTensor(name, tensor.shape, tensor.qtype, values.reshape(1, -1))
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        offset = self._find(name).offset + start
+        return self.file.array[offset : offset + length].tobytes()
+
+    def release(self) -> None:
+        self.file.release()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _find(self, name: str) -> GGUFTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.file.path} has no tensor {name}") from None
+
+
+def _huggingface_name(name: str) -> str | None:
+    """None for tensors that are no weights of ours, such as ``rope_freqs.weight``."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _TOP:
+        return _TOP[stem] if kind == "weight" else None
+    parts = stem.split(".")
+    if len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _IN_BLOCK:
+        return f"model.layers.{int(parts[1])}.{_IN_BLOCK[parts[2]]}.{kind}"
+    return None
+
+
+def _rotary_order(heads: int, head_dim: int) -> np.ndarray:
+    """Which stored row is HuggingFace's row i of q or k.
+
+    llama.cpp rotates neighbours (0, 1), (2, 3), …, HuggingFace halves (0, dim/2), (1, dim/2 + 1), …; the
+    converter therefore interleaves the two halves of each head's rows. Whole rows move, so that quantized rows
+    need no decoding.
+    """
+    rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
+    return rows.swapaxes(1, 2).reshape(-1)

@@ -1,0 +1,63 @@
+"""Tensor types by their GGUF names: sizes, and the way back to float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..swarm.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DENSE: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types whose bytes are plain values."""
+
+# name -> (GGUF type number, values of a group, bytes of a group); numbers and sizes as in ggml.h.
+_TABLE: dict[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24),
+    "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+    "IQ4_NL": (20, 32, 18),
+    "IQ4_XS": (23, 256, 136),
+    "BF16": (30, 1, 2),
+}
+_BY_NUMBER = {number: name for name, (number, _, _) in _TABLE.items()}
+QTYPES = tuple(_TABLE)
+
+
+def qtype_of_number(number: int, tensor: str) -> str:
+    """The name of GGUF type ``number``; UnsupportedModelError for one that we cannot run."""
+    try:
+        return _BY_NUMBER[number]
+    except KeyError:
+        raise UnsupportedModelError(
+            f"tensor {tensor} has GGUF type {number}, which is not supported",
+            hint=f"Supported types: {', '.join(QTYPES)}.",
+        ) from None
+
+
+def row_bytes(qtype: str, cols: int) -> int:
+    """Bytes of a row of ``cols`` values; CheckpointError where groups do not fit."""
+    _, values, size = _TABLE[qtype]
+    if cols % values:
+        raise CheckpointError(f"a row of {cols} values cannot be {qtype}, which comes in groups of {values}")
+    return cols // values * size
+
+
+def dequantize_rows(data: NDArray[np.uint8], qtype: str) -> NDArray[Any]:
+    """uint8 (rows, bytes of a row) → float32 (rows, cols)."""
+    from gguf import GGMLQuantizationType, quants  # here: a safetensors model needs none of it
+
+    return quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[qtype])

@@ -1,0 +1,72 @@
+"""Messages over a stream: the one place where frames meet I/O."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .errors import LocalProtocolError, StreamClosedError
+from .messages import Message, decode, encode
+from .transport import Stream
+from .wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
+
+
+class Connection:
+    """Sends and receives whole messages. Any number of tasks may send; one at a time may receive.
+
+    ``max_frame`` bounds what we accept. ``peer_max_frame`` bounds what we send; set it to what the peer said in
+    HELLO or WELCOME. ``bytes_sent`` and ``bytes_received`` count everything that went over the stream.
+    """
+
+    def __init__(self, stream: Stream, max_frame: int = DEFAULT_MAX_FRAME) -> None:
+        self.stream = stream
+        self.peer_max_frame = DEFAULT_MAX_FRAME
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._parser = FrameParser(max_frame)
+        self._sending = asyncio.Lock()
+
+    @property
+    def peer_id(self) -> str:
+        return self.stream.peer_id
+
+    async def send(self, message: Message) -> None:
+        """Queue the whole message, then wait until the stream has room again.
+
+        A sender that is cancelled while it waits has still sent the whole frame or none of it.
+        Raises StreamClosedError, or LocalProtocolError for a message that must not be sent.
+        """
+        buffers = encode_frame(encode(message))
+        size = sum(map(_nbytes, buffers))
+        if size > self.peer_max_frame:
+            raise LocalProtocolError(
+                f"{type(message).__name__} needs a frame of {size} bytes; the peer accepts {self.peer_max_frame}"
+            )
+        # The lock keeps at most one frame queued beyond the stream's own limit, however many tasks send.
+        async with self._sending:
+            self.stream.write(buffers)
+            self.bytes_sent += size
+            await self.stream.drain()
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises StreamClosedError when the peer ends the stream between frames or it breaks on our side, and
+        RemoteProtocolError for bytes or fields that break the protocol and for an end in mid-frame. After a
+        RemoteProtocolError with code UNKNOWN_KIND one may go on receiving.
+        """
+        while (frame := self._parser.next_frame()) is None:
+            data = await self.stream.read()
+            if not data:
+                self._parser.end()
+                raise StreamClosedError(f"peer {self.peer_id} closed the stream")
+            self.bytes_received += len(data)
+            self._parser.receive(data)
+        return decode(frame)
+
+    def close(self) -> None:
+        """End the stream for both sides. May be called again."""
+        self.stream.close()
+
+
+def _nbytes(buffer: bytes | bytearray | memoryview) -> int:
+    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)

@@ -1,0 +1,333 @@
+"""The messages of the wire protocol, strictly typed, and their translation to frames and back.
+
+A message is a frozen dataclass whose fields carry their wire type and bounds in the annotation. A field with a
+default is optional on the wire; fields that we do not know are ignored, so that later versions may add some.
+``session`` is 16 random bytes chosen by the client. Times are relative: peers' clocks are never compared.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any
+
+from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from .fields import Blob, Boolean, Choice, FieldError, Integer, Maybe, Prose, Sequence, SpanField, Word
+from .schema import Schema
+from .types import MAX_BLOCKS, NodeState, Span
+from .wire import Frame, Payload
+
+MAX_TOKENS = 2**31 - 1
+"""Tokens, positions and lengths in tokens."""
+MAX_COUNTER = 2**53 - 1
+"""Step numbers, nonces, microseconds: exact in every language's numbers."""
+MIN_MAX_FRAME = 1024
+MAX_TEXT = 500
+"""Characters of a message or hint for people."""
+MAX_RETRY_MS = 3_600_000
+MAX_PREFIX_PAGES = 1024
+
+
+class Kind(IntEnum):
+    """A frame's kind byte. Part of the protocol: never renumber one."""
+
+    HELLO = 1
+    WELCOME = 2
+    OPEN = 3
+    OPENED = 4
+    BUSY = 5
+    REFUSED = 6
+    STEP = 7
+    RESULT = 8
+    REPLAY = 9
+    CLOSE = 10
+    PING = 11
+    PONG = 12
+    ERROR = 13
+
+
+class Want(IntEnum):
+    """Which tokens' hidden states a STEP asks back."""
+
+    NOTHING = 0
+    LAST = 1
+    ALL = 2
+
+
+_PEER_ID = Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")
+_MADDR = Word(re.compile(r"/[!-~]{1,511}"), "a multiaddress")
+_CODEC = Word(re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}"), "a codec's name")
+
+SessionId = Annotated[bytes, Blob(16)]
+Tokens = Annotated[int, Integer(0, MAX_TOKENS)]
+SomeTokens = Annotated[int, Integer(1, MAX_TOKENS)]
+Counter = Annotated[int, Integer(0, MAX_COUNTER)]
+Text = Annotated[str, Prose(MAX_TEXT)]
+Agent = Annotated[str, Prose(128)]
+CodecName = Annotated[str, _CODEC]
+CodecNames = Annotated[tuple[str, ...], Sequence(_CODEC, 1, 16)]
+Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex characters")]
+AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
+FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
+Blocks = Annotated[Span, SpanField()]
+Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A peer that the receiver may have to dial: its id and where it listens."""
+
+    peer_id: str
+    maddrs: tuple[str, ...] = ()
+
+
+class PeerField:
+    """A Peer: a map with ``peer_id`` and ``maddrs`` on the wire."""
+
+    _maddrs = Sequence(_MADDR, 0, 16)
+
+    def read(self, value: object) -> Peer:
+        if not isinstance(value, dict):
+            raise FieldError("a map with peer_id and maddrs", value)
+        return Peer(*self._convert(value.get("peer_id"), value.get("maddrs", []), "read"))
+
+    def write(self, value: object) -> dict[str, object]:
+        if not isinstance(value, Peer):
+            raise FieldError("a Peer", value)
+        peer_id, maddrs = self._convert(value.peer_id, value.maddrs, "write")
+        return {"peer_id": peer_id, "maddrs": maddrs}
+
+    def _convert(self, peer_id: object, maddrs: object, way: str) -> tuple[Any, Any]:
+        converted = []
+        for name, field_type, value in (("peer_id", _PEER_ID, peer_id), ("maddrs", self._maddrs, maddrs)):
+            try:
+                converted.append(getattr(field_type, way)(value))
+            except FieldError as error:
+                raise error.inside(f".{name}") from None
+        return converted[0], converted[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Client to node, first on a stream: what the client speaks. ``digest`` "" accepts any model."""
+
+    versions: Annotated[tuple[int, ...], Sequence(Integer(1, 0xFFFF), 1, 16)]
+    digest: AnyDigest
+    codecs: CodecNames
+    max_frame: FrameSize
+    agent: Agent
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The node's answer to HELLO: the version it chose and what it serves."""
+
+    version: Annotated[int, Integer(1, 0xFFFF)]
+    digest: Digest
+    span: Blocks
+    codecs: CodecNames
+    max_frame: FrameSize
+    agent: Agent
+    max_step_tokens: SomeTokens
+    n_blocks: Annotated[int, Integer(1, MAX_BLOCKS)]
+
+    def problem(self) -> str:
+        return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a session on a hop: reserve KV cache for ``max_tokens`` in ``span``.
+
+    ``codec`` is of STEP payloads, ``reply_codec`` of RESULT payloads. ``hop`` of ``hops`` is the place in the
+    route, ``downstream`` whom to send results to (None: back on this stream), ``prefix`` a chain of hashes of
+    leading KV pages that the node may hold already.
+    """
+
+    session: SessionId
+    span: Blocks
+    max_tokens: SomeTokens
+    codec: CodecName
+    reply_codec: CodecName
+    batch: Annotated[int, Integer(1, 4096)] = 1
+    hop: Annotated[int, Integer(0, MAX_BLOCKS - 1)] = 0
+    hops: Annotated[int, Integer(1, MAX_BLOCKS)] = 1
+    downstream: Annotated[Peer | None, Maybe(PeerField())] = None
+    prefix: Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)] = ()
+
+    def problem(self) -> str:
+        return "" if self.hop < self.hops else f"hop {self.hop} is outside a route of {self.hops} hops"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The session is open; ``length`` tokens of its prefix are in the KV cache already."""
+
+    session: SessionId
+    length: Tokens
+    max_step_tokens: SomeTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """No room for the session now."""
+
+    session: SessionId
+    retry_after_ms: Annotated[int, Integer(0, MAX_RETRY_MS)]
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The session will not be opened here, now or later."""
+
+    session: SessionId
+    code: Code
+    message: Text
+    hint: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Hidden states of ``tokens`` tokens, the first at ``position``, in the session's codec.
+
+    A ``position`` below the session's length rolls its KV cache back to it. ``deadline_ms``: drop the step if it
+    cannot start within this time of its arrival; 0 for none.
+    """
+
+    session: SessionId
+    step: Counter
+    position: Tokens
+    tokens: SomeTokens
+    want: Annotated[Want, Choice(Want)]
+    deadline_ms: Annotated[int, Integer(0, MAX_RETRY_MS)] = 0
+    payload: Payload = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to STEP: ``tokens`` rows of hidden states, the first at ``position``.
+
+    ``queue_us``, ``compute_us`` and ``codec_us`` say where the time went, ``batch`` with how many sessions the
+    step was computed.
+    """
+
+    session: SessionId
+    step: Counter
+    position: Tokens
+    tokens: Tokens
+    payload: Payload = b""
+    queue_us: Counter = 0
+    compute_us: Counter = 0
+    codec_us: Counter = 0
+    batch: Annotated[int, Integer(0, 0xFFFF)] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Send the journal of a session, from a position on, to a replacement hop."""
+
+    session: SessionId
+    from_position: Tokens
+    to: Annotated[Peer, PeerField()]
+    to_session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The session is over: free its KV cache."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Answered by PONG with the same nonce."""
+
+    nonce: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Alive, and how busy: open sessions, steps that wait, free KV cache in tokens of the whole span."""
+
+    nonce: Counter
+    sessions: Counter
+    queued: Counter
+    free_kv_tokens: Counter
+    state: Annotated[NodeState, Choice(NodeState)]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorMessage:
+    """What went wrong, for one step, one session (``step`` None) or the whole stream (both None)."""
+
+    session: Annotated[bytes | None, Maybe(Blob(16))]
+    step: Annotated[int | None, Maybe(Integer(0, MAX_COUNTER))]
+    code: Code
+    message: Text
+    retriable: Annotated[bool, Boolean()]
+    hint: Text = ""
+
+
+Message = (
+    Hello
+    | Welcome
+    | Open
+    | Opened
+    | Busy
+    | Refused
+    | Step
+    | Result
+    | Replay
+    | Close
+    | Ping
+    | Pong
+    | ErrorMessage
+)
+
+MESSAGE_TYPES: dict[Kind, type[Any]] = {
+    Kind.HELLO: Hello,
+    Kind.WELCOME: Welcome,
+    Kind.OPEN: Open,
+    Kind.OPENED: Opened,
+    Kind.BUSY: Busy,
+    Kind.REFUSED: Refused,
+    Kind.STEP: Step,
+    Kind.RESULT: Result,
+    Kind.REPLAY: Replay,
+    Kind.CLOSE: Close,
+    Kind.PING: Ping,
+    Kind.PONG: Pong,
+    Kind.ERROR: ErrorMessage,
+}
+
+_BY_KIND = {int(kind): Schema(kind, kind.name, type_) for kind, type_ in MESSAGE_TYPES.items()}
+_BY_TYPE: dict[type[Any], Schema] = {schema.message_type: schema for schema in _BY_KIND.values()}
+
+
+def encode(message: Message) -> Frame:
+    """The frame of a message; its payload is passed on, not copied.
+
+    Raises LocalProtocolError that names the field, for a value that the other side would refuse.
+    """
+    schema = _BY_TYPE.get(type(message))
+    if schema is None:
+        raise LocalProtocolError(f"{type(message).__name__} is not a message")
+    return Frame(schema.kind, schema.write(message), message.payload if schema.has_payload else b"")  # type: ignore[union-attr]
+
+
+def decode(frame: Frame) -> Message:
+    """The message in a frame; its payload is passed on, not copied.
+
+    Raises RemoteProtocolError: code UNKNOWN_KIND for a kind of another version, after which the stream is still
+    in step; BAD_FRAME, naming the field, the value and its bound, for a message that is not of its form.
+    """
+    schema = _BY_KIND.get(frame.kind)
+    if schema is None:
+        raise RemoteProtocolError(f"unknown kind of message: {frame.kind}", code=ErrorCode.UNKNOWN_KIND)
+    if frame.flags:
+        raise RemoteProtocolError(f"{schema.name}: flags are {frame.flags:#04x}, but none is defined")
+    message: Message = schema.read(frame.header, frame.payload)
+    return message

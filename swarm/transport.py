@@ -1,0 +1,71 @@
+"""What the rest of the project needs from a network: peers by id, streams of bytes between them.
+
+Implementations map every foreign error to ``errors``: NetworkError's subclasses are all a caller sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+READ_SIZE = 256 * 1024
+"""Bytes asked for in one read."""
+
+DIAL_TIMEOUT = 10.0
+"""Seconds to connect to a peer and open a stream, by default."""
+
+
+class Stream(Protocol):
+    """A reliable, ordered, two-way stream of bytes to one authenticated peer. There is no half-close."""
+
+    @property
+    def peer_id(self) -> str:
+        """The other side's libp2p id (base58), proven by the transport's handshake."""
+
+    async def read(self, max_bytes: int = READ_SIZE) -> bytes:
+        """The next 1..max_bytes bytes; b"" once the peer has closed.
+
+        Raises StreamClosedError if the stream broke for a reason on our side (closed here, daemon died).
+        """
+
+    def write(self, buffers: Iterable[Buffer]) -> None:
+        """Queue the buffers, in order and together. Never blocks; ``drain`` is where to wait.
+
+        The stream may keep a buffer until it is sent: do not change it afterwards.
+        Raises StreamClosedError.
+        """
+
+    async def drain(self) -> None:
+        """Wait until little enough is queued. Raises StreamClosedError."""
+
+    def close(self) -> None:
+        """End the stream for both sides. May be called again."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+"""Serves one inbound stream, which is closed when the handler returns or raises."""
+
+
+class Transport(Protocol):
+    @property
+    def peer_id(self) -> str:
+        """Our own id (base58)."""
+
+    async def maddrs(self) -> tuple[str, ...]:
+        """Multiaddresses, each ending in /p2p/<peer_id>, under which others can dial us."""
+
+    async def serve(self, protocol_id: str, handler: StreamHandler) -> None:
+        """Call ``handler`` for each stream that a peer opens for this protocol; returns at once."""
+
+    async def open_stream(
+        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+    ) -> Stream:
+        """Dial a peer. ``maddrs`` may be empty when it is connected already or the network can find it.
+
+        Raises PeerUnreachableError, PeerTimeoutError, or StreamClosedError when this transport is closed.
+        """
+
+    async def close(self) -> None:
+        """Close every stream, stop the handlers, free the port. May be called again."""

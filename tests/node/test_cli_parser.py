@@ -1,0 +1,76 @@
+"""The command line's words: help with examples everywhere, errors in the house's form."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from swarm_node.node.cli_parser import build_parser
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.types import Span
+
+COMMANDS = ["bootstrap", "serve", "generate", "status"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"swarm-node {command}" in text
+    assert "--json" in text
+
+
+def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--version"])
+    assert re.fullmatch(r"swarm-node \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_examples_in_the_help_parse() -> None:
+    """Every one-line example that the help shows is a call that the parser takes."""
+    import shlex
+
+    from swarm_node.node import cli_parser
+
+    shown = [getattr(cli_parser, name) for name in dir(cli_parser) if name.endswith("_EXAMPLES")]
+    lines = [line.strip() for text in shown for line in text.splitlines() if "swarm-node " in line]
+    assert len(lines) >= 12
+    for line in lines:
+        call = re.split(r"\s{3,}| \| jq", line[line.index("swarm-node ") :])[0]
+        assert build_parser().parse_args(shlex.split(call)[1:]).command in COMMANDS
+
+
+def test_blocks_are_read_both_ways() -> None:
+    parse = build_parser().parse_args
+    assert parse(["serve", "--model", "m", "--blocks", "0-20"]).blocks == Span(0, 21)
+    assert parse(["serve", "--model", "m", "--blocks", "0:20"]).blocks == Span(0, 20)
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (["serve", "--model", "m", "--blocks", "20-0"], "span"),
+        (["serve", "--model", "m", "--blocks", "x"], "span"),
+        (["serve"], "--model"),
+        (["serve", "--model", "m", "--port", "70000"], "port"),
+        (["serve", "--model", "m", "--kv-cache-tokens", "0"], "--kv-cache-tokens"),
+        (["serve", "--model", "m", "--drain-seconds", "nan"], "--drain-seconds"),
+        (["generate", "--model", "m", "hello"], "--initial-peers"),
+        (["status"], "--initial-peers"),
+        (["fly"], "fly"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_call_names_what_is_wrong(call: list[str], names: str) -> None:
+    with pytest.raises(UsageError, match=names) as error:
+        build_parser().parse_args(call)
+    assert error.value.hint
+
+
+def test_initial_peers_may_be_repeated_or_listed() -> None:
+    parsed = build_parser().parse_args(["status", "--initial-peers", "a,b", "--initial-peers", "c"])
+    assert parsed.initial_peers == ["a", "b", "c"]

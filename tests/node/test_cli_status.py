@@ -1,0 +1,35 @@
+"""What ``status`` makes of a directory's content."""
+
+from __future__ import annotations
+
+from swarm_node.node.cli_status import build_report
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+
+MODEL = ModelRef("tiny", "ab" * 32, 30)
+
+
+def _node(peer_id: str, start: int, end: int, model: ModelRef = MODEL) -> NodeInfo:
+    return NodeInfo(peer_id, ("/ip4/127.0.0.1/tcp/1",), model, Span(start, end), NodeState.ONLINE)
+
+
+def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
+    report = build_report([_node("b", 20, 30), _node("a", 0, 10)])
+    (model,) = report["models"]
+    assert model["name"] == "tiny"
+    assert model["missing"] == ["10-19"]
+    assert [node["blocks"] for node in model["nodes"]] == ["0-9", "20-29"]
+    assert set(model["nodes"][0]) == {
+        *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
+        *("total_kv_tokens", "weights", "codecs", "version", "maddrs"),
+    }
+
+
+def test_one_name_with_two_digests_is_two_models() -> None:
+    other = ModelRef("tiny", "cd" * 32, 30)
+    report = build_report([_node("a", 0, 30), _node("b", 0, 30, other)])
+    assert [model["digest"] for model in report["models"]] == ["ab" * 32, "cd" * 32]
+    assert all(model["missing"] == [] for model in report["models"])
+
+
+def test_an_empty_swarm_has_no_models() -> None:
+    assert build_report([]) == {"models": []}

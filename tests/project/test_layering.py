@@ -1,0 +1,89 @@
+"""The direction of imports in DESIGN: swarm ← dht, shards ← client, node; heavy packages where they belong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("swarm", "dht", "shards", "client", "node")
+MAY_IMPORT = {
+    "swarm": {"swarm"},
+    "dht": {"dht", "swarm"},
+    "shards": {"shards", "swarm"},
+    "client": {"client", "shards", "dht", "swarm"},
+    "node": {"node", "shards", "dht", "swarm"},
+}
+COMPOSITION_ROOT = "node/cli.py"  # the only file that may join client and node
+HIVEMIND_FILES = ("dht/", "swarm/p2pd.py")
+TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs.py")
+TORCH_FREE_NODE_FILES = ("node/cli", "node/scheduler.py", "node/kv_budget.py")
+
+
+def imports(source: str, file: str) -> Iterator[str]:
+    """Absolute dotted names of everything that ``file`` (as ``package/module.py``) imports, nested ones too."""
+    package = ["swarm_node", *file.split("/")[:-1]]
+    for statement in ast.walk(ast.parse(source)):
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            base = package[: len(package) - statement.level + 1] if statement.level else []
+            module = ".".join([*base, *(statement.module or "").split(".")]).strip(".")
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in statement.names)
+
+
+def violations(source: str, file: str) -> list[str]:
+    found = []
+    package = file.split("/")[0]
+    for name in imports(source, file):
+        top, *rest = name.split(".")
+        if top in PACKAGES:
+            found.append(f"{file} imports {name} by its bare name: use a relative import")
+        if top == "swarm_node" and not file.startswith("tests") and rest and rest[0] in PACKAGES:
+            allowed = set(PACKAGES) if file == COMPOSITION_ROOT else MAY_IMPORT[package]
+            if rest[0] not in allowed:
+                found.append(f"{file} imports {name}: {package} may import {', '.join(sorted(allowed))}")
+        if top == "hivemind" and not file.startswith(HIVEMIND_FILES):
+            found.append(f"{file} imports hivemind: only dht/ and the p2pd transport may")
+        if top == "torch" and (not file.startswith(TORCH_FILES) or file.startswith(TORCH_FREE_NODE_FILES)):
+            found.append(f"{file} imports torch: it belongs to the engine, shards, client and codecs")
+        if top == "transformers":
+            found.append(f"{file} imports transformers, which is a test dependency only")
+    return found
+
+
+FILES = sorted(
+    path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_follow_the_direction(file: str) -> None:
+    assert violations((ROOT / file).read_text(), file) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("swarm/wire.py", "from ..dht import records"),
+        ("swarm/routing.py", "import torch"),
+        ("dht/records.py", "from ..shards.config import ModelConfig"),
+        ("client/hop.py", "from .. import node"),
+        ("client/hop.py", "def f():\n    from ..node.server import Server"),
+        ("node/server.py", "import swarm_node.client"),
+        ("node/server.py", "import hivemind"),
+        ("node/scheduler.py", "import torch"),
+        ("shards/llama.py", "from transformers import AutoModel"),
+        ("shards/llama.py", "from swarm.types import Span"),
+    ],
+)
+def test_the_check_sees_a_wrong_import(file: str, line: str) -> None:
+    assert len(violations(line, file)) >= 1
+
+
+def test_the_composition_root_may_join_both() -> None:
+    assert violations("from ..client import SwarmModel\nfrom .serve import Node", COMPOSITION_ROOT) == []

@@ -1,0 +1,60 @@
+"""What pyproject.toml promises against what is on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_on_disk_is_listed() -> None:
+    on_disk = {
+        "swarm_node." + path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for path in ROOT.rglob("__init__.py")
+        if path.relative_to(ROOT).parts[0] in {"swarm", "dht", "shards", "node", "client"}
+    }
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    assert set(setuptools["packages"]) == on_disk
+    assert {name: "swarm_node." + folder for name, folder in setuptools["package-dir"].items()} == {
+        name: name for name in on_disk
+    }
+    for name in on_disk:
+        assert (ROOT / name.removeprefix("swarm_node.").replace(".", "/") / "py.typed").is_file()
+
+
+def test_every_dependency_is_bounded_and_pinned() -> None:
+    pinned = {
+        line.split("==")[0].replace("_", "-").lower()
+        for line in (ROOT / "scripts/constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    for requirement in PYPROJECT["project"]["dependencies"]:
+        name = re.split(r"[<>=\[ ]", requirement)[0].replace("_", "-").lower()
+        assert name in pinned, f"{name} is not pinned in scripts/constraints.txt"
+        assert re.search(r"[<>=]", requirement), f"{requirement} has no bound"
+
+
+def _python(code: str) -> str:
+    environment = dict(os.environ, PYTHONPATH="")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_client_stays_light() -> None:
+    """hivemind alone costs over a second; it must not load before a swarm is dialled."""
+    loaded = _python("import sys, swarm_node.client as c; c.SwarmModel; print('hivemind' in sys.modules)")
+    assert loaded == "False"
+
+
+def test_pure_modules_load_neither_torch_nor_hivemind() -> None:
+    modules = "wire messages connection transport memory routing health session types errors identity".split()
+    code = "import sys\n" + "\n".join(f"import swarm_node.swarm.{name}" for name in modules)
+    assert _python(code + "\nprint(sorted({'torch', 'hivemind'} & set(sys.modules)))") == "[]"

@@ -1,0 +1,289 @@
+"""Routes against brute force, and what people are told when there is none."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.routing import (
+    UNMEASURED_LINK,
+    Link,
+    NoRouteError,
+    RouteRequest,
+    find_route,
+    hop_cost_ns,
+    missing_blocks,
+)
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
+
+NEAR = Link(rtt_s=0.001, bytes_per_s=1e8)
+
+
+def node(
+    peer_id: str,
+    start: int,
+    end: int,
+    *,
+    ms: float = 1.0,
+    prefill: float = 1000.0,
+    n_blocks: int = 6,
+    free: int = 1000,
+    state: NodeState = NodeState.ONLINE,
+    digest: str = "d" * 64,
+) -> NodeInfo:
+    return NodeInfo(
+        peer_id=peer_id,
+        maddrs=(f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}",),
+        model=ModelRef("m", digest, n_blocks),
+        span=Span(start, end),
+        state=state,
+        decode_ms_per_block=ms,
+        prefill_tokens_per_s=prefill,
+        free_kv_tokens=free,
+        total_kv_tokens=1000,
+    )
+
+
+def request(n_blocks: int = 6, **changes: object) -> RouteRequest:
+    return replace(RouteRequest(n_blocks, kv_tokens=100, prompt_tokens=10, new_tokens=20), **changes)  # type: ignore[arg-type]
+
+
+def links(nodes: Sequence[NodeInfo], link: Link = NEAR) -> dict[str, Link]:
+    return {n.peer_id: link for n in nodes}
+
+
+def shape(route: Route) -> list[tuple[str, int, int]]:
+    return [(hop.peer_id, hop.span.start, hop.span.end) for hop in route.hops]
+
+
+def all_routes(
+    nodes: Sequence[NodeInfo], start: int, end: int, used: frozenset[str] = frozenset()
+) -> Iterator[list[tuple[NodeInfo, Span]]]:
+    """Every chain over the blocks that uses no node twice."""
+    if start == end:
+        yield []
+    for n in nodes:
+        if start in n.span and n.peer_id not in used:
+            for stop in range(start + 1, min(end, n.span.end) + 1):
+                for rest in all_routes(nodes, stop, end, used | {n.peer_id}):
+                    yield [(n, Span(start, stop)), *rest]
+
+
+def cost(legs: Sequence[tuple[NodeInfo, Span]], wanted: RouteRequest, known: Mapping[str, Link]) -> int:
+    total = 0
+    for n, span in legs:
+        enter, block = hop_cost_ns(n, known.get(n.peer_id, UNMEASURED_LINK), wanted)
+        total += enter + block * len(span)
+    return total
+
+
+def route_legs(route: Route, nodes: Sequence[NodeInfo]) -> list[tuple[NodeInfo, Span]]:
+    by_peer = {n.peer_id: n for n in nodes}
+    return [(by_peer[hop.peer_id], hop.span) for hop in route.hops]
+
+
+@st.composite
+def swarms(draw: st.DrawFn) -> tuple[list[NodeInfo], dict[str, Link], RouteRequest]:
+    n_blocks = draw(st.integers(1, 6))
+    nodes, known = [], {}
+    for i in range(draw(st.integers(0, 5))):
+        start = draw(st.integers(0, n_blocks - 1))
+        n = node(
+            f"peer{i}",
+            start,
+            draw(st.integers(start + 1, n_blocks)),
+            ms=draw(st.sampled_from([0.0, 0.5, 1.0, 40.0])),
+            prefill=draw(st.sampled_from([0.0, 10.0, 1000.0])),
+            n_blocks=n_blocks,
+            free=draw(st.sampled_from([1000, 1000, 1000, 50])),
+            state=draw(st.sampled_from([NodeState.ONLINE] * 4 + [NodeState.DRAINING, NodeState.JOINING])),
+        )
+        nodes.append(n)
+        if draw(st.booleans()):
+            known[n.peer_id] = Link(draw(st.sampled_from([0.0, 0.001, 0.05])), 1e6)
+    wanted = request(
+        n_blocks,
+        start=draw(st.integers(0, n_blocks - 1)),
+        prompt_tokens=draw(st.sampled_from([0, 1, 500])),
+        new_tokens=draw(st.sampled_from([0, 1, 200])),
+        banned=frozenset({"peer0"}) if draw(st.integers(0, 4)) == 0 else frozenset(),
+    )
+    return nodes, known, wanted
+
+
+@settings(max_examples=150, deadline=None)
+@given(swarms(), st.randoms(use_true_random=False))
+def test_agrees_with_brute_force(
+    swarm: tuple[list[NodeInfo], dict[str, Link], RouteRequest], rng: random.Random
+) -> None:
+    nodes, known, wanted = swarm
+    usable = [
+        n
+        for n in nodes
+        if n.state is NodeState.ONLINE and n.free_kv_tokens >= 100 and n.peer_id not in wanted.banned
+    ]
+    routes = list(all_routes(usable, wanted.start, wanted.n_blocks))
+    if not routes:
+        with pytest.raises(NoRouteError) as caught:
+            find_route(nodes, known, wanted)
+        covered = {block for n in usable for block in range(n.span.start, n.span.end)}
+        holes = {block for span in caught.value.missing for block in range(span.start, span.end)}
+        assert holes == set(range(wanted.start, wanted.n_blocks)) - covered
+        assert caught.value.seen == tuple(nodes)
+        return
+    route = find_route(nodes, known, wanted, salt="x")
+    legs = route_legs(route, usable)
+    # it is a route, and no other is cheaper, or as cheap with fewer hops
+    assert any(legs == other for other in routes)
+    assert (cost(legs, wanted, known), len(legs)) == min((cost(r, wanted, known), len(r)) for r in routes)
+    # neither the order of the snapshot nor that of the links decides anything
+    shuffled = list(nodes)
+    rng.shuffle(shuffled)
+    assert find_route(shuffled, known, wanted, salt="x") == route
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0.1, 30.0]), min_size=6, max_size=6), st.sampled_from([0.0, 0.001]))
+def test_slow_node_over_everything_is_used_once(speeds: list[float], rtt: float) -> None:
+    """Fast islands inside a slow node's span tempt the search to leave it and come back."""
+    nodes = [node("wide", 0, 6, ms=10.0)]
+    nodes += [node(f"island{i}", i, i + 1, ms=ms) for i, ms in enumerate(speeds)]
+    known, wanted = links(nodes, Link(rtt, 1e9)), request()
+    legs = route_legs(find_route(nodes, known, wanted), nodes)
+    peers = [n.peer_id for n, _ in legs]
+    assert len(set(peers)) == len(peers)
+    best = min((cost(r, wanted, known), len(r)) for r in all_routes(nodes, 0, 6))
+    assert (cost(legs, wanted, known), len(legs)) == best
+
+
+def test_enters_and_leaves_inside_spans() -> None:
+    nodes = [node("a", 0, 4), node("b", 2, 6, ms=0.5)]
+    assert shape(find_route(nodes, links(nodes), request())) == [("a", 0, 2), ("b", 2, 6)]
+
+
+def test_fewest_hops_among_equal_costs() -> None:
+    nodes = [node("whole", 0, 6), node("left", 0, 3), node("right", 3, 6)]
+    free = links(nodes, Link(0.0, 1e30))  # a hop costs nothing, so all routes cost the same
+    for salt in "abcdef":
+        nodes = [replace(n, prefill_tokens_per_s=1e3 * len(n.span)) for n in nodes]
+        assert shape(find_route(nodes, free, request(), salt=salt)) == [("whole", 0, 6)]
+
+
+def test_a_far_fast_node_loses_to_a_near_slow_one() -> None:
+    nodes = [node("far", 0, 6, ms=1.0), node("near", 0, 6, ms=2.0)]
+    known = {"far": Link(0.1, 1e8), "near": NEAR}
+    assert shape(find_route(nodes, known, request())) == [("near", 0, 6)]
+    assert shape(find_route(nodes, links(nodes), request())) == [("far", 0, 6)]
+
+
+def test_a_thin_line_matters_for_long_prompts_only() -> None:
+    nodes = [node("thin", 0, 6, ms=1.0), node("thick", 0, 6, ms=1.5)]
+    known = {"thin": Link(0.001, 1e6), "thick": Link(0.001, 1e9)}
+    assert shape(find_route(nodes, known, request(bytes_per_token=600))) == [("thin", 0, 6)]
+    assert shape(find_route(nodes, known, request(bytes_per_token=600, prompt_tokens=2000))) == [
+        ("thick", 0, 6)
+    ]
+
+
+def test_salt_spreads_over_equal_peers_and_repeats_itself() -> None:
+    nodes = [node(f"peer{i}", 0, 6) for i in range(4)]
+    chosen = [shape(find_route(nodes, links(nodes), request(), salt=str(s)))[0][0] for s in range(200)]
+    assert all(chosen.count(f"peer{i}") > 20 for i in range(4))
+    again = [shape(find_route(nodes, links(nodes), request(), salt=str(s)))[0][0] for s in range(200)]
+    assert chosen == again
+
+
+def test_predicts_a_decode_step() -> None:
+    nodes = [node("a", 0, 3, ms=2.0), node("b", 3, 6, ms=1.0)]
+    route = find_route(nodes, links(nodes, Link(0.010, 1e6)), request(bytes_per_token=1000))
+    assert route.seconds_per_token == pytest.approx(0.006 + 0.003 + 2 * (0.010 + 0.002))
+
+
+def test_unmeasured_nodes_are_used_but_not_preferred() -> None:
+    nodes = [node("new", 0, 6, ms=0.0, prefill=0.0), node("known", 0, 6, ms=2.0)]
+    assert shape(find_route(nodes, {}, request())) == [("known", 0, 6)]
+    assert shape(find_route(nodes[:1], {}, request())) == [("new", 0, 6)]
+
+
+def test_tail_route_for_a_repair() -> None:
+    nodes = [node("a", 0, 3), node("b", 3, 6), node("c", 0, 6, ms=9.0)]
+    assert shape(find_route(nodes, links(nodes), request(start=4))) == [("b", 4, 6)]
+    assert shape(find_route(nodes, links(nodes), request(start=4, banned=frozenset({"b"})))) == [("c", 4, 6)]
+
+
+def test_two_announcements_of_one_peer_count_once() -> None:
+    nodes = [node("a", 0, 3), node("a", 2, 6)]
+    with pytest.raises(NoRouteError) as caught:
+        find_route(nodes, {}, request())
+    assert caught.value.missing == (Span(0, 2),)
+
+
+def test_no_route_says_what_is_missing_and_who_was_seen() -> None:
+    nodes = [
+        node("peer-online", 0, 2),
+        node("peer-drains", 2, 4, state=NodeState.DRAINING),
+        node("peer-isfull", 4, 6, free=7),
+        node("peer-failed", 2, 5),
+        node("peer-others", 0, 6, digest="e" * 64),
+        node("peer-second", 0, 1),
+    ]
+    wanted = request(banned=frozenset({"peer-failed"}), digest="d" * 64)
+    with pytest.raises(NoRouteError) as caught:
+        find_route(nodes, {}, wanted)
+    error = caught.value
+    assert error.missing == (Span(2, 6),)
+    assert error.exit_code == 5
+    text = str(error)
+    assert "blocks 2-5 of 6" in text
+    for words in (
+        "…online has 0-1 (online)",
+        "…drains has 2-3 (draining)",
+        "…failed has 2-4 (failed lately)",
+    ):
+        assert words in text
+    assert "2 more" in text
+    assert len((text + error.hint).splitlines()) == 1
+    assert "--blocks 2-5" in error.hint
+    with pytest.raises(NoRouteError, match=r"full, 7 of 1000 tokens free"):
+        find_route(nodes[2:3], {}, wanted)
+    with pytest.raises(NoRouteError, match=r"another model"):
+        find_route(nodes[4:5], {}, wanted)
+    with pytest.raises(NoRouteError, match=r"No peer of this model was seen"):
+        find_route([], {}, wanted)
+
+
+def test_missing_blocks() -> None:
+    nodes = [node("a", 1, 2), node("b", 4, 6, n_blocks=9), node("c", 4, 5)]
+    assert missing_blocks(nodes, 9) == (Span(0, 1), Span(2, 4), Span(6, 9))
+    assert missing_blocks(nodes, 3, start=1) == (Span(2, 3),)
+    assert missing_blocks(nodes, 6, start=4) == ()
+    assert missing_blocks([], 4) == (Span(0, 4),)
+
+
+def test_senseless_requests_and_links() -> None:
+    with pytest.raises(UsageError):
+        request(n_blocks=4, start=4)
+    with pytest.raises(UsageError):
+        request(kv_tokens=-1)
+    for rtt, rate in ((-1.0, 1.0), (float("nan"), 1.0), (float("inf"), 1.0), (0.1, 0.0), (0.1, float("nan"))):
+        with pytest.raises(UsageError):
+            Link(rtt, rate)
+
+
+def test_a_large_swarm_is_routed_at_once() -> None:
+    """1000 nodes, 80 blocks: a client must not stall its event loop over a snapshot."""
+    rng = random.Random(0)
+    nodes = []
+    for i in range(1000):
+        start = rng.randrange(0, 80)
+        span = (start, min(80, start + rng.randrange(1, 30)))
+        nodes.append(node(f"peer{i}", *span, ms=rng.uniform(0.1, 5), n_blocks=80))
+    route = find_route(nodes, links(nodes, Link(0.02, 1e7)), request(80))
+    assert route.hops[0].span.start == 0
+    assert route.hops[-1].span.end == 80
