@@ -51,9 +51,11 @@ def is_dialable(maddr: str, owner: str) -> bool:
 def _is_host(kind: str, host: str) -> bool:
     if kind in ("dns", "dns4", "dns6"):
         return _DNS_NAME.fullmatch(host) is not None
+    if kind not in ("ip4", "ip6"):
+        return False
     try:
-        address = {"ip4": ipaddress.IPv4Address, "ip6": ipaddress.IPv6Address}[kind](host)
-    except (KeyError, ValueError):
+        address = ipaddress.IPv4Address(host) if kind == "ip4" else ipaddress.IPv6Address(host)
+    except ValueError:
         return False
     return not (address.is_multicast or address.is_unspecified)
 

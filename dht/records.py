@@ -97,6 +97,8 @@ def encode_node(info: NodeInfo) -> bytes:
     """
     if info.span.end > info.model.n_blocks:
         raise LocalProtocolError(f"a span {info.span} outside a model of {info.model.n_blocks} blocks")
+    if info.free_kv_tokens > info.total_kv_tokens:
+        raise LocalProtocolError("more free KV cache than there is")
     maddrs = tuple(maddr for maddr in info.maddrs if is_dialable(maddr, info.peer_id))[:MAX_MADDRS]
     while True:
         body = _encode(

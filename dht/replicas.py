@@ -55,11 +55,12 @@ class Lookup:
 
 @dataclass(slots=True)
 class Written:
-    """How the nodes nearest to a key answered one entry."""
+    """How the nodes nearest to a key answered one entry, other than us, and whether we keep it ourselves."""
 
     accepted: int = 0
     refused: int = 0
     unreachable: int = 0
+    own: bool = False
 
 
 class Replicas:
@@ -79,7 +80,9 @@ class Replicas:
         for key_id, key in key_ids.items():
             if (own := node.protocol.storage.get(key_id)) is not None:
                 self._merge(found.entries[key], key_id, own.value)
-            neighbours = node.protocol.routing_table.get_nearest_neighbors(key_id, _BEAM, exclude=node.node_id)
+            neighbours = node.protocol.routing_table.get_nearest_neighbors(
+                key_id, _BEAM, exclude=node.node_id
+            )
             peers.update((node_id, peer) for node_id, peer in neighbours if peer not in node.blacklist)
 
         async def ask(node_id: DHTID, queries: Collection[DHTID]) -> dict[DHTID, tuple[list[DHTID], bool]]:
@@ -116,7 +119,9 @@ class Replicas:
                     visited_nodes={key_id: {node.node_id} for key_id in key_ids},
                 )
         except TimeoutError:
-            logger.warning("a directory lookup took over %.0f s: going on with what was found", LOOKUP_TIMEOUT_S)
+            logger.warning(
+                "a directory lookup took over %.0f s: going on with what was found", LOOKUP_TIMEOUT_S
+            )
         for key_id, key in key_ids.items():
             ids = set(nearest.get(key_id, peers)) - {node.node_id}
             candidates = [(i, peers[i]) for i in ids if peers[i] not in node.blacklist]
@@ -130,11 +135,13 @@ class Replicas:
         """Store ``owner``'s entry at the REPLICAS nearest nodes that ``found`` names and that answer."""
         key_id = DHTID.from_bytes(key_hash(key))
         result, candidates = Written(), list(found.nearest[key])
-        while candidates and result.accepted + result.refused < REPLICAS:
-            wanted = REPLICAS - result.accepted - result.refused
+        while candidates and (wanted := REPLICAS - result.accepted - result.refused - result.own) > 0:
             batch, candidates = candidates[:wanted], candidates[wanted:]
+            if (self._node.node_id, self._node.peer_id) in batch:
+                batch.remove((self._node.node_id, self._node.peer_id))
+                result.own = self._node.protocol.storage.store(key_id, value, expiration, subkey=owner)
             answers = await asyncio.gather(
-                *(self._store_at(node_id, peer, key_id, owner, value, expiration) for node_id, peer in batch)
+                *(self._store_at(peer, key_id, owner, value, expiration) for _, peer in batch)
             )
             result.accepted += answers.count(True)
             result.refused += answers.count(False)
@@ -142,14 +149,15 @@ class Replicas:
         return result
 
     async def _store_at(
-        self, node_id: DHTID, peer: PeerID, key_id: DHTID, owner: str, value: bytes, expiration: float
+        self, peer: PeerID, key_id: DHTID, owner: str, value: bytes, expiration: float
     ) -> bool | None:
         """Whether that node took the entry; None if it did not answer."""
         protocol = self._node.protocol
-        if node_id == self._node.node_id:
-            stored: bool = protocol.storage.store(key_id, value, expiration, subkey=owner)
-            return stored
-        answer = await protocol.call_store(peer, [key_id], [value], [expiration], subkeys=[owner])
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT_S + 1):  # hivemind has its own; a dead daemon ignores it
+                answer = await protocol.call_store(peer, [key_id], [value], [expiration], subkeys=[owner])
+        except TimeoutError:
+            return None
         return bool(answer[0]) if answer else None
 
     def _merge(self, entries: dict[str, Entry], key_id: DHTID, dictionary: object) -> None:

@@ -163,9 +163,11 @@ def _create(file: Path, data: bytes) -> None:
         try:
             os.link(temporary, file)
         except FileExistsError:
-            return  # another process was first: its key counts
+            pass  # another process was first: its key counts
+        except OSError:  # a file system without hard links
+            os.rename(temporary, file)
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _base58(data: bytes) -> str:

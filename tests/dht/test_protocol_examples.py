@@ -1,0 +1,45 @@
+"""The worked examples of docs/protocol.md are what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swarm_node.dht.directory import REFRESH_S, TTL_S
+from swarm_node.dht.envelope import seal
+from swarm_node.dht.layout import (
+    GROUP_BLOCKS,
+    INDEX_SPEAKERS,
+    MAX_ENTRIES,
+    MAX_MODELS,
+    MAX_RECORD_BYTES,
+    MODEL_SHARDS,
+    REPLICAS,
+    key_hash,
+    model_key,
+    node_key,
+)
+from swarm_node.dht.records import encode_gone
+from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.types import ModelRef, Span
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+OWNER = Identity(bytes(range(32)))
+
+
+def test_identity_and_keys() -> None:
+    assert f"`{OWNER.peer_id}`" in TEXT
+    assert model_key("demo") == "swarm-node/1/models/2"
+    assert f"`swarm-node/1/models/2` has the id `{key_hash(model_key('demo')).hex()}`" in TEXT
+
+
+def test_withdrawal() -> None:
+    key = key_hash(node_key(ModelRef("demo", "ab" * 32, 30), Span(0, 12)))
+    assert f"`{key.hex()}`" in TEXT
+    value = seal(OWNER, key, 1800000000.0, encode_gone()).hex()
+    assert value in "".join(line.strip() for line in TEXT.splitlines() if line.startswith("    "))
+
+
+def test_limits() -> None:
+    """If a limit changes, so must the text: these numbers are written out there."""
+    assert (GROUP_BLOCKS, MODEL_SHARDS, INDEX_SPEAKERS, REPLICAS) == (16, 4, 3, 5)
+    assert (MAX_RECORD_BYTES, MAX_ENTRIES, MAX_MODELS, TTL_S, REFRESH_S) == (4096, 512, 256, 60, 20)

@@ -1,0 +1,226 @@
+"""Announcements to bytes and back; what is out of bounds is refused on both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_node.dht.layout import (
+    GROUP_BLOCKS,
+    MAX_RECORD_BYTES,
+    model_key,
+    node_key,
+    node_keys,
+    speaks_for_model,
+)
+from swarm_node.dht.records import (
+    MAX_MADDRS,
+    Gone,
+    decode,
+    encode_gone,
+    encode_model,
+    encode_node,
+)
+from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
+from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.types import MAX_BLOCKS, ModelRef, NodeInfo, NodeState, Span
+
+OWNER = Identity(bytes(32)).peer_id
+MODEL = ModelRef("SmolLM2-135M-Instruct", "0123456789abcdef" * 4, 30)
+NODE = NodeInfo(
+    peer_id=OWNER,
+    maddrs=(f"/ip4/192.0.2.1/tcp/4001/p2p/{OWNER}", "/ip6/2001:db8::1/udp/4001/quic-v1"),
+    model=MODEL,
+    span=Span(10, 20),
+    state=NodeState.ONLINE,
+    decode_ms_per_block=0.21,
+    prefill_tokens_per_s=1234.5,
+    free_kv_tokens=1000,
+    total_kv_tokens=4096,
+    codecs=("int8", "fp16"),
+    weights="int4 (Q4_1, lossless)",
+    version="0.1.0",
+)
+
+
+@st.composite
+def node_infos(draw: st.DrawFn) -> NodeInfo:
+    printable = st.characters(categories=("L", "N", "P", "S"), include_characters=" ")
+    n_blocks = draw(st.integers(1, MAX_BLOCKS))
+    start = draw(st.integers(0, n_blocks - 1))
+    total = draw(st.integers(0, 2**40))
+    return NodeInfo(
+        peer_id=OWNER,
+        maddrs=tuple(
+            f"/ip4/10.0.0.{n}/tcp/{n}" for n in draw(st.lists(st.integers(1, 255), max_size=MAX_MADDRS))
+        ),
+        model=ModelRef(
+            draw(st.text(printable, min_size=1, max_size=128)),
+            draw(st.binary(min_size=32, max_size=32)).hex(),
+            n_blocks,
+        ),
+        span=Span(start, draw(st.integers(start + 1, n_blocks))),
+        state=draw(st.sampled_from(NodeState)),
+        decode_ms_per_block=draw(st.floats(0, 1e6)),
+        prefill_tokens_per_s=draw(st.floats(0, 1e9)),
+        free_kv_tokens=draw(st.integers(0, total)),
+        total_kv_tokens=total,
+        codecs=tuple(draw(st.lists(st.sampled_from(("none", "bf16", "fp16", "int8")), max_size=4))),
+        weights=draw(st.text(printable, max_size=64)),
+        version=draw(st.text(printable, max_size=64)),
+    )
+
+
+@given(node_infos())
+def test_node_round_trip(info: NodeInfo) -> None:
+    body = encode_node(info)
+    assert len(body) < MAX_RECORD_BYTES
+    assert decode(OWNER, body) == info
+
+
+def test_model_and_gone_round_trip() -> None:
+    assert decode(OWNER, encode_model(MODEL)) == MODEL
+    assert decode(OWNER, encode_gone()) == Gone()
+
+
+def test_usual_record_is_small() -> None:
+    assert len(encode_node(NODE)) < 600
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_one_kind_of_error(body: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode(OWNER, body)
+
+
+_JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.sampled_from(sorted(msgpack.unpackb(encode_node(NODE)))), _JUNK)
+def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) -> None:
+    record = msgpack.unpackb(encode_node(NODE)) | {field: value}
+    try:
+        parsed = decode(OWNER, msgpack.packb(record))
+    except RemoteProtocolError:
+        return
+    if isinstance(parsed, NodeInfo):
+        assert decode(OWNER, encode_node(parsed)) == parsed  # what is accepted, we could have sent
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("digest", "0123"),
+        ("digest", "0123456789ABCDEF" * 4),
+        ("name", ""),
+        ("name", "x" * 129),
+        ("name", "red\x1b[31m"),
+        ("name", "right\u202eleft"),
+        ("n_blocks", 0),
+        ("n_blocks", 10),
+        ("n_blocks", MAX_BLOCKS + 1),
+        ("n_blocks", True),
+        ("span", [20, 10]),
+        ("span", [-1, 10]),
+        ("span", [10, 31]),
+        ("span", [10]),
+        ("state", "sleeping"),
+        ("maddrs", ["/ip4/1.2.3.4/tcp/1"] * (MAX_MADDRS + 1)),
+        ("maddrs", ["/dns/" + "x" * 400]),
+        ("maddrs", "/ip4/1.2.3.4/tcp/1"),
+        ("decode_ms", math.nan),
+        ("decode_ms", math.inf),
+        ("decode_ms", -1),
+        ("decode_ms", True),
+        ("prefill_tps", 1e300),
+        ("kv_free", 4097),
+        ("kv_free", -1),
+        ("kv_total", 2**41),
+        ("codecs", ["a b"]),
+        ("codecs", ["x"] * 17),
+        ("weights", "x" * 65),
+        ("agent", "new\nline"),
+        ("v", 2),
+        ("v", True),
+        ("kind", "other"),
+    ],
+)
+def test_out_of_bounds_is_refused(field: str, value: object) -> None:
+    record = msgpack.unpackb(encode_node(NODE))
+    assert field in record
+    with pytest.raises(RemoteProtocolError):
+        decode(OWNER, msgpack.packb(record | {field: value}))
+    if field not in ("v", "kind"):
+        del record[field]
+        with pytest.raises(RemoteProtocolError, match=field):
+            decode(OWNER, msgpack.packb(record))
+
+
+def test_unknown_fields_are_ignored() -> None:
+    record = msgpack.unpackb(encode_node(NODE)) | {"later": [1, {"a": 2}]}
+    assert decode(OWNER, msgpack.packb(record)) == NODE
+
+
+def test_owner_is_the_signer_not_a_field() -> None:
+    other = Identity(b"1" * 32).peer_id
+    info = decode(other, encode_node(dataclasses.replace(NODE, maddrs=())))
+    assert isinstance(info, NodeInfo)
+    assert info.peer_id == other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"span": Span(10, 31)},
+        {"decode_ms_per_block": math.nan},
+        {"free_kv_tokens": -1},
+        {"free_kv_tokens": NODE.total_kv_tokens + 1},
+        {"codecs": ("No Such",)},
+        {"model": ModelRef("a\nb", MODEL.digest, 30)},
+        {"model": ModelRef("a", "short", 30)},
+    ],
+)
+def test_we_do_not_announce_what_others_refuse(change: dict[str, object]) -> None:
+    with pytest.raises(LocalProtocolError):
+        encode_node(dataclasses.replace(NODE, **change))  # type: ignore[arg-type]
+
+
+def test_addresses_that_nobody_can_dial_are_left_out() -> None:
+    good = f"/dns4/{'a' * 60}.{'b' * 60}.{'c' * 60}.example/tcp/4001"
+    maddrs = ("/unix/tmp/x", "/ip4/0.0.0.0/tcp/1", *(f"{good}/p2p/{OWNER}" for _ in range(20)))
+    name = "\N{GRINNING FACE}" * 128
+    body = encode_node(dataclasses.replace(NODE, maddrs=maddrs, model=ModelRef(name, MODEL.digest, 30)))
+    parsed = decode(OWNER, body)
+    assert isinstance(parsed, NodeInfo)
+    assert 0 < len(parsed.maddrs) <= MAX_MADDRS
+    assert set(parsed.maddrs) == {f"{good}/p2p/{OWNER}"}
+    assert len(body) + 128 <= MAX_RECORD_BYTES
+
+
+def test_keys_of_a_model_hold_every_span() -> None:
+    keys = node_keys(MODEL)
+    assert len(keys) == -(-MODEL.n_blocks // GROUP_BLOCKS)
+    for start in range(MODEL.n_blocks):
+        assert node_key(MODEL, Span(start, MODEL.n_blocks)) in keys
+    assert len(node_keys(ModelRef("x", MODEL.digest, 10**9))) == MAX_BLOCKS // GROUP_BLOCKS
+    assert model_key("a") == model_key("a")
+
+
+def test_few_nodes_of_a_group_enter_the_index() -> None:
+    group = [Identity(bytes([n]) * 32).peer_id for n in range(40)]
+    assert sum(speaks_for_model(peer, group, "key") for peer in group) == 3
+    assert speaks_for_model(OWNER, [], "key")

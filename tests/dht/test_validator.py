@@ -1,0 +1,159 @@
+"""Entries that DHT nodes must not store or believe, without a network."""
+
+from __future__ import annotations
+
+import math
+
+import msgpack
+import pytest
+from hivemind.dht.routing import DHTID
+from hivemind.dht.validation import DHTRecord
+from hivemind.utils import MSGPackSerializer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_node.dht.envelope import seal
+from swarm_node.dht.layout import MAX_RECORD_BYTES, key_hash
+from swarm_node.dht.storage import BoundedStorage
+from swarm_node.dht.validator import EXPIRATION_SLACK_S, SignedRecordValidator
+from swarm_node.swarm.errors import LocalProtocolError
+from swarm_node.swarm.identity import Identity
+
+NOW = 1_700_000_000.0
+TTL = 60.0
+OWNER, THIEF = Identity(bytes(32)), Identity(b"t" * 32)
+KEY = key_hash("swarm-node/1/nodes/x/0")
+PLAIN = MSGPackSerializer.dumps(None)  # how hivemind marks a value without a subkey
+
+
+def subkey(identity: Identity) -> bytes:
+    return MSGPackSerializer.dumps(identity.peer_id)
+
+
+def record(
+    *,
+    signer: Identity = OWNER,
+    under: bytes | None = None,
+    key: bytes = KEY,
+    signed_key: bytes = KEY,
+    life: float = TTL,
+    signed_life: float | None = None,
+    body: bytes = b"body",
+) -> DHTRecord:
+    value = seal(signer, signed_key, NOW + (life if signed_life is None else signed_life), body)
+    return DHTRecord(key, subkey(signer) if under is None else under, value, NOW + life)
+
+
+@pytest.fixture
+def validator() -> SignedRecordValidator:
+    return SignedRecordValidator(TTL, lambda: NOW)
+
+
+def test_key_hash_is_hiveminds() -> None:
+    assert DHTID.generate(source=b"some key").to_bytes() == key_hash("some key")
+
+
+def test_own_entry_is_accepted_again_and_again(validator: SignedRecordValidator) -> None:
+    assert all(validator.validate(record()) for _ in range(3))
+    assert validator.validate(record(life=TTL + EXPIRATION_SLACK_S))
+    assert validator.validate(record(life=-5))  # expired: the DHT's business
+    assert validator.refused == 0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(record(under=PLAIN), id="plain value"),
+        pytest.param(record(under=b""), id="whole dictionary"),
+        pytest.param(record(under=MSGPackSerializer.dumps("x" * 52)), id="subkey that is no PeerID"),
+        pytest.param(record(under=b"\xda\x00\x34" + OWNER.peer_id.encode()), id="subkey spelt otherwise"),
+        pytest.param(record(signer=THIEF, under=subkey(OWNER)), id="signed by somebody else"),
+        pytest.param(record(under=subkey(THIEF)), id="copied under another subkey"),
+        pytest.param(record(signed_key=key_hash("elsewhere")), id="copied from another key"),
+        pytest.param(record(life=50, signed_life=40), id="prolonged"),
+        pytest.param(record(life=TTL + EXPIRATION_SLACK_S + 1), id="expires too late"),
+        pytest.param(record(life=1e12), id="expires never"),
+        pytest.param(DHTRecord(KEY, subkey(OWNER), record().value, math.inf), id="expires at infinity"),
+        pytest.param(DHTRecord(KEY, subkey(OWNER), record().value, math.nan), id="expires at not-a-number"),
+        pytest.param(
+            DHTRecord(KEY, subkey(OWNER), record().value, int(NOW + 60)), id="expiration of another type"
+        ),
+        pytest.param(DHTRecord(KEY[:-1], subkey(OWNER), record().value, NOW + TTL), id="short key"),
+        pytest.param(DHTRecord(KEY, subkey(OWNER), record().value + b"\0", NOW + TTL), id="trailing byte"),
+        pytest.param(DHTRecord(KEY, subkey(OWNER), b"", NOW + TTL), id="empty"),
+        pytest.param(
+            DHTRecord(KEY, subkey(OWNER), msgpack.packb([1, b"body", b""]), NOW + TTL), id="unsigned"
+        ),
+        pytest.param(
+            DHTRecord(KEY, subkey(OWNER), msgpack.packb([1, b"body", bytes(64)]), NOW + TTL), id="forged"
+        ),
+        pytest.param(
+            DHTRecord(KEY, subkey(OWNER), msgpack.packb([2, b"b", bytes(64)]), NOW + TTL), id="version"
+        ),
+        pytest.param(DHTRecord(KEY, subkey(OWNER), msgpack.packb({"a": 1}), NOW + TTL), id="map"),
+        pytest.param(
+            DHTRecord(KEY, subkey(OWNER), msgpack.packb([1, bytes(20_000), bytes(64)]), NOW + TTL),
+            id="too large",
+        ),
+    ],
+)
+def test_refused(validator: SignedRecordValidator, bad: DHTRecord) -> None:
+    validator.validate(record())  # a good one before must not make the bad one pass
+    assert not validator.validate(bad)
+    assert validator.refused == 1
+
+
+@given(st.binary(max_size=200), st.binary(max_size=80), st.binary(max_size=30), st.floats())
+def test_garbage_is_refused_without_an_exception(
+    value: bytes, sub: bytes, key: bytes, expiration: float
+) -> None:
+    assert not SignedRecordValidator(TTL, lambda: NOW).validate(DHTRecord(key, sub, value, expiration))
+
+
+@given(st.integers(0, 1000), st.integers(1, 255))
+def test_every_changed_byte_counts(position: int, difference: int) -> None:
+    good = record()
+    value = bytearray(good.value)
+    value[position % len(value)] ^= difference
+    changed = DHTRecord(good.key, good.subkey, bytes(value), good.expiration_time)
+    assert not SignedRecordValidator(TTL, lambda: NOW).validate(changed)
+
+
+def test_largest_entry() -> None:
+    room = MAX_RECORD_BYTES - len(record(body=b"x" * 300).value) + 300
+    assert len(record(body=b"x" * room).value) == MAX_RECORD_BYTES
+    with pytest.raises(LocalProtocolError, match=str(MAX_RECORD_BYTES)):
+        record(body=b"x" * (room + 1))
+
+
+FAR = 4e9  # hivemind's storage compares with the real clock
+ID = DHTID.from_bytes(KEY)
+
+
+def test_storage_keeps_incumbents_and_turns_newcomers_away() -> None:
+    storage = BoundedStorage(max_entries=2)
+    assert storage.store(ID, b"a", FAR, subkey="a")
+    assert storage.store(ID, b"b", FAR, subkey="b")
+    assert not storage.store(ID, b"c", FAR, subkey="c")
+    assert storage.store(ID, b"a2", FAR + 1, subkey="a")
+    assert {owner: value for owner, (value, _) in storage.get(ID).value.items()} == {"a": b"a2", "b": b"b"}
+    assert storage.turned_away == 1
+    assert storage.get(ID).expiration_time == FAR + 1
+
+
+def test_storage_bounds_all_keys_together() -> None:
+    storage = BoundedStorage(max_total=3)
+    stored = [storage.store(DHTID(key), b"x", FAR, subkey="a") for key in range(5)]
+    assert stored == [True, True, True, False, False]
+    assert not BoundedStorage(0, 0).store(ID, b"x", FAR, subkey="a")
+
+
+def test_storage_takes_no_plain_values_and_no_older_ones() -> None:
+    storage = BoundedStorage()
+    assert not storage.store(ID, b"plain", FAR + 100)
+    assert storage.store(ID, b"new", FAR, subkey="a")
+    assert storage.store(ID, b"new", FAR, subkey="a")  # the same once more
+    assert not storage.store(ID, b"old", FAR - 1, subkey="a")
+    assert not storage.store(ID, b"other", FAR, subkey="a")
+    assert not storage.store(ID, b"past", 1.0, subkey="b")
+    assert storage.get(ID).value.get("a").value == b"new"
