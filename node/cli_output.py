@@ -12,7 +12,13 @@ from rich.console import Console
 from ..swarm.errors import SwarmError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""For people. Standard output is kept for answers and JSON."""
+"""For progress and remarks. Standard output is kept for what was asked for."""
+
+answers = Console(highlight=False, soft_wrap=True)
+"""For what was asked for, when it is a table."""
+
+_NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
+"""The keys that every event has, for an error before there is a node."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -45,11 +51,26 @@ def exit_code_of(error: BaseException) -> int:
     return error.exit_code if isinstance(error, SwarmError) else 1
 
 
+class EventPrinter:
+    """Prints a node's events as JSON lines; knows whether the error that ended it is among them."""
+
+    def __init__(self) -> None:
+        self.printed_error = False
+
+    def print(self, event: Mapping[str, object]) -> None:
+        self.printed_error = self.printed_error or event.get("event") == "error"
+        print_json(event)
+
+
+events = EventPrinter()
+"""Standard output of this process has one reader, so it has one printer."""
+
+
 def print_error(error: BaseException, *, as_json: bool) -> None:
     """To standard error for people; with ``as_json`` an ``error`` event on standard output as well."""
     message, hint = describe_error(error)
-    if as_json:
-        print_json({"event": "error", "message": message, "hint": hint, "exit_code": exit_code_of(error)})
+    if as_json and not events.printed_error:
+        events.print({"event": "error", "message": message, "hint": hint, **_NO_NODE})
     sys.stderr.write(f"error: {message}\n")
     if hint:
         sys.stderr.write(f"       {hint}\n")

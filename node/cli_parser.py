@@ -232,7 +232,9 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     _add_peers(command, required=True)
     command.add_argument("prompt", help="the text; - reads standard input")
-    command.add_argument("--raw", action="store_true", help="send the text as it is, without the chat template")
+    command.add_argument(
+        "--raw", action="store_true", help="send the text as it is, without the chat template"
+    )
     command.add_argument("--max-new-tokens", type=_positive_int, default=256, help="default: %(default)s")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     command.add_argument("--top-k", type=int, default=0, help="0 is off (default)")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo
-from .cli_output import console, print_json
+from .cli_output import answers, console, print_json
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
@@ -81,17 +81,17 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
 
 def _print_tables(report: dict[str, Any]) -> None:
     if not report["models"]:
-        console.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
+        answers.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
         return
     for model in report["models"]:
-        console.print(_table(model))
+        answers.print(_table(model))
         if model["missing"]:
-            console.print(
+            answers.print(
                 f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: "
                 f"swarm-node serve --model ... --blocks {model['missing'][0]}"
             )
         else:
-            console.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
+            answers.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
 
 
 def _table(model: dict[str, Any]) -> Table:
@@ -102,7 +102,7 @@ def _table(model: dict[str, Any]) -> Table:
     )
     for heading in ("peer", "blocks", "state", "weights"):
         table.add_column(heading)
-    for heading in ("ms/token", "prefill tok/s", "free cache"):
+    for heading in ("ms/token", "prefill tok/s", "free KV tokens"):
         table.add_column(heading, justify="right")
     for node in model["nodes"]:
         first, last = (int(block) for block in (node["blocks"].split("-") * 2)[:2])
@@ -115,6 +115,6 @@ def _table(model: dict[str, Any]) -> Table:
             escape(node["weights"]),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
-            f"{free} of {total} tokens ({100 * free / total:.0f} %)" if total else "-",
+            f"{free} ({100 * free / total:.0f} %)" if total else "-",
         )
     return table

@@ -7,6 +7,7 @@ temporary folder, and is ended by its own pid when the swarm is left.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ STOP_SECONDS = 20.0
 """How long a process may take to leave after SIGTERM before it is killed."""
 
 
-class ProcessFailed(RuntimeError):
+class ProcessFailedError(RuntimeError):
     """A process ended or said nothing in time; the message holds the end of its error output."""
 
 
@@ -34,6 +35,7 @@ class NodeProcess:
     def __init__(self, arguments: Sequence[str], *, environment: dict[str, str] | None = None) -> None:
         self.arguments = list(arguments)
         self.events: list[dict[str, Any]] = []
+        self._told_to_stop = False
         self._incoming: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._errors: list[str] = []
         self.process = subprocess.Popen(
@@ -76,20 +78,22 @@ class NodeProcess:
         return self.process.pid
 
     def wait_for(self, event: str, timeout: float = 120.0) -> dict[str, Any]:
-        """The first ``event`` not yet waited past. Raises ProcessFailed if the process ends before it."""
+        """The first ``event`` not yet waited past. Raises ProcessFailedError if it ends before."""
         deadline = time.monotonic() + timeout
         while True:
             try:
                 item = self._incoming.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise ProcessFailed(self._report(f"no {event!r} within {timeout:.0f} s")) from None
+                raise ProcessFailedError(self._report(f"no {event!r} within {timeout:.0f} s")) from None
             if item is None:
                 self._incoming.put(None)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(timeout=5)
                 for reader in self._readers[1:]:
                     reader.join(timeout=5)
-                raise ProcessFailed(self._report(f"ended with {self.process.returncode} before {event!r}"))
+                raise ProcessFailedError(
+                    self._report(f"ended with {self.process.returncode} before {event!r}")
+                )
             self.events.append(item)
             if item.get("event") == event:
                 return item
@@ -102,10 +106,16 @@ class NodeProcess:
         self.process.kill()
         self.process.wait(timeout=STOP_SECONDS)
 
+    def ask_to_stop(self) -> None:
+        """SIGTERM, once: a second one would tell it not to wait for its sessions."""
+        if self.process.poll() is None and not self._told_to_stop:
+            self._told_to_stop = True
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """SIGTERM, then SIGKILL if it does not leave in time. Returns the exit code."""
+        self.ask_to_stop()
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(timeout=STOP_SECONDS)
             except subprocess.TimeoutExpired:
@@ -119,7 +129,7 @@ class NodeProcess:
 def split_evenly(n_blocks: int, parts: int) -> list[str]:
     """Inclusive spans that cover ``n_blocks``: 30 blocks in 3 parts are 0-9, 10-19, 20-29."""
     borders = [round(part * n_blocks / parts) for part in range(parts + 1)]
-    return [f"{start}-{end - 1}" for start, end in zip(borders, borders[1:], strict=False)]
+    return [f"{start}-{end - 1}" for start, end in itertools.pairwise(borders)]
 
 
 class LocalSwarm:
@@ -160,7 +170,18 @@ class LocalSwarm:
         identity = str(Path(self._folder.name) / f"node-{len(self.nodes)}.key")
         peers = [item for peer in self.initial_peers for item in ("--initial-peers", peer)]
         node = NodeProcess(
-            ["serve", "--json", "--model", self.model, "--blocks", blocks, "--host", "127.0.0.1", "--port", "0"]
+            [
+                "serve",
+                "--json",
+                "--model",
+                self.model,
+                "--blocks",
+                blocks,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+            ]
             + ["--identity", identity, *peers, *self.serve_options, *options],
             environment=self.environment,
         )
@@ -191,8 +212,7 @@ class LocalSwarm:
     def close(self) -> None:
         processes = [*self.nodes, *([self.bootstrap] if self.bootstrap else [])]
         for node in processes:  # all at once, so that their times to leave overlap
-            if node.process.poll() is None:
-                node.process.send_signal(signal.SIGTERM)
+            node.ask_to_stop()
         for node in processes:
             node.stop()
         self._folder.cleanup()

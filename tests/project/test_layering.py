@@ -1,4 +1,4 @@
-"""The direction of imports in DESIGN: swarm ← dht, shards ← client, node; heavy packages where they belong."""
+"""The direction of imports: swarm ← dht, shards ← client, node; heavy packages where they belong."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAY_IMPORT = {
     "node": {"node", "shards", "dht", "swarm"},
 }
 COMPOSITION_ROOT = "node/cli.py"  # the only file that may join client and node
-HIVEMIND_FILES = ("dht/", "swarm/p2pd.py")
+HIVEMIND_FILES = ("dht/", "swarm/p2pd")
 TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs.py")
 TORCH_FREE_NODE_FILES = ("node/cli", "node/scheduler.py", "node/kv_budget.py")
 
 
 def imports(source: str, file: str) -> Iterator[str]:
-    """Absolute dotted names of everything that ``file`` (as ``package/module.py``) imports, nested ones too."""
+    """Absolute dotted names of all that ``file`` (as ``package/module.py``) imports, nested ones too."""
     package = ["swarm_node", *file.split("/")[:-1]]
     for statement in ast.walk(ast.parse(source)):
         if isinstance(statement, ast.Import):

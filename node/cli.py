@@ -1,0 +1,79 @@
+"""``swarm-node``: the command line, and the one file that joins client and node."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from ..swarm.errors import SwarmError
+from .cli_output import exit_code_of, print_error, set_up_logging
+from .cli_parser import build_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors become one or two lines, never a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    try:
+        arguments = build_parser().parse_args(words)
+        as_json = arguments.json
+        set_up_logging(arguments.log_level)
+        _run(_command(arguments))
+    except KeyboardInterrupt as error:
+        return exit_code_of(error)
+    except BrokenPipeError:
+        # The reader of our output left (head, a closed pager): nobody is there to be told.
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except (SwarmError, BaseExceptionGroup) as error:
+        print_error(error, as_json=as_json)
+        return exit_code_of(error)
+    except Exception as error:  # the last resort: two lines for people, the rest for the log
+        import logging
+
+        logging.getLogger(__name__).debug("unexpected error", exc_info=error)
+        print_error(error, as_json=as_json)
+        return 1
+    return 0
+
+
+def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    # Each command imports what it needs: --help and a wrong option answer at once.
+    match arguments.command:
+        case "serve":
+            from .cli_serve import run_serve
+
+            return run_serve(arguments)
+        case "bootstrap":
+            from .cli_serve import run_bootstrap_command
+
+            return run_bootstrap_command(arguments)
+        case "status":
+            from .cli_status import run_status
+
+            return run_status(arguments)
+        case _:
+            return _run_generate(arguments)
+
+
+def _run(command: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(command)
+
+
+async def _run_generate(arguments: argparse.Namespace) -> None:
+    from ..client import AsyncSwarmModel
+    from .cli_generate import run_generate
+
+    await run_generate(arguments, AsyncSwarmModel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""``swarm-node generate``: one prompt in, the answer streamed out, the route it took shown.
+
+The client's class is handed in by ``cli``: this file, like all of ``node``, imports no client code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..swarm.errors import UsageError
+from .cli_output import console, format_bytes, print_json
+
+MAX_PROMPT_BYTES = 16 * 1024 * 1024
+"""More text than any model's context holds; bounds what standard input may pour in."""
+
+
+async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
+    """``model_class`` is ``client.AsyncSwarmModel``."""
+    prompt = read_prompt(arguments.prompt)
+    speak = not (arguments.json or arguments.quiet)
+    status = console.status("Opening the model ...")
+    if speak:
+        status.start()
+    try:
+        async with await model_class.connect(
+            model=arguments.model,
+            initial_peers=arguments.initial_peers,
+            wire_codec=arguments.wire_codec,
+            quantize=arguments.quantize,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            wait=arguments.wait,
+            on_progress=lambda text: status.update(escape(text)),
+        ) as model:
+            options = {
+                "raw": arguments.raw,
+                "max_new_tokens": arguments.max_new_tokens,
+                "temperature": arguments.temperature,
+                "top_k": arguments.top_k,
+                "top_p": arguments.top_p,
+                "repetition_penalty": arguments.repetition_penalty,
+                "seed": arguments.seed,
+                "stop": arguments.stop,
+                "ignore_eos": arguments.ignore_eos,
+            }
+            if arguments.json:
+                print_json(generation_report(await model.generate_detailed(prompt, **options)))
+                return
+            stream = model.stream(prompt, **options)
+            async for piece in stream:
+                status.stop()
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            status.stop()
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            if speak:
+                _print_route(stream.result)
+    finally:
+        status.stop()
+
+
+def read_prompt(text: str) -> str:
+    """The prompt itself, or standard input for ``-``. Raises UsageError when there is none."""
+    if text == "-":
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        if len(data) > MAX_PROMPT_BYTES:
+            raise UsageError(f"the prompt on standard input is over {MAX_PROMPT_BYTES} bytes")
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"the prompt on standard input is not UTF-8: {error.reason} at byte {error.start}",
+                hint="Convert it first, e.g. with iconv -t UTF-8.",
+            ) from error
+        text = text.removesuffix("\n")
+    if not text:
+        raise UsageError("the prompt is empty", hint="Pass some text, or - to read standard input.")
+    return text
+
+
+def generation_report(result: Any) -> dict[str, Any]:
+    """The object that ``generate --json`` prints; its keys are stable, units are in the names."""
+    return {
+        "text": result.text,
+        "model": result.model,
+        "prompt_token_ids": list(result.prompt_token_ids),
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason,
+        "route": [hop.as_dict() for hop in result.hops],
+        "timings": result.timings.as_dict(),
+        "repairs": result.repairs,
+    }
+
+
+def _print_route(result: Any) -> None:
+    console.print(route_table([hop.as_dict() for hop in result.hops]))
+    timings = result.timings
+    console.print(
+        f"{len(result.prompt_token_ids)} prompt tokens in {timings.prefill_s:.2f} s, "
+        f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
+        + (f", {result.repairs} repaired hops" if result.repairs else "")
+    )
+
+
+def route_table(hops: list[dict[str, Any]]) -> Table:
+    """The route an answer took, a line a hop."""
+    table = Table(title="Route", title_justify="left")
+    table.add_column("peer")
+    table.add_column("blocks")
+    for heading in ("ms/token", "queue", "compute", "codec", "wire", "sent", "received"):
+        table.add_column(heading, justify="right")
+    for hop in hops:
+        table.add_row(
+            f"…{hop['peer_id'][-12:]}",
+            hop["blocks"],
+            *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms")),
+            format_bytes(hop["bytes_sent"]),
+            format_bytes(hop["bytes_received"]),
+        )
+    return table

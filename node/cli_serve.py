@@ -1,0 +1,185 @@
+"""``swarm-node serve`` and ``swarm-node bootstrap``: a node with its signals, progress and status line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shlex
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from .bootstrap import run_bootstrap
+from .cli_output import console, events
+from .config import BootstrapConfig, NodeConfig, NodeEvent
+from .identity_files import IdentityClaim
+from .serve import Node
+
+STATUS_LINE_S = 1.0
+"""Seconds between refreshes of the status line at a terminal."""
+
+
+async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
+    def on_event(event: NodeEvent) -> None:
+        if arguments.json:
+            events.print(event.as_dict())
+        elif event.event == "listening":
+            _print_addresses(event, "Bootstrap node")
+            console.print(f"Join it:   {escape(_join_command(event, 'PATH_OR_NAME', '0-14'))}")
+            console.print("Ctrl-C stops it.")
+
+    with IdentityClaim(arguments.identity, "bootstrap") as identity:
+        config = BootstrapConfig(
+            identity=identity.path,
+            host=arguments.host,
+            port=arguments.port,
+            announce_maddrs=tuple(arguments.announce or ()),
+            initial_peers=tuple(arguments.initial_peers or ()),
+        )
+        running = asyncio.ensure_future(run_bootstrap(config, on_event))
+        with _on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def run_serve(arguments: argparse.Namespace) -> None:
+    with IdentityClaim(arguments.identity, "serve") as identity, _Display(arguments) as display:
+        config = NodeConfig(
+            model=arguments.model,
+            blocks=arguments.blocks,
+            initial_peers=tuple(arguments.initial_peers or ()),
+            identity=Path(identity.path),
+            host=arguments.host,
+            port=arguments.port,
+            announce_maddrs=tuple(arguments.announce or ()),
+            device=arguments.device,
+            dtype=arguments.dtype,
+            quantize=arguments.quantize,
+            threads=arguments.threads,
+            kv_cache_tokens=arguments.kv_cache_tokens,
+            drain_seconds=arguments.drain_seconds,
+        )
+        node = Node(config, display.on_event, on_progress=display.on_progress)
+        with _on_stop_signals(node.request_stop):
+            async with display.status_line(node):
+                await node.run()
+
+
+@contextlib.contextmanager
+def _on_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call ``stop``; a second Ctrl-C calls it again."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:
+    """The addresses with those of this machine only at the end."""
+    return tuple(sorted(maddrs, key=lambda maddr: maddr.startswith(("/ip4/127.", "/ip6/::1/"))))
+
+
+def _print_addresses(event: NodeEvent, what: str) -> None:
+    console.print(f"{what} {escape(event.peer_id)} listens at")
+    for maddr in _dialable(event.maddrs):
+        console.print(f"  {escape(maddr)}")
+
+
+def _join_command(event: NodeEvent, model: str, blocks: str) -> str:
+    address = _dialable(event.maddrs)[0] if event.maddrs else "ADDR"
+    return f"swarm-node serve --model {shlex.quote(model)} --blocks {blocks} --initial-peers {address}"
+
+
+class _Display:
+    """What a person sees of a serving node: a progress bar, what it serves, how to join, a status line."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._as_json = bool(arguments.json)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=console,
+            transient=True,
+            disable=self._as_json or not console.is_terminal,
+        )
+        self._task = self._progress.add_task("Loading", total=None, visible=False)
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_progress(self, done: int, total: int, label: str) -> None:
+        # rich's progress takes its own lock, so that the loading thread may call this.
+        self._progress.update(
+            self._task, completed=done, total=total, description=escape(label), visible=done < total
+        )
+
+    def on_event(self, event: NodeEvent) -> None:
+        if self._as_json:
+            events.print(event.as_dict())
+            return
+        details = event.details
+        match event.event:
+            case "listening":
+                _print_addresses(event, "Node")
+            case "loading":
+                console.print(f"Loading blocks {event.blocks} of {escape(event.model)} ...")
+            case "online":
+                self._progress.stop()
+                console.print(
+                    f"[green]Online[/]: blocks {event.blocks} of {escape(event.model)} as "
+                    f"{escape(str(details.get('weights', '')))}, {details.get('kv_cache_tokens')} tokens of "
+                    f"KV cache, {details.get('decode_ms_per_block'):.3f} ms per block and token, "
+                    f"prefill {details.get('prefill_tokens_per_s'):.0f} tokens/s"
+                )
+                if details.get("announced") is False:
+                    console.print("[yellow]The swarm did not take the announcement yet; trying again.[/]")
+                console.print("The next peer joins with:")
+                console.print(f"  {escape(_join_command(event, self._arguments.model, 'SPAN'))}")
+                console.print("Ctrl-C leaves cleanly.")
+            case "draining":
+                console.print(
+                    f"Draining: {details.get('sessions')} sessions have "
+                    f"{details.get('drain_seconds'):.0f} s to end; Ctrl-C again stops at once."
+                )
+            case "stopped":
+                console.print("Stopped; the announcement is withdrawn.")
+
+    @contextlib.asynccontextmanager
+    async def status_line(self, node: Node) -> AsyncIterator[None]:
+        """One line at the bottom of a terminal: load now. Nothing where there is no terminal."""
+        if self._as_json or not console.is_terminal:
+            yield
+            return
+        updating = asyncio.create_task(self._update_status(node), name="status-line")
+        try:
+            yield
+        finally:
+            updating.cancel()
+            await asyncio.gather(updating, return_exceptions=True)
+
+    async def _update_status(self, node: Node) -> None:
+        with console.status("Starting ...") as line:
+            while True:
+                if (statistics := node.statistics()) is not None:
+                    server = statistics.server
+                    line.update(
+                        f"{node.state} · {server.connections} peers · {server.sessions} sessions · "
+                        f"{server.queued} queued · {server.free_kv_tokens} of {server.total_kv_tokens} "
+                        "KV tokens free"
+                    )
+                await asyncio.sleep(STATUS_LINE_S)

@@ -1,0 +1,259 @@
+"""Runs a model cut into spans inside one process and compares what it predicts with the float32 model.
+
+Every variant reads the same windows of text as the reference, each window from position 0. A cut between
+blocks is emulated by encoding and decoding the activations, which is all that a real hop does to them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.client_model import ClientModel, load_client_model
+from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.swarm.codecs import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.types import Span
+
+HOPS = 3
+"""Serving processes of the demo: the route whose every edge one row emulates."""
+REFERENCE = LoadOptions(dtype="float32", quantize="none")
+DECODE_ROWS = 8
+"""Tokens at once that go through the kernels for decoding, which hold the weights in another form."""
+CHARACTERS_PER_TOKEN = 8
+"""More than any tokenizer makes of prose: how much text to encode for so many tokens."""
+
+
+def measure(
+    model: str,
+    text: str,
+    *,
+    tokens: int,
+    window: int,
+    cuts: int,
+    threads: int,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """The whole report, ready for JSON. Raises SwarmError for a bad model and UsageError for a short text."""
+    if threads:
+        torch.set_num_threads(threads)
+    progress("loading")
+    with open_checkpoint(model, client=True) as checkpoint, torch.inference_mode():
+        windows = _windows(checkpoint, text, tokens, window)
+        n_blocks = checkpoint.config.n_blocks
+        if cuts >= n_blocks:
+            raise UsageError(f"a model of {n_blocks} blocks cannot be cut {cuts} times")
+        inner = [round(n_blocks * i / (cuts + 1)) for i in range(1, cuts + 1)]
+        reference = LocalModel(checkpoint, REFERENCE)
+        variants = _variants(checkpoint, reference, inner)
+        perplexity = _run(reference, variants, windows, progress)
+        middle = reference.hidden_after(windows[0], inner[len(inner) // 2])
+        return {
+            "model": str(checkpoint.ref),
+            "tokens": len(windows) * window,
+            "positions": len(windows) * (window - 1),
+            "window": window,
+            "cuts": inner,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "reference": {"perplexity": perplexity},
+            "codecs": [v.result() for v in variants if v.model is reference],
+            "weights": [v.result() for v in variants if v.model is not reference],
+            "costs": [_cost(codec, middle) for codec in CODECS],
+        }
+
+
+class LocalModel:
+    """A whole model in this process, that can be cut anywhere."""
+
+    def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
+        self.n_blocks = checkpoint.config.n_blocks
+        self.blocks: SpanModel = load_span(checkpoint, Span(0, self.n_blocks), options)
+        self.client: ClientModel = load_client_model(checkpoint, options)
+
+    @property
+    def weights(self) -> str:
+        return self.blocks.weights
+
+    def logits(self, ids: Sequence[int], codec: str = "", edges: Sequence[int] = (), rows: int = 0) -> Tensor:
+        """(tokens, vocab) float32, with one round trip of the activations before each block of ``edges``.
+
+        ``rows``: tokens to send through at once, as a decoding node does (0: all, as in prefill).
+        """
+        cache = KVCache()
+        rows = rows or len(ids)
+        logits = []
+        for start in range(0, len(ids), rows):
+            piece = ids[start : start + rows]
+            logits.append(self.client.logits(self._hidden(piece, start, cache, codec, edges)))
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def hidden_after(self, ids: Sequence[int], blocks: int) -> Tensor:
+        """(tokens, hidden) between two blocks."""
+        cos, sin = self.blocks.rope([(0, len(ids))])
+        return self.blocks.forward(self.client.embed(ids), cos, sin, KVCache().attend, Span(0, blocks))
+
+    def _hidden(
+        self, ids: Sequence[int], start: int, cache: KVCache, codec: str, edges: Sequence[int]
+    ) -> Tensor:
+        x = self.client.embed(ids)
+        cos, sin = self.blocks.rope([(start, len(ids))])
+        at = 0
+        for edge in edges:  # n_blocks: after the last block
+            x = self._through(x, cos, sin, cache, at, edge)
+            x = decode(codec, encode(codec, x), *x.shape, x.dtype)
+            at = edge
+        return self._through(x, cos, sin, cache, at, self.n_blocks)
+
+    def _through(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, start: int, end: int) -> Tensor:
+        if start == end:
+            return x
+        return self.blocks.forward(x, cos, sin, cache.attend, Span(start, end))
+
+
+class KVCache:
+    """Keys and values of one window, and causal attention over them."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (T, heads, head_dim), k and v (T, kv_heads, head_dim) → (T, heads * head_dim)."""
+        if block in self._held:
+            k, v = (torch.cat(pair) for pair in zip(self._held[block], (k, v), strict=True))
+        self._held[block] = (k, v)
+        tokens, heads, _ = q.shape
+        group = heads // k.shape[1]
+        q, k, v = (
+            t.transpose(0, 1)[None] for t in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
+        )  # (1, heads, tokens, head_dim)
+        earlier = k.shape[2] - tokens
+        seen = torch.ones(tokens, k.shape[2], dtype=torch.bool).tril(earlier) if earlier else None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+        return out[0].transpose(0, 1).reshape(tokens, -1)
+
+
+@dataclass(slots=True)
+class Variant:
+    """A way to run the model, and what was summed up about it over all predictions so far."""
+
+    name: str
+    model: LocalModel
+    codec: str = ""
+    edges: Sequence[int] = ()
+    rows: int = 0
+    count: int = 0
+    kl: float = 0.0
+    same: int = 0
+    loss: float = 0.0  # differences of the negative log likelihood from the reference's, in nats
+    loss_squared: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, expected: Tensor, ids: Sequence[int]) -> None:
+        """``expected``: the reference's log probabilities (tokens - 1, vocab) for one window ``ids``."""
+        begun = time.perf_counter()
+        got = self.model.logits(ids, self.codec, self.edges, self.rows)[:-1].log_softmax(dim=-1)
+        self.seconds += time.perf_counter() - begun
+        target = torch.as_tensor(ids[1:])[:, None]
+        change = (expected.gather(1, target) - got.gather(1, target)).double()
+        self.count += len(ids) - 1
+        self.same += int((expected.argmax(dim=-1) == got.argmax(dim=-1)).sum())
+        self.loss += float(change.sum())
+        self.loss_squared += float(change.square().sum())
+        self.kl += float((expected.exp() * (expected - got)).sum(dim=-1).double().sum())
+
+    def result(self) -> dict[str, Any]:
+        """Means; the error is one standard error of the paired difference in log perplexity."""
+        mean = self.loss / self.count
+        variance = max(0.0, self.loss_squared / self.count - mean**2)
+        return {
+            "name": self.name,
+            "codec": self.codec,
+            "edges": list(self.edges),
+            "weights": self.model.weights,
+            "tokens_at_once": self.rows or None,
+            "kl": self.kl / self.count,
+            "perplexity_change": math.expm1(mean),
+            "perplexity_change_error": math.sqrt(variance / self.count),
+            "same_top_token": self.same / self.count,
+            "seconds": self.seconds,
+        }
+
+
+def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]) -> list[Variant]:
+    n_blocks = reference.n_blocks
+    hops = [round(n_blocks * i / HOPS) for i in range(HOPS + 1)]
+    # Through the client: it decodes what a hop sends and encodes it again for the next.
+    every_edge = [hops[0], *(edge for edge in hops[1:-1] for _ in range(2)), hops[-1]]
+    variants = [Variant(codec, reference, codec, cuts) for codec in CODECS]
+    name = f"{DEFAULT_CODEC} on all {len(every_edge)} edges of {HOPS} hops"
+    variants.append(Variant(name, reference, DEFAULT_CODEC, every_edge))
+    for quantize in ("int8", "int4", "auto"):
+        model = LocalModel(checkpoint, LoadOptions(quantize=quantize))
+        name = f"{'default' if quantize == 'auto' else quantize} = {model.weights}"
+        variants.append(Variant(f"{name}, prefill", model))
+        variants.append(Variant(f"{name}, decode", model, rows=DECODE_ROWS))
+    name = f"default, decode, with {DEFAULT_CODEC} on all edges of {HOPS} hops"
+    variants.append(Variant(name, model, DEFAULT_CODEC, every_edge, DECODE_ROWS))
+    return variants
+
+
+def _run(
+    reference: LocalModel,
+    variants: Sequence[Variant],
+    windows: Sequence[list[int]],
+    progress: Callable[[str], None],
+) -> float:
+    """Fills the variants in; returns the reference's perplexity."""
+    loss = 0.0
+    for done, ids in enumerate(windows):
+        expected = reference.logits(ids)[:-1].log_softmax(dim=-1)  # (tokens - 1, vocab)
+        loss -= float(expected.gather(1, torch.as_tensor(ids[1:])[:, None]).double().sum())
+        for variant in variants:
+            progress(f"window {done + 1} of {len(windows)}: {variant.name}")
+            variant.add(expected, ids)
+    return math.exp(loss / sum(len(ids) - 1 for ids in windows))
+
+
+def _windows(checkpoint: Checkpoint, text: str, tokens: int, window: int) -> list[list[int]]:
+    """Consecutive pieces of the text, each with the special tokens that the model wants in front."""
+    tokenizer = checkpoint.tokenizer()
+    front = tokenizer.encode("", add_special=True)
+    ids = tokenizer.encode(text[: tokens * CHARACTERS_PER_TOKEN], add_special=False)
+    each = window - len(front)
+    count = tokens // window
+    if len(ids) < count * each:
+        raise UsageError(
+            f"the text has {len(ids)} tokens; {count * each} are asked for",
+            hint="Give a longer --text or fewer --tokens.",
+        )
+    return [[*front, *ids[i * each : (i + 1) * each]] for i in range(count)]
+
+
+def _cost(codec: str, hidden: Tensor) -> dict[str, Any]:
+    """Bytes per value, and microseconds to encode and decode one row and all rows of real activations."""
+    tokens, width = hidden.shape
+    return {
+        "name": codec,
+        "bytes_per_value": payload_bytes(codec, tokens, width) / (tokens * width),
+        "rows": {str(n): _round_trip_us(codec, hidden[-n:], 2000 // n + 5) for n in (1, tokens)},
+    }
+
+
+def _round_trip_us(codec: str, rows: Tensor, repeats: int) -> float:
+    """The median of ``repeats`` measurements."""
+    taken = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        decode(codec, encode(codec, rows), *rows.shape, rows.dtype)
+        taken.append(time.perf_counter() - begun)
+    return sorted(taken)[len(taken) // 2] * 1e6

@@ -1,0 +1,94 @@
+"""What a person types, against processes as a person would start them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from harness import Cli
+from local_swarm import LocalSwarm
+
+from swarm_node.client import SwarmModel, generate
+
+pytestmark = [pytest.mark.swarm, pytest.mark.model]
+
+QUESTION = "What is the capital of France?"
+ANSWER = "The capital of France is Paris."
+
+
+def _generate(swarm: LocalSwarm, *more: str) -> list[str]:
+    return ["generate", "--model", swarm.model, "--initial-peers", swarm.initial_peers[0], *more]
+
+
+def test_generate_prints_the_answer_and_only_the_answer(default_swarm: LocalSwarm, cli: Cli) -> None:
+    done = cli(*_generate(default_swarm, QUESTION))
+    assert (done.returncode, done.stdout) == (0, ANSWER + "\n"), done.stderr
+    for blocks in ("0-9", "10-19", "20-29"):
+        assert blocks in done.stderr, "the route goes to standard error"
+
+
+def test_generate_reads_standard_input(default_swarm: LocalSwarm, cli: Cli) -> None:
+    done = cli(*_generate(default_swarm, "--quiet", "-"), stdin=QUESTION)
+    assert (done.returncode, done.stdout, done.stderr) == (0, ANSWER + "\n", "")
+
+
+def test_generate_json_is_one_stable_object(default_swarm: LocalSwarm, cli: Cli) -> None:
+    done = cli(*_generate(default_swarm, "--json", QUESTION))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result) == {
+        *("text", "prompt_token_ids", "token_ids", "finish_reason", "route", "timings", "repairs", "model")
+    }
+    assert result["text"] == ANSWER
+    assert result["finish_reason"] == "stop"
+    assert [hop["blocks"] for hop in result["route"]] == ["0-9", "10-19", "20-29"]
+    for hop in result["route"]:
+        assert {"peer_id", "ms_per_token", "bytes_sent", "bytes_received"} <= set(hop)
+
+
+def test_generate_raw_and_length(default_swarm: LocalSwarm, cli: Cli) -> None:
+    done = cli(*_generate(default_swarm, "--json", "--raw", "--max-new-tokens", "5", "Once upon a time"))
+    result = json.loads(done.stdout)
+    assert len(result["prompt_token_ids"]) == 4
+    assert (len(result["token_ids"]), result["finish_reason"]) == (5, "length")
+
+
+def test_status_shows_who_serves_what(default_swarm: LocalSwarm, cli: Cli) -> None:
+    table = cli("status", "--initial-peers", default_swarm.initial_peers[0])
+    assert table.returncode == 0, table.stderr
+    for text in ("0-9", "10-19", "20-29", "online", "all 30 blocks are served"):
+        assert text in table.stderr + table.stdout
+    done = cli("status", "--json", "--initial-peers", default_swarm.initial_peers[0])
+    (model,) = json.loads(done.stdout)["models"]
+    assert model["missing"] == []
+    assert all(node["decode_ms_per_block"] > 0 for node in model["nodes"])
+    assert all(node["free_kv_tokens"] == node["total_kv_tokens"] == 16384 for node in model["nodes"])
+
+
+def test_python_in_three_lines(default_swarm: LocalSwarm) -> None:
+    text = generate(QUESTION, model=default_swarm.model, initial_peers=default_swarm.initial_peers)
+    assert text == ANSWER
+
+
+def test_sessions_sampling_and_streaming(default_swarm: LocalSwarm) -> None:
+    with SwarmModel.connect(model=default_swarm.model, initial_peers=default_swarm.initial_peers) as model:
+        pieces = list(model.stream(QUESTION))
+        assert "".join(pieces) == ANSWER
+        assert len(pieces) > 3
+        sampled = [model.generate("A word:", temperature=1.0, seed=7, max_new_tokens=8) for _ in range(2)]
+        assert sampled[0] == sampled[1]
+        chat = [
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "assistant", "content": "Hello Ada!"},
+            {"role": "user", "content": "What is my name?"},
+        ]
+        assert "Ada" in model.generate(chat, max_new_tokens=20)
+        assert model.generate(QUESTION, stop=[" Paris"]) == "The capital of France is"
+
+
+def test_serving_processes_stay_small(default_swarm: LocalSwarm) -> None:
+    """Under 700 MB and weights and cache, each; weights of ten blocks and 16384 tokens take under 300 MB."""
+    import psutil
+
+    for node in default_swarm.nodes:
+        assert psutil.Process(node.pid).memory_info().rss < 1000e6

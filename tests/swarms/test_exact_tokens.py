@@ -1,0 +1,65 @@
+"""A three-process swarm in float32 gives the tokens that transformers gives on the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from local_swarm import LocalSwarm
+
+from swarm_node.client import SwarmModel
+
+pytestmark = [pytest.mark.swarm, pytest.mark.model]
+
+NEW_TOKENS = 48
+PROMPTS = [
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain why the sky is blue to a child.",
+    "def fibonacci(n):",
+    "List three uses of a paper clip.",
+    "Translate to German: The weather is nice today.",
+    "Count from 1 to 20.",
+    "Ünïcödé, emoji 🎉 and   spaces:",
+    "Who wrote Moby Dick, and when?",
+]
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2_path: Path) -> tuple[object, object]:
+    """transformers' own reading of the same GGUF file, in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(smollm2_path.parent), smollm2_path.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+def test_greedy_tokens_equal_transformers(exact_swarm: LocalSwarm, reference: tuple) -> None:
+    hf_model, hf_tokenizer = reference
+    with SwarmModel.connect(
+        model=str(exact_swarm.model),
+        initial_peers=exact_swarm.initial_peers,
+        wire_codec="none",
+        quantize="none",
+        dtype="float32",
+    ) as model:
+        for prompt in PROMPTS:
+            ids = hf_tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+            )
+            with torch.inference_mode():
+                expected = hf_model.generate(
+                    torch.tensor([ids]),
+                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                    max_new_tokens=NEW_TOKENS,
+                    min_new_tokens=NEW_TOKENS,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=2,
+                )[0, len(ids) :].tolist()
+            answer = model.generate_detailed(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+            assert list(answer.prompt_token_ids) == ids, prompt
+            assert list(answer.token_ids) == expected, prompt
+            assert [str(hop.span) for hop in answer.route.hops] == ["0-9", "10-19", "20-29"]

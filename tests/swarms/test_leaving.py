@@ -1,0 +1,61 @@
+"""Nodes that leave, politely or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import ONE_THREAD, Cli
+from local_swarm import LocalSwarm
+
+from swarm_node.client import SwarmModel
+
+pytestmark = [pytest.mark.swarm, pytest.mark.model]
+
+PROMPT = "Count from 1 to 20."
+
+
+def _status(cli: Cli, swarm: LocalSwarm) -> dict:
+    (model,) = json.loads(cli("status", "--json", "--initial-peers", swarm.initial_peers[0]).stdout)["models"]
+    return model
+
+
+def test_a_node_that_is_killed_mid_answer_costs_no_token(smollm2_path: Path) -> None:
+    options = [*ONE_THREAD, "--quantize", "none", "--dtype", "float32"]
+    with (
+        LocalSwarm(smollm2_path, ["0-14", "15-29", "15-29"], serve_options=options) as swarm,
+        SwarmModel.connect(
+            model=swarm.model, initial_peers=swarm.initial_peers, wire_codec="none", dtype="float32"
+        ) as model,
+    ):
+        undisturbed = model.generate_detailed(PROMPT, max_new_tokens=40, ignore_eos=True)
+        used = {hop.peer_id for hop in undisturbed.route.hops}
+        stream = model.stream(PROMPT, max_new_tokens=40, ignore_eos=True)
+        text = next(stream)
+        for node in swarm.nodes[1:]:
+            if node.events[-1]["peer_id"] in used:
+                node.kill()
+        text += "".join(stream)
+        assert text == undisturbed.text
+
+
+def test_a_clean_exit_disappears_at_once_and_names_the_hole(smollm2_path: Path, cli: Cli) -> None:
+    with LocalSwarm(smollm2_path, ["0-14", "15-29"], serve_options=ONE_THREAD) as swarm:
+        assert _status(cli, swarm)["missing"] == []
+        leaving = swarm.nodes[1]
+        assert leaving.stop() == 0
+        assert [event["event"] for event in _drained(leaving)][-2:] == ["draining", "stopped"]
+        assert _status(cli, swarm)["missing"] == ["15-29"]
+        done = cli("generate", "--model", swarm.model, "--initial-peers", swarm.initial_peers[0], "Hi")
+        assert done.returncode == 5
+        lines = done.stderr.strip().splitlines()
+        assert "15-29" in done.stderr
+        assert swarm.nodes[0].events[-1]["peer_id"][-6:] in done.stderr, "says who was seen"
+        assert "Traceback" not in done.stderr
+        assert len([line for line in lines if line.startswith(("error:", "       "))]) <= 2
+
+
+def _drained(node: object) -> list[dict]:
+    node.wait_for("stopped", timeout=5)  # type: ignore[attr-defined]
+    return node.events  # type: ignore[attr-defined]
