@@ -14,7 +14,7 @@ from hivemind.dht.routing import DHTID
 from ..swarm.errors import LocalProtocolError, NetworkError, RemoteProtocolError
 from ..swarm.identity import Identity
 from ..swarm.types import ModelRef, NodeInfo
-from . import layout
+from . import hivemind_noise, layout
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
 from .directory import TTL_S
 from .envelope import seal
@@ -71,6 +71,7 @@ class HivemindDirectory:
         NetworkError if all their clocks differ from ``clock`` (Unix time in seconds) by more than 3 s.
         Whoever shares a DHT must use the same ``ttl``.
         """
+        hivemind_noise.hush()
         node = await DHTNode.create(
             p2p=transport.p2p,
             node_id=DHTID.generate(source=identity.peer_id.encode()),  # the same after a restart
