@@ -15,14 +15,15 @@ from torch import Tensor
 from .kv_cache import SessionKv
 
 QUERY_ROWS = 128
-"""Prompt rows attended at once on CPU. Its SDPA computes masked keys too, so cutting a chunk into rows that see
-only the keys before their own end saves up to a third of the time (512 rows, 2 threads: 4.2 against 3.3 ms a
-block); fewer rows a call cost more in calls than they save."""
+"""Prompt rows attended at once on CPU. Its SDPA computes masked keys too, so cutting a chunk into rows that
+see only the keys before their own end saves up to a third of the time (512 rows, 2 threads: 4.2 against 3.3
+ms a block); fewer rows a call cost more in calls than they save."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``count`` tokens of one session: rows ``row`` to ``row + count`` of the batch, positions from ``start`` on."""
+    """``count`` tokens of one session: rows ``row`` to ``row + count`` of the batch, positions from
+    ``start`` on."""
 
     kv: SessionKv
     row: int
@@ -33,8 +34,8 @@ class Piece:
 class BatchAttention:
     """The ``attend`` function of one forward pass over ``pieces``: appends keys and values, then attends.
 
-    Masks are built once and shared by all blocks. Does not touch ``SessionKv.length``: the engine sets it once
-    the whole span has been computed, so a failed batch leaves every session as it was.
+    Masks are built once and shared by all blocks. Does not touch ``SessionKv.length``: the engine sets it
+    once the whole span has been computed, so a failed batch leaves every session as it was.
     """
 
     __slots__ = ("_masks", "_pieces")
@@ -43,7 +44,8 @@ class BatchAttention:
         self._pieces = pieces
         compute = _compute_dtype(dtype, device)
         self._masks: list[Tensor | None] = [
-            None if piece.count == 1 else _causal_mask(piece.start, piece.count, compute, device) for piece in pieces
+            None if piece.count == 1 else _causal_mask(piece.start, piece.count, compute, device)
+            for piece in pieces
         ]
 
     def __call__(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -52,12 +54,16 @@ class BatchAttention:
         kv_heads = k.shape[1]
         group = heads // kv_heads
         if len(self._pieces) == 1 and self._pieces[0].count == 1:
-            return _decode(self._pieces[0], block, q, k, v, kv_heads, group, head_dim).view(1, heads * head_dim)
+            return _decode(self._pieces[0], block, q, k, v, kv_heads, group, head_dim).view(
+                1, heads * head_dim
+            )
         out = q.new_empty((rows, heads, head_dim))
         for piece, mask in zip(self._pieces, self._masks, strict=True):
             row, end = piece.row, piece.row + piece.count
             if mask is None:
-                attended = _decode(piece, block, q[row:end], k[row:end], v[row:end], kv_heads, group, head_dim)
+                attended = _decode(
+                    piece, block, q[row:end], k[row:end], v[row:end], kv_heads, group, head_dim
+                )
                 out[row] = attended.view(heads, head_dim)
             else:
                 _prefill(piece, block, q[row:end], k[row:end], v[row:end], mask, out[row:end])
@@ -94,18 +100,24 @@ def _prefill(piece: Piece, block: int, q: Tensor, k: Tensor, v: Tensor, mask: Te
     keys, values = kv.keys[block - kv.span.start], kv.values[block - kv.span.start]
     keys[:, start:end] = k.transpose(0, 1)
     values[:, start:end] = v.transpose(0, 1)
-    # The CPU kernel is faster in float32 than in 16 bits even with the conversion (512 rows: 3.5 against 5.5 ms).
+    # The CPU kernel is faster in float32 than in 16 bits even with the conversion (512 rows, 1 thread:
+    # 5.6 against 7.8 ms).
     dtype = mask.dtype
     keys = keys[:, :end].to(dtype)[:, None].expand(kv_heads, group, end, head_dim)
     values = values[:, :end].to(dtype)[:, None].expand(kv_heads, group, end, head_dim)
-    queries = q.to(dtype).reshape(count, kv_heads, group, head_dim).permute(1, 2, 0, 3)  # (kv_heads, group, n, hd)
+    queries = (
+        q.to(dtype).reshape(count, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+    )  # (kv_heads, group, n, hd)
     grouped_out = out.view(count, kv_heads, group, head_dim)
     rows = QUERY_ROWS if q.device.type == "cpu" else count
     for first in range(0, count, rows):
         last = min(first + rows, count)
         seen = start + last
         attended = F.scaled_dot_product_attention(
-            queries[:, :, first:last], keys[:, :, :seen], values[:, :, :seen], attn_mask=mask[first:last, :seen]
+            queries[:, :, first:last],
+            keys[:, :, :seen],
+            values[:, :, :seen],
+            attn_mask=mask[first:last, :seen],
         )
         grouped_out[first:last] = attended.permute(2, 0, 1, 3)
 

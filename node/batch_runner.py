@@ -52,7 +52,8 @@ class BatchRunner:
         return finished
 
     def _prepare(self, job: StepJob, piece: Slice[Lane]) -> StepOutcome | None:
-        """Roll the cache back and decode the payload before a step's first slice; an outcome if it cannot run."""
+        """Roll the cache back and decode the payload before a step's first slice; an outcome if it cannot
+        run."""
         lane = job.lane
         if lane.closed:
             return StepDropped()
@@ -112,11 +113,11 @@ class BatchRunner:
             inputs.append(job.x[piece.offset : piece.offset + piece.count])
             row += piece.count
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-        cos, sin = self._model.rope([(piece.start, piece.count) for piece in pieces])
+        cos, sin = self._model.rope([(each.start, each.count) for each in pieces])
         attend = BatchAttention(pieces, self._model.dtype, self._model.device)
         hidden = self._model.forward(x, cos, sin, attend, span)
-        for piece in pieces:
-            piece.kv.length = piece.start + piece.count
+        for computed in pieces:
+            computed.kv.length = computed.start + computed.count
         if not self._on_cpu:
             getattr(torch, self._model.device.type).synchronize()
         self.tokens += row

@@ -1,7 +1,7 @@
 """The sole owner of the device: one compute thread that batches whatever steps are ready.
 
-The event loop hands steps over through one C queue and gets the results of a whole batch back in one callback:
-two thread hand-offs a batch, however many sessions are in it, and no asyncio task per step.
+The event loop hands steps over through one C queue and gets the results of a whole batch back in one
+callback: two thread hand-offs a batch, however many sessions are in it, and no asyncio task per step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
-    """Since the start: ``tokens`` computed in ``batches`` forward passes. ``queued`` steps have no result yet."""
+    """Since the start: ``tokens`` computed in ``batches`` forward passes. ``queued`` steps have no result
+    yet."""
 
     tokens: int
     batches: int
@@ -47,7 +48,8 @@ class _Call:
 
 
 class Engine:
-    """Computes steps in order of the scheduler. Create and use it in a running event loop; ``start`` before use.
+    """Computes steps in order of the scheduler. Create and use it in a running event loop; ``start`` before
+    use.
 
     ``threads``: what torch may use for one operation. A process runs one engine.
     """
@@ -67,7 +69,8 @@ class Engine:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the compute thread after its current batch; steps that wait are dropped. May be called again."""
+        """End the compute thread after its current batch; steps that wait are dropped. May be called
+        again."""
         if self._thread.is_alive():
             self._stopping = True
             self._inbox.put(None)
@@ -113,12 +116,15 @@ class Engine:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._take_in():
-                if not self._scheduler:
-                    continue
-                finished = self._runner.run(self._scheduler.next_batch())
-                if finished:
-                    self._post(self._deliver, finished)
+                self._compute()
         self._drop_all()
+
+    def _compute(self) -> None:
+        # A function of its own: its locals would keep closed sessions' memory while the thread waits.
+        if self._scheduler:
+            finished = self._runner.run(self._scheduler.next_batch())
+            if finished:
+                self._post(self._deliver, finished)
 
     def _take_in(self) -> bool:
         """Schedule everything in the inbox, waiting for something if nothing is scheduled. False: stop."""

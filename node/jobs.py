@@ -18,7 +18,8 @@ class Lane:
     """A session as the compute thread sees it: its KV cache and the steps that wait for it.
 
     ``closed`` is set by the event loop and read by the compute thread, which then drops what waits; all else
-    belongs to the compute thread once the first step is submitted. Compared by identity: it is a dictionary key.
+    belongs to the compute thread once the first step is submitted. Compared by identity: it is a dictionary
+    key.
     """
 
     kv: SessionKv
@@ -65,7 +66,8 @@ StepOutcome = StepDone | StepFailed | StepDropped
 
 @dataclass(eq=False, slots=True)
 class StepJob:
-    """One STEP on its way through the engine. ``arrived_ns`` is of time.perf_counter_ns; ``deadline_ns`` too, 0: none.
+    """One STEP on its way through the engine. ``arrived_ns`` is of time.perf_counter_ns; ``deadline_ns``
+    too, 0: none.
 
     ``done`` is called in the event loop, once.
     """

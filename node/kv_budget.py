@@ -73,7 +73,8 @@ class KvBudget:
         return 1 <= blocks <= self._n_blocks and 1 <= tokens <= self._total_tokens * self._n_blocks // blocks
 
     def reserve(self, holder: Hashable, tokens: int, blocks: int) -> bool:
-        """Give ``holder`` room for ``tokens`` over ``blocks`` blocks; False, and nothing changed, if there is none.
+        """Give ``holder`` room for ``tokens`` over ``blocks`` blocks; False, and nothing changed, if there
+        is none.
 
         Raises LocalProtocolError for a holder that has a reservation already or for impossible numbers.
         """

@@ -22,7 +22,13 @@ class SessionKv:
     __slots__ = ("keys", "length", "max_tokens", "span", "values")
 
     def __init__(
-        self, span: Span, max_tokens: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        span: Span,
+        max_tokens: int,
+        n_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.span = span
         self.max_tokens = max_tokens

@@ -15,9 +15,9 @@ class NodeSession:
 
     __slots__ = ("hop", "inflight", "key", "lane", "last_answer", "last_used", "session")
 
-    def __init__(self, session: bytes, key: tuple[int, bytes], hop: HopSession, lane: Lane, now: float) -> None:
+    def __init__(self, session: bytes, key: int, hop: HopSession, lane: Lane, now: float) -> None:
         self.session = session
-        self.key = key  # unique on the node; the id alone is unique on its connection only
+        self.key = key  # of its reservation: unlike the client's id, never used twice
         self.hop = hop
         self.lane = lane
         self.inflight = 0

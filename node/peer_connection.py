@@ -56,19 +56,20 @@ RETRY_AFTER_MS = 1000
 
 
 class PeerConnection:
-    """Serves one stream. ``serial`` is unique on the node and keeps equal session ids of two clients apart."""
+    """Serves one stream in the task that calls ``run``."""
 
-    def __init__(self, server: NodeServer, connection: Connection, serial: int) -> None:
+    def __init__(self, server: NodeServer, connection: Connection) -> None:
         self._server = server
         self._connection = connection
-        self._serial = serial
         self._sessions: dict[bytes, NodeSession] = {}
         self._max_step_tokens = 0
         self._pending_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
         self._undrained = False
+        self._ending = False
         self._closed = False
+        self._task: asyncio.Task[None] | None = None
         self.welcomed = False
         self.last_heard = server.now()
 
@@ -78,23 +79,12 @@ class PeerConnection:
 
     async def run(self) -> None:
         """Serve until the stream ends; every session of it is freed by then."""
+        self._task = asyncio.current_task()
         try:
-            while True:
-                try:
-                    message = await self._connection.receive()
-                except RemoteProtocolError as error:
-                    if error.code is not ErrorCode.UNKNOWN_KIND or not self.welcomed:
-                        raise
-                    self._post(error_message(error))  # the stream is still in step
-                    continue
-                self.last_heard = self._server.now()
-                self._dispatch(message)
-                if self._undrained:
-                    # A client that does not read its answers is not read either.
-                    self._undrained = False
-                    await self._connection.stream.drain()
-                if not self._room.is_set():
-                    await self._room.wait()
+            await self._read()
+        except asyncio.CancelledError:
+            if not self._ending or self._task is None or self._task.uncancel():
+                raise
         except (RemoteProtocolError, PeerError) as error:
             log.info("event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message)
             await self._farewell(error_message(error, retriable=False))
@@ -108,6 +98,24 @@ class PeerConnection:
             for session in list(self._sessions.values()):
                 self._close_session(session)
             self._connection.close()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                message = await self._connection.receive()
+            except RemoteProtocolError as error:
+                if error.code is not ErrorCode.UNKNOWN_KIND or not self.welcomed:
+                    raise
+                self._post(error_message(error))  # the stream is still in step
+            else:
+                self.last_heard = self._server.now()
+                self._dispatch(message)
+            if self._undrained:
+                # A client that does not read its answers is not read either.
+                self._undrained = False
+                await self._connection.stream.drain()
+            if not self._room.is_set():
+                await self._room.wait()
 
     def sweep(self, now: float) -> None:
         """Close what nobody uses: called by the server every few seconds with its clock's time."""
@@ -131,11 +139,15 @@ class PeerConnection:
                 )
 
     def close(self, reason: ErrorMessage | None = None) -> None:
-        """End the stream; ``run`` then frees the sessions and returns."""
+        """End the stream; ``run`` then frees the sessions and returns, whatever it waits for."""
+        if self._ending or self._closed:
+            return
+        self._ending = True
         if reason is not None:
             self._try_post(reason)
-        self._room.set()
         self._connection.close()
+        if self._task is not None:
+            self._task.cancel()
 
     # Messages, in the order a client sends them. None of these awaits.
 
@@ -157,7 +169,11 @@ class PeerConnection:
                 self._require_hello("REPLAY")
                 self._post(
                     ErrorMessage(
-                        message.session, None, ErrorCode.UNSUPPORTED, "this node keeps no journal to replay", False
+                        message.session,
+                        None,
+                        ErrorCode.UNSUPPORTED,
+                        "this node keeps no journal to replay",
+                        False,
                     )
                 )
             case _:
@@ -169,7 +185,8 @@ class PeerConnection:
             raise RemoteProtocolError("HELLO came twice")
         if PROTOCOL_VERSION not in hello.versions:
             raise RemoteProtocolError(
-                f"this node speaks version {PROTOCOL_VERSION}, the client {', '.join(map(str, hello.versions))}",
+                f"this node speaks version {PROTOCOL_VERSION}, "
+                f"the client {', '.join(map(str, hello.versions))}",
                 hint="Use the same major version of swarm-node on both sides.",
                 code=ErrorCode.UNSUPPORTED_VERSION,
             )
@@ -218,23 +235,22 @@ class PeerConnection:
 
     def _on_open(self, request: Open) -> None:
         self._require_hello("OPEN")
-        answer = self._try_open(request)
-        self._post(answer)
+        self._post(self._try_open(request))
 
-    def _try_open(self, request: Open) -> Opened | Busy | Refused:
+    def _try_open(self, request: Open) -> Opened | Busy | Refused | ErrorMessage:
         server, session = self._server, request.session
         if session in self._sessions:
-            # Not REFUSED, which a client would take for the end of the session that is open.
-            raise RemoteProtocolError(
-                f"session {session.hex()} is open already", code=ErrorCode.DUPLICATE_SESSION
-            )
+            text = f"session {session.hex()} is open already"
+            return ErrorMessage(session, None, ErrorCode.DUPLICATE_SESSION, text, False)
         if (refusal := server.refusal(request)) is not None:
             return refusal
-        if (busy := server.reserve(self.peer_id, self._serial, request)) is not None:
-            return busy
-        key = (self._serial, session)
+        key = server.reserve(self.peer_id, request)
+        if isinstance(key, Busy):
+            return key
         try:
-            lane = server.engine.open_lane(request.span, request.max_tokens, request.codec, request.reply_codec)
+            lane = server.engine.open_lane(
+                request.span, request.max_tokens, request.codec, request.reply_codec
+            )
         except MemoryError as error:
             log.warning("event=kv_allocation_failed tokens=%d error=%r", request.max_tokens, str(error)[:200])
             server.release(self.peer_id, key)
@@ -334,7 +350,7 @@ class PeerConnection:
                 return
             case failed:
                 answer = ErrorMessage(
-                    session.session, job.step, failed.code, failed.message[:500], failed.retriable, failed.hint[:500]
+                    session.session, job.step, failed.code, failed.message, failed.retriable, failed.hint
                 )
         if job.step == session.hop.last_step:
             session.keep(answer)

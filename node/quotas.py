@@ -10,8 +10,8 @@ from ..swarm.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a node. ``pending_bytes``: payloads of one connection that wait for the engine before its reader
-    pauses. Seconds for times."""
+    """Bounds of a node. ``pending_bytes``: payloads of one connection that wait for the engine before its
+    reader pauses. Seconds for times."""
 
     max_sessions: int = 256
     max_sessions_per_peer: int = 64

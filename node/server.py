@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +20,10 @@ from .kv_budget import KvBudget
 from .peer_connection import RETRY_AFTER_MS, PeerConnection
 from .quotas import Limits, Tally
 
-log = logging.getLogger(__name__)
-
-SessionKey = tuple[int, bytes]
-
 
 @dataclass(frozen=True, slots=True)
 class ServerStatistics:
-    """A moment's load, and ``bytes`` since the start of the connections that are open."""
+    """A moment's load."""
 
     state: NodeState
     connections: int
@@ -91,7 +86,7 @@ class NodeServer:
             )
             connection.close()
             return
-        served = PeerConnection(self, connection, next(self._serials))
+        served = PeerConnection(self, connection)
         self._connections.add(served)
         self._connection_tally.add(peer_id)
         try:
@@ -127,16 +122,16 @@ class NodeServer:
     def close(self) -> None:
         """End every stream, telling clients that this node leaves."""
         self.begin_drain()
-        farewell = ErrorMessage(None, None, ErrorCode.DRAINING, "this node is leaving", True, "Use another peer.")
+        farewell = ErrorMessage(
+            None, None, ErrorCode.DRAINING, "this node is leaving", True, "Use another peer."
+        )
         for connection in list(self._connections):
             connection.close(farewell)
 
     # What a connection asks its server.
 
     def pong(self, nonce: int) -> Pong:
-        return Pong(
-            nonce, len(self._session_tally), self.engine.queued, self._budget.free_tokens, self.state
-        )
+        return Pong(nonce, len(self._session_tally), self.engine.queued, self._budget.free_tokens, self.state)
 
     def refusal(self, request: Open) -> Refused | None:
         """Why a session can never be opened as asked; None if it could."""
@@ -145,10 +140,13 @@ class NodeServer:
             return Refused(request.session, code, message, hint)
 
         if self.state is NodeState.DRAINING:
-            return refused(ErrorCode.DRAINING, "this node is leaving and takes no new sessions", "Use another peer.")
+            return refused(
+                ErrorCode.DRAINING, "this node is leaving and takes no new sessions", "Use another peer."
+            )
         if not self.span.covers(request.span):
             return refused(
-                ErrorCode.SPAN_NOT_SERVED, f"blocks {request.span} are not served here; this node has {self.span}"
+                ErrorCode.SPAN_NOT_SERVED,
+                f"blocks {request.span} are not served here; this node has {self.span}",
             )
         for codec in (request.codec, request.reply_codec):
             if codec not in self.codecs:
@@ -156,8 +154,11 @@ class NodeServer:
                     ErrorCode.UNSUPPORTED_CODEC, f"codec {codec} is not one of {', '.join(self.codecs)}"
                 )
         if request.batch != 1:
-            return refused(ErrorCode.UNSUPPORTED, f"a batch of {request.batch} sequences in one session is not offered",
-                           "Open one session for each sequence.")  # fmt: skip
+            return refused(
+                ErrorCode.UNSUPPORTED,
+                f"a batch of {request.batch} sequences in one session is not offered",
+                "Open one session for each sequence.",
+            )
         if request.downstream is not None:
             return refused(ErrorCode.UNSUPPORTED, "this node does not send results on to another peer")
         if request.max_tokens > self._context_tokens:
@@ -174,8 +175,8 @@ class NodeServer:
             )
         return None
 
-    def reserve(self, peer_id: str, serial: int, request: Open) -> Busy | None:
-        """Take a session slot and KV cache for a session; BUSY, and nothing taken, if there is no room now."""
+    def reserve(self, peer_id: str, request: Open) -> int | Busy:
+        """Take a session slot and KV cache; returns the key to release them, or BUSY, with nothing taken."""
         if self._session_tally.peer_is_full(peer_id):
             return Busy(
                 request.session,
@@ -184,7 +185,8 @@ class NodeServer:
             )
         if self._session_tally.is_full():
             return Busy(request.session, RETRY_AFTER_MS, f"all {self.limits.max_sessions} sessions are taken")
-        if not self._budget.reserve((serial, request.session), request.max_tokens, len(request.span)):
+        key = next(self._serials)
+        if not self._budget.reserve(key, request.max_tokens, len(request.span)):
             return Busy(
                 request.session,
                 RETRY_AFTER_MS,
@@ -192,9 +194,9 @@ class NodeServer:
             )
         self._session_tally.add(peer_id)
         self._idle.clear()
-        return None
+        return key
 
-    def release(self, peer_id: str, key: SessionKey) -> None:
+    def release(self, peer_id: str, key: int) -> None:
         """Give back what ``reserve`` took."""
         self._budget.release(key)
         self._session_tally.remove(peer_id)

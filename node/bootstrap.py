@@ -1,0 +1,52 @@
+"""A bootstrap node: a meeting point for the DHT that serves no blocks."""
+
+from __future__ import annotations
+
+import logging
+
+from ..swarm.errors import SwarmError
+from ..swarm.identity import Identity
+from .config import BootstrapConfig, NodeEvent, OnEvent
+from .network import Network, open_network
+
+__all__ = ["BootstrapConfig", "run_bootstrap"]
+
+log = logging.getLogger(__name__)
+
+
+async def run_bootstrap(
+    config: BootstrapConfig, on_event: OnEvent, *, network: Network | None = None
+) -> None:
+    """Listen and keep the DHT together until cancelled. Raises SwarmError, after an ``error`` event.
+
+    Events: ``listening`` with the addresses others join through, ``online``, ``stopped``.
+    """
+    peer_id = ""
+    maddrs: tuple[str, ...] = ()
+
+    def emit(event: str, **details: object) -> None:
+        log.info("event=%s peer=%s", event, peer_id)
+        on_event(NodeEvent(event, peer_id=peer_id, maddrs=maddrs, details=details))
+
+    try:
+        if network is None:
+            identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
+            network = await open_network(
+                identity,
+                host=config.host,
+                port=config.port,
+                announce_maddrs=config.announce_maddrs,
+                initial_peers=config.initial_peers,
+            )
+        peer_id = network.transport.peer_id
+        maddrs = await network.transport.maddrs()
+        emit("listening")
+        emit("online")
+        await network.failed()
+    except SwarmError as error:
+        emit("error", message=error.message, hint=error.hint)
+        raise
+    finally:
+        if network is not None:
+            await network.close()
+        emit("stopped")

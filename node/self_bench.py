@@ -1,0 +1,70 @@
+"""A node's measurement of itself before it announces: how fast its blocks decode and prefill, right now.
+
+Measured rather than looked up: it sees the weights' format, the threads given and whatever else runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from ..shards.span_model import SpanModel
+from .attention import BatchAttention, Piece
+from .kv_cache import SessionKv
+
+PREFILL_TOKENS = 256
+"""Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
+CPU."""
+DECODE_SECONDS = 0.3
+PREFILL_SECONDS = 0.5
+"""Time boxes; at least one timed run happens even if it alone takes longer."""
+MAX_RUNS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SelfMeasurement:
+    """``decode_ms_per_block``: one token, batch 1, context of PREFILL_TOKENS. ``prefill_tokens_per_s``:
+    whole span."""
+
+    decode_ms_per_block: float
+    prefill_tokens_per_s: float
+
+
+def measure_self(
+    model: SpanModel, max_tokens: int, clock: Callable[[], float] = perf_counter
+) -> SelfMeasurement:
+    """Run in the compute thread under inference mode. ``max_tokens`` bounds the context of the
+    measurement."""
+    config = model.config
+    tokens = max(1, min(PREFILL_TOKENS, max_tokens - 1))
+    kv = SessionKv(model.span, tokens + 1, config.n_kv_heads, config.head_dim, model.dtype, model.device)
+    prompt = torch.randn((tokens, config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
+
+    def forward(start: int, count: int) -> None:
+        cos, sin = model.rope([(start, count)])
+        attend = BatchAttention([Piece(kv, 0, start, count)], model.dtype, model.device)
+        # float() waits for the device.
+        float(model.forward(prompt[:count].clone(), cos, sin, attend, model.span)[-1, 0])
+
+    forward(0, 1)  # first-use costs: kernels, page faults
+    prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
+    forward(tokens, 1)
+    decode_s = _time(lambda: forward(tokens, 1), DECODE_SECONDS, clock)
+    return SelfMeasurement(
+        decode_ms_per_block=decode_s * 1000 / len(model.span), prefill_tokens_per_s=tokens / prefill_s
+    )
+
+
+def _time(run: Callable[[], None], box_s: float, clock: Callable[[], float]) -> float:
+    """Median seconds of as many runs as fit into the box, at least one."""
+    times: list[float] = []
+    began = now = clock()
+    while not times or (now - began + times[-1] <= box_s and len(times) < MAX_RUNS):
+        run()
+        before, now = now, clock()
+        times.append(max(now - before, 1e-9))
+    return median(times)

@@ -1,0 +1,249 @@
+"""A tiny random model on disk, its spans, and a client that speaks raw messages to a node in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swarm_node.node.engine import Engine
+from swarm_node.node.kv_budget import KvBudget
+from swarm_node.node.quotas import Limits
+from swarm_node.node.server import NodeServer
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.swarm import codecs
+from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.messages import (
+    Hello,
+    Message,
+    Open,
+    Opened,
+    Result,
+    Step,
+    Want,
+    Welcome,
+)
+from swarm_node.swarm.types import ModelRef, Span
+from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, BLOCKS, CONTEXT = 64, 4, 2, 16, 96, 128, 4, 256
+MODEL = ModelRef("tiny", "ab" * 32, BLOCKS)
+torch.set_num_threads(1)
+
+
+def write_tiny_checkpoint(folder: Path) -> None:
+    """A random Llama model in HuggingFace's form, float32."""
+    generator = torch.Generator().manual_seed(7)
+
+    def weight(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+
+    tensors = {"model.embed_tokens.weight": weight(VOCAB, HIDDEN), "model.norm.weight": torch.ones(HIDDEN)}
+    for block in range(BLOCKS):
+        prefix = f"model.layers.{block}"
+        tensors |= {
+            f"{prefix}.input_layernorm.weight": torch.ones(HIDDEN),
+            f"{prefix}.post_attention_layernorm.weight": torch.ones(HIDDEN),
+            f"{prefix}.self_attn.q_proj.weight": weight(HEADS * HEAD_DIM, HIDDEN),
+            f"{prefix}.self_attn.k_proj.weight": weight(KV_HEADS * HEAD_DIM, HIDDEN),
+            f"{prefix}.self_attn.v_proj.weight": weight(KV_HEADS * HEAD_DIM, HIDDEN),
+            f"{prefix}.self_attn.o_proj.weight": weight(HIDDEN, HEADS * HEAD_DIM),
+            f"{prefix}.mlp.gate_proj.weight": weight(INNER, HIDDEN),
+            f"{prefix}.mlp.up_proj.weight": weight(INNER, HIDDEN),
+            f"{prefix}.mlp.down_proj.weight": weight(HIDDEN, INNER),
+        }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_span(tiny_dir: Path) -> Callable[..., SpanModel]:
+    def load(span: Span | None = None, **options: str) -> SpanModel:
+        wanted = LoadOptions(**({"dtype": "float32", "quantize": "none"} | options))
+        with open_checkpoint(str(tiny_dir)) as checkpoint:
+            return load_span(checkpoint, span or Span(0, BLOCKS), wanted)
+
+    return load
+
+
+def plain_forward(model: SpanModel, x: Tensor, span: Span | None = None) -> Tensor:
+    """The slow reference: the whole sequence (T, hidden) at once, softmax written out, no cache."""
+
+    def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens, heads, head_dim = q.shape
+        group = heads // k.shape[1]
+        keys, values = (t.double().repeat_interleave(group, 1) for t in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * head_dim**-0.5
+        seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype).reshape(tokens, heads * head_dim)
+
+    with torch.inference_mode():
+        cos, sin = model.rope([(0, len(x))])
+        return model.forward(x, cos, sin, attend, span or model.span)
+
+
+@pytest.fixture
+def plain() -> Callable[..., Tensor]:
+    return plain_forward
+
+
+@pytest.fixture
+def hidden_states() -> Callable[[int, int], Tensor]:
+    """``hidden_states(tokens, seed)`` → (tokens, hidden)."""
+    return lambda tokens, seed=0: torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(seed))
+
+
+class RawClient:
+    """A client that sends exactly what a test tells it to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.welcome: Welcome | None = None
+        self.step_number = 0
+
+    async def hello(self, digest: str = "", versions: tuple[int, ...] = (1,)) -> Message:
+        await self.send(Hello(versions, digest, codecs.CODECS, DEFAULT_MAX_FRAME, "test"))
+        answer = await self.receive()
+        if isinstance(answer, Welcome):
+            self.welcome = answer
+        return answer
+
+    async def send(self, message: Message) -> None:
+        await self.connection.send(message)
+
+    async def receive(self) -> Message:
+        return await self.connection.receive()
+
+    async def ask(self, message: Message) -> Message:
+        await self.send(message)
+        return await self.receive()
+
+    async def open(
+        self, max_tokens: int = 64, span: Span | None = None, codec: str = "none", **more: object
+    ) -> bytes:
+        session = os.urandom(16)
+        span = span or Span(0, BLOCKS)
+        answer = await self.ask(Open(session, span, max_tokens, codec, codec, **more))  # type: ignore[arg-type]
+        if not isinstance(answer, Opened):
+            raise TypeError(f"not opened: {answer}")
+        return session
+
+    def step(
+        self,
+        session: bytes,
+        x: Tensor,
+        position: int,
+        want: Want = Want.ALL,
+        codec: str = "none",
+        **more: int,
+    ) -> Step:
+        self.step_number += 1
+        payload = codecs.encode(codec, x)
+        return Step(session, self.step_number, position, len(x), want, payload=payload)
+
+    async def forward(
+        self, session: bytes, x: Tensor, position: int, want: Want = Want.ALL, codec: str = "none"
+    ) -> Tensor:
+        answer = await self.ask(self.step(session, x, position, want, codec))
+        return self.rows(answer, codec)
+
+    def rows(self, answer: Message, codec: str = "none") -> Tensor:
+        if not isinstance(answer, Result):
+            raise TypeError(f"no result: {answer}")
+        return codecs.decode(codec, answer.payload, answer.tokens, HIDDEN)
+
+
+class Harness:
+    """One node's server on a network in memory."""
+
+    def __init__(self, server: NodeServer, network: MemoryNetwork, budget: KvBudget) -> None:
+        self.server = server
+        self.network = network
+        self.budget = budget
+
+    async def connect(self, peer: str = "client", *, greet: bool = True) -> RawClient:
+        stream = await self.network.transport(peer).open_stream("node", PROTOCOL_ID)
+        client = RawClient(Connection(stream))
+        if greet:
+            await client.hello()
+        return client
+
+
+@pytest.fixture
+def serving(tiny_span: Callable[..., SpanModel]) -> Callable[..., object]:
+    """``async with serving(...) as harness``."""
+
+    @asynccontextmanager
+    async def serve(
+        *,
+        span: Span | None = None,
+        kv_tokens: int = 1024,
+        limits: Limits | None = None,
+        clock: Callable[[], float] | None = None,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        model: SpanModel | None = None,
+        batch_tokens: int = 64,
+    ) -> AsyncIterator[Harness]:
+        span_model = model or tiny_span(span)
+        engine = Engine(span_model, threads=1, max_batch_tokens=batch_tokens)
+        engine.start()
+        network = MemoryNetwork()
+        transport = network.transport("node")
+        budget = KvBudget(kv_tokens, len(span_model.span))
+        more = {} if clock is None else {"clock": clock}
+        server = NodeServer(
+            engine,
+            budget,
+            MODEL,
+            context_tokens=CONTEXT,
+            agent="test",
+            limits=limits,
+            max_frame=max_frame,
+            **more,
+        )
+        await transport.serve(PROTOCOL_ID, server.handle)
+        try:
+            yield Harness(server, network, budget)
+        finally:
+            server.close()
+            await transport.close()
+            await engine.stop()
+
+    return serve

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+import torch
+
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node.bootstrap import run_bootstrap
+from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
+from swarm_node.node.network import GivenNetwork
+from swarm_node.node.serve import Node, run_node
+from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.errors import (
+    CheckpointError,
+    ErrorCode,
+    NetworkError,
+    PeerUnreachableError,
+    UsageError,
+)
+from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.messages import Hello, Open, Opened, Refused, Welcome
+from swarm_node.swarm.types import NodeState, Span
+from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+
+
+class FailingNetwork(GivenNetwork):
+    """A network whose daemon can be made to die."""
+
+    def __init__(self, transport, directory) -> None:
+        super().__init__(transport, directory)
+        self.death = asyncio.Event()
+        self.closed = 0
+
+    async def failed(self) -> None:
+        await self.death.wait()
+        raise NetworkError("p2pd is gone")
+
+    async def close(self) -> None:
+        self.closed += 1
+        await super().close()
+
+
+MIDDLE = Span(1, 3)
+
+
+class Swarm:
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.memory = MemoryNetwork()
+        self.store = MemoryStore()
+        self.events: list[NodeEvent] = []
+
+    def node(self, blocks: Span | None = MIDDLE, peer: str = "node", **options) -> Node:
+        options = {
+            "threads": 1,
+            "kv_cache_tokens": 300,
+            "dtype": "float32",
+            "quantize": "none",
+        } | options
+        config = NodeConfig(model=self.model, blocks=blocks, **options)
+        network = FailingNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
+        return Node(config, self.events.append, network=network)
+
+    @property
+    def names(self) -> list[str]:
+        return [event.event for event in self.events]
+
+    async def until(self, name: str) -> None:
+        async with asyncio.timeout(20):
+            while name not in self.names:  # noqa: ASYNC110 - polls what has no event
+                await asyncio.sleep(0.001)
+
+    async def client(self, peer: str = "client") -> Connection:
+        connection = Connection(await self.memory.transport(peer).open_stream("node", PROTOCOL_ID))
+        await connection.send(Hello((1,), "", ("none",), DEFAULT_MAX_FRAME, "test"))
+        assert isinstance(await connection.receive(), Welcome)
+        return connection
+
+    async def open(self, connection: Connection):
+        await connection.send(Open(b"s" * 16, Span(1, 3), 10, "none", "none"))
+        return await connection.receive()
+
+
+@pytest.fixture
+def swarm(tiny_dir):
+    threads = torch.get_num_threads()
+    yield Swarm(str(tiny_dir))
+    torch.set_num_threads(threads)
+
+
+async def test_a_node_from_start_to_stop(swarm):
+    node = swarm.node()
+    await node.start()
+    assert swarm.names == ["listening", "loading", "online"]
+    (announced,) = await MemoryDirectory(swarm.store).all_nodes()
+    assert announced == node.info()
+    assert (announced.peer_id, announced.span, announced.state) == ("node", Span(1, 3), NodeState.ONLINE)
+    assert announced.model.n_blocks == 4
+    assert announced.decode_ms_per_block > 0
+    assert announced.prefill_tokens_per_s > 0
+    assert (announced.free_kv_tokens, announced.total_kv_tokens) == (300, 300)
+    assert "int8" in announced.codecs
+    client = await swarm.client()
+    assert isinstance(await swarm.open(client), Opened)
+    assert node.info().free_kv_tokens == 290
+    assert node.statistics().server.sessions == 1
+    await node.stop()
+    await node.stop()
+    assert swarm.names[-1] == "stopped"
+    assert await MemoryDirectory(swarm.store).all_nodes() == []
+    with pytest.raises(PeerUnreachableError):
+        await swarm.client("another")
+
+
+async def test_events_are_flat_json(swarm):
+    node = swarm.node()
+    await node.start()
+    await node.stop()
+    for event in swarm.events:
+        fields = json.loads(json.dumps(event.as_dict()))
+        assert fields["peer_id"] == "node"
+        assert fields["maddrs"]
+        assert fields["blocks"] == "1-2"
+        assert fields["model"]
+    online = swarm.events[2].as_dict()
+    assert online["announced"] is True
+    assert online["kv_cache_tokens"] == 300
+    assert online["decode_ms_per_block"] > 0
+
+
+async def test_request_stop_drains_first(swarm):
+    node = swarm.node()
+    running = asyncio.create_task(node.run())
+    await swarm.until("online")
+    client, late = await swarm.client(), await swarm.client("late")
+    assert isinstance(await swarm.open(client), Opened)
+    node.request_stop()
+    await swarm.until("draining")
+    refusal = await swarm.open(late)
+    assert isinstance(refusal, Refused)
+    assert refusal.code is ErrorCode.DRAINING
+    directory = MemoryDirectory(swarm.store)
+    async with asyncio.timeout(5):
+        while (await directory.all_nodes())[0].state is not NodeState.DRAINING:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert not running.done()
+    client.close()
+    await asyncio.wait_for(running, 5)
+    assert swarm.names == ["listening", "loading", "online", "draining", "stopped"]
+    assert swarm.events[3].details["sessions"] == 1
+
+
+@pytest.mark.parametrize("drain_seconds", [0.0, 1000.0])
+async def test_a_session_that_never_ends_cannot_hold_a_node(swarm, drain_seconds):
+    node = swarm.node(drain_seconds=drain_seconds)
+    running = asyncio.create_task(node.run())
+    await swarm.until("online")
+    assert isinstance(await swarm.open(await swarm.client()), Opened)
+    node.request_stop()
+    await swarm.until("draining")
+    if drain_seconds:
+        node.request_stop()  # again: now
+    await asyncio.wait_for(running, 5)
+    assert swarm.names[-1] == "stopped"
+
+
+async def test_cancelling_run_stops_the_node(swarm, tiny_dir):
+    config = NodeConfig(model=str(tiny_dir), threads=1, kv_cache_tokens=50)
+    network = FailingNetwork(swarm.memory.transport("node"), MemoryDirectory(swarm.store))
+    running = asyncio.create_task(run_node(config, swarm.events.append, network=network))
+    await swarm.until("online")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert swarm.names[-1] == "stopped"
+    assert network.closed == 1
+    assert await MemoryDirectory(swarm.store).all_nodes() == []
+
+
+async def test_stop_while_starting(swarm):
+    node = swarm.node()
+    running = asyncio.create_task(node.run())
+    node.request_stop()
+    await asyncio.wait_for(running, 20)
+    assert "online" not in swarm.names
+    assert swarm.names[-1] == "stopped"
+
+
+async def test_a_dead_network_ends_the_node_with_an_error(swarm):
+    node = swarm.node()
+    running = asyncio.create_task(node.run())
+    await swarm.until("online")
+    node._network.death.set()
+    with pytest.raises(NetworkError, match="p2pd is gone"):
+        await asyncio.wait_for(running, 5)
+    assert swarm.names[-2:] == ["error", "stopped"]
+    assert swarm.events[-2].as_dict()["message"] == "p2pd is gone"
+
+
+async def test_a_span_outside_the_model_is_told_before_anything_starts(swarm):
+    node = swarm.node(Span(2, 9))
+    with pytest.raises(UsageError, match="has 4"):
+        await node.run()
+    assert swarm.names == ["error", "stopped"]
+
+
+async def test_a_missing_model_is_told_before_anything_starts(swarm, tmp_path):
+    swarm.model = str(tmp_path / "nothing")
+    with pytest.raises((CheckpointError, UsageError)):
+        await swarm.node(None).run()
+    assert swarm.names == ["error", "stopped"]
+
+
+async def test_every_block_and_a_measured_cache_by_default(swarm):
+    node = swarm.node(None, kv_cache_tokens=None)
+    await node.start()
+    info = node.info()
+    assert info.span == Span(0, 4)
+    assert 256 <= info.total_kv_tokens <= 64 * 256
+    await node.stop()
+
+
+async def test_a_directory_that_is_down_does_not_keep_a_node_from_serving(swarm):
+    swarm.store.down = True
+    node = swarm.node()
+    await node.start()
+    assert swarm.events[-1].details["announced"] is False
+    assert isinstance(await swarm.open(await swarm.client()), Opened)
+    await node.stop()
+
+
+async def test_bootstrap(swarm):
+    network = FailingNetwork(swarm.memory.transport("boot"), MemoryDirectory(swarm.store))
+    running = asyncio.create_task(run_bootstrap(BootstrapConfig(), swarm.events.append, network=network))
+    await swarm.until("online")
+    assert swarm.events[0].as_dict()["maddrs"] == ["/memory/boot/p2p/boot"]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert swarm.names == ["listening", "online", "stopped"]
+    assert network.closed == 1
+
+
+async def test_bootstrap_whose_network_dies(swarm):
+    network = FailingNetwork(swarm.memory.transport("boot"), MemoryDirectory(swarm.store))
+    network.death.set()
+    with pytest.raises(NetworkError):
+        await run_bootstrap(BootstrapConfig(), swarm.events.append, network=network)
+    assert swarm.names == ["listening", "online", "error", "stopped"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": ""},
+        {"port": 70000},
+        {"threads": 0},
+        {"kv_cache_tokens": -1},
+        {"max_sessions": 0},
+        {"drain_seconds": -1.0},
+        {"max_frame": 100},
+        {"announce_seconds": 0},
+        {"max_batch_tokens": 0},
+    ],
+)
+def test_config_names_what_is_wrong(wrong):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=name):
+        NodeConfig(**({"model": "m"} | wrong))
+
+
+def test_bootstrap_config_is_checked():
+    with pytest.raises(UsageError):
+        BootstrapConfig(port=-1)

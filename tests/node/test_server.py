@@ -1,0 +1,560 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import weakref
+
+import pytest
+import torch
+
+from swarm_node.node.quotas import Limits, Tally
+from swarm_node.swarm import codecs
+from swarm_node.swarm.errors import ErrorCode, StreamClosedError, UsageError
+from swarm_node.swarm.messages import (
+    Busy,
+    Close,
+    ErrorMessage,
+    Hello,
+    Open,
+    Opened,
+    Peer,
+    Ping,
+    Pong,
+    Refused,
+    Replay,
+    Result,
+    Step,
+    Want,
+    Welcome,
+    encode,
+)
+from swarm_node.swarm.types import NodeState, Span
+from swarm_node.swarm.wire import FIXED_HEADER, Frame, encode_frame
+
+ALL = Span(0, 4)
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+async def settle(condition) -> None:
+    """Let the loop run until something holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - polls what has no event
+            await asyncio.sleep(0)
+
+
+async def test_welcome_says_what_is_served(serving):
+    async with serving(span=Span(1, 3), max_frame=100_000) as node:
+        client = await node.connect()
+        assert client.welcome == Welcome(
+            version=1,
+            digest="ab" * 32,
+            span=Span(1, 3),
+            codecs=codecs.CODECS,
+            max_frame=100_000,
+            agent="test",
+            max_step_tokens=(100_000 - 10 - 65535) // 256,
+            n_blocks=4,
+        )
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS)
+async def test_a_session_computes_what_the_plain_forward_does(serving, plain, hidden_states, codec):
+    async with serving() as node:
+        client = await node.connect()
+        x = hidden_states(100)
+        wanted = plain(node.server.engine.model, x)
+        session = await client.open(max_tokens=100, codec=codec)
+        got = [await client.forward(session, x[:70], 0, codec=codec)]
+        got += [await client.forward(session, x[i : i + 1], i, codec=codec) for i in range(70, 100)]
+        tolerance = TOLERANCE if codec == "none" else {"atol": 0.15, "rtol": 0.1}
+        torch.testing.assert_close(torch.cat(got), wanted, **tolerance)
+
+
+async def test_want_last_and_nothing(serving, plain, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open()
+        x = hidden_states(30)
+        quiet = await client.ask(client.step(session, x[:20], 0, Want.NOTHING))
+        assert isinstance(quiet, Result)
+        assert (quiet.tokens, quiet.payload, quiet.position) == (0, b"", 20)
+        last = await client.ask(client.step(session, x[20:], 20, Want.LAST))
+        assert isinstance(last, Result)
+        assert (last.tokens, last.position) == (1, 29)
+        torch.testing.assert_close(client.rows(last), plain(node.server.engine.model, x)[-1:], **TOLERANCE)
+
+
+async def test_streamed_chunks_are_answered_in_order(serving, plain, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open(max_tokens=90)
+        x = hidden_states(90)
+        for start in range(0, 90, 15):
+            await client.send(client.step(session, x[start : start + 15], start))
+        answers = [await client.receive() for _ in range(6)]
+        assert [answer.position for answer in answers] == list(range(0, 90, 15))
+        got = torch.cat([client.rows(answer) for answer in answers])
+        torch.testing.assert_close(got, plain(node.server.engine.model, x), **TOLERANCE)
+
+
+async def test_two_clients_may_use_the_same_session_id(serving, plain, hidden_states):
+    async with serving() as node:
+        first, second = await node.connect("a"), await node.connect("b")
+        session = os.urandom(16)
+        inputs = hidden_states(5), hidden_states(5, 1)
+        for client in (first, second):
+            assert isinstance(await client.ask(Open(session, ALL, 10, "none", "none")), Opened)
+        for client, x in zip((first, second), inputs, strict=True):
+            await client.forward(session, x[:4], 0)
+        for client, x in zip((first, second), inputs, strict=True):
+            got = await client.forward(session, x[4:], 4)
+            torch.testing.assert_close(got, plain(node.server.engine.model, x)[4:], **TOLERANCE)
+
+
+async def test_a_repeated_step_is_answered_again_and_computed_once(serving, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open()
+        step = client.step(session, hidden_states(3), 0)
+        first = await client.ask(step)
+        assert await client.ask(step) == first
+        assert node.server.engine.statistics().tokens == 3
+
+
+async def test_a_failed_step_that_is_repeated_fails_again(serving):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open()
+        step = Step(session, 1, 0, 2, Want.ALL, payload=b"short")
+        first = await client.ask(step)
+        assert isinstance(first, ErrorMessage)
+        assert await client.ask(step) == first
+
+
+async def test_ping_tells_the_load(serving):
+    async with serving(kv_tokens=100) as node:
+        client = await node.connect()
+        await client.open(max_tokens=30)
+        assert await client.ask(Ping(7)) == Pong(7, 1, 0, 70, NodeState.ONLINE)
+        node.server.begin_drain()
+        assert await client.ask(Ping(8)) == Pong(8, 1, 0, 70, NodeState.DRAINING)
+
+
+# Requests that are refused.
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"span": Span(0, 4)}, ErrorCode.SPAN_NOT_SERVED),
+        ({"codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
+        ({"reply_codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
+        ({"batch": 2}, ErrorCode.UNSUPPORTED),
+        ({"downstream": Peer("Qm")}, ErrorCode.UNSUPPORTED),
+        ({"max_tokens": 257}, ErrorCode.CONTEXT_EXCEEDED),
+        ({"max_tokens": 151, "span": Span(1, 3)}, ErrorCode.CONTEXT_EXCEEDED),
+    ],
+)
+async def test_sessions_that_cannot_be(serving, change, code):
+    async with serving(span=Span(1, 3), kv_tokens=150) as node:
+        client = await node.connect()
+        session = os.urandom(16)
+        fields = {"span": Span(1, 3), "max_tokens": 10, "codec": "none", "reply_codec": "none"} | change
+        answer = await client.ask(Open(session, **fields))
+        assert isinstance(answer, Refused)
+        assert (answer.session, answer.code) == (session, code)
+        assert node.budget.free_tokens == 150
+        await client.open(span=Span(2, 3))
+
+
+async def test_busy_until_somebody_leaves(serving):
+    async with serving(kv_tokens=100) as node:
+        client, other = await node.connect(), await node.connect("other")
+        held = await other.open(max_tokens=60)
+        answer = await client.ask(Open(os.urandom(16), ALL, 41, "none", "none"))
+        assert isinstance(answer, Busy)
+        assert answer.retry_after_ms > 0
+        assert "41" in answer.reason
+        assert "40" in answer.reason
+        await other.send(Close(held))
+        await settle(lambda: node.budget.free_tokens == 100)
+        await client.open(max_tokens=100)
+
+
+async def test_session_quotas(serving):
+    limits = Limits(max_sessions=3, max_sessions_per_peer=2, max_connections_per_peer=2)
+    async with serving(limits=limits) as node:
+        first, second = await node.connect("a"), await node.connect("a")
+        await first.open()
+        mine = await second.open()
+        assert isinstance(await first.ask(Open(os.urandom(16), ALL, 1, "none", "none")), Busy)
+        other = await node.connect("b")
+        await other.open()
+        assert isinstance(await other.ask(Open(os.urandom(16), ALL, 1, "none", "none")), Busy)
+        third = await node.connect("a", greet=False)
+        refusal = await third.receive()
+        assert isinstance(refusal, ErrorMessage)
+        assert refusal.code is ErrorCode.TOO_MANY_SESSIONS
+        await second.send(Close(mine))
+        await other.open()
+
+
+async def test_draining_refuses_new_sessions_and_lets_old_ones_end(serving, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open()
+        node.server.begin_drain()
+        answer = await client.ask(Open(os.urandom(16), ALL, 1, "none", "none"))
+        assert isinstance(answer, Refused)
+        assert answer.code is ErrorCode.DRAINING
+        await client.forward(session, hidden_states(3), 0)
+        idle = asyncio.ensure_future(node.server.wait_idle())
+        await asyncio.sleep(0)
+        assert not idle.done()
+        await client.send(Close(session))
+        await asyncio.wait_for(idle, 5)
+
+
+async def test_closing_the_server_tells_the_clients(serving):
+    async with serving() as node:
+        client = await node.connect()
+        await client.open()
+        node.server.close()
+        answer = await client.receive()
+        assert isinstance(answer, ErrorMessage)
+        assert (answer.code, answer.retriable) == (ErrorCode.DRAINING, True)
+        with pytest.raises(StreamClosedError):
+            await client.receive()
+        await settle(lambda: node.budget.free_tokens == 1024)
+
+
+# Steps that do not fit.
+
+
+async def test_bad_steps_are_told_and_hurt_nothing(serving, plain, hidden_states):
+    async with serving(limits=Limits(max_step_tokens=40)) as node:
+        client = await node.connect()
+        session = await client.open(max_tokens=50)
+        x = hidden_states(30)
+        await client.forward(session, x[:10], 0)
+        row = codecs.encode("none", x[:1])
+        many = codecs.encode("none", hidden_states(41))
+        nan = codecs.encode("none", x[:1]).__class__(torch.full((1, 64), float("nan")).numpy().tobytes())
+        cases = [
+            (Step(os.urandom(16), 1, 0, 1, Want.ALL, payload=row), ErrorCode.UNKNOWN_SESSION),
+            (Step(session, 1, 3, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # a used number
+            (Step(session, 0, 10, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # an old number
+            (Step(session, 5, 11, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # a hole
+            (Step(session, 5, 0, 41, Want.ALL, payload=many), ErrorCode.BAD_STEP),  # too long a step
+            (
+                Step(session, 5, 10, 40, Want.ALL, payload=memoryview(many)[: 40 * 256]),
+                None,
+            ),  # fits exactly
+            (Step(session, 6, 50, 1, Want.ALL, payload=row), ErrorCode.CONTEXT_EXCEEDED),
+            (Step(session, 7, 10, 2, Want.ALL, payload=row), ErrorCode.BAD_TENSOR),  # a row short
+            (Step(session, 8, 10, 1, Want.ALL, payload=bytes(row) + b"\0"), ErrorCode.BAD_TENSOR),
+            (Step(session, 9, 10, 1, Want.ALL, payload=b""), ErrorCode.BAD_TENSOR),
+            (Step(session, 10, 10, 1, Want.ALL, payload=nan), ErrorCode.BAD_TENSOR),
+        ]
+        for step, code in cases:
+            answer = await client.ask(step)
+            if code is None:
+                assert isinstance(answer, Result)
+                continue
+            assert isinstance(answer, ErrorMessage), step
+            assert (answer.session, answer.step, answer.code) == (step.session, step.step, code)
+            assert answer.message
+        client.step_number = 10
+        got = await client.forward(session, x[10:], 10)
+        torch.testing.assert_close(got, plain(node.server.engine.model, x)[10:], **TOLERANCE)
+
+
+async def test_a_session_cannot_be_opened_twice(serving, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open()
+        answer = await client.ask(Open(session, ALL, 5, "none", "none"))
+        assert isinstance(answer, ErrorMessage)
+        assert answer.code is ErrorCode.DUPLICATE_SESSION
+        await client.forward(session, hidden_states(3), 0)
+
+
+async def test_a_closed_session_id_may_be_used_again(serving, hidden_states):
+    async with serving(kv_tokens=64) as node:
+        client = await node.connect()
+        session = await client.open(max_tokens=20)
+        await client.send(client.step(session, hidden_states(20), 0))
+        await client.send(Close(session))  # while the step may still be computed
+        opened = await client.ask(Open(session, ALL, 20, "none", "none"))
+        if isinstance(opened, Result):
+            opened = await client.receive()
+        assert isinstance(opened, Opened)
+        await client.send(Close(session))
+        await settle(lambda: node.budget.free_tokens == 64)
+        await client.send(Close(session))  # a session that is gone already
+        assert isinstance(await client.ask(Ping(1)), Pong)
+
+
+async def test_the_memory_of_a_closed_session_is_freed(serving, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open()
+        await client.forward(session, hidden_states(3), 0)
+        (connection,) = node.server._connections
+        lane = connection._sessions[session].lane
+        memory = weakref.ref(lane.kv.keys[0])
+        del lane
+        client.connection.close()
+        await settle(lambda: node.budget.free_tokens == 1024)
+        await node.server.engine.run(lambda: None)
+        await settle(lambda: memory() is None)
+
+
+# Streams that break the protocol.
+
+
+async def error_of(client) -> ErrorMessage:
+    answer = await client.receive()
+    assert isinstance(answer, ErrorMessage)
+    with pytest.raises(StreamClosedError):
+        await client.receive()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("hello", "code", "text"),
+    [
+        (Hello((1,), "cd" * 32, ("none",), 2**20, "x"), ErrorCode.MODEL_MISMATCH, "cdcdcdcdcdcd"),
+        (Hello((2, 3), "", ("none",), 2**20, "x"), ErrorCode.UNSUPPORTED_VERSION, "2, 3"),
+        (Hello((1,), "", ("zip",), 2**20, "x"), ErrorCode.UNSUPPORTED_CODEC, "int8"),
+        (Hello((1,), "", ("none",), 1024, "x"), ErrorCode.UNSUPPORTED, "1024"),
+        (Ping(1), ErrorCode.BAD_FRAME, "HELLO"),
+        (Pong(1, 0, 0, 0, NodeState.ONLINE), ErrorCode.BAD_FRAME, "PONG"),
+    ],
+)
+async def test_a_bad_greeting_ends_the_stream_with_a_reason(serving, hello, code, text):
+    async with serving() as node:
+        client = await node.connect(greet=False)
+        await client.send(hello)
+        answer = await error_of(client)
+        assert answer.code is code
+        assert text in answer.message
+        assert not answer.retriable
+
+
+async def test_a_second_hello_ends_the_stream(serving):
+    async with serving() as node:
+        client = await node.connect()
+        assert isinstance(await client.hello(), ErrorMessage)
+
+
+async def test_an_unknown_kind_is_refused_and_the_stream_goes_on(serving):
+    async with serving() as node:
+        client = await node.connect()
+        client.connection.stream.write(encode_frame(Frame(99, {})))
+        answer = await client.receive()
+        assert isinstance(answer, ErrorMessage)
+        assert answer.code is ErrorCode.UNKNOWN_KIND
+        assert isinstance(await client.ask(Ping(1)), Pong)
+
+
+async def test_replay_is_known_and_not_offered(serving):
+    async with serving() as node:
+        client = await node.connect()
+        answer = await client.ask(Replay(b"s" * 16, 0, Peer("Qm"), b"t" * 16))
+        assert isinstance(answer, ErrorMessage)
+        assert answer.code is ErrorCode.UNSUPPORTED
+        assert isinstance(await client.ask(Ping(1)), Pong)
+
+
+def step_frame(tokens: int = 1) -> bytes:
+    step = Step(b"s" * 16, 1, 0, tokens, Want.ALL, payload=bytes(256 * tokens))
+    return b"".join(bytes(part) for part in encode_frame(encode(step)))
+
+
+GARBAGE = {
+    "noise": random.Random(1).randbytes(5000),
+    "zeros": bytes(5000),
+    "http": b"GET / HTTP/1.1\r\nHost: node\r\n\r\n",
+    "frame too large": FIXED_HEADER.pack(b"SW", 7, 0, 10, 2**32 - 1),
+    "bad msgpack": FIXED_HEADER.pack(b"SW", 7, 0, 4, 0) + b"\xc1\xc1\xc1\xc1",
+    "not a map": FIXED_HEADER.pack(b"SW", 7, 0, 1, 0) + b"\x01",
+    "missing fields": b"".join(encode_frame(Frame(7, {"session": b"s" * 16}))),
+    "wrong type": b"".join(encode_frame(Frame(11, {"nonce": "one"}))),
+    "reply kind": b"".join(bytes(b) for b in encode_frame(encode(Pong(1, 0, 0, 0, NodeState.ONLINE)))),
+}
+
+
+@pytest.mark.parametrize("greet", [False, True])
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_garbage_ends_its_own_stream_with_a_reason(serving, plain, hidden_states, garbage, greet):
+    async with serving() as node:
+        good, bad = await node.connect("good"), await node.connect("bad", greet=greet)
+        session = await good.open()
+        if greet:
+            await bad.open()
+        x = hidden_states(20)
+        first = await good.forward(session, x[:10], 0)
+        bad.connection.stream.write([GARBAGE[garbage]])
+        answer = await error_of(bad)
+        assert answer.code is ErrorCode.BAD_FRAME
+        second = await good.forward(session, x[10:], 10)
+        wanted = plain(node.server.engine.model, x)
+        torch.testing.assert_close(torch.cat([first, second]), wanted, **TOLERANCE)
+        assert node.budget.statistics().reservations == 1
+
+
+@pytest.mark.parametrize("cut", [1, 9, 10, 15, 60, 300])
+async def test_a_stream_that_ends_in_mid_frame_frees_its_sessions(serving, hidden_states, cut):
+    async with serving() as node:
+        good, bad = await node.connect("good"), await node.connect("bad")
+        session = await good.open(max_tokens=24)
+        await bad.open(max_tokens=200)
+        frame = step_frame(4)
+        bad.connection.stream.write([frame[: min(cut, len(frame) - 1)]])
+        bad.connection.close()
+        await settle(lambda: node.budget.free_tokens == 1000)
+        await good.forward(session, hidden_states(3), 0)
+
+
+async def test_a_client_that_dies_during_its_prompt_frees_everything(serving, hidden_states):
+    async with serving(batch_tokens=8) as node:
+        client = await node.connect("bad")
+        sessions = [await client.open(max_tokens=100) for _ in range(10)]
+        for session in sessions:
+            await client.send(client.step(session, hidden_states(100), 0))
+        node.network.kill("bad")
+        await settle(lambda: node.budget.free_tokens == 1024)
+        await settle(lambda: node.server.engine.queued == 0)
+        assert node.server.statistics().connections == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_fuzzing_one_stream_does_not_change_anothers_results(serving, plain, hidden_states, seed):
+    rng = random.Random(seed)
+    async with serving() as node:
+        good = await node.connect("good")
+        session = await good.open(max_tokens=40)
+        x = hidden_states(40, seed)
+        got = []
+        for position in range(40):
+            bad = await node.connect("bad", greet=rng.random() < 0.7)
+            stolen = Step(session, position + 1, position, 1, Want.ALL, payload=bytes(256))
+            frames = b"".join(bytes(part) for part in encode_frame(encode(stolen))) + step_frame()
+            mutated = bytearray(frames)
+            for _ in range(rng.randrange(4)):
+                mutated[rng.randrange(len(mutated))] = rng.randrange(256)
+            bad.connection.stream.write([mutated[: rng.randrange(len(mutated) + 1)]])
+            got.append(await good.forward(session, x[position : position + 1], position))
+            bad.connection.close()
+        torch.testing.assert_close(torch.cat(got), plain(node.server.engine.model, x), **TOLERANCE)
+        await settle(lambda: node.server.statistics().connections == 1)
+
+
+# Time and memory bounds.
+
+
+async def test_idle_sessions_and_connections_are_closed(serving, hidden_states):
+    now = [0.0]
+    limits = Limits(idle_session_seconds=100, idle_connection_seconds=50, hello_seconds=5)
+    async with serving(limits=limits, clock=lambda: now[0]) as node:
+        client, mute = await node.connect("client"), await node.connect("mute", greet=False)
+        used, unused = await client.open(), await client.open()
+        now[0] = 6.0
+        node.server.sweep()
+        with pytest.raises(StreamClosedError):
+            await mute.receive()
+        for moment in (45.0, 90.0, 101.0):
+            now[0] = moment
+            await client.forward(used, hidden_states(1), 0)
+            node.server.sweep()
+        answer = await client.receive()
+        assert isinstance(answer, ErrorMessage)
+        assert (answer.session, answer.code) == (unused, ErrorCode.UNKNOWN_SESSION)
+        assert node.server.statistics().sessions == 1
+        await client.ask(Ping(1))
+        now[0] = 152.0
+        node.server.sweep()
+        with pytest.raises(StreamClosedError):
+            await client.receive()
+        await settle(lambda: node.budget.free_tokens == 1024)
+        assert node.server.statistics().connections == 0
+
+
+async def test_a_client_that_does_not_read_is_not_read_and_then_closed(serving, hidden_states):
+    now = [0.0]
+    limits = Limits(idle_connection_seconds=50, pending_bytes=4 * 65536)
+    async with serving(clock=lambda: now[0], limits=limits) as node:
+        client, good = await node.connect("deaf"), await node.connect("good")
+        session = await client.open(max_tokens=256)
+        x = hidden_states(256)
+
+        async def flood() -> None:
+            for _ in range(200):  # 64 KB of results each
+                await client.send(client.step(session, x, 0))
+
+        flooding = asyncio.ensure_future(flood())
+        other = await good.open()
+        await good.forward(other, hidden_states(5), 0)
+        await settle(lambda: node.server.engine.queued == 0)
+        tokens = node.server.engine.statistics().tokens
+        assert tokens < 60 * 256
+        now[0] = 51.0
+        await good.ask(Ping(1))
+        node.server.sweep()
+        flooding.cancel()
+        await settle(lambda: node.server.statistics().connections == 1)
+        assert node.budget.free_tokens == 1024 - 64
+        await good.forward(other, hidden_states(5), 5)
+
+
+async def test_payloads_that_wait_are_bounded(serving, hidden_states):
+    limits = Limits(pending_bytes=10 * 256)
+    async with serving(limits=limits) as node:
+        client = await node.connect()
+        session = await client.open(max_tokens=200)
+        x = hidden_states(200)
+        for start in range(0, 200, 8):
+            await client.send(client.step(session, x[start : start + 8], start, Want.LAST))
+        for _ in range(25):
+            answer = await client.receive()
+            assert isinstance(answer, Result)
+            assert node.server.engine.queued <= 2
+
+
+async def test_a_full_device_is_busy(serving, monkeypatch):
+    async with serving() as node:
+        client = await node.connect()
+
+        def no_memory(*_: object) -> None:
+            raise MemoryError("no")
+
+        monkeypatch.setattr(node.server.engine, "open_lane", no_memory)
+        assert isinstance(await client.ask(Open(os.urandom(16), ALL, 10, "none", "none")), Busy)
+        assert node.budget.free_tokens == 1024
+        assert node.server.statistics().sessions == 0
+
+
+async def test_a_bug_of_ours_is_an_internal_error_without_details(serving, monkeypatch):
+    async with serving() as node:
+        client = await node.connect()
+        monkeypatch.setattr(node.server, "pong", lambda nonce: 1 // 0)
+        await client.send(Ping(1))
+        answer = await error_of(client)
+        assert answer.code is ErrorCode.INTERNAL
+        assert "division" not in answer.message
+
+
+def test_tally_counts_by_peer():
+    tally = Tally(2, 3)
+    tally.add("a")
+    tally.add("a")
+    tally.add("b")
+    assert tally.peer_is_full("a")
+    assert not tally.peer_is_full("b")
+    assert tally.is_full()
+    tally.remove("a")
+    assert (len(tally), tally.of("a"), tally.is_full()) == (2, 1, False)
+    with pytest.raises(UsageError):
+        Limits(max_sessions=0)
