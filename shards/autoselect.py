@@ -101,7 +101,7 @@ class Plan:
 
 
 def resolve(options: LoadOptions, native_dtype: str) -> Plan:
-    """Settle ``auto`` for a file whose main type is ``native_dtype``. UsageError if the device is not there."""
+    """Settle ``auto`` for a file of mainly ``native_dtype``. UsageError if there is no such device."""
     device = resolve_device(options.device)
     if options.dtype != "auto":
         dtype = DTYPES[options.dtype]
@@ -134,8 +134,8 @@ def resolve_device(name: str) -> torch.device:
 class CpuSpeeds:
     """What pays on this CPU. Ratios of measured times, so that the clock does not matter.
 
-    ``int4_pays``: the packed int4 kernel beats float32 for one row. ``bf16_pays``: bfloat16 does not lose to
-    float32 for one row. ``wide_bf16``: bfloat16 beats float32 for many rows (AMX and the like).
+    ``int4_pays``: the packed int4 kernel is vectorised here. ``bf16_pays``: so is bfloat16 for one row.
+    ``wide_bf16``: bfloat16 beats float32 for many rows (AMX and the like).
     """
 
     int4_pays: bool
@@ -144,33 +144,42 @@ class CpuSpeeds:
 
 
 _SIZE = 1024
-_WIDE_ROWS = 128
-_REPEATS = 5
-_WIDE_MARGIN = 1.25
-"""bfloat16 rounds products' inputs, so it must be clearly faster to be taken for many rows."""
-_BF16_MARGIN = 1.3
-"""bfloat16 weights take half the memory, which is worth some time."""
+_WIDE_ROWS = 64
+_REPEATS = 12
+# Half and a quarter of the bytes are worth some time, and where a kernel has no vector code for this CPU it
+# loses by ten times and more. So wide margins, which other processes' noise does not cross.
+_INT4_MARGIN = 2.0
+_BF16_MARGIN = 2.0
+_WIDE_MARGIN = 1 / 1.4
+"""bfloat16 rounds the inputs, so for many rows it must be clearly faster to be taken."""
 
 
 @cache
 def cpu_speeds() -> CpuSpeeds:
-    """Measured once a process, on 1024x1024 matrices: about 30 ms."""
-    with torch.inference_mode():
-        single = torch.randn(_SIZE, _SIZE)
-        half = single.to(torch.bfloat16)
-        q = torch.ones(_SIZE, _SIZE, dtype=torch.int32)
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
-        scales = torch.ones(_SIZE // GROUP, _SIZE, 2, dtype=torch.bfloat16)
-        row, half_row = single[:1].clone(), half[:1].clone()
-        one_single = _best(lambda: F.linear(row, single))
-        one_half = _best(lambda: F.linear(half_row, half))
-        one_int4 = _best(lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(half_row, packed, GROUP, scales))
-        many_single = _best(lambda: F.linear(single[:_WIDE_ROWS], single))
-        many_half = _best(lambda: F.linear(half[:_WIDE_ROWS], half))
+    """Measured once a process, on one thread and 1024x1024 matrices: about 50 ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second thread that has to wait for another process would be all we measure
+    try:
+        with torch.inference_mode():
+            single = torch.randn(_SIZE, _SIZE)
+            half = single.to(torch.bfloat16)
+            q = torch.ones(_SIZE, _SIZE, dtype=torch.int32)
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+            scales = torch.ones(_SIZE // GROUP, _SIZE, 2, dtype=torch.bfloat16)
+            row, half_row = single[:1].clone(), half[:1].clone()
+            one_single = _best(lambda: F.linear(row, single))
+            one_half = _best(lambda: F.linear(half_row, half))
+            one_int4 = _best(
+                lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(half_row, packed, GROUP, scales)
+            )
+            many_single = _best(lambda: F.linear(single[:_WIDE_ROWS], single))
+            many_half = _best(lambda: F.linear(half[:_WIDE_ROWS], half))
+    finally:
+        torch.set_num_threads(threads)
     return CpuSpeeds(
-        int4_pays=one_int4 < min(one_single, one_half),
+        int4_pays=one_int4 < min(one_single, one_half) * _INT4_MARGIN,
         bf16_pays=one_half < one_single * _BF16_MARGIN,
-        wide_bf16=many_half * _WIDE_MARGIN < many_single,
+        wide_bf16=many_half < many_single * _WIDE_MARGIN,
     )
 
 

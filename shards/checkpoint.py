@@ -28,7 +28,7 @@ _HUB_CACHE = re.compile(r"^models--(.+?)--(.+)$")
 
 
 class Checkpoint:
-    """``ref`` (name and digest) and ``config`` of the model; tensors under HuggingFace's names, read when used.
+    """``ref`` (name and digest) and ``config`` of a model; tensors under HuggingFace's names, read when used.
 
     Not thread-safe while it is being closed; reading from several threads is fine.
     """
@@ -78,8 +78,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """A HuggingFace directory, a ``.gguf`` file, or the name of a model on the HuggingFace hub.
 
-    Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm, head and
-    tokenizer; all of them where neither is named. UsageError where ``blocks`` are outside the model,
+    Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
+    head and tokenizer; all of them where neither is named. UsageError where ``blocks`` are outside the model,
     CheckpointError for files that are missing or damaged, UnsupportedModelError for models we cannot run,
     NetworkError where the hub cannot be reached.
     """
@@ -95,7 +95,7 @@ def open_checkpoint(
     else:
         raise CheckpointError(
             f"there is no model at {path_or_name}",
-            hint="Give a .gguf file, a HuggingFace directory, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+            hint="Give a .gguf file, a HuggingFace directory, or a hub name such as meta-llama/Llama-3.2-1B.",
         )
     if blocks is not None:
         try:
@@ -118,7 +118,7 @@ def directory_config(directory: Path) -> ModelConfig:
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} holds no config.json",
-            hint="A model is a HuggingFace directory with config.json and safetensors files, or a .gguf file.",
+            hint="A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file.",
         )
     generation = directory / "generation_config.json"
     return hf_config(

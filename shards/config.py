@@ -23,10 +23,10 @@ MAX_CONTEXT = 1 << 26
 class RopeConfig:
     """Rotary position settings, under HuggingFace's names (``rope_parameters`` of config.json).
 
-    ``original_max_position_embeddings`` is always filled in (the model's own maximum where the file names none).
-    ``attention_factor``, ``mscale`` and ``mscale_all_dim`` are None where the file leaves them to the formula.
-    ``frequency_factors``: one divisor per inverse frequency, ``rotary_dim // 2`` of them, or empty. GGUF files
-    of llama3-scaled models carry these (``rope_freqs.weight``) in place of the formula's inputs.
+    ``original_max_position_embeddings`` is always filled in (the model's maximum where the file has none).
+    ``attention_factor``, ``mscale`` and ``mscale_all_dim`` are None where the file leaves them to the
+    formula. ``frequency_factors``: one divisor per inverse frequency, ``rotary_dim // 2`` of them, or empty:
+    GGUF files of llama3-scaled models carry these (``rope_freqs.weight``) and not the formula's inputs.
     """
 
     theta: float = 10_000.0
@@ -60,7 +60,8 @@ class RopeConfig:
                 raise CheckpointError(f"rope {name} is {value}, not a number of zero or more")
         if self.type == "llama3" and not self.high_freq_factor > self.low_freq_factor:
             raise CheckpointError(
-                f"rope high_freq_factor {self.high_freq_factor} is not above low_freq_factor {self.low_freq_factor}"
+                f"rope high_freq_factor {self.high_freq_factor} is not above low_freq_factor "
+                f"{self.low_freq_factor}"
             )
         for value in self.frequency_factors:
             _positive("a rope frequency factor", value)

@@ -1,9 +1,9 @@
 """The digest that every hop of a route must share: SHA-256 over what determines a model's output.
 
-It covers the configuration, the manifest (name, shape, type of every tensor of the model) and a sample of the
-weights, so that a fine-tune or a merged LoRA differs from its base while hashing costs milliseconds, and a hub model
-of which a node holds one shard gets the same digest from a few range requests. The sample is a check against mistakes,
-not against forgery.
+It covers the configuration, the manifest (name, shape, type of every tensor of the model) and a sample of
+the weights, so that a fine-tune or a merged LoRA differs from its base while hashing costs milliseconds, and
+a hub model of which a node holds one shard gets the same digest from a few range requests. The sample is a
+check against mistakes, not against forgery.
 """
 
 from __future__ import annotations

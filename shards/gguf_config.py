@@ -13,7 +13,7 @@ from .manifest import TensorInfo, main_qtype
 
 
 def gguf_config(header: GGUFHeader) -> ModelConfig:
-    """CheckpointError for metadata that is missing or wrong, UnsupportedModelError for other architectures."""
+    """CheckpointError for metadata missing or wrong, UnsupportedModelError for other architectures."""
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
     if architecture != "llama":

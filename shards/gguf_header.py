@@ -1,8 +1,8 @@
 """The header of a GGUF file: metadata and tensor table, without reading vocabulary or weights.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the ``gguf`` package makes numpy
-objects for each of 100,000 vocabulary strings at opening (4 s for a 135M model); here arrays are walked over,
-and decoded when somebody asks for them.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the ``gguf`` package makes
+numpy objects for each of 100,000 vocabulary strings at opening (4 s for a 135M model); here arrays are
+walked over, and decoded when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .qtypes import qtype_of_number, row_bytes
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEFAULT_ALIGNMENT = 32
-# Bounds far above any real file, so that a damaged count fails at once instead of walking through the weights.
+# Far above any real file, so that a damaged count fails at once instead of walking through the weights.
 _MAX_KEYS = 1 << 14
 _MAX_TENSORS = 1 << 17
 _MAX_NAME = 1 << 16
@@ -29,7 +29,7 @@ _MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """``shape`` is (rows, cols) or (cols,): numpy's order, the reverse of the file's. ``offset``: in the file."""
+    """``shape`` is (rows, cols) or (cols,), the reverse of the file's order. ``offset``: in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,9 +48,10 @@ class GGUFArray:
 
 
 class GGUFHeader:
-    """``metadata``: scalars and strings as they are, arrays as ``GGUFArray``; ``tensors`` by the file's names.
+    """``metadata``: scalars and strings as they are, arrays as ``GGUFArray``; ``tensors`` by file's names.
 
-    CheckpointError for a damaged or truncated file, UnsupportedModelError for a version or type we cannot read.
+    CheckpointError for a damaged or truncated file, UnsupportedModelError for a version or type we cannot
+    read.
     """
 
     def __init__(self, file: MappedFile) -> None:
@@ -67,12 +68,12 @@ class GGUFHeader:
             return []
         if array.item_type != _STRING:
             raise self._damaged(f"{key} is no array of strings")
-        items, position, buffer = [], array.offset, self.file.array
+        items, position, buffer = [], array.offset, self.file.view()
         for _ in range(array.count):
             (length,) = struct.unpack_from("<Q", buffer, position)
             position += 8 + length
             # A few vocabularies hold bytes that are no UTF-8; such a token can never match text anyway.
-            items.append(buffer[position - length : position].tobytes().decode("utf-8", "replace"))
+            items.append(str(buffer[position - length : position], "utf-8", "replace"))
         return items
 
     def numbers(self, key: str) -> list[Any]:
@@ -99,7 +100,7 @@ class GGUFHeader:
         )
 
     def _parse(self) -> None:
-        buffer = self.file.array
+        buffer = self.file.view()
         if bytes(buffer[:4]) != b"GGUF":
             raise CheckpointError(
                 f"{self.file.path} is not a GGUF file", hint="A GGUF file begins with the letters GGUF."
@@ -137,14 +138,14 @@ class GGUFHeader:
         self._place(table, -(-position // alignment) * alignment, alignment)
 
     def _name(self, position: int) -> tuple[str, int]:
-        (length,) = struct.unpack_from("<Q", self.file.array, position)
+        (length,) = self.file.unpack("<Q", position)
         end = position + 8 + length
         if length > _MAX_NAME or end > self.file.size:
             raise self._damaged(f"a name of {length} bytes")
         return self.file.array[position + 8 : end].tobytes().decode(), end
 
     def _value(self, position: int, kind: int) -> tuple[Any, int]:
-        buffer, size = self.file.array, self.file.size
+        buffer, size = self.file.view(), self.file.size
         if kind in _SCALARS:
             (value,) = struct.unpack_from("<" + _SCALARS[kind], buffer, position)
             return value, position + struct.calcsize(_SCALARS[kind])
@@ -153,7 +154,7 @@ class GGUFHeader:
             end = position + 8 + length
             if end > size:
                 raise self._damaged(f"a text of {length} bytes")
-            return buffer[position + 8 : end].tobytes().decode("utf-8", "replace"), end
+            return str(buffer[position + 8 : end], "utf-8", "replace"), end
         if kind != _ARRAY:
             raise self._damaged(f"a value of unknown type {kind}")
         item_type, count = struct.unpack_from("<IQ", buffer, position)
@@ -172,7 +173,7 @@ class GGUFHeader:
         """Where an array of strings ends."""
         if array.count > self.file.size // 8:
             raise self._damaged(f"an array of {array.count} items")
-        read, buffer, position = struct.Struct("<Q").unpack_from, memoryview(self.file.array), array.offset
+        read, buffer, position = struct.Struct("<Q").unpack_from, self.file.view(), array.offset
         for _ in range(array.count):
             position += 8 + read(buffer, position)[0]
         return position

@@ -92,7 +92,7 @@ def _rotary_order(heads: int, head_dim: int) -> np.ndarray:
     """Which stored row is HuggingFace's row i of q or k.
 
     llama.cpp rotates neighbours (0, 1), (2, 3), …, HuggingFace halves (0, dim/2), (1, dim/2 + 1), …; the
-    converter therefore interleaves the two halves of each head's rows. Whole rows move, so that quantized rows
+    converter therefore interleaves the two halves of each head's rows. Whole rows move, so quantized ones
     need no decoding.
     """
     rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)

@@ -64,9 +64,9 @@ def _check_family(document: dict[str, Any]) -> None:
     )
     if family not in ("llama", "mistral", "LlamaForCausalLM", "MistralForCausalLM"):
         raise unsupported_family(str(family))
-    if isinstance(architectures, list) and architectures:
-        if not {"LlamaForCausalLM", "MistralForCausalLM"} & {str(name) for name in architectures}:
-            raise unsupported_family(str(architectures[0]))
+    ours = {"LlamaForCausalLM", "MistralForCausalLM"}
+    if isinstance(architectures, list) and architectures and not ours & {str(name) for name in architectures}:
+        raise unsupported_family(str(architectures[0]))
     window = document.get("sliding_window")
     if (
         str(family).lower().startswith("mistral")

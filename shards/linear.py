@@ -1,7 +1,8 @@
 """Matrix products with held weights: dense, int8 per row, int4 in groups.
 
 Few rows (decode) go through torch's packed CPU kernels, which read the fewest bytes. Those grow linearly with
-rows, so many rows (prefill) unpack the weights slice by slice into a scratch buffer and use the dense product.
+rows, so many rows (prefill) unpack the weights slice by slice into a scratch buffer and use the dense
+product.
 Measured, 3072x576 on 2 cores with AVX-512, milliseconds at 1 / 16 / 64 / 512 rows: packed int4 0.06 / 0.42 /
 1.7 / 13.6, unpacking to float32 0.54 plus the dense 0.13 / 0.38 / 0.92 / 5.8.
 """
@@ -79,7 +80,7 @@ class DenseLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if self._wide is not None and x.shape[0] > PACKED_ROWS_INT8:
             return _sliced(x.to(self._wide), self._unpack, self.weight.shape, self._bias)
-        return F.linear(x.to(self._dtype), self.weight, self._bias)
+        return F.linear(x if x.dtype is self._dtype else x.to(self._dtype), self.weight, self._bias)
 
     def _unpack(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         out, _ = self._scratch.take(stop - start, self.weight.shape[1], dtype)
@@ -107,7 +108,7 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] > PACKED_ROWS_INT8:
             return _sliced(x.to(self._wide), self._unpack, self._q.shape, self._bias)
-        out = torch._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), self._q, self._scale)
+        out = torch._weight_int8pack_mm(_bf16(x), self._q, self._scale)
         return out if self._bias is None else out + self._bias
 
     def _unpack(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -127,7 +128,7 @@ class Int4Linear:
     def __init__(
         self, groups: Int4Groups, bias: Tensor | None, scratch: Scratch, wide: torch.dtype = torch.float32
     ) -> None:
-        self._rows, cols = groups.q.shape
+        self._rows = groups.q.shape[0]
         padding = -self._rows % ROW_PADDING
         if padding:
             groups = Int4Groups(*(F.pad(part, (0, 0, 0, padding)) for part in groups))
@@ -148,8 +149,7 @@ class Int4Linear:
         if x.shape[0] > PACKED_ROWS_INT4 and int4_block() is not None:
             out = _sliced(x.to(self._wide), self._unpack, self._shape, self._bias)
         else:
-            x = x.to(torch.bfloat16).contiguous()
-            out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._packed, GROUP, self._scales)
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(_bf16(x), self._packed, GROUP, self._scales)
             if self._bias is not None:
                 out = out + self._bias
         return out if self._rows == self._shape[0] else out[:, : self._rows]
@@ -160,20 +160,26 @@ class Int4Linear:
         block = int4_block()
         if block is None:
             raise LocalProtocolError("the packed int4 layout of this CPU is not known")
-        out, nibbles = self._scratch.take(cols, rows, dtype)
+        out, nibbles = self._scratch.take(cols, rows, torch.float32)
         unpack_nibbles(self._packed[start:stop], out, nibbles, block)
         if self._exact is not None:
-            scale, minimum = self._exact[0, :, start:stop].to(dtype), self._exact[1, :, start:stop].to(dtype)
+            scale, minimum = self._exact[0, :, start:stop].float(), self._exact[1, :, start:stop].float()
         else:
-            pairs = self._scales[:, start:stop].float()
-            scale, minimum = pairs[..., 0].to(dtype), (pairs[..., 1] - 8 * pairs[..., 0]).to(dtype)
+            scale, centre = self._scales[:, start:stop].float().unbind(-1)
+            minimum = centre - 8 * scale
         grouped = out.view(cols // GROUP, GROUP, rows)
         torch.addcmul(minimum[:, None], grouped, scale[:, None], out=grouped)
-        return out
+        # Rounded only here: a minimum rounded before would be off by more than the whole weight's rounding.
+        return out if dtype == torch.float32 else out.to(dtype)
+
+
+def _bf16(x: Tensor) -> Tensor:
+    """As the packed kernels take it. A no-op ``.to`` costs as much as a small product's bookkeeping."""
+    return (x if x.dtype is torch.bfloat16 else x.bfloat16()).contiguous()
 
 
 def _exact_pairs(groups: Int4Groups, scales: Tensor) -> Tensor | None:
-    """(2, groups, rows) scale and minimum, in float16 where that holds them exactly; None if ``scales`` does."""
+    """(2, groups, rows) scale and minimum, in float16 if that is exact; None if ``scales`` are already."""
     pairs = torch.stack((groups.scale.t(), groups.minimum.t())).contiguous()
     held = scales.float()
     if torch.equal(held[..., 0], pairs[0]) and torch.equal(held[..., 1] - 8 * held[..., 0], pairs[1]):
@@ -185,7 +191,7 @@ def _exact_pairs(groups: Int4Groups, scales: Tensor) -> Tensor | None:
 def _sliced(
     x: Tensor, unpack: Callable[[int, int, torch.dtype], Tensor], shape: torch.Size, bias: Tensor | None
 ) -> Tensor:
-    """``x`` (T, in) times unpacked weights. ``unpack(start, stop, dtype)`` → (in, stop - start) of output rows."""
+    """``x`` (T, in) times unpacked weights. ``unpack(start, stop, dtype)`` → (in, stop - start)."""
     rows, cols = shape
     step = max(ROW_PADDING, SLICE_VALUES // cols // ROW_PADDING * ROW_PADDING)
     if rows <= step:
@@ -201,8 +207,8 @@ def _sliced(
 def unpack_nibbles(packed: Tensor, out: Tensor, scratch: Tensor, block: int) -> None:
     """``packed`` uint8 (rows, cols / 2) in the kernel's layout → ``out`` (cols, rows), values 0..15.
 
-    ``scratch``: uint8 of ``packed``'s size. The layout: for each ``block`` output rows, bytes (cols, block / 2),
-    with row j in the low and row j + block / 2 in the high nibble.
+    ``scratch``: uint8 of ``packed``'s size. The layout: for each ``block`` output rows, (cols, block / 2)
+    bytes, with row j in the low and row j + block / 2 in the high nibble.
     """
     cols, rows = out.shape
     half = block // 2

@@ -123,7 +123,7 @@ def check_manifest(
             )
         if info.shape != shape:
             raise CheckpointError(
-                f"tensor {name} of {where} has shape {list(info.shape)}, but the configuration says {list(shape)}"
+                f"tensor {name} of {where} has shape {list(info.shape)}, the configuration says {list(shape)}"
             )
         if info.qtype not in QTYPES:
             raise UnsupportedModelError(

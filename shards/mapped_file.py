@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from ..swarm.errors import CheckpointError
 
 
 class MappedFile:
-    """``array``: the whole file as uint8, read page by page when touched. CheckpointError where it cannot be opened.
+    """``array``: the whole file as uint8, read page by page when touched. CheckpointError where that fails.
 
     The file must not shrink while it is open: the kernel ends a process that reads pages that are gone.
     """
@@ -27,6 +29,14 @@ class MappedFile:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
         self.array: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
         self.size = len(self._map)
+
+    def unpack(self, form: str, offset: int) -> tuple[Any, ...]:
+        """``struct.unpack_from``; struct.error past the end of the file."""
+        return struct.unpack_from(form, self._map, offset)
+
+    def view(self) -> memoryview:
+        """The same bytes, for the standard library; drop it before ``close``."""
+        return memoryview(self._map)
 
     def release(self) -> None:
         """Drop the pages from this process's memory; they are read again when touched again."""

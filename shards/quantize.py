@@ -24,7 +24,7 @@ INT4_SOURCES = ("Q4_0", "Q4_1", "Q4_K")
 
 
 class Int4Groups(NamedTuple):
-    """``weight = q * scale + minimum``. ``q`` uint8 0..15 (rows, cols); the others float32 (rows, cols // 32)."""
+    """``weight = q * scale + minimum``. ``q`` uint8 0..15 (rows, cols), others float32 (rows, cols // 32)."""
 
     q: Tensor
     scale: Tensor

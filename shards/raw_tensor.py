@@ -45,7 +45,7 @@ class RawTensor:
 
     @property
     def data(self) -> np.ndarray:
-        """uint8 (rows, bytes of a row), rows in our order. A view where the order is the file's, else a copy."""
+        """uint8 (rows, bytes of a row), rows in our order. A view where that is the file's, else a copy."""
         return self.stored if self.row_order is None else self.stored[self.row_order]
 
     @property
@@ -84,7 +84,9 @@ class RawTensor:
         return _values(self.stored[index], self.qtype).to(dtype)
 
     def blocks(self) -> Blocks:
-        """Taken apart for kernels that keep the groups (Q4_0, Q4_1, Q8_0); UnsupportedModelError for others."""
+        """Taken apart for kernels that keep the groups: Q4_0, Q4_1, Q8_0; else UnsupportedModelError."""
+        if self.qtype not in ("Q4_0", "Q4_1", "Q8_0"):
+            raise UnsupportedModelError(f"tensor {self.name} is {self.qtype}, not stored in groups of 32")
         data = self.data
         groups = data.reshape(
             data.shape[0], -1, row_bytes(self.qtype, 32)
@@ -97,9 +99,7 @@ class RawTensor:
         if self.qtype == "Q4_0":
             scale = _half(groups[..., :2])
             return Blocks(_nibbles(groups[..., 2:]), scale, scale * -8.0)
-        if self.qtype == "Q4_1":
-            return Blocks(_nibbles(groups[..., 4:]), _half(groups[..., :2]), _half(groups[..., 2:4]))
-        raise UnsupportedModelError(f"tensor {self.name} is {self.qtype}, not stored in groups of 32")
+        return Blocks(_nibbles(groups[..., 4:]), _half(groups[..., :2]), _half(groups[..., 2:4]))
 
 
 def _values(data: np.ndarray, qtype: str) -> Tensor:

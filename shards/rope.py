@@ -42,7 +42,7 @@ class Rope:
     def rows(self, pieces: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """``pieces``: (start position, tokens) of each packed session → cos, sin, both (T, 1, rotary_dim).
 
-        T is the sum of tokens; the middle dimension broadcasts over heads. The results may be views: read only.
+        T is the sum of tokens; the middle dimension broadcasts over heads. May be views: read only.
         """
         if self._dynamic is None:
             longest = max(start + count for start, count in pieces)

@@ -1,15 +1,15 @@
 """The header of a safetensors file, checked before anything trusts it.
 
 Format: 8 bytes little-endian length, that many bytes of JSON, then the tensors without gaps
-(https://huggingface.co/docs/safetensors#format). Parsed here, not by the ``safetensors`` package, because the same
-code reads headers fetched from the hub by range requests.
+(https://huggingface.co/docs/safetensors#format). Parsed here, not by the ``safetensors`` package, because
+the same code reads headers fetched from the hub by range requests.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..swarm.errors import CheckpointError
 
@@ -93,7 +93,7 @@ def _entry(name: str, entry: Any, start: int, where: str) -> StoredTensor:
     return StoredTensor(name, tuple(shape), dtype, start + begin, end - begin)
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     """A list of whole numbers of zero or more."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 

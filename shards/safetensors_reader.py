@@ -115,7 +115,7 @@ def open_directory(directory: Path) -> SafetensorsSource:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor name → file name. CheckpointError for a damaged index, or one that points out of its directory."""
+    """Tensor name → file name. CheckpointError for a damaged index, or one that leaves its directory."""
     try:
         if path.stat().st_size > _MAX_INDEX:
             raise CheckpointError(f"{path} is larger than any index of tensors")

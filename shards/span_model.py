@@ -51,13 +51,13 @@ class SpanModel:
         self._rope = Rope(config, device, dtype)
 
     def rope(self, pieces: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """cos and sin for packed tokens. ``pieces``: (start position, tokens) in the order of the rows of ``x``."""
+        """cos and sin for packed tokens. ``pieces``: (start position, tokens), in the order of the rows."""
         return self._rope.rows(pieces)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, span: Span | None = None
     ) -> Tensor:
-        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute, inside ours; None: all)."""
+        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all)."""
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")

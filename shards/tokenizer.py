@@ -1,36 +1,119 @@
-"""Text to token ids and back."""
+"""Text to token ids and back, over the ``tokenizers`` library."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-class Detokenizer:
-    """Ids one by one to pieces of text that are whole characters."""
+from tokenizers import Tokenizer as Backend
 
-    def push(self, token: int) -> str:
-        raise NotImplementedError
+from ..swarm.errors import UsageError
+from .chat_template import ChatTemplate
 
-    def flush(self) -> str:
-        raise NotImplementedError
+_UNFINISHED = "\ufffd"
+"""What a decoder puts for bytes that are no whole character yet."""
+_MAX_HELD = 16
+"""Tokens held back for a character to become whole; none needs more than 4, wrong bytes never do."""
 
 
 class Tokenizer:
-    eos_ids: frozenset[int]
-    vocab_size: int
+    """``eos_ids``: tokens that end a generation. ``vocab_size``: ids are below it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        eos_ids: Iterable[int],
+        special_tokens: Mapping[str, str],
+        chat_template: str | None,
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.eos_ids = frozenset(eos_ids)
+        self.vocab_size: int = backend.get_vocab_size()
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+        self._template: ChatTemplate | None = None
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        raise NotImplementedError
+        """``add_special``: with the begin-of-text token where the model wants one.
 
-    def decode(self, ids: list[int], skip_special: bool = True) -> str:
-        raise NotImplementedError
+        Special tokens written out in ``text`` become the tokens, as in transformers.
+        """
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special).ids)
+        except (
+            UnicodeEncodeError,
+            TypeError,
+        ):  # lone surrogates, as a shell gives for bytes that are no UTF-8
+            raise UsageError("the text holds characters that are no valid Unicode") from None
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def stream(self, skip_special: bool = True) -> Detokenizer:
-        raise NotImplementedError
+        return Detokenizer(self, skip_special)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token spelled out, such as ``<|im_end|>``."""
+        return self._backend.token_to_id(token)
 
     @property
     def has_chat_template(self) -> bool:
-        raise NotImplementedError
+        return self.chat_template is not None
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
+    ) -> str:
+        """The chat as text. UsageError where the model has no template, or it refuses these messages."""
+        if self.chat_template is None:
+            raise UsageError(
+                "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
+            )
+        if self._template is None:
+            self._template = ChatTemplate(self.chat_template, self.special_tokens)
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **more)
 
     def apply_chat_template(
-        self, messages: list[dict[str, object]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
     ) -> list[int]:
-        raise NotImplementedError
+        """The chat as token ids. The template writes begin-of-text itself where the model wants it."""
+        return self.encode(self.render_chat(messages, add_generation_prompt, **more), add_special=False)
+
+
+class Detokenizer:
+    """Ids one by one to pieces of text; pieces hold whole characters only, and join to the whole text."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        # A window of ids: [context | held back]. The context decides how the next is spelled (leading space).
+        self._ids: list[int] = []
+        self._n_context = 0
+        self._context_text = ""
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes; may be empty."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        held = len(self._ids) - self._n_context
+        if text.endswith(_UNFINISHED) and held < _MAX_HELD:
+            return ""
+        if len(text) <= len(self._context_text) and held < _MAX_HELD:
+            return ""  # a special token that is left out, or a space that a decoder strips for now
+        return self._advance(text)
+
+    def flush(self) -> str:
+        """What is still held back: the rest of a character that was never finished."""
+        return self._advance(self._decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        piece = text[len(self._context_text) :]
+        self._ids = self._ids[self._n_context :]
+        self._n_context = len(self._ids)
+        self._context_text = self._decode(self._ids)
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, self._skip_special)

@@ -1,0 +1,107 @@
+"""The tokenizer of a HuggingFace directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from ..swarm.errors import CheckpointError
+from .config import ModelConfig
+from .hf_config import read_json
+from .tokenizer import Tokenizer
+
+_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
+    """From tokenizer.json, and where there tokenizer_config.json, special_tokens_map.json, chat template.
+
+    What is put around a text (begin-of-text, …) is tokenizer.json's word: transformers, too, ignores
+    ``add_bos_token`` beside it. CheckpointError for files that are missing or damaged.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} holds no tokenizer.json",
+            hint="Save it from transformers once: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise CheckpointError(f"{path} is damaged: {error}", hint="Download it again.") from error
+    settings = _optional_json(directory / "tokenizer_config.json")
+    named = _named_tokens({**_optional_json(directory / "special_tokens_map.json"), **settings})
+    _add_tokens(backend, settings, named)
+    special = {name: token.content for name, token in named.items()}
+    eos = set(config.eos_token_ids)
+    if not eos and (token := special.get("eos_token")) and (index := backend.token_to_id(token)) is not None:
+        eos.add(index)
+    return Tokenizer(
+        backend, eos_ids=eos, special_tokens=special, chat_template=_chat_template(directory, settings)
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _named_tokens(settings: dict[str, Any]) -> dict[str, AddedToken]:
+    named = {}
+    for name in _NAMES:
+        value = settings.get(name)
+        if isinstance(value, str):
+            named[name] = AddedToken(value, special=True, normalized=False)
+        elif isinstance(value, dict) and isinstance(value.get("content"), str):
+            named[name] = _added_token(value, special=True)
+    return named
+
+
+def _added_token(entry: dict[str, Any], *, special: bool) -> AddedToken:
+    flags = {flag: bool(entry.get(flag, False)) for flag in ("single_word", "lstrip", "rstrip")}
+    flags["normalized"] = bool(entry.get("normalized", not special))
+    return AddedToken(entry["content"], special=special, **flags)
+
+
+def _add_tokens(backend: Backend, settings: dict[str, Any], named: dict[str, AddedToken]) -> None:
+    """Tokens that only tokenizer_config.json names; those that tokenizer.json knows stay as they are."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    listed = settings.get("added_tokens_decoder")
+    for _, entry in sorted(listed.items(), key=_by_id) if isinstance(listed, dict) else ():
+        if (
+            isinstance(entry, dict)
+            and isinstance(entry.get("content"), str)
+            and entry["content"] not in known
+        ):
+            special = bool(entry.get("special", False))
+            token = _added_token(entry, special=special)
+            (backend.add_special_tokens if special else backend.add_tokens)([token])
+            known.add(entry["content"])
+    backend.add_special_tokens([token for token in named.values() if token.content not in known])
+
+
+def _by_id(item: tuple[str, Any]) -> int:
+    if not item[0].isdigit():
+        raise CheckpointError(
+            f"tokenizer_config.json has an added token under {item[0]!r}, expected its number"
+        )
+    return int(item[0])
+
+
+def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
+    """chat_template.jinja, else chat_template.json, else (``default``) of tokenizer_config.json."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from None
+    template = _optional_json(directory / "chat_template.json").get(
+        "chat_template", settings.get("chat_template")
+    )
+    if isinstance(template, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = by_name.get("default")
+    return template if isinstance(template, str) else None

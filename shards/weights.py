@@ -1,0 +1,156 @@
+"""From a checkpoint's tensors to linears as the plan wants them held."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..swarm.errors import CheckpointError
+from .autoselect import Kind, Plan
+from .linear import DenseLinear, Int4Linear, Int8Linear, Linear, Scratch
+from .norm import RmsNorm
+from .quantize import INT4_SOURCES, Int4Groups, Int8Rows, file_groups, to_int4, to_int8
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .config import ModelConfig
+    from .raw_tensor import RawTensor
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done_bytes, total_bytes, label)``."""
+
+
+_PIECE_VALUES = 1 << 20
+"""Weights quantized at a time."""
+
+
+class WeightLoader:
+    """Reads tensors, reports progress, and keeps count of how they ended up.
+
+    ``total_bytes``: what ``progress`` counts towards, in bytes of the file.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, total_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        self.plan = plan
+        self.scratch = Scratch()
+        self.nbytes = 0
+        self.label = ""
+        self._checkpoint = checkpoint
+        self._total = total_bytes
+        self._done = 0
+        self._progress = progress
+        self._held: Counter[str] = Counter()
+
+    def norm(self, name: str, config: ModelConfig) -> RmsNorm:
+        """An RMSNorm over the hidden size, its weight in the activation type."""
+        raw = self._checkpoint.tensor(name)
+        check_shape(raw, (config.hidden_size,))
+        weight = raw.dequantize(torch.float32).to(self.plan.device, self.plan.dtype)
+        self.nbytes += weight.nbytes
+        self._read(raw)
+        return RmsNorm(weight, config.rms_norm_eps)
+
+    def linear(
+        self, names: Sequence[str], sizes: Sequence[int], cols: int, kind: Kind | None = None
+    ) -> Linear:
+        """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``).
+
+        ``kind`` None: all in the form that the least compressible needs, so mixed files lose nothing.
+        """
+        raws = [self._checkpoint.tensor(f"{name}.weight") for name in names]
+        for raw, size in zip(raws, sizes, strict=True):
+            check_shape(raw, (size, cols))
+        if kind is None:
+            kinds = {self.plan.kind(raw) for raw in raws}
+            kind = next(kind for kind in (Kind.DENSE, Kind.INT8, Kind.INT4) if kind in kinds)
+        linear = self._hold(kind, raws, self._bias(names, sizes))
+        self.nbytes += linear.nbytes
+        for raw in raws:
+            self._read(raw)
+        return linear
+
+    def summary(self) -> str:
+        """How the matrices are held, the most bytes first: ``int4 (Q4_1, lossless)``, ``bf16 + float32``."""
+        return " + ".join(form for form, _ in self._held.most_common())
+
+    def _hold(self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
+        plan = self.plan
+        if kind is Kind.INT4:
+            lossless = all(raw.qtype in INT4_SOURCES for raw in raws)
+            parts = [
+                file_groups(raw) if raw.qtype in INT4_SOURCES else _in_pieces(to_int4, raw) for raw in raws
+            ]
+            groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+            self._count(f"int4 ({raws[0].qtype}, lossless)" if lossless else "int4", raws)
+            if plan.packed:
+                return Int4Linear(groups, bias, self.scratch, plan.wide)
+            return self._dense(groups.dequantize().to(plan.dtype), bias)
+        if kind is Kind.INT8:
+            parts8 = [_in_pieces(to_int8, raw) for raw in raws]
+            rows = Int8Rows(*(torch.cat(tensors) for tensors in zip(*parts8, strict=True)))
+            self._count("int8", raws)
+            if plan.packed:
+                return Int8Linear(rows, bias, self.scratch, plan.wide)
+            return self._dense(rows.dequantize().to(plan.dtype), bias)
+        dtypes = {plan.dense_dtype(raw.qtype) for raw in raws}
+        dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
+        self._count(str(dtype).removeprefix("torch."), raws)
+        return self._dense(torch.cat([raw.dequantize(dtype) for raw in raws]), bias)
+
+    def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        wide = (
+            self.plan.wide if weight.dtype == torch.bfloat16 and self.plan.options.dtype == "auto" else None
+        )
+        return DenseLinear(weight.to(self.plan.device), bias, self.scratch, wide)
+
+    def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Tensor | None:
+        """Stacked biases, zeros for the weights that have none; None if no weight has one."""
+        if not any(self._checkpoint.has(f"{name}.bias") for name in names):
+            return None
+        parts = []
+        for name, size in zip(names, sizes, strict=True):
+            if not self._checkpoint.has(f"{name}.bias"):
+                parts.append(torch.zeros(size))
+                continue
+            raw = self._checkpoint.tensor(f"{name}.bias")
+            check_shape(raw, (size,))
+            parts.append(raw.dequantize())
+        bias = torch.cat(parts).to(self.plan.device)
+        self.nbytes += bias.nbytes
+        return bias
+
+    def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
+        self._held[form] += sum(raw.nbytes for raw in raws)
+
+    def _read(self, raw: RawTensor) -> None:
+        self._done += raw.nbytes
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done), self.label)
+
+
+_Parts = TypeVar("_Parts", Int4Groups, Int8Rows)
+
+
+def _in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> _Parts:
+    """``quantize`` of the rows of ``raw``, without its float32 copy ever being whole."""
+    rows, cols = raw.shape
+    step = max(1, _PIECE_VALUES // cols)
+    pieces = [
+        quantize(raw.dequantize_rows(torch.arange(start, min(rows, start + step)), torch.float32))
+        for start in range(0, rows, step)
+    ]
+    return type(pieces[0])(*(torch.cat(tensors) for tensors in zip(*pieces, strict=True)))
+
+
+def check_shape(raw: RawTensor, shape: tuple[int, ...]) -> None:
+    if tuple(raw.shape) != shape:
+        raise CheckpointError(
+            f"tensor {raw.name} has shape {tuple(raw.shape)}, the configuration says {shape}",
+            hint="The file is damaged or its configuration belongs to another model.",
+        )

@@ -1,0 +1,107 @@
+"""Chat templates as transformers renders them, in a sandbox."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from swarm_node.shards.chat_template import ChatTemplate
+from swarm_node.swarm.errors import CheckpointError, UsageError
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+CHAT: list[dict[str, Any]] = [
+    {"role": "system", "content": 'Be <brief> & "kind".'},
+    {"role": "user", "content": "Grüße 😀"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"name": "f", "arguments": {"b": 1, "a": [True, None]}}],
+    },
+]
+
+
+def render(source: str, messages: list[dict[str, Any]] | None = None, **options: Any) -> str:
+    options.setdefault("add_generation_prompt", True)
+    return ChatTemplate(source, SPECIAL).render(CHAT if messages is None else messages, **options)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m['content'] }}{{ eos_token }}{% endfor %}",
+        "{% for m in messages %}\n  {% if m.role %}\n {{ m.content }}\n  {% endif %}\n{% endfor %}\n",
+        "{%- for m in messages -%}\n  {{ m | tojson }}\n{%- endfor -%}",
+        "{{ messages | tojson(indent=2) }}|{{ messages[2].tool_calls | tojson(sort_keys=true) }}",
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "{% if tools is none %}no tools{% endif %}{{ documents is none }}{{ add_generation_prompt }}",
+        "{% if messages[2].content is defined %}yes{% else %}no{% endif %}{{ pad_token }}",
+        "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}{% endfor %}",
+        "{{ messages[0].content.split(' ')[0].strip() | upper }}{{ '%s' % 3 }}{{ dict(a=1) }}",
+    ],
+)
+def test_equals_transformers(source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    plain = [{key: value for key, value in message.items() if value is not None} for message in CHAT]
+    rendered, _ = utils.render_jinja_template(
+        [plain], chat_template=source, add_generation_prompt=True, **SPECIAL
+    )
+    assert render(source) == rendered[0]
+
+
+def test_tojson_keeps_html_and_unicode() -> None:
+    assert render("{{ messages[0].content | tojson }}") == '"Be <brief> & \\"kind\\"."'
+    assert render("{{ messages[1].content | tojson }}") == '"Grüße 😀"'
+
+
+def test_strftime_now() -> None:
+    assert render("{{ strftime_now('%Y') }}") == datetime.now().strftime("%Y")
+
+
+def test_more_variables() -> None:
+    assert (
+        render("{{ tools[0].name }}{{ enable_thinking }}", tools=[{"name": "f"}], enable_thinking=False)
+        == "fFalse"
+    )
+
+
+def test_raise_exception() -> None:
+    with pytest.raises(UsageError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}")
+
+
+@pytest.mark.parametrize("source", ["{{ missing.x }}", "{{ 1 / 0 }}", "{{ messages[0].content + 1 }}"])
+def test_failing_templates(source: str) -> None:
+    with pytest.raises(UsageError, match="chat template"):
+        render(source)
+
+
+def test_damaged_template() -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        ChatTemplate("{% if %}", SPECIAL)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{{ namespace.__init__.__globals__ }}",
+    ],
+)
+def test_sandbox(source: str) -> None:
+    with pytest.raises(UsageError):
+        render(source)
+
+
+def test_objects_become_inert() -> None:
+    assert render("{{ messages[0].x }}", [{"role": "user", "x": object()}]) == "<object>"
+
+
+@pytest.mark.parametrize("messages", [[], [{"content": "x"}], [{"role": 3}]])
+def test_bad_messages(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(UsageError):
+        render("x", messages)

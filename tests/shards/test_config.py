@@ -1,0 +1,182 @@
+"""config.json as transformers reads it, and settings that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swarm_node.shards.checkpoint import directory_config, open_checkpoint
+from swarm_node.shards.config import ModelConfig, RopeConfig
+from swarm_node.shards.hf_config import hf_config
+from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
+
+BASE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def read(**changes: Any) -> ModelConfig:
+    return hf_config({**BASE, **changes}, {}, "config.json")
+
+
+def test_defaults_are_transformers_defaults() -> None:
+    config = read()
+    assert config == ModelConfig(
+        family="llama",
+        n_blocks=4,
+        hidden_size=64,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=16,
+        intermediate_size=96,
+        vocab_size=50,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=2048,
+        rope=RopeConfig(theta=10000.0, original_max_position_embeddings=2048),
+        bos_token_id=1,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 2, "head_dim": 20, "tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5},
+        {"max_position_embeddings": 512, "rope_theta": 500000.0},
+        {"rope_scaling": LLAMA3},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 3.0}},
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "beta_fast": 16.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+            }
+        },
+        {"rope_scaling": {**LLAMA3, "rope_type": "yarn"}, "original_max_position_embeddings": 32},
+    ],
+)
+def test_equals_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The same settings, from the original file and from the one transformers writes."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(
+        json.dumps({**BASE, "bos_token_id": 1, "eos_token_id": 2, **changes})
+    )
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    theirs.standardize_rope_params()  # as the model does before it computes frequencies
+    again = tmp_path / "again"
+    theirs.save_pretrained(again)
+    ours = directory_config(tmp_path)
+    assert directory_config(again) == ours
+    assert ours.n_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == theirs.head_dim
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert (ours.attention_bias, ours.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
+    assert ours.rms_norm_eps == theirs.rms_norm_eps
+    assert ours.max_position_embeddings == theirs.max_position_embeddings
+    rope = dict(theirs.rope_parameters)
+    rope.pop("type", None)
+    assert ours.rope.type == rope.pop("rope_type")
+    assert ours.rope.theta == rope.pop("rope_theta")
+    for name, value in rope.items():
+        if not (ours.rope.type == "yarn" and name in ("low_freq_factor", "high_freq_factor")):
+            assert getattr(ours.rope, name) == value
+
+
+def test_end_of_text() -> None:
+    assert hf_config({**BASE, "eos_token_id": 5}, {}, "x").eos_token_ids == (5,)
+    assert hf_config({**BASE, "eos_token_id": [5, 6]}, {"eos_token_id": [7, 8, 7]}, "x").eos_token_ids == (
+        7,
+        8,
+    )
+    assert hf_config(BASE, {}, "x").eos_token_ids == ()
+
+
+def test_mistral_without_window_is_llama() -> None:
+    mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
+    assert read(**mistral).family == "llama"
+    with pytest.raises(UnsupportedModelError, match="sliding-window"):
+        read(**{**mistral, "sliding_window": 128, "max_position_embeddings": 1024})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "gpt2"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"partial_rotary_factor": 0.5}, "part of a head"),
+    ],
+)
+def test_unsupported(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": None}, "num_hidden_layers is None"),
+        ({"num_hidden_layers": 0}, "number of blocks"),
+        ({"num_hidden_layers": 10**9}, "number of blocks"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"hidden_size": -64}, "hidden_size"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot be shared by 3"),
+        ({"head_dim": 15}, "odd"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_theta": 0}, "theta"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "without a factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "without low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "not above"),
+        ({"rope_scaling": [1]}, "no JSON object"),
+        ({"tie_word_embeddings": "yes"}, "expected true or false"),
+        ({"eos_token_id": "x"}, "eos_token_id"),
+        ({"eos_token_id": -1}, "special token id -1"),
+    ],
+)
+def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(**changes)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
+def test_damaged_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/nowhere/model", "nowhere.gguf", "some/model.gguf", "~/nowhere", "a/b/c", ""]
+)
+def test_missing_path_is_not_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def no_hub(*_: object, **__: object) -> None:
+        pytest.fail("the hub was asked")
+
+    monkeypatch.setattr("swarm_node.shards.hub.open_hub_model", no_hub)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(name)
+    assert caught.value.hint

@@ -1,0 +1,220 @@
+"""Hub models through a local server that speaks the hub's endpoints: what is fetched, and what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.swarm.errors import CheckpointError, NetworkError, UsageError
+from swarm_node.swarm.types import Span
+
+HFLlama = Callable[..., Path]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "some-org/tiny-llama"
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Serves one directory as the model ``NAME``. ``requests``: (method, file, Range header) as they came."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.directory = directory
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.gated = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def fetched(self) -> set[str]:
+        """Files of which more than parts were asked for."""
+        return {file for method, file, part in self.requests if method == "GET" and part is None}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        match = re.fullmatch(rf"/{NAME}/resolve/(main|{COMMIT})/(.+)", self.path)
+        if match is None:
+            return self.refuse(404 if self.path.startswith("/api") else 401, "RepoNotFound")
+        if self.server.gated:
+            return self.refuse(403, "GatedRepo")
+        part = self.headers.get("Range")
+        self.server.requests.append((self.command, match[2], part))
+        path = self.server.directory / match[2]
+        if not path.is_file():
+            return self.refuse(404, "EntryNotFound")
+        data = path.read_bytes()
+        size = len(data)
+        if part:
+            first, last = part.removeprefix("bytes=").split("-")
+            data = data[int(first) : int(last or size) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}")
+        else:
+            self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", '"' + hashlib.sha1(path.read_bytes()).hexdigest() + '"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+        return None
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def hub(tmp_path: Path, hf_llama: HFLlama, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    directory = hf_llama(shards=4)
+    Backend(models.BPE()).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"chat_template": "hi"}')
+    server = FakeHub(directory)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def shard(number: int) -> str:
+    return f"model-{number:05}-of-00004.safetensors"
+
+
+def test_a_node_fetches_only_the_shards_of_its_blocks(hub: FakeHub) -> None:
+    with open_checkpoint(str(hub.directory)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+        assert hub.fetched() == {"config.json", "model.safetensors.index.json", shard(1)}
+        assert model.ref.name == NAME
+        assert model.ref.digest == local.ref.digest
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert torch.equal(model.tensor(name).dequantize(), local.tensor(name).dequantize())
+        with pytest.raises(CheckpointError, match="was not fetched"):
+            model.tensor("model.layers.3.mlp.up_proj.weight")
+        assert model.has("model.layers.3.mlp.up_proj.weight")
+    asked = sum(
+        int(part.split("-")[1]) - int(part[6:].split("-")[0]) + 1 for _, _, part in hub.requests if part
+    )
+    assert asked < 5 * 100_000  # three headers and a few samples
+
+
+def test_a_client_fetches_its_shard_and_the_tokenizer(hub: FakeHub) -> None:
+    with open_checkpoint(NAME, client=True) as model:
+        assert {file for file in hub.fetched() if file.endswith(".safetensors")} == {shard(4)}
+        assert model.tokenizer().has_chat_template
+        assert torch.isfinite(model.tensor("lm_head.weight").dequantize()).all()
+
+
+def test_everything(hub: FakeHub) -> None:
+    with open_checkpoint(NAME) as model:
+        assert {shard(number) for number in range(1, 5)} <= hub.fetched()
+        for block in range(4):
+            model.tensor(f"model.layers.{block}.mlp.up_proj.weight").dequantize()
+
+
+def test_progress(hub: FakeHub) -> None:
+    seen: list[tuple[int, int, str]] = []
+    with open_checkpoint(NAME, blocks=Span(0, 1), progress=lambda *state: seen.append(state)):
+        done = [(state[0], state[1]) for state in seen if state[2] == shard(1)]
+    size = (hub.directory / shard(1)).stat().st_size
+    assert done[-1] == (size, size)
+
+
+def test_one_file_model(hub: FakeHub, tmp_path: Path, hf_llama: HFLlama) -> None:
+    hub.directory = hf_llama("single")
+    with open_checkpoint(NAME, blocks=Span(1, 2)) as model, open_checkpoint(str(hub.directory)) as local:
+        assert model.ref.digest == local.ref.digest
+
+
+def test_second_opening_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(NAME) as model:
+        digest = model.ref.digest
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with open_checkpoint(NAME, client=True) as model:
+        assert model.ref.digest == digest
+        assert model.tokenizer().has_chat_template
+    assert hub.requests == []
+
+
+def test_unknown_model(hub: FakeHub) -> None:
+    with pytest.raises(CheckpointError, match="no model nobody/nothing") as caught:
+        open_checkpoint("nobody/nothing")
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_unreachable_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="cannot be reached") as caught:
+        open_checkpoint(NAME)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_dead_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = FakeHub(hub.directory)
+    closed.server_close()  # its port refuses connections now
+    monkeypatch.setenv("HF_ENDPOINT", closed.url)
+    with pytest.raises(NetworkError, match="cannot be reached"):
+        open_checkpoint(NAME)
+
+
+def test_gated_model(hub: FakeHub) -> None:
+    hub.gated = True
+    with pytest.raises(CheckpointError, match="gated") as caught:
+        open_checkpoint(NAME)
+    assert "HF_TOKEN" in caught.value.hint
+
+
+def test_repository_without_safetensors(hub: FakeHub) -> None:
+    for path in hub.directory.glob("model*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no file model\.safetensors") as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert ".gguf" in caught.value.hint
+
+
+def test_truncated_remote_shard(hub: FakeHub) -> None:
+    path = hub.directory / shard(2)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_checkpoint(NAME, blocks=Span(0, 1))
+
+
+def test_span_outside_the_model_fetches_no_weights(hub: FakeHub) -> None:
+    with pytest.raises(UsageError, match="outside the model"):
+        open_checkpoint(NAME, blocks=Span(3, 6))
+    assert not any(file.endswith(".safetensors") for file in hub.fetched())

@@ -1,0 +1,73 @@
+"""Integers made from weights: exact where the file has them, within half a step where we round."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.quants import dequantize, quantize
+
+from swarm_node.shards.quantize import GROUP, file_groups, q4_k_groups, to_int4, to_int8
+from swarm_node.shards.raw_tensor import RawTensor
+
+
+def weights(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, cols, generator=generator) * torch.rand(rows, 1, generator=generator) * 3
+
+
+def test_int4_is_within_half_a_step_of_every_value() -> None:
+    weight = weights(48, 128)
+    groups = to_int4(weight)
+    assert groups.q.dtype == torch.uint8
+    assert groups.q.max() <= 15
+    error = (groups.dequantize() - weight).abs().view(48, -1, GROUP)
+    # Half a step, and what rounding the scale and the centre to bfloat16 moves the ends by.
+    largest = weight.abs().view(48, -1, GROUP).amax(-1)
+    assert (error.amax(-1) <= 0.5 * groups.scale + 2.0**-7 * largest).all()
+
+
+def test_int4_scales_are_what_the_kernel_holds() -> None:
+    groups = to_int4(weights(16, 64))
+    centre = groups.minimum + 8 * groups.scale
+    assert torch.equal(groups.scale.to(torch.bfloat16).float(), groups.scale)
+    assert torch.equal(centre.to(torch.bfloat16).float(), centre)
+
+
+def test_int8_is_within_half_a_step_and_never_clips() -> None:
+    weight = weights(64, 96, seed=1)
+    rows = to_int8(weight)
+    assert torch.equal(rows.scale.to(torch.bfloat16).float(), rows.scale)
+    error = (rows.dequantize() - weight).abs().amax(-1)
+    assert (error <= 0.5 * rows.scale * 1.0001).all()
+    assert (rows.scale <= weight.abs().amax(-1) / 127 * 1.02).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
+def test_constant_rows_come_back(value: float) -> None:
+    weight = torch.full((2, 64), value)
+    torch.testing.assert_close(to_int4(weight).dequantize(), weight, rtol=2.0**-8, atol=1e-30)
+    torch.testing.assert_close(to_int8(weight).dequantize(), weight, rtol=2.0**-7, atol=1e-30)
+
+
+def test_int4_refuses_a_width_without_groups() -> None:
+    with pytest.raises(ValueError, match="40 columns"):
+        to_int4(torch.zeros(4, 40))
+
+
+@pytest.mark.parametrize("qtype", ["Q4_0", "Q4_1"])
+def test_file_groups_are_the_file_exactly(qtype: str) -> None:
+    kind = gguf.GGMLQuantizationType[qtype]
+    data = quantize(weights(24, 256).numpy(), kind)
+    groups = file_groups(RawTensor("w", (24, 256), qtype, data))
+    assert np.array_equal(groups.dequantize().numpy(), dequantize(data, kind))
+
+
+def test_q4_k_groups_are_the_file_exactly() -> None:
+    kind = gguf.GGMLQuantizationType.Q4_K
+    data = np.random.default_rng(0).integers(0, 256, (6, 3 * 144), dtype=np.uint8)
+    blocks = data.reshape(6, 3, 144)
+    blocks[..., :4] = np.random.default_rng(1).normal(size=(6, 3, 2)).astype(np.float16).view(np.uint8)
+    groups = q4_k_groups(data)
+    assert np.array_equal(groups.dequantize().numpy(), dequantize(data, kind))

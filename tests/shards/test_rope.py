@@ -1,0 +1,122 @@
+"""Rope tables against transformers' own, for every scaling variant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
+
+from swarm_node.shards.config import ModelConfig
+from swarm_node.shards.hf_config import hf_config
+from swarm_node.shards.rope import Rope
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.3,
+        "beta_fast": 8.0,
+        "beta_slow": 2.0,
+    },
+    "yarn-factor": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.7,
+        "truncate": False,
+    },
+}
+
+
+def configs(rope: str, head_dim: int = 20, theta: float = 5000.0) -> tuple[ModelConfig, LlamaConfig]:
+    document = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 40,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": head_dim,
+        "vocab_size": 30,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_theta": theta, **ROPES[rope]},
+    }
+    theirs = LlamaConfig(**{key: value for key, value in document.items() if key != "architectures"})
+    return hf_config(document, {}, "test"), theirs
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("head_dim", [6, 20, 64])
+@pytest.mark.parametrize(("start", "count"), [(0, 7), (50, 14), (60, 30), (600, 1)])
+def test_rotates_as_transformers_does(rope: str, head_dim: int, start: int, count: int) -> None:
+    ours, theirs = configs(rope, head_dim)
+    x = torch.randn(count, 3, head_dim, generator=torch.Generator().manual_seed(0))
+    cos, sin = Rope(ours, torch.device("cpu"), torch.float32).rows([(start, count)])
+    turned = x * cos + x.roll(head_dim // 2, -1) * sin
+    want_cos, want_sin = LlamaRotaryEmbedding(theirs)(x, torch.arange(start, start + count)[None])
+    want = x * want_cos[0, :, None] + rotate_half(x) * want_sin[0, :, None]
+    torch.testing.assert_close(turned, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_pieces_are_those_of_each_session_alone(rope: str) -> None:
+    ours, _ = configs(rope)
+    pieces = [(3, 4), (1000, 2), (0, 1), (70, 5)]
+    together = Rope(ours, torch.device("cpu"), torch.float32).rows(pieces)
+    alone = [Rope(ours, torch.device("cpu"), torch.float32).rows([piece]) for piece in pieces]
+    for index in (0, 1):
+        assert together[index].shape == (12, 1, 20)
+        assert torch.equal(together[index], torch.cat([rows[index] for rows in alone]))
+
+
+def test_a_growing_table_keeps_its_rows() -> None:
+    rope = Rope(configs("default")[0], torch.device("cpu"), torch.float32)
+    before = rope.rows([(100, 300)])[0].clone()
+    rope.rows([(5000, 1)])
+    assert torch.equal(rope.rows([(100, 300)])[0], before)
+
+
+def test_dynamic_forgets_lengths_but_not_their_values() -> None:
+    rope = Rope(configs("dynamic")[0], torch.device("cpu"), torch.float32)
+    first = rope.rows([(70, 1)])[0].clone()
+    for position in range(80, 400):
+        rope.rows([(position, 1)])
+    assert torch.equal(rope.rows([(70, 1)])[0], first)
+
+
+def test_frequency_factors_divide() -> None:
+    from dataclasses import replace
+
+    ours, _ = configs("default")
+    factors = tuple(1.0 + i for i in range(10))
+    scaled = replace(ours, rope=replace(ours.rope, frequency_factors=factors))
+    plain = Rope(ours, torch.device("cpu"), torch.float32).rows([(6, 1)])
+    divided = Rope(scaled, torch.device("cpu"), torch.float32).rows([(6, 1)])
+    angle = torch.atan2(plain[1][0, 0, 10:], plain[0][0, 0, 10:])[1:]  # below pi from the second on
+    torch.testing.assert_close(divided[1][0, 0, 11:], torch.sin(angle / torch.tensor(factors[1:])))
+
+
+def test_table_in_bfloat16_is_the_rounded_one() -> None:
+    ours, _ = configs("yarn")
+    exact = Rope(ours, torch.device("cpu"), torch.float32).rows([(9, 3)])
+    rounded = Rope(ours, torch.device("cpu"), torch.bfloat16).rows([(9, 3)])
+    assert torch.equal(rounded[0], exact[0].to(torch.bfloat16))
+    assert torch.equal(rounded[1], exact[1].to(torch.bfloat16))
