@@ -49,7 +49,8 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
                 "ignore_eos": arguments.ignore_eos,
             }
             if arguments.json:
-                print_json(generation_report(await model.generate_detailed(prompt, **options)))
+                result = await model.generate_detailed(prompt, **options)
+                print_json(result.as_dict())
                 return
             stream = model.stream(prompt, **options)
             async for piece in stream:
@@ -82,20 +83,6 @@ def read_prompt(text: str) -> str:
     if not text:
         raise UsageError("the prompt is empty", hint="Pass some text, or - to read standard input.")
     return text
-
-
-def generation_report(result: Any) -> dict[str, Any]:
-    """The object that ``generate --json`` prints; its keys are stable, units are in the names."""
-    return {
-        "text": result.text,
-        "model": result.model,
-        "prompt_token_ids": list(result.prompt_token_ids),
-        "token_ids": list(result.token_ids),
-        "finish_reason": result.finish_reason,
-        "route": [hop.as_dict() for hop in result.hops],
-        "timings": result.timings.as_dict(),
-        "repairs": result.repairs,
-    }
 
 
 def _print_route(result: Any) -> None:

@@ -41,12 +41,10 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def run_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers_oracle import load_transformers
 
     torch.set_num_threads(arguments.threads)
-    name = {"pretrained_model_name_or_path": str(MODEL.parent), "gguf_file": MODEL.name}
-    model = AutoModelForCausalLM.from_pretrained(**name, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(**name)
+    model, tokenizer = load_transformers(MODEL)
     chat = [{"role": "user", "content": PROMPT}]
     short = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     long = _long_prompt(tokenizer.encode, arguments.prefill_tokens)
@@ -119,14 +117,16 @@ def run_swarm(arguments: argparse.Namespace) -> dict[str, Any]:
 
     SwarmModel.connect  # noqa: B018 - loads what a person's first line of code loads
     import_s = time.perf_counter() - began
+    from swarm_node.shards.checkpoint import open_checkpoint
+
+    with open_checkpoint(str(MODEL)) as checkpoint:
+        long_prompt = _long_prompt(checkpoint.tokenizer().encode, arguments.prefill_tokens)
     with SwarmModel.connect(
         model=str(MODEL), initial_peers=arguments.initial_peers, wire_codec=arguments.wire_codec, wait=30
     ) as model:
         model.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
         short = model.generate_detailed(PROMPT, max_new_tokens=arguments.new_tokens, ignore_eos=True)
-        long = model.generate_detailed(
-            _long_text(model.tokenizer.encode, arguments.prefill_tokens), raw=True, max_new_tokens=1
-        )
+        long = model.generate_detailed(long_prompt, max_new_tokens=1)
         return {
             "decode_tokens_per_s": short.timings.tokens_per_s,
             "prefill_s": long.timings.prefill_s,
@@ -145,14 +145,10 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def _long_text(encode: Callable[[str], Sequence[int]], tokens: int) -> str:
-    """Text of about ``tokens`` tokens, never more."""
-    per_filler = len(encode(FILLER * 9)) - len(encode(FILLER * 8))
-    return (FILLER * (tokens // per_filler)).strip()
-
-
 def _long_prompt(encode: Callable[[str], Sequence[int]], tokens: int) -> list[int]:
-    return list(encode(_long_text(encode, tokens)))
+    """``tokens`` tokens of plain text."""
+    text = FILLER * (tokens // len(FILLER.split()) + 1)
+    return list(encode(text))[:tokens]
 
 
 def _rss_mb() -> float:

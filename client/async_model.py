@@ -1,0 +1,219 @@
+"""The client for asyncio programs; ``swarm_model`` wraps it for everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from types import TracebackType
+from typing import Self, Unpack
+
+import torch
+
+from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
+from ..swarm.errors import UsageError
+from ..swarm.types import ModelRef
+from .generation import Generation, GenerationRun
+from .hop import Patience, SessionSettings
+from .local_model import LocalModel, OnProgress, load_local_model
+from .network import ClientNetwork, open_network
+from .params import GenerateOptions, GenerationParams, Prompt, fit_context, prompt_ids
+from .repair import SwarmSession
+from .router import Need, Router, Waiting, WaitLimits
+from .streams import TextStream
+
+
+class AsyncSwarmModel:
+    """``SwarmModel`` for a program with an event loop: the same methods, to be awaited.
+
+        async with await AsyncSwarmModel.connect(model=..., initial_peers=[...]) as model:
+            async for piece in model.stream("What is the capital of France?"):
+                print(piece, end="")
+
+    Generations may run side by side; each has its own session on every hop. Use it in one event loop.
+    The arguments of every method are those of ``SwarmModel``'s.
+    """
+
+    def __init__(
+        self,
+        local: LocalModel,
+        network: ClientNetwork,
+        *,
+        wire_codec: str = DEFAULT_CODEC,
+        wait: float = 0.0,
+        on_progress: OnProgress | None = None,
+        patience: Patience | None = None,
+        router: Router | None = None,
+    ) -> None:
+        """Over a network and a model that are open already; most callers want ``connect``."""
+        check_options(wire_codec, wait)
+        self._local = local
+        self._network = network
+        self._wire_codec = wire_codec
+        self._limits = WaitLimits(missing_s=wait)
+        self._on_progress = on_progress
+        self._patience = patience or Patience()
+        self._agent = _agent()
+        self._runs: set[GenerationRun] = set()
+        self._closed = False
+        self._router = router or Router(
+            network.directory, local.ref, bytes_per_token=payload_bytes(wire_codec, 1, local.hidden_size)
+        )
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        model: str | PathLike[str],
+        initial_peers: Sequence[str],
+        wire_codec: str = DEFAULT_CODEC,
+        quantize: str = "auto",
+        dtype: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        wait: float = 0.0,
+        on_progress: OnProgress | None = None,
+    ) -> Self:
+        """Load the client's part of the model and join the swarm; arguments and errors as
+        ``SwarmModel.connect``."""
+        check_options(wire_codec, wait)
+        if threads is not None:
+            if threads < 1:
+                raise UsageError(f"{threads} threads are not possible", hint="Give 1 or more.")
+            torch.set_num_threads(threads)
+        loading = asyncio.create_task(
+            asyncio.to_thread(
+                load_local_model,
+                model,
+                device=device,
+                dtype=dtype,
+                quantize=quantize,
+                on_progress=on_progress,
+            )
+        )
+        joining = asyncio.create_task(open_network(initial_peers))
+        try:
+            # Both at once; but a model that cannot be opened is the better message.
+            await asyncio.wait((loading, joining))
+            self = cls(
+                loading.result(), joining.result(), wire_codec=wire_codec, wait=wait, on_progress=on_progress
+            )
+            if wait:
+                await self.wait_for_route()
+        except BaseException:
+            await _undo(loading, joining)
+            raise
+        return self
+
+    @property
+    def model(self) -> ModelRef:
+        """Name and digest of the model; every hop serves the same."""
+        return self._local.ref
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model can hold, prompt and answer together, in tokens."""
+        return self._local.context
+
+    async def wait_for_route(self) -> None:
+        """Return once every block is served, for ``wait`` seconds at most. Raises NoRouteError."""
+        await self._router.plan(Need(kv_tokens=1), limits=self._limits, on_wait=self._waiting)
+
+    async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str:
+        """The answer's text."""
+        return (await self.generate_detailed(prompt, **options)).text
+
+    async def generate_detailed(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """The answer with its token ids, route and timings."""
+        async with self.stream(prompt, **options) as stream:
+            return await stream.finish()
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
+        """The answer in pieces of whole characters, as they are made; ``result`` when it is complete.
+
+        The hops wait while the caller is busy with a piece.
+        """
+        if self._closed:
+            raise UsageError("the client is closed", hint="Connect again.")
+        local = self._local
+        params = GenerationParams.of(options)
+        ids = prompt_ids(local.tokenizer, prompt, raw=options.get("raw", False), vocab_size=local.vocab_size)
+        new_tokens = fit_context(len(ids), params.max_new_tokens, local.context)
+        kv_tokens = len(ids) + new_tokens
+        session = SwarmSession(
+            local.head,
+            self._network.transport,
+            self._router,
+            SessionSettings(local.ref, local.hidden_size, kv_tokens, self._agent, self._patience),
+            Need(kv_tokens, len(ids), new_tokens),
+            wire_codec=self._wire_codec,
+            limits=self._limits,
+            on_wait=self._waiting,
+        )
+        run = GenerationRun(
+            ids,
+            params.limited_to(new_tokens),
+            model=local.ref,
+            head=local.head,
+            detokenizer=local.tokenizer.stream(),
+            eos_ids=local.tokenizer.eos_ids,
+            session=session,
+            on_end=self._runs.discard,
+        )
+        self._runs.add(run)
+        return TextStream(run)
+
+    async def close(self) -> None:
+        """Stop what still runs, leave the swarm, give the model's files back. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        for run in list(self._runs):
+            run.close()
+        try:
+            await self._network.close()
+        finally:
+            self._local.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _waiting(self, waiting: Waiting) -> None:
+        if self._on_progress is not None:
+            blocks = ", ".join(map(str, waiting.missing))
+            self._on_progress(f"Waiting for blocks {blocks} ({waiting.seconds_left:.0f} s left)")
+
+
+def check_options(wire_codec: str, wait: float) -> None:
+    """Raises UsageError before anything is loaded or dialled."""
+    if wire_codec not in CODECS:
+        raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from {', '.join(CODECS)}.")
+    if not wait >= 0:
+        raise UsageError(f"cannot wait for {wait!r} seconds", hint="Give 0 or more.")
+
+
+def _agent() -> str:
+    try:
+        return f"swarm-node/{version('swarm-node')}"
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "swarm-node"
+
+
+async def _undo(loading: asyncio.Task[LocalModel], joining: asyncio.Task[ClientNetwork]) -> None:
+    """Close what a failed or cancelled ``connect`` has opened."""
+    joining.cancel()
+    done, _ = await asyncio.wait((loading, joining))
+    for task in done:
+        if task.cancelled() or task.exception() is not None:
+            continue
+        opened = task.result()
+        if isinstance(opened, LocalModel):
+            opened.close()
+        else:
+            await opened.close()

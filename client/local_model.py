@@ -1,0 +1,98 @@
+"""What this machine holds of the model: tokenizer, embedding, final norm and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..swarm.types import ModelRef
+from .generation import PieceDecoder
+from .params import Message
+
+OnProgress = Callable[[str], None]
+"""Called with one short line for people: what is being loaded, or waited for."""
+
+
+class TextTokenizer(Protocol):
+    """The part of ``shards.tokenizer.Tokenizer`` that a client uses."""
+
+    eos_ids: frozenset[int]
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+
+    def stream(self) -> PieceDecoder: ...
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> list[int]: ...
+
+
+class HeadModel(Protocol):
+    """The part of ``shards.client_model.ClientModel`` that a client uses."""
+
+    def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor: ...  # (tokens, hidden) -> (tokens, vocab) float32
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """``context``: the longest sequence in tokens. ``close`` gives files back, if there are any."""
+
+    ref: ModelRef
+    hidden_size: int
+    vocab_size: int
+    context: int
+    head: HeadModel
+    tokenizer: TextTokenizer
+    close: Callable[[], None] = lambda: None
+
+
+def load_local_model(
+    path_or_name: str | PathLike[str],
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    quantize: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> LocalModel:
+    """Read a checkpoint's client part. Blocks for as long as that takes: run it in a thread.
+
+    Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
+    """
+    from ..shards.autoselect import LoadOptions
+    from ..shards.checkpoint import open_checkpoint
+    from ..shards.client_model import load_client_model
+
+    def progress(doing: str) -> Callable[[int, int, str], None] | None:
+        if on_progress is None:
+            return None
+        return lambda done, total, label: on_progress(
+            f"{doing} {label} ({done * 100 // total if total else 100} %)"
+        )
+
+    options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
+    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress("Fetching"))
+    try:
+        config = checkpoint.config
+        tokenizer = checkpoint.tokenizer()
+        head = load_client_model(checkpoint, options, progress("Loading"))
+    except BaseException:
+        checkpoint.close()
+        raise
+    return LocalModel(
+        ref=checkpoint.ref,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        context=config.max_position_embeddings,
+        head=head,
+        tokenizer=tokenizer,
+        close=checkpoint.close,
+    )

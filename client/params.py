@@ -1,0 +1,132 @@
+"""What a caller may ask of a generation, and prompts in the forms they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypedDict
+
+from ..swarm.errors import UsageError
+from .sampling import SamplingParams
+from .stopping import StopStrings
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+Message = Mapping[str, Any]
+"""A chat message, such as ``{"role": "user", "content": "Hello"}``."""
+Prompt = str | Sequence[Message] | Sequence[int]
+"""A text, a chat as a list of messages, or token ids."""
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of every ``generate`` and ``stream`` method; see ``SwarmModel``."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    raw: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """GenerateOptions, checked. Raises UsageError for a value that cannot be."""
+
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise UsageError(
+                f"max_new_tokens {self.max_new_tokens!r} is not possible", hint="Give 1 or more."
+            )
+        StopStrings(self.stop)
+
+    def limited_to(self, max_new_tokens: int) -> GenerationParams:
+        return replace(self, max_new_tokens=min(self.max_new_tokens, max_new_tokens))
+
+    @classmethod
+    def of(cls, options: GenerateOptions) -> GenerationParams:
+        """``raw`` concerns the prompt and is passed over here."""
+        unknown = sorted(set(options) - set(GenerateOptions.__annotations__))
+        if unknown:
+            raise UsageError(
+                f"generate has no option {unknown[0]!r}",
+                hint=f"Options: {', '.join(GenerateOptions.__annotations__)}.",
+            )
+        stop = options.get("stop") or ()
+        return cls(
+            max_new_tokens=options.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS),
+            sampling=SamplingParams(
+                temperature=options.get("temperature", 0.0),
+                top_k=options.get("top_k", 0),
+                top_p=options.get("top_p", 1.0),
+                repetition_penalty=options.get("repetition_penalty", 1.0),
+                seed=options.get("seed"),
+            ),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            ignore_eos=options.get("ignore_eos", False),
+        )
+
+
+class PromptTokenizer(Protocol):
+    """The part of ``shards.tokenizer.Tokenizer`` that reads prompts."""
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> list[int]: ...
+
+
+def prompt_ids(tokenizer: PromptTokenizer, prompt: Prompt, *, raw: bool, vocab_size: int) -> list[int]:
+    """The token ids of a prompt.
+
+    A text becomes one user message of the model's chat template, where it has one and ``raw`` is not set;
+    otherwise it is taken as it is, after the begin-of-text token where the model wants one. A list of
+    messages goes through the chat template. Token ids are taken as they are. Raises UsageError.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise UsageError("the prompt is empty", hint="Give some text.")
+        if tokenizer.has_chat_template and not raw:
+            return tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+        ids = tokenizer.encode(prompt)
+    else:
+        items: list[Any] = list(prompt)
+        if all(isinstance(item, Mapping) for item in items) and items:
+            if raw:
+                raise UsageError("raw takes a text, not chat messages", hint="Leave raw out, or join them.")
+            return tokenizer.apply_chat_template(items)
+        if any(type(item) is not int or not 0 <= item < vocab_size for item in items):
+            raise UsageError(
+                "the prompt is neither a text, nor a list of chat messages, nor one of token ids",
+                hint=f"Token ids are whole numbers from 0 to {vocab_size - 1}; "
+                'a message is {"role": "user", "content": "..."}.',
+            )
+        ids = items
+    if not ids:
+        raise UsageError("the prompt is empty", hint="Give some text.")
+    return ids
+
+
+def fit_context(n_prompt: int, max_new_tokens: int, context: int) -> int:
+    """How many new tokens may be made: as asked for, or as many as the context holds after the prompt.
+
+    Raises UsageError, with the numbers, for a prompt that leaves room for none.
+    """
+    if n_prompt >= context:
+        raise UsageError(
+            f"the prompt has {n_prompt} tokens, but the model's context holds {context}, answer included",
+            hint=f"Shorten the prompt by at least {n_prompt - context + 1} tokens.",
+        )
+    return min(max_new_tokens, context - n_prompt)

@@ -1,0 +1,190 @@
+"""A session that outlives its hops: what was fed is fed again to another route when one fails.
+
+The client holds the token ids, so a replacement route is brought to the same state by one prefill, and the
+generation goes on with the same tokens. The caller sees a pause and ``repairs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..swarm.errors import LocalProtocolError, StreamClosedError
+from ..swarm.transport import Transport
+from ..swarm.types import Route
+from .hop import HopFailedError, SessionSettings
+from .route_session import RouteSession
+from .router import Need, OnWait, Router, WaitLimits
+from .trace import HopTimings
+
+MAX_OPENINGS = 32
+"""Routes tried before one opens; each failure bans a peer for longer, so time usually ends it first."""
+MAX_FAILURES = 8
+"""Failures without a token in between. A prompt that brings nodes down must not walk through the swarm."""
+REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
+"""How long a generation that has begun waits for a new route before it gives up what it has."""
+
+
+class Embedding(Protocol):
+    """The part of ``shards.client_model.ClientModel`` that feeds a session."""
+
+    def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
+
+
+class SwarmSession:
+    """One sequence of tokens in the swarm. ``need`` bounds its length, ``limits`` the waiting for a first
+    route."""
+
+    def __init__(
+        self,
+        model: Embedding,
+        transport: Transport,
+        router: Router,
+        settings: SessionSettings,
+        need: Need,
+        *,
+        wire_codec: str,
+        limits: WaitLimits,
+        on_wait: OnWait | None = None,
+    ) -> None:
+        self.repairs = 0
+        self.repair_s = 0.0
+        self.route_s = 0.0
+        self._model = model
+        self._transport = transport
+        self._router = router
+        self._settings = settings
+        self._need = need
+        self._wire_codec = wire_codec
+        self._limits = limits
+        self._on_wait = on_wait
+        self._ids: list[int] = []
+        self._session: RouteSession | None = None
+        self._was_open = False
+        self._proven = False  # the open session has answered
+        self._route: Route | None = None
+        self._replaced: list[HopTimings] = []
+        self._closed = False
+
+    @property
+    def route(self) -> Route:
+        """The route in use, or the last that was. Raises LocalProtocolError before the first."""
+        if self._route is None:
+            raise LocalProtocolError("the session has no route yet")
+        return self._route
+
+    @property
+    def hops(self) -> tuple[HopTimings, ...]:
+        """What the hops of the route in use have cost."""
+        return tuple(hop.trace.timings() for hop in self._session.hops) if self._session else ()
+
+    @property
+    def replaced(self) -> tuple[HopTimings, ...]:
+        """What the hops of routes that failed have cost."""
+        return tuple(self._replaced)
+
+    async def append(self, ids: Sequence[int]) -> Tensor:
+        """Feed token ids; returns the last one's hidden state after all blocks, (1, hidden) float32.
+
+        Raises what ``Router.plan`` raises when no route can be had (any more), and HopFailedError after
+        MAX_FAILURES in a row.
+        """
+        fed = len(self._ids)
+        self._ids.extend(ids)
+        broken_at: float | None = None
+        failures = 0
+        while True:
+            self._check_open()
+            try:
+                if self._session is None:
+                    await self._open(perf_counter() if broken_at is None else broken_at)
+                    fed = 0
+                hidden = await self._push(fed)
+            except HopFailedError as failure:
+                self._check_open()  # what was closed on purpose is no failure of a hop
+                broken_at = broken_at or perf_counter()
+                failures += 1
+                self._abandon(failure)
+                if failures >= MAX_FAILURES:
+                    raise
+            else:
+                if broken_at is not None:
+                    self.repair_s += perf_counter() - broken_at
+                return hidden
+
+    def close(self) -> None:
+        """Free every hop at once. Never waits; may be called again."""
+        if not self._closed and self._session is not None:
+            self._session.close()
+            self._report(self._session)
+        self._closed = True
+
+    async def _push(self, fed: int) -> Tensor:
+        session = self._session
+        if session is None:
+            raise LocalProtocolError("the session is not open")
+        with torch.inference_mode():
+            x = self._model.embed(self._ids[fed:])  # (tokens, hidden)
+        hidden = await session.forward(x, fed)
+        if not self._proven:
+            self._proven = True
+            for hop in session.hops:
+                self._router.succeeded(hop.peer_id)
+        return hidden
+
+    async def _open(self, began: float) -> None:
+        """Plan and open routes until one opens. ``began``, on perf_counter: since when we wait."""
+        waited = perf_counter() - began
+        began_at = self._router.now() - waited
+        started = perf_counter()
+        for attempt in range(MAX_OPENINGS):
+            planned = await self._router.plan(
+                self._need,
+                began=began_at,
+                limits=REPAIR_LIMITS if self._was_open else self._limits,
+                on_wait=self._on_wait,
+            )
+            spoken = {peer_id: node.codecs for peer_id, node in planned.nodes.items()}
+            try:
+                session = await RouteSession.open(
+                    self._transport, planned.route, self._settings, self._wire_codec, spoken
+                )
+            except HopFailedError as failure:
+                self._router.failed(failure)
+                if attempt + 1 == MAX_OPENINGS:
+                    raise
+            else:
+                break
+        if self._closed:
+            session.close()
+            self._check_open()
+        if not self._was_open:
+            self.route_s += perf_counter() - started
+        for hop in session.hops:
+            self._router.measured(hop.peer_id, hop.round_trip_s)
+        self._session, self._route = session, planned.route
+        self._was_open, self._proven = True, False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError("the session was closed on this side")
+
+    def _abandon(self, failure: HopFailedError) -> None:
+        """Close what is left of a route with a failed hop; its other hops did nothing wrong."""
+        self._router.failed(failure)
+        if self._session is not None:
+            self._session.close()
+            self._replaced.extend(hop.trace.timings() for hop in self._session.hops)
+            self._session = None
+            self.repairs += 1
+
+    def _report(self, session: RouteSession) -> None:
+        """Decode steps measure a link better than its opening did."""
+        for hop in session.hops:
+            decode = hop.trace.decode
+            if decode.steps:
+                self._router.measured(hop.peer_id, decode.wire_s / decode.steps)

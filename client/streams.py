@@ -1,0 +1,195 @@
+"""Answers while they are made: as an async iterator, and over a background loop for everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from ..swarm.errors import UsageError
+from .background import BackgroundLoop, Job
+from .generation import Generation, GenerationRun
+
+_END = None
+
+
+class TextStream(AsyncIterator[str]):
+    """Pieces of an answer; ``result`` when they are over. Stop early with ``aclose`` or ``async with``.
+
+    Closing it, dropping it, or cancelling the task that iterates frees the session on every hop at once.
+    """
+
+    def __init__(self, run: GenerationRun) -> None:
+        self._run = run
+        self._pieces = run.pieces()
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer and its timings. Raises UsageError before the stream is at its end."""
+        if self._run.result is None:
+            raise _unfinished()
+        return self._run.result
+
+    async def finish(self) -> Generation:
+        """Read to the end; the result."""
+        async for _ in self._pieces:
+            pass
+        return self.result
+
+    async def aclose(self) -> None:
+        """Stop here. May be called again."""
+        await self._pieces.aclose()
+        self._run.close()  # a generator that never began has nothing to end
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        return await anext(self._pieces)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class SyncTextStream(Iterator[str]):
+    """Pieces of an answer for code without an event loop; ``result`` when they are over.
+
+    The answer goes on being made while the caller is busy with a piece. Stop early with ``close`` or
+    ``with``; dropping the stream stops it too.
+    """
+
+    def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._over = False
+        self._job = loop.submit(_pump(stream, self._pieces.put))
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer and its timings. Raises UsageError before the stream is at its end."""
+        return _result(self._job)
+
+    def close(self) -> None:
+        """Stop here and wait until the hops are told. May be called again."""
+        self._over = True
+        self._job.stop()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self._over:
+            raise StopIteration
+        try:
+            piece = self._pieces.get()
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
+        if piece is not _END:
+            return piece
+        self._over = True
+        self._job.result()
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_job"):
+            self._job.cancel()
+
+
+class BridgedTextStream(AsyncIterator[str]):
+    """A stream of a background loop, iterated in the caller's own loop; otherwise as TextStream."""
+
+    def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
+        self._background = loop
+        self._stream = stream
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self._job: Job[Generation] | None = None
+        self._over = False
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer and its timings. Raises UsageError before the stream is at its end."""
+        return _result(self._job)
+
+    async def aclose(self) -> None:
+        """Stop here. May be called again."""
+        self._over = True
+        if self._job is not None and not self._job.done:
+            self._job.cancel()
+            await asyncio.wait([asyncio.wrap_future(self._job.future)])
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        if self._over:
+            raise StopAsyncIteration
+        job = self._job or self._begin()
+        try:
+            piece = await self._pieces.get()
+        except BaseException:
+            self._over = True
+            job.cancel()
+            raise
+        if piece is not _END:
+            return piece
+        self._over = True
+        await job.wait()
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if getattr(self, "_job", None) is not None:
+            self._job.cancel()  # type: ignore[union-attr]
+
+    def _begin(self) -> Job[Generation]:
+        loop, pieces = asyncio.get_running_loop(), self._pieces
+
+        def put(piece: str | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        self._job = self._background.submit(_pump(self._stream, put))
+        return self._job
+
+
+async def _pump(stream: TextStream, put: Callable[[str | None], None]) -> Generation:
+    """Make the answer at full speed, handing over its pieces and at the end _END; the result."""
+    try:
+        async with stream:
+            async for piece in stream:
+                put(piece)
+            return stream.result
+    finally:
+        put(_END)
+
+
+def _result(job: Job[Generation] | None) -> Generation:
+    if job is None or not job.done:
+        raise _unfinished()
+    return job.future.result()
+
+
+def _unfinished() -> UsageError:
+    return UsageError("the answer is not complete", hint="Read the stream to its end first.")

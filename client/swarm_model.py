@@ -1,0 +1,213 @@
+"""The client for programs without an event loop, and for those that have one and want no second client."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Self, Unpack
+
+from ..swarm.codecs import DEFAULT_CODEC
+from ..swarm.types import ModelRef
+from .async_model import AsyncSwarmModel
+from .background import BackgroundLoop
+from .generation import Generation
+from .local_model import OnProgress
+from .params import GenerateOptions, Prompt
+from .streams import BridgedTextStream, SyncTextStream
+
+
+class SwarmModel:
+    """A large language model that a swarm of peers runs together.
+
+        from swarm_node.client import SwarmModel
+
+        with SwarmModel.connect(model="SmolLM2-135M-Instruct.Q4_1.gguf", initial_peers=["/ip4/..."]) as model:
+            print(model.generate("What is the capital of France?"))
+            for piece in model.stream("Tell me a story.", max_new_tokens=200, temperature=0.7, seed=1):
+                print(piece, end="", flush=True)
+
+    This machine holds embedding, final norm and head; the blocks are the peers'. When a peer fails in the
+    middle of an answer, another takes over and the answer goes on with the same tokens.
+
+    A **prompt** is a text, a list of chat messages (``[{"role": "user", "content": "..."}]``) or a list of
+    token ids. A text becomes one user message of the model's chat template, where the model has one.
+
+    **Options** of ``generate``, ``stream`` and their twins, all optional and given by name:
+
+    ``max_new_tokens`` (256)
+        End after so many tokens; fewer where the model's context ends before.
+    ``temperature`` (0)
+        0 is greedy: always the most likely token. 1 draws from the model's own distribution.
+    ``top_k`` (0, off)
+        Draw among the k most likely tokens only.
+    ``top_p`` (1, off)
+        Draw among the most likely tokens that together reach this probability.
+    ``repetition_penalty`` (1, off)
+        Above 1 makes tokens of prompt and answer less likely to come again.
+    ``seed`` (None)
+        The same seed, prompt and options give the same answer.
+    ``stop`` (none)
+        A text, or several: the answer ends before the first that appears.
+    ``ignore_eos`` (False)
+        Go on after an end-of-text token, up to ``max_new_tokens``.
+    ``raw`` (False)
+        Send a text as it is, without the chat template.
+
+    **Errors** are all ``swarm_node.swarm.errors.SwarmError``: UsageError for a wrong option or a prompt
+    longer than the context, NoRouteError (a RouteError) when some blocks are served by nobody,
+    ModelMismatchError when the swarm serves other weights, BusyError when every peer is full,
+    NetworkError's subclasses, and others; ``str(error)`` says what is wrong and ``error.hint`` what to do.
+
+    Methods may be called from several threads, and answers made side by side. ``agenerate``, ``astream`` and
+    ``agenerate_detailed`` are for coroutines of any event loop.
+    """
+
+    def __init__(self, loop: BackgroundLoop, core: AsyncSwarmModel) -> None:
+        """Use ``connect``; or give a client that lives on ``loop``."""
+        self._loop = loop
+        self._core = core
+        self._finalizer = weakref.finalize(self, _shut_down, loop, core)
+
+    @classmethod
+    def connect(
+        cls,
+        *,
+        model: str | PathLike[str],
+        initial_peers: Sequence[str],
+        wire_codec: str = DEFAULT_CODEC,
+        quantize: str = "auto",
+        dtype: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        wait: float = 0.0,
+        on_progress: OnProgress | None = None,
+    ) -> Self:
+        """Load the client's part of a model and join a swarm that serves it.
+
+        ``model``: a HuggingFace directory, a .gguf file, or a name on the HuggingFace hub; the same weights
+        that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve`` print;
+        one that answers is enough. ``wire_codec``: how activations travel: "int8" (default), "bf16",
+        "fp16", or "none" for exact float32. ``quantize`` ("auto", "none", "int8", "int4"), ``dtype``
+        ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine holds the head; auto
+        takes the fastest form that loses nothing against the file. ``threads``: CPU threads of torch, for
+        the whole process. ``wait``: seconds to wait for peers while some blocks are served by nobody, here
+        and at each generation. ``on_progress``: called with a line of text while loading and waiting, from
+        another thread.
+
+        Raises UsageError, CheckpointError, UnsupportedModelError, PeerUnreachableError and, with ``wait``,
+        NoRouteError.
+        """
+        loop = BackgroundLoop()
+        try:
+            core = loop.run(
+                AsyncSwarmModel.connect(
+                    model=model,
+                    initial_peers=initial_peers,
+                    wire_codec=wire_codec,
+                    quantize=quantize,
+                    dtype=dtype,
+                    device=device,
+                    threads=threads,
+                    wait=wait,
+                    on_progress=on_progress,
+                )
+            )
+        except BaseException:
+            loop.close()
+            raise
+        return cls(loop, core)
+
+    @property
+    def model(self) -> ModelRef:
+        """Name and digest of the model; every hop serves the same."""
+        return self._core.model
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model can hold, prompt and answer together, in tokens."""
+        return self._core.context
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str:
+        """The answer's text. Ctrl-C stops it and frees the peers."""
+        return self.generate_detailed(prompt, **options).text
+
+    def generate_detailed(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """The answer with its token ids, finish reason, route, timings and number of repairs."""
+        return self._loop.run(self._core.generate_detailed(prompt, **options))
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> SyncTextStream:
+        """An iterator of pieces of the answer, whole characters each, as they are made.
+
+        ``stream.result`` is the Generation, once the iterator is at its end. ``stream.close()`` (or
+        ``with``, or leaving the loop and dropping it) stops the answer and frees the peers at once.
+        """
+        return SyncTextStream(self._loop, self._core.stream(prompt, **options))
+
+    async def agenerate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str:
+        """``generate`` for a coroutine, in any event loop. Cancelling it frees the peers at once."""
+        return (await self.agenerate_detailed(prompt, **options)).text
+
+    async def agenerate_detailed(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """``generate_detailed`` for a coroutine, in any event loop."""
+        return await self._loop.submit(self._core.generate_detailed(prompt, **options)).wait()
+
+    def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> BridgedTextStream:
+        """``stream`` for ``async for``, in any event loop; stop early with ``await stream.aclose()``."""
+        return BridgedTextStream(self._loop, self._core.stream(prompt, **options))
+
+    def close(self) -> None:
+        """Stop what still runs and leave the swarm. May be called again; ``with`` does it."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def generate(
+    prompt: Prompt,
+    *,
+    model: str | PathLike[str],
+    initial_peers: Sequence[str],
+    wire_codec: str = DEFAULT_CODEC,
+    quantize: str = "auto",
+    dtype: str = "auto",
+    device: str = "cpu",
+    wait: float = 0.0,
+    **options: Unpack[GenerateOptions],
+) -> str:
+    """One answer from the swarm: connect, generate, leave.
+
+        text = generate("What is the capital of France?", model="model.gguf", initial_peers=["/ip4/..."])
+
+    The first line of arguments is ``SwarmModel.connect``'s; the options (``max_new_tokens``, ``temperature``,
+    ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``, ``raw``) and the
+    errors are those of ``SwarmModel``. The model is loaded anew by every call: for several prompts keep a
+    ``SwarmModel``.
+    """
+    with SwarmModel.connect(
+        model=model,
+        initial_peers=initial_peers,
+        wire_codec=wire_codec,
+        quantize=quantize,
+        dtype=dtype,
+        device=device,
+        wait=wait,
+    ) as swarm_model:
+        return swarm_model.generate(prompt, **options)
+
+
+def _shut_down(loop: BackgroundLoop, core: AsyncSwarmModel) -> None:
+    """At ``close``, when the last reference goes, or when the interpreter ends."""
+    if loop.closed:
+        return
+    try:
+        loop.run(core.close())
+    finally:
+        loop.close()
