@@ -57,6 +57,8 @@ class ClientModel:
         index = torch.as_tensor(ids, dtype=torch.int64).flatten()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.config.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.config.vocab_size - 1}")
+        if not len(index):
+            return torch.empty((0, self.config.hidden_size), dtype=self.dtype, device=self.device)
         return self._embedding.dequantize_rows(index, torch.float32).to(self.device, self.dtype)
 
     @torch.inference_mode()

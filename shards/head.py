@@ -1,8 +1,8 @@
 """The output head: hidden states to logits over the vocabulary, fast and still exact where it matters.
 
 The head is the largest matrix of a small model, and the packed kernels answer in bfloat16, whose steps of
-0.125 at a logit of 20 make ties of the best tokens. So packed weights propose, and the best tokens' logits are
-then computed again from the file's own rows in float32. Measured on SmolLM2 (Q8_0 head, Moby Dick,
+0.125 at a logit of 20 make ties of the best tokens. So packed weights propose, and the best tokens' logits
+are then computed again from the file's own rows in float32. Measured on SmolLM2 (Q8_0 head, Moby Dick,
 against float32): int8 alone KL 1.5e-3 and the same top token 97.2 % of the time, bfloat16 dense 4.0e-4 and
 97.5 %, int8 with 64 tokens refined 2.8e-4 and 100 %.
 """

@@ -54,8 +54,8 @@ class LlamaBlock:
         self._norm, self._mlp_norm = norm, mlp_norm
         self._qkv, self._out, self._gate_up, self._down = qkv, out, gate_up, down
 
-    def __call__(self, block: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """``x`` (T, hidden) → a new (T, hidden). ``cos``, ``sin`` (T, 1, head_dim) from ``Rope.rows``."""
+    def __call__(self, block: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
+        """``x`` (T, hidden) becomes its own output. ``cos``, ``sin`` (T, 1, head_dim) from ``Rope.rows``."""
         dtype = x.dtype
         tokens, heads, kv_heads, head_dim = x.shape[0], self._heads, self._kv_heads, self._head_dim
         rotated = heads + kv_heads
@@ -65,11 +65,11 @@ class LlamaBlock:
         qk = qkv[:, :rotated]  # (T, heads + kv_heads, head_dim): q and k turn in one go
         qk = torch.addcmul(qk * cos, qk.roll(head_dim // 2, -1), sin)
         attended = attend(block, qk[:, :heads], qk[:, heads:], qkv[:, rotated:])
-        x = x + self._out(attended)
+        x.add_(self._out(attended))  # in place: keeps the type where a product is of a wider one
 
         gate_up = self._gate_up(self._mlp_norm(x))
         gated = F.silu(gate_up[:, : self._intermediate]).mul_(gate_up[:, self._intermediate :])
-        return x.add_(self._down(gated))
+        x.add_(self._down(gated))
 
 
 def load_block(loader: WeightLoader, config: ModelConfig, block: int) -> LlamaBlock:

@@ -149,5 +149,7 @@ def _yarn(config: ModelConfig) -> tuple[Tensor, float]:
     if low == high:
         high += 0.001  # the ramp needs a width
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    extrapolated = _base_inv_freq(rope.theta, dim)
-    return extrapolated / rope.factor * ramp + extrapolated * (1 - ramp), attention_factor
+    # Rounded in the order transformers rounds: at position 10,000 the last bit of a frequency is visible.
+    wavelengths = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    kept = 1 - ramp
+    return 1.0 / (rope.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept, attention_factor

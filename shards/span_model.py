@@ -61,10 +61,10 @@ class SpanModel:
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
-        x = x.to(self.dtype)
+        x = x.to(self.device, self.dtype, copy=True)  # the blocks work in place
         first = self.span.start
         for block in range(span.start, span.end):
-            x = self._blocks[block - first](block, x, cos, sin, attend)
+            self._blocks[block - first](block, x, cos, sin, attend)
         return x
 
 

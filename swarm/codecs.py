@@ -165,7 +165,7 @@ def _encode_int8(x: np.ndarray) -> memoryview:
     payload = np.empty(tokens, _row_type(hidden))
     for first in range(0, tokens, _ROWS_AT_ONCE):
         _encode_rows(x[first : first + _ROWS_AT_ONCE], payload[first : first + _ROWS_AT_ONCE])
-    return memoryview(payload.view(np.uint8))
+    return payload.view(np.uint8).data
 
 
 def _encode_rows(x: np.ndarray, out: np.ndarray) -> None:
@@ -178,12 +178,12 @@ def _encode_rows(x: np.ndarray, out: np.ndarray) -> None:
     channels = np.empty((k, rows), np.intp)
     for i in range(k):  # a few passes over the cache beat a partial sort; argmax finds NaN first
         channels[i] = scratch.argmax(axis=1)
-        flat[channels[i] + row_starts] = 0.0
+        flat[channels[i] + row_starts] = -1.0  # below any magnitude: never taken again
     channels.sort(axis=0)
     places = channels + row_starts  # (k, rows) into the flat rows
     values = x.reshape(-1)[places]
-    scale = np.maximum(scratch.max(axis=1), _SMALLEST_SCALED) / np.float32(127)
-    if not (np.isfinite(values).all() and np.isfinite(scale).all()):
+    scale = np.maximum(np.maximum.reduce(scratch, axis=1), _SMALLEST_SCALED) / np.float32(127)
+    if not np.isfinite(values).all():  # whatever is not finite is among the largest
         raise _not_finite()
     np.multiply(x, (np.float32(1) / scale)[:, None], out=scratch)
     flat[places] = 0.0
@@ -200,11 +200,11 @@ def _decode_int8(
     """(tokens, hidden) float32, every magnitude at most ``limit``."""
     rows = np.frombuffer(payload, _row_type(hidden))
     scale, channels, values = rows["scale"], rows["channel"], rows["value"]
-    if not (scale.max() <= limit / 128 and scale.min() >= 0):  # false for NaN too
+    if not (np.maximum.reduce(scale) <= limit / 128 and np.minimum.reduce(scale) >= 0):  # false for NaN too
         raise _bad_tensor("an int8 row's scale is negative, not finite or too large")
-    if not np.abs(values).max() <= limit:
+    if not np.maximum.reduce(np.abs(values), axis=None) <= limit:
         raise _bad_tensor("an int8 row's outlier is not finite or too large")
-    if channels[:, -1].max() >= hidden or not (channels[:, 1:] > channels[:, :-1]).all():
+    if np.maximum.reduce(channels[:, -1]) >= hidden or (channels[:, 1:] <= channels[:, :-1]).any():
         raise _bad_tensor(f"an int8 row's outlier channels are not strictly ascending below {hidden}")
     x = np.multiply(rows["q"], scale[:, None], dtype=np.float32)
     x.reshape(-1)[channels + np.arange(0, tokens * hidden, hidden)[:, None]] = values

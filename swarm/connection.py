@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 
 from .errors import LocalProtocolError, StreamClosedError
-from .messages import Message, decode, encode
+from .messages import ErrorMessage, Message, decode, encode
 from .transport import Stream
 from .wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
+
+PARTING_S = 1.0
+"""Seconds that a peer has to read a parting ERROR before the stream is closed."""
 
 
 class Connection:
     """Sends and receives whole messages. Any number of tasks may send; one at a time may receive.
 
-    ``max_frame`` bounds what we accept. ``peer_max_frame`` bounds what we send; set it to what the peer said in
-    HELLO or WELCOME. ``bytes_sent`` and ``bytes_received`` count everything that went over the stream.
+    ``max_frame`` bounds what we accept. ``peer_max_frame`` bounds what we send; set it to what the peer said
+    in HELLO or WELCOME. ``bytes_sent`` and ``bytes_received`` count everything that went over the stream.
     """
 
     def __init__(self, stream: Stream, max_frame: int = DEFAULT_MAX_FRAME) -> None:
@@ -36,11 +39,10 @@ class Connection:
         Raises StreamClosedError, or LocalProtocolError for a message that must not be sent.
         """
         buffers = encode_frame(encode(message))
-        size = sum(map(_nbytes, buffers))
+        size = sum(map(len, buffers))
         if size > self.peer_max_frame:
-            raise LocalProtocolError(
-                f"{type(message).__name__} needs a frame of {size} bytes; the peer accepts {self.peer_max_frame}"
-            )
+            name, limit = type(message).__name__, self.peer_max_frame
+            raise LocalProtocolError(f"{name} needs a frame of {size} bytes, but the peer accepts {limit}")
         # The lock keeps at most one frame queued beyond the stream's own limit, however many tasks send.
         async with self._sending:
             self.stream.write(buffers)
@@ -63,10 +65,22 @@ class Connection:
             self._parser.receive(data)
         return decode(frame)
 
+    async def close_with(self, message: ErrorMessage) -> None:
+        """Tell the peer why, then close.
+
+        libp2p drops what is under way when a stream is closed with input unread, so the peer gets a moment to
+        read the message and to close first; what it still sends is discarded.
+        """
+        try:
+            async with asyncio.timeout(PARTING_S):
+                await self.send(message)
+                while await self.stream.read():
+                    pass
+        except (TimeoutError, StreamClosedError):
+            pass  # it does not listen, or is gone
+        finally:
+            self.close()
+
     def close(self) -> None:
         """End the stream for both sides. May be called again."""
         self.stream.close()
-
-
-def _nbytes(buffer: bytes | bytearray | memoryview) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)

@@ -1,8 +1,8 @@
 """The types that a message's fields may have on the wire, each with its bounds.
 
-A field type reads what msgpack gave (``read``) and makes what msgpack packs (``write``). Both raise FieldError
-for a value that is not of the type or not within the bounds, so that what we send obeys the same rules as what
-we accept. Messages attach them with ``typing.Annotated``.
+A field type reads what msgpack gave (``read``) and makes what msgpack packs (``write``). Both raise
+FieldError for a value that is not of the type or not within the bounds, so that what we send obeys the same
+rules as what we accept. Messages attach them with ``typing.Annotated``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .types import Span
 
 
 class FieldError(Exception):
-    """A value that does not fit. ``where`` is the path inside the field, such as ``[0]``; empty at its top."""
+    """A value that does not fit. ``where`` is the path inside the field, such as ``[0]``."""
 
     def __init__(self, expected: str, value: object, where: str = "") -> None:
         super().__init__(expected)
@@ -98,8 +98,8 @@ class Word:
 class Prose:
     """A line of printable text for people, at most ``limit`` characters.
 
-    A peer's control characters (terminal escapes, line breaks) are refused. Our own text is made to fit, since
-    an error report must never fail over its wording.
+    A peer's control characters (terminal escapes, line breaks) are refused. Our own text is made to fit,
+    since an error report must never fail over its wording.
     """
 
     limit: int
@@ -125,7 +125,8 @@ class Choice:
     unknown: Enum | None = None
 
     def read(self, value: object) -> Enum:
-        if type(value) is self._value_type():
+        # Exactly the type: True would pass for 1.
+        if type(value) is (int if issubclass(self.enum, int) else str):
             try:
                 return self.enum(value)
             except ValueError:
@@ -137,9 +138,6 @@ class Choice:
         if isinstance(value, self.enum):
             return value.value
         raise FieldError(f"a {self.enum.__name__}", value)
-
-    def _value_type(self) -> type:
-        return type(next(iter(self.enum)).value)
 
 
 @dataclass(frozen=True, slots=True)

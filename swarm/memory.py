@@ -1,10 +1,10 @@
 """A network inside one process, for tests: latency, loss, partitions and sudden death, without sockets.
 
-    network = MemoryNetwork(latency=0.025)
-    alice, bob = network.transport("alice"), network.transport("bob")
-    network.partition("alice", "bob")  # silence, as from a frozen peer or a cut cable
-    network.heal()                     # what was held arrives now
-    network.kill("bob")                # as kill -9: streams end, dials are refused
+network = MemoryNetwork(latency=0.025)
+alice, bob = network.transport("alice"), network.transport("bob")
+network.partition("alice", "bob")  # silence, as from a frozen peer or a cut cable
+network.heal()                     # what was held arrives now
+network.kill("bob")                # as kill -9: streams end, dials are refused
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Schedule = Callable[[float, Callable[[], object]], object]
 
 
 class MemoryNetwork:
-    """``latency``: seconds one way. ``loss``: probability that a write arrives RETRANSMIT_S late (again and again).
+    """``latency``: seconds one way. ``loss``: probability that a write must be sent again.
 
-    Streams stay reliable and ordered, as libp2p's are: loss is felt as delay.
+    Each loss costs RETRANSMIT_S. Streams stay reliable and ordered, as libp2p's are: loss is felt as delay.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The messages of the wire protocol, strictly typed, and their translation to frames and back.
 
-A message is a frozen dataclass whose fields carry their wire type and bounds in the annotation. A field with a
-default is optional on the wire; fields that we do not know are ignored, so that later versions may add some.
+A message is a frozen dataclass whose fields carry their wire type and bounds in the annotation. A field with
+a default is optional on the wire; fields that we do not know are ignored, so that later versions may add
+some.
 ``session`` is 16 random bytes chosen by the client. Times are relative: peers' clocks are never compared.
 """
 
@@ -192,8 +193,8 @@ class Refused:
 class Step:
     """Hidden states of ``tokens`` tokens, the first at ``position``, in the session's codec.
 
-    A ``position`` below the session's length rolls its KV cache back to it. ``deadline_ms``: drop the step if it
-    cannot start within this time of its arrival; 0 for none.
+    A ``position`` below the session's length rolls its KV cache back to it. ``deadline_ms``: drop the step if
+    it cannot start within this time of its arrival; 0 for none.
     """
 
     session: SessionId
@@ -209,8 +210,8 @@ class Step:
 class Result:
     """The answer to STEP: ``tokens`` rows of hidden states, the first at ``position``.
 
-    ``queue_us``, ``compute_us`` and ``codec_us`` say where the time went, ``batch`` with how many sessions the
-    step was computed.
+    ``queue_us``, ``compute_us`` and ``codec_us`` say where the time went, ``batch`` with how many sessions
+    the step was computed.
     """
 
     session: SessionId
@@ -321,8 +322,8 @@ def encode(message: Message) -> Frame:
 def decode(frame: Frame) -> Message:
     """The message in a frame; its payload is passed on, not copied.
 
-    Raises RemoteProtocolError: code UNKNOWN_KIND for a kind of another version, after which the stream is still
-    in step; BAD_FRAME, naming the field, the value and its bound, for a message that is not of its form.
+    Raises RemoteProtocolError: code UNKNOWN_KIND for a kind of another version, after which the stream is
+    still in step; BAD_FRAME, naming the field, the value and its bound, for a message not of its form.
     """
     schema = _BY_KIND.get(frame.kind)
     if schema is None:

@@ -33,7 +33,7 @@ def error_message(
 
 
 def error_of(message: ErrorMessage | Refused | Busy, peer_id: str) -> SwarmError:
-    """The exception to raise for a peer's ERROR, REFUSED or BUSY: BusyError, ModelMismatchError or PeerError."""
+    """The exception for a peer's ERROR, REFUSED or BUSY: BusyError, ModelMismatchError or PeerError."""
     name = f"peer {peer_id[-8:]}"
     if isinstance(message, Busy):
         seconds = message.retry_after_ms / 1000

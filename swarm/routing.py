@@ -23,6 +23,7 @@ UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
 DEFAULT_BYTES_PER_TOKEN = 4096
 """One token's activations on the wire, one way, when the caller does not say."""
 _PEERS_IN_MESSAGE = 4
+"""How many of the nodes seen an error names, so that it stays readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,10 @@ def _record_order(node: NodeInfo) -> tuple[str, int, int, float]:
     return (node.peer_id, len(node.span), node.span.start, node.decode_ms_per_block)
 
 
+def _blocks(node: NodeInfo) -> range:
+    return range(node.span.start, node.span.end)
+
+
 def _decode_seconds(node: NodeInfo) -> float:
     return (node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK) / 1000
 
@@ -163,8 +168,10 @@ def _hop_seconds(link: Link, payload_bytes: int) -> float:
 
 def _no_route(nodes: Sequence[NodeInfo], request: RouteRequest, missing: tuple[Span, ...]) -> NoRouteError:
     blocks = ", ".join(str(span) for span in missing)
+    holes = {block for span in missing for block in range(span.start, span.end)}
     seen = []
-    for node in sorted(nodes, key=lambda node: (node.span, node.peer_id)):
+    # First those that would have served a missing block.
+    for node in sorted(nodes, key=lambda n: (holes.isdisjoint(_blocks(n)), n.span, n.peer_id)):
         reason = why_unusable(node, request) or "online"
         seen.append(f"…{node.peer_id[-6:]} has {node.span} ({reason})")
     more = len(seen) - _PEERS_IN_MESSAGE

@@ -12,9 +12,9 @@ from .fields import FieldError, FieldType
 class Schema:
     """How one dataclass goes on the wire.
 
-    Each field is annotated with a FieldType, except ``payload``, which travels outside the header. A field with
-    a default is optional: absent on the wire it has the default, and with the default it is not sent. A method
-    ``problem() -> str`` may check fields against each other; empty means none.
+    Each field is annotated with a FieldType, except ``payload``, which travels outside the header. A field
+    with a default is optional: absent on the wire it has the default, and with the default it is not sent. A
+    method ``problem() -> str`` may check fields against each other; empty means none.
     """
 
     def __init__(self, kind: int, name: str, message_type: type[Any]) -> None:

@@ -59,7 +59,12 @@ def encode_frame(frame: Frame) -> list[Payload]:
     except (ValueError, TypeError, OverflowError) as error:
         raise LocalProtocolError(f"frame of kind {frame.kind}: cannot pack the header: {error}") from error
     payload = frame.payload
-    size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+    if isinstance(payload, memoryview) and not (payload.format == "B" and payload.c_contiguous):
+        try:
+            payload = payload.cast("B")  # transports count bytes, not items
+        except TypeError as error:
+            raise LocalProtocolError(f"frame of kind {frame.kind}: payload is not contiguous") from error
+    size = len(payload)
     if len(header) > MAX_HEADER:
         raise LocalProtocolError(
             f"frame of kind {frame.kind}: header of {len(header)} bytes, at most {MAX_HEADER}"
@@ -159,7 +164,6 @@ class FrameParser:
         try:
             header = msgpack.unpackb(
                 data,
-                object_pairs_hook=_string_map,
                 ext_hook=_refuse_extension,
                 max_ext_len=0,
                 max_array_len=MAX_HEADER_ITEMS,
@@ -169,6 +173,9 @@ class FrameParser:
             self._fail(f"frame header is not valid msgpack: {str(error)[:100] or type(error).__name__}")
         if type(header) is not dict:
             self._fail(f"frame header is {type(header).__name__}, not a map")
+        for key in header:
+            if type(key) is not str:  # msgpack lets bytes through as well
+                self._fail(f"frame header has a key that is {type(key).__name__}, not a string")
         return header
 
     def _fail_magic(self) -> NoReturn:
@@ -180,17 +187,6 @@ class FrameParser:
         self._payload = bytearray()
         self._missing = 0
         raise self._error
-
-
-def _string_map(pairs: list[tuple[object, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in pairs:
-        if type(key) is not str:
-            raise ValueError(f"map key is {type(key).__name__}, not a string")
-        result[key] = value
-    if len(result) != len(pairs):
-        raise ValueError("map has a key twice")
-    return result
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:

@@ -242,7 +242,7 @@ def test_no_route_says_what_is_missing_and_who_was_seen() -> None:
     text = str(error)
     assert "blocks 2-5 of 6" in text
     for words in (
-        "…online has 0-1 (online)",
+        "…isfull has 4-5 (full, 7 of 1000 tokens free)",
         "…drains has 2-3 (draining)",
         "…failed has 2-4 (failed lately)",
     ):

@@ -82,7 +82,8 @@ def test_sessions_sampling_and_streaming(default_swarm: LocalSwarm) -> None:
             {"role": "assistant", "content": "Hello Ada!"},
             {"role": "user", "content": "What is my name?"},
         ]
-        assert "Ada" in model.generate(chat, max_new_tokens=20)
+        asked, single = (model.generate_detailed(turns, max_new_tokens=4) for turns in (chat, chat[2:]))
+        assert len(asked.prompt_token_ids) > len(single.prompt_token_ids) > 4, "every turn is in the prompt"
         assert model.generate(QUESTION, stop=[" Paris"]) == "The capital of France is"
 
 

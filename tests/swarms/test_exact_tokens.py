@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_swarm import LocalSwarm
+from transformers_oracle import load_transformers
 
 from swarm_node.client import SwarmModel
 
@@ -29,11 +30,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def reference(smollm2_path: Path) -> tuple[object, object]:
     """transformers' own reading of the same GGUF file, in float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, name = str(smollm2_path.parent), smollm2_path.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    return load_transformers(smollm2_path)
 
 
 def test_greedy_tokens_equal_transformers(exact_swarm: LocalSwarm, reference: tuple) -> None:

@@ -1,0 +1,75 @@
+"""scripts/quality: how it reads a text, and that the default codec keeps its promise on the real model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+PROSE = (
+    "It was a bright cold morning when the two of them walked down to the harbour. The boats had gone out "
+    "before sunrise, and only the old men were left, mending nets and talking about the weather. "
+) * 6
+
+
+def load(name: str) -> ModuleType:
+    loader = SourceFileLoader(f"quality_under_test_{name.partition('.')[0]}", str(SCRIPTS / name))
+    spec = spec_from_loader(loader.name, loader)
+    if spec is None:
+        raise ImportError(name)
+    module = module_from_spec(spec)
+    sys.modules[loader.name] = module  # dataclasses look their module up
+    loader.exec_module(module)
+    return module
+
+
+def test_text_begins_with_the_first_chapter_and_ends_with_the_book() -> None:
+    quality = load("quality")
+    contents = "A Book\n\nCHAPTER 1. Loomings.\nCHAPTER 2. The Bag.\n\n"
+    book = "CHAPTER 1. Loomings.\n\n" + "Call me Ishmael. " * 60 + "\n\nCHAPTER 2. The Bag.\n\nIt was."
+    found = quality.without_front_matter(contents + book + "\n*** END OF THE BOOK ***\nLicence")
+    assert found.startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael.")
+    assert found.rstrip().endswith("It was.")
+    assert quality.without_front_matter("No chapters here.") == "No chapters here."
+
+
+def test_help_and_bad_input_are_plain() -> None:
+    script = [sys.executable, str(SCRIPTS / "quality")]
+    shown = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    assert "--text" in shown.stdout
+    for options, word in (
+        (["--text", "/no/such/file"], "cannot read"),
+        (["--window", "1"], "--window"),
+        (["--model", "/no/such/model", "--text", str(SCRIPTS / "quality")], "/no/such/model"),
+    ):
+        failed = subprocess.run([*script, *options], capture_output=True, text=True, timeout=60)
+        assert failed.returncode != 0
+        assert word in failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.model
+def test_the_default_codec_stays_close_to_float32(smollm2_path: Path) -> None:
+    measure = load("quality_measure.py")
+    with torch.inference_mode(), measure.open_checkpoint(str(smollm2_path)) as checkpoint:
+        reference = measure.LocalModel(checkpoint, measure.REFERENCE)
+        ids = checkpoint.tokenizer().encode(PROSE)[:160]
+        expected = reference.logits(ids)[:-1].log_softmax(dim=-1)
+        exact = measure.Variant("none", reference, "none", (8, 15, 22))
+        default = measure.Variant("int8", reference, measure.DEFAULT_CODEC, (8, 15, 22))
+        pieces = measure.Variant("pieces", reference, rows=32)
+        for variant in (exact, default, pieces):
+            variant.add(expected, ids)
+    assert exact.result()["kl"] == 0
+    assert 0 < default.result()["kl"] < 1e-3
+    assert default.result()["same_top_token"] > 0.95
+    assert abs(pieces.result()["kl"]) < 1e-6  # a KV cache changes nothing but rounding

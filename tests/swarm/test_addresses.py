@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_node.swarm.addresses import PeerAddress, check_listenable, is_loopback, listen_maddr
+from swarm_node.swarm.dial_errors import dial_error
+from swarm_node.swarm.errors import (
+    ListenError,
+    NetworkError,
+    PeerTimeoutError,
+    PeerUnreachableError,
+    UsageError,
+)
+
+PEER = "12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+RELAY = "12D3KooWF4xJdYKZAo5WyDC8s81LqQ3kzsPNbmyC1kxfSMBRCvVc"
+
+
+@pytest.mark.parametrize("maddr", ["/ip4/1.2.3.4/tcp/80", f"/ip4/1.2.3.4/tcp/80/p2p/{RELAY}/p2p-circuit"])
+def test_a_peer_address_is_taken_apart_and_put_together(maddr: str) -> None:
+    address = PeerAddress.parse(f" {maddr}/p2p/{PEER}\n")
+    assert address == PeerAddress(PEER, maddr)
+    assert str(address) == f"{maddr}/p2p/{PEER}"
+
+
+@given(st.text(max_size=60))
+def test_anything_else_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        PeerAddress.parse(text)
+    assert "/ip4/192.0.2.1/tcp/31330/p2p/" in caught.value.hint
+
+
+def test_listen_addresses() -> None:
+    assert listen_maddr("localhost", 0) == "/ip4/127.0.0.1/tcp/0"
+    assert listen_maddr("0.0.0.0", 31330) == "/ip4/0.0.0.0/tcp/31330"
+    assert listen_maddr("::1", 5) == "/ip6/::1/tcp/5"
+    for host, port in (("example.org", 1), ("127.0.0.1", 65536), ("127.0.0.1", -1)):
+        with pytest.raises(UsageError):
+            listen_maddr(host, port)
+
+
+def test_loopback_is_recognised() -> None:
+    assert is_loopback("/ip4/127.0.0.1/tcp/0")
+    assert is_loopback("/ip6/::1/tcp/0")
+    assert not is_loopback("/ip4/0.0.0.0/tcp/0")
+    assert not is_loopback("/dns4/localhost/tcp/0")
+
+
+@pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
+def test_a_taken_port_is_seen_even_if_its_owner_shares_it(kind: socket.SocketKind, protocol: str) -> None:
+    with socket.socket(socket.AF_INET, kind) as taken:
+        if hasattr(socket, "SO_REUSEPORT"):
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(ListenError, match=f"port {port} on {host} is in use"):
+                check_listenable([f"/ip4/{host}/{protocol}/{port}"])
+    check_listenable([f"/ip4/127.0.0.1/{protocol}/{port}", "/ip4/127.0.0.1/tcp/0"])
+
+
+ALL_FAILED = f"failed to dial: failed to dial {PEER}: all dials failed"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("failed to dial: dial to self attempted", PeerUnreachableError, "this process itself"),
+        (
+            "failed to negotiate protocol: protocols not supported: [/x]",
+            PeerUnreachableError,
+            "does not speak /x",
+        ),
+        ("failed to find any peer in table", PeerUnreachableError, "no address of peer"),
+        (
+            f"{ALL_FAILED}\n  * [/ip4/127.0.0.1/tcp/2] dial backoff"
+            "\n  * [/ip4/127.0.0.1/tcp/1] dial tcp4 127.0.0.1:1: connect: connection refused",
+            PeerUnreachableError,
+            r"nobody listens at /ip4/127.0.0.1/tcp/1 \(connection refused\)",
+        ),
+        (f"{ALL_FAILED}\n  * [/ip4/9.9.9.9/tcp/1] dial backoff", PeerUnreachableError, "dial backoff"),
+        (
+            f"{ALL_FAILED}\n  * [/ip4/127.0.0.1/tcp/1] failed to negotiate security protocol: "
+            f"peer id mismatch: expected {PEER}, but remote key matches {RELAY}",
+            PeerUnreachableError,
+            f"/ip4/127.0.0.1/tcp/1 is the address of peer {RELAY}, not of {PEER}",
+        ),
+        (
+            f"{ALL_FAILED}\n  * [/ip4/9.9.9.9/tcp/1] dial tcp4 9.9.9.9:1: i/o timeout",
+            PeerTimeoutError,
+            "in time",
+        ),
+        (
+            f"{ALL_FAILED}\n  * [/ip4/9.9.9.9/tcp/1] failed to negotiate security protocol: EOF",
+            PeerUnreachableError,
+            "what answers at /ip4/9.9.9.9/tcp/1 is not a swarm peer",
+        ),
+        ("context deadline exceeded", PeerTimeoutError, "did not answer in time"),
+        (
+            "\x1b[31mnew trouble\n" + "x" * 900,
+            PeerUnreachableError,
+            r"cannot reach peer .*: \[31mnew trouble x",
+        ),
+    ],
+)
+def test_what_p2pd_says_becomes_one_line_for_people(
+    text: str, kind: type[NetworkError], message: str
+) -> None:
+    error = dial_error(PEER, text, "/x")
+    assert type(error) is kind
+    with pytest.raises(kind, match=message):
+        raise error
+    assert str(error).isprintable()
+    assert len(str(error)) < 400

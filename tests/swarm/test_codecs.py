@@ -1,0 +1,303 @@
+"""Codecs against the written format, honest error bounds and hostile payloads."""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_node.swarm.codecs import CODECS, OUTLIERS, decode, encode, negotiate, payload_bytes
+from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def activations(tokens: int, hidden: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Like the real ones: a few channels far above the rest, and a first token with massive values."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, hidden, generator=g)
+    x[:, hidden // 2] *= 300
+    x[:1, hidden // 3] = 20000.0
+    return x.to(dtype)
+
+
+Row = tuple[float, list[int], list[float], bytes]
+
+
+def written_rows(payload: bytes, tokens: int, hidden: int) -> list[Row]:
+    """int8 rows (scale, channels, values, q) parsed with struct, straight from the format's description."""
+    k = min(4, hidden)
+    row = struct.Struct(f"<f{k}H{k}f{hidden}s")
+    assert len(payload) == tokens * row.size
+    return [(f[0], list(f[1 : 1 + k]), list(f[1 + k : 1 + 2 * k]), f[-1]) for f in row.iter_unpack(payload)]
+
+
+def code_of(call: Callable[[], object]) -> ErrorCode:
+    with pytest.raises(RemoteProtocolError) as caught:
+        call()
+    return caught.value.code
+
+
+shapes = st.tuples(st.integers(1, 70), st.integers(1, 40))
+
+
+@settings(max_examples=80, deadline=None)
+@given(shapes, st.integers(0, 1000), st.sampled_from(DTYPES), st.sampled_from([1e-20, 1.0, 1e3]))
+def test_round_trip_error_is_bounded(
+    shape: tuple[int, int], seed: int, dtype: torch.dtype, size: float
+) -> None:
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size).to(dtype)
+    exact = x.float()
+    for codec in CODECS:
+        payload = encode(codec, x)
+        assert memoryview(payload).nbytes == payload_bytes(codec, *shape)
+        back = decode(codec, payload, *shape)
+        error = (back - exact).abs()
+        if codec == "none":
+            assert error.max() == 0
+        elif codec == "int8":
+            ranked = exact.abs().sort(dim=1, descending=True).values  # (tokens, hidden)
+            rest = ranked[:, OUTLIERS] if shape[1] > OUTLIERS else torch.zeros(shape[0])
+            # half a step, and the rounding of float32 arithmetic on the way
+            assert (error.max(dim=1).values <= rest / 254 * 1.0001 + 1e-30).all()
+            assert ((error == 0).sum(dim=1) >= min(OUTLIERS, shape[1])).all()
+        else:
+            step = 2.0**-8 if codec == "bf16" else 2.0**-11
+            assert (error <= exact.abs() * step + (2.0**-25 if codec == "fp16" else 0)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sixteen_bits_are_exact_for_their_own_dtype(dtype: torch.dtype) -> None:
+    x = activations(5, 33, dtype=dtype)
+    codec = {torch.float32: "none", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    back = decode(codec, encode(codec, x), 5, 33, dtype)
+    assert back.dtype == dtype
+    assert torch.equal(back, x)
+
+
+def test_int8_is_written_as_documented() -> None:
+    x = torch.tensor([[1.0, -500.0, 2.0, 0.0, 254.0, -3.0, 600.0, 127.0, -63.5, 700.0]])
+    ((scale, channels, values, q),) = written_rows(bytes(encode("int8", x)), 1, 10)
+    assert channels == [1, 4, 6, 9]
+    assert values == [-500.0, 254.0, 600.0, 700.0]
+    assert scale == 1.0  # 127, the largest of the others, over 127
+    assert list(struct.unpack("10b", q)) == [1, 0, 2, 0, 0, -3, 0, 127, -64, 0]  # -63.5: half to even
+
+
+def test_int8_reads_what_another_writer_chose() -> None:
+    row = struct.pack("<f4H4f6b", 0.5, 0, 2, 3, 5, 1.0, 2.0, 3.0, 4.0, 99, -128, 99, 99, 7, 99)
+    assert decode("int8", row, 1, 6).tolist() == [[1.0, -64.0, 2.0, 3.0, 3.5, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("codec", "row"),
+    [
+        ("none", struct.pack("<3f", 1.5, -2.0, 0.0)),
+        ("fp16", struct.pack("<3e", 1.5, -2.0, 0.0)),
+        ("bf16", bytes.fromhex("c03f00c00000")),
+    ],
+)
+def test_other_codecs_are_written_as_documented(codec: str, row: bytes) -> None:
+    x = torch.tensor([[1.5, -2.0, 0.0]])
+    assert bytes(encode(codec, x)) == row
+    assert decode(codec, row, 1, 3).tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_rows_stand_alone(codec: str) -> None:
+    """Joined payloads are the payload of all tokens, so a journal may be cut and joined at any row."""
+    x = activations(150, 24)  # more rows than are encoded together
+    whole = bytes(encode(codec, x))
+    assert b"".join(bytes(encode(codec, row[None])) for row in x) == whole
+    cut = payload_bytes(codec, 70, 24)
+    assert torch.equal(decode(codec, whole[:cut], 70, 24), decode(codec, whole, 150, 24)[:70])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoding_again_changes_nothing_that_matters(codec: str) -> None:
+    """A hop that passes activations through decodes and encodes them once more."""
+    once = decode(codec, encode(codec, activations(9, 64)), 9, 64)
+    twice = decode(codec, encode(codec, once), 9, 64)
+    torch.testing.assert_close(twice, once, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_views_and_odd_layouts(codec: str) -> None:
+    x = activations(24, 12)
+    for view in (x.T, x[::2], x[:, 3:8], x[5:6], x[:, ::3]):
+        assert bytes(encode(codec, view)) == bytes(encode(codec, view.contiguous()))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_memory_is_never_shared(codec: str) -> None:
+    x = activations(2, 8)
+    payload = encode(codec, x)
+    before = bytes(payload)
+    x.zero_()
+    assert bytes(payload) == before
+    received = bytearray(before)
+    tensor = decode(codec, received, 2, 8)
+    kept = tensor.clone()
+    received[:] = bytes(len(received))
+    assert torch.equal(tensor, kept)
+    tensor.zero_()  # and it may be written to
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_nothing_but_zeros_and_nothing_at_all(codec: str) -> None:
+    assert decode(codec, encode(codec, torch.zeros(3, 9)), 3, 9).tolist() == [[0.0] * 9] * 3
+    assert decode(codec, encode(codec, torch.empty(0, 9)), 0, 9).shape == (0, 9)
+
+
+def test_fp16_saturates() -> None:
+    x = torch.tensor([[70000.0, -1e9, 1.0]])
+    assert decode("fp16", encode("fp16", x), 1, 3).tolist() == [[65504.0, -65504.0, 1.0]]
+
+
+def test_bytes_per_value_of_the_default() -> None:
+    assert payload_bytes("int8", 1000, 576) / (1000 * 576) <= 1.06
+    assert payload_bytes("int8", 1, 8192) / 8192 < 1.004
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("count", [1, 6])
+def test_our_own_broken_values_are_never_sent(codec: str, bad: float, count: int) -> None:
+    x = activations(3, 16)
+    x[1, 2 : 2 + count] = bad
+    if codec == "fp16" and bad == bad:
+        assert decode(codec, encode(codec, x), 3, 16).abs().max() == 65504  # saturated like any other
+        return
+    with pytest.raises(LocalProtocolError, match="not finite"):
+        encode(codec, x)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_wrong_size(codec: str, change: int) -> None:
+    payload = bytes(encode(codec, activations(2, 8)))
+    payload = payload[:-1] if change < 0 else payload + b"\0"
+    assert code_of(lambda: decode(codec, payload, 2, 8)) is ErrorCode.BAD_TENSOR
+    assert code_of(lambda: decode(codec, b"", 2, 8)) is ErrorCode.BAD_TENSOR
+    assert code_of(lambda: decode(codec, payload, 0, 8)) is ErrorCode.BAD_TENSOR
+
+
+@pytest.mark.parametrize(
+    ("codec", "form", "bad"),
+    [(c, f, b) for c, f in (("none", "<f"), ("fp16", "<e")) for b in (math.nan, math.inf, -math.inf)]
+    + [("bf16", "<H", bits) for bits in (0x7F80, 0xFF80, 0x7FC1, 0xFFFF)],
+)
+def test_values_that_are_not_finite(codec: str, form: str, bad: float) -> None:
+    payload = bytearray(encode(codec, torch.ones(2, 8)))
+    payload[-struct.calcsize(form) :] = struct.pack(form, bad)
+    for dtype in DTYPES:
+        assert code_of(lambda d=dtype: decode(codec, payload, 2, 8, d)) is ErrorCode.BAD_TENSOR
+
+
+def int8_row(scale: float, channels: list[int], values: list[float], q: int = 1) -> bytes:
+    return struct.pack("<f4H4f8b", scale, *channels, *values, *[q] * 8)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        int8_row(float("nan"), [0, 1, 2, 3], [1.0] * 4),
+        int8_row(float("inf"), [0, 1, 2, 3], [1.0] * 4),
+        int8_row(-1.0, [0, 1, 2, 3], [1.0] * 4),
+        int8_row(3e38, [0, 1, 2, 3], [1.0] * 4),  # finite, but not times 128
+        int8_row(1.0, [0, 1, 2, 3], [1.0, float("nan"), 1.0, 1.0]),
+        int8_row(1.0, [0, 1, 2, 3], [1.0, 1.0, 1.0, float("-inf")]),
+        int8_row(1.0, [0, 1, 2, 8], [1.0] * 4),  # out of range
+        int8_row(1.0, [0, 1, 2, 65535], [1.0] * 4),
+        int8_row(1.0, [0, 1, 1, 3], [1.0] * 4),  # twice
+        int8_row(1.0, [3, 2, 1, 0], [1.0] * 4),  # out of order
+        int8_row(1.0, [8, 1, 2, 3], [1.0] * 4),
+    ],
+)
+def test_hostile_int8_rows(row: bytes) -> None:
+    good = int8_row(1.0, [0, 1, 2, 3], [1.0] * 4)
+    decode("int8", good * 3, 3, 8)
+    for payload in (row, good + row + good):
+        tokens = len(payload) // len(row)
+        assert code_of(lambda p=payload, t=tokens: decode("int8", p, t, 8)) is ErrorCode.BAD_TENSOR
+
+
+@pytest.mark.parametrize("codec", ["none", "bf16", "int8"])
+def test_values_too_large_for_a_float16_node(codec: str) -> None:
+    payload = encode(codec, torch.full((1, 8), 70000.0))
+    assert decode(codec, payload, 1, 8, torch.bfloat16).isfinite().all()
+    assert code_of(lambda: decode(codec, payload, 1, 8, torch.float16)) is ErrorCode.BAD_TENSOR
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from(CODECS), st.integers(1, 4), st.integers(1, 9), st.sampled_from(DTYPES))
+def test_any_bytes_give_finite_values_or_one_error(
+    data: st.DataObject, codec: str, tokens: int, hidden: int, dtype: torch.dtype
+) -> None:
+    size = payload_bytes(codec, tokens, hidden)
+    payload = data.draw(st.binary(min_size=size, max_size=size))
+    try:
+        tensor = decode(codec, payload, tokens, hidden, dtype)
+    except RemoteProtocolError as refused:
+        code: ErrorCode | None = refused.code
+        tensor = torch.zeros(tokens, hidden, dtype=dtype)
+    else:
+        code = None
+    assert code in (None, ErrorCode.BAD_TENSOR)
+    assert tensor.shape == (tokens, hidden)
+    assert tensor.dtype == dtype
+    assert tensor.isfinite().all()
+
+
+def test_callers_mistakes() -> None:
+    for call in (
+        lambda: encode("zip", torch.ones(1, 4)),
+        lambda: decode("zip", b"", 1, 4),
+        lambda: encode("none", torch.ones(4)),
+        lambda: encode("none", torch.ones(1, 4, dtype=torch.int64)),
+        lambda: payload_bytes("int8", 1, 70000),
+        lambda: payload_bytes("int8", -1, 4),
+        lambda: payload_bytes("none", 1, 0),
+    ):
+        with pytest.raises(UsageError):
+            call()
+
+
+def test_negotiation_never_loses_precision_in_silence() -> None:
+    assert negotiate(CODECS, CODECS, "int8") == "int8"
+    assert negotiate(CODECS, ("none", "fp16"), "int8") == "fp16"
+    assert negotiate(CODECS, ("none", "int8"), "bf16") == "none"
+    assert negotiate(("none", "int8"), ("future", "none", "fp16"), "int8") == "none"
+    for theirs in ((), ("int8",), ("future",)):
+        assert code_of(lambda t=theirs: negotiate(CODECS, t, "fp16")) is ErrorCode.UNSUPPORTED_CODEC
+    with pytest.raises(UsageError):
+        negotiate(CODECS, CODECS, "zip")
+
+
+def test_one_decode_row_is_quick() -> None:
+    """About 0.04 ms on one core; the bound leaves room for a busy machine."""
+    x = activations(1, 576)
+    best = float("inf")
+    for _ in range(200):
+        begun = time.perf_counter()
+        decode("int8", encode("int8", x), 1, 576)
+        best = min(best, time.perf_counter() - begun)
+    assert best < 0.5e-3
+
+
+def test_structure_survives_numpy_dtype_padding() -> None:
+    """An odd width leaves rows unaligned; nothing may be padded."""
+    x = activations(3, 13)
+    payload = bytes(encode("int8", x))
+    assert len(payload) == 3 * (4 + 6 * 4 + 13)
+    for row, (scale, channels, values, q) in zip(x, written_rows(payload, 3, 13), strict=True):
+        back = np.frombuffer(q, np.int8).astype(np.float32) * np.float32(scale)
+        back[channels] = values
+        np.testing.assert_allclose(back, row.numpy(), atol=scale * 0.5001)

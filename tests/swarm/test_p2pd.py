@@ -1,0 +1,415 @@
+"""The transport over real p2pd daemons on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from swarm_node.swarm import p2pd
+from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.errors import (
+    ErrorCode,
+    ListenError,
+    NetworkError,
+    PeerTimeoutError,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    StreamClosedError,
+    UsageError,
+)
+from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.p2pd import P2pdTransport, encode_maddr
+from swarm_node.swarm.p2pd_daemon import STALE_AGE, remove_stale_folders
+from swarm_node.swarm.replies import error_message
+from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.wire import PROTOCOL_ID
+
+pytestmark = pytest.mark.swarm
+
+ECHO = "/echo/1"
+STRANGER = "12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+Start = Callable[..., Awaitable[P2pdTransport]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """Starts transports that are closed at the end, with their sockets in a folder of this test."""
+    folder = tempfile.mkdtemp(prefix="p2pd-", dir="/tmp")  # pytest's own paths are too long for sockets
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    started: list[P2pdTransport] = []
+
+    async def create(*arguments: object, **options: object) -> P2pdTransport:
+        started.append(await P2pdTransport.create(*arguments, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield create
+    await asyncio.gather(*(transport.close() for transport in started))
+    os.rmdir(folder)  # fails if a socket was left behind
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.read():
+        stream.write([data])
+        await stream.drain()
+
+
+async def linked(start: Start) -> tuple[P2pdTransport, P2pdTransport, Stream]:
+    server, client = await asyncio.gather(start(), start(client_mode=True))
+    await server.serve(ECHO, echo)
+    return server, client, await client.open_stream(server.peer_id, ECHO, await server.maddrs())
+
+
+def daemon_pid(transport: P2pdTransport) -> int:
+    return transport.p2p._child.pid
+
+
+def our_daemons() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() == "p2pd"]
+
+
+def sockets() -> list[Path]:
+    """The folders of sockets that are there now."""
+    return list(Path(tempfile.gettempdir()).iterdir())
+
+
+async def test_streams_both_ways_with_proven_identities(start: Start) -> None:
+    identity = Identity.generate()
+    server = await start(identity)
+    client = await start(initial_peers=await server.maddrs(), client_mode=True)
+    seen: list[str] = []
+
+    async def handler(stream: Stream) -> None:
+        seen.append(stream.peer_id)
+        await echo(stream)
+
+    await server.serve(ECHO, handler)
+    await client.serve(ECHO, handler)
+    assert server.peer_id == identity.peer_id
+    (maddr,) = await server.maddrs()
+    assert maddr.startswith("/ip4/127.0.0.1/tcp/")
+    assert maddr.endswith(f"/p2p/{identity.peer_id}")
+    assert await client.maddrs() == ()
+
+    there = await client.open_stream(server.peer_id, ECHO)
+    back = await server.open_stream(client.peer_id, ECHO)  # a client that does not listen can be called back
+    for stream in (there, back):
+        stream.write([b"hello ", memoryview(b"there")])
+        await stream.drain()
+        assert await stream.read() == b"hello there"
+    assert (there.peer_id, back.peer_id) == (server.peer_id, client.peer_id)
+    assert set(seen) == {client.peer_id, server.peer_id}
+
+
+async def test_peers_find_each_other_through_a_common_one(start: Start) -> None:
+    meeting = await start()
+    where = await meeting.maddrs()
+    a, b = await asyncio.gather(*(start(initial_peers=where) for _ in range(2)))
+    await a.serve(ECHO, echo)
+    stream = await b.open_stream(a.peer_id, ECHO)
+    stream.write([b"found you"])
+    assert await stream.read() == b"found you"
+
+
+async def test_large_messages_and_addresses_that_strangers_garbled(start: Start) -> None:
+    server, client = await asyncio.gather(start(), start(client_mode=True))
+
+    async def handler(stream: Stream) -> None:
+        connection = Connection(stream)
+        await connection.send(await connection.receive())
+
+    await server.serve(PROTOCOL_ID, handler)
+    garbled = ("/ip4/300.1.1.1/tcp/1", "no address", "/foo/bar", f"/ip4/1.1.1.1/tcp/1/p2p/{STRANGER}")
+    stream = await client.open_stream(server.peer_id, PROTOCOL_ID, (*garbled, *await server.maddrs()))
+    connection = Connection(stream)
+    step = Step(bytes(16), 1, 0, 1, Want.ALL, payload=os.urandom(6_000_000))
+    sending = asyncio.create_task(connection.send(step))
+    assert await connection.receive() == step
+    await sending
+
+
+async def test_a_writer_waits_for_a_reader_that_stopped(start: Start) -> None:
+    server, client = await asyncio.gather(start(), start(client_mode=True))
+    read_on = asyncio.Event()
+
+    async def handler(stream: Stream) -> None:
+        await read_on.wait()
+        while await stream.read():
+            pass
+
+    await server.serve(ECHO, handler)
+    stream = await client.open_stream(server.peer_id, ECHO, await server.maddrs())
+
+    async def flood() -> None:
+        for _ in range(16):
+            stream.write([bytes(1 << 20)])
+            await stream.drain()
+
+    flooding = asyncio.create_task(flood())
+    done, _ = await asyncio.wait([flooding], timeout=0.5)
+    assert not done
+    read_on.set()
+    await asyncio.wait_for(flooding, 10)
+
+
+async def test_a_parting_error_arrives_even_while_the_other_side_floods(start: Start) -> None:
+    server, client = await asyncio.gather(start(), start(client_mode=True))
+
+    async def handler(stream: Stream) -> None:
+        connection = Connection(stream)
+        try:
+            await connection.receive()
+        except RemoteProtocolError as error:
+            await connection.close_with(error_message(error))
+
+    await server.serve(PROTOCOL_ID, handler)
+    for _ in range(5):
+        stream = await client.open_stream(server.peer_id, PROTOCOL_ID, await server.maddrs())
+        stream.write([b"garbage" * 50_000])
+        told = await Connection(stream).receive()
+        assert isinstance(told, ErrorMessage)
+        assert told.code is ErrorCode.BAD_FRAME
+        stream.close()
+
+
+async def test_a_failing_handler_ends_its_stream_only(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    server, client, good = await linked(start)
+
+    async def fails(stream: Stream) -> None:
+        raise RuntimeError("handler bug")
+
+    await server.serve("/fails/1", fails)
+    with caplog.at_level(logging.ERROR):
+        bad = await client.open_stream(server.peer_id, "/fails/1")
+        assert await bad.read() == b""
+    assert "handler bug" in caplog.text
+    good.write([b"still here"])
+    assert await good.read() == b"still here"
+
+
+async def test_a_port_in_use_is_refused_by_its_number(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"port {port} on 127.0.0.1 is in use"):
+            await start(host_maddrs=[f"/ip4/127.0.0.1/tcp/{port}"])
+    first = await start()
+    port = int((await first.maddrs())[0].split("/")[4])
+    with pytest.raises(ListenError, match=f"port {port} on 127.0.0.1 is in use"):
+        await start(host_maddrs=[f"/ip4/127.0.0.1/tcp/{port}"])
+    await first.close()
+    await start(host_maddrs=[f"/ip4/127.0.0.1/tcp/{port}"])  # free again at once
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"host_maddrs": ["/ip4/192.0.2.1/tcp/0"]}, ListenError, "192.0.2.1: it is not an address of this"),
+        ({"host_maddrs": ["0.0.0.0:31330"]}, UsageError, "cannot listen on '0.0.0.0:31330'"),
+        ({"host_maddrs": ["/ip4/1.2.3/tcp/1"]}, UsageError, "1.2.3 is no IP address"),
+        ({"host_maddrs": ["/ip4/127.0.0.1/tcp/70000"]}, UsageError, "70000"),
+        ({"initial_peers": ["127.0.0.1:31330"]}, UsageError, "is not a multiaddress"),
+        ({"initial_peers": ["/ip4/127.0.0.1/tcp/31330"]}, UsageError, "names no peer"),
+        ({"initial_peers": [f"/ip4/999.0.0.1/tcp/1/p2p/{STRANGER}"]}, UsageError, "999.0.0.1"),
+        (
+            {"initial_peers": [f"/ip4/127.0.0.1/tcp/1/p2p/{STRANGER}"]},
+            PeerUnreachableError,
+            "nobody listens at",
+        ),
+        ({"announce_maddrs": ["/ip4/1.2.3.4/tcp/0"]}, UsageError, "nobody can dial port 0"),
+        ({"announce_maddrs": ["/foo/bar"]}, UsageError, "is not a multiaddress"),
+    ],
+    ids=lambda value: str(next(iter(value.values()))[0])[:40] if isinstance(value, dict) else "",
+)
+async def test_wrong_addresses_are_explained_and_nothing_is_left(
+    start: Start, options: dict[str, list[str]], kind: type[Exception], message: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(kind, match=message) as caught:
+        await start(**options)
+    assert time.monotonic() - began < 5
+    assert "\n" not in str(caught.value)
+    assert our_daemons() == []
+
+
+async def test_an_initial_peer_with_another_id_or_protocol_or_none_is_explained(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2pd, "BOOTSTRAP_TIMEOUT", 1.0)
+    server = await start()
+    where = (await server.maddrs())[0].rpartition("/p2p/")[0]
+    with pytest.raises(
+        PeerUnreachableError, match=f"is the address of peer {server.peer_id}, not of {STRANGER}"
+    ):
+        await start(initial_peers=[f"{where}/p2p/{STRANGER}"])
+
+    async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    expected = (
+        (web, NetworkError, "not a swarm peer|in time"),
+        (mute, PeerTimeoutError, "did not answer within 1 s"),
+    )
+    for handler, kind, message in expected:
+        listener = await asyncio.start_server(handler, "127.0.0.1", 0)
+        async with listener:
+            port = listener.sockets[0].getsockname()[1]
+            with pytest.raises(kind, match=message):
+                await start(initial_peers=[f"/ip4/127.0.0.1/tcp/{port}/p2p/{STRANGER}"])
+
+
+async def test_one_initial_peer_that_answers_is_enough(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start()
+    dead = f"/ip4/127.0.0.1/tcp/1/p2p/{STRANGER}"
+    with caplog.at_level(logging.WARNING, logger="swarm_node"):
+        client = await start(initial_peers=[dead, *await server.maddrs()], client_mode=True)
+    assert "an initial peer does not answer" in caplog.text
+    await client.connect(server.peer_id)
+
+
+async def test_nobody_dials_himself(start: Start) -> None:
+    identity = Identity.generate()
+    transport = await start(identity)
+    with pytest.raises(PeerUnreachableError, match="is this process itself"):
+        await transport.open_stream(transport.peer_id, ECHO, await transport.maddrs())
+    with pytest.raises(UsageError, match="has the identity of this process"):
+        await start(identity, initial_peers=await transport.maddrs())
+
+
+async def test_dials_that_fail_say_why(start: Start) -> None:
+    server, client, _ = await linked(start)
+    with pytest.raises(PeerUnreachableError, match="does not speak"):
+        await client.open_stream(server.peer_id, "/other/1")
+    with pytest.raises(PeerUnreachableError, match=r"no address of peer|cannot reach peer"):
+        await client.open_stream(STRANGER, ECHO, timeout=5)
+    with pytest.raises(PeerUnreachableError, match="is not a peer id"):
+        await client.open_stream("0OIl", ECHO)
+    where = await server.maddrs()
+    newcomer = await start(client_mode=True)
+    os.kill(daemon_pid(server), signal.SIGSTOP)
+    try:
+        with pytest.raises(PeerTimeoutError, match="did not answer within"):
+            await newcomer.open_stream(server.peer_id, ECHO, where, timeout=0.3)
+    finally:
+        os.kill(daemon_pid(server), signal.SIGCONT)
+
+
+async def test_a_peer_that_is_killed_ends_its_streams(start: Start) -> None:
+    server, client, stream = await linked(start)
+    os.kill(daemon_pid(server), signal.SIGKILL)
+    assert await asyncio.wait_for(stream.read(), 5) == b""
+    where = await asyncio.wait_for(_redial(client, server.peer_id), 5)
+    assert isinstance(where, NetworkError)
+
+
+async def _redial(client: P2pdTransport, peer_id: str) -> NetworkError:
+    while True:
+        try:
+            (await client.open_stream(peer_id, ECHO, timeout=2)).close()
+        except NetworkError as error:
+            return error
+
+
+async def test_the_death_of_our_own_daemon_is_noticed_everywhere(start: Start) -> None:
+    server, client, stream = await linked(start)
+    watch = asyncio.create_task(client.died())
+    inbound: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+
+    async def accept(stream: Stream) -> None:
+        inbound.set_result(stream)
+        await asyncio.Event().wait()
+
+    await client.serve(ECHO, accept)
+    (await server.open_stream(client.peer_id, ECHO)).write([b"x"])
+    assert await (await inbound).read() == b"x"
+
+    os.kill(daemon_pid(client), signal.SIGKILL)
+    error = await asyncio.wait_for(watch, 5)
+    assert "has stopped (exit status -9)" in str(error)
+    for use in (
+        stream.read,
+        (await inbound).read,
+        client.maddrs,
+        lambda: client.open_stream(server.peer_id, ECHO),
+        lambda: client.connect(server.peer_id),
+        lambda: client.serve("/more/1", echo),
+    ):
+        with pytest.raises(StreamClosedError, match=r"p2pd.* has stopped"):
+            await asyncio.wait_for(use(), 5)
+    assert not client.p2p.is_alive
+
+
+async def test_close_ends_everything_and_may_be_repeated(start: Start) -> None:
+    server, client, stream = await linked(start)
+    stream.write([b"x"])
+    assert await stream.read() == b"x"
+    waiting = asyncio.create_task(stream.read())
+    await asyncio.sleep(0)
+    assert len(our_daemons()) == 2
+    await client.close()
+    await client.close()
+    with pytest.raises(StreamClosedError, match="closed on this side"):
+        await waiting
+    with pytest.raises(StreamClosedError):
+        stream.write([b"x"])
+    for use in (client.maddrs, lambda: client.open_stream(server.peer_id, ECHO)):
+        with pytest.raises(StreamClosedError, match="the transport is closed"):
+            await use()
+    await server.close()
+    assert our_daemons() == []
+    assert sockets() == []
+
+
+async def test_the_daemon_has_a_session_of_its_own_and_private_sockets(start: Start) -> None:
+    transport = await start()
+    assert os.getsid(daemon_pid(transport)) != os.getsid(0)  # Ctrl-C in our terminal does not reach it
+    (folder,) = sockets()
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+async def test_sockets_of_killed_processes_are_removed(start: Start) -> None:
+    transport = await start()
+    (live,) = sockets()
+    stale = live.parent / "swarm-node-p2pd-stale"
+    fresh = live.parent / "swarm-node-p2pd-fresh"
+    for folder in (stale, fresh):
+        folder.mkdir()
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(folder / "p2pd.sock"))
+    long_ago = time.time() - STALE_AGE - 10
+    for folder in (live, stale):
+        os.utime(folder, (long_ago, long_ago))
+    remove_stale_folders()
+    assert set(sockets()) == {live, fresh}
+    assert await transport.maddrs()
+    (fresh / "p2pd.sock").unlink()
+    fresh.rmdir()
+
+
+def test_ids_inside_addresses_are_encoded_as_multihashes() -> None:
+    """Bytes as py-multiaddr 0.2 makes them."""
+    raw = "24080112205eb7249bd15b689e907019a68bccd13595fb1763b012c84734effdccba6753c2"
+    assert encode_maddr("/ip4/1.2.3.4/tcp/80").hex() == "0401020304060050"
+    relayed = encode_maddr(f"/ip4/1.2.3.4/tcp/80/p2p/{STRANGER}/p2p-circuit").hex()
+    assert relayed == f"0401020304060050a5032600{raw}a202"
+    with pytest.raises(UsageError):
+        encode_maddr("/ip4/1.2.3.4/tcp/80/p2p/0OIl")
