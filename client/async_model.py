@@ -208,12 +208,8 @@ def _agent() -> str:
 async def _undo(loading: asyncio.Task[LocalModel], joining: asyncio.Task[ClientNetwork]) -> None:
     """Close what a failed or cancelled ``connect`` has opened."""
     joining.cancel()
-    done, _ = await asyncio.wait((loading, joining))
-    for task in done:
-        if task.cancelled() or task.exception() is not None:
-            continue
-        opened = task.result()
-        if isinstance(opened, LocalModel):
-            opened.close()
-        else:
-            await opened.close()
+    await asyncio.wait((loading, joining))
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()
+    if not joining.cancelled() and joining.exception() is None:
+        await joining.result().close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol
@@ -99,7 +99,7 @@ class GenerationRun:
         self._session = session
         self._on_end = on_end
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str, None]:
         """The answer, piece by piece: whole characters, at most one piece a token, none of them empty.
 
         However the iteration ends (closed, cancelled, failed), the hops' sessions are freed at once.

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..swarm.errors import LocalProtocolError, StreamClosedError
+from ..swarm.errors import BusyError, LocalProtocolError, StreamClosedError
 from ..swarm.transport import Transport
 from ..swarm.types import Route
 from .hop import HopFailedError, SessionSettings
@@ -22,7 +22,7 @@ from .router import Need, OnWait, Router, WaitLimits
 from .trace import HopTimings
 
 MAX_OPENINGS = 32
-"""Routes tried before one opens; each failure bans a peer for longer, so time usually ends it first."""
+"""Routes tried before one opens, apart from busy ones. Bans grow, so time usually ends it first."""
 MAX_FAILURES = 8
 """Failures without a token in between. A prompt that brings nodes down must not walk through the swarm."""
 REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
@@ -90,8 +90,8 @@ class SwarmSession:
     async def append(self, ids: Sequence[int]) -> Tensor:
         """Feed token ids; returns the last one's hidden state after all blocks, (1, hidden) float32.
 
-        Raises what ``Router.plan`` raises when no route can be had (any more), and HopFailedError after
-        MAX_FAILURES in a row.
+        Raises what ``Router.plan`` raises when no route can be had (any more), and after MAX_FAILURES in a
+        row what the last hop failed of.
         """
         fed = len(self._ids)
         self._ids.extend(ids)
@@ -110,7 +110,7 @@ class SwarmSession:
                 failures += 1
                 self._abandon(failure)
                 if failures >= MAX_FAILURES:
-                    raise
+                    raise failure.cause from failure
             else:
                 if broken_at is not None:
                     self.repair_s += perf_counter() - broken_at
@@ -141,7 +141,8 @@ class SwarmSession:
         waited = perf_counter() - began
         began_at = self._router.now() - waited
         started = perf_counter()
-        for attempt in range(MAX_OPENINGS):
+        failures = 0
+        while True:
             planned = await self._router.plan(
                 self._need,
                 began=began_at,
@@ -155,8 +156,9 @@ class SwarmSession:
                 )
             except HopFailedError as failure:
                 self._router.failed(failure)
-                if attempt + 1 == MAX_OPENINGS:
-                    raise
+                failures += not isinstance(failure.cause, BusyError)
+                if failures >= MAX_OPENINGS:
+                    raise failure.cause from failure
             else:
                 break
         if self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,8 @@ DISTRUST_S = 300.0
 """Ban of a peer that broke the protocol or serves another model than it announced."""
 UNSUITABLE_S = 60.0
 """Ban of a peer that cannot do what we ask, such as one that drains: as long as an announcement lives."""
+FIRST_BUSY_S = 0.05
+"""Least pause after a peer's first BUSY; doubled with each in a row, whatever the peer advises."""
 LONGEST_BUSY_S = 10.0
 """A peer that asks for a longer pause is tried again all the same."""
 NEWEST_WEIGHT = 0.3
@@ -104,6 +107,7 @@ class Router:
         self._salt = secrets.token_hex(8) if salt is None else salt
         self._links: dict[str, Link] = {}
         self._causes: dict[str, SwarmError] = {}  # by peer id, the last failure
+        self._busy: Counter[str] = Counter()  # by peer id, BUSY in a row
         self._nodes: list[NodeInfo] = []
         self._read_at: float | None = None
 
@@ -145,7 +149,9 @@ class Router:
         self._causes[peer_id] = cause
         match cause:
             case BusyError():
-                pause = min(max(cause.retry_after, 0.05), LONGEST_BUSY_S)
+                self._busy[peer_id] += 1
+                least = FIRST_BUSY_S * 2 ** min(self._busy[peer_id] - 1, 10)
+                pause = min(max(cause.retry_after, least), LONGEST_BUSY_S)
                 self.health.ban(peer_id, now, pause, cause.message)
             case ModelMismatchError() | RemoteProtocolError():
                 self.health.ban(peer_id, now, DISTRUST_S, cause.message)
@@ -158,6 +164,7 @@ class Router:
     def succeeded(self, peer_id: str) -> None:
         self.health.succeeded(peer_id)
         self._causes.pop(peer_id, None)
+        self._busy.pop(peer_id, None)
 
     def measured(self, peer_id: str, round_trip_s: float) -> None:
         """A round trip to a peer, without the node's own work."""
@@ -190,7 +197,7 @@ class Router:
         )
         try:
             route = find_route(nodes, self._links, request, salt=self._salt)
-        except NoRouteError:
+        except NoRouteError as error:
             # Announced free KV cache is up to a refresh old: ask nodes that were full rather than give up.
             # They say BUSY if they still are.
             hopeful = [
@@ -200,9 +207,7 @@ class Router:
             try:
                 route = find_route(hopeful, self._links, request, salt=self._salt)
             except NoRouteError:
-                route = None
-            if route is None:
-                raise
+                raise error from None
         used = {hop.peer_id for hop in route.hops}
         return Planned(route, {node.peer_id: node for node in nodes if node.peer_id in used})
 
