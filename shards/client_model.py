@@ -11,6 +11,7 @@ from torch import Tensor
 from ..swarm.errors import UsageError
 from .autoselect import Kind, LoadOptions, Plan, resolve
 from .head import DenseHead, RefinedHead
+from .manifest import EMBEDDING, FINAL_NORM, HEAD
 from .norm import RmsNorm
 from .weights import Progress, WeightLoader, check_shape
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .config import ModelConfig
     from .raw_tensor import RawTensor
-
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
-_NORM = "model.norm.weight"
 
 
 class ClientModel:
@@ -77,16 +74,16 @@ def load_client_model(
     """
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
-    embedding = checkpoint.tensor(_EMBEDDING)
+    embedding = checkpoint.tensor(EMBEDDING)
     check_shape(embedding, (config.vocab_size, config.hidden_size))
-    tied = config.tie_word_embeddings or not checkpoint.has(_HEAD)
-    raw = embedding if tied else checkpoint.tensor(_HEAD)
-    loader = WeightLoader(checkpoint, plan, raw.nbytes + checkpoint.tensor(_NORM).nbytes, progress)
+    tied = config.tie_word_embeddings or not checkpoint.has(HEAD)
+    raw = embedding if tied else checkpoint.tensor(HEAD)
+    loader = WeightLoader(checkpoint, plan, raw.nbytes + checkpoint.tensor(FINAL_NORM).nbytes, progress)
     loader.label = "head"
     kind = _head_kind(raw, plan)
     with torch.inference_mode():
-        norm = loader.norm(_NORM, config)
-        name = (_EMBEDDING if tied else _HEAD).removesuffix(".weight")
+        norm = loader.norm(FINAL_NORM, config)
+        name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
         linear = loader.linear([name], [config.vocab_size], config.hidden_size, kind)
     refined = kind is not Kind.DENSE and plan.packed and plan.dtype == torch.float32
     head = RefinedHead(linear, raw) if refined else DenseHead(linear)

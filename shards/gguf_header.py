@@ -142,7 +142,10 @@ class GGUFHeader:
         end = position + 8 + length
         if length > _MAX_NAME or end > self.file.size:
             raise self._damaged(f"a name of {length} bytes")
-        return self.file.array[position + 8 : end].tobytes().decode(), end
+        name = self.file.array[position + 8 : end].tobytes().decode()
+        if not name.isprintable():  # it goes into messages
+            raise self._damaged(f"a name is {name[:40]!r}")
+        return name, end
 
     def _value(self, position: int, kind: int) -> tuple[Any, int]:
         buffer, size = self.file.view(), self.file.size

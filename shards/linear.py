@@ -9,6 +9,7 @@ Measured, 3072x576 on 2 cores with AVX-512, milliseconds at 1 / 16 / 64 / 512 ro
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Protocol
@@ -30,10 +31,8 @@ SLICE_VALUES = 1 << 20
 """Weights unpacked at a time: 4 MiB of float32, which stays in or near the second-level cache."""
 
 
-class Scratch:
-    """Memory that all the linears of a model unpack into, one after the other. For one thread only."""
-
-    __slots__ = ("_bytes",)
+class Scratch(threading.local):
+    """Memory that all the linears of a model unpack into, one after the other; each thread has its own."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)

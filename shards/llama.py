@@ -96,14 +96,3 @@ def load_block(loader: WeightLoader, config: ModelConfig, block: int) -> LlamaBl
         gate_up=loader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], hidden),
         down=loader.linear([f"{mlp}.down_proj"], [hidden], inner),
     )
-
-
-def block_tensors(block: int) -> list[str]:
-    """Names of a block's weights, for counting bytes."""
-    prefix = f"model.layers.{block}"
-    return [
-        *(f"{prefix}.self_attn.{name}_proj.weight" for name in "qkvo"),
-        *(f"{prefix}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-        f"{prefix}.input_layernorm.weight",
-        f"{prefix}.post_attention_layernorm.weight",
-    ]

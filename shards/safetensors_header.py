@@ -74,6 +74,8 @@ def parse_header(header: bytes, file_size: int, where: str) -> dict[str, StoredT
 
 
 def _entry(name: str, entry: Any, start: int, where: str) -> StoredTensor:
+    if not name.isprintable():  # it goes into messages
+        raise _damaged(where, f"a tensor's name is {name[:40]!r}")
     if not isinstance(entry, dict):
         raise _damaged(where, f"tensor {name} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

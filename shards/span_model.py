@@ -11,12 +11,13 @@ from torch import Tensor
 from ..swarm.errors import UsageError
 from ..swarm.types import Span
 from .autoselect import LoadOptions, resolve
-from .llama import Attend, LlamaBlock, block_tensors, load_block
+from .checkpoint import Checkpoint, check_span
+from .llama import Attend, LlamaBlock, load_block
+from .manifest import block_tensors
 from .rope import Rope
 from .weights import Progress, WeightLoader
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
     from .config import ModelConfig
 
 __all__ = ["Attend", "Progress", "SpanModel", "load_span"]
@@ -77,17 +78,11 @@ def load_span(
     Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
     """
     config = checkpoint.config
-    if span.end > config.n_blocks:
-        raise UsageError(
-            f"the model has blocks 0-{config.n_blocks - 1}, not {span}",
-            hint=f"Choose within --blocks 0-{config.n_blocks - 1}.",
-        )
+    check_span(span, config)
     plan = resolve(options, config.native_dtype)
-    total = sum(
-        checkpoint.tensor(name).nbytes
-        for block in range(span.start, span.end)
-        for name in block_tensors(block)
-    )
+    blocks_tensors = [block_tensors(config, block) for block in range(span.start, span.end)]
+    names = [name for tensors in blocks_tensors for name in tensors if checkpoint.has(name)]
+    total = sum(checkpoint.tensor(name).nbytes for name in names)
     loader = WeightLoader(checkpoint, plan, total, progress)
     blocks = []
     with torch.inference_mode():

@@ -121,6 +121,7 @@ class WeightLoader:
             raw = self._checkpoint.tensor(f"{name}.bias")
             check_shape(raw, (size,))
             parts.append(raw.dequantize())
+            self._read(raw)
         bias = torch.cat(parts).to(self.plan.device)
         self.nbytes += bias.nbytes
         return bias

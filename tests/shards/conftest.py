@@ -38,10 +38,15 @@ GGUFLlama = Callable[..., Path]
 
 @pytest.fixture
 def hf_llama(tmp_path: Path) -> HFLlama:
-    """``hf_llama(name="tiny", shards=1, seed=0, dtype=torch.float32, **config)`` → a directory with random weights."""
+    """``hf_llama(name="tiny", shards=1, seed=0, dtype=torch.float32, **config)`` → a folder of random weights."""
 
     def write(
-        name: str = "tiny", *, shards: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+        name: str = "tiny",
+        *,
+        shards: int = 1,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        **changes: Any,
     ) -> Path:
         directory = tmp_path / name
         directory.mkdir()
@@ -73,7 +78,7 @@ def hf_llama(tmp_path: Path) -> HFLlama:
 
 @pytest.fixture
 def gguf_llama(tmp_path: Path) -> GGUFLlama:
-    """``gguf_llama(qtype="F32", tied=True, extra=None)`` → a GGUF file of 2 blocks as llama.cpp's converter writes it.
+    """``gguf_llama(qtype="F32", tied=True, extra=None)`` → a GGUF file of 2 blocks, as converters write it.
 
     Hidden 256 and intermediate 512, so that K-quant groups fit. ``extra(writer)`` may add keys and tensors.
     """
@@ -148,7 +153,7 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 
 def raw_values(rng: np.random.Generator, shape: tuple[int, int], qtype: str) -> np.ndarray:
-    """Random weights of a type. K-quants, which the gguf package cannot make, as random groups with sane scales."""
+    """Random weights of a type. K-quants, which gguf cannot make: random groups, sane scales."""
     kind = gguf.GGMLQuantizationType[qtype]
     values = rng.standard_normal(shape, dtype=np.float32)
     try:

@@ -67,7 +67,12 @@ def test_asked_for_forms_are_forced(speeds: None) -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"device": "tpu"}, "tpu"), ({"device": "cuda:x"}, "cuda:x"), ({"dtype": "int3"}, "int3"), ({"quantize": "q2"}, "q2")],
+    [
+        ({"device": "tpu"}, "tpu"),
+        ({"device": "cuda:x"}, "cuda:x"),
+        ({"dtype": "int3"}, "int3"),
+        ({"quantize": "q2"}, "q2"),
+    ],
 )
 def test_unknown_options_are_refused(options: dict[str, str], named: str) -> None:
     with pytest.raises(UsageError, match=named) as caught:

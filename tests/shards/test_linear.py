@@ -30,7 +30,9 @@ def check(got: Tensor, want: Tensor, tolerance: float) -> None:
 def file_like(weight: Tensor) -> Int4Groups:
     """Groups as a Q4_1 file has them: float16 scales, which bfloat16 cannot hold."""
     groups = to_int4(weight)
-    return Int4Groups(groups.q, (groups.scale * 1.0117).half().float(), (groups.minimum * 0.9871).half().float())
+    return Int4Groups(
+        groups.q, (groups.scale * 1.0117).half().float(), (groups.minimum * 0.9871).half().float()
+    )
 
 
 @pytest.mark.parametrize("tokens", ROWS)
@@ -71,7 +73,9 @@ def test_dense(dtype: torch.dtype, wide: torch.dtype | None, tokens: int) -> Non
 def test_wide_type_of_packed_weights(wide: torch.dtype) -> None:
     weight, x, _ = case(192, 96, 70)
     tolerance = 1e-6 if wide == torch.float32 else BF16_STEP
-    check(Int8Linear(to_int8(weight), None, Scratch(), wide)(x), x @ to_int8(weight).dequantize().t(), tolerance)
+    check(
+        Int8Linear(to_int8(weight), None, Scratch(), wide)(x), x @ to_int8(weight).dequantize().t(), tolerance
+    )
     groups = file_like(weight)
     check(Int4Linear(groups, None, Scratch(), wide)(x), x @ groups.dequantize().t(), tolerance)
 
@@ -96,7 +100,10 @@ def test_without_a_known_layout_the_packed_kernel_does_all(monkeypatch: pytest.M
 def test_a_product_does_not_depend_on_its_neighbours() -> None:
     """Rows of other sessions in the batch must not change a row: same kernel, same bits."""
     weight, x, _ = case(192, 96, 30)
-    for product in (Int4Linear(to_int4(weight), None, Scratch()), Int8Linear(to_int8(weight), None, Scratch())):
+    for product in (
+        Int4Linear(to_int4(weight), None, Scratch()),
+        Int8Linear(to_int8(weight), None, Scratch()),
+    ):
         assert torch.equal(product(x[:8])[2:5], product(torch.cat((x[20:22], x[2:5], x[25:28])))[2:5])
 
 
@@ -110,6 +117,9 @@ def test_file_scales_take_float16_and_made_ones_nothing_more() -> None:
 def test_strided_input_is_taken() -> None:
     weight, x, _ = case(64, 64, 6)
     strided = torch.cat((x, x), 1)[:, :64]
-    for product in (Int4Linear(to_int4(weight), None, Scratch()), Int8Linear(to_int8(weight), None, Scratch())):
+    for product in (
+        Int4Linear(to_int4(weight), None, Scratch()),
+        Int8Linear(to_int8(weight), None, Scratch()),
+    ):
         assert torch.equal(product(strided), product(x))
         assert torch.equal(product(strided.bfloat16()), product(x))

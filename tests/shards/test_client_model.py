@@ -1,0 +1,105 @@
+"""Embedding, final norm and head, in every form, against plain float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.client_model import ClientModel, load_client_model
+from swarm_node.shards.head import EXACT_ROWS, REFINED, largest
+from swarm_node.swarm.errors import UsageError
+
+HFLlama = Callable[..., Path]
+GGUFLlama = Callable[..., Path]
+EXACT = LoadOptions(dtype="float32", quantize="none")
+
+
+def hidden_states(rows: int, width: int) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)) * 3
+
+
+def plain_logits(checkpoint: Checkpoint, hidden: Tensor, head: str) -> Tensor:
+    norm = checkpoint.tensor("model.norm.weight").dequantize().double()
+    x = hidden.double()
+    x = x / (x.pow(2).mean(-1, keepdim=True) + checkpoint.config.rms_norm_eps).sqrt() * norm
+    return (x @ checkpoint.tensor(head).dequantize().double().t()).float()
+
+
+@pytest.mark.parametrize("rows", [1, 4, EXACT_ROWS, EXACT_ROWS + 1, 50])
+@pytest.mark.parametrize("tied", [True, False])
+def test_exact_head(hf_llama: HFLlama, tied: bool, rows: int) -> None:
+    with open_checkpoint(str(hf_llama(tie_word_embeddings=tied))) as checkpoint:
+        model = load_client_model(checkpoint, EXACT)
+        hidden = hidden_states(rows, 64)
+        head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        got = model.logits(hidden)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, plain_logits(checkpoint, hidden, head), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3, EXACT_ROWS, EXACT_ROWS + 1, 40])
+@pytest.mark.parametrize("quantize", ["auto", "int8", "int4"])
+def test_refined_head_is_exact_where_it_matters(hf_llama: HFLlama, quantize: str, rows: int) -> None:
+    with open_checkpoint(str(hf_llama(vocab_size=6400, dtype=torch.bfloat16))) as checkpoint:
+        model = load_client_model(checkpoint, LoadOptions(quantize=quantize))
+        hidden = hidden_states(rows, 64)
+        got, want = model.logits(hidden), plain_logits(checkpoint, hidden, "lm_head.weight")
+    best = want.topk(8).indices
+    torch.testing.assert_close(got.gather(1, best), want.gather(1, best), rtol=1e-5, atol=1e-3)
+    assert torch.equal(got.argmax(-1), want.argmax(-1))
+    assert ((got - want).norm() / want.norm()).item() < (0.15 if quantize == "int4" else 0.02)
+    assert quantize == "auto" or quantize in model.weights
+
+
+@pytest.mark.parametrize("qtype", ["Q8_0", "Q4_1", "F16", "Q6_K"])
+def test_gguf_heads(gguf_llama: GGUFLlama, qtype: str) -> None:
+    with open_checkpoint(str(gguf_llama(qtype))) as checkpoint:
+        model = load_client_model(checkpoint, LoadOptions())
+        for rows in (1, 30):
+            hidden = hidden_states(rows, 256)
+            want = plain_logits(checkpoint, hidden, "model.embed_tokens.weight")
+            # All 50 tokens are among the best 64.
+            torch.testing.assert_close(model.logits(hidden), want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("ids", [[0], [49, 3, 3, 7], []])
+def test_embedding_rows(hf_llama: HFLlama, ids: list[int]) -> None:
+    with open_checkpoint(str(hf_llama())) as checkpoint:
+        model = load_client_model(checkpoint, EXACT)
+        whole = checkpoint.tensor("model.embed_tokens.weight").dequantize()
+        assert torch.equal(model.embed(ids), whole[ids])
+        assert torch.equal(model.embed(torch.tensor(ids, dtype=torch.int64)), whole[ids])
+
+
+@pytest.mark.parametrize("ids", [[50], [-1], [3, 1 << 40]])
+def test_ids_outside_the_vocabulary(hf_llama: HFLlama, ids: list[int]) -> None:
+    with open_checkpoint(str(hf_llama())) as checkpoint, pytest.raises(UsageError, match="0 to 49"):
+        load_client_model(checkpoint, EXACT).embed(ids)
+
+
+@pytest.mark.parametrize("vocab", [50, 640, 64 * 200, 64 * 200 + 1])
+def test_largest_finds_the_largest(vocab: int) -> None:
+    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[1] = logits[1].sort().values  # all of the best in a few buckets
+    count = min(REFINED, vocab)
+    got, want = largest(logits, count).sort().values, logits.topk(count).indices.sort().values
+    assert torch.equal(got, want)
+
+
+@pytest.mark.model
+def test_the_real_head_is_small_and_keeps_the_best_tokens(smollm2_path: Path) -> None:
+    with open_checkpoint(str(smollm2_path)) as checkpoint:
+        model: ClientModel = load_client_model(checkpoint, LoadOptions())
+        assert model.weight_bytes < 30e6
+        hidden = hidden_states(4, 576)
+        want = plain_logits(checkpoint, hidden, "model.embed_tokens.weight")
+        got = model.logits(hidden)
+    assert torch.equal(got.topk(10).indices, want.topk(10).indices)
+    divergence = (want.softmax(-1) * (want.log_softmax(-1) - got.log_softmax(-1))).sum(-1)
+    assert divergence.max() < 2e-3
