@@ -22,7 +22,7 @@ from ..swarm.wire import Payload
 from .hop import HopClient, HopFailedError, SessionSettings
 from .trace import Phase
 
-CHUNKS_PER_HOP = 4
+CHUNKS_PER_HOP = 2
 """Chunks a prefill is cut into for each hop of a route of several: the last hop then idles for under a
 quarter."""
 SMALLEST_CHUNK = 64

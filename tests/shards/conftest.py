@@ -38,7 +38,7 @@ GGUFLlama = Callable[..., Path]
 
 @pytest.fixture
 def hf_llama(tmp_path: Path) -> HFLlama:
-    """``hf_llama(name="tiny", shards=1, seed=0, dtype=torch.float32, **config)`` → a folder of random weights."""
+    """``hf_llama(name="tiny", shards=1, seed=0, dtype=..., **config)`` → a folder of random weights."""
 
     def write(
         name: str = "tiny",

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from harness import EXACT, ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
+
+DAEMONS_END_S = 20.0
+"""A p2pd whose node was killed sees its socket close and ends by itself."""
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +34,26 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         )
 
     return run
+
+
+def _daemons() -> set[int]:
+    found = set()
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = [process.info["name"] or "", *(process.info["cmdline"] or [])]
+        if any(word.endswith("p2pd") for word in words[:2]) or "swarm_node.node.cli" in words:
+            found.add(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_stays() -> Iterator[None]:
+    """Nodes and daemons of a module end with it, those of killed nodes too."""
+    before = _daemons()
+    yield
+    deadline = time.monotonic() + DAEMONS_END_S
+    while (left := _daemons() - before) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left, f"processes {left} outlive their swarm"
 
 
 @pytest.fixture(scope="module")
