@@ -9,11 +9,12 @@ import argparse
 import sys
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from ..swarm.errors import UsageError
-from .cli_output import console, format_bytes, print_json
+from .cli_output import console, format_bytes, print_json, short_peer_id
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
@@ -97,14 +98,14 @@ def _print_route(result: Any) -> None:
 
 def route_table(hops: list[dict[str, Any]]) -> Table:
     """The route an answer took, a line a hop."""
-    table = Table(title="Route", title_justify="left")
+    table = Table(title="Route", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("peer")
     table.add_column("blocks")
     for heading in ("ms/token", "queue", "compute", "codec", "wire", "sent", "received"):
         table.add_column(heading, justify="right")
     for hop in hops:
         table.add_row(
-            f"…{hop['peer_id'][-12:]}",
+            short_peer_id(hop["peer_id"]),
             hop["blocks"],
             *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms")),
             format_bytes(hop["bytes_sent"]),

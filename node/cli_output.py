@@ -86,6 +86,11 @@ def set_up_logging(level: str) -> None:
     logging.getLogger("swarm_node").setLevel(level.upper())
 
 
+def short_peer_id(peer_id: str) -> str:
+    """The end of a PeerID, where they differ; enough to tell the peers of a table apart."""
+    return f"…{peer_id[-6:]}"
+
+
 def format_bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:

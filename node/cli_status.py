@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo
-from .cli_output import answers, console, print_json
+from .cli_output import answers, console, print_json, short_peer_id
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
@@ -99,6 +100,9 @@ def _table(model: dict[str, Any]) -> Table:
     table = Table(
         title=f"{escape(model['name'])}  ({model['n_blocks']} blocks, digest {model['digest'][:12]})",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     for heading in ("peer", "blocks", "state", "weights"):
         table.add_column(heading)
@@ -109,7 +113,7 @@ def _table(model: dict[str, Any]) -> Table:
         milliseconds = node["decode_ms_per_block"] * (last - first + 1)
         free, total = node["free_kv_tokens"], node["total_kv_tokens"]
         table.add_row(
-            f"…{node['peer_id'][-12:]}",
+            short_peer_id(node["peer_id"]),
             node["blocks"],
             node["state"],
             escape(node["weights"]),
