@@ -20,7 +20,7 @@ GROUP = 32
 
 
 INT4_SOURCES = ("Q4_0", "Q4_1", "Q4_K")
-"""File types that are groups of 32 four-bit integers with scale and minimum: held without loss."""
+"""File types that are groups of 32 four-bit integers with scale and minimum: held as they are."""
 
 
 class Int4Groups(NamedTuple):

@@ -76,18 +76,18 @@ class WeightLoader:
         return linear
 
     def summary(self) -> str:
-        """How the matrices are held, the most bytes first: ``int4 (Q4_1, lossless)``, ``bf16 + float32``."""
+        """How the matrices are held, most used first: ``int4 (Q4_1)`` for the file's own groups, ``bf16``."""
         return " + ".join(form for form, _ in self._held.most_common())
 
     def _hold(self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
         plan = self.plan
         if kind is Kind.INT4:
-            lossless = all(raw.qtype in INT4_SOURCES for raw in raws)
+            as_in_file = all(raw.qtype in INT4_SOURCES for raw in raws)
             parts = [
                 file_groups(raw) if raw.qtype in INT4_SOURCES else _in_pieces(to_int4, raw) for raw in raws
             ]
             groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-            self._count(f"int4 ({raws[0].qtype}, lossless)" if lossless else "int4", raws)
+            self._count(f"int4 ({raws[0].qtype})" if as_in_file else "int4", raws)
             if plan.packed:
                 return Int4Linear(groups, bias, self.scratch, plan.wide)
             return self._dense(groups.dequantize().to(plan.dtype), bias)

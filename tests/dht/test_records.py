@@ -43,7 +43,7 @@ NODE = NodeInfo(
     free_kv_tokens=1000,
     total_kv_tokens=4096,
     codecs=("int8", "fp16"),
-    weights="int4 (Q4_1, lossless)",
+    weights="int4 (Q4_1)",
     version="0.1.0",
 )
 
