@@ -122,7 +122,11 @@ def run_swarm(arguments: argparse.Namespace) -> dict[str, Any]:
     with open_checkpoint(str(MODEL)) as checkpoint:
         long_prompt = _long_prompt(checkpoint.tokenizer().encode, arguments.prefill_tokens)
     with SwarmModel.connect(
-        model=str(MODEL), initial_peers=arguments.initial_peers, wire_codec=arguments.wire_codec, wait=30
+        model=str(MODEL),
+        initial_peers=arguments.initial_peers,
+        wire_codec=arguments.wire_codec,
+        threads=arguments.threads,
+        wait=30,
     ) as model:
         model.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
         short = model.generate_detailed(PROMPT, max_new_tokens=arguments.new_tokens, ignore_eos=True)
@@ -158,10 +162,12 @@ def _rss_mb() -> float:
 # The run.
 
 
-def measure(name: str, arguments: argparse.Namespace, initial_peers: Sequence[str] = ()) -> dict[str, Any]:
+def measure(
+    name: str, threads: int, arguments: argparse.Namespace, initial_peers: Sequence[str] = ()
+) -> dict[str, Any]:
     """One run of a contender in a fresh process."""
     options = [
-        *("--contender", name, "--threads", str(arguments.threads), "--wire-codec", arguments.wire_codec),
+        *("--contender", name, "--threads", str(threads), "--wire-codec", arguments.wire_codec),
         *("--new-tokens", str(arguments.new_tokens), "--prefill-tokens", str(arguments.prefill_tokens)),
     ]
     for peer in initial_peers:
@@ -175,18 +181,29 @@ def measure(name: str, arguments: argparse.Namespace, initial_peers: Sequence[st
 
 
 def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = [name for name in CONTENDERS if _available(name, arguments)]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    cores = os.cpu_count() or 1
+    node_threads = arguments.threads or max(1, cores // arguments.nodes)
+    # The local contenders with one thread and with all: more are not always faster.
+    local = sorted({1, cores}) if arguments.threads is None else [arguments.threads]
+    names = [
+        (name, threads)
+        for name in CONTENDERS
+        if _available(name, arguments)
+        for threads in ([node_threads] if name == "swarm" else local)
+    ]
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {name: [] for name in names}
     serving: list[dict[str, Any]] = []
     for number in range(arguments.repeat):
-        for name in names:
-            console.print(f"run {number + 1} of {arguments.repeat}: {name} ...")
+        for name, threads in names:
+            console.print(f"run {number + 1} of {arguments.repeat}: {name}, {threads} threads ...")
+            results = runs[name, threads]
             if name != "swarm":
-                runs[name].append(measure(name, arguments))
+                results.append(measure(name, threads, arguments))
                 continue
-            options = ["--threads", str(arguments.threads), "--kv-cache-tokens", "8192"]
+            options = ["--threads", str(threads), "--kv-cache-tokens", "8192"]
             with LocalSwarm(MODEL, split_evenly(30, arguments.nodes), serve_options=options) as swarm:
-                runs[name].append(measure(name, arguments, swarm.initial_peers))
+                # The client has nothing to do while a node computes, and the nodes nothing while it does.
+                results.append(measure(name, cores, arguments, swarm.initial_peers))
                 serving = [
                     {
                         "blocks": node.events[-1]["blocks"],
@@ -198,14 +215,19 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
         "conditions": {
             "model": MODEL.name,
             "nodes": arguments.nodes,
-            "threads": arguments.threads,
-            "cores": os.cpu_count(),
+            "node_threads": node_threads,
+            "cores": cores,
             "machine": platform.machine(),
             "wire_codec": arguments.wire_codec,
             "new_tokens": arguments.new_tokens,
             "repeat": arguments.repeat,
         },
-        "contenders": {name: _summary(results) for name, results in runs.items()},
+        "contenders": {
+            "swarm" if name == "swarm" else f"{name}, {threads} thread{'s' * (threads > 1)}": _summary(
+                results
+            )
+            for (name, threads), results in runs.items()
+        },
         "serving": serving,
     }
 
@@ -231,10 +253,11 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_tables(report: dict[str, Any]) -> None:
     contenders = report["contenders"]
-    base = contenders.get("transformers")
+    plain = [figures for name, figures in contenders.items() if name.startswith("transformers")]
+    base = max(plain, key=lambda figures: figures["decode_tokens_per_s"], default=None)
     table = Table(title="One stream, greedy", title_justify="left")
     table.add_column("")
-    for heading in ("decode tok/s", "× transformers", "prefill s", "of tokens", "RSS MB"):
+    for heading in ("decode tok/s", "× best transformers", "prefill s", "of tokens", "RSS MB"):
         table.add_column(heading, justify="right")
     for name, figures in contenders.items():
         ratio = figures["decode_tokens_per_s"] / base["decode_tokens_per_s"] if base else None
@@ -262,7 +285,9 @@ def main() -> int:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nodes", type=int, default=3, help="serving processes (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="each (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, help="each process (default: nodes share the cores, others run with 1 and all)"
+    )
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--prefill-tokens", type=int, default=1024)
     parser.add_argument("--repeat", type=int, default=3)
