@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from ..swarm.types import Span
 from .bootstrap import run_bootstrap
 from .cli_output import console, events
 from .config import BootstrapConfig, NodeConfig, NodeEvent
@@ -93,6 +94,14 @@ def _print_addresses(event: NodeEvent, what: str) -> None:
         console.print(f"  {escape(maddr)}")
 
 
+def suggest_blocks(event: NodeEvent) -> str:
+    """Blocks that a next peer could serve: those after this node's, those before, or the same again."""
+    span, n_blocks = Span.parse(event.blocks), event.details.get("n_blocks")
+    if isinstance(n_blocks, int) and span.end < n_blocks:
+        return str(Span(span.end, n_blocks))
+    return str(Span(0, span.start)) if span.start else str(span)
+
+
 def _join_command(event: NodeEvent, model: str, blocks: str) -> str:
     address = _dialable(event.maddrs)[0] if event.maddrs else "ADDR"
     return f"swarm-node serve --model {shlex.quote(model)} --blocks {blocks} --initial-peers {address}"
@@ -149,7 +158,9 @@ class _Display:
                 if details.get("announced") is False:
                     console.print("[yellow]The swarm did not take the announcement yet; trying again.[/]")
                 console.print("The next peer joins with:")
-                console.print(f"  {escape(_join_command(event, self._arguments.model, 'SPAN'))}")
+                console.print(
+                    f"  {escape(_join_command(event, self._arguments.model, suggest_blocks(event)))}"
+                )
                 console.print("Ctrl-C leaves cleanly.")
             case "draining":
                 console.print(

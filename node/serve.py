@@ -274,6 +274,7 @@ class Node:
         self._emit(
             "online",
             announced=announced,
+            n_blocks=0 if self._model is None else self._model.n_blocks,
             weights=self._weights,
             kv_cache_tokens=statistics.total_kv_tokens,
             decode_ms_per_block=round(self._measured.decode_ms_per_block, 4),
