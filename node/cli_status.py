@@ -10,9 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from ..swarm.identity import Identity
 from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo
 from .cli_output import answers, console, print_json, short_peer_id
+from .network import open_network
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
@@ -26,23 +28,13 @@ async def run_status(arguments: argparse.Namespace) -> None:
 
 
 async def _read_swarm(initial_peers: Sequence[str]) -> list[NodeInfo]:
-    # hivemind costs a second to import: only a command that needs it pays.
-    from ..dht.hivemind_directory import HivemindDirectory
-    from ..swarm.identity import Identity
-    from ..swarm.p2pd import P2pdTransport
-
-    identity = Identity.generate()
-    transport = await P2pdTransport.create(identity, initial_peers=initial_peers, client_mode=True)
+    network = await open_network(
+        Identity.generate(), host="127.0.0.1", port=0, initial_peers=initial_peers, client_mode=True
+    )
     try:
-        directory = await HivemindDirectory.create(
-            transport, identity, initial_peers=initial_peers, client_mode=True
-        )
-        try:
-            return await directory.all_nodes()
-        finally:
-            await directory.close()
+        return await network.directory.all_nodes()
     finally:
-        await transport.close()
+        await network.close()
 
 
 def build_report(nodes: Sequence[NodeInfo]) -> dict[str, Any]:

@@ -55,8 +55,11 @@ async def open_network(
     port: int,
     announce_maddrs: Sequence[str] = (),
     initial_peers: Sequence[str] = (),
+    client_mode: bool = False,
 ) -> Network:
     """Start a p2pd that listens on TCP ``host:port`` and join the DHT through ``initial_peers``.
+
+    ``client_mode``: do not listen, and hold no records for others; for those who only read.
 
     Raises ListenError (port in use), PeerUnreachableError, UsageError and other NetworkErrors.
     """
@@ -74,9 +77,12 @@ async def open_network(
         host_maddrs=(listen_maddr(host, port),),
         initial_peers=initial_peers,
         announce_maddrs=announce_maddrs,
+        client_mode=client_mode,
     )
     try:
-        directory = await HivemindDirectory.create(transport, identity, initial_peers)
+        directory = await HivemindDirectory.create(
+            transport, identity, initial_peers, client_mode=client_mode
+        )
     except BaseException:
         await transport.close()
         raise
