@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
 from swarm_node.shards.client_model import ClientModel, load_client_model
+from swarm_node.shards.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Piece
 from swarm_node.shards.span_model import SpanModel, load_span
 from swarm_node.swarm.codecs import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
 from swarm_node.swarm.errors import UsageError
@@ -26,7 +26,7 @@ from swarm_node.swarm.types import Span
 
 HOPS = 3
 """Serving processes of the demo: the route whose every edge one row emulates."""
-REFERENCE = LoadOptions(dtype="float32", quantize="none")
+REFERENCE = LoadOptions(dtype="float32", quantize="none", kernels="torch")
 DECODE_ROWS = 8
 """Tokens at once that go through the kernels for decoding, which hold the weights in another form."""
 CHARACTERS_PER_TOKEN = 8
@@ -84,62 +84,57 @@ class LocalModel:
     def weights(self) -> str:
         return self.blocks.weights
 
-    def logits(self, ids: Sequence[int], codec: str = "", edges: Sequence[int] = (), rows: int = 0) -> Tensor:
+    def logits(
+        self,
+        ids: Sequence[int],
+        codec: str = "",
+        edges: Sequence[int] = (),
+        rows: int = 0,
+        kv_dtype: str = "float32",
+    ) -> Tensor:
         """(tokens, vocab) float32, with one round trip of the activations before each block of ``edges``.
 
         ``rows``: tokens to send through at once, as a decoding node does (0: all, as in prefill).
         """
-        cache = KVCache()
-        rows = rows or len(ids)
+        cache = Cache(self.blocks, len(ids), kv_dtype)
         logits = []
-        for start in range(0, len(ids), rows):
-            piece = ids[start : start + rows]
+        for start in range(0, len(ids), rows or len(ids)):
+            piece = ids[start : start + (rows or len(ids))]
             logits.append(self.client.logits(self._hidden(piece, start, cache, codec, edges)))
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def hidden_after(self, ids: Sequence[int], blocks: int) -> Tensor:
         """(tokens, hidden) between two blocks."""
-        cos, sin = self.blocks.rope([(0, len(ids))])
-        return self.blocks.forward(self.client.embed(ids), cos, sin, KVCache().attend, Span(0, blocks))
+        cache = Cache(self.blocks, len(ids), "float32")
+        return cache.through(self.client.embed(ids), 0, 0, blocks)
 
     def _hidden(
-        self, ids: Sequence[int], start: int, cache: KVCache, codec: str, edges: Sequence[int]
+        self, ids: Sequence[int], start: int, cache: Cache, codec: str, edges: Sequence[int]
     ) -> Tensor:
         x = self.client.embed(ids)
-        cos, sin = self.blocks.rope([(start, len(ids))])
         at = 0
         for edge in edges:  # n_blocks: after the last block
-            x = self._through(x, cos, sin, cache, at, edge)
+            x = cache.through(x, start, at, edge)
             x = decode(codec, encode(codec, x), *x.shape, x.dtype)
             at = edge
-        return self._through(x, cos, sin, cache, at, self.n_blocks)
+        return cache.through(x, start, at, self.n_blocks)
 
-    def _through(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, start: int, end: int) -> Tensor:
-        if start == end:
+
+class Cache:
+    """Keys and values of one window."""
+
+    def __init__(self, model: SpanModel, tokens: int, kv_dtype: str) -> None:
+        config, blocks, pages = model.config, len(model.span), -(-tokens // PAGE_TOKENS)
+        self._model = model
+        self._pool = KvPool(blocks * pages, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
+        self._table = torch.arange(blocks * pages, dtype=torch.int32).view(blocks, pages)
+
+    def through(self, x: Tensor, start: int, first: int, end: int) -> Tensor:
+        """``x`` (T, hidden) from position ``start`` on, through blocks ``first`` to ``end``."""
+        if first == end:
             return x
-        return self.blocks.forward(x, cos, sin, cache.attend, Span(start, end))
-
-
-class KVCache:
-    """Keys and values of one window, and causal attention over them."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (T, heads, head_dim), k and v (T, kv_heads, head_dim) → (T, heads * head_dim)."""
-        if block in self._held:
-            k, v = (torch.cat(pair) for pair in zip(self._held[block], (k, v), strict=True))
-        self._held[block] = (k, v)
-        tokens, heads, _ = q.shape
-        group = heads // k.shape[1]
-        q, k, v = (
-            t.transpose(0, 1)[None] for t in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
-        )  # (1, heads, tokens, head_dim)
-        earlier = k.shape[2] - tokens
-        seen = torch.ones(tokens, k.shape[2], dtype=torch.bool).tril(earlier) if earlier else None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
-        return out[0].transpose(0, 1).reshape(tokens, -1)
+        piece = Piece(self._table, 0, 0, start, len(x))
+        return self._model.forward(x, [piece], self._pool, Span(first, end))
 
 
 @dataclass(slots=True)
@@ -151,6 +146,7 @@ class Variant:
     codec: str = ""
     edges: Sequence[int] = ()
     rows: int = 0
+    kv_dtype: str = "float32"
     count: int = 0
     kl: float = 0.0
     same: int = 0
@@ -161,7 +157,9 @@ class Variant:
     def add(self, expected: Tensor, ids: Sequence[int]) -> None:
         """``expected``: the reference's log probabilities (tokens - 1, vocab) for one window ``ids``."""
         begun = time.perf_counter()
-        got = self.model.logits(ids, self.codec, self.edges, self.rows)[:-1].log_softmax(dim=-1)
+        got = self.model.logits(ids, self.codec, self.edges, self.rows, self.kv_dtype)[:-1].log_softmax(
+            dim=-1
+        )
         self.seconds += time.perf_counter() - begun
         target = torch.as_tensor(ids[1:])[:, None]
         change = (expected.gather(1, target) - got.gather(1, target)).double()
@@ -181,6 +179,7 @@ class Variant:
             "edges": list(self.edges),
             "weights": self.model.weights,
             "tokens_at_once": self.rows or None,
+            "kv_dtype": self.kv_dtype,
             "kl": self.kl / self.count,
             "perplexity_change": math.expm1(mean),
             "perplexity_change_error": math.sqrt(variance / self.count),
@@ -197,6 +196,11 @@ def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]
     variants = [Variant(codec, reference, codec, cuts) for codec in CODECS]
     name = f"{DEFAULT_CODEC} on all {len(every_edge)} edges of {HOPS} hops"
     variants.append(Variant(name, reference, DEFAULT_CODEC, every_edge))
+    variants += [
+        Variant(f"KV {kv_dtype}", reference, kv_dtype=kv_dtype)
+        for kv_dtype in KV_DTYPES
+        if kv_dtype != "float32"
+    ]
     for quantize in ("int8", "int4", "auto"):
         model = LocalModel(checkpoint, LoadOptions(quantize=quantize))
         name = f"{'default' if quantize == 'auto' else quantize} = {model.weights}"

@@ -1,23 +1,24 @@
 """How weights are held on a device: what the person asked for, and what ``auto`` means.
 
-``auto`` on CPU keeps the file's own precision and takes the fastest form that does: 4-bit files stay 4-bit
-(packed without loss), 16-bit files 16-bit, float32 float32. Which forms are fast is measured, once a process.
+``auto`` on CPU keeps the file's own precision and takes the fastest form that does: 4-bit and 8-bit files
+stay so (packed without loss), 16-bit files 16-bit, float32 float32. What is fast is measured, once a machine.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
+from ..swarm.cbuild import NativeUnavailableError
 from ..swarm.errors import UsageError
-from .quantize import GROUP, INT4_SOURCES
+from .kernel_bench import DIGIT_NAMES
+from .kernel_table import kernel_table
+from .native_library import library
+from .native_linear import Digits
+from .quantize import GROUP, INT4_SOURCES, INT8_SOURCES
 
 if TYPE_CHECKING:
     from .raw_tensor import RawTensor
@@ -25,18 +26,23 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE = ("auto", "none", "int8", "int4")
+KERNELS = ("auto", "native", "fast", "torch")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """``device``: cpu, cuda, cuda:1, mps. ``dtype``: auto or a name in DTYPES. ``quantize``: one of QUANTIZE.
 
+    ``kernels``, on the CPU: ``auto`` takes our C kernels where they pay, ``native`` and ``torch`` force one
+    side. ``fast`` is ``native`` with activations rounded to 8 bits in groups of 32: up to twice as fast for
+    many rows, at a measured KL divergence of 3e-3 (SmolLM2), which is why it is never chosen by itself.
     Raises UsageError for anything else; whether the device is there is checked by ``resolve``.
     """
 
     device: str = "cpu"
     dtype: str = "auto"
     quantize: str = "auto"
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -51,6 +57,10 @@ class LoadOptions:
             raise UsageError(
                 f"unknown quantization {self.quantize!r}", hint=f"Choose from {', '.join(QUANTIZE)}."
             )
+        if self.kernels not in KERNELS:
+            raise UsageError(
+                f"unknown choice of kernels {self.kernels!r}", hint=f"Choose from {', '.join(KERNELS)}."
+            )
 
 
 class Kind(StrEnum):
@@ -63,30 +73,44 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``dtype``: activations, keys and values. ``wide``: what many rows of packed weights are computed in."""
+    """``dtype``: activations, keys and values. ``wide``: what torch computes many rows of packed weights in.
+
+    ``digits``: how the C kernels hold activations; None where only torch's kernels can be used.
+    """
 
     device: torch.device
     dtype: torch.dtype
     wide: torch.dtype
     options: LoadOptions
+    digits: Digits | None = None
 
     @property
     def packed(self) -> bool:
         """The packed kernels are CPU kernels; elsewhere quantized values are held dense."""
         return self.device.type == "cpu"
 
+    def native(self, form: Kind | torch.dtype) -> bool:
+        """Whether the C kernels multiply by weights held as INT4, as INT8 or in this type."""
+        if self.digits is None:
+            return False
+        name = str(form).removeprefix("torch.")
+        return self.options.kernels != "auto" or kernel_table().native_pays(name, DIGIT_NAMES[self.digits])
+
     def kind(self, tensor: RawTensor) -> Kind:
         """How to hold the matrix ``tensor`` (rows, cols)."""
         wanted = self.options.quantize
         groups = tensor.shape[-1] % GROUP == 0
-        if wanted == "none":
+        if wanted == "none" or not groups:
             return Kind.DENSE
-        if wanted == "int4" and groups:
-            return Kind.INT4
         if wanted in ("int4", "int8"):
-            return Kind.INT8
-        if tensor.qtype in INT4_SOURCES and self.packed and groups and cpu_speeds().int4_pays:
+            return Kind(wanted)
+        if not self.packed:
+            return Kind.DENSE
+        if tensor.qtype in INT4_SOURCES and (self.native(Kind.INT4) or kernel_table().torch_int4_pays):
             return Kind.INT4
+        # torch's packed kernel has one scale a row: the file's groups would be rounded again.
+        if tensor.qtype in INT8_SOURCES and self.native(Kind.INT8):
+            return Kind.INT8
         return Kind.DENSE
 
     def dense_dtype(self, qtype: str) -> torch.dtype:
@@ -95,9 +119,13 @@ class Plan:
             return DTYPES[self.options.dtype]
         if self.device.type != "cpu":
             return self.dtype
-        # float16 products overflow where bfloat16-trained models have large activations, so F16 widens.
-        exact = qtype in ("F32", "F16") or (self.options.quantize == "none" and qtype != "BF16")
-        return torch.float32 if exact or not cpu_speeds().bf16_pays else torch.bfloat16
+        if qtype == "F16" and self.options.quantize == "auto" and self.native(torch.float16):
+            return torch.float16
+        # torch's float16 products overflow where bfloat16-trained models have large activations: F16 widens.
+        if qtype in ("F32", "F16") or (self.options.quantize == "none" and qtype != "BF16"):
+            return torch.float32
+        pays = self.native(torch.bfloat16) or kernel_table().torch_bf16_pays
+        return torch.bfloat16 if pays else torch.float32
 
 
 def resolve(options: LoadOptions, native_dtype: str) -> Plan:
@@ -110,9 +138,29 @@ def resolve(options: LoadOptions, native_dtype: str) -> Plan:
     else:
         dtype = {"F32": torch.float32, "F16": torch.float16}.get(native_dtype, torch.bfloat16)
     wide = torch.float32
-    if device.type == "cpu" and options.dtype != "float32" and cpu_speeds().wide_bf16:
+    if device.type == "cpu" and options.dtype != "float32" and kernel_table().wide_bf16:
         wide = torch.bfloat16
-    return Plan(device, dtype, wide, options)
+    return Plan(device, dtype, wide, options, _digits(options, device, dtype))
+
+
+def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> Digits | None:
+    """UsageError where kernels are asked for that cannot run."""
+    problem = ""
+    if device.type != "cpu" or dtype != torch.float32:
+        problem = "they compute in float32 on the CPU"
+    elif options.kernels != "torch":
+        try:
+            library()
+        except NativeUnavailableError as error:
+            problem = str(error)
+    if problem and options.kernels in ("native", "fast"):
+        raise UsageError(f"the native kernels cannot be used: {problem}", hint="Use --kernels auto.")
+    if problem or options.kernels == "torch":
+        return None
+    if options.kernels == "fast":
+        return Digits.FAST
+    # Two bytes: KL 6e-8 against float32 (SmolLM2), and a quarter faster than three.
+    return Digits.EXACT if options.dtype == "float32" else Digits.CLOSE
 
 
 def resolve_device(name: str) -> torch.device:
@@ -128,66 +176,3 @@ def resolve_device(name: str) -> torch.device:
             f"this machine has no device {name!r}", hint=f"Available here: {', '.join(available)}."
         )
     return device
-
-
-@dataclass(frozen=True, slots=True)
-class CpuSpeeds:
-    """What pays on this CPU. Ratios of measured times, so that the clock does not matter.
-
-    ``int4_pays``: the packed int4 kernel is vectorised here. ``bf16_pays``: so is bfloat16 for one row.
-    ``wide_bf16``: bfloat16 beats float32 for many rows (AMX and the like).
-    """
-
-    int4_pays: bool
-    bf16_pays: bool
-    wide_bf16: bool
-
-
-_SIZE = 1024
-_WIDE_ROWS = 64
-_REPEATS = 12
-# Half and a quarter of the bytes are worth some time, and where a kernel has no vector code for this CPU it
-# loses by ten times and more. So wide margins, which other processes' noise does not cross.
-_INT4_MARGIN = 2.0
-_BF16_MARGIN = 2.0
-_WIDE_MARGIN = 1 / 1.4
-"""bfloat16 rounds the inputs, so for many rows it must be clearly faster to be taken."""
-
-
-@cache
-def cpu_speeds() -> CpuSpeeds:
-    """Measured once a process, on one thread and 1024x1024 matrices: about 50 ms."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second thread that has to wait for another process would be all we measure
-    try:
-        with torch.inference_mode():
-            single = torch.randn(_SIZE, _SIZE)
-            half = single.to(torch.bfloat16)
-            q = torch.ones(_SIZE, _SIZE, dtype=torch.int32)
-            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
-            scales = torch.ones(_SIZE // GROUP, _SIZE, 2, dtype=torch.bfloat16)
-            row, half_row = single[:1].clone(), half[:1].clone()
-            one_single = _best(lambda: F.linear(row, single))
-            one_half = _best(lambda: F.linear(half_row, half))
-            one_int4 = _best(
-                lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(half_row, packed, GROUP, scales)
-            )
-            many_single = _best(lambda: F.linear(single[:_WIDE_ROWS], single))
-            many_half = _best(lambda: F.linear(half[:_WIDE_ROWS], half))
-    finally:
-        torch.set_num_threads(threads)
-    return CpuSpeeds(
-        int4_pays=one_int4 < min(one_single, one_half) * _INT4_MARGIN,
-        bf16_pays=one_half < one_single * _BF16_MARGIN,
-        wide_bf16=many_half < many_single * _WIDE_MARGIN,
-    )
-
-
-def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some runs: what other processes do to the rest is not the CPU's speed."""
-    best = float("inf")
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best

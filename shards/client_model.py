@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from ..swarm.errors import UsageError
 from .autoselect import Kind, LoadOptions, Plan, resolve
-from .head import DenseHead, RefinedHead
+from .head import DenseHead, Head, RefinedHead
+from .linear import Linear
 from .manifest import EMBEDDING, FINAL_NORM, HEAD
-from .norm import RmsNorm
+from .native_head import NativeHead
+from .native_linear import Digits, NativeLinear
+from .quantize import INT4_SOURCES, INT8_SOURCES
 from .weights import Progress, WeightLoader, check_shape
 
 if TYPE_CHECKING:
@@ -22,31 +26,32 @@ if TYPE_CHECKING:
 
 
 class ClientModel:
-    """``dtype``: what ``embed`` gives. ``weight_bytes``: memory the weights take; ``weights``: how held.
+    """``dtype``: what ``embed`` gives. ``weight_bytes``: memory the weights take; ``weights``: how held;
+    ``kernels``: what computes the head ("native", "torch").
 
     The embedding stays in the file: a prompt's rows are read from the memory map, so the checkpoint must stay
     open for as long as this is used.
     """
 
-    __slots__ = ("_embedding", "_head", "_norm", "config", "device", "dtype", "weight_bytes", "weights")
+    __slots__ = ("_embedding", "_head", "config", "device", "dtype", "kernels", "weight_bytes", "weights")
 
     def __init__(
         self,
         config: ModelConfig,
         embedding: RawTensor,
-        norm: RmsNorm,
-        head: DenseHead | RefinedHead,
+        head: Head,
         plan: Plan,
         weight_bytes: int,
         weights: str,
+        kernels: str = "torch",
     ) -> None:
         self.config = config
         self.device = plan.device
         self.dtype = plan.dtype
         self.weight_bytes = weight_bytes
         self.weights = weights
+        self.kernels = kernels
         self._embedding = embedding
-        self._norm = norm
         self._head = head
 
     def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
@@ -60,20 +65,22 @@ class ClientModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states after the last block, (T, hidden) → (T, vocab) float32."""
-        return self._head(self._norm(hidden.to(self.device, self.dtype)))
+        """Hidden states after the last block, (T, hidden) → (T, vocab) float32. From any thread."""
+        return self._head(hidden.to(self.device, self.dtype))
 
 
 def load_client_model(
-    checkpoint: Checkpoint, options: LoadOptions, progress: Progress | None = None
+    checkpoint: Checkpoint, options: LoadOptions, progress: Progress | None = None, *, threads: int = 1
 ) -> ClientModel:
     """``progress(done_bytes, total_bytes, label)``. UsageError: no such device; CheckpointError: bad files.
 
-    ``quantize="auto"`` on CPU holds a 16-bit or quantized head as int8, and refines the best tokens from the
-    file.
+    ``quantize="auto"`` on CPU holds a 16-bit or quantized head in four or eight bits: the file's own where it
+    has such, else the best tokens are refined from the file. ``threads`` compute in the native kernels.
     """
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
+    if plan.digits is Digits.FAST:  # a head reads its weights once for few rows: coarser ones gain nothing
+        plan = replace(plan, digits=Digits.CLOSE)
     embedding = checkpoint.tensor(EMBEDDING)
     check_shape(embedding, (config.vocab_size, config.hidden_size))
     tied = config.tie_word_embeddings or not checkpoint.has(HEAD)
@@ -85,13 +92,30 @@ def load_client_model(
         norm = loader.norm(FINAL_NORM, config)
         name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
         linear = loader.linear([name], [config.vocab_size], config.hidden_size, kind)
-    refined = kind is not Kind.DENSE and plan.packed and plan.dtype == torch.float32
-    head = RefinedHead(linear, raw) if refined else DenseHead(linear)
+    head: Head
+    if isinstance(linear, NativeLinear):
+        head, kernels = NativeHead(norm, linear, threads), "native"
+    else:
+        head, kernels = DenseHead(norm, linear), "torch"
+    if plan.packed and plan.dtype == torch.float32 and not _as_in_file(raw, kind, linear):
+        head = RefinedHead(norm, head, raw)
     checkpoint.release()
-    return ClientModel(config, embedding, norm, head, plan, loader.nbytes, loader.summary())
+    return ClientModel(config, embedding, head, plan, loader.nbytes, loader.summary(), kernels)
 
 
 def _head_kind(raw: RawTensor, plan: Plan) -> Kind:
-    if plan.options.quantize == "auto" and plan.packed and raw.qtype not in ("F32", "F16"):
-        return Kind.INT8 if plan.dtype == torch.float32 else Kind.DENSE
-    return plan.kind(raw)
+    """Four bits in the file stay four; rounding to four costs KL 1.5e-2 (SmolLM2), so that is never done."""
+    kind = plan.kind(raw)
+    if plan.options.quantize == "auto" and kind is Kind.DENSE and raw.qtype not in ("F32", "F16"):
+        return Kind.INT8 if plan.packed and plan.dtype == torch.float32 else Kind.DENSE
+    if kind is Kind.INT4 and raw.qtype not in INT4_SOURCES:
+        return Kind.INT8
+    return kind
+
+
+def _as_in_file(raw: RawTensor, kind: Kind, linear: Linear) -> bool:
+    """Whether the head computes with the file's own values, and more than bfloat16's precision."""
+    if kind is Kind.DENSE:
+        return True
+    sources = INT4_SOURCES if kind is Kind.INT4 else INT8_SOURCES
+    return raw.qtype in sources and isinstance(linear, NativeLinear)

@@ -1,8 +1,9 @@
-"""Matrix products with held weights: dense, int8 per row, int4 in groups.
+"""Matrix products with held weights on torch's kernels: dense, int8 per row, int4 in groups.
 
-Few rows (decode) go through torch's packed CPU kernels, which read the fewest bytes. Those grow linearly with
-rows, so many rows (prefill) unpack the weights slice by slice into a scratch buffer and use the dense
-product.
+The path for other devices, other activation types than float32 and machines without a C compiler; elsewhere
+``native_linear`` is faster. Few rows (decode) go through torch's packed CPU kernels, which read the fewest
+bytes. Those grow linearly with rows, so many rows (prefill) unpack the weights slice by slice into a scratch
+buffer and use the dense product.
 Measured, 3072x576 on 2 cores with AVX-512, milliseconds at 1 / 16 / 64 / 512 rows: packed int4 0.06 / 0.42 /
 1.7 / 13.6, unpacking to float32 0.54 plus the dense 0.13 / 0.38 / 0.92 / 5.8.
 """
@@ -87,13 +88,18 @@ class DenseLinear:
 
 
 class Int8Linear:
-    """One scale a row. Few rows: ``torch._weight_int8pack_mm`` in bfloat16, accumulating in float32."""
+    """One scale a row. Few rows: ``torch._weight_int8pack_mm`` in bfloat16, accumulating in float32.
+
+    ValueError for columns that do not divide into groups of 32: the kernel reads past the end of those.
+    """
 
     __slots__ = ("_bias", "_q", "_scale", "_scratch", "_wide")
 
     def __init__(
         self, rows: Int8Rows, bias: Tensor | None, scratch: Scratch, wide: torch.dtype = torch.float32
     ) -> None:
+        if rows.q.shape[1] % GROUP:
+            raise ValueError(f"{rows.q.shape[1]} columns do not divide into groups of {GROUP}")
         self._q = rows.q.contiguous()
         self._scale = rows.scale.to(torch.bfloat16)
         self._bias = None if bias is None else bias.float()

@@ -27,16 +27,16 @@ class LlamaBlock:
     """One block. Not an ``nn.Module``: its call overhead is most of a decode token at this size."""
 
     __slots__ = (
-        "_down",
-        "_gate_up",
         "_head_dim",
         "_heads",
         "_intermediate",
         "_kv_heads",
-        "_mlp_norm",
-        "_norm",
-        "_out",
-        "_qkv",
+        "down",
+        "gate_up",
+        "mlp_norm",
+        "norm",
+        "out",
+        "qkv",
     )
 
     def __init__(
@@ -51,8 +51,8 @@ class LlamaBlock:
     ) -> None:
         self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self._intermediate = config.intermediate_size
-        self._norm, self._mlp_norm = norm, mlp_norm
-        self._qkv, self._out, self._gate_up, self._down = qkv, out, gate_up, down
+        self.norm, self.mlp_norm = norm, mlp_norm
+        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
 
     def __call__(self, block: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
         """``x`` (T, hidden) becomes its own output. ``cos``, ``sin`` (T, 1, head_dim) from ``Rope.rows``."""
@@ -60,16 +60,16 @@ class LlamaBlock:
         tokens, heads, kv_heads, head_dim = x.shape[0], self._heads, self._kv_heads, self._head_dim
         rotated = heads + kv_heads
 
-        qkv = self._qkv(self._norm(x))
+        qkv = self.qkv(self.norm(x))
         qkv = (qkv if qkv.dtype is dtype else qkv.to(dtype)).view(tokens, rotated + kv_heads, head_dim)
         qk = qkv[:, :rotated]  # (T, heads + kv_heads, head_dim): q and k turn in one go
         qk = torch.addcmul(qk * cos, qk.roll(head_dim // 2, -1), sin)
         attended = attend(block, qk[:, :heads], qk[:, heads:], qkv[:, rotated:])
-        x.add_(self._out(attended))  # in place: keeps the type where a product is of a wider one
+        x.add_(self.out(attended))  # in place: keeps the type where a product is of a wider one
 
-        gate_up = self._gate_up(self._mlp_norm(x))
+        gate_up = self.gate_up(self.mlp_norm(x))
         gated = F.silu(gate_up[:, : self._intermediate]).mul_(gate_up[:, self._intermediate :])
-        x.add_(self._down(gated))
+        x.add_(self.down(gated))
 
 
 def load_block(loader: WeightLoader, config: ModelConfig, block: int) -> LlamaBlock:

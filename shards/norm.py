@@ -14,17 +14,17 @@ class RmsNorm:
     folded into the weight: 10 against 17 µs for ``F.rms_norm`` at one row, 61 times a token.
     """
 
-    __slots__ = ("_eps", "_floor", "_shape", "_sharp", "weight")
+    __slots__ = ("_floor", "_shape", "_sharp", "eps", "weight")
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         hidden = weight.shape[0]
         self.weight = weight
-        self._eps = eps
+        self.eps = eps
         self._shape = (hidden,)
         self._sharp = weight * hidden**0.5 if weight.dtype == torch.float32 else None
         self._floor = torch.full((1, 1), (eps * hidden) ** 0.5, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._sharp is None or x.dtype is not torch.float32:
-            return F.rms_norm(x, self._shape, self.weight, self._eps)
+            return F.rms_norm(x, self._shape, self.weight, self.eps)
         return (x * self._sharp).div_(torch.hypot(torch.linalg.vector_norm(x, 2, -1, True), self._floor))

@@ -23,6 +23,10 @@ INT4_SOURCES = ("Q4_0", "Q4_1", "Q4_K")
 """File types that are groups of 32 four-bit integers with scale and minimum: held as they are."""
 
 
+INT8_SOURCES = ("Q8_0",)
+"""File types that are groups of 32 eight-bit integers with a scale."""
+
+
 class Int4Groups(NamedTuple):
     """``weight = q * scale + minimum``. ``q`` uint8 0..15 (rows, cols), others float32 (rows, cols // 32)."""
 
@@ -45,6 +49,18 @@ class Int8Rows(NamedTuple):
     def dequantize(self) -> Tensor:
         """(rows, cols) float32."""
         return self.q.float() * self.scale[:, None]
+
+
+class Int8Groups(NamedTuple):
+    """``weight = q * scale``. ``q`` int8 (rows, cols), ``scale`` float32 (rows, cols // 32)."""
+
+    q: Tensor
+    scale: Tensor
+
+    def dequantize(self) -> Tensor:
+        """(rows, cols) float32."""
+        grouped = self.q.view(self.q.shape[0], -1, GROUP).float()
+        return (grouped * self.scale[..., None]).view(self.q.shape)
 
 
 def to_int4(weight: Tensor) -> Int4Groups:
@@ -73,6 +89,19 @@ def to_int8(weight: Tensor) -> Int8Rows:
     return Int8Rows(q, scale)
 
 
+def to_int8_groups(weight: Tensor) -> Int8Groups:
+    """Round to nearest, symmetric, float16 scales: as GGUF's Q8_0. ``weight`` as for ``to_int4``."""
+    rows, cols = weight.shape
+    if cols % GROUP:
+        raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
+    groups = weight.float().view(rows, cols // GROUP, GROUP)
+    scale = (groups.abs().amax(dim=-1) / 127).to(torch.float16).float()
+    # A group too small for float16 becomes zeros, one whose scale was rounded down keeps 127 for its largest.
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    q = (groups * inverse[..., None]).round_().clamp_(-127, 127).to(torch.int8)
+    return Int8Groups(q.view(rows, cols), scale)
+
+
 def _bf16(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).float()
 
@@ -83,6 +112,12 @@ def file_groups(raw: RawTensor) -> Int4Groups:
         return q4_k_groups(raw.data)
     q, scale, minimum = raw.blocks()
     return Int4Groups(q, scale, minimum)
+
+
+def file_int8_groups(raw: RawTensor) -> Int8Groups:
+    """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES."""
+    q, scale, _ = raw.blocks()
+    return Int8Groups(q, scale)
 
 
 def q4_k_groups(data: np.ndarray) -> Int4Groups:

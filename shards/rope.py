@@ -44,20 +44,29 @@ class Rope:
 
         T is the sum of tokens; the middle dimension broadcasts over heads. May be views: read only.
         """
-        if self._dynamic is None:
-            longest = max(start + count for start, count in pieces)
-            if longest > len(self._table[0]):
-                self._grow(longest)
-            cos, sin = self._table
-            if len(pieces) == 1:
-                start, count = pieces[0]
-                return cos[start : start + count], sin[start : start + count]
-            return (
-                torch.cat([cos[start : start + count] for start, count in pieces]),
-                torch.cat([sin[start : start + count] for start, count in pieces]),
-            )
-        tables = [self._dynamic_rows(start, count, self._dynamic) for start, count in pieces]
+        tables = [self.piece_rows(start, count) for start, count in pieces]
+        if len(tables) == 1:
+            return tables[0]
         return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+
+    def piece_rows(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """``rows`` of one session: (count, 1, rotary_dim), contiguous."""
+        if self._dynamic is not None:
+            return self._dynamic_rows(start, count, self._dynamic)
+        cos, sin = self._whole(start + count)
+        return cos[start : start + count], sin[start : start + count]
+
+    def table(self, positions: int) -> tuple[Tensor, Tensor] | None:
+        """``piece_rows`` of position 0 and at least ``positions`` tokens; None where there is no one table.
+
+        Read only, and replaced by a longer one in time.
+        """
+        return None if self._dynamic is not None else self._whole(positions)
+
+    def _whole(self, positions: int) -> tuple[Tensor, Tensor]:
+        if positions > self._table[0].shape[0]:
+            self._grow(positions)
+        return self._table
 
     def _grow(self, longest: int) -> None:
         size = _FIRST_TABLE

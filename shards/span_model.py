@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,27 +11,44 @@ from torch import Tensor
 
 from ..swarm.errors import UsageError
 from ..swarm.types import Span
+from .attention import PagedAttention
 from .autoselect import LoadOptions, resolve
 from .checkpoint import Checkpoint, check_span
-from .llama import Attend, LlamaBlock, load_block
+from .kv_pool import KvPool, Piece
+from .llama import LlamaBlock, load_block
 from .manifest import block_tensors
+from .native_span import NativeSpan, unsupported
 from .rope import Rope
 from .weights import Progress, WeightLoader
 
 if TYPE_CHECKING:
     from .config import ModelConfig
+    from .native_span import NativeSpan
 
-__all__ = ["Attend", "Progress", "SpanModel", "load_span"]
+log = logging.getLogger(__name__)
+
+__all__ = ["Progress", "SpanModel", "load_span"]
 
 
 class SpanModel:
-    """Blocks ``span`` of a model. Used by one thread, under ``torch.inference_mode``.
+    """Blocks ``span`` of a model. Used by one thread at a time.
 
-    ``dtype``: what activations, keys and values have. ``weight_bytes``: memory the weights take.
-    ``weights``: how they are held, for people.
+    ``dtype``: what activations have. ``weight_bytes``: memory the weights take. ``weights``: how they are
+    held, and ``kernels``: what computes with them ("native close", "torch (reason)"), both for people.
     """
 
-    __slots__ = ("_blocks", "_rope", "config", "device", "dtype", "span", "weight_bytes", "weights")
+    __slots__ = (
+        "_blocks",
+        "_native",
+        "_rope",
+        "config",
+        "device",
+        "dtype",
+        "kernels",
+        "span",
+        "weight_bytes",
+        "weights",
+    )
 
     def __init__(
         self,
@@ -41,6 +59,8 @@ class SpanModel:
         dtype: torch.dtype,
         weight_bytes: int,
         weights: str,
+        native: NativeSpan | None = None,
+        kernels: str = "torch",
     ) -> None:
         self.config = config
         self.span = span
@@ -48,20 +68,31 @@ class SpanModel:
         self.dtype = dtype
         self.weight_bytes = weight_bytes
         self.weights = weights
+        self.kernels = kernels
         self._blocks = tuple(blocks)
+        self._native = native
         self._rope = Rope(config, device, dtype)
 
-    def rope(self, pieces: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """cos and sin for packed tokens. ``pieces``: (start position, tokens), in the order of the rows."""
-        return self._rope.rows(pieces)
+    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span | None = None) -> Tensor:
+        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, span: Span | None = None
-    ) -> Tensor:
-        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all)."""
+        ``pieces`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
+        into ``pool``; what a page holds beyond a piece's end is never read. With native kernels a row's
+        result is the same bits in any batch and in chunks of any size.
+        """
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
+        if self._native is None:
+            return self._plain_forward(x, pieces, pool, span)
+        x = x.to(self.device, self.dtype, copy=True, memory_format=torch.contiguous_format)
+        self._native.forward(x, pieces, pool, span, self._rope)
+        return x
+
+    @torch.inference_mode()
+    def _plain_forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span) -> Tensor:
+        cos, sin = self._rope.rows([(piece.start, piece.count) for piece in pieces])
+        attend = PagedAttention(pool, pieces, self.dtype)
         x = x.to(self.device, self.dtype, copy=True)  # the blocks work in place
         first = self.span.start
         for block in range(span.start, span.end):
@@ -70,11 +101,17 @@ class SpanModel:
 
 
 def load_span(
-    checkpoint: Checkpoint, span: Span, options: LoadOptions, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    span: Span,
+    options: LoadOptions,
+    progress: Progress | None = None,
+    *,
+    threads: int = 1,
 ) -> SpanModel:
     """Read blocks ``span`` of the checkpoint, and nothing else of it.
 
     ``progress(done_bytes, total_bytes, label)`` is called after each tensor, bytes being the file's.
+    ``threads`` compute in the native kernels, the caller's included.
     Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
     """
     config = checkpoint.config
@@ -84,9 +121,19 @@ def load_span(
     names = [name for tensors in blocks_tensors for name in tensors if checkpoint.has(name)]
     total = sum(checkpoint.tensor(name).nbytes for name in names)
     loader = WeightLoader(checkpoint, plan, total, progress)
-    blocks = []
+    blocks: list[LlamaBlock] = []
     with torch.inference_mode():
         for block in range(span.start, span.end):
             blocks.append(load_block(loader, config, block))
             checkpoint.release()
-    return SpanModel(config, span, blocks, plan.device, plan.dtype, loader.nbytes, loader.summary())
+    native, kernels = None, "torch"
+    if plan.digits is not None:
+        reason = unsupported(config, blocks)
+        if reason is None:
+            native, kernels = NativeSpan(config, span, blocks, threads), f"native {plan.digits.name.lower()}"
+        else:
+            kernels = f"torch ({reason})"
+            log.info("event=plain_span span=%s reason=%r", span, reason)
+    return SpanModel(
+        config, span, blocks, plan.device, plan.dtype, loader.nbytes, loader.summary(), native, kernels
+    )

@@ -12,8 +12,21 @@ from torch import Tensor
 from ..swarm.errors import CheckpointError
 from .autoselect import Kind, Plan
 from .linear import DenseLinear, Int4Linear, Int8Linear, Linear, Scratch
+from .native_linear import native_dense, native_file, native_int4, native_int8
 from .norm import RmsNorm
-from .quantize import INT4_SOURCES, Int4Groups, Int8Rows, file_groups, to_int4, to_int8
+from .quantize import (
+    GROUP,
+    INT4_SOURCES,
+    INT8_SOURCES,
+    Int4Groups,
+    Int8Groups,
+    Int8Rows,
+    file_groups,
+    file_int8_groups,
+    to_int4,
+    to_int8,
+    to_int8_groups,
+)
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -68,7 +81,9 @@ class WeightLoader:
             check_shape(raw, (size, cols))
         if kind is None:
             kinds = {self.plan.kind(raw) for raw in raws}
-            kind = next(kind for kind in (Kind.DENSE, Kind.INT8, Kind.INT4) if kind in kinds)
+            kind = kinds.pop() if len(kinds) == 1 else Kind.DENSE
+        if cols % GROUP:
+            kind = Kind.DENSE
         linear = self._hold(kind, raws, self._bias(names, sizes))
         self.nbytes += linear.nbytes
         for raw in raws:
@@ -80,28 +95,49 @@ class WeightLoader:
         return " + ".join(form for form, _ in self._held.most_common())
 
     def _hold(self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
-        plan = self.plan
         if kind is Kind.INT4:
-            as_in_file = all(raw.qtype in INT4_SOURCES for raw in raws)
-            parts = [
-                file_groups(raw) if raw.qtype in INT4_SOURCES else _in_pieces(to_int4, raw) for raw in raws
-            ]
-            groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-            self._count(f"int4 ({raws[0].qtype})" if as_in_file else "int4", raws)
-            if plan.packed:
-                return Int4Linear(groups, bias, self.scratch, plan.wide)
-            return self._dense(groups.dequantize().to(plan.dtype), bias)
+            return self._int4(raws, bias)
         if kind is Kind.INT8:
-            parts8 = [_in_pieces(to_int8, raw) for raw in raws]
-            rows = Int8Rows(*(torch.cat(tensors) for tensors in zip(*parts8, strict=True)))
-            self._count("int8", raws)
-            if plan.packed:
-                return Int8Linear(rows, bias, self.scratch, plan.wide)
-            return self._dense(rows.dequantize().to(plan.dtype), bias)
-        dtypes = {plan.dense_dtype(raw.qtype) for raw in raws}
+            return self._int8(raws, bias)
+        dtypes = {self.plan.dense_dtype(raw.qtype) for raw in raws}
         dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
         self._count(str(dtype).removeprefix("torch."), raws)
+        if self.plan.native(dtype):
+            return native_dense([raw.dequantize(dtype) for raw in raws], bias)
         return self._dense(torch.cat([raw.dequantize(dtype) for raw in raws]), bias)
+
+    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
+        plan = self.plan
+        as_in_file = self._count_integers("int4", INT4_SOURCES, raws)
+        native = plan.digits if plan.native(Kind.INT4) else None
+        if native is not None and as_in_file and (linear := native_file(raws, bias, native)) is not None:
+            return linear
+        parts = [file_groups(raw) if raw.qtype in INT4_SOURCES else _in_pieces(to_int4, raw) for raw in raws]
+        if native is not None:
+            return native_int4(parts, bias, native)
+        groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        if plan.packed:
+            return Int4Linear(groups, bias, self.scratch, plan.wide)
+        return self._dense(groups.dequantize().to(plan.dtype), bias)
+
+    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
+        plan = self.plan
+        if plan.digits is not None and plan.native(Kind.INT8):
+            if self._count_integers("int8", INT8_SOURCES, raws):
+                linear = native_file(raws, bias, plan.digits)
+                if linear is not None:
+                    return linear
+            groups = [
+                file_int8_groups(raw) if raw.qtype in INT8_SOURCES else _in_pieces(to_int8_groups, raw)
+                for raw in raws
+            ]
+            return native_int8(groups, bias, plan.digits)
+        self._count("int8", raws)
+        parts = [_in_pieces(to_int8, raw) for raw in raws]
+        rows = Int8Rows(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        if plan.packed:
+            return Int8Linear(rows, bias, self.scratch, plan.wide)
+        return self._dense(rows.dequantize().to(plan.dtype), bias)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
         wide = (
@@ -126,6 +162,12 @@ class WeightLoader:
         self.nbytes += bias.nbytes
         return bias
 
+    def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> bool:
+        """Whether all are of types ``sources``, whose integers are held as they are."""
+        as_in_file = all(raw.qtype in sources for raw in raws)
+        self._count(f"{form} ({raws[0].qtype})" if as_in_file else form, raws)
+        return as_in_file
+
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
         self._held[form] += sum(raw.nbytes for raw in raws)
 
@@ -135,7 +177,7 @@ class WeightLoader:
             self._progress(self._done, max(self._total, self._done), self.label)
 
 
-_Parts = TypeVar("_Parts", Int4Groups, Int8Rows)
+_Parts = TypeVar("_Parts", Int4Groups, Int8Groups, Int8Rows)
 
 
 def _in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> _Parts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from swarm_node.shards.hf_config import hf_config
+from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
 from swarm_node.shards.manifest import model_tensors
+from swarm_node.shards.span_model import SpanModel
+from swarm_node.swarm.types import Span
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -36,25 +40,65 @@ HFLlama = Callable[..., Path]
 GGUFLlama = Callable[..., Path]
 
 
-@pytest.fixture
-def hf_llama(tmp_path: Path) -> HFLlama:
-    """``hf_llama(name="tiny", shards=1, seed=0, dtype=..., **config)`` → a folder of random weights."""
+class Sessions:
+    """Sequences fed to a span, their pages scattered over the slots of one pool.
+
+    Memory starts as NaN (int8: as large numbers), so that reading what nobody wrote shows.
+    """
+
+    def __init__(
+        self, model: SpanModel, count: int = 1, tokens: int = 64, kv_dtype: str = "float32", seed: int = 0
+    ) -> None:
+        config, blocks, pages = model.config, len(model.span), -(-tokens // PAGE_TOKENS)
+        used = count * blocks * pages
+        order = torch.randperm(used + 5, generator=torch.Generator().manual_seed(seed))[:used]
+        self.model = model
+        self.tables = order.to(torch.int32).view(count, blocks, pages)
+        self.pool = KvPool(used + 5, config.n_kv_heads, config.head_dim, kv_dtype, torch.device("cpu"))
+        self.pool.data.fill_(100 if kv_dtype == "int8" else float("nan"))
+        if self.pool.scales is not None:
+            self.pool.scales.fill_(float("nan"))
+        self.lengths = [0] * count
+
+    def forward(
+        self, x: torch.Tensor, steps: Sequence[tuple[int, int]] = (), span: Span | None = None
+    ) -> torch.Tensor:
+        """``steps``: (session, tokens), in the order of ``x``'s rows; none: all for session 0."""
+        pieces, row = [], 0
+        for session, count in steps or [(0, len(x))]:
+            start = self.lengths[session]
+            pieces.append(Piece(self.tables[session], self.model.span.start, row, start, count))
+            self.lengths[session] += count
+            row += count
+        return self.model.forward(x, pieces, self.pool, span)
+
+
+@pytest.fixture(scope="session")
+def sessions() -> type[Sessions]:
+    return Sessions
+
+
+@pytest.fixture(scope="session")
+def hf_llama_in() -> HFLlama:
+    """``hf_llama_in(parent, name="tiny", shards=1, ...)``: as ``hf_llama``, in the folder ``parent``."""
 
     def write(
+        parent: Path,
         name: str = "tiny",
         *,
         shards: int = 1,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        scale: Callable[[int], float] = lambda cols: 1.0,
         **changes: Any,
     ) -> Path:
-        directory = tmp_path / name
+        directory = parent / name
         directory.mkdir()
         document = {**TINY, **changes}
         (directory / "config.json").write_text(json.dumps(document))
         generator = torch.Generator().manual_seed(seed)
         tensors = {
-            tensor: torch.randn(shape, generator=generator).to(dtype)
+            tensor: (torch.randn(shape, generator=generator) * scale(shape[-1])).to(dtype)
             for tensor, shape in model_tensors(hf_config(document, {}, "test")).items()
         }
         if shards == 1:
@@ -74,6 +118,15 @@ def hf_llama(tmp_path: Path) -> HFLlama:
         return directory
 
     return write
+
+
+@pytest.fixture
+def hf_llama(tmp_path: Path, hf_llama_in: HFLlama) -> HFLlama:
+    """``hf_llama(name="tiny", shards=1, seed=0, dtype=..., scale=..., **config)`` → a folder, random weights.
+
+    ``scale(columns)``: what standard normal values are multiplied by.
+    """
+    return partial(hf_llama_in, tmp_path)
 
 
 @pytest.fixture

@@ -7,21 +7,47 @@ import pytest
 import torch
 
 from swarm_node.shards import autoselect
-from swarm_node.shards.autoselect import CpuSpeeds, Kind, LoadOptions, cpu_speeds, resolve
+from swarm_node.shards.autoselect import Kind, LoadOptions, resolve
+from swarm_node.shards.kernel_bench import NATIVE_WAYS, TORCH_WAYS
+from swarm_node.shards.kernel_table import KernelTable
+from swarm_node.shards.native_linear import Digits
 from swarm_node.shards.raw_tensor import RawTensor
+from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.errors import UsageError
 
-FAST = CpuSpeeds(int4_pays=True, bf16_pays=True, wide_bf16=True)
-PLAIN = CpuSpeeds(int4_pays=False, bf16_pays=False, wide_bf16=False)
+SLOW = (1.0, 8.0, 64.0)
+FAST = KernelTable({**dict.fromkeys(TORCH_WAYS, (0.1, 0.8, 6.4)), "torch float32": SLOW})
+"""torch's packed kernels pay, ours do not exist."""
+PLAIN = KernelTable({**dict.fromkeys(TORCH_WAYS, SLOW), "torch float32": (0.1, 0.8, 6.4)})
+"""Nothing pays."""
+NATIVE = KernelTable({**PLAIN.seconds, **dict.fromkeys(NATIVE_WAYS, (0.05, 0.4, 3.2))})
+"""Our kernels pay for everything."""
 
 
 def tensor(qtype: str, cols: int = 64) -> RawTensor:
     return RawTensor("w", (8, cols), qtype, np.zeros((8, 1), np.uint8))
 
 
+def use(monkeypatch: pytest.MonkeyPatch, table: KernelTable) -> None:
+    """As on a machine that measured ``table``."""
+
+    def library() -> object:
+        if not table.native:
+            raise NativeUnavailableError("no C compiler found")
+        return object()
+
+    monkeypatch.setattr(autoselect, "kernel_table", lambda: table)
+    monkeypatch.setattr(autoselect, "library", library)
+
+
 @pytest.fixture
 def speeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoselect, "cpu_speeds", lambda: FAST)
+    use(monkeypatch, FAST)
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, NATIVE)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +74,66 @@ def test_auto_keeps_the_precision_of_the_file(
 
 
 def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoselect, "cpu_speeds", lambda: PLAIN)
+    use(monkeypatch, PLAIN)
     plan = resolve(LoadOptions(), "Q4_1")
     assert plan.wide == torch.float32
     assert plan.kind(tensor("Q4_1")) is Kind.DENSE
     assert plan.dense_dtype("Q4_1") == plan.dense_dtype("BF16") == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("qtype", "kind", "dtype"),
+    [
+        ("Q4_K", Kind.INT4, None),
+        ("Q8_0", Kind.INT8, None),
+        ("Q6_K", Kind.DENSE, torch.bfloat16),
+        ("BF16", Kind.DENSE, torch.bfloat16),
+        ("F16", Kind.DENSE, torch.float16),
+        ("F32", Kind.DENSE, torch.float32),
+    ],
+)
+def test_native_kernels_keep_eight_bit_and_float16_files_too(
+    native: None, qtype: str, kind: Kind, dtype: torch.dtype | None
+) -> None:
+    plan = resolve(LoadOptions(), qtype)
+    assert plan.kind(tensor(qtype)) is kind
+    assert dtype is None or plan.dense_dtype(qtype) == dtype
+    assert plan.native(dtype or kind)
+
+
+def test_activations_of_native_kernels(native: None) -> None:
+    assert resolve(LoadOptions(), "Q4_1").digits is Digits.CLOSE
+    assert resolve(LoadOptions(kernels="native"), "Q4_1").digits is Digits.CLOSE
+    assert resolve(LoadOptions(dtype="float32"), "Q4_1").digits is Digits.EXACT
+    assert resolve(LoadOptions(kernels="fast"), "Q4_1").digits is Digits.FAST
+    assert resolve(LoadOptions(kernels="torch"), "Q4_1").digits is None
+    assert resolve(LoadOptions(dtype="bfloat16"), "Q4_1").digits is None
+
+
+def test_torch_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, KernelTable({**FAST.seconds, **dict.fromkeys(NATIVE_WAYS, SLOW)}))
+    assert not resolve(LoadOptions(), "Q4_1").native(Kind.INT4)
+    assert resolve(LoadOptions(), "Q8_0").kind(tensor("Q8_0")) is Kind.DENSE
+    assert resolve(LoadOptions(kernels="native"), "Q4_1").native(Kind.INT4)
+
+
+def test_native_kernels_that_cannot_run(speeds: None) -> None:
+    assert resolve(LoadOptions(), "Q4_1").digits is None
+    assert not resolve(LoadOptions(), "Q4_1").native(Kind.INT4)
+    for kernels in ("native", "fast"):
+        with pytest.raises(UsageError, match="no C compiler found"):
+            resolve(LoadOptions(kernels=kernels), "Q4_1")
+        with pytest.raises(UsageError, match="float32 on the CPU"):
+            resolve(LoadOptions(kernels=kernels, dtype="bfloat16"), "Q4_1")
+
+
 def test_asked_for_forms_are_forced(speeds: None) -> None:
     assert resolve(LoadOptions(quantize="none"), "Q4_1").kind(tensor("Q4_1")) is Kind.DENSE
     assert resolve(LoadOptions(quantize="none"), "Q4_1").dense_dtype("Q4_1") == torch.float32
     assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32")) is Kind.INT4
-    assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32", cols=40)) is Kind.INT8
+    assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32", cols=40)) is Kind.DENSE
     assert resolve(LoadOptions(quantize="int8"), "Q4_1").kind(tensor("Q4_1")) is Kind.INT8
+    assert resolve(LoadOptions(quantize="int8"), "F32").kind(tensor("F32", cols=72)) is Kind.DENSE
     assert resolve(LoadOptions(dtype="bfloat16"), "F32").dense_dtype("F32") == torch.bfloat16
     assert resolve(LoadOptions(dtype="float32"), "BF16").wide == torch.float32
 
@@ -72,6 +145,7 @@ def test_asked_for_forms_are_forced(speeds: None) -> None:
         ({"device": "cuda:x"}, "cuda:x"),
         ({"dtype": "int3"}, "int3"),
         ({"quantize": "q2"}, "q2"),
+        ({"kernels": "quick"}, "quick"),
     ],
 )
 def test_unknown_options_are_refused(options: dict[str, str], named: str) -> None:
@@ -85,10 +159,3 @@ def test_a_missing_device_is_named_with_what_there_is(monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match="no device 'cuda:3'") as caught:
         resolve(LoadOptions(device="cuda:3"), "BF16")
     assert "cpu" in caught.value.hint
-
-
-def test_measuring_leaves_the_thread_count() -> None:
-    before = torch.get_num_threads()
-    cpu_speeds.cache_clear()
-    cpu_speeds()
-    assert torch.get_num_threads() == before

@@ -114,6 +114,11 @@ def test_file_scales_take_float16_and_made_ones_nothing_more() -> None:
     assert filed.nbytes == made.nbytes + 128 * 2 * 2 * 2
 
 
+def test_widths_that_the_int8_kernel_reads_past_are_refused() -> None:
+    with pytest.raises(ValueError, match="72 columns"):
+        Int8Linear(to_int8(torch.randn(16, 72)), None, Scratch())
+
+
 def test_strided_input_is_taken() -> None:
     weight, x, _ = case(64, 64, 6)
     strided = torch.cat((x, x), 1)[:, :64]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.client_model import ClientModel, load_client_model
-from swarm_node.shards.span_model import Attend, SpanModel, load_span
+from swarm_node.shards.span_model import SpanModel, load_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
 BLOCKS = 4
 EXACT = LoadOptions(dtype="float32", quantize="none")
+KERNELS = ("native", "torch")
 CUTS = [(0, *inner, BLOCKS) for count in range(BLOCKS) for inner in combinations(range(1, BLOCKS), count)]
 CONTEXT = 24
 """Shorter than the prompts, so that every rope variant is asked beyond it."""
@@ -29,8 +30,9 @@ CONTEXT = 24
 MODELS: dict[str, dict[str, Any]] = {
     "gqa-tied": {"num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "mha-untied-head-10": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 10},
+    "mqa-head-24-wide": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24},
     "mqa-head-22-wide": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22},
-    "bias": {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+    "bias": {"num_attention_heads": 3, "num_key_value_heads": 3, "attention_bias": True, "mlp_bias": True},
     "linear": {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0}},
     "dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0}},
     "llama3": {
@@ -55,28 +57,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-class PlainCache:
-    """Keys and values of one sequence, and attention written out in float64."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        tokens, heads, head_dim = q.shape
-        if block in self._kept:
-            k, v = (
-                torch.cat((old[: self.length], new))
-                for old, new in zip(self._kept[block], (k, v), strict=True)
-            )
-        self._kept[block] = k, v
-        keys, values = (t.double().repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * head_dim**-0.5
-        seen = torch.ones(tokens, len(k), dtype=torch.bool).tril(self.length)
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-        return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype).reshape(tokens, heads * head_dim)
-
-
 @dataclass
 class Pair:
     """One model, twice."""
@@ -84,6 +64,7 @@ class Pair:
     theirs: LlamaForCausalLM
     client: ClientModel
     load: Callable[..., SpanModel]
+    sessions: Callable[..., Any]
 
     def want(self, ids: Sequence[int], pieces: Sequence[int]) -> Tensor:
         """transformers' logits, with its own cache, fed in ``pieces`` tokens at a time."""
@@ -94,18 +75,18 @@ class Pair:
                 logits.append(out.logits[0])
         return torch.cat(logits)
 
-    @torch.inference_mode()
+    def hops(self, cut: Sequence[int]) -> list[Any]:
+        return [self.sessions(self.load(Span(start, stop))) for start, stop in pairwise(cut)]
+
+    def step(self, hops: Sequence[Any], ids: Sequence[int]) -> Tensor:
+        x = self.client.embed(ids)
+        for hop in hops:
+            x = hop.forward(x)
+        return self.client.logits(x)
+
     def got(self, ids: Sequence[int], pieces: Sequence[int], cut: Sequence[int]) -> Tensor:
-        hops = [(self.load(Span(start, stop)), PlainCache()) for start, stop in pairwise(cut)]
-        return torch.cat([step(self.client, hops, ids[a:b]) for a, b in pairwise(edges(pieces))])
-
-
-def step(client: ClientModel, hops: Sequence[tuple[SpanModel, PlainCache]], ids: Sequence[int]) -> Tensor:
-    x = client.embed(ids)
-    for span, cache in hops:
-        x = span.forward(x, *span.rope([(cache.length, len(ids))]), cache.attend)
-        cache.length += len(ids)
-    return client.logits(x)
+        hops = self.hops(cut)
+        return torch.cat([self.step(hops, ids[a:b]) for a, b in pairwise(edges(pieces))])
 
 
 def edges(pieces: Sequence[int]) -> list[int]:
@@ -122,8 +103,8 @@ def write(directory: Path, **changes: Any) -> LlamaForCausalLM:
         "hidden_size": 48,
         "intermediate_size": 72,
         "num_hidden_layers": BLOCKS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
         "vocab_size": 60,
         "max_position_embeddings": CONTEXT,
         "initializer_range": 0.25,
@@ -139,27 +120,35 @@ def write(directory: Path, **changes: Any) -> LlamaForCausalLM:
     return model
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    directory = tmp_path_factory.mktemp(request.param)
-    theirs = write(directory, **MODELS[request.param])
+@pytest.fixture(
+    scope="module", params=[(name, kernels) for name in MODELS for kernels in KERNELS], ids="-".join
+)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sessions: Callable[..., Any]
+) -> Iterator[Pair]:
+    name, kernels = request.param
+    directory = tmp_path_factory.mktemp(name)
+    theirs = write(directory, **MODELS[name])
+    options = LoadOptions(dtype="float32", quantize="none", kernels=kernels)
     checkpoint = open_checkpoint(str(directory))
     loaded: dict[Span, SpanModel] = {}
 
     def load(span: Span) -> SpanModel:
         if span not in loaded:
-            loaded[span] = load_span(checkpoint, span, EXACT)
+            loaded[span] = load_span(checkpoint, span, options)
+            fits = loaded[span].config.head_dim % 8 == 0
+            assert loaded[span].kernels.startswith("native" if kernels == "native" and fits else "torch")
         return loaded[span]
 
     with checkpoint:
-        yield Pair(theirs, load_client_model(checkpoint, EXACT), load)
+        yield Pair(theirs, load_client_model(checkpoint, options), load, sessions)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Widths that the packed kernels take."""
     directory = tmp_path_factory.mktemp("small")
-    write(directory, hidden_size=64, intermediate_size=96)
+    write(directory, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
     return directory
 
 
@@ -188,40 +177,26 @@ def test_whole_in_chunks_and_token_by_token(pair: Pair, pieces: list[int]) -> No
 def test_after_a_rollback(pair: Pair, kept: int) -> None:
     """What was fed before and rolled back leaves no trace."""
     ids, other = tokens(20, seed=2), tokens(20, seed=3)
-    with torch.inference_mode():
-        hops = [(pair.load(Span(start, stop)), PlainCache()) for start, stop in ((0, 3), (3, 4))]
-        step(pair.client, hops, ids[:kept] + other[kept:])
-        for _, cache in hops:
-            cache.length = kept
-        got = (
-            torch.cat([step(pair.client, hops, ids[kept:19]), step(pair.client, hops, ids[19:])])
-            if kept < 19
-            else (step(pair.client, hops, ids[19:]))
-        )
+    hops = pair.hops((0, 3, 4))
+    pair.step(hops, ids[:kept] + other[kept:])
+    for hop in hops:
+        hop.lengths = [kept]
+    parts = [part for part in (ids[kept:19], ids[19:]) if part]
+    got = torch.cat([pair.step(hops, part) for part in parts])
     close(got, pair.want(ids, [20])[kept:])
 
 
 def test_packed_sessions_are_each_alone(pair: Pair) -> None:
     """Rows of three sessions at different positions in one forward: as if each ran by itself."""
-    span = pair.load(Span(0, BLOCKS))
     before, now = (5, 0, 30), (1, 4, 2)
     rows = [0, 1, 5, 7]
-    caches = [PlainCache() for _ in before]
-    with torch.inference_mode():
-        for index, (cache, length) in enumerate(zip(caches, before, strict=True)):
-            if length:
-                span.forward(
-                    pair.client.embed(tokens(length, index)), *span.rope([(0, length)]), cache.attend
-                )
-                cache.length = length
-
-        def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            parts = zip(caches, pairwise(rows), strict=True)
-            return torch.cat([cache.attend(block, q[a:b], k[a:b], v[a:b]) for cache, (a, b) in parts])
-
-        fresh = [tokens(count, 10 + index) for index, count in enumerate(now)]
-        x = pair.client.embed([token for part in fresh for token in part])
-        packed = pair.client.logits(span.forward(x, *span.rope(list(zip(before, now, strict=True))), attend))
+    sessions = pair.sessions(pair.load(Span(0, BLOCKS)), count=3)
+    for index, length in enumerate(before):
+        if length:
+            sessions.forward(pair.client.embed(tokens(length, index)), [(index, length)])
+    fresh = [tokens(count, 10 + index) for index, count in enumerate(now)]
+    x = pair.client.embed([token for part in fresh for token in part])
+    packed = pair.client.logits(sessions.forward(x, list(enumerate(now))))
     for index, (start, stop) in enumerate(pairwise(rows)):
         ids = tokens(before[index], index) + fresh[index]
         pieces = [before[index], now[index]] if before[index] else [now[index]]
@@ -231,29 +206,10 @@ def test_packed_sessions_are_each_alone(pair: Pair) -> None:
 def test_a_sub_span_is_the_span_of_those_blocks(pair: Pair) -> None:
     x = torch.randn(5, 48)
     kept = x.clone()
-    whole, part = pair.load(Span(0, BLOCKS)), pair.load(Span(1, 3))
-    with torch.inference_mode():
-        got = whole.forward(x, *whole.rope([(0, 5)]), PlainCache().attend, Span(1, 3))
-        want = part.forward(x, *part.rope([(0, 5)]), PlainCache().attend)
+    got = pair.sessions(pair.load(Span(0, BLOCKS))).forward(x, span=Span(1, 3))
+    want = pair.sessions(pair.load(Span(1, 3))).forward(x)
     assert torch.equal(got, want)
     assert torch.equal(x, kept)  # the caller's activations are left as they are
-
-
-def test_attend_is_called_with_absolute_block_numbers(pair: Pair) -> None:
-    seen: list[int] = []
-
-    def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        seen.append(block)
-        return q.reshape(len(q), -1)
-
-    span = pair.load(Span(1, 4))
-    forward(span, torch.zeros(1, 48), attend, Span(2, 4))
-    assert seen == [2, 3]
-
-
-def forward(span: SpanModel, x: Tensor, attend: Attend, part: Span | None = None) -> Tensor:
-    with torch.inference_mode():
-        return span.forward(x, *span.rope([(0, len(x))]), attend, part)
 
 
 @pytest.mark.parametrize("count", [1, 5, 60])
@@ -269,19 +225,21 @@ def forward(span: SpanModel, x: Tensor, attend: Attend, part: Span | None = None
     ids=lambda value: f"{value.quantize}-{value.dtype}" if isinstance(value, LoadOptions) else "",
 )
 def test_packed_and_16_bit_spans_against_their_own_weights(
-    small: Path, options: LoadOptions, tolerance: float, count: int
+    small: Path, sessions: Callable[..., Any], options: LoadOptions, tolerance: float, count: int
 ) -> None:
-    """Float32 products with the same quantized weights: what is left is the kernels' own rounding."""
+    """torch's kernels against float32 products with the same quantized weights: what is left is their own
+    rounding."""
     from swarm_node.shards import autoselect
 
     x = torch.randn(count, 64, generator=torch.Generator().manual_seed(0))
+    options = replace(options, kernels="torch")
     with open_checkpoint(str(small)) as checkpoint:
         span = load_span(checkpoint, Span(0, 2), options)
         with pytest.MonkeyPatch.context() as patch:
             # As on a device without packed kernels: the quantized values, held dense in float32.
             patch.setattr(autoselect.Plan, "packed", False)
-            dense = load_span(checkpoint, Span(0, 2), LoadOptions(quantize=options.quantize, dtype="float32"))
-    got, want = forward(span, x, PlainCache().attend), forward(dense, x, PlainCache().attend)
+            dense = load_span(checkpoint, Span(0, 2), replace(options, dtype="float32"))
+    got, want = sessions(span).forward(x), sessions(dense).forward(x)
     assert got.dtype == span.dtype
     assert ((got.float() - want).norm() / want.norm()).item() < tolerance
     assert span.weight_bytes < dense.weight_bytes
@@ -305,10 +263,10 @@ def test_what_the_weights_are_is_said(small: Path) -> None:
         assert load_span(checkpoint, Span(0, 1), LoadOptions(dtype="bfloat16")).weights == "bfloat16"
 
 
-def test_spans_outside_are_refused(small: Path) -> None:
+def test_spans_outside_are_refused(small: Path, sessions: Callable[..., Any]) -> None:
     with open_checkpoint(str(small)) as checkpoint:
         with pytest.raises(UsageError, match="2-4 are outside"):
             load_span(checkpoint, Span(2, 5), EXACT)
         span = load_span(checkpoint, Span(1, 3), EXACT)
     with pytest.raises(UsageError, match="0-1 are not within 1-2"):
-        forward(span, torch.zeros(1, 64), PlainCache().attend, Span(0, 2))
+        sessions(span).forward(torch.zeros(1, 64), span=Span(0, 2))

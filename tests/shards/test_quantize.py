@@ -8,7 +8,15 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 
-from swarm_node.shards.quantize import GROUP, file_groups, q4_k_groups, to_int4, to_int8
+from swarm_node.shards.quantize import (
+    GROUP,
+    file_groups,
+    file_int8_groups,
+    q4_k_groups,
+    to_int4,
+    to_int8,
+    to_int8_groups,
+)
 from swarm_node.shards.raw_tensor import RawTensor
 
 
@@ -42,6 +50,25 @@ def test_int8_is_within_half_a_step_and_never_clips() -> None:
     error = (rows.dequantize() - weight).abs().amax(-1)
     assert (error <= 0.5 * rows.scale * 1.0001).all()
     assert (rows.scale <= weight.abs().amax(-1) / 127 * 1.02).all()
+
+
+def test_int8_groups_are_within_half_a_step() -> None:
+    weight = weights(64, 96, seed=2)
+    groups = to_int8_groups(weight)
+    assert torch.equal(groups.scale.half().float(), groups.scale)
+    error = (groups.dequantize() - weight).abs().view(64, -1, GROUP)
+    # Half a step, and what rounding the scale to float16 moves the largest by.
+    assert (error.amax(-1) <= groups.scale * (0.5 + 127 * 2.0**-11)).all()
+    assert not to_int8_groups(weight * 1e-12).dequantize().any()  # below float16's range
+    with pytest.raises(ValueError, match="40 columns"):
+        to_int8_groups(torch.zeros(4, 40))
+
+
+def test_int8_groups_of_a_file_are_the_file_exactly() -> None:
+    kind = gguf.GGMLQuantizationType.Q8_0
+    data = quantize(weights(24, 256).numpy(), kind)
+    groups = file_int8_groups(RawTensor("w", (24, 256), "Q8_0", data))
+    assert np.array_equal(groups.dequantize().numpy(), dequantize(data, kind))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5])

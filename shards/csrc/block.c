@@ -1,0 +1,218 @@
+/* A block at a time, and within it TILE_ROWS rows at a time, so that what passes from step to step stays in the
+   cache: rows only look at rows before them, whose keys and values are in the pages by then. Threads share a
+   linear by its output tiles, everything else by rows, attention over few rows by KV heads. Every row's result
+   is the same bits however the rows are batched, cut and shared. */
+#include "block.h"
+
+#include <stddef.h>
+
+#include "product.h"
+#include "rows.h"
+
+enum {
+    TILE_ROWS = SN_BLOCK_ROWS, /* 0.8 MB of gate and up at 1536 intermediate */
+};
+
+/* Rows of one piece within one page: what one thread appends, so that no two write to the same page. */
+typedef struct {
+    sn_piece piece; /* clipped */
+    const float *cos, *sin;
+} segment;
+
+typedef struct {
+    const sn_span *span;
+    const sn_kv *kv;
+    const sn_block *block;
+    int32_t number;   /* of the block, absolute */
+    int32_t segments; /* in this tile */
+    int32_t splits;   /* ranges of KV heads that share a segment's attention */
+    int64_t rows;     /* in this tile */
+    float *x;         /* the tile's first row */
+    float *normed, *qkv, *attended, *gate_up, *attend_scratch;
+    int64_t attend_floats; /* of attend_scratch, each thread */
+    void *linear_scratch;
+    segment *segment;
+} tile;
+
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int32_t qkv_width(const sn_span *span) { return (span->heads + 2 * span->kv_heads) * span->head_dim; }
+
+/* Lays out scratch memory for tiles of up to `rows` rows. Returns its size. */
+static int64_t lay_out(tile *t, const sn_span *span, int32_t threads, int64_t rows, char *base)
+{
+    int64_t used = 0, linear = 0, row = (int64_t)sizeof(float) * rows;
+    for (int32_t index = 0; index < span->n_blocks; index++) {
+        const sn_block *block = &span->blocks[index];
+        linear = largest(linear, sn_linear_scratch(&block->qkv, rows));
+        linear = largest(linear, sn_linear_scratch(&block->out, rows));
+        linear = largest(linear, sn_linear_scratch(&block->gate_up, rows));
+        linear = largest(linear, sn_linear_scratch(&block->down, rows));
+    }
+    t->attend_floats = (sn_attend_scratch(span->heads, span->kv_heads, span->head_dim) + 15) / 16 * 16;
+    t->normed = sn_take(base, &used, row * span->hidden);
+    t->qkv = sn_take(base, &used, row * qkv_width(span));
+    t->attended = sn_take(base, &used, row * span->heads * span->head_dim);
+    t->gate_up = sn_take(base, &used, row * 2 * span->intermediate);
+    t->linear_scratch = sn_take(base, &used, linear);
+    t->attend_scratch = sn_take(base, &used, (int64_t)sizeof(float) * t->attend_floats * threads);
+    t->segment = sn_take(base, &used, (int64_t)sizeof(segment) * rows);
+    return used;
+}
+
+int64_t sn_span_scratch(const sn_span *span, int32_t threads)
+{
+    tile t;
+    return lay_out(&t, span, threads, TILE_ROWS, NULL);
+}
+
+static void norm_rows(tile *t, const float *weight, const sn_linear *next, int32_t first, int32_t end)
+{
+    int64_t hidden = t->span->hidden;
+    for (int64_t row = first; row < end; row++)
+        sn_rms_norm(t->x + row * hidden, weight, t->normed + row * hidden, (int32_t)hidden, t->span->eps);
+    sn_linear_prepare_rows(next, t->normed, hidden, t->rows, t->linear_scratch, first, end);
+}
+
+static void attention_norm(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    tile *t = arg;
+    (void)thread;
+    norm_rows(t, t->block->norm, &t->block->qkv, first, end);
+}
+
+static void mlp_norm(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    tile *t = arg;
+    (void)thread;
+    norm_rows(t, t->block->mlp_norm, &t->block->gate_up, first, end);
+}
+
+/* Turns `heads` heads of one row. */
+static void rotate(float *restrict x, const float *restrict cos, const float *restrict sin, int32_t heads,
+                   int32_t head_dim)
+{
+    int32_t half = head_dim / 2;
+    for (int32_t head = 0; head < heads; head++, x += head_dim)
+        for (int32_t i = 0; i < half; i++) {
+            float low = x[i], high = x[half + i];
+            x[i] = low * cos[i] + high * sin[i];
+            x[half + i] = high * cos[half + i] + low * sin[half + i];
+        }
+}
+
+static void rotate_and_append(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    tile *t = arg;
+    const sn_span *span = t->span;
+    int64_t width = qkv_width(span), head_dim = span->head_dim;
+    (void)thread;
+    for (int32_t index = first; index < end; index++) {
+        const segment *s = &t->segment[index];
+        for (int64_t i = 0; i < s->piece.count; i++)
+            rotate(t->qkv + (s->piece.row + i) * width, s->cos + i * head_dim, s->sin + i * head_dim,
+                   span->heads + span->kv_heads, span->head_dim);
+        const float *k = t->qkv + span->heads * head_dim;
+        sn_kv_append(t->kv, &s->piece, t->number, k, k + span->kv_heads * head_dim, width);
+    }
+}
+
+static void attend(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    tile *t = arg;
+    const sn_span *span = t->span;
+    int64_t width = qkv_width(span), out = (int64_t)span->heads * span->head_dim;
+    float *scratch = t->attend_scratch + thread * t->attend_floats;
+    for (int32_t index = first; index < end; index++) {
+        const sn_piece *piece = &t->segment[index / t->splits].piece;
+        int32_t split = index % t->splits;
+        sn_attend_heads(t->kv, piece, t->number, 0, piece->count, t->qkv + piece->row * width, width,
+                        t->attended + piece->row * out, out, span->heads, span->kv_heads * split / t->splits,
+                        span->kv_heads * (split + 1) / t->splits, scratch);
+    }
+}
+
+static void prepare_out(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    tile *t = arg;
+    (void)thread;
+    sn_linear_prepare_rows(&t->block->out, t->attended, t->span->heads * t->span->head_dim, t->rows,
+                           t->linear_scratch, first, end);
+}
+
+static void activate(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    tile *t = arg;
+    int64_t inner = t->span->intermediate;
+    (void)thread;
+    for (int64_t row = first; row < end; row++)
+        sn_silu_mul(t->gate_up + row * 2 * inner, t->gate_up + row * 2 * inner + inner, (int32_t)inner);
+    sn_linear_prepare_rows(&t->block->down, t->gate_up, 2 * inner, t->rows, t->linear_scratch, first, end);
+}
+
+/* The tile's rows, first to first + rows of the batch, as segments with rows counted from the tile's first. */
+static void cut_segments(tile *t, int64_t first, const sn_piece *pieces, const sn_rotation *rotations,
+                         int32_t n_pieces)
+{
+    int64_t head_dim = t->span->head_dim;
+    t->segments = 0;
+    for (int32_t index = 0; index < n_pieces; index++) {
+        const sn_piece *piece = &pieces[index];
+        int64_t row = largest(first, piece->row), end = piece->row + piece->count;
+        if (end > first + t->rows)
+            end = first + t->rows;
+        while (row < end) {
+            int64_t offset = row - piece->row, position = piece->start + offset;
+            int64_t count = SN_PAGE - position % SN_PAGE;
+            if (count > end - row)
+                count = end - row;
+            segment *s = &t->segment[t->segments++];
+            s->piece = *piece;
+            s->piece.row = (int32_t)(row - first);
+            s->piece.start = (int32_t)position;
+            s->piece.count = (int32_t)count;
+            s->cos = rotations[index].cos + offset * head_dim;
+            s->sin = rotations[index].sin + offset * head_dim;
+            row += count;
+        }
+    }
+}
+
+static void block_forward(tile *t, sn_pool *pool)
+{
+    const sn_span *span = t->span;
+    const sn_block *block = t->block;
+    int64_t rows = t->rows, hidden = span->hidden, width = qkv_width(span);
+    int64_t attended = (int64_t)span->heads * span->head_dim, inner = span->intermediate;
+
+    sn_run(pool, attention_norm, t, rows);
+    sn_multiply(pool, &block->qkv, t->normed, hidden, rows, t->qkv, width, 0, t->linear_scratch);
+    sn_run(pool, rotate_and_append, t, t->segments);
+    t->splits = t->segments < 2 * sn_pool_threads(pool) ? span->kv_heads : 1;
+    sn_pool_run(pool, attend, t, t->segments * t->splits, 1);
+    sn_run(pool, prepare_out, t, rows);
+    sn_multiply(pool, &block->out, t->attended, attended, rows, t->x, hidden, 1, t->linear_scratch);
+
+    sn_run(pool, mlp_norm, t, rows);
+    sn_multiply(pool, &block->gate_up, t->normed, hidden, rows, t->gate_up, 2 * inner, 0, t->linear_scratch);
+    sn_run(pool, activate, t, rows);
+    sn_multiply(pool, &block->down, t->gate_up, 2 * inner, rows, t->x, hidden, 1, t->linear_scratch);
+}
+
+void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
+                     int64_t rows, const sn_piece *pieces, const sn_rotation *rotations, int32_t n_pieces,
+                     const sn_kv *kv, void *scratch)
+{
+    tile t = {.span = span, .kv = kv};
+    lay_out(&t, span, sn_pool_threads(pool), rows < TILE_ROWS ? rows : TILE_ROWS, scratch);
+    for (int32_t number = first_block; number < end_block; number++) {
+        t.number = number;
+        t.block = &span->blocks[number - span->first_block];
+        for (int64_t first = 0; first < rows; first += TILE_ROWS) {
+            t.rows = rows - first < TILE_ROWS ? rows - first : TILE_ROWS;
+            t.x = x + first * span->hidden;
+            cut_segments(&t, first, pieces, rotations, n_pieces);
+            block_forward(&t, pool);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+/* Integer weights times fixed-point activations.
+ *
+ * A group of 32 activations is x = scale * (d0 + 256 d1 + 65536 d2) with signed bytes d. The digits' products
+ * with the weights' bytes are summed exactly in int32, four columns at a time (vpdpbusd, sdot), put together,
+ * converted to float once a group, and added to the row's sum in the order of the groups.
+ */
+#include <math.h>
+
+#include "linear_int.h"
+#include "linear_simd.h"
+
+#define PREFETCH 4096 /* bytes ahead: the hardware's own stops at each page; a fifth faster from the third cache */
+/* Vectors of outputs, and input rows times digits, that are summed at a time: what the registers hold. */
+#define STEP (SN_VECTORS < 4 ? SN_VECTORS : 4)
+#define MOST_ROWS (SN_LANES == 16 && SN_REGISTERS == 32 ? 6 : 1)
+#define QUADS (SN_GROUP / 4)
+#define INT8_BYTES (SN_TILE * SN_GROUP)
+#define INT4_BYTES (INT8_BYTES / 2)
+
+/* What follows the digits of a prepared group. */
+typedef struct {
+    int32_t start[3]; /* what each digit's sum starts from: the weights' offset times the digits, taken off */
+    float scale;
+    float sum; /* of the activations */
+    int32_t unused[3];
+} group_tail;
+
+static int64_t group_bytes(int digits) { return digits * SN_GROUP + (int64_t)sizeof(group_tail); }
+
+static int64_t groups_of(const sn_linear *w) { return (w->cols + SN_GROUP - 1) / SN_GROUP; }
+
+int64_t sn_int_scratch(const sn_linear *w, int64_t n) { return groups_of(w) * n * group_bytes(w->variant); }
+
+/* `count` activations (the rest of the group is 0) to digits, in the row's place of its group. */
+static void prepare_group(const float *x, int count, int digits, int32_t offset, int8_t *out) {
+    float padded[SN_GROUP];
+    if (count < SN_GROUP) {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, x, (size_t)count * sizeof *x);
+        x = padded;
+    }
+    int32_t largest_bits = 0; /* of magnitudes: they order like integers, and NaN is above all */
+    for (int i = 0; i < SN_GROUP; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        largest_bits = bits > largest_bits ? bits : largest_bits;
+    }
+    /* 127 in each digit; a little less where rounding could go beyond. */
+    const float steps = digits == 1 ? 127.0f : digits == 2 ? 32639.0f : 8355700.0f;
+    float largest = sn_float_of_bits((uint32_t)largest_bits);
+    group_tail tail = {{0, 0, 0}, 0.0f, 0.0f, {0, 0, 0}};
+    int32_t q[SN_GROUP];
+    float inverse = 0.0f;
+    if (largest_bits >= 0x7f800000) {
+        tail.scale = NAN; /* the output says so */
+    } else if (largest > 0x1p-96f) { /* below, 1 / scale overflows: taken for 0 */
+        tail.scale = largest / steps;
+        inverse = steps / largest;
+    }
+    int32_t total = 0;
+    if (inverse == 0.0f) {
+        memset(q, 0, sizeof q);
+    } else {
+        for (int i = 0; i < SN_GROUP; i++) {
+            float value = x[i] * inverse;
+            value += copysignf(0.5f, value);
+            q[i] = (int32_t)value;
+            total += q[i];
+        }
+    }
+    tail.sum = (float)total * tail.scale;
+    for (int d = digits - 1; d >= 0; d--) { /* the highest digit lies first */
+        int8_t *plane = out + (digits - 1 - d) * SN_GROUP;
+        int shift = 8 * d;
+        /* Rounding half of the lower digits' range up makes each digit the nearest. */
+        int32_t half = shift ? 0x808080 >> (24 - shift) : 0;
+        int32_t sum = 0;
+        for (int i = 0; i < SN_GROUP; i++) {
+            int8_t digit = (int8_t)((q[i] + half) >> shift);
+            plane[i] = digit;
+            sum += digit;
+        }
+        tail.start[digits - 1 - d] = -offset * sum;
+    }
+    memcpy(out + digits * SN_GROUP, &tail, sizeof tail);
+}
+
+void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch, int64_t first,
+                    int64_t end) {
+    int digits = w->variant;
+    int64_t bytes = group_bytes(digits);
+    int32_t offset = (w->kind & SN_BASE) == SN_INT8 ? SN_INT8_OFFSET : w->kind & SN_CENTRED ? 8 : 0;
+    for (int64_t row = first; row < end; row++)
+        for (int64_t group = 0; group < groups_of(w); group++) {
+            int64_t left = w->cols - group * SN_GROUP;
+            /* Blocks of input rows, in them groups, in them rows: the order in which the kernel reads. */
+            int64_t block = row / SN_BLOCK_ROWS * SN_BLOCK_ROWS;
+            int64_t rows = n - block < SN_BLOCK_ROWS ? n - block : SN_BLOCK_ROWS;
+            int8_t *out = (int8_t *)scratch + (block * groups_of(w) + group * rows + row - block) * bytes;
+            prepare_group(x + row * ldx + group * SN_GROUP, left < SN_GROUP ? (int)left : SN_GROUP, digits, offset,
+                          out);
+        }
+}
+
+/* A group of a tile's weights, as bytes to multiply. */
+typedef struct {
+    vi w[SN_VECTORS][QUADS];
+    vf scale[SN_VECTORS], minimum[SN_VECTORS];
+    vf factor[SN_VECTORS], minimum_factor[SN_VECTORS]; /* Q4_K: of the group's scales and minima */
+    int has_minimum;
+} tile_group;
+
+/* `count` input rows' share of one group: sums += scale * (w . x). `count` and `digits` are constants. */
+SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const int count, const int digits,
+                        const int small) {
+    const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
+    for (int v0 = 0; v0 < SN_VECTORS; v0 += STEP) {
+        vi acc[MOST_ROWS][3][STEP];
+        for (int m = 0; m < count; m++) {
+            group_tail tail;
+            memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
+            for (int d = 0; d < digits; d++)
+                for (int v = 0; v < STEP; v++) acc[m][d][v] = vi_set1(tail.start[d]);
+        }
+        for (int quad = 0; quad < QUADS; quad++)
+            for (int m = 0; m < count; m++)
+                for (int d = 0; d < digits; d++) {
+                    int32_t four = sn_dword(x + m * bytes + d * SN_GROUP + 4 * quad);
+                    for (int v = 0; v < STEP; v++)
+                        acc[m][d][v] = vi_dot4(acc[m][d][v], g->w[v0 + v][quad], four, small);
+                }
+        for (int m = 0; m < count; m++) {
+            group_tail tail;
+            memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
+            for (int v = 0; v < STEP; v++) {
+                float *sum = sums + m * SN_TILE + (v0 + v) * SN_LANES;
+                vi low = acc[m][digits - 1][v];
+                if (digits > 1) low = vi_shl8_add(acc[m][digits - 2][v], low);
+                vf product = vi_float(low);
+                if (digits > 2) product = vf_fma(vi_float(acc[m][0][v]), vf_set1(65536.0f), product);
+                vf total = vf_fma(product, vf_mul(g->scale[v0 + v], vf_set1(tail.scale)), vf_load(sum));
+                if (g->has_minimum) total = vf_fma(g->minimum[v0 + v], vf_set1(tail.sum), total);
+                vf_store(sum, total);
+            }
+        }
+    }
+}
+
+SN_INLINE void load_group(tile_group *g, const uint8_t *stored, const int base, int kind) {
+    if (base == SN_INT4) {
+        const vi mask = vi_set1(0x0f0f0f0f);
+        for (int v = 0; v < SN_VECTORS; v++)
+            for (int eight = 0; eight < QUADS / 2; eight++) {
+                int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
+                vi packed = vi_load(stored + panel * (INT4_BYTES / 2) + eight * 64 + lane * 4);
+                g->w[v][2 * eight] = vi_and(packed, mask);
+                g->w[v][2 * eight + 1] = vi_and(vi_shr4(packed), mask);
+            }
+        stored += INT4_BYTES;
+    } else {
+        for (int v = 0; v < SN_VECTORS; v++)
+            for (int quad = 0; quad < QUADS; quad++) {
+                int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
+                vi w = vi_load(stored + panel * (INT8_BYTES / 2) + quad * 64 + lane * 4);
+                g->w[v][quad] = SN_INT8_OFFSET ? w : vi_flip_signs(w);
+            }
+        stored += INT8_BYTES;
+    }
+    for (int v = 0; v < SN_VECTORS; v++) {
+        int type = kind & SN_SCALE_TYPE, at = v * SN_LANES;
+        if (base == SN_INT4 && type == SN_SCALE_K) {
+            g->scale[v] = vf_mul(vf_load_u8(stored + at), g->factor[v]);
+            g->minimum[v] = vf_mul(vf_load_u8(stored + SN_TILE + at), g->minimum_factor[v]);
+            continue;
+        }
+        g->scale[v] = vf_load_scale(stored, at, type);
+        if (g->has_minimum) g->minimum[v] = vf_load_scale(stored + SN_TILE * sn_scale_bytes(kind), at, type);
+    }
+}
+
+/* sums (rows, SN_TILE) of one tile and a block of input rows. */
+SN_INLINE void tile_rows(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums,
+                         const int base, const int digits) {
+    const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
+    const int together = MOST_ROWS == 1 ? 1 : MOST_ROWS / digits;
+    const int64_t step = sn_group_bytes(w->kind);
+    tile_group g;
+    for (int v = 0; v < SN_VECTORS; v++) g.factor[v] = g.minimum_factor[v] = vf_set1(0.0f);
+    g.has_minimum = base == SN_INT4 && (w->kind & SN_MINIMUM);
+    memset(sums, 0, sizeof(float) * SN_TILE * (size_t)rows);
+    for (int64_t group = 0; group < groups_of(w); group++, stored += step) {
+        if (base == SN_INT4 && (w->kind & SN_SCALE_TYPE) == SN_SCALE_K && group % SN_K_GROUPS == 0) {
+            const uint16_t *factors = (const uint16_t *)stored;
+            for (int v = 0; v < SN_VECTORS; v++) {
+                g.factor[v] = vf_load_f16(factors + v * SN_LANES);
+                g.minimum_factor[v] = vf_mul(vf_load_f16(factors + SN_TILE + v * SN_LANES), vf_set1(-1.0f));
+            }
+            stored += SN_K_BYTES;
+        }
+        for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH + ahead);
+        load_group(&g, stored, base, w->kind);
+        int m = 0;
+        for (; m + together <= rows; m += together)
+            add_rows(&g, x + m * bytes, sums + m * SN_TILE, together, digits, base == SN_INT4);
+        for (; together > 2 && m + 2 <= rows; m += 2)
+            add_rows(&g, x + m * bytes, sums + m * SN_TILE, 2, digits, base == SN_INT4);
+        for (; m < rows; m++) add_rows(&g, x + m * bytes, sums + m * SN_TILE, 1, digits, base == SN_INT4);
+        x += rows * bytes;
+    }
+}
+
+#define VARIANT(name, base, digits)                                                                              \
+    static void name(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums) {         \
+        tile_rows(w, stored, x, rows, sums, base, digits);                                                        \
+    }
+VARIANT(int4_1, SN_INT4, 1)
+VARIANT(int4_2, SN_INT4, 2)
+VARIANT(int4_3, SN_INT4, 3)
+VARIANT(int8_1, SN_INT8, 1)
+VARIANT(int8_2, SN_INT8, 2)
+VARIANT(int8_3, SN_INT8, 3)
+
+typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, int, float *);
+
+static const tile_kernel KERNELS[2][3] = {{int8_1, int8_2, int8_3}, {int4_1, int4_2, int4_3}};
+
+void sn_int_run(const sn_linear *w, int64_t n, float *y, int64_t ldy, int32_t accumulate, const void *scratch,
+                int32_t first_tile, int32_t end_tile) {
+    tile_kernel kernel = KERNELS[(w->kind & SN_BASE) == SN_INT4][w->variant - 1];
+    int64_t tile_bytes = sn_tile_bytes(w);
+    float sums[SN_BLOCK_ROWS * SN_TILE] __attribute__((aligned(64)));
+    for (int64_t block = 0; block < n; block += SN_BLOCK_ROWS) {
+        int rows = (int)(n - block < SN_BLOCK_ROWS ? n - block : SN_BLOCK_ROWS);
+        const int8_t *x = (const int8_t *)scratch + block * groups_of(w) * group_bytes(w->variant);
+        for (int32_t tile = first_tile; tile < end_tile; tile++) {
+            kernel(w, (const uint8_t *)w->weights + tile * tile_bytes, x, rows, sums);
+            int first = tile * SN_TILE, count = w->rows - first < SN_TILE ? w->rows - first : SN_TILE;
+            const float *bias = w->bias ? w->bias + first : NULL;
+            for (int m = 0; m < rows; m++) {
+                float *sum = sums + m * SN_TILE, *out = y + (block + m) * ldy + first;
+                if (bias)
+                    for (int r = 0; r < SN_TILE; r++) sum[r] += bias[r];
+                if (accumulate)
+                    for (int r = 0; r < count; r++) out[r] += sum[r];
+                else
+                    memcpy(out, sum, sizeof(float) * (size_t)count);
+            }
+        }
+    }
+}

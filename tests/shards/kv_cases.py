@@ -1,0 +1,77 @@
+"""Sessions in a paged pool, for the tests of both attention paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
+
+CPU = torch.device("cpu")
+
+
+def soiled_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> KvPool:
+    """A pool full of what must never be read: a NaN that got into a result would show."""
+    pool = KvPool(n_slots, kv_heads, head_dim, kv_dtype, CPU)
+    pool.data.fill_(-128 if kv_dtype == "int8" else float("nan"))
+    if pool.scales is not None:
+        pool.scales.fill_(float("nan"))
+    return pool
+
+
+@dataclass
+class PagedSession:
+    """``table`` (blocks, pages) of slots; ``length`` tokens are held."""
+
+    table: Tensor
+    first_block: int
+    length: int = field(default=0)
+
+    def piece(self, row: int, count: int) -> Piece:
+        return Piece(self.table, self.first_block, row, self.length, count)
+
+
+def shuffled_sessions(
+    shapes: list[tuple[int, int, int]], seed: int = 0, spare: int = 3
+) -> tuple[list[PagedSession], int]:
+    """Sessions of (first_block, blocks, tokens) whose slots lie in any order, and the pool's size."""
+    generator = torch.Generator().manual_seed(seed)
+    pages = [(first, blocks, -(-tokens // PAGE_TOKENS)) for first, blocks, tokens in shapes]
+    n_slots = sum(blocks * n for _, blocks, n in pages) + spare
+    slots = torch.randperm(n_slots, generator=generator, dtype=torch.int32)
+    sessions, taken = [], 0
+    for first, blocks, n in pages:
+        sessions.append(PagedSession(slots[taken : taken + blocks * n].view(blocks, n).contiguous(), first))
+        taken += blocks * n
+    return sessions, n_slots
+
+
+def stored(pool: KvPool, session: PagedSession, block: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (tokens, kv_heads, head_dim) float64 as the pool holds them, read slot by slot."""
+    keys, values = [], []
+    for position in range(tokens):
+        slot = int(session.table[block - session.first_block, position // PAGE_TOKENS])
+        at = position % PAGE_TOKENS
+        k, v = pool.keys[slot, :, :, at].double(), pool.values[slot, :, at].double()
+        if pool.scales is not None:
+            # The kernels multiply in float32; so does the meaning of a stored value.
+            k = (k.float() * pool.scales[slot, 0, :, at, None]).double()
+            v = (v.float() * pool.scales[slot, 1, :, at, None]).double()
+        keys.append(k)
+        values.append(v)
+    return torch.stack(keys), torch.stack(values)
+
+
+def softmax_attention(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    """``q`` (n, heads, head_dim) at positions from ``start``, against (start + n, kv_heads, head_dim), in
+    float64, written out → (n, heads * head_dim)."""
+    n, heads, head_dim = q.shape
+    group = heads // keys.shape[1]
+    wide_keys = keys.double().repeat_interleave(group, 1)
+    wide_values = values.double().repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", q.double(), wide_keys) * head_dim**-0.5
+    seen = torch.arange(len(keys))[None, :] <= torch.arange(start, start + n)[:, None]
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, wide_values).reshape(n, -1)

@@ -1,0 +1,372 @@
+"""The C linears against float64 products with the weights they stand for."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gguf.quants import quantize
+from torch import Tensor
+
+from swarm_node.shards import native_linear
+from swarm_node.shards.native_linear import (
+    Digits,
+    NativeLinear,
+    native_dense,
+    native_file,
+    native_int4,
+    native_int8,
+)
+from swarm_node.shards.quantize import (
+    Int4Groups,
+    Int8Groups,
+    file_groups,
+    file_int8_groups,
+    to_int4,
+    to_int8_groups,
+)
+from swarm_node.shards.raw_tensor import RawTensor
+from swarm_node.swarm.cbuild import NativeUnavailableError
+
+try:
+    native_linear.library()
+except NativeUnavailableError as unavailable:
+    pytest.skip(str(unavailable), allow_module_level=True)
+
+SHAPES = ((1, 32), (7, 64), (32, 32), (33, 96), (80, 160), (200, 576))
+ROWS = (1, 2, 3, 5, 6, 7, 8, 12, 17, 33, 64, 65, 131)
+TOLERANCE = {Digits.EXACT: 1e-6, Digits.CLOSE: 6e-5, Digits.FAST: 1.2e-2}
+"""Relative to the norm of the products; for normal activations, of which the largest in 32 is about 2."""
+
+Make = Callable[[Tensor, "Tensor | None", Digits], tuple[NativeLinear, Tensor]]
+
+
+def q4_1(weight: Tensor) -> Int4Groups:
+    """Groups as a Q4_1 file has them: float16 scales and minima."""
+    groups = to_int4(weight)
+    return Int4Groups(
+        groups.q, (groups.scale * 1.0117).half().float(), (groups.minimum * 0.9871).half().float()
+    )
+
+
+def q4_0(weight: Tensor) -> Int4Groups:
+    groups = q4_1(weight)
+    return Int4Groups(groups.q, groups.scale, -8.0 * groups.scale)
+
+
+def q4_k(weight: Tensor) -> Int4Groups:
+    """Scales and minima that only float32 holds."""
+    groups = to_int4(weight)
+    return Int4Groups(groups.q, groups.scale * 1.000117, groups.minimum * 0.999871)
+
+
+def all_bytes(weight: Tensor) -> Int8Groups:
+    """With -128, which files may have and ``to_int8_groups`` does not make."""
+    groups = to_int8_groups(weight)
+    q = groups.q.clone()
+    q[:, ::7] = -128
+    return Int8Groups(q, groups.scale)
+
+
+def bf16_scales(weight: Tensor) -> Int8Groups:
+    groups = to_int8_groups(weight)
+    return Int8Groups(groups.q, (groups.scale * 1e-9).bfloat16().float())
+
+
+def integer(
+    build: Callable[..., NativeLinear], form: Callable[[Tensor], Int4Groups] | Callable[[Tensor], Int8Groups]
+) -> Make:
+    def make(weight: Tensor, bias: Tensor | None, digits: Digits) -> tuple[NativeLinear, Tensor]:
+        groups = form(weight)
+        return build([groups], bias, digits), groups.dequantize()
+
+    return make
+
+
+def dense(dtype: torch.dtype) -> Make:
+    def make(weight: Tensor, bias: Tensor | None, digits: Digits) -> tuple[NativeLinear, Tensor]:
+        return native_dense([weight.to(dtype)], bias), weight.to(dtype).float()
+
+    return make
+
+
+MAKERS: dict[str, Make] = {
+    "int4, our own": integer(native_int4, to_int4),
+    "Q4_0": integer(native_int4, q4_0),
+    "Q4_1": integer(native_int4, q4_1),
+    "Q4_K": integer(native_int4, q4_k),
+    "int8, our own": integer(native_int8, to_int8_groups),
+    "Q8_0": integer(native_int8, all_bytes),
+    "int8, bfloat16 scales": integer(native_int8, bf16_scales),
+    "float32": dense(torch.float32),
+    "float16": dense(torch.float16),
+    "bfloat16": dense(torch.bfloat16),
+}
+
+
+def case(rows: int, cols: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows * cols + tokens)
+    weight = torch.randn(rows, cols, generator=generator) * cols**-0.5
+    return weight, torch.randn(tokens, cols, generator=generator), torch.randn(rows, generator=generator)
+
+
+def error(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
+    want = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert got.shape == want.shape
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("digits", Digits)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_products(maker: str, shape: tuple[int, int], digits: Digits) -> None:
+    weight, x, bias = case(*shape, max(ROWS))
+    for held_bias in (None, bias):
+        linear, values = MAKERS[maker](weight, held_bias, digits)
+        tolerance = 1e-6 if maker.startswith(("float", "bfloat")) else TOLERANCE[digits]
+        whole = linear(x)
+        assert error(whole, x, values, held_bias) < tolerance
+        # A row's bits depend on nothing but the row.
+        for tokens in ROWS:
+            assert torch.equal(linear(x[:tokens]), whole[:tokens])
+            assert torch.equal(linear(x[-tokens:]), whole[-tokens:])
+
+
+@pytest.mark.parametrize("maker", ["Q4_1", "Q4_0", "Q8_0"])
+def test_large_channels_do_not_spoil_exact_products(maker: str) -> None:
+    """Trained models have channels hundreds of times the rest, and a first token of thousands."""
+    weight, x, _ = case(96, 192, 9)
+    x[:, 5] *= 1000.0
+    x[0] *= 1e4
+    linear, values = MAKERS[maker](weight, None, Digits.EXACT)
+    want = x.double() @ values.double().t()
+    in_float32 = (x @ values.t() - want).norm(dim=1)
+    assert ((linear(x) - want).norm(dim=1) < 4 * in_float32).all()
+
+
+@pytest.mark.parametrize("digits", Digits)
+def test_magnitudes(digits: Digits) -> None:
+    """Groups of the largest value only (every digit at its end), zeros, and values near float32's ends."""
+    weight, _, _ = case(40, 64, 1)
+    linear, values = MAKERS["Q8_0"](weight, None, digits)
+    ones = torch.ones(3, 64)
+    ones[1, ::2] = -1.0
+    ones[2, 32:] = 0.0
+    for scale in (1.0, 0.3, 1e-20, 1e30, 7.1e5):
+        assert error(linear(ones * scale), ones * scale, values, None) < TOLERANCE[digits]
+    assert torch.equal(linear(torch.zeros(2, 64)), torch.zeros(2, 40))
+    assert torch.equal(linear(torch.full((1, 64), 1e-38)), torch.zeros(1, 40))
+
+
+@pytest.mark.parametrize("maker", ["Q4_1", "Q8_0"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows_and_stays_in_its_row(maker: str, value: float) -> None:
+    weight, x, _ = case(40, 64, 3)
+    linear, _ = MAKERS[maker](weight, None, Digits.CLOSE)
+    clean = linear(x)
+    x[1, 40] = value
+    spoiled = linear(x)
+    assert spoiled[1].isnan().all()
+    assert torch.equal(spoiled[[0, 2]], clean[[0, 2]])
+
+
+FILE_BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q4_K": 4.625, "Q8_0": 8.5}
+
+
+def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> RawTensor:
+    weight, _, _ = case(rows, cols, 1)
+    if qtype == "Q4_K":  # which the gguf package cannot make
+        random = np.random.default_rng(rows)
+        data = random.integers(0, 256, (rows, cols // 256 * 144), dtype=np.uint8)
+        factors = random.normal(size=(rows, cols // 256, 2)).astype(np.float16)
+        data.reshape(rows, -1, 144)[..., :4] = factors.view(np.uint8)
+    else:
+        data = quantize(weight.numpy(), gguf.GGMLQuantizationType[qtype])
+    return RawTensor("w", (rows, cols), qtype, data, np.arange(rows)[::-1] if shuffled else None)
+
+
+@pytest.mark.parametrize("digits", Digits)
+@pytest.mark.parametrize("qtype", FILE_BITS)
+def test_file_blocks_are_held_exactly(qtype: str, digits: Digits) -> None:
+    raws = [file_tensor(qtype, 33, 512, shuffled=True), file_tensor(qtype, 31, 512)]
+    linear = native_file(raws, None, digits)
+    assert linear is not None
+    assert linear.nbytes * 8 == FILE_BITS[qtype] * 64 * 512
+    weight = torch.cat([raw.dequantize() for raw in raws])
+    # Unit vectors read the weights out; powers of two, which one digit holds but for its 127 steps.
+    read = linear(torch.eye(512)).t()
+    torch.testing.assert_close(read, weight, rtol=3e-6, atol=1e-6 * weight.abs().max().item())
+    x = torch.randn(7, 512, generator=torch.Generator().manual_seed(1))
+    assert error(linear(x), x, weight, None) < TOLERANCE[digits]
+    for tokens in range(1, 7):
+        assert torch.equal(linear(x[:tokens]), linear(x)[:tokens])
+
+
+@pytest.mark.parametrize("qtype", FILE_BITS)
+def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
+    raw = file_tensor(qtype, 40, 256)
+    direct = native_file([raw], None, Digits.CLOSE)
+    grouped = (
+        native_int8([file_int8_groups(raw)], None, Digits.CLOSE)
+        if qtype == "Q8_0"
+        else native_int4([file_groups(raw)], None, Digits.CLOSE)
+    )
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    assert direct is not None
+    assert torch.equal(direct(x), grouped(x))
+
+
+def test_only_like_types_are_packed_from_the_file() -> None:
+    q4, q8 = file_tensor("Q4_1", 32, 64), file_tensor("Q8_0", 32, 64)
+    assert native_file([q4, q8], None, Digits.CLOSE) is None
+    assert native_file([RawTensor("w", (8, 64), "F32", q4.stored)], None, Digits.CLOSE) is None
+    with pytest.raises(ValueError, match="differ in columns"):
+        native_file([q4, file_tensor("Q4_1", 32, 96)], None, Digits.CLOSE)
+    wrong = RawTensor("w", (32, 64), "Q4_1", q4.stored, np.full(32, 32))
+    with pytest.raises(ValueError, match="row order"):
+        native_file([wrong], None, Digits.CLOSE)
+
+
+def test_parts_are_one_matrix() -> None:
+    weight, x, bias = case(130, 64, 9)
+    sizes = (50, 7, 73)
+    for whole, parts in (
+        (native_int4([q4_1(weight)], bias, Digits.CLOSE), [q4_1(part) for part in weight.split(sizes)]),
+        (native_int4([to_int4(weight)], bias, Digits.CLOSE), [to_int4(part) for part in weight.split(sizes)]),
+    ):
+        assert torch.equal(native_int4(parts, bias, Digits.CLOSE)(x), whole(x))
+    eight = [to_int8_groups(part) for part in weight.split(sizes)]
+    assert torch.equal(
+        native_int8(eight, bias, Digits.CLOSE)(x),
+        native_int8([to_int8_groups(weight)], bias, Digits.CLOSE)(x),
+    )
+    assert torch.equal(native_dense(weight.split(sizes), bias)(x), native_dense([weight], bias)(x))
+
+
+def test_scales_take_two_bytes_where_that_is_exact() -> None:
+    weight, _, _ = case(64, 64, 1)
+    values, groups = 64 * 64, 64 * 2
+    assert native_int4([q4_0(weight)], None, Digits.EXACT).nbytes == values // 2 + 2 * groups
+    assert native_int4([q4_1(weight)], None, Digits.EXACT).nbytes == values // 2 + 4 * groups
+    assert native_int4([to_int4(weight)], None, Digits.EXACT).nbytes == values // 2 + 4 * groups
+    assert native_int4([q4_k(weight)], None, Digits.EXACT).nbytes == values // 2 + 8 * groups
+    assert native_int8([to_int8_groups(weight)], None, Digits.EXACT).nbytes == values + 2 * groups
+
+
+def test_strided_and_narrow_input_is_taken() -> None:
+    weight, x, _ = case(64, 64, 6)
+    linear = native_int4([to_int4(weight)], None, Digits.CLOSE)
+    assert torch.equal(linear(torch.cat((x, x), 1)[:, :64]), linear(x))
+    assert torch.equal(linear(x.t().contiguous().t()), linear(x))
+    assert torch.equal(linear(x.bfloat16()), linear(x.bfloat16().float()))
+    assert linear(x[:0]).shape == (0, 64)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="40 columns"):
+        native_int8([Int8Groups(torch.zeros(4, 40, dtype=torch.int8), torch.ones(4, 1))], None, Digits.EXACT)
+    with pytest.raises(ValueError, match="differ"):
+        native_dense([torch.zeros(4, 32), torch.zeros(4, 64)], None)
+    with pytest.raises(ValueError, match="columns"):
+        native_dense([torch.zeros(4, 32)], None)(torch.zeros(1, 31))
+
+
+def test_accumulating_and_ranges_of_tiles() -> None:
+    """What the span's driver does: part of the outputs, added to what is there."""
+    weight, x, bias = case(100, 64, 5)
+    for linear in (native_int4([q4_1(weight)], bias, Digits.CLOSE), native_dense([weight], bias)):
+        kernels = native_linear.library()
+        scratch = torch.empty(kernels.sn_linear_scratch(linear.struct, 5) + 1, dtype=torch.uint8)
+        kernels.sn_linear_prepare.argtypes = (*_POINTERS[:4], ctypes.c_void_p)
+        kernels.sn_linear_prepare(linear.struct, x.data_ptr(), 64, 5, scratch.data_ptr())
+        out = torch.ones(5, 104)
+        kernels.sn_linear_run.argtypes = (*_POINTERS, *_REST)
+        for first, end in ((3, 4), (1, 3)):
+            kernels.sn_linear_run(
+                *(linear.struct, x.data_ptr(), 64, 5, out.data_ptr(), 104, 1, scratch.data_ptr(), first, end)
+            )
+        assert torch.equal(out[:, 32:100], linear(x)[:, 32:] + 1.0)
+        assert (out[:, :32] == 1.0).all()
+        assert (out[:, 100:] == 1.0).all()
+
+
+_POINTERS = (
+    ctypes.POINTER(native_linear.SnLinear),
+    *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
+)
+_REST = (ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[str]:
+    return [str(path) for path in sorted(Path(native_linear.__file__).parent.glob("csrc/linear*.c"))]
+
+
+INSTRUCTION_SETS = {
+    "plain": ["-DSN_PORTABLE"],
+    "avx2": ["-march=x86-64-v3"],
+    "avx-vnni": ["-march=x86-64-v3", "-mavxvnni"],
+}
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def other_kernels(
+    request: pytest.FixtureRequest,
+    sources: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """The same sources for other instruction sets, in the library's place."""
+    name: str = request.param
+    if name != "plain":
+        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        if {"avx2": "avx2", "avx-vnni": "avx_vnni"}[name] not in flags:
+            pytest.skip(f"this CPU has no {name}")
+    compiler = shutil.which("cc") or shutil.which("clang") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no compiler of its own on this machine")
+    target = tmp_path / "linear.so"
+    command = [compiler, "-O2", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
+    subprocess.run([*command, *INSTRUCTION_SETS[name], *sources, "-o", str(target), "-lm"], check=True)
+    kernels = ctypes.CDLL(str(target))
+    native_linear._kernels.cache_clear()
+    monkeypatch.setattr(native_linear, "library", lambda: kernels)
+    yield
+    native_linear._kernels.cache_clear()
+
+
+EXPECTED_SHAPE, EXPECTED_ROWS = (70, 96), 13
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[tuple[str, Digits], Tensor]:
+    """What the library of this machine computes."""
+    weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
+    return {
+        (maker, digits): make(weight, bias, digits)[0](x)
+        for maker, make in MAKERS.items()
+        for digits in Digits
+    } | {("Q4_K file", digits): q4_k_file(digits) for digits in Digits}
+
+
+def q4_k_file(digits: Digits) -> Tensor:
+    linear = native_file([file_tensor("Q4_K", 40, 256)], None, digits)
+    assert linear is not None
+    return linear(torch.randn(5, 256, generator=torch.Generator().manual_seed(1)))
+
+
+def test_every_instruction_set_gives_the_same_bits(
+    expected: dict[tuple[str, Digits], Tensor], other_kernels: None
+) -> None:
+    weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
+    for (maker, digits), want in expected.items():
+        got = q4_k_file(digits) if maker == "Q4_K file" else MAKERS[maker](weight, bias, digits)[0](x)
+        assert torch.equal(got, want), (maker, digits)

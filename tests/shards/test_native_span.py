@@ -1,0 +1,305 @@
+"""The span in C against the plain path, and its promise: a row's bits depend on nothing but its own past."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from swarm_node.shards import native_library
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.kv_pool import KvPool, Piece
+from swarm_node.shards.linear import DenseLinear, Scratch
+from swarm_node.shards.llama import LlamaBlock
+from swarm_node.shards.native_library import library
+from swarm_node.shards.native_linear import NativeLinear
+from swarm_node.shards.native_threads import ThreadPool
+from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.swarm.cbuild import NativeUnavailableError
+from swarm_node.swarm.errors import LocalProtocolError
+from swarm_node.swarm.types import Span
+
+HFLlama = Callable[..., Path]
+MakeSessions = Callable[..., Any]
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "head-16": {},
+    "head-8-mqa": {"num_attention_heads": 8, "num_key_value_heads": 1},
+    "head-64-uneven": {
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "intermediate_size": 160,
+    },
+    "hidden-40": {
+        "hidden_size": 40,
+        "intermediate_size": 88,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+    },
+    "dynamic": {
+        "max_position_embeddings": 16,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0},
+    },
+}
+FEEDS = [[(0, 1)], [(0, 70), (1, 1), (2, 3)], [(2, 1), (0, 1), (1, 33)], [(1, 1), (2, 130)], [(0, 2), (2, 1)]]
+"""(session, tokens) of each batch; rows go past a page, a tile and several of each."""
+TOKENS = 160
+
+
+def rows_of(feeds: list[list[tuple[int, int]]], hidden: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(sum(count for _, count in feed), hidden, generator=generator) for feed in feeds]
+
+
+def feed_all(
+    sessions: MakeSessions, model: SpanModel, feeds: list[list[tuple[int, int]]] = FEEDS, **options: Any
+) -> list[Tensor]:
+    fed = sessions(model, count=3, tokens=TOKENS, **options)
+    xs = rows_of(feeds, model.config.hidden_size)
+    return [fed.forward(x, feed) for x, feed in zip(xs, feeds, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Callable[..., SpanModel]:
+    """``spans(shape, kernels=..., quantize=..., threads=...)``: four blocks with weights of usual size."""
+    folders: dict[str, Path] = {}
+
+    def load(shape: str = "head-16", *, threads: int = 1, **options: str) -> SpanModel:
+        if shape not in folders:
+            folders[shape] = hf_llama_in(
+                tmp_path_factory.mktemp(shape), scale=lambda cols: cols**-0.5, **SHAPES[shape]
+            )
+        wanted = replace(LoadOptions(dtype="float32", quantize="none", kernels="native"), **options)
+        with open_checkpoint(str(folders[shape])) as checkpoint:
+            return load_span(checkpoint, Span(0, 4), wanted, threads=threads)
+
+    return load
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_like_the_plain_path(
+    spans: Callable[..., SpanModel], sessions: MakeSessions, shape: str, threads: int
+) -> None:
+    native, plain = spans(shape, threads=threads), spans(shape, kernels="torch")
+    assert (native.kernels, plain.kernels) == ("native exact", "torch")
+    for got, want in zip(feed_all(sessions, native), feed_all(sessions, plain), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16", "int8"])
+def test_kv_types(spans: Callable[..., SpanModel], sessions: MakeSessions, kv_dtype: str) -> None:
+    """Both paths round keys and values alike, so they differ by a rounding that fell the other way here and
+    there."""
+    got = feed_all(sessions, spans(threads=2), kv_dtype=kv_dtype)
+    want = feed_all(sessions, spans(kernels="torch"), kv_dtype=kv_dtype)
+    exact = feed_all(sessions, spans(kernels="torch"))
+    for a, b, c in zip(got, want, exact, strict=True):
+        error, rounding = (a - b).norm(), (b - c).norm()
+        assert error < rounding
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("shape", ["head-16", "head-64-uneven"])
+def test_a_rows_bits_depend_on_its_own_past_alone(
+    spans: Callable[..., SpanModel], sessions: MakeSessions, shape: str, quantize: str
+) -> None:
+    """Batched, in chunks of every size, on one to three threads, and in other slots: the same bits."""
+    want = feed_all(sessions, spans(shape, quantize=quantize))
+    by_session = [
+        torch.cat([t for x, feed in zip(want, FEEDS, strict=True) for t in part(x, feed, s)])
+        for s in range(3)
+    ]
+    inputs = rows_of(FEEDS, spans(shape).config.hidden_size)
+    alone = [
+        torch.cat([t for x, feed in zip(inputs, FEEDS, strict=True) for t in part(x, feed, s)])
+        for s in range(3)
+    ]
+    for threads, chunk in ((1, 1), (2, 5), (3, 64), (2, 1000)):
+        model = spans(shape, quantize=quantize, threads=threads)
+        assert model.kernels == "native exact"
+        for x, expected in zip(alone, by_session, strict=True):
+            fed = sessions(model, tokens=TOKENS, seed=threads)
+            got = torch.cat([fed.forward(rows) for rows in x.split(chunk)])
+            assert torch.equal(got, expected)
+        for got_all, want_all in zip(feed_all(sessions, model, seed=9), want, strict=True):
+            assert torch.equal(got_all, want_all)
+
+
+def part(x: Tensor, feed: list[tuple[int, int]], session: int) -> list[Tensor]:
+    """The rows of one session."""
+    pieces = zip(feed, x.split([count for _, count in feed]), strict=True)
+    return [rows for (owner, _), rows in pieces if owner == session]
+
+
+@pytest.mark.parametrize(("kernels", "tolerance"), [("native", 1e-5), ("fast", 0.05)])
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantized_against_float32_products_with_the_same_weights(
+    spans: Callable[..., SpanModel], sessions: MakeSessions, quantize: str, kernels: str, tolerance: float
+) -> None:
+    native = spans(quantize=quantize, kernels=kernels)
+    blocks = []
+    for block in spans(quantize=quantize)._blocks:
+        linears = [dense(getattr(block, name)) for name in ("qkv", "out", "gate_up", "down")]
+        blocks.append(
+            LlamaBlock(native.config, block.norm, linears[0], linears[1], block.mlp_norm, *linears[2:])
+        )
+    plain = SpanModel(native.config, native.span, blocks, native.device, native.dtype, 0, "dense")
+    for got, want in zip(feed_all(sessions, native), feed_all(sessions, plain), strict=True):
+        assert ((got - want).norm() / want.norm()).item() < tolerance
+
+
+def dense(linear: NativeLinear) -> DenseLinear:
+    """The matrix that a linear multiplies by, from what it makes of unit vectors."""
+    return DenseLinear(linear(torch.eye(linear.struct.cols)).t().contiguous(), None, Scratch())
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_random_schedules(
+    data: st.DataObject, spans: Callable[..., SpanModel], sessions: MakeSessions
+) -> None:
+    """Ragged batches of four sessions in any order, over any sub-span."""
+    start = data.draw(st.integers(0, 3))
+    span = Span(start, data.draw(st.integers(start + 1, 4)))
+    native, plain = loaded(spans, threads=data.draw(st.integers(1, 2))), loaded(spans, kernels="torch")
+    fed = [sessions(model, count=4, tokens=TOKENS) for model in (native, plain)]
+    for _ in range(data.draw(st.integers(1, 4))):
+        chosen = data.draw(st.lists(st.integers(0, 3), min_size=1, unique=True))
+        room = [min(TOKENS - fed[0].lengths[session], 70) for session in chosen]
+        steps = [(s, data.draw(st.integers(1, most))) for s, most in zip(chosen, room, strict=True) if most]
+        x = rows_of([steps], 64)[0]
+        if steps:
+            got, want = (one.forward(x, steps, span) for one in fed)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+_models: dict[tuple[Any, ...], SpanModel] = {}
+
+
+def loaded(spans: Callable[..., SpanModel], **options: Any) -> SpanModel:
+    key = tuple(options.items())
+    if key not in _models:
+        _models[key] = spans(**options)
+    return _models[key]
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"row": 1}, 4),
+        ({"count": 0}, 0),
+        ({"count": 3}, 4),
+        ({"start": 30}, 4),
+        ({"start": -1}, 4),
+        ({"first_block": 1}, 4),
+        ({"table": torch.zeros(3, 1, dtype=torch.int32)}, 4),
+        ({"table": torch.zeros(4, 1, dtype=torch.int64)}, 4),
+        ({"table": torch.zeros(4, 2, dtype=torch.int32)[:, :1]}, 4),
+    ],
+    ids=str,
+)
+def test_pieces_that_do_not_fit_are_refused(
+    spans: Callable[..., SpanModel], change: dict[str, Any], rows: int
+) -> None:
+    model = loaded(spans, threads=1)
+    pool = KvPool(4, 2, 16, "float32", torch.device("cpu"))
+    piece = Piece(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
+    model.forward(torch.zeros(4, 64), [piece], pool)
+    with pytest.raises(LocalProtocolError):
+        model.forward(torch.zeros(rows, 64), [replace(piece, **change)], pool)
+
+
+def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanModel]) -> None:
+    piece = Piece(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
+    for pool in (
+        KvPool(4, 1, 16, "float32", torch.device("cpu")),
+        KvPool(4, 2, 8, "float32", torch.device("cpu")),
+    ):
+        with pytest.raises(LocalProtocolError, match="KV heads"):
+            loaded(spans, threads=1).forward(torch.zeros(4, 64), [piece], pool)
+    with pytest.raises(LocalProtocolError, match="hidden"):
+        loaded(spans, threads=1).forward(
+            torch.zeros(4, 60), [piece], KvPool(4, 2, 16, "int8", torch.device("cpu"))
+        )
+
+
+def test_threads_end_with_the_model(spans: Callable[..., SpanModel], sessions: MakeSessions) -> None:
+    process = psutil.Process()
+    before = process.num_threads()
+    model = spans(threads=4)
+    sessions(model).forward(torch.zeros(40, 64))
+    assert process.num_threads() == before + 3
+    del model
+    gc.collect()
+    assert process.num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_thread_counts_that_cannot_be(threads: int) -> None:
+    if threads > 1:
+        with pytest.raises(OSError, match="cannot start"):
+            ThreadPool(threads)
+    else:
+        assert ThreadPool(threads).handle is None
+
+
+def test_without_the_library_torch_computes(
+    spans: Callable[..., SpanModel], sessions: MakeSessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = sessions(spans()).forward(torch.ones(3, 64))
+    monkeypatch.setenv("SWARM_NODE_NATIVE", "0")
+    native_library.library.cache_clear()
+    try:
+        with pytest.raises(NativeUnavailableError, match="SWARM_NODE_NATIVE"):
+            library()
+        model = spans(kernels="auto")
+        assert model.kernels == "torch"
+        torch.testing.assert_close(sessions(model).forward(torch.ones(3, 64)), want, rtol=1e-4, atol=1e-4)
+    finally:
+        native_library.library.cache_clear()
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 1536])
+def test_silu(count: int) -> None:
+    """Within 4 units in the last place of float64, from where it underflows to where it is the identity."""
+    gate = torch.cat((torch.linspace(-80, 100, count), torch.randn(count, generator=torch.Generator()) * 4))
+    up = torch.full_like(gate, 1.5)
+    want = torch.nn.functional.silu(gate.double()) * 1.5
+    got = gate.clone()
+    library().sn_silu_mul(ctypes.c_void_p(got.data_ptr()), ctypes.c_void_p(up.data_ptr()), len(got))
+    torch.testing.assert_close(got.double(), want, rtol=4 * 2**-23, atol=0)
+
+
+def test_silu_of_what_is_not_finite() -> None:
+    gate, up = torch.tensor([float("nan"), float("inf"), -200.0, -0.0, 0.0]), torch.ones(5)
+    library().sn_silu_mul(ctypes.c_void_p(gate.data_ptr()), ctypes.c_void_p(up.data_ptr()), 5)
+    assert gate[0].isnan()
+    assert gate[1] == float("inf")
+    assert -1e-30 < gate[2] <= 0
+    assert gate[3:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
+@pytest.mark.parametrize("hidden", [1, 8, 40, 576])
+def test_rms_norm(hidden: int, size: float) -> None:
+    generator = torch.Generator().manual_seed(hidden)
+    x, weight = torch.randn(hidden, generator=generator) * size, torch.randn(hidden, generator=generator)
+    want = x.double() / (x.double().pow(2).mean() + 1e-5).sqrt() * weight.double()
+    got = torch.empty_like(x)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, weight, got))
+    library().sn_rms_norm(*pointers, hidden, ctypes.c_float(1e-5))
+    torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=1e-9)

@@ -1,0 +1,139 @@
+"""From a file's tensors to the linears that the plan wants."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from swarm_node.shards.autoselect import Kind, LoadOptions, resolve
+from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.kernel_table import kernel_table
+from swarm_node.shards.linear import DenseLinear, Int4Linear, Int8Linear, Linear
+from swarm_node.shards.native_linear import NativeLinear
+from swarm_node.shards.weights import WeightLoader
+from swarm_node.swarm.errors import UsageError
+
+GGUFLlama = Callable[..., Path]
+HFLlama = Callable[..., Path]
+GATE_UP = ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"]
+needs_native = pytest.mark.skipif(not kernel_table().native, reason="no native kernels on this machine")
+
+
+def load(checkpoint: Checkpoint, options: LoadOptions, kind: Kind | None = None) -> tuple[Linear, str]:
+    plan = resolve(options, checkpoint.config.native_dtype)
+    loader = WeightLoader(checkpoint, plan)
+    linear = loader.linear(GATE_UP, [512, 512], 256, kind)
+    assert loader.nbytes == linear.nbytes
+    return linear, loader.summary()
+
+
+def values(checkpoint: Checkpoint) -> torch.Tensor:
+    return torch.cat([checkpoint.tensor(f"{name}.weight").dequantize() for name in GATE_UP])
+
+
+CASES = [
+    ("Q4_0", "auto", "int4 (Q4_0)", 4.5, 1e-4),
+    ("Q4_1", "auto", "int4 (Q4_1)", 5.0, 1e-4),
+    ("Q8_0", "auto", "int8 (Q8_0)", 8.5, 1e-4),
+    ("Q6_K", "auto", "bfloat16", 16.0, 3e-3),
+    ("BF16", "auto", "bfloat16", 16.0, 1e-4),
+    ("F16", "auto", "float16", 16.0, 1e-4),
+    ("F32", "auto", "float32", 32.0, 1e-4),
+    ("F32", "int8", "int8", 8.5, 0.01),
+    ("F32", "int4", "int4", 5.0, 0.12),
+    ("Q4_1", "int8", "int8", 8.5, 0.01),
+    ("Q8_0", "int4", "int4", 5.0, 0.12),
+    ("Q4_1", "none", "float32", 32.0, 1e-4),
+]
+
+
+@needs_native
+@pytest.mark.parametrize(("qtype", "quantize", "form", "bits", "tolerance"), CASES)
+def test_native_forms(
+    gguf_llama: GGUFLlama, qtype: str, quantize: str, form: str, bits: float, tolerance: float
+) -> None:
+    with open_checkpoint(str(gguf_llama(qtype))) as checkpoint:
+        linear, summary = load(checkpoint, LoadOptions(quantize=quantize, kernels="native"))
+        weight = values(checkpoint)
+    assert isinstance(linear, NativeLinear)
+    assert summary == form
+    assert linear.nbytes * 8 == bits * weight.numel()  # and nothing is held twice
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
+    want = x @ weight.t()
+    assert ((linear(x) - want).norm() / want.norm()).item() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("qtype", "quantize", "type_", "form"),
+    [
+        ("Q4_1", "auto", (Int4Linear, DenseLinear), None),
+        ("Q8_0", "auto", DenseLinear, None),
+        ("F32", "int8", Int8Linear, "int8"),
+        ("Q8_0", "int4", Int4Linear, "int4"),
+        ("F16", "auto", DenseLinear, "float32"),
+    ],
+)
+def test_torch_forms(
+    gguf_llama: GGUFLlama,
+    qtype: str,
+    quantize: str,
+    type_: type | tuple[type, ...],
+    form: str | None,
+) -> None:
+    with open_checkpoint(str(gguf_llama(qtype))) as checkpoint:
+        linear, summary = load(checkpoint, LoadOptions(quantize=quantize, kernels="torch"))
+    assert isinstance(linear, type_)
+    assert form is None or summary == form
+
+
+def test_widths_without_groups_are_dense(hf_llama: HFLlama) -> None:
+    path = hf_llama(hidden_size=40, num_attention_heads=4, num_key_value_heads=2)
+    with open_checkpoint(str(path)) as checkpoint:
+        for kernels in ("auto", "torch"):
+            options = LoadOptions(quantize="int8", kernels=kernels)
+            loader = WeightLoader(checkpoint, resolve(options, "F32"))
+            linear = loader.linear(GATE_UP, [96, 96], 40, Kind.INT8)
+            assert loader.summary() == "float32"
+            x = torch.randn(3, 40)
+            torch.testing.assert_close(linear(x), x @ values(checkpoint).t(), rtol=1e-5, atol=1e-5)
+
+
+PROBE = """
+import sys
+from swarm_node.shards.autoselect import LoadOptions, resolve
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.weights import WeightLoader
+with open_checkpoint(sys.argv[1]) as checkpoint:
+    loader = WeightLoader(checkpoint, resolve(LoadOptions(), "Q4_1"))
+    linear = loader.linear(["model.layers.0.mlp.down_proj"], [256], 512)
+    print(type(linear).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"SWARM_NODE_NATIVE": "0"}, {"SWARM_NODE_CC": "no-such-compiler"}],
+    ids=["turned off", "no compiler"],
+)
+def test_without_native_kernels_torch_does_all(
+    gguf_llama: GGUFLlama, environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(gguf_llama("Q4_1"))],
+        env={**os.environ, **environment, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() in ("Int4Linear", "DenseLinear")
+
+
+def test_native_kernels_elsewhere_are_refused() -> None:
+    with pytest.raises(UsageError, match="native kernels"):
+        resolve(LoadOptions(dtype="float16", kernels="native"), "F32")
