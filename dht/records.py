@@ -1,7 +1,8 @@
 """What an announcement says: NodeInfo, ModelRef and withdrawal to msgpack maps and back.
 
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
-             "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent"}
+             "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
+             "queue_ms", "tps", "sessions"}           the last three may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
 
@@ -86,7 +87,12 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "codecs": Sequence(Word(re.compile(r"[a-z0-9_-]{1,24}"), "a codec's name"), 0, MAX_CODECS),
     "weights": Prose(64),
     "agent": Prose(64),
+    "queue_ms": Real(0, 1e9),
+    "tps": Real(0, 1e9),
+    "sessions": Integer(0, 2**31 - 1),
 }
+_OPTIONAL: dict[str, object] = {"queue_ms": 0.0, "tps": 0.0, "sessions": 0}
+"""What an entry may leave out, and the value that it then has."""
 
 
 def encode_node(info: NodeInfo) -> bytes:
@@ -116,6 +122,9 @@ def encode_node(info: NodeInfo) -> bytes:
                 "codecs": info.codecs,
                 "weights": info.weights,
                 "agent": info.version,
+                "queue_ms": info.queue_ms,
+                "tps": info.tokens_per_s,
+                "sessions": info.sessions,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not maddrs:
@@ -166,6 +175,9 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         codecs=values["codecs"],
         weights=values["weights"],
         version=values["agent"],
+        queue_ms=values["queue_ms"],
+        tokens_per_s=values["tps"],
+        sessions=values["sessions"],
     )
 
 
@@ -191,6 +203,9 @@ def _encode(kind: str, fields: dict[str, FieldType], values: dict[str, object]) 
 def _read(owner: str, fields: dict[str, FieldType], record: dict[str, object]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in fields.items():
+        if name in _OPTIONAL and name not in record:
+            values[name] = _OPTIONAL[name]
+            continue
         try:
             values[name] = field.read(record.get(name))
         except FieldError as error:

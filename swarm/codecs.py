@@ -41,6 +41,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from . import native_codec
 from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
 
 CODECS = ("none", "bf16", "fp16", "int8")
@@ -57,6 +58,7 @@ _SMALLEST_SCALED = 1e-30
 _ROWS_AT_ONCE = 64
 """Rows encoded together: their float32 temporaries stay in the second-level cache."""
 _INFINITY_BITS = {"bf16": 0x7F80, "fp16": 0x7C00}
+_CPU = torch.device("cpu")
 _TORCH_16 = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,7 +69,7 @@ def payload_bytes(codec: str, tokens: int, hidden: int) -> int:
     if tokens < 0 or not 0 < hidden <= MAX_HIDDEN:
         raise UsageError(f"no codec holds {tokens} tokens of {hidden} values")
     if codec == "int8":
-        return tokens * _row_type(hidden).itemsize
+        return tokens * (4 + 6 * min(OUTLIERS, hidden) + hidden)
     return tokens * hidden * (4 if codec == "none" else 2)
 
 
@@ -82,7 +84,13 @@ def encode(codec: str, x: torch.Tensor) -> bytes | memoryview:
     size = payload_bytes(codec, tokens, hidden)
     if size == 0:
         return b""
-    values = x.detach().to("cpu", torch.float32)
+    # Every step that is left out counts: after an idle moment a call into torch costs tens of microseconds.
+    ready = x.dtype is torch.float32 and x.is_cpu
+    if codec == "int8" and (native := native_codec.loaded()) is not None:
+        if (payload := native.encode_int8(x if ready else x.to("cpu", torch.float32), size)) is None:
+            raise _not_finite()
+        return payload
+    values = x.detach() if ready else x.detach().to("cpu", torch.float32)
     if codec == "int8":
         return _encode_int8(values.numpy())
     if codec == "none":
@@ -117,9 +125,16 @@ def decode(
         raise _bad_tensor(f"{tokens} tokens of {hidden} values take {size} bytes in codec {codec}, not {got}")
     if size == 0:
         return torch.empty(tokens, hidden, dtype=dtype, device=device)
-    limit = float(torch.finfo(dtype).max)
+    limit = _largest(dtype)
     if codec == "int8":
-        tensor = torch.from_numpy(_decode_int8(payload, tokens, hidden, limit))
+        if (native := native_codec.loaded()) is None:
+            tensor = torch.from_numpy(_decode_int8(payload, tokens, hidden, limit))
+        elif isinstance(done := native.decode_int8(payload, tokens, hidden, limit), int):
+            raise _bad_row(done, hidden)
+        else:
+            tensor = done
+            if dtype is torch.float32 and device in ("cpu", _CPU):
+                return tensor
     elif codec == "none":
         array = np.frombuffer(payload, "<f4").astype(np.float32)
         if not (array.max() <= limit and array.min() >= -limit):  # false for NaN too
@@ -150,6 +165,11 @@ def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_
         f"the peer speaks no wire codec as exact as {wanted}: {', '.join(theirs)[:100] or 'none at all'}",
         code=ErrorCode.UNSUPPORTED_CODEC,
     )
+
+
+@lru_cache(maxsize=16)
+def _largest(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).max)
 
 
 @lru_cache(maxsize=16)
@@ -185,7 +205,8 @@ def _encode_rows(x: np.ndarray, out: np.ndarray) -> None:
     scale = np.maximum(np.maximum.reduce(scratch, axis=1), _SMALLEST_SCALED) / np.float32(127)
     if not np.isfinite(values).all():  # whatever is not finite is among the largest
         raise _not_finite()
-    np.multiply(x, (np.float32(1) / scale)[:, None], out=scratch)
+    with np.errstate(over="ignore"):  # at outliers, which are set to 0
+        np.multiply(x, (np.float32(1) / scale)[:, None], out=scratch)
     flat[places] = 0.0
     np.rint(scratch, out=scratch)
     out["scale"] = scale
@@ -201,11 +222,11 @@ def _decode_int8(
     rows = np.frombuffer(payload, _row_type(hidden))
     scale, channels, values = rows["scale"], rows["channel"], rows["value"]
     if not (np.maximum.reduce(scale) <= limit / 128 and np.minimum.reduce(scale) >= 0):  # false for NaN too
-        raise _bad_tensor("an int8 row's scale is negative, not finite or too large")
+        raise _bad_row(native_codec.BAD_SCALE, hidden)
     if not np.maximum.reduce(np.abs(values), axis=None) <= limit:
-        raise _bad_tensor("an int8 row's outlier is not finite or too large")
+        raise _bad_row(native_codec.BAD_VALUE, hidden)
     if np.maximum.reduce(channels[:, -1]) >= hidden or (channels[:, 1:] <= channels[:, :-1]).any():
-        raise _bad_tensor(f"an int8 row's outlier channels are not strictly ascending below {hidden}")
+        raise _bad_row(native_codec.BAD_CHANNEL, hidden)
     x = np.multiply(rows["q"], scale[:, None], dtype=np.float32)
     x.reshape(-1)[channels + np.arange(0, tokens * hidden, hidden)[:, None]] = values
     return x
@@ -216,6 +237,15 @@ def _not_finite() -> LocalProtocolError:
         "the computed activations hold values that are not finite",
         hint="With float16 activations the model may overflow: try bfloat16 or float32.",
     )
+
+
+def _bad_row(complaint: int, hidden: int) -> RemoteProtocolError:
+    """For one of the numbers in ``native_codec``."""
+    if complaint == native_codec.BAD_SCALE:
+        return _bad_tensor("an int8 row's scale is negative, not finite or too large")
+    if complaint == native_codec.BAD_VALUE:
+        return _bad_tensor("an int8 row's outlier is not finite or too large")
+    return _bad_tensor(f"an int8 row's outlier channels are not strictly ascending below {hidden}")
 
 
 def _bad_tensor(message: str) -> RemoteProtocolError:

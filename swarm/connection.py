@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 
 from .errors import LocalProtocolError, StreamClosedError
 from .messages import ErrorMessage, Message, decode, encode
@@ -18,6 +19,7 @@ class Connection:
 
     ``max_frame`` bounds what we accept. ``peer_max_frame`` bounds what we send; set it to what the peer said
     in HELLO or WELCOME. ``bytes_sent`` and ``bytes_received`` count everything that went over the stream.
+    ``heard_at`` is when (perf_counter) the peer's last bytes came, or the connection was made.
     """
 
     def __init__(self, stream: Stream, max_frame: int = DEFAULT_MAX_FRAME) -> None:
@@ -25,6 +27,7 @@ class Connection:
         self.peer_max_frame = DEFAULT_MAX_FRAME
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.heard_at = perf_counter()
         self._parser = FrameParser(max_frame)
         self._sending = asyncio.Lock()
 
@@ -62,6 +65,7 @@ class Connection:
                 self._parser.end()
                 raise StreamClosedError(f"peer {self.peer_id} closed the stream")
             self.bytes_received += len(data)
+            self.heard_at = perf_counter()
             self._parser.receive(data)
         return decode(frame)
 

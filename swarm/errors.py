@@ -39,7 +39,9 @@ class ErrorCode(StrEnum):
     SPAN_NOT_SERVED = "span_not_served"
     UNKNOWN_SESSION = "unknown_session"
     DUPLICATE_SESSION = "duplicate_session"
+    SESSION_EXPIRED = "session_expired"  # closed by the node: idle for too long, or its room was needed
     TOO_MANY_SESSIONS = "too_many_sessions"
+    OVERLOADED = "overloaded"  # no memory or no place in the queue for a step now
     CONTEXT_EXCEEDED = "context_exceeded"  # more tokens than the session reserved or the model can hold
     BAD_STEP = "bad_step"  # a step number or position that does not fit the session
     BAD_TENSOR = "bad_tensor"  # wrong size, shape, dtype or codec, or values that are not finite

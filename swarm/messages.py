@@ -28,6 +28,12 @@ MAX_TEXT = 500
 """Characters of a message or hint for people."""
 MAX_RETRY_MS = 3_600_000
 MAX_PREFIX_PAGES = 1024
+"""KV pages that a chain of hashes may name: it fits into a header, and covers any usual context."""
+PAGE_TOKENS = 32
+"""Tokens that one hash of a prefix stands for, at every node and client that keeps prefixes."""
+MAX_PAGE_TOKENS = 4096
+BATCH_SCALE = 100
+"""PONG counts its mean batch size in hundredths."""
 
 
 class Kind(IntEnum):
@@ -72,6 +78,7 @@ Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex ch
 AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
 FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
 Blocks = Annotated[Span, SpanField()]
+PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
 Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
 
 
@@ -122,7 +129,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The node's answer to HELLO: the version it chose and what it serves."""
+    """The node's answer to HELLO: the version it chose and what it serves.
+
+    ``page_tokens``: how many tokens one hash of a ``prefix`` stands for; 0 where prefixes are not kept.
+    """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
     digest: Digest
@@ -132,6 +142,7 @@ class Welcome:
     agent: Agent
     max_step_tokens: SomeTokens
     n_blocks: Annotated[int, Integer(1, MAX_BLOCKS)]
+    page_tokens: Annotated[int, Integer(0, MAX_PAGE_TOKENS)] = 0
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""
@@ -143,7 +154,8 @@ class Open:
 
     ``codec`` is of STEP payloads, ``reply_codec`` of RESULT payloads. ``hop`` of ``hops`` is the place in the
     route, ``downstream`` whom to send results to (None: back on this stream), ``prefix`` a chain of hashes of
-    leading KV pages that the node may hold already.
+    leading KV pages that the node may hold already. ``parent`` is a session of this stream, of the same span
+    and codecs, whose first ``parent_tokens`` tokens the new session begins with: a fork.
     """
 
     session: SessionId
@@ -155,15 +167,25 @@ class Open:
     hop: Annotated[int, Integer(0, MAX_BLOCKS - 1)] = 0
     hops: Annotated[int, Integer(1, MAX_BLOCKS)] = 1
     downstream: Annotated[Peer | None, Maybe(PeerField())] = None
-    prefix: Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)] = ()
+    prefix: PrefixHashes = ()
+    parent: Annotated[bytes | None, Maybe(Blob(16))] = None
+    parent_tokens: Tokens = 0
 
     def problem(self) -> str:
-        return "" if self.hop < self.hops else f"hop {self.hop} is outside a route of {self.hops} hops"
+        if self.hop >= self.hops:
+            return f"hop {self.hop} is outside a route of {self.hops} hops"
+        if self.parent is None:
+            return f"parent_tokens is {self.parent_tokens} without a parent" if self.parent_tokens else ""
+        if self.parent == self.session:
+            return "a session cannot be its own parent"
+        if self.parent_tokens > self.max_tokens:
+            return f"parent_tokens is {self.parent_tokens}, but max_tokens is {self.max_tokens}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The session is open; ``length`` tokens of its prefix are in the KV cache already."""
+    """The session is open; ``length`` tokens, of its prefix or parent, are in the KV cache already."""
 
     session: SessionId
     length: Tokens
@@ -172,7 +194,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """No room for the session now."""
+    """No room for the session now; ``retry_after_ms`` is when the node expects to have some."""
 
     session: SessionId
     retry_after_ms: Annotated[int, Integer(0, MAX_RETRY_MS)]
@@ -237,9 +259,14 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The session is over: free its KV cache."""
+    """The session is over: free its KV cache.
+
+    ``prefix`` is the chain of hashes over all whole pages that the session holds, so that the next session
+    which begins with the same tokens finds them.
+    """
 
     session: SessionId
+    prefix: PrefixHashes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +278,22 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Alive, and how busy: open sessions, steps that wait, free KV cache in tokens of the whole span."""
+    """Alive, and how busy: open sessions, steps not answered, free KV cache in tokens of the whole span.
+
+    ``running``: sessions in the last batch. ``batch``: the lately usual number of them, in hundredths.
+    ``tokens_per_s``: computed over the last seconds. ``queue_us``: how long decode steps lately waited before
+    they were computed.
+    """
 
     nonce: Counter
     sessions: Counter
     queued: Counter
     free_kv_tokens: Counter
     state: Annotated[NodeState, Choice(NodeState)]
+    running: Counter = 0
+    batch: Counter = 0
+    tokens_per_s: Counter = 0
+    queue_us: Counter = 0
 
 
 @dataclass(frozen=True, slots=True)

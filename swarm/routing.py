@@ -1,10 +1,10 @@
 """Which hops should carry a session: a pure function of a directory snapshot and measured links.
 
-The client is joined to every hop, so a step costs, per hop, one round trip, its activations both ways and
-the blocks' compute. A route is the cheapest chain of hops, predicted over the whole request (prefill plus
-decode); among equals the one of fewest hops, and then the one a ``salt`` picks, so that many clients spread
-over equal peers. A node may be entered and left anywhere inside its span, but carries one hop of a route at
-most: it reserves KV cache once.
+The client is joined to every hop, so a step costs, per hop, one round trip, its activations both ways, the
+wait in the node's queue and the blocks' compute. A route is the cheapest chain of hops, predicted over the
+whole request (prefill plus decode); among equals the one of fewest hops, and then the one a ``salt`` picks,
+so that many clients spread over equal peers. A node may be entered and left anywhere inside its span, but
+carries one hop of a route at most: it reserves KV cache once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ UNMEASURED_DECODE_MS_PER_BLOCK = 5.0
 UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
 DEFAULT_BYTES_PER_TOKEN = 4096
 """One token's activations on the wire, one way, when the caller does not say."""
+MAX_QUEUE_MS = 60_000.0
+"""A longer queue than this is no better known: bounds what an announcement can do to a route's price."""
 _PEERS_IN_MESSAGE = 4
 """How many of the nodes seen an error names, so that it stays readable."""
 
@@ -98,15 +100,17 @@ def find_route(
         node = by_peer[offer.peer_id]
         hops.append(Hop(node.peer_id, span, node.maddrs))
         link = links.get(node.peer_id, UNMEASURED_LINK)
-        seconds += _hop_seconds(link, request.bytes_per_token) + len(span) * _decode_seconds(node)
+        seconds += _hop_seconds(link, request.bytes_per_token) + _queue_seconds(node)
+        seconds += len(span) * _decode_seconds(node)
     return Route(tuple(hops), seconds_per_token=seconds)
 
 
 def hop_cost_ns(node: NodeInfo, link: Link, request: RouteRequest) -> tuple[int, int]:
     """(for using the node at all, for each block on it), nanoseconds over the whole request."""
-    enter = request.new_tokens * _hop_seconds(link, request.bytes_per_token)
+    queue = _queue_seconds(node)
+    enter = request.new_tokens * (_hop_seconds(link, request.bytes_per_token) + queue)
     if request.prompt_tokens:
-        enter += _hop_seconds(link, request.prompt_tokens * request.bytes_per_token)
+        enter += _hop_seconds(link, request.prompt_tokens * request.bytes_per_token) + queue
     prefill_rate = node.prefill_tokens_per_s or UNMEASURED_PREFILL_TOKENS_PER_S
     block = request.new_tokens * _decode_seconds(node) + request.prompt_tokens / prefill_rate / len(node.span)
     return max(0, round(enter * 1e9)), max(0, round(block * 1e9))
@@ -159,6 +163,10 @@ def _blocks(node: NodeInfo) -> range:
 
 def _decode_seconds(node: NodeInfo) -> float:
     return (node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK) / 1000
+
+
+def _queue_seconds(node: NodeInfo) -> float:
+    return min(node.queue_ms, MAX_QUEUE_MS) / 1000
 
 
 def _hop_seconds(link: Link, payload_bytes: int) -> float:

@@ -91,6 +91,8 @@ class NodeInfo:
     ``prefill_tokens_per_s``: tokens per second through the whole span, in chunks.
     ``free_kv_tokens`` / ``total_kv_tokens``: KV cache in tokens of the whole span.
     ``weights``: how the weights are held, for people ("int4", "bf16").
+    Load, measured over the last seconds: ``queue_ms`` is how long a decode step waits before it is computed,
+    ``tokens_per_s`` what all sessions together got, ``sessions`` how many are open.
     """
 
     peer_id: str
@@ -105,6 +107,9 @@ class NodeInfo:
     codecs: tuple[str, ...] = ()
     weights: str = ""
     version: str = ""
+    queue_ms: float = 0.0
+    tokens_per_s: float = 0.0
+    sessions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ NODE = NodeInfo(
     codecs=("int8", "fp16"),
     weights="int4 (Q4_1)",
     version="0.1.0",
+    queue_ms=3.25,
+    tokens_per_s=420.0,
+    sessions=7,
 )
 
 
@@ -73,6 +76,9 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         codecs=tuple(draw(st.lists(st.sampled_from(("none", "bf16", "fp16", "int8")), max_size=4))),
         weights=draw(st.text(printable, max_size=64)),
         version=draw(st.text(printable, max_size=64)),
+        queue_ms=draw(st.floats(0, 1e9)),
+        tokens_per_s=draw(st.floats(0, 1e9)),
+        sessions=draw(st.integers(0, 2**31 - 1)),
     )
 
 
@@ -154,6 +160,15 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("codecs", ["x"] * 17),
         ("weights", "x" * 65),
         ("agent", "new\nline"),
+        ("queue_ms", -1.0),
+        ("queue_ms", math.nan),
+        ("queue_ms", "3"),
+        ("queue_ms", None),
+        ("tps", math.inf),
+        ("tps", 1e10),
+        ("sessions", -1),
+        ("sessions", 2**31),
+        ("sessions", 1.5),
         ("v", 2),
         ("v", True),
         ("kind", "other"),
@@ -164,10 +179,18 @@ def test_out_of_bounds_is_refused(field: str, value: object) -> None:
     assert field in record
     with pytest.raises(RemoteProtocolError):
         decode(OWNER, msgpack.packb(record | {field: value}))
-    if field not in ("v", "kind"):
+    if field not in ("v", "kind", "queue_ms", "tps", "sessions"):
         del record[field]
         with pytest.raises(RemoteProtocolError, match=field):
             decode(OWNER, msgpack.packb(record))
+
+
+def test_load_may_be_left_out() -> None:
+    record = msgpack.unpackb(encode_node(NODE))
+    for field in ("queue_ms", "tps", "sessions"):
+        del record[field]
+    idle = dataclasses.replace(NODE, queue_ms=0.0, tokens_per_s=0.0, sessions=0)
+    assert decode(OWNER, msgpack.packb(record)) == idle
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -188,6 +211,9 @@ def test_owner_is_the_signer_not_a_field() -> None:
         {"span": Span(10, 31)},
         {"decode_ms_per_block": math.nan},
         {"free_kv_tokens": -1},
+        {"queue_ms": -1.0},
+        {"tokens_per_s": math.inf},
+        {"sessions": -1},
         {"free_kv_tokens": NODE.total_kv_tokens + 1},
         {"codecs": ("No Such",)},
         {"model": ModelRef("a\nb", MODEL.digest, 30)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,10 +13,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.swarm import native_codec
 from swarm_node.swarm.codecs import CODECS, OUTLIERS, decode, encode, negotiate, payload_bytes
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module", params=["plain", "native"], autouse=True)
+def _path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test sees both ways of the int8 codec."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(native_codec, "_codec", None)
+        elif not native_codec.warm_up():
+            pytest.skip("no C compiler here")
+        yield
 
 
 def activations(tokens: int, hidden: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

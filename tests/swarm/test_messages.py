@@ -21,6 +21,7 @@ from swarm_node.swarm.errors import (
 )
 from swarm_node.swarm.messages import (
     _BY_KIND,
+    MAX_PREFIX_PAGES,
     MAX_TEXT,
     MESSAGE_TYPES,
     Busy,
@@ -134,6 +135,9 @@ def messages(draw: st.DrawFn) -> Message:
         values["payload"] = draw(st.binary(max_size=50))
     if schema.message_type is Open:
         values["hop"] = values["hop"] % values["hops"]
+        values["parent_tokens"] %= values["max_tokens"] + 1
+        if values["parent"] in (None, values["session"]):
+            values |= {"parent": None, "parent_tokens": 0}
     if schema.message_type is Welcome:
         values["n_blocks"] = max(values["n_blocks"], values["span"].end)
     message: Message = schema.message_type(**values)
@@ -154,13 +158,16 @@ EXAMPLES: list[Message] = [
     Hello((1,), "", ("int8",), 1 << 20, "test"),
     Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30),
     Open(SESSION, Span(3, 9), 100, "int8", "none", downstream=Peer("abc", ("/ip4/1.2.3.4/tcp/1",))),
+    Open(SESSION, Span(3, 9), 100, "int8", "none", prefix=(b"h" * 32,), parent=b"p" * 16, parent_tokens=64),
     Busy(SESSION, 100, "full"),
     Refused(SESSION, ErrorCode.DRAINING, "leaving"),
     Step(SESSION, 1, 0, 1, Want.LAST, payload=b"xy"),
     Result(SESSION, 1, 0, 1, b"xy"),
     Close(SESSION),
+    Close(SESSION, (b"h" * 32, b"i" * 32)),
     Ping(7),
     Pong(7, 1, 2, 3, NodeState.ONLINE),
+    Pong(7, 1, 2, 3, NodeState.ONLINE, running=4, batch=375, tokens_per_s=512, queue_us=900),
     ErrorMessage(None, None, ErrorCode.INTERNAL, "oops", True),
 ]
 
@@ -203,6 +210,8 @@ FIELDS = [(schema, name) for schema in _BY_KIND.values() for name in schema.fiel
 @pytest.mark.parametrize(("schema", "name"), FIELDS, ids=lambda value: getattr(value, "name", value))
 def test_each_violation_of_a_field_is_refused_with_its_name(schema: Any, name: str) -> None:
     good = {other: field.write(_some(field)) for other, (field, _) in schema.fields.items() if other != name}
+    if "parent" in good:
+        good["parent"] = b"p" * 16  # another session than the first blob
     field, default = schema.fields[name]
     for value in invalid(field):
         with pytest.raises(RemoteProtocolError) as caught:
@@ -252,6 +261,18 @@ def _some(field: Any) -> Any:
         (
             {"session": SESSION, "span": [0, 1], "prefix": [b"short"]},
             r"OPEN: prefix\[0\] is 5 bytes, not 32 bytes",
+        ),
+        (
+            {"session": SESSION, "span": [0, 1], "parent_tokens": 3},
+            "OPEN: parent_tokens is 3 without a parent",
+        ),
+        (
+            {"session": SESSION, "span": [0, 1], "parent": SESSION},
+            "OPEN: a session cannot be its own parent",
+        ),
+        (
+            {"session": SESSION, "span": [0, 1], "parent": b"p" * 16, "parent_tokens": 11},
+            "OPEN: parent_tokens is 11, but max_tokens is 10",
         ),
         (
             {"downstream": {"peer_id": "a", "maddrs": [1]}},
@@ -329,6 +350,15 @@ def test_an_error_code_of_a_later_version_reads_as_internal() -> None:
     message = decode(Frame(Kind.REFUSED, {**header, "code": "out_of_cheese"}))
     assert isinstance(message, Refused)
     assert message.code is ErrorCode.INTERNAL
+
+
+def test_the_longest_prefix_fits_into_a_frame() -> None:
+    chain = tuple(page.to_bytes(32, "big") for page in range(MAX_PREFIX_PAGES))
+    opening = Open(SESSION, Span(0, 1), 10, "int8", "int8", prefix=chain)
+    assert over_the_wire(opening) == opening
+    header = encode(Close(SESSION, chain)).header
+    with pytest.raises(RemoteProtocolError, match="CLOSE: prefix is list of 1025, not a list of 0 to 1024"):
+        decode(Frame(Kind.CLOSE, {**header, "prefix": [b"h" * 32] * 1025}))
 
 
 def test_a_step_costs_little_beside_its_tensor() -> None:

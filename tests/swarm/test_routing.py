@@ -36,6 +36,7 @@ def node(
     free: int = 1000,
     state: NodeState = NodeState.ONLINE,
     digest: str = "d" * 64,
+    queue: float = 0.0,
 ) -> NodeInfo:
     return NodeInfo(
         peer_id=peer_id,
@@ -47,6 +48,7 @@ def node(
         prefill_tokens_per_s=prefill,
         free_kv_tokens=free,
         total_kv_tokens=1000,
+        queue_ms=queue,
     )
 
 
@@ -102,6 +104,7 @@ def swarms(draw: st.DrawFn) -> tuple[list[NodeInfo], dict[str, Link], RouteReque
             prefill=draw(st.sampled_from([0.0, 10.0, 1000.0])),
             n_blocks=n_blocks,
             free=draw(st.sampled_from([1000, 1000, 1000, 50])),
+            queue=draw(st.sampled_from([0.0, 0.0, 5.0, 80.0, 1e9])),
             state=draw(st.sampled_from([NodeState.ONLINE] * 4 + [NodeState.DRAINING, NodeState.JOINING])),
         )
         nodes.append(n)
@@ -203,6 +206,22 @@ def test_predicts_a_decode_step() -> None:
     nodes = [node("a", 0, 3, ms=2.0), node("b", 3, 6, ms=1.0)]
     route = find_route(nodes, links(nodes, Link(0.010, 1e6)), request(bytes_per_token=1000))
     assert route.seconds_per_token == pytest.approx(0.006 + 0.003 + 2 * (0.010 + 0.002))
+
+
+def test_a_queue_is_paid_for_every_step() -> None:
+    nodes = [node("fast", 0, 6, ms=1.0, queue=20.0), node("slow", 0, 6, ms=2.0)]
+    route = find_route(nodes, links(nodes), request())
+    assert shape(route) == [("slow", 0, 6)]
+    busy = find_route(nodes[:1], links(nodes), request())
+    idle = find_route([replace(nodes[0], queue_ms=0.0)], links(nodes), request())
+    assert busy.seconds_per_token - idle.seconds_per_token == pytest.approx(0.020)
+    wait = hop_cost_ns(nodes[0], NEAR, request())[0] - hop_cost_ns(node("fast", 0, 6), NEAR, request())[0]
+    assert wait == 21 * 20_000_000  # the prompt's and 20 tokens'
+
+
+def test_a_busy_node_is_left_as_early_as_another_can_take_over() -> None:
+    nodes = [node("busy", 0, 4, queue=50.0), node("free", 1, 6), node("head", 0, 2)]
+    assert shape(find_route(nodes, links(nodes), request())) == [("head", 0, 1), ("free", 1, 6)]
 
 
 def test_unmeasured_nodes_are_used_but_not_preferred() -> None:
