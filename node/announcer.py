@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from ..dht.directory import REFRESH_S, Directory
@@ -19,16 +20,49 @@ ANNOUNCE_TIMEOUT_S = 15.0
 announcement."""
 
 
+EARLY_S = 4.0
+"""Least seconds between announcements of a changed load: at most five times the usual traffic."""
+LOOK_S = 1.0
+"""Seconds between looks at the load: a few comparisons each."""
+MUCH_KV = 0.125
+"""Part of the KV cache that is much: fewer steps would not change anybody's route."""
+MUCH_QUEUE_MS = 2.0
+MUCH_QUEUE_RATIO = 2.0
+"""A wait in the queue moved much when it at least doubled or halved, by at least so many milliseconds."""
+
+
+def moved_much(told: NodeInfo, current: NodeInfo) -> bool:
+    """Whether a route made with what was announced may be a bad one now."""
+    if abs(current.free_kv_tokens - told.free_kv_tokens) >= max(1, MUCH_KV * current.total_kv_tokens):
+        return True
+    low, high = sorted((told.queue_ms, current.queue_ms))
+    return high - low >= MUCH_QUEUE_MS and high >= MUCH_QUEUE_RATIO * low
+
+
+def is_due(told: NodeInfo, age_s: float, current: NodeInfo, refresh_s: float) -> bool:
+    """Whether to announce ``current``, ``age_s`` seconds after ``told`` was: in time for a refresh, earlier
+    when the load moved much, and never within EARLY_S for the load alone."""
+    if age_s >= refresh_s:
+        return True
+    return age_s >= EARLY_S and moved_much(told, current)
+
+
 class Announcer:
-    """Announces ``snapshot()`` at once, every ``refresh_s`` seconds, and whenever ``poke`` says it
-    changed."""
+    """Announces ``snapshot()`` at once, every ``refresh_s`` seconds, earlier when its load moved much, and
+    whenever ``poke`` says it changed."""
 
     def __init__(
-        self, directory: Directory, snapshot: Callable[[], NodeInfo], refresh_s: float = REFRESH_S
+        self,
+        directory: Directory,
+        snapshot: Callable[[], NodeInfo],
+        refresh_s: float = REFRESH_S,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
         self._snapshot = snapshot
         self._refresh_s = refresh_s
+        self._clock = clock
         self._changed = asyncio.Event()
         self._announcing = asyncio.Lock()
 
@@ -39,11 +73,14 @@ class Announcer:
     async def announce(self) -> bool:
         """Announce once. False if the directory could not be reached: logged, and ``run`` tries again
         soon."""
+        return await self._announce(self._snapshot())
+
+    async def _announce(self, info: NodeInfo) -> bool:
         async with self._announcing:
             self._changed.clear()
             try:
                 async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
-                    await self._directory.announce(self._snapshot())
+                    await self._directory.announce(info)
             except (NetworkError, TimeoutError) as error:
                 log.warning("event=announce_failed retry_s=%g error=%r", RETRY_S, str(error))
                 return False
@@ -52,12 +89,15 @@ class Announcer:
     async def run(self) -> None:
         """Until cancelled. Does not withdraw."""
         while True:
-            announced = await self.announce()
-            try:
-                async with asyncio.timeout(self._refresh_s if announced else min(RETRY_S, self._refresh_s)):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+            info, at = self._snapshot(), self._clock()
+            refresh_s = self._refresh_s if await self._announce(info) else min(RETRY_S, self._refresh_s)
+            while not is_due(info, self._clock() - at, self._snapshot(), refresh_s):
+                try:
+                    async with asyncio.timeout(min(LOOK_S, refresh_s)):
+                        await self._changed.wait()
+                    break
+                except TimeoutError:
+                    continue
 
     async def withdraw(self) -> None:
         """Take the announcement back. A directory that cannot be reached forgets it when it expires."""

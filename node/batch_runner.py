@@ -1,176 +1,327 @@
-"""Computes one batch: decode payloads, run the blocks, encode results. One session's fault stays its own."""
+"""Computes one batch: decode payloads, run the blocks, encode results. One session's fault stays its own.
+
+Rows of all sessions with one codec are decoded and encoded in one call: rows stand alone in every codec.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 import torch
 from torch import Tensor
 
+from ..shards.kv_pool import KvPool, Piece
 from ..shards.span_model import SpanModel
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ..swarm.messages import Want
 from ..swarm.types import Span
-from .attention import BatchAttention, Piece
-from .jobs import Lane, StepDone, StepDropped, StepFailed, StepJob, StepOutcome
-from .scheduler import Slice
+from .jobs import Lane, StepDone, StepFailed, StepJob, StepOutcome
+from .scheduler import DECODE_TOKENS, Batch, Slice
 
 log = logging.getLogger(__name__)
 
 Finished = tuple[StepJob, StepOutcome]
-_Work = tuple[StepJob, Slice[Lane]]
+_Work = list[tuple[StepJob, Slice[Lane]]]
+
+_BROKEN = StepFailed(ErrorCode.INTERNAL, "the computation failed on this node", retriable=True)
+_LATE = StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline", retriable=True)
+
+
+@dataclass(slots=True)
+class BatchReport:
+    """``finished``: steps that ended with the batch, by a result or a failure. ``sessions`` and ``tokens``
+    were computed; ``queue_ns`` is what its ``decode_steps`` had waited, all together. ``cut``: lanes whose
+    step failed before its last slice. ``clean``: everything ran at the first try, so ``elapsed_us`` says what
+    such a batch costs."""
+
+    finished: list[Finished] = field(default_factory=list)
+    cut: list[Lane] = field(default_factory=list)
+    sessions: int = 0
+    tokens: int = 0
+    decode_steps: int = 0
+    queue_ns: int = 0
+    elapsed_us: int = 0
+    clean: bool = True
 
 
 class BatchRunner:
     """Runs slices of steps through a span model. Used by the compute thread only, under inference mode."""
 
-    def __init__(self, model: SpanModel) -> None:
+    def __init__(self, model: SpanModel, pool: KvPool) -> None:
         self._model = model
+        self._pool = pool
         self._hidden = model.config.hidden_size
         self._on_cpu = model.device.type == "cpu"
-        self.tokens = 0
-        self.batches = 0
+        self._row_bytes = {codec: codecs.payload_bytes(codec, 1, self._hidden) for codec in codecs.CODECS}
 
-    def run(self, batch: Sequence[Slice[Lane]]) -> list[Finished]:
-        """Compute every slice; returns the steps that ended with it, by a result or a failure."""
-        finished: list[Finished] = []
-        groups: dict[Span, list[_Work]] = {}
-        for piece in batch:
-            lane = piece.key
-            job = lane.steps.popleft() if piece.last else lane.steps[0]
-            if job.finished:
-                continue  # an earlier slice failed, and the sender knows
-            if (failure := self._prepare(job, piece)) is not None:
-                self._finish(job, failure, finished)
-            else:
-                groups.setdefault(lane.kv.span, []).append((job, piece))
-        for span, work in groups.items():
-            self._run_group(span, work, finished)
-        return finished
+    def admit(self, job: StepJob) -> None:
+        """Bring the table of the step's lane up to date, in the order in which steps were submitted.
 
-    def _prepare(self, job: StepJob, piece: Slice[Lane]) -> StepOutcome | None:
-        """Roll the cache back and decode the payload before a step's first slice; an outcome if it cannot
-        run."""
+        A page may have been given to another session the moment its change was queued: whatever that session
+        does to it comes later in the queue. Steps of the lane that still wait find the same content in the
+        copies.
+        """
         lane = job.lane
-        if lane.closed:
-            return StepDropped()
-        if piece.offset:
-            return None
-        started = perf_counter_ns()
-        if job.deadline_ns and started > job.deadline_ns:
-            return StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline", retriable=True)
-        if job.position > lane.kv.length:
+        sources: list[int] = []
+        targets: list[int] = []
+        try:
+            for change in job.changes:
+                if change.sources:
+                    sources += change.sources
+                    targets += change.slots
+            if sources:
+                self._pool.copy_slots(sources, targets)
+            for change in job.changes:
+                lane.table[:, change.index] = torch.tensor(change.slots, dtype=torch.int32)
+        except Exception:
+            log.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
+            lane.computed = 0  # what the copies should hold is lost
+            job.refusal = _BROKEN
+        job.changes = ()
+
+    def run(self, batch: Batch[Lane]) -> BatchReport:
+        """Compute every slice, and end the steps that the scheduler dropped for their deadline."""
+        began = perf_counter_ns()
+        report = BatchReport()
+        for lane in batch.expired:
+            self._fail(lane.steps.popleft(), _LATE, report)
+        work: _Work = []
+        for piece in batch.slices:
+            steps = piece.key.steps
+            work.append((steps.popleft() if piece.last else steps[0], piece))
+        try:
+            self._run(work, began, report)
+        except Exception:  # a bug of ours must not end the thread that everybody depends on
+            log.exception("event=batch_broken sessions=%d", len(work))
+            report.clean = False
+            for job, _ in work:
+                self._fail(job, _BROKEN, report)
+        for job, piece in work:
+            if job.finished and not piece.last:
+                job.lane.steps.popleft()
+                report.cut.append(job.lane)
+        report.elapsed_us = (perf_counter_ns() - began) // 1000
+        return report
+
+    def _run(self, work: _Work, began: int, report: BatchReport) -> None:
+        groups: dict[Span, _Work] = {}
+        for job, piece in work:
+            if not piece.offset and (failure := self._begin(job)) is not None:
+                self._fail(job, failure, report)
+                continue
+            if piece.last and piece.count <= DECODE_TOKENS and not piece.offset:
+                report.decode_steps += 1
+                report.queue_ns += began - job.arrived_ns
+            group = groups.get(piece.key.span)
+            if group is None:
+                group = groups[piece.key.span] = []
+            group.append((job, piece))
+        for span, group in groups.items():
+            self._run_group(span, group, report)
+
+    def _begin(self, job: StepJob) -> StepFailed | None:
+        """Roll the cache back before a step's first slice; a failure if it cannot run."""
+        lane = job.lane
+        if job.refusal is not None:
+            return job.refusal
+        if job.position > lane.computed:
             return StepFailed(
                 ErrorCode.BAD_STEP,
                 f"step {job.step} starts at position {job.position}, but after a failed step the session "
-                f"holds {lane.kv.length} tokens",
+                f"holds {lane.computed} tokens",
                 hint="Send the failed step again under a new number.",
             )
-        try:
-            job.x = codecs.decode(
-                lane.codec, job.payload, job.tokens, self._hidden, self._model.dtype, self._model.device
+        expected, got = job.tokens * self._row_bytes[lane.codec], len(job.payload)
+        if got != expected:
+            return StepFailed(
+                ErrorCode.BAD_TENSOR,
+                f"{job.tokens} tokens take {expected} bytes in codec {lane.codec}, not {got}",
             )
-        except RemoteProtocolError as error:
-            return StepFailed(error.code, error.message, error.hint)
-        job.payload = b""
-        lane.kv.rollback(job.position)
-        job.codec_ns += perf_counter_ns() - started
+        lane.computed = job.position
         return None
 
-    def _run_group(self, span: Span, work: list[_Work], finished: list[Finished]) -> None:
+    def _run_group(self, span: Span, work: _Work, report: BatchReport) -> None:
+        started = perf_counter_ns()
+        if len({job.lane.codec for job, _ in work}) > 1:
+            work.sort(key=lambda item: item[0].lane.codec)  # rows of one codec side by side
+        work, x = self._decode(work, report)
+        if x is None:
+            return
+        codec_ns = perf_counter_ns() - started
+        for job, _ in work:
+            job.codec_ns += codec_ns
+        self._compute(span, work, x, report)
+
+    # Payloads in.
+
+    def _decode(self, work: _Work, report: BatchReport) -> tuple[_Work, Tensor | None]:
+        """The slices that are sound, and their rows (T, hidden) in that order; None without any."""
         try:
-            hidden, elapsed_ns = self._forward(span, work)
+            return work, self._rows(work)
+        except Exception as error:  # noqa: BLE001 - told to its sender
+            if len(work) > 1:
+                return self._decode_each(work, report)
+            self._fail(work[0][0], _decode_failure(error), report)
+            return [], None
+
+    def _decode_each(self, work: _Work, report: BatchReport) -> tuple[_Work, Tensor | None]:
+        sound: _Work = []
+        rows: list[Tensor] = []
+        for item in work:
+            try:
+                rows.append(self._rows([item]))
+                sound.append(item)
+            except Exception as error:  # noqa: BLE001 - told to its sender
+                self._fail(item[0], _decode_failure(error), report)
+        return sound, torch.cat(rows) if rows else None
+
+    def _rows(self, work: _Work) -> Tensor:
+        """(T, hidden) of ``work``, which is sorted by codec. Raises RemoteProtocolError for bad values."""
+        parts: list[Tensor] = []
+        payloads: list[bytes | bytearray | memoryview] = []
+        tokens = 0
+        last = len(work) - 1
+        for i, (job, piece) in enumerate(work):
+            codec = job.lane.codec
+            if piece.last and not piece.offset:
+                payloads.append(job.payload)
+            else:
+                size = self._row_bytes[codec]
+                payloads.append(
+                    memoryview(job.payload)[piece.offset * size : (piece.offset + piece.count) * size]
+                )
+            tokens += piece.count
+            if i == last or work[i + 1][0].lane.codec != codec:
+                payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+                parts.append(
+                    codecs.decode(codec, payload, tokens, self._hidden, self._model.dtype, self._model.device)
+                )
+                payloads, tokens = [], 0
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    # The blocks.
+
+    def _compute(self, span: Span, work: _Work, x: Tensor, report: BatchReport) -> None:
+        started = perf_counter_ns()
+        first, row = span.start, 0
+        pieces: list[Piece] = []
+        for job, piece in work:
+            pieces.append(Piece(job.lane.table, first, row, job.position + piece.offset, piece.count))
+            row += piece.count
+        try:
+            hidden = self._model.forward(x, pieces, self._pool, span)
+            if not self._on_cpu:
+                getattr(torch, self._model.device.type).synchronize()
         except Exception as error:
+            report.clean = False
             if len(work) > 1:
                 # Find the one to blame: the others get their results, computed alone.
                 log.warning("event=batch_failed sessions=%d error=%r", len(work), error)
-                for item in work:
-                    self._run_group(span, [item], finished)
+                for item, done in zip(work, pieces, strict=True):
+                    self._compute(span, [item], x[done.row : done.row + done.count], report)
                 return
             log.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
-            self._fail(work[0][0], StepFailed(ErrorCode.INTERNAL, "the computation failed on this node",
-                       retriable=True), finished)  # fmt: skip
+            self._fail(work[0][0], _BROKEN, report)
             return
-        row = 0
-        for job, piece in work:
-            job.compute_ns += elapsed_ns
-            self._take_rows(job, piece, hidden[row : row + piece.count], len(work), finished)
-            row += piece.count
-
-    def _forward(self, span: Span, work: list[_Work]) -> tuple[Tensor, int]:
-        """(T, hidden) of all slices packed in order, and the nanoseconds it took."""
-        started = perf_counter_ns()
-        pieces: list[Piece] = []
-        inputs: list[Tensor] = []
-        row = 0
-        for job, piece in work:
-            if job.x is None:
-                raise LocalProtocolError("a step runs before its payload was decoded")
-            pieces.append(Piece(job.lane.kv, row, job.position + piece.offset, piece.count))
-            inputs.append(job.x[piece.offset : piece.offset + piece.count])
-            row += piece.count
-        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-        cos, sin = self._model.rope([(each.start, each.count) for each in pieces])
-        attend = BatchAttention(pieces, self._model.dtype, self._model.device)
-        hidden = self._model.forward(x, cos, sin, attend, span)
-        for computed in pieces:
-            computed.kv.length = computed.start + computed.count
-        if not self._on_cpu:
-            getattr(torch, self._model.device.type).synchronize()
-        self.tokens += row
-        self.batches += 1
-        return hidden, perf_counter_ns() - started
-
-    def _take_rows(
-        self, job: StepJob, piece: Slice[Lane], rows: Tensor, batch: int, finished: list[Finished]
-    ) -> None:
-        """Keep what the client wants of ``rows`` (count, hidden); encode the result after the last slice."""
-        if job.want is Want.ALL:
-            job.outputs.append(rows)
-        elif job.want is Want.LAST and piece.last:
-            job.outputs.append(rows[-1:])
-        if not piece.last:
-            return
-        started = perf_counter_ns()
-        payload: bytes | memoryview = b""
-        count = sum(len(output) for output in job.outputs)
-        if count:
-            output = job.outputs[0] if len(job.outputs) == 1 else torch.cat(job.outputs)
-            try:
-                payload = codecs.encode(job.lane.reply_codec, output)
-            except LocalProtocolError as error:
-                # Finite input that overflows in the blocks: this session's values only, rows are independent.
-                self._fail(job, StepFailed(ErrorCode.BAD_TENSOR, error.message, error.hint), finished)
-                return
+        for done, (job, _) in zip(pieces, work, strict=True):
+            job.lane.computed = done.start + done.count
+        report.sessions += len(work)
+        report.tokens += row
         ended = perf_counter_ns()
-        job.codec_ns += ended - started
-        queue_ns = ended - job.arrived_ns - job.compute_ns - job.codec_ns
-        self._finish(
-            job,
-            StepDone(
-                payload=payload,
-                rows=count,
-                position=job.position + job.tokens - count,
+        for job, _ in work:
+            job.compute_ns += ended - started
+        self._encode(work, hidden, report, ended)
+        self._finish(work, report, ended)
+
+    # Results out.
+
+    def _encode(self, work: _Work, hidden: Tensor, report: BatchReport, started: int) -> None:
+        """Add to each step's ``parts`` the rows of ``hidden`` (T, hidden) that its client wants."""
+        wanted: dict[str, list[tuple[StepJob, int, int]]] = {}  # by codec: first row, rows
+        row = 0
+        for job, piece in work:
+            if job.want is Want.ALL:
+                wanted.setdefault(job.lane.reply_codec, []).append((job, row, piece.count))
+            elif job.want is Want.LAST and piece.last:
+                wanted.setdefault(job.lane.reply_codec, []).append((job, row + piece.count - 1, 1))
+            row += piece.count
+        for codec, takes in wanted.items():
+            try:
+                self._encode_rows(codec, takes, hidden)
+            except Exception:  # noqa: BLE001 - found and told below
+                # Finite input that overflows in the blocks: that session's values only, rows are independent.
+                for take in takes:
+                    try:
+                        self._encode_rows(codec, [take], hidden)
+                    except LocalProtocolError as error:
+                        self._fail(
+                            take[0], StepFailed(ErrorCode.BAD_TENSOR, error.message, error.hint), report
+                        )
+                    except Exception:
+                        log.exception("event=encode_failed step=%d", take[0].step)
+                        self._fail(take[0], _BROKEN, report)
+        elapsed = perf_counter_ns() - started
+        for job, _ in work:
+            job.codec_ns += elapsed
+
+    def _encode_rows(self, codec: str, takes: Sequence[tuple[StepJob, int, int]], hidden: Tensor) -> None:
+        total = sum(count for _, _, count in takes)
+        if total == len(hidden):
+            rows = hidden
+        elif len(takes) == 1:
+            rows = hidden[takes[0][1] : takes[0][1] + total]
+        else:
+            rows = torch.cat([hidden[first : first + count] for _, first, count in takes])
+        payload = codecs.encode(codec, rows)
+        if len(takes) == 1:
+            takes[0][0].parts.append(payload)
+            takes[0][0].rows += total
+            return
+        view, size, at = memoryview(payload), self._row_bytes[codec], 0
+        for job, _, count in takes:
+            # Bytes of its own: an answer that is kept must not keep everybody's.
+            job.parts.append(bytes(view[at : at + count * size]))
+            job.rows += count
+            at += count * size
+
+    def _finish(self, work: _Work, report: BatchReport, computed_ns: int) -> None:
+        ended = perf_counter_ns()
+        sessions = len(work)
+        for job, piece in work:
+            if not piece.last or job.finished:
+                continue
+            parts, rows = job.parts, job.rows
+            queue_ns = ended - job.arrived_ns - job.compute_ns - job.codec_ns
+            outcome = StepDone(
+                payload=b"" if not parts else parts[0] if len(parts) == 1 else b"".join(parts),
+                rows=rows,
+                position=job.position + job.tokens - rows,
                 queue_us=max(0, queue_ns) // 1000,
                 compute_us=job.compute_ns // 1000,
                 codec_us=job.codec_ns // 1000,
-                batch=batch,
-            ),
-            finished,
-        )
+                batch=sessions,
+            )
+            self._end(job, outcome, report)
 
-    def _fail(self, job: StepJob, failure: StepFailed, finished: list[Finished]) -> None:
+    def _fail(self, job: StepJob, failure: StepFailed, report: BatchReport) -> None:
         """End a step that may have written keys and values: they count for nothing."""
-        kv = job.lane.kv
-        kv.rollback(min(kv.length, job.position))
-        self._finish(job, failure, finished)
+        if not job.finished:
+            job.lane.computed = min(job.lane.computed, job.position)
+            self._end(job, failure, report)
 
-    def _finish(self, job: StepJob, outcome: StepOutcome, finished: list[Finished]) -> None:
+    def _end(self, job: StepJob, outcome: StepOutcome, report: BatchReport) -> None:
         job.finished = True
-        job.x = None
-        job.outputs.clear()
+        job.parts = []
         job.payload = b""
-        finished.append((job, outcome))
+        report.finished.append((job, outcome))
+
+
+def _decode_failure(error: Exception) -> StepFailed:
+    if isinstance(error, RemoteProtocolError):
+        return StepFailed(error.code, error.message, error.hint)
+    log.error("event=decode_failed error=%r", error)
+    return _BROKEN

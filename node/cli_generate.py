@@ -89,8 +89,9 @@ def read_prompt(text: str) -> str:
 def _print_route(result: Any) -> None:
     console.print(route_table([hop.as_dict() for hop in result.hops]))
     timings = result.timings
+    known = f" ({timings.cached_tokens} known to the peers)" if timings.cached_tokens else ""
     console.print(
-        f"{len(result.prompt_token_ids)} prompt tokens in {timings.prefill_s:.2f} s, "
+        f"{len(result.prompt_token_ids)} prompt tokens{known} in {timings.prefill_s:.2f} s, "
         f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
         + (f", {result.repairs} repaired hops" if result.repairs else "")
     )

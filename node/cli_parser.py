@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from ..swarm.errors import UsageError
 from ..swarm.types import Span
+from .config import KERNELS, KV_DTYPES
 
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -35,6 +36,7 @@ examples:
   swarm-node serve --model ./SmolLM2-135M-Instruct.Q4_1.gguf --blocks 0-14 --initial-peers ADDR
   swarm-node serve --model HuggingFaceTB/SmolLM2-135M-Instruct --initial-peers ADDR
   swarm-node serve --model ./model --blocks 10:20 --device cuda --initial-peers ADDR
+  swarm-node serve --model ./model --threads 4 --kv-dtype int8 --kv-cache-tokens 65536
 
 Without --initial-peers the node starts a swarm of its own and prints the address for others to join.
 Ctrl-C leaves cleanly: no new sessions, running ones get --drain-seconds, the announcement is withdrawn.
@@ -131,6 +133,23 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _above_zero(text: str) -> float:
+    value = _seconds(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0 and at most 1, such as 0.5")
+    return value
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535, 0 takes a free one)")
@@ -192,7 +211,11 @@ def _add_compute(command: argparse.ArgumentParser, what: str) -> None:
         help=f"how {what} are held; auto takes the fastest that loses nothing against the file",
     )
     command.add_argument(
-        "--threads", type=_positive_int, default=None, help="compute threads (default: the real cores)"
+        "--threads",
+        type=_positive_int,
+        default=None,
+        help="compute threads (default: the real cores; where several nodes share a machine, give each its "
+        "part of them)",
     )
 
 
@@ -215,16 +238,71 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
     _add_compute(command, "block weights")
     command.add_argument(
-        "--kv-cache-tokens",
-        type=_positive_int,
-        default=None,
-        help="tokens of KV cache over all sessions (default: measured from free memory)",
+        "--kernels",
+        default="auto",
+        choices=KERNELS,
+        help="what computes: native kernels, compiled here once, fast ones that round activations to 8 bits, "
+        "or torch's; auto takes the fastest that loses nothing",
     )
+    _add_cache(command)
+    _add_sharing(command)
     command.add_argument(
         "--drain-seconds",
         type=_seconds,
         default=30.0,
         help="how long running sessions may finish after Ctrl-C or SIGTERM (default: %(default)s)",
+    )
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--kv-cache-tokens",
+        type=_positive_int,
+        default=None,
+        metavar="N",
+        help="tokens of KV cache over all sessions, in whole pages (default: measured from free memory)",
+    )
+    command.add_argument(
+        "--kv-dtype",
+        default="auto",
+        choices=KV_DTYPES,
+        help="how keys and values are held; auto: float32 with --dtype float32, else 16 bits; int8 halves "
+        "those at a small loss",
+    )
+    command.add_argument(
+        "--no-prefix-cache",
+        dest="prefix_cache",
+        action="store_false",
+        help="forget a session's pages at its end, instead of keeping them for one that begins the same way",
+    )
+
+
+def _add_sharing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--prefill-target-ms",
+        type=_above_zero,
+        default=25.0,
+        metavar="MS",
+        help="what a slice of one client's prompt may add to the others' time between tokens (default: "
+        "%(default)s)",
+    )
+    command.add_argument(
+        "--max-sessions-per-peer", type=_positive_int, default=64, metavar="N", help="default: %(default)s"
+    )
+    command.add_argument(
+        "--max-kv-share-per-peer",
+        type=_share,
+        default=1.0,
+        metavar="PART",
+        help="part of the KV cache that one peer may hold while nobody else wants any; once others wait, "
+        "everybody has an equal part (default: %(default)s)",
+    )
+    command.add_argument(
+        "--idle-session-seconds",
+        type=_above_zero,
+        default=600.0,
+        metavar="SECONDS",
+        help="drop a session that was not used for so long; its client can resume (default: %(default)s)",
     )
 
 

@@ -48,25 +48,37 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
 
 async def run_serve(arguments: argparse.Namespace) -> None:
     with IdentityClaim(arguments.identity, "serve") as identity, _Display(arguments) as display:
-        config = NodeConfig(
-            model=arguments.model,
-            blocks=arguments.blocks,
-            initial_peers=tuple(arguments.initial_peers or ()),
-            identity=Path(identity.path),
-            host=arguments.host,
-            port=arguments.port,
-            announce_maddrs=tuple(arguments.announce or ()),
-            device=arguments.device,
-            dtype=arguments.dtype,
-            quantize=arguments.quantize,
-            threads=arguments.threads,
-            kv_cache_tokens=arguments.kv_cache_tokens,
-            drain_seconds=arguments.drain_seconds,
-        )
+        config = node_config(arguments, Path(identity.path))
         node = Node(config, display.on_event, on_progress=display.on_progress)
         with _on_stop_signals(node.request_stop):
             async with display.status_line(node):
                 await node.run()
+
+
+def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
+    """What the words of ``swarm-node serve`` say. Raises UsageError."""
+    return NodeConfig(
+        model=arguments.model,
+        blocks=arguments.blocks,
+        initial_peers=tuple(arguments.initial_peers or ()),
+        identity=identity,
+        host=arguments.host,
+        port=arguments.port,
+        announce_maddrs=tuple(arguments.announce or ()),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        kernels=arguments.kernels,
+        threads=arguments.threads,
+        kv_cache_tokens=arguments.kv_cache_tokens,
+        kv_dtype=arguments.kv_dtype,
+        prefix_cache=arguments.prefix_cache,
+        prefill_target_ms=arguments.prefill_target_ms,
+        max_sessions_per_peer=arguments.max_sessions_per_peer,
+        max_kv_share_per_peer=arguments.max_kv_share_per_peer,
+        idle_session_seconds=arguments.idle_session_seconds,
+        drain_seconds=arguments.drain_seconds,
+    )
 
 
 @contextlib.contextmanager
@@ -145,14 +157,17 @@ class _Display:
         match event.event:
             case "listening":
                 _print_addresses(event, "Node")
+            case "compiling":
+                console.print("Compiling kernels for this CPU (once, some seconds) ...")
             case "loading":
                 console.print(f"Loading blocks {event.blocks} of {escape(event.model)} ...")
             case "online":
                 self._progress.stop()
                 console.print(
                     f"[green]Online[/]: blocks {event.blocks} of {escape(event.model)} as "
-                    f"{escape(str(details.get('weights', '')))}, {details.get('kv_cache_tokens')} tokens of "
-                    f"KV cache, {details.get('decode_ms_per_block'):.3f} ms per block and token, "
+                    f"{escape(str(details.get('weights', '')))}, {details.get('kernels')} kernels, "
+                    f"{details.get('kv_cache_tokens')} tokens of {details.get('kv_dtype')} KV cache, "
+                    f"{details.get('decode_ms_per_block'):.3f} ms per block and token, "
                     f"prefill {details.get('prefill_tokens_per_s'):.0f} tokens/s"
                 )
                 if details.get("announced") is False:
@@ -187,10 +202,11 @@ class _Display:
         with console.status("Starting ...") as line:
             while True:
                 if (statistics := node.statistics()) is not None:
-                    server = statistics.server
+                    server, load = statistics.server, statistics.engine
                     line.update(
-                        f"{node.state} · {server.connections} peers · {server.sessions} sessions · "
-                        f"{server.queued} queued · {server.free_kv_tokens} of {server.total_kv_tokens} "
-                        "KV tokens free"
+                        f"{node.state} · {server.peers} peers · {server.sessions} sessions · "
+                        f"{load.tokens_per_s:.0f} tokens/s · batch {load.batch:.1f} · "
+                        f"queue {load.queued}, {load.queue_ms:.1f} ms · "
+                        f"{server.free_kv_tokens} of {server.total_kv_tokens} KV tokens free"
                     )
                 await asyncio.sleep(STATUS_LINE_S)

@@ -24,7 +24,7 @@ async def run_status(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(report)
     else:
-        _print_tables(report)
+        print_tables(report)
 
 
 async def _read_swarm(initial_peers: Sequence[str]) -> list[NodeInfo]:
@@ -62,6 +62,9 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
                 "prefill_tokens_per_s": node.prefill_tokens_per_s,
                 "free_kv_tokens": node.free_kv_tokens,
                 "total_kv_tokens": node.total_kv_tokens,
+                "sessions": node.sessions,
+                "tokens_per_s": node.tokens_per_s,
+                "queue_ms": node.queue_ms,
                 "weights": node.weights,
                 "codecs": list(node.codecs),
                 "version": node.version,
@@ -72,7 +75,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
     }
 
 
-def _print_tables(report: dict[str, Any]) -> None:
+def print_tables(report: dict[str, Any]) -> None:
     if not report["models"]:
         answers.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
         return
@@ -85,6 +88,12 @@ def _print_tables(report: dict[str, Any]) -> None:
             )
         else:
             answers.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
+    answers.print(_LEGEND)
+
+
+_LEGEND = """\
+  [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
+  load lately: open sessions, tok/s of all together, ms in the queue[/]"""
 
 
 def _table(model: dict[str, Any]) -> Table:
@@ -93,12 +102,12 @@ def _table(model: dict[str, Any]) -> Table:
         title=f"{escape(model['name'])}  ({model['n_blocks']} blocks, digest {model['digest'][:12]})",
         title_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,  # the box's own gaps are enough, and all must fit into 80 columns
         show_edge=False,
     )
     for heading in ("peer", "blocks", "state", "weights"):
         table.add_column(heading)
-    for heading in ("ms/token", "prefill tok/s", "free KV tokens"):
+    for heading in ("ms/tok", "prefill", "free KV", "open", "tok/s", "queue"):
         table.add_column(heading, justify="right")
     for node in model["nodes"]:
         first, last = (int(block) for block in (node["blocks"].split("-") * 2)[:2])
@@ -111,6 +120,14 @@ def _table(model: dict[str, Any]) -> Table:
             escape(node["weights"]),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
-            f"{free} ({100 * free / total:.0f} %)" if total else "-",
+            f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
+            str(node["sessions"]),
+            f"{node['tokens_per_s']:.0f}",
+            f"{node['queue_ms']:.1f}",
         )
     return table
+
+
+def _short(tokens: int) -> str:
+    """12 thousand as ``12k``: a table must fit into 80 columns."""
+    return f"{tokens // 1000}k" if tokens >= 10_000 else str(tokens)

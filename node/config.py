@@ -8,7 +8,10 @@ from pathlib import Path
 
 from ..swarm.errors import UsageError
 from ..swarm.types import Span
+from .scheduler import DECODE_TOKENS
 
+KERNELS = ("auto", "native", "fast", "torch")
+KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 MIN_MAX_FRAME = 64 * 1024
 """Bytes. A node that takes less could not pass one token of a wide model in float32."""
 
@@ -18,9 +21,12 @@ class NodeConfig:
     """How one node serves. Raises UsageError naming the option that is wrong.
 
     ``blocks``: None serves every block of the model. ``kv_cache_tokens``: None measures free memory.
+    ``kv_dtype``: how keys and values are held; auto is float32 where ``dtype`` is, else 16 bits.
+    ``prefill_target_ms``: what a slice of a prompt may add to a batch that others' decode steps are in.
+    ``max_kv_share_per_peer``: the part of the cache that one peer may hold even while nobody else wants any.
     ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free one.
     ``identity``: None makes a new identity that is forgotten at the end.
-    Times are seconds, ``max_frame`` is bytes.
+    Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
     """
 
     model: str
@@ -34,12 +40,17 @@ class NodeConfig:
     dtype: str = "auto"
     quantize: str = "auto"
     threads: int | None = None
+    kernels: str = "auto"
     kv_cache_tokens: int | None = None
+    kv_dtype: str = "auto"
+    prefix_cache: bool = True
+    prefill_target_ms: float = 25.0
     max_step_tokens: int = 512
     max_batch_tokens: int = 512
     max_sessions: int = 256
     max_sessions_per_peer: int = 64
     max_connections_per_peer: int = 32
+    max_kv_share_per_peer: float = 1.0
     max_frame: int | None = None
     drain_seconds: float = 30.0
     idle_session_seconds: float = 600.0
@@ -62,8 +73,22 @@ class NodeConfig:
         for name in ("threads", "kv_cache_tokens"):
             if (value := getattr(self, name)) is not None:
                 _require_positive(name, value)
-        for name in ("idle_session_seconds", "idle_connection_seconds", "announce_seconds"):
+        for name in (
+            "prefill_target_ms",
+            "idle_session_seconds",
+            "idle_connection_seconds",
+            "announce_seconds",
+        ):
             _require_positive(name, getattr(self, name))
+        if self.max_batch_tokens <= DECODE_TOKENS:
+            raise UsageError(f"max_batch_tokens {self.max_batch_tokens} is not above {DECODE_TOKENS}")
+        _require_choice("kernels", self.kernels, KERNELS)
+        _require_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
+        if not 0 < self.max_kv_share_per_peer <= 1:
+            raise UsageError(
+                f"max_kv_share_per_peer {self.max_kv_share_per_peer} is not above 0 and at most 1",
+                hint="It is a part of the cache: 0.5 is half of it.",
+            )
         if self.drain_seconds < 0:
             raise UsageError(f"drain_seconds {self.drain_seconds} is negative")
         if self.max_frame is not None and self.max_frame < MIN_MAX_FRAME:
@@ -87,7 +112,7 @@ class BootstrapConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """One thing that happened: ``listening loading online draining stopped error``.
+    """One thing that happened: ``listening compiling loading online draining stopped error``.
 
     ``details`` depends on the event: measured speeds for ``online``, ``message`` and ``hint`` for ``error``.
     """
@@ -118,3 +143,8 @@ OnEvent = Callable[[NodeEvent], None]
 def _require_positive(name: str, value: float) -> None:
     if not value > 0:
         raise UsageError(f"{name} {value} must be more than 0")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {value!r} is not one of {', '.join(choices)}")

@@ -1,35 +1,56 @@
-"""What the server hands to the compute thread and gets back: sessions' lanes, steps and their outcomes."""
+"""What the server hands to the engine and gets back: sessions' lanes, steps and their outcomes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..swarm.errors import ErrorCode
 from ..swarm.messages import Want
-from .kv_cache import SessionKv
+from ..swarm.types import Span
+from .page_tables import PageChange, PageTable
 
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """A session as the compute thread sees it: its KV cache and the steps that wait for it.
+    """A session as the engine sees it. Compared by identity: it is a dictionary key. Made by
+    ``Engine.open_lane``.
 
-    ``closed`` is set by the event loop and read by the compute thread, which then drops what waits; all else
-    belongs to the compute thread once the first step is submitted. Compared by identity: it is a dictionary
-    key.
+    ``owner``: the peer whose turn its steps take. ``length``: tokens the session holds once every accepted
+    step is computed; at first, those of a known prefix or of the lane it was forked from.
+    ``on_released`` is called in the event loop, once, when a closed lane's memory has been given back.
     """
 
-    kv: SessionKv
+    owner: str
+    span: Span
+    max_tokens: int
     codec: str
     reply_codec: str
+    pages: PageTable
+    table: Tensor  # (blocks, max_pages) int32 slots; filled as pages come, by the compute thread
+    length: int
+    on_released: Callable[[], None] | None = None
+    # The event loop's notes.
     closed: bool = False
+    chain: tuple[bytes, ...] = ()  # hashes of the session's whole pages, as far as the client told them
+    registered: int = 0  # pages of the chain that the prefix cache was told of
+    answered: int = 0  # tokens computed and answered
+    pending: deque[int] = field(default_factory=deque)  # positions of the steps under way
+    begun: bool = False
+    # The compute thread's notes.
+    computed: int = 0  # tokens with valid keys and values
     steps: deque[StepJob] = field(default_factory=deque)
 
+    @property
+    def settled(self) -> int:
+        """Tokens that are computed, answered, and not about to be written again. Event loop only."""
+        return min(self.answered, min(self.pending)) if self.pending else self.answered
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class StepDone:
     """``rows`` hidden states in the lane's reply codec, the first at ``position``. Times in microseconds.
 
@@ -81,9 +102,11 @@ class StepJob:
     arrived_ns: int
     done: Callable[[StepJob, StepOutcome], None]
     deadline_ns: int = 0
-    # The compute thread's notes while the step runs, over several batches if it is a long prompt.
-    x: Tensor | None = None  # (tokens, hidden), decoded
-    outputs: list[Tensor] = field(default_factory=list)  # (rows, hidden) each
+    # The engine's notes while the step runs, over several batches if it is a long prompt.
+    changes: Sequence[PageChange] = ()  # of the lane's table, before the step
+    refusal: StepFailed | None = None  # known when it was submitted; told in its turn
+    parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
+    rows: int = 0  # in parts
     compute_ns: int = 0
     codec_ns: int = 0
     finished: bool = False

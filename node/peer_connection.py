@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from ..swarm import codecs
 from ..swarm.connection import Connection
 from ..swarm.errors import (
     ErrorCode,
@@ -32,40 +30,30 @@ from ..swarm.messages import (
     Ping,
     Refused,
     Replay,
-    Result,
     Step,
-    Welcome,
     encode,
 )
 from ..swarm.replies import error_message
-from ..swarm.session import Duplicate, HopSession
-from ..swarm.wire import FIXED_HEADER, MAX_HEADER, encode_frame
-from .jobs import StepDone, StepDropped, StepJob, StepOutcome
+from ..swarm.wire import encode_frame
+from .greeting import greet
 from .node_session import NodeSession
+from .quotas import PeerAccount
 
 if TYPE_CHECKING:
     from .server import NodeServer
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = 1
-FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
-"""Bytes that a frame may need beside its payload."""
-RETRY_AFTER_MS = 1000
-"""What BUSY advises: sessions of other clients end within seconds, and a second try costs one round trip."""
-
 
 class PeerConnection:
     """Serves one stream in the task that calls ``run``."""
 
-    def __init__(self, server: NodeServer, connection: Connection) -> None:
+    def __init__(self, server: NodeServer, connection: Connection, account: PeerAccount) -> None:
         self._server = server
         self._connection = connection
+        self._account = account
         self._sessions: dict[bytes, NodeSession] = {}
         self._max_step_tokens = 0
-        self._pending_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
         self._undrained = False
         self._ending = False
         self._closed = False
@@ -77,8 +65,12 @@ class PeerConnection:
     def peer_id(self) -> str:
         return self._connection.peer_id
 
+    @property
+    def sessions(self) -> list[NodeSession]:
+        return list(self._sessions.values())
+
     async def run(self) -> None:
-        """Serve until the stream ends; every session of it is freed by then."""
+        """Serve until the stream ends; every session of it is closed by then."""
         self._task = asyncio.current_task()
         try:
             await self._read()
@@ -95,8 +87,7 @@ class PeerConnection:
             await self._farewell(error_message(error))
         finally:
             self._closed = True
-            for session in list(self._sessions.values()):
-                self._close_session(session)
+            self._close_sessions()
             self._connection.close()
 
     async def _read(self) -> None:
@@ -114,8 +105,8 @@ class PeerConnection:
                 # A client that does not read its answers is not read either.
                 self._undrained = False
                 await self._connection.stream.drain()
-            if not self._room.is_set():
-                await self._room.wait()
+            if not self._account.room.is_set():
+                await self._account.room.wait()
 
     def sweep(self, now: float) -> None:
         """Close what nobody uses: called by the server every few seconds with its clock's time."""
@@ -125,249 +116,104 @@ class PeerConnection:
             log.info("event=connection_idle peer=%s seconds=%.0f", self.peer_id, silent)
             self.close()
             return
-        for session in list(self._sessions.values()):
+        for session in self.sessions:
             if not session.inflight and now - session.last_used > limits.idle_session_seconds:
-                self._close_session(session)
-                self._try_post(
-                    ErrorMessage(
-                        session.session,
-                        None,
-                        ErrorCode.UNKNOWN_SESSION,
-                        f"the session was idle for {limits.idle_session_seconds:.0f} s and was closed",
-                        True,
-                    )
-                )
+                self.expire(session, f"the session was idle for {limits.idle_session_seconds:.0f} s")
+
+    def expire(self, session: NodeSession, reason: str) -> None:
+        """Close a session that the client did not close, and tell it."""
+        log.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
+        del self._sessions[session.id]
+        session.close()
+        self._try_post(
+            ErrorMessage(
+                session.id,
+                None,
+                ErrorCode.SESSION_EXPIRED,
+                f"{reason} and was closed",
+                True,
+                "Open the session again and send its tokens from the start.",
+            )
+        )
 
     def close(self, reason: ErrorMessage | None = None) -> None:
-        """End the stream; ``run`` then frees the sessions and returns, whatever it waits for."""
+        """End the stream. Its sessions are closed at once, ``run`` then returns, whatever it waits for."""
         if self._ending or self._closed:
             return
         self._ending = True
         if reason is not None:
             self._try_post(reason)
+        self._close_sessions()
         self._connection.close()
         if self._task is not None:
             self._task.cancel()
 
+    def _close_sessions(self) -> None:
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
     # Messages, in the order a client sends them. None of these awaits.
 
     def _dispatch(self, message: Message) -> None:
+        if not self.welcomed and not isinstance(message, Hello):
+            raise RemoteProtocolError(f"{type(message).__name__.upper()} came before HELLO")
         match message:
             case Step():
                 self._on_step(message)
             case Ping():
-                self._on_ping(message)
+                self._post(self._server.pong(message.nonce))
             case Hello():
                 self._on_hello(message)
             case Open():
-                self._on_open(message)
+                self._post(self._try_open(message))
             case Close():
-                self._require_hello("CLOSE")
-                if (session := self._sessions.get(message.session)) is not None:
-                    self._close_session(session)
+                if (session := self._sessions.pop(message.session, None)) is not None:
+                    session.close(self._server.usable_prefix(session.request.max_tokens, message.prefix))
             case Replay():
-                self._require_hello("REPLAY")
-                self._post(
-                    ErrorMessage(
-                        message.session,
-                        None,
-                        ErrorCode.UNSUPPORTED,
-                        "this node keeps no journal to replay",
-                        False,
-                    )
-                )
+                text = "this node keeps no journal to replay"
+                self._post(ErrorMessage(message.session, None, ErrorCode.UNSUPPORTED, text, False))
             case _:
                 raise RemoteProtocolError(f"a client does not send {type(message).__name__.upper()}")
 
     def _on_hello(self, hello: Hello) -> None:
-        server = self._server
         if self.welcomed:
             raise RemoteProtocolError("HELLO came twice")
-        if PROTOCOL_VERSION not in hello.versions:
-            raise RemoteProtocolError(
-                f"this node speaks version {PROTOCOL_VERSION}, "
-                f"the client {', '.join(map(str, hello.versions))}",
-                hint="Use the same major version of swarm-node on both sides.",
-                code=ErrorCode.UNSUPPORTED_VERSION,
-            )
-        if hello.digest and hello.digest != server.model.digest:
-            raise PeerError(
-                f"this node serves {server.model.name} with digest {server.model.digest[:12]}, "
-                f"the client asks for {hello.digest[:12]}",
-                code=ErrorCode.MODEL_MISMATCH,
-                retriable=False,
-                hint="Client and nodes need the same model files: same weights, same quantization source.",
-            )
-        shared = tuple(codec for codec in server.codecs if codec in hello.codecs)
-        if not shared:
-            raise PeerError(
-                f"no common codec: this node speaks {', '.join(server.codecs)}",
-                code=ErrorCode.UNSUPPORTED_CODEC,
-                retriable=False,
-            )
-        frame = min(server.max_frame, hello.max_frame)
-        row = max(codecs.payload_bytes(codec, 1, server.hidden_size) for codec in server.codecs)
-        self._max_step_tokens = min(server.limits.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
-        if self._max_step_tokens < 1:
-            raise PeerError(
-                f"a frame of {frame} bytes cannot hold one token of {server.hidden_size} values",
-                code=ErrorCode.UNSUPPORTED,
-                retriable=False,
-            )
+        welcome = greet(hello, self._server.offer)
+        self._max_step_tokens = welcome.max_step_tokens
         self._connection.peer_max_frame = hello.max_frame
         self.welcomed = True
-        self._post(
-            Welcome(
-                version=PROTOCOL_VERSION,
-                digest=server.model.digest,
-                span=server.span,
-                codecs=shared,
-                max_frame=server.max_frame,
-                agent=server.agent,
-                max_step_tokens=self._max_step_tokens,
-                n_blocks=server.model.n_blocks,
-            )
-        )
-
-    def _on_ping(self, ping: Ping) -> None:
-        self._require_hello("PING")
-        self._post(self._server.pong(ping.nonce))
-
-    def _on_open(self, request: Open) -> None:
-        self._require_hello("OPEN")
-        self._post(self._try_open(request))
+        self._post(welcome)
 
     def _try_open(self, request: Open) -> Opened | Busy | Refused | ErrorMessage:
-        server, session = self._server, request.session
-        if session in self._sessions:
-            text = f"session {session.hex()} is open already"
-            return ErrorMessage(session, None, ErrorCode.DUPLICATE_SESSION, text, False)
-        if (refusal := server.refusal(request)) is not None:
-            return refusal
-        key = server.reserve(self.peer_id, request)
-        if isinstance(key, Busy):
-            return key
-        try:
-            lane = server.engine.open_lane(
-                request.span, request.max_tokens, request.codec, request.reply_codec
-            )
-        except MemoryError as error:
-            log.warning("event=kv_allocation_failed tokens=%d error=%r", request.max_tokens, str(error)[:200])
-            server.release(self.peer_id, key)
-            return Busy(session, RETRY_AFTER_MS, "the node's memory is full")
-        hop = HopSession(request.max_tokens, max_step_tokens=self._max_step_tokens)
-        self._sessions[session] = NodeSession(session, key, hop, lane, server.now())
-        return Opened(session, 0, self._max_step_tokens)
+        if request.session in self._sessions:
+            text = f"session {request.session.hex()} is open already"
+            return ErrorMessage(request.session, None, ErrorCode.DUPLICATE_SESSION, text, False)
+        parent = None if request.parent is None else self._sessions.get(request.parent)
+        opened = self._server.open_session(
+            request, self._account, parent, self._max_step_tokens, self._try_post
+        )
+        if not isinstance(opened, NodeSession):
+            return opened
+        self._sessions[request.session] = opened
+        return Opened(request.session, opened.hop.length, self._max_step_tokens)
 
     def _on_step(self, step: Step) -> None:
-        arrived = perf_counter_ns()
-        self._require_hello("STEP")
         session = self._sessions.get(step.session)
-        if session is None:
-            self._post(
-                ErrorMessage(
-                    step.session,
-                    step.step,
-                    ErrorCode.UNKNOWN_SESSION,
-                    f"session {step.session.hex()} is not open on this stream",
-                    True,
-                    "Open the session again and send its tokens from the start.",
-                )
-            )
+        if session is not None:
+            session.on_step(step, self._server.now())
             return
-        try:
-            verdict = session.hop.on_step(step.step, step.position, step.tokens)
-        except RemoteProtocolError as error:
-            self._post(error_message(error, step.session, step.step, retriable=False))
-            return
-        session.last_used = self._server.now()
-        if isinstance(verdict, Duplicate):
-            self._repeat(session, step)
-            return
-        session.last_answer = None
-        session.inflight += 1
-        self._pending_bytes += len(step.payload)
-        if self._pending_bytes > self._server.limits.pending_bytes:
-            self._room.clear()
-        size = len(step.payload)
-
-        def done(job: StepJob, outcome: StepOutcome) -> None:
-            self._on_outcome(session, job, outcome, size)
-
-        self._server.engine.submit(
-            StepJob(
-                lane=session.lane,
-                step=step.step,
-                position=step.position,
-                tokens=step.tokens,
-                want=step.want,
-                payload=step.payload,
-                arrived_ns=arrived,
-                done=done,
-                deadline_ns=arrived + step.deadline_ms * 1_000_000 if step.deadline_ms else 0,
+        self._post(
+            ErrorMessage(
+                step.session,
+                step.step,
+                ErrorCode.UNKNOWN_SESSION,
+                f"session {step.session.hex()} is not open on this stream",
+                True,
+                "Open the session again and send its tokens from the start.",
             )
         )
 
-    def _repeat(self, session: NodeSession, step: Step) -> None:
-        if session.last_answer is not None:
-            self._post(session.last_answer)
-        elif not session.inflight:
-            self._post(
-                ErrorMessage(
-                    step.session,
-                    step.step,
-                    ErrorCode.BAD_STEP,
-                    f"the answer to step {step.step} is no longer kept",
-                    True,
-                    "Send the tokens again under a new step number.",
-                )
-            )
-        # Else the first copy is still being computed, and its answer will do for both.
-
-    def _on_outcome(self, session: NodeSession, job: StepJob, outcome: StepOutcome, size: int) -> None:
-        session.inflight -= 1
-        self._pending_bytes -= size
-        if self._pending_bytes <= self._server.limits.pending_bytes:
-            self._room.set()
-        if session.lane.closed:
-            if not session.inflight:
-                self._server.release(self.peer_id, session.key)
-            return
-        match outcome:
-            case StepDone():
-                answer: Result | ErrorMessage = Result(
-                    session=session.session,
-                    step=job.step,
-                    position=outcome.position,
-                    tokens=outcome.rows,
-                    payload=outcome.payload,
-                    queue_us=outcome.queue_us,
-                    compute_us=outcome.compute_us,
-                    codec_us=outcome.codec_us,
-                    batch=outcome.batch,
-                )
-            case StepDropped():
-                return
-            case failed:
-                answer = ErrorMessage(
-                    session.session, job.step, failed.code, failed.message, failed.retriable, failed.hint
-                )
-        if job.step == session.hop.last_step:
-            session.keep(answer)
-        self._try_post(answer)
-
-    def _close_session(self, session: NodeSession) -> None:
-        """Free its KV cache: now, or as soon as the step being computed lets go of it."""
-        del self._sessions[session.session]
-        session.lane.closed = True
-        if not session.inflight:
-            self._server.release(self.peer_id, session.key)
-
     # Writing.
-
-    def _require_hello(self, kind: str) -> None:
-        if not self.welcomed:
-            raise RemoteProtocolError(f"{kind} came before HELLO")
 
     def _post(self, message: Message) -> None:
         """Write a message at once; the reader waits for room before it takes the next request."""
@@ -383,7 +229,9 @@ class PeerConnection:
         try:
             self._post(message)
         except StreamClosedError:
+            # The reader may be waiting for room and not know yet: nobody wants the steps that still wait.
             log.debug("event=answer_without_stream peer=%s", self.peer_id)
+            self.close()
         except LocalProtocolError:
             log.exception("event=bad_answer peer=%s", self.peer_id)
             self._connection.close()

@@ -1,24 +1,32 @@
-"""What one peer may use of a node. Plain ints: who is counted is the authenticated peer id."""
+"""What one peer uses of a node, and what it may. Plain ints: who is counted is the authenticated peer id."""
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
 from dataclasses import dataclass
 
-from ..swarm.errors import UsageError
+from ..swarm.errors import LocalProtocolError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a node. ``pending_bytes``: payloads of one connection that wait for the engine before its
-    reader pauses. Seconds for times."""
+    """Bounds of a node; times in seconds.
+
+    ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
+    and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
+    read. ``rest_seconds``: after this time without a step a session counts as resting, and is dropped where a
+    peer that holds less than its equal share finds no room.
+    """
 
     max_sessions: int = 256
     max_sessions_per_peer: int = 64
     max_connections_per_peer: int = 32
     max_step_tokens: int = 512
-    pending_bytes: int = 32 * 1024 * 1024
+    kv_share_per_peer: float = 1.0
+    queued_tokens_per_peer: int = 128 * 1024
+    queued_bytes_per_peer: int = 64 * 1024 * 1024
     hello_seconds: float = 10.0
+    rest_seconds: float = 10.0
     idle_session_seconds: float = 600.0
     idle_connection_seconds: float = 120.0
     farewell_seconds: float = 5.0
@@ -27,35 +35,113 @@ class Limits:
         for name in self.__slots__:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} {getattr(self, name)} must be more than 0")
+        if self.kv_share_per_peer > 1:
+            raise UsageError(f"kv_share_per_peer {self.kv_share_per_peer} is more than all of the cache")
 
 
-class Tally:
-    """Counts by peer against one bound per peer and one for all."""
+class PeerAccount:
+    """One peer's use of the node, over all its streams.
 
-    __slots__ = ("_by_peer", "_per_peer", "_total")
+    ``kv_cells`` are (token, block) pairs reserved. ``room`` is set while its steps may be read.
+    """
 
-    def __init__(self, per_peer: int, total: int | None = None) -> None:
-        self._per_peer = per_peer
-        self._total = total
-        self._by_peer: Counter[str] = Counter()
+    __slots__ = ("connections", "kv_cells", "peer_id", "queued_bytes", "queued_tokens", "room", "sessions")
+
+    def __init__(self, peer_id: str) -> None:
+        self.peer_id = peer_id
+        self.connections = 0
+        self.sessions = 0
+        self.kv_cells = 0
+        self.queued_tokens = 0
+        self.queued_bytes = 0
+        self.room = asyncio.Event()
+        self.room.set()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.connections or self.sessions or self.queued_tokens)
+
+
+class Ledger:
+    """The accounts of all peers that are connected or still hold something, and their sums."""
+
+    __slots__ = ("_accounts", "_limits", "connections", "kv_cells", "sessions")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._accounts: dict[str, PeerAccount] = {}
+        self.connections = 0
+        self.sessions = 0
+        self.kv_cells = 0
 
     def __len__(self) -> int:
-        return self._by_peer.total()
+        return len(self._accounts)
 
-    def of(self, peer_id: str) -> int:
-        return self._by_peer[peer_id]
+    def holders(self) -> list[PeerAccount]:
+        """Peers that hold sessions."""
+        return [account for account in self._accounts.values() if account.sessions]
 
-    def peer_is_full(self, peer_id: str) -> bool:
-        return self._by_peer[peer_id] >= self._per_peer
+    def connect(self, peer_id: str) -> PeerAccount | None:
+        """Count a stream of the peer; None, and nothing counted, if it has as many as it may."""
+        account = self._accounts.get(peer_id)
+        if account is None:
+            account = self._accounts[peer_id] = PeerAccount(peer_id)
+        elif account.connections >= self._limits.max_connections_per_peer:
+            return None
+        account.connections += 1
+        self.connections += 1
+        return account
 
-    def is_full(self) -> bool:
-        return self._total is not None and len(self) >= self._total
+    def disconnect(self, account: PeerAccount) -> None:
+        self._check(account.connections >= 1, "a stream that was not counted")
+        account.connections -= 1
+        self.connections -= 1
+        self._forget_empty(account)
 
-    def add(self, peer_id: str) -> None:
-        self._by_peer[peer_id] += 1
+    def take(self, account: PeerAccount, kv_cells: int) -> None:
+        """Count a session with its reservation."""
+        account.sessions += 1
+        account.kv_cells += kv_cells
+        self.sessions += 1
+        self.kv_cells += kv_cells
 
-    def remove(self, peer_id: str) -> None:
-        if self._by_peer[peer_id] <= 1:
-            del self._by_peer[peer_id]
-        else:
-            self._by_peer[peer_id] -= 1
+    def give_back(self, account: PeerAccount, kv_cells: int) -> None:
+        """The session is gone, and its memory free."""
+        self._check(account.sessions >= 1 and account.kv_cells >= kv_cells, "a session that was not counted")
+        account.sessions -= 1
+        account.kv_cells -= kv_cells
+        self.sessions -= 1
+        self.kv_cells -= kv_cells
+        self._forget_empty(account)
+
+    def queue(self, account: PeerAccount, tokens: int, size: int) -> None:
+        """A step waits for the engine with a payload of ``size`` bytes."""
+        account.queued_tokens += tokens
+        account.queued_bytes += size
+        if self._is_over(account):
+            account.room.clear()
+
+    def unqueue(self, account: PeerAccount, tokens: int, size: int) -> None:
+        """The step has an outcome."""
+        self._check(account.queued_tokens >= tokens and account.queued_bytes >= size, "a step not counted")
+        account.queued_tokens -= tokens
+        account.queued_bytes -= size
+        if not self._is_over(account):
+            account.room.set()
+        self._forget_empty(account)
+
+    def _is_over(self, account: PeerAccount) -> bool:
+        limits = self._limits
+        return (
+            account.queued_tokens > limits.queued_tokens_per_peer
+            or account.queued_bytes > limits.queued_bytes_per_peer
+        )
+
+    def _forget_empty(self, account: PeerAccount) -> None:
+        if account.is_empty:
+            self._accounts.pop(account.peer_id, None)
+
+    @staticmethod
+    def _check(fits: bool, what: str) -> None:
+        if not fits:
+            raise LocalProtocolError(f"the quotas are asked to take back {what}")

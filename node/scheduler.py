@@ -1,29 +1,35 @@
-"""Which waiting steps run in the next batch. Plain ints: no tensor, no thread, no clock.
+"""Which waiting steps run in the next batch. Plain ints: no tensor, no thread, no clock (pass ``now``).
 
-Decode goes first, all of it up to the session bound, oldest first. Prefill fills what is left of the token
-budget in order of arrival, cut into slices so that nobody's prompt stalls everybody's decode: beside decoding
-sessions a batch carries at most ``prefill_beside_decode`` prompt tokens, alone it takes the whole budget.
-Prefill always gets at least one token a batch, so neither side can starve the other.
+Decode goes first, up to the session bound. Prefill fills what is left of the token budget, cut into slices:
+beside decoding sessions a slice is sized by what it costs them (``PrefillPace``), alone it takes the whole
+budget. Sessions that decoded a moment ago count as decoding: their next token is on its way. Prefill always
+gets a few tokens a batch, so neither side can starve the other.
 
-A session has one step in a batch at most; its steps run in the order they came.
+Owners take turns, in prefill always, in decode when not everybody fits into a batch; within an owner it is
+first come, first served. A session has one step in a batch at most; its steps run in the order they came.
+A step whose deadline has passed leaves the queue before it costs anything, or anything more.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..swarm.errors import LocalProtocolError, UsageError
+from .fair_queue import FairQueue
+from .prefill_pace import MIN_SLICE, PrefillPace
 
 Key = TypeVar("Key", bound=Hashable)
 
 DECODE_TOKENS = 8
 """A step this short counts as decode: one token, or a draft of a few for speculative decoding."""
+DECODE_LINGERS_NS = 250_000_000
+"""After a decode step its session counts as decoding for so long: a token's way through a wide-area route."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice(Generic[Key]):
     """``count`` tokens of ``key``'s oldest step, ``offset`` tokens into it. ``last`` ends the step."""
 
@@ -33,35 +39,47 @@ class Slice(Generic[Key]):
     last: bool
 
 
+@dataclass(slots=True)
+class Batch(Generic[Key]):
+    """``slices`` to compute, decode first; ``expired``: keys whose oldest step was dropped for its deadline,
+    once for each step."""
+
+    slices: list[Slice[Key]] = field(default_factory=list)
+    expired: list[Key] = field(default_factory=list)
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+
+
 class _Lane:
-    """The waiting steps of one session: token counts, and how far the oldest one has come."""
+    """The waiting steps of one session as (tokens, deadline), and how far the oldest one has come."""
 
-    __slots__ = ("done", "steps")
+    __slots__ = ("done", "owner", "steps")
 
-    def __init__(self) -> None:
-        self.steps: deque[int] = deque()
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.steps: deque[tuple[int, int]] = deque()
         self.done = 0
 
 
 class Scheduler(Generic[Key]):
     """Waiting steps by session key. Not thread-safe: the compute thread alone owns it."""
 
-    __slots__ = ("_decode", "_lanes", "_max_sessions", "_max_tokens", "_prefill", "_prefill_beside_decode")
+    __slots__ = ("_decode", "_lanes", "_last_decode", "_max_sessions", "_max_tokens", "_pace", "_prefill")
 
-    def __init__(self, max_tokens: int, *, max_sessions: int = 64, prefill_beside_decode: int = 128) -> None:
-        if max_tokens < DECODE_TOKENS or max_sessions < 1 or prefill_beside_decode < 1:
+    def __init__(self, max_tokens: int, *, max_sessions: int = 64, prefill_target_us: int = 25_000) -> None:
+        if max_tokens <= DECODE_TOKENS or max_sessions < 1:
             raise UsageError(
-                f"a batch of {max_tokens} tokens, {max_sessions} sessions and "
-                f"{prefill_beside_decode} prompt tokens beside decode cannot be",
-                hint=f"A batch needs at least {DECODE_TOKENS} tokens.",
+                f"a batch of {max_tokens} tokens and {max_sessions} sessions cannot be",
+                hint=f"A batch needs more than {DECODE_TOKENS} tokens.",
             )
         self._max_tokens = max_tokens
         self._max_sessions = max_sessions
-        self._prefill_beside_decode = prefill_beside_decode
+        self._pace = PrefillPace(prefill_target_us)
         self._lanes: dict[Key, _Lane] = {}
-        # Keys whose oldest step is decode or prefill, oldest first.
-        self._decode: OrderedDict[Key, None] = OrderedDict()
-        self._prefill: OrderedDict[Key, None] = OrderedDict()
+        # Keys whose oldest step is decode or prefill.
+        self._decode: FairQueue[Key] = FairQueue()
+        self._prefill: FairQueue[Key] = FairQueue()
+        self._last_decode: int | None = None
 
     def __len__(self) -> int:
         """Waiting steps, begun ones included."""
@@ -70,68 +88,109 @@ class Scheduler(Generic[Key]):
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
-    def add(self, key: Key, tokens: int) -> None:
-        """Queue a step of ``tokens`` tokens behind the other steps of ``key``."""
+    def add(self, key: Key, owner: str, tokens: int, deadline: int = 0) -> None:
+        """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
+        of ``next_batch``'s ``now``; 0: none. A key belongs to one owner."""
         if tokens < 1:
             raise LocalProtocolError(f"a step of {tokens} tokens cannot be scheduled")
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane()
-        lane.steps.append(tokens)
+            lane = self._lanes[key] = _Lane(owner)
+        lane.steps.append((tokens, deadline))
         if len(lane.steps) == 1:
             self._enqueue(key, lane)
 
     def remove(self, key: Key) -> int:
         """Forget every step of ``key``; returns how many there were."""
         lane = self._lanes.pop(key, None)
-        self._decode.pop(key, None)
-        self._prefill.pop(key, None)
-        return 0 if lane is None else len(lane.steps)
+        if lane is None:
+            return 0
+        self._decode.discard(lane.owner, key)
+        self._prefill.discard(lane.owner, key)
+        return len(lane.steps)
 
-    def next_batch(self) -> list[Slice[Key]]:
+    def cut(self, key: Key) -> None:
+        """The oldest step of ``key``, which was begun, has failed: forget the rest of it."""
+        self._finish_oldest(key)
+
+    def observe(self, prefill_tokens: int, decode_rows: int, elapsed_us: int) -> None:
+        """What a batch cost; sizes the prefill slices of the next ones."""
+        self._pace.observe(prefill_tokens, decode_rows, elapsed_us)
+
+    def next_batch(self, now: int = 0) -> Batch[Key]:
         """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions."""
-        batch: list[Slice[Key]] = []
-        budget = self._max_tokens
-        # One prompt token's room stays free while prompts wait.
-        reserve = 1 if self._prefill else 0
-        decode_sessions = max(1, self._max_sessions - reserve) if self._decode else 0
-        for key in list(self._decode)[:decode_sessions]:
-            lane = self._lanes[key]
-            count = lane.steps[0]
-            if count > budget - reserve:
-                break
-            batch.append(Slice(key, 0, count, True))
-            budget -= count
+        batch: Batch[Key] = Batch()
+        if self._decode:
+            self._last_decode = now
+            self._add_decode(batch, now)
         if self._prefill:
-            prefill = min(budget, self._prefill_beside_decode) if batch else budget
-            # At least one prompt a batch even when a bound of one session leaves no place for it.
-            places = max(1, self._max_sessions - len(batch))
-            for key in list(self._prefill)[:places]:
-                if prefill < 1:
-                    break
-                lane = self._lanes[key]
-                left = lane.steps[0] - lane.done
-                count = min(left, prefill)
-                batch.append(Slice(key, lane.done, count, count == left))
-                prefill -= count
-        for piece in batch:
+            self._add_prefill(batch, now)
+        for piece in batch.slices:
             self._advance(piece)
+        for key in batch.expired:
+            self._finish_oldest(key)
         return batch
 
+    def _add_decode(self, batch: Batch[Key], now: int) -> None:
+        # Some prompt tokens' room, and a place, stay free while prompts wait.
+        prompts = len(self._prefill) > 0
+        budget = self._max_tokens - (min(MIN_SLICE, self._max_tokens - DECODE_TOKENS) if prompts else 0)
+        places = max(1, self._max_sessions - prompts)
+        lanes, slices, rows = self._lanes, batch.slices, 0
+        for key in self._decode.in_turn():
+            count, deadline = lanes[key].steps[0]
+            if 0 < deadline < now:
+                batch.expired.append(key)
+                continue
+            if len(slices) == places or rows + count > budget:
+                break
+            slices.append(Slice(key, 0, count, True))
+            rows += count
+        batch.decode_rows = rows
+
+    def _add_prefill(self, batch: Batch[Key], now: int) -> None:
+        budget = self._max_tokens - batch.decode_rows
+        if batch.slices or (
+            now and self._last_decode is not None and now - self._last_decode < DECODE_LINGERS_NS
+        ):
+            budget = self._pace.slice_tokens(budget)
+        places = max(1, self._max_sessions - len(batch.slices))
+        first = len(batch.slices)
+        for key in self._prefill.in_turn():
+            lane = self._lanes[key]
+            tokens, deadline = lane.steps[0]
+            if 0 < deadline < now:
+                batch.expired.append(key)
+                continue
+            left = tokens - lane.done
+            count = min(left, budget)
+            begun = len(batch.slices) - first
+            if not count or begun == places or (begun and count < min(left, MIN_SLICE)):
+                break  # a sliver would cost a turn and gain nothing
+            batch.slices.append(Slice(key, lane.done, count, count == left))
+            batch.prefill_tokens += count
+            budget -= count
+
     def _advance(self, piece: Slice[Key]) -> None:
-        lane = self._lanes[piece.key]
-        if not piece.last:
+        if piece.last:
+            self._finish_oldest(piece.key)
+        else:
+            lane = self._lanes[piece.key]
             lane.done += piece.count
-            return
+            self._prefill.rotate(lane.owner)
+
+    def _finish_oldest(self, key: Key) -> None:
+        lane = self._lanes[key]
+        queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue.discard(lane.owner, key)
+        queue.rotate(lane.owner)
         lane.steps.popleft()
         lane.done = 0
-        self._decode.pop(piece.key, None)
-        self._prefill.pop(piece.key, None)
         if lane.steps:
-            self._enqueue(piece.key, lane)
+            self._enqueue(key, lane)
         else:
-            del self._lanes[piece.key]
+            del self._lanes[key]
 
     def _enqueue(self, key: Key, lane: _Lane) -> None:
-        waiting = self._decode if lane.steps[0] <= DECODE_TOKENS else self._prefill
-        waiting[key] = None
+        queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue.push(lane.owner, key)

@@ -12,9 +12,9 @@ from time import perf_counter
 
 import torch
 
+from ..shards.kv_pool import KvPool, Piece
 from ..shards.span_model import SpanModel
-from .attention import BatchAttention, Piece
-from .kv_cache import SessionKv
+from .page_tables import pages_for
 
 PREFILL_TOKENS = 256
 """Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
@@ -35,20 +35,21 @@ class SelfMeasurement:
 
 
 def measure_self(
-    model: SpanModel, max_tokens: int, clock: Callable[[], float] = perf_counter
+    model: SpanModel, kv_dtype: str, max_tokens: int, clock: Callable[[], float] = perf_counter
 ) -> SelfMeasurement:
-    """Run in the compute thread under inference mode. ``max_tokens`` bounds the context of the
-    measurement."""
-    config = model.config
+    """Run in the compute thread under inference mode, with a KV pool of its own that lasts as long as the
+    call. ``max_tokens`` bounds the context of the measurement."""
+    config, blocks = model.config, len(model.span)
     tokens = max(1, min(PREFILL_TOKENS, max_tokens - 1))
-    kv = SessionKv(model.span, tokens + 1, config.n_kv_heads, config.head_dim, model.dtype, model.device)
+    pages = pages_for(tokens + 1)
+    pool = KvPool(pages * blocks, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
+    table = torch.arange(pages * blocks, dtype=torch.int32).view(blocks, pages)
     prompt = torch.randn((tokens, config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
 
     def forward(start: int, count: int) -> None:
-        cos, sin = model.rope([(start, count)])
-        attend = BatchAttention([Piece(kv, 0, start, count)], model.dtype, model.device)
+        piece = Piece(table, model.span.start, 0, start, count)
         # float() waits for the device.
-        float(model.forward(prompt[:count].clone(), cos, sin, attend, model.span)[-1, 0])
+        float(model.forward(prompt[:count], [piece], pool)[-1, 0])
 
     forward(0, 1)  # first-use costs: kernels, page faults
     prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)

@@ -13,6 +13,7 @@ import torch
 
 from ..shards.autoselect import LoadOptions
 from ..shards.checkpoint import Checkpoint, open_checkpoint
+from ..shards.kv_pool import PAGE_TOKENS, KvPool, resolve_kv_dtype, slot_bytes
 from ..shards.span_model import SpanModel, load_span
 from ..swarm.errors import LocalProtocolError, SwarmError, UsageError
 from ..swarm.identity import Identity
@@ -20,12 +21,12 @@ from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from .announcer import Announcer
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
-from .engine import Engine, EngineStatistics
-from .kv_budget import KvBudget, default_kv_tokens
-from .kv_cache import kv_bytes_per_token
+from .engine import Engine, EngineLoad, EngineSettings
+from .kernels import compile_kernels
 from .network import Network, open_network
+from .page_tables import slots_for
 from .quotas import Limits
-from .resources import available_memory, default_threads
+from .resources import available_memory, default_kv_tokens, default_threads
 from .self_bench import SelfMeasurement, measure_self
 from .server import NodeServer, ServerStatistics
 
@@ -43,7 +44,7 @@ OnProgress = Callable[[int, int, str], None]
 @dataclass(frozen=True, slots=True)
 class NodeStatistics:
     server: ServerStatistics
-    engine: EngineStatistics
+    engine: EngineLoad
 
 
 class Node:
@@ -80,7 +81,7 @@ class Node:
         self._maddrs: tuple[str, ...] = ()
         self._model: ModelRef | None = None
         self._span: Span | None = None
-        self._weights = ""
+        self._weights = self._kernels = self._kv_dtype = ""
         self._measured = SelfMeasurement(0.0, 0.0)
         self._engine: Engine | None = None
         self._server: NodeServer | None = None
@@ -104,7 +105,9 @@ class Node:
         """What the node announces now. Raises LocalProtocolError before it knows its model."""
         if self._model is None or self._span is None:
             raise LocalProtocolError("the node has no model yet")
-        statistics = None if self._server is None else self._server.statistics()
+        statistics = self.statistics()
+        server = None if statistics is None else statistics.server
+        load = None if statistics is None else statistics.engine
         return NodeInfo(
             peer_id=self.peer_id,
             maddrs=self._maddrs,
@@ -113,18 +116,21 @@ class Node:
             state=self._state,
             decode_ms_per_block=self._measured.decode_ms_per_block,
             prefill_tokens_per_s=self._measured.prefill_tokens_per_s,
-            free_kv_tokens=statistics.free_kv_tokens if statistics else 0,
-            total_kv_tokens=statistics.total_kv_tokens if statistics else 0,
-            codecs=self._server.codecs if self._server else (),
+            free_kv_tokens=server.free_kv_tokens if server else 0,
+            total_kv_tokens=server.total_kv_tokens if server else 0,
+            codecs=self._server.offer.codecs if self._server else (),
             weights=self._weights,
             version=version("swarm-node"),
+            queue_ms=round(load.queue_ms, 3) if load else 0.0,
+            tokens_per_s=round(load.tokens_per_s, 1) if load else 0.0,
+            sessions=server.sessions if server else 0,
         )
 
     def statistics(self) -> NodeStatistics | None:
         """None until the node is online."""
         if self._server is None or self._engine is None:
             return None
-        return NodeStatistics(self._server.statistics(), self._engine.statistics())
+        return NodeStatistics(self._server.statistics(), self._engine.load())
 
     async def start(self) -> None:
         """Listen, load, measure, announce. Raises SwarmError; call ``stop`` then too."""
@@ -139,24 +145,35 @@ class Node:
         self._model = checkpoint.ref
         self._span = _span_of(config.blocks, checkpoint)
         await self._join_network()
+        if config.kernels != "torch":
+            await self._compile_kernels()
         self._emit("loading")
-        options = LoadOptions(device=config.device, dtype=config.dtype, quantize=config.quantize)
-        span_model = await asyncio.to_thread(load_span, checkpoint, self._span, options, self._on_progress)
+        options = LoadOptions(
+            device=config.device, dtype=config.dtype, quantize=config.quantize, kernels=config.kernels
+        )
+        span_model = await asyncio.to_thread(
+            load_span, checkpoint, self._span, options, self._on_progress, threads=threads
+        )
         checkpoint.release()
-        self._weights = span_model.weights
+        self._weights, self._kernels = span_model.weights, span_model.kernels
+        context = span_model.config.max_position_embeddings
+        pool = self._kv_pool(span_model)
         engine = self._engine = Engine(
             span_model,
+            pool,
             threads=threads,
-            max_batch_tokens=config.max_batch_tokens,
+            settings=EngineSettings(
+                max_batch_tokens=config.max_batch_tokens,
+                prefill_target_ms=config.prefill_target_ms,
+                prefix_cache=config.prefix_cache,
+            ),
         )
         engine.start()
         self._exit.push_async_callback(engine.stop)
-        budget = self._budget(span_model)
-        context = span_model.config.max_position_embeddings
-        self._measured = await engine.run(lambda: measure_self(span_model, min(context, budget.total_tokens)))
+        longest = min(context, engine.total_tokens)
+        self._measured = await engine.run(lambda: measure_self(span_model, pool.kv_dtype, longest))
         self._server = NodeServer(
             engine,
-            budget,
             self._model,
             context_tokens=context,
             agent=f"swarm-node/{version('swarm-node')}",
@@ -165,6 +182,7 @@ class Node:
                 max_sessions_per_peer=config.max_sessions_per_peer,
                 max_connections_per_peer=config.max_connections_per_peer,
                 max_step_tokens=config.max_step_tokens,
+                kv_share_per_peer=config.max_kv_share_per_peer,
                 idle_session_seconds=config.idle_session_seconds,
                 idle_connection_seconds=config.idle_connection_seconds,
             ),
@@ -252,15 +270,37 @@ class Node:
         self._maddrs = await self._network.transport.maddrs()
         self._emit("listening")
 
-    def _budget(self, model: SpanModel) -> KvBudget:
-        config = model.config
+    async def _compile_kernels(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_compiling() -> None:
+            loop.call_soon_threadsafe(self._emit, "compiling")
+
+        await asyncio.to_thread(compile_kernels, self.config.device, on_compiling)
+
+    def _kv_pool(self, model: SpanModel) -> KvPool:
+        """Memory for the KV cache: as many whole pages as were asked for, or as free memory suggests."""
+        config, blocks = model.config, len(model.span)
+        kv_dtype = resolve_kv_dtype(
+            self.config.kv_dtype, model.dtype, self.config.dtype == "float32", model.device
+        )
         tokens = self.config.kv_cache_tokens
         if tokens is None:
-            per_token = kv_bytes_per_token(len(model.span), config.n_kv_heads, config.head_dim, model.dtype)
+            per_token = slot_bytes(config.n_kv_heads, config.head_dim, kv_dtype) * blocks // PAGE_TOKENS
             tokens = default_kv_tokens(
                 available_memory(model.device), per_token, config.max_position_embeddings
             )
-        return KvBudget(tokens, len(model.span))
+        slots = slots_for(tokens, blocks, PAGE_TOKENS)
+        try:
+            pool = KvPool(slots, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
+        except RuntimeError as error:  # torch's allocators raise it and its subclass OutOfMemoryError
+            log.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
+            raise UsageError(
+                f"{tokens} tokens of KV cache as {kv_dtype} do not fit into the memory of {model.device}",
+                hint="Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8.",
+            ) from error
+        self._kv_dtype = kv_dtype
+        return pool
 
     async def _go_online(self, server: NodeServer) -> None:
         if self._network is None:
@@ -276,6 +316,8 @@ class Node:
             announced=announced,
             n_blocks=0 if self._model is None else self._model.n_blocks,
             weights=self._weights,
+            kernels=self._kernels,
+            kv_dtype=self._kv_dtype,
             kv_cache_tokens=statistics.total_kv_tokens,
             decode_ms_per_block=round(self._measured.decode_ms_per_block, 4),
             prefill_tokens_per_s=round(self._measured.prefill_tokens_per_s, 1),

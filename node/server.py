@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..shards.kv_pool import PAGE_TOKENS
 from ..swarm import codecs
 from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import Busy, ErrorMessage, Open, Pong, Refused
+from ..swarm.messages import BATCH_SCALE, Busy, ErrorMessage, Message, Open, Pong, Refused
+from ..swarm.session import HopSession
 from ..swarm.transport import Stream
-from ..swarm.types import ModelRef, NodeState, Span
+from ..swarm.types import ModelRef, NodeState
 from ..swarm.wire import DEFAULT_MAX_FRAME
+from .admission import Admission, Resting
 from .engine import Engine
-from .kv_budget import KvBudget
-from .peer_connection import RETRY_AFTER_MS, PeerConnection
-from .quotas import Limits, Tally
+from .greeting import Offer
+from .jobs import Lane
+from .node_session import NodeSession
+from .opening import refusal_of
+from .peer_connection import PeerConnection
+from .quotas import Ledger, Limits, PeerAccount
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStatistics:
-    """A moment's load."""
+    """A moment's load. ``queued``: steps without an answer. ``peers``: identities that are connected."""
 
     state: NodeState
+    peers: int
     connections: int
     sessions: int
     queued: int
@@ -42,7 +51,6 @@ class NodeServer:
     def __init__(
         self,
         engine: Engine,
-        budget: KvBudget,
         model: ModelRef,
         *,
         context_tokens: int,
@@ -52,57 +60,62 @@ class NodeServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
-        self.model = model
-        self.span: Span = engine.model.span
-        self.hidden_size = engine.model.config.hidden_size
-        self.codecs: tuple[str, ...] = codecs.CODECS
-        self.agent = agent
         self.limits = limits or Limits()
-        self.max_frame = max_frame
         self.now = clock
         self.state = NodeState.ONLINE
-        self._budget = budget
+        self.offer = Offer(
+            model=model,
+            span=engine.model.span,
+            codecs=codecs.CODECS,
+            hidden_size=engine.model.config.hidden_size,
+            max_frame=max_frame,
+            max_step_tokens=self.limits.max_step_tokens,
+            page_tokens=PAGE_TOKENS if engine.settings.prefix_cache else 0,
+            agent=agent,
+        )
         self._context_tokens = context_tokens
+        self._blocks = len(engine.model.span)
+        self._ledger = Ledger(self.limits)
+        self._admission = Admission(engine.total_tokens * self._blocks, self.limits.kv_share_per_peer)
         self._connections: set[PeerConnection] = set()
-        self._connection_tally = Tally(self.limits.max_connections_per_peer)
-        self._session_tally = Tally(self.limits.max_sessions_per_peer, self.limits.max_sessions)
-        self._serials = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def handle(self, stream: Stream) -> None:
         """Serve one client's stream until it ends."""
-        connection = Connection(stream, self.max_frame)
-        peer_id = connection.peer_id
-        if self._connection_tally.peer_is_full(peer_id):
-            await connection.send(
+        connection = Connection(stream, self.offer.max_frame)
+        account = self._ledger.connect(connection.peer_id)
+        if account is None:
+            await connection.close_with(
                 ErrorMessage(
                     None,
                     None,
                     ErrorCode.TOO_MANY_SESSIONS,
                     f"a peer may hold {self.limits.max_connections_per_peer} streams to this node",
                     True,
+                    "Use the streams that are open: one carries many sessions.",
                 )
             )
-            connection.close()
             return
-        served = PeerConnection(self, connection)
+        served = PeerConnection(self, connection, account)
         self._connections.add(served)
-        self._connection_tally.add(peer_id)
         try:
             await served.run()
         finally:
             self._connections.discard(served)
-            self._connection_tally.remove(peer_id)
+            self._ledger.disconnect(account)
+            if not account.connections:
+                self._admission.satisfied(account.peer_id)
 
     def statistics(self) -> ServerStatistics:
         return ServerStatistics(
             state=self.state,
-            connections=len(self._connections),
-            sessions=len(self._session_tally),
+            peers=len(self._ledger),
+            connections=self._ledger.connections,
+            sessions=self._ledger.sessions,
             queued=self.engine.queued,
-            free_kv_tokens=self._budget.free_tokens,
-            total_kv_tokens=self._budget.total_tokens,
+            free_kv_tokens=self.engine.free_tokens,
+            total_kv_tokens=self.engine.total_tokens,
         )
 
     def sweep(self) -> None:
@@ -131,74 +144,157 @@ class NodeServer:
     # What a connection asks its server.
 
     def pong(self, nonce: int) -> Pong:
-        return Pong(nonce, len(self._session_tally), self.engine.queued, self._budget.free_tokens, self.state)
+        load = self.engine.load()
+        return Pong(
+            nonce,
+            sessions=self._ledger.sessions,
+            queued=self.engine.queued,
+            free_kv_tokens=self.engine.free_tokens,
+            state=self.state,
+            running=load.running,
+            batch=round(load.batch * BATCH_SCALE),
+            tokens_per_s=round(load.tokens_per_s),
+            queue_us=round(load.queue_ms * 1000),
+        )
 
-    def refusal(self, request: Open) -> Refused | None:
-        """Why a session can never be opened as asked; None if it could."""
+    def usable_prefix(self, max_tokens: int, prefix: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The hashes of pages that a session of ``max_tokens`` can have; none without a prefix cache."""
+        return prefix[: max_tokens // PAGE_TOKENS] if self.offer.page_tokens else ()
 
-        def refused(code: ErrorCode, message: str, hint: str = "") -> Refused:
-            return Refused(request.session, code, message, hint)
-
-        if self.state is NodeState.DRAINING:
-            return refused(
-                ErrorCode.DRAINING, "this node is leaving and takes no new sessions", "Use another peer."
-            )
-        if not self.span.covers(request.span):
-            return refused(
-                ErrorCode.SPAN_NOT_SERVED,
-                f"blocks {request.span} are not served here; this node has {self.span}",
-            )
-        for codec in (request.codec, request.reply_codec):
-            if codec not in self.codecs:
-                return refused(
-                    ErrorCode.UNSUPPORTED_CODEC, f"codec {codec} is not one of {', '.join(self.codecs)}"
-                )
-        if request.batch != 1:
-            return refused(
-                ErrorCode.UNSUPPORTED,
-                f"a batch of {request.batch} sequences in one session is not offered",
-                "Open one session for each sequence.",
-            )
-        if request.downstream is not None:
-            return refused(ErrorCode.UNSUPPORTED, "this node does not send results on to another peer")
-        if request.max_tokens > self._context_tokens:
-            return refused(
-                ErrorCode.CONTEXT_EXCEEDED,
-                f"{request.max_tokens} tokens asked for, but the model holds {self._context_tokens}",
-            )
-        if not self._budget.could_ever_fit(request.max_tokens, len(request.span)):
-            return refused(
-                ErrorCode.CONTEXT_EXCEEDED,
-                f"{request.max_tokens} tokens asked for, but this node's whole KV cache has "
-                f"{self._budget.total_tokens}",
-                "Ask for fewer tokens, or start the node with a larger --kv-cache-tokens.",
-            )
-        return None
-
-    def reserve(self, peer_id: str, request: Open) -> int | Busy:
-        """Take a session slot and KV cache; returns the key to release them, or BUSY, with nothing taken."""
-        if self._session_tally.peer_is_full(peer_id):
-            return Busy(
-                request.session,
-                RETRY_AFTER_MS,
-                f"a peer may hold {self.limits.max_sessions_per_peer} sessions on this node",
-            )
-        if self._session_tally.is_full():
-            return Busy(request.session, RETRY_AFTER_MS, f"all {self.limits.max_sessions} sessions are taken")
-        key = next(self._serials)
-        if not self._budget.reserve(key, request.max_tokens, len(request.span)):
-            return Busy(
-                request.session,
-                RETRY_AFTER_MS,
-                f"{request.max_tokens} tokens of KV cache asked for, {self._budget.free_tokens} are free",
-            )
-        self._session_tally.add(peer_id)
+    def open_session(
+        self,
+        request: Open,
+        account: PeerAccount,
+        parent: NodeSession | None,
+        max_step_tokens: int,
+        post: Callable[[Message], None],
+    ) -> NodeSession | Busy | Refused:
+        """A session with everything it needs reserved; or why not, with nothing taken."""
+        refusal = refusal_of(
+            request,
+            parent,
+            offer=self.offer,
+            draining=self.state is NodeState.DRAINING,
+            context_tokens=self._context_tokens,
+        ) or self._never_fits(request)
+        if refusal is not None:
+            return refusal
+        now = self.now()
+        cells = self._cells(request)
+        if busy := self._why_busy(request, account, cells, now):
+            return busy
+        lane = self._open_lane(request, account, parent)
+        if lane is None and self._reclaim(account, cells, now):
+            lane = self._open_lane(request, account, parent)
+        if lane is None:
+            return self._no_room(request, account, cells, now)
+        self._admission.satisfied(account.peer_id)
+        self._ledger.take(account, cells)
         self._idle.clear()
-        return key
 
-    def release(self, peer_id: str, key: int) -> None:
-        """Give back what ``reserve`` took."""
-        self._budget.release(key)
-        self._session_tally.remove(peer_id)
-        if not len(self._session_tally):
-            self._idle.set()
+        def released() -> None:
+            self._admission.ended(self.now() - now)
+            self._ledger.give_back(account, cells)
+            if not self._ledger.sessions:
+                self._idle.set()
+
+        lane.on_released = released
+        hop = HopSession(request.max_tokens, max_step_tokens=max_step_tokens, length=lane.length)
+        return NodeSession(request, lane, hop, self.engine, self._ledger, account, cells, post, now)
+
+    # Steps of opening a session.
+
+    def _cells(self, request: Open) -> int:
+        """(token, block) pairs that a session reserves, in whole pages; shared ones count for each."""
+        return -(-request.max_tokens // PAGE_TOKENS) * PAGE_TOKENS * len(request.span)
+
+    def _never_fits(self, request: Open) -> Refused | None:
+        blocks = len(request.span)
+        whole = self.engine.could_ever_fit(request.max_tokens, blocks)
+        if whole and self._cells(request) <= self._admission.most_cells:
+            return None
+        if whole:
+            most = self._admission.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
+            message = f"one peer may hold {most} tokens of this node's KV cache"
+        else:
+            message = f"this node's whole KV cache has {self.engine.total_tokens * self._blocks // blocks}"
+        return Refused(
+            request.session,
+            ErrorCode.CONTEXT_EXCEEDED,
+            f"{request.max_tokens} tokens asked for, but {message}",
+            "Ask for fewer tokens, use another peer, or start the node with a larger --kv-cache-tokens.",
+        )
+
+    def _why_busy(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy | None:
+        """A limit of the peer's, or of all sessions, that is reached."""
+        limits = self.limits
+        if account.sessions >= limits.max_sessions_per_peer:
+            return self._busy(
+                request,
+                self._admission.retry_after_s(1, account.sessions),
+                f"a peer may hold {limits.max_sessions_per_peer} sessions on this node; close some first",
+            )
+        if self._ledger.sessions >= limits.max_sessions:
+            return self._busy(
+                request,
+                self._admission.retry_after_s(1, self._ledger.sessions),
+                f"all {limits.max_sessions} sessions of this node are taken; use another peer, or wait",
+            )
+        allowed = self._admission.allowance(account.peer_id, self._held(), now)
+        if account.kv_cells + cells <= allowed:
+            return None
+        tokens = [amount // self._blocks for amount in (account.kv_cells, cells, allowed)]
+        return self._busy(
+            request,
+            self._admission.retry_after_s(account.kv_cells + cells - allowed, account.kv_cells),
+            f"you hold {tokens[0]} tokens of KV cache and ask for {tokens[1]}, but while others wait a peer "
+            f"may hold {tokens[2]}; close sessions, or use another peer",
+        )
+
+    def _open_lane(self, request: Open, account: PeerAccount, parent: NodeSession | None) -> Lane | None:
+        return self.engine.open_lane(
+            account.peer_id,
+            request.span,
+            request.max_tokens,
+            request.codec,
+            request.reply_codec,
+            prefix=self.usable_prefix(request.max_tokens, request.prefix),
+            parent=None if parent is None else parent.lane,
+            parent_tokens=request.parent_tokens,
+        )
+
+    def _no_room(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy:
+        free = self.engine.free_tokens * self._blocks
+        missing = max(1, cells - free) + self._admission.ahead_of(account.peer_id, now)
+        self._admission.want(account.peer_id, cells, now)
+        return self._busy(
+            request,
+            self._admission.retry_after_s(missing, self._ledger.kv_cells),
+            f"{request.max_tokens} tokens of KV cache asked for, {free // len(request.span)} are free",
+        )
+
+    def _busy(self, request: Open, seconds: float, reason: str) -> Busy:
+        return Busy(request.session, round(seconds * 1000), reason)
+
+    def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:
+        """Make room for a peer within its equal share from peers beyond theirs. Only what rests is taken."""
+        held = self._held()
+        share = self._admission.equal_share(held.keys() | {account.peer_id}, now)
+        if account.kv_cells + cells > share:
+            return False
+        at_rest = [
+            (connection, session)
+            for connection in self._connections
+            for session in connection.sessions
+            if not session.inflight and now - session.last_used >= self.limits.rest_seconds
+        ]
+        resting = [Resting(each.account.peer_id, each.kv_cells, each.last_used) for _, each in at_rest]
+        missing = max(1, cells - self.engine.free_tokens * self._blocks)
+        chosen = self._admission.to_reclaim(account.peer_id, missing, resting, held, now)
+        for index in chosen:
+            connection, session = at_rest[index]
+            connection.expire(session, "the session rested while another peer needed its KV cache")
+        return bool(chosen)
+
+    def _held(self) -> dict[str, int]:
+        return {account.peer_id: account.kv_cells for account in self._ledger.holders()}

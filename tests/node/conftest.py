@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swarm_node.node.engine import Engine
-from swarm_node.node.kv_budget import KvBudget
+from swarm_node.node.engine import Engine, EngineSettings
+from swarm_node.node.page_tables import slots_for
 from swarm_node.node.quotas import Limits
 from swarm_node.node.server import NodeServer
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool
 from swarm_node.shards.span_model import SpanModel, load_span
 from swarm_node.swarm import codecs
 from swarm_node.swarm.connection import Connection
@@ -114,9 +118,13 @@ def plain_forward(model: SpanModel, x: Tensor, span: Span | None = None) -> Tens
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype).reshape(tokens, heads * head_dim)
 
+    span = span or model.span
     with torch.inference_mode():
-        cos, sin = model.rope([(0, len(x))])
-        return model.forward(x, cos, sin, attend, span or model.span)
+        cos, sin = model._rope.rows([(0, len(x))])
+        x = x.to(model.device, model.dtype, copy=True)
+        for block in range(span.start, span.end):
+            model._blocks[block - model.span.start](block, x, cos, sin, attend)
+        return x
 
 
 @pytest.fixture
@@ -137,6 +145,7 @@ class RawClient:
         self.connection = connection
         self.welcome: Welcome | None = None
         self.step_number = 0
+        self.opened_length = 0
 
     async def hello(self, digest: str = "", versions: tuple[int, ...] = (1,)) -> Message:
         await self.send(Hello(versions, digest, codecs.CODECS, DEFAULT_MAX_FRAME, "test"))
@@ -158,12 +167,17 @@ class RawClient:
     async def open(
         self, max_tokens: int = 64, span: Span | None = None, codec: str = "none", **more: object
     ) -> bytes:
-        session = os.urandom(16)
-        span = span or Span(0, BLOCKS)
-        answer = await self.ask(Open(session, span, max_tokens, codec, codec, **more))  # type: ignore[arg-type]
+        answer = await self.try_open(max_tokens, span, codec, **more)
         if not isinstance(answer, Opened):
             raise TypeError(f"not opened: {answer}")
-        return session
+        self.opened_length = answer.length
+        return answer.session
+
+    async def try_open(
+        self, max_tokens: int = 64, span: Span | None = None, codec: str = "none", **more: object
+    ) -> Message:
+        opening = Open(os.urandom(16), span or Span(0, BLOCKS), max_tokens, codec, codec)
+        return await self.ask(replace(opening, **more))  # type: ignore[arg-type]
 
     def step(
         self,
@@ -193,10 +207,31 @@ class RawClient:
 class Harness:
     """One node's server on a network in memory."""
 
-    def __init__(self, server: NodeServer, network: MemoryNetwork, budget: KvBudget) -> None:
+    def __init__(self, server: NodeServer, network: MemoryNetwork) -> None:
         self.server = server
+        self.engine = server.engine
         self.network = network
-        self.budget = budget
+
+    @property
+    def free_tokens(self) -> int:
+        return self.engine.free_tokens
+
+    @asynccontextmanager
+    async def stalled(self) -> AsyncIterator[None]:
+        """The device computes nothing meanwhile; steps wait."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def stall() -> None:
+            begun.set()
+            go_on.wait(30)
+
+        stalling = asyncio.ensure_future(self.engine.run(stall))
+        try:
+            await asyncio.to_thread(begun.wait)
+            yield
+        finally:
+            go_on.set()
+            await stalling
 
     async def connect(self, peer: str = "client", *, greet: bool = True) -> RawClient:
         stream = await self.network.transport(peer).open_stream("node", PROTOCOL_ID)
@@ -220,17 +255,19 @@ def serving(tiny_span: Callable[..., SpanModel]) -> Callable[..., object]:
         max_frame: int = DEFAULT_MAX_FRAME,
         model: SpanModel | None = None,
         batch_tokens: int = 64,
+        prefix_cache: bool = True,
     ) -> AsyncIterator[Harness]:
         span_model = model or tiny_span(span)
-        engine = Engine(span_model, threads=1, max_batch_tokens=batch_tokens)
+        slots = slots_for(kv_tokens, len(span_model.span), PAGE_TOKENS)
+        pool = KvPool(slots, KV_HEADS, HEAD_DIM, "float32", torch.device("cpu"))
+        settings = EngineSettings(max_batch_tokens=batch_tokens, prefix_cache=prefix_cache)
+        engine = Engine(span_model, pool, threads=1, settings=settings)
         engine.start()
         network = MemoryNetwork()
         transport = network.transport("node")
-        budget = KvBudget(kv_tokens, len(span_model.span))
         more = {} if clock is None else {"clock": clock}
         server = NodeServer(
             engine,
-            budget,
             MODEL,
             context_tokens=CONTEXT,
             agent="test",
@@ -240,7 +277,7 @@ def serving(tiny_span: Callable[..., SpanModel]) -> Callable[..., object]:
         )
         await transport.serve(PROTOCOL_ID, server.handle)
         try:
-            yield Harness(server, network, budget)
+            yield Harness(server, network)
         finally:
             server.close()
             await transport.close()

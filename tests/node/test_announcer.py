@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import announcer as announcer_module
-from swarm_node.node.announcer import Announcer
+from swarm_node.node.announcer import EARLY_S, MUCH_KV, Announcer, is_due, moved_much
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 INFO = NodeInfo(
@@ -17,6 +20,10 @@ INFO = NodeInfo(
     span=Span(0, 4),
     state=NodeState.ONLINE,
 )
+
+
+def loaded(free: int, queue_ms: float = 0.0) -> NodeInfo:
+    return dataclasses.replace(INFO, free_kv_tokens=free, total_kv_tokens=1000, queue_ms=queue_ms)
 
 
 class CountingDirectory(MemoryDirectory):
@@ -62,6 +69,25 @@ async def test_a_change_is_announced_without_waiting(directory):
     task.cancel()
 
 
+async def test_a_load_that_moved_much_is_announced_early_but_not_often(directory, monkeypatch):
+    monkeypatch.setattr(announcer_module, "LOOK_S", 0.001)
+    now = [0.0]
+    current = [loaded(1000)]
+    task = await running(Announcer(directory, lambda: current[0], refresh_s=1000, clock=lambda: now[0]))
+    await directory.until(1)
+    current[0] = loaded(500)
+    await asyncio.sleep(0.02)
+    assert len(directory.announced) == 1
+    now[0] = EARLY_S
+    await directory.until(2)
+    assert (await directory.all_nodes())[0].free_kv_tokens == 500
+    current[0] = loaded(490)
+    now[0] = 100.0
+    await asyncio.sleep(0.02)
+    assert len(directory.announced) == 2
+    task.cancel()
+
+
 async def test_an_unreachable_directory_is_tried_again_soon(directory, monkeypatch):
     monkeypatch.setattr(announcer_module, "RETRY_S", 0.001)
     directory.store.down = True
@@ -91,3 +117,55 @@ async def test_a_directory_that_hangs_counts_as_failed(monkeypatch):
     announcer = Announcer(Hanging(), lambda: INFO)
     assert not await announcer.announce()
     await announcer.withdraw()
+
+
+# When to announce.
+
+
+@pytest.mark.parametrize(
+    ("told", "current", "much"),
+    [
+        (loaded(1000), loaded(1000), False),
+        (loaded(1000), loaded(880), False),
+        (loaded(1000), loaded(870), True),
+        (loaded(0), loaded(125), True),
+        (loaded(9, 0.0), loaded(9, 1.9), False),
+        (loaded(9, 0.0), loaded(9, 2.0), True),
+        (loaded(9, 10.0), loaded(9, 19.0), False),
+        (loaded(9, 10.0), loaded(9, 20.0), True),
+        (loaded(9, 10.0), loaded(9, 5.0), True),
+        (INFO, INFO, False),  # nothing measured, no cache
+    ],
+)
+def test_what_counts_as_much(told, current, much):
+    assert moved_much(told, current) is much
+
+
+loads = st.builds(loaded, st.integers(0, 1000), st.floats(0, 1e6))
+
+
+@given(told=loads, current=loads, age=st.floats(0, 100), refresh=st.floats(0.1, 60))
+def test_due_in_time_and_never_within_the_limit_for_load_alone(told, current, age, refresh):
+    due = is_due(told, age, current, refresh)
+    if age >= refresh:
+        assert due
+    elif age < EARLY_S:
+        assert not due
+    else:
+        assert due is moved_much(told, current)
+
+
+@given(st.lists(st.tuples(st.floats(0.05, 3.0), loads), min_size=1, max_size=60))
+def test_a_wild_load_is_announced_at_a_bounded_rate_and_a_calm_one_is_known(changes):
+    """The announcer's loop over any course of loads, on a clock of its own."""
+    refresh_s, now, told_at, told, times = 20.0, 0.0, 0.0, loaded(1000), [0.0]
+    for wait, current in changes:
+        now += wait
+        if is_due(told, now - told_at, current, refresh_s):
+            told, told_at = current, now
+            times.append(now)
+        if now - told_at >= EARLY_S:  # what others believe is about right
+            assert abs(told.free_kv_tokens - current.free_kv_tokens) < MUCH_KV * 1000
+            assert abs(told.queue_ms - current.queue_ms) < max(2.0, told.queue_ms, current.queue_ms / 2)
+    assert len(times) <= 1 + now / EARLY_S
+    assert all(later - earlier >= EARLY_S for earlier, later in itertools.pairwise(times))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from swarm_node.node.cli_status import build_report
+from dataclasses import replace
+
+import pytest
+
+from swarm_node.node.cli_status import build_report, print_tables
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)
@@ -21,7 +25,32 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     assert set(model["nodes"][0]) == {
         *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
         *("total_kv_tokens", "weights", "codecs", "version", "maddrs"),
+        *("sessions", "tokens_per_s", "queue_ms"),
     }
+
+
+def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = replace(
+        _node("12D3KooWbusy", 10, 20),
+        state=NodeState.DRAINING,
+        weights="int4 (Q4_1)",
+        decode_ms_per_block=1.25,
+        prefill_tokens_per_s=2500.0,
+        free_kv_tokens=12_345,
+        total_kv_tokens=65_536,
+        sessions=128,
+        tokens_per_s=1234.5,
+        queue_ms=123.4,
+    )
+    report = build_report([busy])
+    (node,) = report["models"][0]["nodes"]
+    assert (node["sessions"], node["tokens_per_s"], node["queue_ms"]) == (128, 1234.5, 123.4)
+    print_tables(report)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line for line in lines if "…" in line)
+    for words in ("draining", "int4 (Q4_1)", "12k 19%", "128", "1234", "123.4", "12.50"):
+        assert words in row
+    assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
 
 
 def test_one_name_with_two_digests_is_two_models() -> None:

@@ -7,11 +7,12 @@ from time import perf_counter_ns
 import pytest
 import torch
 
-from swarm_node.node.engine import Engine
+from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.jobs import StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.shards.kv_pool import KvPool
 from swarm_node.shards.span_model import SpanModel
 from swarm_node.swarm import codecs
-from swarm_node.swarm.errors import ErrorCode, LocalProtocolError
+from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from swarm_node.swarm.messages import Want
 from swarm_node.swarm.types import Span
 
@@ -26,11 +27,11 @@ class Fragile(SpanModel):
 
     __slots__ = ()
 
-    def forward(self, x, cos, sin, attend, span=None):
+    def forward(self, x, pieces, pool, span=None):
         if (x[:, 0] == CRASH).any():
             raise RuntimeError("boom")
         overflowed = x[:, 0] == OVERFLOW
-        out = super().forward(x, cos, sin, attend, span)
+        out = super().forward(x, pieces, pool, span)
         out[overflowed] = float("inf")
         return out
 
@@ -70,13 +71,19 @@ class Driver:
         assert isinstance(outcome, StepDone), outcome
         return codecs.decode("none", outcome.payload, outcome.rows, 64)
 
-    def lane(self, tokens=256, span=ALL, codec="none"):
-        return self.engine.open_lane(span, tokens, codec, "none")
+    def lane(self, tokens=256, span=ALL, codec="none", owner="peer", **more):
+        return self.engine.open_lane(owner, span, tokens, codec, "none", **more)
+
+
+def pool_of(model, slots):
+    config = model.config
+    return KvPool(slots, config.n_kv_heads, config.head_dim, "float32", torch.device("cpu"))
 
 
 @pytest.fixture
 async def driver(tiny_span):
-    engine = Engine(fragile(tiny_span()), threads=1, max_batch_tokens=32)
+    model = fragile(tiny_span())
+    engine = Engine(model, pool_of(model, 256), threads=1, settings=EngineSettings(max_batch_tokens=32))
     engine.start()
     yield Driver(engine)
     await engine.stop()
@@ -195,7 +202,7 @@ async def test_a_failing_prompt_is_reported_once(driver):
     await driver.engine.run(lambda: None)
     assert driver.engine.queued == 0
     assert not lane.steps
-    assert lane.kv.length == 0
+    assert lane.computed == lane.length == 0
 
 
 async def test_deadline(driver, hidden_states):
@@ -212,7 +219,7 @@ async def test_steps_of_a_closed_session_are_dropped(driver, hidden_states):
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
     steps = [driver.submit(lane, hidden_states(1), i, step=i) for i in range(3)]
-    lane.closed = True
+    driver.engine.close_lane(lane)
     hold.set()
     assert all(isinstance(outcome, StepDropped) for outcome in await asyncio.gather(*steps))
     await held
@@ -241,6 +248,314 @@ async def test_stop_answers_what_waits_and_takes_nothing_more(driver, hidden_sta
     await driver.engine.stop()
 
 
-async def test_memory_that_is_not_there_is_a_memory_error(driver):
-    with pytest.raises(MemoryError):
-        driver.lane(tokens=2**50)
+async def test_a_table_that_finds_no_memory_is_no_room(driver, monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(torch, "zeros", no_memory)
+    assert driver.lane() is None
+    load = driver.engine.load()
+    assert (load.lanes, load.used_slots, load.reserved_slots) == (0, 0, 0)
+
+
+async def test_a_session_that_can_never_be_is_refused(driver):
+    engine = driver.engine
+    assert engine.could_ever_fit(64 * 32, 4)
+    assert not engine.could_ever_fit(64 * 32 + 1, 4)
+    assert not engine.could_ever_fit(1, 5)
+    assert not engine.could_ever_fit(0, 4)
+    for tokens, span in ((0, ALL), (10, Span(3, 5))):
+        with pytest.raises(LocalProtocolError):
+            driver.lane(tokens, span=span)
+    with pytest.raises(UsageError):
+        Engine(engine.model, pool_of(engine.model, 3), threads=1)
+    with pytest.raises(UsageError):
+        EngineSettings(prefill_target_ms=0)
+
+
+async def test_room_is_reserved_at_open_and_given_back_at_close(driver, hidden_states):
+    engine = driver.engine
+    assert engine.total_tokens == engine.free_tokens == 2048
+    lanes = [driver.lane(1000, span=Span(0, 2)), driver.lane(1000)]  # 32 pages of 2 and of 4 blocks
+    assert engine.free_tokens == 2048 - 512 - 1024
+    assert driver.lane(513) is None
+    assert engine.load().used_slots == 0
+    await driver.rows(lanes[1], hidden_states(33), 0)
+    assert engine.load().used_slots == 8
+    released = []
+    for lane in lanes:
+        lane.on_released = lambda: released.append(1)
+        engine.close_lane(lane)
+        engine.close_lane(lane)
+    assert released == [1, 1]
+    assert engine.free_tokens == 2048
+    assert driver.lane(513) is not None
+
+
+async def test_a_closed_session_keeps_its_memory_until_the_device_let_go(driver, hidden_states):
+    lane = driver.lane()
+    released = []
+    lane.on_released = lambda: released.append(driver.engine.load().used_slots)
+    hold = threading.Event()
+    held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
+    await asyncio.sleep(0)
+    step = driver.submit(lane, hidden_states(40), 0)
+    driver.engine.close_lane(lane)
+    assert not released
+    with pytest.raises(LocalProtocolError):
+        driver.submit(lane, hidden_states(1), 0)
+    hold.set()
+    await held
+    assert isinstance(await step, StepDropped)
+    await asyncio.sleep(0)
+    assert released == [0]
+
+
+def chain(text: bytes, pages: int) -> tuple[bytes, ...]:
+    return tuple(text + bytes([i]) for i in range(pages))
+
+
+async def test_a_known_prefix_is_not_computed_again(driver, plain, hidden_states):
+    engine, x = driver.engine, hidden_states(100)
+    wanted = plain(engine.model, x)
+    first = driver.lane(prefix=chain(b"chat", 3))
+    assert first.length == 0
+    await driver.rows(first, x[:70], 0)
+    # Registered as soon as it was answered: a second session shares with one that still runs.
+    second = driver.lane(prefix=chain(b"chat", 3))
+    assert second.length == 64
+    torch.testing.assert_close(await driver.rows(second, x[64:], 64), wanted[64:], atol=1e-4, rtol=1e-4)
+    assert engine.load().prefix_hit_tokens == 64
+    assert engine.load().used_slots == 4 * (2 + 1 + 2)
+    engine.close_lane(second)
+    engine.close_lane(first, chain(b"chat", 2))
+    load = engine.load()
+    assert (load.used_slots, load.cached_slots, load.reserved_slots) == (0, 12, 0)
+    third = driver.lane(prefix=chain(b"chat", 3))
+    assert third.length == 96  # with the page that the second session completed
+    assert driver.lane(prefix=chain(b"stranger", 3)).length == 0
+    assert driver.lane(96, prefix=chain(b"chat", 3)).length == 64  # at least one token is left to feed
+    assert driver.lane(prefix=chain(b"chat", 3), span=Span(0, 2)).length == 0
+
+
+async def test_a_prefix_may_be_fed_again_from_anywhere(driver, plain, hidden_states):
+    """Another hop knew less of it: the client starts all hops at the smallest."""
+    x = hidden_states(100)
+    wanted = plain(driver.engine.model, x)
+    lane = driver.lane(prefix=chain(b"a", 3))
+    await driver.rows(lane, x[:64], 0)
+    again = driver.lane(prefix=chain(b"a", 3))
+    assert again.length == 64
+    torch.testing.assert_close(await driver.rows(again, x[40:], 40), wanted[40:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(await driver.rows(lane, x[64:], 64), wanted[64:], atol=1e-4, rtol=1e-4)
+    assert driver.lane(prefix=chain(b"a", 3)).length == 96
+
+
+async def test_pages_that_were_written_again_lose_their_names(driver, plain, hidden_states):
+    x, other = hidden_states(64), hidden_states(64, 5)
+    lane = driver.lane(prefix=chain(b"a", 2))
+    await driver.rows(lane, x[:40], 0)
+    await driver.rows(lane, other[32:], 32)  # not what the chain says
+    driver.engine.close_lane(lane)
+    assert driver.lane(prefix=chain(b"a", 2)).length == 32
+
+
+async def test_a_prompt_that_is_rewritten_under_way_is_not_cached(driver, hidden_states):
+    x = hidden_states(64)
+    lane = driver.lane(prefix=chain(b"a", 2))
+    hold = threading.Event()
+    held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
+    await asyncio.sleep(0)
+    steps = [driver.submit(lane, x, 0), driver.submit(lane, hidden_states(10, 3), 40, step=2)]
+    hold.set()
+    await asyncio.gather(held, *steps)
+    assert driver.lane(prefix=chain(b"a", 2)).length == 32
+
+
+async def test_a_chain_told_while_a_page_is_being_rewritten_does_not_name_it(driver, hidden_states):
+    lane = driver.lane()
+    await driver.rows(lane, hidden_states(64), 0)
+    hold = threading.Event()
+    held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
+    await asyncio.sleep(0)
+    step = driver.submit(lane, hidden_states(10, 3), 40, step=2)
+    driver.engine.close_lane(lane, chain(b"a", 2))  # of what the client believes to be there by now
+    hold.set()
+    await asyncio.gather(held, step)
+    assert driver.lane(prefix=chain(b"a", 2)).length == 32
+
+
+async def test_without_a_prefix_cache_nothing_is_kept(tiny_span, hidden_states):
+    model = tiny_span()
+    engine = Engine(model, pool_of(model, 64), threads=1, settings=EngineSettings(prefix_cache=False))
+    engine.start()
+    driver = Driver(engine)
+    lane = driver.lane(prefix=chain(b"a", 2))
+    await driver.rows(lane, hidden_states(64), 0)
+    engine.close_lane(lane, chain(b"a", 2))
+    assert driver.lane(prefix=chain(b"a", 2)).length == 0
+    assert engine.load().cached_slots == 0
+    await engine.stop()
+
+
+async def test_a_fork_goes_its_own_way(driver, plain, hidden_states):
+    x, other = hidden_states(60), hidden_states(60, 8)
+    mixed = torch.cat([x[:45], other[45:]])
+    model = driver.engine.model
+    parent = driver.lane()
+    await driver.rows(parent, x[:50], 0)
+    child = driver.lane(parent=parent, parent_tokens=45)
+    assert child.length == 45
+    mine, theirs = await asyncio.gather(
+        driver.rows(parent, x[50:], 50, step=2), driver.rows(child, other[45:], 45)
+    )
+    torch.testing.assert_close(mine, plain(model, x)[50:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs, plain(model, mixed)[45:], atol=1e-4, rtol=1e-4)
+    driver.engine.close_lane(parent)
+    torch.testing.assert_close(
+        await driver.rows(child, other[59:], 59, step=2), plain(model, mixed)[59:], atol=1e-4, rtol=1e-4
+    )
+    driver.engine.close_lane(child)
+    assert driver.engine.load().free_slots == 256
+
+
+async def test_forks_of_what_is_not_settled_are_refused(driver, hidden_states):
+    parent = driver.lane()
+    await driver.rows(parent, hidden_states(40), 0)
+    step = driver.submit(parent, hidden_states(1), 20, step=2)
+    assert parent.settled == 20
+    for tokens, span in ((21, ALL), (-1, ALL), (20, Span(0, 2))):
+        with pytest.raises(LocalProtocolError):
+            driver.lane(parent=parent, parent_tokens=tokens, span=span)
+    assert driver.lane(parent=parent, parent_tokens=20).length == 20
+    await step
+    driver.engine.close_lane(parent)
+    with pytest.raises(LocalProtocolError):
+        driver.lane(parent=parent, parent_tokens=1)
+
+
+async def test_a_step_without_a_page_fails_for_now_and_leaves_no_hole(driver, plain, hidden_states):
+    x = hidden_states(70)
+    parent = driver.lane(64)
+    await driver.rows(parent, x[:64], 0)
+    child = driver.lane(96, parent=parent, parent_tokens=64)
+    hog = driver.lane(61 * 32)  # all that is left
+    assert driver.engine.free_tokens == 0
+    refused = driver.submit(child, x[20:30], 20)
+    following = driver.submit(child, x[30:31], 30, step=2)
+    failed, after = await refused, await following
+    assert (failed.code, failed.retriable) == (ErrorCode.OVERLOADED, True)
+    assert after.code is ErrorCode.BAD_STEP
+    driver.engine.close_lane(hog)
+    again = await driver.rows(child, x[20:], 20, step=3)
+    torch.testing.assert_close(again, plain(driver.engine.model, x)[20:], atol=1e-4, rtol=1e-4)
+
+
+async def test_a_failed_copy_fails_the_step_and_what_follows(driver, hidden_states, monkeypatch):
+    parent = driver.lane()
+    await driver.rows(parent, hidden_states(40), 0)
+    child = driver.lane(parent=parent, parent_tokens=40)
+
+    def no_copy(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(KvPool, "copy_slots", no_copy)
+    failed = await driver.submit(child, hidden_states(1), 40)
+    assert (failed.code, failed.retriable) == (ErrorCode.INTERNAL, True)
+    after = await driver.submit(child, hidden_states(1), 40, step=2)
+    assert after.code is ErrorCode.BAD_STEP  # what it held is lost
+    await driver.rows(parent, hidden_states(1), 40, step=2)
+
+
+async def test_sessions_with_their_own_codecs_share_a_batch(driver, plain, hidden_states):
+    x = hidden_states(10)
+    wanted = plain(driver.engine.model, x)
+    kinds = ["none", "bf16", "int8", "none", "fp16"]
+    lanes = [driver.lane(codec=codec) for codec in kinds]
+    for lane, reply in zip(lanes, ["int8", "none", "none", "bf16", "none"], strict=True):
+        lane.reply_codec = reply
+    hold = threading.Event()
+    held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
+    await asyncio.sleep(0)
+    wants = [Want.ALL, Want.LAST, Want.ALL, Want.LAST, Want.NOTHING]
+    steps = [driver.submit(lane, x[:5], 0, want=want) for lane, want in zip(lanes, wants, strict=True)]
+    hold.set()
+    outcomes = await asyncio.gather(held, *steps)
+    for lane, want, outcome in zip(lanes, wants, outcomes[1:], strict=True):
+        assert outcome.batch == 5
+        rows = {Want.ALL: 5, Want.LAST: 1, Want.NOTHING: 0}[want]
+        assert (outcome.rows, outcome.position) == (rows, 5 - rows)
+        got = codecs.decode(lane.reply_codec, outcome.payload, rows, 64)
+        torch.testing.assert_close(got, wanted[5 - rows : 5], atol=0.1, rtol=0.1)
+
+
+async def test_one_client_s_prompts_do_not_hold_up_another_s_tokens(tiny_span, hidden_states, monkeypatch):
+    """A row takes 0.1 ms, slices may take 5: no batch with or between the tokens of a decoding session has
+    much more than 50 prompt rows, although thousands are waiting all the time."""
+    rows = []
+
+    def slow(_, x, pieces, pool, span=None):
+        rows.append(len(x))
+        threading.Event().wait(len(x) * 1e-4)
+        return x
+
+    monkeypatch.setattr(SpanModel, "forward", slow)
+    model = tiny_span(kernels="torch")
+    settings = EngineSettings(max_batch_tokens=512, prefill_target_ms=5)
+    engine = Engine(model, pool_of(model, 4 * 140), threads=1, settings=settings)
+    engine.start()
+    driver = Driver(engine)
+    chat = driver.lane(64, owner="chat")
+    prompts = [driver.lane(2000, owner="prompts") for _ in range(2)]
+    await driver.rows(chat, hidden_states(1), 0)
+    waiting = [driver.submit(lane, hidden_states(2000), 0, want=Want.NOTHING) for lane in prompts]
+    for position in range(1, 30):
+        await driver.rows(chat, hidden_states(1), position, step=position + 1)
+    assert not all(step.done() for step in waiting)
+    assert max(rows) <= 65  # the first slice, before anything was measured, and a token
+    assert sorted(rows[5:])[len(rows[5:]) // 2] <= 55
+    assert sum(rows) >= 29 * 10  # and the prompts go on all the same
+    for lane in prompts:
+        engine.close_lane(lane)
+    await asyncio.gather(*waiting)
+    await engine.stop()
+
+
+async def test_load(driver, hidden_states):
+    engine = driver.engine
+    idle = engine.load()
+    assert (idle.queued, idle.running, idle.tokens_per_s, idle.queue_ms, idle.lanes) == (0, 0, 0, 0, 0)
+    lanes = [driver.lane(32) for _ in range(4)]
+    hold = threading.Event()
+    held = asyncio.ensure_future(engine.run(lambda: hold.wait(0.05)))
+    await asyncio.sleep(0)
+    steps = [driver.submit(lane, hidden_states(1), 0) for lane in lanes]
+    assert engine.load().queued == 4
+    await asyncio.gather(held, *steps)
+    load = engine.load()
+    assert (load.running, load.tokens, load.batches, load.lanes, load.queued) == (4, 4, 1, 4, 0)
+    assert load.batch == 4
+    assert 0 < load.tokens_per_s <= 4
+    assert load.queue_ms >= 4  # a tenth of the wait: an average
+    assert load.total_tokens - load.free_tokens == 4 * 32
+    assert load.free_slots + load.used_slots + load.cached_slots == load.total_slots == 256
+
+
+async def test_a_callback_that_fails_harms_nobody_else(driver, hidden_states):
+    lane, other = driver.lane(), driver.lane()
+
+    def fails(*_):
+        raise ZeroDivisionError
+
+    hold = threading.Event()
+    held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
+    await asyncio.sleep(0)
+    payload = codecs.encode("none", hidden_states(1))
+    driver.engine.submit(StepJob(lane, 1, 0, 1, Want.ALL, payload, perf_counter_ns(), fails))
+    fine = driver.submit(other, hidden_states(1), 0)
+    lane.on_released = fails
+    driver.engine.close_lane(lane)
+    hold.set()
+    assert isinstance(await fine, StepDone)
+    await held
+    assert driver.engine.load().lanes == 1

@@ -1,118 +1,244 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.node.scheduler import DECODE_TOKENS, Scheduler, Slice
+from swarm_node.node.prefill_pace import FIRST_SLICE, MIN_SLICE
+from swarm_node.node.scheduler import DECODE_LINGERS_NS, DECODE_TOKENS, Scheduler, Slice
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 
-steps = st.lists(
-    st.tuples(st.integers(0, 12), st.one_of(st.integers(1, DECODE_TOKENS), st.integers(1, 700))), max_size=60
-)
+KEYS = [f"{owner}{number}" for owner in "abc" for number in range(4)]
+sizes = st.one_of(st.integers(1, DECODE_TOKENS), st.integers(1, 700))
+steps = st.lists(st.tuples(st.sampled_from(KEYS), sizes, st.integers(0, 40)), max_size=30)
 
 
-@given(
-    moves=st.lists(st.one_of(st.tuples(st.just("add"), steps), st.tuples(st.just("run"), st.integers(1, 3)))),
-    max_tokens=st.integers(DECODE_TOKENS, 600),
-    max_sessions=st.integers(1, 10),
-    beside=st.integers(1, 300),
-)
-def test_every_token_runs_once_in_order_within_the_budget(moves, max_tokens, max_sessions, beside):
-    scheduler: Scheduler[int] = Scheduler(max_tokens, max_sessions=max_sessions, prefill_beside_decode=beside)
-    waiting: dict[int, list[int]] = {}
-    progress: dict[int, int] = {}
+class Model:
+    """What a scheduler must have done, kept the slow way."""
 
-    def run_one() -> None:
-        batch = scheduler.next_batch()
-        assert bool(batch) is bool(waiting)
-        keys = [piece.key for piece in batch]
-        assert len(set(keys)) == len(keys)
-        assert len(keys) <= max(max_sessions, 2)
-        assert sum(piece.count for piece in batch) <= max_tokens
-        decode = [piece for piece in batch if waiting[piece.key][0] <= DECODE_TOKENS]
+    def __init__(self, max_tokens: int, max_sessions: int) -> None:
+        self.scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions)
+        self.max_tokens, self.max_sessions = max_tokens, max_sessions
+        self.waiting: dict[str, list[tuple[int, int]]] = {}
+        self.progress: dict[str, int] = {}
+        self.now = 1
+
+    def add(self, key: str, tokens: int, deadline: int) -> None:
+        self.scheduler.add(key, key[0], tokens, deadline)
+        self.waiting.setdefault(key, []).append((tokens, deadline))
+
+    def pop(self, key: str) -> None:
+        self.progress.pop(key, None)
+        self.waiting[key].pop(0)
+        if not self.waiting[key]:
+            del self.waiting[key]
+
+    def run_one(self) -> list[Slice[str]]:
+        self.now += 1
+        before = {key: (queue[0][0], self.progress.get(key, 0)) for key, queue in self.waiting.items()}
+        batch = self.scheduler.next_batch(self.now)
+        keys = [piece.key for piece in batch.slices]
+        assert bool(keys or batch.expired) is bool(before)
+        assert len(set(keys + batch.expired)) == len(keys) + len(batch.expired)
+        assert len(keys) <= max(self.max_sessions, 2)
+        assert sum(piece.count for piece in batch.slices) <= self.max_tokens
+        decode = [piece for piece in batch.slices if before[piece.key][0] <= DECODE_TOKENS]
+        assert batch.slices[: len(decode)] == decode  # first
+        assert batch.decode_rows == sum(piece.count for piece in decode)
+        assert batch.prefill_tokens == sum(piece.count for piece in batch.slices) - batch.decode_rows
         if decode:
-            assert sum(p.count for p in batch if p not in decode) <= beside
-        prompts = any(tokens[0] > DECODE_TOKENS for tokens in waiting.values())
-        assert not prompts or any(p not in decode for p in batch)  # prefill always moves
-        assert (
-            not any(t[0] <= DECODE_TOKENS for t in waiting.values()) or decode or max_tokens <= DECODE_TOKENS
-        )
-        for piece in batch:
-            tokens = waiting[piece.key][0]
-            assert piece.offset == progress.get(piece.key, 0)
+            assert batch.prefill_tokens <= max(FIRST_SLICE, MIN_SLICE)
+        alive = {key: before[key] for key in before if key not in batch.expired}
+        assert len(batch.slices) > len(decode) or all(t <= DECODE_TOKENS for t, _ in alive.values())
+        assert decode or all(t > DECODE_TOKENS for t, _ in alive.values())
+        for key in batch.expired:
+            assert 0 < self.waiting[key][0][1] < self.now
+            self.pop(key)
+        for piece in batch.slices:
+            tokens, deadline = self.waiting[piece.key][0]
+            assert not 0 < deadline < self.now
+            assert piece.offset == before[piece.key][1]
             assert piece.count >= 1
             assert piece.last is (piece.offset + piece.count == tokens)
-            progress[piece.key] = piece.offset + piece.count
+            self.progress[piece.key] = piece.offset + piece.count
             if piece.last:
-                waiting[piece.key].pop(0)
-                progress.pop(piece.key)
-                if not waiting[piece.key]:
-                    del waiting[piece.key]
+                self.pop(piece.key)
+        assert len(self.scheduler) == sum(map(len, self.waiting.values()))
+        return batch.slices
 
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), steps),
+        st.tuples(st.just("run"), st.integers(1, 3)),
+        st.tuples(st.just("remove"), st.sampled_from(KEYS)),
+        st.tuples(st.just("cut"), st.sampled_from(KEYS)),
+    )
+)
+
+
+@given(moves=moves, max_tokens=st.integers(DECODE_TOKENS + 1, 600), max_sessions=st.integers(1, 10))
+def test_every_token_runs_once_in_order_within_the_bounds(moves, max_tokens, max_sessions):
+    model = Model(max_tokens, max_sessions)
     for kind, argument in moves:
         if kind == "add":
-            for key, tokens in argument:
-                scheduler.add(key, tokens)
-                waiting.setdefault(key, []).append(tokens)
-        else:
+            for step in argument:
+                model.add(*step)
+        elif kind == "run":
             for _ in range(argument):
-                run_one()
-        assert len(scheduler) == sum(map(len, waiting.values()))
+                model.run_one()
+        elif kind == "remove":
+            assert model.scheduler.remove(argument) == len(model.waiting.pop(argument, []))
+            model.progress.pop(argument, None)
+        elif argument in model.progress:
+            model.scheduler.cut(argument)
+            model.pop(argument)
     rounds = 0
-    while scheduler:
-        run_one()
+    while model.scheduler:
+        model.run_one()
         rounds += 1
         assert rounds < 100_000
-    assert not waiting
+    assert not model.waiting
+
+
+@settings(max_examples=60)
+@given(
+    crowd=st.lists(st.tuples(st.sampled_from("bcdef"), sizes), max_size=40),
+    ours=sizes,
+    max_tokens=st.integers(DECODE_TOKENS + 1, 300),
+    max_sessions=st.integers(1, 6),
+)
+def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, max_sessions):
+    """However much five others have waiting, and however fast they come back, a step is served within the
+    turns of as many owners as there are."""
+    scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions)
+    sizes_of = {f"{owner}{i}": tokens for i, (owner, tokens) in enumerate(crowd)}
+    for key, tokens in sizes_of.items():
+        scheduler.add(key, key[0], tokens)
+    for _ in range(3):
+        for piece in scheduler.next_batch().slices:
+            if piece.last:
+                scheduler.add(piece.key, piece.key[0], sizes_of[piece.key])
+    scheduler.add("ours", "a", ours)
+    owners = 6
+    smallest = min(MIN_SLICE, max_tokens - DECODE_TOKENS)
+    bound = owners if ours <= DECODE_TOKENS else owners * -(-ours // smallest)
+    for _ in range(bound):
+        done = False
+        for piece in scheduler.next_batch().slices:
+            done |= piece.key == "ours" and piece.last
+            if piece.last and piece.key != "ours":
+                scheduler.add(piece.key, piece.key[0], sizes_of[piece.key])
+        if done:
+            return
+    pytest.fail(f"not served within {bound} batches")
+
+
+def slices(scheduler: Scheduler[str], now: int = 0) -> list[Slice[str]]:
+    return scheduler.next_batch(now).slices
 
 
 def test_decode_does_not_wait_for_a_long_prompt():
-    scheduler: Scheduler[str] = Scheduler(512, prefill_beside_decode=128)
-    scheduler.add("prompt", 2000)
-    assert scheduler.next_batch() == [Slice("prompt", 0, 512, False)]
-    scheduler.add("chat", 1)
-    assert scheduler.next_batch() == [Slice("chat", 0, 1, True), Slice("prompt", 512, 128, False)]
-    assert scheduler.next_batch() == [Slice("prompt", 640, 512, False)]
+    scheduler: Scheduler[str] = Scheduler(512)
+    scheduler.add("prompt", "a", 2000)
+    assert slices(scheduler) == [Slice("prompt", 0, 512, False)]
+    scheduler.add("chat", "b", 1)
+    assert slices(scheduler) == [Slice("chat", 0, 1, True), Slice("prompt", 512, FIRST_SLICE, False)]
+    assert slices(scheduler) == [Slice("prompt", 512 + FIRST_SLICE, 512, False)]
 
 
-def test_prompts_run_in_order_of_arrival_and_share_what_is_left():
+def test_a_session_between_two_tokens_still_counts_as_decoding():
+    scheduler: Scheduler[str] = Scheduler(512)
+    scheduler.add("chat", "b", 1)
+    scheduler.add("prompt", "a", 2000)
+    now = 10**9
+    assert len(slices(scheduler, now)) == 2
+    assert slices(scheduler, now + DECODE_LINGERS_NS - 1)[0].count == FIRST_SLICE
+    assert slices(scheduler, now + DECODE_LINGERS_NS)[0].count == 512
+
+
+def test_slices_beside_decode_follow_the_measured_cost():
+    scheduler: Scheduler[str] = Scheduler(512, prefill_target_us=20_000)
+    scheduler.observe(0, 1, 5_000)
+    scheduler.observe(512, 0, 51_200)  # 0.1 ms a token
+    scheduler.add("chat", "b", 1)
+    scheduler.add("prompt", "a", 2000)
+    assert [piece.count for piece in slices(scheduler)] == [1, 200]
+
+
+def test_prompts_of_one_owner_run_in_order_of_arrival_and_share_what_is_left():
     scheduler: Scheduler[str] = Scheduler(100)
-    scheduler.add("a", 70)
-    scheduler.add("b", 50)
-    assert scheduler.next_batch() == [Slice("a", 0, 70, True), Slice("b", 0, 30, False)]
-    assert scheduler.next_batch() == [Slice("b", 30, 20, True)]
+    scheduler.add("a", "x", 70)
+    scheduler.add("b", "x", 50)
+    assert slices(scheduler) == [Slice("a", 0, 70, True), Slice("b", 0, 30, False)]
+    assert slices(scheduler) == [Slice("b", 30, 20, True)]
+
+
+def test_prompts_of_two_owners_take_turns_and_are_resumed_where_they_were():
+    scheduler: Scheduler[str] = Scheduler(100)
+    for i in range(5):
+        scheduler.add(f"a{i}", "a", 250)
+    scheduler.add("b", "b", 150)
+    ran = [slices(scheduler)[0] for _ in range(4)]
+    assert ran == [
+        Slice("a0", 0, 100, False),
+        Slice("b", 0, 100, False),
+        Slice("a0", 100, 100, False),
+        Slice("b", 100, 50, True),
+    ]
+
+
+def test_no_slivers_of_prompts():
+    scheduler: Scheduler[str] = Scheduler(100)
+    scheduler.add("a", "x", 95)
+    scheduler.add("b", "y", 50)
+    assert slices(scheduler) == [Slice("a", 0, 95, True)]
+    assert slices(scheduler) == [Slice("b", 0, 50, True)]
 
 
 def test_steps_of_one_session_never_share_a_batch():
     scheduler: Scheduler[str] = Scheduler(100)
     for _ in range(3):
-        scheduler.add("a", 1)
-    assert [scheduler.next_batch() for _ in range(4)] == [[Slice("a", 0, 1, True)]] * 3 + [[]]
+        scheduler.add("a", "x", 1)
+    assert [slices(scheduler) for _ in range(4)] == [[Slice("a", 0, 1, True)]] * 3 + [[]]
 
 
 def test_more_decoding_sessions_than_a_batch_holds_take_turns():
-    scheduler: Scheduler[int] = Scheduler(64, max_sessions=3)
-    for key in range(5):
-        scheduler.add(key, 1)
-    assert [piece.key for piece in scheduler.next_batch()] == [0, 1, 2]
-    scheduler.add(0, 1)
-    assert [piece.key for piece in scheduler.next_batch()] == [3, 4, 0]
+    scheduler: Scheduler[str] = Scheduler(64, max_sessions=3)
+    for key in ("a0", "a1", "a2", "a3", "b0"):
+        scheduler.add(key, key[0], 1)
+    assert [piece.key for piece in slices(scheduler)] == ["a0", "b0", "a1"]
+    scheduler.add("b0", "b", 1)
+    assert [piece.key for piece in slices(scheduler)] == ["a2", "b0", "a3"]
+
+
+def test_a_late_step_leaves_before_it_costs_anything():
+    scheduler: Scheduler[str] = Scheduler(100)
+    scheduler.add("a", "x", 1, 50)
+    scheduler.add("a", "x", 1)
+    scheduler.add("b", "x", 250, 50)
+    first = scheduler.next_batch(50)
+    assert [piece.key for piece in first.slices] == ["a", "b"]
+    assert not first.expired
+    late = scheduler.next_batch(51)
+    assert [piece.key for piece in late.slices] == ["a"]
+    assert late.expired == ["b"]
+    assert not scheduler
 
 
 def test_remove_forgets_a_session():
     scheduler: Scheduler[str] = Scheduler(100)
-    scheduler.add("a", 500)
-    scheduler.add("a", 1)
+    scheduler.add("a", "x", 500)
+    scheduler.add("a", "x", 1)
     scheduler.next_batch()
     assert scheduler.remove("a") == 2
     assert scheduler.remove("a") == 0
     assert not scheduler
-    assert scheduler.next_batch() == []
+    assert slices(scheduler) == []
 
 
 def test_impossible_numbers_are_refused():
     with pytest.raises(UsageError):
-        Scheduler(0)
+        Scheduler(DECODE_TOKENS)
     with pytest.raises(LocalProtocolError):
-        Scheduler(10).add("a", 0)
+        Scheduler(10).add("a", "x", 0)

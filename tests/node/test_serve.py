@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node import serve
 from swarm_node.node.bootstrap import run_bootstrap
 from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
+from swarm_node.node.kernels import compile_kernels
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node, run_node
+from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import (
     CheckpointError,
@@ -83,6 +86,12 @@ class Swarm:
         return await connection.receive()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """So that events are the same on a machine that never compiled anything."""
+    compile_kernels("cpu", lambda: None)
+
+
 @pytest.fixture
 def swarm(tiny_dir):
     threads = torch.get_num_threads()
@@ -100,11 +109,12 @@ async def test_a_node_from_start_to_stop(swarm):
     assert announced.model.n_blocks == 4
     assert announced.decode_ms_per_block > 0
     assert announced.prefill_tokens_per_s > 0
-    assert (announced.free_kv_tokens, announced.total_kv_tokens) == (300, 300)
+    assert (announced.free_kv_tokens, announced.total_kv_tokens) == (320, 320)  # whole pages
+    assert (announced.queue_ms, announced.tokens_per_s, announced.sessions) == (0.0, 0.0, 0)
     assert "int8" in announced.codecs
     client = await swarm.client()
     assert isinstance(await swarm.open(client), Opened)
-    assert node.info().free_kv_tokens == 290
+    assert (node.info().free_kv_tokens, node.info().sessions) == (288, 1)
     assert node.statistics().server.sessions == 1
     await node.stop()
     await node.stop()
@@ -126,8 +136,94 @@ async def test_events_are_flat_json(swarm):
         assert fields["model"]
     online = swarm.events[2].as_dict()
     assert online["announced"] is True
-    assert online["kv_cache_tokens"] == 300
+    assert online["kv_cache_tokens"] == 320
+    assert online["kv_dtype"] == "float32"  # as exact as the dtype that was asked for
+    assert online["weights"]
+    assert online["kernels"].startswith(("native", "torch"))
     assert online["decode_ms_per_block"] > 0
+
+
+async def test_kernels_that_must_be_compiled_are_told_of_before(swarm, monkeypatch):
+    monkeypatch.setattr("swarm_node.shards.native_library.is_ready", lambda: False)
+    node = swarm.node()
+    await node.start()
+    await node.stop()
+    assert swarm.names == ["listening", "compiling", "loading", "online", "stopped"]
+
+
+@pytest.mark.parametrize(
+    ("device", "library", "codec", "told"),
+    [
+        ("cpu", True, True, 0),
+        ("cpu", False, True, 1),
+        ("cpu", True, False, 1),
+        ("cpu", False, False, 1),
+        ("cuda", False, True, 0),  # the blocks' kernels are for the CPU
+        ("cuda", False, False, 1),
+    ],
+)
+def test_what_is_compiled_is_told_once(monkeypatch, device, library, codec, told):
+    monkeypatch.setattr("swarm_node.shards.native_library.is_ready", lambda: library)
+    monkeypatch.setattr("swarm_node.swarm.native_codec.is_ready", lambda: codec)
+    calls: list[None] = []
+    compile_kernels(device, lambda: calls.append(None))
+    assert len(calls) == told
+
+
+def test_without_a_compiler_a_node_goes_on(monkeypatch):
+    def fail() -> None:
+        raise NativeUnavailableError("no compiler")
+
+    monkeypatch.setattr("swarm_node.shards.native_library.library", fail)
+    compile_kernels("cpu", lambda: None)
+
+
+async def test_nothing_is_compiled_for_torch_kernels(swarm, monkeypatch):
+    monkeypatch.setattr(serve, "compile_kernels", lambda *_: pytest.fail("compiles"))
+    node = swarm.node(kernels="torch")
+    await node.start()
+    await node.stop()
+    assert swarm.events[2].as_dict()["kernels"].startswith("torch")
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "held"),
+    [("auto", "float32", "float32"), ("auto", "auto", "float16"), ("int8", "float32", "int8")],
+)
+async def test_kv_dtype(swarm, asked, dtype, held):
+    node = swarm.node(kv_dtype=asked, dtype=dtype)
+    await node.start()
+    assert swarm.events[-1].details["kv_dtype"] == held
+    await node.stop()
+
+
+async def test_a_smaller_kv_dtype_makes_a_larger_cache(swarm, monkeypatch):
+    monkeypatch.setattr(serve, "available_memory", lambda _: 4 * 1024**2)
+    tokens = {}
+    for kv_dtype in ("float32", "float16", "int8"):
+        node = swarm.node(None, kv_cache_tokens=None, kv_dtype=kv_dtype)
+        await node.start()
+        tokens[kv_dtype] = node.info().total_kv_tokens
+        await node.stop()
+    per_token = 2 * 4 * 2 * 16 * 4  # keys and values, blocks, heads, head_dim, float32
+    assert tokens["float32"] == pytest.approx(2**20 / per_token, abs=32)
+    assert tokens["float16"] == pytest.approx(2 * tokens["float32"], abs=64)
+    assert tokens["int8"] == pytest.approx(tokens["float32"] * 4 * 16 / (16 + 4), abs=128)
+
+
+async def test_a_cache_that_memory_cannot_hold_is_told(swarm):
+    node = swarm.node(kv_cache_tokens=2**45)
+    with pytest.raises(UsageError, match="KV cache"):
+        await node.run()
+    assert swarm.events[-2].details["hint"]
+
+
+async def test_the_prefix_cache_can_be_turned_off(swarm):
+    for peer, on in (("node", True), ("other", False)):
+        node = swarm.node(peer=peer, prefix_cache=on)
+        await node.start()
+        assert node._server.offer.page_tokens == (32 if on else 0)
+        await node.stop()
 
 
 async def test_request_stop_drains_first(swarm):
@@ -263,6 +359,13 @@ async def test_bootstrap_whose_network_dies(swarm):
         {"max_frame": 100},
         {"announce_seconds": 0},
         {"max_batch_tokens": 0},
+        {"max_batch_tokens": 8},
+        {"kernels": "magic"},
+        {"kv_dtype": "int3"},
+        {"prefill_target_ms": 0.0},
+        {"max_kv_share_per_peer": 0.0},
+        {"max_kv_share_per_peer": 1.5},
+        {"idle_session_seconds": 0.0},
     ],
 )
 def test_config_names_what_is_wrong(wrong):

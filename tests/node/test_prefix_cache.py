@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_node.node.page_allocator import Page, PageAllocator
+from swarm_node.node.prefix_cache import PrefixCache
+from swarm_node.swarm.types import Span
+
+SPAN, OTHER = Span(0, 2), Span(2, 4)
+
+
+def fill(allocator: PageAllocator, cache: PrefixCache, chain: list[bytes], span: Span = SPAN) -> list[Page]:
+    """A session that computes what the cache does not know of ``chain``; its pages, held."""
+    pages = cache.take(span, chain)
+    missing = len(chain) - len(pages)
+    assert allocator.reserve(missing * len(span))
+    pages += [allocator.allocate(len(span)) for _ in range(missing)]
+    for digest, page in zip(chain, pages, strict=True):
+        cache.register(span, digest, page)
+    return pages
+
+
+def let_go(allocator: PageAllocator, pages: list[Page]) -> None:
+    for page in reversed(pages):
+        allocator.release(page)
+
+
+def test_the_longest_known_beginning_is_held():
+    allocator = PageAllocator(100)
+    cache = PrefixCache(allocator)
+    pages = fill(allocator, cache, [b"a", b"b", b"c"])
+    assert cache.take(SPAN, [b"a", b"b", b"x", b"c"]) == pages[:2]
+    assert [page.holders for page in pages] == [2, 2, 1]
+    assert cache.take(SPAN, [b"b"]) == pages[1:2]  # a name is all that counts
+    assert cache.take(SPAN, []) == cache.take(SPAN, [b"x", b"a"]) == []
+
+
+def test_another_span_is_another_page():
+    allocator = PageAllocator(100)
+    cache = PrefixCache(allocator)
+    fill(allocator, cache, [b"a"])
+    assert cache.take(OTHER, [b"a"]) == []
+    assert cache.take(Span(0, 1), [b"a"]) == []
+
+
+def test_pages_outlive_their_session_until_their_slots_are_needed():
+    allocator = PageAllocator(8)
+    cache = PrefixCache(allocator)
+    let_go(allocator, fill(allocator, cache, [b"a", b"b", b"c"]))
+    assert (allocator.free, allocator.cached, len(cache)) == (2, 6, 3)
+    assert allocator.reserve(4)
+    assert allocator.cached == 6  # a promise alone costs nothing
+    allocator.allocate(2)
+    allocator.allocate(2)
+    assert (allocator.free, allocator.cached, len(cache)) == (0, 4, 2)
+    assert len(cache.take(SPAN, [b"a", b"b", b"c"])) == 2  # the end went first
+
+
+def test_a_held_page_cannot_be_evicted():
+    allocator = PageAllocator(4)
+    cache = PrefixCache(allocator)
+    fill(allocator, cache, [b"a", b"b"])
+    assert not allocator.reserve(1)
+    assert len(cache) == 2
+
+
+def test_one_page_a_name_and_one_name_a_page():
+    allocator = PageAllocator(8)
+    cache = PrefixCache(allocator)
+    first = fill(allocator, cache, [b"a"])[0]
+    assert allocator.reserve(2)
+    second = allocator.allocate(2)
+    assert not cache.register(SPAN, b"a", second)
+    assert not cache.register(SPAN, b"b", first)
+    assert cache.register(SPAN, b"b", second)
+    cache.unregister(first)
+    assert cache.take(SPAN, [b"a"]) == []
+    assert (len(cache), allocator.cached, first.holders) == (1, 0, 1)
+    allocator.release(first)
+    assert allocator.cached == 0
+
+
+def test_forgetting_everything_frees_it():
+    allocator = PageAllocator(8)
+    cache = PrefixCache(allocator)
+    let_go(allocator, fill(allocator, cache, [b"a", b"b"]))
+    held = fill(allocator, cache, [b"c"])
+    cache.clear()
+    assert (len(cache), allocator.cached, allocator.used) == (0, 0, 2)
+    let_go(allocator, held)
+    assert allocator.free == 8
+
+
+@given(chains=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=30))
+def test_a_chain_loses_its_end_before_its_beginning(chains):
+    """Conversations that branch, in a pool that holds few of them: no page is kept that cannot be reached."""
+    allocator = PageAllocator(14)
+    cache = PrefixCache(allocator)
+    known: set[tuple[int, ...]] = set()
+    for path in chains:
+        names = [bytes(path[: i + 1]) for i in range(len(path))]
+        let_go(allocator, fill(allocator, cache, names))
+        known |= {tuple(name) for name in names}
+        known = {name for name in known if (0, 2, bytes(name)) in cache._pages}
+        assert all(len(name) == 1 or name[:-1] in known for name in known)
+        assert tuple(path) in known
+        assert len(cache) == len(known) <= 7

@@ -1,0 +1,109 @@
+"""What is counted for a peer, against a model that keeps every item."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from swarm_node.node.quotas import Ledger, Limits, PeerAccount
+from swarm_node.swarm.errors import LocalProtocolError, UsageError
+
+LIMITS = Limits(max_connections_per_peer=3, queued_tokens_per_peer=100, queued_bytes_per_peer=1000)
+PEERS = st.sampled_from(["a", "b", "c"])
+
+
+def test_limits_are_checked():
+    with pytest.raises(UsageError, match="max_sessions"):
+        Limits(max_sessions=0)
+    with pytest.raises(UsageError, match="kv_share_per_peer"):
+        Limits(kv_share_per_peer=1.5)
+
+
+def test_what_was_not_taken_cannot_be_given_back():
+    ledger = Ledger(LIMITS)
+    account = ledger.connect("a")
+    ledger.take(account, 5)
+    for wrong in (
+        lambda: ledger.give_back(account, 6),
+        lambda: ledger.unqueue(account, 1, 0),
+        lambda: ledger.unqueue(account, 0, 1),
+    ):
+        with pytest.raises(LocalProtocolError):
+            wrong()
+    ledger.give_back(account, 5)
+    ledger.disconnect(account)
+    for wrong in (lambda: ledger.disconnect(account), lambda: ledger.give_back(account, 0)):
+        with pytest.raises(LocalProtocolError):
+            wrong()
+
+
+class LedgerAgainstLists(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger(LIMITS)
+        self.streams: list[PeerAccount] = []
+        self.sessions: list[tuple[PeerAccount, int]] = []
+        self.steps: list[tuple[PeerAccount, int, int]] = []
+
+    @rule(peer=PEERS)
+    def connect(self, peer: str) -> None:
+        account = self.ledger.connect(peer)
+        if sum(stream.peer_id == peer for stream in self.streams) == 3:
+            assert account is None
+        else:
+            assert account is not None
+            self.streams.append(account)
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data())
+    def disconnect(self, data: st.DataObject) -> None:
+        self.ledger.disconnect(self.streams.pop(data.draw(st.integers(0, len(self.streams) - 1))))
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data(), cells=st.integers(1, 50))
+    def take(self, data: st.DataObject, cells: int) -> None:
+        account = data.draw(st.sampled_from(self.streams))
+        self.ledger.take(account, cells)
+        self.sessions.append((account, cells))
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        self.ledger.give_back(*self.sessions.pop(data.draw(st.integers(0, len(self.sessions) - 1))))
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), tokens=st.integers(1, 60), size=st.integers(0, 600))
+    def queue(self, data: st.DataObject, tokens: int, size: int) -> None:
+        account = data.draw(st.sampled_from(self.sessions))[0]
+        self.ledger.queue(account, tokens, size)
+        self.steps.append((account, tokens, size))
+
+    @precondition(lambda self: self.steps)
+    @rule(data=st.data())
+    def unqueue(self, data: st.DataObject) -> None:
+        self.ledger.unqueue(*self.steps.pop(data.draw(st.integers(0, len(self.steps) - 1))))
+
+    @invariant()
+    def agrees(self) -> None:
+        ledger = self.ledger
+        assert ledger.connections == len(self.streams)
+        assert ledger.sessions == len(self.sessions)
+        assert ledger.kv_cells == sum(cells for _, cells in self.sessions)
+        known = {id(account) for account in self.streams}
+        known |= {id(account) for account, *_ in (*self.sessions, *self.steps)}
+        assert len(ledger) == len(known)  # nobody is forgotten early, nobody is kept for ever
+        holders = {account.peer_id: account.kv_cells for account in ledger.holders()}
+        wanted: dict[str, int] = {}
+        for account, cells in self.sessions:
+            wanted[account.peer_id] = wanted.get(account.peer_id, 0) + cells
+        assert holders == wanted
+        for account in {*self.streams, *(account for account, _, _ in self.steps)}:
+            mine = [(tokens, size) for owner, tokens, size in self.steps if owner is account]
+            over = sum(tokens for tokens, _ in mine) > 100 or sum(size for _, size in mine) > 1000
+            assert account.room.is_set() is not over  # of this peer only
+
+
+LedgerAgainstLists.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLedger = LedgerAgainstLists.TestCase

@@ -1,0 +1,337 @@
+"""Random clients on a small engine: whatever is batched, paged, cut, shared, copied, rolled back, preempted
+or dropped, every session gets what it would have got alone.
+
+Each schedule is a few clients that generate greedily over a random tiny model and head. What they sent and
+got is recorded, and replayed afterwards session by session, without an engine, each in KV memory of its own.
+The plain torch path must agree to float32 rounding, the native kernels bit for bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from time import perf_counter_ns
+
+import pytest
+import torch
+from torch import Tensor
+
+from swarm_node.node.engine import Engine, EngineSettings
+from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.page_tables import pages_for
+from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.span_model import SpanModel
+from swarm_node.swarm import codecs
+from swarm_node.swarm.errors import ErrorCode
+from swarm_node.swarm.messages import Want
+from swarm_node.swarm.types import Span
+
+HIDDEN, VOCAB, LONGEST = 64, 128, 150
+SPANS = [Span(0, 4), Span(0, 4), Span(1, 3)]
+NEAR_TIE = 1e-3
+"""Logits closer than this may fall either way in float32."""
+
+_generator = torch.Generator().manual_seed(11)
+EMBEDDING = torch.randn((VOCAB, HIDDEN), generator=_generator)
+HEAD = torch.randn((VOCAB, HIDDEN), generator=_generator)
+
+
+@dataclass
+class Record:
+    """One answered step: the session's tokens up to its end, where it began, the rows that came back."""
+
+    tokens: list[int]
+    start: int
+    rows: Tensor  # of the last len(rows) tokens
+
+
+@dataclass
+class Log:
+    span: Span
+    records: list[Record] = field(default_factory=list)
+
+
+class Client:
+    """One session that generates, and its forks."""
+
+    def __init__(self, engine: Engine, rng: random.Random, owner: str, logs: list[Log]) -> None:
+        self.engine, self.rng, self.owner, self.logs = engine, rng, owner, logs
+        self.steps = 0
+
+    def chain(self, tokens: list[int]) -> tuple[bytes, ...]:
+        digest, chain = b"salt of " + self.owner[:1].encode(), []
+        for end in range(PAGE_TOKENS, len(tokens) + 1, PAGE_TOKENS):
+            digest = blake2b(digest + bytes(tokens[end - PAGE_TOKENS : end]), digest_size=32).digest()
+            chain.append(digest)
+        return tuple(chain)
+
+    def send(self, lane: Lane, log: Log, tokens: list[int], start: int, want: Want, trouble: str = ""):
+        """Submit the step that feeds ``tokens[start:]``; a future of its rows, or of its failure's code."""
+        future = asyncio.get_running_loop().create_future()
+        self.steps += 1
+        x = EMBEDDING[tokens[start:]]
+        if trouble == "nan":
+            x = torch.full_like(x, float("nan"))
+        tokens = list(tokens)
+
+        def done(job: StepJob, outcome: object) -> None:
+            if isinstance(outcome, StepDone):
+                rows = codecs.decode("none", outcome.payload, outcome.rows, HIDDEN)
+                assert outcome.position == len(tokens) - outcome.rows
+                log.records.append(Record(tokens, start, rows))
+                future.set_result(rows)
+            elif isinstance(outcome, StepFailed):
+                future.set_result(outcome.code)
+            else:
+                assert isinstance(outcome, StepDropped)
+                future.set_result(None)
+
+        payload = x.numpy().tobytes()
+        self.engine.submit(
+            StepJob(
+                lane=lane,
+                step=self.steps,
+                position=start,
+                tokens=len(x),
+                want=want,
+                payload=payload[:-4] if trouble == "short" else payload,
+                arrived_ns=perf_counter_ns(),
+                done=done,
+                deadline_ns=1 if trouble == "late" else perf_counter_ns() + 10**12,
+            )
+        )
+        return future
+
+    async def open(self, span: Span, max_tokens: int, **more) -> Lane | None:
+        for _ in range(50):
+            lane = self.engine.open_lane(self.owner, span, max_tokens, "none", "none", **more)
+            if lane is not None:
+                return lane
+            await asyncio.sleep(0.001)  # others are still there
+        return None
+
+    async def converse(self, prompt: list[int], span: Span) -> None:
+        rng = self.rng
+        tokens = list(prompt)
+        budget = min(LONGEST, len(tokens) + rng.randint(1, 40))
+        lane = await self.open(span, budget, prefix=self.chain(tokens))
+        if lane is None:
+            return
+        log = Log(span)
+        self.logs.append(log)
+        if await self.prefill(lane, log, tokens):
+            await self.generate(lane, log, tokens, budget, forks=rng.choice([0, 0, 1, 2]))
+        if rng.random() < 0.8:
+            self.engine.close_lane(lane, self.chain(tokens[: lane.length]))
+        else:
+            self.engine.close_lane(lane)
+
+    async def prefill(self, lane: Lane, log: Log, tokens: list[int]) -> bool:
+        """Feed the prompt in pieces, some of them without waiting; False: hung up in the middle."""
+        rng = self.rng
+        at = min(lane.length, len(tokens) - 1)
+        if rng.random() < 0.3:
+            at = rng.randint(0, at)  # another hop knew less
+        futures = []
+        while at < len(tokens):
+            end = min(len(tokens), at + rng.choice([1, 7, 30, 64, 150]))
+            want = Want.LAST if end == len(tokens) else rng.choice([Want.NOTHING, Want.ALL, Want.LAST])
+            futures.append(self.send(lane, log, tokens[:end], at, want))
+            at = end
+            if rng.random() < 0.3:
+                await futures[-1]
+            elif lane.length == at and rng.random() < 0.15:
+                # Another prompt from somewhere on, while the first is under way. It must go back for that: a
+                # client that just went on otherwise would break the promise of its chain.
+                at = rng.randint(0, at - 1)
+                tokens[at:] = [rng.randrange(VOCAB) for _ in tokens[at:]]
+        if rng.random() < 0.1:
+            self.engine.close_lane(lane)
+            await asyncio.gather(*futures)
+            return False
+        rows = (await asyncio.gather(*futures))[-1]
+        if rows is ErrorCode.OVERLOADED or rows is ErrorCode.BAD_STEP:
+            return False  # went back into shared pages, and there was no room
+        assert isinstance(rows, Tensor)
+        tokens.append(greedy(rows))
+        return True
+
+    async def generate(self, lane: Lane, log: Log, tokens: list[int], budget: int, forks: int) -> None:
+        """The last of ``tokens`` is chosen but not fed yet."""
+        rng = self.rng
+        beams: list[asyncio.Task[None]] = []
+        while len(tokens) <= budget:
+            at = len(tokens) - 1
+            room = budget - len(tokens)
+            move = rng.random()
+            if move < 0.08:
+                trouble = rng.choice(["nan", "short", "late"])
+                code = await self.send(lane, log, tokens, at, Want.LAST, trouble)
+                if code is ErrorCode.OVERLOADED:
+                    break
+                assert code in (ErrorCode.BAD_TENSOR, ErrorCode.DEADLINE)
+            elif move < 0.25 and room > 0:  # a draft, of which a part is kept
+                draft = tokens + [rng.randrange(VOCAB) for _ in range(min(room, 4))]
+                rows = await self.send(lane, log, draft, at, Want.ALL)
+                if rows is ErrorCode.OVERLOADED:
+                    break
+                assert isinstance(rows, Tensor)
+                kept = rng.randint(0, len(draft) - len(tokens))
+                tokens[:] = draft[: len(tokens) + kept]
+                tokens.append(greedy(rows[: kept + 1]))
+            elif move < 0.3 and len(tokens) > 4:  # an edit: go back and say something else
+                tokens[rng.randint(1, len(tokens) - 1) :] = [rng.randrange(VOCAB)]
+            elif move < 0.4 and forks:
+                forks -= 1
+                self.fork(beams, lane, tokens, budget)
+            else:
+                rows = await self.send(lane, log, tokens, at, Want.LAST)
+                if rows is ErrorCode.OVERLOADED:
+                    break
+                assert isinstance(rows, Tensor)
+                tokens.append(greedy(rows))
+            if rng.random() < 0.03:
+                break
+        tokens.pop()  # chosen but never fed
+        await asyncio.gather(*beams)
+
+    def fork(self, beams: list[asyncio.Task[None]], lane: Lane, tokens: list[int], budget: int) -> None:
+        held = min(lane.settled, len(tokens) - 1)
+        shared = self.rng.randint(max(0, held - 40), held)
+        child = self.engine.open_lane(
+            self.owner, lane.span, budget, "none", "none", parent=lane, parent_tokens=shared
+        )
+        if child is None:
+            return
+        log = Log(lane.span)
+        self.logs.append(log)
+        beam = tokens[:shared] + [self.rng.randrange(VOCAB)]
+
+        async def run() -> None:
+            await self.generate(child, log, beam, budget, forks=0)
+            self.engine.close_lane(child)
+
+        beams.append(asyncio.create_task(run()))
+
+
+def greedy(rows: Tensor) -> int:
+    return int((rows[-1] @ HEAD.T).argmax())
+
+
+class Alone:
+    """One session without an engine: contiguous pages of its own, one piece at a time."""
+
+    def __init__(self, model: SpanModel, span: Span) -> None:
+        self.model, self.span = model, span
+        pages = pages_for(LONGEST + 8)
+        self.pool = pool_of(model, pages * len(span))
+        self.table = torch.arange(pages * len(span), dtype=torch.int32).view(len(span), pages)
+        self.tokens: list[int] = []
+
+    def rows(self, tokens: list[int], count: int) -> Tensor:
+        """The last ``count`` rows of ``tokens``."""
+        same = 0
+        for ours, theirs in zip(self.tokens, tokens, strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        start = min(same, len(tokens) - max(1, count))
+        piece = Piece(self.table, self.span.start, 0, start, len(tokens) - start)
+        out = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.pool, self.span)
+        self.tokens = list(tokens)
+        return out[len(out) - count :]
+
+
+def pool_of(model: SpanModel, slots: int) -> KvPool:
+    config = model.config
+    return KvPool(slots, config.n_kv_heads, config.head_dim, "float32", torch.device("cpu"))
+
+
+async def run_schedule(model: SpanModel, seed: int) -> tuple[list[Log], Engine]:
+    rng = random.Random(seed)
+    settings = EngineSettings(
+        max_batch_tokens=rng.choice([16, 40, 100, 512]),
+        max_sessions_per_batch=rng.choice([1, 3, 16]),
+        prefill_target_ms=rng.choice([0.1, 2.0, 25.0]),
+        prefix_cache=rng.random() < 0.8,
+    )
+    engine = Engine(model, pool_of(model, rng.choice([24, 48, 160])), threads=1, settings=settings)
+    engine.start()
+    logs: list[Log] = []
+    systems = [[rng.randrange(VOCAB) for _ in range(rng.choice([0, 20, 32, 70, 96]))] for _ in range(2)]
+
+    async def user(owner: str) -> None:
+        history: list[int] = []
+        for _ in range(rng.randint(1, 3)):
+            client = Client(engine, rng, owner, logs)
+            prompt = (history or rng.choice(systems)) + [
+                rng.randrange(VOCAB) for _ in range(rng.randint(1, 20))
+            ]
+            await client.converse(prompt[:110], rng.choice(SPANS))
+            history = prompt if rng.random() < 0.5 else []
+
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(user(f"{rng.choice('ab')}{i}") for i in range(rng.randint(2, 6))))
+    finally:
+        await engine.stop()
+    await asyncio.sleep(0)
+    return logs, engine
+
+
+def check(model: SpanModel, logs: list[Log], *, exact: bool) -> int:
+    """Every row and every greedy choice against the session alone; returns how many rows there were."""
+    seen = 0
+    for log in logs:
+        alone = Alone(model, log.span)
+        for record in log.records:
+            wanted = alone.rows(record.tokens, len(record.rows))
+            if exact:
+                assert torch.equal(record.rows, wanted)
+            else:
+                torch.testing.assert_close(record.rows, wanted, atol=1e-4, rtol=1e-4)
+                logits = wanted @ HEAD.T
+                chosen = (record.rows @ HEAD.T).argmax(-1, keepdim=True)
+                margin = logits.amax(-1) - logits.gather(-1, chosen)[:, 0]
+                assert (margin < NEAR_TIE).all()
+            seen += len(record.rows)
+    return seen
+
+
+def check_books(engine: Engine) -> None:
+    load = engine.load()
+    assert (load.queued, load.lanes, load.used_slots, load.reserved_slots) == (0, 0, 0, 0)
+    assert load.free_slots + load.cached_slots == load.total_slots
+    assert not load.cached_slots or engine.settings.prefix_cache
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 10))
+async def test_schedules_on_the_plain_path(tiny_span, plain, seed):
+    model = tiny_span(kernels="torch")
+    rows = 0
+    for number in range(seed, seed + 10):
+        logs, engine = await run_schedule(model, number)
+        with torch.inference_mode():
+            rows += check(model, logs, exact=False)
+        check_books(engine)
+    # And once against softmax written out, without any cache.
+    record = max(
+        (record for log in logs for record in log.records if len(record.rows)), key=lambda r: len(r.tokens)
+    )
+    span = next(log.span for log in logs if record in log.records)
+    wanted = plain(model, EMBEDDING[record.tokens], span)[-1]
+    torch.testing.assert_close(record.rows[-1], wanted, atol=1e-4, rtol=1e-4)
+    assert rows > 100
+
+
+@pytest.mark.parametrize("seed", range(1000, 1200, 20))
+async def test_schedules_on_native_kernels(tiny_span, seed):
+    model = tiny_span(kernels="native")
+    rows = 0
+    for number in range(seed, seed + 20):
+        logs, engine = await run_schedule(model, number)
+        rows += check(model, logs, exact=True)
+        check_books(engine)
+    assert rows > 100
