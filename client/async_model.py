@@ -11,15 +11,20 @@ from typing import Self, Unpack
 
 import torch
 
+from ..swarm import native_codec
 from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
 from ..swarm.errors import UsageError
 from ..swarm.types import ModelRef
 from .generation import Generation, GenerationRun
-from .hop import Patience, SessionSettings
+from .head_batch import HeadBatcher
+from .hop import SessionSettings
+from .link import LinkPool, Patience
 from .local_model import LocalModel, OnProgress, load_local_model
 from .network import ClientNetwork, open_network
 from .params import GenerateOptions, GenerationParams, Prompt, fit_context, prompt_ids
+from .prefix import check_salt, new_salt
 from .repair import SwarmSession
+from .route_memory import RouteMemory
 from .router import Need, Router, Waiting, WaitLimits
 from .streams import TextStream
 
@@ -45,16 +50,20 @@ class AsyncSwarmModel:
         on_progress: OnProgress | None = None,
         patience: Patience | None = None,
         router: Router | None = None,
+        prefix_cache: bool = True,
+        prefix_salt: bytes | None = None,
     ) -> None:
         """Over a network and a model that are open already; most callers want ``connect``."""
-        check_options(wire_codec, wait)
+        check_options(wire_codec, wait, prefix_salt)
         self._local = local
         self._network = network
         self._wire_codec = wire_codec
         self._limits = WaitLimits(missing_s=wait)
         self._on_progress = on_progress
-        self._patience = patience or Patience()
-        self._agent = _agent()
+        self._salt = (prefix_salt or new_salt()) if prefix_cache else None
+        self._memory = RouteMemory() if prefix_cache else None
+        self._links = LinkPool(network.transport, local.ref, agent=_agent(), patience=patience)
+        self._heads = HeadBatcher(local.head)
         self._runs: set[GenerationRun] = set()
         self._closed = False
         self._router = router or Router(
@@ -74,10 +83,12 @@ class AsyncSwarmModel:
         threads: int | None = None,
         wait: float = 0.0,
         on_progress: OnProgress | None = None,
+        prefix_cache: bool = True,
+        prefix_salt: bytes | None = None,
     ) -> Self:
         """Load the client's part of the model and join the swarm; arguments and errors as
         ``SwarmModel.connect``."""
-        check_options(wire_codec, wait)
+        check_options(wire_codec, wait, prefix_salt)
         if threads is not None:
             if threads < 1:
                 raise UsageError(f"{threads} threads are not possible", hint="Give 1 or more.")
@@ -89,15 +100,23 @@ class AsyncSwarmModel:
                 device=device,
                 dtype=dtype,
                 quantize=quantize,
+                threads=torch.get_num_threads(),
                 on_progress=on_progress,
             )
         )
         joining = asyncio.create_task(open_network(initial_peers))
+        warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
         try:
-            # Both at once; but a model that cannot be opened is the better message.
-            await asyncio.wait((loading, joining))
+            # All at once; but a model that cannot be opened is the better message.
+            await asyncio.wait((loading, joining, warming))
             self = cls(
-                loading.result(), joining.result(), wire_codec=wire_codec, wait=wait, on_progress=on_progress
+                loading.result(),
+                joining.result(),
+                wire_codec=wire_codec,
+                wait=wait,
+                on_progress=on_progress,
+                prefix_cache=prefix_cache,
+                prefix_salt=prefix_salt,
             )
             if wait:
                 await self.wait_for_route()
@@ -143,19 +162,21 @@ class AsyncSwarmModel:
         kv_tokens = len(ids) + new_tokens
         session = SwarmSession(
             local.head,
-            self._network.transport,
+            self._links,
             self._router,
-            SessionSettings(local.ref, local.hidden_size, kv_tokens, self._agent, self._patience),
+            SessionSettings(local.hidden_size, kv_tokens),
             Need(kv_tokens, len(ids), new_tokens),
             wire_codec=self._wire_codec,
             limits=self._limits,
             on_wait=self._waiting,
+            salt=self._salt,
+            memory=self._memory,
         )
         run = GenerationRun(
             ids,
             params.limited_to(new_tokens),
             model=local.ref,
-            head=local.head,
+            heads=self._heads,
             detokenizer=local.tokenizer.stream(),
             eos_ids=local.tokenizer.eos_ids,
             session=session,
@@ -172,8 +193,10 @@ class AsyncSwarmModel:
         for run in list(self._runs):
             run.close()
         try:
+            await self._links.close()
             await self._network.close()
         finally:
+            await self._heads.close()  # its thread reads the model's files
             self._local.close()
 
     async def __aenter__(self) -> Self:
@@ -190,8 +213,10 @@ class AsyncSwarmModel:
             self._on_progress(f"Waiting for blocks {blocks} ({waiting.seconds_left:.0f} s left)")
 
 
-def check_options(wire_codec: str, wait: float) -> None:
+def check_options(wire_codec: str, wait: float, prefix_salt: bytes | None = None) -> None:
     """Raises UsageError before anything is loaded or dialled."""
+    if prefix_salt is not None:
+        check_salt(prefix_salt)
     if wire_codec not in CODECS:
         raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from {', '.join(CODECS)}.")
     if not wait >= 0:

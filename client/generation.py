@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from ..swarm.types import ModelRef, Route
+from .head_batch import HeadBatcher
 from .params import GenerationParams
 from .repair import SwarmSession
 from .sampling import Sampler
@@ -29,7 +29,8 @@ class Generation:
     token, "length" for max_new_tokens or the end of the context, "stop_string". ``model``: its name and the
     beginning of its digest. ``route``: the hops at the
     end, ``hops`` what each of them cost, ``replaced`` the same for hops of routes that failed; ``repairs`` is
-    how often one did, which costs time but no token.
+    how often one did, which costs time but no token. ``cached_tokens``: how many tokens of the prompt the
+    hops held from before.
     """
 
     text: str
@@ -43,6 +44,10 @@ class Generation:
     repairs: int = 0
     replaced: tuple[HopTimings, ...] = ()
 
+    @property
+    def cached_tokens(self) -> int:
+        return self.timings.cached_tokens
+
     def as_dict(self) -> dict[str, object]:
         """For JSON: what ``swarm-node generate --json`` prints."""
         return {
@@ -55,12 +60,6 @@ class Generation:
             "timings": self.timings.as_dict(),
             "repairs": self.repairs,
         }
-
-
-class Head(Protocol):
-    """The part of ``shards.client_model.ClientModel`` that ends a step."""
-
-    def logits(self, hidden: Tensor) -> Tensor: ...  # (tokens, hidden) -> (tokens, vocab) float32
 
 
 class PieceDecoder(Protocol):
@@ -83,7 +82,7 @@ class GenerationRun:
         params: GenerationParams,
         *,
         model: ModelRef,
-        head: Head,
+        heads: HeadBatcher,
         detokenizer: PieceDecoder,
         eos_ids: frozenset[int],
         session: SwarmSession,
@@ -93,7 +92,7 @@ class GenerationRun:
         self._prompt = tuple(prompt)
         self._params = params
         self._model = model
-        self._head = head
+        self._heads = heads
         self._detokenizer = detokenizer
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids
         self._session = session
@@ -112,13 +111,18 @@ class GenerationRun:
         local_s = 0.0
         began = first_at = perf_counter()
         fed: Sequence[int] = self._prompt
+        x: Tensor | None = None  # of what is fed, once it is a chosen token
         reason: FinishReason | None = None
+        deciding = False
         try:
             while reason is None:
-                hidden = await session.append(fed)  # (1, hidden)
+                hidden = await session.append(fed, x)  # (1, hidden)
                 arrived = perf_counter()
-                with torch.inference_mode():
-                    token = sampler.next(self._head.logits(hidden)[0])
+                if not deciding:
+                    deciding = True
+                    self._heads.begin()
+                chosen = await self._heads.choose(hidden, sampler)
+                token, x = chosen.token, chosen.x
                 chosen_at = perf_counter()
                 local_s += chosen_at - arrived
                 if not token_ids:
@@ -148,11 +152,14 @@ class GenerationRun:
                         repair_s=session.repair_s,
                         prompt_tokens=len(self._prompt),
                         new_tokens=len(token_ids),
+                        cached_tokens=session.cached_tokens,
                     )
                     self.result = self._result("".join(shown), token_ids, reason, timings)
                 if piece:
                     yield piece
         finally:
+            if deciding:
+                self._heads.end()
             self.close()
 
     def close(self) -> None:

@@ -1,8 +1,6 @@
-"""The client's side of one hop: a session on one node, over a stream of its own.
+"""The client's side of one hop: a session on one node, over the client's link to it.
 
-HELLO and OPEN go out together, so that opening costs one round trip after the dial. Steps may be sent ahead
-of their results, which come back in order. Whoever waits longer than a second sends a PING, so that a peer
-that froze or vanished is told from one that computes.
+Steps may be sent ahead of their results, which come back in order.
 """
 
 from __future__ import annotations
@@ -10,46 +8,45 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from ..swarm.codecs import CODECS, payload_bytes
-from ..swarm.connection import Connection
+from ..swarm.codecs import payload_bytes
 from ..swarm.errors import (
     ErrorCode,
-    ModelMismatchError,
     NetworkError,
-    PeerError,
-    PeerTimeoutError,
     RemoteProtocolError,
     StreamClosedError,
     SwarmError,
 )
 from ..swarm.messages import (
+    MAX_RETRY_MS,
+    PAGE_TOKENS,
     Busy,
     Close,
     ErrorMessage,
-    Hello,
-    Message,
     Open,
     Opened,
-    Ping,
-    Pong,
     Refused,
     Result,
     Step,
     Want,
     Welcome,
-    encode,
 )
 from ..swarm.replies import error_of
-from ..swarm.transport import Transport
-from ..swarm.types import Hop, ModelRef
-from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, PROTOCOL_ID, Payload, encode_frame
+from ..swarm.types import Hop
+from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
+from .link import LinkPool, NodeLink, Reply, span_problem
+from .prefix import PageChain
 from .trace import HopTrace, Phase
 
-PROTOCOL_VERSION = 1
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
+IN_FLIGHT_BYTES = 1024 * 1024
+"""Payload that one session has under way to a node: what a prefill may put before other sessions' decode
+steps on a link, and enough to fill a line of 100 Mbit/s with a round trip of 80 ms."""
+STEPS_IN_FLIGHT = 2
+"""So many steps may be under way whatever their size: one that computes and one that waits."""
 
 
 class HopFailedError(NetworkError):
@@ -62,25 +59,11 @@ class HopFailedError(NetworkError):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds to wait for a peer. ``ping_after_s``: of silence before a PING; ``pong_within_s``: more of it
-    before the peer counts as gone. ``step_s``: for a step's result while PINGs are answered."""
-
-    dial_s: float = 6.0
-    ping_after_s: float = 1.0
-    pong_within_s: float = 1.0
-    step_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
 class SessionSettings:
     """What all hops of a session share. ``max_tokens``: KV cache to reserve, in tokens."""
 
-    model: ModelRef
     hidden_size: int
     max_tokens: int
-    agent: str = "swarm-node"
-    patience: Patience = Patience()
 
 
 @dataclass(slots=True)
@@ -97,36 +80,56 @@ class _Sent:
 
 
 class HopClient:
-    """An open session on one node. Made by ``open``; ends with ``close``."""
+    """An open session on one node. Made by ``open``; ends with ``close``.
 
-    def __init__(self, hop: Hop, connection: Connection, settings: SessionSettings, codec: str) -> None:
+    ``length``: tokens that its KV cache held already when it opened.
+    """
+
+    def __init__(
+        self, hop: Hop, link: NodeLink, settings: SessionSettings, codec: str, chain: PageChain | None
+    ) -> None:
         self.hop = hop
         self.codec = codec
         self.trace = HopTrace(hop.peer_id, hop.span, codec)
         self.max_step_tokens = 0
-        self.round_trip_s = 0.0  # of HELLO
-        self._connection = connection
+        self.length = 0
+        self.round_trip_s = 0.0  # of the opening
+        self._link = link
         self._settings = settings
+        self._chain = chain
         self._session = secrets.token_bytes(16)
         self._steps = 0
-        self._pings = 0
+        self._deadline_ms = 0
         self._sent: deque[_Sent] = deque()
+        self._in_flight = 0  # bytes of payload
+        self._opening_since: float | None = None
+        self._inbox: deque[Reply] = deque()
+        self._failure: SwarmError | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of who receives
+        self._room: asyncio.Future[None] | None = None  # of who waits to send
         self._closed = False
 
     @classmethod
     async def open(
-        cls, transport: Transport, hop: Hop, settings: SessionSettings, codec: str, place: tuple[int, int]
+        cls,
+        links: LinkPool,
+        hop: Hop,
+        settings: SessionSettings,
+        codec: str,
+        place: tuple[int, int],
+        chain: PageChain | None = None,
+        ids: Sequence[int] = (),
     ) -> HopClient:
-        """Dial the node and open a session on it; ``place`` is (hop number, number of hops).
+        """Open a session on the node, dialling it if need be; ``place`` is (hop number, number of hops).
 
-        Raises NetworkError's subclasses, BusyError, ModelMismatchError, PeerError and RemoteProtocolError.
+        ``chain`` names the pages of ``ids`` that the node may hold already. Raises NetworkError's subclasses,
+        BusyError, ModelMismatchError, PeerError and RemoteProtocolError.
         """
-        stream = await transport.open_stream(
-            hop.peer_id, PROTOCOL_ID, hop.maddrs, timeout=settings.patience.dial_s
-        )
-        client = cls(hop, Connection(stream, DEFAULT_MAX_FRAME), settings, codec)
+        link = await links.get(hop)
+        client = cls(hop, link, settings, codec, chain)
+        client._deadline_ms = max(1, min(MAX_RETRY_MS, int(links.patience.step_s * 1000)))
         try:
-            await client._open(place)
+            await client._open(place, chain.hashes(ids) if chain is not None else ())
         except BaseException:
             client.close()
             raise
@@ -136,15 +139,31 @@ class HopClient:
     def peer_id(self) -> str:
         return self.hop.peer_id
 
-    async def send(
+    def post(
         self, payload: Payload, tokens: int, position: int, want: Want, phase: Phase | None = None
     ) -> None:
-        """Send a step of ``tokens`` encoded tokens, without waiting for its result."""
+        """Send a step of ``tokens`` encoded tokens. Never waits; whoever sends many awaits ``room`` before.
+
+        Raises what the link failed of.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._steps += 1
-        step = Step(self._session, self._steps, position, tokens, want, payload=payload)
+        self._link.post(
+            Step(self._session, self._steps, position, tokens, want, self._deadline_ms, payload=payload)
+        )
         phase = phase or self.trace.decode
         self._sent.append(_Sent(self._steps, position, tokens, want, payload, perf_counter(), phase))
-        await self._connection.send(step)
+        self._in_flight += len(payload)
+        self._link.watch()
+
+    async def room(self, size: int) -> None:
+        """Wait until a step of ``size`` bytes may be sent. One task at a time. Raises as ``receive``."""
+        while len(self._sent) >= STEPS_IN_FLIGHT and self._in_flight + size > IN_FLIGHT_BYTES:
+            if self._failure is not None:
+                raise self._failure
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
 
     async def receive(self) -> Result:
         """The result of the oldest step that has none yet; its payload's size is checked, its values are not.
@@ -153,21 +172,24 @@ class HopClient:
         over.
         """
         message = await self._next()
+        now = perf_counter()
         if not isinstance(message, Result):
             raise self._unexpected(message)
-        now = perf_counter()
         if not self._sent:
-            raise RemoteProtocolError(f"{self._name}: RESULT of step {message.step}, which was not sent")
+            raise RemoteProtocolError(f"{self._link.name}: RESULT of step {message.step}, which was not sent")
         sent = self._sent.popleft()
+        self._in_flight -= len(sent.payload)
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
         self._check(message, sent)
         phase = sent.phase
-        node_s = (message.queue_us + message.compute_us + message.codec_us) * 1e-6
+        node_us = message.queue_us + message.compute_us + message.codec_us
         phase.steps += 1
         phase.tokens += sent.tokens
         phase.queue_s += message.queue_us * 1e-6
         phase.compute_s += message.compute_us * 1e-6
         phase.codec_s += message.codec_us * 1e-6
-        phase.wire_s += max(0.0, now - sent.at - node_s)
+        phase.wire_s += max(0.0, now - sent.at - node_us * 1e-6)
         phase.bytes_sent += len(sent.payload)
         phase.bytes_received += len(message.payload)
         return message
@@ -177,27 +199,49 @@ class HopClient:
         """The payload and token count of the oldest step without a result: what an error is about."""
         return (self._sent[0].payload, self._sent[0].tokens) if self._sent else None
 
-    def close(self) -> None:
-        """Free the session's KV cache on the node and end the stream. Never waits; may be called again."""
+    def close(self, ids: Sequence[int] = ()) -> None:
+        """Free the session's KV cache on the node. Never waits; may be called again.
+
+        ``ids``: all that was fed, so that the node can keep its whole pages for a session that begins with
+        them.
+        """
         if self._closed:
             return
         self._closed = True
-        try:
-            # CLOSE arrives at once; that the stream ended, the node's daemon may notice much later.
-            self._connection.stream.write(encode_frame(encode(Close(self._session))))
-        except StreamClosedError:
-            pass  # then the node has freed it
-        self._connection.close()
+        if self._link.failure is None:
+            self._link.post(Close(self._session, self._chain.hashes(ids) if self._chain else ()))
+        self._link.leave(self._session)
+        self.fail(StreamClosedError("the session was closed on this side"))
+
+    # What the link tells.
+
+    @property
+    def waiting_since(self) -> float | None:
+        return self._sent[0].at if self._sent else self._opening_since
+
+    def deliver(self, reply: Reply) -> None:
+        if len(self._inbox) > len(self._sent) + 1:
+            self.fail(RemoteProtocolError(f"{self._link.name} answers what was not asked"))
+            return
+        self._inbox.append(reply)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: SwarmError) -> None:
+        if self._failure is None:
+            self._failure = error
+        for future in (self._waiter, self._room):
+            if future is not None and not future.done():
+                future.set_result(None)
 
     # Opening.
 
-    async def _open(self, place: tuple[int, int]) -> None:
-        settings, hop = self._settings, self.hop
-        began = perf_counter()
-        await self._connection.send(
-            Hello((PROTOCOL_VERSION,), settings.model.digest, CODECS, DEFAULT_MAX_FRAME, settings.agent)
-        )
-        await self._connection.send(
+    async def _open(self, place: tuple[int, int], prefix: tuple[bytes, ...]) -> None:
+        settings, hop, link = self._settings, self.hop, self._link
+        fresh = not link.welcome.done()
+        began = self._opening_since = perf_counter()
+        link.join(self._session, self)
+        link.post(
             Open(
                 session=self._session,
                 span=hop.span,
@@ -206,102 +250,64 @@ class HopClient:
                 reply_codec=self.codec,
                 hop=place[0],
                 hops=place[1],
+                prefix=prefix,
             )
         )
-        welcome = await self._next()
-        self.round_trip_s = perf_counter() - began
-        if not isinstance(welcome, Welcome):
-            raise self._unexpected(welcome)
-        self._check_welcome(welcome)
+        link.watch()
+        # Shielded: one session's end must not take the answer from the others.
+        welcome = await asyncio.shield(link.welcome)
+        if (problem := span_problem(welcome, hop, self.codec, link.name)) is not None:
+            raise problem
         opened = await self._next()
-        if not isinstance(opened, Opened) or opened.session != self._session:
+        self.round_trip_s = link.round_trip_s if fresh else perf_counter() - began
+        self._opening_since = None
+        if not isinstance(opened, Opened):
             raise self._unexpected(opened)
-        if opened.length:
-            raise RemoteProtocolError(f"{self._name}: a new session holds {opened.length} tokens already")
         row = payload_bytes(self.codec, 1, settings.hidden_size)
         fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // row
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
-            raise RemoteProtocolError(f"{self._name}: frames of {welcome.max_frame} bytes hold no token")
-        self._connection.peer_max_frame = welcome.max_frame
+            raise RemoteProtocolError(f"{link.name}: frames of {welcome.max_frame} bytes hold no token")
+        self.length = self._checked_length(opened.length, welcome, len(prefix))
 
-    def _check_welcome(self, welcome: Welcome) -> None:
-        model = self._settings.model
-        if welcome.version != PROTOCOL_VERSION:
-            raise RemoteProtocolError(f"{self._name}: chose protocol version {welcome.version}, not offered")
-        if welcome.digest != model.digest or welcome.n_blocks != model.n_blocks:
-            raise ModelMismatchError(
-                f"{self._name} serves a model with digest {welcome.digest[:12]}, "
-                f"ours has {model.digest[:12]}",
-                hint="Client and nodes need the same model files: same weights, same quantization.",
+    def _checked_length(self, length: int, welcome: Welcome, pages: int) -> int:
+        offered = pages * PAGE_TOKENS if welcome.page_tokens == PAGE_TOKENS else 0
+        if length > offered or length % PAGE_TOKENS:
+            raise RemoteProtocolError(
+                f"{self._link.name}: a new session holds {length} tokens already, "
+                f"not whole pages of the {offered} that it may know"
             )
-        if not welcome.span.covers(self.hop.span):
-            raise PeerError(
-                f"{self._name} serves blocks {welcome.span}, not {self.hop.span} as announced",
-                code=ErrorCode.SPAN_NOT_SERVED,
-                retriable=False,
-            )
-        if self.codec not in welcome.codecs:
-            raise PeerError(
-                f"{self._name} does not speak the codec {self.codec}, as announced",
-                code=ErrorCode.UNSUPPORTED_CODEC,
-                retriable=False,
-            )
+        return length
 
     # Receiving.
 
-    async def _next(self) -> Message:
-        """The next message that is no PONG, with a PING whenever the peer has been silent for long."""
-        patience, connection = self._settings.patience, self._connection
-        pinged = False
-        while True:
-            heard = connection.bytes_received
-            try:
-                async with asyncio.timeout(patience.pong_within_s if pinged else patience.ping_after_s):
-                    message = await connection.receive()
-            except TimeoutError:
-                if connection.bytes_received != heard:
-                    pinged = False
-                elif pinged:
-                    silent = patience.ping_after_s + patience.pong_within_s
-                    raise PeerTimeoutError(f"{self._name} is silent for {silent:g} s") from None
-                else:
-                    self._ping()
-                    pinged = True
-            else:
-                if not isinstance(message, Pong):
-                    return message
-                pinged = False
-            if self._sent and perf_counter() - self._sent[0].at > patience.step_s:
-                raise PeerTimeoutError(f"{self._name} answered no step for {patience.step_s:g} s")
-
-    def _ping(self) -> None:
-        """Not awaited: a peer that reads nothing any more must not keep us from noticing."""
-        self._pings += 1
-        self._connection.stream.write(encode_frame(encode(Ping(self._pings))))
+    async def _next(self) -> Reply:
+        while not self._inbox:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._inbox.popleft()
 
     def _check(self, result: Result, sent: _Sent) -> None:
         rows = {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: sent.tokens}[sent.want]
-        expected = (self._session, sent.step, rows)
-        if (result.session, result.step, result.tokens) != expected:
+        name = self._link.name
+        if result.step != sent.step or result.tokens != rows:
             raise RemoteProtocolError(
-                f"{self._name}: RESULT of step {result.step} with {result.tokens} rows, "
+                f"{name}: RESULT of step {result.step} with {result.tokens} rows, "
                 f"not of step {sent.step} with {rows}"
             )
         if rows and result.position != sent.position + sent.tokens - rows:
-            raise RemoteProtocolError(f"{self._name}: RESULT of another position, {result.position}")
+            raise RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
         size = payload_bytes(self.codec, rows, self._settings.hidden_size)
         if len(result.payload) != size:
             raise RemoteProtocolError(
-                f"{self._name}: RESULT of {len(result.payload)} bytes; {rows} rows take {size}",
+                f"{name}: RESULT of {len(result.payload)} bytes; {rows} rows take {size}",
                 code=ErrorCode.BAD_TENSOR,
             )
 
-    def _unexpected(self, message: Message) -> SwarmError:
+    def _unexpected(self, message: Reply) -> SwarmError:
         if isinstance(message, ErrorMessage | Refused | Busy):
             return error_of(message, self.peer_id)
-        return RemoteProtocolError(f"{self._name}: {type(message).__name__.upper()} is no answer here")
-
-    @property
-    def _name(self) -> str:
-        return f"peer {self.peer_id[-8:]}"
+        name = type(message).__name__.upper()
+        return RemoteProtocolError(f"{self._link.name}: {name} is no answer here")

@@ -61,12 +61,16 @@ def load_local_model(
     device: str = "cpu",
     dtype: str = "auto",
     quantize: str = "auto",
+    threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> LocalModel:
     """Read a checkpoint's client part. Blocks for as long as that takes: run it in a thread.
 
+    ``threads`` compute the head, where our own kernels do.
+
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
+    from ..shards import native_library
     from ..shards.autoselect import LoadOptions
     from ..shards.checkpoint import open_checkpoint
     from ..shards.client_model import load_client_model
@@ -78,12 +82,14 @@ def load_local_model(
             f"{doing} {label} ({done * 100 // total if total else 100} %)"
         )
 
+    if on_progress is not None and device == "cpu" and not native_library.is_ready():
+        on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
     checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress("Fetching"))
     try:
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
-        head = load_client_model(checkpoint, options, progress("Loading"))
+        head = load_client_model(checkpoint, options, progress("Loading"), threads=threads)
     except BaseException:
         checkpoint.close()
         raise

@@ -7,7 +7,7 @@ work at the same time. Between hops that speak the same codec a payload is passe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, LocalProtocolError, PeerError, RemoteProtocolError, SwarmError
 from ..swarm.messages import Want
-from ..swarm.transport import Transport
 from ..swarm.types import Route
 from ..swarm.wire import Payload
 from .hop import HopClient, HopFailedError, SessionSettings
+from .link import LinkPool
+from .prefix import HopPlace, PageChain, PrefixKey, chain_seeds
 from .trace import Phase
 
 CHUNKS_PER_HOP = 2
@@ -34,35 +35,52 @@ _Chunk = tuple[Payload, int, int]  # payload in the next hop's codec, tokens, po
 
 
 class RouteSession:
-    """Hops opened together. ``close`` frees them at once; after any error it must be called."""
+    """Hops opened together. ``close`` frees them at once; after any error it must be called.
+
+    ``length``: tokens that every hop holds already when the session opens. The first ``forward`` goes on from
+    there, or from before.
+    """
 
     def __init__(self, route: Route, hops: list[HopClient], hidden_size: int) -> None:
         self.route = route
         self.hops = hops
+        self.length = min(hop.length for hop in hops)
         self._hidden_size = hidden_size
+        self._fed = False
         self._max_step_tokens = min(hop.max_step_tokens for hop in hops)
 
     @classmethod
     async def open(
         cls,
-        transport: Transport,
+        links: LinkPool,
         route: Route,
         settings: SessionSettings,
         wire_codec: str,
         spoken: Mapping[str, tuple[str, ...]],
+        prefix: PrefixKey | None = None,
+        ids: Sequence[int] = (),
     ) -> RouteSession:
-        """Open every hop at the same time. ``spoken``: the codecs that each peer announced.
+        """Open every hop at the same time. ``spoken``: the codecs that each peer announced. With ``prefix``
+        each hop is asked for the pages of ``ids`` that it may hold.
 
         Raises HopFailedError for the first hop that fails; the others are closed.
         """
         opened: dict[int, HopClient] = {}
+        hop_codecs = _negotiate(route, wire_codec, spoken)
+        chains: list[PageChain | None] = [None] * len(route.hops)
+        if prefix is not None:
+            places = [
+                HopPlace(hop.span, prefix.weights.get(hop.peer_id, ""), codec)
+                for hop, codec in zip(route.hops, hop_codecs, strict=True)
+            ]
+            chains = [PageChain(seed) for seed in chain_seeds(prefix.salt, prefix.digest, places)]
 
         async def open_hop(number: int) -> None:
             hop = route.hops[number]
+            place = (number, len(route.hops))
             try:
-                codec = codecs.negotiate(codecs.CODECS, spoken.get(hop.peer_id) or codecs.CODECS, wire_codec)
                 opened[number] = await HopClient.open(
-                    transport, hop, settings, codec, (number, len(route.hops))
+                    links, hop, settings, hop_codecs[number], place, chains[number], ids
                 )
             except SwarmError as error:
                 raise HopFailedError(hop.peer_id, error) from error
@@ -85,30 +103,33 @@ class RouteSession:
         Returns (0, hidden), (1, hidden) or (tokens, hidden) float32 as ``want`` says. A ``position`` below
         what was pushed before rolls every hop back to it. Raises HopFailedError.
         """
-        if len(x) == 1:
-            return await self._decode_step(x, position, want)
-        return await self._prefill(x, position, want)
+        step = self._decode_step if len(x) == 1 else self._prefill
+        hidden = await step(x, position, want)
+        self._fed = True
+        return hidden
 
-    def close(self) -> None:
-        """Free every hop's session at once. Never waits; may be called again."""
+    def close(self, ids: Sequence[int] = ()) -> None:
+        """Free every hop's session at once. Never waits; may be called again. ``ids``: what was fed, for the
+        hops to keep the pages of it."""
         for hop in self.hops:
-            hop.close()
+            hop.close(ids)
 
     async def _decode_step(self, x: Tensor, position: int, want: Want) -> Tensor:
         began = perf_counter()
         payload: Payload = codecs.encode(self.hops[0].codec, x)
-        self.hops[0].trace.decode.codec_s += perf_counter() - began
+        phases = [hop.trace.decode if self._fed else hop.trace.prefill for hop in self.hops]
+        phases[0].codec_s += perf_counter() - began
         last = len(self.hops) - 1
         for number, hop in enumerate(self.hops):
             try:
-                await hop.send(payload, 1, position, want if number == last else Want.ALL)
+                hop.post(payload, 1, position, want if number == last else Want.ALL, phases[number])
                 result = await hop.receive()
             except SwarmError as error:
                 raise self._failure(number, error) from error
             payload = result.payload
             if number < last:
-                payload = self._relay(number, payload, 1, hop.trace.decode)
-        return self._decode(last, payload, 0 if want is Want.NOTHING else 1, self.hops[last].trace.decode)
+                payload = self._relay(number, payload, 1, phases[number])
+        return self._decode(last, payload, 0 if want is Want.NOTHING else 1, phases[last])
 
     async def _prefill(self, x: Tensor, position: int, want: Want) -> Tensor:
         """In chunks; each hop has a task that feeds it and one that takes its results."""
@@ -137,7 +158,8 @@ class RouteSession:
             for start in starts:
                 payload, tokens, at = await queues[number].get()
                 try:
-                    await hop.send(payload, tokens, at, wanted(number, start), hop.trace.prefill)
+                    await hop.room(len(payload))
+                    hop.post(payload, tokens, at, wanted(number, start), hop.trace.prefill)
                 except SwarmError as error:
                     raise self._failure(number, error) from error
 
@@ -200,6 +222,18 @@ class RouteSession:
             except RemoteProtocolError as damaged:
                 return HopFailedError(self.hops[number - 1].peer_id, damaged)
         return HopFailedError(hop.peer_id, error)
+
+
+def _negotiate(route: Route, wire_codec: str, spoken: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Each hop's codec."""
+    chosen = []
+    for hop in route.hops:
+        theirs = spoken.get(hop.peer_id) or codecs.CODECS
+        try:
+            chosen.append(codecs.negotiate(codecs.CODECS, theirs, wire_codec))
+        except RemoteProtocolError as error:
+            raise HopFailedError(hop.peer_id, error) from error
+    return chosen
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

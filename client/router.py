@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections import Counter
@@ -20,9 +21,18 @@ from ..swarm.errors import (
     SwarmError,
 )
 from ..swarm.health import PeerHealth
-from ..swarm.routing import UNMEASURED_LINK, Link, NoRouteError, RouteRequest, find_route
+from ..swarm.routing import (
+    UNMEASURED_LINK,
+    Link,
+    NoRouteError,
+    RouteRequest,
+    find_route,
+    hop_cost_ns,
+    why_unusable,
+)
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
 from .hop import HopFailedError
+from .route_memory import Held
 
 SNAPSHOT_S = 5.0
 """Age up to which a directory snapshot is used as it is: new nodes need not be seen at once."""
@@ -36,6 +46,8 @@ FIRST_BUSY_S = 0.05
 """Least pause after a peer's first BUSY; doubled with each in a row, whatever the peer advises."""
 LONGEST_BUSY_S = 10.0
 """A peer that asks for a longer pause is tried again all the same."""
+BUSY_JITTER = 0.25
+"""Part of a pause that is random, so that clients which were turned away together do not come back so."""
 NEWEST_WEIGHT = 0.3
 """Of a new round trip in a link's moving average."""
 
@@ -105,6 +117,7 @@ class Router:
         self._bytes_per_token = bytes_per_token
         self._sleep = sleep
         self._salt = secrets.token_hex(8) if salt is None else salt
+        self._random = random.Random(self._salt)
         self._links: dict[str, Link] = {}
         self._causes: dict[str, SwarmError] = {}  # by peer id, the last failure
         self._busy: Counter[str] = Counter()  # by peer id, BUSY in a row
@@ -118,8 +131,11 @@ class Router:
         began: float | None = None,
         limits: WaitLimits | None = None,
         on_wait: OnWait | None = None,
+        held: Held | None = None,
     ) -> Planned:
         """A route for ``need``. Waits for one as ``limits`` say, counted from ``began`` (default: now).
+
+        ``held``, a route that need not be fed all of the prompt, is taken where that makes it the cheapest.
 
         Raises NoRouteError, BusyError or ModelMismatchError, whichever explains best why there is none.
         """
@@ -129,7 +145,7 @@ class Router:
         while True:
             nodes = await self._snapshot(0.0 if fresh else SNAPSHOT_S)
             try:
-                return self._search(nodes, need, self.health.banned(self.now()))
+                return self._search(nodes, need, self.health.banned(self.now()), held)
             except NoRouteError as error:
                 problem = error
             if not fresh:
@@ -144,17 +160,27 @@ class Router:
             await self._sleep(min(POLL_S, max(until, now + 0.01) - now, limit - now))
 
     def failed(self, failure: HopFailedError) -> None:
-        """Keep away from a hop that failed, for as long as the reason suggests."""
+        """Keep away from a hop that failed, for as long as the reason suggests.
+
+        Sessions that lose one link together bring the same error, which counts once.
+        """
         peer_id, cause, now = failure.peer_id, failure.cause, self.now()
+        before = self._causes.get(peer_id)
+        if cause is before:
+            return
         self._causes[peer_id] = cause
         match cause:
             case BusyError():
-                self._busy[peer_id] += 1
+                if not (isinstance(before, BusyError) and self.health.is_banned(peer_id, now)):
+                    self._busy[peer_id] += 1  # sessions that asked at the same time are one row of BUSY
                 least = FIRST_BUSY_S * 2 ** min(self._busy[peer_id] - 1, 10)
                 pause = min(max(cause.retry_after, least), LONGEST_BUSY_S)
+                pause *= 1 + BUSY_JITTER * self._random.random()
                 self.health.ban(peer_id, now, pause, cause.message)
             case ModelMismatchError() | RemoteProtocolError():
                 self.health.ban(peer_id, now, DISTRUST_S, cause.message)
+            case PeerError(code=ErrorCode.SESSION_EXPIRED):
+                pass  # it only gave up a session that asked for nothing for long
             case PeerError(code=code) if not cause.retriable or code is ErrorCode.DRAINING:
                 self.health.ban(peer_id, now, UNSUITABLE_S, cause.message)
             case _:
@@ -185,7 +211,9 @@ class Router:
             self._read_at = self.now()
         return self._nodes
 
-    def _search(self, nodes: Sequence[NodeInfo], need: Need, banned: frozenset[str]) -> Planned:
+    def _search(
+        self, nodes: Sequence[NodeInfo], need: Need, banned: frozenset[str], held: Held | None = None
+    ) -> Planned:
         request = RouteRequest(
             n_blocks=self.model.n_blocks,
             kv_tokens=need.kv_tokens,
@@ -208,8 +236,38 @@ class Router:
                 route = find_route(hopeful, self._links, request, salt=self._salt)
             except NoRouteError:
                 raise error from None
+        if held is not None:
+            route = self._cheaper(route, held, nodes, request)
         used = {hop.peer_id for hop in route.hops}
         return Planned(route, {node.peer_id: node for node in nodes if node.peer_id in used})
+
+    def _cheaper(self, route: Route, held: Held, nodes: Sequence[NodeInfo], request: RouteRequest) -> Route:
+        """``route``, or the one that holds a part of the prompt, if that can be used and costs less so."""
+        fed = replace(request, prompt_tokens=max(1, request.prompt_tokens - held.tokens))
+        known = self._priced(held.route, nodes, fed)
+        new = self._priced(route, nodes, request)
+        return route if known is None or (new is not None and new[0] < known[0]) else known[1]
+
+    def _priced(
+        self, route: Route, nodes: Sequence[NodeInfo], request: RouteRequest
+    ) -> tuple[int, Route] | None:
+        """(nanoseconds of the whole request on a route, the route as its nodes are announced now); None where
+        one of them cannot take it."""
+        total, hops = 0, []
+        for hop in route.hops:
+            serving = (
+                node
+                for node in nodes
+                if node.peer_id == hop.peer_id
+                and node.span.covers(hop.span)
+                and not why_unusable(node, request)
+            )
+            if (node := next(serving, None)) is None:
+                return None
+            enter, block = hop_cost_ns(node, self._links.get(hop.peer_id, UNMEASURED_LINK), request)
+            total += enter + len(hop.span) * block
+            hops.append(replace(hop, maddrs=node.maddrs))
+        return total, replace(route, hops=tuple(hops))
 
     def _worth_waiting(
         self, nodes: Sequence[NodeInfo], need: Need, began: float, limits: WaitLimits

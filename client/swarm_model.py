@@ -83,6 +83,8 @@ class SwarmModel:
         threads: int | None = None,
         wait: float = 0.0,
         on_progress: OnProgress | None = None,
+        prefix_cache: bool = True,
+        prefix_salt: bytes | None = None,
     ) -> Self:
         """Load the client's part of a model and join a swarm that serves it.
 
@@ -91,10 +93,12 @@ class SwarmModel:
         one that answers is enough. ``wire_codec``: how activations travel: "int8" (default), "bf16",
         "fp16", or "none" for exact float32. ``quantize`` ("auto", "none", "int8", "int4"), ``dtype``
         ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine holds the head; auto
-        takes the fastest form that loses nothing against the file. ``threads``: CPU threads of torch, for
-        the whole process. ``wait``: seconds to wait for peers while some blocks are served by nobody, here
-        and at each generation. ``on_progress``: called with a line of text while loading and waiting, from
-        another thread.
+        takes the fastest form that loses nothing against the file. ``threads``: CPU threads of torch and of
+        the head, for the whole process. ``wait``: seconds to wait for peers while some blocks are served by
+        nobody, here and at each generation. ``on_progress``: called with a line of text while loading and
+        waiting, from another thread. ``prefix_cache``: let peers keep what they computed of a finished chat
+        for a while, so that its next turn is fed only what is new; they can recognise it only by this
+        client's secret ``prefix_salt`` (16 to 64 bytes; None draws one that no other process knows).
 
         Raises UsageError, CheckpointError, UnsupportedModelError, PeerUnreachableError and, with ``wait``,
         NoRouteError.
@@ -112,6 +116,8 @@ class SwarmModel:
                     threads=threads,
                     wait=wait,
                     on_progress=on_progress,
+                    prefix_cache=prefix_cache,
+                    prefix_salt=prefix_salt,
                 )
             )
         except BaseException:

@@ -112,7 +112,8 @@ class Timings:
 
     ``route_s``: until the hops of the first route were open. ``prefill_s``: from then to the first token.
     ``decode_s``: from the first token to the last. ``local_s``: the part of all this that embedding, head and
-    sampling took on this machine. ``repair_s``: the part lost to hops that failed.
+    sampling took on this machine, waiting for other generations' included. ``repair_s``: the part lost to
+    hops that failed. ``cached_tokens``: the part of ``prompt_tokens`` that the hops held already.
     """
 
     route_s: float = 0.0
@@ -122,6 +123,7 @@ class Timings:
     repair_s: float = 0.0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def first_token_s(self) -> float:
@@ -134,5 +136,9 @@ class Timings:
 
     def as_dict(self) -> dict[str, object]:
         times = ("route_s", "prefill_s", "decode_s", "local_s", "repair_s", "first_token_s", "tokens_per_s")
-        counts = {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
+        counts = {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "new_tokens": self.new_tokens,
+        }
         return {**{name: round(getattr(self, name), 6) for name in times}, **counts}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs as text_codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.client.hop import Patience
+from swarm_node.client.link import Patience
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.router import Router
@@ -27,6 +27,7 @@ from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, NetworkError, RemoteProtocolError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.messages import (
+    PAGE_TOKENS,
     Busy,
     Close,
     ErrorMessage,
@@ -152,6 +153,8 @@ class Behaviour:
     nan_at_step: int | None = None  # once
     wrong_rows_at_step: int | None = None  # once
     step_delay_s: float = 0.0
+    page_tokens: int = PAGE_TOKENS  # 0: no prefix cache
+    opened_length: int | None = None  # what it says to hold, whatever it holds
 
     def once(self, name: str, step: int) -> bool:
         if getattr(self, name) != step:
@@ -162,14 +165,18 @@ class Behaviour:
 
 @dataclass
 class FakeNode:
-    """One node. ``opens``, ``steps`` and ``pings`` record what it was asked; ``open_sessions`` what it
-    holds."""
+    """One node. ``hellos``, ``opens``, ``steps``, ``closes`` and ``pings`` record what it was asked;
+    ``open_sessions`` what it holds, ``pages`` the sums of its blocks' inputs up to the end of each page that
+    a CLOSE named."""
 
     peer_id: str
     span: Span
     behaviour: Behaviour = field(default_factory=Behaviour)
     opens: list[Open] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    closes: list[Close] = field(default_factory=list)
+    pages: dict[bytes, dict[int, list[Tensor]]] = field(default_factory=dict)
+    hellos: int = 0
     pings: int = 0
     open_sessions: set[bytes] = field(default_factory=set)
 
@@ -205,8 +212,11 @@ class FakeNode:
                 if message.digest != how.digest:
                     text = "this node serves another model"
                     return [ErrorMessage(None, None, ErrorCode.MODEL_MISMATCH, text, False, "Same files!")]
-                limit = how.max_step_tokens
-                return [Welcome(1, how.digest, self.span, how.codecs, 1 << 20, "fake", limit, N_BLOCKS)]
+                self.hellos += 1
+                limit, pages = how.max_step_tokens, how.page_tokens
+                return [
+                    Welcome(1, how.digest, self.span, how.codecs, 1 << 20, "fake", limit, N_BLOCKS, pages)
+                ]
             case Open():
                 self.opens.append(message)
                 if how.busy_times:
@@ -214,14 +224,19 @@ class FakeNode:
                     return [Busy(message.session, how.retry_after_ms, "no room")]
                 if how.refuse is not None:
                     return [replace(how.refuse, session=message.session)]
-                state[message.session] = _Session(message)
+                session = state[message.session] = _Session(message)
                 self.open_sessions.add(message.session)
-                return [Opened(message.session, 0, how.max_step_tokens)]
+                if how.page_tokens:
+                    session.take(self.pages)
+                length = session.machine.length if how.opened_length is None else how.opened_length
+                return [Opened(message.session, length, how.max_step_tokens)]
             case Ping():
                 self.pings += 1
                 return [Pong(message.nonce, len(state), 0, 1000, NodeState.ONLINE)]
             case Close():
-                state.pop(message.session, None)
+                self.closes.append(message)
+                if (closed := state.pop(message.session, None)) is not None and how.page_tokens:
+                    closed.leave(message.prefix, self.pages)
                 self.open_sessions.discard(message.session)
                 return []
         raise RemoteProtocolError("unexpected")
@@ -255,8 +270,8 @@ class FakeNode:
             return replace(error, session=step.session, step=step.step)
         if step.tokens > how.max_step_tokens:
             raise RemoteProtocolError(f"{step.tokens} tokens in a step")
-        session.machine.on_step(step.step, step.position, step.tokens)
         try:
+            session.machine.on_step(step.step, step.position, step.tokens)
             x = codecs.decode(session.opened.codec, step.payload, step.tokens, HIDDEN)
         except RemoteProtocolError as error:
             return error_message(error, step.session, step.step)
@@ -280,6 +295,25 @@ class _Session:
         self.histories: dict[int, list[Tensor]] = {
             block: [] for block in range(opened.span.start, opened.span.end)
         }
+
+    def take(self, pages: dict[bytes, dict[int, list[Tensor]]]) -> None:
+        """Begin with the pages that are there already."""
+        for name in self.opened.prefix:
+            if name not in pages or len(self.histories[self.opened.span.start]) >= self.opened.max_tokens:
+                break
+            for block, history in self.histories.items():
+                history.extend(pages[name][block])
+        held = len(self.histories[self.opened.span.start])
+        self.machine = HopSession(self.opened.max_tokens, length=held)
+
+    def leave(self, names: Sequence[bytes], pages: dict[bytes, dict[int, list[Tensor]]]) -> None:
+        """Keep the whole pages that have a name."""
+        held = len(self.histories[self.opened.span.start])
+        for number, name in enumerate(names[: held // PAGE_TOKENS]):
+            start = number * PAGE_TOKENS
+            pages[name] = {
+                block: history[start : start + PAGE_TOKENS] for block, history in self.histories.items()
+            }
 
 
 async def _forever(*_: object) -> Any:
@@ -351,3 +385,12 @@ async def settle() -> None:
     """Let what was written to the in-memory network be read."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens very soon."""
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen within seconds")

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, expected, settle
+from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, expected, settle, until
 
 from swarm_node.client.router import WaitLimits
 from swarm_node.swarm.errors import (
@@ -306,8 +306,7 @@ async def test_cancelling_frees_the_hops(delay: float) -> None:
     swarm.nodes["b"].behaviour.step_delay_s = delay
     async with swarm.client() as model:
         task = asyncio.create_task(model.generate(PROMPT, max_new_tokens=400, ignore_eos=True))
-        await asyncio.sleep(0.02)
-        assert swarm.nodes["b"].steps
+        await until(lambda: bool(swarm.nodes["b"].steps))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -10,6 +10,7 @@ import torch
 from fake_swarm import FAST, HIDDEN, MODEL, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
 
 from swarm_node.client.hop import HopFailedError, SessionSettings
+from swarm_node.client.link import LinkPool, Patience
 from swarm_node.client.route_session import RouteSession
 from swarm_node.swarm.errors import (
     BusyError,
@@ -26,7 +27,7 @@ from swarm_node.swarm.errors import (
 from swarm_node.swarm.messages import ErrorMessage, Refused, Want
 from swarm_node.swarm.types import Hop, Route, Span
 
-SETTINGS = SessionSettings(MODEL, HIDDEN, 256, patience=FAST)
+SETTINGS = SessionSettings(HIDDEN, 256)
 X = ToyHead().embed(list(b"a prompt of some length, long enough for more than one chunk of tokens"))
 
 
@@ -36,11 +37,15 @@ def _through(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _links(swarm: FakeSwarm, patience: Patience = FAST) -> LinkPool:
+    return LinkPool(swarm.network.transport("client"), MODEL, patience=patience)
+
+
 async def _open(swarm: FakeSwarm, codec: str = "none", **hops: str) -> RouteSession:
     await swarm.start()
     route = Route(tuple(Hop(peer, Span.parse(text)) for peer, text in hops.items()))
     spoken = {peer: node.behaviour.codecs for peer, node in swarm.nodes.items()}
-    return await RouteSession.open(swarm.network.transport("client"), route, SETTINGS, codec, spoken)
+    return await RouteSession.open(_links(swarm), route, SETTINGS, codec, spoken)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 64, 500])
@@ -225,7 +230,7 @@ async def test_a_hop_that_does_not_open_closes_the_others(change: dict, kind: ty
         setattr(swarm.nodes["b"].behaviour, name, value)
     route = Route((Hop("a", Span(0, 3)), Hop("b", Span(3, 6))))
     with pytest.raises(HopFailedError) as caught:
-        await RouteSession.open(swarm.network.transport("client"), route, SETTINGS, "none", {})
+        await RouteSession.open(_links(swarm), route, SETTINGS, "none", {})
     assert (caught.value.peer_id, type(caught.value.cause)) == ("b", kind)
     await settle()
     assert swarm.open_sessions == 0
@@ -233,24 +238,24 @@ async def test_a_hop_that_does_not_open_closes_the_others(change: dict, kind: ty
 
 async def test_peers_that_cannot_be_reached_or_moved() -> None:
     swarm = await FakeSwarm(a="0-2").start()
-    transport = swarm.network.transport("client")
+    links = _links(swarm)
     with pytest.raises(HopFailedError) as caught:
-        await RouteSession.open(transport, Route((Hop("x", Span(0, 6)),)), SETTINGS, "none", {})
+        await RouteSession.open(links, Route((Hop("x", Span(0, 6)),)), SETTINGS, "none", {})
     assert isinstance(caught.value.cause, PeerUnreachableError)
     with pytest.raises(HopFailedError, match="0-2") as caught:
-        await RouteSession.open(transport, Route((Hop("a", Span(0, 6)),)), SETTINGS, "none", {})
+        await RouteSession.open(links, Route((Hop("a", Span(0, 6)),)), SETTINGS, "none", {})
     assert isinstance(caught.value.cause, PeerError)
     swarm.network.partition("client", "a")
     with pytest.raises(HopFailedError) as caught:
-        await RouteSession.open(transport, Route((Hop("a", Span(0, 3)),)), SETTINGS, "none", {})
+        await RouteSession.open(links, Route((Hop("a", Span(0, 3)),)), SETTINGS, "none", {})
     assert isinstance(caught.value.cause, PeerTimeoutError)
 
 
 async def test_a_step_that_is_never_answered_ends() -> None:
     swarm = await FakeSwarm(a="0-5").start()
-    settings = replace(SETTINGS, patience=replace(FAST, step_s=0.1))
+    links = _links(swarm, replace(FAST, step_s=0.1))
     route = Route((Hop("a", Span(0, 6)),))
-    session = await RouteSession.open(swarm.network.transport("client"), route, settings, "none", {})
+    session = await RouteSession.open(links, route, SETTINGS, "none", {})
     swarm.nodes["a"].behaviour.step_delay_s = 60
     with pytest.raises(HopFailedError, match="no step"):
         await session.forward(X[:1], 0)

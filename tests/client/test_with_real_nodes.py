@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fake_swarm import ToyTokenizer
 
 from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.generation import Generation
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
@@ -21,12 +23,13 @@ from swarm_node.node.serve import Node, NodeConfig
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.client_model import load_client_model
-from swarm_node.swarm.errors import BusyError
+from swarm_node.swarm.errors import BusyError, ErrorCode
 from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.messages import PAGE_TOKENS, ErrorMessage
 from swarm_node.swarm.routing import NoRouteError
 from swarm_node.swarm.types import Span
 
-BLOCKS, CONTEXT, KV_TOKENS = 4, 256, 200
+BLOCKS, CONTEXT, KV_TOKENS = 4, 256, 7 * PAGE_TOKENS
 PROMPT = list(range(3, 103))
 OPTIONS = {"max_new_tokens": 30, "ignore_eos": True}
 
@@ -67,7 +70,7 @@ class Swarm:
     store: MemoryStore
     nodes: dict[str, Node]
 
-    async def serve(self, **spans: Span) -> None:
+    async def serve(self, *, kv_tokens: int = KV_TOKENS, **spans: Span) -> None:
         for peer, span in spans.items():
             config = NodeConfig(
                 model=str(self.folder),
@@ -75,7 +78,7 @@ class Swarm:
                 dtype="float32",
                 quantize="none",
                 threads=1,
-                kv_cache_tokens=KV_TOKENS,
+                kv_cache_tokens=kv_tokens,
                 max_step_tokens=16,
             )
             network = GivenNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
@@ -84,7 +87,7 @@ class Swarm:
             await node.start()
             self.nodes[peer] = node
 
-    async def client(self) -> AsyncSwarmModel:
+    async def client(self, **options: Any) -> AsyncSwarmModel:
         checkpoint = open_checkpoint(str(self.folder))
         config = checkpoint.config
         head = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
@@ -98,7 +101,22 @@ class Swarm:
             checkpoint.close,
         )
         network = ClientNetwork(self.memory.transport("client"), MemoryDirectory(self.store))
-        return await self.exit.enter_async_context(AsyncSwarmModel(local, network, wire_codec="none"))
+        return await self.exit.enter_async_context(
+            AsyncSwarmModel(local, network, wire_codec="none", **options)
+        )
+
+    def prefilled(self, answer: Generation) -> set[int]:
+        """How many tokens of the prompt each hop was fed."""
+        return {hop.prefill.tokens for hop in answer.hops}
+
+    async def no_sessions(self, peer: str) -> bool:
+        """Whether the node gets to hold no session and no page of one, very soon."""
+        for _ in range(200):
+            statistics = self.nodes[peer].statistics()
+            if statistics is not None and not statistics.server.sessions:
+                return statistics.engine.used_slots == statistics.engine.reserved_slots == 0
+            await asyncio.sleep(0.005)
+        return False
 
     async def free_kv(self, peer: str, tokens: int) -> bool:
         """Whether the node gets to have so many tokens of KV cache free, very soon."""
@@ -160,7 +178,7 @@ async def test_closing_frees_the_kv_cache_at_once(swarm: Swarm) -> None:
     model = await swarm.client()
     stream = model.stream(PROMPT, **OPTIONS)
     await anext(stream)
-    assert await swarm.free_kv("a", KV_TOKENS - len(PROMPT) - 30)
+    assert await swarm.free_kv("a", KV_TOKENS - 5 * PAGE_TOKENS)  # for 100 + 30 tokens
     await stream.aclose()
     assert await swarm.free_kv("a", KV_TOKENS)
 
@@ -180,5 +198,102 @@ async def test_a_full_node_is_waited_for(swarm: Swarm) -> None:
 async def test_more_than_the_swarm_can_ever_hold(swarm: Swarm) -> None:
     await swarm.serve(a=Span(0, 4))
     model = await swarm.client()
-    with pytest.raises((NoRouteError, BusyError), match="200"):
+    with pytest.raises((NoRouteError, BusyError), match=str(KV_TOKENS)):
         await model.generate(PROMPT, max_new_tokens=140)
+
+
+ROOMY = 2000
+"""Tokens of KV cache that hold every session of the tests below, and their pages."""
+
+
+async def test_the_second_turn_of_a_chat_is_fed_only_what_is_new(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2), b=Span(2, 4))
+    model, forgetful = await swarm.client(), await swarm.client(prefix_cache=False)
+    first = await model.generate_detailed(PROMPT, **OPTIONS)
+    assert (first.cached_tokens, swarm.prefilled(first)) == (0, {len(PROMPT)})
+    prompt = [*PROMPT, *first.token_ids, 7, 8, 9]
+    second = await model.generate_detailed(prompt, **OPTIONS)
+    assert second.cached_tokens == 128  # four pages of the 129 tokens that were fed
+    assert swarm.prefilled(second) == {len(prompt) - 128}
+    plain = await forgetful.generate_detailed(prompt, **OPTIONS)
+    assert (plain.cached_tokens, swarm.prefilled(plain)) == (0, {len(prompt)})
+    assert second.token_ids == plain.token_ids
+    again = await model.generate_detailed(prompt[:96], **OPTIONS)  # whole pages: all but one token is there
+    assert (again.cached_tokens, swarm.prefilled(again)) == (95, {1})
+    assert again.token_ids == (await forgetful.generate_detailed(prompt[:96], **OPTIONS)).token_ids
+
+
+async def test_one_salt_is_worth_nothing_to_another(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 4))
+    for _ in range(2):
+        answer = await (await swarm.client()).generate_detailed(PROMPT, **OPTIONS)
+        assert answer.cached_tokens == 0
+
+
+async def test_prompts_that_run_at_the_same_time_share_their_beginning(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2), b=Span(2, 4))
+    model = await swarm.client()
+    leading = model.stream(PROMPT, **OPTIONS)
+    await anext(leading)
+    following = await model.generate_detailed([*PROMPT, 5], **OPTIONS)
+    assert following.cached_tokens == 96
+    assert list((await leading.finish()).token_ids) == swarm.tokens
+
+
+async def test_a_survivor_of_a_repair_need_not_be_fed_again(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 4))
+    model = await swarm.client()
+    stream = model.stream(PROMPT, **OPTIONS)
+    await anext(stream)
+    link = await model._links.get(stream._run._session.route.hops[0])
+    for hop in stream._run._session._session.hops:  # as if the node had given the session up
+        link._users[hop._session].deliver(
+            ErrorMessage(hop._session, None, ErrorCode.SESSION_EXPIRED, "idle", True)
+        )
+    answer = await stream.finish()
+    assert list(answer.token_ids) == swarm.tokens
+    assert answer.repairs == 1
+    assert swarm.prefilled(answer) == {len(PROMPT) + 1 - 96}
+
+
+async def test_answers_side_by_side_are_those_made_alone(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2), b=Span(2, 4))
+    prompts = [PROMPT[number : number + 40 + number] for number in range(6)]
+    alone = await swarm.client(prefix_cache=False)
+    tokens = [(await alone.generate_detailed(prompt, **OPTIONS)).token_ids for prompt in prompts]
+    for client in (alone, await swarm.client()):
+        answers = await asyncio.gather(*(client.generate_detailed(prompt, **OPTIONS) for prompt in prompts))
+        assert [answer.token_ids for answer in answers] == tokens
+    assert client._heads.calls < client._heads.rows
+
+
+async def test_cancelling_some_leaves_the_others_right(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2), b=Span(2, 4))
+    model = await swarm.client()
+    tasks = [asyncio.create_task(model.generate_detailed(PROMPT, **OPTIONS)) for _ in range(6)]
+    streams = [model.stream(PROMPT, **OPTIONS) for _ in range(2)]
+    for stream in streams:
+        await anext(stream)
+    for task in tasks[::2]:
+        task.cancel()
+    await streams[0].aclose()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
+    for answer in (*outcomes[1::2], await streams[1].finish()):
+        assert list(answer.token_ids) == swarm.tokens  # type: ignore[union-attr]
+    for peer in "ab":
+        assert await swarm.no_sessions(peer)
+
+
+async def test_a_link_that_dies_under_many_answers(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2), b=Span(2, 4), c=Span(2, 4))
+    model = await swarm.client()
+    streams = [model.stream(PROMPT, **OPTIONS) for _ in range(5)]
+    for stream in streams:
+        await anext(stream)
+    (victim,) = (peer for peer in "bc" if swarm.nodes[peer].statistics().server.sessions)
+    swarm.memory.kill(victim)
+    for answer in await asyncio.gather(*(stream.finish() for stream in streams)):
+        assert list(answer.token_ids) == swarm.tokens
+        assert answer.repairs == 1
+    assert await swarm.no_sessions("a")

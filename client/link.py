@@ -1,0 +1,348 @@
+"""One stream to one node, shared by all of a client's sessions there.
+
+OPEN follows HELLO at once, so that a first session costs one round trip after the dial; every other session
+on a live link costs one round trip and no dial. What several sessions send in one turn of the event loop
+leaves in one write. A node that is silent while somebody waits for it gets a PING, once a link; when that is
+not answered either, or the stream ends, every session on the link fails with the same error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from ..swarm.codecs import CODECS
+from ..swarm.connection import Connection
+from ..swarm.errors import (
+    ErrorCode,
+    ModelMismatchError,
+    PeerError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    StreamClosedError,
+    SwarmError,
+)
+from ..swarm.messages import (
+    Busy,
+    ErrorMessage,
+    Hello,
+    Message,
+    Opened,
+    Ping,
+    Pong,
+    Refused,
+    Result,
+    Welcome,
+    encode,
+)
+from ..swarm.replies import error_of
+from ..swarm.transport import Stream, Transport
+from ..swarm.types import Hop, ModelRef
+from ..swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID, Payload, encode_frame
+
+PROTOCOL_VERSION = 1
+IDLE_S = 5.0
+"""A link outlives its last session for so long: the next turn of a chat, or a repair, finds it open."""
+LATE_S = 0.1
+"""A look that comes later than this found the event loop blocked: what the node said is not read yet."""
+KEEP_ALIVE_S = 30.0
+"""Between PINGs on a link whose sessions ask for nothing, such as those of a reader who pauses."""
+
+Reply = Opened | Busy | Refused | Result | ErrorMessage
+"""What a node says to one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds to wait for a peer. ``ping_after_s``: of silence before a PING; ``pong_within_s``: more of it
+    before the peer counts as gone. ``step_s``: for a step's result while PINGs are answered."""
+
+    dial_s: float = 6.0
+    ping_after_s: float = 1.0
+    pong_within_s: float = 1.0
+    step_s: float = 300.0
+
+
+class LinkUser(Protocol):
+    """A session on a link. None of these waits."""
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When (perf_counter) it sent what it has no answer to yet, the oldest; None: it wants nothing."""
+
+    def deliver(self, reply: Reply) -> None: ...
+
+    def fail(self, error: SwarmError) -> None:
+        """Nothing more will come."""
+
+
+class NodeLink:
+    """A live stream. ``welcome`` is done when the node has answered HELLO, or the link has failed."""
+
+    def __init__(
+        self, stream: Stream, model: ModelRef, agent: str, patience: Patience, on_end: Callable[[], None]
+    ) -> None:
+        self.failure: SwarmError | None = None
+        self.round_trip_s = 0.0  # of HELLO
+        self._connection = Connection(stream, DEFAULT_MAX_FRAME)
+        self._model = model
+        self._patience = patience
+        self._on_end = on_end
+        self._users: dict[bytes, LinkUser] = {}
+        self._outgoing: list[Payload] = []
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when it goes off, on the loop's clock
+        self._pinged_at: float | None = None
+        self._pings = 0
+        self._unused_since: float | None = perf_counter()
+        self._began = perf_counter()
+        self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
+        self.post(Hello((PROTOCOL_VERSION,), model.digest, CODECS, DEFAULT_MAX_FRAME, agent))
+        self._reader = self._loop.create_task(self._read())
+        self._wake_in(IDLE_S)
+
+    @property
+    def peer_id(self) -> str:
+        return self._connection.peer_id
+
+    @property
+    def name(self) -> str:
+        return f"peer {self.peer_id[-8:]}"
+
+    def join(self, session: bytes, user: LinkUser) -> None:
+        """Deliver to ``user`` what the node says to ``session``, until ``leave``."""
+        self._users[session] = user
+        self._unused_since = None
+
+    def leave(self, session: bytes) -> None:
+        """May be called again. Answers under way are passed over when they come."""
+        self._users.pop(session, None)
+        if not self._users and self.failure is None:
+            self._unused_since = perf_counter()
+            self._wake_in(IDLE_S)
+
+    def post(self, message: Message) -> None:
+        """Send: in this turn of the event loop, or with what others send in it. Never waits.
+
+        There is no other back-pressure than the sessions': each bounds what it has under way. Raises what the
+        link failed of.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if not self._outgoing and len(self._users) > 1:
+            self._loop.call_soon(self._flush)
+        self._outgoing += encode_frame(encode(message))
+        if len(self._users) <= 1:
+            self._flush()
+
+    def watch(self) -> None:
+        """Somebody waits from now on: be sure to notice if the node falls silent."""
+        patience = self._patience.ping_after_s
+        if self._timer is None or self._due > self._loop.time() + patience:
+            self._wake_in(patience)
+
+    async def close(self) -> None:
+        """End the stream and wait for its reader. What was posted is still written."""
+        self._flush()
+        self._end(StreamClosedError("the link was closed on this side"))
+        await asyncio.wait([self._reader])
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if not outgoing or self.failure is not None:
+            return
+        try:
+            self._connection.stream.write(outgoing)
+        except SwarmError as error:
+            self._end(error)
+
+    # Receiving.
+
+    async def _read(self) -> None:
+        error: SwarmError = StreamClosedError("the link was closed on this side")
+        try:
+            while True:
+                self._dispatch(await self._connection.receive())
+        except SwarmError as caught:
+            error = caught
+        finally:
+            self._end(error)
+
+    def _dispatch(self, message: Message) -> None:
+        match message:
+            case Result() | Opened() | Busy() | Refused():
+                if (user := self._users.get(message.session)) is not None:
+                    user.deliver(message)
+            case Pong():
+                pass
+            case ErrorMessage(session=None):
+                raise error_of(message, self.peer_id)
+            case ErrorMessage():
+                if message.session is not None and (user := self._users.get(message.session)) is not None:
+                    user.deliver(message)
+            case Welcome() if not self.welcome.done():
+                self._check(message)
+                self._connection.peer_max_frame = message.max_frame
+                self.round_trip_s = perf_counter() - self._began
+                self.welcome.set_result(message)
+            case _:
+                name = type(message).__name__.upper()
+                raise RemoteProtocolError(f"{self.name}: {name} is no answer here")
+
+    def _check(self, welcome: Welcome) -> None:
+        model = self._model
+        if welcome.version != PROTOCOL_VERSION:
+            raise RemoteProtocolError(f"{self.name}: chose protocol version {welcome.version}, not offered")
+        if welcome.digest != model.digest or welcome.n_blocks != model.n_blocks:
+            raise ModelMismatchError(
+                f"{self.name} serves a model with digest {welcome.digest[:12]}, ours has {model.digest[:12]}",
+                hint="Client and nodes need the same model files: same weights, same quantization.",
+            )
+
+    # Watching.
+
+    def _wake_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        """Ping a silent node, give a dead one up, end a link that nobody uses; or look again later."""
+        self._timer = None
+        if self.failure is not None:
+            return
+        if self._loop.time() - self._due > LATE_S:
+            self._wake_in(LATE_S / 2)
+            return
+        now, patience, heard = perf_counter(), self._patience, self._connection.heard_at
+        if self._unused_since is not None:
+            left = self._unused_since + IDLE_S - now
+            if left <= 0:
+                self._end(StreamClosedError("nobody used the link"))
+            else:
+                self._wake_in(left)
+            return
+        self._give_up_overdue(now)
+        since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
+        if self._pinged_at is not None and heard > self._pinged_at:
+            self._pinged_at = None
+        quiet = now - max(heard, since if since is not None else heard)
+        allowed = patience.ping_after_s if since is not None else KEEP_ALIVE_S
+        if self._pinged_at is not None:
+            if now - self._pinged_at >= patience.pong_within_s:
+                silent = patience.ping_after_s + patience.pong_within_s
+                self._end(PeerTimeoutError(f"{self.name} is silent for {silent:g} s"))
+            else:
+                self._wake_in(self._pinged_at + patience.pong_within_s - now)
+        elif quiet >= allowed:
+            self._pings += 1
+            self._pinged_at = now
+            self.post(Ping(self._pings))
+            self._wake_in(patience.pong_within_s)
+        else:
+            self._wake_in(allowed - quiet)
+
+    def _give_up_overdue(self, now: float) -> None:
+        limit = self._patience.step_s
+        for user in list(self._users.values()):
+            since = user.waiting_since
+            if since is not None and now - since > limit:
+                user.fail(PeerTimeoutError(f"{self.name} answered no step for {limit:g} s"))
+
+    def _end(self, error: SwarmError) -> None:
+        """Once, whatever ended it."""
+        if self.failure is not None:
+            return
+        self.failure = error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reader.cancel()
+        self._connection.close()
+        if not self.welcome.done():
+            self.welcome.set_exception(error)
+            self.welcome.exception()  # nobody may be waiting: then it is no forgotten error
+        users, self._users = list(self._users.values()), {}
+        for user in users:
+            user.fail(error)
+        self._on_end()
+
+
+class LinkPool:
+    """The links of a client, one a node. Used in one event loop; ``close`` ends them all."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: ModelRef,
+        *,
+        agent: str = "swarm-node",
+        patience: Patience | None = None,
+    ) -> None:
+        self.patience = patience or Patience()
+        self._transport = transport
+        self._model = model
+        self._agent = agent
+        self._dials: dict[str, asyncio.Task[NodeLink]] = {}
+        self._closed = False
+
+    async def get(self, hop: Hop) -> NodeLink:
+        """The live link to a hop's node; dials it where there is none.
+
+        Raises NetworkError's subclasses. Those who ask at the same time share one dial.
+        """
+        if self._closed:
+            raise StreamClosedError("the client is closed")
+        peer_id = hop.peer_id
+        dial = self._dials.get(peer_id)
+        if dial is None:
+            dial = self._dials[peer_id] = asyncio.create_task(self._dial(hop))
+        # Shielded: that one session is cancelled must not cost the others their dial.
+        return await asyncio.shield(dial)
+
+    async def close(self) -> None:
+        self._closed = True
+        dials = list(self._dials.values())
+        for dial in dials:
+            dial.cancel()
+        if dials:
+            await asyncio.wait(dials)
+        links = [dial.result() for dial in dials if not dial.cancelled() and dial.exception() is None]
+        for link in links:
+            await link.close()
+
+    async def _dial(self, hop: Hop) -> NodeLink:
+        def forget() -> None:
+            if self._dials.get(hop.peer_id) is task:
+                del self._dials[hop.peer_id]
+
+        task = asyncio.current_task()
+        try:
+            stream = await self._transport.open_stream(
+                hop.peer_id, PROTOCOL_ID, hop.maddrs, timeout=self.patience.dial_s
+            )
+            return NodeLink(stream, self._model, self._agent, self.patience, forget)
+        except BaseException:
+            forget()
+            raise
+
+
+def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError | None:
+    """Why a node that welcomed us cannot be this hop of a route, though it announced that it could."""
+    if not welcome.span.covers(hop.span):
+        return PeerError(
+            f"{name} serves blocks {welcome.span}, not {hop.span} as announced",
+            code=ErrorCode.SPAN_NOT_SERVED,
+            retriable=False,
+        )
+    if codec not in welcome.codecs:
+        return PeerError(
+            f"{name} does not speak the codec {codec}, as announced",
+            code=ErrorCode.UNSUPPORTED_CODEC,
+            retriable=False,
+        )
+    return None
