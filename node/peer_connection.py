@@ -1,7 +1,8 @@
 """One client's stream to this node: HELLO, then sessions and their steps, until either side ends it.
 
 The reader awaits nothing but bytes and room: a step goes to the engine by one call and its answer is written
-from the engine's callback, so a decode step starts no task and sets no timer.
+from the engine's callback, so a decode step starts no task and sets no timer. What is said in one turn of the
+event loop, such as the answers of a batch, leaves in one write: each wakes the daemon.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..swarm.messages import (
     encode,
 )
 from ..swarm.replies import error_message
-from ..swarm.wire import encode_frame
+from ..swarm.wire import Payload, encode_frame
 from .greeting import greet
 from .node_session import NodeSession
 from .quotas import PeerAccount
@@ -54,6 +55,7 @@ class PeerConnection:
         self._account = account
         self._sessions: dict[bytes, NodeSession] = {}
         self._max_step_tokens = 0
+        self._outgoing: list[Payload] = []
         self._undrained = False
         self._ending = False
         self._closed = False
@@ -88,6 +90,7 @@ class PeerConnection:
         finally:
             self._closed = True
             self._close_sessions()
+            self._try_flush()
             self._connection.close()
 
     async def _read(self) -> None:
@@ -104,6 +107,7 @@ class PeerConnection:
             if self._undrained:
                 # A client that does not read its answers is not read either.
                 self._undrained = False
+                self._flush()
                 await self._connection.stream.drain()
             if not self._account.room.is_set():
                 await self._account.room.wait()
@@ -144,6 +148,7 @@ class PeerConnection:
         if reason is not None:
             self._try_post(reason)
         self._close_sessions()
+        self._try_flush()
         self._connection.close()
         if self._task is not None:
             self._task.cancel()
@@ -216,22 +221,35 @@ class PeerConnection:
     # Writing.
 
     def _post(self, message: Message) -> None:
-        """Write a message at once; the reader waits for room before it takes the next request."""
+        """Write a message with the others of this turn of the event loop; the reader waits for room before it
+        takes the next request."""
         buffers = encode_frame(encode(message))
-        self._connection.stream.write(buffers)
-        self._connection.bytes_sent += sum(len(buffer) for buffer in buffers)
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._try_flush)
+        self._outgoing += buffers
         self._undrained = True
 
-    def _try_post(self, message: Message) -> None:
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if outgoing:
+            self._connection.stream.write(outgoing)
+            self._connection.bytes_sent += sum(map(len, outgoing))
+
+    def _try_flush(self) -> None:
         """Write outside of the reader, where an ended stream concerns nobody: the reader will see it too."""
-        if self._closed:
-            return
         try:
-            self._post(message)
+            self._flush()
         except StreamClosedError:
             # The reader may be waiting for room and not know yet: nobody wants the steps that still wait.
             log.debug("event=answer_without_stream peer=%s", self.peer_id)
             self.close()
+
+    def _try_post(self, message: Message) -> None:
+        """Write outside of the reader, where a message that cannot be sent must not raise."""
+        if self._closed:
+            return
+        try:
+            self._post(message)
         except LocalProtocolError:
             log.exception("event=bad_answer peer=%s", self.peer_id)
             self._connection.close()
@@ -241,6 +259,7 @@ class PeerConnection:
         self._try_post(message)
         try:
             async with asyncio.timeout(self._server.limits.farewell_seconds):
+                self._flush()
                 await self._connection.stream.drain()
         except (TimeoutError, NetworkError):
             log.debug("event=farewell_unread peer=%s", self.peer_id)

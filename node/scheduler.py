@@ -3,7 +3,8 @@
 Decode goes first, up to the session bound. Prefill fills what is left of the token budget, cut into slices:
 beside decoding sessions a slice is sized by what it costs them (``PrefillPace``), alone it takes the whole
 budget. Sessions that decoded a moment ago count as decoding: their next token is on its way. Prefill always
-gets a few tokens a batch, so neither side can starve the other.
+gets a few tokens a batch, so neither side can starve the other. Where the two gain nothing from one batch,
+they alternate: then a token waits for a slice at most, and is not computed as slowly as one.
 
 Owners take turns, in prefill always, in decode when not everybody fits into a batch; within an owner it is
 first come, first served. A session has one step in a batch at most; its steps run in the order they came.
@@ -64,9 +65,27 @@ class _Lane:
 class Scheduler(Generic[Key]):
     """Waiting steps by session key. Not thread-safe: the compute thread alone owns it."""
 
-    __slots__ = ("_decode", "_lanes", "_last_decode", "_max_sessions", "_max_tokens", "_pace", "_prefill")
+    __slots__ = (
+        "_decode",
+        "_lanes",
+        "_last_decode",
+        "_max_sessions",
+        "_max_tokens",
+        "_mixed",
+        "_pace",
+        "_prefill",
+        "_prefill_is_next",
+    )
 
-    def __init__(self, max_tokens: int, *, max_sessions: int = 64, prefill_target_us: int = 25_000) -> None:
+    def __init__(
+        self,
+        max_tokens: int,
+        *,
+        max_sessions: int = 64,
+        prefill_target_us: int = 25_000,
+        mixed: bool = True,
+    ) -> None:
+        """``mixed``: decode and prefill may share a batch."""
         if max_tokens <= DECODE_TOKENS or max_sessions < 1:
             raise UsageError(
                 f"a batch of {max_tokens} tokens and {max_sessions} sessions cannot be",
@@ -80,6 +99,8 @@ class Scheduler(Generic[Key]):
         self._decode: FairQueue[Key] = FairQueue()
         self._prefill: FairQueue[Key] = FairQueue()
         self._last_decode: int | None = None
+        self._mixed = mixed
+        self._prefill_is_next = False
 
     def __len__(self) -> int:
         """Waiting steps, begun ones included."""
@@ -120,11 +141,17 @@ class Scheduler(Generic[Key]):
     def next_batch(self, now: int = 0) -> Batch[Key]:
         """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions."""
         batch: Batch[Key] = Batch()
+        both = bool(self._decode) and bool(self._prefill)
         if self._decode:
             self._last_decode = now
-            self._add_decode(batch, now)
-        if self._prefill:
+        prefill_first = not self._mixed and both and self._prefill_is_next
+        if prefill_first:
             self._add_prefill(batch, now)
+        if self._decode and not batch.slices:
+            self._add_decode(batch, now)
+        if self._prefill and not prefill_first and (self._mixed or not batch.slices):
+            self._add_prefill(batch, now)
+        self._prefill_is_next = both and not batch.prefill_tokens
         for piece in batch.slices:
             self._advance(piece)
         for key in batch.expired:

@@ -30,17 +30,30 @@ class ProcessFailedError(RuntimeError):
 
 
 class NodeProcess:
-    """One ``swarm-node`` process and the JSON events that it prints."""
+    """One ``swarm-node`` process and the JSON events that it prints.
 
-    def __init__(self, arguments: Sequence[str], *, environment: dict[str, str] | None = None) -> None:
+    ``overrides``: fields of NodeConfig beyond the command line's options; the process is then
+    ``local_node.py``, which runs the same node and answers ``statistics``.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: dict[str, str] | None = None,
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
         self.arguments = list(arguments)
         self.events: list[dict[str, Any]] = []
         self._told_to_stop = False
         self._incoming: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._errors: list[str] = []
+        program = ["-m", "swarm_node.node.cli"]
+        if overrides is not None:
+            program = [str(Path(__file__).with_name("local_node.py")), json.dumps(overrides)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "swarm_node.node.cli", *self.arguments],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *program, *self.arguments],
+            stdin=subprocess.DEVNULL if overrides is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -98,6 +111,17 @@ class NodeProcess:
             if item.get("event") == event:
                 return item
 
+    def statistics(self) -> dict[str, Any]:
+        """How the node is now: see ``local_node.statistics_of``. Needs ``overrides``, if only ``{}``."""
+        if self.process.stdin is None:
+            raise ProcessFailedError(self._report("does not answer questions"))
+        with contextlib.suppress(BrokenPipeError):  # it ended: said better by the wait
+            self.process.stdin.write("statistics\n")
+            self.process.stdin.flush()
+        answer = self.wait_for("statistics", timeout=30)
+        self.events.remove(answer)  # asked often: kept by whoever asked
+        return answer
+
     def _report(self, what: str) -> str:
         return f"swarm-node {' '.join(self.arguments)}: {what}\n{self.stderr[-2000:]}{self.events[-3:]}"
 
@@ -123,6 +147,9 @@ class NodeProcess:
                 self.process.wait(timeout=STOP_SECONDS)
         for reader in self._readers:
             reader.join(timeout=5)
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         return int(self.process.returncode)
 
 
@@ -142,12 +169,15 @@ class LocalSwarm:
         *,
         serve_options: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        overrides: dict[str, Any] | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """``serve_options``, ``environment`` and ``overrides`` are every serving node's; see NodeProcess."""
         self.model = str(model)
         self.spans = list(spans)
         self.serve_options = list(serve_options)
         self.environment = environment or {}
+        self.overrides = overrides
         self.on_event = on_event
         self.bootstrap: NodeProcess | None = None
         self.nodes: list[NodeProcess] = []
@@ -184,6 +214,7 @@ class LocalSwarm:
             ]
             + ["--identity", identity, *peers, *self.serve_options, *options],
             environment=self.environment,
+            overrides=self.overrides,
         )
         self.nodes.append(node)
         if wait:

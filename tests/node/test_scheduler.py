@@ -16,8 +16,10 @@ steps = st.lists(st.tuples(st.sampled_from(KEYS), sizes, st.integers(0, 40)), ma
 class Model:
     """What a scheduler must have done, kept the slow way."""
 
-    def __init__(self, max_tokens: int, max_sessions: int) -> None:
-        self.scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions)
+    def __init__(self, max_tokens: int, max_sessions: int, mixed: bool) -> None:
+        self.scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions, mixed=mixed)
+        self.mixed = mixed
+        self.passed_over = ""  # what waited while the last batch was all of the other kind
         self.max_tokens, self.max_sessions = max_tokens, max_sessions
         self.waiting: dict[str, list[tuple[int, int]]] = {}
         self.progress: dict[str, int] = {}
@@ -49,8 +51,17 @@ class Model:
         if decode:
             assert batch.prefill_tokens <= max(FIRST_SLICE, MIN_SLICE)
         alive = {key: before[key] for key in before if key not in batch.expired}
-        assert len(batch.slices) > len(decode) or all(t <= DECODE_TOKENS for t, _ in alive.values())
-        assert decode or all(t > DECODE_TOKENS for t, _ in alive.values())
+        passed_over = set()
+        if len(batch.slices) == len(decode) and any(t > DECODE_TOKENS for t, _ in alive.values()):
+            passed_over.add("prefill")
+        if not decode and any(t <= DECODE_TOKENS for t, _ in alive.values()):
+            passed_over.add("decode")
+        if self.mixed:
+            assert not passed_over
+        else:
+            assert not (decode and batch.prefill_tokens)
+            assert not passed_over or self.passed_over not in passed_over  # they alternate
+        self.passed_over = min(passed_over, default="")
         for key in batch.expired:
             assert 0 < self.waiting[key][0][1] < self.now
             self.pop(key)
@@ -77,9 +88,14 @@ moves = st.lists(
 )
 
 
-@given(moves=moves, max_tokens=st.integers(DECODE_TOKENS + 1, 600), max_sessions=st.integers(1, 10))
-def test_every_token_runs_once_in_order_within_the_bounds(moves, max_tokens, max_sessions):
-    model = Model(max_tokens, max_sessions)
+@given(
+    moves=moves,
+    max_tokens=st.integers(DECODE_TOKENS + 1, 600),
+    max_sessions=st.integers(1, 10),
+    mixed=st.booleans(),
+)
+def test_every_token_runs_once_in_order_within_the_bounds(moves, max_tokens, max_sessions, mixed):
+    model = Model(max_tokens, max_sessions, mixed)
     for kind, argument in moves:
         if kind == "add":
             for step in argument:
@@ -107,11 +123,12 @@ def test_every_token_runs_once_in_order_within_the_bounds(moves, max_tokens, max
     ours=sizes,
     max_tokens=st.integers(DECODE_TOKENS + 1, 300),
     max_sessions=st.integers(1, 6),
+    mixed=st.booleans(),
 )
-def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, max_sessions):
+def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, max_sessions, mixed):
     """However much five others have waiting, and however fast they come back, a step is served within the
     turns of as many owners as there are."""
-    scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions)
+    scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions, mixed=mixed)
     sizes_of = {f"{owner}{i}": tokens for i, (owner, tokens) in enumerate(crowd)}
     for key, tokens in sizes_of.items():
         scheduler.add(key, key[0], tokens)
@@ -122,7 +139,8 @@ def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, ma
     scheduler.add("ours", "a", ours)
     owners = 6
     smallest = min(MIN_SLICE, max_tokens - DECODE_TOKENS)
-    bound = owners if ours <= DECODE_TOKENS else owners * -(-ours // smallest)
+    turns = owners if ours <= DECODE_TOKENS else owners * -(-ours // smallest)
+    bound = turns if mixed else 2 * turns
     for _ in range(bound):
         done = False
         for piece in scheduler.next_batch().slices:
@@ -145,6 +163,18 @@ def test_decode_does_not_wait_for_a_long_prompt():
     scheduler.add("chat", "b", 1)
     assert slices(scheduler) == [Slice("chat", 0, 1, True), Slice("prompt", 512, FIRST_SLICE, False)]
     assert slices(scheduler) == [Slice("prompt", 512 + FIRST_SLICE, 512, False)]
+
+
+def test_apart_they_alternate_and_slices_stay_short():
+    scheduler: Scheduler[str] = Scheduler(512, mixed=False)
+    scheduler.add("prompt", "a", 2000)
+    scheduler.add("chat", "b", 1)
+    now, done = 10**9, 0
+    for _ in range(4):
+        assert slices(scheduler, now) == [Slice("chat", 0, 1, True)]
+        scheduler.add("chat", "b", 1)  # however soon it comes back, one slice is before it
+        assert slices(scheduler, now) == [Slice("prompt", done, FIRST_SLICE, False)]
+        done += FIRST_SLICE
 
 
 def test_a_session_between_two_tokens_still_counts_as_decoding():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import psutil
 import pytest
 from harness import EXACT, ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
+
+MARK = "SWARM_NODE_TEST_RUN"
+"""Environment variable by which processes that a test module started are told from all others."""
 
 DAEMONS_END_S = 20.0
 """A p2pd whose node was killed sees its socket close and ends by itself."""
@@ -36,24 +40,27 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     return run
 
 
-def _daemons() -> set[int]:
-    found = set()
-    for process in psutil.process_iter(["name", "cmdline"]):
-        words = [process.info["name"] or "", *(process.info["cmdline"] or [])]
-        if any(word.endswith("p2pd") for word in words[:2]) or "swarm_node.node.cli" in words:
-            found.add(process.pid)
+def _descendants(mark: str) -> dict[int, str]:
+    """Processes that inherited the mark, whoever their parent is by now."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):  # of another user, or gone meanwhile
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found[process.pid] = " ".join(process.info["cmdline"] or [])[:100]
     return found
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_process_stays() -> Iterator[None]:
-    """Nodes and daemons of a module end with it, those of killed nodes too."""
-    before = _daemons()
-    yield
+    """What a module starts ends with it: nodes, clients, and the daemons of those that were killed."""
+    mark = f"{os.getpid()}-{time.monotonic()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, mark)
+        yield
     deadline = time.monotonic() + DAEMONS_END_S
-    while (left := _daemons() - before) and time.monotonic() < deadline:
+    while (left := _descendants(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not left, f"processes {left} outlive their swarm"
+    assert not left, f"processes outlive their swarm: {left}"
 
 
 @pytest.fixture(scope="module")

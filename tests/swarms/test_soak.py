@@ -1,0 +1,32 @@
+"""A short soak: clients and strangers of every kind, and nothing of them stays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.swarm, pytest.mark.model]
+
+SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak.py"
+
+
+def test_a_short_soak_leaves_nothing_behind() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SOAK), "--seconds", "20", "--json", "-"],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["problems"] == []
+    assert report["done"]["killed"] >= 1
+    for kind, least in (("polite", 10), ("hostile", 20)):
+        assert sum(report["done"][kind].values()) >= least, report["done"]
+    for node in report["nodes"]:
+        assert max(sample["lanes"] for sample in node["samples"]) > 0, "the nodes had something to do"
+        assert len(node["samples"]) >= 4
