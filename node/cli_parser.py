@@ -214,8 +214,7 @@ def _add_compute(command: argparse.ArgumentParser, what: str) -> None:
         "--threads",
         type=_positive_int,
         default=None,
-        help="compute threads (default: the real cores; where several nodes share a machine, give each its "
-        "part of them)",
+        help="compute threads (default: the real cores)",
     )
 
 

@@ -39,7 +39,7 @@ def default_kv_tokens(available_bytes: int, bytes_per_token: int, context_tokens
 def default_threads() -> int:
     """Real cores that this process may use: hyper-threads share the units that matrix products keep busy.
 
-    Nodes do not see each other: where several share a machine, give each its part with ``--threads``.
+    Nodes do not see each other; ``--threads`` gives each its part where that is wanted.
     """
     logical = psutil.cpu_count() or 1
     real = psutil.cpu_count(logical=False) or logical

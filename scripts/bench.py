@@ -18,16 +18,12 @@ single runs are in the JSON. Parts:
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
-from pathlib import Path
 
 from bench_parts import PARTS, Bench
 from bench_prompts import BLOCKS
 from bench_tables import console, print_report
-from local_swarm import ProcessFailedError
-from worker_process import WorkerFailedError
+from report_script import run_and_report
 
 
 def _parts(text: str) -> list[str]:
@@ -66,21 +62,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    # A SIGTERM must end the children too: turned into the exception that closes the swarm.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        report = Bench(arguments).run()
-    except KeyboardInterrupt:
-        return 130
-    except (WorkerFailedError, ProcessFailedError) as error:
-        console.print(f"error: {error}", markup=False)
-        return 1
-    print_report(report)
-    if arguments.json == "-":
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
-    elif arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    ended = run_and_report(Bench(arguments).run, print_report, arguments.json, console)
+    return ended if isinstance(ended, int) else 0
 
 
 if __name__ == "__main__":

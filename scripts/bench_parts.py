@@ -236,7 +236,7 @@ def interference_costs(
     """What the other's prompts cost: how much longer a hop computed a decoding step on the average, and at
     most how much later a token may come.
 
-    At each hop it may wait for a slice of prefill and then be computed together with the next one. The nodes'
+    At each hop it may wait for a slice of prefill; on a CPU it is not computed together with one. The nodes'
     own counts say how many rows a batch had in those ``seconds``, and how many were prefill.
     """
     from swarm_node.node.engine import EngineSettings
@@ -257,7 +257,7 @@ def interference_costs(
     return {
         "hops": len(growth),
         "slice_target_ms": slice_ms,
-        "expected_growth_ms": 2 * len(growth) * slice_ms,
+        "expected_growth_ms": len(growth) * slice_ms,
         "extra_compute_ms": sum(growth) / len(growth),
         "rows_per_batch": tokens / max(1, batches),
         "prefill_tokens_per_s": max(0.0, tokens / len(growth) - beside["tokens"]) / seconds,

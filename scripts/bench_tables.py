@@ -118,8 +118,8 @@ def _interference(found: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"Slices of a prompt take {found['slice_target_ms']:.0f} ms. At each of {found['hops']} hops "
-        "a token may wait for one and be computed with the next: "
-        f"{found['expected_growth_ms']:.0f} ms at most. On the average a hop computed "
+        f"a token may wait for one: {found['expected_growth_ms']:.0f} ms, where cores are free. "
+        "On the average a hop computed "
         f"{found['extra_compute_ms']:.1f} ms longer, {found['rows_per_batch']:.0f} rows a batch, "
         f"{found['prefill_tokens_per_s']:.0f} prompt tokens/s."
     )

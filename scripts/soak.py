@@ -14,22 +14,20 @@ Exit code 0: nothing was found; 1: something was; 2: wrong usage.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import signal
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from bench_prompts import BLOCKS, MODEL
-from local_swarm import LocalSwarm, ProcessFailedError, split_evenly
+from local_swarm import LocalSwarm, split_evenly
+from report_script import run_and_report
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from soak_verdict import SLOPE_FROM_S, Sample, log_problems, node_problems, second_half_growth
-from worker_process import Worker, WorkerFailedError, run_in_process, workers
+from worker_process import Worker, run_in_process, workers
 
 POLITE = 2
 """Processes of polite clients."""
@@ -238,21 +236,8 @@ def _positive(text: str) -> float:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    # A SIGTERM must end the children too: turned into the exception that closes the swarm.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        report = Soak(arguments).run()
-    except KeyboardInterrupt:
-        return 130
-    except (WorkerFailedError, ProcessFailedError) as error:
-        console.print(f"error: {error}", markup=False)
-        return 1
-    print_tables(report)
-    if arguments.json == "-":
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
-    elif arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
-    return 1 if report["problems"] else 0
+    ended = run_and_report(Soak(arguments).run, print_tables, arguments.json, console)
+    return ended if isinstance(ended, int) else int(bool(ended["problems"]))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from swarm_node.swarm.cbuild import NativeUnavailableError
+from swarm_node.swarm.errors import UsageError
 
 # The same examples every time, so that a run tells of the change and not of chance; to look for new ones:
 # HYPOTHESIS_PROFILE=explore scripts/test
@@ -25,3 +30,35 @@ def smollm2_path() -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is missing; scripts/test installs it")
     return path
+
+
+@cache
+def why_not_native() -> str:
+    """Why this machine has no native kernels; empty if it has them."""
+    from swarm_node.shards.native_library import library
+
+    try:
+        library()
+    except NativeUnavailableError as error:
+        return str(error)
+    return ""
+
+
+def _skip_without_kernels() -> Generator[None, None, None]:
+    """A test that asks for native kernels cannot run where there is no compiler; elsewhere it must."""
+    try:
+        return (yield)
+    except (NativeUnavailableError, UsageError) as error:
+        if (reason := why_not_native()) and reason in str(error):
+            pytest.skip(f"needs the native kernels: {reason}")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    return (yield from _skip_without_kernels())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    return (yield from _skip_without_kernels())

@@ -58,7 +58,7 @@ def test_interference_is_what_a_step_computes_longer_beside_a_prompt() -> None:
     costs = interference_costs(found, 2.0, before, after)
     assert costs["extra_compute_ms"] == pytest.approx(15)
     assert costs["rows_per_batch"] == pytest.approx(41)
-    assert costs["expected_growth_ms"] == 4 * costs["slice_target_ms"]
+    assert costs["expected_growth_ms"] == 2 * costs["slice_target_ms"]
     assert costs["prefill_tokens_per_s"] == pytest.approx(200)
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import EXACT
+from harness import EXACT, exact_client
 from local_swarm import LocalSwarm
 from worker_process import Worker
-
-from swarm_node.client import AsyncSwarmModel
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
@@ -33,19 +30,6 @@ def small_swarm(smollm2_path: Path) -> Iterator[LocalSwarm]:
     overrides = {"idle_session_seconds": 1.0}
     with LocalSwarm(smollm2_path, ["0-14", "15-29"], serve_options=options, overrides=overrides) as swarm:
         yield swarm
-
-
-@asynccontextmanager
-async def _client(swarm: LocalSwarm, **options: Any) -> AsyncIterator[AsyncSwarmModel]:
-    async with await AsyncSwarmModel.connect(
-        model=swarm.model,
-        initial_peers=swarm.initial_peers,
-        wire_codec="none",
-        quantize="none",
-        dtype="float32",
-        **options,
-    ) as model:
-        yield model
 
 
 async def _until(swarm: LocalSwarm, holds: Callable[[dict[str, Any]], bool]) -> None:
@@ -70,8 +54,8 @@ async def test_a_full_node_says_busy_and_serves_when_there_is_room_again(small_s
     refused = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with (
-        _client(small_swarm) as first,
-        _client(small_swarm, on_progress=lambda _: loop.call_soon_threadsafe(refused.set)) as second,
+        exact_client(small_swarm) as first,
+        exact_client(small_swarm, on_progress=lambda _: loop.call_soon_threadsafe(refused.set)) as second,
     ):
         expected = (await first.generate_detailed(PROMPT, max_new_tokens=12, ignore_eos=True)).token_ids
         holder = first.stream(PROMPT, max_new_tokens=LARGE, ignore_eos=True)
@@ -99,7 +83,7 @@ async def _read_on(stream: Any, until: asyncio.Event) -> None:
 
 
 async def test_an_idle_session_is_dropped_and_repaired(small_swarm: LocalSwarm) -> None:
-    async with _client(small_swarm) as model:
+    async with exact_client(small_swarm) as model:
         undisturbed = await model.generate_detailed(PROMPT, max_new_tokens=24, ignore_eos=True)
         async with model.stream(PROMPT, max_new_tokens=24, ignore_eos=True) as stream:
             await anext(stream)
@@ -119,7 +103,7 @@ async def test_a_killed_client_leaves_nothing(small_swarm: LocalSwarm) -> None:
     finally:
         worker.close()  # SIGKILL, in the middle of its answers
     await _until(small_swarm, _is_empty)
-    async with _client(small_swarm) as model:
+    async with exact_client(small_swarm) as model:
         answer = await model.generate_detailed(PROMPT, max_new_tokens=LARGE, ignore_eos=True, stop=["20"])
         assert "1" in answer.text
     await _until(small_swarm, _is_empty)

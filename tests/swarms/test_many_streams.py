@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import EXACT, ONE_THREAD, Cli
+from harness import EXACT, ONE_THREAD, Cli, exact_client
 from local_swarm import LocalSwarm
 
 from swarm_node.client import AsyncSwarmModel
@@ -29,25 +28,12 @@ PROMPTS = [
 NEW_TOKENS = 12
 
 
-@asynccontextmanager
-async def _client(swarm: LocalSwarm, **options: Any) -> AsyncIterator[AsyncSwarmModel]:
-    async with await AsyncSwarmModel.connect(
-        model=swarm.model,
-        initial_peers=swarm.initial_peers,
-        wire_codec="none",
-        quantize="none",
-        dtype="float32",
-        **options,
-    ) as model:
-        yield model
-
-
 async def _ask(model: AsyncSwarmModel, prompt: Any, new_tokens: int = NEW_TOKENS) -> Any:
     return await model.generate_detailed(prompt, max_new_tokens=new_tokens, ignore_eos=True)
 
 
 async def _one_by_one(swarm: LocalSwarm, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    async with _client(swarm, prefix_cache=False) as model:
+    async with exact_client(swarm, prefix_cache=False) as model:
         return [(await _ask(model, prompt)).token_ids for prompt in prompts]
 
 
@@ -60,7 +46,7 @@ def alone(exact_swarm: LocalSwarm) -> list[tuple[int, ...]]:
 async def test_side_by_side_and_one_by_one_give_the_same_tokens(
     exact_swarm: LocalSwarm, alone: list[tuple[int, ...]]
 ) -> None:
-    async with _client(exact_swarm) as model:
+    async with exact_client(exact_swarm) as model:
         for _ in range(2):  # the second time every prompt is in the prefix cache, too
             answers = await asyncio.gather(*(_ask(model, prompt) for prompt in PROMPTS))
             assert [answer.token_ids for answer in answers] == alone
@@ -75,9 +61,9 @@ async def test_a_second_turn_is_fed_only_what_is_new_and_answers_the_same(exact_
         answer = {"role": "assistant", "content": opened.text}
         return opened, await _ask(model, [*first, answer, {"role": "user", "content": "And then?"}])
 
-    async with _client(exact_swarm, prefix_cache=False) as model:
+    async with exact_client(exact_swarm, prefix_cache=False) as model:
         expected = await turns(model)
-    async with _client(exact_swarm) as model:
+    async with exact_client(exact_swarm) as model:
         found = await turns(model)
     assert [turn.token_ids for turn in found] == [turn.token_ids for turn in expected]
     prompt = len(found[1].prompt_token_ids)
@@ -88,10 +74,10 @@ async def test_a_second_turn_is_fed_only_what_is_new_and_answers_the_same(exact_
 
 
 async def test_another_client_finds_nothing_of_it(exact_swarm: LocalSwarm) -> None:
-    async with _client(exact_swarm) as model:
+    async with exact_client(exact_swarm) as model:
         await _ask(model, PROMPTS[6])
         again = await _ask(model, PROMPTS[6])
-    async with _client(exact_swarm) as stranger:
+    async with exact_client(exact_swarm) as stranger:
         theirs = await _ask(stranger, PROMPTS[6])
     assert again.hops[0].prefill.tokens < len(again.prompt_token_ids)
     assert [hop.prefill.tokens for hop in theirs.hops] == [len(theirs.prompt_token_ids)] * 3
