@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2PDaemonError
 
 from ..swarm.errors import LocalProtocolError, NetworkError, RemoteProtocolError
 from ..swarm.identity import Identity
@@ -25,6 +26,9 @@ from .validator import SignedRecordValidator
 
 MAX_NODES = 1024
 """Nodes of one model that a reader takes: more than routing needs, few enough to search at every request."""
+
+SHUTDOWN_S = 3.0
+"""To take leave of the DHT; whoever misses us finds out anyway."""
 
 _LATER_S = 0.001  # an entry replaces another only if it expires later
 _KEYS_AT_ONCE = 64  # keys a lookup, when listing every model
@@ -160,7 +164,12 @@ class HivemindDirectory:
         if self._pings is not None:
             self._pings.cancel()
             await asyncio.gather(self._pings, return_exceptions=True)
-        await self._node.shutdown()
+        try:
+            async with asyncio.timeout(SHUTDOWN_S):
+                await self._node.shutdown()
+        except (TimeoutError, OSError, EOFError, P2PDaemonError) as error:
+            # A daemon that was stopped before us takes no farewell, and may leave the call unanswered.
+            logger.debug("the DHT node could not take leave: %r", error)
 
     @property
     def clock_problem(self) -> str | None:

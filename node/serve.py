@@ -217,9 +217,11 @@ class Node:
         if self._background is not None:
             self._background.cancel()
             await asyncio.gather(self._background, return_exceptions=True)
-        if self._announcer is not None:
-            await self._announcer.withdraw()
-        await self._exit.aclose()
+        try:
+            if self._announcer is not None:
+                await self._announcer.withdraw()
+        finally:
+            await self._exit.aclose()
         self._emit("stopped")
 
     def request_stop(self) -> None:

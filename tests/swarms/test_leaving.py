@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 from harness import EXACT, ONE_THREAD, Cli
 from local_swarm import LocalSwarm
@@ -67,6 +68,16 @@ def test_a_clean_exit_disappears_at_once_and_names_the_hole(smollm2_path: Path, 
         assert swarm.nodes[0].events[-1]["peer_id"][-6:] in done.stderr, "says who was seen"
         assert "Traceback" not in done.stderr
         assert len([line for line in lines if line.startswith(("error:", "       "))]) <= 2
+
+
+def test_a_node_stops_when_its_daemon_is_stopped_with_it(smollm2_path: Path) -> None:
+    """As service managers do, who signal every process of a service at once."""
+    with LocalSwarm(smollm2_path, ["0-4"], serve_options=ONE_THREAD) as swarm:
+        process = psutil.Process(swarm.nodes[0].pid)
+        for each in [*process.children(recursive=True), process]:
+            each.terminate()
+        swarm.nodes[0].wait_for("stopped", timeout=20)
+        process.wait(20)
 
 
 def _drained(node: object) -> list[dict]:
