@@ -211,10 +211,7 @@ def _add_compute(command: argparse.ArgumentParser, what: str) -> None:
         help=f"how {what} are held; auto takes the fastest that loses nothing against the file",
     )
     command.add_argument(
-        "--threads",
-        type=_positive_int,
-        default=None,
-        help="compute threads (default: the real cores)",
+        "--threads", type=_positive_int, default=None, help="compute threads (default: the real cores)"
     )
 
 

@@ -176,8 +176,6 @@ class Engine:
             batches=meter.batches,
         )
 
-    statistics = load
-
     def _tokens(self, slots: int) -> int:
         return slots // len(self.model.span) * PAGE_TOKENS
 

@@ -30,15 +30,10 @@ class PrefillPace:
             raise UsageError(f"a prefill slice of {target_us} µs cannot be")
         self._target_us = target_us
         self._costs: deque[int] = deque(maxlen=WINDOW)
-        self._estimate = 0  # 0: unknown
+        self._estimate = 0  # median of the costs; 0: before the first
         # Time of a batch of decode alone, by the bit length of its rows; 0: not seen yet.
         self._decode_us = [0] * 16
         self._decode_seen = [0] * 16
-
-    @property
-    def us_per_1024_tokens(self) -> int:
-        """The estimate; 0 before the first measurement."""
-        return self._estimate
 
     def observe(self, prefill_tokens: int, decode_rows: int, elapsed_us: int) -> None:
         """A batch of so many prompt tokens and decode rows took so long."""

@@ -100,7 +100,7 @@ async def test_prompt_in_slices_and_tokens_match_the_plain_forward(driver, plain
         torch.testing.assert_close(row, wanted[position : position + 1], atol=1e-4, rtol=1e-4)
     last = await driver.rows(lane, x[90:], 90, want=Want.LAST)
     torch.testing.assert_close(last, wanted[-1:], atol=1e-4, rtol=1e-4)
-    assert driver.engine.statistics().tokens == 100
+    assert driver.engine.load().tokens == 100
     assert driver.engine.queued == 0
 
 
@@ -132,7 +132,7 @@ async def test_waiting_sessions_are_computed_together(driver, hidden_states):
     outcomes = await asyncio.gather(*steps)
     await held
     assert [outcome.batch for outcome in outcomes] == [5] * 5
-    assert driver.engine.statistics().batches == 1
+    assert driver.engine.load().batches == 1
 
 
 async def test_rollback(driver, plain, hidden_states):
@@ -223,7 +223,7 @@ async def test_steps_of_a_closed_session_are_dropped(driver, hidden_states):
     hold.set()
     assert all(isinstance(outcome, StepDropped) for outcome in await asyncio.gather(*steps))
     await held
-    assert driver.engine.statistics().tokens == 0
+    assert driver.engine.load().tokens == 0
 
 
 async def test_run_hands_back_results_and_errors_of_the_compute_thread(driver):

@@ -118,7 +118,7 @@ async def test_a_repeated_step_is_answered_again_and_computed_once(serving, hidd
         step = client.step(session, hidden_states(3), 0)
         first = await client.ask(step)
         assert await client.ask(step) == first
-        assert node.server.engine.statistics().tokens == 3
+        assert node.server.engine.load().tokens == 3
 
 
 async def test_a_failed_step_that_is_repeated_fails_again(serving):
