@@ -14,11 +14,11 @@ import torch
 from ..swarm import native_codec
 from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
 from ..swarm.errors import UsageError
+from ..swarm.link import LinkPool, Patience
 from ..swarm.types import ModelRef
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher
 from .hop import SessionSettings
-from .link import LinkPool, Patience
 from .local_model import LocalModel, OnProgress, load_local_model
 from .network import ClientNetwork, open_network
 from .params import GenerateOptions, GenerationParams, Prompt, fit_context, prompt_ids

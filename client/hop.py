@@ -20,6 +20,7 @@ from ..swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
+from ..swarm.link import LinkPool, NodeLink, Reply, span_problem
 from ..swarm.messages import (
     MAX_RETRY_MS,
     PAGE_TOKENS,
@@ -37,7 +38,6 @@ from ..swarm.messages import (
 from ..swarm.replies import error_of
 from ..swarm.types import Hop
 from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
-from .link import LinkPool, NodeLink, Reply, span_problem
 from .prefix import PageChain
 from .trace import HopTrace, Phase
 
@@ -125,7 +125,7 @@ class HopClient:
         ``chain`` names the pages of ``ids`` that the node may hold already. Raises NetworkError's subclasses,
         BusyError, ModelMismatchError, PeerError and RemoteProtocolError.
         """
-        link = await links.get(hop)
+        link = await links.get(hop.peer_id, hop.maddrs)
         client = cls(hop, link, settings, codec, chain)
         client._deadline_ms = max(1, min(MAX_RETRY_MS, int(links.patience.step_s * 1000)))
         try:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..swarm.errors import BusyError, LocalProtocolError, RemoteProtocolError, StreamClosedError
+from ..swarm.link import LinkPool
 from ..swarm.types import Route
 from .hop import HopFailedError, SessionSettings
-from .link import LinkPool
 from .prefix import PrefixKey
 from .route_memory import RouteMemory
 from .route_session import RouteSession

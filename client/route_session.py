@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, LocalProtocolError, PeerError, RemoteProtocolError, SwarmError
+from ..swarm.link import LinkPool
 from ..swarm.messages import Want
 from ..swarm.types import Route
 from ..swarm.wire import Payload
 from .hop import HopClient, HopFailedError, SessionSettings
-from .link import LinkPool
 from .prefix import HopPlace, PageChain, PrefixKey, chain_seeds
 from .trace import Phase
 

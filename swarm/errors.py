@@ -46,6 +46,9 @@ class ErrorCode(StrEnum):
     BAD_STEP = "bad_step"  # a step number or position that does not fit the session
     BAD_TENSOR = "bad_tensor"  # wrong size, shape, dtype or codec, or values that are not finite
     DRAINING = "draining"
+    DOWNSTREAM_LOST = "downstream_lost"  # the hop after this one cannot be reached from here (any more)
+    UPSTREAM_LOST = "upstream_lost"  # the hop before this one has gone, or sent what is no message
+    JOURNAL_LOST = "journal_lost"  # the journal does not reach back as far as a replay needs
     DEADLINE = "deadline"
     INTERNAL = "internal"
 

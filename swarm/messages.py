@@ -9,12 +9,25 @@ some.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any
 
 from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from .fields import Blob, Boolean, Choice, FieldError, Integer, Maybe, Prose, Sequence, SpanField, Word
+from .fields import (
+    Blob,
+    Boolean,
+    Choice,
+    FieldError,
+    FieldType,
+    Integer,
+    Maybe,
+    Prose,
+    Sequence,
+    SpanField,
+    Word,
+)
 from .schema import Schema
 from .types import MAX_BLOCKS, NodeState, Span
 from .wire import Frame, Payload
@@ -32,6 +45,8 @@ MAX_PREFIX_PAGES = 1024
 PAGE_TOKENS = 32
 """Tokens that one hash of a prefix stands for, at every node and client that keeps prefixes."""
 MAX_PAGE_TOKENS = 4096
+MAX_CHAIN = 256
+"""Hops of a chain that say what a step has cost them."""
 BATCH_SCALE = 100
 """PONG counts its mean batch size in hundredths."""
 
@@ -52,6 +67,9 @@ class Kind(IntEnum):
     PING = 11
     PONG = 12
     ERROR = 13
+    REPLAYED = 14
+    ATTACH = 15
+    ATTACHED = 16
 
 
 class Want(IntEnum):
@@ -78,42 +96,53 @@ Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex ch
 AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
 FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
 Blocks = Annotated[Span, SpanField()]
+PeerId = Annotated[str, _PEER_ID]
+OptionalPeerId = Annotated[
+    str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
+]
+Flag = Annotated[bool, Boolean()]
+Spent = Annotated[
+    tuple[tuple[int, int, int, int], ...], Sequence(Sequence(Integer(0, MAX_COUNTER), 4, 4), 0, MAX_CHAIN)
+]
 PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
 Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """A peer that the receiver may have to dial: its id and where it listens."""
+class Downstream:
+    """A session at a peer whom the receiver may have to dial: whose it is, and where that peer listens."""
 
     peer_id: str
+    session: bytes
     maddrs: tuple[str, ...] = ()
 
 
-class PeerField:
-    """A Peer: a map with ``peer_id`` and ``maddrs`` on the wire."""
+class DownstreamField:
+    """A Downstream: a map with ``peer_id``, ``session`` and ``maddrs`` on the wire."""
 
-    _maddrs = Sequence(_MADDR, 0, 16)
+    _types: tuple[tuple[str, FieldType], ...] = (
+        ("peer_id", _PEER_ID),
+        ("session", Blob(16)),
+        ("maddrs", Sequence(_MADDR, 0, 16)),
+    )
 
-    def read(self, value: object) -> Peer:
+    def read(self, value: object) -> Downstream:
         if not isinstance(value, dict):
-            raise FieldError("a map with peer_id and maddrs", value)
-        return Peer(*self._convert(value.get("peer_id"), value.get("maddrs", []), "read"))
+            raise FieldError("a map with peer_id, session and maddrs", value)
+        given = {"maddrs": [], **value}
+        return Downstream(**{name: _inside(name, type_.read, given.get(name)) for name, type_ in self._types})
 
     def write(self, value: object) -> dict[str, object]:
-        if not isinstance(value, Peer):
-            raise FieldError("a Peer", value)
-        peer_id, maddrs = self._convert(value.peer_id, value.maddrs, "write")
-        return {"peer_id": peer_id, "maddrs": maddrs}
+        if not isinstance(value, Downstream):
+            raise FieldError("a Downstream", value)
+        return {name: _inside(name, type_.write, getattr(value, name)) for name, type_ in self._types}
 
-    def _convert(self, peer_id: object, maddrs: object, way: str) -> tuple[Any, Any]:
-        converted = []
-        for name, field_type, value in (("peer_id", _PEER_ID, peer_id), ("maddrs", self._maddrs, maddrs)):
-            try:
-                converted.append(getattr(field_type, way)(value))
-            except FieldError as error:
-                raise error.inside(f".{name}") from None
-        return converted[0], converted[1]
+
+def _inside(name: str, convert: Callable[[object], Any], value: object) -> Any:
+    try:
+        return convert(value)
+    except FieldError as error:
+        raise error.inside(f".{name}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +181,15 @@ class Welcome:
 class Open:
     """Open a session on a hop: reserve KV cache for ``max_tokens`` in ``span``.
 
-    ``codec`` is of STEP payloads, ``reply_codec`` of RESULT payloads. ``hop`` of ``hops`` is the place in the
-    route, ``downstream`` whom to send results to (None: back on this stream), ``prefix`` a chain of hashes of
-    leading KV pages that the node may hold already. ``parent`` is a session of this stream, of the same span
-    and codecs, whose first ``parent_tokens`` tokens the new session begins with: a fork.
+    ``codec`` is of the STEP payloads that come, ``reply_codec`` of what is sent on or back. ``hop`` of
+    ``hops`` is the place in the route, ``prefix`` a chain of hashes of leading KV pages that the node may
+    hold already. ``parent`` is a session of this stream, of the same span and codecs, whose first
+    ``parent_tokens`` tokens the new session begins with: a fork.
+
+    A chain: results go as STEPs to ``downstream`` (None: back on this stream, as RESULTs), STEPs come from
+    the peer ``upstream`` ("": on this stream). Everything else, such as errors, CLOSE and the RESULTs of the
+    last hop, is between this stream's client and the node.
+    ``journal``: keep what is sent, for REPLAY.
     """
 
     session: SessionId
@@ -166,10 +200,12 @@ class Open:
     batch: Annotated[int, Integer(1, 4096)] = 1
     hop: Annotated[int, Integer(0, MAX_BLOCKS - 1)] = 0
     hops: Annotated[int, Integer(1, MAX_BLOCKS)] = 1
-    downstream: Annotated[Peer | None, Maybe(PeerField())] = None
+    downstream: Annotated[Downstream | None, Maybe(DownstreamField())] = None
     prefix: PrefixHashes = ()
     parent: Annotated[bytes | None, Maybe(Blob(16))] = None
     parent_tokens: Tokens = 0
+    upstream: OptionalPeerId = ""
+    journal: Flag = False
 
     def problem(self) -> str:
         if self.hop >= self.hops:
@@ -185,11 +221,18 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The session is open; ``length`` tokens, of its prefix or parent, are in the KV cache already."""
+    """The session is open; ``length`` tokens, of its prefix or parent, are in the KV cache already.
+
+    ``chained``: the peer ``downstream`` is connected and gets the results; ``link_us`` is the round trip to
+    it. Where one was asked for and it is not, ``reason`` says why, and results come back on this stream.
+    """
 
     session: SessionId
     length: Tokens
     max_step_tokens: SomeTokens
+    chained: Flag = False
+    link_us: Counter = 0
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +260,10 @@ class Step:
 
     A ``position`` below the session's length rolls its KV cache back to it. ``deadline_ms``: drop the step if
     it cannot start within this time of its arrival; 0 for none.
+
+    ``want`` is what the last hop of a chain answers; the hops before it send every row on. ``hold``: compute
+    and journal, send nothing on; the answer, a RESULT without rows, goes where the step came from. ``spent``:
+    (queue_us, compute_us, codec_us, batch) of each hop that the step has passed.
     """
 
     session: SessionId
@@ -225,6 +272,8 @@ class Step:
     tokens: SomeTokens
     want: Annotated[Want, Choice(Want)]
     deadline_ms: Annotated[int, Integer(0, MAX_RETRY_MS)] = 0
+    hold: Flag = False
+    spent: Spent = ()
     payload: Payload = b""
 
 
@@ -233,7 +282,7 @@ class Result:
     """The answer to STEP: ``tokens`` rows of hidden states, the first at ``position``.
 
     ``queue_us``, ``compute_us`` and ``codec_us`` say where the time went, ``batch`` with how many sessions
-    the step was computed.
+    the step was computed. ``spent``: the same four numbers of each hop before this one, in a chain.
     """
 
     session: SessionId
@@ -245,16 +294,57 @@ class Result:
     compute_us: Counter = 0
     codec_us: Counter = 0
     batch: Annotated[int, Integer(0, 0xFFFF)] = 1
+    spent: Spent = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Send the journal of a session, from a position on, to a replacement hop."""
+    """From now on send results to ``to``, and first of all the journal's rows from ``from_position`` up to
+    ``until``, as STEPs with ``hold`` numbered from ``step`` on. ``to`` None: on this stream, as RESULTs.
+
+    Rows that are not computed yet are sent when they are. Answered by REPLAYED, when all are computed over
+    there (or sent here), or by ERROR without a step: JOURNAL_LOST or DOWNSTREAM_LOST, the session as it was.
+    """
 
     session: SessionId
     from_position: Tokens
-    to: Annotated[Peer, PeerField()]
-    to_session: SessionId
+    until: Tokens
+    step: Counter
+    to: Annotated[Downstream | None, Maybe(DownstreamField())] = None
+
+    def problem(self) -> str:
+        if self.from_position > self.until:
+            return f"until is {self.until}, before from_position {self.from_position}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The replay asked for is done: ``tokens`` rows in ``payload_bytes`` bytes, in ``took_us`` microseconds.
+    ``link_us``: the round trip to the new downstream."""
+
+    session: SessionId
+    tokens: Tokens
+    payload_bytes: Counter
+    took_us: Counter = 0
+    link_us: Counter = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """From now on take the session's STEPs from the peer ``upstream`` ("": from this stream) and nobody
+    else."""
+
+    session: SessionId
+    upstream: OptionalPeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The answer to ATTACH; ``length`` tokens are in the session's KV cache, or on their way into it."""
+
+    session: SessionId
+    length: Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +412,9 @@ Message = (
     | Ping
     | Pong
     | ErrorMessage
+    | Replayed
+    | Attach
+    | Attached
 )
 
 MESSAGE_TYPES: dict[Kind, type[Any]] = {
@@ -338,6 +431,9 @@ MESSAGE_TYPES: dict[Kind, type[Any]] = {
     Kind.PING: Ping,
     Kind.PONG: Pong,
     Kind.ERROR: ErrorMessage,
+    Kind.REPLAYED: Replayed,
+    Kind.ATTACH: Attach,
+    Kind.ATTACHED: Attached,
 }
 
 _BY_KIND = {int(kind): Schema(kind, kind.name, type_) for kind, type_ in MESSAGE_TYPES.items()}

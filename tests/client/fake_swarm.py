@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.client.link import Patience
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.router import Router
@@ -25,6 +24,7 @@ from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.swarm import codecs
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, NetworkError, RemoteProtocolError
+from swarm_node.swarm.link import Patience
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.messages import (
     PAGE_TOKENS,

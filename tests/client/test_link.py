@@ -11,12 +11,12 @@ import torch
 from fake_swarm import BOS, FAST, HIDDEN, MODEL, FakeSwarm, ToyHead, expected, settle, until
 
 from swarm_node.client import hop as hop_module
-from swarm_node.client import link as link_module
 from swarm_node.client.hop import HopFailedError, SessionSettings
-from swarm_node.client.link import LinkPool
 from swarm_node.client.route_session import RouteSession
+from swarm_node.swarm import link as link_module
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import PeerTimeoutError, StreamClosedError, SwarmError
+from swarm_node.swarm.link import LinkPool
 from swarm_node.swarm.messages import Hello, Open, Opened, Result, Step, Welcome
 from swarm_node.swarm.transport import Stream
 from swarm_node.swarm.types import Hop, Route, Span
@@ -69,7 +69,7 @@ async def test_an_open_link_costs_one_round_trip() -> None:
 async def test_steps_of_one_turn_leave_in_one_write() -> None:
     _, links = await _swarm()
     sessions = [await _open(links) for _ in range(4)]
-    link = await links.get(ROUTE.hops[0])
+    link = await links.get(ROUTE.hops[0].peer_id)
     writes = 0
     write = link._connection.stream.write
 
@@ -145,7 +145,7 @@ async def test_a_frozen_node_ends_the_link() -> None:
 async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
     _, links = await _swarm()
     await _open(links)
-    link = await links.get(ROUTE.hops[0])
+    link = await links.get(ROUTE.hops[0].peer_id)
     link._connection.heard_at, link._pinged_at = perf_counter() - 20, perf_counter() - 10
     link._due = asyncio.get_running_loop().time() - 10
     link._look()
@@ -162,7 +162,7 @@ async def test_a_link_outlives_its_last_session_for_a_while(monkeypatch: pytest.
     for _ in range(3):
         (await _open(links)).close()
     assert swarm.nodes["a"].hellos == 1
-    link = await links.get(ROUTE.hops[0])
+    link = await links.get(ROUTE.hops[0].peer_id)
     await asyncio.sleep(0.15)
     assert link.failure is not None
     session = await _open(links)

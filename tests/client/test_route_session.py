@@ -10,7 +10,6 @@ import torch
 from fake_swarm import FAST, HIDDEN, MODEL, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
 
 from swarm_node.client.hop import HopFailedError, SessionSettings
-from swarm_node.client.link import LinkPool, Patience
 from swarm_node.client.route_session import RouteSession
 from swarm_node.swarm.errors import (
     BusyError,
@@ -24,6 +23,7 @@ from swarm_node.swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
+from swarm_node.swarm.link import LinkPool, Patience
 from swarm_node.swarm.messages import ErrorMessage, Refused, Want
 from swarm_node.swarm.types import Hop, Route, Span
 

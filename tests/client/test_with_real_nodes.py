@@ -245,7 +245,7 @@ async def test_a_survivor_of_a_repair_need_not_be_fed_again(swarm: Swarm) -> Non
     model = await swarm.client()
     stream = model.stream(PROMPT, **OPTIONS)
     await anext(stream)
-    link = await model._links.get(stream._run._session.route.hops[0])
+    link = await model._links.get(stream._run._session.route.hops[0].peer_id)
     for hop in stream._run._session._session.hops:  # as if the node had given the session up
         link._users[hop._session].deliver(
             ErrorMessage(hop._session, None, ErrorCode.SESSION_EXPIRED, "idle", True)

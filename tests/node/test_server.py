@@ -12,11 +12,11 @@ from swarm_node.swarm import codecs
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.messages import (
     Close,
+    Downstream,
     ErrorMessage,
     Hello,
     Open,
     Opened,
-    Peer,
     Ping,
     Pong,
     Refused,
@@ -155,7 +155,7 @@ async def test_ping_tells_the_load(serving, hidden_states):
         ({"codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
         ({"reply_codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
         ({"batch": 2}, ErrorCode.UNSUPPORTED),
-        ({"downstream": Peer("Qm")}, ErrorCode.UNSUPPORTED),
+        ({"downstream": Downstream("Qm", b"t" * 16)}, ErrorCode.UNSUPPORTED),
         ({"max_tokens": 257}, ErrorCode.CONTEXT_EXCEEDED),
         ({"max_tokens": 161, "span": Span(1, 3)}, ErrorCode.CONTEXT_EXCEEDED),
     ],
@@ -319,7 +319,7 @@ async def test_an_unknown_kind_is_refused_and_the_stream_goes_on(serving):
 async def test_replay_is_known_and_not_offered(serving):
     async with serving() as node:
         client = await node.connect()
-        answer = await client.ask(Replay(b"s" * 16, 0, Peer("Qm"), b"t" * 16))
+        answer = await client.ask(Replay(b"s" * 16, 0, 1, 1, Downstream("Qm", b"t" * 16)))
         assert isinstance(answer, ErrorMessage)
         assert answer.code is ErrorCode.UNSUPPORTED
         assert isinstance(await client.ask(Ping(1)), Pong)

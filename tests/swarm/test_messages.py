@@ -24,18 +24,22 @@ from swarm_node.swarm.messages import (
     MAX_PREFIX_PAGES,
     MAX_TEXT,
     MESSAGE_TYPES,
+    Attach,
+    Attached,
     Busy,
     Close,
+    Downstream,
+    DownstreamField,
     ErrorMessage,
     Hello,
     Kind,
     Message,
     Open,
-    Peer,
-    PeerField,
     Ping,
     Pong,
     Refused,
+    Replay,
+    Replayed,
     Result,
     Step,
     Want,
@@ -74,8 +78,8 @@ def valid(field: Any) -> st.SearchStrategy[Any]:
             return st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda t: Span(t[0], t[0] + t[1]))
         case wire_fields.Maybe():
             return st.none() | valid(field.item)
-        case PeerField():
-            return st.builds(Peer, peer_ids, st.lists(valid(PeerField._maddrs.item), max_size=3).map(tuple))
+        case DownstreamField():
+            return st.builds(Downstream, *(valid(type_) for _, type_ in DownstreamField._types))
     raise AssertionError(f"no strategy for {field}")
 
 
@@ -114,15 +118,17 @@ def invalid(field: Any) -> list[Any]:
             ]
         case wire_fields.Maybe():
             return [value for value in invalid(field.item) if value is not None]
-        case PeerField():
+        case DownstreamField():
             return [
                 None,
                 1,
                 [],
                 {},
-                {"peer_id": "0OIl"},
-                {"peer_id": "a", "maddrs": ["no slash"]},
-                {"maddrs": []},
+                {"peer_id": "0OIl", "session": SESSION},
+                {"peer_id": "a", "session": b"short"},
+                {"peer_id": "a"},
+                {"peer_id": "a", "session": SESSION, "maddrs": ["no slash"]},
+                {"session": SESSION, "maddrs": []},
             ]
     raise AssertionError(f"no values for {field}")
 
@@ -140,6 +146,8 @@ def messages(draw: st.DrawFn) -> Message:
             values |= {"parent": None, "parent_tokens": 0}
     if schema.message_type is Welcome:
         values["n_blocks"] = max(values["n_blocks"], values["span"].end)
+    if schema.message_type is Replay:
+        values["until"] = max(values["until"], values["from_position"])
     message: Message = schema.message_type(**values)
     return message
 
@@ -157,12 +165,25 @@ def over_the_wire(message: Message) -> Message:
 EXAMPLES: list[Message] = [
     Hello((1,), "", ("int8",), 1 << 20, "test"),
     Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30),
-    Open(SESSION, Span(3, 9), 100, "int8", "none", downstream=Peer("abc", ("/ip4/1.2.3.4/tcp/1",))),
+    Open(
+        SESSION,
+        Span(3, 9),
+        100,
+        "int8",
+        "none",
+        downstream=Downstream("abc", SESSION, ("/ip4/1.2.3.4/tcp/1",)),
+    ),
+    Open(SESSION, Span(3, 9), 100, "int8", "none", upstream="abc", journal=True),
     Open(SESSION, Span(3, 9), 100, "int8", "none", prefix=(b"h" * 32,), parent=b"p" * 16, parent_tokens=64),
     Busy(SESSION, 100, "full"),
     Refused(SESSION, ErrorCode.DRAINING, "leaving"),
     Step(SESSION, 1, 0, 1, Want.LAST, payload=b"xy"),
+    Step(SESSION, 1, 0, 1, Want.LAST, hold=True, spent=((1, 2, 3, 4), (5, 6, 7, 8)), payload=b"xy"),
     Result(SESSION, 1, 0, 1, b"xy"),
+    Replay(SESSION, 3, 9, 17, Downstream("abc", SESSION)),
+    Replayed(SESSION, 6, 3600),
+    Attach(SESSION, "abc"),
+    Attached(SESSION, 9),
     Close(SESSION),
     Close(SESSION, (b"h" * 32, b"i" * 32)),
     Ping(7),
@@ -199,6 +220,9 @@ def test_every_kind_has_its_number_for_ever() -> None:
         "PING": 11,
         "PONG": 12,
         "ERROR": 13,
+        "REPLAYED": 14,
+        "ATTACH": 15,
+        "ATTACHED": 16,
     }
     assert {kind.name: int(kind) for kind in MESSAGE_TYPES} == numbers
     assert [int(want) for want in (Want.NOTHING, Want.LAST, Want.ALL)] == [0, 1, 2]
@@ -245,12 +269,12 @@ def _some(field: Any) -> Any:
         case wire_fields.Choice():
             return next(iter(field.enum))
         case wire_fields.Sequence():
-            return (_some(field.item),)
+            return (_some(field.item),) * max(1, field.low)
         case wire_fields.SpanField():
             return Span(0, 1)
         case wire_fields.Maybe():
             return _some(field.item)
-    return Peer("abc")
+    return Downstream("abc", b"s" * 16)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +299,7 @@ def _some(field: Any) -> Any:
             "OPEN: parent_tokens is 11, but max_tokens is 10",
         ),
         (
-            {"downstream": {"peer_id": "a", "maddrs": [1]}},
+            {"downstream": {"peer_id": "a", "session": SESSION, "maddrs": [1]}},
             r"OPEN: downstream.maddrs\[0\] is 1, not a multiaddress",
         ),
     ],
@@ -286,12 +310,17 @@ def test_complaints_name_the_place_the_value_and_the_bound(header: dict[str, obj
         decode(Frame(Kind.OPEN, {**good, **header}))
 
 
+def test_a_replay_ends_behind_its_beginning() -> None:
+    with pytest.raises(LocalProtocolError, match="until is 3, before from_position 4"):
+        encode(Replay(SESSION, 4, 3, 1, Downstream("abc", SESSION)))
+
+
 def test_a_welcome_must_fit_its_model() -> None:
     with pytest.raises(LocalProtocolError, match="outside 30 blocks"):
         encode(Welcome(1, DIGEST, Span(0, 31), ("int8",), 1 << 20, "", 1, 30))
 
 
-@pytest.mark.parametrize("kind", [0, 14, 255])
+@pytest.mark.parametrize("kind", [0, 17, 255])
 def test_an_unknown_kind_has_its_own_code(kind: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown kind of message: {kind}") as caught:
         decode(Frame(kind, {}))

@@ -1,4 +1,4 @@
-"""One stream to one node, shared by all of a client's sessions there.
+"""One stream to one node, shared by all sessions that its opener, a client or the node before, has there.
 
 OPEN follows HELLO at once, so that a first session costs one round trip after the dial; every other session
 on a live link costs one round trip and no dial. What several sessions send in one turn of the event loop
@@ -9,14 +9,14 @@ not answered either, or the stream ends, every session on the link fails with th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from ..swarm.codecs import CODECS
-from ..swarm.connection import Connection
-from ..swarm.errors import (
+from .codecs import CODECS
+from .connection import Connection
+from .errors import (
     ErrorCode,
     ModelMismatchError,
     PeerError,
@@ -25,7 +25,7 @@ from ..swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.messages import (
+from .messages import (
     Busy,
     ErrorMessage,
     Hello,
@@ -38,10 +38,10 @@ from ..swarm.messages import (
     Welcome,
     encode,
 )
-from ..swarm.replies import error_of
-from ..swarm.transport import Stream, Transport
-from ..swarm.types import Hop, ModelRef
-from ..swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID, Payload, encode_frame
+from .replies import error_of
+from .transport import Stream, Transport
+from .types import Hop, ModelRef
+from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID, Payload, encode_frame
 
 PROTOCOL_VERSION = 1
 IDLE_S = 5.0
@@ -290,17 +290,16 @@ class LinkPool:
         self._dials: dict[str, asyncio.Task[NodeLink]] = {}
         self._closed = False
 
-    async def get(self, hop: Hop) -> NodeLink:
-        """The live link to a hop's node; dials it where there is none.
+    async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
+        """The live link to a node; dials it where there is none.
 
         Raises NetworkError's subclasses. Those who ask at the same time share one dial.
         """
         if self._closed:
             raise StreamClosedError("the client is closed")
-        peer_id = hop.peer_id
         dial = self._dials.get(peer_id)
         if dial is None:
-            dial = self._dials[peer_id] = asyncio.create_task(self._dial(hop))
+            dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
         # Shielded: that one session is cancelled must not cost the others their dial.
         return await asyncio.shield(dial)
 
@@ -315,15 +314,15 @@ class LinkPool:
         for link in links:
             await link.close()
 
-    async def _dial(self, hop: Hop) -> NodeLink:
+    async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> NodeLink:
         def forget() -> None:
-            if self._dials.get(hop.peer_id) is task:
-                del self._dials[hop.peer_id]
+            if self._dials.get(peer_id) is task:
+                del self._dials[peer_id]
 
         task = asyncio.current_task()
         try:
             stream = await self._transport.open_stream(
-                hop.peer_id, PROTOCOL_ID, hop.maddrs, timeout=self.patience.dial_s
+                peer_id, PROTOCOL_ID, maddrs, timeout=self.patience.dial_s
             )
             return NodeLink(stream, self._model, self._agent, self.patience, forget)
         except BaseException:
