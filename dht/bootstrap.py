@@ -21,11 +21,14 @@ from hivemind.proto import dht_pb2
 
 from ..swarm.addresses import PeerAddress
 from ..swarm.errors import NetworkError, PeerUnreachableError
+from ..swarm.transport import NetworkWatcher
 from .replicas import LOOKUP_TIMEOUT_S, RPC_TIMEOUT_S
 from .validator import MAX_CLOCK_SKEW_S
 
 PING_INTERVAL_S = 15.0
-"""Between rounds of pings: how long a restarted bootstrap node stays alone."""
+"""Between rounds of pings: how long a restarted bootstrap node stays alone that was not missed."""
+MISSED_INTERVAL_S = 5.0
+"""The same while one of them does not answer; p2pd dials an address that failed no sooner."""
 
 DIAL_TIMEOUT_S = 5.0
 
@@ -38,6 +41,8 @@ class DialingTransport(Protocol):
     p2p: P2P
 
     async def connect(self, peer_id: str, maddrs: Sequence[str] = ..., timeout: float = ...) -> None: ...
+
+    def watch(self, watcher: NetworkWatcher) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,23 @@ class Bootstrap:
             )
         if (message := self.clock_problem()) is not None:
             raise NetworkError(message, hint="Set both clocks by network time (NTP), then start again.")
+        await self._meet_nearest()
+
+    async def rejoin(self) -> None:
+        """The same after our own network was lost, when nobody need answer: ``run`` goes on trying."""
+        self._node.blacklist.clear()  # it was our fault that they did not answer
+        pings = [asyncio.ensure_future(self._ping(peer_id)) for peer_id in self._peers]
+        try:
+            for ping in asyncio.as_completed(pings):
+                if await ping:
+                    break
+        finally:
+            for task in pings:
+                task.cancel()
+            await asyncio.gather(*pings, return_exceptions=True)
+        await self._meet_nearest()
+
+    async def _meet_nearest(self) -> None:
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 await self._node.find_nearest_nodes([self._node.node_id])
@@ -101,10 +123,10 @@ class Bootstrap:
 
     async def run(self, interval: float = PING_INTERVAL_S) -> None:
         """Ping for ever. Warns once when the clocks drift apart."""
-        warned = False
+        warned = missed = False
         while self._peers:
-            await asyncio.sleep(interval)
-            await self.ping_all()
+            await asyncio.sleep(min(interval, MISSED_INTERVAL_S) if missed else interval)
+            missed = await self.ping_all() < len(self._peers)
             message = self.clock_problem()
             if message is not None and not warned:
                 logger.warning("%s", message)

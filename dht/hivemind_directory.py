@@ -14,6 +14,7 @@ from hivemind.p2p import P2PDaemonError
 
 from ..swarm.errors import LocalProtocolError, NetworkError, RemoteProtocolError
 from ..swarm.identity import Identity
+from ..swarm.transport import NetworkChange, NetworkRestored
 from ..swarm.types import ModelRef, NodeInfo
 from . import hivemind_noise, layout
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
@@ -100,6 +101,7 @@ class HivemindDirectory:
             await node.shutdown()
             raise
         directory = cls(identity, node, bootstrap, ttl, clock)
+        transport.watch(directory._on_network)
         directory._pings = asyncio.create_task(bootstrap.run(ping_interval), name="bootstrap pings")
         return directory
 
@@ -170,6 +172,10 @@ class HivemindDirectory:
         except (TimeoutError, OSError, EOFError, P2PDaemonError) as error:
             # A daemon that was stopped before us takes no farewell, and may leave the call unanswered.
             logger.debug("the DHT node could not take leave: %r", error)
+
+    async def _on_network(self, change: NetworkChange) -> None:
+        if isinstance(change, NetworkRestored) and not self._closed:
+            await self._bootstrap.rejoin()
 
     @property
     def clock_problem(self) -> str | None:

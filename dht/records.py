@@ -2,7 +2,7 @@
 
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
-             "queue_ms", "tps", "sessions"}           the last three may be absent
+             "queue_ms", "tps", "sessions", "links"}  the last four may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
 
@@ -21,7 +21,7 @@ import msgpack
 
 from ..swarm.errors import LocalProtocolError, RemoteProtocolError
 from ..swarm.fields import Choice, FieldError, FieldType, Integer, Prose, Sequence, SpanField, Word
-from ..swarm.types import MAX_BLOCKS, ModelRef, NodeInfo, NodeState, Span
+from ..swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 from .layout import MAX_RECORD_BYTES
 from .maddrs import MAX_MADDR_CHARS, is_dialable
 
@@ -62,6 +62,37 @@ class Name:
     write = read
 
 
+class LinkField:
+    """A PeerLink: ``[peer id, round trip in microseconds, bytes per second or 0]`` on the wire."""
+
+    _types: tuple[FieldType, ...] = (
+        Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58"),
+        Integer(0, 60_000_000),
+        Integer(0, 10**12),
+    )
+
+    def read(self, value: object) -> PeerLink:
+        if not isinstance(value, list) or len(value) != len(self._types):
+            raise FieldError("a list of peer id, round trip and bandwidth", value)
+        peer_id, rtt_us, bytes_per_s = map(_read_item, range(len(value)), self._types, value)
+        return PeerLink(peer_id, rtt_us / 1e6, float(bytes_per_s))
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, PeerLink):
+            raise FieldError("a PeerLink", value)
+        if not (math.isfinite(value.rtt_s) and math.isfinite(value.bytes_per_s)):
+            raise FieldError("a link of finite numbers", value)
+        items = [value.peer_id, round(value.rtt_s * 1e6), round(value.bytes_per_s)]
+        return list(map(_read_item, range(len(items)), self._types, items))
+
+
+def _read_item(index: int, type_: FieldType, value: object) -> Any:
+    try:
+        return type_.read(value)
+    except FieldError as error:
+        raise error.inside(f"[{index}]") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Gone:
     """The owner has withdrawn what it announced under this key."""
@@ -90,15 +121,17 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "queue_ms": Real(0, 1e9),
     "tps": Real(0, 1e9),
     "sessions": Integer(0, 2**31 - 1),
+    "links": Sequence(LinkField(), 0, MAX_PEER_LINKS),
 }
-_OPTIONAL: dict[str, object] = {"queue_ms": 0.0, "tps": 0.0, "sessions": 0}
+_OPTIONAL: dict[str, object] = {"queue_ms": 0.0, "tps": 0.0, "sessions": 0, "links": ()}
 """What an entry may leave out, and the value that it then has."""
 
 
 def encode_node(info: NodeInfo) -> bytes:
     """The body of a node's announcement.
 
-    Addresses that nobody could dial are left out, and as many at the end of the list as do not fit.
+    Addresses that nobody could dial are left out. Of what does not fit the last links go first, then the last
+    addresses.
     Raises LocalProtocolError if ``info`` breaks the bounds that every reader enforces.
     """
     if info.span.end > info.model.n_blocks:
@@ -106,6 +139,7 @@ def encode_node(info: NodeInfo) -> bytes:
     if info.free_kv_tokens > info.total_kv_tokens:
         raise LocalProtocolError("more free KV cache than there is")
     maddrs = tuple(maddr for maddr in info.maddrs if is_dialable(maddr, info.peer_id))[:MAX_MADDRS]
+    links = info.links[:MAX_PEER_LINKS]
     while True:
         body = _encode(
             "node",
@@ -125,11 +159,12 @@ def encode_node(info: NodeInfo) -> bytes:
                 "queue_ms": info.queue_ms,
                 "tps": info.tokens_per_s,
                 "sessions": info.sessions,
+                "links": links,
             },
         )
-        if len(body) <= _MAX_BODY_BYTES or not maddrs:
+        if len(body) <= _MAX_BODY_BYTES or not (links or maddrs):
             return body
-        maddrs = maddrs[:-1]
+        links, maddrs = links[:-1], maddrs if links else maddrs[:-1]
 
 
 def encode_model(model: ModelRef) -> bytes:
@@ -178,6 +213,7 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         queue_ms=values["queue_ms"],
         tokens_per_s=values["tps"],
         sessions=values["sessions"],
+        links=values["links"],
     )
 
 

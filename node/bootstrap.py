@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity
+from ..swarm.transport import NetworkChange, NetworkRestored
 from .config import BootstrapConfig, NodeEvent, OnEvent
-from .network import Network, open_network
+from .network import Network, network_event, open_network
 
 __all__ = ["BootstrapConfig", "run_bootstrap"]
 
@@ -19,14 +21,21 @@ async def run_bootstrap(
 ) -> None:
     """Listen and keep the DHT together until cancelled. Raises SwarmError, after an ``error`` event.
 
-    Events: ``listening`` with the addresses others join through, ``online``, ``stopped``.
+    Events: ``listening`` with the addresses others join through, ``online``, ``network_lost`` and
+    ``network_restored``, ``stopped``.
     """
     peer_id = ""
     maddrs: tuple[str, ...] = ()
 
-    def emit(event: str, **details: object) -> None:
+    def emit(event: str, details: Mapping[str, object] | None = None) -> None:
         log.info("event=%s peer=%s", event, peer_id)
-        on_event(NodeEvent(event, peer_id=peer_id, maddrs=maddrs, details=details))
+        on_event(NodeEvent(event, peer_id=peer_id, maddrs=maddrs, details=details or {}))
+
+    async def on_network(change: NetworkChange) -> None:
+        nonlocal maddrs
+        if isinstance(change, NetworkRestored) and network is not None:
+            maddrs = await network.transport.maddrs()
+        emit(*network_event(change))
 
     try:
         if network is None:
@@ -37,14 +46,16 @@ async def run_bootstrap(
                 port=config.port,
                 announce_maddrs=config.announce_maddrs,
                 initial_peers=config.initial_peers,
+                is_relay=config.relay,
             )
         peer_id = network.transport.peer_id
         maddrs = await network.transport.maddrs()
+        network.watch(on_network)
         emit("listening")
         emit("online")
         await network.failed()
     except SwarmError as error:
-        emit("error", message=error.message, hint=error.hint)
+        emit("error", {"message": error.message, "hint": error.hint})
         raise
     finally:
         if network is not None:

@@ -67,12 +67,14 @@ def is_loopback(maddr: str) -> bool:
         return False
 
 
-def check_listenable(host_maddrs: Sequence[str]) -> None:
-    """Raises ListenError if a port is taken or an address is not ours, UsageError if it is none.
+def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
+    """The addresses, with a free port in place of 0, which a daemon keeps when it is started again.
 
-    p2pd shares ports (SO_REUSEPORT): two daemons on one port both start, and dials then fail at random. So a
-    plain socket tries the port first.
+    Raises ListenError if a port is taken or an address is not ours, UsageError if it is none. p2pd shares
+    ports (SO_REUSEPORT): two daemons on one port both start, and dials then fail at random. So a plain socket
+    tries the port first.
     """
+    found = []
     for maddr in host_maddrs:
         match = _SOCKET_MADDR.fullmatch(maddr)
         if match is None:
@@ -96,6 +98,9 @@ def check_listenable(host_maddrs: Sequence[str]) -> None:
                 trial.bind((str(host), port))
             except OSError as error:
                 raise _listen_error(str(host), port, error) from error
+            port = trial.getsockname()[1]
+        found.append(f"/{match[1]}/{match[2]}/{match[3]}/{port}{match[5] or ''}")
+    return tuple(found)
 
 
 def _listen_error(host: str, port: int, error: OSError) -> ListenError:

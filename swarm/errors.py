@@ -10,6 +10,7 @@
     │   ├── ListenError             cannot listen (port in use, address not ours)
     │   ├── PeerUnreachableError    a peer cannot be dialled
     │   ├── StreamClosedError       the peer closed the stream
+    │   │   └── LocalNetworkError   our own end of it is gone (p2pd died or hung): no peer's fault
     │   └── PeerTimeoutError        the peer did not answer in time
     ├── RouteError                  no route covers the model now                   exit 5
     ├── ProtocolError               somebody broke the wire protocol                exit 6
@@ -98,6 +99,11 @@ class PeerUnreachableError(NetworkError):
 
 class StreamClosedError(NetworkError):
     pass
+
+
+class LocalNetworkError(StreamClosedError):
+    """All streams of this process ended at once, because of this process or its computer. Unless the message
+    says that it was given up, the network comes back by itself: what needs it may be tried again at once."""
 
 
 class PeerTimeoutError(NetworkError):

@@ -263,6 +263,9 @@ class MemoryTransport:
         remote._accept(MemoryStream(remote, self._peer_id, there, back), handler)
         return MemoryStream(self, peer_id, back, there)
 
+    async def check(self) -> None:
+        self._check_open()
+
     async def close(self) -> None:
         self._shut()
         self._network._forget(self)

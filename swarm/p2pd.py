@@ -8,21 +8,32 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from hivemind.p2p import P2PDaemonError, PeerID
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from .addresses import PeerAddress, check_listenable, is_loopback
+from .addresses import PeerAddress, is_loopback, listenable
 from .dial_errors import dial_error, self_dial_error
-from .errors import NetworkError, PeerTimeoutError, PeerUnreachableError, StreamClosedError, UsageError
+from .errors import (
+    LocalNetworkError,
+    NetworkError,
+    PeerTimeoutError,
+    PeerUnreachableError,
+    StreamClosedError,
+    UsageError,
+)
+from .identity import Identity
 from .p2pd_daemon import P2pDaemon
-from .transport import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler
-
-if TYPE_CHECKING:
-    from .identity import Identity
+from .p2pd_keeper import Keeper, steady_clock
+from .p2pd_maddrs import encode_maddr, readable_maddrs
+from .p2pd_options import P2pdOptions
+from .p2pd_process import P2pdProcess
+from .p2pd_relays import RelayWatch, Verdict
+from .p2pd_stream import P2pdStream
+from .transport import DIAL_TIMEOUT, NetworkWatcher, Stream, StreamHandler
 
 logger = logging.getLogger(__name__)
 
@@ -33,89 +44,42 @@ ROUTING_TIMEOUT = 2.0
 ROUTING_POLL = 0.02
 CONTROL_TIMEOUT = 5.0
 """Seconds for a request that the daemon answers by itself."""
-CLOSE_GRACE = 5.0
-"""Seconds that a closed stream may take to send what is queued, if the peer has stopped reading."""
-JOIN_LIMIT = 64 * 1024
-"""Up to so many bytes, copying a frame's buffers into one is cheaper than a second system call."""
+MOST_NEIGHBOURS = 32
+"""Peers that a new daemon connects to at once; the others come back by themselves."""
+MOST_ADDRESSES = 4
 
 _SILENT = "the libp2p daemon (p2pd) of this process does not answer"
 _PORT_ZERO = re.compile(r"/(tcp|udp)/0+(/|$)")
 _ED25519_ID = bytes.fromhex("002408011220")  # what each PeerID of an Ed25519 key begins with
-_P2P_CODE = bytes.fromhex("a503")  # multicodec 421 as a varint
-
-
-class P2pdStream:
-    """A ``transport.Stream`` over the daemon's socket of one libp2p stream."""
-
-    __slots__ = ("__weakref__", "_closed", "_daemon", "_peer_id", "_reader", "_writer")
-
-    def __init__(
-        self, daemon: P2pDaemon, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._daemon = daemon
-        self._peer_id = peer_id
-        self._reader = reader
-        self._writer = writer
-        self._closed = False
-
-    @property
-    def peer_id(self) -> str:
-        return self._peer_id
-
-    async def read(self, max_bytes: int = READ_SIZE) -> bytes:
-        try:
-            data = await self._reader.read(max_bytes)
-        except OSError as error:
-            raise self._broken() from error
-        if not data and (self._closed or self._daemon.is_gone()):
-            raise self._broken()
-        return data
-
-    def write(self, buffers: Iterable[Buffer]) -> None:
-        writer = self._writer
-        if self._closed or writer.transport.is_closing():
-            raise self._broken()
-        buffers = list(buffers)
-        if len(buffers) > 1 and sum(map(len, buffers)) <= JOIN_LIMIT:
-            writer.write(b"".join(buffers))
-        else:
-            for buffer in buffers:
-                writer.write(buffer)
-
-    async def drain(self) -> None:
-        try:
-            await self._writer.drain()
-        except OSError as error:
-            raise self._broken() from error
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        transport = self._writer.transport
-        if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(CLOSE_GRACE, transport.abort)
-        self._writer.close()
-
-    def _broken(self) -> StreamClosedError:
-        if self._closed:
-            return StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")
-        if self._daemon.is_gone():
-            return self._daemon.death_error()
-        return StreamClosedError(f"peer {self._peer_id} closed the stream")
 
 
 class P2pdTransport:
     """One libp2p peer: its own p2pd, its identity, its streams. Made by ``await P2pdTransport.create()``.
 
+    A daemon that dies or hangs is replaced: identity, addresses and handlers stay, streams are lost.
     ``p2p`` is the hivemind ``P2P`` for those who speak other protocols over the same daemon (the DHT).
     """
 
-    def __init__(self, daemon: P2pDaemon) -> None:
+    def __init__(
+        self,
+        daemon: P2pDaemon,
+        identity: Identity,
+        initial_peers: Sequence[PeerAddress] = (),
+        relays: Sequence[PeerAddress] = (),
+    ) -> None:
+        """Use ``create``."""
         self.p2p = daemon
+        self._identity: Identity | None = identity  # whose key file the next daemon reads, too
         self._peer_id = str(daemon.peer_id)
+        self._initial_peers = initial_peers
+        self._relays = _by_peer(relays)
+        self._relay_watch = RelayWatch(self._relays)
+        self._relay_watch.began(steady_clock())
+        self._neighbours: dict[bytes, list[bytes]] = {}  # peers that were connected a moment ago, and where
         self._tasks: set[asyncio.Task[Any]] = set()
         self._streams: weakref.WeakSet[P2pdStream] = weakref.WeakSet()
+        self._keeper = Keeper(daemon, self._ping, self._settle)
+        self._keeping: asyncio.Task[LocalNetworkError] | None = None
         self._closed = False
 
     @classmethod
@@ -127,42 +91,55 @@ class P2pdTransport:
         initial_peers: Sequence[str] = (),
         announce_maddrs: Sequence[str] = (),
         client_mode: bool = False,
+        relays: Sequence[str] = (),
+        is_relay: bool = False,
     ) -> P2pdTransport:
         """Start a daemon, listen (unless ``client_mode``), and connect to the initial peers.
 
         ``identity`` None: a new key that nobody keeps. ``announce_maddrs`` replaces the addresses that
-        we tell others. One initial peer that answers is enough.
+        we tell others. One initial peer that answers is enough. ``relays``: peers through which others reach
+        us, who cannot be dialled; ``is_relay``: be one.
         Raises UsageError for an address that is none, ListenError if a port is taken, PeerUnreachableError or
         PeerTimeoutError if no initial peer answers within BOOTSTRAP_TIMEOUT, NetworkError if p2pd fails.
         """
         peers = [PeerAddress.parse(text) for text in initial_peers]
-        for address in (*(peer.maddr for peer in peers), *announce_maddrs):
+        through = [PeerAddress.parse(text) for text in relays]
+        for address in (*(peer.maddr for peer in (*peers, *through)), *announce_maddrs):
             encode_maddr(address)
         for address in announce_maddrs:
             if _PORT_ZERO.search(address):
                 raise UsageError(
                     f"cannot announce {address}: nobody can dial port 0", hint="Name the real port."
                 )
-        if not client_mode:
-            check_listenable(host_maddrs)
+        identity = identity or Identity.generate()
         daemon = await P2pDaemon.launch(
-            identity_path=str(identity.path) if identity is not None else None,
-            host_maddrs=host_maddrs,
-            announce_maddrs=announce_maddrs,
-            client_mode=client_mode,
-            nat_port_map=not client_mode and not all(map(is_loopback, host_maddrs)),
+            P2pdOptions(
+                identity_path=str(identity.path),
+                host_maddrs=() if client_mode else listenable(host_maddrs),
+                announce_maddrs=tuple(announce_maddrs),
+                client_mode=client_mode,
+                nat_port_map=not client_mode and not all(map(is_loopback, host_maddrs)),
+                relays=tuple(map(str, through)),
+                is_relay=is_relay,
+            )
         )
-        transport = cls(daemon)
+        transport = cls(daemon, identity, peers, through)
         try:
             await transport._connect_initial(peers)
         except BaseException:
             await transport.close()
             raise
+        transport._keeping = asyncio.create_task(transport._keeper.run(), name="p2pd keeper")
         return transport
 
     @property
     def peer_id(self) -> str:
         return self._peer_id
+
+    @property
+    def listen_maddrs(self) -> tuple[str, ...]:
+        """Where this process listens, whatever it announces; a host of zeros is all of its addresses."""
+        return self.p2p.options.host_maddrs
 
     async def maddrs(self) -> tuple[str, ...]:
         """Where others can dial us, each with /p2p/; empty in client mode. Raises NetworkError."""
@@ -173,9 +150,17 @@ class P2pdTransport:
             raise NetworkError(_SILENT) from None
         return tuple(f"{Multiaddr(raw)}/p2p/{self._peer_id}" for raw in response.identify.addrs)
 
+    def watch(self, watcher: NetworkWatcher) -> None:
+        """Tell ``watcher`` whenever the network is lost or restored, after the watchers that came before."""
+        self._keeper.watch(watcher)
+
+    async def check(self) -> None:
+        self._check_open()
+        await self._keeper.check()
+
     async def serve(self, protocol_id: str, handler: StreamHandler) -> None:
         async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            stream = self._stream(str(info.peer_id), reader, writer)
+            stream = self._stream(self.p2p.process, str(info.peer_id), reader, writer)
             task = asyncio.current_task()
             if self._closed or task is None:
                 stream.close()
@@ -196,64 +181,62 @@ class P2pdTransport:
         self._check_open()
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT):
+                await self.p2p.ready()
                 await self.p2p.add_binary_stream_handler(protocol_id, accept)
         except TimeoutError:
             raise NetworkError(_SILENT) from None
         except (OSError, EOFError, P2PDaemonError) as error:
-            raise self.p2p.broken(error) from error
+            raise self.p2p.process.broken(error) from error
 
     async def connect(self, peer_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT) -> None:
         """Connect to a peer; returns at once if it is connected.
 
         Addresses may come from strangers: one that cannot be read is passed over.
-        Raises PeerUnreachableError, PeerTimeoutError, or StreamClosedError if our own daemon is gone.
+        Raises PeerUnreachableError, PeerTimeoutError, or LocalNetworkError if our own daemon is gone.
         """
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.CONNECT,
-            connect=p2pd_pb2.ConnectRequest(
-                peer=self._raw_peer_id(peer_id),
-                addrs=_readable(peer_id, maddrs),
-                timeout=math.ceil(timeout),
-            ),
-        )
-        try:
-            response = await self._control(request, timeout)
-        except TimeoutError:
-            raise _no_answer(peer_id, timeout) from None
-        if response.type == p2pd_pb2.Response.ERROR:
-            raise dial_error(peer_id, response.error.msg)
+        await self._connect(self._raw_peer_id(peer_id), readable_maddrs(peer_id, maddrs), timeout)
 
     async def open_stream(
         self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
     ) -> Stream:
+        raw = self._raw_peer_id(peer_id)
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.STREAM_OPEN,
-            streamOpen=p2pd_pb2.StreamOpenRequest(
-                peer=self._raw_peer_id(peer_id), proto=[protocol_id], timeout=math.ceil(timeout)
-            ),
+            streamOpen=p2pd_pb2.StreamOpenRequest(peer=raw, proto=[protocol_id], timeout=math.ceil(timeout)),
         )
         try:
             async with asyncio.timeout(timeout):
-                if maddrs:
-                    await self.connect(peer_id, maddrs, timeout)
-                self._check_open()
-                response, reader, writer = await self.p2p.request(request)
+                while True:
+                    if maddrs:
+                        await self._connect(raw, readable_maddrs(peer_id, maddrs), timeout)
+                    self._check_open()
+                    await self.p2p.ready()
+                    process = self.p2p.process
+                    try:
+                        response, reader, writer = await self.p2p.request(request)
+                    except LocalNetworkError:
+                        continue  # ``ready`` waits for the next daemon, or says that there is none
+                    break
         except TimeoutError:
-            raise _no_answer(peer_id, timeout) from None
+            raise self._no_answer(peer_id, timeout) from None
         if response.type == p2pd_pb2.Response.ERROR:
             writer.close()
             raise dial_error(peer_id, response.error.msg, protocol_id)
-        return self._stream(peer_id, reader, writer)
+        return self._stream(process, peer_id, reader, writer)
 
     async def died(self) -> NetworkError:
-        """Wait until the daemon ends by itself; returns what to tell people. Cancel it before ``close``."""
-        await self.p2p.wait_ended()
-        return self.p2p.death_error()
+        """Wait until there will be no daemon any more; returns what to tell people. Cancel it before
+        ``close``."""
+        if self._keeping is None:
+            return StreamClosedError("the transport is closed")
+        return await asyncio.shield(self._keeping)
 
     async def close(self) -> None:
         """Stop handlers, streams and daemon; no process and no socket file is left. May be called again."""
         self._closed = True
         tasks = self._tasks - {asyncio.current_task()}
+        if self._keeping is not None:
+            tasks.add(self._keeping)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -261,6 +244,56 @@ class P2pdTransport:
         for stream in list(self._streams):
             stream.close()
         await self.p2p.shutdown()
+        self._identity = None
+
+    # Keeping the daemon.
+
+    async def _ping(self) -> None:
+        """Ask the daemon whom it is connected to, and remember it: the next one begins with them."""
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
+        response, _, writer = await self.p2p.request(request)
+        writer.close()
+        self._neighbours = {
+            peer.id: [bytes(address) for address in peer.addrs][:MOST_ADDRESSES]
+            for peer in response.peers[:MOST_NEIGHBOURS]
+        }
+        if self._relays:
+            self._look_after_relays([peer.id for peer in response.peers])
+
+    def _look_after_relays(self, connected: Sequence[bytes]) -> None:
+        match self._relay_watch.look(connected, steady_clock()):
+            case Verdict.LOST:
+                self._connect_in_background(self._relays)
+            case Verdict.BACK:
+                self.p2p.kill("was replaced, since a relay of ours is back that has forgotten us")
+
+    async def _settle(self) -> None:
+        """Connect to the initial peers and to those whom the last daemon was connected to, until one answers;
+        the others in the background. Raises NetworkError if nobody does."""
+        self._relay_watch.began(steady_clock())
+        whom = self._neighbours | _by_peer(self._initial_peers)
+        pending, met = self._connect_in_background(whom), False
+        while pending and not met:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            met = any(not task.cancelled() and task.exception() is None for task in done)
+        if self._initial_peers:
+            if not met:
+                raise PeerUnreachableError("none of the peers that were connected before answers")
+            await self._wait_for_routing()
+
+    def _connect_in_background(self, whom: Mapping[bytes, Sequence[bytes]]) -> set[asyncio.Task[None]]:
+        tasks = {
+            asyncio.create_task(self._connect(raw, maddrs, BOOTSTRAP_TIMEOUT)) for raw, maddrs in whom.items()
+        }
+        for task in tasks:
+            self._tasks.add(task)
+            task.add_done_callback(self._forget)
+        return tasks
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("not connected again: %s", error)
 
     async def _connect_initial(self, peers: Sequence[PeerAddress]) -> None:
         addresses: dict[str, list[str]] = {}
@@ -310,16 +343,42 @@ class P2pdTransport:
         except TimeoutError:
             logger.debug("no initial peer helps to find others")
 
+    async def _connect(self, raw_peer_id: bytes, addresses: Sequence[bytes], timeout: float) -> None:
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.CONNECT,
+            connect=p2pd_pb2.ConnectRequest(peer=raw_peer_id, addrs=addresses, timeout=math.ceil(timeout)),
+        )
+        peer_id = str(PeerID(raw_peer_id))
+        try:
+            response = await self._control(request, timeout)
+        except TimeoutError:
+            raise self._no_answer(peer_id, timeout) from None
+        if response.type == p2pd_pb2.Response.ERROR:
+            raise dial_error(peer_id, response.error.msg)
+
     async def _control(self, request: p2pd_pb2.Request, timeout: float) -> p2pd_pb2.Response:
         """One request without a stream. Raises TimeoutError, StreamClosedError, NetworkError."""
-        self._check_open()
         async with asyncio.timeout(timeout):
-            response, _, writer = await self.p2p.request(request)
-        writer.close()
-        return response
+            while True:
+                self._check_open()
+                await self.p2p.ready()
+                try:
+                    response, _, writer = await self.p2p.request(request)
+                except LocalNetworkError:
+                    continue
+                writer.close()
+                return response
 
-    def _stream(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> P2pdStream:
-        stream = P2pdStream(self.p2p, peer_id, reader, writer)
+    def _no_answer(self, peer_id: str, timeout: float) -> NetworkError:
+        """The error when time is over: that of our own daemon if there is none."""
+        if not self.p2p.is_up:
+            return self.p2p.process.death_error()
+        return PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s")
+
+    def _stream(
+        self, process: P2pdProcess, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> P2pdStream:
+        stream = P2pdStream(process, peer_id, reader, writer)
         self._streams.add(stream)
         return stream
 
@@ -337,37 +396,9 @@ class P2pdTransport:
             raise StreamClosedError("the transport is closed")
 
 
-def encode_maddr(text: str) -> bytes:
-    """A multiaddress in binary. Raises UsageError.
-
-    hivemind's Multiaddr turns ids after /p2p/ into CIDs, which p2pd does not accept, so those are done here.
-    """
-    encoded = b""
-    try:
-        first, *rest = text.replace("/ipfs/", "/p2p/").split("/p2p/")
-        if first:
-            encoded += Multiaddr(first).to_bytes()
-        for part in rest:
-            peer_id, slash, following = part.partition("/")
-            raw = PeerID.from_base58(peer_id).to_bytes()
-            encoded += _P2P_CODE + bytes([len(raw)]) + raw
-            if following:
-                encoded += Multiaddr(slash + following).to_bytes()
-    except ValueError as error:
-        raise UsageError(f"{text[:200]!r} is not a multiaddress: {str(error)[:200]}") from None
-    return encoded
-
-
-def _readable(peer_id: str, maddrs: Sequence[str]) -> list[bytes]:
-    """The addresses that can be encoded, without their final /p2p part, which p2pd wants apart."""
-    encoded = []
-    for maddr in maddrs:
-        try:
-            encoded.append(encode_maddr(maddr.removesuffix(f"/p2p/{peer_id}")))
-        except UsageError as error:
-            logger.debug("an address of peer %s is passed over: %s", peer_id, error.message)
-    return encoded
-
-
-def _no_answer(peer_id: str, timeout: float) -> PeerTimeoutError:
-    return PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s")
+def _by_peer(peers: Iterable[PeerAddress]) -> dict[bytes, list[bytes]]:
+    """Peer ids and addresses in binary."""
+    found: dict[bytes, list[bytes]] = {}
+    for peer in peers:
+        found.setdefault(PeerID.from_base58(peer.peer_id).to_bytes(), []).append(encode_maddr(peer.maddr))
+    return found

@@ -1,274 +1,229 @@
-"""Our go-libp2p daemon: starting it, noticing its end, stopping it without leaving anything behind.
-
-hivemind's ``P2P.create`` is not used because its daemon shares our terminal's process group (Ctrl-C would
-kill it before we can say good-bye), its sockets lie open in /tmp, and a daemon that dies goes unnoticed.
-"""
+"""hivemind's ``P2P`` over a daemon that can be replaced: whoever holds it need not know that one died."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
-import shutil
-import socket
-import tempfile
-import time
-from collections import deque
-from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import hivemind.hivemind_cli
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon import p2pclient
-from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
+from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE, ControlClient
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from .errors import ListenError, NetworkError, StreamClosedError
-
-logger = logging.getLogger(__name__)
-
-STARTUP_TIMEOUT = 15.0
-STOP_TIMEOUT = 3.0
-"""Seconds between SIGTERM and SIGKILL."""
-STALE_AGE = 60.0
-"""Seconds before a folder of sockets that nobody answers on counts as left behind, not as just being made."""
-STREAM_LIMIT = 256 * 1024
-"""Bytes that asyncio buffers of a stream before it stops reading; twice this at most."""
-
-_FOLDER_PREFIX = "swarm-node-p2pd-"
-_DAEMON_SOCKET = "p2pd.sock"
-_CLIENT_SOCKET = "client.sock"
-_MAX_SOCKET_PATH = 100  # macOS allows 104 bytes, Linux 108
+from .errors import LocalNetworkError, NetworkError, StreamClosedError
+from .p2pd_options import P2pdOptions
+from .p2pd_process import STARTUP_TIMEOUT, STOP_TIMEOUT, P2pdProcess, remove_stale_folders
 
 
 class P2pDaemon(P2P):
-    """A hivemind ``P2P``, usable wherever hivemind wants one, over a daemon that we start and watch."""
+    """Usable wherever hivemind wants a ``P2P``, across ``restart``: identity, addresses and handlers stay.
 
-    def __init__(self) -> None:
+    Between the end of a daemon and the next one, calls wait; the caller's own time limit ends that.
+    """
+
+    def __init__(self, options: P2pdOptions) -> None:
         super().__init__()
-        self._folder = _make_folder()
-        self._daemon_listen_maddr = Multiaddr(f"/unix{self._folder / _DAEMON_SOCKET}")
-        self._client_listen_maddr = Multiaddr(f"/unix{self._folder / _CLIENT_SOCKET}")
-        self._follower: asyncio.Task[None] | None = None
-        self._last_lines: deque[str] = deque(maxlen=5)
-        self._ended = asyncio.Event()
+        self._client: p2pclient.Client | None
+        self._listen_task: asyncio.Task[None] | None
+        self.options = options
+        self._process: P2pdProcess | None = None
+        self._up = asyncio.Event()  # there is a daemon to ask, or there will be none any more
+        self._failure: LocalNetworkError | None = None
         self._stopping = False
+        self._listeners: set[asyncio.Task[None]] = set()  # of the sockets that streams come in by
 
     @classmethod
-    async def launch(
-        cls,
-        *,
-        identity_path: str | None,
-        host_maddrs: Sequence[str],
-        announce_maddrs: Sequence[str] = (),
-        client_mode: bool = False,
-        nat_port_map: bool = False,
-    ) -> P2pDaemon:
+    async def launch(cls, options: P2pdOptions) -> P2pDaemon:
         """Start p2pd and wait until it listens. Raises ListenError or NetworkError."""
         remove_stale_folders()
-        self = cls()
-        options: dict[str, Any] = {
-            "listen": self._daemon_listen_maddr,
-            "autoRelay": False,
-            "autonat": True,
-            "b": False,  # we connect to the initial peers ourselves, with errors that say which and why
-            "connManager": True,
-            "idleTimeout": "30s",
-            "natPortMap": nat_port_map,
-            "relay": True,
-            "tls": True,
-            "persistentConnMaxMsgSize": DEFAULT_MAX_MSG_SIZE,
-            "dhtClient" if client_mode else "dhtServer": True,
-        }
-        if client_mode:
-            options["noListenAddrs"] = True
-        elif host_maddrs:
-            options["hostAddrs"] = ",".join(host_maddrs)
-        if announce_maddrs:
-            options["announceAddrs"] = ",".join(announce_maddrs)
-        if identity_path is not None:
-            options["id"] = identity_path
+        self = cls(options)
         try:
-            await self._start(self._make_process_args(_binary(), **options))
+            await self.restart()
         except BaseException:
             await self.shutdown()
             raise
         return self
 
-    async def _start(self, arguments: list[str]) -> None:
-        environment = {"GOLOG_LOG_LEVEL": "error", **os.environ}
-        try:
-            self._child = await asyncio.create_subprocess_exec(
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in the terminal is ours to handle
-            )
-        except OSError as error:
-            raise NetworkError(
-                f"cannot run the libp2p daemon {arguments[0]}: {error.strerror or error}",
-                hint="Reinstall hivemind for this platform.",
-            ) from error
-        self._alive = True
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._follower = asyncio.create_task(self._follow(self._child, ready))
+    @property
+    def process(self) -> P2pdProcess:
+        """The daemon in use, or the last that was. Raises NetworkError before the first."""
+        if self._process is None:
+            raise NetworkError("the libp2p daemon (p2pd) was not started")
+        return self._process
+
+    async def restart(self) -> None:
+        """Start a daemon in the place of the last one, which is ended if it still runs.
+
+        Raises ListenError or NetworkError; may then be called again.
+        """
+        last, handlers = self._process, self._client.control if self._client is not None else None
+        self._lay_down()
+        if last is not None:
+            last.kill("was replaced")
+            await last.stop()
+        options = self.options
+        if options.relays:
+            options = options.announcing((*await self._direct_addresses(), *options.circuits()))
+        process = await P2pdProcess.start(options, self._on_end)
+        if self._stopping:
+            await process.stop()
+            raise StreamClosedError("the transport is closed")
+        self._process, self._child, self._alive = process, process.child, True
+        self._daemon_listen_maddr = Multiaddr(f"/unix{process.control_socket}")
+        self._client_listen_maddr = Multiaddr(f"/unix{process.client_socket}")
         try:
             async with asyncio.timeout(STARTUP_TIMEOUT):
-                await ready
-                self._client = await p2pclient.Client.create(
+                client = await p2pclient.Client.create(
                     control_maddr=self._daemon_listen_maddr,
                     listen_maddr=self._client_listen_maddr,
                     persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,
                 )
-                await self._ping_daemon()
+                for task in (client.control._read_task, client.control._write_task):
+                    task.add_done_callback(_forget)  # they fail when the daemon dies, which is seen elsewhere
+                self._client, before = client, self._client
+                try:
+                    await self._ping_daemon()
+                    if handlers is not None:
+                        await self._take_over(client, handlers)
+                except BaseException:
+                    if before is not None:
+                        client.close()
+                        self._client = before  # which knows the handlers
+                    raise
         except TimeoutError:
             raise NetworkError(
                 f"the libp2p daemon (p2pd) did not start within {STARTUP_TIMEOUT:g} s"
             ) from None
         except (OSError, EOFError, P2PDaemonError) as error:
             raise NetworkError(f"the libp2p daemon (p2pd) failed while it started: {error}") from error
+        if not process.ended.is_set():
+            self._up.set()
 
-    async def _follow(self, child: asyncio.subprocess.Process, ready: asyncio.Future[None]) -> None:
-        """Read what the daemon prints until it ends."""
-        while child.stdout is not None:
-            try:
-                line = await child.stdout.readline()
-            except ValueError:  # a line longer than the buffer: asyncio has dropped it
-                continue
-            if not line:
-                break
-            text = line.rstrip().decode(errors="replace")
-            self._last_lines.append(text)
-            logger.debug("p2pd: %s", text)
-            if text.startswith("Peer ID:") and not ready.done():
-                ready.set_result(None)
-        await child.wait()
-        self._alive = False
-        self._ended.set()
-        if not ready.done():
-            ready.set_exception(self._startup_error())
-            ready.exception()  # seen, even if the launcher was cancelled meanwhile
-        if self._client is not None and not self._stopping:
-            self._fail_calls()
+    async def _direct_addresses(self) -> tuple[str, ...]:
+        """Where peers of our own network can dial us, which only a daemon that listens knows. To be announced
+        by one that has relays, they must be known before it starts."""
+        options = self.options
+        if options.announce_maddrs or options.client_mode:
+            return options.announce_maddrs
+        process = await P2pdProcess.start(options.without_relays(), lambda: None)
+        try:
+            async with asyncio.timeout(STARTUP_TIMEOUT):
+                response, _, writer = await process.request(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+            writer.close()
+        finally:
+            await process.stop()
+        return tuple(str(Multiaddr(raw)) for raw in response.identify.addrs)
 
-    def _fail_calls(self) -> None:
-        """End hivemind's unary calls, which would otherwise wait for the dead daemon for ever."""
-        for call in self._client.control._pending_calls.values():
-            if not call.done():
-                call.set_exception(P2PDaemonError(self.death_error().message))
+    async def ready(self) -> None:
+        """Wait until there is a daemon. Raises LocalNetworkError once there will be none any more."""
+        await self._up.wait()
+        if self._stopping:
+            raise StreamClosedError("the transport is closed")
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set() and self._failure is None
 
     async def request(
         self, request: p2pd_pb2.Request
     ) -> tuple[p2pd_pb2.Response, asyncio.StreamReader, asyncio.StreamWriter]:
-        """Send one control request; the connection is the caller's to close.
-
-        Raises StreamClosedError if the daemon is gone.
-        """
+        """As the process's. Who makes it again after a LocalNetworkError awaits ``ready`` before."""
+        process = self.process
         try:
-            reader, writer = await asyncio.open_unix_connection(
-                self._folder / _DAEMON_SOCKET, limit=STREAM_LIMIT
-            )
-        except OSError as error:
-            raise self.broken(error) from error
-        try:
-            response = p2pd_pb2.Response()
-            await write_pbmsg(writer, request)
-            await read_pbmsg_safe(reader, response)
-        except (OSError, EOFError) as error:
-            writer.close()
-            raise self.broken(error) from error
-        except BaseException:
-            writer.close()
+            return await process.request(request)
+        except LocalNetworkError:
+            if process is self._process:
+                self._up.clear()
             raise
-        return response, reader, writer
 
-    def is_gone(self) -> bool:
-        """Whether the daemon has ended, even if its exit status has not reached us yet."""
-        return self._ended.is_set() or not _answers(self._folder / _DAEMON_SOCKET)
+    async def ended(self) -> LocalNetworkError:
+        process = self.process
+        await process.ended.wait()
+        return process.death_error()
 
-    async def wait_ended(self) -> None:
-        await self._ended.wait()
+    def kill(self, because: str) -> None:
+        self.process.kill(because)
 
-    def death_error(self) -> StreamClosedError:
-        """What to tell people after the daemon ended by itself."""
-        status = f" (exit status {self._child.returncode})" if self._child and self._ended.is_set() else ""
-        return StreamClosedError(
-            f"the libp2p daemon (p2pd) of this process has stopped{status}", hint="Start this process again."
-        )
+    def give_up(self, error: LocalNetworkError) -> None:
+        """There will be no other daemon: whoever waits for one gets ``error``."""
+        self._failure = error
+        self._up.set()
 
     async def shutdown(self) -> None:
         """Stop the daemon and remove its sockets. May be called again."""
         self._stopping = True
+        self._up.set()
         self._terminate()
-        if self._child is not None:
+        if self._process is not None:
+            await self._process.stop()
+        if self._listeners:
+            await asyncio.wait(self._listeners, timeout=STOP_TIMEOUT)
+
+    # hivemind's side.
+
+    async def _call_unary_protobuf_handler(
+        self, peer_id: PeerID, handle_name: str, input: Any, output_protobuf_type: Any
+    ) -> Any:
+        """As hivemind's, but a call that a daemon took with it is made again: the DHT's may be repeated, and
+        one that fails for our own fault would cost a peer its place in the routing table."""
+        while True:
+            await self.ready()
+            process = self.process
             try:
-                async with asyncio.timeout(STOP_TIMEOUT):
-                    await self._child.wait()
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    self._child.kill()
-                await self._child.wait()
+                return await super()._call_unary_protobuf_handler(
+                    peer_id, handle_name, input, output_protobuf_type
+                )
+            except P2PDaemonError:
+                if self._stopping or (process is self._process and not process.is_gone()):
+                    raise
+
+    def _start_listening(self) -> None:
+        super()._start_listening()
         if self._listen_task is not None:
-            await asyncio.wait([self._listen_task])
-        if self._follower is not None:
-            await asyncio.wait([self._follower], timeout=STOP_TIMEOUT)
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self._listeners.add(self._listen_task)
+            self._listen_task.add_done_callback(self._listeners.discard)
 
-    def broken(self, error: BaseException) -> NetworkError:
-        """The error to raise when the daemon did not do what we asked."""
-        if self._stopping:
-            return StreamClosedError("the transport is closed")
-        if self.is_gone():
-            return self.death_error()
-        return NetworkError(f"the libp2p daemon (p2pd) broke off a request: {error or type(error).__name__}")
+    def _terminate(self) -> None:
+        self._lay_down()
+        if self._process is not None:
+            self._process.terminate()
 
-    def _startup_error(self) -> NetworkError:
-        said = self._last_lines[-1] if self._last_lines else f"exit status {self._child.returncode}"
-        said = said.split(" ", 2)[-1] if said[:4].isdigit() else said  # Go's log begins with date and time
-        if "failed to listen" in said:
-            return ListenError(f"cannot listen: {said[:300]}", hint="Check the address and the port.")
-        return NetworkError(f"the libp2p daemon (p2pd) failed to start: {said[:300]}")
+    def _lay_down(self) -> None:
+        """End what belongs to the daemon in use."""
+        self._alive = False
+        if not self._stopping:
+            self._up.clear()
+        if self._client is not None:
+            self._client.close()
+        if self._listen_task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, in __del__
+                self._listen_task.cancel()
+            self._listen_task = None
 
+    async def _take_over(self, client: p2pclient.Client, last: ControlClient) -> None:
+        """Let the new daemon give us what the last one did."""
+        for protocol, handler in last.handlers.items():
+            await self.add_binary_stream_handler(protocol, handler)
+        for protocol, handler in last.unary_handlers.items():
+            await client.add_unary_handler(protocol, handler)
 
-def remove_stale_folders() -> None:
-    """Remove the socket folders of processes that were killed: old, ours, and nobody answers there."""
-    for folder in _base_folder().glob(_FOLDER_PREFIX + "*"):
-        with contextlib.suppress(OSError):  # somebody else's, or removed by another process meanwhile
-            stat = folder.lstat()
-            old = time.time() - stat.st_mtime > STALE_AGE
-            if old and stat.st_uid == os.getuid() and not _answers(folder / _DAEMON_SOCKET):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make_folder() -> Path:
-    """A folder that only this user can enter, since whoever reaches the sockets acts under our identity."""
-    return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_base_folder()))
-
-
-def _base_folder() -> Path:
-    folder = tempfile.gettempdir()
-    longest = len(os.path.join(folder, _FOLDER_PREFIX + "12345678", _CLIENT_SOCKET).encode())
-    return Path(folder if longest <= _MAX_SOCKET_PATH else "/tmp")
+    def _on_end(self) -> None:
+        """End hivemind's unary calls, which would otherwise wait for the dead daemon for ever."""
+        if self._process is None or not self._process.ended.is_set() or self._stopping:
+            return
+        self._alive = False
+        self._up.clear()
+        if self._client is not None:
+            for call in self._client.control._pending_calls.values():
+                if not call.done():
+                    call.set_exception(P2PDaemonError(self._process.death_error().message))
 
 
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
-        trial.setblocking(False)
-        try:
-            trial.connect(str(path))
-        except BlockingIOError:
-            return True  # its queue is full, so somebody owns it
-        except OSError:
-            return False
-        return True
-
-
-def _binary() -> str:
-    return str(files(hivemind.hivemind_cli) / "p2pd")
+def _forget(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()

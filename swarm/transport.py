@@ -6,6 +6,7 @@ Implementations map every foreign error to ``errors``: NetworkError's subclasses
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -15,6 +16,24 @@ READ_SIZE = 256 * 1024
 
 DIAL_TIMEOUT = 10.0
 """Seconds to connect to a peer and open a stream, by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkLost:
+    """Our own network is gone, with every stream; it is being restored. ``message`` says why."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRestored:
+    """It is back after ``seconds``, under the same peer id, and serves the same protocols."""
+
+    seconds: float
+
+
+NetworkChange = NetworkLost | NetworkRestored
+NetworkWatcher = Callable[[NetworkChange], Awaitable[None]]
 
 
 class Stream(Protocol):
@@ -27,7 +46,7 @@ class Stream(Protocol):
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         """The next 1..max_bytes bytes; b"" once the peer has closed.
 
-        Raises StreamClosedError if the stream broke for a reason on our side (closed here, daemon died).
+        Raises StreamClosedError if it was closed here, LocalNetworkError if our own network was lost.
         """
 
     def write(self, buffers: Iterable[Buffer]) -> None:
@@ -64,8 +83,14 @@ class Transport(Protocol):
     ) -> Stream:
         """Dial a peer. ``maddrs`` may be empty when it is connected already or the network can find it.
 
-        Raises PeerUnreachableError, PeerTimeoutError, or StreamClosedError when this transport is closed.
+        While our own network is lost it waits for it, as long as ``timeout`` allows.
+        Raises PeerUnreachableError, PeerTimeoutError, LocalNetworkError, or StreamClosedError when this
+        transport is closed.
         """
+
+    async def check(self) -> None:
+        """Raises LocalNetworkError if it is our own end that does not answer: ask before a silent peer is
+        blamed."""
 
     async def close(self) -> None:
         """Close every stream, stop the handlers, free the port. May be called again."""

@@ -336,6 +336,22 @@ async def test_restarted_bootstrap_is_found_again(swarm: Swarm, tmp_path: Path) 
     assert await newcomer.directory.nodes(MODEL) == [node.info()]
 
 
+async def test_a_directory_goes_on_over_the_daemon_that_replaces_a_dead_one(swarm: Swarm) -> None:
+    boot, node, reader = await swarm.peer(), await swarm.peer(), await swarm.peer(client_mode=True)
+    await node.directory.announce(node.info())
+    for hurt in (node, boot, reader):
+        daemon = hurt.transport.p2p._child.pid
+        await hurt.transport.check()
+        os.kill(daemon, signal.SIGKILL)
+        await node.directory.announce(node.info())  # waits for the next daemon where it needs it
+        assert [info.peer_id for info in await reader.directory.nodes(MODEL)] == [node.identity.peer_id]
+        await hurt.transport.maddrs()
+        assert hurt.transport.p2p._child.pid != daemon
+    assert node.identity.peer_id in {
+        str(peer) for peer in boot.dht.protocol.routing_table.uid_to_peer_id.values()
+    }
+
+
 @pytest.mark.parametrize(("offset", "how"), [(10.0, "ahead of"), (-10.0, "behind")])
 async def test_wrong_clock_is_told_at_start(swarm: Swarm, offset: float, how: str) -> None:
     boot = await swarm.peer()

@@ -28,9 +28,10 @@ from swarm_node.dht.records import (
 )
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.types import MAX_BLOCKS, ModelRef, NodeInfo, NodeState, Span
+from swarm_node.swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 OWNER = Identity(bytes(32)).peer_id
+OTHER = Identity(b"1" * 32).peer_id
 MODEL = ModelRef("SmolLM2-135M-Instruct", "0123456789abcdef" * 4, 30)
 NODE = NodeInfo(
     peer_id=OWNER,
@@ -48,6 +49,7 @@ NODE = NodeInfo(
     queue_ms=3.25,
     tokens_per_s=420.0,
     sessions=7,
+    links=(PeerLink(OTHER, 0.0125, 12_500_000.0), PeerLink("12D3KooWnoBandwidth", 0.000081)),
 )
 
 
@@ -79,6 +81,12 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         queue_ms=draw(st.floats(0, 1e9)),
         tokens_per_s=draw(st.floats(0, 1e9)),
         sessions=draw(st.integers(0, 2**31 - 1)),
+        links=tuple(
+            PeerLink(OTHER, rtt_us / 1e6, float(rate))
+            for rtt_us, rate in draw(
+                st.lists(st.tuples(st.integers(0, 60_000_000), st.integers(0, 10**12)), max_size=16)
+            )
+        ),
     )
 
 
@@ -95,7 +103,7 @@ def test_model_and_gone_round_trip() -> None:
 
 
 def test_usual_record_is_small() -> None:
-    assert len(encode_node(NODE)) < 600
+    assert len(encode_node(NODE)) < 700
 
 
 @given(st.binary(max_size=300))
@@ -169,6 +177,16 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("sessions", -1),
         ("sessions", 2**31),
         ("sessions", 1.5),
+        ("links", "near"),
+        ("links", [[OTHER, 5, 0]] * (MAX_PEER_LINKS + 1)),
+        ("links", [[OTHER, 5]]),
+        ("links", [["no such peer", 5, 0]]),
+        ("links", [["1" * 129, 5, 0]]),
+        ("links", [[OTHER, -1, 0]]),
+        ("links", [[OTHER, 60_000_001, 0]]),
+        ("links", [[OTHER, 0.5, 0]]),
+        ("links", [[OTHER, 5, True]]),
+        ("links", [[OTHER, 5, 10**12 + 1]]),
         ("v", 2),
         ("v", True),
         ("kind", "other"),
@@ -179,18 +197,36 @@ def test_out_of_bounds_is_refused(field: str, value: object) -> None:
     assert field in record
     with pytest.raises(RemoteProtocolError):
         decode(OWNER, msgpack.packb(record | {field: value}))
-    if field not in ("v", "kind", "queue_ms", "tps", "sessions"):
+    if field not in ("v", "kind", "queue_ms", "tps", "sessions", "links"):
         del record[field]
         with pytest.raises(RemoteProtocolError, match=field):
             decode(OWNER, msgpack.packb(record))
 
 
-def test_load_may_be_left_out() -> None:
+def test_load_and_links_may_be_left_out() -> None:
     record = msgpack.unpackb(encode_node(NODE))
-    for field in ("queue_ms", "tps", "sessions"):
+    for field in ("queue_ms", "tps", "sessions", "links"):
         del record[field]
-    idle = dataclasses.replace(NODE, queue_ms=0.0, tokens_per_s=0.0, sessions=0)
+    idle = dataclasses.replace(NODE, queue_ms=0.0, tokens_per_s=0.0, sessions=0, links=())
     assert decode(OWNER, msgpack.packb(record)) == idle
+
+
+def test_links_give_way_before_addresses() -> None:
+    maddrs = tuple(f"/dns4/{'a' * 60}.{'b' * 60}.{n}.example/tcp/4001" for n in range(MAX_MADDRS))
+    links = tuple(PeerLink(OTHER, n / 1e6, 1e9) for n in range(MAX_PEER_LINKS + 5))
+    full = dataclasses.replace(NODE, maddrs=maddrs, links=links)
+    parsed = decode(OWNER, encode_node(full))
+    assert isinstance(parsed, NodeInfo)
+    assert parsed == dataclasses.replace(full, links=links[:MAX_PEER_LINKS])
+    longer = tuple(f"/dns4/{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 40}.{n}/tcp/4001" for n in range(12))
+    full = dataclasses.replace(full, maddrs=longer, model=ModelRef("x" * 128, MODEL.digest, 30))
+    body = encode_node(full)
+    assert len(body) < MAX_RECORD_BYTES
+    parsed = decode(OWNER, body)
+    assert isinstance(parsed, NodeInfo)
+    assert parsed.maddrs == longer
+    assert 0 < len(parsed.links) < MAX_PEER_LINKS
+    assert parsed.links == links[: len(parsed.links)]  # the first are kept
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -214,6 +250,10 @@ def test_owner_is_the_signer_not_a_field() -> None:
         {"queue_ms": -1.0},
         {"tokens_per_s": math.inf},
         {"sessions": -1},
+        {"links": (PeerLink(OTHER, math.nan),)},
+        {"links": (PeerLink(OTHER, 61.0),)},
+        {"links": (PeerLink(OTHER, 0.1, math.inf),)},
+        {"links": (PeerLink("", 0.1),)},
         {"free_kv_tokens": NODE.total_kv_tokens + 1},
         {"codecs": ("No Such",)},
         {"model": ModelRef("a\nb", MODEL.digest, 30)},

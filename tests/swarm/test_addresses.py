@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.addresses import PeerAddress, check_listenable, is_loopback, listen_maddr
+from swarm_node.swarm.addresses import PeerAddress, is_loopback, listen_maddr, listenable
 from swarm_node.swarm.dial_errors import dial_error
 from swarm_node.swarm.errors import (
     ListenError,
@@ -61,8 +61,16 @@ def test_a_taken_port_is_seen_even_if_its_owner_shares_it(kind: socket.SocketKin
         port = taken.getsockname()[1]
         for host in ("127.0.0.1", "0.0.0.0"):
             with pytest.raises(ListenError, match=f"port {port} on {host} is in use"):
-                check_listenable([f"/ip4/{host}/{protocol}/{port}"])
-    check_listenable([f"/ip4/127.0.0.1/{protocol}/{port}", "/ip4/127.0.0.1/tcp/0"])
+                listenable([f"/ip4/{host}/{protocol}/{port}"])
+    listenable([f"/ip4/127.0.0.1/{protocol}/{port}", "/ip4/127.0.0.1/tcp/0"])
+
+
+def test_a_port_that_is_left_to_the_system_is_named_so_that_it_can_be_had_again() -> None:
+    (found,) = listenable(["/ip4/127.0.0.1/tcp/0"])
+    port = int(found.removeprefix("/ip4/127.0.0.1/tcp/"))
+    assert port > 0
+    assert listenable([f"/ip4/127.0.0.1/tcp/{port}"]) == (f"/ip4/127.0.0.1/tcp/{port}",)
+    assert listenable(["/ip4/127.0.0.1/udp/0/quic-v1"])[0].endswith("/quic-v1")
 
 
 ALL_FAILED = f"failed to dial: failed to dial {PEER}: all dials failed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -15,11 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swarm_node.swarm import p2pd
+from swarm_node.swarm import p2pd, p2pd_keeper
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import (
     ErrorCode,
     ListenError,
+    LocalNetworkError,
     NetworkError,
     PeerTimeoutError,
     PeerUnreachableError,
@@ -29,10 +31,11 @@ from swarm_node.swarm.errors import (
 )
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.messages import ErrorMessage, Step, Want
-from swarm_node.swarm.p2pd import P2pdTransport, encode_maddr
-from swarm_node.swarm.p2pd_daemon import STALE_AGE, remove_stale_folders
+from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.p2pd_maddrs import encode_maddr
+from swarm_node.swarm.p2pd_process import STALE_AGE, remove_stale_folders
 from swarm_node.swarm.replies import error_message
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.transport import NetworkChange, NetworkLost, NetworkRestored, Stream
 from swarm_node.swarm.wire import PROTOCOL_ID
 
 pytestmark = pytest.mark.swarm
@@ -55,7 +58,8 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
     yield create
     await asyncio.gather(*(transport.close() for transport in started))
-    os.rmdir(folder)  # fails if a socket was left behind
+    assert sockets() == []
+    shutil.rmtree(folder)  # key files of errors that hold their frames
 
 
 async def echo(stream: Stream) -> None:
@@ -74,13 +78,19 @@ def daemon_pid(transport: P2pdTransport) -> int:
     return transport.p2p._child.pid
 
 
+async def freeze(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110  nobody tells
+        await asyncio.sleep(0.01)
+
+
 def our_daemons() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.name() == "p2pd"]
 
 
 def sockets() -> list[Path]:
     """The folders of sockets that are there now."""
-    return list(Path(tempfile.gettempdir()).iterdir())
+    return [entry for entry in Path(tempfile.gettempdir()).iterdir() if entry.is_dir()]
 
 
 async def test_streams_both_ways_with_proven_identities(start: Start) -> None:
@@ -329,31 +339,106 @@ async def _redial(client: P2pdTransport, peer_id: str) -> NetworkError:
             return error
 
 
-async def test_the_death_of_our_own_daemon_is_noticed_everywhere(start: Start) -> None:
+class Watcher:
+    """Waits for what a transport says of its network."""
+
+    def __init__(self, transport: P2pdTransport) -> None:
+        self.changes: asyncio.Queue[NetworkChange] = asyncio.Queue()
+        transport.watch(self.changes.put)
+
+    async def next(self) -> NetworkChange:
+        return await asyncio.wait_for(self.changes.get(), 10)
+
+
+async def test_a_daemon_that_dies_is_replaced_under_those_who_use_it(start: Start) -> None:
     server, client, stream = await linked(start)
-    watch = asyncio.create_task(client.died())
-    inbound: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+    inbound: asyncio.Queue[Stream] = asyncio.Queue()
 
     async def accept(stream: Stream) -> None:
-        inbound.set_result(stream)
+        inbound.put_nowait(stream)
         await asyncio.Event().wait()
 
-    await client.serve(ECHO, accept)
-    (await server.open_stream(client.peer_id, ECHO)).write([b"x"])
-    assert await (await inbound).read() == b"x"
+    await client.serve("/inbound/1", accept)
+    (await server.open_stream(client.peer_id, "/inbound/1")).write([b"x"])
+    accepted = await inbound.get()
+    assert await accepted.read() == b"x"
+    where, first, watcher = await server.maddrs(), daemon_pid(client), Watcher(client)
 
+    os.kill(first, signal.SIGKILL)
+    for read in (stream.read, accepted.read):
+        with pytest.raises(LocalNetworkError, match=r"p2pd.* has stopped"):
+            await asyncio.wait_for(read(), 5)
+    again = await client.open_stream(server.peer_id, ECHO, where)  # waits for the next daemon
+    again.write([b"still me"])
+    assert await again.read() == b"still me"
+    assert daemon_pid(client) != first
+    lost, restored = await watcher.next(), await watcher.next()
+    assert isinstance(lost, NetworkLost)
+    assert "has stopped (exit status -9)" in lost.message
+    assert isinstance(restored, NetworkRestored)
+    (await server.open_stream(client.peer_id, "/inbound/1")).write([b"y"])
+    assert await (await inbound.get()).read() == b"y"
+
+
+async def test_a_daemon_that_is_replaced_listens_where_it_did_and_meets_whom_it_knew(start: Start) -> None:
+    server, other = await asyncio.gather(start(), start())
+    where, watcher = await server.maddrs(), Watcher(server)
+    await other.connect(server.peer_id, where)
+    await other.serve(ECHO, echo)
+    await server.check()  # looks whom it knows
+    os.kill(daemon_pid(server), signal.SIGKILL)
+    assert isinstance(await watcher.next(), NetworkLost)
+    assert isinstance(await watcher.next(), NetworkRestored)
+    assert await server.maddrs() == where
+    back = await server.open_stream(other.peer_id, ECHO, timeout=5)  # nobody told it where
+    back.write([b"there you are"])
+    assert await back.read() == b"there you are"
+
+
+async def test_a_daemon_that_hangs_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(p2pd_keeper, "HUNG_AFTER_S", 0.5)
+    server, client, stream = await linked(start)
+    where, watcher = await server.maddrs(), Watcher(client)
+    os.kill(daemon_pid(client), signal.SIGSTOP)
+    with pytest.raises(LocalNetworkError, match=r"did not answer for 0\.5 s and was replaced"):
+        await asyncio.wait_for(stream.read(), 5)
+    assert isinstance(await watcher.next(), NetworkLost)
+    assert isinstance(await watcher.next(), NetworkRestored)
+    (await client.open_stream(server.peer_id, ECHO, where)).close()
+
+
+async def test_a_hung_daemon_is_told_from_a_silent_peer(start: Start) -> None:
+    server, client, _ = await linked(start)
+    await freeze(daemon_pid(server))
+    try:
+        await client.check()
+    finally:
+        os.kill(daemon_pid(server), signal.SIGCONT)
+    await freeze(daemon_pid(client))
+    with pytest.raises(LocalNetworkError, match="did not answer for 1 s"):
+        await client.check()
+
+
+async def test_a_daemon_that_cannot_be_kept_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2pd_keeper, "MOST_DEATHS", 2)
+    server, client, _ = await linked(start)
+    watcher, died = Watcher(client), asyncio.create_task(client.died())
     os.kill(daemon_pid(client), signal.SIGKILL)
-    error = await asyncio.wait_for(watch, 5)
-    assert "has stopped (exit status -9)" in str(error)
+    assert isinstance(await watcher.next(), NetworkLost)
+    assert isinstance(await watcher.next(), NetworkRestored)
+    os.kill(daemon_pid(client), signal.SIGKILL)
+    error = await asyncio.wait_for(died, 5)
+    assert "2 libp2p daemons (p2pd) of this process ended one after the other" in str(error)
     for use in (
-        stream.read,
-        (await inbound).read,
         client.maddrs,
+        client.check,
         lambda: client.open_stream(server.peer_id, ECHO),
         lambda: client.connect(server.peer_id),
         lambda: client.serve("/more/1", echo),
     ):
-        with pytest.raises(StreamClosedError, match=r"p2pd.* has stopped"):
+        with pytest.raises(LocalNetworkError):
             await asyncio.wait_for(use(), 5)
     assert not client.p2p.is_alive
 

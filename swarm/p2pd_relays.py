@@ -1,0 +1,49 @@
+"""When a peer that others reach through relays has to be started anew to be reached again.
+
+p2pd reserves a place at its relays when it starts, keeps it as long as the connection to the relay lives, and
+does not ask a relay again that it lost: seen for as long as 90 s, reconnected to it or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+
+GRACE_S = 10.0
+"""For a daemon that has just started to connect to its relays."""
+RETRY_S = 5.0
+"""Between tries to connect to lost relays; p2pd dials an address that failed no sooner."""
+
+
+class Verdict(Enum):
+    FINE = "a relay holds a place for us, or may soon"
+    LOST = "none does: try to connect to them"
+    BACK = "none does, but one is there: a new daemon will get a place"
+
+
+class RelayWatch:
+    """What became of our relays, peers by id in bytes. Times are seconds of any one clock."""
+
+    def __init__(self, relays: Collection[bytes]) -> None:
+        self._relays = frozenset(relays)
+        self.began(0.0)
+
+    def began(self, now: float) -> None:
+        """Another daemon has started."""
+        self._since = now
+        self._holding = set(self._relays)
+        self._tried_at: float | None = None
+
+    def look(self, connected: Collection[bytes], now: float) -> Verdict:
+        """``connected``: the peers that our daemon is connected to."""
+        if now - self._since < GRACE_S:
+            return Verdict.FINE
+        self._holding &= set(connected)
+        if self._holding:
+            return Verdict.FINE
+        if self._relays & set(connected):
+            return Verdict.BACK
+        if self._tried_at is not None and now - self._tried_at < RETRY_S:
+            return Verdict.FINE
+        self._tried_at = now
+        return Verdict.LOST

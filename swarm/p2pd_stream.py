@@ -1,0 +1,83 @@
+"""A libp2p stream as our daemon hands it over: a local socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from .errors import StreamClosedError
+from .p2pd_process import P2pdProcess
+from .transport import READ_SIZE, Buffer
+
+CLOSE_GRACE = 5.0
+"""Seconds that a closed stream may take to send what is queued, if the peer has stopped reading."""
+JOIN_LIMIT = 64 * 1024
+"""Up to so many bytes, copying a frame's buffers into one is cheaper than a second system call."""
+
+
+class P2pdStream:
+    """A ``transport.Stream`` over the daemon's socket of one libp2p stream."""
+
+    __slots__ = ("__weakref__", "_closed", "_peer_id", "_process", "_reader", "_writer")
+
+    def __init__(
+        self,
+        process: P2pdProcess,
+        peer_id: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._process = process
+        self._peer_id = peer_id
+        self._reader = reader
+        self._writer = writer
+        self._closed = False
+
+    @property
+    def peer_id(self) -> str:
+        return self._peer_id
+
+    async def read(self, max_bytes: int = READ_SIZE) -> bytes:
+        try:
+            data = await self._reader.read(max_bytes)
+        except OSError as error:
+            raise self._broken() from error
+        if not data:
+            if self._closed:
+                raise self._broken()
+            if await self._process.has_died():
+                raise self._process.death_error()
+        return data
+
+    def write(self, buffers: Iterable[Buffer]) -> None:
+        writer = self._writer
+        if self._closed or writer.transport.is_closing():
+            raise self._broken()
+        buffers = list(buffers)
+        if len(buffers) > 1 and sum(map(len, buffers)) <= JOIN_LIMIT:
+            writer.write(b"".join(buffers))
+        else:
+            for buffer in buffers:
+                writer.write(buffer)
+
+    async def drain(self) -> None:
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise self._broken() from error
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        transport = self._writer.transport
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(CLOSE_GRACE, transport.abort)
+        self._writer.close()
+
+    def _broken(self) -> StreamClosedError:
+        if self._closed:
+            return StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")
+        if self._process.is_gone():
+            return self._process.death_error()
+        return StreamClosedError(f"peer {self._peer_id} closed the stream")

@@ -1,0 +1,54 @@
+"""When a peer behind relays needs a new daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swarm_node.swarm.p2pd_options import P2pdOptions
+from swarm_node.swarm.p2pd_relays import GRACE_S, RETRY_S, RelayWatch, Verdict
+
+ONE, OTHER, STRANGER = b"one", b"other", b"stranger"
+
+
+def test_a_relay_that_stays_connected_is_fine_and_a_start_has_time_for_it() -> None:
+    watch = RelayWatch([ONE, OTHER])
+    assert watch.look([], 0.0) is Verdict.FINE
+    for second in range(10):
+        assert watch.look([ONE, STRANGER], GRACE_S + second) is Verdict.FINE
+
+
+def test_a_lost_relay_is_tried_now_and_then_and_needs_a_new_daemon_when_it_is_back() -> None:
+    watch = RelayWatch([ONE])
+    now = GRACE_S
+    assert watch.look([ONE], now) is Verdict.FINE
+    assert watch.look([STRANGER], now + 1) is Verdict.LOST
+    assert watch.look([STRANGER], now + 2) is Verdict.FINE
+    assert watch.look([STRANGER], now + 1 + RETRY_S) is Verdict.LOST
+    assert watch.look([ONE], now + 2 + RETRY_S) is Verdict.BACK
+    watch.began(now + 3 + RETRY_S)
+    assert watch.look([ONE], now + 4 + RETRY_S) is Verdict.FINE
+
+
+def test_the_second_relay_is_enough_but_one_that_came_back_has_forgotten_us() -> None:
+    watch = RelayWatch([ONE, OTHER])
+    assert watch.look([OTHER], GRACE_S) is Verdict.FINE
+    assert watch.look([ONE, OTHER], GRACE_S + 1) is Verdict.FINE
+    assert watch.look([ONE], GRACE_S + 2) is Verdict.BACK
+
+
+def test_who_has_relays_announces_itself_there_and_only_a_relay_relays(tmp_path: Path) -> None:
+    plain = P2pdOptions("key")
+    assert "-relayService=0" in plain.arguments(tmp_path)
+    relay = P2pdOptions("key", is_relay=True)
+    assert {"-relayService=1", "-forceReachabilityPublic=1"} <= set(relay.arguments(tmp_path))
+    assert relay.environment()["GOMAXPROCS"] == "1"
+    hidden = P2pdOptions("key", relays=("/ip4/192.0.2.1/tcp/1/p2p/R",))
+    assert hidden.circuits() == ("/ip4/192.0.2.1/tcp/1/p2p/R/p2p-circuit",)
+    words = hidden.announcing(("/ip4/10.0.0.1/tcp/2", *hidden.circuits())).arguments(tmp_path)
+    assert "-trustedRelays=/ip4/192.0.2.1/tcp/1/p2p/R" in words
+    assert "-announceAddrs=/ip4/10.0.0.1/tcp/2,/ip4/192.0.2.1/tcp/1/p2p/R/p2p-circuit" in words
+    assert not any(
+        "relay" in word.lower() and "=1" in word
+        for word in hidden.without_relays().arguments(tmp_path)
+        if not word.startswith("-relay=")
+    )
