@@ -27,12 +27,24 @@ class PagedAttention:
     """The ``attend`` function of one forward pass over ``pieces``: stores keys and values, then attends.
 
     The pieces, in their order, are the rows of the batch. Index tensors and masks are built once and shared
-    by all blocks.
+    by all blocks. ``rowwise``: each row is attended as one token that is decoded, page by page from the
+    first, so that its bits depend on its own past alone.
     """
 
-    __slots__ = ("_dtype", "_first_block", "_masks", "_offsets", "_pages", "_pieces", "_pool", "_slots")
+    __slots__ = (
+        "_dtype",
+        "_first_block",
+        "_masks",
+        "_offsets",
+        "_pages",
+        "_pieces",
+        "_pool",
+        "_slots",
+    )
 
-    def __init__(self, pool: KvPool, pieces: Sequence[Piece], dtype: torch.dtype) -> None:
+    def __init__(
+        self, pool: KvPool, pieces: Sequence[Piece], dtype: torch.dtype, *, rowwise: bool = False
+    ) -> None:
         device = pool.device
         self._pool, self._pieces = pool, pieces
         # The CPU's kernels are fastest in float32 even with the conversion (512 rows, 1 thread: 5.6 against
@@ -51,7 +63,9 @@ class PagedAttention:
             offsets.append(positions % PAGE_TOKENS)
             self._pages.append(table)
             self._masks.append(
-                None if piece.count == 1 else _causal_mask(piece.start, piece.count, self._dtype, device)
+                None
+                if rowwise or piece.count == 1
+                else _causal_mask(piece.start, piece.count, self._dtype, device)
             )
         self._slots = torch.cat(slots, 1)  # (blocks, rows of all pieces in their order)
         self._offsets = torch.cat(offsets)
@@ -73,7 +87,12 @@ class PagedAttention:
             queries = q[piece.row : piece.row + piece.count].to(self._dtype)
             attended = out[piece.row : piece.row + piece.count]
             if mask is None:
-                attended[0] = _decode(queries[0], *self._pool.pages(pages[at], self._dtype), end)
+                keys, values = self._pool.pages(pages[at], self._dtype)
+                # From the last row to the first: each clears the values behind its own place.
+                for row in range(piece.count - 1, -1, -1):
+                    seen = piece.start + row + 1
+                    used = -(-seen // PAGE_TOKENS)
+                    attended[row] = _decode(queries[row], keys[:used], values[:used], seen)
             else:
                 keys, values = self._pool.gather(pages[at], self._dtype)  # (kv_heads, whole pages, head_dim)
                 _prefill(queries, keys[:, :end], values[:, :end], mask, attended)

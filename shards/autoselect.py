@@ -36,6 +36,8 @@ class LoadOptions:
     ``kernels``, on the CPU: ``auto`` takes our C kernels where they pay, ``native`` and ``torch`` force one
     side. ``fast`` is ``native`` with activations rounded to 8 bits in groups of 32: up to twice as fast for
     many rows, at a measured KL divergence of 3e-3 (SmolLM2), which is why it is never chosen by itself.
+    ``deterministic``: only arithmetic that gives a row the same bits in any batch and cut into any chunks.
+    The C kernels are of that kind, so ``auto`` takes them wherever they can run; elsewhere see ``rowwise``.
     Raises UsageError for anything else; whether the device is there is checked by ``resolve``.
     """
 
@@ -43,6 +45,7 @@ class LoadOptions:
     dtype: str = "auto"
     quantize: str = "auto"
     kernels: str = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -93,6 +96,8 @@ class Plan:
         """Whether the C kernels multiply by weights held as INT4, as INT8 or in this type."""
         if self.digits is None:
             return False
+        if self.options.deterministic:
+            return True
         name = str(form).removeprefix("torch.")
         return self.options.kernels != "auto" or kernel_table().native_pays(name, DIGIT_NAMES[self.digits])
 

@@ -72,7 +72,9 @@ class LlamaBlock:
         x.add_(self.down(gated))
 
 
-def load_block(loader: WeightLoader, config: ModelConfig, block: int) -> LlamaBlock:
+def load_block(
+    loader: WeightLoader, config: ModelConfig, block: int, make: type[LlamaBlock] = LlamaBlock
+) -> LlamaBlock:
     """Block number ``block`` of the model, with q, k, v and gate, up fused into one product each."""
     loader.label = f"block {block}"
     prefix = f"model.layers.{block}"
@@ -83,7 +85,7 @@ def load_block(loader: WeightLoader, config: ModelConfig, block: int) -> LlamaBl
         config.kv_size,
         config.intermediate_size,
     )
-    return LlamaBlock(
+    return make(
         config,
         norm=loader.norm(f"{prefix}.input_layernorm.weight", config),
         qkv=loader.linear(

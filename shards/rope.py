@@ -29,10 +29,23 @@ class Rope:
     ``x * cos + x.roll(half, -1) * sin`` equals the usual ``x * cos + rotate_half(x) * sin``.
     """
 
-    __slots__ = ("_config", "_dtype", "_dynamic", "_inv_freq", "_table", "attention_factor", "device")
+    __slots__ = (
+        "_config",
+        "_dtype",
+        "_dynamic",
+        "_inv_freq",
+        "_rowwise",
+        "_table",
+        "attention_factor",
+        "device",
+    )
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, *, rowwise: bool = False
+    ) -> None:
+        """``rowwise``: for "dynamic", each row's end is its own, as if tokens came one by one."""
         self._config = config
+        self._rowwise = rowwise
         self.device = device
         self._dtype = dtype
         self._inv_freq, self.attention_factor = frequencies(config)
@@ -77,6 +90,9 @@ class Rope:
     def _dynamic_rows(self, start: int, count: int, known: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Each piece's end is its sequence length, as transformers has it for each forward pass."""
         length = max(start + count, self._config.max_position_embeddings)
+        if self._rowwise and count > 1 and start + count > self._config.max_position_embeddings:
+            rows = [self._dynamic_rows(position, 1, known) for position in range(start, start + count)]
+            return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
         if length not in known:
             if len(known) >= _KEPT_LENGTHS:
                 known.pop(next(iter(known)))
@@ -84,7 +100,8 @@ class Rope:
         return self._cos_sin(torch.arange(start, start + count), known[length])
 
     def _cos_sin(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions.float()[:, None] * inv_freq  # (positions, rotary_dim / 2)
+        # In float64, so that after rounding to float32 no CPU's way to compute a cosine shows.
+        angles = (positions.float()[:, None] * inv_freq).double()  # (positions, rotary_dim / 2)
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return (
             torch.cat((cos, cos), -1)[:, None].to(self.device, self._dtype),
@@ -119,7 +136,13 @@ def dynamic_inv_freq(config: ModelConfig, length: int) -> Tensor:
 
 
 def _base_inv_freq(theta: float, dim: int) -> Tensor:
-    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    return 1.0 / _powers(theta, dim)
+
+
+def _powers(theta: float, dim: int) -> Tensor:
+    """theta ** (2 i / dim), of float32 numbers and rounded to float32, but in float64: see ``_cos_sin``."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    return (torch.tensor(theta, dtype=torch.float32).double() ** exponents.double()).float()
 
 
 def _llama3(config: ModelConfig, inv_freq: Tensor) -> Tensor:
@@ -159,6 +182,6 @@ def _yarn(config: ModelConfig) -> tuple[Tensor, float]:
         high += 0.001  # the ramp needs a width
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     # Rounded in the order transformers rounds: at position 10,000 the last bit of a frequency is visible.
-    wavelengths = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    wavelengths = _powers(rope.theta, dim)
     kept = 1 - ramp
     return 1.0 / (rope.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept, attention_factor

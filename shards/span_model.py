@@ -19,6 +19,7 @@ from .llama import LlamaBlock, load_block
 from .manifest import block_tensors
 from .native_span import NativeSpan, unsupported
 from .rope import Rope
+from .rowwise import RowwiseBlock
 from .weights import Progress, WeightLoader
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class SpanModel:
 
     ``dtype``: what activations have. ``weight_bytes``: memory the weights take. ``weights``: how they are
     held, and ``kernels``: what computes with them ("native close", "torch (reason)"), both for people.
+    ``rowwise``: a row's result is the same bits in any batch and in chunks of any size.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class SpanModel:
         "device",
         "dtype",
         "kernels",
+        "rowwise",
         "span",
         "weight_bytes",
         "weights",
@@ -61,7 +64,10 @@ class SpanModel:
         weights: str,
         native: NativeSpan | None = None,
         kernels: str = "torch",
+        *,
+        rowwise: bool = False,
     ) -> None:
+        """``rowwise``: the blocks are RowwiseBlocks."""
         self.config = config
         self.span = span
         self.device = device
@@ -71,14 +77,14 @@ class SpanModel:
         self.kernels = kernels
         self._blocks = tuple(blocks)
         self._native = native
-        self._rope = Rope(config, device, dtype)
+        self.rowwise = rowwise or native is not None
+        self._rope = Rope(config, device, dtype, rowwise=rowwise)
 
     def forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span | None = None) -> Tensor:
         """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
 
         ``pieces`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
-        into ``pool``; what a page holds beyond a piece's end is never read. With native kernels a row's
-        result is the same bits in any batch and in chunks of any size.
+        into ``pool``; what a page holds beyond a piece's end is never read.
         """
         span = self.span if span is None else span
         if not self.span.covers(span):
@@ -92,7 +98,7 @@ class SpanModel:
     @torch.inference_mode()
     def _plain_forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span) -> Tensor:
         cos, sin = self._rope.rows([(piece.start, piece.count) for piece in pieces])
-        attend = PagedAttention(pool, pieces, self.dtype)
+        attend = PagedAttention(pool, pieces, self.dtype, rowwise=self.rowwise)
         x = x.to(self.device, self.dtype, copy=True)  # the blocks work in place
         first = self.span.start
         for block in range(span.start, span.end):
@@ -122,18 +128,28 @@ def load_span(
     total = sum(checkpoint.tensor(name).nbytes for name in names)
     loader = WeightLoader(checkpoint, plan, total, progress)
     blocks: list[LlamaBlock] = []
+    make = RowwiseBlock if options.deterministic else LlamaBlock
     with torch.inference_mode():
         for block in range(span.start, span.end):
-            blocks.append(load_block(loader, config, block))
+            blocks.append(load_block(loader, config, block, make))
             checkpoint.release()
-    native, kernels = None, "torch"
+    native, kernels = None, "torch rowwise" if options.deterministic else "torch"
     if plan.digits is not None:
         reason = unsupported(config, blocks)
         if reason is None:
             native, kernels = NativeSpan(config, span, blocks, threads), f"native {plan.digits.name.lower()}"
         else:
-            kernels = f"torch ({reason})"
+            kernels += f" ({reason})"
             log.info("event=plain_span span=%s reason=%r", span, reason)
     return SpanModel(
-        config, span, blocks, plan.device, plan.dtype, loader.nbytes, loader.summary(), native, kernels
+        config,
+        span,
+        blocks,
+        plan.device,
+        plan.dtype,
+        loader.nbytes,
+        loader.summary(),
+        native,
+        kernels,
+        rowwise=options.deterministic,
     )

@@ -27,6 +27,7 @@ from .quantize import (
     to_int8,
     to_int8_groups,
 )
+from .rowwise import RowTiles
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -117,7 +118,7 @@ class WeightLoader:
             return native_int4(parts, bias, native)
         groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         if plan.packed:
-            return Int4Linear(groups, bias, self.scratch, plan.wide)
+            return self._plain(Int4Linear(groups, bias, self.scratch, plan.wide), pad=False)
         return self._dense(groups.dequantize().to(plan.dtype), bias)
 
     def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
@@ -136,14 +137,18 @@ class WeightLoader:
         parts = [_in_pieces(to_int8, raw) for raw in raws]
         rows = Int8Rows(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         if plan.packed:
-            return Int8Linear(rows, bias, self.scratch, plan.wide)
+            return self._plain(Int8Linear(rows, bias, self.scratch, plan.wide), pad=False)
         return self._dense(rows.dequantize().to(plan.dtype), bias)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
         wide = (
             self.plan.wide if weight.dtype == torch.bfloat16 and self.plan.options.dtype == "auto" else None
         )
-        return DenseLinear(weight.to(self.plan.device), bias, self.scratch, wide)
+        return self._plain(DenseLinear(weight.to(self.plan.device), bias, self.scratch, wide), pad=True)
+
+    def _plain(self, linear: Linear, *, pad: bool) -> Linear:
+        """A linear on torch's kernels, as the plan wants it used."""
+        return RowTiles(linear, pad=pad) if self.plan.options.deterministic else linear
 
     def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Tensor | None:
         """Stacked biases, zeros for the weights that have none; None if no weight has one."""

@@ -4,7 +4,9 @@
    order: scores of the page (32 dot products, each one chain over the channels), running maximum, powers, then
    the weighted values (each channel one chain over the tokens). Kernels differ in how many queries they take
    at once, never in what they do for one of them; multiply-adds are explicit, so that no compiler fuses them
-   in one kernel and not in another. Online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867. */
+   in one kernel and not in another. Sums across a page are made in SUM_LANES parts whatever the vectors'
+   width: every CPU with fused multiply-add gets the same bits.
+   Online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867. */
 
 #include "attention.h"
 
@@ -18,6 +20,8 @@ enum {
     TILE_QUERIES = 48,  /* their q, sums and scores stay in the first-level cache beside a page */
     WIDEN_QUERIES = 8,  /* from here on, a page is turned to float32 once instead of in each kernel */
     PAGE_VECTORS = SN_PAGE / LANES,
+    SUM_LANES = 16,
+    SUM_VECTORS = SUM_LANES / LANES,
 };
 
 #define LOG2_E 1.44269504088896340736f
@@ -28,7 +32,7 @@ typedef struct workspace {
     float *q;      /* [queries][head_dim], scaled */
     float *acc;    /* [queries][head_dim], sum of power * value */
     float *power;  /* [queries][SN_PAGE]: the page's scores, then their powers */
-    float *lanes;  /* [queries][LANES], sum of powers, lane by lane */
+    float *lanes;  /* [queries][SUM_LANES], sum of powers: part i of tokens i, i + SUM_LANES, ... of each page */
     float *top;    /* [queries + LANES], largest score so far; the rest is there to be overwritten */
     float *fade;   /* [queries + LANES], what the sums so far are worth under the new largest score */
     float *keys;   /* [head_dim][SN_PAGE], the page in float32 */
@@ -48,7 +52,7 @@ static int64_t padded(int64_t floats)
 int64_t sn_attend_scratch(int heads, int kv_heads, int head_dim)
 {
     int64_t queries = tile_queries(heads / kv_heads);
-    return 16 + 2 * padded(queries * head_dim) + queries * (SN_PAGE + LANES) + 2 * padded(queries + LANES) +
+    return 16 + 2 * padded(queries * head_dim) + queries * (SN_PAGE + SUM_LANES) + 2 * padded(queries + LANES) +
            2 * (int64_t)head_dim * SN_PAGE;
 }
 
@@ -60,7 +64,7 @@ static workspace lay_out(float *scratch, int queries, int head_dim)
     w.acc = w.q + padded((int64_t)queries * head_dim);
     w.power = w.acc + padded((int64_t)queries * head_dim);
     w.lanes = w.power + (int64_t)queries * SN_PAGE;
-    w.top = w.lanes + (int64_t)queries * LANES;
+    w.top = w.lanes + (int64_t)queries * SUM_LANES;
     w.fade = w.top + padded(queries + LANES);
     w.keys = w.fade + padded(queries + LANES);
     w.values = w.keys + (int64_t)head_dim * SN_PAGE;
@@ -170,16 +174,18 @@ static NOINLINE void powers_of(workspace w, int sets, int group, const uint8_t *
         store(w.fade + i, exp2_of(load(w.fade + i) - load(w.top + i)));
     float *powers = w.power, *lanes = w.lanes;
     for (int i = 0; i < sets; i++)
-        for (int g = 0; g < group; g++, powers += SN_PAGE, lanes += LANES) {
-            vfloat top = splat(w.top[i * group + g]), sum = splat(0.0f);
-            for (int j = 0; j < PAGE_VECTORS; j++) {
+        for (int g = 0; g < group; g++, powers += SN_PAGE, lanes += SUM_LANES) {
+            vfloat top = splat(w.top[i * group + g]), fade = splat(w.fade[i * group + g]), sum[SUM_VECTORS];
+            UNROLL for (int j = 0; j < SUM_VECTORS; j++) sum[j] = splat(0.0f);
+            UNROLL for (int j = 0; j < PAGE_VECTORS; j++) {
                 vfloat p = exp2_of(load(powers + j * LANES) - top);
-                sum = fmadd(p, splat(1.0f), sum);
+                sum[j % SUM_VECTORS] = fmadd(p, splat(1.0f), sum[j % SUM_VECTORS]);
                 if (page->value_scales != NULL)
                     p = multiply(p, load(page->value_scales + i * scale_step + j * LANES));
                 store(powers + j * LANES, p);
             }
-            store(lanes, fmadd(load(lanes), splat(w.fade[i * group + g]), sum));
+            UNROLL for (int j = 0; j < SUM_VECTORS; j++)
+                store(lanes + j * LANES, fmadd(load(lanes + j * LANES), fade, sum[j]));
         }
 }
 
@@ -300,7 +306,7 @@ static void begin(workspace w, const float *q, int at, int floats, int queries, 
     float *to = w.q + (int64_t)at * head_dim;
     for (int i = 0; i < floats; i++) to[i] = q[i] * scale;
     memset(w.acc + (int64_t)at * head_dim, 0, sizeof(float) * (size_t)floats);
-    memset(w.lanes + (int64_t)at * LANES, 0, sizeof(float) * (size_t)(queries * LANES));
+    memset(w.lanes + (int64_t)at * SUM_LANES, 0, sizeof(float) * (size_t)(queries * SUM_LANES));
     for (int i = 0; i < queries; i++) w.top[at + i] = -INFINITY;
 }
 
@@ -308,8 +314,8 @@ static void begin(workspace w, const float *q, int at, int floats, int queries, 
 static void finish(workspace w, int at, int queries, int head_dim, float *out)
 {
     for (int i = 0; i < queries; i++) {
-        float *lanes = w.lanes + (int64_t)(at + i) * LANES;
-        for (int width = LANES / 2; width > 0; width /= 2)
+        float *lanes = w.lanes + (int64_t)(at + i) * SUM_LANES;
+        for (int width = SUM_LANES / 2; width > 0; width /= 2)
             for (int j = 0; j < width; j++) lanes[j] += lanes[j + width];
         float share = 1.0f / lanes[0];
         const float *sum = w.acc + (int64_t)(at + i) * head_dim;
@@ -363,7 +369,7 @@ static void attend_tile(const sn_kv *kv, const sn_piece *piece, int block, int f
         workspace here = w;
         here.q += (int64_t)skip * hd;
         here.acc += (int64_t)skip * hd;
-        here.lanes += (int64_t)skip * LANES;
+        here.lanes += (int64_t)skip * SUM_LANES;
         here.top += skip;
         here.fade += skip;
         const float *keys = (const float *)page.keys, *values = (const float *)page.values;

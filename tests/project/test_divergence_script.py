@@ -1,0 +1,68 @@
+"""scripts/divergence: its arithmetic, and a small run of the real thing."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from divergence import rates, wilson
+from divergence_measure import _compare, _groups
+
+SCRIPT = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "divergence.py")]
+
+
+def test_intervals() -> None:
+    """Textbook values of the score interval."""
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    found = rates({"answers": 10, "diverged": 5, "choices": 500})
+    assert (found["share"], found["per_1000"]) == (0.5, 10.0)
+    assert rates({"answers": 1, "diverged": 0, "choices": 0})["per_1000"] == 0.0
+
+
+def test_answers_are_compared_from_where_they_were_treated_differently() -> None:
+    found = _compare([[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[1, 2, 3], [4, 0, 0], [7, 8, 0]], [1, 0, 2])
+    # The first had two choices since token 1, the second two up to its flip, the third one since token 2.
+    assert found == {"answers": 3, "diverged": 2, "choices": 2 + 2 + 1}
+
+
+def test_every_session_is_in_one_batch_of_each_step() -> None:
+    rng = random.Random(1)
+    for groups in (_groups(20, None), *(_groups(20, rng) for _ in range(20))):
+        assert sorted(index for group in groups for index in group) == list(range(20))
+        assert max(map(len, groups)) <= 8
+        assert min(map(len, groups)) >= 1
+
+
+def test_bad_words_are_plain() -> None:
+    shown = subprocess.run([*SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    assert "undisturbed" in shown.stdout
+    for options, word in ((["--ways", "nothing"], "nothing"), (["--tokens", "1"], "--tokens")):
+        failed = subprocess.run([*SCRIPT, *options], capture_output=True, text=True, timeout=60)
+        assert failed.returncode == 2
+        assert word in failed.stderr
+
+
+@pytest.mark.model
+def test_a_deterministic_answer_stays_itself(smollm2_path: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    way = "deterministic torch int4"
+    options = ["--model", str(smollm2_path), "--prompts", "2", "--tokens", "6", "--threads", "1"]
+    done = subprocess.run(
+        [*SCRIPT, *options, "--json", str(report), "--ways", way],
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"| {way} |") == 1
+    found = json.loads(report.read_text())["ways"][way]
+    assert found["kernels"] == "torch rowwise"
+    for kind in ("batched", "repaired"):
+        assert (found[kind]["answers"], found[kind]["diverged"]) == (2, 0)

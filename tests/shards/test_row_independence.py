@@ -1,0 +1,257 @@
+"""With ``deterministic`` a row has the same bits alone, in any batch, in any chunks, and computed again."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_node.shards import native_library, native_linear
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.kv_pool import KV_DTYPES
+from swarm_node.shards.row_check import check_rows
+from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.types import Span
+
+HFLlama = Callable[..., Path]
+MakeSessions = Callable[..., Any]
+
+BLOCKS, TOKENS = 3, 100
+WAYS: dict[str, dict[str, str]] = {
+    "native float32": {"dtype": "float32", "quantize": "none"},
+    "native float16 weights": {"quantize": "none", "weights": "float16"},
+    "native bfloat16 weights": {"quantize": "none", "weights": "bfloat16"},
+    "native int8": {"quantize": "int8"},
+    "native int4": {"quantize": "int4"},
+    "native int4, one digit": {"quantize": "int4", "kernels": "fast"},
+    "torch float32": {"dtype": "float32", "quantize": "none", "kernels": "torch"},
+    "torch bfloat16": {"dtype": "bfloat16", "quantize": "none"},
+    "torch float16": {"dtype": "float16", "quantize": "none"},
+    "torch int8": {"quantize": "int8", "kernels": "torch"},
+    "torch int4": {"quantize": "int4", "kernels": "torch"},
+    "torch bfloat16, int4 weights": {"dtype": "bfloat16", "quantize": "int4"},
+}
+Load = Callable[..., SpanModel]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Load:
+    """``load(way, deterministic=True, threads=1, shape={})``; widths that fill no vector evenly."""
+    folders: dict[str, Path] = {}
+    models: dict[str, SpanModel] = {}
+
+    def loaded(
+        way: str, *, deterministic: bool = True, threads: int = 1, shape: dict[str, Any] | None = None
+    ) -> SpanModel:
+        key = repr((way, deterministic, threads, shape))
+        if key not in models:
+            options = dict(WAYS[way])
+            dtype = options.pop("weights", "float32")
+            folder = repr((dtype, shape))
+            if folder not in folders:
+                folders[folder] = hf_llama_in(
+                    tmp_path_factory.mktemp("model"),
+                    num_hidden_layers=BLOCKS,
+                    scale=lambda cols: cols**-0.5,
+                    dtype=getattr(torch, dtype),
+                    **({"hidden_size": 96, "intermediate_size": 160} | (shape or {})),
+                )
+            wanted = replace(LoadOptions(), deterministic=deterministic, **options)
+            with open_checkpoint(str(folders[folder])) as checkpoint:
+                models[key] = load_span(checkpoint, Span(0, BLOCKS), wanted, threads=threads)
+            assert models[key].kernels.startswith(way.split()[0])
+        return models[key]
+
+    return loaded
+
+
+def inputs(hidden: int, session: int) -> torch.Tensor:
+    return torch.randn(TOKENS, hidden, generator=torch.Generator().manual_seed(session))
+
+
+@torch.inference_mode()
+def token_by_token(model: SpanModel, sessions: MakeSessions, kv_dtype: str, session: int) -> torch.Tensor:
+    alone = sessions(model, tokens=TOKENS, kv_dtype=kv_dtype)
+    return torch.cat([alone.forward(row) for row in inputs(model.config.hidden_size, session).split(1)])
+
+
+_known: dict[tuple[int, str, int], torch.Tensor] = {}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_any_schedule_gives_the_bits_of_token_by_token(
+    data: st.DataObject, load: Load, sessions: MakeSessions, way: str
+) -> None:
+    """Ragged batches of three sessions in any order; sessions go back and are fed again, other slots, the
+    blocks in two goes, one or two threads."""
+    kv_dtype = data.draw(st.sampled_from(KV_DTYPES))
+    model = load(way, threads=data.draw(st.integers(1, 2)) if way.startswith("native") else 1)
+    xs = [inputs(model.config.hidden_size, session) for session in range(3)]
+    fed = sessions(model, count=3, tokens=TOKENS, kv_dtype=kv_dtype, seed=data.draw(st.integers(0, 3)))
+    cut = data.draw(st.integers(0, BLOCKS - 1))
+    spans = [Span(0, cut), Span(cut, BLOCKS)] if cut else [Span(0, BLOCKS)]
+    for _ in range(data.draw(st.integers(1, 5))):
+        chosen = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
+        for session in chosen:
+            if fed.lengths[session] == TOKENS or data.draw(st.integers(0, 3)) == 0:
+                fed.lengths[session] = data.draw(st.integers(0, max(0, fed.lengths[session] - 1)))
+        starts = [fed.lengths[session] for session in chosen]
+        counts = [data.draw(st.integers(1, min(70, TOKENS - start))) for start in starts]
+        x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
+        with torch.inference_mode():
+            for span in spans:
+                for session, start in zip(chosen, starts, strict=True):
+                    fed.lengths[session] = start
+                x = fed.forward(x, list(zip(chosen, counts, strict=True)), span)
+        for session, start, rows in zip(chosen, starts, x.split(counts), strict=True):
+            key = (id(load(way)), kv_dtype, session)
+            if key not in _known:
+                _known[key] = token_by_token(load(way), sessions, kv_dtype, session)
+            assert torch.equal(rows, _known[key][start : start + len(rows)]), (way, kv_dtype, start)
+
+
+@pytest.mark.parametrize("way", ["native int4", "torch float32", "torch bfloat16", "torch int8"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"hidden_size": 40, "intermediate_size": 88, "num_attention_heads": 6, "head_dim": 24},
+        {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 64},
+        {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 8},
+    ],
+    ids=["odd", "no-groups", "one-kv-head"],
+)
+@torch.inference_mode()
+def test_other_shapes(load: Load, way: str, shape: dict[str, Any]) -> None:
+    model = load(way, shape=shape)
+    assert check_rows(model, "float16") != ""
+
+
+@pytest.mark.parametrize("way", ["native int4", "torch bfloat16"])
+@torch.inference_mode()
+def test_rope_that_depends_on_the_length(load: Load, sessions: MakeSessions, way: str) -> None:
+    """Frequencies that follow the length of the sequence: here that up to each row, not up to its chunk."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0}
+    model = load(way, shape={"max_position_embeddings": 16, "rope_parameters": rope})
+    want = token_by_token(model, sessions, "float32", 0)
+    fed = sessions(model, tokens=TOKENS)
+    got = torch.cat([fed.forward(x) for x in inputs(model.config.hidden_size, 0).split([10, 30, 60])])
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("way", ["native int8", "torch float32"])
+@torch.inference_mode()
+def test_thread_counts(load: Load, way: str) -> None:
+    before = torch.get_num_threads()
+    digests = set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            digests.add(check_rows(load(way, threads=threads), "float16"))
+    finally:
+        torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+@torch.inference_mode()
+def test_the_check_holds(load: Load, way: str, kv_dtype: str) -> None:
+    digest = check_rows(load(way), kv_dtype)
+    assert digest == check_rows(load(way), kv_dtype)
+    assert len(digest) == 12
+
+
+@pytest.mark.parametrize("way", ["torch float32", "torch int8", "torch int4"])
+@torch.inference_mode()
+def test_the_check_finds_kernels_that_depend_on_the_batch(load: Load, way: str) -> None:
+    with pytest.raises(UsageError, match=r"torch kernels .* token \d+ has other bits") as caught:
+        check_rows(load(way, deterministic=False), "float32")
+    assert "--kernels native" in caught.value.hint
+
+
+class Leaky(SpanModel):
+    """A row depends on what the pages held before."""
+
+    __slots__ = ()
+
+    def forward(self, x: torch.Tensor, pieces: Any, pool: Any, span: Span | None = None) -> torch.Tensor:
+        before = torch.nan_to_num(pool.keys[pieces[0].table[0, 0].item(), 0, 0, -1].clone())
+        return super().forward(x, pieces, pool, span) + before
+
+
+@torch.inference_mode()
+def test_the_check_finds_what_was_left_in_a_page(load: Load) -> None:
+    model = Leaky.__new__(Leaky)
+    for name in SpanModel.__slots__:
+        setattr(model, name, getattr(load("native float32"), name))
+    with pytest.raises(UsageError, match="other bits"):
+        check_rows(model, "float32")
+
+
+def test_where_nothing_can_be_compiled_torch_computes_row_by_row(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARM_NODE_NATIVE", "0")
+    native_library.library.cache_clear()
+    try:
+        with torch.inference_mode():
+            WAYS["torch because it must"] = {"quantize": "int4"}
+            model = load("torch because it must")
+            assert model.kernels == "torch rowwise"
+            assert model.rowwise
+            assert check_rows(model, "int8")
+    finally:
+        del WAYS["torch because it must"]
+        native_library.library.cache_clear()
+
+
+@pytest.fixture(params=["avx2", "plain C"])
+def other_instructions(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, ...]]:
+    """The kernels compiled for narrower vectors than this CPU has, with fused multiply-add."""
+    flags: tuple[str, ...] = ("-DSN_PORTABLE",) if request.param == "plain C" else ()
+    if platform.machine() in ("x86_64", "AMD64"):
+        if "avx2" not in Path("/proc/cpuinfo").read_text():
+            pytest.skip("this CPU has no AVX2 and no fused multiply-add")
+        flags += ("-march=x86-64-v3",)
+    elif not flags:
+        pytest.skip("this is no x86-64 CPU")
+    monkeypatch.setattr(native_library, "_FLAGS", (*native_library._FLAGS, *flags))
+    native_library.library.cache_clear()
+    native_linear._kernels.cache_clear()
+    yield flags
+    native_library.library.cache_clear()
+    native_linear._kernels.cache_clear()
+
+
+NATIVE = [way for way in WAYS if way.startswith("native")]
+
+
+@pytest.fixture
+def digests_here(load: Load) -> dict[str, str]:
+    with torch.inference_mode():
+        return {way: check_rows(load(way), kv) for way, kv in zip(NATIVE, KV_DTYPES * 2, strict=False)}
+
+
+@torch.inference_mode()
+def test_other_instruction_sets_give_the_same_bits(
+    digests_here: dict[str, str],
+    other_instructions: tuple[str, ...],
+    load: Load,
+) -> None:
+    """Of whole blocks: products, attention, norms and activations."""
+    afresh = {"bos_token_id": 1 + len(other_instructions)}  # so that the spans are loaded again
+    for (way, digest), kv_dtype in zip(digests_here.items(), KV_DTYPES * 2, strict=False):
+        assert check_rows(load(way, shape=afresh), kv_dtype) == digest, way
