@@ -6,50 +6,48 @@ import asyncio
 import random
 import secrets
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ..dht.directory import Directory
-from ..swarm.errors import (
-    BusyError,
-    ErrorCode,
-    ModelMismatchError,
-    NetworkError,
-    PeerError,
-    RemoteProtocolError,
-    SwarmError,
-)
+from ..dht.directory import REFRESH_S, Directory
+from ..swarm.errors import BusyError, NetworkError
 from ..swarm.health import PeerHealth
+from ..swarm.prediction import Prediction
 from ..swarm.routing import (
-    UNMEASURED_LINK,
-    Link,
     NoRouteError,
     RouteRequest,
     find_route,
-    hop_cost_ns,
-    why_unusable,
+    predict_route,
 )
+from ..swarm.slow_hop import ENOUGH_STEPS, HopSpent, Replacement, hop_to_replace
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
+from .failures import Failures
 from .hop import HopFailedError
-from .route_memory import Held
+from .link_book import LinkBook
+from .no_route import explain
+from .route_memory import Held, cheaper_held
 
 SNAPSHOT_S = 5.0
 """Age up to which a directory snapshot is used as it is: new nodes need not be seen at once."""
+REPAIR_SNAPSHOT_S = 60.0
+"""The same after a failure: where nodes died, reads stall for seconds, and a replacement is mostly known. The
+life of an announcement."""
 POLL_S = 0.5
 """Between looks at the directory while no route covers the model."""
-DISTRUST_S = 300.0
-"""Ban of a peer that broke the protocol or serves another model than it announced."""
-UNSUITABLE_S = 60.0
-"""Ban of a peer that cannot do what we ask, such as one that drains: as long as an announcement lives."""
-FIRST_BUSY_S = 0.05
-"""Least pause after a peer's first BUSY; doubled with each in a row, whatever the peer advises."""
-LONGEST_BUSY_S = 10.0
-"""A peer that asks for a longer pause is tried again all the same."""
-BUSY_JITTER = 0.25
-"""Part of a pause that is random, so that clients which were turned away together do not come back so."""
-NEWEST_WEIGHT = 0.3
-"""Of a new round trip in a link's moving average."""
+LAST_TRIES_S = 1.0
+"""Before a wait ends in vain, peers whose bans outlast it are tried for so long all the same."""
+SPREAD = 0.05
+"""Part by which a session's route may cost more than the cheapest, so that clients which see the same
+announcements do not all take the same nodes. Measured speeds and round trips differ by more from one time to
+the next."""
+REPLACE_PAUSE_S = 5.0
+"""Between two replacements of hops that are merely slow: sessions leave such a node one by one, which may
+cure it."""
+LOOK_PAUSE_S = 1.0
+"""Between two looks for slow hops: each is a search."""
+SLOW_S = 30.0
+"""For so long a node that was left for its slowness counts as slow as it was, whatever it announces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +85,11 @@ OnWait = Callable[[Waiting], None]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A route and the announcements of its hops, by peer id."""
+    """A route, the announcements of its hops by peer id, and what it should cost."""
 
     route: Route
     nodes: dict[str, NodeInfo]
+    predicted: Prediction
 
 
 class Router:
@@ -117,12 +116,14 @@ class Router:
         self._bytes_per_token = bytes_per_token
         self._sleep = sleep
         self._salt = secrets.token_hex(8) if salt is None else salt
-        self._random = random.Random(self._salt)
-        self._links: dict[str, Link] = {}
-        self._causes: dict[str, SwarmError] = {}  # by peer id, the last failure
-        self._busy: Counter[str] = Counter()  # by peer id, BUSY in a row
+        self._failures = Failures(self.health, random.Random(self._salt))
+        self._book = LinkBook()
+        self._plans = 0
+        self._slow: dict[str, tuple[float, float]] = {}  # by peer id: (seconds a step waits, until when)
+        self._looked_at = self._replaced_at = float("-inf")
         self._nodes: list[NodeInfo] = []
         self._read_at: float | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     async def plan(
         self,
@@ -139,82 +140,209 @@ class Router:
 
         Raises NoRouteError, BusyError or ModelMismatchError, whichever explains best why there is none.
         """
+
+        def search(nodes: Sequence[NodeInfo], banned: frozenset[str]) -> Planned:
+            return self._search(nodes, self._request(need, banned), held)
+
+        max_age_s = REPAIR_SNAPSHOT_S if self._is_reading else SNAPSHOT_S
+        return await self._plan(search, need, began, limits, on_wait, max_age_s)
+
+    async def plan_gap(
+        self,
+        need: Need,
+        gap: Span,
+        *,
+        before: str | None,
+        after: str | None,
+        keep: frozenset[str],
+        cuts: Sequence[int] = (),
+        began: float | None = None,
+        limits: WaitLimits | None = None,
+        on_wait: OnWait | None = None,
+    ) -> Planned:
+        """Hops for exactly the blocks ``gap``, between the peers ``before`` and ``after`` (None: the client).
+
+        ``keep``: peers that cannot be among them, because they stay in the route, or shall leave it.
+        ``cuts``: where the hops that were there had their borders, inside the gap; kept where that costs
+        little more. ``need.prompt_tokens`` is what must be replayed. Waits and raises as ``plan``.
+        """
+
+        def search(nodes: Sequence[NodeInfo], banned: frozenset[str]) -> Planned:
+            request = self._request(need, banned | keep)
+            request = replace(request, start=gap.start, end=gap.end, cuts=tuple(cuts))
+            return self._search(nodes, replace(request, before=before or "", after=after or ""))
+
+        return await self._plan(search, need, began, limits, on_wait, REPAIR_SNAPSHOT_S)
+
+    async def _plan(
+        self,
+        search: Callable[[Sequence[NodeInfo], frozenset[str]], Planned],
+        need: Need,
+        began: float | None,
+        limits: WaitLimits | None,
+        on_wait: OnWait | None,
+        max_age_s: float,
+    ) -> Planned:
+        """``max_age_s``: of announcements that are searched without a look at the directory first."""
         began = self.now() if began is None else began
         limits = limits or WaitLimits()
+        self._plans += 1
+        if self._read_at is not None and self.now() - self._read_at > SNAPSHOT_S:
+            self._refresh()
         fresh = False
         while True:
-            nodes = await self._snapshot(0.0 if fresh else SNAPSHOT_S)
+            nodes = await self._snapshot(0.0 if fresh else max_age_s)
             try:
-                return self._search(nodes, need, self.health.banned(self.now()), held)
+                return search(nodes, self.health.banned(self.now()))
             except NoRouteError as error:
                 problem = error
             if not fresh:
                 fresh = True
                 continue
-            limit, until = self._worth_waiting(nodes, need, began, limits)
+            limit, until = self._worth_waiting(nodes, search, began, limits)
             now = self.now()
-            if until > limit or now >= limit:
-                raise await self._explain(problem, need)
+            patient = began + limits.missing_s  # who waits for missing blocks waits for anybody new
+            if until > limit > now >= patient - LAST_TRIES_S:
+                # Those that failed are banned for longer than anybody wants to wait: better them than nobody.
+                await self._sleep(min(POLL_S, limit - now))
+                with suppress(NoRouteError):
+                    return search(nodes, self._failures.hopeless(self.now()))
+            if now >= (patient if until > limit else limit):
+                raise await explain(
+                    problem,
+                    need.kv_tokens,
+                    self.model,
+                    self._directory,
+                    self._failures.causes,
+                    self.health.banned(now),
+                )
             if on_wait is not None:
                 on_wait(Waiting(problem.message, problem.missing, problem.seen, limit - now))
             await self._sleep(min(POLL_S, max(until, now + 0.01) - now, limit - now))
 
     def failed(self, failure: HopFailedError) -> None:
-        """Keep away from a hop that failed, for as long as the reason suggests.
-
-        Sessions that lose one link together bring the same error, which counts once.
-        """
-        peer_id, cause, now = failure.peer_id, failure.cause, self.now()
-        before = self._causes.get(peer_id)
-        if cause is before:
-            return
-        self._causes[peer_id] = cause
-        match cause:
-            case BusyError():
-                if not (isinstance(before, BusyError) and self.health.is_banned(peer_id, now)):
-                    self._busy[peer_id] += 1  # sessions that asked at the same time are one row of BUSY
-                least = FIRST_BUSY_S * 2 ** min(self._busy[peer_id] - 1, 10)
-                pause = min(max(cause.retry_after, least), LONGEST_BUSY_S)
-                pause *= 1 + BUSY_JITTER * self._random.random()
-                self.health.ban(peer_id, now, pause, cause.message)
-            case ModelMismatchError() | RemoteProtocolError():
-                self.health.ban(peer_id, now, DISTRUST_S, cause.message)
-            case PeerError(code=ErrorCode.SESSION_EXPIRED):
-                pass  # it only gave up a session that asked for nothing for long
-            case PeerError(code=code) if not cause.retriable or code is ErrorCode.DRAINING:
-                self.health.ban(peer_id, now, UNSUITABLE_S, cause.message)
-            case _:
-                self.health.failed(peer_id, now, cause.message)
-        self._read_at = None  # the directory may know more by now
+        """Keep away from a hop that failed, for as long as the reason suggests."""
+        self._failures.failed(failure.peer_id, failure.cause, self._nodes, self.now())
+        self._refresh()  # the directory may know more by now
 
     def succeeded(self, peer_id: str) -> None:
-        self.health.succeeded(peer_id)
-        self._causes.pop(peer_id, None)
-        self._busy.pop(peer_id, None)
+        self._failures.succeeded(peer_id)
 
-    def measured(self, peer_id: str, round_trip_s: float) -> None:
-        """A round trip to a peer, without the node's own work."""
-        known = self._links.get(peer_id)
-        if known is not None:
-            round_trip_s = known.rtt_s + NEWEST_WEIGHT * (round_trip_s - known.rtt_s)
-        self._links[peer_id] = Link(max(0.0, round_trip_s), UNMEASURED_LINK.bytes_per_s)
+    def measured(self, peer_id: str, round_trip_s: float, *, bytes_per_s: float | None = None) -> None:
+        """A round trip to a peer, without the node's own work; and what a large payload got of the line."""
+        self._book.measured(peer_id, round_trip_s, bytes_per_s)
+
+    def chain_measured(self, peer_ids: Sequence[str], wire_s: float) -> None:
+        """What decode steps took on all ways of a chain of hops, from here and back: for the ways between
+        them, of which otherwise only the nodes tell."""
+        now = self.now()
+        edges = self._book.edges(self._nodes, now)
+        self._book.chain_measured(peer_ids, wire_s, self._bytes_per_token, edges, now)
+
+    def edge_failed(self, a: str, b: str) -> None:
+        """Two nodes that work cannot be chained: do not, for some time, longer with each failure in a row."""
+        self._book.edge_failed(a, b, self.now())
+
+    def edge_worked(self, a: str, b: str, rtt_s: float | None = None) -> None:
+        """Activations go from ``a`` to ``b``, whose round trip ``a`` says is ``rtt_s``."""
+        self._book.edge_worked(a, b, rtt_s, self.now())
+
+    def may_chain(self, a: str, b: str) -> bool:
+        return self._book.may_chain(a, b, self.now())
+
+    def predict(self, route: Route, need: Need) -> Prediction | None:
+        """What a whole route should cost by what is known now, such as its links once it is open; None when
+        one of its nodes is not announced any more."""
+        now = self.now()
+        nodes = {node.peer_id: node for node in self._as_seen(self._nodes)}
+        if not all(hop.peer_id in nodes for hop in route.hops):
+            return None
+        edges = self._book.edges(self._nodes, now)
+        return predict_route(route.hops, nodes, edges, self._request(need, frozenset()))
+
+    def better_hop(
+        self, route: Route, spent: Sequence[HopSpent], tokens_to_come: int, context: int
+    ) -> int | None:
+        """The index of a hop that pays to be replaced now; then plan for its blocks with it among ``keep``.
+
+        ``spent``: what decode steps took at each hop lately. ``context``: tokens to replay. May be asked
+        after every token: it looks now and then only.
+        """
+        now = self.now()
+        if self._read_at is not None and now - self._read_at > REFRESH_S:
+            self._refresh()  # so that a repair finds what it needs
+        if now - self._looked_at < LOOK_PAUSE_S or now - self._replaced_at < REPLACE_PAUSE_S:
+            return None
+        if len(spent) != len(route.hops) or min(hop.steps for hop in spent) < ENOUGH_STEPS:
+            return None
+        self._looked_at = now
+        need = Need(context + tokens_to_come, context, tokens_to_come)
+        request = self._request(need, self.health.banned(now) | {hop.peer_id for hop in route.hops})
+        predicted = self.predict(route, need)
+        if predicted is None:
+            return None
+        replacements = [self._replacement(route, number, request) for number in range(len(route.hops))]
+        chosen = hop_to_replace(predicted, spent, replacements, tokens_to_come)
+        if chosen is not None:
+            extra = spent[chosen].node_s - predicted.hops[chosen].compute_s
+            self._slow[route.hops[chosen].peer_id] = (max(0.0, extra), now + SLOW_S)
+            self._replaced_at = now
+        return chosen
+
+    def _replacement(self, route: Route, number: int, request: RouteRequest) -> Replacement | None:
+        """The best stand-in for one hop of a route, by the last snapshot."""
+        hops = route.hops
+        request = replace(
+            request,
+            start=hops[number].span.start,
+            end=hops[number].span.end,
+            cuts=(),
+            before=hops[number - 1].peer_id if number else "",
+            after=hops[number + 1].peer_id if number + 1 < len(hops) else "",
+        )
+        try:
+            planned = self._search(self._nodes, request)
+        except NoRouteError:
+            return None
+        return Replacement(planned.predicted.token_s, planned.predicted.prefill_s)
+
+    async def close(self) -> None:
+        """End what still reads the directory."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
 
     async def _snapshot(self, max_age_s: float) -> list[NodeInfo]:
-        now = self.now()
-        if self._read_at is None or now - self._read_at > max_age_s or max_age_s == 0:
-            try:
-                self._nodes = await self._directory.nodes(self.model)
-            except NetworkError:
-                if not self._nodes:
-                    raise
-                return self._nodes  # peers may well be there while the directory is not
-            self._read_at = self.now()
+        """Announcements read at most ``max_age_s`` ago. Older ones where the directory cannot be reached:
+        peers may well be there while it is not."""
+        if self._read_at is None or self.now() - self._read_at > max_age_s or max_age_s == 0:
+            # Shielded: that one session is cancelled must not cost the others their read.
+            await asyncio.shield(self._refresh())
         return self._nodes
 
-    def _search(
-        self, nodes: Sequence[NodeInfo], need: Need, banned: frozenset[str], held: Held | None = None
-    ) -> Planned:
-        request = RouteRequest(
+    @property
+    def _is_reading(self) -> bool:
+        return self._reading is not None and not self._reading.done()
+
+    def _refresh(self) -> asyncio.Task[None]:
+        """Read the directory: the read under way, or a new one."""
+        if self._reading is None or not self._is_reading:
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(_look_at)
+        return self._reading
+
+    async def _read(self) -> None:
+        try:
+            self._nodes = await self._directory.nodes(self.model)
+        except NetworkError:
+            if not self._nodes:
+                raise
+            return
+        self._read_at = self.now()
+        self._failures.look(self._nodes, self._read_at)
+
+    def _request(self, need: Need, banned: frozenset[str]) -> RouteRequest:
+        return RouteRequest(
             n_blocks=self.model.n_blocks,
             kv_tokens=need.kv_tokens,
             prompt_tokens=need.prompt_tokens,
@@ -223,8 +351,13 @@ class Router:
             banned=banned,
             digest=self.model.digest,
         )
+
+    def _search(self, nodes: Sequence[NodeInfo], request: RouteRequest, held: Held | None = None) -> Planned:
+        nodes = self._as_seen(nodes)
+        edges = self._book.edges(nodes, self.now())
+        salt = f"{self._salt}/{self._plans}"
         try:
-            route = find_route(nodes, self._links, request, salt=self._salt)
+            route = find_route(nodes, edges, request, salt=salt, spread=SPREAD)
         except NoRouteError as error:
             # Announced free KV cache is up to a refresh old: ask nodes that were full rather than give up.
             # They say BUSY if they still are.
@@ -233,107 +366,50 @@ class Router:
                 for node in nodes
             ]
             try:
-                route = find_route(hopeful, self._links, request, salt=self._salt)
+                route = find_route(hopeful, edges, request, salt=salt, spread=SPREAD)
             except NoRouteError:
                 raise error from None
         if held is not None:
-            route = self._cheaper(route, held, nodes, request)
+            fed = replace(request, prompt_tokens=max(1, request.prompt_tokens - held.tokens))
+            if (cheaper := cheaper_held(route, request, held.route, fed, nodes, edges)) is not None:
+                route, request = cheaper, fed
         used = {hop.peer_id for hop in route.hops}
-        return Planned(route, {node.peer_id: node for node in nodes if node.peer_id in used})
+        announced = {node.peer_id: node for node in nodes if node.peer_id in used}
+        return Planned(route, announced, predict_route(route.hops, announced, edges, request))
 
-    def _cheaper(self, route: Route, held: Held, nodes: Sequence[NodeInfo], request: RouteRequest) -> Route:
-        """``route``, or the one that holds a part of the prompt, if that can be used and costs less so."""
-        fed = replace(request, prompt_tokens=max(1, request.prompt_tokens - held.tokens))
-        known = self._priced(held.route, nodes, fed)
-        new = self._priced(route, nodes, request)
-        return route if known is None or (new is not None and new[0] < known[0]) else known[1]
-
-    def _priced(
-        self, route: Route, nodes: Sequence[NodeInfo], request: RouteRequest
-    ) -> tuple[int, Route] | None:
-        """(nanoseconds of the whole request on a route, the route as its nodes are announced now); None where
-        one of them cannot take it."""
-        total, hops = 0, []
-        for hop in route.hops:
-            serving = (
-                node
-                for node in nodes
-                if node.peer_id == hop.peer_id
-                and node.span.covers(hop.span)
-                and not why_unusable(node, request)
-            )
-            if (node := next(serving, None)) is None:
-                return None
-            enter, block = hop_cost_ns(node, self._links.get(hop.peer_id, UNMEASURED_LINK), request)
-            total += enter + len(hop.span) * block
-            hops.append(replace(hop, maddrs=node.maddrs))
-        return total, replace(route, hops=tuple(hops))
+    def _as_seen(self, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
+        """The announcements, with what sessions saw of slow nodes in place of what these say."""
+        now = self.now()
+        self._slow = {peer_id: slow for peer_id, slow in self._slow.items() if slow[1] > now}
+        return [
+            replace(node, queue_ms=max(node.queue_ms, self._slow[node.peer_id][0] * 1000))
+            if node.peer_id in self._slow
+            else node
+            for node in nodes
+        ]
 
     def _worth_waiting(
-        self, nodes: Sequence[NodeInfo], need: Need, began: float, limits: WaitLimits
+        self,
+        nodes: Sequence[NodeInfo],
+        search: Callable[[Sequence[NodeInfo], frozenset[str]], Planned],
+        began: float,
+        limits: WaitLimits,
     ) -> tuple[float, float]:
         """(until when waiting makes sense at most, when something may change at the earliest)."""
         now = self.now()
         try:
-            self._search(nodes, need, frozenset())
+            search(nodes, frozenset())
         except NoRouteError:
             return began + limits.missing_s, now
         # Only bans are in the way.
         banned = self.health.banned(now) & {node.peer_id for node in nodes}
-        busy = all(isinstance(self._causes.get(peer_id), BusyError) for peer_id in banned)
+        busy = all(isinstance(self._failures.causes.get(peer_id), BusyError) for peer_id in banned)
         release = self.health.next_release(now)
         longest = max(limits.missing_s, limits.busy_s if busy else limits.failed_s)
         return began + longest, now if release is None else release
 
-    async def _explain(self, error: NoRouteError, need: Need) -> SwarmError:
-        if not error.seen:
-            return await self._explain_absence(error)
-        banned = self.health.banned(self.now())
-        causes = {
-            node.peer_id: self._causes[node.peer_id]
-            for node in error.seen
-            if node.peer_id in banned and node.peer_id in self._causes
-        }
-        if not causes:
-            return error
-        text = "; ".join(f"…{peer_id[-6:]}: {cause.message}" for peer_id, cause in list(causes.items())[:2])
-        kinds = {type(cause) for cause in causes.values()}
-        if kinds == {ModelMismatchError}:
-            return ModelMismatchError(f"no route: {text}", hint=next(iter(causes.values())).hint)
-        if kinds == {BusyError}:
-            pause = min(cause.retry_after for cause in causes.values() if isinstance(cause, BusyError))
-            return BusyError(
-                f"every peer that could serve {need.kv_tokens} tokens is busy ({text})",
-                retry_after=pause,
-                hint="Try again later, or ask for fewer new tokens.",
-            )
-        return NoRouteError(
-            f"{error.message} Why they failed: {text}",
-            hint=error.hint,
-            missing=error.missing,
-            seen=error.seen,
-        )
 
-    async def _explain_absence(self, error: NoRouteError) -> SwarmError:
-        """Nobody serves this model: say what is served instead."""
-        ours = self.model
-        try:
-            models = [model for model in await self._directory.models() if model.digest != ours.digest]
-        except NetworkError:
-            return error
-        for model in models:
-            if model.name == ours.name:
-                return ModelMismatchError(
-                    f"the swarm serves another model under the name {ours.name}: "
-                    f"its digest is {model.digest[:12]}, that of your files {ours.digest[:12]}",
-                    hint="Use the same model files as the nodes: same weights, same quantization.",
-                )
-        if not models:
-            return error
-        names = ", ".join(str(model) for model in models[:4]) + (", …" if len(models) > 4 else "")
-        return NoRouteError(
-            f"nobody serves {ours}. The swarm serves: {names}.",
-            hint=error.hint,
-            missing=error.missing,
-            seen=(),
-        )
+def _look_at(task: asyncio.Task[None]) -> None:
+    """An error of a read that nobody waits for any more is no forgotten one."""
+    if not task.cancelled():
+        task.exception()

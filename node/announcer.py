@@ -33,6 +33,8 @@ MUCH_QUEUE_RATIO = 2.0
 
 def moved_much(told: NodeInfo, current: NodeInfo) -> bool:
     """Whether a route made with what was announced may be a bad one now."""
+    if current.links and not told.links:
+        return True
     if abs(current.free_kv_tokens - told.free_kv_tokens) >= max(1, MUCH_KV * current.total_kv_tokens):
         return True
     low, high = sorted((told.queue_ms, current.queue_ms))
@@ -41,7 +43,7 @@ def moved_much(told: NodeInfo, current: NodeInfo) -> bool:
 
 def is_due(told: NodeInfo, age_s: float, current: NodeInfo, refresh_s: float) -> bool:
     """Whether to announce ``current``, ``age_s`` seconds after ``told`` was: in time for a refresh, earlier
-    when the load moved much, and never within EARLY_S for the load alone."""
+    when the load moved much or links are measured at last, and never within EARLY_S for these alone."""
     if age_s >= refresh_s:
         return True
     return age_s >= EARLY_S and moved_much(told, current)

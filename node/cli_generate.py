@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..swarm.errors import UsageError
 from .cli_output import console, format_bytes, print_json, short_peer_id
+from .cli_trace import Trace, prefill_line, trace_of, waterfall
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
@@ -50,8 +51,10 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
                 "ignore_eos": arguments.ignore_eos,
             }
             if arguments.json:
-                result = await model.generate_detailed(prompt, **options)
-                print_json(result.as_dict())
+                result = (await model.generate_detailed(prompt, **options)).as_dict()
+                if arguments.trace:
+                    result["trace"] = trace_of(result).as_dict()
+                print_json(result)
                 return
             stream = model.stream(prompt, **options)
             async for piece in stream:
@@ -63,6 +66,8 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
             sys.stdout.flush()
             if speak:
                 _print_route(stream.result)
+            if arguments.trace:
+                print_trace(trace_of(stream.result.as_dict()))
     finally:
         status.stop()
 
@@ -95,6 +100,14 @@ def _print_route(result: Any) -> None:
         f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
         + (f", {result.repairs} repaired hops" if result.repairs else "")
     )
+
+
+def print_trace(trace: Trace) -> None:
+    if trace.stages:
+        console.print(waterfall(trace))
+    console.print(prefill_line(trace), highlight=False)
+    for sentence in trace.disagreements:
+        console.print(f"Not as predicted: {escape(sentence)}", highlight=False)
 
 
 def route_table(hops: list[dict[str, Any]]) -> Table:

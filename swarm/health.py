@@ -7,7 +7,7 @@ afresh.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import UsageError
 
@@ -74,6 +74,12 @@ class PeerHealth:
     def succeeded(self, peer_id: str) -> None:
         """The peer answered rightly: forgive it everything."""
         self._records.pop(peer_id, None)
+
+    def release(self, peer_id: str, now: float) -> None:
+        """End the peer's ban, but remember its failures: it deserves another try, not yet trust."""
+        record = self._records.get(peer_id)
+        if record is not None and now < record.banned_until:
+            self._records[peer_id] = replace(record, banned_until=now)
 
     def is_banned(self, peer_id: str, now: float) -> bool:
         record = self._records.get(peer_id)

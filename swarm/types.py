@@ -83,6 +83,19 @@ class NodeState(StrEnum):
     DRAINING = "draining"
 
 
+MAX_PEER_LINKS = 16
+"""Links to other nodes that one announces: those that a route may well use."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLink:
+    """A node's own measurement of its way to another: round trip in seconds; bytes per second, 0: unknown."""
+
+    peer_id: str
+    rtt_s: float
+    bytes_per_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a node announces. Speeds are its own measurements; 0 means not measured yet.
@@ -92,7 +105,8 @@ class NodeInfo:
     ``free_kv_tokens`` / ``total_kv_tokens``: KV cache in tokens of the whole span.
     ``weights``: how the weights are held, for people ("int4", "bf16").
     Load, measured over the last seconds: ``queue_ms`` is how long a decode step waits before it is computed,
-    ``tokens_per_s`` what all sessions together got, ``sessions`` how many are open.
+    ``tokens_per_s`` what all sessions together got, ``sessions`` how many are open. ``links``: to nodes that
+    may come before or after it in a chain, MAX_PEER_LINKS at most.
     """
 
     peer_id: str
@@ -110,6 +124,7 @@ class NodeInfo:
     queue_ms: float = 0.0
     tokens_per_s: float = 0.0
     sessions: int = 0
+    links: tuple[PeerLink, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

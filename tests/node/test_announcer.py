@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import announcer as announcer_module
 from swarm_node.node.announcer import EARLY_S, MUCH_KV, Announcer, is_due, moved_much
-from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 INFO = NodeInfo(
     peer_id="node",
@@ -142,6 +142,13 @@ def test_what_counts_as_much(told, current, much):
 
 
 loads = st.builds(loaded, st.integers(0, 1000), st.floats(0, 1e6))
+
+
+def test_first_links_are_announced_early() -> None:
+    known = dataclasses.replace(INFO, links=(PeerLink("12D3KooWother", 0.01),))
+    assert moved_much(INFO, known)
+    assert not moved_much(known, dataclasses.replace(known, links=(PeerLink("12D3KooWother", 0.02),)))
+    assert not moved_much(known, INFO)
 
 
 @given(told=loads, current=loads, age=st.floats(0, 100), refresh=st.floats(0.1, 60))

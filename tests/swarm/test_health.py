@@ -45,6 +45,16 @@ def test_success_forgives_everything() -> None:
     assert health.failed("a", 0.0) == 1.0  # the count starts afresh
 
 
+def test_a_release_ends_the_ban_but_not_the_row_of_failures() -> None:
+    health = make()
+    health.failed("a", 0.0)
+    health.failed("a", 0.5)
+    health.release("a", 1.0)
+    health.release("b", 1.0)
+    assert not health.is_banned("a", 1.0)
+    assert health.failed("a", 1.0) == 5.0  # the third in a row
+
+
 def test_a_quiet_peer_starts_afresh() -> None:
     health = make()
     for _ in range(4):

@@ -1,0 +1,72 @@
+"""Why there is no route, said as helpfully as what is known allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+
+from ..dht.directory import Directory
+from ..swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
+from ..swarm.routing import NoRouteError
+from ..swarm.types import ModelRef
+
+
+async def explain(
+    error: NoRouteError,
+    kv_tokens: int,
+    model: ModelRef,
+    directory: Directory,
+    causes: Mapping[str, SwarmError],
+    banned: AbstractSet[str],
+) -> SwarmError:
+    """The error to raise in place of ``error``. ``causes``: what peers failed of, by peer id."""
+    if not error.seen:
+        return await _absence(error, model, directory)
+    causes = {
+        node.peer_id: causes[node.peer_id]
+        for node in error.seen
+        if node.peer_id in banned and node.peer_id in causes
+    }
+    if not causes:
+        return error
+    text = "; ".join(f"…{peer_id[-6:]}: {cause.message}" for peer_id, cause in list(causes.items())[:2])
+    kinds = {type(cause) for cause in causes.values()}
+    if kinds == {ModelMismatchError}:
+        return ModelMismatchError(f"no route: {text}", hint=next(iter(causes.values())).hint)
+    if kinds == {BusyError}:
+        pause = min(cause.retry_after for cause in causes.values() if isinstance(cause, BusyError))
+        return BusyError(
+            f"every peer that could serve {kv_tokens} tokens is busy ({text})",
+            retry_after=pause,
+            hint="Try again later, or ask for fewer new tokens.",
+        )
+    return NoRouteError(
+        f"{error.message} Why they failed: {text}",
+        hint=error.hint,
+        missing=error.missing,
+        seen=error.seen,
+    )
+
+
+async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) -> SwarmError:
+    """Nobody serves this model: say what is served instead."""
+    try:
+        models = [model for model in await directory.models() if model.digest != ours.digest]
+    except NetworkError:
+        return error
+    for model in models:
+        if model.name == ours.name:
+            return ModelMismatchError(
+                f"the swarm serves another model under the name {ours.name}: "
+                f"its digest is {model.digest[:12]}, that of your files {ours.digest[:12]}",
+                hint="Use the same model files as the nodes: same weights, same quantization.",
+            )
+    if not models:
+        return error
+    names = ", ".join(str(model) for model in models[:4]) + (", …" if len(models) > 4 else "")
+    return NoRouteError(
+        f"nobody serves {ours}. The swarm serves: {names}.",
+        hint=error.hint,
+        missing=error.missing,
+        seen=(),
+    )

@@ -1,0 +1,86 @@
+"""When a hop that works, but slowly, should be replaced while a generation runs: a pure decision.
+
+It pays when what the remaining tokens gain is worth more than replaying the context into the replacement.
+Everything here holds back: measured steps in place of announcements, a margin, a least difference; and the
+caller leaves some seconds between two replacements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from .prediction import Prediction
+
+ENOUGH_STEPS = 32
+"""Decode steps that every hop of the route must have done since it joined: a pause is no slowness, and a
+replacement is judged before another is thought of."""
+LEAST_RATIO = 1.3
+"""A hop is slow when it takes so many times what its replacement should."""
+REPLAY_MARGIN = 1.5
+"""Replays cost more than they should: others wait for the same nodes."""
+FIXED_COST_S = 0.5
+"""What any replacement costs besides its replay: opening, a pause that the user sees."""
+MAX_OPTIMISM = 4.0
+"""How many times slower than announced the replacement is expected to be at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class HopSpent:
+    """What a decode step took at a hop lately, on average, in seconds, over the last of ``steps`` steps since
+    it joined the route."""
+
+    steps: int
+    queue_s: float
+    compute_s: float
+    codec_s: float = 0.0
+
+    @property
+    def node_s(self) -> float:
+        return self.queue_s + self.compute_s + self.codec_s
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Hops that could stand in for one: ``token_s`` for a decoded token with the ways to and from them,
+    ``replay_s`` to bring them to where the generation is."""
+
+    token_s: float
+    replay_s: float
+
+
+def hop_to_replace(
+    predicted: Prediction,
+    spent: Sequence[HopSpent],
+    replacements: Sequence[Replacement | None],
+    tokens_to_come: int,
+) -> int | None:
+    """The hop whose replacement saves most, or None. ``predicted``: of the route in use, whose ways count as
+    predicted; ``replacements``: the best for each hop, None where there is none."""
+    if min((hop.steps for hop in spent), default=0) < ENOUGH_STEPS:
+        return None
+    best: tuple[float, int] | None = None
+    for number, replacement in enumerate(replacements):
+        if replacement is None:
+            continue
+        hop = predicted.hops[number]
+        now_s = spent[number].node_s + predicted.around(number) - hop.queue_s - hop.compute_s
+        then_s = replacement.token_s * _optimism(predicted, spent, number)
+        if now_s < LEAST_RATIO * then_s:
+            continue
+        cost = FIXED_COST_S + REPLAY_MARGIN * replacement.replay_s
+        gain = (now_s - then_s) * tokens_to_come - cost
+        if gain > 0 and (best is None or gain > best[0]):
+            best = (gain, number)
+    return None if best is None else best[1]
+
+
+def _optimism(predicted: Prediction, spent: Sequence[HopSpent], number: int) -> float:
+    """By how much the route's other hops are slower than they announced: expect it of a new one too."""
+    ratios = [
+        seen.node_s / expected
+        for other, (seen, hop) in enumerate(zip(spent, predicted.hops, strict=True))
+        if other != number and (expected := hop.queue_s + hop.compute_s) > 0
+    ]
+    return min(MAX_OPTIMISM, max(1.0, median(ratios))) if ratios else 1.0

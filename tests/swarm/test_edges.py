@@ -1,0 +1,96 @@
+"""Ways between nodes: what is told, what is estimated, and the triangle that bounds both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm_node.swarm.edges import MAX_BYTES_PER_S, UNMEASURED_LINK, Edges, Link
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
+
+MODEL = ModelRef("m", "d" * 64, 6)
+
+
+def node(peer_id: str, *links: PeerLink) -> NodeInfo:
+    return NodeInfo(peer_id, (), MODEL, Span(0, 6), NodeState.ONLINE, links=links)
+
+
+def test_nothing_told_is_the_costlier_of_the_two_own_links() -> None:
+    edges = Edges([node("a"), node("b")], {"a": Link(0.02, 1e6), "b": Link(0.06, 1e9)})
+    assert edges.one_way_s("a", "b", 0) == pytest.approx(0.03)
+    assert edges.one_way_s("a", "b", 1_000_000) == pytest.approx(0.01 + 1.0)  # now the thin line counts
+    assert not edges.is_measured("a", "b")
+
+
+def test_what_is_told_counts_in_both_directions() -> None:
+    links = {"a": Link(0.05, 1e7), "b": Link(0.05, 1e6)}
+    edges = Edges([node("a", PeerLink("b", 0.002)), node("b")], links)
+    assert edges.one_way_s("a", "b", 0) == edges.one_way_s("b", "a", 0) == pytest.approx(0.001)
+    assert edges.is_measured("a", "b")
+    assert edges.between("a", "b", 0).bytes_per_s == 1e7  # of the estimate, nothing was told
+
+
+def test_of_two_stories_the_worse_counts() -> None:
+    links = {"a": Link(0.05, 1e7), "b": Link(0.05, 1e7)}
+    a, b = node("a", PeerLink("b", 0.001, 5e7)), node("b", PeerLink("a", 0.01, 2e7))
+    for nodes in ([a, b], [b, a]):
+        assert Edges(nodes, links).between("a", "b", 0) == Link(0.01, 2e7)
+
+
+def test_a_liar_cannot_bring_two_nodes_nearer_than_the_client_measured() -> None:
+    links = {"liar": Link(0.010, 1e7), "far": Link(0.200, 1e7)}
+    edges = Edges([node("liar", PeerLink("far", 0.0, 1e12)), node("far")], links)
+    link = edges.between("liar", "far", 0)
+    assert link.rtt_s == pytest.approx(0.190)
+    assert link.bytes_per_s == MAX_BYTES_PER_S
+    # nor farther apart than the way through the client, which is open in any case
+    edges = Edges([node("liar", PeerLink("far", 60.0, 1.0)), node("far")], links)
+    assert edges.one_way_s("liar", "far", 1000) == pytest.approx(0.105 + 2000 / 1e7)
+
+
+def test_what_the_client_learned_itself_comes_first_but_within_the_triangle() -> None:
+    links = {"a": Link(0.01, 1e7), "b": Link(0.03, 1e7)}
+    nodes = [node("a", PeerLink("b", 0.04)), node("b")]
+    assert Edges(nodes, links, known={("a", "b"): Link(0.025, 1e8)}).between("a", "b", 0) == Link(0.025, 1e8)
+    assert Edges(nodes, links, known={("a", "b"): Link(0.0, 1e8)}).between(
+        "a", "b", 0
+    ).rtt_s == pytest.approx(0.02)
+
+
+def test_a_pair_that_must_not_be_chained_goes_through_the_client() -> None:
+    links = {"a": Link(0.01, 1e6), "b": Link(0.03, 1e6)}
+    edges = Edges([node("a", PeerLink("b", 0.021)), node("b")], links, unchained=frozenset({("a", "b")}))
+    assert edges.one_way_s("a", "b", 1000) == pytest.approx(0.005 + 0.015 + 0.002)
+    assert edges.one_way_s("b", "a", 1000) < edges.one_way_s("a", "b", 1000)
+    assert not edges.may_chain("a", "b")
+    assert edges.may_chain("b", "a")
+
+
+def test_links_to_itself_and_to_strangers_say_nothing() -> None:
+    edges = Edges([node("a", PeerLink("a", 0.0), PeerLink("gone", 0.0))], {})
+    assert not list(edges.told)
+
+
+rtts = st.floats(0, 1)
+rates = st.floats(1e3, 1e9)
+links_st = st.builds(Link, rtts, rates)
+
+
+@given(
+    st.fixed_dictionaries({}, optional={"a": links_st, "b": links_st}),
+    st.lists(st.builds(PeerLink, st.just("b"), st.floats(0, 60), st.floats(0, 1e12)), max_size=2),
+    st.none() | links_st,
+    st.floats(0, 1e8),
+)
+def test_every_way_is_within_the_triangle(
+    links: dict[str, Link], told: list[PeerLink], known: Link | None, size: float
+) -> None:
+    nodes = [replace(node("a"), links=tuple(told)), node("b")]
+    edges = Edges(nodes, links, known={} if known is None else {("a", "b"): known})
+    one, other = links.get("a", UNMEASURED_LINK), links.get("b", UNMEASURED_LINK)
+    way = edges.one_way_s("a", "b", size)
+    assert way <= one.one_way_s(size) + other.one_way_s(size) + 1e-12
+    assert edges.one_way_s("a", "b", 0) >= abs(one.rtt_s - other.rtt_s) / 2 - 1e-12
