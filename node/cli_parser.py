@@ -29,6 +29,7 @@ _BOOTSTRAP_EXAMPLES = f"""\
 examples:
   swarm-node bootstrap                                listen on port {BOOTSTRAP_PORT} of every interface
   swarm-node bootstrap --host 127.0.0.1 --port 0      this machine only, any free port
+  swarm-node bootstrap --relay                        a relay for nodes behind NAT as well
   swarm-node bootstrap --announce /dns4/swarm.example.org/tcp/{BOOTSTRAP_PORT}
 """
 _SERVE_EXAMPLES = """\
@@ -36,6 +37,7 @@ examples:
   swarm-node serve --model ./SmolLM2-135M-Instruct.Q4_1.gguf --blocks 0-14 --initial-peers ADDR
   swarm-node serve --model HuggingFaceTB/SmolLM2-135M-Instruct --initial-peers ADDR
   swarm-node serve --model ./model --blocks 10:20 --device cuda --initial-peers ADDR
+  swarm-node serve --model ./model --initial-peers ADDR --relay ADDR     behind NAT: others come by ADDR
   swarm-node serve --model ./model --threads 4 --kv-dtype int8 --kv-cache-tokens 65536
 
 Without --initial-peers the node starts a swarm of its own and prints the address for others to join.
@@ -121,6 +123,12 @@ def _positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -218,6 +226,11 @@ def _add_compute(command: argparse.ArgumentParser, what: str) -> None:
 def _add_bootstrap(command: argparse.ArgumentParser) -> None:
     _add_listen(command, port=BOOTSTRAP_PORT)
     _add_peers(command, required=False)
+    command.add_argument(
+        "--relay",
+        action="store_true",
+        help="also pass on connections to nodes that cannot be dialled; for a host with a public address",
+    )
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
@@ -231,6 +244,15 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     )
     _add_peers(command, required=False)
     _add_listen(command, port=0)
+    command.add_argument(
+        "--relay",
+        metavar="ADDR",
+        type=_comma_list,
+        action="extend",
+        default=None,
+        help="for a node behind NAT or a firewall: the address of a `bootstrap --relay` through which others "
+        "reach it (repeatable)",
+    )
     command.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
     _add_compute(command, "block weights")
     command.add_argument(
@@ -239,6 +261,12 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         choices=KERNELS,
         help="what computes: native kernels, compiled here once, fast ones that round activations to 8 bits, "
         "or torch's; auto takes the fastest that loses nothing",
+    )
+    command.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="compute a token to the same bits whatever is computed beside it and however its prompt is cut, "
+        "so that a repaired answer is the undisturbed one; checked at the start",
     )
     _add_cache(command)
     _add_sharing(command)
@@ -270,6 +298,14 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
         dest="prefix_cache",
         action="store_false",
         help="forget a session's pages at its end, instead of keeping them for one that begins the same way",
+    )
+    command.add_argument(
+        "--journal-mib",
+        type=_count,
+        default=256,
+        metavar="MIB",
+        help="memory for what sessions sent to their next hop, so that its replacement can be fed when it dies; "
+        "0 keeps none (default: %(default)s)",
     )
 
 
@@ -319,6 +355,11 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)"
     )
     command.add_argument("--ignore-eos", action="store_true", help="go on to --max-new-tokens")
+    command.add_argument(
+        "--trace",
+        action="store_true",
+        help="show what the route should have cost beside what it did, stage by stage (also in --json)",
+    )
     command.add_argument(
         "--wire-codec",
         default="int8",

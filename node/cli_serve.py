@@ -28,6 +28,8 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
     def on_event(event: NodeEvent) -> None:
         if arguments.json:
             events.print(event.as_dict())
+        elif event.event.startswith("network_"):
+            _print_network(event)
         elif event.event == "listening":
             _print_addresses(event, "Bootstrap node")
             console.print(f"Join it:   {escape(_join_command(event, 'PATH_OR_NAME', '0-14'))}")
@@ -40,6 +42,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
             port=arguments.port,
             announce_maddrs=tuple(arguments.announce or ()),
             initial_peers=tuple(arguments.initial_peers or ()),
+            relay=arguments.relay,
         )
         running = asyncio.ensure_future(run_bootstrap(config, on_event))
         with _on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
@@ -65,14 +68,17 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         host=arguments.host,
         port=arguments.port,
         announce_maddrs=tuple(arguments.announce or ()),
+        relays=tuple(arguments.relay or ()),
         device=arguments.device,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         kernels=arguments.kernels,
+        deterministic=arguments.deterministic,
         threads=arguments.threads,
         kv_cache_tokens=arguments.kv_cache_tokens,
         kv_dtype=arguments.kv_dtype,
         prefix_cache=arguments.prefix_cache,
+        journal_mib=arguments.journal_mib,
         prefill_target_ms=arguments.prefill_target_ms,
         max_sessions_per_peer=arguments.max_sessions_per_peer,
         max_kv_share_per_peer=arguments.max_kv_share_per_peer,
@@ -104,6 +110,15 @@ def _print_addresses(event: NodeEvent, what: str) -> None:
     console.print(f"{what} {escape(event.peer_id)} listens at")
     for maddr in _dialable(event.maddrs):
         console.print(f"  {escape(maddr)}")
+
+
+def _print_network(event: NodeEvent) -> None:
+    if event.event == "network_lost":
+        console.print(
+            f"[yellow]Network lost[/]: {escape(str(event.details['message']))}; starting it again ..."
+        )
+    else:
+        console.print(f"[green]Network restored[/] after {event.details['seconds']:.1f} s.")
 
 
 def suggest_blocks(event: NodeEvent) -> str:
@@ -170,6 +185,11 @@ class _Display:
                     f"{details.get('decode_ms_per_block'):.3f} ms per block and token, "
                     f"prefill {details.get('prefill_tokens_per_s'):.0f} tokens/s"
                 )
+                if details.get("deterministic"):
+                    console.print(
+                        f"Deterministic (checked: {details.get('row_check')}): a token's bits depend on its "
+                        "own past alone."
+                    )
                 if details.get("announced") is False:
                     console.print("[yellow]The swarm did not take the announcement yet; trying again.[/]")
                 console.print("The next peer joins with:")
@@ -177,6 +197,8 @@ class _Display:
                     f"  {escape(_join_command(event, self._arguments.model, suggest_blocks(event)))}"
                 )
                 console.print("Ctrl-C leaves cleanly.")
+            case "network_lost" | "network_restored":
+                _print_network(event)
             case "draining":
                 console.print(
                     f"Draining: {details.get('sessions')} sessions have "
@@ -207,6 +229,8 @@ class _Display:
                         f"{node.state} · {server.peers} peers · {server.sessions} sessions · "
                         f"{load.tokens_per_s:.0f} tokens/s · batch {load.batch:.1f} · "
                         f"queue {load.queued}, {load.queue_ms:.1f} ms · "
-                        f"{server.free_kv_tokens} of {server.total_kv_tokens} KV tokens free"
+                        f"{server.free_kv_tokens} of {server.total_kv_tokens} KV tokens free · "
+                        f"journal {server.journal.used / 2**20:.0f} of {node.config.journal_mib} MiB"
+                        + (" · deterministic" if node.config.deterministic else "")
                     )
                 await asyncio.sleep(STATUS_LINE_S)

@@ -65,6 +65,9 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
                 "sessions": node.sessions,
                 "tokens_per_s": node.tokens_per_s,
                 "queue_ms": node.queue_ms,
+                "links": [
+                    {"peer_id": link.peer_id, "rtt_ms": round(link.rtt_s * 1000, 3)} for link in node.links
+                ],
                 "weights": node.weights,
                 "codecs": list(node.codecs),
                 "version": node.version,

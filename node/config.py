@@ -24,8 +24,11 @@ class NodeConfig:
     ``kv_dtype``: how keys and values are held; auto is float32 where ``dtype`` is, else 16 bits.
     ``prefill_target_ms``: what a slice of a prompt may add to a batch that others' decode steps are in.
     ``max_kv_share_per_peer``: the part of the cache that one peer may hold even while nobody else wants any.
+    ``journal_mib``: memory for what sessions sent on, to feed a replacement of the next hop; 0 keeps none.
+    ``deterministic``: compute each token to the same bits in any batch and any chunk, or refuse to start.
     ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free one.
-    ``identity``: None makes a new identity that is forgotten at the end.
+    ``identity``: None makes a new identity that is forgotten at the end. ``relays``: peers through which
+    others reach this node, where they cannot dial it.
     Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
     """
 
@@ -36,14 +39,17 @@ class NodeConfig:
     host: str = "0.0.0.0"
     port: int = 0
     announce_maddrs: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"
     quantize: str = "auto"
     threads: int | None = None
     kernels: str = "auto"
+    deterministic: bool = False
     kv_cache_tokens: int | None = None
     kv_dtype: str = "auto"
     prefix_cache: bool = True
+    journal_mib: int = 256
     prefill_target_ms: float = 25.0
     max_step_tokens: int = 512
     max_batch_tokens: int = 512
@@ -89,21 +95,24 @@ class NodeConfig:
                 f"max_kv_share_per_peer {self.max_kv_share_per_peer} is not above 0 and at most 1",
                 hint="It is a part of the cache: 0.5 is half of it.",
             )
-        if self.drain_seconds < 0:
-            raise UsageError(f"drain_seconds {self.drain_seconds} is negative")
+        for name in ("drain_seconds", "journal_mib"):
+            if (value := getattr(self, name)) < 0:
+                raise UsageError(f"{name} {value} is negative")
         if self.max_frame is not None and self.max_frame < MIN_MAX_FRAME:
             raise UsageError(f"max_frame {self.max_frame} is below {MIN_MAX_FRAME} bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class BootstrapConfig:
-    """How a bootstrap node listens: a meeting point for the DHT that serves no blocks."""
+    """How a bootstrap node listens: a meeting point for the DHT that serves no blocks. ``relay``: it passes
+    on connections to peers that cannot be dialled, too."""
 
     identity: Path | None = None
     host: str = "0.0.0.0"
     port: int = 0
     announce_maddrs: tuple[str, ...] = ()
     initial_peers: tuple[str, ...] = ()
+    relay: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -112,7 +121,8 @@ class BootstrapConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """One thing that happened: ``listening compiling loading online draining stopped error``.
+    """One thing that happened: ``listening compiling loading online network_lost network_restored draining
+    stopped error``.
 
     ``details`` depends on the event: measured speeds for ``online``, ``message`` and ``hint`` for ``error``.
     """

@@ -36,8 +36,6 @@ def refusal_of(
             f"a batch of {request.batch} sequences in one session is not offered",
             "Open one session for each sequence; a fork shares what they have in common.",
         )
-    if request.downstream is not None:
-        return refused(ErrorCode.UNSUPPORTED, "this node does not send results on to another peer")
     if request.max_tokens > context_tokens:
         return refused(
             ErrorCode.CONTEXT_EXCEEDED,

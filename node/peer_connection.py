@@ -1,4 +1,7 @@
-"""One client's stream to this node: HELLO, then sessions and their steps, until either side ends it.
+"""One peer's stream to this node: HELLO, then sessions and steps, until either side ends it.
+
+A client opens sessions here and steers them; the node before this one in a route sends steps for them. A
+stream's end closes the sessions that it opened, and is told to the clients of those that it fed.
 
 The reader awaits nothing but bytes and room: a step goes to the engine by one call and its answer is written
 from the engine's callback, so a decode step starts no task and sets no timer. What is said in one turn of the
@@ -21,6 +24,8 @@ from ..swarm.errors import (
     StreamClosedError,
 )
 from ..swarm.messages import (
+    Attach,
+    Attached,
     Busy,
     Close,
     ErrorMessage,
@@ -36,14 +41,18 @@ from ..swarm.messages import (
 )
 from ..swarm.replies import error_message
 from ..swarm.wire import Payload, encode_frame
+from .chaining import make_chain, replay
 from .greeting import greet
 from .node_session import NodeSession
-from .quotas import PeerAccount
+from .quotas import FED_FACTOR, PeerAccount
 
 if TYPE_CHECKING:
     from .server import NodeServer
 
 log = logging.getLogger(__name__)
+
+UNREAD_BYTES = 1024 * 1024
+"""Told to a peer before it is asked whether it reads."""
 
 
 class PeerConnection:
@@ -53,19 +62,23 @@ class PeerConnection:
         self._server = server
         self._connection = connection
         self._account = account
+        self._peer_id = connection.peer_id
         self._sessions: dict[bytes, NodeSession] = {}
-        self._max_step_tokens = 0
+        self._fed: set[NodeSession] = set()  # of other streams, whose last step came on this one
         self._outgoing: list[Payload] = []
         self._undrained = False
+        self._unread = 0  # bytes written since the peer was last known to read
+        self._drainer: asyncio.Task[None] | None = None
         self._ending = False
         self._closed = False
         self._task: asyncio.Task[None] | None = None
+        self.max_step_tokens = 0
         self.welcomed = False
         self.last_heard = server.now()
 
     @property
     def peer_id(self) -> str:
-        return self._connection.peer_id
+        return self._peer_id
 
     @property
     def sessions(self) -> list[NodeSession]:
@@ -74,6 +87,7 @@ class PeerConnection:
     async def run(self) -> None:
         """Serve until the stream ends; every session of it is closed by then."""
         self._task = asyncio.current_task()
+        why = "this node ended its stream"
         try:
             await self._read()
         except asyncio.CancelledError:
@@ -81,17 +95,24 @@ class PeerConnection:
                 raise
         except (RemoteProtocolError, PeerError) as error:
             log.info("event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message)
+            why = f"it sent what is no message: {error.message}"
+            self._forget_fed(why)
             await self._farewell(error_message(error, retriable=False))
         except NetworkError as error:
             log.debug("event=stream_ended peer=%s reason=%r", self.peer_id, error.message)
+            why = error.message
         except Exception as error:
             log.exception("event=connection_failed peer=%s", self.peer_id)
+            self._forget_fed("this node failed to serve its stream")
             await self._farewell(error_message(error))
         finally:
             self._closed = True
             self._close_sessions()
+            self._forget_fed(why)
             self._try_flush()
             self._connection.close()
+            if self._drainer is not None:
+                self._drainer.cancel()
 
     async def _read(self) -> None:
         while True:
@@ -107,8 +128,7 @@ class PeerConnection:
             if self._undrained:
                 # A client that does not read its answers is not read either.
                 self._undrained = False
-                self._flush()
-                await self._connection.stream.drain()
+                await self.drain()
             if not self._account.room.is_set():
                 await self._account.room.wait()
 
@@ -128,8 +148,8 @@ class PeerConnection:
         """Close a session that the client did not close, and tell it."""
         log.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
         del self._sessions[session.id]
-        session.close()
-        self._try_post(
+        self._server.close_session(session)
+        self.post(
             ErrorMessage(
                 session.id,
                 None,
@@ -146,7 +166,7 @@ class PeerConnection:
             return
         self._ending = True
         if reason is not None:
-            self._try_post(reason)
+            self.post(reason)
         self._close_sessions()
         self._try_flush()
         self._connection.close()
@@ -155,7 +175,28 @@ class PeerConnection:
 
     def _close_sessions(self) -> None:
         while self._sessions:
-            self._sessions.popitem()[1].close()
+            self._server.close_session(self._sessions.popitem()[1])
+
+    # Sessions of other streams that take their steps from this one.
+
+    def stop_feeding(self, session: NodeSession) -> None:
+        self._fed.discard(session)
+
+    def _forget_fed(self, why: str) -> None:
+        """Nothing more will come for them from here: tell their clients."""
+        while self._fed:
+            session = self._fed.pop()
+            session.fed_by = None
+            session.owner.post(
+                ErrorMessage(
+                    session.id,
+                    None,
+                    ErrorCode.UPSTREAM_LOST,
+                    f"peer {self._peer_id[-8:]}, which sends this session's steps, is lost: {why}",
+                    True,
+                    "The session is open: name another upstream by ATTACH.",
+                )
+            )
 
     # Messages, in the order a client sends them. None of these awaits.
 
@@ -170,13 +211,15 @@ class PeerConnection:
             case Hello():
                 self._on_hello(message)
             case Open():
-                self._post(self._try_open(message))
+                if (answer := self._try_open(message)) is not None:
+                    self._post(answer)
             case Close():
                 if (session := self._sessions.pop(message.session, None)) is not None:
-                    session.close(self._server.usable_prefix(session.request.max_tokens, message.prefix))
+                    self._server.close_session(session, message.prefix)
+            case Attach():
+                self._on_attach(message)
             case Replay():
-                text = "this node keeps no journal to replay"
-                self._post(ErrorMessage(message.session, None, ErrorCode.UNSUPPORTED, text, False))
+                self._on_replay(message)
             case _:
                 raise RemoteProtocolError(f"a client does not send {type(message).__name__.upper()}")
 
@@ -184,39 +227,78 @@ class PeerConnection:
         if self.welcomed:
             raise RemoteProtocolError("HELLO came twice")
         welcome = greet(hello, self._server.offer)
-        self._max_step_tokens = welcome.max_step_tokens
+        self.max_step_tokens = welcome.max_step_tokens
         self._connection.peer_max_frame = hello.max_frame
         self.welcomed = True
         self._post(welcome)
 
-    def _try_open(self, request: Open) -> Opened | Busy | Refused | ErrorMessage:
-        if request.session in self._sessions:
+    def _try_open(self, request: Open) -> Opened | Busy | Refused | ErrorMessage | None:
+        """The answer; None if it comes later, once the next hop is connected."""
+        if request.session in self._server.sessions:
             text = f"session {request.session.hex()} is open already"
             return ErrorMessage(request.session, None, ErrorCode.DUPLICATE_SESSION, text, False)
         parent = None if request.parent is None else self._sessions.get(request.parent)
-        opened = self._server.open_session(
-            request, self._account, parent, self._max_step_tokens, self._try_post
-        )
-        if not isinstance(opened, NodeSession):
+        session = self._server.open_session(request, self._account, parent, self)
+        if not isinstance(session, NodeSession):
+            return session
+        self._sessions[request.session] = session
+        opened = Opened(request.session, session.hop.length, self.max_step_tokens)
+        if request.downstream is None:
             return opened
-        self._sessions[request.session] = opened
-        return Opened(request.session, opened.hop.length, self._max_step_tokens)
+        self._server.watch(
+            session.begin(make_chain(session, opened, request.downstream, self._server.next_hops))
+        )
+        return None
 
     def _on_step(self, step: Step) -> None:
-        session = self._sessions.get(step.session)
-        if session is not None:
-            session.on_step(step, self._server.now())
+        session = self._server.sessions.get(step.session)
+        if session is not None and session.takes_from(self, self._peer_id):
+            if session.fed_by is not self and session.owner is not self:
+                self._server.forget_feeder(session)
+                session.fed_by = self
+                self._fed.add(session)
+            session.on_step(step, self._server.now(), self)
             return
+        text, hint = (
+            "is not open on this stream",
+            "Open the session again and send its tokens from the start.",
+        )
+        if session is not None and session.owner is self:
+            text = f"takes its steps from peer {session.upstream[-8:]}"
+            hint = "Send them there, or take the session back by ATTACH."
+        elif session is not None:
+            text, hint = "takes no steps from you", "Its client can name you as its upstream."
         self._post(
             ErrorMessage(
                 step.session,
                 step.step,
                 ErrorCode.UNKNOWN_SESSION,
-                f"session {step.session.hex()} is not open on this stream",
+                f"session {step.session.hex()} {text}",
                 True,
-                "Open the session again and send its tokens from the start.",
+                hint,
             )
         )
+
+    def _on_attach(self, request: Attach) -> None:
+        session = self._own(request.session)
+        if session is not None:
+            self._server.forget_feeder(session)
+            session.upstream = request.upstream
+            self._post(Attached(session.id, session.lane.length))
+
+    def _on_replay(self, request: Replay) -> None:
+        session = self._own(request.session)
+        if session is not None:
+            self._server.watch(session.begin(replay(session, request, self._server.next_hops)))
+
+    def _own(self, session: bytes) -> NodeSession | None:
+        """The session, if it was opened on this stream; else the client is told."""
+        found = self._sessions.get(session)
+        if found is None:
+            text = f"session {session.hex()} is not open on this stream"
+            hint = "Open the session again and send its tokens from the start."
+            self._post(ErrorMessage(session, None, ErrorCode.UNKNOWN_SESSION, text, True, hint))
+        return found
 
     # Writing.
 
@@ -229,11 +311,38 @@ class PeerConnection:
         self._outgoing += buffers
         self._undrained = True
 
+    @property
+    def takes_answers(self) -> bool:
+        """Whether the peer reads what it is told, as far as is known. It is not waited for where other peers'
+        streams bring what it is told about."""
+        return self._unread <= self._server.limits.queued_bytes_per_peer
+
+    async def drain(self) -> None:
+        """Wait until the stream has taken what was posted. Raises StreamClosedError."""
+        self._flush()
+        await self._connection.stream.drain()
+        self._unread = 0
+
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing:
+            size = sum(map(len, outgoing))
             self._connection.stream.write(outgoing)
-            self._connection.bytes_sent += sum(map(len, outgoing))
+            self._connection.bytes_sent += size
+            self._unread += size
+            if self._unread > FED_FACTOR * self._server.limits.queued_bytes_per_peer:
+                log.info("event=answers_unread peer=%s bytes=%d", self.peer_id, self._unread)
+                self.close()
+            elif self._drainer is None and (self._unread > UNREAD_BYTES or not self.takes_answers):
+                self._drainer = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self.drain()
+        except NetworkError:
+            pass  # the reader sees it too
+        finally:
+            self._drainer = None
 
     def _try_flush(self) -> None:
         """Write outside of the reader, where an ended stream concerns nobody: the reader will see it too."""
@@ -244,7 +353,7 @@ class PeerConnection:
             log.debug("event=answer_without_stream peer=%s", self.peer_id)
             self.close()
 
-    def _try_post(self, message: Message) -> None:
+    def post(self, message: Message) -> None:
         """Write outside of the reader, where a message that cannot be sent must not raise."""
         if self._closed:
             return
@@ -256,7 +365,7 @@ class PeerConnection:
 
     async def _farewell(self, message: ErrorMessage) -> None:
         """Say why before the stream ends; a client that does not read it in time never will."""
-        self._try_post(message)
+        self.post(message)
         try:
             async with asyncio.timeout(self._server.limits.farewell_seconds):
                 self._flush()

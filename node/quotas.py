@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 
 from ..swarm.errors import LocalProtocolError, UsageError
@@ -11,6 +12,9 @@ from ..swarm.errors import LocalProtocolError, UsageError
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of a node; times in seconds.
+
+    ``dials_per_peer`` under way, and ``dials_per_minute_per_peer``: to next hops, for a client; ``dials``
+    under way for all of them. ``link_seconds``: for one of them, from dial to WELCOME.
 
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
@@ -25,6 +29,10 @@ class Limits:
     kv_share_per_peer: float = 1.0
     queued_tokens_per_peer: int = 128 * 1024
     queued_bytes_per_peer: int = 64 * 1024 * 1024
+    dials: int = 32
+    dials_per_peer: int = 4
+    dials_per_minute_per_peer: int = 60
+    link_seconds: float = 3.0
     hello_seconds: float = 10.0
     rest_seconds: float = 10.0
     idle_session_seconds: float = 600.0
@@ -39,10 +47,48 @@ class Limits:
             raise UsageError(f"kv_share_per_peer {self.kv_share_per_peer} is more than all of the cache")
 
 
+FED_FACTOR = 4
+"""How far beyond its limits a client's steps are taken from another hop: that hop's stream serves others too,
+so it cannot be left unread."""
+
+
+class DialRate:
+    """Dials to next hops that a client caused: how many are under way, and when the last minute's began."""
+
+    __slots__ = ("_began", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self._began: deque[float] = deque()
+
+    def is_empty(self, now: float) -> bool:
+        self._forget_old(now)
+        return not self._began and not self.under_way
+
+    def begin(self, limits: Limits, now: float) -> str:
+        """Count one more; or, with nothing counted, say which limit it is beyond."""
+        self._forget_old(now)
+        if self.under_way >= limits.dials_per_peer:
+            return f"{limits.dials_per_peer} dials of yours are under way"
+        if len(self._began) >= limits.dials_per_minute_per_peer:
+            return f"a peer may cause {limits.dials_per_minute_per_peer} dials a minute"
+        self.under_way += 1
+        self._began.append(now)
+        return ""
+
+    def end(self) -> None:
+        self.under_way -= 1
+
+    def _forget_old(self, now: float) -> None:
+        while self._began and now - self._began[0] >= 60.0:
+            self._began.popleft()
+
+
 class PeerAccount:
     """One peer's use of the node, over all its streams.
 
-    ``kv_cells`` are (token, block) pairs reserved. ``room`` is set while its steps may be read.
+    ``kv_cells`` are (token, block) pairs reserved. ``room`` is set while its steps may be read. Bytes are
+    queued until they are computed, and again while what was computed waits for a slow next hop.
     """
 
     __slots__ = ("connections", "kv_cells", "peer_id", "queued_bytes", "queued_tokens", "room", "sessions")
@@ -59,7 +105,7 @@ class PeerAccount:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.connections or self.sessions or self.queued_tokens)
+        return not (self.connections or self.sessions or self.queued_tokens or self.queued_bytes)
 
 
 class Ledger:
@@ -130,11 +176,15 @@ class Ledger:
             account.room.set()
         self._forget_empty(account)
 
-    def _is_over(self, account: PeerAccount) -> bool:
+    def is_beyond(self, account: PeerAccount) -> bool:
+        """Whether not even another hop's steps for it may be taken."""
+        return not account.room.is_set() and self._is_over(account, FED_FACTOR)
+
+    def _is_over(self, account: PeerAccount, factor: int = 1) -> bool:
         limits = self._limits
         return (
-            account.queued_tokens > limits.queued_tokens_per_peer
-            or account.queued_bytes > limits.queued_bytes_per_peer
+            account.queued_tokens > factor * limits.queued_tokens_per_peer
+            or account.queued_bytes > factor * limits.queued_bytes_per_peer
         )
 
     def _forget_empty(self, account: PeerAccount) -> None:

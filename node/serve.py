@@ -14,16 +14,19 @@ import torch
 from ..shards.autoselect import LoadOptions
 from ..shards.checkpoint import Checkpoint, open_checkpoint
 from ..shards.kv_pool import PAGE_TOKENS, KvPool, resolve_kv_dtype, slot_bytes
+from ..shards.row_check import check_rows
 from ..shards.span_model import SpanModel, load_span
 from ..swarm.errors import LocalProtocolError, SwarmError, UsageError
 from ..swarm.identity import Identity
+from ..swarm.transport import NetworkChange, NetworkRestored
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from .announcer import Announcer
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
 from .engine import Engine, EngineLoad, EngineSettings
 from .kernels import compile_kernels
-from .network import Network, open_network
+from .link_probe import LinkProbe
+from .network import Network, network_event, open_network
 from .page_tables import slots_for
 from .quotas import Limits
 from .resources import available_memory, default_kv_tokens, default_threads
@@ -56,9 +59,9 @@ class Node:
         await node.drain()      # no new sessions; running ones have drain_seconds
         await node.stop()       # withdraw, close streams, free everything; start may fail and still need it
 
-    ``run`` does all of it and ends when ``request_stop`` is called or the network dies. ``network``: a
-    transport and directory to use in place of a p2pd of its own, for tests; the node closes them in either
-    case.
+    ``run`` does all of it and ends when ``request_stop`` is called or the network is lost for good.
+    ``network``: a transport and directory to use in place of a p2pd of its own, for tests; the node closes
+    them in either case.
     """
 
     def __init__(
@@ -81,11 +84,12 @@ class Node:
         self._maddrs: tuple[str, ...] = ()
         self._model: ModelRef | None = None
         self._span: Span | None = None
-        self._weights = self._kernels = self._kv_dtype = ""
+        self._weights = self._kernels = self._kv_dtype = self._row_check = ""
         self._measured = SelfMeasurement(0.0, 0.0)
         self._engine: Engine | None = None
         self._server: NodeServer | None = None
         self._announcer: Announcer | None = None
+        self._probe: LinkProbe | None = None
         self._background: asyncio.Task[None] | None = None
 
     @property
@@ -124,6 +128,7 @@ class Node:
             queue_ms=round(load.queue_ms, 3) if load else 0.0,
             tokens_per_s=round(load.tokens_per_s, 1) if load else 0.0,
             sessions=server.sessions if server else 0,
+            links=self._probe.links() if self._probe is not None else (),
         )
 
     def statistics(self) -> NodeStatistics | None:
@@ -149,7 +154,11 @@ class Node:
             await self._compile_kernels()
         self._emit("loading")
         options = LoadOptions(
-            device=config.device, dtype=config.dtype, quantize=config.quantize, kernels=config.kernels
+            device=config.device,
+            dtype=config.dtype,
+            quantize=config.quantize,
+            kernels=config.kernels,
+            deterministic=config.deterministic,
         )
         span_model = await asyncio.to_thread(
             load_span, checkpoint, self._span, options, self._on_progress, threads=threads
@@ -170,6 +179,8 @@ class Node:
         )
         engine.start()
         self._exit.push_async_callback(engine.stop)
+        if config.deterministic:
+            self._row_check = await engine.run(lambda: check_rows(span_model, pool.kv_dtype))
         longest = min(context, engine.total_tokens)
         self._measured = await engine.run(lambda: measure_self(span_model, pool.kv_dtype, longest))
         self._server = NodeServer(
@@ -187,8 +198,10 @@ class Node:
                 idle_connection_seconds=config.idle_connection_seconds,
             ),
             max_frame=config.max_frame or DEFAULT_MAX_FRAME,
+            transport=None if self._network is None else self._network.transport,
+            journal_bytes=config.journal_mib * 1024 * 1024,
         )
-        self._exit.callback(self._server.close)
+        self._exit.push_async_callback(self._server.aclose)
         await self._go_online(self._server)
 
     async def drain(self) -> None:
@@ -231,9 +244,9 @@ class Node:
         self._stop_requested.set()
 
     async def run(self) -> None:
-        """Start, serve until ``request_stop`` or until the network dies, drain and stop.
+        """Start, serve until ``request_stop`` or until the network is lost for good, drain and stop.
 
-        Raises SwarmError, after an ``error`` event, if the node cannot start or its network is lost.
+        Raises SwarmError, after an ``error`` event, if the node cannot start or cannot go on.
         """
         try:
             try:
@@ -267,10 +280,20 @@ class Node:
                 port=config.port,
                 announce_maddrs=config.announce_maddrs,
                 initial_peers=config.initial_peers,
+                relays=config.relays,
             )
         self._exit.push_async_callback(self._network.close)
         self._maddrs = await self._network.transport.maddrs()
+        self._network.watch(self._on_network)
         self._emit("listening")
+
+    async def _on_network(self, change: NetworkChange) -> None:
+        if isinstance(change, NetworkRestored) and self._network is not None:
+            self._maddrs = await self._network.transport.maddrs()  # the computer may have moved
+            if self._announcer is not None:
+                self._announcer.poke()
+        event, details = network_event(change)
+        self._emit(event, **details)
 
     async def _compile_kernels(self) -> None:
         loop = asyncio.get_running_loop()
@@ -309,6 +332,9 @@ class Node:
             raise LocalProtocolError("the node goes online before it has a network")
         await self._network.transport.serve(PROTOCOL_ID, server.handle)
         self._state = NodeState.ONLINE
+        if (pool := server.next_hops.pool) is not None:
+            self._probe = LinkProbe(self._network.directory, pool, self.info)
+            server.next_hops.on_link = self._probe.observed
         self._announcer = Announcer(self._network.directory, self.info, self.config.announce_seconds)
         announced = await self._announcer.announce()
         self._background = asyncio.create_task(self._keep_up(server, self._announcer), name="node-background")
@@ -319,8 +345,11 @@ class Node:
             n_blocks=0 if self._model is None else self._model.n_blocks,
             weights=self._weights,
             kernels=self._kernels,
+            deterministic=self.config.deterministic,
+            row_check=self._row_check,
             kv_dtype=self._kv_dtype,
             kv_cache_tokens=statistics.total_kv_tokens,
+            journal_mib=self.config.journal_mib,
             decode_ms_per_block=round(self._measured.decode_ms_per_block, 4),
             prefill_tokens_per_s=round(self._measured.prefill_tokens_per_s, 1),
         )
@@ -329,6 +358,8 @@ class Node:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(announcer.run())
             tasks.create_task(_sweep(server))
+            if self._probe is not None:
+                tasks.create_task(self._probe.run())
 
     def _emit(self, event: str, **details: object) -> None:
         log.info(

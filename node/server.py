@@ -12,26 +12,32 @@ from ..shards.kv_pool import PAGE_TOKENS
 from ..swarm import codecs
 from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import BATCH_SCALE, Busy, ErrorMessage, Message, Open, Pong, Refused
+from ..swarm.messages import BATCH_SCALE, Busy, ErrorMessage, Open, Pong, Refused
 from ..swarm.session import HopSession
-from ..swarm.transport import Stream
+from ..swarm.transport import Stream, Transport
 from ..swarm.types import ModelRef, NodeState
 from ..swarm.wire import DEFAULT_MAX_FRAME
 from .admission import Admission, Resting
 from .engine import Engine
 from .greeting import Offer
 from .jobs import Lane
-from .node_session import NodeSession
+from .journal import Journal, JournalBook, JournalStatistics
+from .next_hops import NextHops
+from .node_session import NodeSession, Owner
 from .opening import refusal_of
 from .peer_connection import PeerConnection
 from .quotas import Ledger, Limits, PeerAccount
 
 log = logging.getLogger(__name__)
 
+DEFAULT_JOURNAL_BYTES = 256 * 1024 * 1024
+"""Of all journals: some 400,000 tokens of a model 576 wide in 8 bits, 60,000 of one 4096 wide."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerStatistics:
-    """A moment's load. ``queued``: steps without an answer. ``peers``: identities that are connected."""
+    """A moment's load. ``queued``: steps without an answer. ``peers``: identities that are connected.
+    ``links``: to next hops of clients' routes."""
 
     state: NodeState
     peers: int
@@ -40,12 +46,16 @@ class ServerStatistics:
     queued: int
     free_kv_tokens: int
     total_kv_tokens: int
+    links: int
+    journal: JournalStatistics
 
 
 class NodeServer:
     """``handle`` serves one stream; give it to ``Transport.serve``. One per node, used in one event loop.
 
-    ``context_tokens`` is the longest sequence the model can hold. ``clock`` gives seconds, for idle times.
+    ``context_tokens`` is the longest sequence the model can hold. ``transport`` dials the next hops of
+    chains; without one, results go back to the clients. ``journal_bytes``: of all sessions' journals, 0 for
+    none. ``clock`` gives seconds, for idle times. ``sessions``: all that are open, by id.
     """
 
     def __init__(
@@ -57,6 +67,8 @@ class NodeServer:
         agent: str,
         limits: Limits | None = None,
         max_frame: int = DEFAULT_MAX_FRAME,
+        transport: Transport | None = None,
+        journal_bytes: int = DEFAULT_JOURNAL_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
@@ -77,7 +89,14 @@ class NodeServer:
         self._blocks = len(engine.model.span)
         self._ledger = Ledger(self.limits)
         self._admission = Admission(engine.total_tokens * self._blocks, self.limits.kv_share_per_peer)
+        self._journals = JournalBook(journal_bytes)
+        self._row_bytes = {
+            codec: codecs.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
+        }
+        self.sessions: dict[bytes, NodeSession] = {}
+        self.next_hops = NextHops(transport, model, agent, self.limits, self._ledger, clock)
         self._connections: set[PeerConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -116,6 +135,8 @@ class NodeServer:
             queued=self.engine.queued,
             free_kv_tokens=self.engine.free_tokens,
             total_kv_tokens=self.engine.total_tokens,
+            links=len(self.next_hops),
+            journal=self._journals.statistics(),
         )
 
     def sweep(self) -> None:
@@ -140,6 +161,11 @@ class NodeServer:
         )
         for connection in list(self._connections):
             connection.close(farewell)
+
+    async def aclose(self) -> None:
+        """``close``, and end the links to next hops."""
+        self.close()
+        await self.next_hops.close()
 
     # What a connection asks its server.
 
@@ -166,8 +192,7 @@ class NodeServer:
         request: Open,
         account: PeerAccount,
         parent: NodeSession | None,
-        max_step_tokens: int,
-        post: Callable[[Message], None],
+        owner: Owner,
     ) -> NodeSession | Busy | Refused:
         """A session with everything it needs reserved; or why not, with nothing taken."""
         refusal = refusal_of(
@@ -199,8 +224,39 @@ class NodeServer:
                 self._idle.set()
 
         lane.on_released = released
-        hop = HopSession(request.max_tokens, max_step_tokens=max_step_tokens, length=lane.length)
-        return NodeSession(request, lane, hop, self.engine, self._ledger, account, cells, post, now)
+        hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=lane.length)
+        session = NodeSession(request, lane, hop, self.engine, self._ledger, account, cells, owner, now)
+        session.journal = self._journal_of(request, lane, parent)
+        self.sessions[session.id] = session
+        return session
+
+    def close_session(self, session: NodeSession, prefix: tuple[bytes, ...] = ()) -> None:
+        """Forget a session and free what it holds. ``prefix``: hashes of its pages, if the client told."""
+        del self.sessions[session.id]
+        self.forget_feeder(session)
+        prefix = self.usable_prefix(session.request.max_tokens, prefix)
+        if session.journal is not None:
+            settled = session.lane.settled // PAGE_TOKENS
+            pages = (prefix or session.lane.chain)[:settled]
+            codec = session.request.reply_codec
+            self._journals.finish(session.journal, session.request.span, codec, pages)
+        session.close(prefix)
+
+    def forget_feeder(self, session: NodeSession) -> None:
+        """Nobody has sent steps for it yet, as far as its upstream goes."""
+        feeder, session.fed_by = session.fed_by, None
+        if feeder is not None:
+            feeder.stop_feeding(session)
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Own a session's task until it ends."""
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("event=chain_task_failed", exc_info=error)
 
     # Steps of opening a session.
 
@@ -262,6 +318,21 @@ class NodeServer:
             parent=None if parent is None else parent.lane,
             parent_tokens=request.parent_tokens,
         )
+
+    def _journal_of(self, request: Open, lane: Lane, parent: NodeSession | None) -> Journal | None:
+        """With the rows of what the session begins with, as far as they were kept."""
+        if not request.journal or not self._journals.budget:
+            return None
+        row_bytes = self._row_bytes[request.reply_codec]
+        if parent is None:
+            known = lane.chain[: lane.length // PAGE_TOKENS]
+            base, rows = self._journals.recall(request.span, request.reply_codec, known)
+            return self._journals.open(row_bytes, base, rows)
+        if parent.journal is not None and parent.journal.base < lane.length:
+            kept = parent.journal.slice(parent.journal.base, lane.length)
+            if kept is not None:
+                return self._journals.open(row_bytes, parent.journal.base, kept)
+        return self._journals.open(row_bytes, lane.length)
 
     def _no_room(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy:
         free = self.engine.free_tokens * self._blocks

@@ -4,12 +4,16 @@ OPEN follows HELLO at once, so that a first session costs one round trip after t
 on a live link costs one round trip and no dial. What several sessions send in one turn of the event loop
 leaves in one write. A node that is silent while somebody waits for it gets a PING, once a link; when that is
 not answered either, or the stream ends, every session on the link fails with the same error.
+
+Silence is a peer's fault only while others are heard. When every link falls silent together it is this
+side's network that is away, and all of them wait for it; what was under way is then delivered by TCP.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -26,6 +30,7 @@ from .errors import (
     SwarmError,
 )
 from .messages import (
+    Attached,
     Busy,
     ErrorMessage,
     Hello,
@@ -34,11 +39,13 @@ from .messages import (
     Ping,
     Pong,
     Refused,
+    Replayed,
     Result,
     Welcome,
     encode,
 )
 from .replies import error_of
+from .round_trips import RoundTrips
 from .transport import Stream, Transport
 from .types import Hop, ModelRef
 from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID, Payload, encode_frame
@@ -48,22 +55,28 @@ IDLE_S = 5.0
 """A link outlives its last session for so long: the next turn of a chat, or a repair, finds it open."""
 LATE_S = 0.1
 """A look that comes later than this found the event loop blocked: what the node said is not read yet."""
+SLEPT_S = 1.0
+"""A wall clock that ran so much further than ours: the computer was asleep."""
 KEEP_ALIVE_S = 30.0
 """Between PINGs on a link whose sessions ask for nothing, such as those of a reader who pauses."""
+OWN_LOSS_LOOK_S = 0.1
+"""Between looks whether anybody is heard again."""
 
-Reply = Opened | Busy | Refused | Result | ErrorMessage
+Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
 """What a node says to one session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds to wait for a peer. ``ping_after_s``: of silence before a PING; ``pong_within_s``: more of it
-    before the peer counts as gone. ``step_s``: for a step's result while PINGs are answered."""
+    """Seconds to wait for a peer. ``ping_after_s``: of silence before a PING; ``pong_within_s``: more of it,
+    or two round trips and their jitter where those are longer, before the peer counts as gone. ``step_s``:
+    for a step's result while PINGs are answered. ``own_loss_s``: while all peers are silent together."""
 
     dial_s: float = 6.0
-    ping_after_s: float = 1.0
-    pong_within_s: float = 1.0
+    ping_after_s: float = 0.5
+    pong_within_s: float = 0.9
     step_s: float = 300.0
+    own_loss_s: float = 20.0
 
 
 class LinkUser(Protocol):
@@ -80,13 +93,21 @@ class LinkUser(Protocol):
 
 
 class NodeLink:
-    """A live stream. ``welcome`` is done when the node has answered HELLO, or the link has failed."""
+    """A live stream. ``welcome`` is done when the node has answered HELLO, or the link has failed.
+
+    ``siblings``: the links of the same pool, this one too.
+    """
 
     def __init__(
-        self, stream: Stream, model: ModelRef, agent: str, patience: Patience, on_end: Callable[[], None]
+        self,
+        stream: Stream,
+        model: ModelRef,
+        agent: str,
+        patience: Patience,
+        on_end: Callable[[], None],
+        siblings: Collection[NodeLink] = (),
     ) -> None:
         self.failure: SwarmError | None = None
-        self.round_trip_s = 0.0  # of HELLO
         self._connection = Connection(stream, DEFAULT_MAX_FRAME)
         self._model = model
         self._patience = patience
@@ -96,8 +117,19 @@ class NodeLink:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when it goes off, on the loop's clock
-        self._pinged_at: float | None = None
+        self._siblings = siblings
+        self._round_trips = RoundTrips()
+        self._pinged_at: float | None = None  # the oldest PING since which nothing was heard
         self._pings = 0
+        self._pongs: dict[
+            int, tuple[float, asyncio.Future[float] | None]
+        ] = {}  # by nonce: sent when, for whom
+        self._alone_since: float | None = None  # when all links had fallen silent
+        self._excused_at = 0.0  # silence before it was this process's
+        self._excused_s = 0.0  # more patience than usual, after all were silent
+        self._clocks = _clock_difference()
+        self._posted = 0  # bytes since the peer was heard
+        self._posted_at = 0.0
         self._unused_since: float | None = perf_counter()
         self._began = perf_counter()
         self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
@@ -112,6 +144,16 @@ class NodeLink:
     @property
     def name(self) -> str:
         return f"peer {self.peer_id[-8:]}"
+
+    @property
+    def round_trip_s(self) -> float:
+        """Of HELLO and PINGs, smoothed; 0 before the first."""
+        return self._round_trips.mean_s
+
+    @property
+    def heard_at(self) -> float:
+        """When (perf_counter) the peer's last bytes came, or the link was made."""
+        return self._connection.heard_at
 
     def join(self, session: bytes, user: LinkUser) -> None:
         """Deliver to ``user`` what the node says to ``session``, until ``leave``."""
@@ -135,15 +177,42 @@ class NodeLink:
             raise self.failure
         if not self._outgoing and len(self._users) > 1:
             self._loop.call_soon(self._flush)
-        self._outgoing += encode_frame(encode(message))
+        buffers = encode_frame(encode(message))
+        self._outgoing += buffers
+        if self._posted_at < self.heard_at:
+            self._posted, self._posted_at = 0, self.heard_at
+        self._posted += len(buffers[-1])
         if len(self._users) <= 1:
             self._flush()
+
+    async def drain(self) -> None:
+        """Wait until little enough of what was posted waits to be sent. Raises what the link failed of."""
+        self._flush()
+        if self.failure is not None:
+            raise self.failure
+        await self._connection.stream.drain()
 
     def watch(self) -> None:
         """Somebody waits from now on: be sure to notice if the node falls silent."""
         patience = self._patience.ping_after_s
         if self._timer is None or self._due > self._loop.time() + patience:
             self._wake_in(patience)
+
+    async def ping(self) -> float:
+        """Ask whether the node is there; the seconds until it answered. Raises what the link failed of."""
+        if self.failure is not None:
+            raise self.failure
+        answer: asyncio.Future[float] = self._loop.create_future()
+        self._ping(answer)
+        self._wake_in(self._pong_within())
+        return await answer
+
+    async def check(self) -> None:
+        """Wait until the node has answered a PING, or the link has failed."""
+        try:
+            await self.ping()
+        except SwarmError:
+            pass  # it is in ``failure``
 
     async def close(self) -> None:
         """End the stream and wait for its reader. What was posted is still written."""
@@ -174,11 +243,11 @@ class NodeLink:
 
     def _dispatch(self, message: Message) -> None:
         match message:
-            case Result() | Opened() | Busy() | Refused():
+            case Result() | Opened() | Busy() | Refused() | Replayed() | Attached():
                 if (user := self._users.get(message.session)) is not None:
                     user.deliver(message)
             case Pong():
-                pass
+                self._heard_pong(message.nonce)
             case ErrorMessage(session=None):
                 raise error_of(message, self.peer_id)
             case ErrorMessage():
@@ -187,7 +256,7 @@ class NodeLink:
             case Welcome() if not self.welcome.done():
                 self._check(message)
                 self._connection.peer_max_frame = message.max_frame
-                self.round_trip_s = perf_counter() - self._began
+                self._round_trips.measured(perf_counter() - self._began)
                 self.welcome.set_result(message)
             case _:
                 name = type(message).__name__.upper()
@@ -216,11 +285,11 @@ class NodeLink:
         self._timer = None
         if self.failure is not None:
             return
-        if self._loop.time() - self._due > LATE_S:
+        if self._was_away():
             self._wake_in(LATE_S / 2)
             return
-        now, patience, heard = perf_counter(), self._patience, self._connection.heard_at
-        if self._unused_since is not None:
+        now, patience, heard = perf_counter(), self._patience, self.heard_at
+        if self._unused_since is not None and not self._pongs:
             left = self._unused_since + IDLE_S - now
             if left <= 0:
                 self._end(StreamClosedError("nobody used the link"))
@@ -228,24 +297,93 @@ class NodeLink:
                 self._wake_in(left)
             return
         self._give_up_overdue(now)
-        since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
         if self._pinged_at is not None and heard > self._pinged_at:
-            self._pinged_at = None
-        quiet = now - max(heard, since if since is not None else heard)
-        allowed = patience.ping_after_s if since is not None else KEEP_ALIVE_S
+            self._pinged_at = self._alone_since = None
+            self._excused_s = 0.0
         if self._pinged_at is not None:
-            if now - self._pinged_at >= patience.pong_within_s:
-                silent = patience.ping_after_s + patience.pong_within_s
-                self._end(PeerTimeoutError(f"{self.name} is silent for {silent:g} s"))
+            left = self._pinged_at + self._pong_within() - now
+            if left > 0:
+                self._wake_in(left)
             else:
-                self._wake_in(self._pinged_at + patience.pong_within_s - now)
-        elif quiet >= allowed:
-            self._pings += 1
-            self._pinged_at = now
-            self.post(Ping(self._pings))
-            self._wake_in(patience.pong_within_s)
-        else:
+                self._judge_silence(now)
+            return
+        since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
+        quiet = now - max(heard, self._excused_at, since if since is not None else heard)
+        allowed = patience.ping_after_s if since is not None else KEEP_ALIVE_S
+        if quiet < allowed:
             self._wake_in(allowed - quiet)
+            return
+        self._ping(None)
+        self._wake_in(self._pong_within())
+        for link in self._siblings:
+            if link is not self and now - link.heard_at >= patience.ping_after_s:
+                link._bear_witness()
+
+    def _judge_silence(self, now: float) -> None:
+        """A PING was not answered in time: the peer's fault, unless nobody else is heard either."""
+        pinged_at = self._pinged_at or now
+        others = [
+            link
+            for link in self._siblings
+            if link is not self and link.failure is None and link.welcome.done()
+        ]
+        speaking = any(link.heard_at > (self._alone_since or pinged_at) for link in others)
+        if self._alone_since is not None and speaking:  # our network is back: TCP may need as long again
+            self._excused_s = now - self._alone_since
+            self._alone_since = self._pinged_at = None
+            self._ping(None)
+            self._wake_in(self._pong_within())
+        elif others and not speaking and now - pinged_at < self._patience.own_loss_s:
+            self._alone_since = self._alone_since or now
+            self._wake_in(OWN_LOSS_LOOK_S)
+        else:
+            silent = now - max(self.heard_at, pinged_at - self._patience.ping_after_s)
+            self._end(PeerTimeoutError(f"{self.name} is silent for {silent:.1f} s"))
+
+    def _was_away(self) -> bool:
+        """This process was blocked, or the computer asleep: what the node said is not read yet, and its
+        silence up to now means nothing."""
+        late, now = self._loop.time() - self._due, perf_counter()
+        clocks, self._clocks = self._clocks, _clock_difference()
+        slept = self._clocks - clocks > SLEPT_S
+        if late <= LATE_S and not slept:
+            return False
+        self._excused_at = now
+        if self._pinged_at is not None:
+            self._pinged_at = now if slept else min(now, self._pinged_at + late)
+            if slept:
+                self._ping(None)
+        return True
+
+    def _bear_witness(self) -> None:
+        """Another link is silent: find out whether this one is, too."""
+        if self.failure is None and self._pinged_at is None:
+            self._ping(None)
+            self._wake_in(self._pong_within())
+
+    def _ping(self, answer: asyncio.Future[float] | None) -> None:
+        now = perf_counter()
+        self._pings += 1
+        self._pongs[self._pings] = (now, answer)
+        if self._pinged_at is None or self.heard_at > self._pinged_at:
+            self._pinged_at = now
+        self.post(Ping(self._pings))
+
+    def _heard_pong(self, nonce: int) -> None:
+        at, answer = self._pongs.pop(nonce, (None, None))
+        if at is None:
+            return
+        seconds = perf_counter() - at
+        if self._alone_since is None and not self._excused_s and seconds <= self._pong_within():
+            self._round_trips.measured(seconds)  # others waited for a network that was away
+        if answer is not None and not answer.done():
+            answer.set_result(seconds)
+
+    def _pong_within(self) -> float:
+        """Seconds for an answer to PING."""
+        return max(
+            self._excused_s, self._round_trips.answer_within(self._patience.pong_within_s, self._posted)
+        )
 
     def _give_up_overdue(self, now: float) -> None:
         limit = self._patience.step_s
@@ -269,6 +407,10 @@ class NodeLink:
         users, self._users = list(self._users.values()), {}
         for user in users:
             user.fail(error)
+        pongs, self._pongs = list(self._pongs.values()), {}
+        for _, answer in pongs:
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
         self._on_end()
 
 
@@ -288,6 +430,7 @@ class LinkPool:
         self._model = model
         self._agent = agent
         self._dials: dict[str, asyncio.Task[NodeLink]] = {}
+        self._links: set[NodeLink] = set()
         self._closed = False
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
@@ -300,8 +443,13 @@ class LinkPool:
         dial = self._dials.get(peer_id)
         if dial is None:
             dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
+            dial.add_done_callback(_look_at)  # everybody who wanted it may have given up
         # Shielded: that one session is cancelled must not cost the others their dial.
         return await asyncio.shield(dial)
+
+    async def check(self) -> None:
+        """Raises LocalNetworkError if it is our own network that does not answer."""
+        await self._transport.check()
 
     async def close(self) -> None:
         self._closed = True
@@ -315,7 +463,11 @@ class LinkPool:
             await link.close()
 
     async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> NodeLink:
+        link: NodeLink | None = None
+
         def forget() -> None:
+            if link is not None:
+                self._links.discard(link)
             if self._dials.get(peer_id) is task:
                 del self._dials[peer_id]
 
@@ -324,7 +476,9 @@ class LinkPool:
             stream = await self._transport.open_stream(
                 peer_id, PROTOCOL_ID, maddrs, timeout=self.patience.dial_s
             )
-            return NodeLink(stream, self._model, self._agent, self.patience, forget)
+            link = NodeLink(stream, self._model, self._agent, self.patience, forget, self._links)
+            self._links.add(link)
+            return link
         except BaseException:
             forget()
             raise
@@ -345,3 +499,13 @@ def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError
             retriable=False,
         )
     return None
+
+
+def _look_at(dial: asyncio.Task[NodeLink]) -> None:
+    if not dial.cancelled():
+        dial.exception()
+
+
+def _clock_difference() -> float:
+    """Seconds by which the wall clock is ahead of ours, which stands still while the computer sleeps."""
+    return time.time() - perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -39,6 +40,8 @@ from swarm_node.swarm.messages import (
 )
 from swarm_node.swarm.types import ModelRef, Span
 from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+
+sys.path.insert(0, str(Path(__file__).parent))  # for ``chain_swarm``
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, BLOCKS, CONTEXT = 64, 4, 2, 16, 96, 128, 4, 256
 MODEL = ModelRef("tiny", "ab" * 32, BLOCKS)
@@ -273,13 +276,14 @@ def serving(tiny_span: Callable[..., SpanModel]) -> Callable[..., object]:
             agent="test",
             limits=limits,
             max_frame=max_frame,
+            transport=transport,
             **more,
         )
         await transport.serve(PROTOCOL_ID, server.handle)
         try:
             yield Harness(server, network)
         finally:
-            server.close()
+            await server.aclose()
             await transport.close()
             await engine.stop()
 

@@ -60,6 +60,7 @@ def test_blocks_are_read_both_ways() -> None:
         (["serve", "--model", "m", "--kv-cache-tokens", "0"], "--kv-cache-tokens"),
         (["serve", "--model", "m", "--drain-seconds", "nan"], "--drain-seconds"),
         (["serve", "--model", "m", "--kv-dtype", "int3"], "--kv-dtype"),
+        (["serve", "--model", "m", "--journal-mib", "-1"], "--journal-mib"),
         (["serve", "--model", "m", "--kernels", "magic"], "--kernels"),
         (["serve", "--model", "m", "--prefill-target-ms", "0"], "--prefill-target-ms"),
         (["serve", "--model", "m", "--max-kv-share-per-peer", "50"], "--max-kv-share-per-peer"),

@@ -46,6 +46,7 @@ def test_every_option_reaches_the_node() -> None:
         "max-kv-share-per-peer": ("0.5", 0.5),
         "idle-session-seconds": ("60", 60.0),
         "drain-seconds": ("1.5", 1.5),
+        "journal-mib": ("0", 0),
     }
     words = [word for name, (text, _) in options.items() for word in (f"--{name}", text)]
     arguments = build_parser().parse_args(

@@ -25,7 +25,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     assert set(model["nodes"][0]) == {
         *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
         *("total_kv_tokens", "weights", "codecs", "version", "maddrs"),
-        *("sessions", "tokens_per_s", "queue_ms"),
+        *("sessions", "tokens_per_s", "queue_ms", "links"),
     }
 
 

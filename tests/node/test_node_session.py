@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from swarm_node.node.answers import Answer
 from swarm_node.node.jobs import StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.journal import JournalBook
 from swarm_node.node.node_session import MAX_KEPT_ANSWER, NodeSession
 from swarm_node.node.quotas import Ledger, Limits
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import ErrorMessage, Message, Open, Result, Step, Want
+from swarm_node.swarm.messages import MAX_CHAIN, ErrorMessage, Message, Open, Result, Step, Want, encode
 from swarm_node.swarm.session import HopSession
 from swarm_node.swarm.types import Span
 
@@ -27,28 +31,45 @@ class SlowEngine:
         self.closed.append((lane, prefix))
 
 
-class Bench:
-    def __init__(self) -> None:
-        self.engine = SlowEngine()
-        self.ledger = Ledger(Limits())
-        self.account = self.ledger.connect("peer")
-        self.posted: list[Message] = []
-        post, hop = self.posted.append, HopSession(64)
-        self.session = NodeSession(
-            OPENING, object(), hop, self.engine, self.ledger, self.account, 64, post, 0.0
-        )
+class Stream:
+    """Of a client, or of the hop before."""
 
-    def step(self, number: int, position: int, tokens: int = 1, deadline_ms: int = 0) -> None:
-        step = Step(b"s" * 16, number, position, tokens, Want.ALL, deadline_ms, b"x" * 4 * tokens)
-        self.session.on_step(step, float(number))
+    def __init__(self) -> None:
+        self.posted: list[Message] = []
+        self.max_step_tokens = 64
+        self.takes_answers = True
+
+    def post(self, message: Message) -> None:
+        self.posted.append(message)
+
+    async def drain(self) -> None:
+        pass
+
+
+class Bench:
+    def __init__(self, opening: Open = OPENING, limits: Limits | None = None, journal=None) -> None:
+        self.engine = SlowEngine()
+        self.ledger = Ledger(limits or Limits())
+        self.account = self.ledger.connect("peer")
+        self.stream, self.feeder = Stream(), Stream()
+        self.posted = self.stream.posted
+        self.session = NodeSession(
+            opening, object(), HopSession(64), self.engine, self.ledger, self.account, 64, self.stream, 0.0
+        )
+        self.session.journal = journal
+
+    def step(self, number: int, position: int, tokens: int = 1, *, source=None, **more) -> None:
+        more = {"want": Want.ALL, "payload": b"x" * 4 * tokens} | more
+        step = Step(b"s" * 16, number, position, tokens, **more)
+        self.session.on_step(step, float(number), source or self.stream)
 
     def finish(self, outcome) -> None:
         job = self.engine.jobs.pop(0)
         job.done(job, outcome)
 
 
-def done(payload: bytes = b"rows") -> StepDone:
-    return StepDone(payload, rows=1, position=0, queue_us=1, compute_us=2, codec_us=3, batch=4)
+def done(payload: bytes = b"rows", rows: int = 1, position: int = 0) -> StepDone:
+    return StepDone(payload, rows, position, queue_us=1, compute_us=2, codec_us=3, batch=4)
 
 
 @pytest.fixture
@@ -115,3 +136,110 @@ def test_only_the_last_steps_answer_is_kept(bench):
     assert (
         bench.posted[1:] == [ErrorMessage(b"s" * 16, 2, ErrorCode.OVERLOADED, "no page", True, "again")] * 2
     )
+
+
+# What a session sends on, keeps and holds.
+
+
+class Hop:
+    """Stands in for the forwarder."""
+
+    replay = None
+
+    def __init__(self) -> None:
+        self.sent: list[Answer] = []
+
+    def send(self, answer: Answer) -> None:
+        self.sent.append(answer)
+
+
+def test_a_chained_step_is_computed_whole_and_sent_on(bench):
+    bench.session.forwarder = hop = Hop()
+    spent = ((9, 8, 7, 6),)
+    bench.step(5, 0, tokens=2, want=Want.LAST, deadline_ms=30, spent=spent)
+    assert bench.engine.jobs[0].want is Want.ALL
+    bench.finish(done(b"rows" * 2, 2))
+    (answer,) = hop.sent
+    assert answer.as_step(b"t" * 16) == Step(
+        b"t" * 16, 5, 0, 2, Want.LAST, 30, False, (*spent, (1, 2, 3, 4)), b"rows" * 2
+    )
+    assert bench.posted == []
+    bench.step(5, 0, tokens=2, want=Want.LAST)  # nothing is said twice in a chain
+    assert (len(hop.sent), bench.posted, bench.engine.jobs) == (1, [], [])
+
+
+def test_a_chain_is_no_longer_than_a_header(bench):
+    bench.session.forwarder = hop = Hop()
+    bench.step(1, 0, spent=((0, 0, 0, 0),) * MAX_CHAIN)
+    bench.finish(done())
+    step = hop.sent[0].as_step(b"t" * 16)
+    assert len(step.spent) == MAX_CHAIN
+    assert step.spent[-1] == (1, 2, 3, 4)
+    encode(step)
+
+
+@pytest.mark.parametrize(
+    ("want", "rows", "position", "payload"),
+    [(Want.ALL, 3, 0, b"aaaabbbbcccc"), (Want.LAST, 1, 2, b"cccc"), (Want.NOTHING, 0, 3, b"")],
+)
+def test_a_journal_gets_all_rows_and_the_client_those_it_wants(want, rows, position, payload):
+    book = JournalBook(100)
+    bench = Bench(journal=book.open(4, 0))
+    bench.step(1, 0, tokens=3, want=want)
+    assert bench.engine.jobs[0].want is Want.ALL
+    bench.finish(done(b"aaaabbbbcccc", 3))
+    (answer,) = bench.posted
+    assert (answer.tokens, answer.position, bytes(answer.payload)) == (rows, position, payload)
+    assert bench.session.journal.slice(0, 3) == b"aaaabbbbcccc"
+    bench.step(2, 1, tokens=2)
+    bench.finish(StepFailed(ErrorCode.INTERNAL, "x"))
+    assert bench.session.journal.end == 1  # as the cache
+    bench.session.close()
+    assert book.statistics().used == 0
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_held_step_is_answered_to_its_sender_only(bench, chained):
+    bench.session.forwarder = Hop() if chained else None
+    bench.step(1, 0, tokens=3, hold=True, source=bench.feeder)
+    assert bench.engine.jobs[0].want is Want.NOTHING
+    bench.finish(done(b"", 0, 3))
+    assert bench.feeder.posted == [Result(b"s" * 16, 1, 3, 0, b"", 1, 2, 3, 4)]
+    assert bench.posted == []
+    bench.step(2, 3, hold=True, source=bench.feeder)
+    bench.finish(StepFailed(ErrorCode.INTERNAL, "x"))
+    failed = ErrorMessage(b"s" * 16, 2, ErrorCode.INTERNAL, "x", False)
+    assert (bench.feeder.posted[1:], bench.posted) == ([failed], [failed])
+    bench.step(3, 9, hold=True, source=bench.feeder)  # a hole: refused at once
+    assert bench.feeder.posted[2:] == bench.posted[1:]
+    assert bench.posted[1].code is ErrorCode.BAD_STEP
+
+
+def test_failures_of_a_fed_step_are_the_clients(bench):
+    bench.step(1, 0, source=bench.feeder)
+    bench.finish(StepFailed(ErrorCode.DEADLINE, "late", retriable=True))
+    assert (len(bench.posted), bench.feeder.posted) == (1, [])
+
+
+def test_fed_steps_are_taken_beyond_the_limits_up_to_a_factor():
+    bench = Bench(limits=Limits(queued_tokens_per_peer=10))
+    for number in range(6):
+        bench.step(number, 10 * number, tokens=10, source=bench.feeder)
+    assert len(bench.engine.jobs) == 5  # 50 tokens: beyond 4 times 10, so the sixth is refused
+    assert not bench.account.room.is_set()
+    assert [message.code for message in bench.posted] == [ErrorCode.OVERLOADED]
+    assert (bench.posted[0].step, bench.posted[0].retriable) == (5, True)
+    bench.step(5, 50, source=bench.stream)  # its own stream is read only while there is room, so it is taken
+    assert len(bench.engine.jobs) == 6
+    bench.stream.takes_answers = False
+    bench.step(6, 51, source=bench.feeder)
+    assert bench.posted[1].code is ErrorCode.OVERLOADED
+
+
+def test_who_may_feed_it():
+    alone, fed = Bench(), Bench(replace(OPENING, upstream="before"))
+    assert alone.session.takes_from(alone.stream, "peer")
+    assert not alone.session.takes_from(alone.feeder, "peer")
+    assert fed.session.takes_from(fed.feeder, "before")
+    assert not fed.session.takes_from(fed.feeder, "peer")
+    assert not fed.session.takes_from(fed.stream, "peer")

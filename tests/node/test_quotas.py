@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm_node.node.quotas import Ledger, Limits, PeerAccount
+from swarm_node.node.quotas import DialRate, Ledger, Limits, PeerAccount
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 
 LIMITS = Limits(max_connections_per_peer=3, queued_tokens_per_peer=100, queued_bytes_per_peer=1000)
@@ -103,6 +103,26 @@ class LedgerAgainstLists(RuleBasedStateMachine):
             mine = [(tokens, size) for owner, tokens, size in self.steps if owner is account]
             over = sum(tokens for tokens, _ in mine) > 100 or sum(size for _, size in mine) > 1000
             assert account.room.is_set() is not over  # of this peer only
+
+            beyond = sum(tokens for tokens, _ in mine) > 400 or sum(size for _, size in mine) > 4000
+            assert ledger.is_beyond(account) is beyond
+
+
+def test_dials_are_limited_at_once_and_by_the_minute():
+    limits = Limits(dials_per_peer=2, dials_per_minute_per_peer=3)
+    rate = DialRate()
+    assert [rate.begin(limits, now) for now in (0.0, 1.0)] == ["", ""]
+    assert "under way" in rate.begin(limits, 2.0)
+    rate.end()
+    assert rate.begin(limits, 30.0) == ""
+    rate.end()
+    assert "a minute" in rate.begin(limits, 59.0)
+    assert rate.begin(limits, 60.0) == ""  # the first was a minute ago
+    assert "under way" in rate.begin(limits, 61.0)
+    rate.end()
+    rate.end()
+    assert not rate.is_empty(100.0)
+    assert rate.is_empty(120.0)
 
 
 LedgerAgainstLists.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -3,7 +3,8 @@ or dropped, every session gets what it would have got alone.
 
 Each schedule is a few clients that generate greedily over a random tiny model and head. What they sent and
 got is recorded, and replayed afterwards session by session, without an engine, each in KV memory of its own.
-The plain torch path must agree to float32 rounding, the native kernels bit for bit.
+The plain torch path must agree to float32 rounding, the native kernels and the plain path with
+``deterministic`` bit for bit.
 """
 
 from __future__ import annotations
@@ -333,5 +334,19 @@ async def test_schedules_on_native_kernels(tiny_span, seed):
     for number in range(seed, seed + 20):
         logs, engine = await run_schedule(model, number)
         rows += check(model, logs, exact=True)
+        check_books(engine)
+    assert rows > 100
+
+
+@pytest.mark.parametrize(
+    "options", [{"kernels": "torch"}, {"dtype": "bfloat16"}, {"quantize": "int4"}], ids=str
+)
+async def test_schedules_with_deterministic_kernels(tiny_span, options):
+    model = tiny_span(**options, deterministic=True)
+    rows = 0
+    for number in range(2000, 2004):
+        logs, engine = await run_schedule(model, number)
+        with torch.inference_mode():
+            rows += check(model, logs, exact=True)
         check_books(engine)
     assert rows > 100

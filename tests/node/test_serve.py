@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ class Swarm:
         return connection
 
     async def open(self, connection: Connection):
-        await connection.send(Open(b"s" * 16, Span(1, 3), 10, "none", "none"))
+        await connection.send(Open(os.urandom(16), Span(1, 3), 10, "none", "none"))
         return await connection.receive()
 
 
@@ -115,7 +116,9 @@ async def test_a_node_from_start_to_stop(swarm):
     client = await swarm.client()
     assert isinstance(await swarm.open(client), Opened)
     assert (node.info().free_kv_tokens, node.info().sessions) == (288, 1)
-    assert node.statistics().server.sessions == 1
+    server = node.statistics().server
+    assert (server.sessions, server.links) == (1, 0)
+    assert (server.journal.used, server.journal.budget) == (0, 256 * 2**20)
     await node.stop()
     await node.stop()
     assert swarm.names[-1] == "stopped"
@@ -137,6 +140,7 @@ async def test_events_are_flat_json(swarm):
     online = swarm.events[2].as_dict()
     assert online["announced"] is True
     assert online["kv_cache_tokens"] == 320
+    assert online["journal_mib"] == 256
     assert online["kv_dtype"] == "float32"  # as exact as the dtype that was asked for
     assert online["weights"]
     assert online["kernels"].startswith(("native", "torch"))

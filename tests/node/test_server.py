@@ -12,7 +12,6 @@ from swarm_node.swarm import codecs
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.messages import (
     Close,
-    Downstream,
     ErrorMessage,
     Hello,
     Open,
@@ -20,7 +19,6 @@ from swarm_node.swarm.messages import (
     Ping,
     Pong,
     Refused,
-    Replay,
     Result,
     Step,
     Want,
@@ -97,18 +95,21 @@ async def test_streamed_chunks_are_answered_in_order(serving, plain, hidden_stat
         torch.testing.assert_close(got, plain(node.server.engine.model, x), **TOLERANCE)
 
 
-async def test_two_clients_may_use_the_same_session_id(serving, plain, hidden_states):
+async def test_a_session_id_belongs_to_who_opened_it(serving, plain, hidden_states):
     async with serving() as node:
         first, second = await node.connect("a"), await node.connect("b")
-        session = os.urandom(16)
-        inputs = hidden_states(5), hidden_states(5, 1)
-        for client in (first, second):
-            assert isinstance(await client.ask(Open(session, ALL, 10, "none", "none")), Opened)
-        for client, x in zip((first, second), inputs, strict=True):
-            await client.forward(session, x[:4], 0)
-        for client, x in zip((first, second), inputs, strict=True):
-            got = await client.forward(session, x[4:], 4)
-            torch.testing.assert_close(got, plain(node.server.engine.model, x)[4:], **TOLERANCE)
+        session = await first.open()
+        x = hidden_states(5)
+        await first.forward(session, x[:4], 0)
+        taken = await second.ask(Open(session, ALL, 10, "none", "none"))
+        assert isinstance(taken, ErrorMessage)
+        assert taken.code is ErrorCode.DUPLICATE_SESSION
+        foreign = await second.ask(second.step(session, x[4:], 4))
+        assert isinstance(foreign, ErrorMessage)
+        assert foreign.code is ErrorCode.UNKNOWN_SESSION
+        await second.send(Close(session))
+        got = await first.forward(session, x[4:], 4)
+        torch.testing.assert_close(got, plain(node.server.engine.model, x)[4:], **TOLERANCE)
 
 
 async def test_a_repeated_step_is_answered_again_and_computed_once(serving, hidden_states):
@@ -155,7 +156,6 @@ async def test_ping_tells_the_load(serving, hidden_states):
         ({"codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
         ({"reply_codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
         ({"batch": 2}, ErrorCode.UNSUPPORTED),
-        ({"downstream": Downstream("Qm", b"t" * 16)}, ErrorCode.UNSUPPORTED),
         ({"max_tokens": 257}, ErrorCode.CONTEXT_EXCEEDED),
         ({"max_tokens": 161, "span": Span(1, 3)}, ErrorCode.CONTEXT_EXCEEDED),
     ],
@@ -313,15 +313,6 @@ async def test_an_unknown_kind_is_refused_and_the_stream_goes_on(serving):
         answer = await client.receive()
         assert isinstance(answer, ErrorMessage)
         assert answer.code is ErrorCode.UNKNOWN_KIND
-        assert isinstance(await client.ask(Ping(1)), Pong)
-
-
-async def test_replay_is_known_and_not_offered(serving):
-    async with serving() as node:
-        client = await node.connect()
-        answer = await client.ask(Replay(b"s" * 16, 0, 1, 1, Downstream("Qm", b"t" * 16)))
-        assert isinstance(answer, ErrorMessage)
-        assert answer.code is ErrorCode.UNSUPPORTED
         assert isinstance(await client.ask(Ping(1)), Pong)
 
 

@@ -1,0 +1,175 @@
+"""What sessions sent on, exactly as it went on the wire, so that a replacement can be fed the same bytes.
+
+Rows of a codec have a fixed size and stand alone, so a position is an offset. All journals of a node share
+one budget. When it is spent, rows kept of finished sessions go first, the least recently used at first; then
+whole journals, of the session that was written to the longest ago: a journal with a hole is of no use.
+Counted are rows; the memory that a growing bytearray keeps in reserve, at most an eighth, comes on top.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..swarm.errors import LocalProtocolError
+from ..swarm.messages import PAGE_TOKENS
+from ..swarm.types import Span
+from ..swarm.wire import Payload
+
+PageKey = tuple[int, int, str, bytes]
+"""Of a finished page's rows: first block, end block, codec of the rows, the client's hash of the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatistics:
+    """``used`` and ``budget`` in bytes. ``lost``: journals that had to be dropped since the start."""
+
+    used: int
+    budget: int
+    sessions: int
+    pages: int
+    lost: int
+
+
+class Journal:
+    """One session's rows, from position ``base`` up to ``end``. Made by ``JournalBook.open``.
+
+    ``lost``: dropped to keep to the budget; nothing is kept from then on.
+    """
+
+    __slots__ = ("_book", "_rows", "base", "lost", "row_bytes")
+
+    def __init__(self, book: JournalBook, row_bytes: int, base: int) -> None:
+        self._book = book
+        self._rows = bytearray()
+        self.row_bytes = row_bytes
+        self.base = base
+        self.lost = False
+
+    def __len__(self) -> int:
+        """Bytes."""
+        return len(self._rows)
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self._rows) // self.row_bytes
+
+    def holds(self, start: int) -> bool:
+        """Whether the rows from ``start`` on are here, as far as they are computed."""
+        return not self.lost and start >= self.base
+
+    def write(self, position: int, rows: Payload) -> None:
+        """The session's rows from ``position`` on are now these."""
+        if len(rows) % self.row_bytes:
+            raise LocalProtocolError(f"{len(rows)} bytes are no whole rows of {self.row_bytes}")
+        if self.lost:
+            return
+        if position > self.end:
+            raise LocalProtocolError(f"rows at position {position} leave a hole after {self.end}")
+        self.rollback(position)
+        try:
+            self._rows += rows
+        except MemoryError:
+            self._book._lose(self)
+        else:
+            self._book._grown(self, len(rows))
+
+    def rollback(self, position: int) -> None:
+        """Forget the rows from ``position`` on; below ``base``, the journal begins anew at ``position``."""
+        kept = max(0, position - self.base) * self.row_bytes
+        dropped = len(self._rows) - kept
+        self.base = min(self.base, position)
+        if dropped > 0:
+            del self._rows[kept:]
+            self._book._shrunk(self, dropped)
+
+    def slice(self, start: int, stop: int) -> bytes | None:
+        """The rows [start, stop); None if they are not all here."""
+        if self.lost or not self.base <= start <= stop <= self.end:
+            return None
+        first, last = ((position - self.base) * self.row_bytes for position in (start, stop))
+        return bytes(memoryview(self._rows)[first:last])
+
+    def close(self) -> None:
+        """The session is over. May be called again."""
+        self.rollback(self.base)
+        self.lost = True
+
+
+class JournalBook:
+    """The journals of a node, within ``budget`` bytes. No I/O, no clock."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._used = 0
+        self._lost = 0
+        self._journals: OrderedDict[Journal, None] = OrderedDict()  # that hold rows; last written at the end
+        self._pages: OrderedDict[PageKey, bytes] = OrderedDict()  # last used at the end
+
+    def statistics(self) -> JournalStatistics:
+        return JournalStatistics(self._used, self.budget, len(self._journals), len(self._pages), self._lost)
+
+    def open(self, row_bytes: int, base: int, rows: Payload = b"") -> Journal:
+        """A journal of rows of ``row_bytes``, that begins at ``base`` with ``rows``."""
+        if row_bytes < 1 or base < 0:
+            raise LocalProtocolError(f"no journal has rows of {row_bytes} bytes from position {base} on")
+        journal = Journal(self, row_bytes, base)
+        journal.write(base, rows)
+        return journal
+
+    def finish(self, journal: Journal, span: Span, codec: str, hashes: Sequence[bytes]) -> None:
+        """Close a session's journal; keep the rows of its first whole pages, one a hash, for sessions that
+        begin alike."""
+        kept: list[tuple[PageKey, bytes]] = []
+        for index, digest in enumerate(hashes):
+            key = (span.start, span.end, codec, digest)
+            if key in self._pages:
+                self._pages.move_to_end(key)
+            elif (rows := journal.slice(index * PAGE_TOKENS, (index + 1) * PAGE_TOKENS)) is not None:
+                kept.append((key, rows))
+        journal.close()
+        for key, rows in kept:
+            self._pages[key] = rows
+            self._used += len(rows)
+        while self._used > self.budget:
+            self._drop_page()
+
+    def recall(self, span: Span, codec: str, hashes: Sequence[bytes]) -> tuple[int, bytes]:
+        """The rows kept of these pages: the longest run of whole pages that ends with the last of them, as
+        its first position and its rows."""
+        found: list[bytes] = []
+        for digest in reversed(hashes):
+            key = (span.start, span.end, codec, digest)
+            rows = self._pages.get(key)
+            if rows is None:
+                break
+            self._pages.move_to_end(key)
+            found.append(rows)
+        return (len(hashes) - len(found)) * PAGE_TOKENS, b"".join(reversed(found))
+
+    # What its journals tell it.
+
+    def _grown(self, journal: Journal, size: int) -> None:
+        if not size:
+            return
+        self._used += size
+        self._journals[journal] = None
+        self._journals.move_to_end(journal)
+        while self._used > self.budget:
+            if self._pages:
+                self._drop_page()
+            else:
+                self._lose(next(iter(self._journals)))
+
+    def _lose(self, journal: Journal) -> None:
+        journal.close()
+        self._lost += 1
+
+    def _drop_page(self) -> None:
+        self._used -= len(self._pages.popitem(last=False)[1])
+
+    def _shrunk(self, journal: Journal, size: int) -> None:
+        self._used -= size
+        if not len(journal):
+            self._journals.pop(journal, None)
