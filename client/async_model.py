@@ -52,6 +52,7 @@ class AsyncSwarmModel:
         router: Router | None = None,
         prefix_cache: bool = True,
         prefix_salt: bytes | None = None,
+        chain: bool = True,
     ) -> None:
         """Over a network and a model that are open already; most callers want ``connect``."""
         check_options(wire_codec, wait, prefix_salt)
@@ -60,6 +61,7 @@ class AsyncSwarmModel:
         self._wire_codec = wire_codec
         self._limits = WaitLimits(missing_s=wait)
         self._on_progress = on_progress
+        self._chain = chain
         self._salt = (prefix_salt or new_salt()) if prefix_cache else None
         self._memory = RouteMemory() if prefix_cache else None
         self._links = LinkPool(network.transport, local.ref, agent=_agent(), patience=patience)
@@ -85,6 +87,7 @@ class AsyncSwarmModel:
         on_progress: OnProgress | None = None,
         prefix_cache: bool = True,
         prefix_salt: bytes | None = None,
+        chain: bool = True,
     ) -> Self:
         """Load the client's part of the model and join the swarm; arguments and errors as
         ``SwarmModel.connect``."""
@@ -117,6 +120,7 @@ class AsyncSwarmModel:
                 on_progress=on_progress,
                 prefix_cache=prefix_cache,
                 prefix_salt=prefix_salt,
+                chain=chain,
             )
             if wait:
                 await self.wait_for_route()
@@ -171,6 +175,7 @@ class AsyncSwarmModel:
             on_wait=self._waiting,
             salt=self._salt,
             memory=self._memory,
+            chain=self._chain,
         )
         run = GenerationRun(
             ids,
@@ -194,6 +199,7 @@ class AsyncSwarmModel:
             run.close()
         try:
             await self._links.close()
+            await self._router.close()
             await self._network.close()
         finally:
             await self._heads.close()  # its thread reads the model's files

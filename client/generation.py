@@ -9,13 +9,14 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ..swarm.prediction import Prediction
 from ..swarm.types import ModelRef, Route
 from .head_batch import HeadBatcher
 from .params import GenerationParams
 from .repair import SwarmSession
 from .sampling import Sampler
 from .stopping import StopStrings
-from .trace import HopTimings, Timings
+from .trace import ChainTimings, HopTimings, Repair, Timings
 
 FinishReason = Literal["stop", "length", "stop_string"]
 
@@ -27,10 +28,10 @@ class Generation:
     ``text``: without special tokens and without the stop string that ended it. ``token_ids``: every token
     chosen, an end-of-text token that ended the answer included. ``finish_reason``: "stop" for an end-of-text
     token, "length" for max_new_tokens or the end of the context, "stop_string". ``model``: its name and the
-    beginning of its digest. ``route``: the hops at the
-    end, ``hops`` what each of them cost, ``replaced`` the same for hops of routes that failed; ``repairs`` is
-    how often one did, which costs time but no token. ``cached_tokens``: how many tokens of the prompt the
-    hops held from before.
+    beginning of its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what
+    the ways did, ``replaced`` as ``hops`` for those that left; ``predicted`` is what the newest plan of hops
+    should cost. ``repaired``: each time that the route was repaired, which costs time but no token.
+    ``cached_tokens``: how many tokens of the prompt the hops held from before.
     """
 
     text: str
@@ -41,8 +42,15 @@ class Generation:
     route: Route
     hops: tuple[HopTimings, ...]
     timings: Timings
-    repairs: int = 0
+    chains: tuple[ChainTimings, ...] = ()
+    repaired: tuple[Repair, ...] = ()
     replaced: tuple[HopTimings, ...] = ()
+    predicted: Prediction | None = None
+
+    @property
+    def repairs(self) -> int:
+        """How often the route was repaired."""
+        return len(self.repaired)
 
     @property
     def cached_tokens(self) -> int:
@@ -57,8 +65,11 @@ class Generation:
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "route": [hop.as_dict() for hop in self.hops],
+            "chains": [chain.as_dict() for chain in self.chains],
+            "predicted": self.predicted.as_dict() if self.predicted is not None else None,
             "timings": self.timings.as_dict(),
             "repairs": self.repairs,
+            "repaired": [repair.as_dict() for repair in self.repaired],
         }
 
 
@@ -182,6 +193,8 @@ class GenerationRun:
             route=session.route,
             hops=session.hops,
             timings=timings,
-            repairs=session.repairs,
+            chains=session.chains,
+            repaired=tuple(session.repaired),
             replaced=session.replaced,
+            predicted=session.predicted,
         )

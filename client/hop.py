@@ -1,21 +1,22 @@
 """The client's side of one hop: a session on one node, over the client's link to it.
 
-Steps may be sent ahead of their results, which come back in order.
+Opens it, closes it, and rewires it (ATTACH, REPLAY). What else the node says is kept here until somebody
+looks: how the session failed, which neighbour the node has lost. Steps and results are a segment's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol, TypeVar
 
 from ..swarm.codecs import payload_bytes
 from ..swarm.errors import (
     ErrorCode,
     NetworkError,
+    PeerTimeoutError,
     RemoteProtocolError,
     StreamClosedError,
     SwarmError,
@@ -24,38 +25,50 @@ from ..swarm.link import LinkPool, NodeLink, Reply, span_problem
 from ..swarm.messages import (
     MAX_RETRY_MS,
     PAGE_TOKENS,
+    Attach,
+    Attached,
     Busy,
     Close,
+    Downstream,
     ErrorMessage,
     Open,
     Opened,
     Refused,
+    Replay,
+    Replayed,
     Result,
-    Step,
-    Want,
     Welcome,
 )
 from ..swarm.replies import error_of
 from ..swarm.types import Hop
 from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
 from .prefix import PageChain
-from .trace import HopTrace, Phase
+from .trace import HopTrace
 
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
-IN_FLIGHT_BYTES = 1024 * 1024
-"""Payload that one session has under way to a node: what a prefill may put before other sessions' decode
-steps on a link, and enough to fill a line of 100 Mbit/s with a round trip of 80 ms."""
-STEPS_IN_FLIGHT = 2
-"""So many steps may be under way whatever their size: one that computes and one that waits."""
+NOBODY = b""
+"""Where a hop's results go when its next hop is lost."""
+
+_Answer = TypeVar("_Answer", Opened, Attached, Replayed)
 
 
 class HopFailedError(NetworkError):
-    """A hop cannot go on (or begin); another route may. ``cause`` is what happened."""
+    """A hop cannot go on (or begin); another may. ``cause`` is what happened."""
 
     def __init__(self, peer_id: str, cause: SwarmError) -> None:
         super().__init__(cause.message, hint=cause.hint)
         self.peer_id = peer_id
         self.cause = cause
+
+
+class ReplayRefusedError(NetworkError):
+    """A hop cannot replay its journal; its session is as it was. ``journal_lost``: the rows are not there;
+    otherwise it does not reach the next hop."""
+
+    def __init__(self, cause: SwarmError, *, journal_lost: bool) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.cause = cause
+        self.journal_lost = journal_lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,70 +79,109 @@ class SessionSettings:
     max_tokens: int
 
 
-@dataclass(slots=True)
-class _Sent:
-    """A step whose result is still to come. ``payload`` is kept to find out who is to blame for a bad one."""
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A hop's place in a route, before it is open.
 
-    step: int
-    position: int
-    tokens: int
-    want: Want
-    payload: Payload
-    at: float
-    phase: Phase
+    ``session`` is chosen before any OPEN, so that each can name the next. ``codec`` is of what comes in,
+    ``reply_codec`` of what goes out, ``weights`` as announced. ``upstream`` and ``downstream`` as in OPEN.
+    ``chain`` names the pages of ``ids`` that the node may hold already.
+    """
+
+    hop: Hop
+    number: int
+    hops: int
+    session: bytes
+    codec: str
+    reply_codec: str
+    weights: str = ""
+    upstream: str = ""
+    downstream: Downstream | None = None
+    chain: PageChain | None = None
+    ids: Sequence[int] = ()
+
+
+class Listener(Protocol):
+    """Who works with a hop. None of these waits."""
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When (perf_counter) the oldest step without an answer was sent."""
+
+    @property
+    def is_chain(self) -> bool:
+        """Several hops answer together."""
+
+    @property
+    def awaited_payload(self) -> tuple[Payload, int] | None:
+        """The payload and token count of the oldest step without a result: what an error is about."""
+
+    def take(self, hop: HopClient, result: Result) -> None: ...
+
+    def trouble(self) -> None:
+        """One of the hop's ``troubled`` fields has changed."""
 
 
 class HopClient:
     """An open session on one node. Made by ``open``; ends with ``close``.
 
-    ``length``: tokens that its KV cache held already when it opened.
+    ``length``: tokens that its KV cache held already when it opened. ``upstream`` and ``downstream`` are how
+    it is wired now, as the node knows it: a peer id or "", a session, None (us) or NOBODY. ``hungry_from``:
+    position from which it lacks what the other hops have computed; None: it lacks nothing.
+
+    Troubles: ``failure`` ends the session here; ``step_error`` one step; ``stalled``: a chain that it is in
+    answered nothing for too long; ``upstream_lost`` and ``downstream_lost`` are what it says of neighbours.
     """
 
-    def __init__(
-        self, hop: Hop, link: NodeLink, settings: SessionSettings, codec: str, chain: PageChain | None
-    ) -> None:
-        self.hop = hop
-        self.codec = codec
-        self.trace = HopTrace(hop.peer_id, hop.span, codec)
+    def __init__(self, seat: Seat, link: NodeLink, settings: SessionSettings, deadline_ms: int) -> None:
+        self.hop = seat.hop
+        self.session = seat.session
+        self.codec = seat.codec
+        self.reply_codec = seat.reply_codec
+        self.weights = seat.weights
+        self.chain = seat.chain
+        self.link = link
+        self.deadline_ms = deadline_ms
+        self.trace = HopTrace(seat.hop.peer_id, seat.hop.span, seat.codec)
         self.max_step_tokens = 0
         self.length = 0
-        self.round_trip_s = 0.0  # of the opening
-        self._link = link
+        self.first_step = 0  # answers to steps before it are of no interest any more
+        self.upstream = seat.upstream
+        self.asked_downstream = seat.downstream is not None
+        self.downstream: bytes | None = None
+        self.downstream_rtt_s: float | None = None
+        self.unchained_reason = ""
+        self.hungry_from: int | None = None
+        self.failure: SwarmError | None = None
+        self.step_error: SwarmError | None = None
+        self.step_error_code = ErrorCode.INTERNAL
+        self.stalled: SwarmError | None = None
+        self.upstream_lost: SwarmError | None = None
+        self.downstream_lost: SwarmError | None = None
+        self.lost_downstream: bytes | None = None  # the session that ``downstream_lost`` is about
+        self.listener: Listener | None = None
         self._settings = settings
-        self._chain = chain
-        self._session = secrets.token_bytes(16)
-        self._steps = 0
-        self._deadline_ms = 0
-        self._sent: deque[_Sent] = deque()
-        self._in_flight = 0  # bytes of payload
-        self._opening_since: float | None = None
-        self._inbox: deque[Reply] = deque()
-        self._failure: SwarmError | None = None
-        self._waiter: asyncio.Future[None] | None = None  # of who receives
-        self._room: asyncio.Future[None] | None = None  # of who waits to send
+        self._answer: asyncio.Future[Reply] | None = None
+        self._expected: type[Opened] | type[Attached] | type[Replayed] | None = None
+        self._asked_since: float | None = None
+        self._replay_step: int | None = None
+        self._attaches = 0  # asked for and not answered
+        self._replays = 0
+        self._replay_steps: set[int] = set()  # all that were ever asked for
+        self._grace: asyncio.TimerHandle | None = None
         self._closed = False
 
     @classmethod
-    async def open(
-        cls,
-        links: LinkPool,
-        hop: Hop,
-        settings: SessionSettings,
-        codec: str,
-        place: tuple[int, int],
-        chain: PageChain | None = None,
-        ids: Sequence[int] = (),
-    ) -> HopClient:
-        """Open a session on the node, dialling it if need be; ``place`` is (hop number, number of hops).
+    async def open(cls, links: LinkPool, seat: Seat, settings: SessionSettings) -> HopClient:
+        """Open a session on the node, dialling it if need be.
 
-        ``chain`` names the pages of ``ids`` that the node may hold already. Raises NetworkError's subclasses,
-        BusyError, ModelMismatchError, PeerError and RemoteProtocolError.
+        Raises NetworkError's subclasses, BusyError, ModelMismatchError, PeerError and RemoteProtocolError.
         """
-        link = await links.get(hop.peer_id, hop.maddrs)
-        client = cls(hop, link, settings, codec, chain)
-        client._deadline_ms = max(1, min(MAX_RETRY_MS, int(links.patience.step_s * 1000)))
+        link = await links.get(seat.hop.peer_id, seat.hop.maddrs)
+        deadline_ms = max(1, min(MAX_RETRY_MS, int(links.patience.step_s * 1000)))
+        client = cls(seat, link, settings, deadline_ms)
         try:
-            await client._open(place, chain.hashes(ids) if chain is not None else ())
+            await client._open(seat)
         except BaseException:
             client.close()
             raise
@@ -139,65 +191,43 @@ class HopClient:
     def peer_id(self) -> str:
         return self.hop.peer_id
 
-    def post(
-        self, payload: Payload, tokens: int, position: int, want: Want, phase: Phase | None = None
-    ) -> None:
-        """Send a step of ``tokens`` encoded tokens. Never waits; whoever sends many awaits ``room`` before.
-
-        Raises what the link failed of.
-        """
-        if self._failure is not None:
-            raise self._failure
-        self._steps += 1
-        self._link.post(
-            Step(self._session, self._steps, position, tokens, want, self._deadline_ms, payload=payload)
-        )
-        phase = phase or self.trace.decode
-        self._sent.append(_Sent(self._steps, position, tokens, want, payload, perf_counter(), phase))
-        self._in_flight += len(payload)
-        self._link.watch()
-
-    async def room(self, size: int) -> None:
-        """Wait until a step of ``size`` bytes may be sent. One task at a time. Raises as ``receive``."""
-        while len(self._sent) >= STEPS_IN_FLIGHT and self._in_flight + size > IN_FLIGHT_BYTES:
-            if self._failure is not None:
-                raise self._failure
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
-
-    async def receive(self) -> Result:
-        """The result of the oldest step that has none yet; its payload's size is checked, its values are not.
-
-        Raises StreamClosedError, PeerTimeoutError, PeerError and RemoteProtocolError; the session is then
-        over.
-        """
-        message = await self._next()
-        now = perf_counter()
-        if not isinstance(message, Result):
-            raise self._unexpected(message)
-        if not self._sent:
-            raise RemoteProtocolError(f"{self._link.name}: RESULT of step {message.step}, which was not sent")
-        sent = self._sent.popleft()
-        self._in_flight -= len(sent.payload)
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        self._check(message, sent)
-        phase = sent.phase
-        node_us = message.queue_us + message.compute_us + message.codec_us
-        phase.steps += 1
-        phase.tokens += sent.tokens
-        phase.queue_s += message.queue_us * 1e-6
-        phase.compute_s += message.compute_us * 1e-6
-        phase.codec_s += message.codec_us * 1e-6
-        phase.wire_s += max(0.0, now - sent.at - node_us * 1e-6)
-        phase.bytes_sent += len(sent.payload)
-        phase.bytes_received += len(message.payload)
-        return message
-
     @property
-    def awaited_payload(self) -> tuple[Payload, int] | None:
-        """The payload and token count of the oldest step without a result: what an error is about."""
-        return (self._sent[0].payload, self._sent[0].tokens) if self._sent else None
+    def troubled(self) -> bool:
+        return bool(
+            self.failure or self.step_error or self.stalled or self.upstream_lost or self.downstream_lost
+        )
+
+    def downstream_for(self) -> Downstream:
+        """How another hop is told to send its results here."""
+        return Downstream(self.peer_id, self.session, self.hop.maddrs)
+
+    async def attach(self, upstream: str) -> int:
+        """Let the peer ``upstream`` ("": us) feed the session from now on; how many tokens it holds."""
+        self._attaches += 1
+        attached = await self._ask(Attach(self.session, upstream), Attached)
+        self.upstream = upstream
+        self.upstream_lost = None  # said of the one before: answers keep their order
+        return attached.length
+
+    async def replay(self, start: int, until: int, step: int, to: Downstream | None) -> Replayed:
+        """Send what was computed for positions [start, until) to ``to`` (None: here), and what comes after.
+
+        ``step`` and the ``until - start`` numbers after it are the replay's. Raises ReplayRefusedError, or
+        what the session failed of.
+        """
+        self.downstream, self._replay_step = NOBODY, step
+        self._replays += 1
+        self._replay_steps.add(step)
+        try:
+            done = await self._ask(Replay(self.session, start, until, step, to), Replayed)
+        finally:
+            self._replay_step = None
+            self.downstream_lost = None  # said of the one before, or said again by the answer
+            if self._grace is not None:
+                self._grace.cancel()
+                self._grace = None
+        self.downstream = None if to is None else to.session
+        return done
 
     def close(self, ids: Sequence[int] = ()) -> None:
         """Free the session's KV cache on the node. Never waits; may be called again.
@@ -208,106 +238,164 @@ class HopClient:
         if self._closed:
             return
         self._closed = True
-        if self._link.failure is None:
-            self._link.post(Close(self._session, self._chain.hashes(ids) if self._chain else ()))
-        self._link.leave(self._session)
+        if self.link.failure is None:
+            self.link.post(Close(self.session, self.chain.hashes(ids) if self.chain else ()))
+        self.link.leave(self.session)
         self.fail(StreamClosedError("the session was closed on this side"))
 
     # What the link tells.
 
     @property
     def waiting_since(self) -> float | None:
-        return self._sent[0].at if self._sent else self._opening_since
+        listening = self.listener.waiting_since if self.listener is not None else None
+        asked = self._asked_since
+        if listening is None or asked is None:
+            return listening or asked
+        return min(listening, asked)
 
     def deliver(self, reply: Reply) -> None:
-        if len(self._inbox) > len(self._sent) + 1:
-            self.fail(RemoteProtocolError(f"{self._link.name} answers what was not asked"))
-            return
-        self._inbox.append(reply)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        match reply:
+            case Result():
+                if reply.step >= self.first_step and self.listener is not None:
+                    self.listener.take(self, reply)
+            case ErrorMessage():
+                self._heard_error(reply)
+            case Replayed() if self._expected is not Replayed and self._replays:
+                self._replays -= 1  # of one that was given up; the node may leave out such answers
+            case Attached() if self._attaches > (1 if self._expected is Attached else 0):
+                self._attaches -= 1  # likewise, but it answers each
+            case _ if self._answer is not None and not self._answer.done():
+                self._answer.set_result(reply)
+            case _:
+                self.fail(RemoteProtocolError(f"{self.link.name} answers what was not asked"))
 
     def fail(self, error: SwarmError) -> None:
-        if self._failure is None:
-            self._failure = error
-        for future in (self._waiter, self._room):
-            if future is not None and not future.done():
-                future.set_result(None)
+        listener = self.listener
+        late = isinstance(error, PeerTimeoutError) and self.link.failure is None
+        if late and listener is not None and listener.is_chain and self._answer is None:
+            self.stalled = self.stalled or error  # nobody knows whose fault it is
+            listener.trouble()
+        else:
+            self.end(error)
 
-    # Opening.
+    def end(self, error: SwarmError) -> None:
+        """The session is over, and it is this hop's doing."""
+        if self.failure is None:
+            self.failure = error
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(self.failure)
+        if self.listener is not None:
+            self.listener.trouble()
 
-    async def _open(self, place: tuple[int, int], prefix: tuple[bytes, ...]) -> None:
-        settings, hop, link = self._settings, self.hop, self._link
-        fresh = not link.welcome.done()
-        began = self._opening_since = perf_counter()
-        link.join(self._session, self)
-        link.post(
+    def _heard_error(self, message: ErrorMessage) -> None:
+        step, code, error = message.step, message.code, error_of(message, self.peer_id)
+        if self._replay_step is not None and (
+            step == self._replay_step or (step is None and code is ErrorCode.JOURNAL_LOST)
+        ):
+            self._refuse_replay(error, code)
+        elif step in self._replay_steps:
+            pass  # a replay that was given up
+        elif step is not None:
+            if step >= self.first_step and self.step_error is None:
+                self.step_error, self.step_error_code = error, code
+        elif code is ErrorCode.DOWNSTREAM_LOST:
+            self.downstream_lost = error
+            if self._replay_step is None:
+                self.lost_downstream, self.downstream = self.downstream, NOBODY
+            elif self._grace is None:  # of the hop before, or of this replay: REPLAYED may yet come
+                wait = max(0.3, 4 * self.link.round_trip_s)
+                self._grace = asyncio.get_running_loop().call_later(wait, self._refuse_replay, error, code)
+        elif code is ErrorCode.UPSTREAM_LOST:
+            self.upstream_lost = error
+        else:
+            self.end(error)
+        if self.listener is not None:
+            self.listener.trouble()
+
+    def _refuse_replay(self, error: SwarmError, code: ErrorCode) -> None:
+        self._replays -= 1
+        if self._answer is not None and not self._answer.done():
+            journal_lost = code is ErrorCode.JOURNAL_LOST
+            self._answer.set_exception(ReplayRefusedError(error, journal_lost=journal_lost))
+
+    # Asking.
+
+    async def _ask(self, message: Open | Attach | Replay, expected: type[_Answer]) -> _Answer:
+        if self.failure is not None:
+            raise self.failure
+        self._answer = answer = asyncio.get_running_loop().create_future()
+        self._expected = expected
+        self._asked_since = perf_counter()
+        try:
+            self.link.post(message)
+            self.link.watch()
+            if isinstance(message, Open):
+                # Shielded: one session's end must not take the answer from the others.
+                welcome = await asyncio.shield(self.link.welcome)
+                if (problem := self._problem(welcome)) is not None:
+                    raise problem
+            reply = await answer
+        finally:
+            self._answer = self._expected = self._asked_since = None
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # looked at, whoever gave up waiting
+        if not isinstance(reply, expected):
+            raise self._unexpected(reply)
+        if isinstance(reply, Replayed):
+            self._replays -= 1
+        if isinstance(reply, Attached):
+            self._attaches -= 1
+        return reply
+
+    async def _open(self, seat: Seat) -> None:
+        settings, link = self._settings, self.link
+        prefix = seat.chain.hashes(seat.ids) if seat.chain is not None else ()
+        link.join(self.session, self)
+        opened = await self._ask(
             Open(
-                session=self._session,
-                span=hop.span,
+                session=self.session,
+                span=self.hop.span,
                 max_tokens=settings.max_tokens,
                 codec=self.codec,
-                reply_codec=self.codec,
-                hop=place[0],
-                hops=place[1],
+                reply_codec=self.reply_codec,
+                hop=seat.number,
+                hops=seat.hops,
                 prefix=prefix,
-            )
+                upstream=seat.upstream,
+                downstream=seat.downstream,
+                journal=seat.number < seat.hops - 1,
+            ),
+            Opened,
         )
-        link.watch()
-        # Shielded: one session's end must not take the answer from the others.
-        welcome = await asyncio.shield(link.welcome)
-        if (problem := span_problem(welcome, hop, self.codec, link.name)) is not None:
-            raise problem
-        opened = await self._next()
-        self.round_trip_s = link.round_trip_s if fresh else perf_counter() - began
-        self._opening_since = None
-        if not isinstance(opened, Opened):
-            raise self._unexpected(opened)
-        row = payload_bytes(self.codec, 1, settings.hidden_size)
+        welcome = link.welcome.result()
+        row = max(payload_bytes(codec, 1, settings.hidden_size) for codec in (self.codec, self.reply_codec))
         fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // row
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
             raise RemoteProtocolError(f"{link.name}: frames of {welcome.max_frame} bytes hold no token")
         self.length = self._checked_length(opened.length, welcome, len(prefix))
+        if seat.downstream is not None:
+            if opened.chained:
+                self.downstream, self.downstream_rtt_s = seat.downstream.session, opened.link_us * 1e-6
+            else:
+                self.unchained_reason = opened.reason or "no reason given"
+
+    def _problem(self, welcome: Welcome) -> SwarmError | None:
+        return span_problem(welcome, self.hop, self.codec, self.link.name) or span_problem(
+            welcome, self.hop, self.reply_codec, self.link.name
+        )
 
     def _checked_length(self, length: int, welcome: Welcome, pages: int) -> int:
         offered = pages * PAGE_TOKENS if welcome.page_tokens == PAGE_TOKENS else 0
         if length > offered or length % PAGE_TOKENS:
             raise RemoteProtocolError(
-                f"{self._link.name}: a new session holds {length} tokens already, "
+                f"{self.link.name}: a new session holds {length} tokens already, "
                 f"not whole pages of the {offered} that it may know"
             )
         return length
-
-    # Receiving.
-
-    async def _next(self) -> Reply:
-        while not self._inbox:
-            if self._failure is not None:
-                raise self._failure
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._inbox.popleft()
-
-    def _check(self, result: Result, sent: _Sent) -> None:
-        rows = {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: sent.tokens}[sent.want]
-        name = self._link.name
-        if result.step != sent.step or result.tokens != rows:
-            raise RemoteProtocolError(
-                f"{name}: RESULT of step {result.step} with {result.tokens} rows, "
-                f"not of step {sent.step} with {rows}"
-            )
-        if rows and result.position != sent.position + sent.tokens - rows:
-            raise RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
-        size = payload_bytes(self.codec, rows, self._settings.hidden_size)
-        if len(result.payload) != size:
-            raise RemoteProtocolError(
-                f"{name}: RESULT of {len(result.payload)} bytes; {rows} rows take {size}",
-                code=ErrorCode.BAD_TENSOR,
-            )
 
     def _unexpected(self, message: Reply) -> SwarmError:
         if isinstance(message, ErrorMessage | Refused | Busy):
             return error_of(message, self.peer_id)
         name = type(message).__name__.upper()
-        return RemoteProtocolError(f"{self._link.name}: {name} is no answer here")
+        return RemoteProtocolError(f"{self.link.name}: {name} is no answer here")

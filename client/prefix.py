@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -50,11 +50,10 @@ class HopPlace:
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """What all chains of one session have in common. ``weights``: how each peer announced to hold them."""
+    """What all chains of one session have in common."""
 
     salt: bytes
     digest: str
-    weights: Mapping[str, str]
 
 
 class PageChain:

@@ -1,35 +1,57 @@
-"""A session that outlives its hops: what was fed is fed again to another route when one fails.
+"""A session that outlives its hops.
 
-The client holds the token ids, so a replacement route is brought to the same state by one prefill, and the
-generation goes on with the same tokens. The caller sees a pause and ``repairs``. Hops that hold pages of the
-sequence from before are fed only what is new to all of them.
+When hops of its route fail, others take their place and are fed from the journals of those that stay (see
+``mend``). Where nothing of a route can be kept, another is opened and fed from the token ids, which the
+client holds; hops that have pages of the sequence from before are fed only what is new to all of them. The
+generation goes on with the same tokens: the caller sees a pause and an entry in ``repaired``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..swarm.errors import BusyError, LocalProtocolError, RemoteProtocolError, StreamClosedError
+from ..swarm.errors import (
+    BusyError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RouteError,
+    StreamClosedError,
+    SwarmError,
+)
 from ..swarm.link import LinkPool
-from ..swarm.types import Route
+from ..swarm.prediction import Prediction
+from ..swarm.types import Route, Span
+from .diagnosis import EdgeFailedError
 from .hop import HopFailedError, SessionSettings
+from .incident import Incident
+from .link_book import transfer_rate
+from .mend import CannotMendError, Mender, Mending, MoveAbandonedError
+from .pace import Pace
 from .prefix import PrefixKey
 from .route_memory import RouteMemory
-from .route_session import RouteSession
-from .router import Need, OnWait, Router, WaitLimits
-from .trace import HopTimings
+from .route_session import NoChains, RouteSession, RouteSettings
+from .router import Need, OnWait, Planned, Router, Waiting, WaitLimits
+from .trace import ChainTimings, HopTimings, Repair
 
 MAX_OPENINGS = 32
-"""Routes tried before one opens, apart from busy ones. Bans grow, so time usually ends it first."""
+"""Routes, or hops for a gap, tried before one opens, apart from busy ones. Bans grow, so time usually ends it
+first."""
 MAX_FAILURES = 8
 """Failures without a token in between. A prompt that brings nodes down must not walk through the swarm."""
 REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
-"""How long a generation that has begun waits for a new route before it gives up what it has."""
+"""How long a generation that has begun waits for new hops before it gives up what it has."""
+GAP_LOOK_S = 5.0
+"""While hops for a gap are waited for: between looks whether a whole new route could be had instead."""
+
+
+STEPS_TO_MEASURE = 8
+"""Decode steps whose mean says something about the ways of a chain."""
 
 
 class Embedding(Protocol):
@@ -41,9 +63,11 @@ class Embedding(Protocol):
 class SwarmSession:
     """One sequence of tokens in the swarm. ``need`` bounds its length, ``limits`` the waiting for a first
     route. ``salt`` keys the names of its KV pages (see ``prefix``); without one no hop is asked for any.
-    ``memory`` leads later sessions to where this one's pages are.
+    ``memory`` leads later sessions to where this one's pages are. Without ``chain`` every activation goes
+    through this client.
 
-    ``cached_tokens``: how many tokens of the first ``append`` the hops held already.
+    ``cached_tokens``: how many tokens of the first ``append`` the hops held already. ``predicted``: what the
+    newest plan should cost.
     """
 
     def __init__(
@@ -59,11 +83,12 @@ class SwarmSession:
         on_wait: OnWait | None = None,
         salt: bytes | None = None,
         memory: RouteMemory | None = None,
+        chain: bool = True,
     ) -> None:
         self.cached_tokens = 0
-        self.repairs = 0
-        self.repair_s = 0.0
+        self.repaired: list[Repair] = []
         self.route_s = 0.0
+        self.predicted: Prediction | None = None
         self._model = model
         self._links = links
         self._router = router
@@ -74,12 +99,17 @@ class SwarmSession:
         self._on_wait = on_wait
         self._salt = salt
         self._memory = memory
+        self._chain = chain
         self._ids: list[int] = []
         self._session: RouteSession | None = None
         self._was_open = False
         self._proven = False  # the open session has answered
         self._route: Route | None = None
         self._replaced: list[HopTimings] = []
+        self._retired: list[ChainTimings] = []
+        self._incident: Incident | None = None
+        self._failures = self._openings = 0  # that failed without a token in between
+        self._pace = Pace()
         self._closed = False
 
     @property
@@ -95,9 +125,21 @@ class SwarmSession:
         return tuple(hop.trace.timings() for hop in self._session.hops) if self._session else ()
 
     @property
+    def chains(self) -> tuple[ChainTimings, ...]:
+        """What the ways of the route in use have cost, and of those before it."""
+        session = self._session
+        now = () if session is None else (*session.retired, *session.segments)
+        return (*self._retired, *(segment.trace.timings() for segment in now))
+
+    @property
     def replaced(self) -> tuple[HopTimings, ...]:
-        """What the hops of routes that failed have cost."""
+        """What hops that were replaced have cost."""
         return tuple(self._replaced)
+
+    @property
+    def repair_s(self) -> float:
+        """Seconds without a token because of repairs."""
+        return sum(repair.seconds for repair in self.repaired)
 
     async def append(self, ids: Sequence[int], x: Tensor | None = None) -> Tensor:
         """Feed token ids; returns the last one's hidden state after all blocks, (1, hidden) float32.
@@ -107,26 +149,21 @@ class SwarmSession:
         row what the last hop failed of.
         """
         fed = len(self._ids)
+        if self._pace.is_time(fed) and self._session is not None:
+            await self._move_slow_hop()
         self._ids.extend(ids)
-        broken_at: float | None = None
-        failures = 0
         while True:
             self._check_open()
             try:
                 if self._session is None:
-                    fed = await self._open(perf_counter() if broken_at is None else broken_at)
-                    x = None
+                    fed, x = await self._open(), None
                 hidden = await self._push(fed, x)
-            except HopFailedError as failure:
+            except (HopFailedError, EdgeFailedError) as failure:
                 self._check_open()  # what was closed on purpose is no failure of a hop
-                broken_at = broken_at or perf_counter()
-                failures += 1
-                self._abandon(failure)
-                if failures >= MAX_FAILURES:
-                    raise failure.cause from failure
+                await self._repair(failure)
+                fed, x = (self._session.acked if self._session is not None else 0), None
             else:
-                if broken_at is not None:
-                    self.repair_s += perf_counter() - broken_at
+                self._end_incident()
                 return hidden
 
     def close(self) -> None:
@@ -143,8 +180,7 @@ class SwarmSession:
         if session is None:
             raise LocalProtocolError("the session is not open")
         if x is None:
-            with torch.inference_mode():
-                x = self._model.embed(self._ids[fed:])  # (tokens, hidden)
+            x = self._embed(fed, len(self._ids))
         hidden = await session.forward(x, fed)
         if not self._proven:
             self._proven = True
@@ -152,32 +188,37 @@ class SwarmSession:
                 self._router.succeeded(hop.peer_id)
         return hidden
 
-    async def _open(self, began: float) -> int:
-        """Plan and open routes until one opens; returns how many tokens its hops need not be fed.
+    def _embed(self, start: int, end: int) -> Tensor:
+        with torch.inference_mode():
+            return self._model.embed(self._ids[start:end])  # (tokens, hidden)
 
-        ``began``, on perf_counter: since when we wait.
-        """
-        waited = perf_counter() - began
-        began_at = self._router.now() - waited
+    # Routes.
+
+    async def _open(self) -> int:
+        """Plan and open routes until one opens; returns how many tokens its hops need not be fed."""
+        incident = self._incident
+        began = perf_counter() if incident is None else incident.began
+        began_at = self._router.now() - (perf_counter() - began)
         started = perf_counter()
         failures = 0
         while True:
             planned = await self._router.plan(
                 self._need,
                 began=began_at,
-                limits=REPAIR_LIMITS if self._was_open else self._limits,
+                limits=self._repair_limits() if self._was_open else self._limits,
                 on_wait=self._on_wait,
                 held=self._memory.recall(self._ids) if self._memory is not None else None,
             )
-            spoken = {peer_id: node.codecs for peer_id, node in planned.nodes.items()}
-            prefix = None
-            if self._salt is not None:
-                weights = {peer_id: node.weights for peer_id, node in planned.nodes.items()}
-                prefix = PrefixKey(self._salt, self._router.model.digest, weights)
+            prefix = PrefixKey(self._salt, self._router.model.digest) if self._salt is not None else None
+            settings = RouteSettings(
+                self._settings,
+                self._wire_codec,
+                self._router if self._chain else NoChains(),
+                dict(planned.nodes),
+                prefix,
+            )
             try:
-                session = await RouteSession.open(
-                    self._links, planned.route, self._settings, self._wire_codec, spoken, prefix, self._ids
-                )
+                session = await RouteSession.open(self._links, planned.route, settings, self._ids)
             except HopFailedError as failure:
                 self._router.failed(failure)
                 failures += not isinstance(failure.cause, BusyError)
@@ -192,32 +233,191 @@ class SwarmSession:
         if not self._was_open:
             self.route_s += perf_counter() - started
             self.cached_tokens = held
+        if incident is not None:
+            incident.feed_again(session, held)
         for hop in session.hops:
-            self._router.measured(hop.peer_id, hop.round_trip_s)
-        self._session, self._route = session, planned.route
+            self._router.measured(hop.peer_id, hop.link.round_trip_s)
+        self._session, self._route = session, session.route
+        self.predicted = self._router.predict(session.route, self._need) or planned.predicted
+        self._pace.begin(session.hops)
         self._was_open, self._proven = True, False
         return held
+
+    def _repair_limits(self) -> WaitLimits:
+        return replace(REPAIR_LIMITS, missing_s=max(REPAIR_LIMITS.missing_s, self._limits.missing_s))
 
     def _check_open(self) -> None:
         if self._closed:
             raise StreamClosedError("the session was closed on this side")
 
-    def _abandon(self, failure: HopFailedError) -> None:
-        """Close what is left of a route with a failed hop; its other hops did nothing wrong, and keep their
-        pages, so that the next route need not feed them again."""
+    # Repairs.
+
+    async def _repair(self, failure: HopFailedError | EdgeFailedError) -> None:
+        """Mend the route, or close it so that another is opened."""
+        session = self._session
+        if self._incident is None:
+            self._incident = Incident(len(self._ids) if session is None else session.acked)
+        incident = self._incident
+        if session is None:
+            return
+        incident.acked = max(incident.acked, session.acked)
+        mender = self._mender(session)
+        try:
+            await mender.run()
+        except CannotMendError as hopeless:
+            incident.note(mender.report)
+            self._abandon(session, hopeless.failure)
+        else:
+            incident.note(mender.report)
+            self._accept(session, mender.report)
+
+    def _mender(self, session: RouteSession) -> Mender:
+        return Mender(session, self._ids, embed=self._embed, find=self._find, failed=self._note_failure)
+
+    def _note_failure(self, failure: HopFailedError, opening: bool) -> None:
+        """Raises the failure's cause when there were too many in a row."""
         self._router.failed(failure)
+        if isinstance(failure.cause, BusyError):
+            return
+        if opening:
+            self._openings += 1
+        else:
+            self._failures += 1
+        if self._failures >= MAX_FAILURES or self._openings >= MAX_OPENINGS:
+            raise failure.cause from failure
+
+    def _accept(self, session: RouteSession, report: Mending) -> None:
+        """Go on with a mended session."""
+        self._replaced.extend(report.replaced)
+        self._route = session.route
+        self.predicted = self._router.predict(session.route, self._need) or self.predicted
+        self._pace.begin(session.hops)
+        self._proven = False
+
+    def _abandon(self, session: RouteSession, failure: HopFailedError) -> None:
+        """Close what is left of a route; its other hops did nothing wrong, and keep their pages, so that the
+        next route need not feed them again."""
         if isinstance(failure.cause, RemoteProtocolError):
             # Whoever sent nonsense may have sent some before that looked right: build on nothing of it.
             self._salt = None
-        if self._session is not None:
-            self._session.close(self._ids if self._salt is not None else ())
-            self._replaced.extend(hop.trace.timings() for hop in self._session.hops)
-            self._session = None
-            self.repairs += 1
+        session.close(self._ids if self._salt is not None else ())
+        self._replaced.extend(hop.trace.timings() for hop in session.hops)
+        self._retired.extend(segment.trace.timings() for segment in (*session.retired, *session.segments))
+        self._session = None
+        if self._incident is not None:
+            self._incident.reopened = True
+            self._incident.lost.extend(hop.peer_id for hop in session.hops if hop.peer_id == failure.peer_id)
+
+    async def _find(
+        self,
+        gap: Span,
+        before: str | None,
+        after: str | None,
+        keep: frozenset[str],
+        cuts: Sequence[int],
+    ) -> Planned:
+        """Hops for a gap. Waits for some, with the rest of the route kept; a whole new route is better than
+        to wait, and ends it with CannotMendError."""
+        session = self._session
+        if session is None:
+            raise LocalProtocolError("the session is not open")
+        began_at = self._router.now()
+        limits = self._repair_limits()
+        need = Need(self._need.kv_tokens, max(1, session.acked), self._need.new_tokens)
+        slice_s = 0.0
+        while True:
+            waited = self._router.now() - began_at
+            left = limits.missing_s - waited
+            try:
+                return await self._router.plan_gap(
+                    need,
+                    gap,
+                    before=before,
+                    after=after,
+                    keep=keep,
+                    cuts=cuts,
+                    limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 3),
+                    on_wait=self._waiting(began_at + limits.missing_s),
+                )
+            except (RouteError, BusyError) as error:
+                if self._incident is None:
+                    raise  # a hop that still works was to be moved
+                await self._prefer_other_route(error)
+                if left <= 0:
+                    raise
+            slice_s = GAP_LOOK_S
+
+    async def _prefer_other_route(self, error: SwarmError) -> None:
+        """Raises CannotMendError where a whole route can be had at once."""
+        try:
+            await self._router.plan(self._need, limits=WaitLimits(0.0, 0.0, 0.0))
+        except (RouteError, BusyError):
+            return
+        session = self._session
+        peer_id = session.hops[0].peer_id if session is not None else ""
+        raise CannotMendError(HopFailedError(peer_id, error)) from error
+
+    def _waiting(self, until: float) -> OnWait | None:
+        """Tells of the wait as a whole, which ends at ``until`` on the router's clock."""
+        on_wait = self._on_wait
+        if on_wait is None:
+            return None
+
+        def tell(waiting: Waiting) -> None:
+            on_wait(replace(waiting, seconds_left=max(0.0, until - self._router.now())))
+
+        return tell
+
+    async def _move_slow_hop(self) -> None:
+        """Replace a hop that works, where the rest of the answer pays for it. At a token's boundary."""
+        session = self._session
+        if session is None or self._incident is not None:
+            return
+        fed = len(self._ids)
+        number = self._router.better_hop(
+            session.route, self._pace.spent(session.hops), self._need.kv_tokens - fed, fed
+        )
+        if number is None:
+            return
+        slow = session.hops[number]
+        began = perf_counter()
+        mender = self._mender(session)
+        cause = f"{slow.link.name} is slower than another should be"
+        try:
+            await mender.move(number, cause)
+        except (MoveAbandonedError, RouteError, BusyError):
+            return
+        except CannotMendError as hopeless:
+            self._incident = Incident(fed, began)
+            self._incident.note(mender.report)
+            self._abandon(session, hopeless.failure)
+            return
+        self._accept(session, mender.report)
+        incident = Incident(fed, began)
+        incident.note(mender.report)
+        self.repaired.append(incident.closed("planned"))
+
+    def _end_incident(self) -> None:
+        """Tokens come again."""
+        self._failures = self._openings = 0
+        if self._incident is not None:
+            self.repaired.append(self._incident.closed())
+            self._incident = None
 
     def _report(self, session: RouteSession) -> None:
-        """Decode steps measure a link better than its opening did."""
-        for hop in session.hops:
-            decode = hop.trace.decode
-            if decode.steps:
-                self._router.measured(hop.peer_id, decode.wire_s / decode.steps)
+        """Steps measure links better than openings did: a way, where one hop answers alone; of a chain the
+        sum of its ways, and PINGs the rest."""
+        router = self._router
+        for segment in session.segments:
+            decode, prefill = segment.trace.decode, segment.trace.prefill
+            if segment.is_chain:
+                for hop in segment.hops:
+                    router.measured(hop.peer_id, hop.link.round_trip_s)
+                if decode.steps >= STEPS_TO_MEASURE:
+                    router.chain_measured(segment.trace.peer_ids, decode.wire_s / decode.steps)
+            elif decode.steps:
+                rtt_s = decode.wire_s / decode.steps
+                rate = (
+                    transfer_rate(prefill.bytes_sent, prefill.wire_s, rtt_s) if prefill.steps == 1 else None
+                )
+                router.measured(segment.first.peer_id, rtt_s, bytes_per_s=rate)

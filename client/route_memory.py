@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_bytes
 
+from ..swarm.edges import Edges
 from ..swarm.messages import PAGE_TOKENS
-from ..swarm.types import Route
+from ..swarm.routing import RouteRequest, route_price_ns, why_unusable
+from ..swarm.types import NodeInfo, Route, Span
 from .prefix import PageChain
 
 MAX_PAGES = 16384
@@ -53,3 +55,40 @@ class RouteMemory:
             if route is not None:
                 return Held(route, number * PAGE_TOKENS)
         return None
+
+
+def cheaper_held(
+    route: Route,
+    request: RouteRequest,
+    held: Route,
+    fed: RouteRequest,
+    nodes: Sequence[NodeInfo],
+    edges: Edges,
+) -> Route | None:
+    """``held``, with its nodes' addresses of now, if ``fed`` costs no more on it than ``request`` on
+    ``route``."""
+    known = _announced(held, nodes, request)
+    new = _announced(route, nodes, replace(request, kv_tokens=0))
+    if known is None or new is None:
+        return None
+    if route_price_ns(new, edges, request) < route_price_ns(known, edges, fed):
+        return None
+    hops = (replace(hop, maddrs=node.maddrs) for hop, (node, _) in zip(held.hops, known, strict=True))
+    return replace(held, hops=tuple(hops))
+
+
+def _announced(
+    route: Route, nodes: Sequence[NodeInfo], request: RouteRequest
+) -> list[tuple[NodeInfo, Span]] | None:
+    """The announcements of a route's hops; None where one of them cannot take the request."""
+    picks = []
+    for hop in route.hops:
+        serving = (
+            node
+            for node in nodes
+            if node.peer_id == hop.peer_id and node.span.covers(hop.span) and not why_unusable(node, request)
+        )
+        if (node := next(serving, None)) is None:
+            return None
+        picks.append((node, hop.span))
+    return picks

@@ -1,249 +1,356 @@
 """One session on every hop of a route: hidden states in at block 0, hidden states out after the last block.
 
-A decode step is awaited hop by hop in the caller's task. A prefill goes through in chunks, so that all hops
-work at the same time. Between hops that speak the same codec a payload is passed on as it came.
+Hops pass activations on to each other (a chained edge); where two cannot, the client carries them (a relayed
+edge), as they came: both sides of an edge speak one codec. A run of chained hops is a segment. A decode step
+is one write and one read a segment, in the caller's task. A prefill goes through in chunks, so that all hops
+work at the same time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..swarm import codecs
-from ..swarm.errors import ErrorCode, LocalProtocolError, PeerError, RemoteProtocolError, SwarmError
+from ..swarm.errors import RemoteProtocolError, StreamClosedError, SwarmError
 from ..swarm.link import LinkPool
-from ..swarm.messages import Want
-from ..swarm.types import Route
+from ..swarm.messages import Downstream, Want
+from ..swarm.prediction import chunk_tokens
+from ..swarm.types import Hop, NodeInfo, Route
 from ..swarm.wire import Payload
-from .hop import HopClient, HopFailedError, SessionSettings
+from .diagnosis import EdgeFailedError, diagnose
+from .hop import HopClient, HopFailedError, Seat, SessionSettings
 from .prefix import HopPlace, PageChain, PrefixKey, chain_seeds
-from .trace import Phase
+from .segment import BrokenError, Segment
+from .tasks import all_of
 
-CHUNKS_PER_HOP = 2
-"""Chunks a prefill is cut into for each hop of a route of several: the last hop then idles for under a
-quarter."""
-SMALLEST_CHUNK = 64
-"""Tokens; below it kernels lose more than the overlap gains."""
 CHUNKS_AHEAD = 4
-"""Chunks that may wait between two hops."""
+"""Chunks that may wait between two segments."""
 
-_Chunk = tuple[Payload, int, int]  # payload in the next hop's codec, tokens, position
+_Chunk = tuple[Payload, int, int]  # payload, tokens, position
+
+
+class EdgeBook(Protocol):
+    """Who can reach whom: a part of ``router.Router``."""
+
+    def may_chain(self, a: str, b: str) -> bool: ...
+
+    def edge_failed(self, a: str, b: str) -> None: ...
+
+    def edge_worked(self, a: str, b: str, rtt_s: float | None) -> None: ...
+
+
+class NoChains:
+    """An EdgeBook for clients that carry everything themselves."""
+
+    def may_chain(self, a: str, b: str) -> bool:
+        return False
+
+    def edge_failed(self, a: str, b: str) -> None:
+        pass
+
+    def edge_worked(self, a: str, b: str, rtt_s: float | None) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """What a route's session is opened with. ``wire_codec``: for edges whose ends both speak it. ``nodes``:
+    the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages that they may hold."""
+
+    session: SessionSettings
+    wire_codec: str
+    edges: EdgeBook
+    nodes: dict[str, NodeInfo] = field(default_factory=dict)
+    prefix: PrefixKey | None = None
+
+    def codec_between(self, before: str | None, after: str | None) -> str:
+        """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
+        spoken: tuple[str, ...] = codecs.CODECS
+        last = before or after or ""
+        for peer_id in (before, after):
+            node = self.nodes.get(peer_id) if peer_id is not None else None
+            if peer_id is not None and node is not None and node.codecs:
+                spoken = tuple(codec for codec in spoken if codec in node.codecs)
+                last = peer_id
+        try:
+            return codecs.negotiate(codecs.CODECS, spoken, self.wire_codec)
+        except RemoteProtocolError as error:
+            raise HopFailedError(last, error) from error
+
+    def weights_of(self, peer_id: str) -> str:
+        """As it announced them."""
+        node = self.nodes.get(peer_id)
+        return node.weights if node is not None else ""
 
 
 class RouteSession:
-    """Hops opened together. ``close`` frees them at once; after any error it must be called.
+    """Hops opened together. ``close`` frees them at once; after any error it must be called, or the session
+    mended (see ``mend``).
 
     ``length``: tokens that every hop holds already when the session opens. The first ``forward`` goes on from
-    there, or from before.
+    there, or from before. ``acked``: tokens that went through all hops.
     """
 
-    def __init__(self, route: Route, hops: list[HopClient], hidden_size: int) -> None:
+    def __init__(self, links: LinkPool, route: Route, hops: list[HopClient], settings: RouteSettings) -> None:
+        self.links = links
         self.route = route
         self.hops = hops
+        self.settings = settings
         self.length = min(hop.length for hop in hops)
-        self._hidden_size = hidden_size
+        self.acked = self.length
+        self.unchained: set[tuple[str, str]] = set()  # peer ids that this session found apart
+        self.segments: list[Segment] = []
+        self.retired: list[Segment] = []  # of hops that were wired in another way
+        self.closed = False
+        self._steps = 0
         self._fed = False
-        self._max_step_tokens = min(hop.max_step_tokens for hop in hops)
+        self._max_step_tokens = 0
 
     @classmethod
     async def open(
-        cls,
-        links: LinkPool,
-        route: Route,
-        settings: SessionSettings,
-        wire_codec: str,
-        spoken: Mapping[str, tuple[str, ...]],
-        prefix: PrefixKey | None = None,
-        ids: Sequence[int] = (),
+        cls, links: LinkPool, route: Route, settings: RouteSettings, ids: Sequence[int] = ()
     ) -> RouteSession:
-        """Open every hop at the same time. ``spoken``: the codecs that each peer announced. With ``prefix``
-        each hop is asked for the pages of ``ids`` that it may hold.
+        """Open every hop at the same time; ``ids``: what it is going to be fed.
 
         Raises HopFailedError for the first hop that fails; the others are closed.
         """
+        seats = _seats(route, settings, ids)
         opened: dict[int, HopClient] = {}
-        hop_codecs = _negotiate(route, wire_codec, spoken)
-        chains: list[PageChain | None] = [None] * len(route.hops)
-        if prefix is not None:
-            places = [
-                HopPlace(hop.span, prefix.weights.get(hop.peer_id, ""), codec)
-                for hop, codec in zip(route.hops, hop_codecs, strict=True)
-            ]
-            chains = [PageChain(seed) for seed in chain_seeds(prefix.salt, prefix.digest, places)]
 
-        async def open_hop(number: int) -> None:
-            hop = route.hops[number]
-            place = (number, len(route.hops))
-            try:
-                opened[number] = await HopClient.open(
-                    links, hop, settings, hop_codecs[number], place, chains[number], ids
-                )
-            except SwarmError as error:
-                raise HopFailedError(hop.peer_id, error) from error
+        async def open_hop(seat: Seat) -> None:
+            opened[seat.number] = await open_seat(links, seat, settings)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(len(route.hops)):
-                    group.create_task(open_hop(number))
-        except BaseException as error:
+            await all_of(*(open_hop(seat) for seat in seats))
+            self = cls(links, route, [opened[number] for number in sorted(opened)], settings)
+            await self.join_apart()
+        except BaseException:
             for client in opened.values():
                 client.close()
-            if isinstance(error, BaseExceptionGroup):
-                raise _first_cause(error) from error
             raise
-        return cls(route, [opened[number] for number in sorted(opened)], settings.hidden_size)
+        self.resume()
+        return self
+
+    def may_chain(self, before: str, after: str) -> bool:
+        return (before, after) not in self.unchained and self.settings.edges.may_chain(before, after)
+
+    def take_steps(self, count: int) -> int:
+        """The first of ``count`` step numbers that nobody else uses."""
+        first = self._steps + 1
+        self._steps += count
+        return first
+
+    async def join_apart(self) -> None:
+        """After hops were opened: note which edges are chained; hops behind the others are fed from here."""
+        alone = []
+        for before, after in pairwise(self.hops):
+            if before.downstream is not None:
+                rtt_s, before.downstream_rtt_s = before.downstream_rtt_s, None
+                if rtt_s is not None:
+                    self.settings.edges.edge_worked(before.peer_id, after.peer_id, rtt_s)
+            elif after.upstream:
+                self.edge_failed(before, after)
+                alone.append(after)
+        await all_of(*(attach(hop, "") for hop in alone))
+
+    def edge_failed(self, before: HopClient, after: HopClient) -> None:
+        self.unchained.add((before.peer_id, after.peer_id))
+        self.settings.edges.edge_failed(before.peer_id, after.peer_id)
+
+    def resume(self) -> None:
+        """Begin, or go on after the hops or their wiring have changed; what was under way is forgotten."""
+        self.retired.extend(segment for segment in self.segments)
+        runs: list[list[HopClient]] = [[]]
+        for hop in self.hops:
+            hop.first_step = self._steps + 1
+            runs[-1].append(hop)
+            if hop.downstream is None and hop is not self.hops[-1]:
+                runs.append([])
+        self.segments = [Segment(run, self.settings.session.hidden_size) for run in runs]
+        self._max_step_tokens = min(hop.max_step_tokens for hop in self.hops)
+        hops = tuple(hop.hop for hop in self.hops)
+        if hops != self.route.hops:
+            self.route = Route(hops)
+
+    def check_open(self) -> None:
+        """Raises StreamClosedError for a session that was closed here."""
+        if self.closed:
+            raise StreamClosedError("the session was closed on this side")
 
     async def forward(self, x: Tensor, position: int, want: Want = Want.LAST) -> Tensor:
         """Push ``x`` (tokens, hidden) through all blocks at ``position``.
 
         Returns (0, hidden), (1, hidden) or (tokens, hidden) float32 as ``want`` says. A ``position`` below
-        what was pushed before rolls every hop back to it. Raises HopFailedError.
+        what was pushed before rolls every hop back to it. Raises HopFailedError and EdgeFailedError.
         """
+        self.acked = position
         step = self._decode_step if len(x) == 1 else self._prefill
-        hidden = await step(x, position, want)
+        try:
+            hidden = await step(x, position, want)
+        except BrokenError as error:
+            raise await self.failure() from error
         self._fed = True
         return hidden
+
+    async def failure(self) -> HopFailedError | EdgeFailedError:
+        """What has broken the route, the worst first."""
+        diagnosis = await diagnose(self.hops, self.settings.session.hidden_size)
+        return diagnosis.worst(self.hops)
 
     def close(self, ids: Sequence[int] = ()) -> None:
         """Free every hop's session at once. Never waits; may be called again. ``ids``: what was fed, for the
         hops to keep the pages of it."""
+        self.closed = True
         for hop in self.hops:
             hop.close(ids)
 
     async def _decode_step(self, x: Tensor, position: int, want: Want) -> Tensor:
+        first, last = self.hops[0], self.hops[-1]
         began = perf_counter()
-        payload: Payload = codecs.encode(self.hops[0].codec, x)
-        phases = [hop.trace.decode if self._fed else hop.trace.prefill for hop in self.hops]
-        phases[0].codec_s += perf_counter() - began
-        last = len(self.hops) - 1
-        for number, hop in enumerate(self.hops):
-            try:
-                hop.post(payload, 1, position, want if number == last else Want.ALL, phases[number])
-                result = await hop.receive()
-            except SwarmError as error:
-                raise self._failure(number, error) from error
-            payload = result.payload
-            if number < last:
-                payload = self._relay(number, payload, 1, phases[number])
-        return self._decode(last, payload, 0 if want is Want.NOTHING else 1, phases[last])
+        payload: Payload = codecs.encode(first.codec, x)
+        self._codec_cost(first, perf_counter() - began, self._fed)
+        step = self.take_steps(1)
+        for segment in self.segments:
+            asked = want if segment.last is last else Want.ALL
+            segment.post(step, payload, 1, position, asked, decoding=self._fed)
+            payload = (await segment.receive()).payload
+        hidden = self._decode(payload, 0 if want is Want.NOTHING else 1, self._fed)
+        self.acked = position + 1
+        return hidden
 
     async def _prefill(self, x: Tensor, position: int, want: Want) -> Tensor:
-        """In chunks; each hop has a task that feeds it and one that takes its results."""
-        size = self.chunk_size(len(x))
+        """In chunks; each segment has a task that feeds it and one that takes its results."""
+        size = chunk_tokens(len(x), len(self.hops), self._max_step_tokens)
         starts = range(0, len(x), size)
-        queues = [asyncio.Queue[_Chunk](CHUNKS_AHEAD) for _ in self.hops]
+        steps = self.take_steps(len(starts))
+        segments = self.segments
+        queues = [asyncio.Queue[_Chunk](CHUNKS_AHEAD) for _ in segments]
         outputs: list[Tensor] = []
-        last = len(self.hops) - 1
 
-        def wanted(number: int, start: int) -> Want:
-            if number < last:
+        def wanted(segment: Segment, start: int) -> Want:
+            if segment is not segments[-1]:
                 return Want.ALL
             return Want.NOTHING if want is Want.LAST and start != starts[-1] else want
 
         async def encode_chunks() -> None:
-            hop = self.hops[0]
             for start in starts:
                 began = perf_counter()
                 piece = x[start : start + size]
-                payload = codecs.encode(hop.codec, piece)
-                hop.trace.prefill.codec_s += perf_counter() - began
+                payload = codecs.encode(self.hops[0].codec, piece)
+                self._codec_cost(self.hops[0], perf_counter() - began, False)
                 await queues[0].put((payload, len(piece), position + start))
 
         async def feed(number: int) -> None:
-            hop = self.hops[number]
-            for start in starts:
+            segment = segments[number]
+            for index, start in enumerate(starts):
                 payload, tokens, at = await queues[number].get()
-                try:
-                    await hop.room(len(payload))
-                    hop.post(payload, tokens, at, wanted(number, start), hop.trace.prefill)
-                except SwarmError as error:
-                    raise self._failure(number, error) from error
+                await segment.room(len(payload))
+                segment.post(steps + index, payload, tokens, at, wanted(segment, start))
 
         async def take(number: int) -> None:
-            hop = self.hops[number]
             for start in starts:
-                try:
-                    result = await hop.receive()
-                except SwarmError as error:
-                    raise self._failure(number, error) from error
-                if number == last:
-                    outputs.append(self._decode(number, result.payload, result.tokens, hop.trace.prefill))
+                result = await segments[number].receive()
+                if number == len(segments) - 1:
+                    outputs.append(self._decode(result.payload, result.tokens, False))
+                    self.acked = position + min(len(x), start + size)
                 else:
-                    payload = self._relay(number, result.payload, result.tokens, hop.trace.prefill)
-                    await queues[number + 1].put((payload, result.tokens, position + start))
+                    await queues[number + 1].put((result.payload, result.tokens, position + start))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(encode_chunks())
-                for number in range(len(self.hops)):
-                    group.create_task(feed(number))
-                    group.create_task(take(number))
-        except BaseExceptionGroup as error:
-            raise _first_cause(error) from error
+        await all_of(
+            encode_chunks(), *(task(number) for number in range(len(segments)) for task in (feed, take))
+        )
         return outputs[-1] if want is Want.LAST else torch.cat(outputs)
 
-    def chunk_size(self, tokens: int) -> int:
-        """Tokens a chunk, for a prefill of ``tokens``: what every hop takes, and enough chunks to overlap."""
-        if len(self.hops) == 1:
-            return min(self._max_step_tokens, tokens)
-        overlapping = -(-tokens // (CHUNKS_PER_HOP * len(self.hops)))
-        return min(self._max_step_tokens, max(SMALLEST_CHUNK, overlapping), tokens)
-
-    def _relay(self, number: int, payload: Payload, tokens: int, phase: Phase) -> Payload:
-        """What hop ``number`` sent, in the codec of the next."""
-        if self.hops[number].codec == self.hops[number + 1].codec:
-            return payload
-        return codecs.encode(self.hops[number + 1].codec, self._decode(number, payload, tokens, phase))
-
-    def _decode(self, number: int, payload: Payload, tokens: int, phase: Phase) -> Tensor:
-        """The hidden states (tokens, hidden) that hop ``number`` sent; blames it if they are none."""
-        hop = self.hops[number]
+    def _decode(self, payload: Payload, tokens: int, decoding: bool) -> Tensor:
+        """The hidden states (tokens, hidden) that the last hop sent; blames it if they are none."""
+        hop = self.hops[-1]
+        began = perf_counter()
         try:
-            began = perf_counter()
-            x = codecs.decode(hop.codec, payload, tokens, self._hidden_size)
+            x = codecs.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
         except RemoteProtocolError as error:
-            raise HopFailedError(hop.peer_id, error) from error
-        phase.codec_s += perf_counter() - began
+            hop.end(error)
+            raise BrokenError from error
+        self._codec_cost(hop, perf_counter() - began, decoding)
         return x
 
-    def _failure(self, number: int, error: SwarmError) -> HopFailedError:
-        """Whose failure an error at hop ``number`` is: activations it refuses may be the hop's before."""
-        if isinstance(error, LocalProtocolError):
-            raise error  # a fault of this process: no other route would help
-        hop = self.hops[number]
-        refused = isinstance(error, PeerError) and error.code is ErrorCode.BAD_TENSOR
-        if refused and number and (awaited := hop.awaited_payload):
-            try:
-                codecs.decode(hop.codec, awaited[0], awaited[1], self._hidden_size)
-            except RemoteProtocolError as damaged:
-                return HopFailedError(self.hops[number - 1].peer_id, damaged)
-        return HopFailedError(hop.peer_id, error)
+    @staticmethod
+    def _codec_cost(hop: HopClient, seconds: float, decoding: bool) -> None:
+        (hop.trace.decode if decoding else hop.trace.prefill).codec_s += seconds
 
 
-def _negotiate(route: Route, wire_codec: str, spoken: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Each hop's codec."""
-    chosen = []
-    for hop in route.hops:
-        theirs = spoken.get(hop.peer_id) or codecs.CODECS
-        try:
-            chosen.append(codecs.negotiate(codecs.CODECS, theirs, wire_codec))
-        except RemoteProtocolError as error:
-            raise HopFailedError(hop.peer_id, error) from error
-    return chosen
+async def open_seat(links: LinkPool, seat: Seat, settings: RouteSettings) -> HopClient:
+    """Raises HopFailedError."""
+    try:
+        return await HopClient.open(links, seat, settings.session)
+    except SwarmError as error:
+        raise HopFailedError(seat.hop.peer_id, error) from error
 
 
-def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure that ended a task group: of several at once, a hop's before any other."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
-        else:
-            flat.append(error)
-    return next((error for error in flat if isinstance(error, HopFailedError)), flat[0])
+async def attach(hop: HopClient, upstream: str) -> int:
+    """Raises HopFailedError."""
+    try:
+        return await hop.attach(upstream)
+    except SwarmError as error:
+        hop.end(error)
+        raise HopFailedError(hop.peer_id, error) from error
+
+
+def new_session() -> bytes:
+    return secrets.token_bytes(16)
+
+
+def _seats(route: Route, settings: RouteSettings, ids: Sequence[int]) -> list[Seat]:
+    """Sessions and wiring of a whole route, and the names of the pages that its hops may hold."""
+    hops = route.hops
+    peers: list[str | None] = [None, *(hop.peer_id for hop in hops), None]
+    edge_codecs = [settings.codec_between(*pair) for pair in pairwise(peers)]
+    sessions = [new_session() for _ in hops]
+    may_chain = settings.edges.may_chain
+    chained = [may_chain(a.peer_id, b.peer_id) for a, b in pairwise(hops)]
+
+    def next_of(number: int) -> Downstream | None:
+        if number == len(hops) - 1 or not chained[number]:
+            return None
+        after: Hop = hops[number + 1]
+        return Downstream(after.peer_id, sessions[number + 1], after.maddrs)
+
+    seats = [
+        Seat(
+            hop,
+            number,
+            len(hops),
+            sessions[number],
+            edge_codecs[number],
+            edge_codecs[number + 1],
+            settings.weights_of(hop.peer_id),
+            hops[number - 1].peer_id if number and chained[number - 1] else "",
+            next_of(number),
+            ids=ids,
+        )
+        for number, hop in enumerate(hops)
+    ]
+    chains = page_chains(seats, settings)
+    return [replace(seat, chain=chain) for seat, chain in zip(seats, chains, strict=True)]
+
+
+def places(hops: Sequence[Seat | HopClient]) -> list[HopPlace]:
+    """What determines the input of each hop, and of those after it."""
+    return [HopPlace(hop.hop.span, hop.weights, hop.codec) for hop in hops]
+
+
+def page_chains(hops: Sequence[Seat | HopClient], settings: RouteSettings) -> list[PageChain | None]:
+    """The names of each hop's pages, where the session has any."""
+    if settings.prefix is None:
+        return [None] * len(hops)
+    return [
+        PageChain(seed) for seed in chain_seeds(settings.prefix.salt, settings.prefix.digest, places(hops))
+    ]

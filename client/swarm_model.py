@@ -85,6 +85,7 @@ class SwarmModel:
         on_progress: OnProgress | None = None,
         prefix_cache: bool = True,
         prefix_salt: bytes | None = None,
+        chain: bool = True,
     ) -> Self:
         """Load the client's part of a model and join a swarm that serves it.
 
@@ -99,6 +100,8 @@ class SwarmModel:
         waiting, from another thread. ``prefix_cache``: let peers keep what they computed of a finished chat
         for a while, so that its next turn is fed only what is new; they can recognise it only by this
         client's secret ``prefix_salt`` (16 to 64 bytes; None draws one that no other process knows).
+        ``chain``: peers pass activations on to each other where they can; False lets every one of them go
+        through this machine, which costs a round trip a peer.
 
         Raises UsageError, CheckpointError, UnsupportedModelError, PeerUnreachableError and, with ``wait``,
         NoRouteError.
@@ -118,6 +121,7 @@ class SwarmModel:
                     on_progress=on_progress,
                     prefix_cache=prefix_cache,
                     prefix_salt=prefix_salt,
+                    chain=chain,
                 )
             )
         except BaseException:

@@ -1,20 +1,22 @@
-"""Where the time of a generation went: per hop queue, compute, codec and wire; and on this side."""
+"""Where the time of a generation went: per hop queue, compute and codec, per chain the wire; and on this
+side. What repairs have cost, and whom."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ..swarm.types import Span
 
 
 @dataclass(slots=True)
 class Phase:
-    """Sums over the steps of a prefill or of decoding at one hop. Times in seconds.
+    """Sums over the steps of a prefill or of decoding at one hop, or on a chain of hops. Times in seconds.
 
-    ``queue_s`` and ``compute_s`` are the node's own measurements. ``codec_s`` is encoding and decoding on
+    ``queue_s`` and ``compute_s`` are the nodes' own measurements. ``codec_s`` is encoding and decoding on
     both sides. ``wire_s`` is the rest of the time between sending a step and having its result: the
-    network, and event loops that were busy. In a prefill hops work at the same time, so their times
-    overlap.
+    network, and event loops that were busy; 0 at a hop that is chained with others, since only the sum of
+    their ways can be measured. In a prefill hops work at the same time, so their times overlap.
     """
 
     steps: int = 0
@@ -54,9 +56,90 @@ class HopTrace:
         return HopTimings(self.peer_id, self.span, self.codec, replace(self.prefill), replace(self.decode))
 
 
+@dataclass(slots=True)
+class ChainTrace:
+    """What steps through a run of chained hops have cost so far, as the client sees it."""
+
+    peer_ids: tuple[str, ...]
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
+
+    def timings(self) -> ChainTimings:
+        return ChainTimings(self.peer_ids, replace(self.prefill), replace(self.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTimings:
+    """Hops that pass activations on to each other; one hop where the client carries them on both sides.
+
+    ``wire_s`` of the phases is all that the hops did not account for: the way to the first of them, between
+    them, and back from the last. ``bytes_sent`` and ``bytes_received`` are this client's.
+    """
+
+    peer_ids: tuple[str, ...]
+    prefill: Phase
+    decode: Phase
+
+    @property
+    def wire_ms_per_token(self) -> float:
+        """Milliseconds a decoded token spent on the way; a prompt token if none was decoded."""
+        phase = self.decode if self.decode.tokens else self.prefill
+        return phase.wire_s * 1000 / max(1, phase.tokens)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; ``wire_ms`` for one token."""
+        return {
+            "peer_ids": list(self.peer_ids),
+            "wire_ms": round(self.wire_ms_per_token, 4),
+            "prefill": _wire(self.prefill),
+            "decode": _wire(self.decode),
+        }
+
+
+def _wire(phase: Phase) -> dict[str, object]:
+    counts = {name: getattr(phase, name) for name in ("steps", "tokens", "bytes_sent", "bytes_received")}
+    return {**counts, "wire_ms": round(phase.wire_s * 1000, 4)}
+
+
+RepairKind = Literal["replay", "relay", "reopen", "planned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One repair of a route. ``lost``: peer ids of the hops that were replaced. ``seconds``: from when it was
+    noticed until tokens came again.
+
+    ``kind``: "replay", hops were replaced and fed from their neighbours' journals; "relay", an edge between
+    two hops goes through the client now; "reopen", another route was fed from the token ids; "planned", a
+    slow hop was replaced while it worked. ``replayed_tokens``: computed once more, at all hops together.
+    ``replayed_bytes_nodes`` and ``replayed_bytes_client``: activations that nodes, and the client, had to
+    send once more.
+    """
+
+    kind: RepairKind
+    lost: tuple[str, ...]
+    cause: str
+    seconds: float
+    replayed_tokens: int = 0
+    replayed_bytes_nodes: int = 0
+    replayed_bytes_client: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "kind": self.kind,
+            "lost": list(self.lost),
+            "cause": self.cause,
+            "seconds": round(self.seconds, 6),
+            "replayed_tokens": self.replayed_tokens,
+            "replayed_bytes_nodes": self.replayed_bytes_nodes,
+            "replayed_bytes_client": self.replayed_bytes_client,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class HopTimings:
-    """One hop of a route and what it cost. ``codec`` is how activations travelled to and from it."""
+    """One hop of a route and what it cost. ``codec`` is how activations travelled to it. ``bytes_sent`` and
+    ``bytes_received`` are what went into and out of it, whoever its neighbours are."""
 
     peer_id: str
     span: Span
@@ -66,8 +149,8 @@ class HopTimings:
 
     @property
     def ms_per_token(self) -> float:
-        """Milliseconds a decoded token spent at this hop and on the way; of a prompt token if none was
-        decoded."""
+        """Milliseconds a decoded token spent at this hop, and on the way unless it is chained with others; of
+        a prompt token if none was decoded."""
         return self._per_token(self._phase.seconds)
 
     @property

@@ -10,8 +10,8 @@ import pytest
 import torch
 from fake_swarm import BOS, FAST, HIDDEN, MODEL, FakeSwarm, ToyHead, expected, settle, until
 
-from swarm_node.client import hop as hop_module
-from swarm_node.client.hop import HopFailedError, SessionSettings
+from swarm_node.client import segment as segment_module
+from swarm_node.client.hop import HopFailedError
 from swarm_node.client.route_session import RouteSession
 from swarm_node.swarm import link as link_module
 from swarm_node.swarm.connection import Connection
@@ -31,8 +31,11 @@ async def _swarm(**spans: str) -> tuple[FakeSwarm, LinkPool]:
     return swarm, LinkPool(swarm.network.transport("client"), MODEL, patience=FAST)
 
 
+SETTINGS = FakeSwarm().settings()
+
+
 async def _open(links: LinkPool, route: Route = ROUTE) -> RouteSession:
-    return await RouteSession.open(links, route, SessionSettings(HIDDEN, 256), "none", {})
+    return await RouteSession.open(links, route, SETTINGS)
 
 
 async def test_sessions_share_a_stream_and_say_hello_once() -> None:
@@ -60,7 +63,7 @@ async def test_an_open_link_costs_one_round_trip() -> None:
         began = loop.time()
         session = await _open(links)
         took.append(loop.time() - began)
-        assert 2 * latency * 0.95 < session.hops[0].round_trip_s <= took[-1]
+        assert 2 * latency * 0.95 < session.hops[0].link.round_trip_s <= took[0]
     assert took[0] > 4 * latency * 0.95  # dial, then HELLO and OPEN together
     assert took[1] < took[0] - latency
     await links.close()
@@ -150,6 +153,8 @@ async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
     link._due = asyncio.get_running_loop().time() - 10
     link._look()
     assert link.failure is None
+    assert perf_counter() - link._pinged_at < 1  # the time that we were away does not count
+    link._pinged_at -= 2 * FAST.pong_within_s
     link._due = asyncio.get_running_loop().time()
     link._look()
     assert isinstance(link.failure, PeerTimeoutError)
@@ -199,20 +204,20 @@ async def test_one_who_gives_up_dialling_costs_the_others_nothing() -> None:
 
 
 async def test_a_long_prefill_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hop_module, "IN_FLIGHT_BYTES", 8 * HIDDEN * 4)
+    monkeypatch.setattr(segment_module, "IN_FLIGHT_BYTES", 8 * HIDDEN * 4)
     swarm, links = await _swarm()
     node = swarm.nodes["a"]
     node.behaviour.max_step_tokens = 2
     session = await _open(links)
     most = 0
-    post = hop_module.HopClient.post
+    post = segment_module.Segment.post
 
-    def watching(self: hop_module.HopClient, *arguments: object) -> None:
+    def watching(self: segment_module.Segment, *arguments: object, **named: object) -> None:
         nonlocal most
-        post(self, *arguments)  # type: ignore[arg-type]
+        post(self, *arguments, **named)  # type: ignore[arg-type]
         most = max(most, len(self._sent))
 
-    monkeypatch.setattr(hop_module.HopClient, "post", watching)
+    monkeypatch.setattr(segment_module.Segment, "post", watching)
     assert torch.equal(await session.forward(X, 0), await (await _open(links)).forward(X, 0))
     assert len(node.steps) == len(X)
     assert 2 <= most <= 4  # 8 rows, 2 a step
@@ -265,8 +270,7 @@ async def test_answers_to_nobody_are_passed_over() -> None:
 async def test_answers_that_were_not_asked_for_end_a_session(messages: int) -> None:
     session = await _rude(Rude(*[Result(OURS, 7, 0, 1, ROW)] * messages))
     await settle()
-    hop = session.hops[0]
-    assert len(hop._inbox) <= 4
+    assert len(session.segments[0]._inbox) <= 1
     with pytest.raises(HopFailedError):
         await session.forward(X[:1], 0)
 

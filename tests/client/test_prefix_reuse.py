@@ -184,3 +184,21 @@ async def test_a_replacement_with_other_weights_shares_nothing_downstream() -> N
     assert answer.cached_tokens == 0
     held = swarm.nodes["a"], swarm.nodes["b"]
     assert [set(node.opens[-1].prefix) & set(node.opens[0].prefix) != set() for node in held] == [True, False]
+
+
+@pytest.mark.parametrize("weights", ["", "int4"])
+async def test_pages_behind_a_replacement_are_named_only_if_it_does_the_same(weights: str) -> None:
+    swarm = await FakeSwarm(a="0-1", b="2-3", c="4-5", d="2-3").start()
+    swarm.announce("d", weights=weights, decode_ms_per_block=50.0)
+    async with swarm.client() as model:
+        stream = model.stream(FIRST, **OPTIONS)
+        await anext(stream)
+        swarm.nodes["b"].die()
+        swarm.network.kill("b")
+        answer = await stream.finish()
+        assert list(answer.token_ids) == expected(FIRST, N)
+        await settle()
+    assert [repair.lost for repair in answer.repaired] == [("b",)]
+    for name in "ad":
+        assert swarm.nodes[name].closes[-1].prefix
+    assert bool(swarm.nodes["c"].closes[-1].prefix) == (weights == "")

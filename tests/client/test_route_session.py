@@ -9,7 +9,8 @@ import pytest
 import torch
 from fake_swarm import FAST, HIDDEN, MODEL, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
 
-from swarm_node.client.hop import HopFailedError, SessionSettings
+from swarm_node.client.diagnosis import EdgeFailedError
+from swarm_node.client.hop import HopFailedError
 from swarm_node.client.route_session import RouteSession
 from swarm_node.swarm.errors import (
     BusyError,
@@ -27,7 +28,6 @@ from swarm_node.swarm.link import LinkPool, Patience
 from swarm_node.swarm.messages import ErrorMessage, Refused, Want
 from swarm_node.swarm.types import Hop, Route, Span
 
-SETTINGS = SessionSettings(HIDDEN, 256)
 X = ToyHead().embed(list(b"a prompt of some length, long enough for more than one chunk of tokens"))
 
 
@@ -41,11 +41,10 @@ def _links(swarm: FakeSwarm, patience: Patience = FAST) -> LinkPool:
     return LinkPool(swarm.network.transport("client"), MODEL, patience=patience)
 
 
-async def _open(swarm: FakeSwarm, codec: str = "none", **hops: str) -> RouteSession:
+async def _open(swarm: FakeSwarm, codec: str = "none", *, chain: bool = True, **hops: str) -> RouteSession:
     await swarm.start()
     route = Route(tuple(Hop(peer, Span.parse(text)) for peer, text in hops.items()))
-    spoken = {peer: node.behaviour.codecs for peer, node in swarm.nodes.items()}
-    return await RouteSession.open(_links(swarm), route, SETTINGS, codec, spoken)
+    return await RouteSession.open(_links(swarm), route, swarm.settings(codec, chain=chain))
 
 
 @pytest.mark.parametrize("limit", [1, 7, 64, 500])
@@ -80,7 +79,7 @@ async def test_only_the_last_row_comes_back_from_the_last_hop() -> None:
     await session.forward(X, 0)
     wants = [step.want for step in swarm.nodes["b"].steps]
     assert wants == [Want.NOTHING] * (len(wants) - 1) + [Want.LAST]
-    assert {step.want for step in swarm.nodes["a"].steps} == {Want.ALL}
+    assert [step.want for step in swarm.nodes["a"].steps] == wants  # passed on; every row goes to b
     first, last = (hop.trace.timings() for hop in session.hops)
     assert first.prefill.bytes_sent == first.prefill.bytes_received == len(X) * HIDDEN * 4
     assert last.prefill.bytes_received == HIDDEN * 4
@@ -92,14 +91,14 @@ async def test_hops_work_at_the_same_time_in_a_prefill() -> None:
     swarm = FakeSwarm(a="0-1", b="2-3", c="4-5")
     for node in swarm.nodes.values():
         node.behaviour.max_step_tokens = 10
-        node.behaviour.step_delay_s = 0.02
+        node.behaviour.step_delay_s = 0.05
     session = await _open(swarm, a="0-1", b="2-3", c="4-5")
     began = asyncio.get_running_loop().time()
     await session.forward(X, 0)
     took = asyncio.get_running_loop().time() - began
     steps = len(swarm.nodes["a"].steps)
     assert steps == 7
-    assert took < 0.02 * steps * 3 * 0.8  # one after the other would take 0.02 * 7 * 3
+    assert took < 0.05 * steps * 3 / 1.5  # one after the other would take 0.05 * 7 * 3
     session.close()
 
 
@@ -148,8 +147,8 @@ async def test_closing_frees_every_hop_at_once() -> None:
     assert swarm.open_sessions == 0
 
 
-async def _failure(swarm: FakeSwarm, *, decode: bool) -> HopFailedError:
-    session = await _open(swarm, a="0-2", b="3-5")
+async def _failure(swarm: FakeSwarm, *, decode: bool, chain: bool) -> HopFailedError | EdgeFailedError:
+    session = await _open(swarm, chain=chain, a="0-2", b="3-5")
 
     async def run() -> None:
         await session.forward(X[:20], 0)
@@ -157,7 +156,7 @@ async def _failure(swarm: FakeSwarm, *, decode: bool) -> HopFailedError:
             await session.forward(X[20:21], 20)
             await session.forward(X[21:22], 21)
 
-    with pytest.raises(HopFailedError) as caught:
+    with pytest.raises((HopFailedError, EdgeFailedError)) as caught:
         await run()
     session.close()
     return caught.value
@@ -167,6 +166,7 @@ def _error(code: ErrorCode) -> ErrorMessage:
     return ErrorMessage(None, None, code, "no", False)
 
 
+@pytest.mark.parametrize("chain", [False, True])
 @pytest.mark.parametrize("decode", [False, True])
 @pytest.mark.parametrize(
     ("peer", "change", "kind"),
@@ -181,20 +181,28 @@ def _error(code: ErrorCode) -> ErrorMessage:
         ("b", {"nan_at_step": 0}, RemoteProtocolError),
     ],
 )
-async def test_whose_failure_it_is(peer: str, change: dict, kind: type[SwarmError], decode: bool) -> None:
+async def test_whose_failure_it_is(
+    peer: str, change: dict, kind: type[SwarmError], decode: bool, chain: bool
+) -> None:
     swarm = FakeSwarm(a="0-2", b="3-5")
     step = 2 if decode else 1
     ((name, code),) = change.items()
     setattr(swarm.nodes[peer].behaviour, name, (step, _error(code)) if code else step)
-    failure = await _failure(swarm, decode=decode)
-    assert failure.peer_id == peer
-    assert isinstance(failure.cause, kind)
+    failure = await _failure(swarm, decode=decode, chain=chain)
+    if chain and change == {"nan_at_step": 0} and peer == "a":
+        assert isinstance(failure, EdgeFailedError)  # b complains: who is right, the client has not seen
+        assert failure.number == 1
+    else:
+        assert isinstance(failure, HopFailedError)
+        assert failure.peer_id == peer
+        assert isinstance(failure.cause, kind)
 
 
 async def test_activations_refused_for_no_reason_blame_who_refused() -> None:
     swarm = FakeSwarm(a="0-2", b="3-5")
     swarm.nodes["b"].behaviour.error_at_step = (2, _error(ErrorCode.BAD_TENSOR))
-    failure = await _failure(swarm, decode=True)
+    failure = await _failure(swarm, decode=True, chain=False)
+    assert isinstance(failure, HopFailedError)
     assert failure.peer_id == "b"
 
 
@@ -221,7 +229,7 @@ async def test_a_quick_answer_needs_no_ping() -> None:
         ({"busy_times": 1}, BusyError),
         ({"digest": "cd" * 32}, ModelMismatchError),
         ({"refuse": Refused(bytes(16), ErrorCode.DRAINING, "leaving")}, PeerError),
-        ({"codecs": ("fp16",)}, PeerError),
+        ({"codecs": ("fp16",)}, RemoteProtocolError),
     ],
 )
 async def test_a_hop_that_does_not_open_closes_the_others(change: dict, kind: type[SwarmError]) -> None:
@@ -230,7 +238,7 @@ async def test_a_hop_that_does_not_open_closes_the_others(change: dict, kind: ty
         setattr(swarm.nodes["b"].behaviour, name, value)
     route = Route((Hop("a", Span(0, 3)), Hop("b", Span(3, 6))))
     with pytest.raises(HopFailedError) as caught:
-        await RouteSession.open(_links(swarm), route, SETTINGS, "none", {})
+        await RouteSession.open(_links(swarm), route, swarm.settings())
     assert (caught.value.peer_id, type(caught.value.cause)) == ("b", kind)
     await settle()
     assert swarm.open_sessions == 0
@@ -240,14 +248,14 @@ async def test_peers_that_cannot_be_reached_or_moved() -> None:
     swarm = await FakeSwarm(a="0-2").start()
     links = _links(swarm)
     with pytest.raises(HopFailedError) as caught:
-        await RouteSession.open(links, Route((Hop("x", Span(0, 6)),)), SETTINGS, "none", {})
+        await RouteSession.open(links, Route((Hop("x", Span(0, 6)),)), swarm.settings())
     assert isinstance(caught.value.cause, PeerUnreachableError)
     with pytest.raises(HopFailedError, match="0-2") as caught:
-        await RouteSession.open(links, Route((Hop("a", Span(0, 6)),)), SETTINGS, "none", {})
+        await RouteSession.open(links, Route((Hop("a", Span(0, 6)),)), swarm.settings())
     assert isinstance(caught.value.cause, PeerError)
     swarm.network.partition("client", "a")
     with pytest.raises(HopFailedError) as caught:
-        await RouteSession.open(links, Route((Hop("a", Span(0, 3)),)), SETTINGS, "none", {})
+        await RouteSession.open(links, Route((Hop("a", Span(0, 3)),)), swarm.settings())
     assert isinstance(caught.value.cause, PeerTimeoutError)
 
 
@@ -255,7 +263,7 @@ async def test_a_step_that_is_never_answered_ends() -> None:
     swarm = await FakeSwarm(a="0-5").start()
     links = _links(swarm, replace(FAST, step_s=0.1))
     route = Route((Hop("a", Span(0, 6)),))
-    session = await RouteSession.open(links, route, SETTINGS, "none", {})
+    session = await RouteSession.open(links, route, swarm.settings())
     swarm.nodes["a"].behaviour.step_delay_s = 60
     with pytest.raises(HopFailedError, match="no step"):
         await session.forward(X[:1], 0)

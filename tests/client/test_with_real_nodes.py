@@ -245,11 +245,8 @@ async def test_a_survivor_of_a_repair_need_not_be_fed_again(swarm: Swarm) -> Non
     model = await swarm.client()
     stream = model.stream(PROMPT, **OPTIONS)
     await anext(stream)
-    link = await model._links.get(stream._run._session.route.hops[0].peer_id)
     for hop in stream._run._session._session.hops:  # as if the node had given the session up
-        link._users[hop._session].deliver(
-            ErrorMessage(hop._session, None, ErrorCode.SESSION_EXPIRED, "idle", True)
-        )
+        hop.deliver(ErrorMessage(hop.session, None, ErrorCode.SESSION_EXPIRED, "idle", True))
     answer = await stream.finish()
     assert list(answer.token_ids) == swarm.tokens
     assert answer.repairs == 1
@@ -297,3 +294,93 @@ async def test_a_link_that_dies_under_many_answers(swarm: Swarm) -> None:
         assert list(answer.token_ids) == swarm.tokens
         assert answer.repairs == 1
     assert await swarm.no_sessions("a")
+
+
+ROUTES = {
+    1: {"a": Span(0, 4)},
+    2: {"a": Span(0, 2), "b": Span(2, 4)},
+    3: {"a": Span(0, 1), "b": Span(1, 3), "c": Span(3, 4)},
+    4: {"a": Span(0, 1), "b": Span(1, 2), "c": Span(2, 3), "d": Span(3, 4)},
+}
+SPARES = {"a": "e", "b": "f", "c": "g", "d": "h"}
+
+
+async def _chain(swarm: Swarm, hops: int, *, spares: bool = True) -> AsyncSwarmModel:
+    """The route is the first that the client finds; the spares stand in."""
+    spans = ROUTES[hops]
+    await swarm.serve(kv_tokens=ROOMY, **spans)
+    if spares:
+        await swarm.serve(kv_tokens=ROOMY, **{SPARES[name]: span for name, span in spans.items()})
+    return await swarm.client(prefix_cache=False)
+
+
+@pytest.mark.parametrize("hops", [2, 4])
+async def test_chained_equals_relayed(swarm: Swarm, hops: int) -> None:
+    chained = await _chain(swarm, hops, spares=False)
+    relayed = await swarm.client(prefix_cache=False, chain=False)
+    for model, chains in ((chained, 1), (relayed, hops)):
+        answer = await model.generate_detailed(PROMPT, **OPTIONS)
+        assert list(answer.token_ids) == swarm.tokens
+        assert len(answer.chains) == chains
+        assert all(hop.decode.compute_s > 0 for hop in answer.hops)
+
+
+@pytest.mark.parametrize(("hops", "victim"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+async def test_each_hop_of_a_chain_killed(swarm: Swarm, hops: int, victim: int) -> None:
+    model = await _chain(swarm, hops)
+    stream = model.stream(PROMPT, **OPTIONS)
+    for _ in range(4):
+        await anext(stream)
+    route = stream._run._session.route
+    swarm.memory.kill(route.hops[victim].peer_id)
+    answer = await stream.finish()
+    assert list(answer.token_ids) == swarm.tokens
+    (repair,) = answer.repaired
+    assert repair.kind == ("reopen" if hops == 1 else "replay")
+    assert repair.lost == (route.hops[victim].peer_id,)
+    if hops > 1:
+        assert (repair.replayed_bytes_client > 0) == (victim == 0)
+        kept = [hop for number, hop in enumerate(route.hops) if number != victim]
+        assert kept == [hop for number, hop in enumerate(answer.route.hops) if number != victim]
+
+
+async def test_two_neighbours_of_a_chain_killed_in_a_prefill(swarm: Swarm) -> None:
+    model = await _chain(swarm, 3)
+    task = asyncio.create_task(model.generate_detailed(PROMPT, **OPTIONS))
+    victims: list[str] = []
+    for _ in range(2000):
+        victims = [name for name in swarm.nodes if swarm.nodes[name].statistics().server.sessions]
+        if len(victims) == 3:
+            break
+        await asyncio.sleep(0.001)
+    for name in sorted(victims)[:2]:
+        swarm.memory.kill(name)
+    answer = await task
+    assert list(answer.token_ids) == swarm.tokens
+
+
+async def test_a_frozen_hop_of_a_chain(swarm: Swarm) -> None:
+    model = await _chain(swarm, 2)
+    stream = model.stream(PROMPT, **OPTIONS)
+    await anext(stream)
+    frozen = stream._run._session.route.hops[1].peer_id
+    for other in ("client", *swarm.nodes):
+        if other != frozen:
+            swarm.memory.partition(frozen, other)
+    answer = await stream.finish()
+    swarm.memory.heal()
+    assert list(answer.token_ids) == swarm.tokens
+    assert [repair.lost for repair in answer.repaired] == [(frozen,)]
+    assert answer.repaired[0].seconds < 3
+
+
+async def test_two_hops_of_a_chain_that_lose_each_other(swarm: Swarm) -> None:
+    model = await _chain(swarm, 2, spares=False)
+    stream = model.stream(PROMPT, **OPTIONS)
+    await anext(stream)
+    swarm.memory.partition("a", "b")  # silence between them, while both answer the client
+    answer = await stream.finish()
+    swarm.memory.heal()
+    assert list(answer.token_ids) == swarm.tokens
+    assert [repair.kind for repair in answer.repaired] == ["relay"]
+    assert not model._router.health.statistics()

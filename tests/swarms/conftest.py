@@ -12,11 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import EXACT, ONE_THREAD, Cli
+from harness import EXACT, MARK, ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
-
-MARK = "SWARM_NODE_TEST_RUN"
-"""Environment variable by which processes that a test module started are told from all others."""
 
 DAEMONS_END_S = 20.0
 """A p2pd whose node was killed sees its socket close and ends by itself."""

@@ -11,6 +11,9 @@ from local_swarm import LocalSwarm
 
 from swarm_node.client import AsyncSwarmModel
 
+MARK = "SWARM_NODE_TEST_RUN"
+"""Environment variable by which processes that a test module started are told from all others."""
+
 ONE_THREAD = ("--threads", "1", "--kv-cache-tokens", "16384")
 """Options of a serving process in tests: several share few cores."""
 

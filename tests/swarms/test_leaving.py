@@ -49,9 +49,12 @@ def test_a_node_that_is_killed_mid_answer_costs_no_token(smollm2_path: Path, wei
                 node.kill()
         text += "".join(stream)
         assert text == undisturbed.text
-        assert stream.result is not None
         assert stream.result.token_ids == undisturbed.token_ids
-        assert stream.result.repairs == 1
+        (repair,) = stream.result.repaired
+        assert repair.kind == "replay"
+        assert set(repair.lost) < used
+        assert repair.replayed_bytes_nodes > 0, "the first hop had a journal of what it sent"
+        assert repair.replayed_bytes_client == 0, "and this end of the line, perhaps a slow one, none to send"
 
 
 def test_a_clean_exit_disappears_at_once_and_names_the_hole(smollm2_path: Path, cli: Cli) -> None:

@@ -1,0 +1,348 @@
+"""What goes wrong in a chain, hop by hop and moment by moment: the answer is always the undisturbed one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from chain_case import PATIENCE, PROMPT, ChainCase, H, S, check
+from fake_swarm import HIDDEN, settle
+
+from swarm_node.swarm.errors import ErrorCode
+from swarm_node.swarm.messages import ErrorMessage
+
+EVERY_HOP = [(hops, victim) for hops in (1, 2, 3, 4) for victim in range(hops)]
+ROW = 4 * HIDDEN
+
+
+@pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
+@pytest.mark.parametrize("step", [1, 3, 6, 7, 15])
+async def test_a_hop_that_dies(hops: int, victim: int, step: int) -> None:
+    """Chunks of the prefill are steps 1 to 6, then come tokens."""
+    case = await ChainCase(hops).start()
+    case.swarm.nodes[H[victim]].behaviour.die_at_step = step
+    answer = await case.disturbed()
+    (repair,) = answer.repaired
+    assert repair.kind == ("reopen" if hops == 1 else "replay")
+    assert case.blamed <= {H[victim]}
+    assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]
+    for number in range(hops):
+        if number != victim:
+            assert len(case.swarm.nodes[H[number]].opens) == 1  # it kept what it had computed
+    if repair.kind == "replay":
+        assert repair.lost == (H[victim],)
+        fed = repair.replayed_tokens * ROW
+        assert (repair.replayed_bytes_client, repair.replayed_bytes_nodes) == (
+            (fed, 0) if victim == 0 else (0, fed)
+        )
+        if step == 15:
+            assert repair.replayed_tokens >= len(PROMPT)
+
+
+@pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
+async def test_a_hop_that_dies_while_it_opens(hops: int, victim: int) -> None:
+    case = await ChainCase(hops).start()
+    case.swarm.nodes[H[victim]].behaviour.die_at_open = True
+    answer = await case.disturbed()
+    assert answer.repairs == 0
+    assert case.blamed <= {H[victim]}
+
+
+@pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
+async def test_a_frozen_hop(hops: int, victim: int) -> None:
+    case = await ChainCase(hops).start()
+    answer = await case.disturbed((5, lambda: case.swarm.freeze(H[victim])))
+    (repair,) = answer.repaired
+    assert H[victim] in repair.lost
+    assert case.blamed <= {H[victim]}
+    assert repair.seconds < 2
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("after", [1, 9])
+async def test_two_neighbours_at_once(first: int, after: int) -> None:
+    case = await ChainCase(4).start()
+
+    def kill() -> None:
+        case.kill(H[first])
+        case.kill(H[first + 1])
+
+    answer = await case.disturbed((after, kill))
+    (repair,) = answer.repaired
+    assert (repair.kind, set(repair.lost)) == ("replay", {H[first], H[first + 1]})
+    assert case.blamed <= {H[first], H[first + 1]}
+
+
+async def test_all_at_once() -> None:
+    case = await ChainCase(3).start()
+
+    def kill() -> None:
+        for name in case.names:
+            case.kill(name)
+
+    answer = await case.disturbed((5, kill))
+    assert [repair.kind for repair in answer.repaired] == ["reopen"]
+
+
+async def test_one_after_another() -> None:
+    case = await ChainCase(4).start()
+    answer = await case.disturbed(*((3 + 4 * n, lambda n=n: case.kill(H[n])) for n in range(4)))  # type: ignore[misc]
+    assert [repair.lost for repair in answer.repaired] == [(H[n],) for n in range(4)]
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+async def test_a_lost_journal_makes_its_hop_join_the_gap(victim: int) -> None:
+    case = await ChainCase(3).start()
+    before = case.swarm.nodes[H[victim - 1]]
+
+    def kill() -> None:
+        for session in before.sessions.values():
+            session.journal_from += len(session.journal) // session.row
+            session.journal.clear()
+        case.kill(H[victim])
+
+    answer = await case.disturbed((6, kill))
+    (repair,) = answer.repaired
+    assert (repair.kind, repair.lost) == ("replay", (H[victim], before.peer_id))
+    assert case.blamed <= {H[victim]}
+    assert repair.replayed_tokens == 2 * (len(PROMPT) + 5)  # the sixth token was not fed yet
+
+
+async def test_nodes_without_any_journal() -> None:
+    case = await ChainCase(3).start()
+    for node in case.swarm.nodes.values():
+        node.behaviour.journal = False
+    answer = await case.disturbed((6, lambda: case.kill("hc")))
+    (repair,) = answer.repaired
+    assert repair.kind == "reopen"
+    assert repair.replayed_bytes_client > 0
+    assert case.blamed <= {"hc"}
+
+
+@pytest.mark.parametrize("edge", [1, 2])
+async def test_a_broken_edge_is_nobodys_fault(edge: int) -> None:
+    case = await ChainCase(3).start()
+    answer = await case.disturbed((6, lambda: case.swarm.cut(H[edge - 1], H[edge])))
+    (repair,) = answer.repaired
+    assert (repair.kind, repair.lost, repair.replayed_tokens) == ("relay", (), 0)
+    assert case.blamed == set()
+    assert not case.router.may_chain(H[edge - 1], H[edge])
+    assert {len(case.swarm.nodes[name].opens) for name in case.names} == {1}
+    assert len([chain for chain in answer.chains if chain.decode.tokens]) == 3
+
+
+@pytest.mark.parametrize("replayer", ["ha", "hb"])
+async def test_a_replacement_that_the_hop_before_cannot_reach(replayer: str) -> None:
+    case = await ChainCase(3).start()
+    number = H.index(replayer) + 1
+    case.swarm.nodes[replayer].cannot_reach.add(S[number])
+    answer = await case.disturbed((6, lambda: case.kill(H[number])))
+    (repair,) = answer.repaired
+    assert repair.kind == "replay"
+    assert repair.replayed_bytes_client >= len(PROMPT) * ROW  # what the journal held came this way
+    assert case.blamed <= {H[number]}
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("fault", ["garbage_at_step", "wrong_rows_at_step", "nan_at_step"])
+@pytest.mark.parametrize("step", [3, 15])
+async def test_nonsense_once(fault: str, victim: int, step: int) -> None:
+    case = await ChainCase(3).start()
+    setattr(case.swarm.nodes[H[victim]].behaviour, fault, step)
+    answer = await case.disturbed()
+    if fault == "nan_at_step" and (victim, step) == (2, 3):
+        assert answer.repairs == 0  # rows that nobody asked for
+        return
+    (repair,) = answer.repaired
+    # Only the last hop's nonsense is seen by the client; that of others may be the edge's.
+    assert repair.kind == ("reopen" if victim == 2 else "relay")
+    assert case.blamed <= {H[victim]}
+    assert (H[victim] in case.blamed) == (repair.kind == "reopen")
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("step", [1, 15])
+async def test_nonsense_for_ever_is_blamed_on_its_source(victim: int, step: int) -> None:
+    case = await ChainCase(3).start()
+    case.swarm.nodes[H[victim]].behaviour.nan_from_step = step
+    answer = await case.disturbed()
+    assert case.blamed == {H[victim]}
+    assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]
+
+
+async def test_input_refused_for_no_reason_is_blamed_on_who_refuses() -> None:
+    case = await ChainCase(3).start()
+    node = case.swarm.nodes["hb"]
+    refusal = ErrorMessage(None, None, ErrorCode.BAD_TENSOR, "do not like it", False)
+    node.behaviour.error_at_step = (9, refusal)
+
+    def again() -> None:
+        last = max(step.step for step in node.steps)
+        node.behaviour.error_at_step = (last + 1, refusal)
+
+    answer = await case.disturbed((5, again))
+    assert [repair.kind for repair in answer.repaired] == ["relay", "replay"]
+    assert answer.repaired[1].lost == ("hb",)
+    assert case.blamed == {"hb"}
+
+
+@pytest.mark.parametrize(
+    "code", [ErrorCode.INTERNAL, ErrorCode.DEADLINE, ErrorCode.OVERLOADED, ErrorCode.DRAINING]
+)
+async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
+    case = await ChainCase(3).start()
+    case.swarm.nodes["hb"].behaviour.error_at_step = (12, ErrorMessage(None, None, code, "no", True))
+    answer = await case.disturbed()
+    (repair,) = answer.repaired
+    assert (repair.kind, repair.lost) == ("replay", ("hb",))
+    assert case.blamed <= {"hb"}
+
+
+@pytest.mark.parametrize("fault", ["die_at_open", "die_at_hold", "die_at_replay"])
+async def test_a_death_during_a_repair(fault: str) -> None:
+    case = await ChainCase(3).start()
+    if fault == "die_at_replay":
+        case.swarm.nodes["ha"].behaviour.die_at_replay = True
+    else:
+        setattr(case.swarm.nodes["sb"].behaviour, fault, True if fault == "die_at_open" else 3)
+    answer = await case.disturbed((6, lambda: case.kill("hb")))
+    assert answer.repairs == 1
+    assert case.blamed <= {"hb", "ha", "sb"}
+
+
+async def test_a_busy_replacement_is_asked_again() -> None:
+    case = await ChainCase(2).start()
+    case.swarm.nodes["sb"].behaviour.busy_times = 2
+    answer = await case.disturbed((6, lambda: case.kill("hb")))
+    assert len(case.swarm.nodes["sb"].opens) == 3
+    assert len(case.swarm.nodes["ha"].opens) == 1
+    assert answer.repairs == 1
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+async def test_without_a_replica_the_others_are_kept_until_it_is_back(victim: int) -> None:
+    case = await ChainCase(3, spares=False).start()
+    name = H[victim]
+    loop = asyncio.get_running_loop()
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 50)
+
+    case.router = case.swarm.router(clock=lambda: loop.time() * 50, sleep=sleep)
+    lines: list[str] = []
+    back: list[asyncio.Task[None]] = []
+
+    def on_progress(line: str) -> None:
+        lines.append(line)
+        if not back:
+            back.append(asyncio.create_task(case.revive(name)))
+
+    def kill() -> None:
+        case.kill(name)
+        case.swarm.store.remove(name)
+
+    answer = await case.disturbed((6, kill), on_progress=on_progress)
+    assert lines
+    assert "blocks" in lines[0]
+    assert [repair.kind for repair in answer.repaired] == ["replay"]
+    assert [len(case.swarm.nodes[other].opens) for other in case.names if other != name] == [1, 1]
+
+
+async def test_without_a_replica_and_without_hope() -> None:
+    from swarm_node.swarm.routing import NoRouteError
+
+    case = await ChainCase(2, spares=False).start()
+    loop = asyncio.get_running_loop()
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 500)
+
+    case.router = case.swarm.router(clock=lambda: loop.time() * 500, sleep=sleep)
+
+    def kill() -> None:
+        case.kill("hb")
+        case.swarm.store.remove("hb")
+
+    with pytest.raises(NoRouteError):
+        await case.disturbed((6, kill))
+    await settle()
+    assert case.swarm.open_sessions == 0
+
+
+async def _own_loss(case: ChainCase, seconds: float) -> None:
+    for name in case.swarm.nodes:
+        case.swarm.network.partition("client", name)
+    asyncio.get_running_loop().call_later(seconds, case.swarm.network.heal)
+
+
+async def test_an_own_loss_is_sat_out() -> None:
+    case = await ChainCase(3).start()
+    answer = await case.disturbed((6, lambda: _own_loss(case, 1.0)))
+    assert answer.repairs == 0
+    assert {len(case.swarm.nodes[name].opens) for name in case.names} == {1}
+    assert case.blamed == set()
+
+
+async def test_an_own_loss_that_lasts_ends_in_new_sessions() -> None:
+    case = await ChainCase(3).start()
+    patience = replace(PATIENCE, own_loss_s=0.5)
+    answer = await case.disturbed((6, lambda: _own_loss(case, 1.5)), patience=patience)
+    assert answer.repairs >= 1
+
+
+async def test_a_silent_edge_between_two_hops_is_found_by_the_nodes() -> None:
+    """Their links end; here as if the one behind noticed first."""
+    case = await ChainCase(3).start()
+
+    def cut() -> None:
+        case.swarm.nodes["hb"].cannot_reach.add("hc")
+        case.swarm.nodes["hb"].drop_link("hc")
+
+    answer = await case.disturbed((6, cut))
+    assert [repair.kind for repair in answer.repaired] == ["relay"]
+    assert case.blamed == set()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.0)
+    case = await ChainCase(3).start()
+    asked: list[int] = []
+
+    def better_hop(route: object, spent: list[object], tokens_to_come: int, context: int) -> int | None:
+        asked.append(context)
+        assert len(spent) == 3
+        return number if len(asked) == 1 else None
+
+    monkeypatch.setattr(case.router, "better_hop", better_hop)
+    answer = await case.disturbed()
+    (repair,) = answer.repaired
+    assert (repair.kind, repair.lost) == ("planned", (H[number],))
+    assert [hop.peer_id for hop in answer.route.hops][number] == S[number]
+    assert case.blamed == set()
+    await settle()
+    assert case.swarm.open_sessions == 0
+    assert asked[0] >= 16
+
+
+async def test_a_planned_move_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.0)
+    case = await ChainCase(3).start()
+    monkeypatch.setattr(case.router, "better_hop", lambda *_: 1)
+    case.swarm.nodes["sb"].behaviour.die_at_open = True
+    answer = await case.disturbed()
+    assert answer.repairs == 0
+    assert [hop.peer_id for hop in answer.route.hops] == case.names
+
+
+async def test_what_repairs_have_cost_is_json() -> None:
+    case = await ChainCase(2).start()
+    answer = await case.disturbed((6, lambda: case.kill("hb")))
+    (repair,) = answer.as_dict()["repaired"]  # type: ignore[misc]
+    assert repair["kind"] == "replay"
+    assert repair["lost"] == ["hb"]
+    assert repair["replayed_bytes_client"] == 0
+    assert repair["replayed_bytes_nodes"] > 0
+    assert answer.timings.repair_s == pytest.approx(repair["seconds"], abs=1e-5)
+    check(answer)

@@ -1,0 +1,103 @@
+"""A model small enough to check by hand, and exact.
+
+A block adds to each token a fixed function of the mean of all tokens so far, row by row in float32, so every
+way of cutting a sequence into steps gives the same numbers. ``expected`` computes greedy tokens without any
+network.
+"""
+
+from __future__ import annotations
+
+import codecs as text_codecs
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swarm_node.swarm.types import ModelRef
+
+HIDDEN = 24
+N_BLOCKS = 6
+VOCAB = 258
+BOS, EOS = 256, 257
+CONTEXT = 512
+MODEL = ModelRef("toy", "ab" * 32, N_BLOCKS)
+
+_generator = torch.Generator().manual_seed(5)
+_EMBEDDING = torch.randn(VOCAB, HIDDEN, generator=_generator)
+_MIXES = torch.randn(N_BLOCKS, HIDDEN, HIDDEN, generator=_generator) / HIDDEN**0.5
+
+
+def run_block(block: int, x: Tensor, history: list[Tensor]) -> Tensor:
+    """x (tokens, hidden); ``history`` holds the sums of the block's inputs up to each token, like a KV
+    cache."""
+    rows = []
+    for row in x:
+        history.append(history[-1] + row if history else row)
+        mean = history[-1] / len(history)
+        rows.append(row + torch.tanh(_MIXES[block] @ mean))
+    return torch.stack(rows)
+
+
+class ToyHead:
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        return _EMBEDDING[torch.as_tensor(ids)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(hidden) @ _EMBEDDING.T * 0.3
+
+
+class ScriptedHead(ToyHead):
+    """Says the same whatever it is asked: the given tokens, one a call, then end-of-text."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = list(tokens)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        token = self._tokens.pop(0) if self._tokens else EOS
+        return torch.nn.functional.one_hot(torch.tensor([token]), VOCAB).float()
+
+
+class ToyDetokenizer:
+    def __init__(self) -> None:
+        self._decoder = text_codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token])) if token < 256 else ""
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ToyTokenizer:
+    """Bytes; a chat template that writes ``<role>content`` for each message."""
+
+    eos_ids = frozenset({EOS})
+    has_chat_template = True
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        return [BOS] * add_special + list(text.encode())
+
+    def stream(self) -> ToyDetokenizer:
+        return ToyDetokenizer()
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        return [BOS, *(text + "<assistant>" * add_generation_prompt).encode()]
+
+
+def expected(prompt: Sequence[int], n: int) -> list[int]:
+    """Greedy tokens of the toy model, computed in one place."""
+    histories: list[list[Tensor]] = [[] for _ in range(N_BLOCKS)]
+    head = ToyHead()
+    tokens: list[int] = []
+    fed = list(prompt)
+    while len(tokens) < n:
+        x = head.embed(fed)
+        for block in range(N_BLOCKS):
+            x = run_block(block, x, histories[block])
+        tokens.append(int(head.logits(x[-1:])[0].argmax()))
+        fed = tokens[-1:]
+    return tokens

@@ -1,0 +1,38 @@
+"""A client in a process of its own that answers whenever a line comes on its standard input.
+
+asked_client.py MODEL INITIAL_PEER...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from swarm_node.client import AsyncSwarmModel
+
+
+def tell(event: str, **details: object) -> None:
+    sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
+    sys.stdout.flush()
+
+
+async def main() -> None:
+    model_path, *initial_peers = sys.argv[1:]
+    async with await AsyncSwarmModel.connect(
+        model=model_path,
+        initial_peers=initial_peers,
+        wire_codec="none",
+        dtype="float32",
+        threads=1,
+        wait=20,
+    ) as model:
+        tell("ready")
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            ids = [int(word) for word in line.split()]
+            answer = await model.generate_detailed(ids, max_new_tokens=12, ignore_eos=True)
+            tell("answer", token_ids=list(answer.token_ids), repairs=answer.repairs)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,176 @@
+"""Other nodes take over while an answer streams, with the same tokens: a tiny model, real processes.
+
+The undisturbed answer comes first; then the same one is made while nodes leave in different ways.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import EXACT, ONE_THREAD
+from local_swarm import LocalSwarm, NodeProcess
+from nursery import Nursery
+from tiny_model import VOCAB, write_tiny_model
+
+from swarm_node.client import Generation, SwarmModel
+
+pytestmark = [pytest.mark.swarm]
+
+PROMPT = [1 + 7 * n % (VOCAB - 1) for n in range(70)]
+TOKENS = 600
+"""Some seconds of an answer."""
+SOON = 30
+"""Tokens that have come when something happens."""
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery({"OMP_NUM_THREADS": "1"}) as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@dataclass
+class Swarm:
+    """A swarm and a client of it. ``said``: what the client told of its waiting."""
+
+    local: LocalSwarm
+    model: SwarmModel
+    said: list[str]
+    undisturbed: Generation
+
+    def hops(self) -> list[NodeProcess]:
+        """The nodes of the undisturbed answer's route, in order: those of the next one's, too."""
+        by_peer = {node.events[-1]["peer_id"]: node for node in self.local.nodes}
+        return [by_peer[hop.peer_id] for hop in self.undisturbed.route.hops]
+
+    def disturbed(self, disturb: Callable[[list[NodeProcess]], None]) -> tuple[Generation, float]:
+        """The answer once more, disturbed when a few tokens have come; and its longest pause in seconds."""
+        pieces: list[str] = []
+        longest, last = 0.0, time.monotonic()
+        with self.model.stream(PROMPT, max_new_tokens=TOKENS, ignore_eos=True) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                if len(pieces) == SOON:
+                    disturb(self.hops())
+                    last = time.monotonic()
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert stream.result.token_ids == self.undisturbed.token_ids
+        assert "".join(pieces) == self.undisturbed.text
+        return stream.result, longest
+
+
+@pytest.fixture
+def swarm_of(tiny: Path, nursery: Nursery) -> Callable[..., object]:
+    @contextmanager
+    def swarm_of(*spans: str, options: Sequence[str] = ()) -> Iterator[Swarm]:
+        said: list[str] = []
+        with ExitStack() as stack:
+            local = stack.enter_context(
+                LocalSwarm(
+                    tiny,
+                    spans,
+                    serve_options=[*ONE_THREAD, *EXACT, *options],
+                    overrides={},
+                    launch=nursery.launch,
+                )
+            )
+            model = stack.enter_context(
+                SwarmModel.connect(
+                    model=local.model,
+                    initial_peers=local.initial_peers,
+                    wire_codec="none",
+                    dtype="float32",
+                    threads=1,
+                    wait=20,
+                    prefix_cache=False,
+                    on_progress=said.append,
+                )
+            )
+            undisturbed = model.generate_detailed(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
+            assert undisturbed.repairs == 0
+            said.clear()
+            yield Swarm(local, model, said, undisturbed)
+
+    return swarm_of
+
+
+@pytest.mark.parametrize("lost", [(0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_whichever_hops_die_at_once_the_answer_goes_on(
+    swarm_of: Callable[..., object], lost: tuple[int, ...]
+) -> None:
+    """Neighbours, the neighbours of one that stays, those whose predecessor has the journal, and all."""
+    with swarm_of("0-0", "1-2", "3-3", "0-0", "1-2", "3-3") as swarm:
+
+        def kill(hops: list[NodeProcess]) -> None:
+            for number in lost:
+                hops[number].process.send_signal(signal.SIGKILL)
+
+        answer, _ = swarm.disturbed(kill)
+        gone = {swarm.undisturbed.route.hops[number].peer_id for number in lost}
+        assert answer.repairs >= 1
+        assert gone <= {peer for repair in answer.repaired for peer in repair.lost}
+        assert not gone & {hop.peer_id for hop in answer.route.hops}
+        if 0 not in lost:  # somebody upstream had kept what it sent
+            assert sum(repair.replayed_bytes_client for repair in answer.repaired) == 0
+            assert sum(repair.replayed_bytes_nodes for repair in answer.repaired) > 0
+
+
+def test_a_node_that_drains_hands_over_without_an_error(swarm_of: Callable[..., object]) -> None:
+    with swarm_of("0-1", "2-3", "2-3", options=["--drain-seconds", "0.5"]) as swarm:
+        leaving = swarm.hops()[1]
+        answer, _ = swarm.disturbed(lambda hops: hops[1].ask_to_stop())
+        assert answer.repairs >= 1
+        assert swarm.said == [], "nobody had to wait"
+        leaving.wait_for("stopped", timeout=20)
+        assert leaving.stop() == 0
+        assert [hop.peer_id for hop in answer.route.hops] != [
+            hop.peer_id for hop in swarm.undisturbed.route.hops
+        ]
+
+
+def test_a_frozen_node_is_noticed_and_replaced(swarm_of: Callable[..., object]) -> None:
+    with swarm_of("0-1", "2-3", "2-3") as swarm:
+        frozen = swarm.hops()[1]
+        try:
+            answer, longest = swarm.disturbed(lambda hops: os.kill(hops[1].pid, signal.SIGSTOP))
+        finally:
+            os.kill(frozen.pid, signal.SIGCONT)
+        assert answer.repairs >= 1
+        assert frozen.events[-1]["peer_id"] in {peer for repair in answer.repaired for peer in repair.lost}
+        assert longest < 8, "silence is noticed in two seconds, also by a busy machine"
+
+
+def test_where_the_last_replica_died_the_client_waits_for_a_new_one(swarm_of: Callable[..., object]) -> None:
+    with swarm_of("0-1", "2-3") as swarm:
+
+        def until_it_waits() -> None:
+            deadline = time.monotonic() + 20
+            while not swarm.said and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+        pieces: list[str] = []
+        with swarm.model.stream(PROMPT, max_new_tokens=TOKENS, ignore_eos=True) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                if len(pieces) == SOON:
+                    swarm.hops()[1].kill()
+                    until_it_waits()
+                    assert swarm.said, "it tells that it waits"
+                    assert "2-3" in swarm.said[0]
+                    assert "s left" in swarm.said[0]
+                    swarm.local.start_node("2-3", wait=False)
+        assert stream.result.token_ids == swarm.undisturbed.token_ids
+        assert "".join(pieces) == swarm.undisturbed.text
+        assert stream.result.repairs >= 1
