@@ -1,10 +1,16 @@
-"""One serving node that tells how it is when asked: what the soak test and some benchmarks watch.
+"""One serving node that tells how it is when asked, and has faults when told: what soak and chaos watch.
 
     local_node.py '{"idle_session_seconds": 2}' serve --json --model PATH --blocks 0-14 ...
 
 The words after the first are those of ``swarm-node``; the first is a JSON object of ``NodeConfig`` fields
-that the command line has no option for. Each line on standard input that says ``statistics`` is answered with
-one JSON event on standard output: the node's own statistics, and what only the process itself can see.
+that the command line has no option for. Each line on standard input is an order:
+
+    statistics      answered with one JSON event: the node's own statistics, what only the process can see
+    hostile KIND    spoil what it sends from now on (see ``faulty_transport.KINDS``); without a kind: stop it
+    crashes R SEED  the probability for each step that it loses all its streams instead of answering
+    skew SECONDS    how far its wall clock is ahead from now on
+
+At the end of the input, its parent is gone: the node leaves.
 """
 
 from __future__ import annotations
@@ -16,14 +22,17 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import skewed_clock
 import uvloop
+from faulty_transport import Faults, FaultyNetwork
 
+from swarm_node.node import serve as serving
 from swarm_node.node.cli_output import events, exit_code_of, print_error, set_up_logging
 from swarm_node.node.cli_parser import build_parser
 from swarm_node.node.cli_serve import node_config
@@ -60,25 +69,59 @@ async def serve(words: list[str], overrides: dict[str, Any]) -> None:
     arguments = build_parser().parse_args(words)
     set_up_logging(arguments.log_level)
     config = replace(node_config(arguments, Path(arguments.identity)), **overrides)
+    faults = Faults()
+    _send_through(faults)
     node = Node(config, lambda event: events.print(event.as_dict()))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, node.request_stop)
-    with _answering(loop, lambda: events.print(statistics_of(node))):
+
+    def obey(order: str) -> None:
+        match order.split():
+            case ["statistics"]:
+                events.print({**statistics_of(node), "crashes": faults.crashes, "spoilt": faults.spoilt})
+            case ["hostile", *kinds]:
+                faults.kind = kinds[0] if kinds else ""
+            case ["crashes", rate, seed]:
+                faults.set_crashes(float(rate), int(seed))
+            case ["skew", seconds]:
+                skewed_clock.set_skew(float(seconds))
+
+    def leave() -> None:
+        node.request_stop()
+        node.request_stop()  # a second time: without waiting for sessions
+
+    with _orders(loop, obey, leave):
         await node.run()
 
 
+def _send_through(faults: Faults) -> None:
+    """Let every network that a node of this process opens have these faults."""
+    opened = serving.open_network
+
+    async def open_faulty(*arguments: Any, **options: Any) -> FaultyNetwork:
+        return FaultyNetwork(await opened(*arguments, **options), faults)
+
+    serving.open_network = open_faulty  # type: ignore[assignment]
+
+
 @contextlib.contextmanager
-def _answering(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> Any:
-    """Call ``answer`` for each line of standard input. A whole line comes in one read of the pipe."""
+def _orders(
+    loop: asyncio.AbstractEventLoop, obey: Callable[[str], None], at_end: Callable[[], None]
+) -> Iterator[None]:
+    """Call ``obey`` for each line of standard input, ``at_end`` when it ends."""
     descriptor = sys.stdin.fileno()
+    rest = b""
 
     def on_input() -> None:
-        asked = os.read(descriptor, 4096)
-        if not asked:  # the parent is gone or does not ask any more
+        nonlocal rest
+        read = os.read(descriptor, 4096)
+        if not read:
             loop.remove_reader(descriptor)
-        for _ in range(asked.count(b"statistics\n")):
-            answer()
+            at_end()
+        *lines, rest = (rest + read).split(b"\n")
+        for line in lines:
+            obey(line.decode())
 
     loop.add_reader(descriptor, on_input)
     try:
@@ -87,10 +130,12 @@ def _answering(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> A
         loop.remove_reader(descriptor)
 
 
-def main() -> int:
-    overrides = json.loads(sys.argv[1])
+def main(words: list[str]) -> int:
+    """``words``: the overrides as JSON, and those of ``swarm-node``. Returns the exit code."""
+    skewed_clock.install()
+    overrides = json.loads(words[0])
     try:
-        uvloop.run(serve(sys.argv[2:], overrides))
+        uvloop.run(serve(words[1:], overrides))
     except (SwarmError, BaseExceptionGroup) as error:
         print_error(error, as_json=True)
         return exit_code_of(error)
@@ -98,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,34 +6,25 @@ temporary folder, and is ended by its own pid when the swarm is left.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
-import queue
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-STOP_SECONDS = 20.0
-"""How long a process may take to leave after SIGTERM before it is killed."""
+from event_process import EventProcess, Launch, ProcessFailedError, launch_python
+
+__all__ = ["LocalSwarm", "NodeProcess", "ProcessFailedError", "split_evenly"]
+
+LOCAL_NODE = Path(__file__).with_name("local_node.py")
 
 
-class ProcessFailedError(RuntimeError):
-    """A process ended or said nothing in time; the message holds the end of its error output."""
-
-
-class NodeProcess:
+class NodeProcess(EventProcess):
     """One ``swarm-node`` process and the JSON events that it prints.
 
     ``overrides``: fields of NodeConfig beyond the command line's options; the process is then
-    ``local_node.py``, which runs the same node and answers ``statistics``.
+    ``local_node.py``, which runs the same node and does what it is told: see there.
     """
 
     def __init__(
@@ -42,115 +33,26 @@ class NodeProcess:
         *,
         environment: dict[str, str] | None = None,
         overrides: dict[str, Any] | None = None,
+        launch: Launch = launch_python,
     ) -> None:
         self.arguments = list(arguments)
-        self.events: list[dict[str, Any]] = []
-        self._told_to_stop = False
-        self._incoming: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._errors: list[str] = []
         program = ["-m", "swarm_node.node.cli"]
         if overrides is not None:
-            program = [str(Path(__file__).with_name("local_node.py")), json.dumps(overrides)]
-        self.process = subprocess.Popen(
-            [sys.executable, *program, *self.arguments],
-            stdin=subprocess.DEVNULL if overrides is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,  # a Ctrl-C at the terminal is for the parent, which ends its children
+            program = [str(LOCAL_NODE), json.dumps(overrides)]
+        super().__init__(
+            f"swarm-node {' '.join(arguments)}",
+            [*program, *arguments],
+            environment=environment,
+            asked=overrides is not None,
+            launch=launch,
         )
-        self._readers = [
-            threading.Thread(target=self._read_events, daemon=True),
-            threading.Thread(target=self._read_errors, daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read_events(self) -> None:
-        stdout = self.process.stdout
-        if stdout is not None:
-            for line in stdout:
-                try:
-                    self._incoming.put(json.loads(line))
-                except json.JSONDecodeError:
-                    self._errors.append(f"not JSON on standard output: {line}")
-        self._incoming.put(None)
-
-    def _read_errors(self) -> None:
-        stderr = self.process.stderr
-        if stderr is not None:
-            self._errors.extend(stderr)
-
-    @property
-    def stderr(self) -> str:
-        return "".join(self._errors)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def wait_for(self, event: str, timeout: float = 120.0) -> dict[str, Any]:
-        """The first ``event`` not yet waited past. Raises ProcessFailedError if it ends before."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                item = self._incoming.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise ProcessFailedError(self._report(f"no {event!r} within {timeout:.0f} s")) from None
-            if item is None:
-                self._incoming.put(None)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(timeout=5)
-                for reader in self._readers[1:]:
-                    reader.join(timeout=5)
-                raise ProcessFailedError(
-                    self._report(f"ended with {self.process.returncode} before {event!r}")
-                )
-            self.events.append(item)
-            if item.get("event") == event:
-                return item
 
     def statistics(self) -> dict[str, Any]:
         """How the node is now: see ``local_node.statistics_of``. Needs ``overrides``, if only ``{}``."""
-        if self.process.stdin is None:
-            raise ProcessFailedError(self._report("does not answer questions"))
-        with contextlib.suppress(BrokenPipeError):  # it ended: said better by the wait
-            self.process.stdin.write("statistics\n")
-            self.process.stdin.flush()
+        self.tell("statistics")
         answer = self.wait_for("statistics", timeout=30)
         self.events.remove(answer)  # asked often: kept by whoever asked
         return answer
-
-    def _report(self, what: str) -> str:
-        return f"swarm-node {' '.join(self.arguments)}: {what}\n{self.stderr[-2000:]}{self.events[-3:]}"
-
-    def kill(self) -> None:
-        """SIGKILL, as when a machine dies. Its p2pd follows when it sees the socket close."""
-        self.process.kill()
-        self.process.wait(timeout=STOP_SECONDS)
-
-    def ask_to_stop(self) -> None:
-        """SIGTERM, once: a second one would tell it not to wait for its sessions."""
-        if self.process.poll() is None and not self._told_to_stop:
-            self._told_to_stop = True
-            self.process.send_signal(signal.SIGTERM)
-
-    def stop(self) -> int:
-        """SIGTERM, then SIGKILL if it does not leave in time. Returns the exit code."""
-        self.ask_to_stop()
-        if self.process.poll() is None:
-            try:
-                self.process.wait(timeout=STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(timeout=STOP_SECONDS)
-        for reader in self._readers:
-            reader.join(timeout=5)
-        if self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
-        return int(self.process.returncode)
 
 
 def split_evenly(n_blocks: int, parts: int) -> list[str]:
@@ -171,8 +73,11 @@ class LocalSwarm:
         environment: dict[str, str] | None = None,
         overrides: dict[str, Any] | None = None,
         on_event: Callable[[str], None] = lambda text: None,
+        launch: Launch = launch_python,
+        bootstrap_host: str = "127.0.0.1",
     ) -> None:
-        """``serve_options``, ``environment`` and ``overrides`` are every serving node's; see NodeProcess."""
+        """``serve_options`` and ``overrides`` are every serving node's, ``environment`` and ``launch`` every
+        process's; see NodeProcess."""
         self.model = str(model)
         self.spans = list(spans)
         self.serve_options = list(serve_options)
@@ -182,44 +87,52 @@ class LocalSwarm:
         self.bootstrap: NodeProcess | None = None
         self.nodes: list[NodeProcess] = []
         self.initial_peers: list[str] = []
+        self._launch = launch
+        self._bootstrap_host = bootstrap_host
+        self._identities = 0
         self._folder = tempfile.TemporaryDirectory(prefix="swarm-node-local-")
 
-    def start_bootstrap(self, *options: str) -> NodeProcess:
+    def start_bootstrap(self, *options: str, host: str = "127.0.0.1") -> NodeProcess:
         identity = str(Path(self._folder.name) / "bootstrap.key")
         node = NodeProcess(
-            ["bootstrap", "--json", "--host", "127.0.0.1", "--port", "0", "--identity", identity, *options],
+            ["bootstrap", "--json", "--host", host, "--port", "0", "--identity", identity, *options],
             environment=self.environment,
+            launch=self._launch,
         )
         self.bootstrap = node
         self.initial_peers = list(node.wait_for("listening")["maddrs"])
         self.on_event(f"bootstrap node listens at {self.initial_peers[0]}")
         return node
 
-    def start_node(self, blocks: str, *options: str, wait: bool = True) -> NodeProcess:
+    def start_node(
+        self, blocks: str, *options: str, host: str = "127.0.0.1", wait: bool = True
+    ) -> NodeProcess:
         """One more serving process; ``wait`` until its blocks are announced."""
-        identity = str(Path(self._folder.name) / f"node-{len(self.nodes)}.key")
+        words = ["serve", "--json", "--model", self.model, "--blocks", blocks]
+        words += ["--host", host, "--port", "0"]
         peers = [item for peer in self.initial_peers for item in ("--initial-peers", peer)]
-        node = NodeProcess(
-            [
-                "serve",
-                "--json",
-                "--model",
-                self.model,
-                "--blocks",
-                blocks,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-            ]
-            + ["--identity", identity, *peers, *self.serve_options, *options],
-            environment=self.environment,
-            overrides=self.overrides,
+        node = self._start(
+            [*words, *peers, *self.serve_options, *options, "--identity", self._new_identity()]
         )
         self.nodes.append(node)
         if wait:
             self.wait_online(node)
         return node
+
+    def restart_node(self, node: NodeProcess, *, same_identity: bool = True) -> NodeProcess:
+        """In the place of a node that has ended, or is to leave now: another process with its options. Does
+        not wait until it is online."""
+        node.stop()
+        words = node.arguments if same_identity else [*node.arguments[:-1], self._new_identity()]
+        self.nodes[self.nodes.index(node)] = started = self._start(words)
+        return started
+
+    def _start(self, words: Sequence[str]) -> NodeProcess:
+        return NodeProcess(words, environment=self.environment, overrides=self.overrides, launch=self._launch)
+
+    def _new_identity(self) -> str:
+        self._identities += 1
+        return str(Path(self._folder.name) / f"node-{self._identities}.key")
 
     def wait_online(self, node: NodeProcess) -> dict[str, Any]:
         event = node.wait_for("online")
@@ -228,7 +141,7 @@ class LocalSwarm:
 
     def __enter__(self) -> Self:
         try:
-            self.start_bootstrap()
+            self.start_bootstrap(host=self._bootstrap_host)
             started = [self.start_node(blocks, wait=False) for blocks in self.spans]
             for node in started:
                 self.wait_online(node)

@@ -1,0 +1,102 @@
+"""scripts/chaos on a tiny model: every kind of fault once, with nothing lost and nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from chaos_schedule import KINDS
+from harness import MARK
+
+pytestmark = [pytest.mark.swarm]
+
+CHAOS = Path(__file__).resolve().parents[2] / "scripts" / "chaos.py"
+STARTED_S = 60.0
+ENDED_S = 30.0
+
+
+def _chaos(*options: str, timeout: float = 150) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(CHAOS), "--model", "tiny", *options, "--json", "-"],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["problems"] == []
+    assert report["lost"] == report["doubled"] == report["differing"] == report["failed_generations"] == 0
+    assert report["tokens"] == 64 * report["generations"] > 0
+    return report
+
+
+def test_every_kind_of_fault_costs_no_token() -> None:
+    report = _chaos("--rounds", "1", "--seed", "5")
+    assert report["faults"] == {kind.name: 1 for kind in KINDS}
+    assert report["in_a_running_generation"] >= len(KINDS) // 2, "faults were aimed at what is in use"
+    for kind in ("kill -9", "frozen"):
+        assert kind in report["stalls"], "it was noticed"
+    assert report["false_bans"] == 0
+
+
+def test_kills_in_quick_succession_cost_no_token_in_four_bits() -> None:
+    """Int4 weights, int8 on the wire: a replayed token has the bits that it had before."""
+    report = _chaos("--kills", "12", "--mode", "int4", "--seed", "2")
+    assert report["faults"] == {"kill -9": 12}
+    assert report["in_a_running_generation"] == 12
+    assert report["restarts"] == 12
+    kinds = report["repairs_by_kind"]["kill -9"]
+    assert sum(kinds.values()) >= 12
+    assert kinds.get("replay", 0) > kinds.get("reopen", 0), "most routes kept what they could"
+    assert report["replayed"]["tokens"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_it_whatever_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(CHAOS), "--kills", "1000", "--clients", "2", "--replicas", "2", "--verbose"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:  # until it kills
+            if "kill -9" in line:
+                break
+        assert len(_running(tmp_path)) > 5
+        process.send_signal(number)
+        # Read to the end: whoever still holds the pipe still runs.
+        process.communicate(timeout=ENDED_S)
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+        deadline = time.monotonic() + ENDED_S
+        while (left := _running(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _running(folder: Path) -> dict[int, str]:
+    """Processes that this module started and that keep their files in ``folder``."""
+    found = {}
+    for process in psutil.process_iter(["cmdline", "status"]):
+        with contextlib.suppress(psutil.Error):  # of another user, or gone meanwhile
+            environment = process.environ()
+            mine = environment.get(MARK) == os.environ[MARK] and environment.get("TMPDIR", "").startswith(
+                str(folder)
+            )
+            if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found[process.pid] = " ".join(process.info["cmdline"] or [])[:100]
+    return found
