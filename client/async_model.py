@@ -14,7 +14,8 @@ import torch
 from ..swarm import native_codec
 from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
 from ..swarm.errors import UsageError
-from ..swarm.link import LinkPool, Patience
+from ..swarm.link import Patience
+from ..swarm.link_pool import LinkPool
 from ..swarm.types import ModelRef
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher

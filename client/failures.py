@@ -25,6 +25,8 @@ UNSUITABLE_S = 60.0
 """Ban of a peer that cannot do what we ask: as long as an announcement lives."""
 SILENT_S = 8.0
 """Least ban of a peer that fell silent: to find that out again costs seconds each time."""
+RETRY_S = 1.0
+"""Where nobody else could serve, a peer that failed is tried again after so long, banned or not."""
 DRAINING_S = 5.0
 """Ban of a peer that drains: then its announcement says so too, or that it is back."""
 FIRST_BUSY_S = 0.05
@@ -116,6 +118,16 @@ class Failures:
     def hopeless(self, now: float) -> frozenset[str]:
         """Of the banned peers those that it makes no sense to try, even where nobody else is left."""
         return frozenset(filter(self._is_hopeless, self._health.banned(now)))
+
+    def barred(self, now: float) -> frozenset[str]:
+        """Of the banned peers those to leave alone while only bans are in the way: hopeless ones, and those
+        that were tried a moment ago."""
+        records = self._health.statistics()
+        return frozenset(
+            peer_id
+            for peer_id in self._health.banned(now)
+            if self._is_hopeless(peer_id) or now - records[peer_id].last_failure < RETRY_S
+        )
 
     def _is_hopeless(self, peer_id: str) -> bool:
         match self.causes.get(peer_id):

@@ -21,7 +21,8 @@ from ..swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.link import LinkPool, NodeLink, Reply, span_problem
+from ..swarm.link import NodeLink, Reply, span_problem
+from ..swarm.link_pool import LinkPool
 from ..swarm.messages import (
     MAX_RETRY_MS,
     PAGE_TOKENS,
@@ -166,7 +167,7 @@ class HopClient:
         self._asked_since: float | None = None
         self._replay_step: int | None = None
         self._attaches = 0  # asked for and not answered
-        self._replays = 0
+        self._replays = 0  # asked for, and perhaps not answered yet
         self._replay_steps: set[int] = set()  # all that were ever asked for
         self._grace: asyncio.TimerHandle | None = None
         self._closed = False
@@ -254,20 +255,22 @@ class HopClient:
         return min(listening, asked)
 
     def deliver(self, reply: Reply) -> None:
+        waiting = self._answer is not None and not self._answer.done()
         match reply:
             case Result():
                 if reply.step >= self.first_step and self.listener is not None:
                     self.listener.take(self, reply)
             case ErrorMessage():
                 self._heard_error(reply)
-            case Replayed() if self._expected is not Replayed and self._replays:
+            case Replayed() if self._replays and not (waiting and self._expected is Replayed):
                 self._replays -= 1  # of one that was given up; the node may leave out such answers
             case Attached() if self._attaches > (1 if self._expected is Attached else 0):
                 self._attaches -= 1  # likewise, but it answers each
-            case _ if self._answer is not None and not self._answer.done():
+            case _ if self._answer is not None and waiting:
                 self._answer.set_result(reply)
             case _:
-                self.fail(RemoteProtocolError(f"{self.link.name} answers what was not asked"))
+                name = type(reply).__name__.upper()
+                self.fail(RemoteProtocolError(f"{self.link.name} says {name}, for which nobody has asked"))
 
     def fail(self, error: SwarmError) -> None:
         listener = self.listener
@@ -277,6 +280,13 @@ class HopClient:
             listener.trouble()
         else:
             self.end(error)
+
+    def doubt(self, error: SwarmError) -> None:
+        """A step went wrong here, for which the hop before may be to blame."""
+        if self.step_error is None:
+            self.step_error, self.step_error_code = error, ErrorCode.BAD_STEP
+        if self.listener is not None:
+            self.listener.trouble()
 
     def end(self, error: SwarmError) -> None:
         """The session is over, and it is this hop's doing."""
@@ -313,8 +323,7 @@ class HopClient:
             self.listener.trouble()
 
     def _refuse_replay(self, error: SwarmError, code: ErrorCode) -> None:
-        self._replays -= 1
-        if self._answer is not None and not self._answer.done():
+        if self._answer is not None and not self._answer.done():  # REPLAYED may come all the same
             journal_lost = code is ErrorCode.JOURNAL_LOST
             self._answer.set_exception(ReplayRefusedError(error, journal_lost=journal_lost))
 

@@ -13,25 +13,37 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..swarm.errors import LocalNetworkError, PeerTimeoutError, RemoteProtocolError, SwarmError
+from ..swarm.errors import PeerError, PeerTimeoutError, RemoteProtocolError, SwarmError
 from ..swarm.messages import Downstream
 from ..swarm.types import Hop, Span
 from .diagnosis import Diagnosis, diagnose
+from .failures import NO_FAULT
 from .hop import HopClient, HopFailedError, ReplayRefusedError, Seat
 from .refeed import Fed, Port, feed_ids, relay_rows
-from .route_session import RouteSession, attach, new_session, open_seat, page_chains, places
+from .route_session import RouteSession, attach, new_session, open_seat, own_fault, page_chains, places
 from .router import Planned
 from .segment import BrokenError
 from .tasks import all_of
 from .trace import HopTimings
 
-FindHops = Callable[[Span, str | None, str | None, frozenset[str], Sequence[int]], Awaitable[Planned]]
-"""Hops for a gap between two peers (None: the client), none of some peers, with their borders where others'
-were, if that is possible."""
+
+class FindHops(Protocol):
+    """Hops for a gap between two peers (None: the client): none of those to ``keep``, of those to ``avoid``
+    only where there are no others, and with borders at ``cuts`` if that is possible."""
+
+    def __call__(
+        self,
+        gap: Span,
+        before: str | None,
+        after: str | None,
+        keep: frozenset[str],
+        avoid: frozenset[str],
+        cuts: Sequence[int],
+    ) -> Awaitable[Planned]: ...
 
 
 class CannotMendError(Exception):
@@ -62,7 +74,8 @@ class _InterruptedError(Exception):
 
 class Mender:
     """One repair of a session. ``ids``: what it was fed. ``embed(start, end)``: the embeddings of a part of
-    them. ``find`` plans, ``failed`` is told of every hop that failed, and whether it did so at its opening."""
+    them. ``find`` plans; ``failed`` is told of every hop that failed, and whether it did so at its
+    opening."""
 
     def __init__(
         self,
@@ -81,6 +94,7 @@ class Mender:
         self._failed = failed
         self._forced: dict[HopClient, str] = {}  # hops that work and are replaced all the same, and why
         self._excluded: set[str] = set()
+        self._gone: set[str] = set()
         self._told: set[int] = set()  # of failures, by identity: they concern the router once
         self._without_journal: set[str] = set()
         self._alarm = asyncio.Event()
@@ -134,6 +148,8 @@ class Mender:
                 self._told.add(id(cause))
                 self.report.lost.append(hop.peer_id)
                 self.report.causes.append(cause.message)
+                if not (isinstance(cause, PeerError) and cause.code in NO_FAULT):
+                    self._gone.add(hop.peer_id)
                 self._failed(HopFailedError(hop.peer_id, cause), False)
             if isinstance(cause, RemoteProtocolError):
                 raise CannotMendError(HopFailedError(hop.peer_id, cause))
@@ -150,12 +166,10 @@ class Mender:
     async def _blame_ourselves(self, found: Diagnosis) -> None:
         """Hops that are silent because of our own daemon have done nothing."""
         if any(isinstance(cause, PeerTimeoutError) for cause in found.lost.values()):
-            try:
-                await self._session.links.check()
-            except LocalNetworkError as own:
-                for number, cause in found.lost.items():
-                    if isinstance(cause, PeerTimeoutError):
-                        found.lost[number] = own
+            own = await own_fault(self._session.links)
+            for number, cause in found.lost.items():
+                if own is not None and isinstance(cause, PeerTimeoutError):
+                    found.lost[number] = own
 
     # New hops.
 
@@ -198,7 +212,8 @@ class Mender:
             before = hops[number - 1].peer_id if number else None
             after = hops[end].peer_id if end < len(hops) else None
             cuts = [hop.hop.span.end for hop in hops[number : end - 1]]
-            planned = await self._find(gap, before, after, frozenset(keep), cuts)
+            avoid = frozenset(self._gone - keep)
+            planned = await self._find(gap, before, after, frozenset(keep), avoid, cuts)
             session.settings.nodes.update(planned.nodes)
             keep |= planned.nodes.keys()
             line.extend(planned.route.hops)

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ..swarm.errors import (
     BusyError,
+    LocalNetworkError,
     LocalProtocolError,
     RemoteProtocolError,
     RouteError,
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.link import LinkPool
+from ..swarm.link_pool import LinkPool
 from ..swarm.prediction import Prediction
 from ..swarm.types import Route, Span
 from .diagnosis import EdgeFailedError
@@ -277,7 +278,7 @@ class SwarmSession:
     def _note_failure(self, failure: HopFailedError, opening: bool) -> None:
         """Raises the failure's cause when there were too many in a row."""
         self._router.failed(failure)
-        if isinstance(failure.cause, BusyError):
+        if isinstance(failure.cause, BusyError | LocalNetworkError):
             return
         if opening:
             self._openings += 1
@@ -314,10 +315,11 @@ class SwarmSession:
         before: str | None,
         after: str | None,
         keep: frozenset[str],
+        avoid: frozenset[str],
         cuts: Sequence[int],
     ) -> Planned:
-        """Hops for a gap. Waits for some, with the rest of the route kept; a whole new route is better than
-        to wait, and ends it with CannotMendError."""
+        """Hops for a gap, as ``mend.FindHops`` says. Waits for some, with the rest of the route kept; a whole
+        new route is better than to wait, and ends it with CannotMendError."""
         session = self._session
         if session is None:
             raise LocalProtocolError("the session is not open")
@@ -325,6 +327,7 @@ class SwarmSession:
         limits = self._repair_limits()
         need = Need(self._need.kv_tokens, max(1, session.acked), self._need.new_tokens)
         slice_s = 0.0
+        keep |= avoid  # they have only just failed
         while True:
             waited = self._router.now() - began_at
             left = limits.missing_s - waited
@@ -346,6 +349,7 @@ class SwarmSession:
                 if left <= 0:
                     raise
             slice_s = GAP_LOOK_S
+            keep -= avoid
 
     async def _prefer_other_route(self, error: SwarmError) -> None:
         """Raises CannotMendError where a whole route can be had at once."""

@@ -20,8 +20,14 @@ import torch
 from torch import Tensor
 
 from ..swarm import codecs
-from ..swarm.errors import RemoteProtocolError, StreamClosedError, SwarmError
-from ..swarm.link import LinkPool
+from ..swarm.errors import (
+    LocalNetworkError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    StreamClosedError,
+    SwarmError,
+)
+from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Downstream, Want
 from ..swarm.prediction import chunk_tokens
 from ..swarm.types import Hop, NodeInfo, Route
@@ -291,8 +297,19 @@ async def open_seat(links: LinkPool, seat: Seat, settings: RouteSettings) -> Hop
     """Raises HopFailedError."""
     try:
         return await HopClient.open(links, seat, settings.session)
+    except PeerTimeoutError as error:
+        raise HopFailedError(seat.hop.peer_id, await own_fault(links) or error) from error
     except SwarmError as error:
         raise HopFailedError(seat.hop.peer_id, error) from error
+
+
+async def own_fault(links: LinkPool) -> LocalNetworkError | None:
+    """What is wrong with our own network, which makes every peer look silent."""
+    try:
+        await links.check()
+    except LocalNetworkError as error:
+        return error
+    return None
 
 
 async def attach(hop: HopClient, upstream: str) -> int:

@@ -33,6 +33,10 @@ SNAPSHOT_S = 5.0
 REPAIR_SNAPSHOT_S = 60.0
 """The same after a failure: where nodes died, reads stall for seconds, and a replacement is mostly known. The
 life of an announcement."""
+LOOK_AGAIN_S = 2.5
+UNSETTLED_S = 12.0
+"""For so long after a failure the directory is read so often: who takes the place of what was lost comes
+soon, and is best known before it is needed."""
 POLL_S = 0.5
 """Between looks at the directory while no route covers the model."""
 LAST_TRIES_S = 1.0
@@ -124,6 +128,8 @@ class Router:
         self._nodes: list[NodeInfo] = []
         self._read_at: float | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._look_again: asyncio.TimerHandle | None = None
+        self._unsettled_until = float("-inf")
 
     async def plan(
         self,
@@ -199,6 +205,9 @@ class Router:
             if not fresh:
                 fresh = True
                 continue
+            if limits.missing_s and (barred := self._failures.barred(self.now())):
+                with suppress(NoRouteError):
+                    return search(nodes, barred)
             limit, until = self._worth_waiting(nodes, search, began, limits)
             now = self.now()
             patient = began + limits.missing_s  # who waits for missing blocks waits for anybody new
@@ -224,6 +233,9 @@ class Router:
         """Keep away from a hop that failed, for as long as the reason suggests."""
         self._failures.failed(failure.peer_id, failure.cause, self._nodes, self.now())
         self._refresh()  # the directory may know more by now
+        self._unsettled_until = self.now() + UNSETTLED_S
+        if self._look_again is None:
+            self._look_again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._refresh_again)
 
     def succeeded(self, peer_id: str) -> None:
         self._failures.succeeded(peer_id)
@@ -308,6 +320,8 @@ class Router:
 
     async def close(self) -> None:
         """End what still reads the directory."""
+        if self._look_again is not None:
+            self._look_again.cancel()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
@@ -330,6 +344,12 @@ class Router:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(_look_at)
         return self._reading
+
+    def _refresh_again(self) -> None:
+        self._look_again = None
+        self._refresh()
+        if self.now() < self._unsettled_until:
+            self._look_again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._refresh_again)
 
     async def _read(self) -> None:
         try:

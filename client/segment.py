@@ -144,11 +144,15 @@ class Segment:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         try:
-            self._check(result, sent)
+            check_size(self.last, result, self._hidden_size)
         except RemoteProtocolError as error:
             self._sent.appendleft(sent)  # what it is about
-            self.last.end(error)
+            self.last.end(error)  # whatever it was sent, it could count the rows that it made of it
             raise BrokenError from error
+        if (problem := self._problem(result, sent)) is not None:
+            self._sent.appendleft(sent)
+            self._mismatch(problem)
+            raise BrokenError from problem
         self._account(result, sent, now)
         return result
 
@@ -159,8 +163,13 @@ class Segment:
         return self._sent[0].at if self._sent else None
 
     def take(self, hop: HopClient, result: Result) -> None:
-        if hop is not self.last or len(self._inbox) >= len(self._sent):
-            hop.end(RemoteProtocolError(f"{hop.link.name} answers what was not asked"))
+        if hop is not self.last:
+            hop.end(RemoteProtocolError(f"{hop.link.name} answers what it was to send on"))
+            return
+        if len(self._inbox) >= len(self._sent):
+            self._mismatch(
+                RemoteProtocolError(f"{hop.link.name}: RESULT of step {result.step}, and none is awaited")
+            )
             return
         self._inbox.append(result)
         self._wake(self._waiter)
@@ -175,17 +184,25 @@ class Segment:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _check(self, result: Result, sent: _Sent) -> None:
+    def _mismatch(self, error: RemoteProtocolError) -> None:
+        """A result that fits no step of ours: of a hop that was sent our step, nonsense; of one that another
+        hop feeds, it may be the right answer to a wrong step."""
+        if self.is_chain:
+            self.last.doubt(error)
+        else:
+            self.last.end(error)
+
+    def _problem(self, result: Result, sent: _Sent) -> RemoteProtocolError | None:
         rows = 0 if sent.hold else {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: sent.tokens}[sent.want]
         name = self.last.link.name
         if result.step != sent.step or result.tokens != rows:
-            raise RemoteProtocolError(
+            return RemoteProtocolError(
                 f"{name}: RESULT of step {result.step} with {result.tokens} rows, "
                 f"not of step {sent.step} with {rows}"
             )
         if rows and result.position != sent.position + sent.tokens - rows:
-            raise RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
-        check_size(self.last, result, self._hidden_size)
+            return RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
+        return None
 
     def _account(self, result: Result, sent: _Sent, now: float) -> None:
         """Each hop says what a step cost it; the rest of the time is the chain's wire."""

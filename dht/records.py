@@ -2,7 +2,8 @@
 
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
-             "queue_ms", "tps", "sessions", "links"}  the last four may be absent
+             "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check"}
+                                                          the last seven may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
 
@@ -100,6 +101,7 @@ class Gone:
 
 _DIGEST = Word(re.compile(r"[0-9a-f]{64}"), "64 lowercase hexadecimal digits")
 _TOKENS = Integer(0, 2**40)
+_BYTES = Integer(0, 2**50)
 _MADDR = re.compile(rf"[\x21-\x7e]{{1,{MAX_MADDR_CHARS}}}")
 
 _MODEL_FIELDS: dict[str, FieldType] = {
@@ -122,8 +124,19 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "tps": Real(0, 1e9),
     "sessions": Integer(0, 2**31 - 1),
     "links": Sequence(LinkField(), 0, MAX_PEER_LINKS),
+    "journal": _BYTES,
+    "journal_max": _BYTES,
+    "row_check": Word(re.compile(r"[0-9a-f]{0,32}"), "up to 32 lowercase hexadecimal digits"),
 }
-_OPTIONAL: dict[str, object] = {"queue_ms": 0.0, "tps": 0.0, "sessions": 0, "links": ()}
+_OPTIONAL: dict[str, object] = {
+    "queue_ms": 0.0,
+    "tps": 0.0,
+    "sessions": 0,
+    "links": (),
+    "journal": 0,
+    "journal_max": 0,
+    "row_check": "",
+}
 """What an entry may leave out, and the value that it then has."""
 
 
@@ -138,6 +151,8 @@ def encode_node(info: NodeInfo) -> bytes:
         raise LocalProtocolError(f"a span {info.span} outside a model of {info.model.n_blocks} blocks")
     if info.free_kv_tokens > info.total_kv_tokens:
         raise LocalProtocolError("more free KV cache than there is")
+    if info.journal_bytes > info.total_journal_bytes:
+        raise LocalProtocolError("a journal larger than its bound")
     maddrs = tuple(maddr for maddr in info.maddrs if is_dialable(maddr, info.peer_id))[:MAX_MADDRS]
     links = info.links[:MAX_PEER_LINKS]
     while True:
@@ -160,6 +175,9 @@ def encode_node(info: NodeInfo) -> bytes:
                 "tps": info.tokens_per_s,
                 "sessions": info.sessions,
                 "links": links,
+                "journal": info.journal_bytes,
+                "journal_max": info.total_journal_bytes,
+                "row_check": info.row_check,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or maddrs):
@@ -197,6 +215,8 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         raise RemoteProtocolError(f"{owner} claims blocks {span} of a model of {model.n_blocks}")
     if values["kv_free"] > values["kv_total"]:
         raise RemoteProtocolError(f"{owner} claims more free KV cache than it has")
+    if values["journal"] > values["journal_max"]:
+        raise RemoteProtocolError(f"{owner} claims a journal larger than its bound")
     return NodeInfo(
         peer_id=owner,
         maddrs=tuple(maddr for maddr in values["maddrs"] if is_dialable(maddr, owner)),
@@ -214,6 +234,9 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         tokens_per_s=values["tps"],
         sessions=values["sessions"],
         links=values["links"],
+        journal_bytes=values["journal"],
+        total_journal_bytes=values["journal_max"],
+        row_check=values["row_check"],
     )
 
 

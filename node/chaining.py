@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
 
@@ -14,28 +13,41 @@ from .node_session import NodeSession
 from .replayer import Replayer
 
 
-async def make_chain(session: NodeSession, opened: Opened, target: Downstream, hops: NextHops) -> None:
+def make_chain(
+    session: NodeSession, opened: Opened, target: Downstream, hops: NextHops
+) -> Coroutine[None, None, None]:
     """Connect a new session to its next hop, then answer its OPEN; without one, results go to the client."""
-    forwarder = session.forward()
+    session.opened = opened
+    return _connect(session, target, session.forward(), hops)
+
+
+async def _connect(session: NodeSession, target: Downstream, forwarder: Forwarder, hops: NextHops) -> None:
     try:
         await forwarder.connect(hops, target)
     except SwarmError as error:
-        session.owner.post(replace(opened, reason=error.message))
+        _answer_open(session, chained=False, reason=error.message)
         session.answer_client()
-    except asyncio.CancelledError:
-        if not session.closed:
-            session.owner.post(replace(opened, reason="REPLAY came before the next hop was connected"))
-        raise
     else:
-        session.owner.post(replace(opened, chained=True, link_us=forwarder.round_trip_us))
+        _answer_open(session, chained=True, link_us=forwarder.round_trip_us)
         forwarder.go_live()
+
+
+def _answer_open(session: NodeSession, *, chained: bool, link_us: int = 0, reason: str = "") -> None:
+    opened, session.opened = session.opened, None
+    if opened is not None:
+        session.owner.post(replace(opened, chained=chained, link_us=link_us, reason=reason))
 
 
 def replay(session: NodeSession, request: Replay, hops: NextHops) -> Coroutine[None, None, None]:
     """Leave the next hop at once; the rest is to be awaited and ends with REPLAYED or ERROR."""
+    _answer_open(session, chained=False, reason="REPLAY came before the next hop was connected")
     forwarder = session.forward()
     forwarder.hold_back(request.step)
-    forwarder.replay = Replayer(request, forwarder, session.journal, session.owner)
+
+    def used() -> None:
+        session.last_used = hops.now()
+
+    forwarder.replay = Replayer(request, forwarder, session.journal, session.owner, used)
     return _run(session, request, forwarder, forwarder.replay, hops)
 
 

@@ -274,6 +274,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "--drain-seconds",
         type=_seconds,
         default=30.0,
+        metavar="SECONDS",
         help="how long running sessions may finish after Ctrl-C or SIGTERM (default: %(default)s)",
     )
 
@@ -304,8 +305,8 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
         type=_count,
         default=256,
         metavar="MIB",
-        help="memory for what sessions sent to their next hop, so that its replacement can be fed when it dies; "
-        "0 keeps none (default: %(default)s)",
+        help="memory for what sessions sent to their next hop, so that its replacement can be fed when it "
+        "dies; 0 keeps none (default: %(default)s)",
     )
 
 

@@ -140,6 +140,7 @@ class _Display:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._as_json = bool(arguments.json)
+        self._was_online = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -178,6 +179,7 @@ class _Display:
                 console.print(f"Loading blocks {event.blocks} of {escape(event.model)} ...")
             case "online":
                 self._progress.stop()
+                self._was_online = True
                 console.print(
                     f"[green]Online[/]: blocks {event.blocks} of {escape(event.model)} as "
                     f"{escape(str(details.get('weights', '')))}, {details.get('kernels')} kernels, "
@@ -205,7 +207,7 @@ class _Display:
                     f"{details.get('drain_seconds'):.0f} s to end; Ctrl-C again stops at once."
                 )
             case "stopped":
-                console.print("Stopped; the announcement is withdrawn.")
+                console.print("Stopped; the announcement is withdrawn." if self._was_online else "Stopped.")
 
     @contextlib.asynccontextmanager
     async def status_line(self, node: Node) -> AsyncIterator[None]:

@@ -68,6 +68,10 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
                 "links": [
                     {"peer_id": link.peer_id, "rtt_ms": round(link.rtt_s * 1000, 3)} for link in node.links
                 ],
+                "journal_bytes": node.journal_bytes,
+                "total_journal_bytes": node.total_journal_bytes,
+                "deterministic": bool(node.row_check),
+                "row_check": node.row_check,
                 "weights": node.weights,
                 "codecs": list(node.codecs),
                 "version": node.version,
@@ -84,6 +88,8 @@ def print_tables(report: dict[str, Any]) -> None:
         return
     for model in report["models"]:
         answers.print(_table(model))
+        for line in _deterministic(model):
+            answers.print(line)
         if model["missing"]:
             answers.print(
                 f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: "
@@ -96,7 +102,8 @@ def print_tables(report: dict[str, Any]) -> None:
 
 _LEGEND = """\
   [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
-  load lately: open sessions, tok/s of all together, ms in the queue[/]"""
+  load lately: open sessions, tok/s of all together, ms of wait in the queue;
+  jrnl: how full the journal is that repairs need[/]"""
 
 
 def _table(model: dict[str, Any]) -> Table:
@@ -110,12 +117,13 @@ def _table(model: dict[str, Any]) -> Table:
     )
     for heading in ("peer", "blocks", "state", "weights"):
         table.add_column(heading)
-    for heading in ("ms/tok", "prefill", "free KV", "open", "tok/s", "queue"):
+    for heading in ("ms/tok", "prefill", "free KV", "open", "tok/s", "wait", "jrnl"):
         table.add_column(heading, justify="right")
     for node in model["nodes"]:
         first, last = (int(block) for block in (node["blocks"].split("-") * 2)[:2])
         milliseconds = node["decode_ms_per_block"] * (last - first + 1)
         free, total = node["free_kv_tokens"], node["total_kv_tokens"]
+        kept, most = node["journal_bytes"], node["total_journal_bytes"]
         table.add_row(
             short_peer_id(node["peer_id"]),
             node["blocks"],
@@ -126,9 +134,22 @@ def _table(model: dict[str, Any]) -> Table:
             f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
             str(node["sessions"]),
             f"{node['tokens_per_s']:.0f}",
-            f"{node['queue_ms']:.1f}",
+            f"{node['queue_ms']:.{0 if node['queue_ms'] >= 99.95 else 1}f}",
+            f"{100 * kept / most:.0f}%" if most else "-",
         )
     return table
+
+
+def _deterministic(model: dict[str, Any]) -> list[str]:
+    """Which nodes compute a token to the same bits whatever is beside it: one line for each arithmetic."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for node in model["nodes"]:
+        if node["deterministic"]:
+            alike.setdefault((node["blocks"], node["row_check"]), []).append(short_peer_id(node["peer_id"]))
+    return [
+        f"  deterministic, blocks {blocks}, row check {check}: {', '.join(peers)}"
+        for (blocks, check), peers in alike.items()
+    ]
 
 
 def _short(tokens: int) -> str:

@@ -2,13 +2,14 @@
 
 Rows of a codec have a fixed size and stand alone, so a position is an offset. All journals of a node share
 one budget. When it is spent, rows kept of finished sessions go first, the least recently used at first; then
-whole journals, of the session that was written to the longest ago: a journal with a hole is of no use.
+whole journals, for one with a hole is of no use: of the peer that has most, the one that was written to the
+longest ago.
 Counted are rows; the memory that a growing bytearray keeps in reserve, at most an eighth, comes on top.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,16 +34,18 @@ class JournalStatistics:
 
 
 class Journal:
-    """One session's rows, from position ``base`` up to ``end``. Made by ``JournalBook.open``.
+    """One session's rows, from position ``base`` up to ``end``, for the peer ``owner``. Made by
+    ``JournalBook.open``.
 
     ``lost``: dropped to keep to the budget; nothing is kept from then on.
     """
 
-    __slots__ = ("_book", "_rows", "base", "lost", "row_bytes")
+    __slots__ = ("_book", "_rows", "base", "lost", "owner", "row_bytes")
 
-    def __init__(self, book: JournalBook, row_bytes: int, base: int) -> None:
+    def __init__(self, book: JournalBook, row_bytes: int, base: int, owner: str) -> None:
         self._book = book
         self._rows = bytearray()
+        self.owner = owner
         self.row_bytes = row_bytes
         self.base = base
         self.lost = False
@@ -105,16 +108,17 @@ class JournalBook:
         self._used = 0
         self._lost = 0
         self._journals: OrderedDict[Journal, None] = OrderedDict()  # that hold rows; last written at the end
+        self._held: Counter[str] = Counter()  # bytes of these, by owner
         self._pages: OrderedDict[PageKey, bytes] = OrderedDict()  # last used at the end
 
     def statistics(self) -> JournalStatistics:
         return JournalStatistics(self._used, self.budget, len(self._journals), len(self._pages), self._lost)
 
-    def open(self, row_bytes: int, base: int, rows: Payload = b"") -> Journal:
+    def open(self, row_bytes: int, base: int, rows: Payload = b"", *, owner: str = "") -> Journal:
         """A journal of rows of ``row_bytes``, that begins at ``base`` with ``rows``."""
         if row_bytes < 1 or base < 0:
             raise LocalProtocolError(f"no journal has rows of {row_bytes} bytes from position {base} on")
-        journal = Journal(self, row_bytes, base)
+        journal = Journal(self, row_bytes, base, owner)
         journal.write(base, rows)
         return journal
 
@@ -154,13 +158,15 @@ class JournalBook:
         if not size:
             return
         self._used += size
+        self._held[journal.owner] += size
         self._journals[journal] = None
         self._journals.move_to_end(journal)
         while self._used > self.budget:
             if self._pages:
                 self._drop_page()
             else:
-                self._lose(next(iter(self._journals)))
+                most = max(self._held.values())
+                self._lose(next(each for each in self._journals if self._held[each.owner] == most))
 
     def _lose(self, journal: Journal) -> None:
         journal.close()
@@ -171,5 +177,8 @@ class JournalBook:
 
     def _shrunk(self, journal: Journal, size: int) -> None:
         self._used -= size
+        self._held[journal.owner] -= size
+        if not self._held[journal.owner]:
+            del self._held[journal.owner]
         if not len(journal):
             self._journals.pop(journal, None)

@@ -50,7 +50,7 @@ class PingableLink(Protocol):
 
 
 class Links(Protocol):
-    """The part of ``swarm.link.LinkPool`` that is used here."""
+    """The part of ``swarm.link_pool.LinkPool`` that is used here."""
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> PingableLink: ...
 

@@ -18,7 +18,8 @@ from ..swarm.errors import (
     PeerUnreachableError,
     SwarmError,
 )
-from ..swarm.link import LinkPool, LinkUser, NodeLink, Patience
+from ..swarm.link import LinkUser, NodeLink, Patience
+from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Downstream, Step
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
@@ -98,10 +99,11 @@ class NextHops:
     ) -> None:
         self._limits = limits
         self._ledger = ledger
-        self._now = clock
+        self.now = clock
         self._hops: dict[str, NextHop] = {}
         self._rates: dict[str, DialRate] = {}
-        self._dials = 0
+        # Under way, by peer id: at which addresses.
+        self._dials: dict[str, tuple[tuple[str, ...], asyncio.Task[NextHop]]] = {}
         self.pool: LinkPool | None = None
         if transport is not None:
             patience = Patience(dial_s=limits.link_seconds)
@@ -117,40 +119,71 @@ class NextHops:
         """The link to ``target``'s node, dialled for ``client`` if there is none yet.
 
         Raises SwarmError: it cannot be reached within ``link_seconds``, serves another model, or the client
-        is beyond its dials.
+        is beyond its dials. A dial that is under way serves all who want it, and counts until it is over.
         """
         if self.pool is None:
             raise PeerUnreachableError("this node does not dial other nodes")
-        self._forget_ended()
-        if (hop := self._hops.get(target.peer_id)) is not None:
-            return hop
-        rate = self._rate(client.peer_id)
-        if self._dials >= self._limits.dials:
-            problem = f"{self._limits.dials} dials are under way"
-        else:
-            problem = rate.begin(self._limits, self._now())
-        if problem:
-            raise PeerError(f"not dialled: {problem}", code=ErrorCode.OVERLOADED, retriable=True)
-        self._dials += 1
         try:
             async with asyncio.timeout(self._limits.link_seconds):
-                link = await self.pool.get(target.peer_id, target.maddrs)
+                while True:
+                    self._forget_ended()
+                    if (hop := self._hops.get(target.peer_id)) is not None:
+                        return hop
+                    maddrs, dial = self._dials.get(target.peer_id) or self._dial(self.pool, target, client)
+                    try:
+                        return await asyncio.shield(dial)
+                    except SwarmError:
+                        if maddrs == target.maddrs:
+                            raise  # else these, of another client, may have been wrong
+        except TimeoutError:
+            raise self._no_answer(target) from None
+
+    def _dial(
+        self, pool: LinkPool, target: Downstream, client: PeerAccount
+    ) -> tuple[tuple[str, ...], asyncio.Task[NextHop]]:
+        """Begin a dial. Raises PeerError if the client, or all of them together, are beyond theirs."""
+        rate = self._rate(client.peer_id)
+        if len(self._dials) >= self._limits.dials:
+            problem = f"{self._limits.dials} dials are under way"
+        else:
+            problem = rate.begin(self._limits, self.now())
+        if problem:
+            raise PeerError(f"not dialled: {problem}", code=ErrorCode.OVERLOADED, retriable=True)
+
+        def ended(dial: asyncio.Task[NextHop]) -> None:
+            del self._dials[target.peer_id]
+            rate.end()
+            if not dial.cancelled():
+                dial.exception()  # everybody who wanted it may have given up
+
+        dial = asyncio.create_task(self._connect(pool, target))
+        dial.add_done_callback(ended)
+        self._dials[target.peer_id] = target.maddrs, dial
+        return target.maddrs, dial
+
+    async def _connect(self, pool: LinkPool, target: Downstream) -> NextHop:
+        try:
+            async with asyncio.timeout(self._limits.link_seconds):
+                link = await pool.get(target.peer_id, target.maddrs)
                 welcome = await asyncio.shield(link.welcome)
         except TimeoutError:
-            text = f"peer {target.peer_id[-8:]} did not answer within {self._limits.link_seconds:g} s"
-            raise PeerTimeoutError(text) from None
-        finally:
-            self._dials -= 1
-            rate.end()
-        hop = self._hops.get(target.peer_id)
-        if hop is None or hop.link is not link:
-            hop = self._hops[target.peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
-            if self.on_link is not None:
-                self.on_link(target.peer_id, link.round_trip_s, 0.0)
+            raise self._no_answer(target) from None
+        hop = self._hops[target.peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
+        if self.on_link is not None:
+            self.on_link(target.peer_id, link.round_trip_s, 0.0)
         return hop
+
+    def _no_answer(self, target: Downstream) -> PeerTimeoutError:
+        seconds = self._limits.link_seconds
+        return PeerTimeoutError(f"peer {target.peer_id[-8:]} did not answer within {seconds:g} s")
 
     async def close(self) -> None:
         """End every link."""
+        dials = [dial for _, dial in self._dials.values()]
+        for dial in dials:
+            dial.cancel()
+        if dials:
+            await asyncio.wait(dials)
         if self.pool is not None:
             await self.pool.close()
         self._hops.clear()
@@ -161,7 +194,7 @@ class NextHops:
 
     def _rate(self, peer_id: str) -> DialRate:
         if len(self._rates) >= MAX_RATES:
-            now = self._now()
+            now = self.now()
             for other in [peer for peer, rate in self._rates.items() if rate.is_empty(now)]:
                 del self._rates[other]
         return self._rates.setdefault(peer_id, DialRate())

@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from ..swarm.errors import ErrorCode, RemoteProtocolError
-from ..swarm.messages import ErrorMessage, Message, Open, Result, Spent, Step, Want
+from ..swarm.messages import ErrorMessage, Message, Open, Opened, Result, Spent, Step, Want
 from ..swarm.replies import error_message
 from ..swarm.session import Duplicate, HopSession
 from .answers import Answer
@@ -21,6 +21,9 @@ from .replayer import Client
 
 MAX_KEPT_ANSWER = 256 * 1024
 """Bytes of the last result kept for a client that asks again: any decode step, not a whole prompt's rows."""
+FED_TURNS = 2
+"""How many times over another hop's steps may fill a session before they are computed: what is sent, and sent
+again after a repair. More would use up its client's quota, and the client's own stream would go unread."""
 
 _OVERLOADED = (
     "more of your steps wait here than this node takes",
@@ -56,7 +59,7 @@ class NodeSession:
     ``upstream``, or on the owner's stream (""); ``fed_by`` is the other stream that the last one came on.
     ``inflight``: steps given to the engine and not answered yet. ``last_used`` and ``opened_at`` are of the
     server's clock. ``kv_cells`` is what it holds of its peer's quota. ``task``: the link or replay that is
-    being made for it.
+    being made for it. ``opened``: the answer to its OPEN, as long as the client waits for it.
     """
 
     __slots__ = (
@@ -73,8 +76,10 @@ class NodeSession:
         "kv_cells",
         "lane",
         "last_used",
+        "opened",
         "opened_at",
         "owner",
+        "queued_tokens",
         "request",
         "task",
         "upstream",
@@ -104,7 +109,9 @@ class NodeSession:
         self.upstream = request.upstream
         self.fed_by: Feeder | None = None
         self.task: asyncio.Task[None] | None = None
+        self.opened: Opened | None = None
         self.inflight = 0
+        self.queued_tokens = 0
         self.last_used = self.opened_at = now
         self._engine = engine
         self._ledger = ledger
@@ -127,7 +134,9 @@ class NodeSession:
         arrived = perf_counter_ns()
         hold = step.hold
         if source is not self.owner and (
-            self._ledger.is_beyond(self.account) or not self.owner.takes_answers
+            self._ledger.is_beyond(self.account)
+            or not self.owner.takes_answers
+            or self.queued_tokens + step.tokens > FED_TURNS * self.request.max_tokens
         ):
             text, hint = _OVERLOADED
             self._refuse(
@@ -148,10 +157,12 @@ class NodeSession:
         self.inflight += 1
         tokens, size = step.tokens, len(step.payload)
         want, deadline_ms, spent = step.want, step.deadline_ms, step.spent
+        self.queued_tokens += tokens
         self._ledger.queue(self.account, tokens, size)
 
         def done(job: StepJob, outcome: StepOutcome) -> None:
             self.inflight -= 1
+            self.queued_tokens -= tokens
             self._ledger.unqueue(self.account, tokens, size)
             if self.closed:
                 return

@@ -87,12 +87,16 @@ class PeerConnection:
     async def run(self) -> None:
         """Serve until the stream ends; every session of it is closed by then."""
         self._task = asyncio.current_task()
-        why = "this node ended its stream"
         try:
-            await self._read()
+            await self._serve()
         except asyncio.CancelledError:
             if not self._ending or self._task is None or self._task.uncancel():
                 raise
+
+    async def _serve(self) -> None:
+        why = "this node ended its stream"
+        try:
+            await self._read()
         except (RemoteProtocolError, PeerError) as error:
             log.info("event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message)
             why = f"it sent what is no message: {error.message}"

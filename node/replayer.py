@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
@@ -36,12 +37,18 @@ class Client(Protocol):
 
 class Replayer:
     """One REPLAY of one session. The forwarder, which it belongs to, has left its next hop already and holds
-    back what comes."""
+    back what comes. ``used`` is called with every chunk: a session that is replayed does not rest."""
 
     def __init__(
-        self, request: Replay, forwarder: Forwarder, journal: Journal | None, client: Client
+        self,
+        request: Replay,
+        forwarder: Forwarder,
+        journal: Journal | None,
+        client: Client,
+        used: Callable[[], None],
     ) -> None:
         self._request = request
+        self._used = used
         self._forwarder = forwarder
         self._journal = journal
         self._client = client
@@ -95,6 +102,7 @@ class Replayer:
             self._steps += 1
             self._cursor += tokens
             self._bytes += len(rows)
+            self._used()
             if request.to is None:
                 self._client.post(Result(request.session, step, position, tokens, rows))
                 await self._client.drain()

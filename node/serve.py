@@ -129,6 +129,9 @@ class Node:
             tokens_per_s=round(load.tokens_per_s, 1) if load else 0.0,
             sessions=server.sessions if server else 0,
             links=self._probe.links() if self._probe is not None else (),
+            journal_bytes=server.journal.used if server else 0,
+            total_journal_bytes=server.journal.budget if server else 0,
+            row_check=self._row_check,
         )
 
     def statistics(self) -> NodeStatistics | None:

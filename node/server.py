@@ -226,7 +226,7 @@ class NodeServer:
         lane.on_released = released
         hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=lane.length)
         session = NodeSession(request, lane, hop, self.engine, self._ledger, account, cells, owner, now)
-        session.journal = self._journal_of(request, lane, parent)
+        session.journal = self._journal_of(request, lane, parent, account.peer_id)
         self.sessions[session.id] = session
         return session
 
@@ -319,20 +319,21 @@ class NodeServer:
             parent_tokens=request.parent_tokens,
         )
 
-    def _journal_of(self, request: Open, lane: Lane, parent: NodeSession | None) -> Journal | None:
+    def _journal_of(
+        self, request: Open, lane: Lane, parent: NodeSession | None, owner: str
+    ) -> Journal | None:
         """With the rows of what the session begins with, as far as they were kept."""
         if not request.journal or not self._journals.budget:
             return None
-        row_bytes = self._row_bytes[request.reply_codec]
+        base, rows = lane.length, b""
         if parent is None:
             known = lane.chain[: lane.length // PAGE_TOKENS]
             base, rows = self._journals.recall(request.span, request.reply_codec, known)
-            return self._journals.open(row_bytes, base, rows)
-        if parent.journal is not None and parent.journal.base < lane.length:
+        elif parent.journal is not None and parent.journal.base < lane.length:
             kept = parent.journal.slice(parent.journal.base, lane.length)
             if kept is not None:
-                return self._journals.open(row_bytes, parent.journal.base, kept)
-        return self._journals.open(row_bytes, lane.length)
+                base, rows = parent.journal.base, kept
+        return self._journals.open(self._row_bytes[request.reply_codec], base, rows, owner=owner)
 
     def _no_room(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy:
         free = self.engine.free_tokens * self._blocks

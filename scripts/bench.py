@@ -8,6 +8,7 @@ single runs are in the JSON. Parts:
   interference  one decodes while another sends long prompts
   engine        the compute alone, batch 1 to 16, against the memory's bandwidth
   prefix        the second turn of a long chat, with and without the prefix cache
+  pipeline      a prompt over two hops, in chunks and whole
   memory        a node's memory against its weights and KV cache
 
   scripts/bench                                 everything, as tables
@@ -51,6 +52,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=_positive, help="of each answer (default: 64, quick 48)")
     parser.add_argument("--prefill-tokens", type=_positive, default=1024, help="default: %(default)s")
     parser.add_argument("--interfering-tokens", type=_positive, default=4096, help="default: %(default)s")
+    parser.add_argument("--pipelined-tokens", type=_positive, default=2048, help="default: %(default)s")
     parser.add_argument("--repeat", type=_positive, help="runs of each (default: 3, quick 1)")
     parser.add_argument("--wire-codec", default="int8", help="of the one stream (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")

@@ -15,12 +15,13 @@ from typing import Any
 from bench_clients import StreamRun, summarize
 from bench_figures import medians
 from bench_memory import memory
+from bench_pipeline import pipeline
 from bench_prompts import BLOCKS, MODEL
 from bench_tables import console
 from local_swarm import LocalSwarm, split_evenly
 from worker_process import run_in_process, workers
 
-PARTS = ("one-stream", "streams", "interference", "engine", "prefix", "memory")
+PARTS = ("one-stream", "streams", "interference", "engine", "prefix", "pipeline", "memory")
 SWARM_PARTS = {"one-stream", "streams", "interference", "prefix"}
 CLIENTS = 8
 """Client processes that decode side by side."""
@@ -181,6 +182,10 @@ class Bench:
         ratio = found["without"]["second_turn_s"] / found["with"]["second_turn_s"]
         return found | {"ratio": ratio, "same_answers": answers["with"] == answers["without"]}
 
+    def pipeline(self) -> dict[str, Any]:
+        say("pipeline")
+        return pipeline(self.arguments.pipelined_tokens, self.repeat)
+
     def memory(self) -> dict[str, Any]:
         say("memory")
         return memory(self.arguments.nodes, self.serve_options)
@@ -193,6 +198,7 @@ class Bench:
             "interference": self.interference,
             "engine": self.engine,
             "prefix": self.prefix,
+            "pipeline": self.pipeline,
             "memory": self.memory,
         }
         chosen = [part for part in PARTS if part in self.arguments.parts]

@@ -24,6 +24,7 @@ def print_report(report: dict[str, Any]) -> None:
         "interference": _interference,
         "engine": _engine,
         "prefix": _prefix,
+        "pipeline": _pipeline,
         "memory": _memory,
     }
     for name, found in report["parts"].items():
@@ -164,6 +165,21 @@ def _prefix(found: dict[str, Any]) -> None:
     console.print(table)
     if not found["same_answers"]:
         console.print("[bold red]The answers with and without the cache differ.[/]")
+
+
+def _pipeline(found: dict[str, Any]) -> None:
+    threads = f"{found['node_threads']} thread each"
+    title = f"Prefill of {found['tokens']} tokens over {found['hops']} hops of {threads}, chunked and whole"
+    table = _table(title, ("one hop after the other s", "at the same time s", "× faster", "chunks"))
+    for way, figures in found["ways"].items():
+        table.add_row(
+            way,
+            f"{figures['sequential_s']:.2f}",
+            f"{figures['pipelined_s']:.2f}",
+            f"{figures['ratio']:.2f}",
+            f"{figures['chunks']:.0f}",
+        )
+    console.print(table)
 
 
 def _memory(found: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ from tiny_model import BLOCKS as TINY_BLOCKS
 from tiny_model import write_tiny_model
 from wan_lab_network import WanLab, why_not_here
 
-PAUSE_S = (0.5, 2.5)
+PAUSE_S = (0.3, 1.5)
 """Between two faults, shortest and longest."""
 KILL_PAUSE_S = (0.0, 0.25)
 POLL_S = 0.004
@@ -55,6 +55,8 @@ SETTLE_S = 60.0
 KV_TOKENS = 8192
 DRAIN_S = 0.5
 """Less than an answer takes: running ones must be handed over."""
+PROGRESS_S = 30.0
+"""Between two words to people who wait."""
 LOG_COLUMNS = 150
 
 console = Console(
@@ -71,7 +73,7 @@ class Chaos:
         self._tiny = arguments.model == "tiny"
         self._watch = Watch(on_note=self._tell if arguments.verbose else lambda note: None)
         self._aimed = 0
-        self._began = self._started = time.monotonic()
+        self._began = self._started = self._told = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         arguments = self._arguments
@@ -155,6 +157,17 @@ class Chaos:
         if self._arguments.verbose:
             console.print(f"[dim]{time.monotonic() - self._started:8.3f}  since the start: {what}[/]")
 
+    def _progress(self, nodes: ChaosNodes) -> None:
+        now, watch = time.monotonic(), self._watch
+        if now - self._told < PROGRESS_S:
+            return
+        self._told = now
+        wrong = sum(watch.wrong.values()) + len(watch.failures) + len(watch.false_bans) + len(nodes.problems)
+        console.print(
+            f"[dim]{now - self._began:5.0f} s  {len(watch.faults)} faults, {watch.generations} answers of "
+            f"{watch.tokens} tokens, {len(watch.repairs)} repairs, {wrong} problems[/]"
+        )
+
     def _tell(self, note: dict[str, Any]) -> None:
         told = ", ".join(f"{name} {value}" for name, value in note.items() if name not in ("at", "what"))
         console.print(f"[dim]{note['at'] - self._began:8.3f}  {note['what']}  {escape(told)}[/]")
@@ -231,14 +244,14 @@ class Chaos:
         while True:
             clients.poll(self._watch)
             nodes.poll()
+            self._progress(nodes)
             left = moment - time.monotonic()
             if left <= 0:
                 return
             time.sleep(min(POLL_S, left))
 
     def _calm_down(self, nodes: ChaosNodes, clients: ChaosClients) -> list[str]:
-        """End every fault, and let everybody get over it."""
-        nodes.settle()
+        """Let every fault come to its end, and everybody get over it."""
         deadline = time.monotonic() + SETTLE_S
         while not nodes.all_up or self._watch.recovering():
             if time.monotonic() > deadline:

@@ -22,6 +22,9 @@ DAEMON_RESTART_S = 3.0
 """After the end of its p2pd a node is left alone for so long; then it must be whole again."""
 DAEMON_REST_S = 20.0
 """Between two ends of one node's p2pd: a node gives up when its daemons keep dying young."""
+UNREACHABLE_S = 5.0
+"""libp2p does not dial a peer again for so long after it could not: a node that was cut off is no replica for
+anybody until then."""
 LEAVE_S = 20.0
 """What a node that was told to leave may take."""
 ONLINE_S = 60.0
@@ -44,6 +47,7 @@ class Slot:
     fault: Fault | None = None
     cure: Callable[[], None] = lambda: None
     daemon_ended: float = -DAEMON_REST_S
+    reachable_at: float = 0.0
 
     def daemon(self) -> psutil.Process:
         """Its p2pd. Raises psutil.Error."""
@@ -90,7 +94,12 @@ class ChaosNodes:
             for slot in self.slots
             if slot.state == "up"
             and planned.kind.role in ("any", slot.role)
-            and sum(other.state == "up" for other in self.slots if other.span == slot.span) > replicas
+            and sum(
+                other.state == "up" and (other is slot or other.reachable_at <= now)
+                for other in self.slots
+                if other.span == slot.span
+            )
+            > replicas
             and not (planned.kind.name == "p2pd of a node" and now - slot.daemon_ended < DAEMON_REST_S)
         ]
 
@@ -172,12 +181,6 @@ class ChaosNodes:
                 self.problems.append(f"a node ended by itself (exit code {code}) after {what}")
                 self._restart(slot)
 
-    def settle(self) -> None:
-        """End every fault now."""
-        for slot in self.slots:
-            if slot.state == "faulty":
-                slot.until = min(slot.until, time.monotonic())
-
     @property
     def all_up(self) -> bool:
         return all(slot.state == "up" for slot in self.slots)
@@ -211,9 +214,12 @@ class ChaosNodes:
         self._recovered(slot)
 
     def _recovered(self, slot: Slot) -> None:
+        now = time.monotonic()
         slot.state = "up"
         if slot.fault is not None and slot.fault.ended is None:
-            slot.fault.ended = time.monotonic()
+            slot.fault.ended = now
+            if slot.fault.kind == "partition":
+                slot.reachable_at = now + UNREACHABLE_S
 
 
 def end_daemon_of(pid: int) -> None:

@@ -12,6 +12,8 @@ GIVE_UP_S = 15.0
 """A fault that a stream has not noticed by then did it no harm."""
 GRACE_S = 10.0
 """A node may be held responsible so long after its fault: what was known of it is of before."""
+UNNOTICED = frozenset({"clock skew", "full cache"})
+"""Kinds of fault that running answers need not notice: nobody waits until they have got over one."""
 HARMLESS = frozenset({"BusyError"})
 """What a node is kept away from for, and which is no blame."""
 HARMLESS_CODES = frozenset({"session_expired", "draining"})
@@ -90,6 +92,8 @@ class Watch:
         """Note a fault at the moment that it is made."""
         self.faults.append(fault)
         self.note(fault.began, fault.kind, peer=fault.peer, client=fault.client)
+        if fault.kind in UNNOTICED:
+            return fault
         for key, stream in self.streams.items():
             concerned = fault.peer in stream.peers if fault.peer else key[0] == fault.client
             if stream.running and stream.tokens and stream.hit is None and concerned:

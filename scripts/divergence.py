@@ -18,6 +18,8 @@ Answers the same prompts three times over two hops in one process: undisturbed; 
 and prompts cut otherwise; and with the second hop replaced in mid-answer by one that is fed what
 the lost one had been sent. Counts the answers that are not the undisturbed one's, for each way to
 compute. With --deterministic kernels none may differ.
+
+With --cost instead: the time of steps with --deterministic and without, in turns.
 """
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -30,6 +32,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "deterministic torch bfloat16": {"dtype": "bfloat16", "quantize": "none", "deterministic": True},
 }
 """What each row of the table is loaded with."""
+COSTS: dict[str, dict[str, Any]] = {
+    "native int4": {},
+    "torch int4": {"kernels": "torch"},
+    "torch int8": {"kernels": "torch", "quantize": "int8"},
+    "torch bfloat16": {"dtype": "bfloat16", "quantize": "none"},
+    "torch float32": {"kernels": "torch", "dtype": "float32", "quantize": "none"},
+}
+"""What --cost loads, with --deterministic and without."""
 Z = 1.96
 """Standard errors of a 95 % interval."""
 
@@ -38,11 +48,42 @@ console = Console(stderr=True)
 
 def main() -> int:
     options = parse_arguments()
+    return show_cost(options) if options.cost else count_changes(options)
 
+
+def show_cost(options: argparse.Namespace) -> int:
+    def run() -> dict[str, Any]:
+        found = {}
+        for way, loaded in COSTS.items():
+            console.print(f"{way} ...", markup=False)
+            found[way] = run_in_process(
+                "divergence_cost:measure", model=str(options.model), options=loaded, threads=options.threads
+            )
+        return {"model": str(options.model), "threads": options.threads, "cost": found}
+
+    report = run_and_report(run, show_costs, options.json, console)
+    return report if isinstance(report, int) else 0
+
+
+def show_costs(report: dict[str, Any]) -> None:
+    loads = list(next(iter(report["cost"].values()))["loads"])
+    print("| without | with | " + " | ".join(loads) + " |")
+    print("|---|---|" + "---|" * len(loads))
+    for found in report["cost"].values():
+        cells = [f"{found['without']}, {found['weights']}", found["with"]]
+        cells += [
+            f"{each['times']:.2f} ({each['without_ms']:.1f} to {each['with_ms']:.1f} ms)"
+            for each in found["loads"].values()
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+def count_changes(options: argparse.Namespace) -> int:
     def run() -> dict[str, Any]:
         report: dict[str, Any] = {
             "model": str(options.model),
             "prompts": options.prompts,
+            "prompt_tokens": options.prompt_tokens,
             "tokens": options.tokens,
             "threads": options.threads,
             "ways": {},
@@ -54,6 +95,7 @@ def main() -> int:
                 model=str(options.model),
                 options=WAYS[way],
                 prompts=options.prompts,
+                prompt_tokens=options.prompt_tokens,
                 tokens=options.tokens,
                 threads=options.threads,
                 seed=options.seed,
@@ -101,8 +143,8 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
 def show(report: dict[str, Any]) -> None:
     """Markdown, so that it can go into the documentation as it is."""
     print(
-        f"{report['prompts']} prompts of up to 160 tokens, {report['tokens']} tokens each, "
-        f"{report['threads']} threads.\n"
+        f"{report['prompts']} prompts of up to {report['prompt_tokens']} tokens, "
+        f"{report['tokens']} tokens each, {report['threads']} threads.\n"
     )
     print("| way | kernels, weights | batched otherwise | repaired | per 1,000 tokens: batched, repaired |")
     print("|---|---|---|---|---|")
@@ -126,16 +168,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", default=MODEL, help="GGUF file, HuggingFace folder or hub name")
     parser.add_argument("--prompts", type=int, default=16, help="answers of each run (%(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, default=160, help="of the longest prompt (%(default)s)")
     parser.add_argument("--tokens", type=int, default=40, help="tokens of an answer (%(default)s)")
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=f"of: {', '.join(WAYS)}"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores")
     parser.add_argument("--seed", type=int, default=1, help="of batches, cuts and losses (%(default)s)")
+    parser.add_argument("--cost", action="store_true", help="time steps instead")
     parser.add_argument("--json", metavar="FILE", help="write the report there, too (-: standard output)")
     options = parser.parse_args()
-    if options.prompts < 1 or options.tokens < 2 or options.threads < 1:
-        parser.error("--prompts and --threads are at least 1, --tokens at least 2")
+    if min(options.prompts, options.prompt_tokens, options.threads) < 1 or options.tokens < 2:
+        parser.error("--prompts, --prompt-tokens and --threads are at least 1, --tokens at least 2")
     return options
 
 

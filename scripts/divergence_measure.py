@@ -28,17 +28,24 @@ TOGETHER = 8
 """Sessions in a batch of the undisturbed run; where batches are drawn, anew each step, 1 to so many."""
 REPLAY_TOKENS = 256
 """Tokens of a step of a replay."""
-LONGEST_PROMPT = 160
 
 
 def measure(
-    *, model: str, options: dict[str, Any], prompts: int, tokens: int, threads: int, seed: int
+    *,
+    model: str,
+    options: dict[str, Any],
+    prompts: int,
+    prompt_tokens: int,
+    tokens: int,
+    threads: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """``prompts`` answers of ``tokens`` tokens: undisturbed, batched and cut otherwise, repaired."""
+    """``prompts`` answers of ``tokens`` tokens to prompts of up to ``prompt_tokens``: undisturbed, batched
+    and cut otherwise, repaired."""
     torch.set_num_threads(threads)
     with open_checkpoint(model, client=True) as checkpoint, torch.inference_mode():
-        route = Route(checkpoint, LoadOptions(**options), threads, prompts, LONGEST_PROMPT + tokens)
-        asked = _prompts(checkpoint, prompts)
+        route = Route(checkpoint, LoadOptions(**options), threads, prompts, prompt_tokens + tokens)
+        asked = _prompts(checkpoint, prompts, prompt_tokens)
         undisturbed, seconds = _timed(lambda: route.answer(asked, tokens))
         rng = random.Random(seed)
         batched, _ = _timed(lambda: route.answer(asked, tokens, shuffle=rng))
@@ -179,15 +186,15 @@ def _groups(count: int, shuffle: random.Random | None) -> list[list[int]]:
     return groups
 
 
-def _prompts(checkpoint: Checkpoint, count: int) -> list[list[int]]:
+def _prompts(checkpoint: Checkpoint, count: int, longest: int) -> list[list[int]]:
     """Questions as the model's chat has them, and every other one behind some text."""
     tokenizer = checkpoint.tokenizer()
     found = []
     for number in range(count):
         ids = tokenizer.apply_chat_template([{"role": "user", "content": question(number)}])
         if number % 2:
-            ids = [*long_prompt(tokenizer.encode, LONGEST_PROMPT - len(ids), number), *ids]
-        found.append(ids[-LONGEST_PROMPT:])
+            ids = [*long_prompt(tokenizer.encode, longest - len(ids), number), *ids]
+        found.append(ids[-longest:])
     return found
 
 

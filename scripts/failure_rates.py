@@ -9,7 +9,15 @@ A failing server loses every stream at once, as in a crash, and its process stay
 minutes: it may serve again when the client trusts it again. Every finished answer must have the tokens of the
 undisturbed one.
 
+A cell is answers of its length, one after another, until its time is over; an answer that has begun by then
+is finished. Steps per second count the steps of complete answers over all the time up to the last of them, so
+that what a restart throws away is paid for, and so is every repair. In a cell where no answer was complete in
+the time limit, the speed is unknown, and below what is told. Failures are drawn by each server for itself,
+from the seed, whenever it sends the output of a step; all cells are of one run, one after another, on the
+same servers.
+
   scripts/failure_rates                          SmolLM2 in float32, 2 spans, 3 servers each
+  scripts/failure_rates --quick                  shorter cells: minutes for the whole table
   scripts/failure_rates --model tiny --json -    random weights: only the network's part of a step
 
 Exit code 0: every finished answer was right; 1: one was not; 2: wrong usage.
@@ -37,6 +45,8 @@ from tiny_model import write_tiny_model
 RATES = (0.0, 1e-4, 1e-3, 1e-2)
 STEPS = (128, 1024)
 KV_TOKENS = 8192
+SECONDS, QUICK_SECONDS = 15.0, 4.0
+LIMIT_S, QUICK_LIMIT_S = 60.0, 10.0
 LEARN_S = 600.0
 MARGIN_S = 120.0
 """More than a cell's limit: an answer may wait for a route."""
@@ -177,13 +187,20 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--replicas", type=int, default=3, help="servers of each (default: %(default)s)")
     parser.add_argument("--rates", type=_list_of(float), default=RATES, help="default: 0,1e-4,1e-3,1e-2")
     parser.add_argument("--steps", type=_list_of(int), default=STEPS, help="default: 128,1024")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of a cell (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="less time for each cell")
     parser.add_argument(
-        "--limit", type=float, default=60.0, help="seconds for a first answer (default: %(default)s)"
+        "--seconds", type=float, help=f"of a cell (default: {SECONDS:g}, with --quick {QUICK_SECONDS:g})"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        help=f"seconds for a first answer (default: {LIMIT_S:g}, with --quick {QUICK_LIMIT_S:g})",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the failures (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
     parsed = parser.parse_args(words)
+    parsed.seconds = parsed.seconds or (QUICK_SECONDS if parsed.quick else SECONDS)
+    parsed.limit = parsed.limit or (QUICK_LIMIT_S if parsed.quick else LIMIT_S)
     if not all(0 <= rate < 1 for rate in parsed.rates) or not all(steps >= 1 for steps in parsed.steps):
         parser.error("rates are from 0 to below 1, steps 1 or more")
     return parsed

@@ -90,7 +90,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--modes", type=_checked(_chosen(MODES)), default=list(MODES), help="default: chained,relayed"
     )
     bench.add_argument("--context", type=count, default=2048, help="of long prompts (default: %(default)s)")
-    bench.add_argument("--new-tokens", type=count, help="of each answer (default: 48, quick 24)")
+    bench.add_argument("--new-tokens", type=count, help="of each answer (default: 32, quick 24)")
     bench.add_argument("--repeat", type=count, help="runs of each (default: 3, quick 1)")
     bench.add_argument("--wire-codec", default="int8", help="default: %(default)s")
     bench.add_argument("--quick", action="store_true", help="fewer tokens and runs")
@@ -108,7 +108,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     shown.set_defaults(rtt=0.05, schedule=parse_schedule("3s cut client; 5s heal"))
     parsed = parser.parse_args(words)
     if parsed.command == "bench":
-        parsed.new_tokens = parsed.new_tokens or (24 if parsed.quick else 48)
+        parsed.new_tokens = parsed.new_tokens or (24 if parsed.quick else 32)
         parsed.repeat = parsed.repeat or (1 if parsed.quick else 3)
     return parsed
 

@@ -7,13 +7,15 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench_prompts import BLOCKS, MODEL
 from local_swarm import split_evenly
 from wan_lab_bound import Condition, decode_bound, prefill_bound, ways
+from wan_lab_controls import KINDS, Ring, ring
 from wan_lab_figures import figures
 from wan_lab_network import WanLab
 from wan_lab_swarm import CLIENT, WanSwarm
@@ -26,6 +28,7 @@ SERVE = ["--threads", "1", "--kv-cache-tokens", "16384"]
 """One thread a node: few cores carry all machines, and the daemons of each need some too."""
 COUNTED_TOKENS = 16
 """Tokens over which bytes on the links are counted."""
+CONTROL_TRIPS = 64
 
 
 class WanBench:
@@ -51,11 +54,13 @@ class WanBench:
             repeat=1,
         )
         prefill_compute_s = context / alone["prefill_tokens_per_s"]
-        with (
-            WanLab() as lab,
-            WanSwarm(lab, MODEL, split_evenly(BLOCKS, HOPS), serve_options=SERVE) as swarm,
-        ):
-            found = [self._condition(swarm, each, prefill_compute_s) for each in self.conditions]
+        say("a swarm of three hops, and the controls")
+        with ExitStack() as stack:
+            lab = stack.enter_context(WanLab())
+            swarm = stack.enter_context(WanSwarm(lab, MODEL, split_evenly(BLOCKS, HOPS), serve_options=SERVE))
+            names = [CLIENT, *swarm.nodes]
+            rings = {kind: stack.enter_context(ring(lab, names, kind)) for kind in KINDS}
+            found = [self._condition(swarm, rings, each, prefill_compute_s) for each in self.conditions]
         return {
             "conditions": {
                 "model": MODEL.name,
@@ -75,7 +80,9 @@ class WanBench:
             "results": found,
         }
 
-    def _condition(self, swarm: WanSwarm, condition: Condition, prefill_compute_s: float) -> dict[str, Any]:
+    def _condition(
+        self, swarm: WanSwarm, rings: Mapping[str, Ring], condition: Condition, prefill_compute_s: float
+    ) -> dict[str, Any]:
         lab = swarm.lab
         lab.set_all(rtt_s=condition.rtt_s)
         for name in lab.machines:
@@ -86,20 +93,50 @@ class WanBench:
         for mode in self.arguments.modes:
             say(f"{condition.name}: {mode}")
             modes[mode] = self._mode(swarm, condition, mode == "chained", prefill_compute_s)
+        say(f"{condition.name}: controls")
+        short = next(iter(modes.values()))["decode"]["short"]
+        controls = self._controls(rings, condition, short["middle"])
         return {
             "name": condition.name,
             "rate": condition.rate,
             "rtt_s": condition.rtt_s,
             "links": links,
             "modes": modes,
+            "controls": controls,
         }
+
+    def _controls(
+        self, rings: Mapping[str, Ring], condition: Condition, run: dict[str, Any]
+    ) -> dict[str, dict[str, float]]:
+        """The trips of a chained token without our code, every machine as busy as in ``run``."""
+        busy_s = [run["local_s"], *run["compute_s"]]
+        found = {}
+        for kind, around in rings.items():
+            measured = around.measure(busy_s, self._row_bytes(), CONTROL_TRIPS)
+            bound = decode_bound(
+                condition, chain=True, compute_s=[0.0] * HOPS, local_s=0.0, row_bytes=self._row_bytes()
+            )
+            bound_s = bound.seconds + measured["busy_s"]
+            beyond_s = measured["seconds"] - bound_s
+            found[kind] = {
+                **measured,
+                "bound_s": bound_s,
+                "over_bound": measured["seconds"] / bound_s - 1,
+                "beyond_s": beyond_s,
+                "beyond_way_s": beyond_s / ways(HOPS, chain=True),
+            }
+        return found
+
+    def _row_bytes(self) -> int:
+        """Of one token's activations."""
+        from swarm_node.swarm.codecs import payload_bytes
+
+        return payload_bytes(self.arguments.wire_codec, 1, HIDDEN)
 
     def _mode(
         self, swarm: WanSwarm, condition: Condition, chain: bool, prefill_compute_s: float
     ) -> dict[str, Any]:
-        from swarm_node.swarm.codecs import payload_bytes
-
-        row_bytes = payload_bytes(self.arguments.wire_codec, 1, HIDDEN)
+        row_bytes = self._row_bytes()
         options = {
             "initial_peers": swarm.initial_peers,
             "threads": 1,
@@ -131,6 +168,7 @@ class WanBench:
                 "bound": bound.as_dict(),
                 "over_bound": middle["decode_s"] / bound.seconds - 1,
                 **overheads(middle, bound.seconds),
+                "middle": middle,
                 "runs": runs[kind],
             }
         tokens = runs["long"][0]["prompt_tokens"]
@@ -152,6 +190,11 @@ class WanBench:
                 "tokens_per_s": tokens / prefill_s,
                 "bound_s": least_s,
                 "bound_tokens_per_s": tokens / least_s,
+                "over_bound": prefill_s / least_s - 1,
+                "hops_compute_s": [
+                    statistics.median(times)
+                    for times in zip(*(run["prefill_compute_s"] for run in runs["long"]), strict=True)
+                ],
             },
             "bytes_per_token": {
                 "ways": ways(HOPS, chain=chain),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from event_process import Launch, launch_python
 from local_swarm import NodeProcess
 from wan_lab_network import WanLab
 
@@ -26,14 +27,17 @@ class WanSwarm:
         serve_options: Sequence[str] = (),
         overrides: dict[str, Any] | None = None,
         on_event: Callable[[str], None] = lambda text: None,
+        launch: Launch = launch_python,
     ) -> None:
-        """``serve_options`` and ``overrides`` are every serving node's; see NodeProcess."""
+        """``serve_options`` and ``overrides`` are every serving node's, ``launch`` every process's; see
+        NodeProcess."""
         self.lab = lab
         self.model = str(model)
         self.spans = list(spans)
         self.serve_options = list(serve_options)
         self.overrides = overrides
         self.on_event = on_event
+        self._launch = launch
         self.nodes: dict[str, NodeProcess] = {}
         self.peer_ids: dict[str, str] = {}
         self.initial_peers: list[str] = []
@@ -50,7 +54,7 @@ class WanSwarm:
             *(*peers, *self.serve_options, *options),
         ]
         with self.lab.inside(name):
-            self.nodes[name] = NodeProcess(arguments, overrides=self.overrides)
+            self.nodes[name] = NodeProcess(arguments, overrides=self.overrides, launch=self._launch)
         if wait:
             self.wait_online(name)
         return name
@@ -71,7 +75,8 @@ class WanSwarm:
         try:
             address = self.lab.add("bootstrap")
             with self.lab.inside("bootstrap"):
-                self._bootstrap = NodeProcess(["bootstrap", "--json", *self._listen("bootstrap", address)])
+                words = ["bootstrap", "--json", *self._listen("bootstrap", address)]
+                self._bootstrap = NodeProcess(words, launch=self._launch)
             self.initial_peers = list(self._bootstrap.wait_for("listening")["maddrs"])
             for name in [self.start_node(blocks, wait=False) for blocks in self.spans]:
                 self.wait_online(name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -46,9 +46,9 @@ from .messages import (
 )
 from .replies import error_of
 from .round_trips import RoundTrips
-from .transport import Stream, Transport
+from .transport import Stream
 from .types import Hop, ModelRef
-from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID, Payload, encode_frame
+from .wire import DEFAULT_MAX_FRAME, Payload, encode_frame
 
 PROTOCOL_VERSION = 1
 IDLE_S = 5.0
@@ -414,76 +414,6 @@ class NodeLink:
         self._on_end()
 
 
-class LinkPool:
-    """The links of a client, one a node. Used in one event loop; ``close`` ends them all."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        model: ModelRef,
-        *,
-        agent: str = "swarm-node",
-        patience: Patience | None = None,
-    ) -> None:
-        self.patience = patience or Patience()
-        self._transport = transport
-        self._model = model
-        self._agent = agent
-        self._dials: dict[str, asyncio.Task[NodeLink]] = {}
-        self._links: set[NodeLink] = set()
-        self._closed = False
-
-    async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
-        """The live link to a node; dials it where there is none.
-
-        Raises NetworkError's subclasses. Those who ask at the same time share one dial.
-        """
-        if self._closed:
-            raise StreamClosedError("the client is closed")
-        dial = self._dials.get(peer_id)
-        if dial is None:
-            dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
-            dial.add_done_callback(_look_at)  # everybody who wanted it may have given up
-        # Shielded: that one session is cancelled must not cost the others their dial.
-        return await asyncio.shield(dial)
-
-    async def check(self) -> None:
-        """Raises LocalNetworkError if it is our own network that does not answer."""
-        await self._transport.check()
-
-    async def close(self) -> None:
-        self._closed = True
-        dials = list(self._dials.values())
-        for dial in dials:
-            dial.cancel()
-        if dials:
-            await asyncio.wait(dials)
-        links = [dial.result() for dial in dials if not dial.cancelled() and dial.exception() is None]
-        for link in links:
-            await link.close()
-
-    async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> NodeLink:
-        link: NodeLink | None = None
-
-        def forget() -> None:
-            if link is not None:
-                self._links.discard(link)
-            if self._dials.get(peer_id) is task:
-                del self._dials[peer_id]
-
-        task = asyncio.current_task()
-        try:
-            stream = await self._transport.open_stream(
-                peer_id, PROTOCOL_ID, maddrs, timeout=self.patience.dial_s
-            )
-            link = NodeLink(stream, self._model, self._agent, self.patience, forget, self._links)
-            self._links.add(link)
-            return link
-        except BaseException:
-            forget()
-            raise
-
-
 def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError | None:
     """Why a node that welcomed us cannot be this hop of a route, though it announced that it could."""
     if not welcome.span.covers(hop.span):
@@ -499,11 +429,6 @@ def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError
             retriable=False,
         )
     return None
-
-
-def _look_at(dial: asyncio.Task[NodeLink]) -> None:
-    if not dial.cancelled():
-        dial.exception()
 
 
 def _clock_difference() -> float:

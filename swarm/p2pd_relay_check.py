@@ -11,7 +11,8 @@ from hivemind.p2p import PeerID
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from .errors import NetworkError
+from .addresses import PeerAddress
+from .errors import NetworkError, PeerUnreachableError
 from .p2pd import P2pdTransport
 from .transport import Stream
 
@@ -27,6 +28,7 @@ BYTES_S = 10.0
 logger = logging.getLogger(__name__)
 
 _PROTOCOL = "/swarm-node/relay-check/1"
+_WHICH_ADDRESS = "Give --relay the address that `swarm-node bootstrap --relay` prints."
 
 
 async def check_reachable(peer_id: str, relays: Sequence[str]) -> None:
@@ -57,12 +59,13 @@ async def make_relay(transport: P2pdTransport) -> None:
 
 
 async def check_relaying(maddrs: Sequence[str]) -> None:
-    """Raises NetworkError unless the relay at ``maddrs`` connects peers, and for more than a few bytes."""
-    far, near = await asyncio.gather(
-        P2pdTransport.create(client_mode=True, initial_peers=maddrs, relays=maddrs),
-        P2pdTransport.create(client_mode=True),
-    )
-    try:
+    """Raises NetworkError unless a relay at ``maddrs`` connects peers, and for more than a few bytes."""
+    async with contextlib.AsyncExitStack() as ends:
+        near = await P2pdTransport.create(client_mode=True)
+        ends.push_async_callback(near.close)
+        await _meet_one(near, maddrs)
+        far = await P2pdTransport.create(client_mode=True, initial_peers=maddrs, relays=maddrs)
+        ends.push_async_callback(far.close)
         await far.serve(_PROTOCOL, _echo)
         await _dial(near, far.peer_id, maddrs)
         stream = await near.open_stream(far.peer_id, _PROTOCOL)
@@ -76,8 +79,22 @@ async def check_relaying(maddrs: Sequence[str]) -> None:
                 f"the relay breaks connections off within {CHECK_BYTES // 1024} KiB",
                 hint="It must be started with `swarm-node bootstrap --relay`.",
             )
-    finally:
-        await asyncio.gather(far.close(), near.close())
+
+
+async def _meet_one(transport: P2pdTransport, maddrs: Sequence[str]) -> None:
+    """Raises NetworkError if nobody answers at any of the addresses, each with /p2p/PEER."""
+
+    async def attempt(address: PeerAddress) -> NetworkError | None:
+        try:
+            await transport.connect(address.peer_id, [address.maddr], timeout=DIAL_S)
+        except NetworkError as error:
+            return error
+        return None
+
+    failures = await asyncio.gather(*(attempt(PeerAddress.parse(maddr)) for maddr in maddrs))
+    first = next((error for error in failures if error is not None), None)
+    if first is not None and None not in failures:
+        raise PeerUnreachableError(f"no relay answers: {first.message}", hint=first.hint or _WHICH_ADDRESS)
 
 
 async def _dial(stranger: P2pdTransport, peer_id: str, relays: Sequence[str]) -> None:
@@ -97,7 +114,7 @@ async def _dial(stranger: P2pdTransport, peer_id: str, relays: Sequence[str]) ->
     except TimeoutError:
         raise NetworkError(
             f"no relay leads to this peer after {PLACE_S:g} s: {last.message if last else 'no answer'}",
-            hint="Give --relay the address that `swarm-node bootstrap --relay` prints.",
+            hint=_WHICH_ADDRESS,
         ) from last
 
 

@@ -14,9 +14,9 @@ UNMEASURED_DECODE_MS_PER_BLOCK = 5.0
 UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
 MAX_QUEUE_MS = 60_000.0
 """A longer queue than this is no better known: bounds what an announcement can do to a route's price."""
-CHUNKS_PER_HOP = 2
-"""Chunks a prefill is cut into for each hop of a route of several: the last hop then idles for under a
-quarter."""
+CHUNKS_PER_HOP = 4
+"""Chunks a prefill is cut into for each hop of a route of several: a hop then idles for under a fifth. Where
+each is computed in slices of 25 ms, they cost no more than larger ones; see ``scripts/bench``."""
 SMALLEST_CHUNK = 64
 """Tokens; below it kernels lose more than the overlap gains."""
 

@@ -107,6 +107,8 @@ class NodeInfo:
     Load, measured over the last seconds: ``queue_ms`` is how long a decode step waits before it is computed,
     ``tokens_per_s`` what all sessions together got, ``sessions`` how many are open. ``links``: to nodes that
     may come before or after it in a chain, MAX_PEER_LINKS at most.
+    ``journal_bytes`` of ``total_journal_bytes``: kept of what sessions sent on, for a replacement.
+    ``row_check``: of a node that computes deterministically, the digest of its check in hexadecimal; else "".
     """
 
     peer_id: str
@@ -125,6 +127,9 @@ class NodeInfo:
     tokens_per_s: float = 0.0
     sessions: int = 0
     links: tuple[PeerLink, ...] = ()
+    journal_bytes: int = 0
+    total_journal_bytes: int = 0
+    row_check: str = ""
 
 
 @dataclass(frozen=True, slots=True)

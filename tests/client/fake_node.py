@@ -66,6 +66,7 @@ class Behaviour:
     nan_at_step: int | None = None  # once
     nan_from_step: int | None = None  # and ever after
     wrong_rows_at_step: int | None = None  # once
+    more_rows_from_step: int | None = None  # and ever after: a row more, and said to be so
     garbage_at_step: int | None = None  # once: bytes that are no frame, to whom the result is for
     die_at_open: bool = False  # once
     die_at_replay: bool = False  # once: when it is asked for one
@@ -409,8 +410,13 @@ class FakeNode:
             return
         if self.behaviour.once("wrong_rows_at_step", step.step):
             tokens += 1
+        if self._adds_rows(step):
+            payload, tokens = payload + payload[: session.row], tokens + 1
         result = Result(step.session, step.step, position, tokens, payload, 100, 200, 50, 1, step.spent)
         await self._say(session.owner, result)
+
+    def _adds_rows(self, step: Step) -> bool:
+        return step.step >= (self.behaviour.more_rows_from_step or 1 << 60)
 
     async def _forward(
         self,
@@ -428,6 +434,9 @@ class FakeNode:
             return
         if self.behaviour.once("wrong_rows_at_step", step.step):
             rows += rows[: session.row]
+        if self._adds_rows(step):
+            rows += rows[: session.row]
+            step = replace(step, tokens=step.tokens + 1)
         message = replace(step, session=down.session, spent=spent, payload=rows)
         await self._say(hop.connection, message)
 

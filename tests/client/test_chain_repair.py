@@ -171,6 +171,22 @@ async def test_nonsense_for_ever_is_blamed_on_its_source(victim: int, step: int)
     assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]
 
 
+@pytest.mark.parametrize("hops", [2, 4])
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("step", [1, 15])
+async def test_a_hop_that_makes_up_tokens_is_found_behind_those_that_believe_it(
+    hops: int, victim: int, step: int
+) -> None:
+    """The hops behind it answer wrongly, and are not blamed for it."""
+    case = await ChainCase(hops).start()
+    case.swarm.nodes[H[victim]].behaviour.more_rows_from_step = step
+    answer = await case.disturbed()
+    assert case.blamed == {H[victim]}
+    assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]
+    await settle()
+    assert case.swarm.open_sessions == 0
+
+
 async def test_input_refused_for_no_reason_is_blamed_on_who_refuses() -> None:
     case = await ChainCase(3).start()
     node = case.swarm.nodes["hb"]

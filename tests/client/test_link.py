@@ -16,7 +16,7 @@ from swarm_node.client.route_session import RouteSession
 from swarm_node.swarm import link as link_module
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import PeerTimeoutError, StreamClosedError, SwarmError
-from swarm_node.swarm.link import LinkPool
+from swarm_node.swarm.link_pool import LinkPool
 from swarm_node.swarm.messages import Hello, Open, Opened, Result, Step, Welcome
 from swarm_node.swarm.transport import Stream
 from swarm_node.swarm.types import Hop, Route, Span

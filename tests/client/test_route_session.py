@@ -24,7 +24,8 @@ from swarm_node.swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from swarm_node.swarm.link import LinkPool, Patience
+from swarm_node.swarm.link import Patience
+from swarm_node.swarm.link_pool import LinkPool
 from swarm_node.swarm.messages import ErrorMessage, Refused, Want
 from swarm_node.swarm.types import Hop, Route, Span
 

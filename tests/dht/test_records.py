@@ -50,7 +50,11 @@ NODE = NodeInfo(
     tokens_per_s=420.0,
     sessions=7,
     links=(PeerLink(OTHER, 0.0125, 12_500_000.0), PeerLink("12D3KooWnoBandwidth", 0.000081)),
+    journal_bytes=70_000_000,
+    total_journal_bytes=256 * 2**20,
+    row_check="0123456789ab",
 )
+OPTIONAL = ("queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check")
 
 
 @st.composite
@@ -59,6 +63,7 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
     n_blocks = draw(st.integers(1, MAX_BLOCKS))
     start = draw(st.integers(0, n_blocks - 1))
     total = draw(st.integers(0, 2**40))
+    most = draw(st.integers(0, 2**50))
     return NodeInfo(
         peer_id=OWNER,
         maddrs=tuple(
@@ -87,6 +92,9 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
                 st.lists(st.tuples(st.integers(0, 60_000_000), st.integers(0, 10**12)), max_size=16)
             )
         ),
+        journal_bytes=draw(st.integers(0, most)),
+        total_journal_bytes=most,
+        row_check=draw(st.binary(max_size=16)).hex(),
     )
 
 
@@ -187,6 +195,15 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("links", [[OTHER, 0.5, 0]]),
         ("links", [[OTHER, 5, True]]),
         ("links", [[OTHER, 5, 10**12 + 1]]),
+        ("journal", -1),
+        ("journal", 256 * 2**20 + 1),
+        ("journal", 1.5),
+        ("journal_max", 69_999_999),
+        ("journal_max", 2**50 + 1),
+        ("journal_max", None),
+        ("row_check", "0" * 33),
+        ("row_check", "red\x1b"),
+        ("row_check", True),
         ("v", 2),
         ("v", True),
         ("kind", "other"),
@@ -197,17 +214,26 @@ def test_out_of_bounds_is_refused(field: str, value: object) -> None:
     assert field in record
     with pytest.raises(RemoteProtocolError):
         decode(OWNER, msgpack.packb(record | {field: value}))
-    if field not in ("v", "kind", "queue_ms", "tps", "sessions", "links"):
+    if field not in ("v", "kind", *OPTIONAL):
         del record[field]
         with pytest.raises(RemoteProtocolError, match=field):
             decode(OWNER, msgpack.packb(record))
 
 
-def test_load_and_links_may_be_left_out() -> None:
+def test_what_older_nodes_do_not_announce_may_be_left_out() -> None:
     record = msgpack.unpackb(encode_node(NODE))
-    for field in ("queue_ms", "tps", "sessions", "links"):
+    for field in OPTIONAL:
         del record[field]
-    idle = dataclasses.replace(NODE, queue_ms=0.0, tokens_per_s=0.0, sessions=0, links=())
+    idle = dataclasses.replace(
+        NODE,
+        queue_ms=0.0,
+        tokens_per_s=0.0,
+        sessions=0,
+        links=(),
+        journal_bytes=0,
+        total_journal_bytes=0,
+        row_check="",
+    )
     assert decode(OWNER, msgpack.packb(record)) == idle
 
 
@@ -250,6 +276,9 @@ def test_owner_is_the_signer_not_a_field() -> None:
         {"queue_ms": -1.0},
         {"tokens_per_s": math.inf},
         {"sessions": -1},
+        {"journal_bytes": NODE.total_journal_bytes + 1},
+        {"total_journal_bytes": 2**50 + 1},
+        {"row_check": "not hexadecimal"},
         {"links": (PeerLink(OTHER, math.nan),)},
         {"links": (PeerLink(OTHER, 61.0),)},
         {"links": (PeerLink(OTHER, 0.1, math.inf),)},

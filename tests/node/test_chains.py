@@ -406,7 +406,44 @@ async def test_steps_beyond_the_owners_quota_cost_that_session_only(swarm, hidde
         assert other.control.messages == []
 
 
+async def test_a_hop_that_floods_a_session_leaves_its_clients_stream_read(swarm, hidden_states):
+    async with swarm(limits=Limits(queued_tokens_per_peer=40)) as it:
+        hop = await it.hop("b")
+        await it.open(hop, Span(1, 3), 16, upstream="mean")
+        feeder = await it.connect("b", "mean")
+        payload = rows(hidden_states(16))
+        async with stalled(it.servers["b"].engine):
+            for number in range(3):  # over and over from the start, so that each fits
+                await feeder.send(Step(hop.session, number, 0, 16, Want.ALL, payload=payload))
+            assert (await hop.error(2)).code is ErrorCode.OVERLOADED
+            await hop.control.send(Ping(7))
+            assert (await hop.control.take(Pong)).nonce == 7
+        assert [(await hop.result(number)).tokens for number in range(2)] == [16, 16]
+        await feeder.send(Step(hop.session, 3, 0, 16, Want.ALL, payload=payload))
+        assert (await hop.result(3)).tokens == 16
+
+
 # Leaving.
+
+
+async def test_a_node_that_leaves_while_a_farewell_is_unread_ends_quietly(swarm, monkeypatch):
+    async with swarm() as it:
+        control, server = await it.connect("a"), it.servers["a"]
+        (served,) = server._connections
+        unread = asyncio.Event()
+
+        async def drain() -> None:
+            unread.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(served._connection.stream, "drain", drain)
+        control.connection.stream.write([b"no frame at all, but more than a header"])
+        await unread.wait()
+        serving = served._task
+        server.close()
+        await asyncio.wait([serving])
+        assert not serving.cancelled()
+        assert serving.exception() is None
 
 
 async def test_a_draining_node_goes_on_being_fed(swarm, hidden_states):

@@ -26,6 +26,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
         *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
         *("total_kv_tokens", "weights", "codecs", "version", "maddrs"),
         *("sessions", "tokens_per_s", "queue_ms", "links"),
+        *("journal_bytes", "total_journal_bytes", "deterministic", "row_check"),
     }
 
 
@@ -41,16 +42,35 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
         sessions=128,
         tokens_per_s=1234.5,
         queue_ms=123.4,
+        journal_bytes=64 * 2**20,
+        total_journal_bytes=256 * 2**20,
     )
     report = build_report([busy])
     (node,) = report["models"][0]["nodes"]
     assert (node["sessions"], node["tokens_per_s"], node["queue_ms"]) == (128, 1234.5, 123.4)
+    assert (node["journal_bytes"], node["total_journal_bytes"]) == (64 * 2**20, 256 * 2**20)
+    assert (node["deterministic"], node["row_check"]) == (False, "")
     print_tables(report)
     lines = capsys.readouterr().out.splitlines()
     (row,) = (line for line in lines if "…" in line)
-    for words in ("draining", "int4 (Q4_1)", "12k 19%", "128", "1234", "123.4", "12.50"):
+    for words in ("draining", "int4 (Q4_1)", "12k 19%", "128", "1234", "123 ", "25%", "12.50"):
         assert words in row
     assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
+
+
+def test_deterministic_nodes_that_compute_alike_stand_together(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = _node("12D3KooWplain1", 0, 30)
+    alike = [replace(plain, peer_id=f"12D3KooWalike{n}", row_check="0123456789ab") for n in (1, 2)]
+    other = replace(plain, peer_id="12D3KooWother1", row_check="ba9876543210")
+    report = build_report([plain, *alike, other])
+    found = {node["peer_id"][-6:]: node["deterministic"] for node in report["models"][0]["nodes"]}
+    assert found == {"plain1": False, "alike1": True, "alike2": True, "other1": True}
+    print_tables(report)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "deterministic" in line]
+    assert lines == [
+        "  deterministic, blocks 0-29, row check 0123456789ab: …alike1, …alike2",
+        "  deterministic, blocks 0-29, row check ba9876543210: …other1",
+    ]
 
 
 def test_one_name_with_two_digests_is_two_models() -> None:

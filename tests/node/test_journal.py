@@ -71,6 +71,20 @@ def test_the_journal_written_to_the_longest_ago_goes_whole():
     assert (book.statistics().lost, book.statistics().sessions) == (1, 2)
 
 
+def test_who_has_most_loses_first():
+    """One client with many long sessions does not cost another, who rests, its only journal."""
+    book = JournalBook(100)
+    rests = book.open(1, 0, bytes(30), owner="rests")
+    greedy = [book.open(1, 0, bytes(20), owner="greedy") for _ in range(6)]
+    assert [journal.lost for journal in greedy] == [True, True, True, False, False, False]
+    assert not rests.lost
+    assert rests.slice(0, 30) == bytes(30)
+    assert book.statistics().used == 90
+    rests.write(30, bytes(35))  # now it has most
+    assert rests.lost
+    assert [journal.lost for journal in greedy[3:]] == [False] * 3
+
+
 def test_a_session_larger_than_the_budget_loses_its_own():
     book = JournalBook(10)
     journal = book.open(1, 0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
-from chain_swarm import rows, swarm_of, until
+from chain_swarm import MODEL, rows, swarm_of, until
 
-from swarm_node.node.next_hops import UNCOUNTED_BYTES, NextHop
+from swarm_node.node.next_hops import UNCOUNTED_BYTES, NextHop, NextHops
 from swarm_node.node.quotas import Ledger, Limits
 from swarm_node.swarm.connection import Connection
-from swarm_node.swarm.errors import ErrorCode, PeerError, StreamClosedError
+from swarm_node.swarm.errors import ErrorCode, PeerError, PeerUnreachableError, StreamClosedError
 from swarm_node.swarm.link import NodeLink
 from swarm_node.swarm.messages import (
+    Downstream,
     ErrorMessage,
     Hello,
     Open,
@@ -88,6 +90,89 @@ def test_a_session_over_there_is_fed_by_one():
     hop.leave(b"s" * 16)
     hop.leave(b"s" * 16)
     hop.join(b"s" * 16, None)
+
+
+class Dials:
+    """A pool whose dials to peer "p" end when they are told to, and fail at addresses that are none."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, ...]] = []
+        self.go_on = asyncio.Event()
+
+    async def get(self, peer_id, maddrs):
+        self.begun.append(maddrs)
+        await self.go_on.wait()
+        if maddrs == ("/wrong",):
+            raise PeerUnreachableError("nobody is there")
+        link = SlowLink()
+        link.failure, link.round_trip_s = None, 0.001
+        link.welcome = asyncio.get_running_loop().create_future()
+        link.welcome.set_result(SimpleNamespace(max_step_tokens=512))
+        return link
+
+    async def close(self) -> None:
+        pass
+
+
+def dialling(**limits):
+    ledger = Ledger(Limits(**limits))
+    hops = NextHops(None, MODEL, "test", Limits(**limits), ledger, lambda: 0.0)
+    hops.pool = Dials()
+    return hops, ledger
+
+
+async def test_one_dial_serves_all_who_want_it_and_wrong_addresses_cost_nobody_else():
+    hops, ledger = dialling(dials_per_peer=1)
+    mean, good = ledger.connect("mean"), ledger.connect("good")
+    wrong = asyncio.ensure_future(hops.reach(Downstream("p", b"w" * 16, ("/wrong",)), mean))
+    await until(lambda: bool(hops.pool.begun))
+    right = [asyncio.ensure_future(hops.reach(Downstream("p", b"r" * 16, ("/r",)), good)) for _ in range(8)]
+    await asyncio.sleep(0)
+    hops.pool.go_on.set()
+    with pytest.raises(PeerUnreachableError):
+        await wrong
+    assert len(set(await asyncio.gather(*right))) == 1
+    assert hops.pool.begun == [("/wrong",), ("/r",)]
+    await hops.close()
+
+
+async def test_a_dial_that_failed_is_not_made_again_by_all_who_waited():
+    hops, ledger = dialling()
+    client = ledger.connect("client")
+    waiting = [
+        asyncio.ensure_future(hops.reach(Downstream("p", bytes([n]) * 16, ("/wrong",)), client))
+        for n in range(8)
+    ]
+    await until(lambda: bool(hops.pool.begun))
+    hops.pool.go_on.set()
+    failures = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {PeerUnreachableError}
+    assert len(hops.pool.begun) == 1
+    await hops.close()
+
+
+async def test_a_dial_that_nobody_waits_for_counts_until_it_is_over():
+    hops, ledger = dialling(dials_per_peer=1)
+    client = ledger.connect("client")
+    first = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), client))
+    await until(lambda: bool(hops.pool.begun))
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    with pytest.raises(PeerError, match="1 dials of yours are under way"):
+        await hops.reach(Downstream("q", b"2" * 16), client)
+    hops.pool.go_on.set()
+    await until(lambda: len(hops) == 1 and not hops._dials)
+    await hops.reach(Downstream("q", b"2" * 16), client)
+    await hops.close()
+
+
+async def test_dials_under_way_end_with_the_node():
+    hops, ledger = dialling()
+    reaching = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), ledger.connect("client")))
+    await until(lambda: bool(hops.pool.begun))
+    await hops.close()
+    with pytest.raises(asyncio.CancelledError):
+        await reaching
 
 
 async def test_a_decode_step_starts_no_task_and_sets_no_timer(tiny_span, hidden_states, monkeypatch):

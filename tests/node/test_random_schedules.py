@@ -10,6 +10,7 @@ The plain torch path must agree to float32 rounding, the native kernels and the 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -33,6 +34,8 @@ HIDDEN, VOCAB, LONGEST = 64, 128, 150
 SPANS = [Span(0, 4), Span(0, 4), Span(1, 3)]
 NEAR_TIE = 1e-3
 """Logits closer than this may fall either way in float32."""
+TIMES = 10 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 1
+"""How many times the schedules of a usual run."""
 
 _generator = torch.Generator().manual_seed(11)
 EMBEDDING = torch.randn((VOCAB, HIDDEN), generator=_generator)
@@ -308,11 +311,15 @@ def check_books(engine: Engine) -> None:
     assert not load.cached_slots or engine.settings.prefix_cache
 
 
+def _numbers(seed: int, usual: int) -> range:
+    return range(seed * TIMES, (seed + usual) * TIMES)
+
+
 @pytest.mark.parametrize("seed", range(0, 40, 10))
 async def test_schedules_on_the_plain_path(tiny_span, plain, seed):
     model = tiny_span(kernels="torch")
     rows = 0
-    for number in range(seed, seed + 10):
+    for number in _numbers(seed, 4):
         logs, engine = await run_schedule(model, number)
         with torch.inference_mode():
             rows += check(model, logs, exact=False)
@@ -331,7 +338,7 @@ async def test_schedules_on_the_plain_path(tiny_span, plain, seed):
 async def test_schedules_on_native_kernels(tiny_span, seed):
     model = tiny_span(kernels="native")
     rows = 0
-    for number in range(seed, seed + 20):
+    for number in _numbers(seed, 10):
         logs, engine = await run_schedule(model, number)
         rows += check(model, logs, exact=True)
         check_books(engine)
@@ -344,7 +351,7 @@ async def test_schedules_on_native_kernels(tiny_span, seed):
 async def test_schedules_with_deterministic_kernels(tiny_span, options):
     model = tiny_span(**options, deterministic=True)
     rows = 0
-    for number in range(2000, 2004):
+    for number in _numbers(2000, 3):
         logs, engine = await run_schedule(model, number)
         with torch.inference_mode():
             rows += check(model, logs, exact=True)

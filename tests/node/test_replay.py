@@ -13,8 +13,9 @@ import pytest
 from chain_swarm import ChainSwarm, Hop, rows, stalled, swarm_of, until
 
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import Downstream, Opened, Replayed, Result, Want
+from swarm_node.swarm.messages import Downstream, Open, Opened, Replay, Replayed, Result, Want, encode
 from swarm_node.swarm.types import Span
+from swarm_node.swarm.wire import encode_frame
 
 PLACES = [("a", Span(0, 1)), ("b", Span(1, 3)), ("c", Span(3, 4))]
 SPANS = {"a": Span(0, 4), "b": Span(1, 3), "c": Span(2, 4), "d": Span(0, 4), "e": Span(0, 4)}
@@ -452,6 +453,43 @@ async def test_a_replay_that_comes_before_opened(swarm, x):
         await first.step(1, 0, rows(x[:3]), 3)
         assert (await last.result(1)).tokens == 3
         it.network.heal()
+
+
+async def test_a_replay_in_the_same_breath_as_open_leaves_no_question_open(swarm, x):
+    async with swarm() as it:
+        it.network.partition("a", "b")
+        first, last = await it.hop("a"), await it.hop("d")
+        await it.open(last, Span(1, 4), upstream="a")
+        opening = Open(
+            first.session,
+            Span(0, 1),
+            128,
+            "none",
+            "none",
+            downstream=Downstream("b", b"b" * 16),
+            journal=True,
+        )
+        request = Replay(first.session, 0, 0, 1, last.downstream)
+        frames = [*encode_frame(encode(opening)), *encode_frame(encode(request))]
+        first.control.connection.stream.write([b"".join(frames)])
+        assert not (await first.control.take(Opened)).chained
+        assert (await first.control.take(Replayed)).tokens == 0
+        await first.step(1, 0, rows(x[:3]), 3)
+        assert (await last.result(1)).tokens == 3
+        it.network.heal()
+
+
+async def test_a_session_that_is_replayed_does_not_rest(swarm, x):
+    async with swarm() as it:
+        first, last = await it.hop("a"), await it.hop("d")
+        await it.open(first, Span(0, 2), journal=True)
+        await it.open(last, Span(2, 4), upstream="a")
+        await first.step(1, 0, rows(x[:30]), 30)
+        await first.result(1)
+        session = it.servers["a"].sessions[first.session]
+        session.last_used = rested = it.servers["a"].now() - 3600.0
+        await first.replay(0, 30, 10, last)
+        assert session.last_used > rested + 3000.0
 
 
 async def test_a_step_that_goes_back_during_a_replay_cuts_it_short(swarm, x):

@@ -14,6 +14,7 @@ from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node, run_node
+from swarm_node.swarm import codecs
 from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import (
@@ -24,7 +25,7 @@ from swarm_node.swarm.errors import (
     UsageError,
 )
 from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import Hello, Open, Opened, Refused, Welcome
+from swarm_node.swarm.messages import Hello, Open, Opened, Refused, Result, Step, Want, Welcome
 from swarm_node.swarm.types import NodeState, Span
 from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
@@ -119,12 +120,28 @@ async def test_a_node_from_start_to_stop(swarm):
     server = node.statistics().server
     assert (server.sessions, server.links) == (1, 0)
     assert (server.journal.used, server.journal.budget) == (0, 256 * 2**20)
+    assert (announced.journal_bytes, announced.total_journal_bytes) == (0, 256 * 2**20)
+    assert announced.row_check == ""
     await node.stop()
     await node.stop()
     assert swarm.names[-1] == "stopped"
     assert await MemoryDirectory(swarm.store).all_nodes() == []
     with pytest.raises(PeerUnreachableError):
         await swarm.client("another")
+
+
+async def test_what_a_journal_holds_is_announced(swarm):
+    node = swarm.node(journal_mib=1)
+    await node.start()
+    client = await swarm.client()
+    session, size = os.urandom(16), codecs.payload_bytes("none", 3, 64)
+    await client.send(Open(session, Span(1, 3), 10, "none", "none", journal=True))
+    assert isinstance(await client.receive(), Opened)
+    await client.send(Step(session, 0, 0, 3, Want.ALL, payload=bytes(size)))
+    assert isinstance(await client.receive(), Result)
+    info = node.info()
+    assert (info.journal_bytes, info.total_journal_bytes) == (size, 2**20)
+    await node.stop()
 
 
 async def test_events_are_flat_json(swarm):

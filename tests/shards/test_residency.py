@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,8 +40,23 @@ with open_checkpoint(sys.argv[1], blocks=Span(10, 20)) as model:
 """
 
 
-def test_ten_of_thirty_blocks_read_a_third_of_the_bytes(smollm2_path: Path) -> None:
-    path = smollm2_path.resolve()
+@pytest.fixture
+def cold_copy(smollm2_path: Path, tmp_path: Path) -> Path:
+    """The model in a file of which nothing is in memory, and that nobody else reads: a page that is touched
+    is mapped together with those around it that are in memory already, by up to 2 MiB."""
+    path = tmp_path / "cold.gguf"
+    shutil.copyfile(smollm2_path, path)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)  # what is not written yet stays in memory
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def test_ten_of_thirty_blocks_read_a_third_of_the_bytes(cold_copy: Path) -> None:
+    path = cold_copy.resolve()
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True, timeout=120, check=True
     )

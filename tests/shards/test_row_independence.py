@@ -25,7 +25,7 @@ from swarm_node.swarm.types import Span
 HFLlama = Callable[..., Path]
 MakeSessions = Callable[..., Any]
 
-BLOCKS, TOKENS = 3, 100
+BLOCKS, TOKENS = 2, 72
 WAYS: dict[str, dict[str, str]] = {
     "native float32": {"dtype": "float32", "quantize": "none"},
     "native float16 weights": {"quantize": "none", "weights": "float16"},
@@ -107,7 +107,7 @@ def test_any_schedule_gives_the_bits_of_token_by_token(
             if fed.lengths[session] == TOKENS or data.draw(st.integers(0, 3)) == 0:
                 fed.lengths[session] = data.draw(st.integers(0, max(0, fed.lengths[session] - 1)))
         starts = [fed.lengths[session] for session in chosen]
-        counts = [data.draw(st.integers(1, min(70, TOKENS - start))) for start in starts]
+        counts = [data.draw(st.integers(1, min(50, TOKENS - start))) for start in starts]
         x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
         with torch.inference_mode():
             for span in spans:
@@ -145,7 +145,7 @@ def test_rope_that_depends_on_the_length(load: Load, sessions: MakeSessions, way
     model = load(way, shape={"max_position_embeddings": 16, "rope_parameters": rope})
     want = token_by_token(model, sessions, "float32", 0)
     fed = sessions(model, tokens=TOKENS)
-    got = torch.cat([fed.forward(x) for x in inputs(model.config.hidden_size, 0).split([10, 30, 60])])
+    got = torch.cat([fed.forward(x) for x in inputs(model.config.hidden_size, 0).split([10, 20, 42])])
     assert torch.equal(got, want)
 
 
@@ -167,9 +167,13 @@ def test_thread_counts(load: Load, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @torch.inference_mode()
 def test_the_check_holds(load: Load, way: str, kv_dtype: str) -> None:
-    digest = check_rows(load(way), kv_dtype)
-    assert digest == check_rows(load(way), kv_dtype)
-    assert len(digest) == 12
+    assert len(check_rows(load(way), kv_dtype)) == 12
+
+
+@pytest.mark.parametrize("way", WAYS)
+@torch.inference_mode()
+def test_the_digest_is_the_same_again(load: Load, way: str) -> None:
+    assert check_rows(load(way), "float16") == check_rows(load(way), "float16")
 
 
 @pytest.mark.parametrize("way", ["torch float32", "torch int8", "torch int4"])

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from swarm_node.swarm import p2pd_relay_check
-from swarm_node.swarm.errors import NetworkError
+from swarm_node.swarm.errors import NetworkError, PeerUnreachableError
 from swarm_node.swarm.p2pd import P2pdTransport
 from swarm_node.swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
 
@@ -26,6 +26,14 @@ async def test_a_relay_passes_its_own_test_and_a_node_behind_it_is_reached() -> 
             await hidden.close()
     finally:
         await relay.close()
+
+
+async def test_of_a_relay_that_is_not_there_the_address_is_named() -> None:
+    nobody = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+    with pytest.raises(
+        PeerUnreachableError, match=r"no relay answers: nobody listens at /ip4/127.0.0.1/tcp/9"
+    ):
+        await check_relaying([nobody])
 
 
 async def test_a_peer_that_is_no_relay_is_told_from_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,16 +38,16 @@ def test_a_decoded_token() -> None:
 
 
 def test_a_prompt_is_a_pipeline_of_chunks() -> None:
-    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=400, bytes_per_token=1000)
-    # a has 3 of 4 blocks at 1000 tokens/s, b 3 of 4 at 500: 0.3 s and 0.6 s for 400 tokens, in 4 chunks
-    assert [hop.prefill_s for hop in predicted.hops] == pytest.approx([0.3, 0.6])
+    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=800, bytes_per_token=1000)
+    # a has 3 of 4 blocks at 1000 tokens/s, b 3 of 4 at 500: 0.6 s and 1.2 s for 800 tokens, in 8 chunks
+    assert [hop.prefill_s for hop in predicted.hops] == pytest.approx([0.6, 1.2])
     fill = (0.005 + 0.1) + 0.005 + 0.075 + (0.002 + 0.01) + 0.15 + 0.007
-    assert predicted.prefill_s == pytest.approx(fill + 3 * 0.15)
+    assert predicted.prefill_s == pytest.approx(fill + 7 * 0.15)
     # through the client an edge takes both lines, one after the other, at the same time as other chunks
     edges = Edges([A, B], LINKS, unchained=frozenset({("a", "b")}))
-    relayed = predict(HOPS, [A, B], edges, prompt_tokens=400, bytes_per_token=1000)
+    relayed = predict(HOPS, [A, B], edges, prompt_tokens=800, bytes_per_token=1000)
     fill = (0.005 + 0.1) + 0.005 + 0.075 + (0.011 + 0.2) + 0.15 + 0.007
-    assert relayed.prefill_s == pytest.approx(fill + 3 * 0.15)
+    assert relayed.prefill_s == pytest.approx(fill + 7 * 0.15)
     assert not relayed.edges[1].chained
 
 
@@ -84,7 +84,7 @@ def test_an_announced_queue_is_bounded() -> None:
 
 def test_chunks() -> None:
     assert chunk_tokens(2048, 1, 512) == 512
-    assert chunk_tokens(2048, 2, 4096) == 512
+    assert chunk_tokens(2048, 2, 4096) == 256
     assert chunk_tokens(100, 2, 4096) == 64
     assert chunk_tokens(10, 3, 4096) == 10
 

@@ -37,13 +37,18 @@ def test_generate_json_is_one_stable_object(default_swarm: LocalSwarm, cli: Cli)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert set(result) == {
-        *("text", "prompt_token_ids", "token_ids", "finish_reason", "route", "timings", "repairs", "model")
+        *("text", "prompt_token_ids", "token_ids", "finish_reason", "route", "chains", "predicted"),
+        *("timings", "repairs", "repaired", "model"),
     }
     assert result["text"] == ANSWER
     assert result["finish_reason"] == "stop"
     assert [hop["blocks"] for hop in result["route"]] == ["0-9", "10-19", "20-29"]
     for hop in result["route"]:
         assert {"peer_id", "ms_per_token", "bytes_sent", "bytes_received"} <= set(hop)
+    (chain,) = result["chains"]
+    assert chain["peer_ids"] == [hop["peer_id"] for hop in result["route"]], "hops pass activations on"
+    assert [hop["peer_id"] for hop in result["predicted"]["hops"]] == chain["peer_ids"]
+    assert (result["repairs"], result["repaired"]) == (0, [])
 
 
 def test_generate_raw_and_length(default_swarm: LocalSwarm, cli: Cli) -> None:

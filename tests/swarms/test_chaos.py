@@ -24,7 +24,7 @@ STARTED_S = 60.0
 ENDED_S = 30.0
 
 
-def _chaos(*options: str, timeout: float = 150) -> dict[str, Any]:
+def _chaos(*options: str, timeout: float = 240) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(CHAOS), "--model", "tiny", *options, "--json", "-"],
         capture_output=True,
@@ -50,12 +50,12 @@ def test_every_kind_of_fault_costs_no_token() -> None:
 
 def test_kills_in_quick_succession_cost_no_token_in_four_bits() -> None:
     """Int4 weights, int8 on the wire: a replayed token has the bits that it had before."""
-    report = _chaos("--kills", "12", "--mode", "int4", "--seed", "2")
-    assert report["faults"] == {"kill -9": 12}
-    assert report["in_a_running_generation"] == 12
-    assert report["restarts"] == 12
+    report = _chaos("--kills", "10", "--mode", "int4", "--seed", "2", "--replicas", "3")
+    assert report["faults"] == {"kill -9": 10}
+    assert report["in_a_running_generation"] == 10
+    assert report["restarts"] == 10
     kinds = report["repairs_by_kind"]["kill -9"]
-    assert sum(kinds.values()) >= 12
+    assert sum(kinds.values()) >= 10
     assert kinds.get("replay", 0) > kinds.get("reopen", 0), "most routes kept what they could"
     assert report["replayed"]["tokens"] > 0
 
@@ -63,7 +63,19 @@ def test_kills_in_quick_succession_cost_no_token_in_four_bits() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_it_whatever_ends_it(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(CHAOS), "--kills", "1000", "--clients", "2", "--replicas", "2", "--verbose"],
+        [
+            sys.executable,
+            str(CHAOS),
+            "--kills",
+            "1000",
+            "--clients",
+            "2",
+            "--spans",
+            "1",
+            "--replicas",
+            "2",
+            "--verbose",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from harness import EXACT, ONE_THREAD
 from local_swarm import NodeProcess
+from nursery import Nursery
 from tiny_model import write_tiny_model
 from wan_lab_network import WanLab, why_not_here
 
@@ -56,7 +57,7 @@ class Natted:
 def natted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Natted]:
     folder = tmp_path_factory.mktemp("natted")
     model = write_tiny_model(folder)
-    with WanLab() as lab:
+    with Nursery({"OMP_NUM_THREADS": "1"}) as nursery, WanLab() as lab:
         address = lab.add("relay")
         started: list[NodeProcess] = []
         try:
@@ -64,7 +65,8 @@ def natted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Natted]:
                 identity = str(folder / "relay.key")
                 relay = NodeProcess(
                     ["bootstrap", "--json", "--relay", "--host", address, "--port", "4001"]
-                    + ["--identity", identity]
+                    + ["--identity", identity],
+                    launch=nursery.launch,
                 )
                 started.append(relay)
             (where, *_) = relay.wait_for("listening")["maddrs"]
@@ -74,7 +76,8 @@ def natted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Natted]:
                 with lab.inside(name):
                     words = ["serve", "--json", "--model", str(model), "--blocks", blocks, "--host", host]
                     words += ["--initial-peers", where, "--relay", where, *ONE_THREAD, *EXACT]
-                    started.append(NodeProcess([*words, "--identity", str(folder / f"{name}.key")]))
+                    words += ["--identity", str(folder / f"{name}.key")]
+                    started.append(NodeProcess(words, launch=nursery.launch))
             for node in started[1:]:
                 node.wait_for("online")
             yield Natted(lab, model, relay, started[1:])

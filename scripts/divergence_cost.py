@@ -1,0 +1,70 @@
+"""What --deterministic costs: the same blocks with and without it, in one process, taking turns."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
+from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.swarm.types import Span
+
+BLOCKS = 8
+CONTEXT = 256
+"""Tokens that a session holds before its next one."""
+LOADS = {"decode 1": (1, CONTEXT, 1, 15), "decode 8": (8, CONTEXT, 1, 9), "prefill 512": (1, 0, 512, 3)}
+"""Sessions, tokens before, tokens each, and how often with and how often without."""
+
+
+def measure(*, model: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
+    """By load: milliseconds without and with (medians), and how many times the one is the other (of the
+    fastest, which other processes disturbed least)."""
+    torch.set_num_threads(threads)
+    with open_checkpoint(model) as checkpoint, torch.inference_mode():
+        config = checkpoint.config
+        span = Span(0, min(BLOCKS, config.n_blocks))
+        modes = [
+            load_span(checkpoint, span, LoadOptions(**options, deterministic=on), threads=threads)
+            for on in (False, True)
+        ]
+        sessions = max(count for count, *_ in LOADS.values())
+        pages = -(-max(before + tokens for _, before, tokens, _ in LOADS.values()) // PAGE_TOKENS)
+        slots = sessions * len(span) * pages
+        kv_dtype = resolve_kv_dtype(
+            "auto", modes[0].dtype, options.get("dtype") == "float32", modes[0].device
+        )
+        pool = KvPool(slots, config.n_kv_heads, config.head_dim, kv_dtype, modes[0].device)
+        tables = torch.arange(slots, dtype=torch.int32).view(sessions, len(span), pages)
+        x = torch.randn(sessions * 512, config.hidden_size, dtype=modes[0].dtype)
+        for session in range(sessions):
+            _seconds(modes[0], pool, tables[session : session + 1], x, 0, CONTEXT)
+        loads = {}
+        for name, (count, before, tokens, times) in LOADS.items():
+            taken: tuple[list[float], list[float]] = ([], [])
+            for turn in range(times + 1):
+                for mode, seconds in zip(modes, taken, strict=True):
+                    passed = _seconds(mode, pool, tables[:count], x, before, tokens)
+                    if turn:  # the first warms up
+                        seconds.append(passed)
+            without, with_it = (1000 * median(seconds) for seconds in taken)
+            loads[name] = {"without_ms": without, "with_ms": with_it, "times": min(taken[1]) / min(taken[0])}
+        return {
+            "without": modes[0].kernels,
+            "with": modes[1].kernels,
+            "weights": modes[0].weights,
+            "loads": loads,
+        }
+
+
+def _seconds(model: SpanModel, pool: KvPool, tables: Tensor, x: Tensor, before: int, tokens: int) -> float:
+    """One step of ``tokens`` tokens for each session of ``tables`` (sessions, blocks, pages)."""
+    pieces = [Piece(table, 0, row * tokens, before, tokens) for row, table in enumerate(tables)]
+    began = time.perf_counter()
+    model.forward(x[: len(tables) * tokens], pieces, pool)
+    return time.perf_counter() - began

@@ -1,0 +1,83 @@
+"""What a hop says late, or twice, and what it never was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from swarm_node.client.hop import HopClient, ReplayRefusedError, Seat, SessionSettings
+from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
+from swarm_node.swarm.link import NodeLink
+from swarm_node.swarm.messages import Attached, ErrorMessage, Replayed
+from swarm_node.swarm.types import Hop, Span
+
+SESSION = bytes(16)
+
+
+class _Link:
+    """Takes what is posted; the test says what the node answers."""
+
+    failure = None
+    name = "peer h"
+    round_trip_s = 0.0
+
+    def __init__(self) -> None:
+        self.posted: list[Any] = []
+
+    def post(self, message: Any) -> None:
+        self.posted.append(message)
+
+    def watch(self) -> None:
+        pass
+
+
+def _hop() -> HopClient:
+    seat = Seat(Hop("h", Span(0, 3)), 0, 2, SESSION, "none", "none")
+    return HopClient(seat, cast(NodeLink, _Link()), SessionSettings(8, 64), 1000)
+
+
+def _replayed(tokens: int) -> Replayed:
+    return Replayed(SESSION, tokens, 0, 0, 0)
+
+
+async def _replay(hop: HopClient, step: int) -> asyncio.Task[Replayed]:
+    task = asyncio.create_task(hop.replay(0, 4, step, None))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_a_replay_that_was_taken_for_refused_may_be_done_all_the_same() -> None:
+    hop = _hop()
+    replay = await _replay(hop, 5)
+    hop.deliver(ErrorMessage(SESSION, None, ErrorCode.DOWNSTREAM_LOST, "gone", True))
+    with pytest.raises(ReplayRefusedError):
+        await replay
+    hop.deliver(_replayed(4))
+    assert hop.failure is None
+    hop.deliver(_replayed(4))
+    assert isinstance(hop.failure, RemoteProtocolError), "once, not for ever"
+
+
+async def test_answers_that_come_in_one_read_are_told_apart() -> None:
+    hop = _hop()
+    given_up = await _replay(hop, 5)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    replay = await _replay(hop, 10)
+    hop.deliver(_replayed(4))
+    hop.deliver(_replayed(4))
+    assert (await replay).tokens == 4
+    attach = asyncio.create_task(hop.attach("g"))
+    await asyncio.sleep(0)
+    hop.deliver(Attached(SESSION, 4))
+    assert await attach == 4
+    assert hop.failure is None
+
+
+async def test_an_answer_to_nothing_is_nonsense() -> None:
+    hop = _hop()
+    hop.deliver(Attached(SESSION, 4))
+    assert isinstance(hop.failure, RemoteProtocolError)
+    assert "ATTACHED" in hop.failure.message

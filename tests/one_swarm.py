@@ -1,0 +1,29 @@
+"""How several workers share the tests: by files, and whole swarms beside other tests rather than each other.
+
+A whole swarm is half a dozen processes with heartbeats and time limits; two of them on two cores are a load
+that no test means. So one worker takes the files of whole swarms and the others take the rest; who has
+nothing left helps out. A file stays with one worker, which starts its swarm once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdist.scheduler import LoadScopeScheduling
+
+SWARMS = "tests/swarms/"
+
+
+class OneSwarm(LoadScopeScheduling):
+    """Files by their number of tests, largest first; see above for who takes which."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.split("::", 1)[0]
+
+    def _assign_work_unit(self, node: Any) -> None:
+        wanted = node is self.nodes[0]
+        for scope in self.workqueue:
+            if scope.startswith(SWARMS) == wanted:
+                self.workqueue.move_to_end(scope, last=False)
+                break
+        super()._assign_work_unit(node)
