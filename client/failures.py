@@ -26,7 +26,8 @@ UNSUITABLE_S = 60.0
 SILENT_S = 8.0
 """Least ban of a peer that fell silent: to find that out again costs seconds each time."""
 RETRY_S = 1.0
-"""Where nobody else could serve, a peer that failed is tried again after so long, banned or not."""
+"""Where nobody else could serve, a peer that failed is tried again after so long for each failure in a row,
+banned or not."""
 DRAINING_S = 5.0
 """Ban of a peer that drains: then its announcement says so too, or that it is back."""
 FIRST_BUSY_S = 0.05
@@ -126,7 +127,8 @@ class Failures:
         return frozenset(
             peer_id
             for peer_id in self._health.banned(now)
-            if self._is_hopeless(peer_id) or now - records[peer_id].last_failure < RETRY_S
+            if self._is_hopeless(peer_id)
+            or now - records[peer_id].last_failure < RETRY_S * max(1, records[peer_id].failures)
         )
 
     def _is_hopeless(self, peer_id: str) -> bool:

@@ -39,8 +39,6 @@ UNSETTLED_S = 12.0
 soon, and is best known before it is needed."""
 POLL_S = 0.5
 """Between looks at the directory while no route covers the model."""
-LAST_TRIES_S = 1.0
-"""Before a wait ends in vain, peers whose bans outlast it are tried for so long all the same."""
 SPREAD = 0.05
 """Part by which a session's route may cost more than the cheapest, so that clients which see the same
 announcements do not all take the same nodes. Measured speeds and round trips differ by more from one time to
@@ -205,13 +203,14 @@ class Router:
             if not fresh:
                 fresh = True
                 continue
-            if limits.missing_s and (barred := self._failures.barred(self.now())):
+            now = self.now()
+            barred = self._failures.barred(now)
+            if limits.missing_s and barred != self.health.banned(now):
                 with suppress(NoRouteError):
                     return search(nodes, barred)
             limit, until = self._worth_waiting(nodes, search, began, limits)
-            now = self.now()
             patient = began + limits.missing_s  # who waits for missing blocks waits for anybody new
-            if until > limit > now >= patient - LAST_TRIES_S:
+            if until > limit > now and not limits.missing_s:
                 # Those that failed are banned for longer than anybody wants to wait: better them than nobody.
                 await self._sleep(min(POLL_S, limit - now))
                 with suppress(NoRouteError):

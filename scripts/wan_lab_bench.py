@@ -179,7 +179,10 @@ class WanBench:
             chain=chain,
             tokens=tokens,
             row_bytes=row_bytes,
-            compute_s=prefill_compute_s * tokens / self.arguments.context,
+            compute_s=min(
+                prefill_compute_s * tokens / self.arguments.context,
+                *(sum(run["prefill_compute_s"]) for run in runs["long"]),  # other work may have left since
+            ),
             cores=self.cores,
         )
         return {

@@ -13,6 +13,7 @@ from swarm_node.client.router import (
     LOOK_PAUSE_S,
     REPLACE_PAUSE_S,
     SLOW_S,
+    UNSETTLED_S,
     Need,
     Planned,
     Router,
@@ -326,13 +327,45 @@ async def test_who_waits_for_missing_blocks_waits_for_anybody_new() -> None:
     assert clock.time < 1004
 
 
-async def test_a_patient_one_tries_those_that_failed_at_the_end_of_its_wait() -> None:
+async def test_a_patient_one_tries_those_that_failed_now_and_then() -> None:
+    """Whoever fell silent may be back long before its ban ends."""
     _, router, clock = await _swarm(a="0-5")
     await router.plan(NEED)
-    for _ in range(6):
-        router.failed(_failure("a"))
-    assert _hops(await router.plan(NEED, limits=WaitLimits(missing_s=20))) == [("a", "0-5")]
-    assert 1018.5 < clock.time <= 1020
+    tried: list[float] = []
+    began = clock.time
+
+    async def try_for_ever() -> None:
+        while True:
+            planned = await router.plan(NEED, began=began, limits=WaitLimits(missing_s=20))
+            assert _hops(planned) == [("a", "0-5")]
+            tried.append(clock.time - began)
+            router.failed(_failure("a", PeerTimeoutError("silent")))
+
+    with pytest.raises(NoRouteError):
+        await try_for_ever()
+    assert tried[0] == 0
+    pauses = [after - before for before, after in itertools.pairwise(tried)]
+    assert pauses == sorted(pauses)
+    assert 0.9 < pauses[0] < 2.1
+    assert 4 <= len(tried) <= 8
+
+
+async def test_after_a_failure_the_directory_is_read_again_and_again_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swarm_node.client.router.LOOK_AGAIN_S", 0.01)
+    swarm, router, clock = await _swarm(a="0-5", b="0-5")
+    await router.plan(NEED)
+    router.failed(_failure("a"))
+    await asyncio.sleep(0.05)
+    swarm.announce("b", maddrs=("/ip4/127.0.0.1/tcp/4242",))
+    await asyncio.sleep(0.05)
+    (hop,) = (await router.plan_gap(NEED, Span(0, 6), before=None, after=None, keep=frozenset())).route.hops
+    assert hop.maddrs == ("/ip4/127.0.0.1/tcp/4242",)
+    clock.time += UNSETTLED_S
+    await asyncio.sleep(0.05)
+    assert router._look_again is None
+    await router.close()
 
 
 async def test_a_gap_is_filled_between_its_neighbours() -> None:

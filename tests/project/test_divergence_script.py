@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from divergence import rates, wilson
+from divergence import rates, show_costs, wilson
 from divergence_measure import _compare, _groups
 
 SCRIPT = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "divergence.py")]
@@ -37,6 +37,17 @@ def test_every_session_is_in_one_batch_of_each_step() -> None:
         assert sorted(index for group in groups for index in group) == list(range(20))
         assert max(map(len, groups)) <= 8
         assert min(map(len, groups)) >= 1
+
+
+def test_costs_are_a_table_that_documentation_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    loads = {name: {"without_ms": 2.0, "with_ms": 3.0, "times": 1.5} for name in ("decode 1", "prefill 512")}
+    found = {"without": "torch", "with": "torch rowwise", "weights": "int8", "loads": loads}
+    show_costs({"cost": {"torch int8": found}})
+    assert capsys.readouterr().out.splitlines() == [
+        "| without | with | decode 1 | prefill 512 |",
+        "|---|---|---|---|",
+        "| torch, int8 | torch rowwise | 1.50 (2.0 to 3.0 ms) | 1.50 (2.0 to 3.0 ms) |",
+    ]
 
 
 def test_bad_words_are_plain() -> None:
