@@ -22,6 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Self
@@ -144,6 +145,25 @@ class Nursery:
                 os.close(descriptor)
         return child
 
+    def run(
+        self, arguments: Sequence[str], *, environment: dict[str, str], stdin: str, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """``launch`` one, give it ``stdin`` and wait for its end, as subprocess.run does; ``timeout`` in
+        seconds. Raises subprocess.TimeoutExpired, the process being killed."""
+        child = self.launch(arguments, environment, True)
+        if child.stdin is None or child.stdout is None or child.stderr is None:
+            raise ProcessFailedError("a process without pipes")
+        with ThreadPoolExecutor(2) as readers:
+            output, errors = readers.submit(child.stdout.read), readers.submit(child.stderr.read)
+            try:
+                with contextlib.suppress(BrokenPipeError), child.stdin:
+                    child.stdin.write(stdin)
+                code = child.wait(timeout)
+            except BaseException:
+                child.send_signal(signal.SIGKILL)
+                raise
+        return subprocess.CompletedProcess(list(arguments), code, output.result(), errors.result())
+
     def _read(self, connection: socket.socket) -> None:
         while True:
             try:
@@ -263,6 +283,8 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
             os.close(descriptor)
         os.environ.update(request["environment"])
         code = import_module(request["program"]).main(request["words"])
+    except SystemExit as end:  # as of argparse
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 - the end of a process: said, not passed on
         traceback.print_exc()
     finally:

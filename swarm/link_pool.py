@@ -43,7 +43,13 @@ class LinkPool:
             dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
             dial.add_done_callback(_look_at)  # everybody who wanted it may have given up
         # Shielded: that one session is cancelled must not cost the others their dial.
-        return await asyncio.shield(dial)
+        try:
+            return await asyncio.shield(dial)
+        except asyncio.CancelledError:
+            asker = asyncio.current_task()
+            if dial.cancelled() and not (asker and asker.cancelling()):  # by close, not the one who asks
+                raise StreamClosedError("the client is closed") from None
+            raise
 
     async def check(self) -> None:
         """Raises LocalNetworkError if it is our own network that does not answer."""

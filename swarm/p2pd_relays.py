@@ -31,17 +31,19 @@ class RelayWatch:
     def began(self, now: float) -> None:
         """Another daemon has started."""
         self._since = now
-        self._holding = set(self._relays)
+        self._met: set[bytes] = set()
+        self._lost: set[bytes] = set()
         self._tried_at: float | None = None
 
     def look(self, connected: Collection[bytes], now: float) -> Verdict:
         """``connected``: the peers that our daemon is connected to."""
-        if now - self._since < GRACE_S:
+        present = self._relays & set(connected)
+        starting = now - self._since < GRACE_S
+        self._lost |= (self._met if starting else self._relays) - present
+        self._met |= present
+        if (self._relays if starting else present) - self._lost:
             return Verdict.FINE
-        self._holding &= set(connected)
-        if self._holding:
-            return Verdict.FINE
-        if self._relays & set(connected):
+        if present:
             return Verdict.BACK
         if self._tried_at is not None and now - self._tried_at < RETRY_S:
             return Verdict.FINE

@@ -154,7 +154,7 @@ async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
     link._look()
     assert link.failure is None
     assert perf_counter() - link._pinged_at < 1  # the time that we were away does not count
-    link._pinged_at -= 2 * FAST.pong_within_s
+    link._pinged_at -= 60  # more than any measured round trip allows
     link._due = asyncio.get_running_loop().time()
     link._look()
     assert isinstance(link.failure, PeerTimeoutError)
@@ -302,7 +302,7 @@ async def test_closing_leaves_no_task_and_refuses_what_follows() -> None:
     with pytest.raises(HopFailedError, match="client is closed"):
         await _open(links)
     (outcome,) = await asyncio.gather(dialling, return_exceptions=True)
-    assert isinstance(outcome, BaseException | RouteSession)
+    assert isinstance(outcome, HopFailedError | RouteSession), outcome
     own = {task for task in asyncio.all_tasks() - before if "MemoryTransport" not in repr(task)}
     assert not own
     assert swarm.open_sessions == 0

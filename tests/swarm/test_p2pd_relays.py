@@ -29,6 +29,23 @@ def test_a_lost_relay_is_tried_now_and_then_and_needs_a_new_daemon_when_it_is_ba
     assert watch.look([ONE], now + 4 + RETRY_S) is Verdict.FINE
 
 
+def test_a_relay_that_goes_and_comes_while_a_daemon_starts_has_forgotten_us() -> None:
+    watch = RelayWatch([ONE])
+    assert watch.look([], 0.0) is Verdict.FINE
+    assert watch.look([ONE], 1.0) is Verdict.FINE
+    assert watch.look([STRANGER], 2.0) is Verdict.LOST
+    assert watch.look([ONE], 3.0) is Verdict.BACK
+
+
+def test_a_relay_that_is_met_too_late_holds_no_place() -> None:
+    watch = RelayWatch([ONE, OTHER])
+    assert watch.look([OTHER], GRACE_S - 1) is Verdict.FINE
+    assert watch.look([ONE, OTHER], GRACE_S - 0.5) is Verdict.FINE
+    watch.began(0.0)
+    assert watch.look([OTHER], GRACE_S) is Verdict.FINE
+    assert watch.look([ONE], GRACE_S + 1) is Verdict.BACK
+
+
 def test_the_second_relay_is_enough_but_one_that_came_back_has_forgotten_us() -> None:
     watch = RelayWatch([ONE, OTHER])
     assert watch.look([OTHER], GRACE_S) is Verdict.FINE

@@ -14,24 +14,50 @@ import psutil
 import pytest
 from harness import EXACT, MARK, ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
+from nursery import Nursery
 
+CLI_MODULE = "swarm_node.node.cli"
 DAEMONS_END_S = 20.0
 """A p2pd whose node was killed sees its socket close and ends by itself."""
 
 
-@pytest.fixture(scope="session")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """Runs ``swarm-node`` to its end, with a state folder of its own."""
-    home = tmp_path_factory.mktemp("swarm-node-home")
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Starts a module's processes without importing torch anew for each."""
+    with Nursery({"OMP_NUM_THREADS": "1"}) as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def cli_environment(tmp_path: Path) -> dict[str, str]:
+    """A state folder of its own, and lines that are not broken."""
+    return {"SWARM_NODE_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+
+
+@pytest.fixture
+def cli(nursery: Nursery, cli_environment: dict[str, str]) -> Cli:
+    """Runs ``swarm-node`` to its end."""
+
+    def run(*arguments: str, stdin: str = "", timeout: float = 90) -> subprocess.CompletedProcess[str]:
+        return nursery.run(
+            ["-m", CLI_MODULE, *arguments], environment=cli_environment, stdin=stdin, timeout=timeout
+        )
+
+    return run
+
+
+@pytest.fixture
+def cold_cli(cli_environment: dict[str, str]) -> Cli:
+    """The same in a new interpreter, as a person's shell does it."""
 
     def run(*arguments: str, stdin: str = "", timeout: float = 90) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "swarm_node.node.cli", *arguments],
+            [sys.executable, "-m", CLI_MODULE, *arguments],
             input=stdin,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={**os.environ, "SWARM_NODE_HOME": str(home), "COLUMNS": "200"},
+            env={**os.environ, **cli_environment},
         )
 
     return run
@@ -61,14 +87,17 @@ def no_process_stays() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def exact_swarm(smollm2_path: Path) -> Iterator[LocalSwarm]:
+def exact_swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
     """SmolLM2 in float32 over three processes."""
-    with LocalSwarm(smollm2_path, split_evenly(30, 3), serve_options=[*ONE_THREAD, *EXACT]) as swarm:
+    options = [*ONE_THREAD, *EXACT]
+    with LocalSwarm(smollm2_path, split_evenly(30, 3), serve_options=options, launch=nursery.launch) as swarm:
         yield swarm
 
 
 @pytest.fixture(scope="module")
-def default_swarm(smollm2_path: Path) -> Iterator[LocalSwarm]:
+def default_swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
     """SmolLM2 as a person would serve it, over three processes."""
-    with LocalSwarm(smollm2_path, split_evenly(30, 3), serve_options=ONE_THREAD) as swarm:
+    with LocalSwarm(
+        smollm2_path, split_evenly(30, 3), serve_options=ONE_THREAD, launch=nursery.launch
+    ) as swarm:
         yield swarm

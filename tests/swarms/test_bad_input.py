@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness import ONE_THREAD, Cli
 from local_swarm import LocalSwarm
+from nursery import Nursery
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
@@ -93,7 +94,9 @@ def test_an_empty_prompt(cli: Cli, default_swarm: LocalSwarm) -> None:
     _refused(cli("generate", "--model", default_swarm.model, *peers, ""), 2, "empty")
 
 
-def test_another_model_under_the_same_name(cli: Cli, smollm2_path: Path, tmp_path: Path) -> None:
+def test_another_model_under_the_same_name(
+    cli: Cli, nursery: Nursery, smollm2_path: Path, tmp_path: Path
+) -> None:
     """A file that differs in one weight is another model, and both sides can tell."""
     other = tmp_path / smollm2_path.name
     shutil.copyfile(smollm2_path, other)
@@ -102,7 +105,7 @@ def test_another_model_under_the_same_name(cli: Cli, smollm2_path: Path, tmp_pat
         tail = bytearray(file.read())
         file.seek(-2000, 2)
         file.write(bytes(byte ^ 1 for byte in tail))
-    with LocalSwarm(other, ["0-29"], serve_options=ONE_THREAD) as swarm:
+    with LocalSwarm(other, ["0-29"], serve_options=ONE_THREAD, launch=nursery.launch) as swarm:
         peers = ("--initial-peers", swarm.initial_peers[0])
         done = cli("generate", "--model", str(smollm2_path), *peers, QUESTION)
         _refused(done, 3, "differ|another|digest")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from harness import EXACT, exact_client
 from local_swarm import LocalSwarm
+from nursery import Nursery
 from worker_process import Worker
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
@@ -24,11 +25,13 @@ NOTICED_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def small_swarm(smollm2_path: Path) -> Iterator[LocalSwarm]:
+def small_swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
     """Two nodes in float32 that say how they are and drop sessions after a second."""
     options = ["--threads", "1", "--kv-cache-tokens", str(KV_TOKENS), *EXACT]
     overrides = {"idle_session_seconds": 1.0}
-    with LocalSwarm(smollm2_path, ["0-14", "15-29"], serve_options=options, overrides=overrides) as swarm:
+    with LocalSwarm(
+        smollm2_path, ["0-14", "15-29"], serve_options=options, overrides=overrides, launch=nursery.launch
+    ) as swarm:
         yield swarm
 
 

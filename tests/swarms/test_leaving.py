@@ -9,6 +9,7 @@ import psutil
 import pytest
 from harness import EXACT, ONE_THREAD, Cli
 from local_swarm import LocalSwarm
+from nursery import Nursery
 
 from swarm_node.client import SwarmModel
 from swarm_node.shards.native_library import library
@@ -24,7 +25,9 @@ def _status(cli: Cli, swarm: LocalSwarm) -> dict:
 
 
 @pytest.mark.parametrize("weights", ["float32", "int4"])
-def test_a_node_that_is_killed_mid_answer_costs_no_token(smollm2_path: Path, weights: str) -> None:
+def test_a_node_that_is_killed_mid_answer_costs_no_token(
+    smollm2_path: Path, nursery: Nursery, weights: str
+) -> None:
     """In four bits and over the int8 wire too: native kernels give a token the same bits in a replayed prompt
     as in the step that computed it first."""
     serving: list[str] = []
@@ -35,7 +38,12 @@ def test_a_node_that_is_killed_mid_answer_costs_no_token(smollm2_path: Path, wei
     else:
         library()
     with (
-        LocalSwarm(smollm2_path, ["0-14", "15-29", "15-29"], serve_options=[*ONE_THREAD, *serving]) as swarm,
+        LocalSwarm(
+            smollm2_path,
+            ["0-14", "15-29", "15-29"],
+            serve_options=[*ONE_THREAD, *serving],
+            launch=nursery.launch,
+        ) as swarm,
         SwarmModel.connect(
             model=swarm.model, initial_peers=swarm.initial_peers, prefix_cache=False, **asking
         ) as model,
@@ -57,8 +65,12 @@ def test_a_node_that_is_killed_mid_answer_costs_no_token(smollm2_path: Path, wei
         assert repair.replayed_bytes_client == 0, "and this end of the line, perhaps a slow one, none to send"
 
 
-def test_a_clean_exit_disappears_at_once_and_names_the_hole(smollm2_path: Path, cli: Cli) -> None:
-    with LocalSwarm(smollm2_path, ["0-14", "15-29"], serve_options=ONE_THREAD) as swarm:
+def test_a_clean_exit_disappears_at_once_and_names_the_hole(
+    smollm2_path: Path, nursery: Nursery, cli: Cli
+) -> None:
+    with LocalSwarm(
+        smollm2_path, ["0-14", "15-29"], serve_options=ONE_THREAD, launch=nursery.launch
+    ) as swarm:
         assert _status(cli, swarm)["missing"] == []
         leaving = swarm.nodes[1]
         assert leaving.stop() == 0
@@ -73,9 +85,9 @@ def test_a_clean_exit_disappears_at_once_and_names_the_hole(smollm2_path: Path, 
         assert len([line for line in lines if line.startswith(("error:", "       "))]) <= 2
 
 
-def test_a_node_stops_when_its_daemon_is_stopped_with_it(smollm2_path: Path) -> None:
+def test_a_node_stops_when_its_daemon_is_stopped_with_it(smollm2_path: Path, nursery: Nursery) -> None:
     """As service managers do, who signal every process of a service at once."""
-    with LocalSwarm(smollm2_path, ["0-4"], serve_options=ONE_THREAD) as swarm:
+    with LocalSwarm(smollm2_path, ["0-4"], serve_options=ONE_THREAD, launch=nursery.launch) as swarm:
         process = psutil.Process(swarm.nodes[0].pid)
         for each in [*process.children(recursive=True), process]:
             each.terminate()

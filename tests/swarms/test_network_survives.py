@@ -13,6 +13,7 @@ import pytest
 from event_process import EventProcess, launch_python
 from harness import EXACT, ONE_THREAD
 from local_swarm import LocalSwarm, NodeProcess
+from nursery import Nursery
 from tiny_model import write_tiny_model
 
 from swarm_node.client import AsyncSwarmModel
@@ -33,8 +34,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def swarm(tiny: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(tiny, ["0-1", "2-3"], serve_options=[*ONE_THREAD, *EXACT], overrides={}) as swarm:
+def swarm(tiny: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+    with LocalSwarm(
+        tiny, ["0-1", "2-3"], serve_options=[*ONE_THREAD, *EXACT], overrides={}, launch=nursery.launch
+    ) as swarm:
         yield swarm
 
 

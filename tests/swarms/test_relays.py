@@ -54,10 +54,10 @@ class Natted:
 
 
 @pytest.fixture(scope="module")
-def natted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Natted]:
+def natted(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Natted]:
     folder = tmp_path_factory.mktemp("natted")
     model = write_tiny_model(folder)
-    with Nursery({"OMP_NUM_THREADS": "1"}) as nursery, WanLab() as lab:
+    with WanLab() as lab:
         address = lab.add("relay")
         started: list[NodeProcess] = []
         try:
@@ -105,7 +105,7 @@ async def test_nodes_are_reached_again_when_their_relay_has_been_away(natted: Na
         (daemon,) = psutil.Process(natted.relay.pid).children()
         daemon.kill()
         natted.relay.wait_for("network_restored", timeout=30)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(90):
             while True:
                 try:
                     after = await model.generate_detailed(PROMPT, max_new_tokens=20, ignore_eos=True)

@@ -16,7 +16,7 @@ SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak.py"
 
 def test_a_short_soak_leaves_nothing_behind() -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), "--seconds", "20", "--json", "-"],
+        [sys.executable, str(SOAK), "--seconds", "12", "--json", "-"],
         capture_output=True,
         text=True,
         timeout=150,

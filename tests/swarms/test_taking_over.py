@@ -31,12 +31,6 @@ SOON = 30
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery({"OMP_NUM_THREADS": "1"}) as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
@@ -99,14 +93,15 @@ def swarm_of(tiny: Path, nursery: Nursery) -> Callable[..., object]:
                 )
             )
             undisturbed = model.generate_detailed(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
-            assert undisturbed.repairs == 0
+            causes = [repair.cause for repair in undisturbed.repaired]
+            assert not causes, f"nothing was disturbed, but: {causes}"
             said.clear()
             yield Swarm(local, model, said, undisturbed)
 
     return swarm_of
 
 
-@pytest.mark.parametrize("lost", [(0, 1), (0, 2), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("lost", [(0, 2), (1, 2), (0, 1, 2)])
 def test_whichever_hops_die_at_once_the_answer_goes_on(
     swarm_of: Callable[..., object], lost: tuple[int, ...]
 ) -> None:

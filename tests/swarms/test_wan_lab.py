@@ -68,7 +68,13 @@ def test_jitter_spreads_times_and_keeps_the_order(lab: WanLab) -> None:
 
 def test_bandwidth_is_that_of_the_link_and_of_the_access(lab: WanLab) -> None:
     lab.set_all(rtt_s=0.01, rate=20e6)
-    assert 0.8 * 20e6 < goodput(lab, "a", "b", 0.8) < 20e6
+    for _ in range(3):  # a busy machine makes it less, never more
+        measured = goodput(lab, "a", "b", 0.8)
+        assert measured < 20e6
+        if measured > 0.8 * 20e6:
+            break
+    else:
+        pytest.fail(f"{measured / 1e6:.1f} Mbit/s over a link of 20")
     assert lab.traffic("a", "b").bytes > 1e6
     lab.set_all(rate=None)
     lab.set_machine("b", up=2e6, down=8e6)
