@@ -8,7 +8,8 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hivemind.p2p import P2PDaemonError, PeerID
@@ -47,6 +48,10 @@ CONTROL_TIMEOUT = 5.0
 MOST_NEIGHBOURS = 32
 """Peers that a new daemon connects to at once; the others come back by themselves."""
 MOST_ADDRESSES = 4
+PING_PROTOCOL = "/ipfs/ping/1.0.0"
+PING_SIZE = 32
+PING_RENEWED_S = 20.0
+"""libp2p implementations end a stream of it after 30 s, or later."""
 
 _SILENT = "the libp2p daemon (p2pd) of this process does not answer"
 _PORT_ZERO = re.compile(r"/(tcp|udp)/0+(/|$)")
@@ -74,6 +79,7 @@ class P2pdTransport:
         self._initial_peers = initial_peers
         self._relays = _by_peer(relays)
         self._relay_watch = RelayWatch(self._relays)
+        self._held_relays: set[bytes] = set()
         self._relay_watch.began(steady_clock())
         self._neighbours: dict[bytes, list[bytes]] = {}  # peers that were connected a moment ago, and where
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -261,6 +267,9 @@ class P2pdTransport:
             self._look_after_relays([peer.id for peer in response.peers])
 
     def _look_after_relays(self, connected: Sequence[bytes]) -> None:
+        for relay in (self._relays.keys() & connected) - self._held_relays:
+            self._held_relays.add(relay)
+            self._run(self._hold_relay(relay))
         match self._relay_watch.look(connected, steady_clock()):
             case Verdict.LOST:
                 self._connect_in_background(self._relays)
@@ -280,6 +289,36 @@ class P2pdTransport:
             if not met:
                 raise PeerUnreachableError("none of the peers that were connected before answers")
             await self._wait_for_routing()
+
+    async def _hold_relay(self, relay: bytes) -> None:
+        """Keep a stream of libp2p's ping to a relay, renewed before the other side ends it: any other end is
+        that of the connection."""
+        stream: Stream | None = None
+        try:
+            while True:
+                former, stream = stream, await self.open_stream(str(PeerID(relay)), PING_PROTOCOL)
+                if former is not None:
+                    former.close()
+                stream.write([bytes(PING_SIZE)])
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PING_RENEWED_S):
+                        while await stream.read():
+                            pass
+                        break
+            self._relay_watch.ended(relay)
+        except LocalNetworkError:
+            pass  # the next daemon knows nothing of this connection
+        except StreamClosedError:
+            self._relay_watch.ended(relay)
+        finally:
+            self._held_relays.discard(relay)
+            if stream is not None:
+                stream.close()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
 
     def _connect_in_background(self, whom: Mapping[bytes, Sequence[bytes]]) -> set[asyncio.Task[None]]:
         tasks = {

@@ -37,6 +37,15 @@ def test_a_relay_that_goes_and_comes_while_a_daemon_starts_has_forgotten_us() ->
     assert watch.look([ONE], 3.0) is Verdict.BACK
 
 
+def test_a_relay_that_was_away_between_two_looks_has_forgotten_us() -> None:
+    watch = RelayWatch([ONE])
+    assert watch.look([ONE], 1.0) is Verdict.FINE
+    watch.ended(ONE)
+    assert watch.look([ONE], 2.0) is Verdict.BACK
+    watch.began(3.0)
+    assert watch.look([ONE], 4.0) is Verdict.FINE
+
+
 def test_a_relay_that_is_met_too_late_holds_no_place() -> None:
     watch = RelayWatch([ONE, OTHER])
     assert watch.look([OTHER], GRACE_S - 1) is Verdict.FINE

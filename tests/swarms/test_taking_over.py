@@ -24,7 +24,7 @@ from swarm_node.client import Generation, SwarmModel
 pytestmark = [pytest.mark.swarm]
 
 PROMPT = [1 + 7 * n % (VOCAB - 1) for n in range(70)]
-TOKENS = 600
+TOKENS = 400
 """Some seconds of an answer."""
 SOON = 30
 """Tokens that have come when something happens."""
