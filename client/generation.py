@@ -109,6 +109,11 @@ class GenerationRun:
         self._session = session
         self._on_end = on_end
 
+    @property
+    def route(self) -> Route | None:
+        """The hops that compute it now, or did last; None before there are any."""
+        return self._session.route if self._session.has_route else None
+
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The answer, piece by piece: whole characters, at most one piece a token, none of them empty.
 

@@ -121,6 +121,10 @@ class SwarmSession:
         return self._route
 
     @property
+    def has_route(self) -> bool:
+        return self._route is not None
+
+    @property
     def hops(self) -> tuple[HopTimings, ...]:
         """What the hops of the route in use have cost."""
         return tuple(hop.trace.timings() for hop in self._session.hops) if self._session else ()

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from ..swarm.errors import UsageError
+from ..swarm.types import Route
 from .background import BackgroundLoop, Job
 from .generation import Generation, GenerationRun
 
@@ -31,6 +32,11 @@ class TextStream(AsyncIterator[str]):
         if self._run.result is None:
             raise _unfinished()
         return self._run.result
+
+    @property
+    def route(self) -> Route | None:
+        """The hops that compute the answer now, or did last; None before there are any."""
+        return self._run.route
 
     async def finish(self) -> Generation:
         """Read to the end; the result."""
@@ -68,12 +74,18 @@ class SyncTextStream(Iterator[str]):
     def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._over = False
+        self._stream = stream
         self._job = loop.submit(_pump(stream, self._pieces.put))
 
     @property
     def result(self) -> Generation:
         """The whole answer and its timings. Raises UsageError before the stream is at its end."""
         return _result(self._job)
+
+    @property
+    def route(self) -> Route | None:
+        """The hops that compute the answer now, or did last; None before there are any."""
+        return self._stream.route
 
     def close(self) -> None:
         """Stop here and wait until the hops are told. May be called again."""
@@ -124,6 +136,11 @@ class BridgedTextStream(AsyncIterator[str]):
     def result(self) -> Generation:
         """The whole answer and its timings. Raises UsageError before the stream is at its end."""
         return _result(self._job)
+
+    @property
+    def route(self) -> Route | None:
+        """The hops that compute the answer now, or did last; None before there are any."""
+        return self._stream.route
 
     async def aclose(self) -> None:
         """Stop here. May be called again."""
