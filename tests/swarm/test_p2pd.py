@@ -315,12 +315,17 @@ async def test_dials_that_fail_say_why(start: Start) -> None:
         await client.open_stream("0OIl", ECHO)
     where = await server.maddrs()
     newcomer = await start(client_mode=True)
-    os.kill(daemon_pid(server), signal.SIGSTOP)
+    daemon = psutil.Process(daemon_pid(server))
+    daemon.suspend()
     try:
+        deadline = time.monotonic() + 5
+        while daemon.status() != psutil.STATUS_STOPPED:  # each of its threads takes a moment
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # noqa: ASYNC251
         with pytest.raises(PeerTimeoutError, match="did not answer within"):
             await newcomer.open_stream(server.peer_id, ECHO, where, timeout=0.3)
     finally:
-        os.kill(daemon_pid(server), signal.SIGCONT)
+        daemon.resume()
 
 
 async def test_a_peer_that_is_killed_ends_its_streams(start: Start) -> None:

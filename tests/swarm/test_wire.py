@@ -207,7 +207,7 @@ def test_large_payloads_survive_any_chunk_size(size: int, chunk: int) -> None:
 
 
 def test_parsing_takes_linear_time() -> None:
-    """Four times the bytes, in chunks of 1 KiB, take about four times as long; quadratic would be 16."""
+    """Eight times the bytes, in chunks of 1 KiB, take about eight times as long; quadratic would be 64."""
 
     def seconds(mebibytes: int) -> float:
         stream = wire_bytes(Frame(7, {}, bytes(mebibytes << 20)))
@@ -218,7 +218,7 @@ def test_parsing_takes_linear_time() -> None:
             best = min(best, time.perf_counter() - start)
         return best
 
-    assert seconds(16) < 10 * seconds(4)
+    assert seconds(16) < 30 * seconds(2)
 
 
 def test_many_small_frames_in_one_piece_take_linear_time() -> None:
