@@ -24,6 +24,7 @@ import sys
 from bench_parts import PARTS, Bench
 from bench_prompts import BLOCKS
 from bench_tables import console, print_report
+from numbers_given import count
 from report_script import run_and_report
 
 
@@ -34,26 +35,20 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", type=_parts, default=list(PARTS), help="comma-separated; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs, without transformers")
-    parser.add_argument("--nodes", type=_positive, default=2, help="serving processes (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, help="of each node (default: the cores)")
-    parser.add_argument("--client-threads", type=_positive, help="default: the cores")
-    parser.add_argument("--new-tokens", type=_positive, help="of each answer (default: 64, quick 48)")
-    parser.add_argument("--prefill-tokens", type=_positive, default=1024, help="default: %(default)s")
-    parser.add_argument("--interfering-tokens", type=_positive, default=4096, help="default: %(default)s")
-    parser.add_argument("--pipelined-tokens", type=_positive, default=2048, help="default: %(default)s")
-    parser.add_argument("--repeat", type=_positive, help="runs of each (default: 3, quick 1)")
+    parser.add_argument("--nodes", type=count, default=2, help="serving processes (default: %(default)s)")
+    parser.add_argument("--threads", type=count, help="of each node (default: the cores)")
+    parser.add_argument("--client-threads", type=count, help="default: the cores")
+    parser.add_argument("--new-tokens", type=count, help="of each answer (default: 64, quick 48)")
+    parser.add_argument("--prefill-tokens", type=count, default=1024, help="default: %(default)s")
+    parser.add_argument("--interfering-tokens", type=count, default=4096, help="default: %(default)s")
+    parser.add_argument("--pipelined-tokens", type=count, default=2048, help="default: %(default)s")
+    parser.add_argument("--repeat", type=count, help="runs of each (default: 3, quick 1)")
     parser.add_argument("--wire-codec", default="int8", help="of the one stream (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
     arguments = parser.parse_args(words)

@@ -32,7 +32,9 @@ from chaos_remains import MARK, descriptors, remains, what_nodes_hold
 from chaos_report import figures, problems_of, tables
 from chaos_schedule import KILL, KINDS, Planned, chosen, schedule
 from chaos_watch import Watch
+from event_process import stop_all
 from local_swarm import LocalSwarm, split_evenly
+from numbers_given import count, positive
 from nursery import Nursery
 from report_script import run_and_report
 from rich.console import Console
@@ -131,10 +133,8 @@ class Chaos:
             self._phase("clients have left")
             problems += what_nodes_hold(swarm.nodes, held_before)
             self._phase("nodes are idle")
-            for node in swarm.nodes:
-                node.ask_to_stop()
-            for node in swarm.nodes:
-                if code := node.stop():
+            for node, code in zip(swarm.nodes, stop_all(swarm.nodes), strict=True):
+                if code:
                     problems.append(f"a node ended with exit code {code}")
                 nodes.take_logs(node)
             problems = problems_of(self._watch) + nodes.problems + problems
@@ -277,17 +277,17 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=_positive, default=10.0, help="default: %(default)s")
-    parser.add_argument("--seconds", type=_positive, help="instead of minutes")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="every kind of fault N times, instead")
-    parser.add_argument("--kills", type=_count, metavar="N", help="N times kill -9, and nothing else")
+    parser.add_argument("--minutes", type=positive, default=10.0, help="default: %(default)s")
+    parser.add_argument("--seconds", type=positive, help="instead of minutes")
+    parser.add_argument("--rounds", type=count, metavar="N", help="every kind of fault N times, instead")
+    parser.add_argument("--kills", type=count, metavar="N", help="N times kill -9, and nothing else")
     parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: %(default)s)")
     parser.add_argument("--mode", choices=("float32", "int4", "deterministic"), default="float32")
     parser.add_argument("--model", help="a .gguf file, or tiny: random weights (default with --kills)")
-    parser.add_argument("--spans", type=_count, default=2, help="default: %(default)s")
-    parser.add_argument("--replicas", type=_count, help="of each span (default: 2; with --kills 4)")
-    parser.add_argument("--clients", type=_count, default=4, help="streams (default: %(default)s)")
-    parser.add_argument("--new-tokens", type=_count, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--spans", type=count, default=2, help="default: %(default)s")
+    parser.add_argument("--replicas", type=count, help="of each span (default: 2; with --kills 4)")
+    parser.add_argument("--clients", type=count, default=4, help="streams (default: %(default)s)")
+    parser.add_argument("--new-tokens", type=count, default=64, help="of an answer (default: %(default)s)")
     parser.add_argument(
         "--faults", type=_kinds, default=KINDS, help=f"of: {', '.join(kind.name for kind in KINDS)}"
     )
@@ -308,22 +308,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     if parsed.replicas < 2:
         parser.error("--replicas must be 2 or more: one of each span is left alone")
     return parsed
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _kinds(text: str) -> tuple[Any, ...]:

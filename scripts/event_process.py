@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import IO, Any, Protocol
 
 STOP_SECONDS = 20.0
@@ -58,6 +58,13 @@ def launch_python(arguments: Sequence[str], environment: dict[str, str], asked: 
         env={**os.environ, **environment},
         start_new_session=True,  # a Ctrl-C at the terminal is for the parent, which ends its children
     )
+
+
+def stop_all(processes: Collection[EventProcess]) -> list[int]:
+    """Stop them at once, so that their times to leave overlap. Returns their exit codes, in order."""
+    for process in processes:
+        process.ask_to_stop()
+    return [process.stop() for process in processes]
 
 
 class EventProcess:

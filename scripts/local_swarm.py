@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from event_process import EventProcess, Launch, ProcessFailedError, launch_python
+from event_process import EventProcess, Launch, ProcessFailedError, launch_python, stop_all
 
 __all__ = ["LocalSwarm", "NodeProcess", "ProcessFailedError", "split_evenly"]
 
@@ -154,9 +154,5 @@ class LocalSwarm:
         self.close()
 
     def close(self) -> None:
-        processes = [*self.nodes, *([self.bootstrap] if self.bootstrap else [])]
-        for node in processes:  # all at once, so that their times to leave overlap
-            node.ask_to_stop()
-        for node in processes:
-            node.stop()
+        stop_all([*self.nodes, *([self.bootstrap] if self.bootstrap else [])])
         self._folder.cleanup()

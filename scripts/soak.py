@@ -22,6 +22,7 @@ from typing import Any
 
 from bench_prompts import BLOCKS, MODEL
 from local_swarm import LocalSwarm, split_evenly
+from numbers_given import positive
 from report_script import run_and_report
 from rich.console import Console
 from rich.markup import escape
@@ -216,22 +217,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=_positive, default=30.0, help="default: %(default)s")
-    parser.add_argument("--seconds", type=_positive, help="instead of minutes")
-    parser.add_argument("--sample-seconds", type=_positive, default=5.0, help="default: %(default)s")
+    parser.add_argument("--minutes", type=positive, default=30.0, help="default: %(default)s")
+    parser.add_argument("--seconds", type=positive, help="instead of minutes")
+    parser.add_argument("--sample-seconds", type=positive, default=5.0, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of what clients choose (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
     return parser.parse_args(words)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 def main() -> int:

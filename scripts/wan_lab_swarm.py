@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from event_process import Launch, launch_python
+from event_process import Launch, launch_python, stop_all
 from local_swarm import NodeProcess
 from wan_lab_network import WanLab
 
@@ -90,9 +90,5 @@ class WanSwarm:
         self.close()
 
     def close(self) -> None:
-        processes = [*self.nodes.values(), *([self._bootstrap] if self._bootstrap else [])]
-        for node in processes:  # all at once, so that their times to leave overlap
-            node.ask_to_stop()
-        for node in processes:
-            node.stop()
+        stop_all([*self.nodes.values(), *([self._bootstrap] if self._bootstrap else [])])
         self._folder.cleanup()

@@ -315,19 +315,14 @@ class P2pdTransport:
             if stream is not None:
                 stream.close()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
+        return task
 
     def _connect_in_background(self, whom: Mapping[bytes, Sequence[bytes]]) -> set[asyncio.Task[None]]:
-        tasks = {
-            asyncio.create_task(self._connect(raw, maddrs, BOOTSTRAP_TIMEOUT)) for raw, maddrs in whom.items()
-        }
-        for task in tasks:
-            self._tasks.add(task)
-            task.add_done_callback(self._forget)
-        return tasks
+        return {self._run(self._connect(raw, maddrs, BOOTSTRAP_TIMEOUT)) for raw, maddrs in whom.items()}
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -33,12 +33,11 @@ class RelayWatch:
         self._since = now
         self._met: set[bytes] = set()
         self._lost: set[bytes] = set()
-        self._ended: set[bytes] = set()
         self._tried_at: float | None = None
 
     def ended(self, relay: bytes) -> None:
         """A connection to the relay ended, perhaps for so short a time that no look noticed."""
-        self._ended.add(relay)
+        self._lost.add(relay)
 
     def look(self, connected: Collection[bytes], now: float) -> Verdict:
         """``connected``: the peers that our daemon is connected to."""
@@ -46,8 +45,6 @@ class RelayWatch:
         starting = now - self._since < GRACE_S
         self._lost |= (self._met if starting else self._relays) - present
         self._met |= present
-        self._lost |= self._ended
-        self._ended.clear()
         if (self._relays if starting else present) - self._lost:
             return Verdict.FINE
         if present:

@@ -15,6 +15,7 @@ import pytest
 from harness import EXACT, MARK, ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
 from nursery import Nursery
+from tiny_model import write_tiny_model
 
 CLI_MODULE = "swarm_node.node.cli"
 DAEMONS_END_S = 20.0
@@ -84,6 +85,12 @@ def no_process_stays() -> Iterator[None]:
     while (left := _descendants(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"processes outlive their swarm: {left}"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights: seconds of an answer cost little."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from event_process import EventProcess, launch_python
 from harness import EXACT, ONE_THREAD
 from local_swarm import LocalSwarm, NodeProcess
 from nursery import Nursery
-from tiny_model import write_tiny_model
 
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.types import NodeState
@@ -26,11 +25,6 @@ PROMPT = [1 + (7 * i) % 500 for i in range(40)]
 NEW_TOKENS = 60
 TTL_S, SLEPT_S = 3.0, 2.0
 """Of announcements, and how long a machine must have slept, in the swarm that sleeps."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from event_process import stop_all
 from harness import EXACT, ONE_THREAD
 from local_swarm import NodeProcess
 from nursery import Nursery
@@ -82,10 +83,7 @@ def natted(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterat
                 node.wait_for("online")
             yield Natted(lab, model, relay, started[1:])
         finally:
-            for process in started:
-                process.ask_to_stop()
-            for process in started:
-                process.stop()
+            stop_all(started)
 
 
 async def test_a_client_behind_nat_is_answered_by_nodes_behind_nat(natted: Natted) -> None:

@@ -17,7 +17,7 @@ import pytest
 from harness import EXACT, ONE_THREAD
 from local_swarm import LocalSwarm, NodeProcess
 from nursery import Nursery
-from tiny_model import VOCAB, write_tiny_model
+from tiny_model import VOCAB
 
 from swarm_node.client import Generation, SwarmModel
 from swarm_node.swarm.types import Route
@@ -29,11 +29,6 @@ TOKENS = 400
 """Some seconds of an answer."""
 SOON = 30
 """Tokens that have come when something happens."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @dataclass

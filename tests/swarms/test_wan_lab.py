@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from harness import EXACT, ONE_THREAD
 from nursery import Nursery
-from tiny_model import HIDDEN, write_tiny_model
+from tiny_model import HIDDEN
 from wan_lab_controls import ring
 from wan_lab_figures import datagram_socket, goodput, loss, round_trips
 from wan_lab_kernel import namespace_inode, processes_in
@@ -245,14 +245,12 @@ WAY_S = 0.025
 
 
 @pytest.fixture(scope="module")
-def wan_swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WanSwarm]:
+def wan_swarm(tiny: Path, nursery: Nursery) -> Iterator[WanSwarm]:
     """In float32 over two machines, with a third that can take the second one's place."""
-    model = write_tiny_model(tmp_path_factory.mktemp("tiny"))
     options = [*ONE_THREAD, *EXACT]
     with (
-        Nursery({"OMP_NUM_THREADS": "1"}) as nursery,
         WanLab() as lab,
-        WanSwarm(lab, model, ["0-1", "2-3", "2-3"], serve_options=options, launch=nursery.launch) as swarm,
+        WanSwarm(lab, tiny, ["0-1", "2-3", "2-3"], serve_options=options, launch=nursery.launch) as swarm,
     ):
         yield swarm
 
