@@ -448,6 +448,8 @@ class Mender:
             for task in (doing, alarm):
                 task.cancel()
             await asyncio.wait((doing, alarm))
+            if not doing.cancelled():
+                doing.exception()  # of work that was broken off, nobody asks
         doing.result()
 
 

@@ -147,7 +147,9 @@ class BridgedTextStream(AsyncIterator[str]):
         self._over = True
         if self._job is not None and not self._job.done:
             self._job.cancel()
-            await asyncio.wait([asyncio.wrap_future(self._job.future)])
+            ended = asyncio.wrap_future(self._job.future)
+            await asyncio.wait([ended])
+            ended.exception()  # that it was stopped, which is no news
 
     def __aiter__(self) -> Self:
         return self

@@ -226,6 +226,7 @@ class Chaos:
         if planned.kind.name == "p2pd of a client":
             fault = clients.end_a_daemon(planned.pick)
             if fault is not None:
+                self._aimed += any(key[0] == fault.client for keys in watch.in_use().values() for key in keys)
                 watch.begin(fault)
             return fault is not None or not patient
         could = nodes.could_have(planned, replicas=1)

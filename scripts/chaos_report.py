@@ -65,7 +65,6 @@ def figures(watch: Watch, seconds: float) -> dict[str, Any]:
         },
         "bans": watch.bans,
         "false_bans": len(watch.false_bans),
-        "false_alarms": len(watch.false_alarms),
         "retries": dict(watch.retries.most_common()),
         "without_progress_s": spread(watch.gaps),
     }
@@ -110,8 +109,7 @@ def tables(report: dict[str, Any]) -> list[Table | str]:
         f"{_size(replayed['bytes_client'])} by clients",
         f"time without a token: p50 {gaps['p50'] * 1000:.0f} ms, p99 {gaps['p99'] * 1000:.0f} ms, "
         f"longest {gaps['max']:.2f} s",
-        f"{report['bans']} bans, {report['false_bans']} of healthy peers, "
-        f"{report['false_alarms']} for connections that were not lost; tried again after: "
+        f"{report['bans']} bans, {report['false_bans']} of healthy peers; tried again after: "
         + (", ".join(f"{name} {count}" for name, count in report["retries"].items()) or "nothing"),
     ]
     return [table, *lines]

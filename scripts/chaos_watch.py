@@ -14,7 +14,6 @@ GRACE_S = 10.0
 """A node may be held responsible so long after its fault: what was known of it is of before."""
 UNNOTICED = frozenset({"clock skew", "full cache"})
 """Kinds of fault that running answers need not notice: nobody waits until they have got over one."""
-CONNECTION = frozenset({"StreamClosedError", "PeerTimeoutError", "PeerUnreachableError"})
 HARMLESS = frozenset({"BusyError"})
 """What a node is kept away from for, and which is no blame."""
 HARMLESS_CODES = frozenset({"session_expired", "draining"})
@@ -72,8 +71,6 @@ class Watch:
     retries: Counter[str] = field(default_factory=Counter)
     bans: int = 0
     false_bans: list[str] = field(default_factory=list)
-    false_alarms: list[str] = field(default_factory=list)
-    """Of healthy peers whose connection was taken for lost, for seconds: told, and no failure of the run."""
     timeline: list[dict[str, Any]] = field(default_factory=list)
     _blame: dict[tuple[int, str], tuple[float, dict[str, Any]]] = field(default_factory=dict)
     on_note: Callable[[dict[str, Any]], None] = lambda note: None
@@ -189,7 +186,7 @@ class Watch:
             fault.explains(event["peer"], event["at"]) and (fault.kind.startswith("hostile") or not lied)
             for fault in self.faults
         ):
-            (self.false_alarms if event["cause"] in CONNECTION else self.false_bans).append(
+            self.false_bans.append(
                 f"client {client} keeps away from peer {event['peer'][-8:]}: "
                 f"{event['cause']}: {event['message']}"
             )

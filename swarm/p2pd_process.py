@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 STARTUP_TIMEOUT = 15.0
 STOP_TIMEOUT = 3.0
 """Seconds between SIGTERM and SIGKILL."""
-PROBE_S = 0.5
-"""For an answer of a daemon that is there; it takes a fraction of a millisecond."""
+PROBE_S = 1.0
+"""For an answer of a daemon that is there; it takes a fraction of a millisecond, on a busy machine longer."""
 STALE_AGE = 60.0
 """Seconds before a folder of sockets that nobody answers on counts as left behind, not as just being made."""
 STREAM_LIMIT = 256 * 1024
@@ -144,20 +144,23 @@ class P2pdProcess:
         """Whether the daemon has ended, even if its exit status has not reached us yet."""
         return bool(self._killed_because) or self.ended.is_set() or not _answers(self.control_socket)
 
-    async def has_died(self) -> bool:
-        """Asked when a stream ended, which may be the first sign of it: a dead daemon's sockets close one by
-        one."""
+    async def fault(self) -> LocalNetworkError | None:
+        """Asked when a stream ended: what to tell people if it can be for our daemon's sake, None if the peer
+        ended it. A dying daemon's sockets close one by one, so that this may be the first sign of its end."""
         if self.is_gone():
-            return True
+            return self.death_error()
         try:
             async with asyncio.timeout(PROBE_S):
                 _, _, writer = await self.request(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
         except NetworkError:
-            return True
+            return self.death_error()
         except TimeoutError:
-            return False
+            # Dying, hung or starved: the keeper finds out which. The peer is not to be blamed.
+            return LocalNetworkError(
+                f"the libp2p daemon (p2pd) of this process has not answered for {PROBE_S:g} s"
+            )
         writer.close()
-        return False
+        return None
 
     def broken(self, error: BaseException) -> NetworkError:
         """The error to raise when the daemon did not do what we asked."""

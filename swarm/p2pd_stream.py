@@ -41,18 +41,20 @@ class P2pdStream:
         try:
             data = await self._reader.read(max_bytes)
         except OSError as error:
-            raise self._broken() from error
+            raise await self._broken() from error
         if not data:
             if self._closed:
-                raise self._broken()
-            if await self._process.has_died():
-                raise self._process.death_error()
+                raise self._closed_here()
+            if (fault := await self._process.fault()) is not None:
+                raise fault
         return data
 
     def write(self, buffers: Iterable[Buffer]) -> None:
         writer = self._writer
-        if self._closed or writer.transport.is_closing():
-            raise self._broken()
+        if self._closed:
+            raise self._closed_here()
+        if writer.transport.is_closing():
+            return  # who ended it takes a moment to find out: read and drain do
         buffers = list(buffers)
         if len(buffers) > 1 and sum(map(len, buffers)) <= JOIN_LIMIT:
             writer.write(b"".join(buffers))
@@ -64,7 +66,7 @@ class P2pdStream:
         try:
             await self._writer.drain()
         except OSError as error:
-            raise self._broken() from error
+            raise await self._broken() from error
 
     def close(self) -> None:
         if self._closed:
@@ -75,9 +77,11 @@ class P2pdStream:
             asyncio.get_running_loop().call_later(CLOSE_GRACE, transport.abort)
         self._writer.close()
 
-    def _broken(self) -> StreamClosedError:
+    async def _broken(self) -> StreamClosedError:
         if self._closed:
-            return StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")
-        if self._process.is_gone():
-            return self._process.death_error()
-        return StreamClosedError(f"peer {self._peer_id} closed the stream")
+            return self._closed_here()
+        fault = await self._process.fault()
+        return fault or StreamClosedError(f"peer {self._peer_id} closed the stream")
+
+    def _closed_here(self) -> StreamClosedError:
+        return StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")

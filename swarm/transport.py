@@ -53,11 +53,12 @@ class Stream(Protocol):
         """Queue the buffers, in order and together. Never blocks; ``drain`` is where to wait.
 
         The stream may keep a buffer until it is sent: do not change it afterwards.
-        Raises StreamClosedError.
+        Raises StreamClosedError if it was closed here, and may where the peer ended it; else ``drain`` and
+        ``read`` say so.
         """
 
     async def drain(self) -> None:
-        """Wait until little enough is queued. Raises StreamClosedError."""
+        """Wait until little enough is queued. Raises as ``read``, and StreamClosedError if the peer closed."""
 
     def close(self) -> None:
         """End the stream for both sides. May be called again."""

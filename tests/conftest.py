@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,28 @@ from swarm_node.swarm.errors import UsageError
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+class _Unnoticed(logging.Handler):
+    """What asyncio says of tasks and callbacks whose failures nobody took."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "was destroyed but it is pending" not in record.getMessage():  # of fakes that nobody closes
+            self.said.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def no_failure_goes_unnoticed() -> Iterator[None]:
+    handler = _Unnoticed()
+    logging.getLogger("asyncio").addHandler(handler)
+    yield
+    logging.getLogger("asyncio").removeHandler(handler)
+    assert not handler.said, "\n".join(handler.said)
+
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -356,7 +356,11 @@ class FakeNode:
                 await asyncio.sleep(how.step_delay_s)
             if self.sessions.get(step.session) is not session:
                 return
-            answer = self._compute(step, session)
+            try:
+                answer = self._compute(step, session)
+            except RemoteProtocolError:
+                connection.close()
+                return
         if isinstance(answer, ErrorMessage):
             await self._say(session.owner, answer)
             if step.hold and connection is not session.owner:

@@ -11,6 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,7 @@ from swarm_node.swarm.messages import ErrorMessage, Step, Want
 from swarm_node.swarm.p2pd import P2pdTransport
 from swarm_node.swarm.p2pd_maddrs import encode_maddr
 from swarm_node.swarm.p2pd_process import STALE_AGE, remove_stale_folders
+from swarm_node.swarm.p2pd_stream import P2pdStream
 from swarm_node.swarm.replies import error_message
 from swarm_node.swarm.transport import NetworkChange, NetworkLost, NetworkRestored, Stream
 from swarm_node.swarm.wire import PROTOCOL_ID
@@ -270,7 +272,8 @@ async def test_an_initial_peer_with_another_id_or_protocol_or_none_is_explained(
         writer.close()
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
+        with suppress(ConnectionResetError):
+            await reader.read()
         writer.close()
 
     expected = (
@@ -334,6 +337,33 @@ async def test_a_peer_that_is_killed_ends_its_streams(start: Start) -> None:
     assert await asyncio.wait_for(stream.read(), 5) == b""
     where = await asyncio.wait_for(_redial(client, server.peer_id), 5)
     assert isinstance(where, NetworkError)
+
+
+@pytest.mark.parametrize("how", ["read", "drain"])
+async def test_a_dying_daemon_s_reset_streams_are_not_the_peer_s_fault(start: Start, how: str) -> None:
+    """Its sockets close one by one, those with unread bytes with a reset: here by hand, and the daemon that
+    does not answer any more is a frozen one."""
+    transport = await start()
+
+    async def ended() -> NetworkError:
+        ours, daemons = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        stream = P2pdStream(transport.p2p.process, STRANGER, reader, writer)
+        stream.write([b"nobody reads this"])
+        daemons.close()
+        with pytest.raises(NetworkError) as caught:
+            if how == "read":
+                await stream.read()
+            while how == "drain":
+                stream.write([b"x"])
+                await stream.drain()
+        stream.close()
+        return caught.value
+
+    assert type(await ended()) is StreamClosedError
+    await freeze(daemon_pid(transport))
+    with pytest.raises(LocalNetworkError, match="has not answered for 1 s"):
+        raise await ended()
 
 
 async def _redial(client: P2pdTransport, peer_id: str) -> NetworkError:

@@ -46,7 +46,6 @@ def test_every_kind_of_fault_costs_no_token() -> None:
     for kind in ("kill -9", "frozen"):
         assert kind in report["stalls"], "it was noticed"
     assert report["false_bans"] == 0
-    assert report["false_alarms"] <= 2, "a busy machine may take a connection for lost"
 
 
 def test_kills_in_quick_succession_cost_no_token_in_four_bits() -> None:
