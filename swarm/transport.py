@@ -58,7 +58,7 @@ class Stream(Protocol):
         """
 
     async def drain(self) -> None:
-        """Wait until little enough is queued. Raises as ``read``, and StreamClosedError if the peer closed."""
+        """Wait until little enough is queued. Raises as ``read``, or StreamClosedError: the peer closed."""
 
     def close(self) -> None:
         """End the stream for both sides. May be called again."""

@@ -345,6 +345,13 @@ async def test_a_dying_daemon_s_reset_streams_are_not_the_peer_s_fault(start: St
     does not answer any more is a frozen one."""
     transport = await start()
 
+    async def use(stream: Stream) -> None:
+        if how == "read":
+            await stream.read()
+        while how == "drain":
+            stream.write([b"x"])
+            await stream.drain()
+
     async def ended() -> NetworkError:
         ours, daemons = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -352,11 +359,7 @@ async def test_a_dying_daemon_s_reset_streams_are_not_the_peer_s_fault(start: St
         stream.write([b"nobody reads this"])
         daemons.close()
         with pytest.raises(NetworkError) as caught:
-            if how == "read":
-                await stream.read()
-            while how == "drain":
-                stream.write([b"x"])
-                await stream.drain()
+            await use(stream)
         stream.close()
         return caught.value
 
