@@ -267,6 +267,9 @@ class HopClient:
             case Attached() if self._attaches > (1 if self._expected is Attached else 0):
                 self._attaches -= 1  # likewise, but it answers each
             case _ if self._answer is not None and waiting:
+                # Counted now: whoever waits may be cancelled before it sees the answer.
+                self._replays -= isinstance(reply, Replayed) and self._replays > 0
+                self._attaches -= isinstance(reply, Attached) and self._attaches > 0
                 self._answer.set_result(reply)
             case _:
                 name = type(reply).__name__.upper()
@@ -350,10 +353,6 @@ class HopClient:
                 answer.exception()  # looked at, whoever gave up waiting
         if not isinstance(reply, expected):
             raise self._unexpected(reply)
-        if isinstance(reply, Replayed):
-            self._replays -= 1
-        if isinstance(reply, Attached):
-            self._attaches -= 1
         return reply
 
     async def _open(self, seat: Seat) -> None:

@@ -76,6 +76,27 @@ async def test_answers_that_come_in_one_read_are_told_apart() -> None:
     assert hop.failure is None
 
 
+async def test_an_answer_that_came_as_its_asker_was_cancelled_was_answered() -> None:
+    hop = _hop()
+    for upstream in ("f", "g"):
+        attach = asyncio.create_task(hop.attach(upstream))
+        await asyncio.sleep(0)
+        hop.deliver(Attached(SESSION, 4))
+        if upstream == "f":
+            attach.cancel()
+            await asyncio.wait([attach])
+    assert await asyncio.wait_for(attach, 5) == 4
+    for step in (5, 10):
+        replay = await _replay(hop, step)
+        hop.deliver(_replayed(4))
+        if step == 5:
+            replay.cancel()
+            await asyncio.wait([replay])
+    assert (await asyncio.wait_for(replay, 5)).tokens == 4
+    hop.deliver(_replayed(4))
+    assert isinstance(hop.failure, RemoteProtocolError), "once, not for ever"
+
+
 async def test_an_answer_to_nothing_is_nonsense() -> None:
     hop = _hop()
     hop.deliver(Attached(SESSION, 4))
