@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 GROWTH_MB = {"rss_mb": 8.0, "p2pd_rss_mb": 16.0}
@@ -20,6 +21,10 @@ MORE_THREADS = 8
 """Above the number at the start: sockets about to close; the pool for blocking calls starts lazily."""
 MUST_BE_ZERO = ("sessions", "connections", "queued", "lanes", "used_slots", "reserved_slots")
 """When all clients are gone. A slot is a KV page of one block."""
+
+MOST_OF_A_LINE = 300
+TOLD_CALLS = 4
+"""Of a traceback, the innermost."""
 
 _BAD_LINE = re.compile(r"Traceback|\bERROR\b|\bCRITICAL\b|exception was never retrieved|never awaited")
 
@@ -110,5 +115,18 @@ def node_problems(start: Sample, samples: Sequence[Sample], final: Sample) -> li
 
 
 def log_problems(stderr: str) -> list[str]:
-    """Lines of a node's log that tell of a fault of its own, not of a peer's."""
-    return [f"log: {line.strip()[:300]}" for line in stderr.splitlines() if _BAD_LINE.search(line)]
+    """Lines of a node's log that tell of a fault of its own, not of a peer's. That of a traceback is followed
+    by where it happened and what was raised."""
+    problems: list[str] = []
+    lines = stderr.splitlines()
+    for number, line in enumerate(lines):
+        if not _BAD_LINE.search(line):
+            continue
+        text = line.strip()[:MOST_OF_A_LINE]
+        if line.startswith("Traceback"):
+            inside = takewhile(lambda each: each.startswith("  "), lines[number + 1 :])
+            place = [each.strip() for each in inside if each.startswith('  File "')]
+            raised = next((each for each in lines[number + 1 :] if not each.startswith("  ")), "")
+            text = " ".join((*place[-TOLD_CALLS:], raised.strip()[:MOST_OF_A_LINE]))
+        problems.append(f"log: {text}")
+    return problems
