@@ -264,7 +264,7 @@ class HopClient:
                 self._heard_error(reply)
             case Replayed() if self._replays and not (waiting and self._expected is Replayed):
                 self._replays -= 1  # of one that was given up; the node may leave out such answers
-            case Attached() if self._attaches > (1 if self._expected is Attached else 0):
+            case Attached() if self._attaches > (waiting and self._expected is Attached):
                 self._attaches -= 1  # likewise, but it answers each
             case _ if self._answer is not None and waiting:
                 # Counted now: whoever waits may be cancelled before it sees the answer.

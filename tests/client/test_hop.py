@@ -97,6 +97,20 @@ async def test_an_answer_that_came_as_its_asker_was_cancelled_was_answered() -> 
     assert isinstance(hop.failure, RemoteProtocolError), "once, not for ever"
 
 
+async def test_an_answer_may_come_while_its_asker_is_being_cancelled() -> None:
+    hop = _hop()
+    attach = asyncio.create_task(hop.attach("f"))
+    await asyncio.sleep(0)
+    attach.cancel()  # it has not run since
+    hop.deliver(Attached(SESSION, 4))
+    await asyncio.wait([attach])
+    assert hop.failure is None
+    again = asyncio.create_task(hop.attach("g"))
+    await asyncio.sleep(0)
+    hop.deliver(Attached(SESSION, 4))
+    assert await asyncio.wait_for(again, 5) == 4
+
+
 async def test_an_answer_to_nothing_is_nonsense() -> None:
     hop = _hop()
     hop.deliver(Attached(SESSION, 4))
