@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypedDict
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 from ..swarm.errors import UsageError
+from .checks import check_integer, impossible
+from .guided import Guide
 from .sampling import SamplingParams
 from .stopping import StopStrings
 
 DEFAULT_MAX_NEW_TOKENS = 256
+SPECULATE = ("auto", "off")
 
 Message = Mapping[str, Any]
 """A chat message, such as ``{"role": "user", "content": "Hello"}``."""
@@ -25,11 +28,18 @@ class GenerateOptions(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
     raw: bool
+    logprobs: int | None
+    guide: Guide | None
+    speculate: Literal["auto", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +50,55 @@ class GenerationParams:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    guide: Guide | None = None
+    speculate: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise UsageError(
-                f"max_new_tokens {self.max_new_tokens!r} is not possible", hint="Give 1 or more."
-            )
+        check_integer("max_new_tokens", self.max_new_tokens, 1, None, "1 or more")
         StopStrings(self.stop)
+        _check_flag("ignore_eos", self.ignore_eos)
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise impossible("guide", self.guide, 'a Guide, such as Guide("json_object")')
+        if self.speculate not in SPECULATE:
+            raise impossible("speculate", self.speculate, " or ".join(map(repr, SPECULATE)))
 
     def limited_to(self, max_new_tokens: int) -> GenerationParams:
         return replace(self, max_new_tokens=min(self.max_new_tokens, max_new_tokens))
 
     @classmethod
-    def of(cls, options: GenerateOptions) -> GenerationParams:
-        """``raw`` concerns the prompt and is passed over here."""
+    def of(cls, options: GenerateOptions, *, vocab_size: int) -> GenerationParams:
+        """``vocab_size``: token ids are below it. ``raw`` concerns the prompt: it is checked and passed
+        over."""
         unknown = sorted(set(options) - set(GenerateOptions.__annotations__))
         if unknown:
             raise UsageError(
                 f"generate has no option {unknown[0]!r}",
                 hint=f"Options: {', '.join(GenerateOptions.__annotations__)}.",
             )
-        stop = options.get("stop") or ()
-        return cls(
-            max_new_tokens=options.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS),
-            sampling=SamplingParams(
-                temperature=options.get("temperature", 0.0),
-                top_k=options.get("top_k", 0),
-                top_p=options.get("top_p", 1.0),
-                repetition_penalty=options.get("repetition_penalty", 1.0),
-                seed=options.get("seed"),
-            ),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            ignore_eos=options.get("ignore_eos", False),
-        )
+        given = cast(dict[str, Any], dict(options))
+        _check_flag("raw", given.pop("raw", False))
+        sampling = {name: given.pop(name) for name in _SAMPLING & given.keys()}
+        given["stop"] = _stop_strings(given.get("stop"))
+        params = cls(sampling=SamplingParams(**sampling), **given)
+        params.sampling.check_vocabulary(vocab_size)
+        return params
+
+
+_SAMPLING = frozenset(field.name for field in fields(SamplingParams))
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise impossible(name, value, "True or False")
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    """``StopStrings`` looks at what is in it."""
+    if stop is None or isinstance(stop, str):
+        return (stop,) if stop else ()
+    if not isinstance(stop, Sequence):
+        raise impossible("stop", stop, "a text, or a list of texts")
+    return tuple(stop)
 
 
 class PromptTokenizer(Protocol):

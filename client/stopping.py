@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..swarm.errors import UsageError
+from .checks import impossible
 
 MAX_STOP_STRINGS = 64
 
@@ -17,8 +18,11 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        if any(not isinstance(stop, str) or not stop for stop in stops):
-            raise UsageError("a stop string is empty", hint="Leave it out, or give the text to stop at.")
+        for stop in stops:
+            if not isinstance(stop, str):
+                raise impossible("stop string", stop, "a text")
+            if not stop:
+                raise UsageError("a stop string is empty", hint="Leave it out, or give the text to stop at.")
         if len(stops) > MAX_STOP_STRINGS:
             raise UsageError(f"{len(stops)} stop strings are too many", hint=f"At most {MAX_STOP_STRINGS}.")
         self._stops = tuple(dict.fromkeys(stops))

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -21,14 +22,16 @@ from .generation_tag import GenerationTag
 class ChatTemplate:
     """``source``: Jinja text. ``special_tokens``: ``bos_token``, ``eos_token`` and the like, for its use.
 
-    CheckpointError where the source is no template.
+    ``variables``: names that it reads and does not set itself. CheckpointError where the source is no template.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens)
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(f"the model's chat template is damaged: {error}") from None
 

@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .gguf_config import gguf_eos_ids
 from .gguf_header import GGUFHeader
+from .token_bytes import byte_spelling
 from .tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp
@@ -102,7 +103,7 @@ def _byte_level(
     header: GGUFHeader, tokens: list[str], types: list[int], special: Mapping[str, str]
 ) -> Backend:
     """Byte-level BPE, as GPT-2 has it: each byte of the text is spelled as one letter."""
-    spelling = _byte_spelling()
+    spelling = byte_spelling()
     alphabet = set(spelling)
     whole = set(special.values())
     vocabulary = {}
@@ -123,13 +124,6 @@ def _byte_level(
         )
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-def _byte_spelling() -> list[str]:
-    """Byte → letter, GPT-2's table: printable Latin-1 stands for itself, the rest follow from U+0100 on."""
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
 def _sentencepiece(header: GGUFHeader, tokens: list[str]) -> Backend:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..swarm.errors import UsageError
 from .chat_template import ChatTemplate
+from .token_bytes import TokenBytes
 
 _UNFINISHED = "\ufffd"
 """What a decoder puts for bytes that are no whole character yet."""
@@ -35,6 +36,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
         self._template: ChatTemplate | None = None
+        self._token_bytes = TokenBytes(backend)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """``add_special``: with the begin-of-text token where the model wants one.
@@ -55,31 +57,59 @@ class Tokenizer:
     def stream(self, skip_special: bool = True) -> Detokenizer:
         return Detokenizer(self, skip_special)
 
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json``, special tokens' roles and chat template left out."""
+        return self._backend.to_str()
+
     def token_id(self, token: str) -> int | None:
         """The id of a token spelled out, such as ``<|im_end|>``."""
         return self._backend.token_to_id(token)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The exact bytes that a token stands for, half characters included; a special one's spelling."""
+        return self._token_bytes.of(token)
+
+    def has_vocabulary_of(self, other: Tokenizer) -> bool:
+        """Whether each token that both have has the same id, and neither lacks many of the other's."""
+        mine, theirs = self._backend.get_vocab(), other._backend.get_vocab()
+        if any(theirs.get(token, index) != index for token, index in mine.items()):
+            return False
+        return len(mine.keys() & theirs.keys()) >= 0.99 * max(len(mine), len(theirs))
+
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are no text: they steer the model, and ``decode`` leaves them out."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
 
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None
 
+    @property
+    def chat_variables(self) -> frozenset[str]:
+        """Names that the chat template reads, such as ``tools`` where it can show some."""
+        return self._chat().variables if self.has_chat_template else frozenset()
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
     ) -> str:
         """The chat as text. UsageError where the model has no template, or it refuses these messages."""
-        if self.chat_template is None:
-            raise UsageError(
-                "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
-            )
-        if self._template is None:
-            self._template = ChatTemplate(self.chat_template, self.special_tokens)
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **more)
+        return self._chat().render(messages, add_generation_prompt=add_generation_prompt, **more)
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
     ) -> list[int]:
         """The chat as token ids. The template writes begin-of-text itself where the model wants it."""
         return self.encode(self.render_chat(messages, add_generation_prompt, **more), add_special=False)
+
+    def _chat(self) -> ChatTemplate:
+        if self.chat_template is None:
+            raise UsageError(
+                "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
+            )
+        if self._template is None:
+            self._template = ChatTemplate(self.chat_template, self.special_tokens)
+        return self._template
 
 
 class Detokenizer:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from fake_swarm import BOS, VOCAB, ToyTokenizer
 
+from swarm_node.client.guided import Guide
 from swarm_node.client.params import GenerationParams, fit_context, prompt_ids
 from swarm_node.swarm.errors import UsageError
 
@@ -54,11 +55,49 @@ def test_a_prompt_must_leave_room_for_an_answer() -> None:
     assert "2 tokens" in caught.value.hint
 
 
+def _params(**options: Any) -> GenerationParams:
+    return GenerationParams.of(options, vocab_size=VOCAB)  # type: ignore[arg-type]
+
+
 def test_options_are_checked_by_name() -> None:
-    params = GenerationParams.of({"max_new_tokens": 3, "stop": "x", "top_k": 4, "raw": True})
+    params = _params(max_new_tokens=3, stop="x", top_k=4, min_p=0.1, logprobs=2, raw=True)
     assert (params.max_new_tokens, params.stop, params.sampling.top_k) == (3, ("x",), 4)
-    assert GenerationParams.of({"stop": ["a", "b"]}).stop == ("a", "b")
+    assert (params.sampling.min_p, params.sampling.logprobs, params.speculate) == (0.1, 2, "auto")
+    assert _params(stop=["a", "b"]).stop == ("a", "b")
+    assert _params(stop=None).stop == _params(stop="").stop == ()
     with pytest.raises(UsageError, match="max_tokens"):
-        GenerationParams.of({"max_tokens": 3})  # type: ignore[typeddict-unknown-key]
-    with pytest.raises(UsageError, match="max_new_tokens 0"):
-        GenerationParams.of({"max_new_tokens": 0})
+        _params(max_tokens=3)
+
+
+def test_every_option_without_a_value_is_its_default() -> None:
+    assert _params() == GenerationParams()
+    guide = Guide("json_object")
+    assert _params(guide=guide, speculate="off") == GenerationParams(guide=guide, speculate="off")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", True),
+        ("max_new_tokens", 2.0),
+        ("stop", 3),
+        ("ignore_eos", 1),
+        ("raw", "yes"),
+        ("guide", {"type": "object"}),
+        ("guide", "json_object"),
+        ("speculate", "always"),
+        ("speculate", True),
+        ("logit_bias", {VOCAB: 1.0}),
+        ("temperature", [1.0]),
+    ],
+)
+def test_what_an_option_cannot_be(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=name) as caught:
+        _params(**{name: value})
+    assert caught.value.hint
+
+
+def test_stop_strings_are_texts() -> None:
+    with pytest.raises(UsageError, match="stop string"):
+        _params(stop=["a", 3])

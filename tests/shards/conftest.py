@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf_llama
 from safetensors.torch import save_file
 
 from swarm_node.shards.hf_config import hf_config
@@ -131,93 +130,5 @@ def hf_llama(tmp_path: Path, hf_llama_in: HFLlama) -> HFLlama:
 
 @pytest.fixture
 def gguf_llama(tmp_path: Path) -> GGUFLlama:
-    """``gguf_llama(qtype="F32", tied=True, extra=None)`` → a GGUF file of 2 blocks, as converters write it.
-
-    Hidden 256 and intermediate 512, so that K-quant groups fit. ``extra(writer)`` may add keys and tensors.
-    """
-
-    def write(
-        qtype: str = "F32",
-        *,
-        tied: bool = True,
-        seed: int = 0,
-        extra: Callable[[gguf.GGUFWriter], None] | None = None,
-        heads: tuple[int, int] = (4, 2),
-        name: str = "tiny.gguf",
-        bias: bool = False,
-    ) -> Path:
-        path = tmp_path / name
-        writer = gguf.GGUFWriter(str(path), "llama")
-        writer.add_block_count(2)
-        writer.add_context_length(128)
-        writer.add_embedding_length(256)
-        writer.add_feed_forward_length(512)
-        writer.add_head_count(heads[0])
-        writer.add_head_count_kv(heads[1])
-        writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_dimension_count(256 // heads[0])
-        writer.add_rope_freq_base(10000.0)
-        add_vocabulary(writer)
-        if extra is not None:
-            extra(writer)
-        rng = np.random.default_rng(seed)
-        kv = 256 * heads[1] // heads[0]
-        matrices = {"token_embd": (50, 256)} | ({} if tied else {"output": (50, 256)})
-        vectors = {"output_norm": 256}
-        for block in range(2):
-            prefix = f"blk.{block}."
-            matrices |= {
-                prefix + "attn_q": (256, 256),
-                prefix + "attn_k": (kv, 256),
-                prefix + "attn_v": (kv, 256),
-                prefix + "attn_output": (256, 256),
-                prefix + "ffn_gate": (512, 256),
-                prefix + "ffn_up": (512, 256),
-                prefix + "ffn_down": (256, 512),
-            }
-            vectors |= {prefix + "attn_norm": 256, prefix + "ffn_norm": 256}
-        for tensor, size in vectors.items():
-            writer.add_tensor(f"{tensor}.weight", rng.standard_normal(size, dtype=np.float32))
-        if bias:
-            writer.add_tensor("blk.0.attn_q.bias", np.arange(256, dtype=np.float32))
-        for tensor, shape in matrices.items():
-            raw = raw_values(rng, shape, qtype)
-            writer.add_tensor(f"{tensor}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[qtype])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
-
-    return write
-
-
-def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """50 tokens of a SentencePiece-like vocabulary."""
-    tokens = ["<unk>", "<s>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "ab", "▁ab"]
-    tokens += [f"<0x{byte:02X}>" for byte in range(50 - len(tokens))]
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(index) for index in range(50)])
-    writer.add_token_types([2, 3, 3] + [1] * 30 + [6] * 17)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-
-
-def raw_values(rng: np.random.Generator, shape: tuple[int, int], qtype: str) -> np.ndarray:
-    """Random weights of a type. K-quants, which gguf cannot make: random groups, sane scales."""
-    kind = gguf.GGMLQuantizationType[qtype]
-    values = rng.standard_normal(shape, dtype=np.float32)
-    try:
-        return gguf.quants.quantize(values, kind)
-    except NotImplementedError:
-        pass
-    group, size = gguf.GGML_QUANT_SIZES[kind]
-    raw = rng.integers(0, 256, (shape[0], shape[1] // group, size), dtype=np.uint8)
-    scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-    scales |= {"IQ4_NL": (0,), "IQ4_XS": (0,)}
-    for offset in scales[qtype]:
-        half = rng.uniform(-0.1, 0.1, raw.shape[:2]).astype(np.float16)
-        raw[..., offset : offset + 2] = half[..., None].view(np.uint8)
-    return raw.reshape(shape[0], -1)
+    """``gguf_llama(qtype="F32", tied=True, extra=None)`` → a GGUF file of 2 blocks: see ``gguf_files``."""
+    return partial(write_gguf_llama, tmp_path)

@@ -105,3 +105,9 @@ def test_objects_become_inert() -> None:
 def test_bad_messages(messages: list[dict[str, Any]]) -> None:
     with pytest.raises(UsageError):
         render("x", messages)
+
+
+def test_what_a_template_reads_is_known() -> None:
+    source = "{% for m in messages %}{% set r = m.role %}{{ r }}{% endfor %}{{ tools }}"
+    assert ChatTemplate(source, SPECIAL).variables == {"messages", "tools"}
+    assert "bos_token" in ChatTemplate("{{ bos_token }}", SPECIAL).variables

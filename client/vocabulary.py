@@ -1,0 +1,70 @@
+"""A model's tokens as bytes, in the form that llguidance asks for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+_ANCHOR = "\x02"
+"""Put before a text whose tokenizer would add a space to its beginning; no merge goes over it."""
+
+
+class SpelledTokenizer(Protocol):
+    """The part of ``shards.tokenizer.Tokenizer`` that guides need."""
+
+    eos_ids: frozenset[int]
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def special_ids(self) -> frozenset[int]: ...
+
+
+class Vocabulary:
+    """What llguidance reads of a tokenizer, by these names: ``tokens`` are the bytes of each; those of
+    ``special_token_ids`` never are text."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: SpelledTokenizer, vocab_size: int) -> None:
+        """``vocab_size``: how many tokens the head has; a tokenizer may have fewer, or more."""
+        special = tokenizer.special_ids() | tokenizer.eos_ids
+        self._tokenizer = tokenizer
+        self.eos_token_id = min(tokenizer.eos_ids, default=0)
+        self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        self.special_token_ids = sorted(token for token in special if token < vocab_size)
+        self._special = special
+        self._by_bytes = {text: token for token, text in enumerate(self.tokens) if token not in special}
+        self._longest = max(map(len, self._by_bytes), default=0)
+
+    def __call__(self, spelled: str) -> list[int]:
+        """Tokens of a text that is forced: as the model would have it where that is exactly the text, and
+        never a special one, though it is spelled out."""
+        text = spelled.encode()
+        ids = self._tokenizer.encode(spelled, add_special=False)
+        if self._are(ids, text):
+            return ids
+        ids = self._tokenizer.encode(_ANCHOR + spelled, add_special=False)
+        for number, token in enumerate(ids):
+            if self.tokens[token].endswith(_ANCHOR.encode()) and self._are(ids[number + 1 :], text):
+                return ids[number + 1 :]
+        return self._greedy(text)
+
+    def _are(self, ids: list[int], text: bytes) -> bool:
+        known = all(token < len(self.tokens) and token not in self._special for token in ids)
+        return known and b"".join(self.tokens[token] for token in ids) == text
+
+    def _greedy(self, text: bytes) -> list[int]:
+        """The longest token first; ends where no token goes on."""
+        ids, at = [], 0
+        while at < len(text):
+            for end in range(min(len(text), at + self._longest), at, -1):
+                token = self._by_bytes.get(text[at:end])
+                if token is not None:
+                    break
+            else:
+                break
+            ids.append(token)
+            at = end
+        return ids
