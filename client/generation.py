@@ -1,24 +1,26 @@
-"""The one generation loop: feed, choose, show, until something ends it."""
+"""The one generation loop: draft, feed, choose, show, until something ends it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ..swarm.messages import Want
 from ..swarm.prediction import Prediction
 from ..swarm.types import ModelRef, Route
+from .answer import Answer, FinishReason, PieceDecoder, TokenEvent
+from .draft_model import DraftModel
+from .drafting import Drafter
 from .head_batch import HeadBatcher
 from .params import GenerationParams
 from .repair import SwarmSession
-from .sampling import Sampler
-from .stopping import StopStrings
-from .trace import ChainTimings, HopTimings, Repair, Timings
+from .sampling import Choice, Sampler, TokenRule
+from .trace import ChainTimings, HopTimings, Repair, Speculated, Timings
 
-FinishReason = Literal["stop", "length", "stop_string"]
+__all__ = ["FinishReason", "Generation", "GenerationRun", "TokenEvent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Generation:
     beginning of its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what
     the ways did, ``replaced`` as ``hops`` for those that left; ``predicted`` is what the newest plan of hops
     should cost. ``repaired``: each time that the route was repaired, which costs time but no token.
-    ``cached_tokens``: how many tokens of the prompt the hops held from before.
+    ``cached_tokens``: how many tokens of the prompt the hops held from before. ``logprobs``: how likely each
+    token was, where that was asked for. ``speculated``: what drafts have brought.
     """
 
     text: str
@@ -46,6 +49,8 @@ class Generation:
     repaired: tuple[Repair, ...] = ()
     replaced: tuple[HopTimings, ...] = ()
     predicted: Prediction | None = None
+    logprobs: tuple[Choice, ...] | None = None
+    speculated: Speculated = field(default_factory=Speculated)
 
     @property
     def repairs(self) -> int:
@@ -70,21 +75,16 @@ class Generation:
             "timings": self.timings.as_dict(),
             "repairs": self.repairs,
             "repaired": [repair.as_dict() for repair in self.repaired],
+            "speculation": self.speculated.as_dict(),
+            "logprobs": None if self.logprobs is None else [_as_dict(choice) for choice in self.logprobs],
         }
 
 
-class PieceDecoder(Protocol):
-    """``shards.tokenizer.Detokenizer``: token ids in, whole characters out."""
-
-    def push(self, token: int) -> str: ...
-
-    def flush(self) -> str: ...
-
-
 class GenerationRun:
-    """One generation. Iterate ``pieces`` once; ``result`` is there when it has ended by itself.
+    """One generation. Iterate ``events`` once; ``result`` is there when it has ended by itself.
 
-    ``max_new_tokens`` of ``params`` must already fit the context. ``on_end`` is called once, however it ends.
+    ``max_new_tokens`` of ``params`` must already fit the context. ``guide`` opens what restricts the tokens.
+    ``on_end`` is called once, however it ends.
     """
 
     def __init__(
@@ -97,6 +97,8 @@ class GenerationRun:
         detokenizer: PieceDecoder,
         eos_ids: frozenset[int],
         session: SwarmSession,
+        guide: Callable[[], Awaitable[TokenRule]] | None = None,
+        draft_model: DraftModel | None = None,
         on_end: Callable[[GenerationRun], None] | None = None,
     ) -> None:
         self.result: Generation | None = None
@@ -107,6 +109,8 @@ class GenerationRun:
         self._detokenizer = detokenizer
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids
         self._session = session
+        self._guide = guide
+        self._draft_model = draft_model
         self._on_end = on_end
 
     @property
@@ -114,52 +118,53 @@ class GenerationRun:
         """The hops that compute it now, or did last; None before there are any."""
         return self._session.route if self._session.has_route else None
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """The answer, piece by piece: whole characters, at most one piece a token, none of them empty.
+    @property
+    def repaired(self) -> tuple[Repair, ...]:
+        """The repairs of the route so far."""
+        return tuple(self._session.repaired)
+
+    async def events(self) -> AsyncGenerator[TokenEvent, None]:
+        """The answer, token by token; ``result`` is there before the last of them is.
 
         However the iteration ends (closed, cancelled, failed), the hops' sessions are freed at once.
         """
         params, session = self._params, self._session
-        sampler = Sampler(params.sampling, self._prompt)
-        stops = StopStrings(params.stop)
-        shown: list[str] = []
-        token_ids: list[int] = []
+        answer = Answer(self._detokenizer, self._eos_ids, params.stop, params.max_new_tokens)
         local_s = 0.0
         began = first_at = perf_counter()
-        fed: Sequence[int] = self._prompt
-        x: Tensor | None = None  # of what is fed, once it is a chosen token
-        reason: FinishReason | None = None
+        fed: tuple[int, ...] = self._prompt
+        draft: tuple[int, ...] = ()
+        x: Tensor | None = None  # of what is fed, once it is one chosen token
+        drafter: Drafter | None = None
         deciding = False
         try:
-            while reason is None:
-                hidden = await session.append(fed, x)  # (1, hidden)
+            guide = await self._guide() if self._guide is not None else None  # refused before it costs a hop
+            sampler = Sampler(params.sampling, self._prompt, guide)
+            drafter = self._drafter()
+            while answer.reason is None:
+                begin, repairs, pass_began = session.length, len(session.repaired), perf_counter()
+                # (1 + len(draft), hidden)
+                hidden = await session.append(fed + draft, x, Want.ALL if draft else Want.LAST)
                 arrived = perf_counter()
                 if not deciding:
                     deciding = True
                     self._heads.begin()
-                chosen = await self._heads.choose(hidden, sampler)
-                token, x = chosen.token, chosen.x
+                chosen = await self._heads.choose(hidden, sampler, draft)
                 chosen_at = perf_counter()
                 local_s += chosen_at - arrived
-                if not token_ids:
+                events = self._push(answer, chosen.choices, sampler)
+                session.rollback(begin + len(fed) + len(events) - 1)
+                if answer.reason is not None:
+                    session.close()  # before the last token is shown: nothing more is needed of the hops
+                tokens = [event.token for event in events]
+                if not begin:
                     first_at = chosen_at
-                token_ids.append(token)
-                fed = (token,)
-                piece = ""
-                if token in self._eos_ids:
-                    reason = "stop"
-                else:
-                    piece = stops.push(self._detokenizer.push(token))
-                    if len(token_ids) >= params.max_new_tokens:
-                        reason = "length"
-                if stops.matched is None and reason is not None:
-                    piece += stops.push(self._detokenizer.flush()) + stops.flush()
-                if stops.matched is not None:
-                    reason = "stop_string"
-                if piece:
-                    shown.append(piece)
-                if reason is not None:
-                    session.close()  # before the last piece is shown: nothing more is needed of the hops
+                    if drafter is not None:
+                        drafter.begin(tokens[0], session.predicted)
+                elif drafter is not None:
+                    undisturbed = len(session.repaired) == repairs
+                    drafter.chosen(tokens, chosen_at - pass_began if undisturbed else None)
+                if answer.reason is not None:
                     timings = Timings(
                         route_s=session.route_s,
                         prefill_s=max(0.0, first_at - began - session.route_s),
@@ -167,15 +172,22 @@ class GenerationRun:
                         local_s=local_s,
                         repair_s=session.repair_s,
                         prompt_tokens=len(self._prompt),
-                        new_tokens=len(token_ids),
+                        new_tokens=len(answer.choices),
                         cached_tokens=session.cached_tokens,
                     )
-                    self.result = self._result("".join(shown), token_ids, reason, timings)
-                if piece:
-                    yield piece
+                    speculated = drafter.speculated if drafter is not None else None
+                    self.result = self._result(answer, answer.reason, timings, speculated)
+                for event in events:
+                    yield event
+                if answer.reason is None and drafter is not None:
+                    room = params.max_new_tokens - len(answer.choices) - 1
+                    draft = await drafter.draft(room, sampler.forced)
+                fed, x = (tokens[-1],), None if draft else chosen.x
         finally:
             if deciding:
                 self._heads.end()
+            if drafter is not None:
+                drafter.close()
             self.close()
 
     def close(self) -> None:
@@ -185,14 +197,31 @@ class GenerationRun:
             on_end, self._on_end = self._on_end, None
             on_end(self)
 
+    def _drafter(self) -> Drafter | None:
+        if self._params.speculate == "off":
+            return None
+        sequence, model = None, self._draft_model
+        if model is not None:
+            sequence = model.begin(self._prompt, len(self._prompt) + self._params.max_new_tokens)
+        return Drafter(self._prompt, self._eos_ids, sequence)
+
+    @staticmethod
+    def _push(answer: Answer, choices: Sequence[Choice], sampler: Sampler) -> list[TokenEvent]:
+        """Up to where the answer ends."""
+        return [
+            answer.push(choice, last=choice is choices[-1] and sampler.is_over)
+            for choice in choices
+            if answer.reason is None
+        ]
+
     def _result(
-        self, text: str, token_ids: Sequence[int], reason: FinishReason, timings: Timings
+        self, answer: Answer, reason: FinishReason, timings: Timings, speculated: Speculated | None
     ) -> Generation:
         session = self._session
         return Generation(
-            text=text,
+            text=answer.text,
             prompt_token_ids=self._prompt,
-            token_ids=tuple(token_ids),
+            token_ids=answer.token_ids,
             finish_reason=reason,
             model=str(self._model),
             route=session.route,
@@ -202,4 +231,10 @@ class GenerationRun:
             repaired=tuple(session.repaired),
             replaced=session.replaced,
             predicted=session.predicted,
+            logprobs=tuple(answer.choices) if answer.choices[0].logprob is not None else None,
+            speculated=speculated or Speculated(passes=len(answer.choices) - 1),
         )
+
+
+def _as_dict(choice: Choice) -> dict[str, object]:
+    return {"token": choice.token, "logprob": choice.logprob, "top": [list(pair) for pair in choice.top]}

@@ -15,7 +15,7 @@ LOOK_S = 2.0
 LOOKS = 3
 """Marks kept: means are over the last two intervals, 32 steps or more."""
 
-_Sums = tuple[int, float, float, float]  # steps, queue, compute, codec in seconds
+_Sums = tuple[int, float, float, float, int]  # steps; queue, compute, codec in seconds; tokens
 
 
 class Pace:
@@ -46,9 +46,11 @@ class Pace:
     def _spent(self, hop: HopClient) -> HopSpent:
         decode = hop.trace.decode
         marks = self._marks.setdefault(hop.session, deque(maxlen=LOOKS))
-        now = (decode.steps, decode.queue_s, decode.compute_s, decode.codec_s)
-        then = marks[0] if marks else (0, 0.0, 0.0, 0.0)
+        now = (decode.steps, decode.queue_s, decode.compute_s, decode.codec_s, decode.tokens)
+        then = marks[0] if marks else (0, 0.0, 0.0, 0.0, 0)
         marks.append(now)
         steps = max(1, now[0] - then[0])
-        queue_s, compute_s, codec_s = ((b - a) / steps for a, b in zip(then[1:], now[1:], strict=True))
-        return HopSpent(decode.steps, queue_s, compute_s, codec_s)
+        queue_s, compute_s, codec_s, tokens = (
+            (b - a) / steps for a, b in zip(then[1:], now[1:], strict=True)
+        )
+        return HopSpent(decode.steps, queue_s, compute_s, codec_s, max(1.0, tokens))

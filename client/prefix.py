@@ -68,7 +68,8 @@ class PageChain:
     def hashes(self, ids: Sequence[int]) -> tuple[bytes, ...]:
         """A hash for each whole page of ``ids``, at most MAX_PREFIX_PAGES.
 
-        ``ids`` must begin with what was given before: pages hashed once are not looked at again.
+        ``ids`` must begin with what was given before, up to where it was rolled back: pages hashed once are
+        not looked at again.
         """
         pages = min(len(ids) // PAGE_TOKENS, MAX_PREFIX_PAGES)
         hashes = self._hashes
@@ -76,6 +77,10 @@ class PageChain:
             tokens = _PAGE.pack(*ids[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS])
             hashes.append(blake2b((hashes[-1] if hashes else self._seed) + tokens, digest_size=32).digest())
         return tuple(hashes[:pages])
+
+    def rollback(self, length: int) -> None:
+        """The ids from ``length`` on are going to be others."""
+        del self._hashes[length // PAGE_TOKENS :]
 
 
 def new_salt() -> bytes:

@@ -26,12 +26,14 @@ from ..swarm.errors import (
     SwarmError,
 )
 from ..swarm.link_pool import LinkPool
+from ..swarm.messages import Want
 from ..swarm.prediction import Prediction
 from ..swarm.types import Route, Span
 from .diagnosis import EdgeFailedError
+from .forking import fork_route
 from .hop import HopFailedError, SessionSettings
 from .incident import Incident
-from .link_book import transfer_rate
+from .link_report import report_links
 from .mend import CannotMendError, Mender, Mending, MoveAbandonedError
 from .pace import Pace
 from .prefix import PrefixKey
@@ -49,10 +51,6 @@ REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
 """How long a generation that has begun waits for new hops before it gives up what it has."""
 GAP_LOOK_S = 5.0
 """While hops for a gap are waited for: between looks whether a whole new route could be had instead."""
-
-
-STEPS_TO_MEASURE = 8
-"""Decode steps whose mean says something about the ways of a chain."""
 
 
 class Embedding(Protocol):
@@ -146,14 +144,22 @@ class SwarmSession:
         """Seconds without a token because of repairs."""
         return sum(repair.seconds for repair in self.repaired)
 
-    async def append(self, ids: Sequence[int], x: Tensor | None = None) -> Tensor:
-        """Feed token ids; returns the last one's hidden state after all blocks, (1, hidden) float32.
+    @property
+    def length(self) -> int:
+        """How many tokens were fed."""
+        return len(self._ids)
+
+    async def append(self, ids: Sequence[int], x: Tensor | None = None, want: Want = Want.LAST) -> Tensor:
+        """Feed token ids; returns hidden states after all blocks, float32: the last one's (1, hidden), or all
+        of them (tokens, hidden), or none (0, hidden), as ``want`` says.
 
         ``x`` (tokens, hidden): their embedding, where the caller has it already.
         Raises what ``Router.plan`` raises when no route can be had (any more), and after MAX_FAILURES in a
         row what the last hop failed of.
         """
-        fed = len(self._ids)
+        if not ids:
+            raise LocalProtocolError("nothing to feed")
+        begin = fed = len(self._ids)
         if self._pace.is_time(fed) and self._session is not None:
             await self._move_slow_hop()
         self._ids.extend(ids)
@@ -162,7 +168,9 @@ class SwarmSession:
             try:
                 if self._session is None:
                     fed, x = await self._open(), None
-                hidden = await self._push(fed, x)
+                if want is Want.ALL:
+                    fed = await self._feed_up_to(begin, fed)
+                hidden = await self._push(x, fed, len(self._ids), want)
             except (HopFailedError, EdgeFailedError) as failure:
                 self._check_open()  # what was closed on purpose is no failure of a hop
                 await self._repair(failure)
@@ -171,22 +179,69 @@ class SwarmSession:
                 self._end_incident()
                 return hidden
 
-    def close(self) -> None:
-        """Free every hop at once. Never waits; may be called again."""
+    def rollback(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens: the hops hear of it with what is fed next."""
+        if not 0 <= length <= len(self._ids):
+            raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot go back to {length}")
+        del self._ids[length:]
+        if self._session is not None:
+            self._session.rollback(length)
+
+    async def fork(self, max_tokens: int | None = None) -> SwarmSession:
+        """Another session of the same tokens, with room for ``max_tokens`` (as many as this one). Nothing may
+        be appended to this one meanwhile.
+
+        Hops share the KV cache of what both have in common (see ``forking``). Where one refuses, has no room
+        or is lost, the fork's first ``append`` feeds it all tokens again.
+        """
+        self._check_open()
+        settings = replace(self._settings, max_tokens=max_tokens or self._settings.max_tokens)
+        twin = SwarmSession(
+            self._model,
+            self._links,
+            self._router,
+            settings,
+            replace(self._need, kv_tokens=settings.max_tokens),
+            wire_codec=self._wire_codec,
+            limits=self._limits,
+            on_wait=self._on_wait,
+            salt=self._salt,
+            memory=self._memory,
+            chain=self._chain,
+        )
+        twin._ids = list(self._ids)
+        if self._ids and self._session is not None and self._session.acked == len(self._ids):
+            try:
+                twin._begin(await fork_route(self._session, len(self._ids), settings))
+            except HopFailedError:
+                pass  # it is fed again
+        return twin
+
+    def close(self, keep: bool = True) -> None:
+        """Free every hop at once. Never waits; may be called again. ``keep``: hops may keep the pages for a
+        session that begins the same way."""
         if not self._closed and self._session is not None:
-            self._session.close(self._ids)
-            self._report(self._session)
-            if self._memory is not None and self._proven:
+            self._session.close(self._ids if keep else ())
+            report_links(self._router, self._session.segments)
+            if keep and self._memory is not None and self._proven:
                 self._memory.remember(self._ids, self._session.route)
         self._closed = True
 
-    async def _push(self, fed: int, x: Tensor | None) -> Tensor:
+    async def _feed_up_to(self, begin: int, fed: int) -> int:
+        """Where a step begins that wants the rows from ``begin`` on: what hops lack before is fed first, and
+        rows that came before the route broke are asked for again."""
+        if fed < begin:
+            await self._push(None, fed, begin, Want.NOTHING)
+        return begin
+
+    async def _push(self, x: Tensor | None, start: int, end: int, want: Want) -> Tensor:
+        """Feed the tokens [start, end), of which ``x`` is the embedding."""
         session = self._session
         if session is None:
             raise LocalProtocolError("the session is not open")
         if x is None:
-            x = self._embed(fed, len(self._ids))
-        hidden = await session.forward(x, fed)
+            x = self._embed(start, end)
+        hidden = await session.forward(x, start, want)
         if not self._proven:
             self._proven = True
             for hop in session.hops:
@@ -242,16 +297,21 @@ class SwarmSession:
             incident.feed_again(session, held)
         for hop in session.hops:
             self._router.measured(hop.peer_id, hop.link.round_trip_s)
+        self._begin(session, planned.predicted)
+        return held
+
+    def _begin(self, session: RouteSession, predicted: Prediction | None = None) -> None:
         self._session, self._route = session, session.route
-        self.predicted = self._router.predict(session.route, self._need) or planned.predicted
+        self.predicted = self._router.predict(session.route, self._need) or predicted
         self._pace.begin(session.hops)
         self._was_open, self._proven = True, False
-        return held
 
     def _repair_limits(self) -> WaitLimits:
         return replace(REPAIR_LIMITS, missing_s=max(REPAIR_LIMITS.missing_s, self._limits.missing_s))
 
     def _check_open(self) -> None:
+        if self._links.closed:
+            raise StreamClosedError("the client is closed", hint="Connect again.")
         if self._closed:
             raise StreamClosedError("the session was closed on this side")
 
@@ -411,21 +471,3 @@ class SwarmSession:
         if self._incident is not None:
             self.repaired.append(self._incident.closed())
             self._incident = None
-
-    def _report(self, session: RouteSession) -> None:
-        """Steps measure links better than openings did: a way, where one hop answers alone; of a chain the
-        sum of its ways, and PINGs the rest."""
-        router = self._router
-        for segment in session.segments:
-            decode, prefill = segment.trace.decode, segment.trace.prefill
-            if segment.is_chain:
-                for hop in segment.hops:
-                    router.measured(hop.peer_id, hop.link.round_trip_s)
-                if decode.steps >= STEPS_TO_MEASURE:
-                    router.chain_measured(segment.trace.peer_ids, decode.wire_s / decode.steps)
-            elif decode.steps:
-                rtt_s = decode.wire_s / decode.steps
-                rate = (
-                    transfer_rate(prefill.bytes_sent, prefill.wire_s, rtt_s) if prefill.steps == 1 else None
-                )
-                router.measured(segment.first.peer_id, rtt_s, bytes_per_s=rate)

@@ -1,9 +1,9 @@
 """One session on every hop of a route: hidden states in at block 0, hidden states out after the last block.
 
 Hops pass activations on to each other (a chained edge); where two cannot, the client carries them (a relayed
-edge), as they came: both sides of an edge speak one codec. A run of chained hops is a segment. A decode step
-is one write and one read a segment, in the caller's task. A prefill goes through in chunks, so that all hops
-work at the same time.
+edge), as they came: both sides of an edge speak one codec. A run of chained hops is a segment. A short step,
+of one token or of a draft to verify, is one write and one read a segment, in the caller's task. A prefill
+goes through in chunks, so that all hops work at the same time.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from .prefix import HopPlace, PageChain, PrefixKey, chain_seeds
 from .segment import BrokenError, Segment
 from .tasks import all_of
 
+SHORT_TOKENS = 33
+"""A step of so many tokens goes through in one piece: one token and the longest draft behind it."""
 CHUNKS_AHEAD = 4
 """Chunks that may wait between two segments."""
 
@@ -129,7 +131,13 @@ class RouteSession:
 
         Raises HopFailedError for the first hop that fails; the others are closed.
         """
-        seats = _seats(route, settings, ids)
+        return await cls.open_seats(links, route, settings, _seats(route, settings, ids))
+
+    @classmethod
+    async def open_seats(
+        cls, links: LinkPool, route: Route, settings: RouteSettings, seats: Sequence[Seat]
+    ) -> RouteSession:
+        """Open the hops of ``route`` as ``seats`` say; raises as ``open``."""
         opened: dict[int, HopClient] = {}
 
         async def open_hop(seat: Seat) -> None:
@@ -199,7 +207,8 @@ class RouteSession:
         what was pushed before rolls every hop back to it. Raises HopFailedError and EdgeFailedError.
         """
         self.acked = position
-        step = self._decode_step if len(x) == 1 else self._prefill
+        short = len(x) <= min(SHORT_TOKENS, self._max_step_tokens) and (self._fed or len(x) == 1)
+        step = self._short_step if short else self._prefill
         try:
             hidden = await step(x, position, want)
         except BrokenError as error:
@@ -212,6 +221,13 @@ class RouteSession:
         diagnosis = await diagnose(self.hops, self.settings.session.hidden_size)
         return diagnosis.worst(self.hops)
 
+    def rollback(self, length: int) -> None:
+        """The tokens from ``length`` on are no part of the sequence any more; ``forward`` goes on there."""
+        self.acked = min(self.acked, length)
+        for hop in self.hops:
+            if hop.chain is not None:
+                hop.chain.rollback(length)
+
     def close(self, ids: Sequence[int] = ()) -> None:
         """Free every hop's session at once. Never waits; may be called again. ``ids``: what was fed, for the
         hops to keep the pages of it."""
@@ -219,18 +235,19 @@ class RouteSession:
         for hop in self.hops:
             hop.close(ids)
 
-    async def _decode_step(self, x: Tensor, position: int, want: Want) -> Tensor:
-        first, last = self.hops[0], self.hops[-1]
+    async def _short_step(self, x: Tensor, position: int, want: Want) -> Tensor:
+        first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
         payload: Payload = codecs.encode(first.codec, x)
         self._codec_cost(first, perf_counter() - began, self._fed)
         step = self.take_steps(1)
         for segment in self.segments:
             asked = want if segment.last is last else Want.ALL
-            segment.post(step, payload, 1, position, asked, decoding=self._fed)
-            payload = (await segment.receive()).payload
-        hidden = self._decode(payload, 0 if want is Want.NOTHING else 1, self._fed)
-        self.acked = position + 1
+            segment.post(step, payload, tokens, position, asked, decoding=self._fed)
+            result = await segment.receive()
+            payload = result.payload
+        hidden = self._decode(payload, result.tokens, self._fed)
+        self.acked = position + tokens
         return hidden
 
     async def _prefill(self, x: Tensor, position: int, want: Want) -> Tensor:

@@ -6,14 +6,16 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from ..swarm.errors import UsageError
 from ..swarm.types import Route
+from .answer import TokenEvent
 from .background import BackgroundLoop, Job
 from .generation import Generation, GenerationRun
+from .trace import Repair
 
-_END = None
+_END: Final = None
 
 
 class TextStream(AsyncIterator[str]):
@@ -24,7 +26,7 @@ class TextStream(AsyncIterator[str]):
 
     def __init__(self, run: GenerationRun) -> None:
         self._run = run
-        self._pieces = run.pieces()
+        self._events = run.events()
 
     @property
     def result(self) -> Generation:
@@ -38,22 +40,34 @@ class TextStream(AsyncIterator[str]):
         """The hops that compute the answer now, or did last; None before there are any."""
         return self._run.route
 
+    @property
+    def repaired(self) -> tuple[Repair, ...]:
+        """The repairs of the route so far."""
+        return self._run.repaired
+
     async def finish(self) -> Generation:
         """Read to the end; the result."""
-        async for _ in self._pieces:
+        async for _ in self._events:
             pass
         return self.result
 
+    def events(self) -> AsyncIterator[TokenEvent]:
+        """The same answer token by token; what is taken here does not come as a piece."""
+        return self._events
+
     async def aclose(self) -> None:
         """Stop here. May be called again."""
-        await self._pieces.aclose()
+        await self._events.aclose()
         self._run.close()  # a generator that never began has nothing to end
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
-        return await anext(self._pieces)
+        async for event in self._events:
+            if event.text:
+                return event.text
+        raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,10 +86,10 @@ class SyncTextStream(Iterator[str]):
     """
 
     def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
         self._over = False
         self._stream = stream
-        self._job = loop.submit(_pump(stream, self._pieces.put))
+        self._job = loop.submit(_pump(stream, self._events.put))
 
     @property
     def result(self) -> Generation:
@@ -87,6 +101,11 @@ class SyncTextStream(Iterator[str]):
         """The hops that compute the answer now, or did last; None before there are any."""
         return self._stream.route
 
+    @property
+    def repaired(self) -> tuple[Repair, ...]:
+        """The repairs of the route so far."""
+        return self._stream.repaired
+
     def close(self) -> None:
         """Stop here and wait until the hops are told. May be called again."""
         self._over = True
@@ -95,19 +114,30 @@ class SyncTextStream(Iterator[str]):
     def __iter__(self) -> Self:
         return self
 
+    def events(self) -> Iterator[TokenEvent]:
+        """The same answer token by token; what is taken here does not come as a piece."""
+        while (event := self._next()) is not None:
+            yield event
+
     def __next__(self) -> str:
+        while (event := self._next()) is not None:
+            if event.text:
+                return event.text
+        raise StopIteration
+
+    def _next(self) -> TokenEvent | None:
+        """Waits; None at the end. Raises what the answer failed of."""
         if self._over:
-            raise StopIteration
+            return None
         try:
-            piece = self._pieces.get()
+            event = self._events.get()
         except BaseException:  # Ctrl-C
             self.close()
             raise
-        if piece is not _END:
-            return piece
-        self._over = True
-        self._job.result()
-        raise StopIteration
+        if event is _END:
+            self._over = True
+            self._job.result()
+        return event
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +158,7 @@ class BridgedTextStream(AsyncIterator[str]):
     def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
         self._background = loop
         self._stream = stream
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self._events: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
         self._job: Job[Generation] | None = None
         self._over = False
 
@@ -142,6 +172,11 @@ class BridgedTextStream(AsyncIterator[str]):
         """The hops that compute the answer now, or did last; None before there are any."""
         return self._stream.route
 
+    @property
+    def repaired(self) -> tuple[Repair, ...]:
+        """The repairs of the route so far."""
+        return self._stream.repaired
+
     async def aclose(self) -> None:
         """Stop here. May be called again."""
         self._over = True
@@ -154,21 +189,32 @@ class BridgedTextStream(AsyncIterator[str]):
     def __aiter__(self) -> Self:
         return self
 
+    async def events(self) -> AsyncIterator[TokenEvent]:
+        """The same answer token by token; what is taken here does not come as a piece."""
+        while (event := await self._next()) is not None:
+            yield event
+
     async def __anext__(self) -> str:
+        while (event := await self._next()) is not None:
+            if event.text:
+                return event.text
+        raise StopAsyncIteration
+
+    async def _next(self) -> TokenEvent | None:
+        """None at the end. Raises what the answer failed of."""
         if self._over:
-            raise StopAsyncIteration
+            return None
         job = self._job or self._begin()
         try:
-            piece = await self._pieces.get()
+            event = await self._events.get()
         except BaseException:
             self._over = True
             job.cancel()
             raise
-        if piece is not _END:
-            return piece
-        self._over = True
-        await job.wait()
-        raise StopAsyncIteration
+        if event is _END:
+            self._over = True
+            await job.wait()
+        return event
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,22 +229,22 @@ class BridgedTextStream(AsyncIterator[str]):
             self._job.cancel()  # type: ignore[union-attr]
 
     def _begin(self) -> Job[Generation]:
-        loop, pieces = asyncio.get_running_loop(), self._pieces
+        loop, events = asyncio.get_running_loop(), self._events
 
-        def put(piece: str | None) -> None:
+        def put(event: TokenEvent | None) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         self._job = self._background.submit(_pump(self._stream, put))
         return self._job
 
 
-async def _pump(stream: TextStream, put: Callable[[str | None], None]) -> Generation:
-    """Make the answer at full speed, handing over its pieces and at the end _END; the result."""
+async def _pump(stream: TextStream, put: Callable[[TokenEvent | None], None]) -> Generation:
+    """Make the answer at full speed, handing over its events and at the end _END; the result."""
     try:
         async with stream:
-            async for piece in stream:
-                put(piece)
+            async for event in stream.events():
+                put(event)
             return stream.result
     finally:
         put(_END)

@@ -225,3 +225,22 @@ class Timings:
             "new_tokens": self.new_tokens,
         }
         return {**{name: round(getattr(self, name), 6) for name in times}, **counts}
+
+
+@dataclass(frozen=True, slots=True)
+class Speculated:
+    """What drafts have brought: in ``passes`` through the route, after the prompt's, ``drafted`` tokens were
+    fed before they were chosen, of which ``accepted`` were. ``draft_s``: seconds that drafting took."""
+
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_s: float = 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "passes": self.passes,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "draft_s": round(self.draft_s, 6),
+        }

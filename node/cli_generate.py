@@ -21,9 +21,13 @@ MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
 
 
-async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
-    """``model_class`` is ``client.AsyncSwarmModel``."""
+async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_class: Any) -> None:
+    """``model_class`` is ``client.AsyncSwarmModel``, ``guide_class`` ``client.Guide``."""
+    if arguments.logprobs is not None and not arguments.json:
+        raise UsageError("--logprobs shows nothing without --json", hint="Add --json.")
     prompt = read_prompt(arguments.prompt)
+    schema = arguments.json_schema
+    guide = guide_class("json_schema", read_schema(schema)) if schema is not None else None
     speak = not (arguments.json or arguments.quiet)
     status = console.status("Opening the model ...")
     if speak:
@@ -36,6 +40,7 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
             quantize=arguments.quantize,
             dtype=arguments.dtype,
             threads=arguments.threads,
+            draft=arguments.draft,
             wait=arguments.wait,
             on_progress=lambda text: status.update(escape(text)),
         ) as model:
@@ -45,10 +50,16 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any) -> None:
                 "temperature": arguments.temperature,
                 "top_k": arguments.top_k,
                 "top_p": arguments.top_p,
+                "min_p": arguments.min_p,
                 "repetition_penalty": arguments.repetition_penalty,
+                "frequency_penalty": arguments.frequency_penalty,
+                "presence_penalty": arguments.presence_penalty,
                 "seed": arguments.seed,
                 "stop": arguments.stop,
                 "ignore_eos": arguments.ignore_eos,
+                "logprobs": arguments.logprobs,
+                "guide": guide,
+                "speculate": arguments.speculate,
             }
             if arguments.json:
                 result = (await model.generate_detailed(prompt, **options)).as_dict()
@@ -91,6 +102,17 @@ def read_prompt(text: str) -> str:
     return text
 
 
+def read_schema(path: str) -> str:
+    """The text of a JSON schema. Raises UsageError for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_PROMPT_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read the schema {path}: {error}", hint="Give a JSON file in UTF-8."
+        ) from None
+
+
 def _print_route(result: Any) -> None:
     console.print(route_table([hop.as_dict() for hop in result.hops]))
     timings = result.timings
@@ -100,6 +122,13 @@ def _print_route(result: Any) -> None:
         f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
         + (f", {result.repairs} repaired hops" if result.repairs else "")
     )
+    drafts = result.speculated
+    if drafts.drafted:
+        console.print(
+            f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
+            f"{len(result.token_ids) - 1} tokens in {drafts.passes} passes through the peers",
+            highlight=False,
+        )
 
 
 def print_trace(trace: Trace) -> None:

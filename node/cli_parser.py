@@ -7,13 +7,26 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from ..swarm.errors import UsageError
-from ..swarm.types import Span
+from .cli_arguments import (
+    above_zero,
+    add_compute,
+    add_model,
+    add_peers,
+    add_wait,
+    add_wire_codec,
+    comma_list,
+    count,
+    port_number,
+    positive_int,
+    seconds,
+    share,
+    span,
+)
+from .cli_chat_options import CHAT_EXAMPLES, add_chat
+from .cli_gateway_options import add_gateway
 from .config import KERNELS, KV_DTYPES
 
 DEVICES = ("cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZE = ("auto", "none", "int8", "int4")
-WIRE_CODECS = ("none", "bf16", "fp16", "int8")
 BOOTSTRAP_PORT = 31330
 """Where a bootstrap node listens unless told otherwise: its address should survive a restart."""
 
@@ -23,6 +36,7 @@ examples:
   swarm-node serve --model PATH --blocks 0-14 --initial-peers ADDR
   swarm-node serve --model PATH --blocks 15-29 --initial-peers ADDR
   swarm-node generate --model PATH --initial-peers ADDR "What is the capital of France?"
+  swarm-node chat --model PATH --initial-peers ADDR
   swarm-node status --initial-peers ADDR
 """
 _BOOTSTRAP_EXAMPLES = f"""\
@@ -52,6 +66,15 @@ examples:
 
 The prompt is one chat message where the model has a chat template (with its own default system prompt).
 The answer goes to standard output as it is generated, everything else to standard error.
+"""
+_GATEWAY_EXAMPLES = """\
+examples:
+  swarm-node gateway --model PATH --initial-peers ADDR           http://127.0.0.1:8000, this computer only
+  swarm-node gateway --model PATH --model PATH --initial-peers ADDR                    several models
+  swarm-node gateway --model PATH --initial-peers ADDR --host 0.0.0.0 --api-key-file keys.txt
+
+OpenAI clients take http://127.0.0.1:8000/v1 as base URL; browsers find a chat page at the address itself.
+Ctrl-C leaves cleanly: no new requests, running ones get --drain-seconds.
 """
 _STATUS_EXAMPLES = """\
 examples:
@@ -83,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bootstrap(_command(commands, "bootstrap", "start a meeting point for a swarm", _BOOTSTRAP_EXAMPLES))
     _add_serve(_command(commands, "serve", "load a span of blocks and serve it", _SERVE_EXAMPLES))
     _add_generate(_command(commands, "generate", "answer a prompt through the swarm", _GENERATE_EXAMPLES))
+    add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
+    add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", _GATEWAY_EXAMPLES))
     _add_status(_command(commands, "status", "who serves what, and what nobody serves", _STATUS_EXAMPLES))
     return parser
 
@@ -107,94 +132,15 @@ def _command(
     return command
 
 
-def _span(text: str) -> Span:
-    return Span.parse(text)
-
-
-def _comma_list(text: str) -> list[str]:
-    return [part for part in (piece.strip() for piece in text.split(",")) if part]
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    value = _seconds(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0 and at most 1, such as 0.5")
-    return value
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535, 0 takes a free one)")
-    return int(text)
-
-
-def _add_peers(command: argparse.ArgumentParser, *, required: bool) -> None:
-    command.add_argument(
-        "--initial-peers",
-        metavar="ADDR",
-        type=_comma_list,
-        action="extend",
-        default=None,
-        required=required,
-        help="address of a peer to join through, such as /ip4/192.0.2.7/tcp/31330/p2p/12D3Koo... "
-        "(several: repeat the option, or commas)",
-    )
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model",
-        required=True,
-        metavar="PATH_OR_NAME",
-        help="a GGUF file, a HuggingFace model directory, or a name on the HuggingFace hub",
-    )
-
-
 def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
     command.add_argument("--host", default="0.0.0.0", help="address to listen on (default: every interface)")
     command.add_argument(
-        "--port", type=_port, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
+        "--port", type=port_number, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
     )
     command.add_argument(
         "--announce",
         metavar="MADDR",
-        type=_comma_list,
+        type=comma_list,
         action="extend",
         default=None,
         help="address to tell others instead of the ones found, e.g. behind a port forwarding (repeatable)",
@@ -208,24 +154,9 @@ def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
     )
 
 
-def _add_compute(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="dtype of activations and unquantized weights"
-    )
-    command.add_argument(
-        "--quantize",
-        default="auto",
-        choices=QUANTIZE,
-        help=f"how {what} are held; auto takes the fastest that loses nothing against the file",
-    )
-    command.add_argument(
-        "--threads", type=_positive_int, default=None, help="compute threads (default: the real cores)"
-    )
-
-
 def _add_bootstrap(command: argparse.ArgumentParser) -> None:
     _add_listen(command, port=BOOTSTRAP_PORT)
-    _add_peers(command, required=False)
+    add_peers(command, required=False)
     command.add_argument(
         "--relay",
         action="store_true",
@@ -234,27 +165,27 @@ def _add_bootstrap(command: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
-    _add_model(command)
+    add_model(command)
     command.add_argument(
         "--blocks",
-        type=_span,
+        type=span,
         default=None,
         metavar="SPAN",
         help="blocks to serve: 0-20 (inclusive), 0:21 (half-open) or 7 (default: all)",
     )
-    _add_peers(command, required=False)
+    add_peers(command, required=False)
     _add_listen(command, port=0)
     command.add_argument(
         "--relay",
         metavar="ADDR",
-        type=_comma_list,
+        type=comma_list,
         action="extend",
         default=None,
         help="for a node behind NAT or a firewall: the address of a `bootstrap --relay` through which others "
         "reach it (repeatable)",
     )
     command.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
-    _add_compute(command, "block weights")
+    add_compute(command, "block weights")
     command.add_argument(
         "--kernels",
         default="auto",
@@ -272,7 +203,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     _add_sharing(command)
     command.add_argument(
         "--drain-seconds",
-        type=_seconds,
+        type=seconds,
         default=30.0,
         metavar="SECONDS",
         help="how long running sessions may finish after Ctrl-C or SIGTERM (default: %(default)s)",
@@ -282,7 +213,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
 def _add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--kv-cache-tokens",
-        type=_positive_int,
+        type=positive_int,
         default=None,
         metavar="N",
         help="tokens of KV cache over all sessions, in whole pages (default: measured from free memory)",
@@ -302,7 +233,7 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--journal-mib",
-        type=_count,
+        type=count,
         default=256,
         metavar="MIB",
         help="memory for what sessions sent to their next hop, so that its replacement can be fed when it "
@@ -313,18 +244,18 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
 def _add_sharing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--prefill-target-ms",
-        type=_above_zero,
+        type=above_zero,
         default=25.0,
         metavar="MS",
         help="what a slice of one client's prompt may add to the others' time between tokens (default: "
         "%(default)s)",
     )
     command.add_argument(
-        "--max-sessions-per-peer", type=_positive_int, default=64, metavar="N", help="default: %(default)s"
+        "--max-sessions-per-peer", type=positive_int, default=64, metavar="N", help="default: %(default)s"
     )
     command.add_argument(
         "--max-kv-share-per-peer",
-        type=_share,
+        type=share,
         default=1.0,
         metavar="PART",
         help="part of the KV cache that one peer may hold while nobody else wants any; once others wait, "
@@ -332,7 +263,7 @@ def _add_sharing(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--idle-session-seconds",
-        type=_above_zero,
+        type=above_zero,
         default=600.0,
         metavar="SECONDS",
         help="drop a session that was not used for so long; its client can resume (default: %(default)s)",
@@ -340,43 +271,62 @@ def _add_sharing(command: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:
-    _add_model(command)
-    _add_peers(command, required=True)
+    add_model(command)
+    add_peers(command, required=True)
     command.add_argument("prompt", help="the text; - reads standard input")
     command.add_argument(
         "--raw", action="store_true", help="send the text as it is, without the chat template"
     )
-    command.add_argument("--max-new-tokens", type=_positive_int, default=256, help="default: %(default)s")
+    command.add_argument("--max-new-tokens", type=positive_int, default=256, help="default: %(default)s")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     command.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
     command.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
+    command.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
     command.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (default)")
+    command.add_argument("--frequency-penalty", type=float, default=0.0, help="-2 to 2; 0 is off (default)")
+    command.add_argument("--presence-penalty", type=float, default=0.0, help="-2 to 2; 0 is off (default)")
     command.add_argument("--seed", type=int, default=None, help="makes sampling repeatable")
     command.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)"
     )
     command.add_argument("--ignore-eos", action="store_true", help="go on to --max-new-tokens")
     command.add_argument(
+        "--json-schema",
+        default=None,
+        metavar="FILE",
+        help="let the answer be JSON of the schema in this file",
+    )
+    command.add_argument(
+        "--logprobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="with --json: how likely each token was, and the N most likely ones (0 to 20)",
+    )
+    command.add_argument(
+        "--speculate",
+        default="auto",
+        choices=("auto", "off"),
+        help="check guesses of the next tokens in one pass, where that is faster; the answer is the same "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--draft",
+        default=None,
+        metavar="PATH_OR_NAME",
+        help="a small model of the same family that guesses, on this machine (default: guesses come from the "
+        "text itself)",
+    )
+    command.add_argument(
         "--trace",
         action="store_true",
         help="show what the route should have cost beside what it did, stage by stage (also in --json)",
     )
-    command.add_argument(
-        "--wire-codec",
-        default="int8",
-        choices=WIRE_CODECS,
-        help="how activations travel; none is exact float32 (default: %(default)s)",
-    )
-    _add_compute(command, "the head's weights")
-    command.add_argument(
-        "--wait",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="wait this long for a route that covers the model (default: do not wait)",
-    )
+    add_wire_codec(command)
+    add_compute(command, "the head's weights")
+    add_wait(command)
     command.add_argument("--quiet", action="store_true", help="only the answer: no progress, no route")
 
 
 def _add_status(command: argparse.ArgumentParser) -> None:
-    _add_peers(command, required=True)
+    add_peers(command, required=True)

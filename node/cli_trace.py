@@ -26,7 +26,7 @@ BAR = 12
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a decoded token's time, milliseconds. ``predicted_ms`` None: nothing was predicted of it.
+    """A part of a decode pass, milliseconds. ``predicted_ms`` None: nothing was predicted of it.
 
     A hop's stage has ``peer_id``, ``blocks`` and its measured parts.
     """
@@ -44,10 +44,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The stages of a decoded token, none where none was decoded; the prefill in seconds (None: no prediction
-    for it); and sentences on where prediction and measurement disagree."""
+    """The stages of a decode pass, none where there was none; tokens fed and gained by a pass on average; the
+    prefill in seconds (None: no prediction for it); and sentences on where prediction and measurement
+    disagree. A pass is one token, or several where a draft was checked: then nothing was predicted of it."""
 
     stages: tuple[Stage, ...]
+    fed_per_pass: float
+    gained_per_pass: float
     prefill_tokens: int
     prefill_predicted_s: float | None
     prefill_measured_s: float
@@ -57,6 +60,8 @@ class Trace:
         """For JSON, under ``trace``."""
         return {
             "stages": [asdict(stage) for stage in self.stages],
+            "fed_per_pass": round(self.fed_per_pass, 4),
+            "gained_per_pass": round(self.gained_per_pass, 4),
             "prefill_tokens": self.prefill_tokens,
             "prefill_predicted_s": self.prefill_predicted_s,
             "prefill_measured_s": self.prefill_measured_s,
@@ -70,7 +75,14 @@ def trace_of(result: dict[str, Any]) -> Trace:
     hops, timings = result["route"], result["timings"]
     if predicted is not None and [_place(hop) for hop in predicted["hops"]] != [_place(hop) for hop in hops]:
         predicted = None  # of another route: hops were replaced since
-    stages = _stages(result, predicted) if timings["new_tokens"] > 1 and hops[0]["decode"]["tokens"] else ()
+    drafts = result.get("speculation") or {}
+    passes = max(1, drafts.get("passes", timings["new_tokens"] - 1))
+    fed_per_pass = 1 + drafts.get("drafted", 0) / passes
+    stages = (
+        _stages(result, predicted, passes, fed_per_pass)
+        if timings["new_tokens"] > 1 and hops[0]["decode"]["tokens"]
+        else ()
+    )
     fed = timings["prompt_tokens"] - timings["cached_tokens"]
     measured_s = max(0.0, timings["prefill_s"] - timings["repair_s"])
     predicted_s = None
@@ -80,11 +92,13 @@ def trace_of(result: dict[str, Any]) -> Trace:
     says = _disagreements(stages)
     if predicted_s is not None and _differ(predicted_s * 1000, measured_s * 1000, measured_s * 1000):
         says.append(f"The prefill took {measured_s:.2f} s, predicted were {predicted_s:.2f} s.")
-    return Trace(tuple(stages), fed, predicted_s, measured_s, tuple(says))
+    gained_per_pass = (timings["new_tokens"] - 1) / passes
+    return Trace(tuple(stages), fed_per_pass, gained_per_pass, fed, predicted_s, measured_s, tuple(says))
 
 
-def _stages(result: dict[str, Any], predicted: dict[str, Any] | None) -> list[Stage]:
-    """In the order in which a token passes them, as far as that was measured: a chain's ways are one sum."""
+def _stages(result: dict[str, Any], predicted: dict[str, Any] | None, passes: int, fed: float) -> list[Stage]:
+    """In the order in which a pass of ``fed`` tokens goes through them, as far as that was measured: a
+    chain's ways are one sum."""
     hops = {_place(hop): hop for hop in result["route"]}
     order = [hop["peer_id"] for hop in result["route"]]
     expected = {} if predicted is None else {_place(hop): hop for hop in predicted["hops"]}
@@ -94,23 +108,23 @@ def _stages(result: dict[str, Any], predicted: dict[str, Any] | None) -> list[St
         chain = next((chain for chain in chains if chain["peer_ids"][0] == hop["peer_id"]), None)
         if chain is not None:
             name = "wire" if len(chains) == 1 else f"wire {_ends(chain['peer_ids'])}"
-            stages.append(_wire(name, chain, hop_number, predicted))
-        hope = expected.get(_place(hop))
+            stages.append(_wire(name, chain, hop_number, predicted, fed))
+        hope = expected.get(_place(hop)) if fed == 1 else None
+        queue_ms, compute_ms, codec_ms = (hop[f"{part}_ms"] * fed for part in ("queue", "compute", "codec"))
         stages.append(
             Stage(
                 name=f"{short_peer_id(hop['peer_id'])} blocks {hop['blocks']}",
                 predicted_ms=None if hope is None else hope["queue_ms"] + hope["compute_ms"],
-                measured_ms=hop["queue_ms"] + hop["compute_ms"] + hop["codec_ms"],
+                measured_ms=queue_ms + compute_ms + codec_ms,
                 peer_id=hop["peer_id"],
                 blocks=hop["blocks"],
-                queue_ms=hop["queue_ms"],
-                compute_ms=hop["compute_ms"],
-                codec_ms=hop["codec_ms"],
+                queue_ms=queue_ms,
+                compute_ms=compute_ms,
+                codec_ms=codec_ms,
                 note=_mostly(hop),
             )
         )
-    timings = result["timings"]
-    local_ms = timings["local_s"] * 1000 / timings["new_tokens"]
+    local_ms = result["timings"]["local_s"] * 1000 / (1 + passes)
     stages.append(Stage("client (head)", None, local_ms))
     return stages
 
@@ -127,7 +141,9 @@ def _chains_of(order: list[str], chains: Sequence[dict[str, Any]]) -> list[dict[
     return current if complete and all(chain["decode"]["tokens"] for chain in current) else []
 
 
-def _wire(name: str, chain: dict[str, Any], first: int, predicted: dict[str, Any] | None) -> Stage:
+def _wire(
+    name: str, chain: dict[str, Any], first: int, predicted: dict[str, Any] | None, fed: float
+) -> Stage:
     """All ways of the chain that begins with hop ``first``."""
     expected, note = None, ""
     if predicted is not None:
@@ -140,7 +156,7 @@ def _wire(name: str, chain: dict[str, Any], first: int, predicted: dict[str, Any
         expected = sum(ways)
         unmeasured = sum(not edge["measured"] for edge in edges)
         note = f"{unmeasured} of {len(edges)} ways were only estimated" if unmeasured else ""
-    return Stage(name, expected, chain["wire_ms"], note=note)
+    return Stage(name, expected, chain["wire_ms"] * fed, note=note)
 
 
 def _ends(peers: Sequence[str]) -> str:
@@ -168,7 +184,7 @@ def _sentence(stage: Stage) -> str:
     factor = f"{high / low:.1f} times as {'slow' if slower else 'fast'} as" if low > 0 else "not as"
     because = f" ({stage.note})" if stage.note else ""
     return (
-        f"{stage.name}: {stage.measured_ms:.1f} ms a token, {factor} predicted ({stage.predicted_ms:.1f} ms)"
+        f"{stage.name}: {stage.measured_ms:.1f} ms a pass, {factor} predicted ({stage.predicted_ms:.1f} ms)"
         f"{because}."
     )
 
@@ -190,10 +206,12 @@ def _place(hop: dict[str, Any]) -> tuple[str, str]:
 
 
 def waterfall(trace: Trace) -> Table:
-    """The stages of a decoded token, a line each: predicted, measured, its parts, and a bar from when to
-    when."""
+    """The stages of a pass, a line each: predicted, measured, its parts, and a bar from when to when."""
+    title = "A decoded token, ms"
+    if trace.fed_per_pass > 1:
+        title = f"A pass of {trace.fed_per_pass:.1f} tokens that brings {trace.gained_per_pass:.1f}, ms"
     table = Table(
-        title="A decoded token, ms",
+        title=title,
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -43,7 +43,9 @@ async def connected(initial_peers: Sequence[str], threads: int, **options: Any) 
 async def read_stream(model: Any, prompt: Any, new_tokens: int) -> StreamRun:
     run = StreamRun()
     try:
-        async with model.stream(prompt, max_new_tokens=new_tokens, ignore_eos=True) as stream:
+        async with model.stream(
+            prompt, max_new_tokens=new_tokens, ignore_eos=True, speculate="off"
+        ) as stream:
             async for _ in stream:
                 run.times.append(time.perf_counter())
             run.tokens = len(stream.result.token_ids)
@@ -80,7 +82,7 @@ async def _one_stream(
         await model.generate(long_prompt(encode, prefill_tokens, 99), max_new_tokens=1)
         for number in range(repeat):
             short = await model.generate_detailed(
-                question(number), max_new_tokens=new_tokens, ignore_eos=True
+                question(number), max_new_tokens=new_tokens, ignore_eos=True, speculate="off"
             )
             long = await model.generate_detailed(
                 long_prompt(encode, prefill_tokens, number), max_new_tokens=1
@@ -203,7 +205,9 @@ async def _decode_for(model: Any, seconds: float) -> dict[str, Any]:
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         run = StreamRun()
-        async with model.stream(question(len(gaps)), max_new_tokens=128, ignore_eos=True) as stream:
+        async with model.stream(
+            question(len(gaps)), max_new_tokens=128, ignore_eos=True, speculate="off"
+        ) as stream:
             async for _ in stream:
                 run.times.append(time.perf_counter())
             hops = [hop.as_dict() for hop in stream.result.hops]

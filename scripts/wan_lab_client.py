@@ -45,7 +45,9 @@ async def _measure(
                 ("long", long_prompt(encode, context, number)),
             ):
                 runs[kind].append(await _answer(model, prompt, new_tokens))
-        async with model.stream(question(repeat), max_new_tokens=64, ignore_eos=True) as stream:
+        async with model.stream(
+            question(repeat), max_new_tokens=64, ignore_eos=True, speculate="off"
+        ) as stream:
             pieces = aiter(stream)
             await anext(pieces)
             say_ready()
@@ -60,7 +62,9 @@ async def _measure(
 async def _answer(model: Any, prompt: Any, new_tokens: int) -> dict[str, Any]:
     """``decode_s``: of a token on the average; ``compute_s`` of each hop and ``local_s`` the same."""
     began = perf_counter()
-    answer = await model.generate_detailed(prompt, max_new_tokens=new_tokens, ignore_eos=True)
+    answer = await model.generate_detailed(
+        prompt, max_new_tokens=new_tokens, ignore_eos=True, speculate="off"
+    )
     steps = new_tokens - 1
     return {
         "prompt_tokens": len(answer.prompt_token_ids),

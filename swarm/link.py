@@ -315,7 +315,7 @@ class NodeLink:
             return
         self._ping(None)
         self._wake_in(self._pong_within())
-        for link in self._siblings:
+        for link in list(self._siblings):  # one that finds itself dead leaves them
             if link is not self and now - link.heard_at >= patience.ping_after_s:
                 link._bear_witness()
 

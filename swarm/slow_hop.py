@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from .prediction import Prediction
+from .prediction import HopPrediction, Prediction
 
 ENOUGH_STEPS = 32
 """Decode steps that every hop of the route must have done since it joined: a pause is no slowness, and a
@@ -29,16 +29,25 @@ MAX_OPTIMISM = 4.0
 @dataclass(frozen=True, slots=True)
 class HopSpent:
     """What a decode step took at a hop lately, on average, in seconds, over the last of ``steps`` steps since
-    it joined the route."""
+    it joined the route. ``tokens``: of a step, on average; above 1 where drafts were checked."""
 
     steps: int
     queue_s: float
     compute_s: float
     codec_s: float = 0.0
+    tokens: float = 1.0
 
     @property
     def node_s(self) -> float:
         return self.queue_s + self.compute_s + self.codec_s
+
+    def of_one_token(self, hop: HopPrediction, prompt_tokens: int) -> HopSpent:
+        """What a step of one token would have taken: more cost what a prompt's do, as ``hop`` announced
+        for ``prompt_tokens``; where it did not, as much as the first."""
+        more_s = hop.prefill_s / prompt_tokens if prompt_tokens else hop.compute_s
+        expected_s = hop.compute_s + (self.tokens - 1) * more_s
+        part = hop.compute_s / expected_s if expected_s > 0 else 1 / self.tokens
+        return HopSpent(self.steps, self.queue_s, self.compute_s * part, self.codec_s / self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,11 @@ def hop_to_replace(
     predicted; ``replacements``: the best for each hop, None where there is none."""
     if min((hop.steps for hop in spent), default=0) < ENOUGH_STEPS:
         return None
+    tokens_to_come = int(tokens_to_come / max(hop.tokens for hop in spent))  # a step brings several, perhaps
+    spent = [
+        seen.of_one_token(hop, predicted.prompt_tokens) if seen.tokens > 1 else seen
+        for seen, hop in zip(spent, predicted.hops, strict=True)
+    ]
     best: tuple[float, int] | None = None
     for number, replacement in enumerate(replacements):
         if replacement is None:

@@ -1,8 +1,24 @@
-"""Makes ``fake_swarm`` importable by the tests of this folder."""
+"""Makes ``fake_swarm`` importable here; decoding is plain where a test says nothing else."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from swarm_node.client.speculation import Plan, Speculation
+
+
+@pytest.fixture(autouse=True)
+def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No drafts: many tests count steps, or break the third. Whether a draft is sent depends on what passes
+    take, so those that are about drafts decide it themselves: they override this fixture."""
+
+    def plan(self: Speculation, draft: Sequence[object], costs: Sequence[float] = ()) -> Plan:
+        return Plan(0, 1.0)
+
+    monkeypatch.setattr(Speculation, "plan", plan)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swarm_node.client.head_batch import HeadBatcher
 from swarm_node.client.sampling import Sampler, SamplingParams
-from swarm_node.swarm.errors import RemoteProtocolError, StreamClosedError
+from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError, StreamClosedError
 
 
 class GatedHead(ToyHead):
@@ -46,8 +46,9 @@ def _tokens(states: Sequence[Tensor]) -> list[int]:
 
 async def _choose(heads: HeadBatcher, state: Tensor) -> int:
     chosen = await heads.choose(state, Sampler(SamplingParams()))
-    assert torch.equal(chosen.x, ToyHead().embed([chosen.token]))
-    return chosen.token
+    (choice,) = chosen.choices
+    assert torch.equal(chosen.x, ToyHead().embed([choice.token]))
+    return choice.token
 
 
 def _batcher(head: GatedHead, generations: int, **options: int) -> HeadBatcher:
@@ -202,6 +203,45 @@ async def test_closing_waits_for_the_call_and_refuses_the_rest() -> None:
     assert head.calls == [1]
     await heads.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "swarm-head"]
+
+
+async def test_a_draft_is_looked_at_up_to_what_is_wrong_in_it() -> None:
+    head = GatedHead()
+    heads = _batcher(head, 1)
+    states = torch.cat(_states(20))  # (20, hidden)
+    right = _tokens(list(states.split(1)))
+    for good, calls in ((19, [8, 8, 4]), (12, [8, 8]), (8, [8, 8]), (7, [8]), (0, [8])):
+        draft = [token if number < good else token ^ 1 for number, token in enumerate(right[:19])]
+        head.calls.clear()
+        chosen = await heads.choose(states, Sampler(SamplingParams()), draft)
+        assert [choice.token for choice in chosen.choices] == right[: good + 1]
+        assert torch.equal(chosen.x, ToyHead().embed(right[good : good + 1]))
+        assert head.calls == calls
+    with pytest.raises(LocalProtocolError, match="20 hidden states for a draft of 3"):
+        await heads.choose(states, Sampler(SamplingParams()), draft[:3])
+    await heads.close()
+
+
+async def test_drafts_of_several_share_calls() -> None:
+    head = GatedHead()
+    heads = _batcher(head, 4)
+    all_states = [torch.cat(_states(n)) for n in (3, 12, 1, 5)]
+    head.gate.clear()
+    first = asyncio.create_task(_choose(heads, _states(1)[0]))
+    await asyncio.to_thread(head.entered.wait, 5)
+    expected_ = [_tokens(list(states.split(1))) for states in all_states]
+    tasks = [
+        asyncio.create_task(heads.choose(states, Sampler(SamplingParams()), right[:-1]))
+        for states, right in zip(all_states, expected_, strict=True)
+    ]
+    await settle()
+    head.gate.set()
+    chosen = await asyncio.gather(*tasks)
+    await first
+    assert [[choice.token for choice in each.choices] for each in chosen] == expected_
+    assert max(head.calls) <= 16
+    assert len(head.calls) < 1 + len(tasks) + 1
+    await heads.close()
 
 
 @pytest.mark.parametrize("sampled", [False, True])

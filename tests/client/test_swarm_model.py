@@ -265,3 +265,27 @@ def test_a_program_that_forgets_to_close_ends() -> None:
         [sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_events_and_pieces_are_one_answer(make: Callable[..., Sync]) -> None:
+    made = make(ScriptedHead("é STOP".encode()))
+    stream = made.model.stream(PROMPT, stop="STOP", logprobs=1)
+    first = next(stream.events())
+    assert (first.text, first.token, first.top[0][0]) == ("", 0xC3, 0xC3)
+    assert next(stream) == "é"  # the same iteration: what went before does not come again
+    rest = list(stream.events())
+    assert [event.text for event in rest] == [" ", "", "", "", ""]
+    assert stream.result.text == "é "
+    assert stream.result.logprobs is not None
+    assert [choice.token for choice in stream.result.logprobs] == list(stream.result.token_ids)
+    assert stream.repaired == ()
+
+
+async def test_events_in_ones_own_loop(make: Callable[..., Sync]) -> None:
+    made = make(ScriptedHead("é ".encode()))
+    stream = made.model.astream(PROMPT, max_new_tokens=3)
+    events = [event async for event in stream.events()]
+    assert [event.text for event in events] == ["", "é", " "]
+    assert tuple(event.token for event in events) == stream.result.token_ids
+    assert [piece async for piece in stream] == []
+    assert stream.repaired == ()

@@ -48,14 +48,14 @@ class ToyHead:
 
 
 class ScriptedHead(ToyHead):
-    """Says the same whatever it is asked: the given tokens, one a call, then end-of-text."""
+    """Says the same whatever it is asked: the given tokens, one a row, then end-of-text."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        token = self._tokens.pop(0) if self._tokens else EOS
-        return torch.nn.functional.one_hot(torch.tensor([token]), VOCAB).float()
+        tokens = [self._tokens.pop(0) if self._tokens else EOS for _ in hidden]
+        return torch.nn.functional.one_hot(torch.tensor(tokens), VOCAB).float()
 
 
 class ToyDetokenizer:
@@ -74,15 +74,25 @@ class ToyTokenizer:
 
     eos_ids = frozenset({EOS})
     has_chat_template = True
+    chat_variables = frozenset({"messages", "add_generation_prompt"})
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return [BOS] * add_special + list(text.encode())
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return b"".join(self.token_bytes(token) for token in ids if token < 256).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else {BOS: b"<s>", EOS: b"</s>"}[token]
+
+    def special_ids(self) -> frozenset[int]:
+        return frozenset({BOS, EOS})
 
     def stream(self) -> ToyDetokenizer:
         return ToyDetokenizer()
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
     ) -> list[int]:
         text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return [BOS, *(text + "<assistant>" * add_generation_prompt).encode()]

@@ -12,7 +12,7 @@ from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
-COMMANDS = ["bootstrap", "serve", "generate", "status"]
+COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -77,7 +77,7 @@ def test_a_hop_that_is_slower_than_predicted_is_named_with_why() -> None:
     (sentence,) = trace_of(result(route=slow)).disagreements
     assert (
         sentence
-        == "…bbbbbb blocks 3-5: 80.1 ms a token, 4.0 times as slow as predicted (20.0 ms) (mostly queue)."
+        == "…bbbbbb blocks 3-5: 80.1 ms a pass, 4.0 times as slow as predicted (20.0 ms) (mostly queue)."
     )
 
 
@@ -85,7 +85,7 @@ def test_the_wire_that_was_only_estimated() -> None:
     found = result(chains=[chain(1.0, "aaaaaaaa", "bbbbbbbb")])
     found["predicted"]["edges"][1]["measured"] = False
     (sentence,) = trace_of(found).disagreements
-    assert sentence.startswith("wire: 1.0 ms a token, 30.0 times as fast as predicted (30.0 ms)")
+    assert sentence.startswith("wire: 1.0 ms a pass, 30.0 times as fast as predicted (30.0 ms)")
     assert "1 of 3 ways were only estimated" in sentence
 
 
@@ -131,6 +131,22 @@ def test_one_token_has_a_prefill_only() -> None:
     assert trace.disagreements == ("The prefill took 3.00 s, predicted were 0.45 s.",)
     assert prefill_line(trace) == "Prefill of 50 tokens: 3.00 s measured, 0.45 s predicted"
     assert prefill_line(trace_of(result(predicted=None))).endswith("no prediction")
+
+
+def test_passes_that_check_drafts_are_shown_as_passes() -> None:
+    """Ten tokens in four passes of five tokens each: what a hop's token cost, five times over."""
+    speculation = {"passes": 4, "drafted": 16, "accepted": 6, "draft_s": 0.0}
+    trace = trace_of(result(speculation=speculation))
+    assert (trace.fed_per_pass, trace.gained_per_pass) == (5.0, 2.5)
+    wire, first, second, client = trace.stages
+    assert wire.measured_ms == pytest.approx(155.0)
+    assert (wire.predicted_ms, first.predicted_ms) == (30.0, None)
+    assert first.measured_ms == pytest.approx(53.0)
+    assert second.queue_ms == pytest.approx(5.0)
+    assert client.measured_ms == pytest.approx(22.0 / 5)
+    shown = io.StringIO()
+    Console(width=80, file=shown).print(waterfall(trace))
+    assert "A pass of 5.0 tokens that brings 2.5, ms" in shown.getvalue()
 
 
 def test_the_waterfall_for_people() -> None:

@@ -56,6 +56,21 @@ def test_the_one_that_saves_most() -> None:
     assert hop_to_replace(predicted(0.01, 0.01, 0.01), spent(0.2, 0.2, 0.01), [far, GOOD, None], 100) == 1
 
 
+def test_steps_that_check_drafts_are_no_slowness() -> None:
+    """Eight tokens a step, which cost as a prompt's do."""
+    hops = tuple(HopPrediction(f"p{i}", Span(i, i + 1), 0.0, 0.01, 0.5) for i in range(2))
+    edges = tuple(EdgePrediction("", "", WIRE_S, True, True) for _ in range(3))
+    route = Prediction(hops, edges, 0.0, prompt_tokens=100)
+    cost_s = 0.01 + 7 * 0.005
+
+    def seen(*times: float) -> list[HopSpent]:
+        return [HopSpent(ENOUGH_STEPS, 0.0, cost_s * n, tokens=8.0) for n in times]
+
+    assert hop_to_replace(route, seen(1, 1), [GOOD, GOOD], 10**4) is None
+    assert hop_to_replace(route, seen(11, 1), [GOOD, GOOD], 8 * 21) == 0
+    assert hop_to_replace(route, seen(11, 1), [GOOD, GOOD], 8 * 19) is None
+
+
 @given(
     st.lists(st.floats(0.001, 1), min_size=1, max_size=4),
     st.data(),

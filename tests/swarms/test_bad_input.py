@@ -67,6 +67,30 @@ def test_a_port_in_use(cli: Cli, smollm2_path: Path) -> None:
         _refused(cli("serve", "--model", str(smollm2_path), "--blocks", "0-1", *options), 4, port, "in use")
 
 
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ('{"uniqueItems": true}', "'uniqueItems' at #"),
+        ('{"type":', "no JSON"),
+        (None, "cannot read the schema"),
+    ],
+)
+def test_a_schema_that_cannot_be_kept_to(
+    cli: Cli, tmp_path: Path, free_port: int, schema: str | None, pattern: str
+) -> None:
+    """Before anything is loaded or dialled."""
+    path = tmp_path / "schema.json"
+    if schema is not None:
+        path.write_text(schema)
+    options = ("--model", "none", "--initial-peers", UNREACHABLE.format(port=free_port))
+    _refused(cli("generate", *options, "--json-schema", str(path), "hello"), 2, pattern)
+
+
+def test_logprobs_without_json_show_nothing(cli: Cli, free_port: int) -> None:
+    options = ("--model", "none", "--initial-peers", UNREACHABLE.format(port=free_port))
+    _refused(cli("generate", *options, "--logprobs", "3", "hello"), 2, "--json")
+
+
 @pytest.mark.parametrize("command", ["status", "generate", "serve"])
 def test_an_unreachable_bootstrap(cli: Cli, smollm2_path: Path, command: str, free_port: int) -> None:
     address = UNREACHABLE.format(port=free_port)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 from harness import ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
@@ -48,7 +49,7 @@ def test_generate_json_is_one_stable_object(default_swarm: LocalSwarm, cli: Cli)
     result = json.loads(done.stdout)
     assert set(result) == {
         *("text", "prompt_token_ids", "token_ids", "finish_reason", "route", "chains", "predicted"),
-        *("timings", "repairs", "repaired", "model"),
+        *("timings", "repairs", "repaired", "model", "speculation", "logprobs"),
     }
     assert result["text"] == ANSWER
     assert result["finish_reason"] == "stop"
@@ -59,6 +60,27 @@ def test_generate_json_is_one_stable_object(default_swarm: LocalSwarm, cli: Cli)
     assert chain["peer_ids"] == [hop["peer_id"] for hop in result["route"]], "hops pass activations on"
     assert [hop["peer_id"] for hop in result["predicted"]["hops"]] == chain["peer_ids"]
     assert (result["repairs"], result["repaired"]) == (0, [])
+
+
+def test_generate_json_of_a_schema_with_logprobs(default_swarm: LocalSwarm, cli: Cli, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    options = ("--json-schema", str(tmp_path / "schema.json"), "--logprobs", "2", "--presence-penalty", "0.1")
+    done = cli(*_generate(default_swarm, "--json", *options, QUESTION))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["finish_reason"] == "stop"
+    jsonschema.validate(json.loads(result["text"]), schema)
+    assert [choice["token"] for choice in result["logprobs"]] == result["token_ids"]
+    for choice in result["logprobs"]:
+        (_, first), (_, second) = choice["top"]
+        assert 0 >= first >= second
+        assert choice["logprob"] <= first
 
 
 def test_generate_raw_and_length(default_swarm: LocalSwarm, cli: Cli) -> None:

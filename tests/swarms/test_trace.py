@@ -16,6 +16,7 @@ QUESTION = "What is the capital of France?"
 
 def test_prediction_and_measurement_side_by_side(default_swarm: LocalSwarm, cli: Cli) -> None:
     options = ["--model", default_swarm.model, "--initial-peers", default_swarm.initial_peers[0], "--trace"]
+    options += ["--speculate", "off"]
     done = cli("generate", *options, "--ignore-eos", "--max-new-tokens", "20", "--json", QUESTION)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -1,0 +1,95 @@
+"""scripts/speculation: its verdict, and a small run of the real thing over a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import speculation_measure
+import torch
+from speculation import by_group, failures, show
+from speculation_measure import KnownAnswer
+from tiny_model import write_tiny_model
+
+SCRIPT = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "speculation.py")]
+
+
+def _answer(group: str, times: float, *, identical: bool = True) -> dict[str, Any]:
+    counts = {"passes": 10, "drafted": 20, "accepted": 9, "draft_s": 0.1}
+    speeds = {"plain_tokens_per_s": 10.0, "tokens_per_s": 10.0 * times, "times": times, "ratios": [times]}
+    return {"group": group, "name": f"{group} {times}", "identical": identical, **speeds, **counts}
+
+
+def _report(*answers: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "round_trip_ms": 50.0,
+        "new_tokens": 8,
+        "repeat": 1,
+        "answers": list(answers),
+    }
+
+
+def test_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    good = [_answer("repetitive", 1.6), _answer("plain", 0.96), _answer("draft", 2.6)]
+    assert failures(_report(*good)) == []
+    assert len(failures(_report(*good, _answer("plain", 0.94)))) == 2
+    assert len(failures(_report(_answer("repetitive", 1.4)))) == 1
+    assert len(failures(_report(*good, _answer("draft", 9.0, identical=False)))) == 1
+    assert len(failures(_report(*good, _answer("draft", 0.9), _answer("draft", 9.0)))) == 1
+    assert by_group(_report(*good))["draft"] == [2.6]
+    show(_report(*good))
+    assert "| plain | plain 0.96 | 10.0 | 9.6 | 0.96 (0.96 to 0.96) | 10 | 20 | 9 | 0.10 s |" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_stand_in_for_a_draft_model_is_right_four_times_of_five() -> None:
+    known = KnownAnswer(range(1000))
+    known.begin([1, 2, 3], 2000)
+    guesses = [known.guess([0] * (3 + number)) for number in range(1000)]
+    right = sum(guess is not None and guess[0] == number for number, guess in enumerate(guesses))
+    assert 770 < right < 830
+    assert known.guess([0] * 1003) is None
+
+
+async def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_model(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    prompts = [
+        ("repetitive", "echo", [{"role": "user", "content": "ab" * 20}], {}),
+        ("plain", "dice", [{"role": "user", "content": "xyz"}], {"temperature": 1.0, "seed": 1}),
+    ]
+    monkeypatch.setattr(speculation_measure, "PROMPTS", prompts)
+    threads = torch.get_num_threads()
+    for which, group in enumerate(("repetitive", "plain")):
+        answers = await speculation_measure._measure(
+            which=which,
+            model=str(tmp_path),
+            draft=str(tmp_path),
+            round_trip_ms=15.0,
+            new_tokens=24,
+            repeat=1,
+            threads=1,
+            wire_codec="none",
+        )
+        assert [each["group"] for each in answers] == [group, "draft", "draft model"]
+        assert all(each["identical"] and each["times"] > 0 for each in answers)
+        assert answers[1]["accepted"] > 5
+        show(_report(*answers))
+    torch.set_num_threads(threads)
+
+
+def test_bad_words_are_plain() -> None:
+    shown = subprocess.run([*SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    assert "token for token" in shown.stdout
+    failed = subprocess.run([*SCRIPT, "--round-trip", "no"], capture_output=True, text=True, timeout=60)
+    assert failed.returncode == 2
+    assert "--round-trip" in failed.stderr
