@@ -11,8 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answer import TokenEvent
     from .async_model import AsyncSwarmModel
     from .generation import Generation
+    from .guided import Guide
     from .sampling import SamplingParams
     from .streams import BridgedTextStream, SyncTextStream, TextStream
     from .swarm_model import SwarmModel, generate
@@ -22,12 +24,14 @@ __all__ = [
     "AsyncSwarmModel",
     "BridgedTextStream",
     "Generation",
+    "Guide",
     "HopTimings",
     "SamplingParams",
     "SwarmModel",
     "SyncTextStream",
     "TextStream",
     "Timings",
+    "TokenEvent",
     "generate",
 ]
 
@@ -35,12 +39,14 @@ _HOMES = {
     "AsyncSwarmModel": "async_model",
     "BridgedTextStream": "streams",
     "Generation": "generation",
+    "Guide": "guided",
     "HopTimings": "trace",
     "SamplingParams": "sampling",
     "SwarmModel": "swarm_model",
     "SyncTextStream": "streams",
     "TextStream": "streams",
     "Timings": "trace",
+    "TokenEvent": "answer",
     "generate": "swarm_model",
 }
 

@@ -20,7 +20,7 @@ from ..swarm.types import ModelRef
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher
 from .hop import SessionSettings
-from .local_model import LocalModel, OnProgress, load_local_model
+from .local_model import LocalModel, OnProgress, TextTokenizer, load_local_model
 from .network import ClientNetwork, open_network
 from .params import GenerateOptions, GenerationParams, Prompt, fit_context, prompt_ids
 from .prefix import check_salt, new_salt
@@ -28,6 +28,7 @@ from .repair import SwarmSession
 from .route_memory import RouteMemory
 from .router import Need, Router, Waiting, WaitLimits
 from .streams import TextStream
+from .token_guide import Guides
 
 
 class AsyncSwarmModel:
@@ -67,6 +68,7 @@ class AsyncSwarmModel:
         self._memory = RouteMemory() if prefix_cache else None
         self._links = LinkPool(network.transport, local.ref, agent=_agent(), patience=patience)
         self._heads = HeadBatcher(local.head)
+        self._guides = Guides(local.tokenizer, local.vocab_size)
         self._runs: set[GenerationRun] = set()
         self._closed = False
         self._router = router or Router(
@@ -89,6 +91,7 @@ class AsyncSwarmModel:
         prefix_cache: bool = True,
         prefix_salt: bytes | None = None,
         chain: bool = True,
+        draft: str | PathLike[str] | None = None,
     ) -> Self:
         """Load the client's part of the model and join the swarm; arguments and errors as
         ``SwarmModel.connect``."""
@@ -106,6 +109,7 @@ class AsyncSwarmModel:
                 quantize=quantize,
                 threads=torch.get_num_threads(),
                 on_progress=on_progress,
+                draft=draft,
             )
         )
         joining = asyncio.create_task(open_network(initial_peers))
@@ -140,6 +144,21 @@ class AsyncSwarmModel:
         """The longest sequence that the model can hold, prompt and answer together, in tokens."""
         return self._local.context
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Text to token ids and back, and the chat template."""
+        return self._local.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self._local.vocab_size
+
+    @property
+    def local(self) -> LocalModel:
+        """This machine's part of the model."""
+        return self._local
+
     async def wait_for_route(self) -> None:
         """Return once every block is served, for ``wait`` seconds at most. Raises NoRouteError."""
         await self._router.plan(Need(kv_tokens=1), limits=self._limits, on_wait=self._waiting)
@@ -158,26 +177,12 @@ class AsyncSwarmModel:
 
         The hops wait while the caller is busy with a piece.
         """
-        if self._closed:
-            raise UsageError("the client is closed", hint="Connect again.")
         local = self._local
-        params = GenerationParams.of(options)
+        params = GenerationParams.of(options, vocab_size=self._local.vocab_size)
         ids = prompt_ids(local.tokenizer, prompt, raw=options.get("raw", False), vocab_size=local.vocab_size)
         new_tokens = fit_context(len(ids), params.max_new_tokens, local.context)
-        kv_tokens = len(ids) + new_tokens
-        session = SwarmSession(
-            local.head,
-            self._links,
-            self._router,
-            SessionSettings(local.hidden_size, kv_tokens),
-            Need(kv_tokens, len(ids), new_tokens),
-            wire_codec=self._wire_codec,
-            limits=self._limits,
-            on_wait=self._waiting,
-            salt=self._salt,
-            memory=self._memory,
-            chain=self._chain,
-        )
+        session = self.session(len(ids) + new_tokens, prompt_tokens=len(ids))
+        guide = params.guide
         run = GenerationRun(
             ids,
             params.limited_to(new_tokens),
@@ -186,10 +191,32 @@ class AsyncSwarmModel:
             detokenizer=local.tokenizer.stream(),
             eos_ids=local.tokenizer.eos_ids,
             session=session,
+            guide=None if guide is None else lambda: self._guides.open(guide),
+            draft_model=local.draft,
             on_end=self._runs.discard,
         )
         self._runs.add(run)
         return TextStream(run)
+
+    def session(self, max_tokens: int, *, prompt_tokens: int = 1) -> SwarmSession:
+        """A sequence in the swarm, of ``max_tokens`` at most: feed it token ids, go back, fork it; ``close``
+        frees the hops. ``prompt_tokens``: of how many that will be fed at first, for planning its route."""
+        if self._closed:
+            raise UsageError("the client is closed", hint="Connect again.")
+        local = self._local
+        return SwarmSession(
+            local.head,
+            self._links,
+            self._router,
+            SessionSettings(local.hidden_size, max_tokens),
+            Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
+            wire_codec=self._wire_codec,
+            limits=self._limits,
+            on_wait=self._waiting,
+            salt=self._salt,
+            memory=self._memory,
+            chain=self._chain,
+        )
 
     async def close(self) -> None:
         """Stop what still runs, leave the swarm, give the model's files back. May be called again."""
@@ -198,6 +225,7 @@ class AsyncSwarmModel:
         self._closed = True
         for run in list(self._runs):
             run.close()
+        self._guides.close()
         try:
             await self._links.close()
             await self._router.close()

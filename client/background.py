@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from ..swarm.errors import UsageError
@@ -98,6 +98,13 @@ class BackgroundLoop:
                 raise UsageError("the client is closed", hint="Connect again.")
             raise UsageError("this would wait for itself", hint="Use the async twin of the method.")
         return Job(self._loop, coroutine)
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Call it on the loop, soon; nothing once closed. From any thread, finalizers included."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            pass  # the loop is closed
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Start it and wait for its result, as ``Job.result`` does."""

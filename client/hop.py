@@ -86,7 +86,8 @@ class Seat:
 
     ``session`` is chosen before any OPEN, so that each can name the next. ``codec`` is of what comes in,
     ``reply_codec`` of what goes out, ``weights`` as announced. ``upstream`` and ``downstream`` as in OPEN.
-    ``chain`` names the pages of ``ids`` that the node may hold already.
+    ``chain`` names the pages of ``ids`` that the node may hold already. ``parent``: the session on that node
+    whose first ``parent_tokens`` tokens it begins with.
     """
 
     hop: Hop
@@ -100,6 +101,8 @@ class Seat:
     downstream: Downstream | None = None
     chain: PageChain | None = None
     ids: Sequence[int] = ()
+    parent: bytes | None = None
+    parent_tokens: int = 0
 
 
 class Listener(Protocol):
@@ -372,6 +375,8 @@ class HopClient:
                 upstream=seat.upstream,
                 downstream=seat.downstream,
                 journal=seat.number < seat.hops - 1,
+                parent=seat.parent,
+                parent_tokens=seat.parent_tokens,
             ),
             Opened,
         )
@@ -381,7 +386,7 @@ class HopClient:
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
             raise RemoteProtocolError(f"{link.name}: frames of {welcome.max_frame} bytes hold no token")
-        self.length = self._checked_length(opened.length, welcome, len(prefix))
+        self.length = self._checked_length(opened.length, welcome, len(prefix), seat)
         if seat.downstream is not None:
             if opened.chained:
                 self.downstream, self.downstream_rtt_s = seat.downstream.session, opened.link_us * 1e-6
@@ -393,7 +398,13 @@ class HopClient:
             welcome, self.hop, self.reply_codec, self.link.name
         )
 
-    def _checked_length(self, length: int, welcome: Welcome, pages: int) -> int:
+    def _checked_length(self, length: int, welcome: Welcome, pages: int, seat: Seat) -> int:
+        if seat.parent is not None:
+            if length != seat.parent_tokens:
+                raise RemoteProtocolError(
+                    f"{self.link.name}: a fork of {seat.parent_tokens} tokens holds {length}"
+                )
+            return length
         offered = pages * PAGE_TOKENS if welcome.page_tokens == PAGE_TOKENS else 0
         if length > offered or length % PAGE_TOKENS:
             raise RemoteProtocolError(

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..swarm.types import ModelRef
-from .generation import PieceDecoder
+from .answer import PieceDecoder
+from .draft_model import DraftModel, load_draft_model
 from .params import Message
 
 OnProgress = Callable[[str], None]
@@ -24,13 +25,22 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def special_ids(self) -> frozenset[int]: ...
+
     def stream(self) -> PieceDecoder: ...
 
     @property
     def has_chat_template(self) -> bool: ...
 
+    @property
+    def chat_variables(self) -> frozenset[str]: ...
+
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **more: Any
     ) -> list[int]: ...
 
 
@@ -44,7 +54,8 @@ class HeadModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """``context``: the longest sequence in tokens. ``close`` gives files back, if there are any."""
+    """``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
+    gives files back, if there are any; a draft model ends its step before."""
 
     ref: ModelRef
     hidden_size: int
@@ -53,6 +64,7 @@ class LocalModel:
     head: HeadModel
     tokenizer: TextTokenizer
     close: Callable[[], None] = lambda: None
+    draft: DraftModel | None = None
 
 
 def load_local_model(
@@ -63,10 +75,11 @@ def load_local_model(
     quantize: str = "auto",
     threads: int = 1,
     on_progress: OnProgress | None = None,
+    draft: str | PathLike[str] | None = None,
 ) -> LocalModel:
     """Read a checkpoint's client part. Blocks for as long as that takes: run it in a thread.
 
-    ``threads`` compute the head, where our own kernels do.
+    ``threads`` compute the head, where our own kernels do. ``draft``: a small model to read as a whole.
 
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
@@ -90,9 +103,20 @@ def load_local_model(
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
         head = load_client_model(checkpoint, options, progress("Loading"), threads=threads)
+        guesser = None
+        if draft is not None:
+            on_part = progress("Loading draft model,")
+            vocab = (tokenizer, config.vocab_size)
+            guesser = load_draft_model(draft, *vocab, device=device, threads=threads, progress=on_part)
     except BaseException:
         checkpoint.close()
         raise
+
+    def close() -> None:
+        if guesser is not None:
+            guesser.close()
+        checkpoint.close()
+
     return LocalModel(
         ref=checkpoint.ref,
         hidden_size=config.hidden_size,
@@ -100,5 +124,6 @@ def load_local_model(
         context=config.max_position_embeddings,
         head=head,
         tokenizer=tokenizer,
-        close=checkpoint.close,
+        close=close,
+        draft=guesser,
     )

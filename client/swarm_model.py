@@ -13,7 +13,7 @@ from ..swarm.types import ModelRef
 from .async_model import AsyncSwarmModel
 from .background import BackgroundLoop
 from .generation import Generation
-from .local_model import OnProgress
+from .local_model import OnProgress, TextTokenizer
 from .params import GenerateOptions, Prompt
 from .streams import BridgedTextStream, SyncTextStream
 
@@ -44,16 +44,31 @@ class SwarmModel:
         Draw among the k most likely tokens only.
     ``top_p`` (1, off)
         Draw among the most likely tokens that together reach this probability.
+    ``min_p`` (0, off)
+        Draw among the tokens at least this fraction as likely as the most likely one.
     ``repetition_penalty`` (1, off)
         Above 1 makes tokens of prompt and answer less likely to come again.
+    ``frequency_penalty``, ``presence_penalty`` (0, off)
+        Taken off a token's logit for each time that the answer has it, or once if it does; -2 to 2.
+    ``logit_bias`` (none)
+        Token id → what is added to its logit, -100 (never) to 100 (always).
     ``seed`` (None)
         The same seed, prompt and options give the same answer.
     ``stop`` (none)
         A text, or several: the answer ends before the first that appears.
     ``ignore_eos`` (False)
         Go on after an end-of-text token, up to ``max_new_tokens``.
+    ``speculate`` ("auto")
+        Let one pass through the swarm check several guesses of the next tokens, where that is measured to be
+        faster; the answer is the same. "off" is plain decoding.
     ``raw`` (False)
         Send a text as it is, without the chat template.
+    ``logprobs`` (None, off)
+        Log-probability of each token, and of so many most likely ones (0 to 20), in ``Generation.logprobs``
+        and the stream's events: of the model's own distribution, before anything above changes it.
+    ``guide`` (None)
+        What the answer must look like: a ``Guide``, such as ``Guide("json_schema", {...})``. Needs the extra
+        ``guided``. An answer that ``max_new_tokens`` ends is not complete.
 
     **Errors** are all ``swarm_node.swarm.errors.SwarmError``: UsageError for a wrong option or a prompt
     longer than the context, NoRouteError (a RouteError) when some blocks are served by nobody,
@@ -86,6 +101,7 @@ class SwarmModel:
         prefix_cache: bool = True,
         prefix_salt: bytes | None = None,
         chain: bool = True,
+        draft: str | PathLike[str] | None = None,
     ) -> Self:
         """Load the client's part of a model and join a swarm that serves it.
 
@@ -101,7 +117,9 @@ class SwarmModel:
         for a while, so that its next turn is fed only what is new; they can recognise it only by this
         client's secret ``prefix_salt`` (16 to 64 bytes; None draws one that no other process knows).
         ``chain``: peers pass activations on to each other where they can; False lets every one of them go
-        through this machine, which costs a round trip a peer.
+        through this machine, which costs a round trip a peer. ``draft``: a small model of the same family,
+        named as ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass
+        through the swarm can bring several tokens; without one, guesses are taken from the text itself.
 
         Raises UsageError, CheckpointError, UnsupportedModelError, PeerUnreachableError and, with ``wait``,
         NoRouteError.
@@ -122,12 +140,22 @@ class SwarmModel:
                     prefix_cache=prefix_cache,
                     prefix_salt=prefix_salt,
                     chain=chain,
+                    draft=draft,
                 )
             )
         except BaseException:
             loop.close()
             raise
         return cls(loop, core)
+
+    @property
+    def core(self) -> AsyncSwarmModel:
+        """The client underneath, which lives on ``loop``."""
+        return self._core
+
+    @property
+    def loop(self) -> BackgroundLoop:
+        return self._loop
 
     @property
     def model(self) -> ModelRef:
@@ -138,6 +166,11 @@ class SwarmModel:
     def context(self) -> int:
         """The longest sequence that the model can hold, prompt and answer together, in tokens."""
         return self._core.context
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer, with its chat template."""
+        return self._core.tokenizer
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str:
         """The answer's text. Ctrl-C stops it and frees the peers."""

@@ -31,6 +31,10 @@ class LinkPool:
         self._links: set[NodeLink] = set()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
         """The live link to a node; dials it where there is none.
 

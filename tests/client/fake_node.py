@@ -133,6 +133,15 @@ class _Session:
         self.journal_from = self.length - len(self.journal) // self.row
         self.machine = HopSession(self.opened.max_tokens, length=self.length)
 
+    def fork(self, parent: _Session) -> None:
+        """Begin with what another session has."""
+        tokens = self.opened.parent_tokens
+        for block, history in self.histories.items():
+            history.extend(parent.histories[block][:tokens])
+        self.journal_from = min(parent.journal_from, tokens)
+        self.journal += parent.read(self.journal_from, tokens)
+        self.machine = HopSession(self.opened.max_tokens, length=tokens)
+
     def leave(self, names: Sequence[bytes], pages: dict[bytes, _Page]) -> None:
         """Keep the whole pages that have a name."""
         for number, name in enumerate(names[: self.length // PAGE_TOKENS]):
@@ -309,8 +318,17 @@ class FakeNode:
         if how.refuse is not None:
             await self._say(connection, replace(how.refuse, session=message.session))
             return
+        parent = self.sessions.get(message.parent) if message.parent is not None else None
+        if message.parent is not None and (
+            parent is None or parent.owner is not connection or parent.length < message.parent_tokens
+        ):
+            code, text = ErrorCode.UNKNOWN_SESSION, "cannot fork it"
+            await self._say(connection, Refused(message.session, code, text))
+            return
         session = self.sessions[message.session] = _Session(message, connection)
-        if how.page_tokens:
+        if parent is not None:
+            session.fork(parent)
+        elif how.page_tokens:
             session.take(self.pages)
         length = session.machine.length if how.opened_length is None else how.opened_length
         reason = ""

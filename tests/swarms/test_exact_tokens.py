@@ -10,6 +10,7 @@ from local_swarm import LocalSwarm
 from transformers_oracle import load_transformers
 
 from swarm_node.client import SwarmModel
+from swarm_node.client.hf import AutoSwarmModelForCausalLM
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
@@ -60,3 +61,22 @@ def test_greedy_tokens_equal_transformers(exact_swarm: LocalSwarm, reference: tu
             assert list(answer.prompt_token_ids) == ids, prompt
             assert list(answer.token_ids) == expected, prompt
             assert [str(hop.span) for hop in answer.route.hops] == ["0-9", "10-19", "20-29"]
+
+
+def test_a_transformers_model_over_real_peers(exact_swarm: LocalSwarm, reference: tuple) -> None:
+    """Beams, forked on three chained hops, of a batch that is padded on the left."""
+    hf_model, _ = reference
+    with AutoSwarmModelForCausalLM.from_pretrained(
+        exact_swarm.model,
+        initial_peers=exact_swarm.initial_peers,
+        wire_codec="none",
+        quantize="none",
+        dtype=torch.float32,
+    ) as model:
+        batch = model.tokenizer(
+            ["The sea is", "Three uses of a paper clip are"], padding=True, return_tensors="pt"
+        )
+        arguments = {**batch, "max_new_tokens": 10, "num_beams": 3, "do_sample": False, "pad_token_id": 2}
+        with torch.inference_mode():
+            expected = hf_model.generate(**arguments)
+        assert model.generate(**arguments).tolist() == expected.tolist()

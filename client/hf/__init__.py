@@ -1,0 +1,46 @@
+"""A transformers model whose decoder layers are the swarm: extra ``swarm-node[hf]``.
+
+    from swarm_node.client.hf import AutoSwarmModelForCausalLM
+
+Names are loaded when they are first used; transformers is imported then, and nowhere else in the client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ...swarm.errors import UsageError
+
+if TYPE_CHECKING:
+    from .auto import AutoSwarmModelForCausalLM
+    from .cache import SwarmCache
+    from .model import SwarmModelForCausalLM
+
+__all__ = ["AutoSwarmModelForCausalLM", "SwarmCache", "SwarmModelForCausalLM"]
+
+_HOMES = {
+    "AutoSwarmModelForCausalLM": "auto",
+    "SwarmCache": "cache",
+    "SwarmModelForCausalLM": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f".{home}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise UsageError(
+            f"{name} needs transformers, which is not installed", hint='pip install "swarm-node[hf]"'
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,205 @@
+"""The transformers model: embedding, norm and head are here, the decoder layers are the swarm's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ...swarm.errors import UsageError
+from ..swarm_model import SwarmModel
+from .cache import SwarmCache
+from .client_part import client_part
+from .generation import Here, SwarmGenerationMixin
+from .inputs import check_positions, new_columns, wanted_columns
+from .no_gradients import without_gradients
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
+    """A transformers model for a swarm: ``generate`` and ``forward`` as those of any causal language model.
+
+    Made by ``AutoSwarmModelForCausalLM.from_pretrained``. ``swarm``: the ``SwarmModel`` it works through,
+    usable beside it. Wrong calls and what goes wrong in the swarm raise ``SwarmError``, also out of
+    ``generate``. There are no parameters: nothing can be trained, moved or saved.
+    """
+
+    main_input_name = "input_ids"
+    _supports_sdpa = True  # nothing here attends to anything
+
+    def __init__(
+        self, config: PreTrainedConfig, swarm: SwarmModel, generation_config: GenerationConfig | None = None
+    ) -> None:
+        """Over a client that is connected already, which ``close`` ends."""
+        super().__init__(config)
+        self.swarm = swarm
+        self.here = Here()
+        self._head = client_part(swarm.core.local)
+        if generation_config is not None:
+            self.generation_config = generation_config
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | PathLike[str], *, initial_peers: Sequence[str], **options: Any
+    ) -> Self:
+        """See ``AutoSwarmModelForCausalLM``."""
+        from .loading import connect
+
+        return cls(*connect(name_or_path, initial_peers, options))
+
+    @property
+    def device(self) -> torch.device:
+        """Where embedding and head are."""
+        return torch.device(self._head.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states and logits."""
+        return torch.float32
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The model's own tokenizer, padding on the left, for GGUF files too."""
+        from .tokenizer import fast_tokenizer
+
+        return fast_tokenizer(self.swarm.core.local)
+
+    def close(self) -> None:
+        """Leave the swarm. May be called again; ``with`` does it."""
+        self.swarm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # A step.
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: SwarmCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """``input_ids`` (rows, tokens) → ``logits`` (rows, kept, vocab) float32.
+
+        ``attention_mask`` (rows, past + tokens): columns with 0 are not part of a row's sequence; their
+        logits and last hidden states are 0. ``hidden_states`` has two entries, each (rows, tokens, hidden):
+        the embedding, and the last hidden states after the final norm. What lies between stays on the peers.
+        Other arguments as in transformers. Raises SwarmError.
+        """
+        self._refuse(inputs_embeds=inputs_embeds, output_attentions=output_attentions, **kwargs)
+        if input_ids is None or input_ids.ndim != 2 or not input_ids.numel():
+            raise UsageError("input_ids are missing", hint="Give a tensor of (rows, tokens), at least one.")
+        if past_key_values is not None:
+            self.check_cache(past_key_values)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        cache = SwarmCache(self) if past_key_values is None else past_key_values
+        columns = input_ids.shape[1]
+        mask = new_columns(attention_mask, cache.get_seq_length(), input_ids)
+        check_positions(position_ids, mask, columns)
+        kept = wanted_columns(logits_to_keep, columns)
+        all_states = bool(output_hidden_states or self.config.output_hidden_states)
+        wanted = columns if all_states else columns - int(kept.min())
+        rows = cache.feed(input_ids, mask, wanted)
+        hidden = torch.zeros(len(rows), wanted, self._head.config.hidden_size)
+        real = (
+            torch.ones(len(rows), wanted, dtype=torch.bool)
+            if mask is None
+            else mask[:, -wanted:].bool().cpu()
+        )
+        hidden[real] = torch.cat([row.to(hidden) for row in rows])
+        kept = kept - (columns - wanted)
+        logits = self._logits(hidden[:, kept], real[:, kept])
+        states = self._hidden_states(input_ids, hidden, real) if all_states else None
+        if past_key_values is None and not use_cache:
+            cache.close()
+        output = CausalLMOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels, **kwargs),
+            logits=logits,
+            past_key_values=cache if use_cache else None,
+            hidden_states=states,
+        )
+        return output if return_dict or return_dict is None else output.to_tuple()
+
+    def _logits(self, hidden: Tensor, real: Tensor) -> Tensor:
+        """(rows, kept, hidden) → (rows, kept, vocab), 0 where nothing is real."""
+        logits = torch.zeros(*real.shape, self._head.config.vocab_size, device=self.device)
+        logits[real.to(self.device)] = self._head.logits(hidden[real])
+        return logits
+
+    def _hidden_states(self, input_ids: Tensor, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        embedded = torch.empty(hidden.shape, device=self.device)
+        embedded[:] = self._head.embed(input_ids.flatten().tolist()).view(hidden.shape)
+        last = torch.zeros_like(embedded)
+        last[real.to(self.device)] = self._head.final_norm(hidden[real])
+        return embedded, last
+
+    def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        labels = labels.to(self.device)
+        return without_gradients(
+            self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        )
+
+    def _refuse(self, **arguments: Any) -> None:
+        for name, value in arguments.items():
+            if value is not None and value is not False and name not in _HARMLESS:
+                raise UsageError(
+                    f"{name} is not possible with a swarm", hint=_WHY_NOT.get(name, "Leave it out.")
+                )
+
+    # What cannot be.
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise UsageError(
+                "a model in a swarm cannot be trained",
+                hint="Its weights are the peers'; use it for inference.",
+            )
+        return super().train(mode)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if (device is not None and device != self.device) or (dtype is not None and dtype != self.dtype):
+            raise UsageError(
+                "a model in a swarm cannot be moved or converted",
+                hint="Say device= and dtype= to from_pretrained.",
+            )
+        return self
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError("a model in a swarm cannot be saved", hint="Copy the files it was loaded from.")
+
+    push_to_hub = save_pretrained
+
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError("the vocabulary of a swarm's model is fixed", hint="Use its own tokenizer.")
+
+    def generate_batch(self, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError("peers batch by themselves", hint="Call generate, from several threads if need be.")
+
+
+_HARMLESS = frozenset({"cache_position", "num_items_in_batch", "tokenizer", "assistant_tokenizer"})
+"""What transformers passes on to every model, for those that want it."""
+_WHY_NOT = {
+    "inputs_embeds": "Give input_ids: a lost peer's work is repeated from them.",
+    "output_attentions": "Attention weights stay on the peers.",
+}
