@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..dht.directory import Directory
 from ..swarm.errors import UsageError
+from ..swarm.lazy_scipy import make_lazy
 from ..swarm.transport import Transport
 
 
@@ -34,7 +35,8 @@ async def open_network(initial_peers: Sequence[str]) -> ClientNetwork:
             "there are no initial peers to ask for the swarm",
             hint="Give the addresses that swarm-node bootstrap or serve prints.",
         )
-    # hivemind costs a second and 280 MB at import: only those who dial a swarm pay that.
+    # hivemind and torch cost a second and 240 MB at import: only those who dial a swarm pay that.
+    make_lazy()
     from ..dht.hivemind_directory import HivemindDirectory
     from ..swarm.identity import Identity
     from ..swarm.p2pd import P2pdTransport

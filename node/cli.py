@@ -22,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(words)
         as_json = arguments.json
         set_up_logging(arguments.log_level)
-        _run(_command(arguments))
+        if arguments.command == "chat":
+            _run_chat(arguments)  # waits for keys in this thread, without an event loop
+        else:
+            _run(_command(arguments))
     except KeyboardInterrupt as error:
         return exit_code_of(error)
     except BrokenPipeError:
@@ -57,6 +60,8 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .cli_status import run_status
 
             return run_status(arguments)
+        case "gateway":
+            return _run_gateway(arguments)
         case _:
             return _run_generate(arguments)
 
@@ -68,11 +73,32 @@ def _run(command: Coroutine[Any, Any, None]) -> None:
         runner.run(command)
 
 
+def _run_chat(arguments: argparse.Namespace) -> None:
+    from ..client import SwarmModel
+    from ..client.params import GenerationParams
+    from .cli_chat import run_chat
+
+    def check(options: dict[str, Any]) -> None:
+        GenerationParams.of(options, vocab_size=1)  # type: ignore[arg-type] # no option of a chat names tokens
+
+    run_chat(arguments, SwarmModel, check)
+
+
+async def _run_gateway(arguments: argparse.Namespace) -> None:
+    from ..client.gateway import require_extra
+    from .cli_gateway import run_gateway
+
+    require_extra()
+    from ..client.gateway.opening import open_gateway
+
+    await run_gateway(arguments, open_gateway)
+
+
 async def _run_generate(arguments: argparse.Namespace) -> None:
-    from ..client import AsyncSwarmModel
+    from ..client import AsyncSwarmModel, Guide
     from .cli_generate import run_generate
 
-    await run_generate(arguments, AsyncSwarmModel)
+    await run_generate(arguments, AsyncSwarmModel, Guide)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..dht.directory import Directory
 from ..swarm.identity import Identity
+from ..swarm.lazy_scipy import make_lazy
 from ..swarm.transport import NetworkChange, NetworkLost, NetworkRestored, NetworkWatcher, Transport
 
 
@@ -82,7 +83,8 @@ async def open_network(
 
     Raises ListenError (port in use), PeerUnreachableError, UsageError and other NetworkErrors.
     """
-    # hivemind costs a second and 280 MB at import: not for those who bring a network of their own.
+    # hivemind and torch cost a second and 240 MB at import: not for those who bring a network of their own.
+    make_lazy()
     from ..dht.hivemind_directory import HivemindDirectory
     from ..swarm.addresses import listen_maddr
     from ..swarm.p2pd import P2pdTransport

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ..swarm.errors import UsageError
 from .autoselect import Kind, LoadOptions, Plan, resolve
+from .client_memory import HeadShape, check_room
 from .head import DenseHead, Head, RefinedHead
-from .linear import Linear
 from .manifest import EMBEDDING, FINAL_NORM, HEAD
 from .native_head import NativeHead
 from .native_linear import Digits, NativeLinear
-from .quantize import INT4_SOURCES, INT8_SOURCES
+from .norm import RmsNorm
+from .quantize import INT4_SOURCES
+from .row_errors import RowErrors, native_rounding, torch_rounding
 from .weights import Progress, WeightLoader, check_shape
 
 if TYPE_CHECKING:
@@ -33,12 +35,23 @@ class ClientModel:
     open for as long as this is used.
     """
 
-    __slots__ = ("_embedding", "_head", "config", "device", "dtype", "kernels", "weight_bytes", "weights")
+    __slots__ = (
+        "_embedding",
+        "_head",
+        "_norm",
+        "config",
+        "device",
+        "dtype",
+        "kernels",
+        "weight_bytes",
+        "weights",
+    )
 
     def __init__(
         self,
         config: ModelConfig,
         embedding: RawTensor,
+        norm: RmsNorm,
         head: Head,
         plan: Plan,
         weight_bytes: int,
@@ -52,6 +65,7 @@ class ClientModel:
         self.weights = weights
         self.kernels = kernels
         self._embedding = embedding
+        self._norm = norm
         self._head = head
 
     def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
@@ -62,6 +76,11 @@ class ClientModel:
         if not len(index):
             return torch.empty((0, self.config.hidden_size), dtype=self.dtype, device=self.device)
         return self._embedding.dequantize_rows(index, torch.float32).to(self.device, self.dtype)
+
+    @torch.inference_mode()
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """What the head multiplies: hidden states after the last block, (T, hidden) → (T, hidden) float32."""
+        return self._norm(hidden.to(self.device, self.dtype)).float()
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -75,7 +94,8 @@ def load_client_model(
     """``progress(done_bytes, total_bytes, label)``. UsageError: no such device; CheckpointError: bad files.
 
     ``quantize="auto"`` on CPU holds a 16-bit or quantized head in four or eight bits: the file's own where it
-    has such, else the best tokens are refined from the file. ``threads`` compute in the native kernels.
+    has such, else the best tokens are made exact from the file (``head.RefinedHead``). ``threads`` compute in
+    the native kernels.
     """
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
@@ -85,37 +105,39 @@ def load_client_model(
     check_shape(embedding, (config.vocab_size, config.hidden_size))
     tied = config.tie_word_embeddings or not checkpoint.has(HEAD)
     raw = embedding if tied else checkpoint.tensor(HEAD)
+    if plan.device.type == "cpu":
+        shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
+        check_room(shape, quantize=options.quantize, native=plan.native(Kind.INT8))
     loader = WeightLoader(checkpoint, plan, raw.nbytes + checkpoint.tensor(FINAL_NORM).nbytes, progress)
     loader.label = "head"
     kind = _head_kind(raw, plan)
     with torch.inference_mode():
         norm = loader.norm(FINAL_NORM, config)
         name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
-        linear = loader.linear([name], [config.vocab_size], config.hidden_size, kind)
+        errors = RowErrors() if plan.packed and plan.dtype == torch.float32 else None
+        linear = loader.linear([name], [config.vocab_size], config.hidden_size, kind, errors)
     head: Head
     if isinstance(linear, NativeLinear):
         head, kernels = NativeHead(norm, linear, threads), "native"
     else:
         head, kernels = DenseHead(norm, linear), "torch"
-    if plan.packed and plan.dtype == torch.float32 and not _as_in_file(raw, kind, linear):
-        head = RefinedHead(norm, head, raw)
+    held = loader.nbytes
+    if errors is not None and errors.known:
+        rounding = torch_rounding(config.hidden_size)
+        if kernels == "native":
+            rounding = native_rounding(plan.digits or Digits.FAST, config.hidden_size)
+        bounds = errors.bounds(rounding)
+        head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
+        held += bounds.nbytes
     checkpoint.release()
-    return ClientModel(config, embedding, head, plan, loader.nbytes, loader.summary(), kernels)
+    return ClientModel(config, embedding, norm, head, plan, held, loader.summary(), kernels)
 
 
 def _head_kind(raw: RawTensor, plan: Plan) -> Kind:
     """Four bits in the file stay four; rounding to four costs KL 1.5e-2 (SmolLM2), so that is never done."""
     kind = plan.kind(raw)
-    if plan.options.quantize == "auto" and kind is Kind.DENSE and raw.qtype not in ("F32", "F16"):
+    if plan.options.quantize == "auto" and kind is Kind.DENSE and raw.qtype != "F32":
         return Kind.INT8 if plan.packed and plan.dtype == torch.float32 else Kind.DENSE
     if kind is Kind.INT4 and raw.qtype not in INT4_SOURCES:
         return Kind.INT8
     return kind
-
-
-def _as_in_file(raw: RawTensor, kind: Kind, linear: Linear) -> bool:
-    """Whether the head computes with the file's own values, and more than bfloat16's precision."""
-    if kind is Kind.DENSE:
-        return True
-    sources = INT4_SOURCES if kind is Kind.INT4 else INT8_SOURCES
-    return raw.qtype in sources and isinstance(linear, NativeLinear)

@@ -1,11 +1,12 @@
 """The output head: hidden states to logits over the vocabulary, fast and still exact where it matters.
 
-The head is the largest matrix of a small model. Where its weights are held with less than the file's
-precision, they propose, and the best tokens' logits are then computed again from the file's own rows in
-float32. torch's packed kernels also answer in bfloat16, whose steps of 0.125 at a logit of 20 make ties of
-the best tokens. Measured with these on SmolLM2 (Q8_0 head, Moby Dick, against float32): int8 alone KL 1.5e-3
-and the same top token 97.2 % of the time, bfloat16 dense 4.0e-4 and 97.5 %, int8 with 64 tokens refined
-2.8e-4 and 100 %.
+The head is the largest matrix of a small model, and all of it is read for every token. Where its weights are
+held with less than the file's precision, they propose, and the best tokens' logits are then computed again
+from the file's own rows. Which rows have to be looked at for that to give the true best tokens follows from
+a bound on each row's error, known since the weights were rounded.
+
+Measured on SmolLM2 (Q8_0 head, Moby Dick, against float32): int8 alone KL 1.5e-3 and the same top token
+97.2 % of the time, bfloat16 dense 4.0e-4 and 97.5 %, int8 with 64 tokens refined 2.8e-4 and 100 %.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .linear import Linear
+from .native_head import NativeHead
 from .norm import RmsNorm
 
 if TYPE_CHECKING:
     from .raw_tensor import RawTensor
 
+
 Head = Callable[[Tensor], Tensor]
 """``head(x)``: hidden states after the last block, (T, hidden) → (T, vocab) float32, final norm included."""
 
-REFINED = 64
-"""Tokens per row whose logits are computed exactly: about 0.15 ms at hidden 576."""
-EXACT_ROWS = 16
-"""From more rows than this on, reading the whole matrix exactly costs less than refining every row."""
+PROVEN = 64
+"""The most likely tokens of a row whose logits are exact, and which are proven to be those: more than top-k
+sampling usually looks at, and than logprobs are asked for."""
+EXACT_ROWS = 64
+"""From more rows than this on, the whole matrix is read exactly, which then costs about the same."""
+MOST_CANDIDATES = 8
+"""When more than one part in so many of the vocabulary could be among the best, everything is computed
+exactly."""
 _SLICE_VALUES = 1 << 21
-_BUCKET = 64
+_REFINED_VALUES = 1 << 19
+"""Weights refined at a time: 4 MiB in float64."""
 
 
 class DenseHead:
@@ -48,14 +57,40 @@ class DenseHead:
 
 
 class RefinedHead:
-    """``propose`` gives rough logits, ``raw`` (vocab, hidden), in the memory map, decides. CPU only."""
+    """``propose`` gives rough logits, ``raw`` (vocab, hidden), in the memory map, decides. CPU only.
 
-    __slots__ = ("_norm", "_propose", "_raw")
+    The PROVEN best tokens of a row and their logits are those of the full product in float64, each rounded
+    to float32; the other logits are the rough ones. A logit is off by ``bounds`` (vocab,) times the norm of
+    the input at most (Cauchy-Schwarz), and by ``of_output`` of itself: whatever could thus be among the best
+    is computed exactly, and where that is too much, all is.
 
-    def __init__(self, norm: RmsNorm, propose: Head, raw: RawTensor) -> None:
+    ``rows`` and ``refined`` count rows that went this way and logits computed again for them, ``given_up``
+    rows computed exactly as a whole.
+    """
+
+    __slots__ = (
+        "_bounds",
+        "_native",
+        "_norm",
+        "_of_output",
+        "_propose",
+        "_raw",
+        "given_up",
+        "refined",
+        "rows",
+    )
+
+    def __init__(
+        self, norm: RmsNorm, propose: Head, raw: RawTensor, bounds: Tensor, of_output: float = 0.0
+    ) -> None:
+        """``bounds`` and ``of_output`` are ``RowErrors.bounds`` and ``Rounding.of_output``."""
+        self.rows = self.refined = self.given_up = 0
         self._norm = norm
         self._propose = propose
         self._raw = raw
+        self._bounds = bounds
+        self._of_output = of_output
+        self._native = propose if isinstance(propose, NativeHead) and propose.refines(raw) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` (T, hidden) float32 → (T, vocab) float32."""
@@ -63,10 +98,40 @@ class RefinedHead:
         if x.shape[0] > EXACT_ROWS:
             return self._exact(normed)
         logits = self._propose(x)
-        best = largest(logits, min(REFINED, logits.shape[1]))  # (T, k)
-        rows = self._raw.dequantize_rows(best.flatten(), torch.float32)
-        rows = rows.view(*best.shape, -1)  # (T, k, hidden)
-        return logits.scatter_(1, best, (rows @ normed[:, :, None])[..., 0])
+        for scores, row in zip(logits, normed, strict=True):
+            self._refine(scores, row)
+        return logits
+
+    def _refine(self, scores: Tensor, x: Tensor) -> None:
+        """``scores`` (vocab,), changed in place; ``x`` (hidden,)."""
+        vocab = len(scores)
+        most = vocab // MOST_CANDIDATES
+        if self._native is not None:
+            count = self._native.refine(scores, x, self._raw, self._bounds, self._of_output, PROVEN, most)
+        else:
+            ids = self.candidates(scores.numpy(), x)
+            if len(ids) > most:
+                ids = np.arange(vocab)
+            exact = x.double().numpy()
+            step = max(1, _REFINED_VALUES // len(x))
+            for start in range(0, len(ids), step):
+                part = ids[start : start + step]
+                rows = self._raw.dequantize_rows(part, torch.float32).numpy().astype(np.float64)
+                # einsum stays in this thread, where BLAS would wake others.
+                scores.numpy()[part] = np.einsum("rc,c->r", rows, exact)
+            count = len(ids)
+        self.rows += 1
+        self.refined += count
+        self.given_up += count == vocab
+
+    def candidates(self, scores: np.ndarray, x: Tensor) -> np.ndarray:
+        """Ids that hold the PROVEN best of the exact logits for ``x`` (hidden,), of which ``scores`` are the
+        rough ones."""
+        count = min(PROVEN, len(scores))
+        off = self._bounds.numpy() * float(torch.linalg.vector_norm(x)) + self._of_output * np.abs(scores)
+        threshold = np.partition(scores - off, -count)[-count]
+        # Not "at least the threshold": what is not a number is above everything.
+        return np.flatnonzero(~(scores + off < threshold))
 
     def _exact(self, x: Tensor) -> Tensor:
         vocab, hidden = self._raw.shape
@@ -77,18 +142,3 @@ class RefinedHead:
             rows = self._raw.dequantize_rows(torch.arange(start, stop), torch.float32)
             torch.mm(x, rows.t(), out=logits[:, start:stop])
         return logits
-
-
-def largest(logits: Tensor, count: int) -> Tensor:
-    """(T, vocab) → indices (T, count) of each row's largest values, in no order.
-
-    They lie in the ``count`` buckets of largest maximum: three times faster than ``topk`` of all.
-    """
-    rows, vocab = logits.shape
-    if vocab % _BUCKET or vocab // _BUCKET <= count:
-        return logits.topk(count, sorted=False).indices
-    buckets = logits.view(rows, vocab // _BUCKET, _BUCKET)
-    chosen = buckets.amax(-1).topk(count, sorted=False).indices  # (T, count)
-    among = buckets.gather(1, chosen[..., None].expand(-1, -1, _BUCKET)).flatten(1)
-    inner = among.topk(count, sorted=False).indices
-    return chosen.gather(1, inner // _BUCKET) * _BUCKET + inner % _BUCKET

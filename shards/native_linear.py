@@ -152,6 +152,26 @@ def native_int8(parts: Sequence[Int8Groups], bias: Tensor | None, digits: Digits
     return NativeLinear(struct, packed, bias)
 
 
+def native_int8_pieces(
+    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, digits: Digits
+) -> NativeLinear:
+    """One linear of ``rows`` that come in pieces, each packed when it comes, so that they are never held
+    twice. Their scales are float16 values, as ``quantize.to_int8_groups`` makes them."""
+    if cols % GROUP:
+        raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
+    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES[torch.float16], digits, rows, cols)
+    packed = _memory(struct)
+    row = 0
+    for q, scale in pieces:
+        if q.shape[1] != cols or row + len(q) > rows:
+            raise ValueError(f"pieces {tuple(q.shape)} of {rows} rows of {cols} columns")
+        _pack_int(struct, row, q.view(torch.uint8), scale, None, packed)
+        row += len(q)
+    if row != rows:
+        raise ValueError(f"{row} rows came of {rows}")
+    return NativeLinear(struct, packed, bias)
+
+
 def native_dense(parts: Sequence[Tensor], bias: Tensor | None) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), all float32, float16 or bfloat16."""
     struct = _struct(_DENSE_KINDS[parts[0].dtype], 0, parts)

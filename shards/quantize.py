@@ -77,6 +77,12 @@ def to_int4(weight: Tensor) -> Int4Groups:
     return Int4Groups(q.view(rows, cols), scale, centre - 8 * scale)
 
 
+def as_torch_holds(groups: Int4Groups) -> Int4Groups:
+    """``groups`` with the scales and centres of torch's packed kernel, which are bfloat16."""
+    scale = _bf16(groups.scale)
+    return Int4Groups(groups.q, scale, _bf16(groups.minimum + 8 * groups.scale) - 8 * scale)
+
+
 def to_int8(weight: Tensor) -> Int8Rows:
     """Round to nearest, symmetric, one scale a row. ``weight`` (rows, cols)."""
     weight = weight.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..swarm.errors import CheckpointError
 from .autoselect import Kind, Plan
 from .linear import DenseLinear, Int4Linear, Int8Linear, Linear, Scratch
-from .native_linear import native_dense, native_file, native_int4, native_int8
+from .native_linear import native_dense, native_file, native_int4, native_int8_pieces
 from .norm import RmsNorm
 from .quantize import (
     GROUP,
@@ -21,12 +21,14 @@ from .quantize import (
     Int4Groups,
     Int8Groups,
     Int8Rows,
+    as_torch_holds,
     file_groups,
     file_int8_groups,
     to_int4,
     to_int8,
     to_int8_groups,
 )
+from .row_errors import RowErrors
 from .rowwise import RowTiles
 
 if TYPE_CHECKING:
@@ -71,11 +73,17 @@ class WeightLoader:
         return RmsNorm(weight, config.rms_norm_eps)
 
     def linear(
-        self, names: Sequence[str], sizes: Sequence[int], cols: int, kind: Kind | None = None
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        cols: int,
+        kind: Kind | None = None,
+        errors: RowErrors | None = None,
     ) -> Linear:
         """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``).
 
         ``kind`` None: all in the form that the least compressible needs, so mixed files lose nothing.
+        ``errors`` learns what rounding does to each row, where the weights are rounded.
         """
         raws = [self._checkpoint.tensor(f"{name}.weight") for name in names]
         for raw, size in zip(raws, sizes, strict=True):
@@ -85,7 +93,7 @@ class WeightLoader:
             kind = kinds.pop() if len(kinds) == 1 else Kind.DENSE
         if cols % GROUP:
             kind = Kind.DENSE
-        linear = self._hold(kind, raws, self._bias(names, sizes))
+        linear = self._hold(kind, raws, self._bias(names, sizes), errors)
         self.nbytes += linear.nbytes
         for raw in raws:
             self._read(raw)
@@ -95,11 +103,13 @@ class WeightLoader:
         """How the matrices are held, most used first: ``int4 (Q4_1)`` for the file's own groups, ``bf16``."""
         return " + ".join(form for form, _ in self._held.most_common())
 
-    def _hold(self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
+    def _hold(
+        self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None
+    ) -> Linear:
         if kind is Kind.INT4:
-            return self._int4(raws, bias)
+            return self._int4(raws, bias, errors)
         if kind is Kind.INT8:
-            return self._int8(raws, bias)
+            return self._int8(raws, bias, errors)
         dtypes = {self.plan.dense_dtype(raw.qtype) for raw in raws}
         dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
         self._count(str(dtype).removeprefix("torch."), raws)
@@ -107,38 +117,48 @@ class WeightLoader:
             return native_dense([raw.dequantize(dtype) for raw in raws], bias)
         return self._dense(torch.cat([raw.dequantize(dtype) for raw in raws]), bias)
 
-    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
+    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None) -> Linear:
         plan = self.plan
         as_in_file = self._count_integers("int4", INT4_SOURCES, raws)
         native = plan.digits if plan.native(Kind.INT4) else None
         if native is not None and as_in_file and (linear := native_file(raws, bias, native)) is not None:
             return linear
-        parts = [file_groups(raw) if raw.qtype in INT4_SOURCES else _in_pieces(to_int4, raw) for raw in raws]
+        parts = [
+            file_groups(raw) if raw.qtype in INT4_SOURCES else _whole(_in_pieces(to_int4, raw))
+            for raw in raws
+        ]
         if native is not None:
             return native_int4(parts, bias, native)
         groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         if plan.packed:
+            if errors is not None:
+                _add_in_pieces(errors, groups)
             return self._plain(Int4Linear(groups, bias, self.scratch, plan.wide), pad=False)
         return self._dense(groups.dequantize().to(plan.dtype), bias)
 
-    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None) -> Linear:
+    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None) -> Linear:
         plan = self.plan
         if plan.digits is not None and plan.native(Kind.INT8):
             if self._count_integers("int8", INT8_SOURCES, raws):
                 linear = native_file(raws, bias, plan.digits)
                 if linear is not None:
                     return linear
-            groups = [
-                file_int8_groups(raw) if raw.qtype in INT8_SOURCES else _in_pieces(to_int8_groups, raw)
+            quantize = to_int8_groups if errors is None else errors.watched(to_int8_groups)
+            pieces = (
+                piece
                 for raw in raws
-            ]
-            return native_int8(groups, bias, plan.digits)
+                for piece in (
+                    (file_int8_groups(raw),) if raw.qtype in INT8_SOURCES else _in_pieces(quantize, raw)
+                )
+            )
+            rows = sum(raw.shape[0] for raw in raws)
+            return native_int8_pieces(pieces, rows, raws[0].cols, bias, plan.digits)
         self._count("int8", raws)
-        parts = [_in_pieces(to_int8, raw) for raw in raws]
-        rows = Int8Rows(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        to_rows = to_int8 if errors is None else errors.watched(to_int8)
+        held = _whole(piece for raw in raws for piece in _in_pieces(to_rows, raw))
         if plan.packed:
-            return self._plain(Int8Linear(rows, bias, self.scratch, plan.wide), pad=False)
-        return self._dense(rows.dequantize().to(plan.dtype), bias)
+            return self._plain(Int8Linear(held, bias, self.scratch, plan.wide), pad=False)
+        return self._dense(held.dequantize().to(plan.dtype), bias)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
         wide = (
@@ -185,15 +205,27 @@ class WeightLoader:
 _Parts = TypeVar("_Parts", Int4Groups, Int8Groups, Int8Rows)
 
 
-def _in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> _Parts:
-    """``quantize`` of the rows of ``raw``, without its float32 copy ever being whole."""
+def _in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator[_Parts]:
+    """``quantize`` of the rows of ``raw``, some at a time, so that its float32 copy is never whole."""
     rows, cols = raw.shape
     step = max(1, _PIECE_VALUES // cols)
-    pieces = [
-        quantize(raw.dequantize_rows(torch.arange(start, min(rows, start + step)), torch.float32))
-        for start in range(0, rows, step)
-    ]
-    return type(pieces[0])(*(torch.cat(tensors) for tensors in zip(*pieces, strict=True)))
+    for start in range(0, rows, step):
+        yield quantize(raw.dequantize_rows(torch.arange(start, min(rows, start + step)), torch.float32))
+
+
+def _whole(pieces: Iterable[_Parts]) -> _Parts:
+    """Pieces put together."""
+    held = list(pieces)
+    return type(held[0])(*(torch.cat(tensors) for tensors in zip(*held, strict=True)))
+
+
+def _add_in_pieces(errors: RowErrors, groups: Int4Groups) -> None:
+    """What torch's kernel makes of ``groups``, as ``_in_pieces`` does it."""
+    rows, cols = groups.q.shape
+    step = max(1, _PIECE_VALUES // cols)
+    for start in range(0, rows, step):
+        piece = Int4Groups(*(tensor[start : start + step] for tensor in groups))
+        errors.add(piece.dequantize(), as_torch_holds(piece).dequantize())
 
 
 def check_shape(raw: RawTensor, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
 from swarm_node.shards.client_model import ClientModel, load_client_model
-from swarm_node.shards.head import EXACT_ROWS, REFINED, largest
+from swarm_node.shards.head import EXACT_ROWS
 from swarm_node.swarm.errors import UsageError
 
 HFLlama = Callable[..., Path]
@@ -32,7 +32,7 @@ def plain_logits(checkpoint: Checkpoint, hidden: Tensor, head: str) -> Tensor:
     return (x @ checkpoint.tensor(head).dequantize().double().t()).float()
 
 
-@pytest.mark.parametrize("rows", [1, 4, EXACT_ROWS, EXACT_ROWS + 1, 50])
+@pytest.mark.parametrize("rows", [1, 4, EXACT_ROWS, EXACT_ROWS + 1])
 @pytest.mark.parametrize("tied", [True, False])
 def test_exact_head(hf_llama: HFLlama, tied: bool, rows: int) -> None:
     with open_checkpoint(str(hf_llama(tie_word_embeddings=tied))) as checkpoint:
@@ -44,7 +44,7 @@ def test_exact_head(hf_llama: HFLlama, tied: bool, rows: int) -> None:
         torch.testing.assert_close(got, plain_logits(checkpoint, hidden, head), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 3, EXACT_ROWS, EXACT_ROWS + 1, 40])
+@pytest.mark.parametrize("rows", [1, 3, EXACT_ROWS, EXACT_ROWS + 1])
 @pytest.mark.parametrize("quantize", ["auto", "int8", "int4"])
 def test_refined_head_is_exact_where_it_matters(hf_llama: HFLlama, quantize: str, rows: int) -> None:
     with open_checkpoint(str(hf_llama(vocab_size=6400, dtype=torch.bfloat16))) as checkpoint:
@@ -62,7 +62,7 @@ def test_refined_head_is_exact_where_it_matters(hf_llama: HFLlama, quantize: str
 def test_gguf_heads(gguf_llama: GGUFLlama, qtype: str) -> None:
     with open_checkpoint(str(gguf_llama(qtype))) as checkpoint:
         model = load_client_model(checkpoint, LoadOptions())
-        for rows in (1, 30):
+        for rows in (1, EXACT_ROWS + 1):
             hidden = hidden_states(rows, 256)
             want = plain_logits(checkpoint, hidden, "model.embed_tokens.weight")
             # All 50 tokens are among the best 64.
@@ -84,15 +84,6 @@ def test_ids_outside_the_vocabulary(hf_llama: HFLlama, ids: list[int]) -> None:
         load_client_model(checkpoint, EXACT).embed(ids)
 
 
-@pytest.mark.parametrize("vocab", [50, 640, 64 * 200, 64 * 200 + 1])
-def test_largest_finds_the_largest(vocab: int) -> None:
-    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(vocab))
-    logits[1] = logits[1].sort().values  # all of the best in a few buckets
-    count = min(REFINED, vocab)
-    got, want = largest(logits, count).sort().values, logits.topk(count).indices.sort().values
-    assert torch.equal(got, want)
-
-
 @pytest.mark.model
 def test_the_real_head_is_small_and_keeps_the_best_tokens(smollm2_path: Path) -> None:
     with open_checkpoint(str(smollm2_path)) as checkpoint:
@@ -108,7 +99,7 @@ def test_the_real_head_is_small_and_keeps_the_best_tokens(smollm2_path: Path) ->
     assert divergence.max() < 2e-3
 
 
-@pytest.mark.parametrize("qtype", ["Q8_0", "Q4_1", "F16"])
+@pytest.mark.parametrize("qtype", ["Q8_0", "Q4_1"])
 def test_native_logits_are_the_same_bits_alone_and_in_a_batch(gguf_llama: GGUFLlama, qtype: str) -> None:
     hidden = hidden_states(70, 256)
     with open_checkpoint(str(gguf_llama(qtype))) as checkpoint:

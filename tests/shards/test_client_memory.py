@@ -1,0 +1,159 @@
+"""The arithmetic of a client's memory against what really is held, on random weights."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from client_memory import DOCUMENT, MODELS, table
+
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.client_memory import HeadShape, client_memory
+from swarm_node.shards.client_model import load_client_model
+from swarm_node.swarm.errors import UsageError
+
+HFLlama = Callable[..., Path]
+GGUFLlama = Callable[..., Path]
+
+
+def held(thing: object) -> int:
+    """Bytes of all tensors that ``thing`` leads to, each storage once; arrays over the file do not count."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting = [thing]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, type | np.ndarray | str | int):
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            storage = one.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            continue
+        waiting += _parts(one)
+    return sum(storages.values())
+
+
+def _parts(thing: Any) -> list[Any]:
+    if isinstance(thing, list | tuple):
+        return list(thing)
+    if not type(thing).__module__.startswith("swarm_node."):
+        return []
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    values = [getattr(thing, name) for name in slots if not name.startswith("__") and hasattr(thing, name)]
+    return [*values, *getattr(thing, "__dict__", {}).values()]
+
+
+def check(path: Path, shape: HeadShape, quantize: str, kernels: str) -> None:
+    with open_checkpoint(str(path)) as checkpoint:
+        model = load_client_model(checkpoint, LoadOptions(quantize=quantize, kernels=kernels))
+        assert model.kernels == kernels
+        memory = client_memory(shape, quantize=quantize, native=kernels == "native")
+        model.logits(torch.zeros(1, shape.hidden_size))
+        assert held(model) == pytest.approx(memory.weights, rel=0.005, abs=2000)
+        assert model.weight_bytes <= memory.weights
+        names = ["model.embed_tokens.weight"] + [] if shape.tied else ["lm_head.weight"]
+        in_file = sum(checkpoint.tensor(name).nbytes for name in {*names, "model.embed_tokens.weight"})
+        assert in_file == memory.in_file
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantize", ["auto", "none", "int8"])
+@pytest.mark.parametrize(
+    ("qtype", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)]
+)
+@pytest.mark.parametrize(("vocab", "hidden"), [(4000, 192), (1999, 640)])
+def test_safetensors(
+    hf_llama: HFLlama, vocab: int, hidden: int, qtype: str, dtype: torch.dtype, quantize: str, tied: bool
+) -> None:
+    path = hf_llama(
+        vocab_size=vocab, hidden_size=hidden, dtype=dtype, tie_word_embeddings=tied, num_hidden_layers=1
+    )
+    check(path, HeadShape(vocab, hidden, tied, qtype), quantize, "native")
+
+
+@pytest.mark.parametrize(("qtype", "dtype"), [("BF16", torch.bfloat16), ("F32", torch.float32)])
+def test_safetensors_on_torch_kernels(hf_llama: HFLlama, qtype: str, dtype: torch.dtype) -> None:
+    path = hf_llama(vocab_size=4000, hidden_size=192, dtype=dtype, num_hidden_layers=1)
+    check(path, HeadShape(4000, 192, False, qtype), "int8", "torch")
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("qtype", ["Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K", "F16"])
+def test_gguf(gguf_llama: GGUFLlama, qtype: str, kernels: str) -> None:
+    quantize = "int4" if kernels == "torch" and qtype.startswith("Q4") else "auto"
+    check(gguf_llama(qtype), HeadShape(50, 256, True, qtype), quantize, kernels)
+
+
+def _anonymous() -> int:
+    """Bytes of this process that are no file's, after what was freed before is given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+def test_the_process_grows_by_as_much(hf_llama: HFLlama) -> None:
+    shape = HeadShape(16_000, 2048)
+    path = hf_llama(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        dtype=torch.bfloat16,
+    )
+    with open_checkpoint(str(path)) as checkpoint:
+        before = _anonymous()
+        model = load_client_model(checkpoint, LoadOptions(kernels="native"))
+        model.logits(torch.randn(1, shape.hidden_size))
+        grown = _anonymous() - before
+    assert 0.9 < grown / client_memory(shape).weights < 1.4
+
+
+@pytest.mark.parametrize(("quantize", "advice"), [("none", "--quantize auto"), ("auto", "smaller model")])
+def test_too_little_memory(
+    hf_llama: HFLlama, monkeypatch: pytest.MonkeyPatch, quantize: str, advice: str
+) -> None:
+    """The head takes 4 MB in bfloat16 and 2.3 MB in eight bits."""
+    path = hf_llama(vocab_size=4096, hidden_size=512, num_hidden_layers=1, dtype=torch.bfloat16)
+    free = {"none": 3_000_000, "auto": 2_000_000}[quantize]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=0))
+    with (
+        open_checkpoint(str(path)) as checkpoint,
+        pytest.raises(UsageError, match=r"0\.00 GB are free") as error,
+    ):
+        load_client_model(checkpoint, LoadOptions(quantize=quantize))
+    assert advice in error.value.hint
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(UsageError, match="Q9"):
+        HeadShape(10, 32, qtype="Q9")
+    with pytest.raises(UsageError, match="int3"):
+        client_memory(HeadShape(10, 32), quantize="int3")
+
+
+def test_the_document_says_what_the_arithmetic_says() -> None:
+    """docs/client-memory.md holds the table that scripts/client_memory.py prints."""
+    assert table() in DOCUMENT.read_text()
+    assert len(MODELS) >= 12
+
+
+def test_a_large_model() -> None:
+    """Llama-3-70B: 1.1 GB of head in place of 2.1 GB in bfloat16, which also is what a token reads."""
+    shape = HeadShape(128256, 8192)
+    auto, none = client_memory(shape), client_memory(shape, quantize="none")
+    assert 1.1e9 < auto.weights < 1.13e9
+    assert 2.1e9 < none.weights < 2.12e9
+    assert auto.in_file == 2 * 128256 * 8192 * 2
