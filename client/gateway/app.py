@@ -1,0 +1,96 @@
+"""The gateway as an ASGI application: its paths, and who may come from where."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .calls import Call
+from .errors import ApiError
+from .gateway import Gateway, answer
+from .page import send_page
+
+Handler = Callable[[Call], Awaitable[None]]
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
+    """``local_only``: answer only those who call this computer by a local name. A web page elsewhere could
+    otherwise have a name of its own lead here, and ask."""
+
+    def route(path: str, method: str, handler: Handler) -> Route:
+        return Route(path, _Endpoint(method, handler, gateway.limits.stall_s, local_only))
+
+    router = Router(
+        [
+            route("/", "GET", send_page),
+            route("/health", "GET", gateway.health),
+            route("/v1/models", "GET", gateway.models),
+            route("/v1/models/{name:path}", "GET", gateway.model),
+            route("/v1/chat/completions", "POST", gateway.chat),
+            route("/v1/completions", "POST", gateway.complete),
+        ],
+        default=_Endpoint("", _no_such_path, gateway.limits.stall_s, local_only),
+        redirect_slashes=False,
+    )
+    if not cors_origins:
+        return router
+    return CORSMiddleware(
+        router,
+        allow_origins=list(cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Server-Timing", "X-Swarm-Route", "Retry-After"],
+    )
+
+
+class _Endpoint:
+    """An ASGI application for one path. ``method``: "" takes all."""
+
+    def __init__(self, method: str, handler: Handler, stall_s: float, local_only: bool) -> None:
+        self._method = method
+        self._handler = handler
+        self._stall_s = stall_s
+        self._local_only = local_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":  # websockets are not offered; there is no lifespan to speak of
+            await answer(Call(scope, receive, send, stall_s=self._stall_s), self._handle)
+
+    async def _handle(self, call: Call) -> None:
+        method = call.scope["method"]
+        if self._local_only:
+            _check_host(call)
+        if self._method and method != self._method and (method, self._method) != ("HEAD", "GET"):
+            raise ApiError(
+                405,
+                f"{call.scope['path']} takes {self._method}, not {method}",
+                code="method_not_allowed",
+                headers={"Allow": self._method},
+            )
+        await self._handler(call)
+
+
+async def _no_such_path(call: Call) -> None:
+    raise ApiError(
+        404,
+        f"there is nothing at {call.scope['path'][:200]}; "
+        "see /v1/models, /v1/chat/completions and /v1/completions",
+        code="not_found",
+    )
+
+
+def _check_host(call: Call) -> None:
+    host = dict(call.headers).get(b"host", b"").decode("latin-1").lower()
+    name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+    if name not in LOCAL_HOSTS:
+        raise ApiError(
+            403,
+            f"this gateway answers to {', '.join(sorted(LOCAL_HOSTS))} only, not to {name[:200]!r}; "
+            "with --api-key-file it answers to any name",
+            code="wrong_host",
+        )

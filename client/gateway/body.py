@@ -1,0 +1,91 @@
+"""A request's body: bounded in bytes and in nesting, and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, NoReturn
+
+from .errors import ApiError, wrong
+
+MAX_DEPTH = 64
+"""Of objects and lists inside each other; no honest request comes near, and templates and schemas recurse."""
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientGoneError(Exception):
+    """Nobody is there any more to be answered."""
+
+
+async def read_json(headers: Iterable[tuple[bytes, bytes]], receive: Receive, max_bytes: int) -> Any:
+    """The body as JSON. Raises ApiError (400, 413, 415) and ClientGoneError."""
+    told = dict(headers)
+    # Browsers send any other type to any address without asking first: a strange web page could use up
+    # this gateway.
+    kind = told.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise ApiError(415, "the request needs the header Content-Type: application/json")
+    length = told.get(b"content-length", b"")
+    if length.isdigit() and int(length[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    parts = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(parts) > max_bytes:
+            raise _too_large(max_bytes)
+    return parse_json(bytes(parts))
+
+
+def parse_json(data: bytes) -> Any:
+    """Raises ApiError 400 for what is no JSON, or too deep."""
+    try:
+        value = json.loads(data.decode(), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise wrong("", f"is not UTF-8 (byte {error.start})", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        raise wrong("", problem, code="invalid_json") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        raise wrong("", "is not JSON: it holds a number that is none", code="invalid_json") from None
+    _check_depth(value)
+    return value
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for inner in level
+            if isinstance(inner, dict | list)
+            for item in (inner.values() if isinstance(inner, dict) else inner)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> ApiError:
+    return wrong("", f"is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the request is larger than {max_bytes} bytes",
+        code="request_too_large",
+        headers={"Connection": "close"},  # what is still coming is not read
+    )

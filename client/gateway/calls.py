@@ -1,0 +1,123 @@
+"""One HTTP request and its reply, over ASGI: JSON, or a stream of events that begins with its first event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from .answers import to_json
+from .body import ClientGoneError, Receive, read_json
+from .errors import ApiError
+
+ABORT = "swarm_node.abort"
+"""Key of the ASGI scope: a function that ends the connection at once, whatever is still to be sent."""
+BODY_S = 30.0
+"""For a request's body to arrive."""
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+
+
+class Call:
+    """``stall_s``: how long a reader may take nothing before the connection is given up."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_s: float) -> None:
+        self.scope = scope
+        self.status = 0
+        """Of the reply; 0 before it began."""
+        self.streaming = False
+        self._receive = receive
+        self._send = send
+        self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        self._sending_since: float | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._gave_up = False
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return self.scope["headers"]
+
+    async def json(self, max_bytes: int) -> Any:
+        """The body. Raises ApiError and ClientGoneError."""
+        try:
+            async with asyncio.timeout(BODY_S):
+                return await read_json(self.headers, self._receive, max_bytes)
+        except TimeoutError:
+            raise ApiError(
+                408, f"the request did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}
+            ) from None
+
+    async def until_gone(self) -> None:
+        """Wait until the client has hung up, or has all of the reply."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def reply(self, text: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        """A JSON text as the whole reply."""
+        body = text.encode()
+        told = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+        await self._start(status, told)
+        await self._put(body, more=False)
+
+    async def begin_events(self, headers: Mapping[str, str]) -> None:
+        self.streaming = True
+        told = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",  # proxies would hold events back
+            **headers,
+        }
+        await self._start(200, told)
+
+    async def send_events(self, text: str) -> None:
+        await self._put(text.encode(), more=True)
+
+    async def end_events(self, text: str = "") -> None:
+        await self._put(f"{text}data: [DONE]\n\n".encode(), more=False)
+
+    async def fail(self, error: ApiError) -> None:
+        """Tell of an error, as status and body, or in a stream as its last event."""
+        if self.streaming:
+            await self.end_events(f"data: {to_json(error.body())}\n\n")
+        elif not self.status:
+            await self.reply(to_json(error.body()), status=error.status, headers=error.headers)
+
+    def close(self) -> None:
+        """Nothing more will be sent."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status = status
+        await self._within({"type": "http.response.start", "status": status, "headers": encoded(headers)})
+
+    async def _put(self, body: bytes, *, more: bool) -> None:
+        await self._within({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _within(self, message: dict[str, Any]) -> None:
+        """Send; raises ClientGoneError where the reader took nothing for too long."""
+        self._sending_since = self._loop.time()
+        if self._watchdog is None:
+            self._watch_reader()
+        await self._send(message)
+        self._sending_since = None
+        if self._gave_up:
+            raise ClientGoneError
+
+    def _watch_reader(self) -> None:
+        """One timer a reply: a timeout around each token's event costs more than the event."""
+        since = self._sending_since
+        waited = 0.0 if since is None else self._loop.time() - since
+        if waited < self._stall_s:
+            self._watchdog = self._loop.call_later(self._stall_s - waited, self._watch_reader)
+            return
+        self._gave_up = True
+        if ABORT in self.scope:
+            self.scope[ABORT]()  # which ends the sending, too
+
+
+def encoded(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    items = headers.items() if isinstance(headers, Mapping) else headers
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in items]

@@ -1,0 +1,228 @@
+"""What the gateway does with a request once it is read: run it, and reply in one piece or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+from ...swarm.errors import SwarmError, UsageError
+from ..guided import Guide
+from ..params import GenerateOptions
+from .admission import Admission, ApiKeys, RateLimit
+from .answering import Answering
+from .answers import ChatChoice, Envelope, TextChoice, to_json
+from .body import ClientGoneError
+from .calls import Call
+from .errors import ApiError, from_swarm, internal, wrong
+from .offers import Offers
+from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
+from .replies import Job, reply_stream, reply_whole, watch
+from .requests import read_chat, read_completion
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """``max_running``: generations at once; ``max_requests``: answered or waiting at once, more get 429;
+    ``requests_per_minute``: of one API key, or address, 0: any; ``default_max_tokens``: of a chat answer that
+    names no length; ``stall_s``: how long a reader of an answer may take nothing."""
+
+    max_running: int = 64
+    max_requests: int = 256
+    requests_per_minute: float = 0.0
+    default_max_tokens: int = 1024
+    max_body_bytes: int = 2 * 2**20
+    stall_s: float = 30.0
+
+
+class Gateway:
+    """``draining``: no new requests are taken."""
+
+    def __init__(
+        self,
+        offers: Offers,
+        limits: GatewayLimits | None = None,
+        keys: ApiKeys | None = None,
+        *,
+        speculate: Literal["auto", "off"] = "auto",
+    ) -> None:
+        self.offers = offers
+        self.limits = limits or GatewayLimits()
+        self.keys = keys or ApiKeys()
+        self.admission = Admission(self.limits.max_running, self.limits.max_requests)
+        self.draining = False
+        self._speculate = speculate
+        self._rates = RateLimit(self.limits.requests_per_minute)
+        self._answering: set[Answering] = set()
+
+    @property
+    def answering(self) -> int:
+        """How many requests are being answered."""
+        return len(self._answering)
+
+    def drop_all(self) -> None:
+        """End every answer that is being made, with an error that says why."""
+        for answering in list(self._answering):
+            answering.fail(_shutting_down())
+
+    async def health(self, call: Call) -> None:
+        body = {"status": "draining" if self.draining else "ok", "running": self.admission.running}
+        await call.reply(to_json(body), status=503 if self.draining else 200)
+
+    async def models(self, call: Call) -> None:
+        self._check(call)
+        await call.reply(to_json(await self.offers.listing()))
+
+    async def model(self, call: Call) -> None:
+        self._check(call)
+        await call.reply(to_json(await self.offers.one(call.scope["path_params"]["name"])))
+
+    async def chat(self, call: Call) -> None:
+        await self._answer(call, self._chat_job)
+
+    async def complete(self, call: Call) -> None:
+        await self._answer(call, self._completion_job)
+
+    def _check(self, call: Call) -> None:
+        """Raises ApiError: 401, 429."""
+        caller = self.keys.check(call.headers)
+        client = call.scope.get("client")
+        self._rates.take(caller or (str(client[0]) if client else ""))
+
+    async def _answer(self, call: Call, read: Callable[[object], Awaitable[Job]]) -> None:
+        began = perf_counter()
+        self._check(call)
+        if self.draining:
+            raise _shutting_down()
+        with self.admission.request():
+            job = await read(await call.json(self.limits.max_body_bytes))
+            try:
+                await self._run(call, job, began)
+            except SwarmError as error:
+                if isinstance(error, UsageError) and job.guide_field:
+                    # All else was checked before: what is left is a guide that cannot be compiled.
+                    raise wrong(job.guide_field, f"{error.message} {error.hint}".strip()) from None
+                raise from_swarm(error, job.model.model.name, self.offers.initial_peers) from None
+
+    async def _run(self, call: Call, job: Job, began: float) -> None:
+        async with Answering(job.model, job.wanted, self.admission) as answering:
+            self._answering.add(answering)
+            watching = asyncio.create_task(watch(call, answering))
+            try:
+                if job.streaming is None:
+                    await reply_whole(call, job, answering, began)
+                else:
+                    await reply_stream(call, job, job.streaming, answering, began)
+            finally:
+                watching.cancel()
+                self._answering.discard(answering)
+
+    def _options(self, logprobs: int | None, guide: Guide | None) -> GenerateOptions:
+        return {"logprobs": logprobs, "guide": guide, "speculate": self._speculate}
+
+    async def _chat_job(self, value: object) -> Job:
+        request = read_chat(value)
+        model_id, model = self.offers.find(request.model)
+        prompt = await chat_prompt(model, request)
+        sampling = request.sampling
+        extra = self._options(request.logprobs, request.guide)
+        generations = wanted(
+            model,
+            [prompt],
+            sampling,
+            extra,
+            default_tokens=self.limits.default_max_tokens,
+            length_field="max_completion_tokens",
+        )
+        tokenizer = model.tokenizer
+        token_bytes = tokenizer.token_bytes if request.logprobs is not None else None
+        shapes = [
+            ChatChoice(index, token_bytes, tokenizer.eos_ids, request.tools) for index in range(sampling.n)
+        ]
+        envelope = Envelope("chat.completion", "chatcmpl", model_id, model.model.digest)
+        return Job(
+            model=model,
+            envelope=envelope,
+            wanted=generations,
+            shapes=shapes,
+            prompt_tokens=len(prompt),
+            n=sampling.n,
+            streaming=sampling.streaming,
+            guide_field=request.guide_field,
+        )
+
+    async def _completion_job(self, value: object) -> Job:
+        request = read_completion(value)
+        model_id, model = self.offers.find(request.model)
+        prompts = await text_prompts(model, request)
+        echoes = await prompt_texts(model, request, prompts) if request.echo else [""] * len(prompts)
+        sampling = request.sampling
+        extra = self._options(request.logprobs, request.guide)
+        generations = wanted(
+            model,
+            prompts,
+            sampling,
+            extra,
+            default_tokens=COMPLETION_TOKENS,
+            length_field="max_tokens",
+        )
+        tokenizer = model.tokenizer
+        token_bytes = tokenizer.token_bytes if request.logprobs is not None else None
+        shapes = [
+            TextChoice(index, token_bytes, tokenizer.eos_ids, echoes[index // sampling.n])
+            for index in range(len(generations))
+        ]
+        envelope = Envelope("text_completion", "cmpl", model_id, model.model.digest)
+        return Job(
+            model=model,
+            envelope=envelope,
+            wanted=generations,
+            shapes=shapes,
+            prompt_tokens=sum(map(len, prompts)),
+            n=sampling.n,
+            streaming=sampling.streaming,
+            guide_field=request.guide_field,
+        )
+
+
+async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None:
+    """Run a handler; whatever it fails of becomes a reply, or the last event of a stream."""
+    began = perf_counter()
+    try:
+        try:
+            await handler(call)
+        except ApiError as error:
+            await call.fail(error)
+        except SwarmError as error:
+            await call.fail(from_swarm(error))
+        except ClientGoneError:
+            raise
+        except Exception:
+            _logger.exception("a request failed")
+            await call.fail(internal())
+    except ClientGoneError:
+        pass  # nobody is there to be told
+    finally:
+        call.close()
+    _logger.info(
+        "%s %s status=%d seconds=%.3f",
+        call.scope["method"],
+        call.scope["path"],
+        call.status,
+        perf_counter() - began,
+    )
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(
+        503,
+        "the gateway is shutting down",
+        kind="server_error",
+        code="shutting_down",
+        headers={"Retry-After": "5"},
+    )

@@ -1,0 +1,128 @@
+"""From a request's messages or prompts to token ids that fit the model, and what to generate after them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ..async_model import AsyncSwarmModel
+from ..params import GenerateOptions
+from .answering import Wanted
+from .errors import ApiError, refused, wrong
+from .requests import ChatRequest, CompletionRequest
+from .sampling_fields import Sampling
+
+T = TypeVar("T")
+
+INLINE_CHARACTERS = 16 * 1024
+"""Of a prompt: longer ones are tokenized in a thread, since the event loop has others to serve."""
+COMPLETION_TOKENS = 16
+"""``max_tokens`` of a text completion that names none, as at OpenAI."""
+
+
+async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int, ...]:
+    """Raises ApiError, and UsageError where the template refuses the messages."""
+    tokenizer = model.tokenizer
+    if not tokenizer.has_chat_template:
+        raise ApiError(
+            400, "messages: this model has no chat template; use /v1/completions", param="messages"
+        )
+    more: dict[str, Any] = dict(request.template)
+    for name in more:
+        if name not in tokenizer.chat_variables:
+            raise refused(name, "this model's chat template does not know it")
+    if request.tools.definitions:
+        if "tools" not in tokenizer.chat_variables:
+            raise refused("tools", "this model's chat template takes no tools")
+        more["tools"] = list(request.tools.definitions)
+    size = sum(len(message.get("content", "")) for message in request.messages)
+    ids = await _aside(
+        size,
+        lambda: tokenizer.apply_chat_template(request.messages, request.add_generation_prompt, **more),
+    )
+    return _checked(ids, model, "messages")
+
+
+async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> list[tuple[int, ...]]:
+    """Token ids of each prompt. Raises ApiError."""
+    found = []
+    for number, prompt in enumerate(request.prompts):
+        name = "prompt" if len(request.prompts) == 1 else f"prompt[{number}]"
+        ids: Sequence[int] = prompt if isinstance(prompt, tuple) else await _encoded(model, prompt)
+        found.append(_checked(ids, model, name))
+    return found
+
+
+async def prompt_texts(
+    model: AsyncSwarmModel, request: CompletionRequest, prompts: Sequence[Sequence[int]]
+) -> list[str]:
+    """The prompts as they are echoed."""
+    texts = []
+    for prompt, ids in zip(request.prompts, prompts, strict=True):
+        text = prompt if isinstance(prompt, str) else await _aside(len(ids), _decoder(model, ids))
+        texts.append(text)
+    return texts
+
+
+def wanted(
+    model: AsyncSwarmModel,
+    prompts: Sequence[tuple[int, ...]],
+    sampling: Sampling,
+    extra: GenerateOptions,
+    *,
+    default_tokens: int,
+    length_field: str,
+) -> list[Wanted]:
+    """``n`` generations for each prompt, in order. Raises ApiError where one cannot fit the context."""
+    for token in sampling.logit_bias:
+        if token >= model.vocab_size:
+            raise wrong("logit_bias", f"token ids are below {model.vocab_size}")
+    found = []
+    for prompt in prompts:
+        room = model.context - len(prompt)
+        tokens = min(default_tokens, room) if sampling.max_tokens is None else sampling.max_tokens
+        if tokens > room:
+            raise wrong(
+                length_field,
+                f"{tokens} new tokens and the prompt's {len(prompt)} are more than the {model.context} that "
+                "the model's context holds",
+                code="context_length_exceeded",
+            )
+        for number in range(sampling.n):
+            seed = None if sampling.seed is None else sampling.seed + number
+            options: GenerateOptions = {
+                **sampling.options,
+                **extra,
+                "max_new_tokens": tokens,
+                "seed": seed,
+                "logit_bias": sampling.logit_bias,
+            }
+            found.append(Wanted(prompt, options))
+    return found
+
+
+def _checked(ids: Sequence[int], model: AsyncSwarmModel, name: str) -> tuple[int, ...]:
+    if not ids:
+        raise wrong(name, "is empty")
+    if any(not 0 <= token < model.vocab_size for token in ids):
+        raise wrong(name, f"holds token ids outside 0 to {model.vocab_size - 1}")
+    if len(ids) >= model.context:
+        raise wrong(
+            name,
+            f"has {len(ids)} tokens, but the model's context holds {model.context}, answer included",
+            code="context_length_exceeded",
+        )
+    return tuple(ids)
+
+
+async def _encoded(model: AsyncSwarmModel, text: str) -> list[int]:
+    return await _aside(len(text), lambda: model.tokenizer.encode(text))
+
+
+def _decoder(model: AsyncSwarmModel, ids: Sequence[int]) -> Callable[[], str]:
+    return lambda: model.tokenizer.decode(ids)
+
+
+async def _aside(size: int, work: Callable[[], T]) -> T:
+    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)

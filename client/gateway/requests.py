@@ -1,0 +1,151 @@
+"""Chat and text completion requests, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..guided import Guide
+from .chat_messages import read_messages
+from .errors import wrong
+from .fields import Fields, integers, kind_of, text_of
+from .formats import read_format
+from .sampling_fields import MAX_CHOICES, MAX_LOGPROBS, Sampling, read_sampling
+from .tools import Tools, read_tools
+
+MAX_MODEL_NAME = 512
+MAX_PROMPTS = 32
+MAX_PROMPT_TOKENS = 4 * 1024 * 1024
+MAX_PROMPT_TEXT = 16 * 1024 * 1024
+_NO_GENERATION_PROMPT = "add_generation_prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """``logprobs``: None, or how many likely tokens beside each. ``template``: further variables for the chat
+    template. ``guide_field``: which field asks for the guide."""
+
+    model: str | None
+    messages: tuple[Mapping[str, Any], ...]
+    sampling: Sampling
+    tools: Tools
+    logprobs: int | None
+    guide: Guide | None
+    guide_field: str
+    template: Mapping[str, Any]
+    add_generation_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """``prompts``: texts, or lists of token ids."""
+
+    model: str | None
+    prompts: tuple[str | tuple[int, ...], ...]
+    sampling: Sampling
+    echo: bool
+    logprobs: int | None
+    guide: Guide | None
+    guide_field: str
+
+
+def read_chat(value: object) -> ChatRequest:
+    """Raises ApiError, which names the field."""
+    body = Fields(value)
+    model = body.text("model", longest=MAX_MODEL_NAME)
+    messages = read_messages(body)
+    for field in ("audio", "prediction", "web_search_options", "moderation", "chat_template"):
+        body.refuse(field)
+    body.refuse("modalities", ["text"], why="text is all that this gateway can make")
+    body.refuse("echo", False, why="is for /v1/completions")
+    body.refuse("continue_final_message", False)
+    body.refuse("best_of", 1, why="is not supported by this gateway; n is")
+    tools = read_tools(body)
+    guide, guide_field = read_format(body, tools)
+    template = dict(_template_variables(body))
+    wanted = body.flag("logprobs") or False
+    top = body.integer("top_logprobs", 0, MAX_LOGPROBS)
+    if top and not wanted:
+        raise body.wrong("top_logprobs", "is only possible with logprobs: true")
+    return ChatRequest(
+        model=model,
+        messages=tuple(messages),
+        sampling=read_sampling(body, ("max_completion_tokens", "max_tokens")),
+        tools=tools,
+        logprobs=(top or 0) if wanted else None,
+        guide=guide,
+        guide_field=guide_field,
+        template=template,
+        add_generation_prompt=body.flag(_NO_GENERATION_PROMPT) is not False,
+    )
+
+
+def read_completion(value: object) -> CompletionRequest:
+    """Raises ApiError, which names the field."""
+    body = Fields(value)
+    model = body.text("model", longest=MAX_MODEL_NAME)
+    body.refuse("best_of", why="is not supported by this gateway; n is")
+    body.refuse("suffix", "")
+    for field in ("tools", "tool_choice", "messages"):
+        body.refuse(field, why="is for /v1/chat/completions")
+    guide, guide_field = read_format(body, Tools())
+    echo = body.flag("echo") or False
+    logprobs = body.integer("logprobs", 0, MAX_LOGPROBS)
+    if echo and logprobs is not None:
+        raise body.wrong("logprobs", "cannot be given beside echo: the prompt's are not computed")
+    sampling = read_sampling(body, ("max_tokens",))
+    prompts = _prompts(body)
+    if len(prompts) * sampling.n > MAX_CHOICES:
+        raise body.wrong("n", f"times the prompts are more than {MAX_CHOICES} answers")
+    return CompletionRequest(model, prompts, sampling, echo, logprobs, guide, guide_field)
+
+
+def _template_variables(body: Fields) -> Mapping[str, Any]:
+    variables = body.inner("chat_template_kwargs")
+    found = dict(variables.raw_all()) if variables is not None else {}
+    for field in ("messages", "tools", _NO_GENERATION_PROMPT):
+        if field in found:
+            raise wrong(f"chat_template_kwargs.{field}", "has a field of its own")
+    for field in ("reasoning_effort", "verbosity"):
+        word = body.text(field, longest=64)
+        if word is not None:
+            found[field] = word
+    return found
+
+
+def _prompts(body: Fields) -> tuple[str | tuple[int, ...], ...]:
+    value = body.raw("prompt")
+    if isinstance(value, str):
+        return (_text(value, "prompt"),)
+    if value is None:
+        raise body.wrong("prompt", "is required")
+    if not isinstance(value, list):
+        raise body.wrong("prompt", f"must be a text, a list of texts, or token ids, not {kind_of(value)}")
+    if not value:
+        raise body.wrong("prompt", "is empty")
+    if integers(value):
+        return (_ids(value, "prompt"),)
+    if len(value) > MAX_PROMPTS:
+        raise body.wrong("prompt", f"has {len(value)} items, {MAX_PROMPTS} are possible")
+    return tuple(
+        _ids(item, f"prompt[{number}]") if isinstance(item, list) else _text(item, f"prompt[{number}]")
+        for number, item in enumerate(value)
+    )
+
+
+def _text(value: object, name: str) -> str:
+    text = text_of(value, name, MAX_PROMPT_TEXT)
+    if not text:
+        raise wrong(name, "is empty")
+    return text
+
+
+def _ids(value: list[Any], name: str) -> tuple[int, ...]:
+    if not value:
+        raise wrong(name, "is empty")
+    if len(value) > MAX_PROMPT_TOKENS:
+        raise wrong(name, f"has {len(value)} token ids, {MAX_PROMPT_TOKENS} are possible")
+    if not integers(value):
+        raise wrong(name, "must hold token ids, which are whole numbers")
+    return tuple(value)

@@ -1,0 +1,219 @@
+"""The gateway's HTTP server: uvicorn, with what strangers may cost bounded before any request is read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ...swarm.errors import ListenError
+from .answers import to_json
+from .app import create_app
+from .calls import ABORT
+from .errors import ApiError
+from .gateway import Gateway
+
+HEADER_S = 10.0
+"""For a request's head to arrive, from the connection's beginning or the request's."""
+MAX_HEADER_BYTES = 64 * 1024
+KEEP_ALIVE_S = 30
+BACKLOG = 2048
+RESERVED_FILES = 256
+"""Descriptors that are kept for all else: peers, models, logs."""
+
+
+class _Protocol(HttpToolsProtocol):
+    """``max_connections`` is set by the server. Requests can end their connection at once: ``ABORT``."""
+
+    max_connections = 1024
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse(ApiError(503, "there are too many connections", code="too_many_connections"))
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[ABORT] = self.transport.abort
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._timer is None:
+            if self.cycle is None or self.cycle.response_complete:
+                self._await_head()  # what came is no request yet, and ended uvicorn's own waiting
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEADER_BYTES} bytes"))
+
+    def _await_head(self) -> None:
+        if self._timer is None:
+            self._head_bytes = 0
+            self._timer = self.loop.call_later(HEADER_S, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self.transport.abort()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer without a request, and hang up."""
+        self._stop_timer()
+        body = to_json(error.body()).encode()
+        head = f"HTTP/1.1 {error.status} Refused\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+        self.transport.write(
+            f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+        )
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        """It listens, or cannot."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are whose program this is."""
+        yield
+
+
+class GatewayServer:
+    """``async with`` serves at ``listener``, which it takes over; ``url`` is where. ``stop`` ends it once
+    what is being answered is complete."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        listener: socket.socket,
+        *,
+        max_connections: int = 4096,
+        cors_origins: Sequence[str] = (),
+    ) -> None:
+        self.gateway = gateway
+        self.max_connections = allowed_connections(max_connections)
+        self._socket = listener
+        bound = listener.getsockname()
+        self.is_local = ipaddress.ip_address(bound[0].split("%")[0]).is_loopback
+        """Only this computer can reach it."""
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        self.url = f"http://{shown}:{bound[1]}"
+        protocol = type("_Protocol", (_Protocol,), {"max_connections": self.max_connections})
+        self._server = _Server(
+            uvicorn.Config(
+                create_app(
+                    gateway,
+                    cors_origins=cors_origins,
+                    local_only=self.is_local and not gateway.keys.needed,
+                ),
+                http=protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
+
+    async def __aenter__(self) -> Self:
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http-server")
+        await self._server.ready.wait()
+        if not self._server.started:
+            await self._serving  # raises why
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(drain_s=0.0)
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Accept nothing new, give what runs ``drain_s`` seconds, end the rest. May be called again, with
+        less patience."""
+        self.gateway.draining = True
+        self._server.should_exit = True
+        loop = asyncio.get_running_loop()
+        dropping = loop.call_later(drain_s, self.gateway.drop_all)
+        try:
+            if self._serving is not None:
+                await asyncio.shield(self._serving)
+        finally:
+            dropping.cancel()
+
+
+def allowed_connections(wished: int) -> int:
+    """As many as the process may have descriptors for, which is raised as far as it can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wished + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return max(16, min(wished, soft - RESERVED_FILES))
+    return wished
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound there (0: any free port); connections come once it serves. Raises ListenError."""
+    try:
+        found: Any = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(found[0], socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(found[4])
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from None
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ListenError:
+    return ListenError(
+        f"cannot listen at {host} port {port}: {error.strerror or error}",
+        hint="Give another --host or --port; port 0 takes a free one.",
+    )

@@ -1,0 +1,46 @@
+"""Many streams at once: each says what it says alone, and they share calls of the head."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fake_swarm import expected
+from gateway_case import Serve, text_of
+
+STREAMS, TOKENS = 16, 12
+
+
+async def test_sixteen_streams_say_what_each_says_alone(serve: Serve) -> None:
+    served = await serve(a="0-2", b="3-5", latency=0.001, speculate="off")
+    prompts = [f"prompt number {number}" for number in range(STREAMS)]
+
+    async def ask(prompt: str) -> tuple[str, int]:
+        text, usage = "", None
+        async for chunk in await served.openai.completions.create(
+            model="toy",
+            prompt=prompt,
+            temperature=0,
+            max_tokens=TOKENS,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        ):
+            text += chunk.choices[0].text if chunk.choices else ""
+            usage = chunk.usage
+        assert usage is not None
+        return text, usage.completion_tokens
+
+    together = await asyncio.gather(*map(ask, prompts))
+    alone = [text_of(expected(served.model.tokenizer.encode(prompt), TOKENS)) for prompt in prompts]
+    assert together == [(text, TOKENS) for text in alone]
+    heads = served.model._heads
+    assert heads.rows >= 2 * heads.calls  # several rows a call
+    assert await ask(prompts[3]) == together[3]
+
+
+async def test_sampled_answers_do_not_depend_on_who_else_asks(serve: Serve) -> None:
+    served = await serve()
+    request = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 10, "ignore_eos": True}
+    alone = [(await served.complete("x", seed=seed, **request)).json()["choices"] for seed in range(8)]
+    together = await asyncio.gather(*(served.complete("x", seed=seed, **request) for seed in range(8)))
+    assert [response.json()["choices"] for response in together] == alone

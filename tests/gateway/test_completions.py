@@ -1,0 +1,94 @@
+"""Text completions: prompts in every form, echo, legacy log probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_swarm import BOS, expected
+from gateway_case import Serve, text_of
+
+PAST_EOS = {"extra_body": {"ignore_eos": True}}
+IDS = [BOS, *b"Once upon"]
+
+
+@pytest.mark.parametrize("prompt", ["Once upon", IDS, ["Once upon"], [IDS]])
+async def test_a_prompt_is_text_or_token_ids(serve: Serve, prompt: Any) -> None:
+    served = await serve()
+    answer = await served.openai.completions.create(
+        model="toy", prompt=prompt, temperature=0, max_tokens=8, **PAST_EOS
+    )
+    assert answer.object == "text_completion"
+    assert answer.choices[0].text == text_of(expected(IDS, 8))
+    assert answer.choices[0].finish_reason == "length"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(IDS), 8)
+
+
+async def test_sixteen_tokens_are_the_default(serve: Serve) -> None:
+    served = await serve()
+    answer = await served.openai.completions.create(model="toy", prompt=IDS, temperature=0, **PAST_EOS)
+    assert answer.usage.completion_tokens == 16
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_prompts_have_n_answers_each(serve: Serve, stream: bool) -> None:
+    served = await serve()
+    request = {
+        "model": "toy",
+        "prompt": ["ab", "cde"],
+        "temperature": 0,
+        "max_tokens": 5,
+        "n": 2,
+        "echo": True,
+        **PAST_EOS,
+    }
+    texts = dict.fromkeys(range(4), "")
+    if stream:
+        options = {"include_usage": True}
+        async for chunk in await served.openai.completions.create(
+            **request, stream=True, stream_options=options
+        ):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+            usage = chunk.usage
+    else:
+        answer = await served.openai.completions.create(**request)
+        texts = {choice.index: choice.text for choice in answer.choices}
+        usage = answer.usage
+    first, second = (prompt + text_of(expected([BOS, *prompt.encode()], 5)) for prompt in ("ab", "cde"))
+    assert texts == {0: first, 1: first, 2: second, 3: second}
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3 + 4, 20)
+
+
+async def test_echo_of_token_ids_is_their_text(serve: Serve) -> None:
+    served = await serve()
+    answer = await served.openai.completions.create(
+        model="toy", prompt=IDS, echo=True, temperature=0, max_tokens=1, **PAST_EOS
+    )
+    assert answer.choices[0].text.startswith("Once upon")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_legacy_logprobs(serve: Serve, stream: bool) -> None:
+    served = await serve()
+    request = {"model": "toy", "prompt": IDS, "temperature": 0, "max_tokens": 6, "logprobs": 2, **PAST_EOS}
+    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    if stream:
+        parts = [
+            chunk.choices[0].logprobs
+            async for chunk in await served.openai.completions.create(**request, stream=True)
+        ]
+    else:
+        parts = [(await served.openai.completions.create(**request)).choices[0].logprobs]
+    for part in parts:
+        for name in found:
+            found[name] += getattr(part, name) if part else []
+    tokens = [
+        served.model.tokenizer.token_bytes(token).decode(errors="replace") for token in expected(IDS, 6)
+    ]
+    assert found["tokens"] == tokens
+    assert found["text_offset"] == [len("".join(tokens[:number])) for number in range(6)]
+    for token, logprob, top in zip(tokens, found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert logprob < 0
+        assert top[token] == logprob == max(top.values())  # greedy
+        assert len(top) <= 2
