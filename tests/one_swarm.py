@@ -7,11 +7,18 @@ nothing left helps out. A file stays with one worker, which starts its swarm onc
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
 SWARMS = "tests/swarms/"
+_LONG_NAMES = ("exact_tokens", "chaos", "network_survives", "soak", "failure_rates")
+LONGEST = tuple(
+    f"{SWARMS}test_{name}.py"
+    for name in ("exact_tokens", "chaos", "network_survives", "soak", "failure_rates")
+)
+"""Of few tests and more than half a minute: begun early, so that no worker is left alone with one."""
 
 
 class OneSwarm(LoadScopeScheduling):
@@ -22,8 +29,8 @@ class OneSwarm(LoadScopeScheduling):
 
     def _assign_work_unit(self, node: Any) -> None:
         wanted = node is self.nodes[0]
-        for scope in self.workqueue:
-            if scope.startswith(SWARMS) == wanted:
-                self.workqueue.move_to_end(scope, last=False)
-                break
+        longest = (scope for scope in LONGEST if wanted and scope in self.workqueue)
+        others = (scope for scope in self.workqueue if scope.startswith(SWARMS) == wanted)
+        if (chosen := next(chain(longest, others), None)) is not None:
+            self.workqueue.move_to_end(chosen, last=False)
         super()._assign_work_unit(node)
