@@ -22,7 +22,7 @@ from .generation_tag import GenerationTag
 class ChatTemplate:
     """``source``: Jinja text. ``special_tokens``: ``bos_token``, ``eos_token`` and the like, for its use.
 
-    ``variables``: names that it reads and does not set itself. CheckpointError where the source is no template.
+    ``variables``: names that it reads and does not set itself. CheckpointError: the source is no template.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
