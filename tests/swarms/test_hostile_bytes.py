@@ -63,6 +63,6 @@ async def test_garbage_hurts_nobody_else(exact_swarm: LocalSwarm) -> None:
         assert answers
         for answer in answers:
             assert answer.token_ids == undisturbed.token_ids
-            assert answer.repairs == 0
+            assert answer.repaired == ()
     assert all(node.process.poll() is None for node in exact_swarm.nodes)
     assert "Traceback" not in exact_swarm.nodes[0].stderr

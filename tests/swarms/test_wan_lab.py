@@ -66,20 +66,24 @@ def test_jitter_spreads_times_and_keeps_the_order(lab: WanLab) -> None:
         assert [there.recv(1)[0] for _ in range(100)] == list(range(100))
 
 
+def _reaches(lab: WanLab, sender: str, receiver: str, rate: float) -> bool:
+    """Whether a flow gets most of the rate, and never more: a busy machine makes it less for a while."""
+    for _ in range(8):
+        measured = goodput(lab, sender, receiver, 0.8)
+        assert measured < rate
+        if measured > 0.75 * rate:
+            return True
+    return False
+
+
 def test_bandwidth_is_that_of_the_link_and_of_the_access(lab: WanLab) -> None:
     lab.set_all(rtt_s=0.01, rate=20e6)
-    for _ in range(3):  # a busy machine makes it less, never more
-        measured = goodput(lab, "a", "b", 0.8)
-        assert measured < 20e6
-        if measured > 0.8 * 20e6:
-            break
-    else:
-        pytest.fail(f"{measured / 1e6:.1f} Mbit/s over a link of 20")
+    assert _reaches(lab, "a", "b", 20e6)
     assert lab.traffic("a", "b").bytes > 1e6
     lab.set_all(rate=None)
     lab.set_machine("b", up=2e6, down=8e6)
-    assert 0.75 * 8e6 < goodput(lab, "a", "b", 0.8) < 8e6
-    assert 0.7 * 2e6 < goodput(lab, "b", "a", 0.8) < 2e6
+    assert _reaches(lab, "a", "b", 8e6)
+    assert _reaches(lab, "b", "a", 2e6)
 
 
 def test_losses_are_as_many_as_asked(lab: WanLab) -> None:
