@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .drafts import Draft
+from .drafts import NO_DRAFT, Draft
 
 SOURCE = "lookup"
 LONGEST_MATCH = 32
@@ -46,7 +46,7 @@ class PromptLookup:
         """
         place, matched = self._match()
         if not matched:
-            return Draft((), (), ())
+            return NO_DRAFT
         ids = self._ids
         tokens: list[int] = []
         for number in range(place, place + length):

@@ -78,23 +78,18 @@ class TextStream(AsyncIterator[str]):
         await self.aclose()
 
 
-class SyncTextStream(Iterator[str]):
-    """Pieces of an answer for code without an event loop; ``result`` when they are over.
+class _BackgroundStream:
+    """What is known of a stream whose answer is made on a background loop."""
 
-    The answer goes on being made while the caller is busy with a piece. Stop early with ``close`` or
-    ``with``; dropping the stream stops it too.
-    """
-
-    def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
-        self._events: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
-        self._over = False
-        self._stream = stream
-        self._job = loop.submit(_pump(stream, self._events.put))
+    _stream: TextStream
+    _job: Job[Generation] | None
 
     @property
     def result(self) -> Generation:
         """The whole answer and its timings. Raises UsageError before the stream is at its end."""
-        return _result(self._job)
+        if self._job is None or not self._job.done:
+            raise _unfinished()
+        return self._job.future.result()
 
     @property
     def route(self) -> Route | None:
@@ -105,6 +100,20 @@ class SyncTextStream(Iterator[str]):
     def repaired(self) -> tuple[Repair, ...]:
         """The repairs of the route so far."""
         return self._stream.repaired
+
+
+class SyncTextStream(_BackgroundStream, Iterator[str]):
+    """Pieces of an answer for code without an event loop; ``result`` when they are over.
+
+    The answer goes on being made while the caller is busy with a piece. Stop early with ``close`` or
+    ``with``; dropping the stream stops it too.
+    """
+
+    def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
+        self._events: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
+        self._over = False
+        self._stream = stream
+        self._job: Job[Generation] = loop.submit(_pump(stream, self._events.put))
 
     def close(self) -> None:
         """Stop here and wait until the hops are told. May be called again."""
@@ -152,7 +161,7 @@ class SyncTextStream(Iterator[str]):
             self._job.cancel()
 
 
-class BridgedTextStream(AsyncIterator[str]):
+class BridgedTextStream(_BackgroundStream, AsyncIterator[str]):
     """A stream of a background loop, iterated in the caller's own loop; otherwise as TextStream."""
 
     def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
@@ -161,21 +170,6 @@ class BridgedTextStream(AsyncIterator[str]):
         self._events: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
         self._job: Job[Generation] | None = None
         self._over = False
-
-    @property
-    def result(self) -> Generation:
-        """The whole answer and its timings. Raises UsageError before the stream is at its end."""
-        return _result(self._job)
-
-    @property
-    def route(self) -> Route | None:
-        """The hops that compute the answer now, or did last; None before there are any."""
-        return self._stream.route
-
-    @property
-    def repaired(self) -> tuple[Repair, ...]:
-        """The repairs of the route so far."""
-        return self._stream.repaired
 
     async def aclose(self) -> None:
         """Stop here. May be called again."""
@@ -248,12 +242,6 @@ async def _pump(stream: TextStream, put: Callable[[TokenEvent | None], None]) ->
             return stream.result
     finally:
         put(_END)
-
-
-def _result(job: Job[Generation] | None) -> Generation:
-    if job is None or not job.done:
-        raise _unfinished()
-    return job.future.result()
 
 
 def _unfinished() -> UsageError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from ..swarm.errors import UsageError
 from ..swarm.types import Span
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -122,3 +124,31 @@ def add_wait(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="wait this long for a route that covers the model (default: do not wait)",
     )
+
+
+def add_speculate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--speculate",
+        default="auto",
+        choices=("auto", "off"),
+        help="check guesses of the next tokens in one pass, where that is faster; answers are the same "
+        "(default: %(default)s)",
+    )
+
+
+def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every command that answers hands on to the client."""
+    names = ("wire_codec", "quantize", "dtype", "threads", "draft", "wait")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def decoded(data: bytes, what: str, of: str = "") -> str:
+    """Text that came from outside; ``what`` it is and what its bytes are counted ``of``, for the error.
+    Raises UsageError."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{what} is not UTF-8: {error.reason} at byte {error.start}{of}",
+            hint="Convert it first, e.g. with iconv -t UTF-8.",
+        ) from error

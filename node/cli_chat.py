@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..swarm.errors import SwarmError, UsageError
+from .cli_arguments import client_options
 from .cli_chat_commands import COMMANDS, SETTINGS, Command, parse, parse_setting
 from .cli_chat_input import EditorSource, History, PipeSource, ReadlineSource, Source, default_history
 from .cli_chat_options import DEFAULT_MAX_NEW_TOKENS
@@ -51,12 +52,7 @@ def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> N
         model = model_class.connect(
             model=arguments.model,
             initial_peers=arguments.initial_peers,
-            wire_codec=arguments.wire_codec,
-            quantize=arguments.quantize,
-            dtype=arguments.dtype,
-            threads=arguments.threads,
-            draft=arguments.draft,
-            wait=arguments.wait,
+            **client_options(arguments),
             on_progress=screen.progress if at_terminal else None,
         )
     with model:

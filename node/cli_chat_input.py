@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..swarm.errors import UsageError
+from .cli_arguments import decoded
 from .cli_chat_commands import COMMANDS, LineJoiner
 from .identity_files import state_folder
 
@@ -91,13 +92,7 @@ class PipeSource:
                 raise UsageError(f"a line on standard input is over {MAX_MESSAGE_BYTES} bytes")
             if not line:
                 return self._joiner.end() if self._joiner.is_open else None
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"standard input is not UTF-8: {error.reason} at byte {error.start} of a line",
-                    hint="Convert it first, e.g. with iconv -t UTF-8.",
-                ) from error
+            text = decoded(line, "standard input", of=" of a line")
             message = self._joiner.push(text.rstrip("\r\n"))
             if message is not None:
                 return message

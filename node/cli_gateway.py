@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from .cli_arguments import client_options
 from .cli_output import console, events
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
@@ -72,13 +73,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             "stall_s": arguments.stall_seconds,
         },
         "max_connections": arguments.max_connections,
-        "wire_codec": arguments.wire_codec,
-        "quantize": arguments.quantize,
-        "dtype": arguments.dtype,
-        "threads": arguments.threads,
-        "wait": arguments.wait,
         "speculate": arguments.speculate,
-        "draft": arguments.draft,
+        **client_options(arguments),
     }
 
 

@@ -8,6 +8,7 @@ from .cli_arguments import (
     above_zero,
     add_compute,
     add_peers,
+    add_speculate,
     add_wait,
     add_wire_codec,
     comma_list,
@@ -50,13 +51,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
     add_wire_codec(command)
     add_compute(command, "the heads' weights")
     add_wait(command)
-    command.add_argument(
-        "--speculate",
-        default="auto",
-        choices=("auto", "off"),
-        help="check guesses of the next tokens in one pass, where that is faster; answers are the same "
-        "(default: %(default)s)",
-    )
+    add_speculate(command)
     command.add_argument(
         "--draft",
         default=None,

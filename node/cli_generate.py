@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..swarm.errors import UsageError
+from .cli_arguments import client_options, decoded
 from .cli_output import console, format_bytes, print_json, short_peer_id
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
 
@@ -36,12 +37,7 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
         async with await model_class.connect(
             model=arguments.model,
             initial_peers=arguments.initial_peers,
-            wire_codec=arguments.wire_codec,
-            quantize=arguments.quantize,
-            dtype=arguments.dtype,
-            threads=arguments.threads,
-            draft=arguments.draft,
-            wait=arguments.wait,
+            **client_options(arguments),
             on_progress=lambda text: status.update(escape(text)),
         ) as model:
             options = {
@@ -89,14 +85,7 @@ def read_prompt(text: str) -> str:
         data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
         if len(data) > MAX_PROMPT_BYTES:
             raise UsageError(f"the prompt on standard input is over {MAX_PROMPT_BYTES} bytes")
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"the prompt on standard input is not UTF-8: {error.reason} at byte {error.start}",
-                hint="Convert it first, e.g. with iconv -t UTF-8.",
-            ) from error
-        text = text.removesuffix("\n")
+        text = decoded(data, "the prompt on standard input").removesuffix("\n")
     if not text:
         raise UsageError("the prompt is empty", hint="Pass some text, or - to read standard input.")
     return text

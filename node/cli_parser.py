@@ -12,6 +12,7 @@ from .cli_arguments import (
     add_compute,
     add_model,
     add_peers,
+    add_speculate,
     add_wait,
     add_wire_codec,
     comma_list,
@@ -303,13 +304,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --json: how likely each token was, and the N most likely ones (0 to 20)",
     )
-    command.add_argument(
-        "--speculate",
-        default="auto",
-        choices=("auto", "off"),
-        help="check guesses of the next tokens in one pass, where that is faster; the answer is the same "
-        "(default: %(default)s)",
-    )
+    add_speculate(command)
     command.add_argument(
         "--draft",
         default=None,

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from fake_swarm import ToyTokenizer
+from real_node import start_node
 
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node, NodeConfig
+from swarm_node.node.serve import Node
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.client_model import load_client_model
@@ -72,20 +72,15 @@ class Swarm:
 
     async def serve(self, *, kv_tokens: int = KV_TOKENS, **spans: Span) -> None:
         for peer, span in spans.items():
-            config = NodeConfig(
-                model=str(self.folder),
-                blocks=span,
-                dtype="float32",
-                quantize="none",
-                threads=1,
-                kv_cache_tokens=kv_tokens,
-                max_step_tokens=16,
+            self.nodes[peer] = await start_node(
+                self.folder,
+                peer,
+                span,
+                kv_tokens=kv_tokens,
+                memory=self.memory,
+                store=self.store,
+                exit=self.exit,
             )
-            network = GivenNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
-            node = Node(config, lambda _: None, network=network)
-            self.exit.push_async_callback(node.stop)
-            await node.start()
-            self.nodes[peer] = node
 
     async def client(self, **options: Any) -> AsyncSwarmModel:
         checkpoint = open_checkpoint(str(self.folder))

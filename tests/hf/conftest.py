@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_node import start_node
 from tiny_model import write_tiny_model
 
 from swarm_node.client import async_model
@@ -47,19 +48,15 @@ class Swarm:
             self.loop.run(self._serve(peer, span, kv_tokens))
 
     async def _serve(self, peer: str, span: Span, kv_tokens: int) -> None:
-        config = NodeConfig(
-            model=str(self.folder),
-            blocks=span,
-            dtype="float32",
-            quantize="none",
-            threads=1,
-            kv_cache_tokens=kv_tokens,
-            max_step_tokens=16,
+        self.nodes[peer] = await start_node(
+            self.folder,
+            peer,
+            span,
+            kv_tokens=kv_tokens,
+            memory=self.memory,
+            store=self.store,
+            exit=self.exit,
         )
-        network = GivenNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
-        self.nodes[peer] = node = Node(config, lambda _: None, network=network)
-        self.exit.push_async_callback(node.stop)
-        await node.start()
 
     def client(self, *, name: str = "client", **options: Any) -> SwarmModelForCausalLM:
         local = load_local_model(self.folder, dtype="float32", quantize="none")
