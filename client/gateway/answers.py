@@ -19,7 +19,7 @@ _REASONS = {"stop": "stop", "stop_string": "stop", "length": "length"}
 
 class ChoiceShape(ABC):
     """One choice. Every event is pushed, then ``finish`` is called; each returns entries of a chunk's
-    ``choices``. ``whole`` afterwards is its entry in an answer of one piece."""
+    ``choices`` as JSON. ``whole`` afterwards is its entry in an answer of one piece."""
 
     def __init__(self, index: int, token_bytes: TokenBytes | None, eos_ids: frozenset[int]) -> None:
         """``token_bytes``: None where no logprobs are asked for."""
@@ -27,18 +27,29 @@ class ChoiceShape(ABC):
         self._token_bytes = token_bytes
         self._eos_ids = eos_ids
         self._events: list[TokenEvent] = []  # whose logprobs were not told yet
+        self._before, _, self._after = to_json(self._text_entry(_TEXT)).partition(to_json(_TEXT))
 
     @abstractmethod
-    def begin(self) -> list[dict[str, Any]]: ...
+    def begin(self) -> list[str]: ...
 
     @abstractmethod
-    def push(self, event: TokenEvent) -> list[dict[str, Any]]: ...
+    def push(self, event: TokenEvent) -> list[str]: ...
 
     @abstractmethod
-    def finish(self, result: Generation) -> list[dict[str, Any]]: ...
+    def finish(self, result: Generation) -> list[str]: ...
 
     @abstractmethod
     def whole(self, result: Generation) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _text_entry(self, text: str) -> dict[str, Any]:
+        """The entry that shows ``text``, with the logprobs that are there."""
+
+    def _show(self, text: str) -> str:
+        """``_text_entry`` as JSON. Where only the text differs from token to token, only it is written."""
+        if self._events:
+            return to_json(self._text_entry(text))
+        return f"{self._before}{_quoted(text)}{self._after}"
 
     def _keep(self, event: TokenEvent) -> None:
         """An end-of-text token is no part of what is said."""
@@ -54,26 +65,26 @@ class ChatChoice(ChoiceShape):
     def __init__(
         self, index: int, token_bytes: TokenBytes | None, eos_ids: frozenset[int], tools: Tools
     ) -> None:
+        self._all: list[TokenEvent] = []
         super().__init__(index, token_bytes, eos_ids)
         self._reader: ToolCallReader | None = None
         if tools.definitions:
             self._reader = ToolCallReader(tools.names, forced=bool(tools.forced), parallel=tools.parallel)
         self._text: list[str] = []
         self._calls: list[dict[str, Any]] = []
-        self._all: list[TokenEvent] = []
 
-    def begin(self) -> list[dict[str, Any]]:
-        return [self._entry({"role": "assistant", "content": ""})]
+    def begin(self) -> list[str]:
+        return [to_json(self._entry({"role": "assistant", "content": ""}))]
 
-    def push(self, event: TokenEvent) -> list[dict[str, Any]]:
+    def push(self, event: TokenEvent) -> list[str]:
         self._keep(event)
         if self._reader is None:
             return self._shown(event.text, [])
         return self._shown(*self._reader.push(event.text)) if event.text else []
 
-    def finish(self, result: Generation) -> list[dict[str, Any]]:
+    def finish(self, result: Generation) -> list[str]:
         entries = self._shown(*self._reader.flush()) if self._reader is not None else []
-        return [*entries, self._entry({}, self._reason(result))]
+        return [*entries, to_json(self._entry({}, self._reason(result)))]
 
     def whole(self, result: Generation) -> dict[str, Any]:
         text = "".join(self._text)
@@ -93,11 +104,11 @@ class ChatChoice(ChoiceShape):
             "finish_reason": self._reason(result),
         }
 
-    def _shown(self, text: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    def _shown(self, text: str, calls: Sequence[ToolCall]) -> list[str]:
         entries = []
         if text:
             self._text.append(text)
-            entries.append(self._entry({"content": text}))
+            entries.append(self._show(text))
         for call in calls:
             self._calls.append(
                 {
@@ -107,8 +118,11 @@ class ChatChoice(ChoiceShape):
                     "function": {"name": call.name, "arguments": call.arguments},
                 }
             )
-            entries.append(self._entry({"tool_calls": [self._calls[-1]]}))
+            entries.append(to_json(self._entry({"tool_calls": [self._calls[-1]]})))
         return entries
+
+    def _text_entry(self, text: str) -> dict[str, Any]:
+        return self._entry({"content": text})
 
     def _entry(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         logprobs = None
@@ -138,15 +152,15 @@ class TextChoice(ChoiceShape):
         self._offset = 0
         self._all: list[TokenEvent] = []
 
-    def begin(self) -> list[dict[str, Any]]:
-        return [self._entry(self._echo)] if self._echo else []
+    def begin(self) -> list[str]:
+        return [self._show(self._echo)] if self._echo else []
 
-    def push(self, event: TokenEvent) -> list[dict[str, Any]]:
+    def push(self, event: TokenEvent) -> list[str]:
         self._keep(event)
-        return [self._entry(event.text)] if event.text else []
+        return [self._show(event.text)] if event.text else []
 
-    def finish(self, result: Generation) -> list[dict[str, Any]]:
-        return [self._entry("", _REASONS[result.finish_reason])]
+    def finish(self, result: Generation) -> list[str]:
+        return [to_json(self._text_entry("", _REASONS[result.finish_reason]))]
 
     def whole(self, result: Generation) -> dict[str, Any]:
         logprobs = None
@@ -159,7 +173,7 @@ class TextChoice(ChoiceShape):
             "finish_reason": _REASONS[result.finish_reason],
         }
 
-    def _entry(self, text: str, reason: str | None = None) -> dict[str, Any]:
+    def _text_entry(self, text: str, reason: str | None = None) -> dict[str, Any]:
         logprobs = None
         if self._token_bytes is not None and self._events:
             events = self._take()
@@ -188,10 +202,11 @@ class Envelope:
     def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> str:
         return to_json({**self._head, "choices": list(choices), "usage": usage})
 
-    def chunk(self, entries: Sequence[dict[str, Any]], usage: str) -> str:
-        """One event of a stream, empty line included. ``usage``: JSON, or "" for no such key."""
+    def chunk(self, entry: str, usage: str) -> str:
+        """One event of a stream, empty line included. ``entry``: of ``choices``, as JSON, or "" for none.
+        ``usage``: JSON, or "" for no such key."""
         end = f'],"usage":{usage}}}' if usage else "]}"
-        return f"data: {self._begin}{','.join(map(to_json, entries))}{end}\n\n"
+        return f"data: {self._begin}{entry}{end}\n\n"
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> dict[str, Any]:
@@ -206,6 +221,8 @@ def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int | No
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_quoted = json.encoder.encode_basestring_ascii  # what to_json does with a string, without its detour
+_TEXT = "text to come"
 
 
 def to_json(value: object) -> str:

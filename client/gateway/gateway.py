@@ -20,7 +20,7 @@ from .calls import Call
 from .errors import ApiError, from_swarm, internal, wrong
 from .offers import Offers
 from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
-from .replies import Job, reply_stream, reply_whole, watch
+from .replies import Job, Reply, StreamedReply, WholeReply
 from .requests import read_chat, read_completion
 
 _logger = logging.getLogger(__name__)
@@ -110,17 +110,18 @@ class Gateway:
                 raise from_swarm(error, job.model.model.name, self.offers.initial_peers) from None
 
     async def _run(self, call: Call, job: Job, began: float) -> None:
-        async with Answering(job.model, job.wanted, self.admission) as answering:
-            self._answering.add(answering)
-            watching = asyncio.create_task(watch(call, answering))
-            try:
-                if job.streaming is None:
-                    await reply_whole(call, job, answering, began)
-                else:
-                    await reply_stream(call, job, job.streaming, answering, began)
-            finally:
-                watching.cancel()
-                self._answering.discard(answering)
+        answering = Answering(job.model, job.wanted, self.admission)
+        reply: Reply = WholeReply(call, job, answering, began)
+        if job.streaming is not None:
+            reply = StreamedReply(call, job, answering, began, job.streaming)
+        self._answering.add(answering)
+        watching = asyncio.create_task(_watch(call, answering))
+        try:
+            await answering.run(reply.take)
+            await reply.end()
+        finally:
+            watching.cancel()
+            self._answering.discard(answering)
 
     def _options(self, logprobs: int | None, guide: Guide | None) -> GenerateOptions:
         return {"logprobs": logprobs, "guide": guide, "speculate": self._speculate}
@@ -216,6 +217,12 @@ async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None
         call.status,
         perf_counter() - began,
     )
+
+
+async def _watch(call: Call, answering: Answering) -> None:
+    """End the answer once its client has hung up."""
+    await call.until_gone()
+    answering.fail(ClientGoneError())
 
 
 def _shutting_down() -> ApiError:
