@@ -41,24 +41,26 @@ def chat(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+TO_ITS_END = {"ignore_eos": False}
+"""What a model says beyond the end of its answer has nothing to do with the prompt any more."""
 PROMPTS: list[tuple[str, str, Any, dict[str, Any]]] = [
     (
         "repetitive",
         "code edit",
         chat(f"Rename the parameter path to filename and write out the whole file again:\n\n{CODE}"),
-        {},
+        TO_ITS_END,
     ),
     (
         "repetitive",
         "summary with quotes",
         chat(f"Summarise this report. Quote what the harbour master said, word by word.\n\n{REPORT}"),
-        {},
+        TO_ITS_END,
     ),
     (
         "repetitive",
         "answer from documents",
         chat(f"{DOCUMENTS}\nHow do I rinse the filter of the Kestrel pump? Use the words of the documents."),
-        {},
+        TO_ITS_END,
     ),
     ("plain", "explanation", chat("Explain how bees make honey, step by step."), {}),
     ("plain", "story", chat("Tell me a story about a clockmaker."), {"temperature": 1.0, "seed": 1}),

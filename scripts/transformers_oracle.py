@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 
 def load_transformers(path: Path) -> tuple[Any, Any]:
@@ -11,13 +13,20 @@ def load_transformers(path: Path) -> tuple[Any, Any]:
 
     Not ``from_pretrained(gguf_file=...)`` for the weights: that asks for accelerate, for nothing we need.
     """
+    import gguf
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    # transformers opens the file three times, and makes the same map of names for every module of the model.
+    with (
+        patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+    ):
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     model.load_state_dict(weights, strict=False)  # a tied head is not in the file
     model.tie_weights()
-    return model.eval(), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return model.eval(), tokenizer
