@@ -1,10 +1,11 @@
 """Under which DHT keys announcements are kept, and how much of them.
 
 A key holds a dictionary: subkey = the PeerID (base58 text) of the node that signed the entry. The DHT id of a
-key is the SHA-1 of its UTF-8 text.
+key is the SHA-1 of its UTF-8 text; of a swarm with a name or a key, of ``<tag>/<key>``.
 
     swarm-node/1/nodes/<digest>/<group>   one entry a node; group = the span's first block // GROUP_BLOCKS
     swarm-node/1/models/<shard>           which models exist; shard = SHA-256(name)[0] % MODEL_SHARDS
+    swarm-node/1/wanted/<shard>           models that a peer wants; shard = SHA-256(PeerID)[0] % WANTED_SHARDS
 
 Reading a model takes ceil(blocks / GROUP_BLOCKS) keys: 2 for 30 blocks, 8 for 126. A key is found at its
 REPLICAS nearest DHT nodes; each keeps at most MAX_ENTRIES of MAX_RECORD_BYTES, so one answer stays under the
@@ -27,6 +28,9 @@ GROUP_BLOCKS = 16
 
 MODEL_SHARDS = 4
 """Keys of the index of models: all are read by ``status``, one by a client that looks for a name."""
+
+WANTED_SHARDS = 4
+"""Keys of the demand: one entry a peer, so that nobody has two votes under one identity."""
 
 MAX_RECORD_BYTES = 4096
 """A signed entry. A usual one has 500-900 bytes; the bound leaves room for a dozen long addresses."""
@@ -68,9 +72,19 @@ def model_keys() -> list[str]:
     return [f"swarm-node/1/models/{shard}" for shard in range(MODEL_SHARDS)]
 
 
-def key_hash(key: str) -> bytes:
-    """The 20 bytes under which the DHT knows ``key``."""
-    return hashlib.sha1(key.encode(), usedforsecurity=False).digest()
+def wanted_key(peer_id: str) -> str:
+    """Where this peer says which models it looks for."""
+    return f"swarm-node/1/wanted/{hashlib.sha256(peer_id.encode()).digest()[0] % WANTED_SHARDS}"
+
+
+def wanted_keys() -> list[str]:
+    return [f"swarm-node/1/wanted/{shard}" for shard in range(WANTED_SHARDS)]
+
+
+def key_hash(key: str, tag: str = "") -> bytes:
+    """The 20 bytes under which the DHT knows ``key`` in the swarm with this tag."""
+    text = f"{tag}/{key}" if tag else key
+    return hashlib.sha1(text.encode(), usedforsecurity=False).digest()
 
 
 def in_fair_order(peer_ids: Iterable[str], salt: str) -> list[str]:

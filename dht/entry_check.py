@@ -1,0 +1,88 @@
+"""What a DHT entry must be before anybody stores or believes it: signed by its owner, for its place and time.
+
+The same check serves the nodes of the DHT and those who are handed entries by others: an entry that passes
+was made by its owner, whoever brought it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..swarm.errors import NotAdmittedError, RemoteProtocolError
+from ..swarm.membership import Membership
+from .directory import TTL_S
+from .envelope import Sealed, is_signed, unseal
+
+MAX_CLOCK_SKEW_S = 3.0
+"""How far a node's clock may be from ours. hivemind's own bound, too."""
+
+EXPIRATION_SLACK_S = 2 * MAX_CLOCK_SKEW_S
+"""Two nodes may each be off by MAX_CLOCK_SKEW_S from a third, in opposite directions."""
+
+_REMEMBERED = 4096  # signatures found good: a reader gets each entry from several replicas
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A signed entry. ``expiration``: seconds of Unix time. ``value``: as it lies in the DHT, ``body`` and
+    signature of it."""
+
+    owner: str
+    expiration: float
+    body: bytes
+    value: bytes
+
+
+class EntryCheck:
+    """Accepts an entry only under its signer's own subkey, unaltered, of bounded size and lifetime.
+
+    An expired entry is not refused here: the DHT drops it, and refusing it would discard its dictionary.
+    ``clock``: Unix time in seconds. ``membership``: of the swarm whose members alone may own entries.
+    """
+
+    def __init__(
+        self,
+        ttl: float = TTL_S,
+        clock: Callable[[], float] = time.time,
+        membership: Membership | None = None,
+    ) -> None:
+        self._membership = membership
+        self._max_life = ttl + EXPIRATION_SLACK_S
+        self._clock = clock
+        self._good: OrderedDict[bytes, None] = OrderedDict()
+
+    def check(self, key: bytes, subkey: bytes, expiration: float, value: bytes) -> Entry:
+        """The entry under a key's hash and its owner's subkey (msgpack). Raises RemoteProtocolError."""
+        sealed = unseal(key, subkey, expiration, value)
+        owner, body = sealed.owner, sealed.body
+        life = expiration - self._clock()
+        if life > self._max_life:
+            raise RemoteProtocolError(f"{owner} wants an entry kept for {life:.0f} s")
+        self._check_member(sealed, expiration)
+        entry = Entry(owner, expiration, body, value)
+        digest = hashlib.sha256(
+            b"".join((key, owner.encode(), expiration.hex().encode(), b"/", value))
+        ).digest()
+        if digest in self._good:
+            self._good.move_to_end(digest)
+            return entry
+        if not is_signed(key, expiration, sealed):
+            raise RemoteProtocolError(f"an entry under the name of {owner} that it has not signed")
+        self._good[digest] = None
+        if len(self._good) > _REMEMBERED:
+            self._good.popitem(last=False)
+        return entry
+
+    def _check_member(self, sealed: Sealed, expiration: float) -> None:
+        # A member until the entry expires: what was stored never turns bad, which would spoil its dictionary.
+        if (self._membership is None) is not (sealed.credential is None):
+            raise RemoteProtocolError(f"an entry of {sealed.owner} that belongs to another swarm")
+        if self._membership is not None and sealed.credential is not None:
+            try:
+                self._membership.check(sealed.owner, sealed.credential, expiration)
+            except NotAdmittedError as error:
+                raise RemoteProtocolError(error.message) from None
