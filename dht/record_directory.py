@@ -1,0 +1,203 @@
+"""The directory's logic over signed entries, wherever they are kept: what to write where, what to believe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from ..swarm.demand import Wanted, WantedModel
+from ..swarm.errors import LocalProtocolError, NetworkError, NotAdmittedError, RemoteProtocolError
+from ..swarm.identity import Identity
+from ..swarm.membership import Membership
+from ..swarm.types import ModelRef, NodeInfo
+from . import layout
+from .entry_check import Entry
+from .envelope import seal
+from .records import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
+
+MAX_NODES = 1024
+"""Nodes of one model that a reader takes: more than routing needs, few enough to search at every request."""
+
+_LATER_S = 0.001  # an entry replaces another only if it expires later
+_KEYS_AT_ONCE = 64  # keys a lookup, when listing every model
+
+Clock = Callable[[], float]
+
+logger = logging.getLogger(__name__)
+
+
+class Found(Protocol):
+    """What a lookup found: live entries by key and owner, their signatures checked."""
+
+    @property
+    def entries(self) -> Mapping[str, Mapping[str, Entry]]: ...
+
+
+FoundT = TypeVar("FoundT", bound=Found)
+
+
+class RecordDirectory(ABC, Generic[FoundT]):
+    """Implements Directory but for ``close``. ``identity`` signs; ``ttl``: seconds that an entry lives;
+    ``clock``: Unix time in seconds. ``membership``: of a swarm with a name or a key."""
+
+    def __init__(
+        self, identity: Identity, ttl: float, clock: Clock, membership: Membership | None = None
+    ) -> None:
+        self._membership = membership
+        self._identity = identity
+        self._ttl = ttl
+        self._clock = clock
+        self._held: dict[str, float] = {}  # key -> expiration of our own entry under it
+        self._writing = asyncio.Lock()  # a withdrawal must not be overtaken by an announcement
+
+    @abstractmethod
+    async def _lookup(self, keys: Sequence[str]) -> FoundT:
+        """The live entries of these keys. Raises NetworkError if nobody can be asked."""
+
+    @abstractmethod
+    async def _store(self, key: str, expiration: float, value: bytes, found: FoundT) -> NetworkError | None:
+        """Store our own signed entry; why not, if nobody took it. ``found``: a lookup of this key."""
+
+    async def announce(self, info: NodeInfo) -> None:
+        """Raises NetworkError if nobody takes the announcement, LocalProtocolError if it is out of bounds."""
+        if info.peer_id != self._identity.peer_id:
+            raise LocalProtocolError(f"{self._identity.peer_id} cannot announce {info.peer_id}")
+        node_body, model_body = encode_node(info), encode_model(info.model)
+        node_key, model_key = layout.node_key(info.model, info.span), layout.model_key(info.model.name)
+        async with self._writing:
+            former = set(self._held) - {node_key, model_key, layout.wanted_key(info.peer_id)}
+            found = await self._lookup([node_key, model_key, *former])
+            wanted = {node_key: node_body}
+            group = (entry.owner for entry in found.entries[node_key].values() if not _is_gone(entry))
+            if layout.speaks_for_model(info.peer_id, group, node_key):
+                wanted[model_key] = model_body
+            wanted |= dict.fromkeys(former, encode_gone())
+            errors = await self._write(wanted, found)
+            for key in former - set(errors):
+                del self._held[key]
+            if node_key in errors:
+                raise errors.pop(node_key)
+            for error in errors.values():
+                logger.warning("%s", error.message)
+
+    async def withdraw(self) -> None:
+        async with self._writing:
+            if self._held:
+                found = await self._lookup(list(self._held))
+                errors = await self._write(dict.fromkeys(self._held, encode_gone()), found)
+                self._held.clear()  # what could not be taken back now expires by itself
+                for error in errors.values():
+                    raise error
+
+    async def want(self, models: Sequence[WantedModel]) -> None:
+        key = layout.wanted_key(self._identity.peer_id)
+        async with self._writing:
+            if not models and key not in self._held:
+                return
+            body = encode_wanted(tuple(models)) if models else encode_gone()
+            error = await self._write_one(key, body, await self._lookup([key]))
+            if error is not None:
+                raise error
+            if not models:
+                del self._held[key]
+
+    async def wanted(self) -> list[Wanted]:
+        found = await self._lookup(layout.wanted_keys())
+        records = {
+            entry.owner: record
+            for key, entries in found.entries.items()
+            for entry, record in _decoded(entries.values())
+            if isinstance(record, Wanted) and layout.wanted_key(entry.owner) == key
+        }
+        return [records[owner] for owner in sorted(records)]
+
+    async def nodes(self, model: ModelRef) -> list[NodeInfo]:
+        found = await self._lookup(layout.node_keys(model))
+        return self._nodes_in(found, [model])
+
+    async def models(self) -> list[ModelRef]:
+        found = await self._lookup(layout.model_keys())
+        speakers = Counter(
+            ref
+            for key, entries in found.entries.items()
+            for _, ref in _decoded(entries.values())
+            if isinstance(ref, ModelRef) and layout.model_key(ref.name) == key
+        )
+        most_said = sorted(speakers, key=lambda ref: (-speakers[ref], ref.name, ref.digest, ref.n_blocks))
+        return sorted(most_said[: layout.MAX_MODELS], key=lambda ref: (ref.name, ref.digest, ref.n_blocks))
+
+    async def all_nodes(self) -> list[NodeInfo]:
+        models = await self.models()
+        keys = list(dict.fromkeys(key for model in models for key in layout.node_keys(model)))
+        nodes: list[NodeInfo] = []
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            nodes += self._nodes_in(await self._lookup(keys[start : start + _KEYS_AT_ONCE]), models)
+        return sorted(nodes, key=_by_place)
+
+    async def _write(self, bodies: dict[str, bytes], found: FoundT) -> dict[str, NetworkError]:
+        """Sign and store a body under each key. Returns why, for those that nobody took."""
+        errors = await asyncio.gather(*(self._write_one(key, body, found) for key, body in bodies.items()))
+        return {key: error for key, error in zip(bodies, errors, strict=True) if error is not None}
+
+    async def _write_one(self, key: str, body: bytes, found: FoundT) -> NetworkError | None:
+        before = found.entries[key].get(self._identity.peer_id)
+        expiration = max(
+            self._clock() + self._ttl,
+            self._held.get(key, 0.0) + _LATER_S,
+            before.expiration + _LATER_S if before else 0.0,
+        )
+        tag, credential = "", None
+        if self._membership is not None:
+            tag = self._membership.tag
+            try:
+                credential = self._membership.credential(self._identity.peer_id, self._clock())
+            except NotAdmittedError as refusal:
+                return NetworkError(refusal.message, hint=refusal.hint)
+        value = seal(self._identity, layout.key_hash(key, tag), expiration, body, credential)
+        error = await self._store(key, expiration, value, found)
+        if error is None:
+            self._held[key] = expiration
+        return error
+
+    def _nodes_in(self, found: FoundT, models: Iterable[ModelRef]) -> list[NodeInfo]:
+        """Well-formed announcements of ``models`` under their proper keys, at most MAX_NODES a model."""
+        wanted = {(model.digest, model.n_blocks) for model in models}
+        latest: dict[tuple[str, str], tuple[float, NodeInfo]] = {}  # (digest, peer id): a node may have moved
+        for key, entries in found.entries.items():
+            for entry, info in _decoded(entries.values()):
+                if not isinstance(info, NodeInfo) or layout.node_key(info.model, info.span) != key:
+                    continue
+                place = (info.model.digest, info.peer_id)
+                if (info.model.digest, info.model.n_blocks) not in wanted:
+                    continue
+                if place not in latest or latest[place][0] < entry.expiration:
+                    latest[place] = (entry.expiration, info)
+        by_model: dict[str, dict[str, NodeInfo]] = {}
+        for (digest, peer_id), (_, info) in latest.items():
+            by_model.setdefault(digest, {})[peer_id] = info
+        kept = [
+            nodes[peer_id]
+            for nodes in by_model.values()
+            for peer_id in layout.in_fair_order(nodes, self._identity.peer_id)[:MAX_NODES]
+        ]
+        return sorted(kept, key=_by_place)
+
+
+def _decoded(entries: Iterable[Entry]) -> Iterable[tuple[Entry, Content]]:
+    for entry in entries:
+        try:
+            yield entry, decode(entry.owner, entry.body)
+        except RemoteProtocolError as error:
+            logger.debug("skipped an announcement: %s", error)
+
+
+def _by_place(info: NodeInfo) -> tuple[str, str, int, int, str]:
+    return (info.model.name, info.model.digest, info.span.start, info.span.end, info.peer_id)
+
+
+def _is_gone(entry: Entry) -> bool:
+    return entry.body == encode_gone()

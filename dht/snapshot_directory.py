@@ -1,0 +1,347 @@
+"""The directory for who takes no part in the DHT: nodes of the swarm are asked for its signed entries.
+
+Several are asked each time and their answers merged. An entry counts if its owner has signed it, for this key
+and until this time, so that a node that lies can leave others out, while another speaks of them, but neither
+invent nor alter one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..swarm.addresses import PeerAddress
+from ..swarm.connection import MessageStream
+from ..swarm.errors import (
+    NetworkError,
+    NotAdmittedError,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    SwarmError,
+)
+from ..swarm.identity import Identity
+from ..swarm.membership import Membership
+from ..swarm.transport import Transport
+from ..swarm.types import ModelRef, NodeInfo
+from . import layout
+from .clocks import ClockReading, clock_problem
+from .directory import TTL_S
+from .entry_check import Entry, EntryCheck
+from .envelope import subkey_of
+from .layout import MAX_ENTRIES, in_fair_order, key_hash
+from .record_directory import Clock, RecordDirectory
+from .snapshot_messages import (
+    MAX_FRAME,
+    MAX_KEYS,
+    SNAPSHOT_MESSAGES,
+    SNAPSHOT_PROTOCOL,
+    Entries,
+    Get,
+    Put,
+    Slower,
+    SnapshotMessage,
+    Stored,
+    unpack_entries,
+)
+
+ASKED = 3
+"""Nodes whose answers make a lookup: all of them must lie to hide somebody."""
+ANSWER_S = 5.0
+"""Seconds for one node's whole answer, dialling it included."""
+REST_S = 1.0
+"""Seconds that the others have once one has answered: how long a frozen node can hold up a lookup."""
+MUTE_S = 30.0
+"""Seconds for which somebody who gave no good answer is left alone, as long as others answer."""
+MAX_SOURCES = 64
+"""Nodes kept to be asked, besides the initial peers."""
+MAX_ANSWER = MAX_ENTRIES * 4200
+"""Bytes that a node may answer for one key: as many entries as a key holds, of the largest size."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What those who were asked know, and who answered."""
+
+    entries: dict[str, dict[str, Entry]]
+    clocks: dict[str, ClockReading] = field(default_factory=dict)
+    errors: dict[str, SwarmError] = field(default_factory=dict)
+
+
+class SnapshotDirectory(RecordDirectory[Snapshot]):
+    """Implements Directory. Made by ``await SnapshotDirectory.create()``."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        identity: Identity,
+        initial_peers: Sequence[str],
+        ttl: float = TTL_S,
+        clock: Clock = time.time,
+        membership: Membership | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Raises UsageError for malformed addresses."""
+        super().__init__(identity, ttl, clock, membership)
+        self._transport = transport
+        self._tag = "" if membership is None else membership.tag
+        self._check = EntryCheck(ttl, clock, membership)
+        self._rng = rng or random.SystemRandom()
+        self._initial: dict[str, list[str]] = {}  # peer id -> its addresses
+        self.add_peers(initial_peers)
+        self._sources: dict[str, tuple[str, ...]] = {}  # nodes that announce themselves, and where
+        self._refusals: dict[str, NotAdmittedError] = {}
+        self._mute: dict[str, float] = {}  # who gave no good answer, and until when others are asked
+        self._closed = False
+
+    @classmethod
+    async def create(
+        cls,
+        transport: Transport,
+        identity: Identity,
+        initial_peers: Sequence[str],
+        *,
+        ttl: float = TTL_S,
+        clock: Clock = time.time,
+        membership: Membership | None = None,
+    ) -> SnapshotDirectory:
+        """Meet the swarm that the initial peers belong to, and have a look at it.
+
+        Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers and
+        NetworkError if all their clocks differ from ``clock`` by more than 3 s.
+        """
+        directory = cls(transport, identity, initial_peers, ttl, clock, membership)
+        if initial_peers:
+            await directory.models()
+        return directory
+
+    def add_peers(self, addresses: Iterable[str]) -> None:
+        """Ask these too from now on: multiaddresses that end in /p2p/PEER. Raises UsageError."""
+        for text in addresses:
+            peer = PeerAddress.parse(text)
+            known = self._initial.setdefault(peer.peer_id, [])
+            if peer.peer_id == self._identity.peer_id:
+                del self._initial[peer.peer_id]
+            elif str(peer) not in known:
+                known.append(str(peer))
+
+    async def meet(self, peer_id: str, maddrs: Sequence[str]) -> bool:
+        """Whether a peer that was found answers, and belongs to this swarm; it is asked from now on.
+        ``maddrs``: without /p2p/."""
+        if peer_id == self._identity.peer_id or self._closed:
+            return False
+        self._initial[peer_id] = [f"{maddr}/p2p/{peer_id}" for maddr in maddrs]
+        self._refusals.pop(peer_id, None)
+        keys = layout.model_keys()
+        try:
+            await self._ask(peer_id, keys, Snapshot({key: {} for key in keys}))
+        except SwarmError as error:
+            logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
+            self.forget(peer_id)
+            if isinstance(error, NotAdmittedError):
+                self._refusals[peer_id] = error
+            return False
+        return True
+
+    def forget(self, peer_id: str) -> None:
+        """A peer that was met is lost, as far as those know who found it."""
+        self._initial.pop(peer_id, None)
+
+    @property
+    def refusals(self) -> list[NotAdmittedError]:
+        """Why peers that were found are not in this swarm, or we not in theirs."""
+        return list(self._refusals.values())
+
+    async def nodes(self, model: ModelRef) -> list[NodeInfo]:
+        return self._meet(await super().nodes(model))
+
+    async def all_nodes(self) -> list[NodeInfo]:
+        return self._meet(await super().all_nodes())
+
+    async def close(self) -> None:
+        self._closed = True
+
+    # RecordDirectory
+
+    async def _lookup(self, keys: Sequence[str]) -> Snapshot:
+        found = Snapshot({key: {} for key in keys})
+        for start in range(0, len(keys), MAX_KEYS):
+            await self._ask_several(keys[start : start + MAX_KEYS], found)
+        for key, entries in found.entries.items():
+            if len(entries) > MAX_ENTRIES:
+                kept = in_fair_order(entries, self._identity.peer_id)[:MAX_ENTRIES]
+                found.entries[key] = {owner: entries[owner] for owner in kept}
+        return found
+
+    async def _store(self, key: str, expiration: float, value: bytes, found: Snapshot) -> NetworkError | None:
+        """Give our entry to those who answered the lookup: each stores it in the DHT."""
+
+        async def give(peer_id: str) -> str:
+            async with asyncio.timeout(ANSWER_S):
+                stream = await self._open(peer_id)
+                try:
+                    await stream.send(Put(key, expiration, value))
+                    answer = await stream.receive()
+                finally:
+                    stream.close()
+            match answer:
+                case Stored(reason):
+                    return reason
+                case Slower(retry_after_ms):
+                    return f"peer {peer_id[-8:]} takes no more before {retry_after_ms / 1000:.1f} s"
+            raise RemoteProtocolError(f"peer {peer_id[-8:]} answers {type(answer).__name__} to PUT")
+
+        answers = await asyncio.gather(*map(give, list(found.clocks)[:ASKED]), return_exceptions=True)
+        if any(answer == "" for answer in answers):
+            return None
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, SwarmError | TimeoutError):
+                raise answer
+        said = next((answer for answer in answers if isinstance(answer, str)), "nobody answers")
+        return NetworkError(f"our announcement was not stored: {said}")
+
+    # Asking.
+
+    async def _ask_several(self, keys: Sequence[str], found: Snapshot) -> None:
+        if self._closed:
+            raise NetworkError("the directory is closed")
+        tried: set[str] = set()
+        answered: set[str] = set()
+        errors: dict[str, SwarmError] = {}
+        while len(answered) < ASKED:
+            turn = [each for each in self._in_turn(bool(answered)) if each not in tried]
+            chosen = turn[: ASKED - len(answered)]
+            if not chosen:
+                break
+            tried |= set(chosen)
+            asking = {asyncio.create_task(self._ask(peer_id, keys, found)): peer_id for peer_id in chosen}
+            await self._gather(asking, bool(answered))
+            for task, peer_id in asking.items():
+                error = PeerUnreachableError("it was too slow") if task.cancelled() else task.exception()
+                if error is None:
+                    answered.add(peer_id)
+                    self._mute.pop(peer_id, None)
+                elif isinstance(error, SwarmError):
+                    logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
+                    errors[peer_id] = error
+                    self._mute[peer_id] = self._clock() + MUTE_S
+                else:
+                    raise error
+        if not answered:
+            raise self._nobody(errors)
+        if (problem := clock_problem(found.clocks)) is not None:
+            raise NetworkError(problem, hint="Set both clocks by network time (NTP), then start again.")
+
+    async def _gather(self, asking: Mapping[asyncio.Task[None], str], hurry: bool) -> None:
+        """Wait for the answers; once there is one, for REST_S at most."""
+        pending: set[asyncio.Task[None]] = set(asking)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=REST_S if hurry else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if hurry and not done:
+                    break
+                hurry = hurry or any(not task.cancelled() and task.exception() is None for task in done)
+        finally:
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending)
+
+    async def _ask(self, peer_id: str, keys: Sequence[str], found: Snapshot) -> None:
+        """Add what this peer knows. Raises SwarmError."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                stream = await self._open(peer_id)
+                try:
+                    sent = self._clock()
+                    await stream.send(Get(tuple(keys)))
+                    size = 0
+                    while True:
+                        answer = await stream.receive()
+                        if isinstance(answer, Slower):
+                            raise NetworkError(f"peer {peer_id[-8:]} is asked too often")
+                        if not isinstance(answer, Entries):
+                            raise RemoteProtocolError(f"{type(answer).__name__} is no answer to GET")
+                        half = (self._clock() - sent) / 2
+                        found.clocks.setdefault(peer_id, ClockReading(answer.time - sent - half, half))
+                        size += len(answer.payload)
+                        if size > MAX_ANSWER * len(keys):
+                            raise RemoteProtocolError("more entries than keys can hold")
+                        self._take(keys, answer, found)
+                        if answer.last:
+                            return
+                finally:
+                    stream.close()
+        except TimeoutError:
+            raise PeerUnreachableError(f"peer {peer_id} did not answer in time") from None
+
+    def _take(self, keys: Sequence[str], answer: Entries, found: Snapshot) -> None:
+        now = self._clock()
+        for packed in unpack_entries(keys, answer.payload):
+            key = keys[packed.key]
+            entries = found.entries[key]
+            try:
+                if packed.expiration <= now:
+                    continue
+                owner = packed.owner.decode("latin-1")
+                if owner in entries and entries[owner].expiration >= packed.expiration:
+                    continue
+                entry = self._check.check(
+                    key_hash(key, self._tag), subkey_of(packed.owner), packed.expiration, packed.value
+                )
+            except RemoteProtocolError as error:
+                logger.debug("skipped an entry: %s", error.message)
+                continue
+            entries[entry.owner] = entry
+
+    async def _open(self, peer_id: str) -> MessageStream[SnapshotMessage]:
+        maddrs = self._initial.get(peer_id) or self._sources.get(peer_id, ())
+        stream = await self._transport.open_stream(peer_id, SNAPSHOT_PROTOCOL, maddrs, timeout=ANSWER_S)
+        return MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
+
+    def _in_turn(self, answered: bool) -> list[str]:
+        """Whom to ask first: an initial peer, then others by chance. Who gave no good answer lately is asked
+        only while nobody else ``answered``."""
+        now = self._clock()
+        self._mute = {peer_id: until for peer_id, until in self._mute.items() if until > now}
+        initial = [peer_id for peer_id in self._initial if peer_id not in self._mute]
+        others = [peer_id for peer_id in self._sources if peer_id not in self._mute]
+        self._rng.shuffle(initial)
+        self._rng.shuffle(others)
+        known = [*initial[:1], *others, *initial[1:]]
+        if known or answered:
+            return known
+        return [*self._initial, *self._sources]
+
+    def _meet(self, nodes: list[NodeInfo]) -> list[NodeInfo]:
+        """Remember whom else to ask."""
+        for info in nodes:
+            if info.peer_id in self._sources or len(self._sources) < MAX_SOURCES:
+                self._sources[info.peer_id] = info.maddrs
+        for peer_id in (self._initial.keys() | {self._identity.peer_id}) & self._sources.keys():
+            del self._sources[peer_id]
+        return nodes
+
+    def _nobody(self, errors: Mapping[str, SwarmError]) -> NetworkError:
+        if not self._initial and not self._sources:
+            return PeerUnreachableError(
+                "no node of the swarm is known that could be asked who serves what",
+                hint="Check this computer's network, and that a node with p2pd runs.",
+            )
+        if len(errors) == 1 and isinstance(error := next(iter(errors.values())), NetworkError):
+            return error
+        for error in errors.values():
+            if isinstance(error, NotAdmittedError):
+                raise error
+        listed = ", ".join(maddr for maddrs in self._initial.values() for maddr in maddrs)
+        return PeerUnreachableError(
+            f"no peer answers at {listed}",
+            hint="Check that the nodes there run, and the addresses, ports and PeerIDs that they print.",
+        )

@@ -1,0 +1,188 @@
+"""A pure-Python peer and p2pd (go-libp2p) with each other, each of them as client and as server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.errors import ErrorCode, PeerUnreachableError, RemoteProtocolError
+from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.py_libp2p import PyLibp2pTransport
+from swarm_node.swarm.replies import error_message
+from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.wire import PROTOCOL_ID
+
+pytestmark = [
+    pytest.mark.swarm,
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+ECHO, REPEAT, LATE, STRICT = "/echo/1", "/repeat/1", "/late/1", "/strict/1"
+STRANGER = Identity(b"s" * 32).peer_id
+Either = P2pdTransport | PyLibp2pTransport
+
+
+class Pair(NamedTuple):
+    client: Either
+    server: Either
+    where: tuple[str, ...]
+    read_on: asyncio.Event
+
+
+async def _serve(transport: Either, read_on: asyncio.Event) -> None:
+    async def echo(stream: Stream) -> None:
+        while data := await stream.read():
+            stream.write([data])
+            await stream.drain()
+
+    async def repeat(stream: Stream) -> None:
+        connection = Connection(stream)
+        await connection.send(await connection.receive())
+        stream.write([stream.peer_id.encode()])
+        await stream.drain()
+
+    async def late(stream: Stream) -> None:
+        await read_on.wait()
+        while await stream.read():
+            pass
+
+    async def strict(stream: Stream) -> None:
+        connection = Connection(stream)
+        try:
+            await connection.receive()
+        except RemoteProtocolError as error:
+            await connection.close_with(error_message(error))
+
+    for protocol, handler in ((ECHO, echo), (REPEAT, repeat), (LATE, late), (STRICT, strict)):
+        await transport.serve(protocol, handler)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def peers() -> AsyncIterator[tuple[PyLibp2pTransport, P2pdTransport, asyncio.Event]]:
+    read_on = asyncio.Event()
+    python, go = await PyLibp2pTransport.create(), await P2pdTransport.create()
+    for transport in (python, go):
+        await _serve(transport, read_on)
+    yield python, go, read_on
+    await python.close()
+    await go.close()
+
+
+@pytest_asyncio.fixture(params=["python dials p2pd", "p2pd dials python"], loop_scope="module")
+async def pair(
+    request: pytest.FixtureRequest, peers: tuple[PyLibp2pTransport, P2pdTransport, asyncio.Event]
+) -> Pair:
+    python, go, read_on = peers
+    client, server = (python, go) if request.param.startswith("python") else (go, python)
+    return Pair(client, server, await server.maddrs(), read_on)
+
+
+async def test_whole_messages_and_proven_identities(pair: Pair) -> None:
+    stream = await pair.client.open_stream(pair.server.peer_id, REPEAT, pair.where)
+    assert stream.peer_id == pair.server.peer_id
+    connection = Connection(stream)
+    step = Step(bytes(16), 1, 0, 1, Want.ALL, payload=os.urandom(3_000_000))
+    sending = asyncio.create_task(connection.send(step))
+    assert await connection.receive() == step
+    await sending
+    rest = connection.unread()
+    while len(rest) < len(pair.client.peer_id):
+        rest += await stream.read()
+    assert rest.decode() == pair.client.peer_id
+    assert await stream.read() == b""  # the handler returned: the stream has ended
+    stream.close()
+
+
+async def test_many_streams_that_come_and_go(pair: Pair) -> None:
+    async def use(index: int) -> None:
+        stream = await pair.client.open_stream(pair.server.peer_id, ECHO, pair.where)
+        sent = bytes([index]) * 20_000
+        stream.write([sent])
+        got = b""
+        while len(got) < len(sent):
+            got += await stream.read()
+        assert got == sent
+        stream.close()
+
+    for _ in range(2):  # more than may be open at once
+        await asyncio.gather(*(use(index) for index in range(70)))
+
+
+async def test_a_writer_waits_for_a_reader_that_stopped(pair: Pair) -> None:
+    pair.read_on.clear()
+    stream = await pair.client.open_stream(pair.server.peer_id, LATE, pair.where)
+
+    async def flood() -> None:
+        for _ in range(6):
+            stream.write([bytes(1 << 20)])
+            await stream.drain()
+
+    flooding = asyncio.create_task(flood())
+    done, _ = await asyncio.wait([flooding], timeout=0.4)
+    assert not done
+    pair.read_on.set()
+    await asyncio.wait_for(flooding, 10)
+    stream.close()
+
+
+async def test_a_parting_error_arrives_even_while_the_other_side_floods(pair: Pair) -> None:
+    for _ in range(3):
+        stream = await pair.client.open_stream(pair.server.peer_id, STRICT, pair.where)
+        stream.write([b"garbage" * 50_000])
+        told = await Connection(stream).receive()
+        assert isinstance(told, ErrorMessage)
+        assert told.code is ErrorCode.BAD_FRAME
+        stream.close()
+
+
+async def test_a_protocol_of_which_nobody_knows(pair: Pair) -> None:
+    with pytest.raises(PeerUnreachableError, match=f"does not speak {PROTOCOL_ID}"):
+        await pair.client.open_stream(pair.server.peer_id, PROTOCOL_ID, pair.where)
+
+
+async def _once_it_has_a_place(client: PyLibp2pTransport, peer_id: str, maddrs: tuple[str, ...]) -> Stream:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await client.open_stream(peer_id, REPEAT, maddrs)
+            except PeerUnreachableError as error:
+                if "no place there" not in error.message:
+                    raise
+            await asyncio.sleep(0.05)
+
+
+async def test_a_peer_behind_a_relay_is_reached() -> None:
+    """By way of p2pd's relay: encrypted between the two, whoever passes it on."""
+    relay, client = (
+        await P2pdTransport.create(is_relay=True),
+        await PyLibp2pTransport.create(client_mode=True),
+    )
+    try:
+        (where,) = await relay.maddrs()
+        hidden = await P2pdTransport.create(client_mode=True, initial_peers=[where], relays=[where])
+        try:
+            await _serve(hidden, asyncio.Event())
+            maddrs = await hidden.maddrs()
+            assert all("/p2p-circuit/" in maddr for maddr in maddrs)
+            stream = await _once_it_has_a_place(client, hidden.peer_id, maddrs)
+            assert stream.peer_id == hidden.peer_id
+            connection = Connection(stream)
+            step = Step(bytes(16), 1, 0, 1, Want.ALL, payload=os.urandom(50_000))
+            sending = asyncio.create_task(connection.send(step))
+            assert await connection.receive() == step
+            await sending
+            with pytest.raises(PeerUnreachableError, match=r"does not lead to peer .* no place there"):
+                await client.open_stream(STRANGER, ECHO, [f"{where}/p2p-circuit"])
+        finally:
+            await hidden.close()
+    finally:
+        await client.close()
+        await relay.close()
