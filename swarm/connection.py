@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
+from typing import Generic, TypeVar
 
 from .errors import LocalProtocolError, StreamClosedError
-from .messages import ErrorMessage, Message, decode, encode
+from .messages import MESSAGES, Message
+from .schema import MessageSet
 from .transport import Stream
 from .wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
 
@@ -14,16 +16,21 @@ PARTING_S = 1.0
 """Seconds that a peer has to read a parting ERROR before the stream is closed."""
 
 
-class Connection:
-    """Sends and receives whole messages. Any number of tasks may send; one at a time may receive.
+M = TypeVar("M")
+
+
+class MessageStream(Generic[M]):
+    """Sends and receives whole messages of one protocol. Any number of tasks may send; one at a time may
+    receive.
 
     ``max_frame`` bounds what we accept. ``peer_max_frame`` bounds what we send; set it to what the peer said
     in HELLO or WELCOME. ``bytes_sent`` and ``bytes_received`` count everything that went over the stream.
     ``heard_at`` is when (perf_counter) the peer's last bytes came, or the connection was made.
     """
 
-    def __init__(self, stream: Stream, max_frame: int = DEFAULT_MAX_FRAME) -> None:
+    def __init__(self, stream: Stream, messages: MessageSet, max_frame: int = DEFAULT_MAX_FRAME) -> None:
         self.stream = stream
+        self._messages = messages
         self.peer_max_frame = DEFAULT_MAX_FRAME
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -35,13 +42,13 @@ class Connection:
     def peer_id(self) -> str:
         return self.stream.peer_id
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: M) -> None:
         """Queue the whole message, then wait until the stream has room again.
 
         A sender that is cancelled while it waits has still sent the whole frame or none of it.
         Raises StreamClosedError, or LocalProtocolError for a message that must not be sent.
         """
-        buffers = encode_frame(encode(message))
+        buffers = encode_frame(self._messages.encode(message))
         size = sum(map(len, buffers))
         if size > self.peer_max_frame:
             name, limit = type(message).__name__, self.peer_max_frame
@@ -52,7 +59,7 @@ class Connection:
             self.bytes_sent += size
             await self.stream.drain()
 
-    async def receive(self) -> Message:
+    async def receive(self) -> M:
         """The next message.
 
         Raises StreamClosedError when the peer ends the stream between frames or it breaks on our side, and
@@ -67,9 +74,14 @@ class Connection:
             self.bytes_received += len(data)
             self.heard_at = perf_counter()
             self._parser.receive(data)
-        return decode(frame)
+        message: M = self._messages.decode(frame)
+        return message
 
-    async def close_with(self, message: ErrorMessage) -> None:
+    def unread(self) -> bytes:
+        """Take back what came behind the last message that was received."""
+        return self._parser.unread()
+
+    async def close_with(self, message: M) -> None:
         """Tell the peer why, then close.
 
         libp2p drops what is under way when a stream is closed with input unread, so the peer gets a moment to
@@ -88,3 +100,10 @@ class Connection:
     def close(self) -> None:
         """End the stream for both sides. May be called again."""
         self.stream.close()
+
+
+class Connection(MessageStream[Message]):
+    """A MessageStream of what clients and nodes say to each other."""
+
+    def __init__(self, stream: Stream, max_frame: int = DEFAULT_MAX_FRAME) -> None:
+        super().__init__(stream, MESSAGES, max_frame)

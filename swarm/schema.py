@@ -1,12 +1,14 @@
-"""From a message's annotated dataclass to its header map and back."""
+"""From a message's annotated dataclass to its header map and back, and all messages of one protocol."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
-from .errors import LocalProtocolError, RemoteProtocolError
+from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from .fields import FieldError, FieldType
+from .wire import Frame
 
 
 class Schema:
@@ -67,3 +69,38 @@ class Schema:
         if self._problem is not None and (problem := self._problem(message)):
             raise LocalProtocolError(f"{self.name}: {problem}")
         return header
+
+
+class MessageSet:
+    """The messages of one protocol: ``types`` maps a frame's kind byte to the message that it carries.
+    ``schemas``: how each goes on the wire, by kind."""
+
+    def __init__(self, types: Mapping[Any, type[Any]]) -> None:
+        self.schemas = {
+            int(kind): Schema(kind, getattr(kind, "name", type_.__name__), type_)
+            for kind, type_ in types.items()
+        }
+        self._by_type = {schema.message_type: schema for schema in self.schemas.values()}
+
+    def encode(self, message: Any) -> Frame:
+        """The frame of a message; its payload is passed on, not copied.
+
+        Raises LocalProtocolError that names the field, for a value that the other side would refuse.
+        """
+        schema = self._by_type.get(type(message))
+        if schema is None:
+            raise LocalProtocolError(f"{type(message).__name__} is not a message")
+        return Frame(schema.kind, schema.write(message), message.payload if schema.has_payload else b"")
+
+    def decode(self, frame: Frame) -> Any:
+        """The message in a frame; its payload is passed on, not copied.
+
+        Raises RemoteProtocolError: code UNKNOWN_KIND for a kind of another version, after which the stream is
+        still in step; BAD_FRAME, naming the field, the value and its bound, for a message not of its form.
+        """
+        schema = self.schemas.get(frame.kind)
+        if schema is None:
+            raise RemoteProtocolError(f"unknown kind of message: {frame.kind}", code=ErrorCode.UNKNOWN_KIND)
+        if frame.flags:
+            raise RemoteProtocolError(f"{schema.name}: flags are {frame.flags:#04x}, but none is defined")
+        return schema.read(frame.header, frame.payload)

@@ -1,0 +1,185 @@
+"""A node's sharing of weights: serves the model that it was asked to serve, whole or as it comes.
+
+Nothing else on this machine can be asked for: what is shared is on the shelf by its root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..shards.piece_cache import DEFAULT_CACHE_BYTES, PieceCache
+from ..shards.piece_hashing import HashingStopped, Progress, manifest_of, model_files
+from ..shards.piece_messages import WEIGHTS_PROTOCOL
+from ..shards.piece_server import PieceServer, PieceShelf, ServedPieces
+from ..shards.piece_store import PieceHolder, PieceStore, WholeFiles, is_store
+from ..shards.rate_cap import RateCap
+from ..shards.registry import weights_folder
+from ..swarm.errors import ModelError, UsageError
+from ..swarm.types import NodeInfo
+from .serve import Node
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOptions:
+    """``share``: None shares where every address of the node is a private one. ``bytes_per_s``: each way,
+    None: no bound. ``cache_bytes``: of weights that peers sent."""
+
+    share: bool | None = None
+    bytes_per_s: float | None = None
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+
+    def __post_init__(self) -> None:
+        if self.cache_bytes < 1:
+            raise UsageError(f"a cache of {self.cache_bytes} bytes holds nothing")
+        RateCap(self.bytes_per_s)
+
+    def cache(self) -> PieceCache:
+        return PieceCache(weights_folder(), self.cache_bytes)
+
+
+class WeightService:
+    """A ``serve.Service``. ``shelf`` is what it serves: whoever fetches puts there what comes.
+
+    ``share_files`` serves a model that is here whole, once it is hashed; ``announce`` one that is on it.
+    """
+
+    def __init__(self, options: WeightOptions, on_progress: Progress | None = None) -> None:
+        self.options = options
+        self.shelf = PieceShelf()
+        self._server = PieceServer(self.shelf, rate=RateCap(options.bytes_per_s))
+        self._on_progress = on_progress
+        self._node: Node | None = None
+        self._shares = False
+        self._roots: dict[str, str] = {}  # by the model's digest
+        self._shared: dict[str, _SharedFiles] = {}  # by the model's digest
+
+    @property
+    def node(self) -> Node | None:
+        """None before it is in its network."""
+        return self._node
+
+    @property
+    def shares(self) -> bool:
+        return self._shares
+
+    @asynccontextmanager
+    async def __call__(self, node: Node) -> AsyncIterator[None]:
+        self._node = node
+        given = self.options.share
+        self._shares = given if given is not None else all_private(node.maddrs)
+        if self._shares:
+            await node.transport.serve(WEIGHTS_PROTOCOL, self._server.handle)
+            node.amend.append(self._amended)
+            for digest in self._shared:
+                self._begin(digest)
+        try:
+            yield
+        finally:
+            hashing = [shared.hashing for shared in self._shared.values() if shared.hashing is not None]
+            for digest in list(self._shared):
+                self.unshare(digest)
+            await asyncio.gather(*hashing, return_exceptions=True)
+            self._node = None
+
+    def statistics(self) -> ServedPieces:
+        return self._server.statistics()
+
+    def announce(self, digest: str, root: str) -> None:
+        """Pieces of this root are on the shelf: the model's."""
+        if self._roots.get(digest) != root:
+            self._roots[digest] = root
+            if self._node is not None:
+                self._node.announce_soon()
+
+    def share_files(self, digest: str, path: Path) -> None:
+        """Serve the files of a model on this machine, once the node is in its network and they are hashed."""
+        if digest not in self._shared:
+            self._shared[digest] = _SharedFiles(path.expanduser())
+            if self._node is not None:
+                self._begin(digest)
+
+    def unshare(self, digest: str) -> None:
+        """The model is not this node's any more."""
+        self._roots.pop(digest, None)
+        if (shared := self._shared.pop(digest, None)) is not None:
+            shared.stop.set()  # what is being hashed is closed when that has stopped
+            if (holder := shared.holder) is not None and self.shelf.get(holder.manifest.root) is holder:
+                self.shelf.remove(holder.manifest.root)
+            if shared.hashing is None or shared.hashing.done():
+                shared.close()
+
+    def _begin(self, digest: str) -> None:
+        shared = self._shared[digest]
+        if self._shares and shared.hashing is None:
+            shared.hashing = asyncio.create_task(self._share(digest, shared), name="weights-hashing")
+
+    async def _share(self, digest: str, shared: _SharedFiles) -> None:
+        node = self._node
+        try:
+            holder = await asyncio.to_thread(shared.open, self._on_progress)
+        except HashingStopped:
+            return
+        except ModelError as error:
+            log.warning("event=weights_not_shared path=%s error=%r", shared.path, error.message)
+            if node is not None:
+                node.emit("not_sharing", message=error.message)
+            return
+        if shared.stop.is_set():
+            shared.close()
+            return
+        root = holder.manifest.root
+        self.shelf.put(holder)
+        self.announce(digest, root)
+        if node is not None:
+            node.emit("sharing", root=root, bytes=holder.manifest.total_bytes)
+
+    def _amended(self, info: NodeInfo) -> NodeInfo:
+        return replace(info, weights_root=self._roots.get(info.model.digest, ""))
+
+
+class _SharedFiles:
+    """A model here that is to be served whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hashing: asyncio.Task[None] | None = None
+        self.holder: WholeFiles | PieceStore | None = None
+        self.stop = threading.Event()
+
+    def open(self, on_progress: Progress | None) -> PieceHolder:
+        """Blocks for as long as hashing takes. Raises HashingStopped, CheckpointError."""
+        if is_store(self.path):
+            self.holder = PieceStore(self.path)
+        else:
+            remembered = weights_folder() / "manifests"
+            manifest = manifest_of(self.path, remembered, progress=on_progress, stop=self.stop)
+            self.holder = WholeFiles(manifest, model_files(self.path))
+        return self.holder
+
+    def close(self) -> None:
+        if isinstance(self.holder, PieceStore):
+            self.holder.close()
+
+
+def all_private(maddrs: Sequence[str]) -> bool:
+    """Whether every one of these addresses is of a private network, or of this machine."""
+    return bool(maddrs) and all(_is_private(maddr) for maddr in maddrs)
+
+
+def _is_private(maddr: str) -> bool:
+    parts = maddr.split("/")
+    if len(parts) < 3 or parts[1] not in ("ip4", "ip6") or "p2p-circuit" in parts:
+        return parts[1:2] == ["memory"]
+    try:
+        return ipaddress.ip_address(parts[2]).is_private
+    except ValueError:
+        return False

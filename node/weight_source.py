@@ -1,0 +1,217 @@
+"""The model that a node was asked to serve, wherever it is: on this machine, with peers, on the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..shards.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoint
+from ..shards.fetching import ModelFetch
+from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
+from ..shards.piece_hub import HubPieces
+from ..shards.piece_swarm import FetchSettings
+from ..shards.rate_cap import RateCap
+from ..swarm.errors import LocalProtocolError, SwarmError
+from ..swarm.names import ModelName
+from ..swarm.types import ModelRef, Span
+from .model_source import LocalOrHubModel, ModelSource
+from .serve import Node
+from .weight_service import WeightService
+
+FIND_S = 120.0
+"""How long to look for a model that is neither here nor on the hub: its first node may be starting, too."""
+HUB_AFTER_S = 5.0
+"""How long to look for peers that have a model before the hub is asked: LANs answer within seconds."""
+LOOK_S = 0.5
+
+
+class FoundModel:
+    """A ``ModelSource``. ``weights`` must be among the node's services.
+
+    ``location``: where it is, if that is known; else ``locate`` looks on this machine, and later, once the
+    node is in its network, in the swarm.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        weights: WeightService,
+        progress: Progress | None = None,
+        *,
+        location: ModelLocation | None = None,
+        settings: FetchSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._text = text
+        self._weights = weights
+        self._progress = progress
+        self._location = location
+        self._settings = settings or FetchSettings(wait_s=None)
+        self._clock = clock
+        self._source: ModelSource | None = None
+        self._digest = ""
+
+    async def locate(self) -> None:
+        """Look on this machine. Before the node starts: then a wrong path does not wait for the network."""
+        if self._location is None:
+            self._location = await asyncio.to_thread(find_local, self._text)
+
+    @property
+    def needs_network(self) -> bool:
+        return self._location is None or self._location.source is not Source.LOCAL
+
+    async def describe(self) -> Checkpoint:
+        source = await self._found()
+        checkpoint = await source.describe()
+        await self._share(checkpoint.ref)
+        return checkpoint
+
+    async def open(self, span: Span) -> Checkpoint:
+        source = await self._found()
+        checkpoint = await source.open(span)
+        await self._share(checkpoint.ref)
+        return checkpoint
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+            self._weights.unshare(self._digest)
+
+    async def _share(self, model: ModelRef) -> None:
+        """Offer what is here whole to others; what comes from peers is offered as it comes."""
+        place = self._location
+        if place is not None and place.source is Source.HUB:
+            place = await asyncio.to_thread(
+                find_local, place.name
+            )  # where all of its files have been fetched
+        if place is not None and place.source is Source.LOCAL:
+            self._weights.share_files(model.digest, Path(place.path))
+        self._digest = model.digest
+
+    async def _found(self) -> ModelSource:
+        if self._source is None:
+            if self._location is None:
+                self._location = await self._look()
+            location = self._location
+            if location.source is Source.SWARM:
+                self._source = FetchedModel(location, self._weights, self._progress, self._settings)
+            else:
+                self._source = LocalOrHubModel(location.path, self._progress)
+        return self._source
+
+    async def _look(self) -> ModelLocation:
+        """Look in the swarm, and in what an earlier run has fetched of the model."""
+        node = _node_of(self._weights)
+        began = self._clock()
+        told = False
+        while True:
+            try:
+                found = await resolve_model(self._text, node.directory)
+            except ModelNotFoundError as error:
+                if (partly := await asyncio.to_thread(self._partly_here)) is not None:
+                    return partly
+                if self._clock() - began > FIND_S:
+                    raise
+                if not told:
+                    node.emit("waiting", message=f"{error.message}; waiting for somebody who has it")
+                    told = True
+            else:
+                if found.source is not Source.HUB or self._clock() - began > HUB_AFTER_S:
+                    return found
+            await asyncio.sleep(LOOK_S)
+
+    def _partly_here(self) -> ModelLocation | None:
+        wanted = ModelName.parse(self._text)
+        for model in self._weights.options.cache().models():
+            if model.name == wanted.name and wanted.root in ("", model.root) and wanted.fits(model.digest):
+                try:
+                    with open_checkpoint(str(model.path)) as checkpoint:
+                        return ModelLocation(model.name, Source.SWARM, ref=checkpoint.ref, root=model.root)
+                except SwarmError:
+                    continue
+        return None
+
+
+class FetchedModel:
+    """A ``ModelSource``: one of the swarm's models, fetched from peers and shared while it comes."""
+
+    needs_network = True
+
+    def __init__(
+        self,
+        location: ModelLocation,
+        weights: WeightService,
+        progress: Progress | None,
+        settings: FetchSettings,
+    ) -> None:
+        self._location = location
+        self._weights = weights
+        self._progress = progress
+        self._settings = settings
+        self._fetch: ModelFetch | None = None
+        self._checkpoint: Checkpoint | None = None
+
+    async def describe(self) -> Checkpoint:
+        return self._checkpoint or await self._opened(None)
+
+    async def open(self, span: Span) -> Checkpoint:
+        return await self._opened(span)
+
+    def close(self) -> None:
+        self._close_checkpoint()
+        if self._fetch is not None:
+            self._fetch.close_now()
+            self._fetch = None
+
+    async def _opened(self, span: Span | None) -> Checkpoint:
+        fetch = self._fetch = self._fetch or self._begun()
+        before = sum(fetch.statistics().bytes_by_source.values())
+        began = time.monotonic()
+        path = await fetch.fetch(span, client=False)
+        self._close_checkpoint()
+        self._checkpoint = await asyncio.to_thread(open_checkpoint, str(path), blocks=span)
+        statistics = fetch.statistics()
+        if (node := self._weights.node) is not None and (
+            came := sum(statistics.bytes_by_source.values()) - before
+        ):
+            node.emit(
+                "fetched",
+                bytes=came,
+                seconds=round(time.monotonic() - began, 3),
+                bytes_by_source=statistics.bytes_by_source,
+                banned=statistics.banned,
+            )
+        return self._checkpoint
+
+    def _begun(self) -> ModelFetch:
+        node, location = _node_of(self._weights), self._location
+        ref = location.ref or ModelRef(location.name, "", 1)
+        options = self._weights.options
+        in_hub = "/" in ref.name and is_hub_name(ref.name)
+        return ModelFetch(
+            ref,
+            nodes=partial(node.directory.nodes, ref),
+            transport=node.transport,
+            cache=options.cache(),
+            root=location.root,
+            share=self._weights.shelf if self._weights.shares else None,
+            rate=RateCap(options.bytes_per_s),
+            settings=self._settings,
+            last_resort=HubPieces(ref.name) if in_hub else None,
+            on_progress=self._progress,
+            on_root=partial(self._weights.announce, ref.digest),
+        )
+
+    def _close_checkpoint(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.close()
+            self._checkpoint = None
+
+
+def _node_of(weights: WeightService) -> Node:
+    if weights.node is None:
+        raise LocalProtocolError("weights are fetched before the node is in its network")
+    return weights.node

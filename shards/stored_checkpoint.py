@@ -1,0 +1,142 @@
+"""A model of which only some pieces are here, as a Checkpoint; and which pieces are needed for what."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..swarm.errors import CheckpointError
+from ..swarm.types import Span
+from .affine import stored_names, with_affine
+from .checkpoint import Checkpoint, directory_config
+from .config import ModelConfig
+from .digest import sampled
+from .gguf_reader import GGUFSource
+from .manifest import TensorSource, check_manifest, needed_tensors
+from .mapped_file import AbsentError
+from .piece_manifest import GGUF_NAME, TOKENIZER_NAMES
+from .piece_store import PART, PieceStore
+from .safetensors_reader import LocalShard, SafetensorsSource
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+
+class IncompleteError(CheckpointError):
+    """A model cannot be opened before ``pieces`` of it are here; after them, others may be missing."""
+
+    def __init__(self, name: str, pieces: list[int]) -> None:
+        super().__init__(
+            f"{len(pieces)} pieces of {name} were not fetched", hint="Fetch it again while peers share it."
+        )
+        self.pieces = pieces
+
+
+class StoredCheckpoint(Checkpoint):
+    """Keeps its store from being evicted until it is closed."""
+
+    def __init__(self, store: PieceStore) -> None:
+        manifest, folder = store.manifest, store.folder / "files"
+        self._store = store
+        self._places: GGUFSource | SafetensorsSource
+        _require(store, opening_pieces(store))
+        if manifest.has_file(GGUF_NAME):
+            source = self._places = GGUFSource(store.path(GGUF_NAME), store.presence(GGUF_NAME))
+
+            def make_tokenizer() -> Tokenizer:
+                from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
+
+                return gguf_tokenizer(source.header)
+
+            self._require_samples(source, source.config)
+            super().__init__(store.name, source.config, source, make_tokenizer)
+            return
+        config = directory_config(folder)
+        names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
+        shards = SafetensorsSource([LocalShard(store.path(name), store.presence(name)) for name in names])
+        self._places = shards
+        try:
+            tensors = with_affine(shards, config, store.name)
+            check_manifest(tensors.manifest, config, store.name)
+            self._require_samples(tensors, config)
+            super().__init__(store.name, config, tensors, lambda: _tokenizer(store))
+        except BaseException:
+            shards.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._store.close()
+
+    def _require_samples(self, source: TensorSource, config: ModelConfig) -> None:
+        """What the model's digest reads of the weights, all at once."""
+        pieces: list[int] = []
+        for name, start, length in sampled(config, source):
+            pieces += self._pieces(name, start, length)
+        _require(self._store, pieces)
+
+    def _pieces(self, name: str, start: int = 0, length: int | None = None) -> list[int]:
+        """Those that hold ``length`` bytes (None: all) from ``start`` of a tensor. A matrix that MLX has
+        quantized is stored as three, one behind the other."""
+        parts = [part for part in stored_names(name) if part in self._places.manifest]
+        left = sys.maxsize if length is None else length
+        pieces: list[int] = []
+        for path, offset, size in map(self._places.place, parts):
+            taken = max(0, min(left, size - start))
+            file = path.name.removesuffix(PART)
+            pieces += self._store.manifest.pieces_of(file, offset + min(start, size), taken)
+            left -= taken
+            start = max(0, start - size)
+        return pieces
+
+    def needed(self, blocks: Span | None, client: bool) -> list[int]:
+        """The pieces that a node of ``blocks``, or a client, reads, in the file's order."""
+        manifest = self._store.manifest
+        pieces: list[int] = []
+        for name in needed_tensors(self.config, blocks, client) if blocks or client else ():
+            if self.has(name):
+                pieces += self._pieces(name)
+        if client:
+            for name in TOKENIZER_NAMES:
+                pieces += manifest.pieces_of(name) if manifest.has_file(name) else ()
+        return sorted(set(pieces))
+
+
+def open_stored(folder: Path) -> StoredCheckpoint:
+    """IncompleteError where what every opening reads is not all here; CheckpointError."""
+    store = PieceStore(folder)
+    try:
+        return StoredCheckpoint(store)
+    except AbsentError as absent:  # something small that only a header tells of
+        pieces = store.manifest.pieces_of(absent.name, absent.start, absent.length)
+        store.close()
+        raise IncompleteError(store.name, list(pieces)) from None
+    except BaseException:
+        store.close()
+        raise
+
+
+def opening_pieces(store: PieceStore) -> list[int]:
+    """The headers of all files: what every opening reads first. Samples of the weights follow, for the
+    digest."""
+    pieces: list[int] = []
+    for file in store.manifest.files:
+        if file.name not in TOKENIZER_NAMES:
+            pieces += store.manifest.pieces_of(file.name, 0, file.head)
+    return pieces
+
+
+def _require(store: PieceStore, pieces: list[int]) -> None:
+    if missing := store.missing(pieces):
+        raise IncompleteError(store.name, missing)
+
+
+def _tokenizer(store: PieceStore) -> Tokenizer:
+    from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
+
+    for name in TOKENIZER_NAMES:
+        if store.manifest.has_file(name):
+            store.require(name, 0, store.manifest.file(name).size)
+    folder = store.folder / "files"
+    return hf_tokenizer(folder, directory_config(folder))

@@ -1,0 +1,145 @@
+"""Nodes that share and fetch a model, over a network in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node.config import NodeConfig, NodeEvent
+from swarm_node.node.kernels import compile_kernels
+from swarm_node.node.network import GivenNetwork
+from swarm_node.node.serve import Node
+from swarm_node.node.weight_service import WeightOptions, WeightService, all_private
+from swarm_node.node.weight_source import FoundModel
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.fetching import fetch_model
+from swarm_node.shards.piece_cache import PieceCache
+from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
+from swarm_node.shards.piece_swarm import FetchSettings
+from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.types import NodeState, Span
+
+SOON = FetchSettings(wait_s=5.0, look_s=0.02, answer_s=1.0, tick_s=0.01)
+
+
+class WeightSwarm:
+    """Nodes by name; ``events`` of each."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryNetwork()
+        self.store = MemoryStore()
+        self.events: dict[str, list[NodeEvent]] = {}
+        self.nodes: list[Node] = []
+
+    async def start(self, name: str, model: str, blocks: Span, share: bool | None = None) -> Node:
+        events = self.events[name] = []
+        weights = WeightService(WeightOptions(share=share))
+        source = FoundModel(model, weights, settings=SOON)
+        await source.locate()
+        config = NodeConfig(
+            model=model, blocks=blocks, threads=1, kv_cache_tokens=300, dtype="float32", quantize="none"
+        )
+        network = GivenNetwork(self.memory.transport(name), MemoryDirectory(self.store))
+        node = Node(config, events.append, network=network, source=source, services=[weights])
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    async def until(self, name: str, event: str) -> NodeEvent:
+        async with asyncio.timeout(20):
+            while True:
+                for found in self.events.get(name, ()):
+                    if found.event == event:
+                        return found
+                await asyncio.sleep(0.005)
+
+    async def until_announced(self, name: str) -> None:
+        async with asyncio.timeout(20):
+            while not any(  # noqa: ASYNC110 - polls what has no event
+                n.peer_id == name and n.weights_root for n in await self.announced()
+            ):
+                await asyncio.sleep(0.005)
+
+    async def announced(self) -> list:
+        return await MemoryDirectory(self.store).all_nodes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    compile_kernels("cpu", lambda: None)
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WeightSwarm]:
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    threads = torch.get_num_threads()
+    swarm = WeightSwarm()
+    yield swarm
+    for node in swarm.nodes:
+        await node.stop()
+    torch.set_num_threads(threads)
+
+
+async def test_a_node_that_knows_only_the_name_gets_its_blocks_from_a_peer(
+    swarm: WeightSwarm, tiny_dir: Path, tmp_path: Path
+) -> None:
+    """And passes on what it got, when the one that had all of it has gone."""
+    first = await swarm.start("first", str(tiny_dir), Span(0, 2))
+    sharing = await swarm.until("first", "sharing")
+    await swarm.until_announced("first")
+    second = await swarm.start("second", tiny_dir.name, Span(2, 4))
+    fetched = await swarm.until("second", "fetched")
+    assert fetched.details["bytes_by_source"].keys() == {"first"}
+    assert second.model == first.model
+    await swarm.until_announced("second")
+    assert {node.weights_root for node in await swarm.announced()} == {sharing.details["root"]}
+    await first.stop()
+    path = await fetch_model(
+        second.model,
+        blocks=Span(2, 4),
+        client=False,
+        nodes=swarm.announced,
+        transport=swarm.memory.transport("third"),
+        cache=PieceCache(tmp_path / "third"),
+        settings=SOON,
+    )
+    with open_checkpoint(str(path), blocks=Span(2, 4)) as checkpoint:
+        assert checkpoint.ref == second.model
+
+
+async def test_a_node_waits_for_the_model_that_nobody_has_yet(swarm: WeightSwarm, tiny_dir: Path) -> None:
+    starting = asyncio.create_task(swarm.start("early", tiny_dir.name, Span(2, 4)))
+    waiting = await swarm.until("early", "waiting")
+    assert tiny_dir.name in waiting.details["message"]
+    await swarm.start("late", str(tiny_dir), Span(0, 2))
+    early = await starting
+    assert early.state is NodeState.ONLINE
+
+
+async def test_a_node_shares_nothing_unasked(swarm: WeightSwarm, tiny_dir: Path) -> None:
+    node = await swarm.start("node", str(tiny_dir), Span(0, 2), share=False)
+    assert node.info().weights_root == ""
+    with pytest.raises(PeerUnreachableError, match="does not speak"):
+        await swarm.memory.transport("asker").open_stream("node", WEIGHTS_PROTOCOL)
+
+
+@pytest.mark.parametrize(
+    ("maddrs", "private"),
+    [
+        (("/ip4/192.168.1.7/tcp/1", "/ip4/127.0.0.1/tcp/1"), True),
+        (("/ip6/fe80::1/tcp/1/p2p/Q",), True),
+        (("/ip4/192.168.1.7/tcp/1", "/ip4/8.8.8.8/tcp/1"), False),
+        (("/ip4/10.0.0.1/tcp/1/p2p/R/p2p-circuit/p2p/Q",), False),
+        (("/dns4/home.example/tcp/1",), False),
+        ((), False),
+    ],
+)
+def test_a_lan_is_told_from_the_internet(maddrs: tuple[str, ...], private: bool) -> None:
+    assert all_private(maddrs) is private
