@@ -1,0 +1,82 @@
+"""Which devices there are, which one is taken where nobody says, and how much memory they have."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from typing import NamedTuple
+
+from ..swarm.errors import UsageError
+
+CONCRETE = ("cpu", "cuda", "mps", "mlx")
+DEVICES = ("auto", *CONCRETE)
+"""What ``--device`` takes."""
+INSTALL_MLX = "pip install 'swarm-node[mlx]'"
+
+
+class DeviceChoice(NamedTuple):
+    """``note``: what a person should know of the choice; empty where there is nothing to say."""
+
+    name: str
+    note: str = ""
+
+
+def choose_device(wanted: str = "auto", *, only_cpu: bool = False) -> DeviceChoice:
+    """``wanted``, or for "auto" what suits this machine: MLX on Apple Silicon, else the CPU.
+
+    On Apple Silicon without MLX it is torch's MPS, else the CPU; the note then says how to install MLX. CUDA
+    is not chosen by itself: the machine may have other uses for it. ``only_cpu``: no other device can do what
+    is asked for.
+    """
+    if wanted != "auto":
+        return DeviceChoice(wanted)
+    if only_cpu or not is_apple_silicon():
+        return DeviceChoice("cpu")
+    if has_mlx():
+        return DeviceChoice("mlx")
+    import torch  # here: it takes a second, and this is asked while the command line is read
+
+    note = f"MLX computes faster on this Mac: {INSTALL_MLX}"
+    return DeviceChoice("mps" if torch.backends.mps.is_available() else "cpu", note)
+
+
+def is_apple_silicon() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def has_mlx() -> bool:
+    """Whether MLX is installed; it is not imported."""
+    try:
+        return importlib.util.find_spec("mlx.core") is not None
+    except ImportError:
+        return False
+
+
+def require_mlx() -> None:
+    """Raises UsageError where MLX cannot be imported."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        if has_mlx():
+            raise UsageError(
+                f"MLX is installed but cannot be used: {error}", hint=f"Install it again: {INSTALL_MLX}"
+            ) from None
+        linux = "" if is_apple_silicon() else " On Linux it computes on the CPU, for tests."
+        raise UsageError("--device mlx needs MLX", hint=f"Install it: {INSTALL_MLX}{linux}") from None
+
+
+def device_memory(name: str) -> int | None:
+    """Bytes that may still be taken on device ``name``; None where it has no memory of its own account and
+    what the host has free is what counts."""
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(int(index or 0))[0])
+    if kind == "mlx":
+        require_mlx()
+        from .mlx.device import memory_left
+
+        return memory_left()
+    return None

@@ -1,0 +1,185 @@
+"""Causal grouped-query attention of a packed batch over paged keys and values, by MLX's fused kernel.
+
+A prompt's rows are attended by themselves. Decode steps of several sessions go through one kernel, as long as
+their contexts differ at most ``MOST_PADDING``-fold: the shorter ones are padded, and a mask hides that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from ...swarm.errors import LocalProtocolError
+from ...swarm.types import Span
+from ..kv_pool import PAGE_TOKENS, Piece
+from .device import index
+from .pool import MlxKvPool, Stored
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+
+MOST_PADDING = 2
+"""How many times longer than the shortest the longest context of a group may be."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows ``first`` to ``first + len(pieces)``, one a piece; or one piece's rows.
+
+    ``slots``: (blocks, pieces, pages), padded with pages of the piece's own. ``mask``: (1, heads, 1, tokens),
+    True where a key is seen; None for a single piece.
+    """
+
+    pieces: list[Piece]
+    first: int
+    slots: mx.array
+    places: tuple[mx.array, mx.array]  # (pieces,) each: number and position of a piece's new token
+    mask: mx.array | None
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.count for piece in self.pieces)
+
+
+class PagedAttention:
+    """The ``attend`` function of one forward pass through ``span``.
+
+    ``order``: the batch's rows as the blocks shall see them, or None for as they are; ``pieces`` are in the
+    order that the blocks see. Nothing is written to ``pool`` before ``commit``, so that all that is read was
+    complete before the pass began.
+    """
+
+    def __init__(
+        self, config: ModelConfig, pool: MlxKvPool, pieces: Sequence[Piece], span: Span, scale: float
+    ) -> None:
+        """Raises LocalProtocolError for pieces that do not hold ``span``."""
+        self._pool, self._span, self._scale = pool, span, scale
+        self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self._groups: list[_Group] = []
+        self._new: list[Stored] = []
+        self._stacked: list[mx.array] = []
+        for piece in pieces:
+            if piece.first_block > span.start or piece.first_block + len(piece.table) < span.end:
+                raise LocalProtocolError(f"a piece that does not hold blocks {span}")
+        first = 0
+        for together in _groups(pieces):
+            self._groups.append(self._group(together, first))
+            first += self._groups[-1].rows
+        self.pieces = [piece for group in self._groups for piece in group.pieces]
+        rows = [row for piece in self.pieces for row in range(piece.row, piece.row + piece.count)]
+        self.order = None if rows == list(range(len(rows))) else np.array(rows)
+
+    def __call__(self, block: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv_heads, head_dim) → (T, heads * head_dim).
+
+        ``block`` is absolute. To be called once for each block of the span, in their order.
+        """
+        rows = mx.concatenate([k, v], axis=1).swapaxes(0, 1)  # (2 * kv_heads, T, head_dim)
+        stored = self._pool.narrow(rows)
+        self._new.append(stored)
+        new = self._pool.widen(stored, q.dtype)
+        outs = []
+        for group in self._groups:
+            own = slice(group.first, group.first + group.rows)
+            attend = self._alone if group.mask is None else self._together
+            outs.append(attend(group, block - self._span.start, q[own], new[:, own]))
+        return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+
+    def pending(self) -> list[mx.array]:
+        """What ``commit`` writes: to be evaluated before, together with the result."""
+        self._stacked = [mx.stack(list(parts)) for parts in zip(*self._new, strict=True)]
+        return self._stacked
+
+    def commit(self) -> None:
+        """Write the new keys and values, which ``pending`` gave and which are evaluated."""
+        rows = [np.array(part, copy=False) for part in self._stacked]  # (blocks, 2 * kv_heads, T, ...)
+        at = 0
+        for piece in self.pieces:
+            table = _table(piece, self._span)
+            position, end = piece.start, piece.start + piece.count
+            while position < end:
+                page, offset = divmod(position, PAGE_TOKENS)
+                count = min(end - position, PAGE_TOKENS - offset)
+                self._pool.write(table[:, page], offset, rows, at, at + count)
+                at += count
+                position += count
+
+    def _group(self, pieces: list[Piece], first: int) -> _Group:
+        ends = [piece.start + piece.count for piece in pieces]
+        pages = -(-max(ends) // PAGE_TOKENS)
+        tables = []
+        for piece, end in zip(pieces, ends, strict=True):
+            own = -(-end // PAGE_TOKENS)
+            # Padding repeats a page of its own: memory that is sure to be there.
+            tables.append(np.pad(_table(piece, self._span)[:, :own], ((0, 0), (0, pages - own)), mode="edge"))
+        slots = index(np.stack(tables, 1))  # (blocks, pieces, pages)
+        mask = None
+        if len(pieces) > 1:
+            seen = np.arange(pages * PAGE_TOKENS) < np.array(ends)[:, None]  # (pieces, tokens)
+            shape = (self._kv_heads, len(pieces), self._heads // self._kv_heads, seen.shape[1])
+            wide = mx.broadcast_to(mx.array(seen)[None, :, None], shape)
+            mask = wide.reshape(1, -1, 1, seen.shape[1])
+        places = index(range(len(pieces))), index([end - 1 for end in ends])
+        return _Group(pieces, first, slots, places, mask)
+
+    def _alone(self, group: _Group, at: int, q: mx.array, new: mx.array) -> mx.array:
+        """One piece: ``q`` (n, heads, head_dim), ``new`` (2 * kv_heads, n, head_dim)."""
+        piece, kv_heads = group.pieces[0], self._kv_heads
+        end = piece.start + piece.count
+        if piece.start:
+            pages = self._pool.gather(group.slots[at, 0], q.dtype)
+            held = pages.reshape(2 * kv_heads, -1, self._head_dim)
+            held[:, piece.start : end] = new
+            held = held[:, :end]
+        else:
+            held = new
+        out = mx.fast.scaled_dot_product_attention(
+            q.swapaxes(0, 1)[None],
+            held[None, :kv_heads],
+            held[None, kv_heads:],
+            scale=self._scale,
+            mask="causal" if piece.count > 1 else None,
+        )  # (1, heads, n, head_dim)
+        return out[0].swapaxes(0, 1).reshape(piece.count, -1)
+
+    def _together(self, group: _Group, at: int, q: mx.array, new: mx.array) -> mx.array:
+        """One token of each of N pieces: ``q`` (N, heads, head_dim), ``new`` (2 * kv_heads, N, head_dim).
+
+        A piece's KV heads become KV heads of one sequence beside those of the others: nothing is moved for
+        that, and the kernel needs no batches of its own.
+        """
+        n, kv_heads, head_dim = len(group.pieces), self._kv_heads, self._head_dim
+        held = self._pool.gather(group.slots[at], q.dtype)  # (2 * kv_heads, N, pages, PAGE_TOKENS, head_dim)
+        held = held.reshape(2 * kv_heads, n, -1, head_dim)
+        numbers, positions = group.places
+        held[:, numbers, positions] = new
+        held = held.reshape(1, 2 * kv_heads * n, -1, head_dim)
+        queries = q.reshape(n, kv_heads, -1, head_dim).swapaxes(0, 1).reshape(1, -1, 1, head_dim)
+        out = mx.fast.scaled_dot_product_attention(
+            queries, held[:, : kv_heads * n], held[:, kv_heads * n :], scale=self._scale, mask=group.mask
+        )  # (1, kv_heads * N * group, 1, head_dim)
+        return out.reshape(kv_heads, n, -1, head_dim).swapaxes(0, 1).reshape(n, -1)
+
+
+def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces to be attended together: each prompt alone, decode steps by the length of their context."""
+    groups = [[piece] for piece in pieces if piece.count > 1]
+    decode = sorted((piece for piece in pieces if piece.count == 1), key=lambda piece: piece.start)
+    shortest = -1
+    for piece in decode:
+        pages = piece.start // PAGE_TOKENS + 1
+        if shortest < 0 or pages > MOST_PADDING * shortest:
+            groups.append([])
+            shortest = pages
+        groups[-1].append(piece)
+    return groups
+
+
+def _table(piece: Piece, span: Span) -> np.ndarray:
+    """(blocks of ``span``, pages) of slots."""
+    table: np.ndarray = piece.table.numpy()
+    return table[span.start - piece.first_block : span.end - piece.first_block]

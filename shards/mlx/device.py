@@ -1,0 +1,79 @@
+"""MLX's device, its memory, and arrays from and to torch tensors.
+
+In MLX a stream belongs to the thread that made it, and an array that was not evaluated belongs to a stream:
+whatever one thread hands to another must be evaluated first. Evaluated arrays go anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+DTYPES: dict[torch.dtype, mx.Dtype] = {
+    torch.float32: mx.float32,
+    torch.float16: mx.float16,
+    torch.bfloat16: mx.bfloat16,
+}
+GPU_SHARE = 0.75
+"""Part of unified memory that Metal lets the GPU work with by default, where it does not say itself."""
+KEPT_BYTES = 256 << 20
+"""Freed buffers that MLX may keep for its next arrays. By default it keeps as many as it once used, which
+other programs then miss."""
+
+
+def on_gpu() -> bool:
+    return mx.default_device() == mx.gpu
+
+
+def prepare() -> None:
+    """Settings of the process: call before weights are loaded."""
+    mx.set_cache_limit(KEPT_BYTES)
+
+
+def memory_left() -> int | None:
+    """Bytes that this process may still take: what the system has free and what Metal allows the GPU to
+    work with, whichever is less. None on a CPU, which has no memory but the host's."""
+    if not on_gpu():
+        return None
+    free = int(psutil.virtual_memory().available) + mx.get_cache_memory()
+    info = mx.device_info()
+    allowed = int(info.get("max_recommended_working_set_size", 0)) or int(
+        GPU_SHARE * int(info.get("memory_size", psutil.virtual_memory().total))
+    )
+    return max(0, min(free, allowed - mx.get_active_memory()))
+
+
+def device_name() -> str:
+    """For people: "mlx Apple M3 Max", "mlx cpu"."""
+    return f"mlx {mx.device_info().get('device_name', 'gpu')}" if on_gpu() else "mlx cpu"
+
+
+@cache
+def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """One kernel in place of those of ``function``, whose operations are all element by element. On a CPU
+    the function as it is: compiling there takes a C++ compiler, and a second."""
+    return mx.compile(function, shapeless=True) if on_gpu() else function
+
+
+def to_mlx(x: Tensor) -> mx.array:
+    """A copy of ``x``, any float type, of its shape and type."""
+    x = x.detach().to("cpu").contiguous()
+    if x.dtype is torch.bfloat16:  # numpy has none
+        return mx.array(x.view(torch.uint16).numpy()).view(mx.bfloat16)
+    return mx.array(x.numpy())
+
+
+def to_torch(x: mx.array) -> Tensor:
+    """``x``, evaluated float32, as a tensor that shares its memory."""
+    return torch.from_numpy(np.array(x, copy=False))
+
+
+def index(values: Sequence[int] | np.ndarray) -> mx.array:
+    """Whole numbers as MLX's kernels take indices."""
+    return mx.array(np.asarray(values, dtype=np.uint32))

@@ -1,0 +1,118 @@
+"""Paged memory for keys and values on MLX.
+
+MLX has no operation that is sure to write into an array: an update copies the whole array unless nothing else
+refers to it, kernels under way included. So rows are written by the CPU, through a view of the same memory
+(unified on Apple Silicon), after the step that made them is complete, and the array that kernels read stays
+the same object for ever. One token's keys and values are a few KiB a block, which costs less than a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..kv_pool import KV_DTYPES, PAGE_TOKENS, slot_bytes
+from .device import fused
+
+_STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "int8": mx.int8}
+"""numpy knows no bfloat16: its bits are kept."""
+_MLX = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_LARGE = 1e30
+"""What larger values become: no product of such a key with a query overflows."""
+_SMALLEST_LARGEST = 1e-30
+"""As in ``kv_pool``: the smallest magnitude that sets an int8 scale."""
+
+Stored = tuple[mx.array, ...]
+"""Rows as the pool holds them: (2 * kv_heads, T, head_dim); for int8 scales (2 * kv_heads, T) too."""
+
+
+class MlxKvPool:
+    """``n_slots`` slots, a ``KvMemory``. Everything in it is finite at all times, as what a mask hides is
+    still multiplied by zero.
+
+    ``data``: (2 * kv_heads, n_slots, PAGE_TOKENS, head_dim), a page's keys in the first half of heads, values
+    in the second: pages of one session, taken together, are then a contiguous matrix a head.
+    """
+
+    __slots__ = ("_cells", "_scale_cells", "data", "kv_dtype", "n_slots", "scales", "slot_bytes")
+
+    def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, kv_dtype: str) -> None:
+        """Raises UsageError for an unknown ``kv_dtype``, RuntimeError where memory is short."""
+        self.slot_bytes = slot_bytes(n_kv_heads, head_dim, kv_dtype)
+        self.n_slots, self.kv_dtype = n_slots, kv_dtype
+        self.data = mx.zeros((2 * n_kv_heads, n_slots, PAGE_TOKENS, head_dim), _STORED[kv_dtype])
+        self.scales = mx.zeros((2 * n_kv_heads, n_slots, PAGE_TOKENS)) if kv_dtype == "int8" else None
+        arrays = [self.data] if self.scales is None else [self.data, self.scales]
+        mx.eval(arrays)
+        # Views that may be written: MLX's arrays lend their memory, and these two are never part of a result.
+        self._cells = np.array(self.data, copy=False)
+        self._scale_cells = None if self.scales is None else np.array(self.scales, copy=False)
+
+    def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """No kernel may be under way."""
+        if len(sources) != len(targets):
+            raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
+        read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
+        self._cells[:, written] = self._cells[:, read]
+        if self._scale_cells is not None:
+            self._scale_cells[:, written] = self._scale_cells[:, read]
+
+    def gather(self, slots: mx.array, dtype: mx.Dtype) -> mx.array:
+        """The pages in ``slots`` (any shape S) → (2 * kv_heads, *S, PAGE_TOKENS, head_dim) of ``dtype``."""
+        pages = mx.take(self.data, slots, axis=1)
+        if self.scales is None:
+            return self._plain(pages).astype(dtype)
+        return (pages.astype(mx.float32) * mx.take(self.scales, slots, axis=1)[..., None]).astype(dtype)
+
+    def narrow(self, rows: mx.array) -> Stored:
+        """``rows`` (2 * kv_heads, T, head_dim) as they are stored; what is not finite, or too large, becomes
+        a number that is."""
+        rows = fused(_FINITE[self.kv_dtype])(rows)
+        if self.kv_dtype == "bfloat16":
+            return (rows.view(mx.uint16),)
+        if self.kv_dtype != "int8":
+            return (rows,)
+        scale = mx.maximum(mx.abs(rows).max(-1), _SMALLEST_LARGEST) / 127.0
+        return mx.round(rows * (1.0 / scale)[..., None]).astype(mx.int8), scale
+
+    def widen(self, stored: Stored, dtype: mx.Dtype) -> mx.array:
+        """What ``gather`` will give for rows that ``narrow`` made."""
+        if self.scales is None:
+            return self._plain(stored[0]).astype(dtype)
+        return (stored[0].astype(mx.float32) * stored[1][..., None]).astype(dtype)
+
+    def write(self, slots: np.ndarray, offset: int, rows: Sequence[np.ndarray], first: int, end: int) -> None:
+        """Into each block's page, ``slots`` (blocks), from token ``offset`` of the page on, rows ``first`` to
+        ``end`` of ``rows``: evaluated ``Stored`` arrays with an axis (blocks) in front."""
+        cells = slice(offset, offset + end - first)
+        self._cells[:, slots, cells] = rows[0][:, :, first:end].swapaxes(0, 1)
+        if self._scale_cells is not None:
+            self._scale_cells[:, slots, cells] = rows[1][:, :, first:end].swapaxes(0, 1)
+
+    def _plain(self, stored: mx.array) -> mx.array:
+        return stored.view(mx.bfloat16) if self.kv_dtype == "bfloat16" else stored
+
+
+def _finite(largest: float, dtype: mx.Dtype) -> Callable[[mx.array], mx.array]:
+    """To ``dtype``: at most ±``largest``, and 0 for NaN."""
+
+    def convert(rows: mx.array) -> mx.array:
+        rows = rows.astype(mx.float32)
+        return mx.where(mx.isnan(rows), 0.0, mx.clip(rows, -largest, largest)).astype(dtype)
+
+    return convert
+
+
+_FINITE = {
+    "float32": _finite(_LARGE, mx.float32),
+    "float16": _finite(65504.0, mx.float16),
+    "bfloat16": _finite(_LARGE, mx.bfloat16),
+    "int8": _finite(_LARGE, mx.float32),  # before a scale is taken
+}
+
+
+def default_kv_dtype(dtype: mx.Dtype) -> str:
+    """The activations' own: MLX's attention takes one type for queries, keys and values."""
+    return next(name for name in KV_DTYPES if _MLX.get(name) == dtype)

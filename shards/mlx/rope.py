@@ -1,0 +1,84 @@
+"""Rotary position embedding by ``mx.fast.rope``, with the frequencies of ``shards.rope``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+import torch
+
+from ..kv_pool import Piece
+from ..rope import dynamic_inv_freq, frequencies
+from .device import to_mlx
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+
+
+class MlxRope:
+    """For one model. ``attention_factor``: what scores are multiplied by, for the factor that YaRN puts on
+    queries and on keys."""
+
+    __slots__ = ("_config", "_dim", "_wavelengths", "attention_factor")
+
+    def __init__(self, config: ModelConfig) -> None:
+        inv_freq, factor = frequencies(config)
+        self._config = config
+        self._dim = config.rotary_dim
+        self._wavelengths = _wavelengths(inv_freq)
+        self.attention_factor = factor**2
+
+    def plan(self, pieces: Sequence[Piece]) -> Rotation:
+        """For pieces whose rows follow each other."""
+        positions = np.concatenate(
+            [np.arange(piece.start, piece.start + piece.count, dtype=np.int32) for piece in pieces]
+        )
+        runs = [(len(positions), self._wavelengths)]
+        if self._config.rope.type == "dynamic":
+            runs = [(piece.count, self._of_length(piece.start + piece.count)) for piece in pieces]
+        return Rotation(self._dim, mx.array(positions), runs)
+
+    def _of_length(self, length: int) -> mx.array:
+        """NTK-aware scaling goes by how long the sequence is by now."""
+        if length <= self._config.max_position_embeddings:
+            return self._wavelengths
+        return _wavelengths(dynamic_inv_freq(self._config, length))
+
+
+class Rotation:
+    """``rotation(x)``: x (T, heads, head_dim) turned by rows' positions. ``runs``: (rows, wavelengths)."""
+
+    __slots__ = ("_dim", "_positions", "_runs")
+
+    def __init__(self, dim: int, positions: mx.array, runs: Sequence[tuple[int, mx.array]]) -> None:
+        self._dim = dim
+        self._positions = positions
+        self._runs = runs
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x[:, :, None]  # rows as a batch of sequences of one token, each with an offset of its own
+        parts, first = [], 0
+        for count, wavelengths in self._runs:
+            rows = slice(first, first + count)
+            parts.append(
+                mx.fast.rope(
+                    x[rows],
+                    self._dim,
+                    traditional=False,
+                    base=None,
+                    scale=1.0,
+                    offset=self._positions[rows],
+                    freqs=wavelengths,
+                )
+            )
+            first += count
+        return (parts[0] if len(parts) == 1 else mx.concatenate(parts))[:, :, 0]
+
+
+def _wavelengths(inv_freq: torch.Tensor) -> mx.array:
+    """As ``mx.fast.rope`` takes frequencies: one over what they are elsewhere."""
+    wavelengths = to_mlx((1.0 / inv_freq.double()).float())
+    mx.eval(wavelengths)
+    return wavelengths

@@ -1,0 +1,99 @@
+"""Which device is taken where nobody says, and what memory it has."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import psutil
+import pytest
+import torch
+
+from swarm_node.shards import devices
+from swarm_node.shards.autoselect import LoadOptions, resolve_device
+from swarm_node.shards.devices import DeviceChoice, choose_device, device_memory, require_mlx
+from swarm_node.shards.mlx import device as mlx_device
+from swarm_node.swarm.errors import UsageError
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, system: str, machine: str, *, mlx: bool, mps: bool) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(devices, "has_mlx", lambda: mlx)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "mlx", "mps", "chosen"),
+    [
+        ("linux", "x86_64", True, False, "cpu"),
+        ("darwin", "x86_64", False, True, "cpu"),
+        ("darwin", "arm64", True, True, "mlx"),
+        ("darwin", "arm64", False, True, "mps"),
+        ("darwin", "arm64", False, False, "cpu"),
+    ],
+)
+def test_what_suits_a_machine(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, mlx: bool, mps: bool, chosen: str
+) -> None:
+    pretend(monkeypatch, system, machine, mlx=mlx, mps=mps)
+    name, note = choose_device()
+    assert name == chosen
+    assert ("swarm-node[mlx]" in note) == (machine == "arm64" and not mlx)
+    assert choose_device("cuda") == DeviceChoice("cuda")
+    assert choose_device(only_cpu=True) == DeviceChoice("cpu")
+
+
+def test_asking_imports_neither_mlx_nor_torch() -> None:
+    code = (
+        "import sys; from swarm_node.shards.devices import choose_device, has_mlx; choose_device(); "
+        "print(has_mlx(), sorted({'mlx.core', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
+
+
+def test_a_broken_mlx_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    monkeypatch.setattr(devices, "has_mlx", lambda: True)
+    with pytest.raises(UsageError, match="installed but cannot be used"):
+        require_mlx()
+    monkeypatch.setattr(devices, "has_mlx", lambda: False)
+    with pytest.raises(UsageError, match="needs MLX"):
+        require_mlx()
+
+
+def test_torch_has_no_mlx() -> None:
+    LoadOptions(device="mlx")
+    with pytest.raises(UsageError, match="does not compute on MLX"):
+        resolve_device("mlx")
+    with pytest.raises(UsageError, match="unknown device"):
+        LoadOptions(device="auto")
+
+
+def test_memory_on_a_cpu_is_the_hosts() -> None:
+    assert device_memory("cpu") is None
+    assert device_memory("mlx") is None
+
+
+@pytest.mark.parametrize(
+    ("free", "info", "left"),
+    [
+        (8 << 30, {"max_recommended_working_set_size": 24 << 30}, 8 << 30),
+        (30 << 30, {"max_recommended_working_set_size": 24 << 30}, 22 << 30),
+        (30 << 30, {"memory_size": 32 << 30}, 22 << 30),
+        (30 << 30, {"max_recommended_working_set_size": 1 << 30}, 0),
+    ],
+)
+def test_unified_memory(monkeypatch: pytest.MonkeyPatch, free: int, info: dict[str, Any], left: int) -> None:
+    """What is free, or what Metal lets the GPU use beyond the 2 GiB that are in use: the smaller."""
+    monkeypatch.setattr(mlx_device, "on_gpu", lambda: True)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=0))
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 2 << 30)
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: 0)
+    assert device_memory("mlx") == left
