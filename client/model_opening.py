@@ -1,0 +1,141 @@
+"""From what a person calls a model to this machine's part of it: local files, the swarm's peers, the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from os import PathLike, fspath
+
+from ..dht.directory import Directory
+from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
+from ..shards.registry import LocalRegistry
+from ..swarm.demand import WantedModel
+from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
+from ..swarm.names import DIGEST_CHARS, ModelName
+from .demand import DemandTeller
+from .local_model import LocalModel, OnProgress
+from .model_fetching import fetch_client_part
+from .network import ClientNetwork
+
+POLL_S = 1.0
+"""Between looks for a model that nobody serves yet."""
+
+Load = Callable[[str], LocalModel]
+"""Reads the client's part of the model at a path, or of a name on the hub; runs in a thread."""
+Fetch = Callable[[ModelLocation, ClientNetwork, OnProgress | None], Awaitable[str]]
+"""Gets the client's part of one of the swarm's models from peers; returns where it then is."""
+
+
+async def open_model(
+    model: str | PathLike[str] | None,
+    joining: asyncio.Task[ClientNetwork],
+    load: Load,
+    *,
+    fetch: Fetch = fetch_client_part,
+    registry: LocalRegistry | None = None,
+    wait: float = 0.0,
+    on_progress: OnProgress | None = None,
+) -> LocalModel:
+    """``model`` None: the one that the swarm serves. What is here is opened while ``joining`` goes on.
+
+    ``wait``: seconds for somebody to begin serving a model that nobody has.
+    Raises what ``resolve_model`` and the loading raise.
+    """
+    location = None if model is None else await asyncio.to_thread(find_local, fspath(model), registry)
+    if location is not None:
+        return await _loaded(load, location.path)
+    network = await asyncio.shield(joining)
+    find = partial(
+        find_in_swarm,
+        model,
+        network.directory,
+        network.demand,
+        registry=registry,
+        wait=wait,
+        on_progress=on_progress,
+    )
+    location = await find()
+    if location.source is Source.HUB:
+        try:
+            return await _loaded(load, location.path)
+        except (CheckpointError, NetworkError) as error:
+            on_hub = error
+        try:
+            location = await find(hub=False)
+        except ModelNotFoundError as nowhere:  # the hub's answer says more, what is near it we know
+            raise type(on_hub)(on_hub.message, hint=nowhere.hint) from None
+    if location.source is Source.SWARM:
+        path = await network.demand.keep(fetch(location, network, on_progress))
+        return _checked(await _loaded(load, path), location)
+    return await _loaded(load, location.path)
+
+
+async def find_in_swarm(
+    model: str | PathLike[str] | None,
+    directory: Directory,
+    demand: DemandTeller,
+    *,
+    registry: LocalRegistry | None = None,
+    hub: bool = True,
+    wait: float = 0.0,
+    on_progress: OnProgress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> ModelLocation:
+    """Where the model is. One that nobody has is asked for, and waited for as long as ``wait`` says.
+    ``hub``: whether what the hub may have counts."""
+    until, missed = clock() + wait, None
+    while True:
+        try:
+            location = await resolve_model(model, directory, registry, hub=hub)
+        except ModelNotFoundError as error:
+            if error.wanted is not None:
+                missed = wanted_model(error.wanted)
+                demand.miss(missed)
+            left = until - clock()
+            if left <= 0:
+                if missed is not None and not wait:
+                    error.hint += " Idle nodes are asked for it now; with --wait SECONDS you wait for one."
+                raise
+            if on_progress is not None:
+                name = "a model" if missed is None else f"{missed}"
+                on_progress(f"Nobody serves {name} yet; idle nodes are asked ({left:.0f} s left)")
+            await sleep(min(POLL_S, left))
+            continue
+        if missed is not None:
+            if location.ref is not None:  # it has begun: missed until a route covers it
+                demand.miss(WantedModel(location.ref.name, location.ref.digest))
+            demand.found(missed)
+        return location
+
+
+def wanted_model(name: ModelName) -> WantedModel:
+    """What a person's words ask the swarm for; the first characters of a digest are none to others."""
+    return WantedModel(name.name, name.digest if len(name.digest) == DIGEST_CHARS else "")
+
+
+async def _loaded(load: Load, path: str) -> LocalModel:
+    """A thread cannot be cancelled: whoever is, closes what it has opened."""
+    thread = asyncio.ensure_future(asyncio.to_thread(load, path))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        if thread.exception() is None:
+            thread.result().close()
+        raise
+
+
+def _checked(local: LocalModel, location: ModelLocation) -> LocalModel:
+    """With the name that the swarm has for it. What peers sent must be what they said it is."""
+    ref = location.ref
+    if ref is None or local.ref.digest == ref.digest:
+        return local if ref is None else replace(local, ref=ref)
+    local.close()
+    raise ModelMismatchError(
+        f"what peers sent as {ref} has the digest {local.ref.digest[:12]}",
+        hint=f"Get the model elsewhere and give its path, or its weights' root: {ref.name}@sha256:...",
+    )

@@ -1,0 +1,138 @@
+"""What people call models, ``NAME``, ``NAME@DIGEST`` or ``NAME@sha256:ROOT``, and which names they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from .errors import UsageError
+from .types import ModelRef
+
+MAX_NAME_CHARS = 128
+"""Of a model's name, on the wire and in what people type."""
+DIGEST_CHARS = 64
+"""Of a whole digest."""
+MIN_PREFIX = 4
+"""Characters of a digest that a person must give at least: two models of one name then rarely share them."""
+PREFIX = 12
+"""Characters of a digest that are shown to people."""
+
+_DIGEST = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},{DIGEST_CHARS}}}")
+_ROOT = re.compile(r"sha256:([0-9a-f]{64})")
+_QUANTIZATION = re.compile(r"[-_.](i?q\d[a-z0-9_]*|b?f16|f32|fp16|fp8|int[48])$")  # of GGUF files' names
+_LISTED = 8
+_CLOSE = 0.5  # difflib's ratio; lower ones are no misspellings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """``digest``: the first characters of a model's digest, or "". ``root``: that of its weights' manifest,
+    whole, or ""."""
+
+    name: str
+    digest: str = ""
+    root: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ModelName:
+        """Raises UsageError for a name that no model can have."""
+        name, at, suffix = text.strip().rpartition("@")
+        if not at:
+            name, suffix = suffix, ""
+        suffix = suffix.lower()
+        root = _ROOT.fullmatch(suffix)
+        if at and root is None and not _DIGEST.fullmatch(suffix):
+            raise UsageError(
+                f"{_shown(text)} does not name a model: what follows the @ is no digest",
+                hint=f"Write NAME, NAME@ and {MIN_PREFIX} to 64 of 0-9a-f, or NAME@sha256: and 64 of them.",
+            )
+        if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
+            raise UsageError(
+                f"{_shown(text)} is no name of a model",
+                hint=f"A name has 1 to {MAX_NAME_CHARS} printable characters.",
+            )
+        return cls(name, "" if root else suffix, root[1] if root else "")
+
+    def __str__(self) -> str:
+        if self.root:
+            return f"{self.name}@sha256:{self.root}"
+        return f"{self.name}@{self.digest[:PREFIX]}" if self.digest else self.name
+
+    def fits(self, digest: str) -> bool:
+        return digest.startswith(self.digest)
+
+
+def is_same_name(one: str, other: str) -> bool:
+    """Whether a person who says ``one`` may mean ``other``."""
+    return bool(matching(one, [other]))
+
+
+def matching(name: str, known: Iterable[str]) -> list[str]:
+    """The names that ``name`` means: exactly that one; else those that differ in case or the file's ending;
+    else those with an owner before the last slash where ``name`` has none, or the other way round; else those
+    that tell their quantization as well. Each once, in order."""
+    names = list(dict.fromkeys(known))
+    if name in names:
+        return [name]
+    if same := [each for each in names if _plain(each) == _plain(name)]:
+        return same
+    if "/" in name:  # an owner was given: another owner's model is another model
+        names = [each for each in names if "/" not in each]
+    if same := [each for each in names if _short(each) == _short(name)]:
+        return same
+    return [each for each in names if _QUANTIZATION.sub("", _short(each)) == _short(name)]
+
+
+def references(wanted: ModelName, refs: Iterable[ModelRef]) -> list[ModelRef]:
+    """The models that ``wanted`` means, one for each digest, in order."""
+    fitting = [ref for ref in refs if wanted.fits(ref.digest)]
+    names = set(matching(wanted.name, (ref.name for ref in fitting)))
+    by_digest = {ref.digest: ref for ref in fitting if ref.name in names}
+    return sorted(by_digest.values(), key=lambda ref: (ref.name, ref.digest))
+
+
+def ambiguous(wanted: ModelName, refs: Sequence[ModelRef], where: str) -> UsageError:
+    """The error for a name that several different models have."""
+    choices = " or ".join(f"{ref.name}@{ref.digest[:PREFIX]}" for ref in refs[:_LISTED])
+    return UsageError(
+        f"{len(refs)} different models are called {wanted} {where}",
+        hint=f"Say which: {choices}{' or others' if len(refs) > _LISTED else ''}.",
+    )
+
+
+def near_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Known names that ``name`` may be a misspelling of, the likeliest first."""
+    by_plain: dict[str, str] = {}
+    for each in known:
+        by_plain.setdefault(_plain(each), each)
+        by_plain.setdefault(_short(each), each)
+    name = name[:MAX_NAME_CHARS]
+    found = get_close_matches(_plain(name), by_plain, n=2 * most, cutoff=_CLOSE)
+    found += get_close_matches(_short(name), by_plain, n=2 * most, cutoff=_CLOSE)
+    return list(dict.fromkeys(by_plain[each] for each in found))[:most]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """``did you mean 'a' or 'b'?``, or, where nothing is near, what there is: ``otherwise`` and the names."""
+    names = list(dict.fromkeys(known))
+    if near := near_names(name, names):
+        return f"did you mean {listed(near)}?"
+    return f"{otherwise} {listed(names)}" if names else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    return " or ".join(map(repr, names[:_LISTED])) + (" or others" if len(names) > _LISTED else "")
+
+
+def _plain(name: str) -> str:
+    return name.casefold().removesuffix(".gguf")
+
+
+def _short(name: str) -> str:
+    return _plain(name).rpartition("/")[2]
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= MAX_NAME_CHARS else f"{text[:40]}…")

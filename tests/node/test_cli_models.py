@@ -1,0 +1,152 @@
+"""What ``models`` and ``status`` make of local files, a directory's content, and demand."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from swarm_node.node import cli_models, cli_status
+from swarm_node.node.cli_demand import demand_lines
+from swarm_node.node.cli_models import run_models
+from swarm_node.node.cli_parser import build_parser
+from swarm_node.node.cli_status import Snapshot
+from swarm_node.shards.registry import ModelFiles
+from swarm_node.swarm.demand import Wanted, WantedModel, tally
+from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+
+MODEL = ModelRef("tiny", "ab" * 32, 30)
+FILES = ModelFiles("mine.Q4_1", Path("/models/mine.Q4_1.gguf"), "gguf", 98_000_000)
+
+
+def node(peer_id: str, blocks: str, state: NodeState = NodeState.ONLINE) -> NodeInfo:
+    return NodeInfo(peer_id, (), MODEL, Span.parse(blocks), state)
+
+
+def asks(*names: str) -> list[Wanted]:
+    return [Wanted(f"peer {number}", (WantedModel(name),)) for number, name in enumerate(names)]
+
+
+def lines(nodes: Sequence[NodeInfo], *names: str) -> list[str]:
+    return demand_lines(tally(asks(*names), nodes))
+
+
+def test_demand_in_words() -> None:
+    assert lines([], "demo", "demo") == ["[yellow]wanted[/]: demo by 2 peers; nobody serves it"]
+    nodes = [node("12D3KooWabcdef", "0-9", NodeState.JOINING), node("12D3KooWonline", "20-29")]
+    assert lines(nodes, "tiny") == [
+        "[yellow]wanted[/]: tiny@abababababab by 1 peer; …abcdef is loading 0-9; nobody has 10-19"
+    ]
+    assert lines([node("a", "0-29")], "tiny")[0].endswith("all its blocks are served now")
+    assert lines([], "[red]x[/red]") == [r"[yellow]wanted[/]: \[red]x\[/red] by 1 peer; nobody serves it"]
+    assert lines([], *map(str, range(20)))[-1] == "[dim]12 more models are wanted[/]"
+
+
+def test_status_has_the_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("12D3KooWabcdef", "0-9", NodeState.JOINING)]
+    demand = tally(asks("tiny", "other"), nodes)
+    report = cli_status.build_report(nodes, demand)
+    assert report["wanted"] == [
+        {
+            "name": "tiny",
+            "digest": MODEL.digest,
+            "peers": 1,
+            "votes": 1.0,
+            "served": True,
+            "missing": ["10-29"],
+            "loading": [{"peer_id": "12D3KooWabcdef", "blocks": "0-9"}],
+        },
+        {**_nothing, "name": "other"},
+    ]
+    cli_status.print_tables(report, demand)
+    assert "wanted: tiny@abababababab by 1 peer; …abcdef is loading 0-9" in capsys.readouterr().out
+    cli_status.print_tables(cli_status.build_report([], demand), demand)
+    assert "wanted: other by 1 peer" in capsys.readouterr().out
+
+
+_nothing = {"digest": "", "peers": 1, "votes": 1.0, "served": False, "missing": [], "loading": []}
+
+
+class Machine:
+    """What ``models`` finds: files here, and a swarm or its error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: list[ModelFiles] = [FILES]
+        self.snapshot: Snapshot | Exception = Snapshot((), ())
+        monkeypatch.setattr(cli_models, "default_registry", lambda: Namespace(models=lambda: self.files))
+        monkeypatch.setattr(cli_models, "read_swarm", self.read)
+
+    async def read(self, _: object) -> Snapshot:
+        if isinstance(self.snapshot, Exception):
+            raise self.snapshot
+        return self.snapshot
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+async def run(*words: str) -> None:
+    await run_models(build_parser().parse_args(["models", *words]))
+
+
+async def test_models_as_a_table(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.snapshot = Snapshot([node("a", "0-9"), node("b", "10-29", NodeState.JOINING)], asks("other"))
+    await run()
+    told = capsys.readouterr().out
+    assert "mine.Q4_1" in told
+    assert "here (gguf)" in told
+    assert "98.0 MB" in told
+    (row,) = (line for line in told.splitlines() if "tiny@abababababab" in line)
+    assert "swarm (2 nodes)" in row
+    assert "missing 10-29" in row
+    assert "wanted: other by 1 peer; nobody serves it" in told
+
+
+async def test_models_as_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.snapshot = Snapshot([node("a", "0-29")], asks("tiny"))
+    await run("--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["here"] == [
+        {
+            "name": "mine.Q4_1",
+            "path": "/models/mine.Q4_1.gguf",
+            "kind": "gguf",
+            "bytes": 98_000_000,
+            "weights_root": "",
+        }
+    ]
+    assert report["swarm"] == [
+        {"name": "tiny", "digest": MODEL.digest, "n_blocks": 30, "nodes": 1, "missing": []}
+    ]
+    assert [each["name"] for each in report["wanted"]] == ["tiny"]
+    assert report["problem"] == ""
+
+
+async def test_models_without_a_swarm(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.snapshot = PeerUnreachableError("no peer was found on this LAN")
+    await run()
+    told = capsys.readouterr()
+    assert "mine.Q4_1" in told.out
+    assert "The swarm was not asked: no peer was found on this LAN." in told.err
+    await run("--json")
+    assert json.loads(capsys.readouterr().out)["problem"] == "no peer was found on this LAN"
+    machine.snapshot = AssertionError("asked a swarm")
+    await run("--local")
+    machine.files = []
+    await run("--local")
+    assert "Put a GGUF file" in capsys.readouterr().out
+
+
+def test_who_asks_needs_no_name_of_a_model() -> None:
+    parse = build_parser().parse_args
+    assert parse(["generate", "hello"]).model is None
+    assert parse(["chat"]).model is None
+    assert parse(["gateway"]).model == []
+    serve = parse(["serve", "--models", "any", "--models", "a,owner/b"])
+    assert (serve.model, serve.models) == ("", ["any", "a", "owner/b"])

@@ -1,0 +1,134 @@
+"""What an idle node loads for others, from the demand in the directory to where the model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_model import write_tiny_model
+
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node.model_wishes import BACK_OFF_S, ModelWishes
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.lookup import Source
+from swarm_node.shards.registry import LocalRegistry
+from swarm_node.swarm.demand import SPREAD_S, Idle, WantedModel
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+
+SHARED = ModelRef("owner/shared", "ab" * 32, 10)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Swarm:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = MemoryStore(self.clock)
+
+    async def want(self, peer: str, *names: str) -> None:
+        await MemoryDirectory(self.store, peer).want([WantedModel(name) for name in names])
+
+    async def serve(self, model: ModelRef, blocks: str, *, shares: bool = False) -> None:
+        root = "12" * 32 if shares else ""
+        info = NodeInfo(f"node {blocks}", (), model, Span.parse(blocks), NodeState.ONLINE, weights_root=root)
+        await MemoryDirectory(self.store).announce(info)
+
+    def wishes(self, *allowed: str, registry: LocalRegistry | None = None) -> ModelWishes:
+        directory = MemoryDirectory(self.store, "idle")
+        return ModelWishes(directory, "idle", allowed, registry=registry or LocalRegistry(), clock=self.clock)
+
+    async def pick(self, wishes: ModelWishes, idle: Idle = Idle()) -> tuple[str, Source, str] | None:  # noqa: B008
+        """What it picks once every idle node's turn has come."""
+        assert await wishes.pick(idle) is None, "not before its turn"
+        self.clock.now += SPREAD_S
+        wish = await wishes.pick(idle)
+        return None if wish is None else (wish.location.name, wish.location.source, wish.location.path)
+
+
+@pytest.fixture
+def swarm() -> Swarm:
+    return Swarm()
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "mine").mkdir()
+    write_tiny_model(folder / "mine")
+    return folder
+
+
+async def test_a_model_on_the_disk(swarm: Swarm, disk: Path) -> None:
+    wishes = swarm.wishes("any", registry=LocalRegistry([disk]))
+    assert await wishes.pick(Idle()) is None
+    await swarm.want("client", "MINE")
+    assert await swarm.pick(wishes) == ("mine", Source.LOCAL, str(disk / "mine"))
+
+
+async def test_a_model_that_peers_share(swarm: Swarm) -> None:
+    await swarm.serve(SHARED, "0-3", shares=True)
+    await swarm.want("client", "shared")
+    assert await swarm.pick(swarm.wishes("any")) == ("owner/shared", Source.SWARM, "")
+    assert await swarm.pick(swarm.wishes("owner/other")) is None, "its owner did not allow it"
+    assert await swarm.pick(swarm.wishes("shared@abab")) == ("owner/shared", Source.SWARM, "")
+    assert await swarm.pick(swarm.wishes("shared@cdcd")) is None
+
+
+async def test_what_nobody_shares_cannot_be_had(swarm: Swarm) -> None:
+    await swarm.serve(SHARED, "0-3")
+    await swarm.want("client", "shared")
+    assert await swarm.pick(swarm.wishes("any")) is None
+
+
+async def test_the_hub_is_asked_only_for_what_the_owner_named(swarm: Swarm) -> None:
+    await swarm.want("stranger", "some/model")
+    assert await swarm.pick(swarm.wishes("any")) is None
+    assert await swarm.pick(swarm.wishes("some/model")) == ("some/model", Source.HUB, "some/model")
+
+
+@pytest.mark.parametrize("name", ["{disk}/mine", "../mine", "{disk}/mine/model.safetensors", "~/x.gguf"])
+async def test_a_strangers_name_is_no_path(swarm: Swarm, disk: Path, name: str) -> None:
+    await swarm.want("stranger", name.format(disk=disk))
+    wishes = swarm.wishes("any", registry=LocalRegistry([disk.parent / "nothing"]))
+    assert await swarm.pick(wishes) is None
+
+
+async def test_weights_other_than_the_wanted_ones_are_not_loaded(swarm: Swarm, disk: Path) -> None:
+    directory = MemoryDirectory(swarm.store, "client")
+    wishes = swarm.wishes("any", registry=LocalRegistry([disk]))
+    await directory.want([WantedModel("mine", "99" * 32)])
+    assert await swarm.pick(wishes) is None
+    with open_checkpoint(str(disk / "mine")) as checkpoint:
+        digest = checkpoint.ref.digest
+    await directory.want([WantedModel("mine", digest)])
+    assert await swarm.pick(wishes) == ("mine", Source.LOCAL, str(disk / "mine"))
+
+
+async def test_what_failed_is_left_alone_for_a_time(swarm: Swarm, disk: Path) -> None:
+    wishes = swarm.wishes("mine", registry=LocalRegistry([disk]))
+    await swarm.want("client", "mine")
+    assert await swarm.pick(wishes) is not None
+    wish = await wishes.pick(Idle())
+    assert wish is not None
+    wishes.failed(wish.demand)
+    assert await wishes.pick(Idle()) is None
+    swarm.clock.now += BACK_OFF_S + SPREAD_S
+    await swarm.want("client", "mine")
+    assert await wishes.pick(Idle()) is not None
+    assert await wishes.pick(Idle("ab" * 32, in_use=True)) is None
+
+
+async def test_demand_that_ends_is_forgotten(swarm: Swarm, disk: Path) -> None:
+    wishes = swarm.wishes("any", registry=LocalRegistry([disk]))
+    await swarm.want("client", "mine")
+    assert await wishes.pick(Idle()) is None
+    await swarm.want("client")
+    swarm.clock.now += SPREAD_S
+    assert await wishes.pick(Idle()) is None
+    await swarm.want("client", "mine")
+    assert await swarm.pick(wishes) is not None, "seen anew: the turn begins anew"

@@ -1,0 +1,123 @@
+"""A model by name: on this machine, in the swarm, on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.lookup import ModelNotFoundError, Source, find_local, resolve_model
+from swarm_node.shards.registry import LocalRegistry
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.types import ModelRef
+
+HFLlamaIn = Callable[..., Path]
+ONE, TWO = ModelRef("demo", "ab12" * 16, 4), ModelRef("demo", "cd34" * 16, 4)
+OTHER = ModelRef("owner/TinyLlama-1.1B", "ee" * 32, 22)
+
+
+class Index:
+    def __init__(self, *refs: ModelRef) -> None:
+        self.refs = list(refs)
+
+    async def models(self) -> list[ModelRef]:
+        return self.refs
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlamaIn) -> LocalRegistry:
+    """``mine`` once, ``twice`` in two folders with the same weights, ``variants`` with different ones."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    hf_llama_in(one, "mine")
+    for folder in (one, two):
+        hf_llama_in(folder, "twice")
+        hf_llama_in(folder, "variants", seed=len(folder.name + str(folder == one)))
+    return LocalRegistry([one, two])
+
+
+def ref_of(path: str) -> ModelRef:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.ref
+
+
+async def test_what_is_here_needs_no_swarm(places: LocalRegistry) -> None:
+    location = await resolve_model("MINE", None, places)
+    assert (location.name, location.source) == ("mine", Source.LOCAL)
+    assert ref_of(location.path).name == "mine"
+    assert find_local("mine", places) == location
+    by_digest = await resolve_model(f"mine@{ref_of(location.path).digest[:8]}", None, places)
+    assert by_digest.path == location.path
+    assert (await resolve_model("twice", None, places)).name == "twice", "the same model in two folders"
+
+
+async def test_paths_are_no_names(
+    places: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (str(tmp_path / "missing"), "./mine", "~/mine", "x.gguf"):
+        location = await resolve_model(path, Index(OTHER), places)
+        assert (location.source, location.path) == (Source.LOCAL, path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert (await resolve_model("mine", None, places)).path != "mine", (
+        "a folder of that name that is no model"
+    )
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert (await resolve_model(Path("mine"), None, places)).path == "mine"
+
+
+async def test_variants_here_are_told_apart(places: LocalRegistry) -> None:
+    assert find_local("variants", places) is None
+    with pytest.raises(UsageError, match="2 different models are called variants on this machine") as caught:
+        await resolve_model("variants", None, places)
+    first, second = caught.value.hint.removeprefix("Say which: ").rstrip(".").split(" or ")
+    found = [await resolve_model(choice, None, places) for choice in (first, second)]
+    assert found[0].path != found[1].path
+    served = ref_of(found[1].path)
+    assert (await resolve_model("variants", Index(served), places)).path == found[1].path, "the swarm's one"
+
+
+async def test_the_swarms_index_is_next(places: LocalRegistry) -> None:
+    location = await resolve_model("tinyllama-1.1b", Index(ONE, OTHER), places)
+    assert (location.source, location.ref, location.path) == (Source.SWARM, OTHER, "")
+    with pytest.raises(UsageError, match="2 different models are called demo in this swarm") as caught:
+        await resolve_model("demo", Index(ONE, TWO), places)
+    assert "demo@ab12ab12ab12 or demo@cd34cd34cd34" in caught.value.hint
+    assert (await resolve_model("demo@cd34", Index(ONE, TWO), places)).ref == TWO
+    rooted = await resolve_model("demo@sha256:" + "9" * 64, Index(ONE), places)
+    assert (rooted.ref, rooted.root) == (ONE, "9" * 64)
+
+
+async def test_the_hub_is_last(places: LocalRegistry) -> None:
+    location = await resolve_model("owner/Other", Index(ONE), places)
+    assert (location.source, location.path) == (Source.HUB, "owner/Other")
+    assert (await resolve_model("owner/TinyLlama-1.1B", Index(OTHER), places)).source is Source.SWARM
+    with pytest.raises(ModelNotFoundError):
+        await resolve_model("owner/Other@abcd", Index(ONE), places)
+
+
+async def test_unknown_names_get_near_ones(places: LocalRegistry) -> None:
+    with pytest.raises(ModelNotFoundError, match="nobody in this swarm") as caught:
+        await resolve_model("tinylama", Index(OTHER), places)
+    assert caught.value.hint == "Did you mean 'owner/TinyLlama-1.1B'?"
+    assert caught.value.wanted.name == "tinylama"
+    with pytest.raises(ModelNotFoundError, match=r"on this machine$") as caught:
+        await resolve_model("mnie", None, places)
+    assert caught.value.hint == "Did you mean 'mine'?"
+    with pytest.raises(ModelNotFoundError) as caught:
+        await resolve_model("demo", None, LocalRegistry())
+    assert "models" in caught.value.hint
+
+
+async def test_the_only_model_needs_no_name(places: LocalRegistry) -> None:
+    assert (await resolve_model(None, Index(ONE, ONE), places)).ref == ONE
+    mine = ref_of((await resolve_model("mine", None, places)).path)
+    assert (await resolve_model(None, Index(mine), places)).source is Source.LOCAL
+    with pytest.raises(UsageError, match="serves 3 models") as caught:
+        await resolve_model(None, Index(ONE, TWO, OTHER), places)
+    assert "'demo@ab12ab12ab12' or 'demo@cd34cd34cd34' or 'owner/TinyLlama-1.1B'" in caught.value.hint
+    with pytest.raises(ModelNotFoundError, match="no model yet"):
+        await resolve_model(None, Index(), places)
+    with pytest.raises(UsageError, match="no model given"):
+        await resolve_model(None, None, places)

@@ -1,0 +1,120 @@
+"""Which models are on this machine, by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.piece_cache import PieceCache
+from swarm_node.shards.piece_hashing import manifest_of, model_files
+from swarm_node.shards.registry import LocalRegistry, default_registry, gguf_title, hub_cache
+from swarm_node.swarm.types import ModelRef
+
+PARTS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
+
+
+def directory(path: Path, *files: str, index: dict[str, str] | None = None) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    for name in files:
+        (path / name).write_bytes(b"x" * 10)
+    if index is not None:
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return path
+
+
+def cached(hub: Path, repo: str, commit: str, *files: str) -> Path:
+    snapshot = directory(hub / repo / "snapshots" / commit, *files)
+    (hub / repo / "refs").mkdir(exist_ok=True)
+    (hub / repo / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_files_and_directories_are_listed(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    whole = directory(models / "whole", "model.safetensors")
+    directory(models / "owner" / "inner", "model.safetensors")
+    directory(models / "broken", index={"a": "missing.safetensors"})
+    directory(models / "parts", *PARTS, index=dict(zip("ab", PARTS, strict=True)))
+    directory(models / "no-weights")
+    (models / "file.Q4_1.gguf").write_bytes(b"GGUF" + bytes(6))
+    (models / "notes.txt").write_text("nothing")
+    found = {model.name: model for model in LocalRegistry([models, tmp_path / "missing"]).models()}
+    assert list(found) == ["file.Q4_1", "inner", "parts", "whole"]
+    assert (found["whole"].path, found["whole"].kind, found["whole"].nbytes) == (whole, "huggingface", 12)
+    assert (found["file.Q4_1"].kind, found["file.Q4_1"].nbytes) == ("gguf", 10)
+    assert found["parts"].nbytes > 20
+
+
+def test_the_hubs_cache_counts_where_it_is_whole(tmp_path: Path) -> None:
+    cached(tmp_path, "models--own--old", "c0", "model.safetensors", "tokenizer.json")
+    newest = cached(tmp_path, "models--own--old", "c1", "model.safetensors", "tokenizer.json")
+    cached(tmp_path, "models--own--part", "c1", "tokenizer.json")
+    cached(tmp_path, "models--own--headless", "c1", "model.safetensors")
+    escaping = cached(tmp_path, "models--own--escaping", "c1", "model.safetensors", "tokenizer.json")
+    (escaping.parents[1] / "refs" / "main").write_text("../../models--own--old/snapshots/c1")
+    (found,) = LocalRegistry((), tmp_path).models()
+    assert (found.name, found.path, found.kind) == ("own/old", newest, "hub")
+
+
+def test_what_peers_sent_counts_where_it_is_whole(tmp_path: Path, hf_llama) -> None:  # type: ignore[no-untyped-def]
+    path = hf_llama()
+    files, manifest = model_files(path), manifest_of(path)
+    cache = PieceCache(tmp_path / "weights")
+    registry = LocalRegistry(fetched=cache)
+    with cache.open(manifest, ModelRef("sent", "ab" * 32, 4)) as store:
+        for piece in range(manifest.n_pieces):
+            assert registry.models() == []
+            place = manifest.place(piece)
+            data = files[place.file.name].read_bytes()
+            assert store.add(piece, data[place.offset : place.offset + place.length])
+    (found,) = registry.models()
+    assert (found.name, found.root, found.kind, found.nbytes) == (
+        "sent",
+        manifest.root,
+        "fetched",
+        manifest.total_bytes,
+    )
+    with open_checkpoint(str(found.path)) as checkpoint:
+        assert checkpoint.ref.name == "sent"
+
+
+def test_earlier_folders_come_first(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        directory(tmp_path / folder / "same", "model.safetensors")
+    found = LocalRegistry([tmp_path / "two", tmp_path / "one", tmp_path / "two"]).find("SAME")
+    assert [model.path.parent.name for model in found] == ["two", "one"]
+
+
+def test_a_title_inside_the_file_is_a_name(tmp_path: Path, gguf_llama) -> None:  # type: ignore[no-untyped-def]
+    path = gguf_llama(extra=lambda writer: writer.add_name("Tiny Llama"))
+    registry = LocalRegistry([tmp_path])
+    assert [model.path for model in registry.find("tiny llama")] == [path]
+    assert [model.path for model in registry.find("tiny")] == [path]
+    assert registry.find("other") == []
+    assert gguf_title(path) == "Tiny Llama"
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 40, b"no"])
+def test_damaged_files_have_no_title(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.gguf").write_bytes(content)
+    assert gguf_title(tmp_path / "bad.gguf") == ""
+    assert LocalRegistry([tmp_path]).find("good") == []
+    assert gguf_title(tmp_path / "missing.gguf") == ""
+
+
+def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert hub_cache() == tmp_path / "home/.cache/huggingface/hub"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    assert hub_cache() == tmp_path / "hf/hub"
+    assert default_registry().models() == []
+    directory(tmp_path / "models" / "mine", "model.safetensors")
+    cached(tmp_path / "hf" / "hub", "models--own--cached", "c1", "model.safetensors", "tokenizer.json")
+    assert [model.name for model in default_registry().models()] == ["mine", "own/cached"]

@@ -1,0 +1,91 @@
+"""People say names, or nothing: models are found, fetched, and loaded by who is idle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import EXACT, Cli
+from local_swarm import NodeProcess
+from nursery import Nursery
+from tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.swarm
+
+NODE = ("--json", "--host", "127.0.0.1", "--port", "0", "--no-mdns", "--share-weights")
+SMALL = ("--threads", "1", "--kv-cache-tokens", "2048", "--kernels", "torch", *EXACT)
+ASK = ("--quiet", "--max-new-tokens", "8", "--wire-codec", "none", *EXACT, "hello")
+
+
+@dataclass
+class Place:
+    """Two machines: one serves ``tiny-a``, the other has ``tiny-b`` and is idle."""
+
+    a: Path
+    holder: NodeProcess
+    idle: NodeProcess
+    peers: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Place]:
+    homes = [tmp_path_factory.mktemp(name) for name in ("holder", "idle")]
+    models = [home / "models" / name for home, name in zip(homes, ("tiny-a", "tiny-b"), strict=True)]
+    for seed, model in enumerate(models):
+        model.mkdir(parents=True)
+        write_tiny_model(model, seed=seed)
+    started: list[NodeProcess] = []
+
+    def start(home: Path, *words: str) -> NodeProcess:
+        environment = {"SWARM_NODE_HOME": str(home)}
+        started.append(
+            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=nursery.launch)
+        )
+        return started[-1]
+
+    try:
+        holder = start(homes[0], "--model", "TINY-A")
+        peers = ("--initial-peers", holder.wait_for("listening")["maddrs"][0])
+        idle = start(homes[1], "--models", "any", *peers)
+        holder.wait_for("online")
+        yield Place(models[0], holder, idle, peers)
+    finally:
+        for node in started:
+            node.stop()
+
+
+def test_the_only_model_of_the_swarm_needs_no_name(place: Place, cli: Cli) -> None:
+    if all(event["event"] != "sharing" for event in place.holder.events):  # it may have come before "online"
+        place.holder.wait_for("sharing")
+    by_path = cli("generate", "--model", str(place.a), *place.peers, *ASK)
+    assert by_path.returncode == 0, by_path.stderr
+    unnamed = cli("generate", *place.peers, *ASK)
+    assert (unnamed.returncode, unnamed.stdout) == (0, by_path.stdout), unnamed.stderr
+    near = cli("generate", "--model", "tinny-a", *place.peers, *ASK)
+    assert (near.returncode, near.stdout) == (3, "")
+    assert near.stderr.splitlines()[-1].strip().startswith("Did you mean 'tiny-a'?")
+
+
+def test_an_idle_node_loads_what_is_asked_for(place: Place, cli: Cli) -> None:
+    place.idle.wait_for("standing_by")
+    named = cli("generate", "--model", "tiny-b", "--wait", "60", *place.peers, *ASK)
+    assert named.returncode == 0, named.stderr
+    assert named.stdout.strip()
+    assert place.idle.wait_for("wanted")["wanted"] == "tiny-b"
+    listed = json.loads(cli("models", "--json", *place.peers).stdout)
+    assert [(model["name"], model["missing"]) for model in listed["swarm"]] == [
+        ("tiny-a", []),
+        ("tiny-b", []),
+    ]
+    unnamed = cli("generate", *place.peers, *ASK)
+    assert (unnamed.returncode, unnamed.stdout) == (2, "")
+    assert "'tiny-a' or 'tiny-b'" in unnamed.stderr
+
+
+def test_what_nobody_has_is_shown_as_wanted(place: Place, cli: Cli) -> None:
+    assert cli("generate", "--model", "elsewhere", *place.peers, *ASK).returncode == 3
+    wanted = json.loads(cli("status", "--json", *place.peers).stdout)["wanted"]
+    assert ("elsewhere", 1, False) in [(each["name"], each["peers"], each["served"]) for each in wanted]
