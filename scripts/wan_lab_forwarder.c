@@ -80,6 +80,7 @@ typedef struct {
 typedef struct {
     pthread_mutex_t lock;
     int epoll, timer, stop, machines;
+    int multicast; /* reaches everybody, as on one switch; else nobody, as on the internet */
     uint64_t random, number;
     int64_t held_bytes, last_event;
     wan_event *heap;
@@ -247,24 +248,26 @@ static void read_from(wan_lab *lab, int from) {
         if (data[0] >> 4 != 4) continue;
         uint32_t address;
         memcpy(&address, data + 16, 4);
+        int to_all = lab->multicast && data[16] >> 4 == 14;
         for (int to = 0; to < lab->machines; to++) {
-            if (lab->machine[to].address != address || to == from) continue;
+            if (to == from || (lab->machine[to].address != address && !to_all)) continue;
             wan_packet *packet = malloc(sizeof *packet + size);
             if (!packet) break;
             *packet = (wan_packet){from, to, (int)size, 0};
             memcpy(packet->data, data, size);
             lab->held_bytes += size;
             enter(lab, packet, now_ns(CLOCK_MONOTONIC));
-            break;
+            if (!to_all) break;
         }
     }
 }
 
 /* For Python. */
 
-wan_lab *wan_lab_new(uint64_t seed) {
+wan_lab *wan_lab_new(uint64_t seed, int multicast) {
     wan_lab *lab = calloc(1, sizeof *lab);
     if (!lab) return NULL;
+    lab->multicast = multicast;
     pthread_mutex_init(&lab->lock, NULL);
     lab->random = seed * 2 + 1;
     lab->epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -68,7 +68,7 @@ def _library() -> ctypes.CDLL:
     except NativeUnavailableError as error:
         raise LabUnavailableError(f"the forwarder cannot be compiled: {error}") from error
     pointer, number, real, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_double, ctypes.c_int64
-    library.wan_lab_new.argtypes, library.wan_lab_new.restype = [ctypes.c_uint64], pointer
+    library.wan_lab_new.argtypes, library.wan_lab_new.restype = [ctypes.c_uint64, number], pointer
     library.wan_lab_add.argtypes = [pointer, number, ctypes.c_uint32]
     library.wan_lab_set_machine.argtypes = [pointer, number, real, real, number]
     library.wan_lab_set_link.argtypes = [pointer, number, number, long, long, real, real, number]
@@ -85,11 +85,12 @@ def check_forwarder() -> None:
 
 
 class Forwarder:
-    """Forwards between the devices given to ``add``, from the start until ``close``."""
+    """Forwards between the devices given to ``add``, from the start until ``close``. ``multicast``: what is
+    sent to a group goes to all of them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, multicast: bool = False) -> None:
         self._library = _library()
-        self._lab = self._library.wan_lab_new(seed)
+        self._lab = self._library.wan_lab_new(seed, multicast)
         if not self._lab:
             raise LabUnavailableError("no memory or no file descriptors for the forwarder")
         self._thread = threading.Thread(target=self._library.wan_lab_run, args=(self._lab,), daemon=True)

@@ -98,11 +98,13 @@ class WanLab:
         access: float | None = None,
         network: str = "10.77.0.0/16",
         mtu: int = 1500,
+        multicast: bool = False,
         seed: int = 1,
     ) -> None:
         """Links have half of ``rtt_s`` as latency each way, ``jitter_s``, ``rate`` and ``loss``, machines an
         ``access`` of so many bit/s up and as many down, until something else is said. ``network``: where
-        addresses come from; a public one is seen by nobody outside. ``seed``: of losses and jitter.
+        addresses come from; a public one is seen by nobody outside. ``multicast``: it reaches every
+        machine, as on one switch. ``seed``: of losses and jitter.
 
         Raises LabUnavailableError where it cannot be made.
         """
@@ -117,7 +119,7 @@ class WanLab:
         self._links: dict[tuple[str, str], Link] = {}
         self._children: list[subprocess.Popen[Any]] = []
         self._closed = False
-        self._forwarder = Forwarder(seed)
+        self._forwarder = Forwarder(seed, multicast=multicast)
         try:
             self._guard, self._guard_socket = _start_guard()
         except BaseException:
