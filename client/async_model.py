@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from types import TracebackType
@@ -13,6 +14,7 @@ import torch
 
 from ..swarm import native_codec
 from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
+from ..swarm.entry import swarm_entry
 from ..swarm.errors import UsageError
 from ..swarm.link import Patience
 from ..swarm.link_pool import LinkPool
@@ -21,7 +23,9 @@ from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher
 from .hop import SessionSettings
 from .local_model import LocalModel, OnProgress, TextTokenizer, load_local_model
+from .model_opening import open_model
 from .network import ClientNetwork, open_network
+from .no_route import who_loads
 from .params import GenerateOptions, GenerationParams, Prompt, fit_context, prompt_ids
 from .prefix import check_salt, new_salt
 from .repair import SwarmSession
@@ -72,15 +76,23 @@ class AsyncSwarmModel:
         self._runs: set[GenerationRun] = set()
         self._closed = False
         self._router = router or Router(
-            network.directory, local.ref, bytes_per_token=payload_bytes(wire_codec, 1, local.hidden_size)
+            network.directory,
+            local.ref,
+            bytes_per_token=payload_bytes(wire_codec, 1, local.hidden_size),
+            demand=network.demand,
         )
 
     @classmethod
     async def connect(
         cls,
         *,
-        model: str | PathLike[str],
-        initial_peers: Sequence[str],
+        model: str | PathLike[str] | None = None,
+        initial_peers: Sequence[str] = (),
+        swarm: str = "",
+        swarm_key: str | PathLike[str] | None = None,
+        join: str = "",
+        mdns: bool = True,
+        pure_python: bool = False,
         wire_codec: str = DEFAULT_CODEC,
         quantize: str = "auto",
         dtype: str = "auto",
@@ -96,23 +108,26 @@ class AsyncSwarmModel:
         """Load the client's part of the model and join the swarm; arguments and errors as
         ``SwarmModel.connect``."""
         check_options(wire_codec, wait, prefix_salt)
+        entry = swarm_entry(
+            initial_peers, swarm=swarm, swarm_key=swarm_key, join=join, mdns=mdns, pure_python=pure_python
+        )
         if threads is not None:
             if threads < 1:
                 raise UsageError(f"{threads} threads are not possible", hint="Give 1 or more.")
             torch.set_num_threads(threads)
-        loading = asyncio.create_task(
-            asyncio.to_thread(
-                load_local_model,
-                model,
-                device=device,
-                dtype=dtype,
-                quantize=quantize,
-                threads=torch.get_num_threads(),
-                on_progress=on_progress,
-                draft=draft,
-            )
+        load = partial(
+            load_local_model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            threads=torch.get_num_threads(),
+            on_progress=on_progress,
+            draft=draft,
         )
-        joining = asyncio.create_task(open_network(initial_peers))
+        joining = asyncio.create_task(open_network(entry, on_progress))
+        loading = asyncio.create_task(
+            open_model(model, joining, load, wait=wait, on_progress=on_progress), name="loading"
+        )
         warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
         try:
             # All at once; but a model that cannot be opened is the better message.
@@ -245,7 +260,11 @@ class AsyncSwarmModel:
     def _waiting(self, waiting: Waiting) -> None:
         if self._on_progress is not None:
             blocks = ", ".join(map(str, waiting.missing))
-            self._on_progress(f"Waiting for blocks {blocks} ({waiting.seconds_left:.0f} s left)")
+            loading = who_loads(waiting.seen)
+            self._on_progress(
+                f"Waiting for blocks {blocks} ({waiting.seconds_left:.0f} s left)"
+                + (f"; {loading}" if loading else "")
+            )
 
 
 def check_options(wire_codec: str, wait: float, prefix_salt: bytes | None = None) -> None:
@@ -268,6 +287,7 @@ def _agent() -> str:
 async def _undo(loading: asyncio.Task[LocalModel], joining: asyncio.Task[ClientNetwork]) -> None:
     """Close what a failed or cancelled ``connect`` has opened."""
     joining.cancel()
+    loading.cancel()
     await asyncio.wait((loading, joining))
     if not loading.cancelled() and loading.exception() is None:
         loading.result().close()

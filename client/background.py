@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from ..swarm.errors import UsageError
+from ..swarm.event_loop import new_event_loop
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class BackgroundLoop:
     """Runs coroutines on its own loop (uvloop where there is one), for callers in other threads."""
 
     def __init__(self, name: str = "swarm-client") -> None:
-        self._loop = _new_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -133,11 +134,3 @@ async def _cancel_all() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:  # not built for this platform
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

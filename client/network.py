@@ -3,49 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..dht.directory import Directory
+from ..swarm.entry import SwarmEntry
 from ..swarm.errors import UsageError
 from ..swarm.lazy_scipy import make_lazy
 from ..swarm.transport import Transport
+from .demand import DemandTeller
+from .local_model import OnProgress
+
+if TYPE_CHECKING:
+    from ..dht.hivemind_directory import HivemindDirectory
+    from ..dht.lan import Meetings
+    from ..dht.snapshot_directory import SnapshotDirectory
+    from ..swarm.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
 class ClientNetwork:
-    """Where to find nodes and how to reach them; the in-memory ones of tests, too."""
+    """Where to find nodes and how to reach them; the in-memory ones of tests, too. ``demand``: what this
+    client tells the swarm that it misses. ``meetings``: what goes on finding peers."""
 
     transport: Transport
     directory: Directory
+    demand: DemandTeller = field(default=None)  # type: ignore[assignment]  # never None: see below
+    meetings: Meetings | None = None
+
+    def __post_init__(self) -> None:
+        if self.demand is None:
+            object.__setattr__(self, "demand", DemandTeller(self.directory))
 
     async def close(self) -> None:
+        if self.meetings is not None:
+            await self.meetings.close()
+        await self.demand.close()
         await self.directory.close()
         await self.transport.close()
 
 
-async def open_network(initial_peers: Sequence[str]) -> ClientNetwork:
-    """Join the swarm that ``initial_peers`` belong to, under an identity of this session only.
+async def open_network(
+    entry: SwarmEntry | Sequence[str], on_progress: OnProgress | None = None
+) -> ClientNetwork:
+    """Join a swarm as ``entry`` says, or through the addresses of some of its peers, under an identity of
+    this session only. ``on_progress``: called with a line of text while peers are looked for.
 
-    Raises UsageError, PeerUnreachableError and other NetworkErrors.
+    Raises UsageError, PeerUnreachableError, NotAdmittedError and other NetworkErrors.
     """
-    if isinstance(initial_peers, str):
-        initial_peers = [initial_peers]
-    if not initial_peers:
+    if not isinstance(entry, SwarmEntry):
+        entry = SwarmEntry((entry,) if isinstance(entry, str) else tuple(entry), mdns=False)
+    if entry.is_alone:
         raise UsageError(
-            "there are no initial peers to ask for the swarm",
-            hint="Give the addresses that swarm-node bootstrap or serve prints.",
+            "nothing says where the swarm is",
+            hint="Give the addresses that swarm-node bootstrap or serve prints, or an invite, or allow mDNS.",
         )
-    # hivemind and torch cost a second and 240 MB at import: only those who dial a swarm pay that.
-    make_lazy()
-    from ..dht.hivemind_directory import HivemindDirectory
+    from ..dht.lan import Meetings
     from ..swarm.identity import Identity
-    from ..swarm.p2pd import P2pdTransport
+    from ..swarm.py_libp2p_import import lacks_p2pd
 
     identity = Identity.generate()
-    transport = await P2pdTransport.create(identity, initial_peers=initial_peers, client_mode=True)
+    join = _by_snapshot if entry.pure_python or lacks_p2pd() else _by_dht
+    transport, directory = await join(identity, entry)
     try:
-        directory = await HivemindDirectory.create(transport, identity, initial_peers, client_mode=True)
+        meetings = Meetings(directory, tag=entry.tag, own_id=identity.peer_id)
+        joined = bool(entry.initial_peers)
+        try:
+            if on_progress is not None and not joined:
+                on_progress("Looking for the swarm ...")
+            # Who was told addresses looks no further: others of the LAN may be of no use to it.
+            await meetings.begin(entry.may_meet, mdns=entry.mdns and not joined, joined=joined, needed=True)
+        except BaseException:
+            await meetings.close()
+            await directory.close()
+            raise
     except BaseException:
         await transport.close()
         raise
-    return ClientNetwork(transport, directory)
+    return ClientNetwork(transport, directory, meetings=meetings)
+
+
+async def _by_dht(identity: Identity, entry: SwarmEntry) -> tuple[Transport, HivemindDirectory]:
+    # hivemind and torch cost a second and 240 MB at import: only those who dial a swarm pay that.
+    make_lazy()
+    from ..dht.hivemind_directory import HivemindDirectory
+    from ..swarm.members_transport import MembersTransport
+    from ..swarm.p2pd import P2pdTransport
+
+    membership = entry.membership
+    p2pd = await P2pdTransport.create(identity, initial_peers=entry.initial_peers, client_mode=True)
+    transport: Transport = p2pd if membership is None else MembersTransport(p2pd, membership)
+    try:
+        directory = await HivemindDirectory.create(
+            p2pd, identity, entry.initial_peers, client_mode=True, membership=membership
+        )
+    except BaseException:
+        await transport.close()
+        raise
+    return transport, directory
+
+
+async def _by_snapshot(identity: Identity, entry: SwarmEntry) -> tuple[Transport, SnapshotDirectory]:
+    from ..dht.snapshot_network import join_by_snapshot
+
+    transport, directory, _ = await join_by_snapshot(
+        identity, entry.initial_peers, membership=entry.membership
+    )
+    return transport, directory

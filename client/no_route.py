@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from ..dht.directory import Directory
 from ..swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
+from ..swarm.names import PREFIX
 from ..swarm.routing import NoRouteError
-from ..swarm.types import ModelRef
+from ..swarm.types import ModelRef, NodeInfo, NodeState
+
+_TOLD = 2
+"""Nodes that a line of progress names."""
 
 
 async def explain(
@@ -48,6 +52,15 @@ async def explain(
     )
 
 
+def who_loads(seen: Sequence[NodeInfo]) -> str:
+    """``…abc123 is loading 0-10 and …def456 is loading 11-20``; "" where nobody is."""
+    coming = sorted((node.span, node.peer_id) for node in seen if node.state is NodeState.JOINING)
+    told = [f"…{peer_id[-6:]} is loading {span}" for span, peer_id in coming[:_TOLD]]
+    if len(coming) > _TOLD:
+        told.append(f"{len(coming) - _TOLD} more are loading")
+    return " and ".join(told)
+
+
 async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) -> SwarmError:
     """Nobody serves this model: say what is served instead."""
     try:
@@ -59,7 +72,8 @@ async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) ->
             return ModelMismatchError(
                 f"the swarm serves another model under the name {ours.name}: "
                 f"its digest is {model.digest[:12]}, that of your files {ours.digest[:12]}",
-                hint="Use the same model files as the nodes: same weights, same quantization.",
+                hint="Use the same files as the nodes, or get theirs: "
+                f"--model {model.name}@{model.digest[:PREFIX]}",
             )
     if not models:
         return error

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..dht.directory import REFRESH_S, Directory
+from ..swarm.demand import WantedModel
 from ..swarm.errors import BusyError, NetworkError
 from ..swarm.health import PeerHealth
 from ..swarm.prediction import Prediction
@@ -22,6 +23,7 @@ from ..swarm.routing import (
 )
 from ..swarm.slow_hop import ENOUGH_STEPS, HopSpent, Replacement, hop_to_replace
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
+from .demand import DemandTeller
 from .failures import Failures
 from .hop import HopFailedError
 from .link_book import LinkBook
@@ -97,7 +99,8 @@ class Planned:
 class Router:
     """Plans routes for one model. Everything that is learned of peers goes in here: failures, round trips.
 
-    ``bytes_per_token``: activations of a token on the wire, one way. ``clock`` in seconds.
+    ``bytes_per_token``: activations of a token on the wire, one way. ``clock`` in seconds. ``demand`` is told
+    while there is no route.
     """
 
     def __init__(
@@ -110,8 +113,11 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         salt: str | None = None,
+        demand: DemandTeller | None = None,
     ) -> None:
         self.model = model
+        self._demand = demand
+        self._wanted = WantedModel(model.name, model.digest)
         self.health = health or PeerHealth()
         self.now = clock
         self._directory = directory
@@ -197,12 +203,18 @@ class Router:
         while True:
             nodes = await self._snapshot(0.0 if fresh else max_age_s)
             try:
-                return search(nodes, self.health.banned(self.now()))
+                planned = search(nodes, self.health.banned(self.now()))
             except NoRouteError as error:
                 problem = error
+            else:
+                if self._demand is not None:
+                    self._demand.found(self._wanted)
+                return planned
             if not fresh:
                 fresh = True
                 continue
+            if self._demand is not None:
+                self._demand.miss(self._wanted)
             now = self.now()
             barred = self._failures.barred(now)
             if limits.missing_s and barred != self.health.banned(now):

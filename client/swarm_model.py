@@ -89,8 +89,13 @@ class SwarmModel:
     def connect(
         cls,
         *,
-        model: str | PathLike[str],
-        initial_peers: Sequence[str],
+        model: str | PathLike[str] | None = None,
+        initial_peers: Sequence[str] = (),
+        swarm: str = "",
+        swarm_key: str | PathLike[str] | None = None,
+        join: str = "",
+        mdns: bool = True,
+        pure_python: bool = False,
         wire_codec: str = DEFAULT_CODEC,
         quantize: str = "auto",
         dtype: str = "auto",
@@ -105,24 +110,29 @@ class SwarmModel:
     ) -> Self:
         """Load the client's part of a model and join a swarm that serves it.
 
-        ``model``: a HuggingFace directory, a .gguf file, or a name on the HuggingFace hub; the same weights
-        that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve`` print;
-        one that answers is enough. ``wire_codec``: how activations travel: "int8" (default), "bf16",
-        "fp16", or "none" for exact float32. ``quantize`` ("auto", "none", "int8", "int4"), ``dtype``
-        ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine holds the head; auto
-        takes the fastest form that loses nothing against the file. ``threads``: CPU threads of torch and of
-        the head, for the whole process. ``wait``: seconds to wait for peers while some blocks are served by
-        nobody, here and at each generation. ``on_progress``: called with a line of text while loading and
-        waiting, from another thread. ``prefix_cache``: let peers keep what they computed of a finished chat
-        for a while, so that its next turn is fed only what is new; they can recognise it only by this
-        client's secret ``prefix_salt`` (16 to 64 bytes; None draws one that no other process knows).
-        ``chain``: peers pass activations on to each other where they can; False lets every one of them go
-        through this machine, which costs a round trip a peer. ``draft``: a small model of the same family,
-        named as ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass
-        through the swarm can bring several tokens; without one, guesses are taken from the text itself.
+        ``model``: a HuggingFace directory or a .gguf file; or the name of a model that is on this machine,
+        that the swarm serves, or that is on the HuggingFace hub, looked for in this order; None is the one
+        model that the swarm serves. Its weights are those that the peers serve. ``initial_peers``: addresses
+        that ``swarm-node bootstrap`` or ``serve`` print; one that answers is enough; without any, peers of
+        this LAN are found by mDNS, unless ``mdns`` is False. ``swarm``: the name of the swarm to join,
+        ``swarm_key``: the file of its key, ``join``: an invite, which says both. ``pure_python``: without
+        p2pd and the DHT (``pip install "swarm-node[libp2p]"``). ``wire_codec``: how activations travel:
+        "int8" (default), "bf16", "fp16", or "none" for exact float32. ``quantize`` ("auto", "none", "int8",
+        "int4"), ``dtype`` ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine
+        holds the head; auto takes the fastest form that loses nothing against the file. ``threads``: CPU
+        threads of torch and of the head, for the whole process. ``wait``: seconds to wait for peers while
+        some blocks are served by nobody, here and at each generation; idle nodes are asked for them in any
+        case. ``on_progress``: called with a line of text while loading and waiting, from another thread.
+        ``prefix_cache``: let peers keep what they computed of a finished chat for a while, so that its next
+        turn is fed only what is new; they can recognise it only by this client's secret ``prefix_salt`` (16
+        to 64 bytes; None draws one that no other process knows). ``chain``: peers pass activations on to each
+        other where they can; False lets every one of them go through this machine, which costs a round trip a
+        peer. ``draft``: a small model of the same family, named as ``model`` is, which this machine runs as a
+        whole to guess what comes next, so that a pass through the swarm can bring several tokens; without
+        one, guesses are taken from the text itself.
 
-        Raises UsageError, CheckpointError, UnsupportedModelError, PeerUnreachableError and, with ``wait``,
-        NoRouteError.
+        Raises UsageError, ModelNotFoundError, CheckpointError, UnsupportedModelError, PeerUnreachableError,
+        NotAdmittedError and, with ``wait``, NoRouteError.
         """
         loop = BackgroundLoop()
         try:
@@ -130,6 +140,11 @@ class SwarmModel:
                 AsyncSwarmModel.connect(
                     model=model,
                     initial_peers=initial_peers,
+                    swarm=swarm,
+                    swarm_key=swarm_key,
+                    join=join,
+                    mdns=mdns,
+                    pure_python=pure_python,
                     wire_codec=wire_codec,
                     quantize=quantize,
                     dtype=dtype,
@@ -217,7 +232,12 @@ def generate(
     prompt: Prompt,
     *,
     model: str | PathLike[str],
-    initial_peers: Sequence[str],
+    initial_peers: Sequence[str] = (),
+    swarm: str = "",
+    swarm_key: str | PathLike[str] | None = None,
+    join: str = "",
+    mdns: bool = True,
+    pure_python: bool = False,
     wire_codec: str = DEFAULT_CODEC,
     quantize: str = "auto",
     dtype: str = "auto",
@@ -237,6 +257,11 @@ def generate(
     with SwarmModel.connect(
         model=model,
         initial_peers=initial_peers,
+        swarm=swarm,
+        swarm_key=swarm_key,
+        join=join,
+        mdns=mdns,
+        pure_python=pure_python,
         wire_codec=wire_codec,
         quantize=quantize,
         dtype=dtype,

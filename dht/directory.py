@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from ..swarm.demand import Wanted, WantedModel
 from ..swarm.types import ModelRef, NodeInfo
 
 TTL_S = 60.0
@@ -25,7 +27,14 @@ class Directory(Protocol):
         """Publish ``info`` for TTL_S seconds, in place of what this node announced before."""
 
     async def withdraw(self) -> None:
-        """Take this node's announcement back, at once. Does nothing if there is none."""
+        """Take back at once what this node announced and what it wants. May be called without either."""
+
+    async def want(self, models: Sequence[WantedModel]) -> None:
+        """Tell idle nodes for TTL_S seconds that this identity finds no route through ``models``, MAX_WANTED
+        at most, in place of what it wanted before. None of them: it wants nothing any more."""
+
+    async def wanted(self) -> list[Wanted]:
+        """What everybody wants, one record a peer."""
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
         """Every node that serves blocks of ``model`` (same digest; the name may differ), in any state."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from ..swarm.errors import NetworkError
+from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
+from ..swarm.errors import LocalProtocolError, NetworkError
 from ..swarm.types import ModelRef, NodeInfo
 from .directory import TTL_S
 
@@ -18,6 +20,8 @@ class MemoryStore:
         self.ttl = ttl
         self.down = False  # set it to simulate a directory that nobody can reach
         self._records: dict[str, tuple[float, NodeInfo]] = {}  # peer id -> (expiration, record)
+        self._wanted: dict[str, tuple[float, Wanted]] = {}
+        self._numbers = itertools.count(1)
 
     def put(self, info: NodeInfo) -> None:
         self._check()
@@ -36,16 +40,34 @@ class MemoryStore:
             (info for _, info in self._records.values()), key=lambda info: (info.span, info.peer_id)
         )
 
+    def want(self, record: Wanted) -> None:
+        self._check()
+        self._wanted.pop(record.peer_id, None)
+        if record.models:
+            self._wanted[record.peer_id] = (self.clock() + self.ttl, record)
+
+    def wanted(self) -> list[Wanted]:
+        """Unexpired records of demand, by peer id."""
+        self._check()
+        now = self.clock()
+        self._wanted = {peer: entry for peer, entry in self._wanted.items() if entry[0] > now}
+        return [self._wanted[peer][1] for peer in sorted(self._wanted)]
+
+    def next_name(self) -> str:
+        """A peer id for a directory that was given none."""
+        return f"memory-{next(self._numbers)}"
+
     def _check(self) -> None:
         if self.down:
             raise NetworkError("the directory cannot be reached")
 
 
 class MemoryDirectory:
-    """One participant's view of a MemoryStore. Implements Directory."""
+    """One participant's view of a MemoryStore. Implements Directory. ``peer_id``: whose demand it tells."""
 
-    def __init__(self, store: MemoryStore | None = None) -> None:
+    def __init__(self, store: MemoryStore | None = None, peer_id: str = "") -> None:
         self.store = store or MemoryStore()
+        self._peer_id = peer_id or self.store.next_name()
         self._announced: str | None = None  # our peer id, once announced
 
     async def announce(self, info: NodeInfo) -> None:
@@ -58,6 +80,16 @@ class MemoryDirectory:
         if self._announced is not None:
             self.store.remove(self._announced)
             self._announced = None
+
+        await self.want(())
+
+    async def want(self, models: Sequence[WantedModel]) -> None:
+        if len(models) > MAX_WANTED:
+            raise LocalProtocolError(f"{len(models)} models wanted at once, more than {MAX_WANTED}")
+        self.store.want(Wanted(self._peer_id, tuple(models)))
+
+    async def wanted(self) -> list[Wanted]:
+        return self.store.wanted()
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
         return [

@@ -1,10 +1,11 @@
-"""What an announcement says: NodeInfo, ModelRef and withdrawal to msgpack maps and back.
+"""What an entry says: NodeInfo, ModelRef, Wanted and withdrawal to msgpack maps and back.
 
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
-             "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check"}
-                                                          the last seven may be absent
+             "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "max_blocks",
+             "weights_root"}                              those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
+    wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
 
 Who it is about is not in it: that is the entry's signer. Unknown fields are ignored; unknown versions and
@@ -20,15 +21,16 @@ from typing import Any, cast
 
 import msgpack
 
+from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, RemoteProtocolError
 from ..swarm.fields import Choice, FieldError, FieldType, Integer, Prose, Sequence, SpanField, Word
+from ..swarm.names import MAX_NAME_CHARS
 from ..swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 from .layout import MAX_RECORD_BYTES
 from .maddrs import MAX_MADDR_CHARS, is_dialable
 
 RECORD_VERSION = 1
 MAX_MADDRS = 12
-MAX_NAME_CHARS = 128
 MAX_CODECS = 16
 
 _MAX_BODY_BYTES = MAX_RECORD_BYTES - 128  # the signature and its wrapping take about 75
@@ -87,6 +89,25 @@ class LinkField:
         return list(map(_read_item, range(len(items)), self._types, items))
 
 
+class WantedField:
+    """A WantedModel: ``[name, digest or ""]`` on the wire."""
+
+    _types: tuple[FieldType, ...] = (
+        Name(),
+        Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or none"),
+    )
+
+    def read(self, value: object) -> WantedModel:
+        if not isinstance(value, list) or len(value) != len(self._types):
+            raise FieldError("a list of name and digest", value)
+        return WantedModel(*map(_read_item, range(len(value)), self._types, value))
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, WantedModel):
+            raise FieldError("a WantedModel", value)
+        return list(map(_read_item, range(2), self._types, (value.name, value.digest)))
+
+
 def _read_item(index: int, type_: FieldType, value: object) -> Any:
     try:
         return type_.read(value)
@@ -127,7 +148,10 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "journal": _BYTES,
     "journal_max": _BYTES,
     "row_check": Word(re.compile(r"[0-9a-f]{0,32}"), "up to 32 lowercase hexadecimal digits"),
+    "max_blocks": Integer(0, MAX_BLOCKS),
+    "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or none"),
 }
+_WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
     "queue_ms": 0.0,
     "tps": 0.0,
@@ -136,6 +160,8 @@ _OPTIONAL: dict[str, object] = {
     "journal": 0,
     "journal_max": 0,
     "row_check": "",
+    "max_blocks": 0,
+    "weights_root": "",
 }
 """What an entry may leave out, and the value that it then has."""
 
@@ -178,6 +204,8 @@ def encode_node(info: NodeInfo) -> bytes:
                 "journal": info.journal_bytes,
                 "journal_max": info.total_journal_bytes,
                 "row_check": info.row_check,
+                "max_blocks": info.max_blocks,
+                "weights_root": info.weights_root,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or maddrs):
@@ -190,11 +218,19 @@ def encode_model(model: ModelRef) -> bytes:
     return _encode("model", _MODEL_FIELDS, _model_values(model))
 
 
+def encode_wanted(models: tuple[WantedModel, ...]) -> bytes:
+    """The body of an entry in the demand. Raises LocalProtocolError."""
+    return _encode("wanted", _WANTED_FIELDS, {"models": models})
+
+
 def encode_gone() -> bytes:
     return _encode("gone", {}, {})
 
 
-def decode(owner: str, body: bytes) -> NodeInfo | ModelRef | Gone:
+Content = NodeInfo | ModelRef | Wanted | Gone
+
+
+def decode(owner: str, body: bytes) -> Content:
     """What ``owner`` (the PeerID that signed) announced. Raises RemoteProtocolError naming the bad field."""
     record = _unpack(body)
     version, kind = record.get("v"), record.get("kind")
@@ -206,6 +242,8 @@ def decode(owner: str, body: bytes) -> NodeInfo | ModelRef | Gone:
         return _model(_read(owner, _MODEL_FIELDS, record))
     if kind == "node":
         return _node(owner, _read(owner, _NODE_FIELDS, record))
+    if kind == "wanted":
+        return Wanted(owner, _read(owner, _WANTED_FIELDS, record)["models"])
     raise RemoteProtocolError(f"{owner} announces something of a kind that this version does not know")
 
 
@@ -237,6 +275,8 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         journal_bytes=values["journal"],
         total_journal_bytes=values["journal_max"],
         row_check=values["row_check"],
+        max_blocks=values["max_blocks"],
+        weights_root=values["weights_root"],
     )
 
 

@@ -19,6 +19,7 @@ from hivemind.dht.traverse import traverse_dht
 from hivemind.p2p import PeerID
 
 from ..swarm.errors import RemoteProtocolError
+from .entry_check import Entry
 from .envelope import unseal
 from .layout import MAX_ENTRIES, REPLICAS, in_fair_order, key_hash
 
@@ -32,15 +33,6 @@ _BEAM = 2 * REPLICAS  # nearest nodes asked: entries survive that many changes o
 _WORKERS = 16  # questions in flight
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A signed entry whose signature has been checked. ``expiration``: seconds of Unix time."""
-
-    owner: str
-    expiration: float
-    body: bytes
 
 
 @dataclass(slots=True)
@@ -64,9 +56,10 @@ class Written:
 
 
 class Replicas:
-    """Lookups and writes through one DHTNode. ``clock``: seconds of Unix time."""
+    """Lookups and writes through one DHTNode. ``clock``: seconds of Unix time. ``tag``: of the swarm."""
 
-    def __init__(self, node: DHTNode, clock: Callable[[], float]) -> None:
+    def __init__(self, node: DHTNode, clock: Callable[[], float], tag: str = "") -> None:
+        self._tag = tag
         self._node = node
         self._clock = clock
         self._salt = str(node.peer_id)
@@ -74,7 +67,7 @@ class Replicas:
     async def lookup(self, keys: Sequence[str]) -> Lookup:
         """All live entries of ``keys``, from the nodes nearest to them and from our own storage."""
         node = self._node
-        key_ids = {DHTID.from_bytes(key_hash(key)): key for key in keys}
+        key_ids = {DHTID.from_bytes(key_hash(key, self._tag)): key for key in keys}
         found = Lookup(entries={key: {} for key in keys})
         peers: dict[DHTID, PeerID] = {}
         for key_id, key in key_ids.items():
@@ -133,7 +126,7 @@ class Replicas:
 
     async def write(self, owner: str, value: bytes, expiration: float, key: str, found: Lookup) -> Written:
         """Store ``owner``'s entry at the REPLICAS nearest nodes that ``found`` names and that answer."""
-        key_id = DHTID.from_bytes(key_hash(key))
+        key_id = DHTID.from_bytes(key_hash(key, self._tag))
         result, candidates = Written(), list(found.nearest[key])
         while candidates and (wanted := REPLICAS - result.accepted - result.refused - result.own) > 0:
             batch, candidates = candidates[:wanted], candidates[wanted:]
@@ -169,11 +162,11 @@ class Replicas:
             if expiration <= now or (owner in entries and entries[owner].expiration >= expiration):
                 continue
             try:
-                _, body, _ = unseal(key, self._node.protocol.serializer.dumps(owner), expiration, value)
+                sealed = unseal(key, self._node.protocol.serializer.dumps(owner), expiration, value)
             except RemoteProtocolError as error:
                 logger.debug("skipped a DHT entry: %s", error)
                 continue
-            entries[owner] = Entry(owner, expiration, body)
+            entries[owner] = Entry(owner, expiration, sealed.body, value)
 
     def _bounded(self, entries: dict[str, Entry]) -> dict[str, Entry]:
         if len(entries) <= MAX_ENTRIES:

@@ -51,12 +51,13 @@ def is_due(told: NodeInfo, age_s: float, current: NodeInfo, refresh_s: float) ->
 
 class Announcer:
     """Announces ``snapshot()`` at once, every ``refresh_s`` seconds, earlier when its load moved much, and
-    whenever ``poke`` says it changed."""
+    whenever ``poke`` says it changed. A snapshot of None: there is nothing to announce, what was is taken
+    back."""
 
     def __init__(
         self,
         directory: Directory,
-        snapshot: Callable[[], NodeInfo],
+        snapshot: Callable[[], NodeInfo | None],
         refresh_s: float = REFRESH_S,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -75,31 +76,43 @@ class Announcer:
     async def announce(self) -> bool:
         """Announce once. False if the directory could not be reached: logged, and ``run`` tries again
         soon."""
-        return await self._announce(self._snapshot())
+        _, done = await self._announce()
+        if not done:
+            self.poke()
+        return done
 
-    async def _announce(self, info: NodeInfo) -> bool:
+    async def _announce(self) -> tuple[NodeInfo | None, bool]:
+        """What was announced, and whether somebody took it."""
         async with self._announcing:
             self._changed.clear()
+            info = self._snapshot()  # here: one that waited for another must not bring older news
             try:
                 async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
-                    await self._directory.announce(info)
+                    await (self._directory.withdraw() if info is None else self._directory.announce(info))
             except (NetworkError, TimeoutError) as error:
                 log.warning("event=announce_failed retry_s=%g error=%r", RETRY_S, str(error))
-                return False
-            return True
+                return info, False
+            return info, True
 
     async def run(self) -> None:
         """Until cancelled. Does not withdraw."""
         while True:
-            info, at = self._snapshot(), self._clock()
-            refresh_s = self._refresh_s if await self._announce(info) else min(RETRY_S, self._refresh_s)
-            while not is_due(info, self._clock() - at, self._snapshot(), refresh_s):
+            at = self._clock()
+            info, done = await self._announce()
+            refresh_s = self._refresh_s if done else min(RETRY_S, self._refresh_s)
+            while not self._is_due(info, self._clock() - at, refresh_s):
                 try:
                     async with asyncio.timeout(min(LOOK_S, refresh_s)):
                         await self._changed.wait()
                     break
                 except TimeoutError:
                     continue
+
+    def _is_due(self, told: NodeInfo | None, age_s: float, refresh_s: float) -> bool:
+        current = self._snapshot()
+        if told is None or current is None:
+            return told is not current
+        return is_due(told, age_s, current, refresh_s)
 
     async def withdraw(self) -> None:
         """Take the announcement back. A directory that cannot be reached forgets it when it expires."""

@@ -9,12 +9,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..shards.kv_pool import KvPool, Piece
-from ..shards.span_model import SpanModel
+from ..shards.backend import Memory, SpanBackend
+from ..shards.kv_pool import Piece
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ..swarm.messages import Want
@@ -51,11 +52,10 @@ class BatchReport:
 class BatchRunner:
     """Runs slices of steps through a span model. Used by the compute thread only, under inference mode."""
 
-    def __init__(self, model: SpanModel, pool: KvPool) -> None:
-        self._model = model
+    def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
+        self._model: SpanBackend[Any] = model
         self._pool = pool
         self._hidden = model.config.hidden_size
-        self._on_cpu = model.device.type == "cpu"
         self._row_bytes = {codec: codecs.payload_bytes(codec, 1, self._hidden) for codec in codecs.CODECS}
 
     def admit(self, job: StepJob) -> None:
@@ -214,8 +214,7 @@ class BatchRunner:
             row += piece.count
         try:
             hidden = self._model.forward(x, pieces, self._pool, span)
-            if not self._on_cpu:
-                getattr(torch, self._model.device.type).synchronize()
+            self._model.synchronize()
         except Exception as error:
             report.clean = False
             if len(work) > 1:

@@ -46,6 +46,9 @@ async def run_bootstrap(
                 port=config.port,
                 announce_maddrs=config.announce_maddrs,
                 initial_peers=config.initial_peers,
+                may_meet=config.may_meet,
+                membership=config.membership,
+                mdns=config.mdns,
                 is_relay=config.relay,
             )
         peer_id = network.transport.peer_id
@@ -53,6 +56,7 @@ async def run_bootstrap(
         network.watch(on_network)
         emit("listening")
         emit("online")
+        network.on_peer(lambda found: emit("peer_found", {"found": found}))
         await network.failed()
     except SwarmError as error:
         emit("error", {"message": error.message, "hint": error.hint})

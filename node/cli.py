@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from ..swarm.errors import SwarmError
+from ..swarm.event_loop import new_event_loop
 from .cli_output import exit_code_of, print_error, set_up_logging
 from .cli_parser import build_parser
 
@@ -56,10 +57,22 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .cli_serve import run_bootstrap_command
 
             return run_bootstrap_command(arguments)
+        case "models":
+            from .cli_models import run_models
+
+            return run_models(arguments)
+        case "plan":
+            from .cli_plan import run_plan
+
+            return run_plan(arguments)
         case "status":
             from .cli_status import run_status
 
             return run_status(arguments)
+        case "invite":
+            from .cli_invite import run_invite
+
+            return run_invite(arguments)
         case "gateway":
             return _run_gateway(arguments)
         case _:
@@ -67,9 +80,7 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
 
 
 def _run(command: Coroutine[Any, Any, None]) -> None:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(command)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
+from ..swarm.entry import SwarmEntry, swarm_entry
 from ..swarm.errors import UsageError
 from ..swarm.types import Span
 
@@ -13,8 +15,22 @@ QUANTIZE = ("auto", "none", "int8", "int4")
 WIRE_CODECS = ("none", "bf16", "fp16", "int8")
 
 
-def span(text: str) -> Span:
-    return Span.parse(text)
+def blocks(text: str) -> Span | str:
+    """A span, or ``auto`` or ``all``."""
+    return text if text in ("auto", "all") else Span.parse(text)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
+
+
+def byte_size(text: str) -> int:
+    """``8GiB``, ``500MiB``, ``1.5G`` (GiB too) or ``2GB`` (10**9) in bytes."""
+    if match := _SIZE.fullmatch(text.strip()):
+        decimal = text.strip()[-1] in "bB" and not match[3]
+        size = int(float(match[1]) * (1000 if decimal else 1024) ** (1 + "KMGT".index(match[2].upper())))
+        if size:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory such as 8GiB or 500MiB")
 
 
 def comma_list(text: str) -> list[str]:
@@ -70,25 +86,85 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def add_peers(command: argparse.ArgumentParser, *, required: bool) -> None:
+WITHOUT_P2PD = ("serve", "plan", "generate", "chat", "gateway", "status", "models")
+"""Commands that can do without p2pd; the others are about the DHT itself."""
+
+
+def add_peers(command: argparse.ArgumentParser) -> None:
+    """Which swarm, and how to get into it; ``entry_of`` reads it."""
     command.add_argument(
         "--initial-peers",
         metavar="ADDR",
         type=comma_list,
         action="extend",
         default=None,
-        required=required,
-        help="address of a peer to join through, such as /ip4/192.0.2.7/tcp/31330/p2p/12D3Koo... "
-        "(several: repeat the option, or commas)",
+        help="address of a peer to join through, such as /ip4/192.0.2.7/tcp/31330/p2p/12D3Koo... or "
+        "/dns4/HOST/tcp/... (several: repeat the option, or commas; default: peers found on this LAN)",
+    )
+    command.add_argument(
+        "--swarm",
+        metavar="NAME",
+        default="",
+        help="name of the swarm; others are neither found nor joined (default: the unnamed one)",
+    )
+    command.add_argument(
+        "--swarm-key",
+        metavar="FILE",
+        default=None,
+        help="key of the swarm: only those who have it, or an invite made with it, are admitted",
+    )
+    command.add_argument(
+        "--join",
+        metavar="INVITE",
+        default="",
+        help="an invite as `swarm-node invite` prints it, or a file with one: says which swarm, and where",
+    )
+    command.add_argument(
+        "--no-mdns",
+        dest="mdns",
+        action="store_false",
+        help="do not look for peers on this LAN, and do not be found there",
+    )
+    if command.prog.rpartition(" ")[2] in WITHOUT_P2PD:
+        command.add_argument(
+            "--pure-python",
+            action="store_true",
+            help="run no p2pd and no DHT, and ask nodes that do; the default where there is no p2pd, as on "
+            'Windows (needs pip install "swarm-node[libp2p]")',
+        )
+
+
+def entry_of(arguments: argparse.Namespace) -> SwarmEntry:
+    """What the words of ``add_peers`` say. Raises UsageError."""
+    return swarm_entry(
+        arguments.initial_peers or (),
+        swarm=arguments.swarm,
+        swarm_key=arguments.swarm_key,
+        join=arguments.join,
+        mdns=arguments.mdns,
+        pure_python=getattr(arguments, "pure_python", False),
     )
 
 
+def entry_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same words, as the client's ``connect`` takes them."""
+    words = {name: getattr(arguments, name) for name in ("swarm", "swarm_key", "join", "mdns", "pure_python")}
+    return {"initial_peers": arguments.initial_peers or (), **words}
+
+
+MODEL_HELP = (
+    "a GGUF file, a HuggingFace model directory, or the name of a model on this machine (see `swarm-node "
+    "models`), in the swarm, or on the HuggingFace hub"
+)
+
+
 def add_model(command: argparse.ArgumentParser) -> None:
+    """For a command that asks; who serves must say what."""
     command.add_argument(
         "--model",
-        required=True,
+        default=None,
         metavar="PATH_OR_NAME",
-        help="a GGUF file, a HuggingFace model directory, or a name on the HuggingFace hub",
+        help=f"{MODEL_HELP} (default: the one that the swarm serves)",
     )
 
 
@@ -104,6 +180,16 @@ def add_compute(command: argparse.ArgumentParser, what: str) -> None:
     )
     command.add_argument(
         "--threads", type=positive_int, default=None, help="compute threads (default: the real cores)"
+    )
+
+
+def add_memory(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--memory",
+        type=byte_size,
+        default=None,
+        metavar="SIZE",
+        help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: as is free)",
     )
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..swarm.errors import SwarmError, UsageError
-from .cli_arguments import client_options
+from .cli_arguments import client_options, entry_options
 from .cli_chat_commands import COMMANDS, SETTINGS, Command, parse, parse_setting
 from .cli_chat_input import EditorSource, History, PipeSource, ReadlineSource, Source, default_history
 from .cli_chat_options import DEFAULT_MAX_NEW_TOKENS
@@ -51,7 +51,7 @@ def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> N
     with progress_of(screen, "Opening the model ..."):
         model = model_class.connect(
             model=arguments.model,
-            initial_peers=arguments.initial_peers,
+            **entry_options(arguments),
             **client_options(arguments),
             on_progress=screen.progress if at_terminal else None,
         )
@@ -313,7 +313,7 @@ def _save(path: Path, text: str) -> None:
                 is_chat = b'"format": "swarm-node chat ' in file.read(64)
             if not is_chat:
                 raise UsageError(f"{path} is there and is no saved chat", hint="Choose another name.")
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file_:
             file_.write(text)
         scratch.replace(path)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..swarm.errors import UsageError
+from ..swarm.state_folder import state_folder
 from .cli_arguments import decoded
 from .cli_chat_commands import COMMANDS, LineJoiner
-from .identity_files import state_folder
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
@@ -74,9 +74,7 @@ def _entries(lines: Iterable[str]) -> Iterable[str]:
 
 
 def _private(path: Path, flags: int) -> IO[str]:
-    return os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600), "w", encoding="utf-8"
-    )
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600), "w", encoding="utf-8")
 
 
 class PipeSource:

@@ -32,7 +32,7 @@ _SAMPLING = {
 
 def add_chat(command: argparse.ArgumentParser) -> None:
     add_model(command)
-    add_peers(command, required=True)
+    add_peers(command)
     command.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
     command.add_argument(
         "--load", default=None, metavar="FILE", help="go on with a chat that /save has written"

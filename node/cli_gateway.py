@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from rich.markup import escape
 
-from .cli_arguments import client_options
+from .cli_arguments import client_options, entry_options
 from .cli_output import console, events
+from .stop_signals import on_stop_signals
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -37,11 +37,8 @@ async def run_gateway(arguments: argparse.Namespace, open_gateway: Open) -> None
 
     running: Any = None
     opening = asyncio.current_task()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
     try:
-        with display:
+        with display, on_stop_signals(on_signal):
             async with open_gateway(**_options(arguments), on_progress=display.progress) as running:
                 display.listening(running)
                 await stop.wait()
@@ -50,16 +47,13 @@ async def run_gateway(arguments: argparse.Namespace, open_gateway: Open) -> None
     except asyncio.CancelledError:
         if not stops:
             raise
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
     display.stopped()
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "models": arguments.model,
-        "initial_peers": arguments.initial_peers,
+        **entry_options(arguments),
         "host": arguments.host,
         "port": arguments.port,
         "api_key_file": arguments.api_key_file,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .cli_arguments import (
+    MODEL_HELP,
     above_zero,
     add_compute,
     add_peers,
@@ -21,12 +22,12 @@ from .cli_arguments import (
 def add_gateway(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
-        required=True,
+        default=[],
         action="append",
         metavar="PATH_OR_NAME",
-        help="a GGUF file, a HuggingFace model directory, or a name on the hub (repeatable: offer several)",
+        help=f"{MODEL_HELP} (repeatable: offer several; default: the one that the swarm serves)",
     )
-    add_peers(command, required=True)
+    add_peers(command)
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this computer only)"
     )

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..swarm.errors import UsageError
-from .cli_arguments import client_options, decoded
+from .cli_arguments import client_options, decoded, entry_options
 from .cli_output import console, format_bytes, print_json, short_peer_id
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
 
@@ -36,7 +36,7 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
     try:
         async with await model_class.connect(
             model=arguments.model,
-            initial_peers=arguments.initial_peers,
+            **entry_options(arguments),
             **client_options(arguments),
             on_progress=lambda text: status.update(escape(text)),
         ) as model:

@@ -6,39 +6,48 @@ import argparse
 from importlib.metadata import version
 from typing import NoReturn
 
+from ..shards.devices import DEVICES
 from ..swarm.errors import UsageError
 from .cli_arguments import (
+    MODEL_HELP,
     above_zero,
     add_compute,
+    add_memory,
     add_model,
     add_peers,
     add_speculate,
     add_wait,
     add_wire_codec,
+    blocks,
+    byte_size,
     comma_list,
     count,
     port_number,
     positive_int,
     seconds,
     share,
-    span,
 )
 from .cli_chat_options import CHAT_EXAMPLES, add_chat
 from .cli_gateway_options import add_gateway
+from .cli_invite_options import INVITE_EXAMPLES, add_invite
+from .cli_models_options import MODELS_EXAMPLES, add_models
+from .cli_plan_options import PLAN_EXAMPLES, add_plan
 from .config import KERNELS, KV_DTYPES
 
-DEVICES = ("cpu", "cuda", "mps")
 BOOTSTRAP_PORT = 31330
 """Where a bootstrap node listens unless told otherwise: its address should survive a restart."""
 
 _MAIN_EXAMPLES = """\
-examples:
-  swarm-node bootstrap                                       a meeting point; prints its address ADDR
-  swarm-node serve --model PATH --blocks 0-14 --initial-peers ADDR
-  swarm-node serve --model PATH --blocks 15-29 --initial-peers ADDR
-  swarm-node generate --model PATH --initial-peers ADDR "What is the capital of France?"
-  swarm-node chat --model PATH --initial-peers ADDR
-  swarm-node status --initial-peers ADDR
+examples, on one local network, where peers find each other:
+  swarm-node plan --model PATH                     what this machine would serve
+  swarm-node serve --model PATH                    on each machine
+  swarm-node chat --model PATH                     on any
+  swarm-node generate --model PATH "What is the capital of France?"
+  swarm-node status
+elsewhere:
+  swarm-node bootstrap                             a meeting point; prints its address ADDR
+  swarm-node serve --model PATH --initial-peers ADDR
+  swarm-node invite --initial-peers ADDR           one line for others to give as --join
 """
 _BOOTSTRAP_EXAMPLES = f"""\
 examples:
@@ -50,12 +59,13 @@ examples:
 _SERVE_EXAMPLES = """\
 examples:
   swarm-node serve --model ./SmolLM2-135M-Instruct.Q4_1.gguf --blocks 0-14 --initial-peers ADDR
-  swarm-node serve --model HuggingFaceTB/SmolLM2-135M-Instruct --initial-peers ADDR
+  swarm-node serve --model HuggingFaceTB/SmolLM2-135M-Instruct --initial-peers ADDR --memory 8GiB
   swarm-node serve --model ./model --blocks 10:20 --device cuda --initial-peers ADDR
   swarm-node serve --model ./model --initial-peers ADDR --relay ADDR     behind NAT: others come by ADDR
   swarm-node serve --model ./model --threads 4 --kv-dtype int8 --kv-cache-tokens 65536
 
 Without --initial-peers the node starts a swarm of its own and prints the address for others to join.
+Without --blocks it chooses those with which it helps most, and others when the swarm has changed.
 Ctrl-C leaves cleanly: no new sessions, running ones get --drain-seconds, the announcement is withdrawn.
 """
 _GENERATE_EXAMPLES = """\
@@ -109,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(_command(commands, "generate", "answer a prompt through the swarm", _GENERATE_EXAMPLES))
     add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
     add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", _GATEWAY_EXAMPLES))
+    add_invite(_command(commands, "invite", "print what lets others into a swarm", INVITE_EXAMPLES))
+    add_models(_command(commands, "models", "what is here, served and wanted", MODELS_EXAMPLES))
+    add_plan(_command(commands, "plan", "what this machine would serve, before it does", PLAN_EXAMPLES))
     _add_status(_command(commands, "status", "who serves what, and what nobody serves", _STATUS_EXAMPLES))
     return parser
 
@@ -157,7 +170,7 @@ def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
 
 def _add_bootstrap(command: argparse.ArgumentParser) -> None:
     _add_listen(command, port=BOOTSTRAP_PORT)
-    add_peers(command, required=False)
+    add_peers(command)
     command.add_argument(
         "--relay",
         action="store_true",
@@ -166,15 +179,26 @@ def _add_bootstrap(command: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
-    add_model(command)
+    command.add_argument("--model", default="", metavar="PATH_OR_NAME", help=MODEL_HELP)
+    command.add_argument(
+        "--models",
+        type=comma_list,
+        action="extend",
+        default=None,
+        metavar="any|NAME,...",
+        help="while this machine is idle, load one of these models when clients ask for it; any: whatever is "
+        "here or shared by peers",
+    )
     command.add_argument(
         "--blocks",
-        type=span,
-        default=None,
+        type=blocks,
+        default="auto",
         metavar="SPAN",
-        help="blocks to serve: 0-20 (inclusive), 0:21 (half-open) or 7 (default: all)",
+        help="blocks to serve: 0-20 (inclusive), 0:21 (half-open) or 7; all; or auto: those with which this "
+        "machine helps the swarm most, which change when the swarm does (default: %(default)s)",
     )
-    add_peers(command, required=False)
+    add_memory(command)
+    add_peers(command)
     _add_listen(command, port=0)
     command.add_argument(
         "--relay",
@@ -185,7 +209,12 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="for a node behind NAT or a firewall: the address of a `bootstrap --relay` through which others "
         "reach it (repeatable)",
     )
-    command.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
+    command.add_argument(
+        "--device",
+        default="auto",
+        choices=DEVICES,
+        help="what computes; auto is MLX on an Apple Silicon Mac, else the CPU (default: %(default)s)",
+    )
     add_compute(command, "block weights")
     command.add_argument(
         "--kernels",
@@ -202,6 +231,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     )
     _add_cache(command)
     _add_sharing(command)
+    _add_weights(command)
     command.add_argument(
         "--drain-seconds",
         type=seconds,
@@ -271,9 +301,34 @@ def _add_sharing(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--share-weights",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="serve the model's files to peers that ask for them, too (default: only where all addresses of "
+        "this node are private)",
+    )
+    command.add_argument(
+        "--weights-bandwidth",
+        type=above_zero,
+        default=None,
+        metavar="MBIT",
+        help="megabits a second that weights may take, each way (default: no bound)",
+    )
+    command.add_argument(
+        "--cache-size",
+        type=byte_size,
+        default=200_000_000_000,
+        metavar="SIZE",
+        help="disk for weights that peers sent, in ~/.swarm-node or $SWARM_NODE_HOME; the least lately used "
+        "go first (default: 200GB)",
+    )
+
+
 def _add_generate(command: argparse.ArgumentParser) -> None:
     add_model(command)
-    add_peers(command, required=True)
+    add_peers(command)
     command.add_argument("prompt", help="the text; - reads standard input")
     command.add_argument(
         "--raw", action="store_true", help="send the text as it is, without the chat template"
@@ -324,4 +379,4 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_status(command: argparse.ArgumentParser) -> None:
-    add_peers(command, required=True)
+    add_peers(command)

@@ -6,19 +6,27 @@ import argparse
 import asyncio
 import contextlib
 import shlex
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from ..shards.devices import DeviceChoice, choose_device
 from ..swarm.types import Span
 from .bootstrap import run_bootstrap
-from .cli_output import console, events
+from .cli_arguments import entry_of
+from .cli_auto import auto_line
+from .cli_output import console, events, short_peer_id
 from .config import BootstrapConfig, NodeConfig, NodeEvent
 from .identity_files import IdentityClaim
+from .model_wishes import ModelWishes
+from .on_demand import OnDemand
 from .serve import Node
+from .stop_signals import on_stop_signals
+from .weight_service import WeightOptions, WeightService
+from .weight_source import FoundModel
 
 STATUS_LINE_S = 1.0
 """Seconds between refreshes of the status line at a terminal."""
@@ -28,48 +36,98 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
     def on_event(event: NodeEvent) -> None:
         if arguments.json:
             events.print(event.as_dict())
+        elif event.event == "peer_found":
+            console.print(f"Found peer {short_peer_id(str(event.details['found']))} on this network.")
         elif event.event.startswith("network_"):
             _print_network(event)
         elif event.event == "listening":
             _print_addresses(event, "Bootstrap node")
-            console.print(f"Join it:   {escape(_join_command(event, 'PATH_OR_NAME', '0-14'))}")
+            _print_join(arguments, event, "PATH_OR_NAME", "")
             console.print("Ctrl-C stops it.")
 
+    entry = entry_of(arguments)
     with IdentityClaim(arguments.identity, "bootstrap") as identity:
         config = BootstrapConfig(
             identity=identity.path,
             host=arguments.host,
             port=arguments.port,
             announce_maddrs=tuple(arguments.announce or ()),
-            initial_peers=tuple(arguments.initial_peers or ()),
+            initial_peers=entry.initial_peers,
+            may_meet=entry.may_meet,
+            membership=entry.membership,
+            mdns=entry.mdns,
             relay=arguments.relay,
         )
         running = asyncio.ensure_future(run_bootstrap(config, on_event))
-        with _on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
+        with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
             await running
 
 
 async def run_serve(arguments: argparse.Namespace) -> None:
     with IdentityClaim(arguments.identity, "serve") as identity, _Display(arguments) as display:
         config = node_config(arguments, Path(identity.path))
-        node = Node(config, display.on_event, on_progress=display.on_progress)
-        with _on_stop_signals(node.request_stop):
+        if not arguments.json and (note := device_of(arguments).note):
+            console.print(f"[yellow]{escape(note)}[/]")
+        weights = WeightService(weight_options(arguments), display.on_hashing)
+        source = FoundModel(config.model, weights, display.on_progress)
+        if config.model:
+            await source.locate()
+
+        def on_demand(node: Node) -> OnDemand:
+            return OnDemand(
+                node,
+                ModelWishes(node.directory, node.peer_id, config.models),
+                lambda place: FoundModel(place.name, weights, display.on_progress, location=place),
+                home=source if config.model else None,
+            )
+
+        node = Node(
+            config,
+            display.on_event,
+            on_progress=display.on_progress,
+            source=source,
+            services=[weights],
+            on_demand=on_demand if config.models else None,
+        )
+        with on_stop_signals(node.request_stop):
             async with display.status_line(node):
                 await node.run()
 
 
+def weight_options(arguments: argparse.Namespace) -> WeightOptions:
+    megabits = arguments.weights_bandwidth
+    return WeightOptions(
+        share=arguments.share_weights,
+        bytes_per_s=None if megabits is None else megabits * 125_000,
+        cache_bytes=arguments.cache_size,
+    )
+
+
+def device_of(arguments: argparse.Namespace) -> DeviceChoice:
+    """``--device auto`` is the CPU where an option asks for what only that can do."""
+    return choose_device(arguments.device, only_cpu=arguments.deterministic or arguments.kernels != "auto")
+
+
 def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
     """What the words of ``swarm-node serve`` say. Raises UsageError."""
+    entry = entry_of(arguments)
     return NodeConfig(
         model=arguments.model,
-        blocks=arguments.blocks,
-        initial_peers=tuple(arguments.initial_peers or ()),
+        models=tuple(arguments.models or ()),
+        blocks=arguments.blocks if isinstance(arguments.blocks, Span) else None,
+        auto=arguments.blocks == "auto",
+        memory=arguments.memory,
+        initial_peers=entry.initial_peers,
+        may_meet=entry.may_meet,
+        membership=entry.membership,
+        mdns=entry.mdns,
+        pure_python=entry.pure_python,
         identity=identity,
         host=arguments.host,
         port=arguments.port,
         announce_maddrs=tuple(arguments.announce or ()),
         relays=tuple(arguments.relay or ()),
-        device=arguments.device,
+        device=device_of(arguments).name,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         kernels=arguments.kernels,
@@ -85,20 +143,6 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         idle_session_seconds=arguments.idle_session_seconds,
         drain_seconds=arguments.drain_seconds,
     )
-
-
-@contextlib.contextmanager
-def _on_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call ``stop``; a second Ctrl-C calls it again."""
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:
@@ -121,6 +165,17 @@ def _print_network(event: NodeEvent) -> None:
         console.print(f"[green]Network restored[/] after {event.details['seconds']:.1f} s.")
 
 
+def _fetched(details: Mapping[str, object]) -> str:
+    """``Fetched 98 MB in 1.2 s: 60 MB from …a1b2c3, 38 MB from …d4e5f6.``"""
+    parts = cast(Mapping[str, int], details["bytes_by_source"])
+    shown = sorted(parts.items(), key=lambda part: -part[1])[:4]
+    sources = ", ".join(
+        f"{n / 1e6:.0f} MB from {escape(peer if ' ' in peer else '…' + peer[-6:])}" for peer, n in shown
+    )
+    size = cast(int, details["bytes"]) / 1e6
+    return f"Fetched {size:.0f} MB of weights in {details['seconds']:.1f} s: {sources}."
+
+
 def suggest_blocks(event: NodeEvent) -> str:
     """Blocks that a next peer could serve: those after this node's, those before, or the same again."""
     span, n_blocks = Span.parse(event.blocks), event.details.get("n_blocks")
@@ -129,9 +184,35 @@ def suggest_blocks(event: NodeEvent) -> str:
     return str(Span(0, span.start)) if span.start else str(span)
 
 
-def _join_command(event: NodeEvent, model: str, blocks: str) -> str:
-    address = _dialable(event.maddrs)[0] if event.maddrs else "ADDR"
-    return f"swarm-node serve --model {shlex.quote(model)} --blocks {blocks} --initial-peers {address}"
+ONLY_HERE = ("127.0.0.1", "::1", "localhost")
+"""Hosts to listen on that no other machine reaches."""
+
+
+def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> str:
+    """What to type on another machine to serve beside this node."""
+    words = ["swarm-node serve --model", shlex.quote(model)]
+    if blocks:
+        words.append(f"--blocks {blocks}")
+    if arguments.join or arguments.swarm_key:
+        words.append("--join INVITE")  # which has the addresses, too
+    else:
+        if arguments.swarm:
+            words.append(f"--swarm {shlex.quote(arguments.swarm)}")
+        if not arguments.mdns or arguments.host in ONLY_HERE:
+            words.append(f"--initial-peers {_dialable(event.maddrs)[0] if event.maddrs else 'ADDR'}")
+    return " ".join(words)
+
+
+def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> None:
+    command = join_command(arguments, event, model, blocks)
+    near = "" if "--initial-peers" in command or "--join" in command else " on this network"
+    console.print(f"The next peer{near} joins with:")
+    console.print(f"  {escape(command)}")
+    if near or "--join" in command:
+        prints = (
+            "INVITE is what `swarm-node invite` prints" if not near else "Elsewhere: see `swarm-node invite`"
+        )
+        console.print(f"  {prints}.")
 
 
 class _Display:
@@ -140,7 +221,7 @@ class _Display:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._as_json = bool(arguments.json)
-        self._was_online = False
+        self._was_online = self._stands_by = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -151,6 +232,7 @@ class _Display:
             disable=self._as_json or not console.is_terminal,
         )
         self._task = self._progress.add_task("Loading", total=None, visible=False)
+        self._hashing = self._progress.add_task("Hashing", total=None, visible=False)
 
     def __enter__(self) -> _Display:
         self._progress.start()
@@ -160,12 +242,19 @@ class _Display:
         self._progress.stop()
 
     def on_progress(self, done: int, total: int, label: str) -> None:
+        self._show(self._task, done, total, label)
+
+    def on_hashing(self, done: int, total: int, label: str) -> None:
+        self._show(self._hashing, done, total, label)
+
+    def _show(self, task: TaskID, done: int, total: int, label: str) -> None:
         # rich's progress takes its own lock, so that the loading thread may call this.
         self._progress.update(
-            self._task, completed=done, total=total, description=escape(label), visible=done < total
+            task, completed=done, total=total, description=escape(label), visible=done < total
         )
 
     def on_event(self, event: NodeEvent) -> None:
+        self._stands_by = event.event == "standing_by" or (self._stands_by and event.event != "loading")
         if self._as_json:
             events.print(event.as_dict())
             return
@@ -194,11 +283,26 @@ class _Display:
                     )
                 if details.get("announced") is False:
                     console.print("[yellow]The swarm did not take the announcement yet; trying again.[/]")
-                console.print("The next peer joins with:")
-                console.print(
-                    f"  {escape(_join_command(event, self._arguments.model, suggest_blocks(event)))}"
-                )
+                model = self._arguments.model or event.model
+                blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
+                _print_join(self._arguments, event, model, blocks)
                 console.print("Ctrl-C leaves cleanly.")
+            case "peer_found":
+                console.print(f"Found peer {short_peer_id(str(details['found']))} on this network.")
+            case "wanted":
+                peers = cast(int, details["peers"])
+                console.print(f"{peers} client(s) want {escape(str(details['wanted']))}: taking it up.")
+            case "wish_failed":
+                wish = f"{details['wanted']}: {details['message']}"
+                console.print(f"[yellow]Cannot serve[/] {escape(wish)}")
+            case "waiting" | "not_sharing":
+                what = "Waiting" if event.event == "waiting" else "Not sharing its weights"
+                console.print(f"[yellow]{what}[/]: {escape(str(details.get('message')))}")
+            case "sharing":
+                size = cast(int, details["bytes"]) / 1e6
+                console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")
+            case "fetched":
+                console.print(_fetched(details))
             case "network_lost" | "network_restored":
                 _print_network(event)
             case "draining":
@@ -206,6 +310,8 @@ class _Display:
                     f"Draining: {details.get('sessions')} sessions have "
                     f"{details.get('drain_seconds'):.0f} s to end; Ctrl-C again stops at once."
                 )
+            case _ if line := auto_line(event):
+                console.print(line)
             case "stopped":
                 console.print("Stopped; the announcement is withdrawn." if self._was_online else "Stopped.")
 
@@ -235,4 +341,6 @@ class _Display:
                         f"journal {server.journal.used / 2**20:.0f} of {node.config.journal_mib} MiB"
                         + (" · deterministic" if node.config.deterministic else "")
                     )
+                elif self._stands_by:
+                    line.update("Standing by")
                 await asyncio.sleep(STATUS_LINE_S)

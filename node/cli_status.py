@@ -1,49 +1,63 @@
-"""``swarm-node status``: every model of a swarm, who serves which blocks, and which blocks nobody serves."""
+"""``swarm-node status``: every model of a swarm, who serves which blocks, what nobody serves, and demand."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..swarm.identity import Identity
+from ..swarm.demand import Demand, Wanted, tally
+from ..swarm.entry import SwarmEntry
 from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo
+from .cli_arguments import entry_of
+from .cli_demand import demand_lines, demand_report
 from .cli_output import answers, console, print_json, short_peer_id
-from .network import open_network
+from .network import read_only_network
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
     with console.status("Asking the swarm who serves what ..."):
-        nodes = await _read_swarm(arguments.initial_peers)
-    report = build_report(nodes)
+        snapshot = await read_swarm(entry_of(arguments))
+    demand = tally(snapshot.wanted, snapshot.nodes)
+    report = build_report(snapshot.nodes, demand)
     if arguments.json:
         print_json(report)
     else:
-        print_tables(report)
+        print_tables(report, demand)
 
 
-async def _read_swarm(initial_peers: Sequence[str]) -> list[NodeInfo]:
-    network = await open_network(
-        Identity.generate(), host="127.0.0.1", port=0, initial_peers=initial_peers, client_mode=True
-    )
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    nodes: Sequence[NodeInfo]
+    wanted: Sequence[Wanted]
+
+
+async def read_swarm(entry: SwarmEntry) -> Snapshot:
+    """What a swarm's directory says now. Raises UsageError, NetworkError."""
+    network = await read_only_network(entry)
     try:
-        return await network.directory.all_nodes()
+        return Snapshot(await network.directory.all_nodes(), await network.directory.wanted())
     finally:
         await network.close()
 
 
-def build_report(nodes: Sequence[NodeInfo]) -> dict[str, Any]:
-    """The object that ``status --json`` prints: models by name, each with its nodes by first block."""
+def build_report(nodes: Sequence[NodeInfo], demand: Sequence[Demand] = ()) -> dict[str, Any]:
+    """The object that ``status --json`` prints: models by name, each with its nodes by first block; and what
+    is wanted."""
     by_model: dict[str, list[NodeInfo]] = {}
     for node in nodes:
         by_model.setdefault(node.model.digest, []).append(node)
     models = [_report_model(found[0].model, found) for found in by_model.values()]
-    return {"models": sorted(models, key=lambda model: (model["name"], model["digest"]))}
+    return {
+        "models": sorted(models, key=lambda model: (model["name"], model["digest"])),
+        "wanted": demand_report(demand),
+    }
 
 
 def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
@@ -72,6 +86,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
                 "total_journal_bytes": node.total_journal_bytes,
                 "deterministic": bool(node.row_check),
                 "row_check": node.row_check,
+                "weights_root": node.weights_root,
                 "weights": node.weights,
                 "codecs": list(node.codecs),
                 "version": node.version,
@@ -82,9 +97,11 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
     }
 
 
-def print_tables(report: dict[str, Any]) -> None:
+def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
     if not report["models"]:
         answers.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
+        for line in demand_lines(demand):
+            answers.print(line)
         return
     for model in report["models"]:
         answers.print(_table(model))
@@ -97,6 +114,8 @@ def print_tables(report: dict[str, Any]) -> None:
             )
         else:
             answers.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
+    for line in demand_lines(demand):
+        answers.print(line)
     answers.print(_LEGEND)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..swarm.errors import UsageError
+from ..swarm.membership import Membership
 from ..swarm.types import Span
 from .scheduler import DECODE_TOKENS
 
@@ -20,21 +21,35 @@ MIN_MAX_FRAME = 64 * 1024
 class NodeConfig:
     """How one node serves. Raises UsageError naming the option that is wrong.
 
-    ``blocks``: None serves every block of the model. ``kv_cache_tokens``: None measures free memory.
+    ``model`` may be "" where ``models`` are given: those that an idle node loads when somebody asks for them,
+    ``any`` for whatever it can get.
+    ``blocks``: None serves every block of the model, or with ``auto`` those that help most, which may change.
+    ``memory``: bytes that weights and KV cache may take, ``kv_cache_tokens``: of the cache; None measures.
     ``kv_dtype``: how keys and values are held; auto is float32 where ``dtype`` is, else 16 bits.
+    ``look_seconds``: between looks at the directory, where the node chooses its blocks itself.
     ``prefill_target_ms``: what a slice of a prompt may add to a batch that others' decode steps are in.
     ``max_kv_share_per_peer``: the part of the cache that one peer may hold even while nobody else wants any.
     ``journal_mib``: memory for what sessions sent on, to feed a replacement of the next hop; 0 keeps none.
     ``deterministic``: compute each token to the same bits in any batch and any chunk, or refuse to start.
     ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free one.
+    ``membership``: of the swarm to be in, None for the unnamed one. ``may_meet``: addresses of peers to join
+    through that need not answer, as ``initial_peers`` must. ``mdns``: find peers on this LAN, and be found.
+    ``pure_python``: a light node, without p2pd and the DHT.
     ``identity``: None makes a new identity that is forgotten at the end. ``relays``: peers through which
     others reach this node, where they cannot dial it.
     Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
     """
 
     model: str
+    models: tuple[str, ...] = ()
     blocks: Span | None = None
+    auto: bool = False
+    memory: int | None = None
     initial_peers: tuple[str, ...] = ()
+    may_meet: tuple[str, ...] = ()
+    membership: Membership | None = None
+    mdns: bool = True
+    pure_python: bool = False
     identity: Path | None = None
     host: str = "0.0.0.0"
     port: int = 0
@@ -62,10 +77,19 @@ class NodeConfig:
     idle_session_seconds: float = 600.0
     idle_connection_seconds: float = 120.0
     announce_seconds: float = 20.0
+    look_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise UsageError("no model given", hint="Pass --model with a path or a hub name.")
+        if not self.model and not self.models:
+            raise UsageError(
+                "no model given",
+                hint="Pass --model with a path or a name, or --models any to serve on demand.",
+            )
+        if self.models and not self.auto:
+            raise UsageError(
+                "only a node that chooses its blocks itself can take up models that are asked for",
+                hint="Leave --blocks out, or --models.",
+            )
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port} is not between 0 and 65535")
         for name in (
@@ -76,7 +100,9 @@ class NodeConfig:
             "max_connections_per_peer",
         ):
             _require_positive(name, getattr(self, name))
-        for name in ("threads", "kv_cache_tokens"):
+        if self.auto and self.blocks is not None:
+            raise UsageError(f"blocks {self.blocks} and blocks chosen by the node itself exclude each other")
+        for name in ("threads", "kv_cache_tokens", "memory"):
             if (value := getattr(self, name)) is not None:
                 _require_positive(name, value)
         for name in (
@@ -84,6 +110,7 @@ class NodeConfig:
             "idle_session_seconds",
             "idle_connection_seconds",
             "announce_seconds",
+            "look_seconds",
         ):
             _require_positive(name, getattr(self, name))
         if self.max_batch_tokens <= DECODE_TOKENS:
@@ -112,6 +139,9 @@ class BootstrapConfig:
     port: int = 0
     announce_maddrs: tuple[str, ...] = ()
     initial_peers: tuple[str, ...] = ()
+    may_meet: tuple[str, ...] = ()
+    membership: Membership | None = None
+    mdns: bool = True
     relay: bool = False
 
     def __post_init__(self) -> None:
@@ -121,8 +151,8 @@ class BootstrapConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """One thing that happened: ``listening compiling loading online network_lost network_restored draining
-    stopped error``.
+    """One thing that happened: ``listening compiling measured planned standing_by moving loading online
+    network_lost network_restored draining stopped error``.
 
     ``details`` depends on the event: measured speeds for ``online``, ``message`` and ``hint`` for ``error``.
     """

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..shards.kv_pool import KvPool
-from ..shards.span_model import SpanModel
+from ..shards.backend import KvMemory, Memory, SpanBackend
 from ..swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ..swarm.messages import PAGE_TOKENS
 from ..swarm.types import Span
@@ -83,13 +82,18 @@ class Engine:
     """
 
     def __init__(
-        self, model: SpanModel, pool: KvPool, *, threads: int, settings: EngineSettings | None = None
+        self,
+        model: SpanBackend[Memory],
+        pool: Memory,
+        *,
+        threads: int,
+        settings: EngineSettings | None = None,
     ) -> None:
         settings = settings or EngineSettings()
         if pool.n_slots < len(model.span):
             raise UsageError(f"a KV pool of {pool.n_slots} slots holds no page of blocks {model.span}")
-        self.model = model
-        self.pool = pool
+        self.model: SpanBackend[Any] = model
+        self.pool: KvMemory = pool
         self.settings = settings
         self._threads = threads
         self._loop = asyncio.get_running_loop()
@@ -98,8 +102,7 @@ class Engine:
             settings.max_batch_tokens,
             max_sessions=settings.max_sessions_per_batch,
             prefill_target_us=max(1, int(settings.prefill_target_ms * 1000)),
-            # A few rows more fill a GPU better; a CPU computes them as fast by themselves.
-            mixed=model.device.type != "cpu",
+            mixed=model.mixes,
         )
         self._runner = BatchRunner(model, pool)
         self._allocator = PageAllocator(pool.n_slots)

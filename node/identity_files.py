@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from filelock import FileLock, Timeout
+
 from ..swarm.errors import UsageError
+from ..swarm.state_folder import state_folder
 
 MAX_DEFAULT_IDENTITIES = 64
 """Processes on one machine that may each take a default key."""
-
-
-def state_folder() -> Path:
-    """``$SWARM_NODE_HOME``, else ``~/.swarm-node``."""
-    return Path(os.environ.get("SWARM_NODE_HOME") or Path.home() / ".swarm-node")
 
 
 class IdentityClaim:
@@ -50,7 +46,7 @@ class IdentityClaim:
         )
 
     def close(self) -> None:
-        os.close(self._lock)
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -61,20 +57,18 @@ class IdentityClaim:
         self.close()
 
 
-def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None when another process does."""
+def _try_lock(path: Path) -> FileLock | None:
+    """The lock, held, or None when another process has it."""
     lock_path = path.with_name(path.name + ".lock")
+    lock = FileLock(lock_path, timeout=0, mode=0o600)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock.acquire()
+    except Timeout:
+        return None
     except OSError as error:
         raise UsageError(
             f"cannot write {lock_path}: {error.strerror}",
             hint="Choose a writable place with --identity FILE or SWARM_NODE_HOME.",
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return lock

@@ -87,13 +87,14 @@ def neighbours(own: NodeInfo, nodes: Sequence[NodeInfo], rng: random.Random) -> 
 
 
 class LinkProbe:
-    """Measures until ``run`` is cancelled. ``own``: this node's announcement. ``clock`` in seconds."""
+    """Measures until ``run`` is cancelled. ``own``: this node's announcement, None while it has none.
+    ``clock`` in seconds."""
 
     def __init__(
         self,
         directory: Directory,
         links: Links,
-        own: Callable[[], NodeInfo],
+        own: Callable[[], NodeInfo | None],
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -142,6 +143,8 @@ class LinkProbe:
     async def probe(self) -> None:
         """One round. Raises NetworkError when the directory cannot be read."""
         own = self._own()
+        if own is None:
+            return
         nodes = await self._directory.nodes(own.model)
         now = self._clock()
         wanted = [node for node in neighbours(own, nodes, self._random) if self._wants(node.peer_id, now)]

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..dht.directory import Directory
+from ..swarm.entry import SwarmEntry
+from ..swarm.errors import NotAdmittedError, UsageError
 from ..swarm.identity import Identity
 from ..swarm.lazy_scipy import make_lazy
+from ..swarm.membership import Membership, moment
+from ..swarm.py_libp2p_import import lacks_p2pd
 from ..swarm.transport import NetworkChange, NetworkLost, NetworkRestored, NetworkWatcher, Transport
+from .snapshot_service import serve_snapshots
+
+LOOK_S = 60.0
+"""Between looks whether our membership is over."""
 
 
 class Network(Protocol):
@@ -22,8 +32,11 @@ class Network(Protocol):
     def watch(self, watcher: NetworkWatcher) -> None:
         """Tell ``watcher`` when the network is lost for a time, and when it is back, the directory too."""
 
+    def on_peer(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback`` with the PeerID of each peer that was found on the LAN, and each that will be."""
+
     async def failed(self) -> None:
-        """Waits until the network is lost for good, then raises the NetworkError to show."""
+        """Waits until the network is lost for good, then raises the SwarmError to show."""
 
     async def close(self) -> None:
         """May be called again."""
@@ -56,6 +69,9 @@ class GivenNetwork:
     def watch(self, watcher: NetworkWatcher) -> None:
         """Nothing here comes and goes."""
 
+    def on_peer(self, callback: Callable[[str], None]) -> None:
+        """Nobody is looked for."""
+
     async def failed(self) -> None:
         await asyncio.Event().wait()
 
@@ -74,48 +90,151 @@ async def open_network(
     client_mode: bool = False,
     relays: Sequence[str] = (),
     is_relay: bool = False,
+    membership: Membership | None = None,
+    may_meet: Sequence[str] = (),
+    mdns: bool = False,
+    pure_python: bool = False,
 ) -> Network:
     """Start a p2pd that listens on TCP ``host:port`` and join the DHT through ``initial_peers``.
 
     ``client_mode``: do not listen, and hold no records for others; for those who only read. ``relays``: peers
     through which others reach us, whom they cannot dial; ``is_relay``: be one for others. Both are tried
-    before this returns.
+    before this returns. ``membership``: be in this swarm, and have to do with its members only. ``may_meet``:
+    peers to join through as well, if they answer; they are tried again and again. ``mdns``: find the swarm's
+    peers on this LAN and be found, now and later; not where ``host`` is this machine only. ``pure_python``:
+    be a light node, without p2pd and the DHT; so is every node where there is no p2pd.
 
-    Raises ListenError (port in use), PeerUnreachableError, UsageError and other NetworkErrors.
+    Raises ListenError (port in use), PeerUnreachableError, NotAdmittedError, UsageError and other
+    NetworkErrors; in client mode also if nobody is found.
     """
+    if client_mode and not (initial_peers or may_meet or mdns):
+        raise UsageError(
+            "nothing says where the swarm is",
+            hint="Give --initial-peers ADDR or --join INVITE, or leave --no-mdns out.",
+        )
+    if pure_python or lacks_p2pd():
+        if relays or is_relay:
+            raise UsageError("relays need p2pd", hint="Leave --relay or --pure-python out.")
+        from .light_network import open_light_network
+
+        return await open_light_network(
+            identity,
+            host=host,
+            port=port,
+            announce_maddrs=announce_maddrs,
+            initial_peers=initial_peers,
+            client_mode=client_mode,
+            membership=membership,
+            may_meet=may_meet,
+            mdns=mdns,
+        )
     # hivemind and torch cost a second and 240 MB at import: not for those who bring a network of their own.
     make_lazy()
     from ..dht.hivemind_directory import HivemindDirectory
-    from ..swarm.addresses import listen_maddr
+    from ..dht.lan import Meetings
+    from ..swarm.addresses import is_loopback, listen_maddr
+    from ..swarm.members_transport import MembersTransport
     from ..swarm.p2pd import P2pdTransport
     from ..swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
 
     class P2pdNetwork(GivenNetwork):
         def watch(self, watcher: NetworkWatcher) -> None:
-            transport.watch(watcher)
+            p2pd.watch(watcher)
+
+        def on_peer(self, callback: Callable[[str], None]) -> None:
+            callbacks.append(callback)
+            for peer_id in meetings.met:
+                callback(peer_id)
 
         async def failed(self) -> None:
-            raise await transport.died()
+            over = asyncio.ensure_future(membership_over(membership))
+            died = asyncio.ensure_future(p2pd.died())
+            try:
+                done, _ = await asyncio.wait((over, died), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                over.cancel()
+                died.cancel()
+            raise next(iter(done)).result()
 
-    transport = await P2pdTransport.create(
+        async def close(self) -> None:
+            await meetings.close()
+            await super().close()
+
+    where = listen_maddr(host, port)
+    p2pd = await P2pdTransport.create(
         identity,
-        host_maddrs=(listen_maddr(host, port),),
+        host_maddrs=(where,),
         initial_peers=initial_peers,
         announce_maddrs=announce_maddrs,
         client_mode=client_mode,
         relays=relays,
         is_relay=is_relay,
     )
+    transport: Transport = p2pd if membership is None else MembersTransport(p2pd, membership)
+    callbacks: list[Callable[[str], None]] = []
+
+    def on_met(peer_id: str) -> None:
+        for callback in callbacks:
+            callback(peer_id)
+
     try:
         if relays:
             await check_relaying(relays)
-            await check_reachable(transport.peer_id, relays)
+            await check_reachable(p2pd.peer_id, relays)
         if is_relay:
-            await make_relay(transport)
+            await make_relay(p2pd)
         directory = await HivemindDirectory.create(
-            transport, identity, initial_peers, client_mode=client_mode
+            p2pd, identity, initial_peers, client_mode=client_mode, membership=membership
         )
+        if not client_mode:
+            await serve_snapshots(transport, directory, membership)
+        meetings = Meetings(
+            directory,
+            tag="" if membership is None else membership.tag,
+            own_id=p2pd.peer_id,
+            listen_maddrs=() if client_mode else p2pd.listen_maddrs,
+            on_met=on_met,
+        )
+        try:
+            await meetings.begin(
+                may_meet,
+                mdns=mdns and not (initial_peers if client_mode else is_loopback(where)),
+                joined=bool(initial_peers),
+                needed=client_mode,
+            )
+        except BaseException:
+            await meetings.close()
+            await directory.close()
+            raise
     except BaseException:
         await transport.close()
         raise
     return P2pdNetwork(transport, directory)
+
+
+async def read_only_network(entry: SwarmEntry) -> Network:
+    """A place in a swarm for a process that only reads its directory. Raises as ``open_network``."""
+    return await open_network(
+        Identity.generate(),
+        host="127.0.0.1",
+        port=0,
+        initial_peers=entry.initial_peers,
+        client_mode=True,
+        membership=entry.membership,
+        may_meet=entry.may_meet,
+        mdns=entry.mdns,
+        pure_python=entry.pure_python,
+    )
+
+
+async def membership_over(membership: Membership | None) -> NotAdmittedError:
+    """Wait until our own membership has ended; returns what to tell people."""
+    ends = math.inf if membership is None else membership.ends
+    left = ends - time.time()
+    while left > 0:
+        await asyncio.sleep(min(left, LOOK_S))  # in pieces: the clock may be set, or the computer sleep
+        left = ends - time.time()
+    return NotAdmittedError(
+        f"this node's membership of the swarm ended on {moment(ends)}",
+        hint="Ask a member for a new invite (swarm-node invite) and start again with it.",
+    )

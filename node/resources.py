@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import os
+import sys
 from pathlib import Path
 
 import psutil
 import torch
 
+from ..shards.devices import device_memory
 from ..swarm.errors import UsageError
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -20,17 +24,27 @@ KV_CEILING = 0.8
 """Part of the available memory that one full context may claim when it needs more than its share."""
 MAX_CONTEXTS = 64
 """The default stops at this many full contexts: more sessions than a node can decode at a useful speed."""
+USABLE_SHARE = 0.8
+"""Part of the available memory that a node which chooses its blocks itself plans with: activations, journals
+and the machine's owner need the rest."""
 
 
-def default_kv_tokens(available_bytes: int, bytes_per_token: int, context_tokens: int) -> int:
+class MemoryShortError(UsageError):
+    """What was to be loaded does not fit: fewer blocks may."""
+
+
+def default_kv_tokens(
+    available_bytes: int, bytes_per_token: int, context_tokens: int, *, is_budget: bool = False
+) -> int:
     """Tokens of KV cache for a node that was not told: a share of the available memory.
 
     At least one full context where that fits into KV_CEILING, at most MAX_CONTEXTS of them, never less than
-    one token. ``bytes_per_token`` is for the whole span.
+    one token. ``bytes_per_token`` is for the whole span. ``is_budget``: all of ``available_bytes`` is meant
+    for the cache.
     """
     if bytes_per_token < 1 or context_tokens < 1:
         raise UsageError(f"{bytes_per_token} bytes a token and a context of {context_tokens} make no cache")
-    share = int(available_bytes * KV_SHARE) // bytes_per_token
+    share = int(available_bytes * (1 if is_budget else KV_SHARE)) // bytes_per_token
     ceiling = int(available_bytes * KV_CEILING) // bytes_per_token
     wanted = max(share, min(context_tokens, ceiling))
     return max(1, min(wanted, MAX_CONTEXTS * context_tokens))
@@ -51,15 +65,38 @@ def default_threads() -> int:
     return max(1, real)
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: str) -> int:
     """Bytes that this process may still take on ``device`` (the host's for a device that shares its
     memory)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if (own := device_memory(device)) is not None:
+        return own
     free = int(psutil.virtual_memory().available)
     if (left := _cgroup_memory_left()) is not None:
         free = min(free, left)
     return free
+
+
+def usable_memory(device: str, limit: int | None) -> int:
+    """Bytes that a node may plan to fill with weights and KV cache; ``limit``: what it was allowed."""
+    available = available_memory(device)
+    return int(available * USABLE_SHARE) if limit is None else min(limit, available)
+
+
+def give_memory_back(device: str) -> None:
+    """Return what was freed to the system, or to the device: others shall have it."""
+    gc.collect()
+    kind = device.partition(":")[0]
+    if kind == "cuda" and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif kind == "mps" and torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    elif kind == "mlx" and (mlx := sys.modules.get("mlx.core")) is not None:
+        mlx.clear_cache()
+    if sys.platform == "linux":
+        # glibc keeps freed heaps: weights of a few MiB a tensor live there once such a block was freed.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _cgroup_cpus() -> float | None:

@@ -9,20 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 
-from ..shards.kv_pool import KvPool, Piece
-from ..shards.span_model import SpanModel
+from ..shards.backend import SpanBackend
+from ..shards.kv_pool import Piece
 from .page_tables import pages_for
 
 PREFILL_TOKENS = 256
 """Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
 CPU."""
-DECODE_SECONDS = 0.3
-PREFILL_SECONDS = 0.5
+DECODE_SECONDS = 0.2
+PREFILL_SECONDS = 0.3
 """Time boxes; at least one timed run happens even if it alone takes longer."""
 MAX_RUNS = 64
+AGAIN_RUNS = 15
+"""Tokens that a node decodes to see whether it became slower: within one page of KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,14 @@ class SelfMeasurement:
 
 
 def measure_self(
-    model: SpanModel, kv_dtype: str, max_tokens: int, clock: Callable[[], float] = perf_counter
+    model: SpanBackend[Any], kv_dtype: str, max_tokens: int, clock: Callable[[], float] = perf_counter
 ) -> SelfMeasurement:
     """Run in the compute thread under inference mode, with a KV pool of its own that lasts as long as the
     call. ``max_tokens`` bounds the context of the measurement."""
     config, blocks = model.config, len(model.span)
     tokens = max(1, min(PREFILL_TOKENS, max_tokens - 1))
     pages = pages_for(tokens + 1)
-    pool = KvPool(pages * blocks, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
+    pool = model.new_pool(pages * blocks, kv_dtype)
     table = torch.arange(pages * blocks, dtype=torch.int32).view(blocks, pages)
     prompt = torch.randn((tokens, config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
 
@@ -58,6 +61,22 @@ def measure_self(
     return SelfMeasurement(
         decode_ms_per_block=decode_s * 1000 / len(model.span), prefill_tokens_per_s=tokens / prefill_s
     )
+
+
+def measure_decode(
+    model: SpanBackend[Any], kv_dtype: str, clock: Callable[[], float] = perf_counter
+) -> float:
+    """Milliseconds per block and token, as ``measure_self``'s, with a short context: AGAIN_RUNS tokens."""
+    blocks = len(model.span)
+    pool = model.new_pool(blocks, kv_dtype)
+    table = torch.arange(blocks, dtype=torch.int32).view(blocks, 1)
+    x = torch.randn((1, model.config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
+    times = []
+    for position in range(AGAIN_RUNS + 1):
+        began = clock()
+        float(model.forward(x, [Piece(table, model.span.start, 0, position, 1)], pool)[-1, 0])
+        times.append(max(clock() - began, 1e-9))
+    return median(times[1:]) * 1000 / blocks
 
 
 def _time(run: Callable[[], None], box_s: float, clock: Callable[[], float]) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from ..swarm.cbuild import NativeUnavailableError
 from ..swarm.errors import UsageError
+from .devices import CONCRETE
 from .kernel_bench import DIGIT_NAMES
 from .kernel_table import kernel_table
 from .native_library import library
@@ -23,7 +24,6 @@ from .quantize import GROUP, INT4_SOURCES, INT8_SOURCES
 if TYPE_CHECKING:
     from .raw_tensor import RawTensor
 
-DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE = ("auto", "none", "int8", "int4")
 KERNELS = ("auto", "native", "fast", "torch")
@@ -31,7 +31,8 @@ KERNELS = ("auto", "native", "fast", "torch")
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """``device``: cpu, cuda, cuda:1, mps. ``dtype``: auto or a name in DTYPES. ``quantize``: one of QUANTIZE.
+    """``device``: cpu, cuda, cuda:1, mps, mlx (for blocks). ``dtype``: auto or a name in DTYPES.
+    ``quantize``: one of QUANTIZE.
 
     ``kernels``, on the CPU: ``auto`` takes our C kernels where they pay, ``native`` and ``torch`` force one
     side. ``fast`` is ``native`` with activations rounded to 8 bits in groups of 32: up to twice as fast for
@@ -49,10 +50,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         kind, _, index = self.device.partition(":")
-        if kind not in DEVICES or (":" in self.device and not index.isdecimal()):
+        if kind not in CONCRETE or (":" in self.device and not index.isdecimal()):
             raise UsageError(
                 f"unknown device {self.device!r}",
-                hint=f"Choose from {', '.join(DEVICES)} (or cuda:1 and so on).",
+                hint=f"Choose from {', '.join(CONCRETE)} (or cuda:1 and so on).",
             )
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"unknown dtype {self.dtype!r}", hint=f"Choose from auto, {', '.join(DTYPES)}.")
@@ -169,12 +170,16 @@ def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> D
 
 
 def resolve_device(name: str) -> torch.device:
-    """UsageError naming what this machine has, if it has no such device."""
+    """UsageError naming what torch has on this machine, if it has no such device."""
     available = ["cpu"]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available += ["cuda", *(f"cuda:{i}" for i in range(1, count))] if count else []
     if torch.backends.mps.is_available():
         available.append("mps")
+    if name == "mlx":
+        raise UsageError(
+            "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
+        )
     device = torch.device(name)
     if device.type not in available or (device.type == "cuda" and (device.index or 0) >= count):
         raise UsageError(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ..swarm.errors import CheckpointError, UsageError
 from ..swarm.types import ModelRef, Span
+from .affine import with_affine
 from .config import ModelConfig
 from .digest import model_digest
 from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
-from .manifest import TensorSource, check_manifest
+from .manifest import TensorInfo, TensorSource, check_manifest
+from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
 from .safetensors_reader import open_directory
 
@@ -49,6 +51,11 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return name in self._source.manifest
 
+    @property
+    def manifest(self) -> Mapping[str, TensorInfo]:
+        """What is known of every tensor, those that were not fetched too."""
+        return self._source.manifest
+
     def tokenizer(self) -> Tokenizer:
         """Built at the first call: a node that needs none never reads the vocabulary."""
         if self._tokenizer is None:
@@ -62,7 +69,7 @@ class Checkpoint:
     def close(self) -> None:
         self._source.close()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,24 +81,33 @@ def open_checkpoint(
     *,
     blocks: Span | None = None,
     client: bool = False,
+    weights: bool = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """A HuggingFace directory, a ``.gguf`` file, or the name of a model on the HuggingFace hub.
+    """A HuggingFace directory, a ``.gguf`` file, a model fetched from peers, or the name of one on the hub.
 
     Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
-    head and tokenizer; all of them where neither is named. UsageError where ``blocks`` are outside the model,
+    head and tokenizer; all of them where neither is named, and without ``weights`` only what describes the
+    model. UsageError where ``blocks`` are outside the model,
     CheckpointError for files that are missing or damaged, UnsupportedModelError for models we cannot run,
     NetworkError where the hub cannot be reached.
     """
     path = Path(path_or_name).expanduser()
-    if path.is_dir():
+    checkpoint: Checkpoint
+    if is_store(path):
+        from .stored_checkpoint import open_stored  # here: it needs this module
+
+        checkpoint = open_stored(path)
+    elif path.is_dir():
         checkpoint = open_hf_directory(path)
     elif path.is_file():
         checkpoint = _open_file(path)
-    elif _HUB_NAME.match(path_or_name) and not _looks_like_path(path_or_name):
+    elif is_hub_name(path_or_name):
         from .hub import open_hub_model  # here: huggingface_hub is imported only for hub models
 
-        checkpoint = open_hub_model(path_or_name, blocks=blocks, client=client, progress=progress)
+        checkpoint = open_hub_model(
+            path_or_name, blocks=blocks, client=client, weights=weights, progress=progress
+        )
     else:
         raise CheckpointError(
             f"there is no model at {path_or_name}",
@@ -108,7 +124,7 @@ def open_checkpoint(
 
 def open_hf_directory(directory: Path) -> Checkpoint:
     config = directory_config(directory)
-    source = open_directory(directory)
+    source = with_affine(open_directory(directory), config, str(directory))
     check_manifest(source.manifest, config, str(directory))
     return Checkpoint(directory_name(directory), config, source, lambda: _tokenizer_of(directory, config))
 
@@ -147,6 +163,8 @@ def check_span(span: Span, config: ModelConfig) -> None:
 def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is one file of a checkpoint", hint="Give the directory that it is in.")
+    if path.name.endswith(PART):
+        raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
     source = GGUFSource(path)
 
     def make_tokenizer() -> Tokenizer:
@@ -163,8 +181,12 @@ def _tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer:
     return hf_tokenizer(directory, config)
 
 
-def _looks_like_path(text: str) -> bool:
-    """Whether a person who wrote this meant a file: such names are never looked up on the hub."""
+def is_hub_name(text: str) -> bool:
+    return bool(_HUB_NAME.match(text)) and not looks_like_path(text)
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether a person who wrote this meant a file: such names are looked up nowhere else."""
     return (
         text.startswith((".", "/", "~", os.sep))
         or text.endswith((".gguf", ".safetensors", ".bin", "/"))

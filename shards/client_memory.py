@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..swarm.errors import UsageError
 from .native_linear import TILE
-from .qtypes import QTYPES
+from .qtypes import QTYPES, SUPPORTED
 from .qtypes import row_bytes as file_row_bytes
 from .quantize import GROUP, INT4_SOURCES, INT8_SOURCES
 
@@ -40,7 +40,7 @@ class HeadShape:
         if self.vocab_size < 1 or self.hidden_size < 1 or self.qtype not in QTYPES:
             raise UsageError(
                 f"no head has {self.vocab_size} rows of {self.hidden_size} {self.qtype} values",
-                hint=f"Types: {', '.join(QTYPES)}.",
+                hint=SUPPORTED,
             )
 
 
@@ -128,5 +128,5 @@ def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
     if quantize == "auto" and qtype == "F32":
         return dense
     if qtype in INT4_SOURCES and quantize in ("auto", "int4"):
-        return qtype
+        return "Q4_1" if qtype.startswith("MLX") else qtype  # held alike
     return qtype if qtype in INT8_SOURCES and native else "int8"

@@ -80,7 +80,7 @@ def _frequency_factors(header: GGUFHeader) -> tuple[float, ...]:
         return ()
     if tensor.qtype != "F32":
         raise UnsupportedModelError(f"rope_freqs.weight has type {tensor.qtype}, expected F32")
-    raw = header.file.array[tensor.offset : tensor.offset + tensor.nbytes]
+    raw = header.file.slice(tensor.offset, tensor.nbytes)
     return tuple(raw.copy().view(np.dtype("<f4")).tolist())
 
 

@@ -49,6 +49,7 @@ class GGUFArray:
 
 class GGUFHeader:
     """``metadata``: scalars and strings as they are, arrays as ``GGUFArray``; ``tensors`` by file's names.
+    ``length``: bytes before the first tensor may begin.
 
     CheckpointError for a damaged or truncated file, UnsupportedModelError for a version or type we cannot
     read.
@@ -68,7 +69,7 @@ class GGUFHeader:
             return []
         if array.item_type != _STRING:
             raise self._damaged(f"{key} is no array of strings")
-        items, position, buffer = [], array.offset, self.file.view()
+        items, position, buffer = [], array.offset, self.file.head()
         for _ in range(array.count):
             (length,) = struct.unpack_from("<Q", buffer, position)
             position += 8 + length
@@ -85,7 +86,7 @@ class GGUFHeader:
             raise self._damaged(f"{key} is no array of numbers")
         dtype = np.dtype("<" + _SCALARS[array.item_type])
         end = array.offset + array.count * dtype.itemsize
-        return self.file.array[array.offset : end].copy().view(dtype).tolist()
+        return self.file.slice(array.offset, end - array.offset).copy().view(dtype).tolist()
 
     def _array(self, key: str) -> GGUFArray | None:
         value = self.metadata.get(key)
@@ -100,7 +101,7 @@ class GGUFHeader:
         )
 
     def _parse(self) -> None:
-        buffer = self.file.view()
+        buffer = self.file.head()
         if bytes(buffer[:4]) != b"GGUF":
             raise CheckpointError(
                 f"{self.file.path} is not a GGUF file", hint="A GGUF file begins with the letters GGUF."
@@ -135,20 +136,23 @@ class GGUFHeader:
         alignment = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise self._damaged(f"its alignment is {alignment!r}")
-        self._place(table, -(-position // alignment) * alignment, alignment)
+        self.length = -(-position // alignment) * alignment
+        self._place(table, self.length, alignment)
 
     def _name(self, position: int) -> tuple[str, int]:
-        (length,) = self.file.unpack("<Q", position)
+        buffer = self.file.head()
+        (length,) = struct.unpack_from("<Q", buffer, position)
         end = position + 8 + length
-        if length > _MAX_NAME or end > self.file.size:
+        if length > _MAX_NAME or end > len(buffer):
             raise self._damaged(f"a name of {length} bytes")
-        name = self.file.array[position + 8 : end].tobytes().decode()
+        name = str(buffer[position + 8 : end], "utf-8")
         if not name.isprintable():  # it goes into messages
             raise self._damaged(f"a name is {name[:40]!r}")
         return name, end
 
     def _value(self, position: int, kind: int) -> tuple[Any, int]:
-        buffer, size = self.file.view(), self.file.size
+        buffer = self.file.head()
+        size = len(buffer)
         if kind in _SCALARS:
             (value,) = struct.unpack_from("<" + _SCALARS[kind], buffer, position)
             return value, position + struct.calcsize(_SCALARS[kind])
@@ -174,9 +178,9 @@ class GGUFHeader:
 
     def _walk_strings(self, array: GGUFArray) -> int:
         """Where an array of strings ends."""
-        if array.count > self.file.size // 8:
+        read, buffer, position = struct.Struct("<Q").unpack_from, self.file.head(), array.offset
+        if array.count > len(buffer) // 8:
             raise self._damaged(f"an array of {array.count} items")
-        read, buffer, position = struct.Struct("<Q").unpack_from, self.file.view(), array.offset
         for _ in range(array.count):
             position += 8 + read(buffer, position)[0]
         return position

@@ -12,7 +12,7 @@ from .config import ModelConfig
 from .gguf_config import gguf_config
 from .gguf_header import GGUFHeader, GGUFTensor
 from .manifest import EMBEDDING, FINAL_NORM, HEAD, TensorInfo, check_manifest
-from .mapped_file import MappedFile
+from .mapped_file import MappedFile, Presence
 from .raw_tensor import RawTensor
 
 _TOP = {"token_embd": EMBEDDING, "output_norm": FINAL_NORM, "output": HEAD}
@@ -32,8 +32,9 @@ _IN_BLOCK = {
 class GGUFSource:
     """``header`` and ``config`` of the file, and its tensors. Reads nothing but the header when opened."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = MappedFile(path)
+    def __init__(self, path: Path, presence: Presence | None = None) -> None:
+        """``presence``: which bytes are there, where not all are."""
+        self.file = MappedFile(path, presence)
         self.header = GGUFHeader(self.file)
         self.config: ModelConfig = gguf_config(self.header)
         self._tensors: dict[str, GGUFTensor] = {}
@@ -48,7 +49,7 @@ class GGUFSource:
 
     def tensor(self, name: str) -> RawTensor:
         tensor = self._find(name)
-        stored = self.file.array[tensor.offset : tensor.offset + tensor.nbytes]
+        stored = self.file.slice(tensor.offset, tensor.nbytes)
         heads = {"q_proj": self.config.n_heads, "k_proj": self.config.n_kv_heads}.get(name.split(".")[-2])
         if heads is None:
             rows = 1 if len(tensor.shape) == 1 else tensor.shape[0]
@@ -62,7 +63,12 @@ class GGUFSource:
 
     def read(self, name: str, start: int, length: int) -> bytes:
         offset = self._find(name).offset + start
-        return self.file.array[offset : offset + length].tobytes()
+        return self.file.slice(offset, length).tobytes()
+
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """Where a tensor's bytes lie: file, offset, length. CheckpointError for a name that is not there."""
+        tensor = self._find(name)
+        return self.file.path, tensor.offset, tensor.nbytes
 
     def release(self) -> None:
         self.file.release()

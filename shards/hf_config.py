@@ -67,6 +67,8 @@ def _check_family(document: dict[str, Any]) -> None:
     ours = {"LlamaForCausalLM", "MistralForCausalLM"}
     if isinstance(architectures, list) and architectures and not ours & {str(name) for name in architectures}:
         raise unsupported_family(str(architectures[0]))
+    if document.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise UnsupportedModelError(f"activation {document['hidden_act']!r} is not supported; silu is")
     window = document.get("sliding_window")
     if (
         str(family).lower().startswith("mistral")
@@ -77,15 +79,30 @@ def _check_family(document: dict[str, Any]) -> None:
             "Mistral with sliding-window attention is not supported",
             hint="Llama-architecture models without sliding window are.",
         )
+    if _by_mlx(document):
+        return
     if document.get("quantization_config"):
         method = document["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise UnsupportedModelError(
             f"checkpoints quantized with {method} are not supported",
-            hint="Use the unquantized checkpoint or a GGUF file.",
+            hint="Use the unquantized checkpoint, one quantized by MLX, or a GGUF file.",
         )
-    if document.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UnsupportedModelError(f"activation {document['hidden_act']!r} is not supported; silu is")
+
+
+def _by_mlx(document: dict[str, Any]) -> bool:
+    """Whether MLX quantized the checkpoint; how, its tensors say. UnsupportedModelError for other modes than
+    the affine one, whose tensors look alike."""
+    settings = document.get("quantization")
+    if not isinstance(settings, dict) or "bits" not in settings:
+        return False
+    for part in (settings, *settings.values()):
+        if isinstance(part, dict) and part.get("mode", "affine") != "affine":
+            raise UnsupportedModelError(
+                f"checkpoints quantized by MLX in mode {part['mode']!r} are not supported",
+                hint="Those in mode affine, MLX's default, are.",
+            )
+    return True
 
 
 def _rope(document: dict[str, Any], context: int, where: str) -> RopeConfig:

@@ -19,6 +19,7 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..swarm.errors import CheckpointError, NetworkError
 from ..swarm.types import Span
+from .affine import stored_names, with_affine
 from .checkpoint import Checkpoint, Progress, check_span, directory_config
 from .config import ModelConfig
 from .manifest import check_manifest, needed_tensors
@@ -52,11 +53,13 @@ _OPTIONAL_CLIENT_FILES = (
 )
 
 
-def open_hub_model(name: str, *, blocks: Span | None, client: bool, progress: Progress | None) -> Checkpoint:
+def open_hub_model(
+    name: str, *, blocks: Span | None, client: bool, progress: Progress | None, weights: bool = True
+) -> Checkpoint:
     """See ``open_checkpoint``."""
     repo = HubRepo(name, progress)
     directory = repo.fetch("config.json").parent
-    everything = blocks is None and not client
+    everything = weights and blocks is None and not client
     if client or everything:
         repo.fetch("tokenizer.json")
         for file in _OPTIONAL_CLIENT_FILES:
@@ -64,7 +67,7 @@ def open_hub_model(name: str, *, blocks: Span | None, client: bool, progress: Pr
     config = directory_config(directory)
     if blocks is not None:
         check_span(blocks, config)
-    source = _open_shards(repo, config, blocks, client)
+    source = with_affine(_open_shards(repo, config, blocks, client, weights), config, name)
     check_manifest(source.manifest, config, name)
 
     def make_tokenizer() -> Tokenizer:
@@ -210,12 +213,16 @@ class RemoteShard:
     def close(self) -> None: ...
 
 
-def _open_shards(repo: HubRepo, config: ModelConfig, blocks: Span | None, client: bool) -> SafetensorsSource:
+def _open_shards(
+    repo: HubRepo, config: ModelConfig, blocks: Span | None, client: bool, weights: bool
+) -> SafetensorsSource:
     index = repo.fetch_optional(INDEX)
     if index is None:
-        return SafetensorsSource([LocalShard(repo.fetch(SINGLE))])
+        path = repo.fetch(SINGLE) if weights else repo.cached(SINGLE)
+        return SafetensorsSource([RemoteShard(repo, SINGLE) if path is None else LocalShard(path)])
     weight_map = read_index(index)
-    wanted = {weight_map[name] for name in needed_tensors(config, blocks, client) if name in weight_map}
+    needed = needed_tensors(config, blocks, client) if weights else []
+    wanted = {weight_map[part] for name in needed for part in stored_names(name) if part in weight_map}
     shards: list[ShardFile] = []
     for file in shard_names(weight_map):
         path = repo.fetch(file) if file in wanted else repo.cached(file)

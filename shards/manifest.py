@@ -9,7 +9,7 @@ from typing import Protocol
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from ..swarm.types import Span
 from .config import ModelConfig
-from .qtypes import QTYPES
+from .qtypes import QTYPES, SUPPORTED
 from .raw_tensor import RawTensor
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -128,7 +128,7 @@ def check_manifest(
         if info.qtype not in QTYPES:
             raise UnsupportedModelError(
                 f"tensor {name} of {where} has type {info.qtype}, which is not supported",
-                hint=f"Supported types: {', '.join(QTYPES)}.",
+                hint=SUPPORTED,
             )
 
 

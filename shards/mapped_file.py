@@ -1,25 +1,49 @@
-"""A read-only memory map of one file."""
+"""A read-only memory map of one file, some of whose bytes may not be there yet."""
 
 from __future__ import annotations
 
 import mmap
-import struct
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from ..swarm.errors import CheckpointError
 
 
+class AbsentError(CheckpointError):
+    """``length`` bytes from ``start`` of the file called ``name`` were never fetched."""
+
+    def __init__(self, name: str, start: int, length: int) -> None:
+        super().__init__(
+            f"bytes {start} to {start + length} of {name} were not fetched",
+            hint="They belong to blocks, or to a client's part, that this process did not ask for.",
+        )
+        self.name = name
+        self.start = start
+        self.length = length
+
+
+class Presence(Protocol):
+    """Which bytes of a file are there: elsewhere it holds zeros that nobody must read."""
+
+    def require(self, start: int, length: int) -> None:
+        """AbsentError unless all these bytes are there."""
+
+    def prefix(self) -> int:
+        """How many bytes are there from the start of the file on."""
+
+
 class MappedFile:
-    """``array``: the whole file as uint8, read page by page when touched. CheckpointError where that fails.
+    """The whole file, read page by page when touched. CheckpointError where that fails.
 
     The file must not shrink while it is open: the kernel ends a process that reads pages that are gone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, presence: Presence | None = None) -> None:
+        """``presence`` None: all of the file is there."""
         self.path = path
+        self._presence = presence
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -27,16 +51,21 @@ class MappedFile:
             raise CheckpointError(f"{path} is empty", hint="Download it again.") from None
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-        self.array: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
+        self._array: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
         self.size = len(self._map)
 
-    def unpack(self, form: str, offset: int) -> tuple[Any, ...]:
-        """``struct.unpack_from``; struct.error past the end of the file."""
-        return struct.unpack_from(form, self._map, offset)
+    def slice(self, offset: int, length: int) -> np.ndarray:
+        """``length`` bytes from ``offset`` on, (length,) uint8, not copied; fewer past the end of the file.
+        AbsentError where they are not there."""
+        if self._presence is not None:
+            self._presence.require(offset, min(length, self.size - offset))
+        return self._array[offset : offset + length]
 
-    def view(self) -> memoryview:
-        """The same bytes, for the standard library; drop it before ``close``."""
-        return memoryview(self._map)
+    def head(self) -> memoryview:
+        """The file from its start on, as far as it is there without a gap; drop it before ``close``."""
+        if self._presence is None:
+            return memoryview(self._map)
+        return memoryview(self._map)[: self._presence.prefix()]
 
     def release(self) -> None:
         """Drop the pages from this process's memory; they are read again when touched again."""
@@ -44,7 +73,7 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        self.array = np.empty(0, dtype=np.uint8)
+        self._array = np.empty(0, dtype=np.uint8)
         try:
             self._map.close()
         except BufferError:

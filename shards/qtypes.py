@@ -1,4 +1,4 @@
-"""Tensor types by their GGUF names: sizes, and the way back to float32."""
+"""Tensor types by their GGUF names, and MLX's: sizes, and the way back to float32."""
 
 from __future__ import annotations
 
@@ -34,7 +34,27 @@ _TABLE: dict[str, tuple[int, int, int]] = {
     "BF16": (30, 1, 2),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in _TABLE.items()}
-QTYPES = tuple(_TABLE)
+
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUPS = (32, 64, 128)
+"""What MLX quantizes to: see ``affine``."""
+
+
+def affine_qtype(bits: int, group: int, wide: bool) -> str:
+    """Our name for a matrix quantized by MLX. ``wide``: its scales are float32, else 16 bits."""
+    return f"MLX{bits}_{group}" + ("_F32" if wide else "")
+
+
+AFFINE = {
+    affine_qtype(bits, group, wide): (bits, group, wide)
+    for bits in AFFINE_BITS
+    for group in AFFINE_GROUPS
+    for wide in (False, True)
+}
+GGUF_QTYPES = tuple(_TABLE)
+QTYPES = (*_TABLE, *AFFINE)
+SUPPORTED = f"Supported types: {', '.join(GGUF_QTYPES)}, and what MLX quantizes to."
+"""A hint."""
 
 
 def qtype_of_number(number: int, tensor: str) -> str:
@@ -44,13 +64,17 @@ def qtype_of_number(number: int, tensor: str) -> str:
     except KeyError:
         raise UnsupportedModelError(
             f"tensor {tensor} has GGUF type {number}, which is not supported",
-            hint=f"Supported types: {', '.join(QTYPES)}.",
+            hint=SUPPORTED,
         ) from None
 
 
 def row_bytes(qtype: str, cols: int) -> int:
     """Bytes of a row of ``cols`` values; CheckpointError where groups do not fit."""
-    _, values, size = _TABLE[qtype]
+    if qtype in AFFINE:
+        bits, values, wide = AFFINE[qtype]
+        size = values * bits // 8 + (8 if wide else 4)
+    else:
+        _, values, size = _TABLE[qtype]
     if cols % values:
         raise CheckpointError(f"a row of {cols} values cannot be {qtype}, which comes in groups of {values}")
     return cols // values * size

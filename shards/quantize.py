@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .affine import AffineTensor
+from .qtypes import AFFINE_GROUPS, affine_qtype
+
 if TYPE_CHECKING:
     from .raw_tensor import RawTensor
 
@@ -19,8 +22,11 @@ GROUP = 32
 """Values that share a scale in int4, as in GGUF's Q4_0 and Q4_1."""
 
 
-INT4_SOURCES = ("Q4_0", "Q4_1", "Q4_K")
-"""File types that are groups of 32 four-bit integers with scale and minimum: held as they are."""
+INT4_SOURCES = (
+    *("Q4_0", "Q4_1", "Q4_K"),
+    *(affine_qtype(4, group, wide) for group in AFFINE_GROUPS for wide in (False, True)),
+)
+"""File types that are four-bit integers with scale and minimum for 32 of them or more: held as they are."""
 
 
 INT8_SOURCES = ("Q8_0",)
@@ -114,6 +120,10 @@ def _bf16(x: Tensor) -> Tensor:
 
 def file_groups(raw: RawTensor) -> Int4Groups:
     """The file's own integers and scales, for a ``raw`` matrix whose ``qtype`` is in INT4_SOURCES."""
+    if isinstance(raw, AffineTensor):
+        parts = raw.scales.values(slice(None)), raw.biases.values(slice(None))
+        scale, minimum = (part.repeat_interleave(raw.group // GROUP, 1) for part in parts)
+        return Int4Groups(torch.from_numpy(raw.integers()), scale, minimum)
     if raw.qtype == "Q4_K":
         return q4_k_groups(raw.data)
     q, scale, minimum = raw.blocks()

@@ -73,7 +73,7 @@ class RawTensor:
             index: slice | np.ndarray = slice(start, stop)
             if self.row_order is not None:
                 index = self.row_order[index]
-            out[start:stop] = _values(self.stored[index], self.qtype)
+            out[start:stop] = self.values(index)
         return out.reshape(self.shape)
 
     def dequantize_rows(self, rows: Sequence[int] | Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -81,7 +81,14 @@ class RawTensor:
         index = np.asarray(rows, dtype=np.int64)
         if self.row_order is not None:
             index = self.row_order[index]
-        return _values(self.stored[index], self.qtype).to(dtype)
+        return self.values(index).to(dtype)
+
+    def values(self, rows: slice | np.ndarray) -> Tensor:
+        """Stored rows as float32 (rows, cols), a copy."""
+        data = self.stored[rows]
+        if self.is_dense:
+            return _dense(data, DENSE[self.qtype]).float()
+        return torch.from_numpy(dequantize_rows(data, self.qtype))
 
     def blocks(self) -> Blocks:
         """Taken apart for kernels that keep the groups: Q4_0, Q4_1, Q8_0; else UnsupportedModelError."""
@@ -100,13 +107,6 @@ class RawTensor:
             scale = _half(groups[..., :2])
             return Blocks(_nibbles(groups[..., 2:]), scale, scale * -8.0)
         return Blocks(_nibbles(groups[..., 4:]), _half(groups[..., :2]), _half(groups[..., 2:4]))
-
-
-def _values(data: np.ndarray, qtype: str) -> Tensor:
-    """uint8 (rows, bytes) → float32 (rows, cols), a copy."""
-    if qtype in DENSE:
-        return _dense(data, DENSE[qtype]).float()
-    return torch.from_numpy(dequantize_rows(data, qtype))
 
 
 def _dense(data: np.ndarray, dtype: torch.dtype) -> Tensor:

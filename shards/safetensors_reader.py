@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..swarm.errors import CheckpointError
 from .manifest import TensorInfo
-from .mapped_file import MappedFile
+from .mapped_file import MappedFile, Presence
 from .raw_tensor import RawTensor
 from .safetensors_header import StoredTensor, header_length, parse_header
 
@@ -37,23 +37,23 @@ class ShardFile(Protocol):
 class LocalShard:
     local = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, presence: Presence | None = None) -> None:
+        """``presence``: which bytes are there, where not all are."""
         self.where = str(path)
-        self._file = MappedFile(path)
-        array, size = self._file.array, self._file.size
-        length = header_length(array[:8].tobytes(), size, self.where)
+        file = self._file = MappedFile(path, presence)
+        length = header_length(file.slice(0, 8).tobytes(), file.size, self.where)
         self.tensors: Mapping[str, StoredTensor] = parse_header(
-            array[8 : 8 + length].tobytes(), size, self.where
+            file.slice(8, length).tobytes(), file.size, self.where
         )
 
     def tensor(self, name: str) -> RawTensor:
         stored = self.tensors[name]
         rows = 1 if len(stored.shape) < 2 else stored.shape[0]
-        raw = self._file.array[stored.offset : stored.offset + stored.nbytes].reshape(rows, -1)
+        raw = self._file.slice(stored.offset, stored.nbytes).reshape(rows, -1)
         return RawTensor(name, stored.shape, stored.dtype, raw)
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._file.array[offset : offset + length].tobytes()
+        return self._file.slice(offset, length).tobytes()
 
     def release(self) -> None:
         self._file.release()
@@ -85,6 +85,12 @@ class SafetensorsSource:
     def read(self, name: str, start: int, length: int) -> bytes:
         shard = self._shard(name)
         return shard.read(shard.tensors[name].offset + start, length)
+
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """Where a tensor's bytes lie: file, offset, length. CheckpointError for a name that is not there."""
+        shard = self._shard(name)
+        stored = shard.tensors[name]
+        return Path(shard.where), stored.offset, stored.nbytes
 
     def release(self) -> None:
         for shard in self._shards:

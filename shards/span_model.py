@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..swarm.types import Span
 from .attention import PagedAttention
 from .autoselect import LoadOptions, resolve
 from .checkpoint import Checkpoint, check_span
-from .kv_pool import KvPool, Piece
+from .kv_pool import KvPool, Piece, resolve_kv_dtype
 from .llama import LlamaBlock, load_block
 from .manifest import block_tensors
 from .native_span import NativeSpan, unsupported
@@ -23,20 +23,19 @@ from .rowwise import RowwiseBlock
 from .weights import Progress, WeightLoader
 
 if TYPE_CHECKING:
+    from .backend import SpanBackend
     from .config import ModelConfig
-    from .native_span import NativeSpan
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Progress", "SpanModel", "load_span"]
+__all__ = ["Progress", "SpanModel", "load_backend", "load_span"]
 
 
 class SpanModel:
-    """Blocks ``span`` of a model. Used by one thread at a time.
+    """The ``SpanBackend`` of torch and of our own C kernels. Used by one thread at a time.
 
-    ``dtype``: what activations have. ``weight_bytes``: memory the weights take. ``weights``: how they are
-    held, and ``kernels``: what computes with them ("native close", "torch (reason)"), both for people.
-    ``rowwise``: a row's result is the same bits in any batch and in chunks of any size.
+    ``kernels`` is such as "native close" or "torch (reason)". ``rowwise``: a row's result is the same bits in
+    any batch and in chunks of any size.
     """
 
     __slots__ = (
@@ -80,12 +79,23 @@ class SpanModel:
         self.rowwise = rowwise or native is not None
         self._rope = Rope(config, device, dtype, rowwise=rowwise)
 
-    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span | None = None) -> Tensor:
-        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
+    @property
+    def mixes(self) -> bool:
+        """A few rows more fill a GPU better; a CPU computes them as fast by themselves."""
+        return self.device.type != "cpu"
 
-        ``pieces`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
-        into ``pool``; what a page holds beyond a piece's end is never read.
-        """
+    def kv_dtype(self, wanted: str, *, exact: bool) -> str:
+        return resolve_kv_dtype(wanted, self.dtype, exact, self.device)
+
+    def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
+        return KvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype, self.device)
+
+    def synchronize(self) -> None:
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
+
+    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span | None = None) -> Tensor:
+        """See ``SpanBackend``. What a page holds beyond a piece's end is never read."""
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
@@ -106,6 +116,29 @@ class SpanModel:
         return x
 
 
+def load_backend(
+    checkpoint: Checkpoint,
+    span: Span,
+    options: LoadOptions,
+    progress: Progress | None = None,
+    *,
+    threads: int = 1,
+) -> SpanBackend[Any]:
+    """Blocks ``span`` of the checkpoint on ``options.device``, be it torch's or MLX's.
+
+    ``progress(done_bytes, total_bytes, label)`` is called after each tensor, bytes being the file's.
+    Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
+    """
+    if options.device == "mlx":
+        from .devices import require_mlx
+
+        require_mlx()
+        from .mlx.span import load_mlx_span  # here: mlx is installed on Apple Silicon, and for tests
+
+        return load_mlx_span(checkpoint, span, options, progress)
+    return load_span(checkpoint, span, options, progress, threads=threads)
+
+
 def load_span(
     checkpoint: Checkpoint,
     span: Span,
@@ -114,12 +147,8 @@ def load_span(
     *,
     threads: int = 1,
 ) -> SpanModel:
-    """Read blocks ``span`` of the checkpoint, and nothing else of it.
-
-    ``progress(done_bytes, total_bytes, label)`` is called after each tensor, bytes being the file's.
-    ``threads`` compute in the native kernels, the caller's included.
-    Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
-    """
+    """Read blocks ``span`` of the checkpoint for torch's devices, and nothing else of it: see
+    ``load_backend``. ``threads`` compute in the native kernels, the caller's included."""
     config = checkpoint.config
     check_span(span, config)
     plan = resolve(options, config.native_dtype)

@@ -44,17 +44,16 @@ _PIECE_VALUES = 1 << 20
 """Weights quantized at a time."""
 
 
-class WeightLoader:
+class TensorReader:
     """Reads tensors, reports progress, and keeps count of how they ended up.
 
-    ``total_bytes``: what ``progress`` counts towards, in bytes of the file.
+    ``total_bytes``: what ``progress`` counts towards, in bytes of the file. ``label``: what it is told.
+    ``nbytes``: memory that is held.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, total_bytes: int = 0, progress: Progress | None = None
+        self, checkpoint: Checkpoint, total_bytes: int = 0, progress: Progress | None = None
     ) -> None:
-        self.plan = plan
-        self.scratch = Scratch()
         self.nbytes = 0
         self.label = ""
         self._checkpoint = checkpoint
@@ -62,6 +61,51 @@ class WeightLoader:
         self._done = 0
         self._progress = progress
         self._held: Counter[str] = Counter()
+
+    def summary(self) -> str:
+        """How the matrices are held, most used first: ``int4 (Q4_1)`` for the file's own groups, ``bf16``."""
+        return " + ".join(form for form, _ in self._held.most_common())
+
+    def _matrices(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> list[RawTensor]:
+        """The named weights (without ``.weight``), checked to have ``sizes`` rows each."""
+        raws = [self._checkpoint.tensor(f"{name}.weight") for name in names]
+        for raw, size in zip(raws, sizes, strict=True):
+            check_shape(raw, (size, cols))
+        return raws
+
+    def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Tensor | None:
+        """Stacked biases, zeros for the weights that have none; None if no weight has one."""
+        if not any(self._checkpoint.has(f"{name}.bias") for name in names):
+            return None
+        parts = []
+        for name, size in zip(names, sizes, strict=True):
+            if not self._checkpoint.has(f"{name}.bias"):
+                parts.append(torch.zeros(size))
+                continue
+            raw = self._checkpoint.tensor(f"{name}.bias")
+            check_shape(raw, (size,))
+            parts.append(raw.dequantize())
+            self._read(raw)
+        return torch.cat(parts)
+
+    def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
+        self._held[form] += sum(raw.nbytes for raw in raws)
+
+    def _read(self, raw: RawTensor) -> None:
+        self._done += raw.nbytes
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done), self.label)
+
+
+class WeightLoader(TensorReader):
+    """Holds them for torch and for the C kernels, as ``plan`` says."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, total_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        super().__init__(checkpoint, total_bytes, progress)
+        self.plan = plan
+        self.scratch = Scratch()
 
     def norm(self, name: str, config: ModelConfig) -> RmsNorm:
         """An RMSNorm over the hidden size, its weight in the activation type."""
@@ -85,23 +129,21 @@ class WeightLoader:
         ``kind`` None: all in the form that the least compressible needs, so mixed files lose nothing.
         ``errors`` learns what rounding does to each row, where the weights are rounded.
         """
-        raws = [self._checkpoint.tensor(f"{name}.weight") for name in names]
-        for raw, size in zip(raws, sizes, strict=True):
-            check_shape(raw, (size, cols))
+        raws = self._matrices(names, sizes, cols)
         if kind is None:
             kinds = {self.plan.kind(raw) for raw in raws}
             kind = kinds.pop() if len(kinds) == 1 else Kind.DENSE
         if cols % GROUP:
             kind = Kind.DENSE
-        linear = self._hold(kind, raws, self._bias(names, sizes), errors)
+        bias = self._bias(names, sizes)
+        if bias is not None:
+            bias = bias.to(self.plan.device)
+            self.nbytes += bias.nbytes
+        linear = self._hold(kind, raws, bias, errors)
         self.nbytes += linear.nbytes
         for raw in raws:
             self._read(raw)
         return linear
-
-    def summary(self) -> str:
-        """How the matrices are held, most used first: ``int4 (Q4_1)`` for the file's own groups, ``bf16``."""
-        return " + ".join(form for form, _ in self._held.most_common())
 
     def _hold(
         self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None
@@ -124,8 +166,7 @@ class WeightLoader:
         if native is not None and as_in_file and (linear := native_file(raws, bias, native)) is not None:
             return linear
         parts = [
-            file_groups(raw) if raw.qtype in INT4_SOURCES else _whole(_in_pieces(to_int4, raw))
-            for raw in raws
+            file_groups(raw) if raw.qtype in INT4_SOURCES else whole(in_pieces(to_int4, raw)) for raw in raws
         ]
         if native is not None:
             return native_int4(parts, bias, native)
@@ -148,14 +189,14 @@ class WeightLoader:
                 piece
                 for raw in raws
                 for piece in (
-                    (file_int8_groups(raw),) if raw.qtype in INT8_SOURCES else _in_pieces(quantize, raw)
+                    (file_int8_groups(raw),) if raw.qtype in INT8_SOURCES else in_pieces(quantize, raw)
                 )
             )
             rows = sum(raw.shape[0] for raw in raws)
             return native_int8_pieces(pieces, rows, raws[0].cols, bias, plan.digits)
         self._count("int8", raws)
         to_rows = to_int8 if errors is None else errors.watched(to_int8)
-        held = _whole(piece for raw in raws for piece in _in_pieces(to_rows, raw))
+        held = whole(piece for raw in raws for piece in in_pieces(to_rows, raw))
         if plan.packed:
             return self._plain(Int8Linear(held, bias, self.scratch, plan.wide), pad=False)
         return self._dense(held.dequantize().to(plan.dtype), bias)
@@ -170,42 +211,17 @@ class WeightLoader:
         """A linear on torch's kernels, as the plan wants it used."""
         return RowTiles(linear, pad=pad) if self.plan.options.deterministic else linear
 
-    def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Tensor | None:
-        """Stacked biases, zeros for the weights that have none; None if no weight has one."""
-        if not any(self._checkpoint.has(f"{name}.bias") for name in names):
-            return None
-        parts = []
-        for name, size in zip(names, sizes, strict=True):
-            if not self._checkpoint.has(f"{name}.bias"):
-                parts.append(torch.zeros(size))
-                continue
-            raw = self._checkpoint.tensor(f"{name}.bias")
-            check_shape(raw, (size,))
-            parts.append(raw.dequantize())
-            self._read(raw)
-        bias = torch.cat(parts).to(self.plan.device)
-        self.nbytes += bias.nbytes
-        return bias
-
     def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> bool:
         """Whether all are of types ``sources``, whose integers are held as they are."""
         as_in_file = all(raw.qtype in sources for raw in raws)
         self._count(f"{form} ({raws[0].qtype})" if as_in_file else form, raws)
         return as_in_file
 
-    def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
-        self._held[form] += sum(raw.nbytes for raw in raws)
-
-    def _read(self, raw: RawTensor) -> None:
-        self._done += raw.nbytes
-        if self._progress is not None:
-            self._progress(self._done, max(self._total, self._done), self.label)
-
 
 _Parts = TypeVar("_Parts", Int4Groups, Int8Groups, Int8Rows)
 
 
-def _in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator[_Parts]:
+def in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator[_Parts]:
     """``quantize`` of the rows of ``raw``, some at a time, so that its float32 copy is never whole."""
     rows, cols = raw.shape
     step = max(1, _PIECE_VALUES // cols)
@@ -213,14 +229,14 @@ def _in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator
         yield quantize(raw.dequantize_rows(torch.arange(start, min(rows, start + step)), torch.float32))
 
 
-def _whole(pieces: Iterable[_Parts]) -> _Parts:
+def whole(pieces: Iterable[_Parts]) -> _Parts:
     """Pieces put together."""
     held = list(pieces)
     return type(held[0])(*(torch.cat(tensors) for tensors in zip(*held, strict=True)))
 
 
 def _add_in_pieces(errors: RowErrors, groups: Int4Groups) -> None:
-    """What torch's kernel makes of ``groups``, as ``_in_pieces`` does it."""
+    """What torch's kernel makes of ``groups``, as ``in_pieces`` does it."""
     rows, cols = groups.q.shape
     step = max(1, _PIECE_VALUES // cols)
     for start in range(0, rows, step):

@@ -59,12 +59,31 @@ def listen_maddr(host: str, port: int) -> str:
     return f"/ip{address.version}/{address}/tcp/{port}"
 
 
-def is_loopback(maddr: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class SocketMaddr:
+    """An address with an IP address and a port; ``rest``: what follows, such as ``/quic-v1``."""
+
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address
+    kind: str
+    port: int
+    rest: str
+
+
+def parse_socket_maddr(maddr: str) -> SocketMaddr | None:
+    """``maddr`` in parts; None if it has another form."""
     match = _SOCKET_MADDR.fullmatch(maddr)
     try:
-        return match is not None and ipaddress.ip_address(match[2]).is_loopback
+        host = None if match is None else ipaddress.ip_address(match[2])
     except ValueError:
-        return False
+        return None
+    if match is None or host is None or match[1] != f"ip{host.version}" or int(match[4]) > 65535:
+        return None
+    return SocketMaddr(host, match[3], int(match[4]), match[5] or "")
+
+
+def is_loopback(maddr: str) -> bool:
+    parsed = parse_socket_maddr(maddr)
+    return parsed is not None and parsed.host.is_loopback
 
 
 def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
@@ -97,13 +116,13 @@ def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
             try:
                 trial.bind((str(host), port))
             except OSError as error:
-                raise _listen_error(str(host), port, error) from error
+                raise listen_error(str(host), port, error) from error
             port = trial.getsockname()[1]
         found.append(f"/{match[1]}/{match[2]}/{match[3]}/{port}{match[5] or ''}")
     return tuple(found)
 
 
-def _listen_error(host: str, port: int, error: OSError) -> ListenError:
+def listen_error(host: str, port: int, error: OSError) -> ListenError:
     if error.errno == errno.EADDRINUSE:
         return ListenError(
             f"port {port} on {host} is in use by another process",

@@ -1,4 +1,4 @@
-"""What p2pd says when a dial fails, in words for people and in our error tree."""
+"""Why a dial failed, in words for people and in our error tree; and what p2pd says of it, in these words."""
 
 from __future__ import annotations
 
@@ -22,17 +22,63 @@ def self_dial_error(peer_id: str) -> PeerUnreachableError:
     )
 
 
+def not_spoken(peer_id: str, protocol_id: str) -> PeerUnreachableError:
+    return PeerUnreachableError(
+        f"peer {peer_id} is there but does not speak {protocol_id or 'our protocol'}",
+        hint="It may run another version, or only help peers to find each other.",
+    )
+
+
+def no_address(peer_id: str) -> PeerUnreachableError:
+    return PeerUnreachableError(f"no address of peer {peer_id} is known")
+
+
+def only_by_others(peer_id: str, maddr: str) -> PeerUnreachableError:
+    return PeerUnreachableError(
+        f"peer {peer_id} can be reached by {_clean(maddr)}, but not over plain TCP",
+        hint="A pure-Python peer dials TCP, and relays over TCP; QUIC and WebSockets need p2pd.",
+    )
+
+
+def wrong_peer(maddr: str, found: str, expected: str) -> PeerUnreachableError:
+    return PeerUnreachableError(
+        f"{_clean(maddr)} is the address of peer {found}, not of {expected}",
+        hint="Copy the whole address again; a peer without an identity file has a new id at each start.",
+    )
+
+
+def refused(maddr: str) -> PeerUnreachableError:
+    return PeerUnreachableError(
+        f"nobody listens at {_clean(maddr)} (connection refused)",
+        hint="Check the address, and that the peer is running.",
+    )
+
+
+def no_swarm_peer(maddr: str) -> PeerUnreachableError:
+    return PeerUnreachableError(
+        f"what answers at {_clean(maddr)} is not a swarm peer", hint="Check the address and the port."
+    )
+
+
+def too_slow(maddr: str) -> PeerTimeoutError:
+    return PeerTimeoutError(
+        f"{_clean(maddr)} did not answer in time",
+        hint="Check the address, the peer's firewall and your network.",
+    )
+
+
+def dial_failure(peer_id: str, maddr: str, reason: str) -> PeerUnreachableError:
+    return PeerUnreachableError(f"cannot reach peer {peer_id} at {_clean(maddr)}: {_clean(reason)}")
+
+
 def dial_error(peer_id: str, text: str, protocol_id: str = "") -> NetworkError:
     """The error for p2pd's answer ``text`` to a request to connect to a peer or open a stream."""
     if "dial to self" in text:
         return self_dial_error(peer_id)
     if "protocols not supported" in text or "protocol not supported" in text:
-        return PeerUnreachableError(
-            f"peer {peer_id} is there but does not speak {protocol_id or 'our protocol'}",
-            hint="It may run another version, or only help peers to find each other.",
-        )
+        return not_spoken(peer_id, protocol_id)
     if "failed to find any peer" in text or "no addresses" in text or "routing: not found" in text:
-        return PeerUnreachableError(f"no address of peer {peer_id} is known")
+        return no_address(peer_id)
     attempts = [(match["maddr"], match["reason"]) for match in _ATTEMPT.finditer(text)]
     # p2pd does not retry an address that failed seconds ago; that says nothing new.
     fresh = [attempt for attempt in attempts if attempt[1] != "dial backoff"] or attempts
@@ -42,25 +88,14 @@ def dial_error(peer_id: str, text: str, protocol_id: str = "") -> NetworkError:
         return PeerUnreachableError(f"cannot reach peer {peer_id}: {_clean(text)}")
     maddr, reason = fresh[0]
     if match := _WRONG_ID.search(reason):
-        return PeerUnreachableError(
-            f"{_clean(maddr)} is the address of peer {match[1]}, not of {peer_id}",
-            hint="Copy the whole address again; a peer without an identity file has a new id at each start.",
-        )
+        return wrong_peer(maddr, match[1], peer_id)
     if "connection refused" in reason:
-        return PeerUnreachableError(
-            f"nobody listens at {_clean(maddr)} (connection refused)",
-            hint="Check the address, and that the peer is running.",
-        )
+        return refused(maddr)
     if any(sign in reason for sign in _NOT_LIBP2P):
-        return PeerUnreachableError(
-            f"what answers at {_clean(maddr)} is not a swarm peer", hint="Check the address and the port."
-        )
+        return no_swarm_peer(maddr)
     if any(sign in reason for sign in _SLOW):
-        return PeerTimeoutError(
-            f"{_clean(maddr)} did not answer in time",
-            hint="Check the address, the peer's firewall and your network.",
-        )
-    return PeerUnreachableError(f"cannot reach peer {peer_id} at {_clean(maddr)}: {_clean(reason)}")
+        return too_slow(maddr)
+    return dial_failure(peer_id, maddr, reason)
 
 
 def _clean(text: str) -> str:

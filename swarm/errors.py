@@ -17,6 +17,7 @@
     │   ├── RemoteProtocolError     the peer did (never trust it further)
     │   └── LocalProtocolError      we did (a bug of ours)
     └── PeerError                   a peer answered with a typed error frame        exit 6
+        ├── NotAdmittedError        it or we are not a member of this swarm
         └── BusyError               it has no room now; ``retry_after`` seconds
 
 A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
@@ -51,6 +52,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_LOST = "upstream_lost"  # the hop before this one has gone, or sent what is no message
     JOURNAL_LOST = "journal_lost"  # the journal does not reach back as far as a replay needs
     DEADLINE = "deadline"
+    NOT_ADMITTED = "not_admitted"  # the peer is not a member of this swarm, or not any more
     INTERNAL = "internal"
 
 
@@ -139,6 +141,13 @@ class PeerError(SwarmError):
         super().__init__(message, hint=hint)
         self.code = code
         self.retriable = retriable
+
+
+class NotAdmittedError(PeerError):
+    """A peer that is not a member of our swarm, or a swarm that does not count us as one."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, code=ErrorCode.NOT_ADMITTED, retriable=False, hint=hint)
 
 
 class BusyError(PeerError):

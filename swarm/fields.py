@@ -80,6 +80,20 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortBytes:
+    """At most ``limit`` bytes."""
+
+    limit: int
+
+    def read(self, value: object) -> bytes:
+        if type(value) is bytes and len(value) <= self.limit:
+            return value
+        raise FieldError(f"at most {self.limit} bytes", value)
+
+    write = read
+
+
+@dataclass(frozen=True, slots=True)
 class Word:
     """A short identifier that matches ``pattern`` as a whole; ``what`` describes it to people."""
 

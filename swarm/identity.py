@@ -37,13 +37,13 @@ _MAX_PEER_ID_CHARS = 64  # an Ed25519 PeerID has 52; the bound keeps decoding (q
 class Identity:
     """An Ed25519 key pair and the file that holds it. Immutable; equal keys give equal PeerIDs."""
 
-    __slots__ = ("__weakref__", "_path", "_private", "_seed", "peer_id", "public_bytes")
+    __slots__ = ("__weakref__", "_path", "_private", "peer_id", "public_bytes", "seed")
 
     def __init__(self, seed: bytes, path: Path | None = None) -> None:
         """``seed``: the 32 secret bytes. ``path``: where they are kept, None for an ephemeral identity."""
         if len(seed) != 32:
             raise UsageError(f"an Ed25519 seed has 32 bytes, not {len(seed)}")
-        self._seed = seed
+        self.seed = seed
         self._private = Ed25519PrivateKey.from_private_bytes(seed)
         self._path = path
         self.public_bytes: bytes = self._private.public_key().public_bytes_raw()  # 32 bytes
@@ -77,6 +77,14 @@ class Identity:
             ) from error
         return identity
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Identity:
+        """Read the key file at ``path``. Raises FileNotFoundError, or UsageError as ``load_or_create``."""
+        file = Path(path).expanduser()
+        if not file.exists():
+            raise FileNotFoundError(file)
+        return cls.load_or_create(file)
+
     @property
     def path(self) -> Path:
         """The key file, for p2pd, which only reads keys from files.
@@ -86,7 +94,7 @@ class Identity:
         if self._path is None:
             handle, name = tempfile.mkstemp(prefix="swarm-node-", suffix=".key")  # mode 0600
             with os.fdopen(handle, "wb") as file:
-                file.write(_file_bytes(self._seed))
+                file.write(_file_bytes(self.seed))
             self._path = Path(name)
             weakref.finalize(self, self._path.unlink, missing_ok=True)
         return self._path
@@ -115,6 +123,14 @@ def public_key_of(peer_id: str) -> bytes:
     return raw[len(prefix) :]
 
 
+def peer_id_bytes(peer_id: str) -> bytes:
+    """A PeerID in binary, of whatever kind of key. Raises RemoteProtocolError."""
+    raw = _unbase58(peer_id) if 0 < len(peer_id) <= _MAX_PEER_ID_CHARS else None
+    if raw is None:
+        raise RemoteProtocolError(f"{peer_id[:_MAX_PEER_ID_CHARS]!r} is not a PeerID")
+    return raw
+
+
 def is_peer_id(text: str) -> bool:
     """Whether ``text`` is a well-formed Ed25519 PeerID."""
     try:
@@ -127,8 +143,16 @@ def is_peer_id(text: str) -> bool:
 def verify(peer_id: str, data: bytes, signature: bytes) -> bool:
     """Whether ``signature`` over ``data`` was made by the key inside ``peer_id``. Never raises."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key_of(peer_id)).verify(signature, data)
-    except (RemoteProtocolError, InvalidSignature, ValueError):
+        return verify_key(public_key_of(peer_id), data, signature)
+    except RemoteProtocolError:
+        return False
+
+
+def verify_key(public_bytes: bytes, data: bytes, signature: bytes) -> bool:
+    """Whether ``signature`` over ``data`` was made by the key whose raw public half this is. Never raises."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_bytes).verify(signature, data)
+    except (InvalidSignature, ValueError):
         return False
     return True
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any
 
-from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from .errors import ErrorCode
 from .fields import (
     Blob,
     Boolean,
@@ -28,7 +28,7 @@ from .fields import (
     SpanField,
     Word,
 )
-from .schema import Schema
+from .schema import MessageSet
 from .types import MAX_BLOCKS, NodeState, Span
 from .wire import Frame, Payload
 
@@ -436,31 +436,6 @@ MESSAGE_TYPES: dict[Kind, type[Any]] = {
     Kind.ATTACHED: Attached,
 }
 
-_BY_KIND = {int(kind): Schema(kind, kind.name, type_) for kind, type_ in MESSAGE_TYPES.items()}
-_BY_TYPE: dict[type[Any], Schema] = {schema.message_type: schema for schema in _BY_KIND.values()}
-
-
-def encode(message: Message) -> Frame:
-    """The frame of a message; its payload is passed on, not copied.
-
-    Raises LocalProtocolError that names the field, for a value that the other side would refuse.
-    """
-    schema = _BY_TYPE.get(type(message))
-    if schema is None:
-        raise LocalProtocolError(f"{type(message).__name__} is not a message")
-    return Frame(schema.kind, schema.write(message), message.payload if schema.has_payload else b"")  # type: ignore[union-attr]
-
-
-def decode(frame: Frame) -> Message:
-    """The message in a frame; its payload is passed on, not copied.
-
-    Raises RemoteProtocolError: code UNKNOWN_KIND for a kind of another version, after which the stream is
-    still in step; BAD_FRAME, naming the field, the value and its bound, for a message not of its form.
-    """
-    schema = _BY_KIND.get(frame.kind)
-    if schema is None:
-        raise RemoteProtocolError(f"unknown kind of message: {frame.kind}", code=ErrorCode.UNKNOWN_KIND)
-    if frame.flags:
-        raise RemoteProtocolError(f"{schema.name}: flags are {frame.flags:#04x}, but none is defined")
-    message: Message = schema.read(frame.header, frame.payload)
-    return message
+MESSAGES = MessageSet(MESSAGE_TYPES)
+encode: Callable[[Message], Frame] = MESSAGES.encode
+decode: Callable[[Frame], Message] = MESSAGES.decode

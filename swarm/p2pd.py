@@ -34,6 +34,7 @@ from .p2pd_options import P2pdOptions
 from .p2pd_process import P2pdProcess
 from .p2pd_relays import RelayWatch, Verdict
 from .p2pd_stream import P2pdStream
+from .resolve import resolve_all
 from .transport import DIAL_TIMEOUT, NetworkWatcher, Stream, StreamHandler
 
 logger = logging.getLogger(__name__)
@@ -341,7 +342,7 @@ class P2pdTransport:
 
         async def attempt(peer_id: str, maddrs: list[str]) -> NetworkError | None:
             try:
-                await self.connect(peer_id, maddrs, BOOTSTRAP_TIMEOUT)
+                await self.connect(peer_id, await resolve_all(maddrs), BOOTSTRAP_TIMEOUT)
             except NetworkError as error:
                 return error
             return None

@@ -6,6 +6,7 @@ from .errors import (
     BusyError,
     ErrorCode,
     ModelMismatchError,
+    NotAdmittedError,
     PeerError,
     ProtocolError,
     SwarmError,
@@ -33,12 +34,14 @@ def error_message(
 
 
 def error_of(message: ErrorMessage | Refused | Busy, peer_id: str) -> SwarmError:
-    """The exception for a peer's ERROR, REFUSED or BUSY: BusyError, ModelMismatchError or PeerError."""
+    """The exception for a peer's ERROR, REFUSED or BUSY: a PeerError or ModelMismatchError."""
     name = f"peer {peer_id[-8:]}"
     if isinstance(message, Busy):
         seconds = message.retry_after_ms / 1000
         return BusyError(f"{name} is busy: {message.reason}", retry_after=seconds)
     if message.code is ErrorCode.MODEL_MISMATCH:
         return ModelMismatchError(f"{name}: {message.message}", hint=message.hint)
+    if message.code is ErrorCode.NOT_ADMITTED:
+        return NotAdmittedError(f"{name}: {message.message}", hint=message.hint)
     retriable = isinstance(message, ErrorMessage) and message.retriable
     return PeerError(f"{name}: {message.message}", code=message.code, retriable=retriable, hint=message.hint)

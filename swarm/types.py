@@ -109,6 +109,10 @@ class NodeInfo:
     may come before or after it in a chain, MAX_PEER_LINKS at most.
     ``journal_bytes`` of ``total_journal_bytes``: kept of what sessions sent on, for a replacement.
     ``row_check``: of a node that computes deterministically, the digest of its check in hexadecimal; else "".
+    ``max_blocks``: how many blocks it could hold instead, so that others can plan with it; 0: its blocks are
+    not up for a change (a person chose them, or it is loading them). JOINING with ``max_blocks`` above 0 is a
+    node that has not begun to load: ``span`` is what it means to serve.
+    ``weights_root``: of a node that shares the model's files, the SHA-256 of their piece manifest; else "".
     """
 
     peer_id: str
@@ -130,6 +134,8 @@ class NodeInfo:
     journal_bytes: int = 0
     total_journal_bytes: int = 0
     row_check: str = ""
+    max_blocks: int = 0
+    weights_root: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,11 @@ class FrameParser:
         self._payload = bytearray()
         return Frame(kind, header, payload, flags)
 
+    def unread(self) -> bytes:
+        """Take back what follows the last frame that was taken: of another protocol on the same stream."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return rest
+
     def end(self) -> None:
         """The stream has ended. Raises RemoteProtocolError if that cuts a frame short."""
         if self._error is not None:

@@ -80,7 +80,8 @@ def internal() -> ApiError:
 def serve_commands(blocks: Sequence[str], model: str, initial_peers: str) -> list[str]:
     """What would fill blocks that nobody serves."""
     begin = f"swarm-node serve --model {shlex.quote(model or 'PATH_OR_NAME')} --blocks"
-    return [f"{begin} {span} --initial-peers {initial_peers}" for span in blocks]
+    through = f" --initial-peers {initial_peers}" if initial_peers else ""
+    return [f"{begin} {span}{through}" for span in blocks]
 
 
 def from_swarm(error: SwarmError, model: str = "", initial_peers: str = "ADDR") -> ApiError:

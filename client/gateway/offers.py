@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from ...dht.directory import Directory
+from ...swarm.names import did_you_mean, listed
 from ...swarm.routing import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
@@ -54,7 +54,7 @@ class Offers:
         if name is None:
             if len(self._by_id) == 1:
                 return next(iter(self._by_id.items()))
-            raise ApiError(400, f"model: is required; there are {_listed(self.ids)}", param="model")
+            raise ApiError(400, f"model: is required; there are {listed(self.ids)}", param="model")
         for model_id, model in self._by_id.items():
             if name in (model_id, str(model.model)):
                 return model_id, model
@@ -117,9 +117,7 @@ class Offers:
 
     def _unknown(self, name: str) -> ApiError:
         shown = name[:100]
-        by_lower = {known.lower(): known for known in self.ids}
-        near = [by_lower[found] for found in get_close_matches(shown.lower(), by_lower, n=3, cutoff=0.5)]
-        advice = f"did you mean {_listed(near)}?" if near else f"there are {_listed(self.ids)}"
+        advice = did_you_mean(shown, self.ids, "there are")
         return ApiError(
             404, f"there is no model {shown!r} here; {advice}", param="model", code="model_not_found"
         )
@@ -128,7 +126,3 @@ class Offers:
 def _coverage(nodes: Sequence[NodeInfo], ref: ModelRef) -> Coverage:
     online = [node for node in nodes if node.model.digest == ref.digest and node.state is NodeState.ONLINE]
     return Coverage(len(online), missing_blocks(online, ref.n_blocks))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " or ".join(map(repr, names[:8])) + (" or others" if len(names) > 8 else "")

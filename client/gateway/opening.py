@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
 import torch
 
 from ...swarm import native_codec
+from ...swarm.entry import SwarmEntry, swarm_entry
 from ...swarm.errors import UsageError
 from ..async_model import AsyncSwarmModel, check_options
 from ..local_model import LocalModel, OnProgress, load_local_model
+from ..model_opening import Load, open_model
 from ..network import ClientNetwork, open_network
 from .admission import ApiKeys
 from .gateway import Gateway, GatewayLimits
@@ -32,7 +35,12 @@ class _LentNetwork(ClientNetwork):
 async def open_gateway(
     *,
     models: Sequence[str],
-    initial_peers: Sequence[str],
+    initial_peers: Sequence[str] = (),
+    swarm: str = "",
+    swarm_key: str | PathLike[str] | None = None,
+    join: str = "",
+    mdns: bool = True,
+    pure_python: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_file: str | PathLike[str] | None = None,
@@ -53,6 +61,9 @@ async def open_gateway(
     Raises UsageError, ModelErrors and NetworkErrors.
     """
     check_options(wire_codec, wait)
+    entry = swarm_entry(
+        initial_peers, swarm=swarm, swarm_key=swarm_key, join=join, mdns=mdns, pure_python=pure_python
+    )
     if draft is not None and len(models) > 1:
         raise UsageError("a draft model is for one model", hint="Give one --model, or leave --draft out.")
     keys = ApiKeys() if api_key_file is None else ApiKeys.read(api_key_file)
@@ -61,13 +72,21 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         listener = listen(host, port)  # first of all: what cannot listen need load nothing
         stack.callback(listener.close)
-        network, loaded = await _open_all(models, initial_peers, dtype, quantize, draft, on_progress)
+        load = partial(
+            load_local_model,
+            dtype=dtype,
+            quantize=quantize,
+            threads=torch.get_num_threads(),
+            on_progress=on_progress,
+            draft=draft,
+        )
+        network, loaded = await _open_all(models, entry, load, wait, on_progress)
         stack.push_async_callback(network.close)
         opened = [
             await stack.enter_async_context(
                 AsyncSwarmModel(
                     local,
-                    _LentNetwork(network.transport, network.directory),
+                    _LentNetwork(network.transport, network.directory, network.demand),
                     wire_codec=wire_codec,
                     wait=wait,
                     on_progress=on_progress,
@@ -77,42 +96,42 @@ async def open_gateway(
         ]
         if len({model.model.digest for model in opened}) < len(opened):
             raise UsageError("a model was given twice", hint="Give each --model once.")
-        offers = Offers(opened, network.directory, initial_peers=initial_peers[0])
+        offers = Offers(
+            opened, network.directory, initial_peers=entry.initial_peers[0] if entry.initial_peers else ""
+        )
         gateway = Gateway(offers, GatewayLimits(**(limits or {})), keys, speculate=speculate)
         server = GatewayServer(gateway, listener, max_connections=max_connections, cors_origins=cors_origins)
         yield await stack.enter_async_context(server)
 
 
 async def _open_all(
-    models: Sequence[str], initial_peers: Sequence[str], *options: Any
+    models: Sequence[str],
+    entry: SwarmEntry,
+    load: Load,
+    wait: float,
+    on_progress: OnProgress | None,
 ) -> tuple[ClientNetwork, list[LocalModel]]:
-    """Join the swarm and load all models at once; a model that cannot be opened is the better message."""
-    joining = asyncio.create_task(open_network(initial_peers))
+    """Join the swarm and load all models at once, none named: the one that the swarm serves. A model that
+    cannot be opened is the better message."""
+    joining = asyncio.create_task(open_network(entry, on_progress))
     warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
-    loading = [asyncio.create_task(asyncio.to_thread(_load, path, *options)) for path in models]
+    names: list[str | None] = [*models] or [None]
+    loading = [
+        asyncio.create_task(open_model(name, joining, load, wait=wait, on_progress=on_progress))
+        for name in names
+    ]
     try:
         await asyncio.wait((joining, warming, *loading))
         loaded = [task.result() for task in loading]
         return joining.result(), loaded
     except BaseException:
         joining.cancel()
-        await asyncio.wait((joining, *loading))  # threads cannot be cancelled
+        for task in loading:
+            task.cancel()
+        await asyncio.wait((joining, *loading))
         for task in loading:
             if not task.cancelled() and task.exception() is None:
                 task.result().close()
         if not joining.cancelled() and joining.exception() is None:
             await joining.result().close()
         raise
-
-
-def _load(
-    path: str, dtype: str, quantize: str, draft: str | None, on_progress: OnProgress | None
-) -> LocalModel:
-    return load_local_model(
-        path,
-        dtype=dtype,
-        quantize=quantize,
-        threads=torch.get_num_threads(),
-        on_progress=on_progress,
-        draft=draft,
-    )

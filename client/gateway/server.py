@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import resource
 import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -184,6 +183,10 @@ class GatewayServer:
 
 def allowed_connections(wished: int) -> int:
     """As many as the process may have descriptors for, which is raised as far as it can be."""
+    try:
+        import resource
+    except ImportError:  # Windows: descriptors have no such bound
+        return wished
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wished + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:

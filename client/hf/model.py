@@ -48,7 +48,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | PathLike[str], *, initial_peers: Sequence[str], **options: Any
+        cls, name_or_path: str | PathLike[str], *, initial_peers: Sequence[str] = (), **options: Any
     ) -> Self:
         """See ``AutoSwarmModelForCausalLM``."""
         from .loading import connect

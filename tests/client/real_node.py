@@ -21,11 +21,13 @@ async def start_node(
     memory: MemoryNetwork,
     store: MemoryStore,
     exit: AsyncExitStack,
+    device: str = "cpu",
 ) -> Node:
     """In float32, with steps of 16 tokens; ``exit`` stops it."""
     config = NodeConfig(
         model=str(model),
         blocks=span,
+        device=device,
         dtype="float32",
         quantize="none",
         threads=1,

@@ -70,13 +70,14 @@ class Swarm:
     store: MemoryStore
     nodes: dict[str, Node]
 
-    async def serve(self, *, kv_tokens: int = KV_TOKENS, **spans: Span) -> None:
+    async def serve(self, *, kv_tokens: int = KV_TOKENS, device: str = "cpu", **spans: Span) -> None:
         for peer, span in spans.items():
             self.nodes[peer] = await start_node(
                 self.folder,
                 peer,
                 span,
                 kv_tokens=kv_tokens,
+                device=device,
                 memory=self.memory,
                 store=self.store,
                 exit=self.exit,

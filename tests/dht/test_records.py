@@ -53,8 +53,20 @@ NODE = NodeInfo(
     journal_bytes=70_000_000,
     total_journal_bytes=256 * 2**20,
     row_check="0123456789ab",
+    weights_root="ef" * 32,
+    max_blocks=24,
 )
-OPTIONAL = ("queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check")
+OPTIONAL = (
+    "queue_ms",
+    "tps",
+    "sessions",
+    "links",
+    "journal",
+    "journal_max",
+    "row_check",
+    "max_blocks",
+    "weights_root",
+)
 
 
 @st.composite
@@ -95,6 +107,8 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         journal_bytes=draw(st.integers(0, most)),
         total_journal_bytes=most,
         row_check=draw(st.binary(max_size=16)).hex(),
+        weights_root=draw(st.sampled_from(["", "0a" * 32])),
+        max_blocks=draw(st.integers(0, MAX_BLOCKS)),
     )
 
 
@@ -204,6 +218,11 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("row_check", "0" * 33),
         ("row_check", "red\x1b"),
         ("row_check", True),
+        ("weights_root", "0a" * 31),
+        ("weights_root", "0A" * 32),
+        ("weights_root", None),
+        ("max_blocks", -1),
+        ("max_blocks", MAX_BLOCKS + 1),
         ("v", 2),
         ("v", True),
         ("kind", "other"),
@@ -233,6 +252,8 @@ def test_what_older_nodes_do_not_announce_may_be_left_out() -> None:
         journal_bytes=0,
         total_journal_bytes=0,
         row_check="",
+        weights_root="",
+        max_blocks=0,
     )
     assert decode(OWNER, msgpack.packb(record)) == idle
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +155,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``served(path)``: whoever dials a swarm finds a node with that model, on its own loop."""
 
     def serve(path: Path) -> None:
-        async def open_network(_: Sequence[str]) -> ClientNetwork:
+        async def open_network(*_: object) -> ClientNetwork:
             memory, store = MemoryNetwork(), MemoryStore()
             config = NodeConfig(str(path), dtype="float32", quantize="none", threads=1, kv_cache_tokens=1024)
             network = GivenNetwork(memory.transport("a"), MemoryDirectory(store))

@@ -12,7 +12,7 @@ from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
-COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "status"]
+COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -67,7 +67,6 @@ def test_blocks_are_read_both_ways() -> None:
     [
         (["serve", "--model", "m", "--blocks", "20-0"], "span"),
         (["serve", "--model", "m", "--blocks", "x"], "span"),
-        (["serve"], "--model"),
         (["serve", "--model", "m", "--port", "70000"], "port"),
         (["serve", "--model", "m", "--kv-cache-tokens", "0"], "--kv-cache-tokens"),
         (["serve", "--model", "m", "--drain-seconds", "nan"], "--drain-seconds"),
@@ -78,8 +77,9 @@ def test_blocks_are_read_both_ways() -> None:
         (["serve", "--model", "m", "--max-kv-share-per-peer", "50"], "--max-kv-share-per-peer"),
         (["serve", "--model", "m", "--idle-session-seconds", "x"], "--idle-session-seconds"),
         (["serve", "--model", "m", "--max-sessions-per-peer", "0"], "--max-sessions-per-peer"),
-        (["generate", "--model", "m", "hello"], "--initial-peers"),
-        (["status"], "--initial-peers"),
+        (["generate", "--model", "m"], "prompt"),
+        (["status", "--initial-peers"], "--initial-peers"),
+        (["invite", "--lasts", "soon"], "--lasts"),
         (["fly"], "fly"),
         ([], "COMMAND"),
     ],

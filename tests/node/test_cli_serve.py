@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from swarm_node.node.cli_arguments import byte_size
 from swarm_node.node.cli_parser import build_parser
-from swarm_node.node.cli_serve import node_config, suggest_blocks
+from swarm_node.node.cli_serve import join_command, node_config, suggest_blocks
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.swarm.types import Span
 
@@ -20,12 +22,68 @@ def test_the_next_peer_is_told_blocks_that_help(served: str, suggested: str) -> 
     assert suggest_blocks(event) == suggested
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ((), "swarm-node serve --model m"),
+        (("--swarm", "my den"), "swarm-node serve --model m --swarm 'my den'"),
+        (("--no-mdns",), "swarm-node serve --model m --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x"),
+        (("--host", "127.0.0.1"), "swarm-node serve --model m --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x"),
+        (("--swarm", "home", "--swarm-key", "k"), "swarm-node serve --model m --join INVITE"),
+        (("--join", "swn1x"), "swarm-node serve --model m --join INVITE"),
+    ],
+)
+def test_the_next_peer_is_told_how_to_get_in(words: tuple[str, ...], command: str) -> None:
+    arguments = build_parser().parse_args(["serve", "--model", "m", *words])
+    event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
+    assert join_command(arguments, event, "m", "") == command
+
+
 KEY = Path("k.key")
 
 
 def test_no_options_are_the_defaults_of_the_node() -> None:
     words = build_parser().parse_args(["serve", "--model", "m"])
-    assert node_config(words, KEY) == NodeConfig(model="m", identity=KEY)
+    assert node_config(words, KEY) == NodeConfig(model="m", identity=KEY, auto=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "blocks", "auto"),
+    [
+        ([], None, True),
+        (["--blocks", "auto"], None, True),
+        (["--blocks", "all"], None, False),
+        (["--blocks", "3"], Span(3, 4), False),
+    ],
+)
+def test_who_chooses_the_blocks(words: list[str], blocks: Span | None, auto: bool) -> None:
+    config = node_config(build_parser().parse_args(["serve", "--model", "m", *words]), KEY)
+    assert (config.blocks, config.auto) == (blocks, auto)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GiB", 8 << 30),
+        ("500MiB", 500 << 20),
+        ("1.5G", 3 << 29),
+        ("2GB", 2 * 10**9),
+        ("512 mib", 512 << 20),
+        ("3t", 3 << 40),
+    ],
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert byte_size(text) == size
+    assert (
+        node_config(build_parser().parse_args(["serve", "--model", "m", "--memory", text]), KEY).memory
+        == size
+    )
+
+
+@pytest.mark.parametrize("text", ["", "8", "GiB", "-1GiB", "8 bytes", "0GiB", "1e3MiB"])
+def test_what_is_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="8GiB"):
+        byte_size(text)
 
 
 def test_every_option_reaches_the_node() -> None:

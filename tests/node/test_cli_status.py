@@ -24,7 +24,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     assert [node["blocks"] for node in model["nodes"]] == ["0-9", "20-29"]
     assert set(model["nodes"][0]) == {
         *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
-        *("total_kv_tokens", "weights", "codecs", "version", "maddrs"),
+        *("total_kv_tokens", "weights", "weights_root", "codecs", "version", "maddrs"),
         *("sessions", "tokens_per_s", "queue_ms", "links"),
         *("journal_bytes", "total_journal_bytes", "deterministic", "row_check"),
     }
@@ -81,4 +81,4 @@ def test_one_name_with_two_digests_is_two_models() -> None:
 
 
 def test_an_empty_swarm_has_no_models() -> None:
-    assert build_report([]) == {"models": []}
+    assert build_report([]) == {"models": [], "wanted": []}

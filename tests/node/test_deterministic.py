@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import serve
+from swarm_node.node import serving
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepJob
@@ -253,7 +253,7 @@ async def test_a_node_that_cannot_be_deterministic_does_not_start(started, monke
     def load(checkpoint, span, options, *args, **more):
         return load_span(checkpoint, span, LoadOptions(kernels="torch"), *args, **more)
 
-    monkeypatch.setattr(serve, "load_span", load)
+    monkeypatch.setattr(serving, "load_backend", load)
     node = started.node()
     with pytest.raises(UsageError, match="--deterministic does not hold here with torch kernels"):
         await node.run()

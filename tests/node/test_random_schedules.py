@@ -3,7 +3,7 @@ or dropped, every session gets what it would have got alone.
 
 Each schedule is a few clients that generate greedily over a random tiny model and head. What they sent and
 got is recorded, and replayed afterwards session by session, without an engine, each in KV memory of its own.
-The plain torch path must agree to float32 rounding, the native kernels and the plain path with
+The plain torch path and MLX must agree to float32 rounding, the native kernels and the plain path with
 ``deterministic`` bit for bit.
 """
 
@@ -23,8 +23,11 @@ from torch import Tensor
 from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.node.page_tables import pages_for
-from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
-from swarm_node.shards.span_model import SpanModel
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.backend import Memory, SpanBackend
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.kv_pool import PAGE_TOKENS, Piece
+from swarm_node.shards.span_model import SpanModel, load_backend
 from swarm_node.swarm import codecs
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.messages import Want
@@ -248,12 +251,11 @@ class Alone:
         return out[len(out) - count :]
 
 
-def pool_of(model: SpanModel, slots: int) -> KvPool:
-    config = model.config
-    return KvPool(slots, config.n_kv_heads, config.head_dim, "float32", torch.device("cpu"))
+def pool_of(model: SpanBackend[Memory], slots: int) -> Memory:
+    return model.new_pool(slots, "float32")
 
 
-async def run_schedule(model: SpanModel, seed: int) -> tuple[list[Log], Engine]:
+async def run_schedule(model: SpanBackend[Memory], seed: int) -> tuple[list[Log], Engine]:
     rng = random.Random(seed)
     settings = EngineSettings(
         max_batch_tokens=rng.choice([16, 40, 100, 512]),
@@ -331,6 +333,19 @@ async def test_schedules_on_the_plain_path(tiny_span, plain, seed):
     span = next(log.span for log in logs if record in log.records)
     wanted = plain(model, EMBEDDING[record.tokens], span)[-1]
     torch.testing.assert_close(record.rows[-1], wanted, atol=1e-4, rtol=1e-4)
+    assert rows > 100
+
+
+async def test_schedules_on_mlx_against_torch(tiny_dir, tiny_span):
+    options = LoadOptions(device="mlx", dtype="float32", quantize="none")
+    with open_checkpoint(str(tiny_dir)) as checkpoint:
+        model = load_backend(checkpoint, Span(0, 4), options)
+    rows = 0
+    for number in _numbers(60, 2):
+        logs, engine = await run_schedule(model, number)
+        with torch.inference_mode():
+            rows += check(tiny_span(kernels="torch"), logs, exact=False)
+        check_books(engine)
     assert rows > 100
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import serve
+from swarm_node.node import serve, serving
 from swarm_node.node.bootstrap import run_bootstrap
 from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
@@ -219,7 +219,7 @@ async def test_kv_dtype(swarm, asked, dtype, held):
 
 
 async def test_a_smaller_kv_dtype_makes_a_larger_cache(swarm, monkeypatch):
-    monkeypatch.setattr(serve, "available_memory", lambda _: 4 * 1024**2)
+    monkeypatch.setattr(serving, "available_memory", lambda _: 4 * 1024**2)
     tokens = {}
     for kv_dtype in ("float32", "float16", "int8"):
         node = swarm.node(None, kv_cache_tokens=None, kv_dtype=kv_dtype)
@@ -243,7 +243,7 @@ async def test_the_prefix_cache_can_be_turned_off(swarm):
     for peer, on in (("node", True), ("other", False)):
         node = swarm.node(peer=peer, prefix_cache=on)
         await node.start()
-        assert node._server.offer.page_tokens == (32 if on else 0)
+        assert node.serving.server.offer.page_tokens == (32 if on else 0)
         await node.stop()
 
 

@@ -53,8 +53,12 @@ def violations(source: str, file: str) -> list[str]:
                 found.append(f"{file} imports {name}: {package} may import {', '.join(sorted(allowed))}")
         if top == "hivemind" and not file.startswith(HIVEMIND_FILES):
             found.append(f"{file} imports hivemind: only dht/ and the p2pd transport may")
+        if top in ("libp2p", "trio") and not file.startswith("swarm/py_libp2p"):
+            found.append(f"{file} imports {name}: only swarm/py_libp2p*.py may")
         if top == "torch" and (not file.startswith(TORCH_FILES) or file.startswith(TORCH_FREE_NODE_FILES)):
             found.append(f"{file} imports torch: it belongs to the engine, shards, client and codecs")
+        if top == "mlx" and not file.startswith(("shards/mlx/", "shards/devices.py")):
+            found.append(f"{file} imports mlx: only shards/mlx/ may, and what asks whether it is there")
         if top == "transformers" and not file.startswith("client/hf/"):
             found.append(f"{file} imports transformers: only client/hf/ may")
     return found
@@ -75,6 +79,7 @@ def test_imports_follow_the_direction(file: str) -> None:
     [
         ("swarm/wire.py", "from ..dht import records"),
         ("swarm/routing.py", "import torch"),
+        ("dht/snapshot_directory.py", "from libp2p.peer.id import ID"),
         ("dht/records.py", "from ..shards.config import ModelConfig"),
         ("client/hop.py", "from .. import node"),
         ("client/hop.py", "def f():\n    from ..node.server import Server"),
@@ -82,6 +87,7 @@ def test_imports_follow_the_direction(file: str) -> None:
         ("node/server.py", "import hivemind"),
         ("node/scheduler.py", "import torch"),
         ("shards/llama.py", "from transformers import AutoModel"),
+        ("shards/llama.py", "import mlx.core as mx"),
         ("client/generation.py", "def f():\n    from transformers import Cache"),
         ("shards/llama.py", "from swarm.types import Span"),
     ],

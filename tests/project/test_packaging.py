@@ -55,6 +55,8 @@ def test_importing_the_client_stays_light() -> None:
 
 def test_pure_modules_load_neither_torch_nor_hivemind() -> None:
     pure = ("wire", "messages", "connection", "transport", "memory", "routing", "health", "session", "types")
-    modules = (*pure, "errors", "identity")
+    modules = (*pure, "errors", "identity", "yamux", "multistream", "py_libp2p")
     code = "import sys\n" + "\n".join(f"import swarm_node.swarm.{name}" for name in modules)
-    assert _python(code + "\nprint(sorted({'torch', 'hivemind'} & set(sys.modules)))") == "[]"
+    assert (
+        _python(code + "\nprint(sorted({'torch', 'hivemind', 'libp2p', 'trio'} & set(sys.modules)))") == "[]"
+    )

@@ -13,10 +13,10 @@ import torch
 from gguf_files import write_gguf_llama
 from safetensors.torch import save_file
 
+from swarm_node.shards.backend import KvMemory, SpanBackend
 from swarm_node.shards.hf_config import hf_config
 from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
 from swarm_node.shards.manifest import model_tensors
-from swarm_node.shards.span_model import SpanModel
 from swarm_node.swarm.types import Span
 
 TINY: dict[str, Any] = {
@@ -42,21 +42,25 @@ GGUFLlama = Callable[..., Path]
 class Sessions:
     """Sequences fed to a span, their pages scattered over the slots of one pool.
 
-    Memory starts as NaN (int8: as large numbers), so that reading what nobody wrote shows.
+    Memory starts as NaN (int8, and where it must be finite: as large numbers), so that reading what nobody
+    wrote shows.
     """
 
     def __init__(
-        self, model: SpanModel, count: int = 1, tokens: int = 64, kv_dtype: str = "float32", seed: int = 0
+        self,
+        model: SpanBackend[Any],
+        count: int = 1,
+        tokens: int = 64,
+        kv_dtype: str = "float32",
+        seed: int = 0,
     ) -> None:
-        config, blocks, pages = model.config, len(model.span), -(-tokens // PAGE_TOKENS)
+        blocks, pages = len(model.span), -(-tokens // PAGE_TOKENS)
         used = count * blocks * pages
         order = torch.randperm(used + 5, generator=torch.Generator().manual_seed(seed))[:used]
         self.model = model
         self.tables = order.to(torch.int32).view(count, blocks, pages)
-        self.pool = KvPool(used + 5, config.n_kv_heads, config.head_dim, kv_dtype, torch.device("cpu"))
-        self.pool.data.fill_(100 if kv_dtype == "int8" else float("nan"))
-        if self.pool.scales is not None:
-            self.pool.scales.fill_(float("nan"))
+        self.pool = model.new_pool(used + 5, kv_dtype)
+        soil(self.pool)
         self.lengths = [0] * count
 
     def forward(
@@ -70,6 +74,17 @@ class Sessions:
             self.lengths[session] += count
             row += count
         return self.model.forward(x, pieces, self.pool, span)
+
+
+def soil(pool: KvMemory) -> None:
+    if isinstance(pool, KvPool):
+        pool.data.fill_(100 if pool.kv_dtype == "int8" else float("nan"))
+        if pool.scales is not None:
+            pool.scales.fill_(float("nan"))
+        return
+    pool._cells[:] = 0x4700 if pool.kv_dtype == "bfloat16" else 100  # these bits are 32768
+    if pool._scale_cells is not None:
+        pool._scale_cells[:] = 100.0
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.gguf_reader import GGUFSource
-from swarm_node.shards.qtypes import QTYPES
+from swarm_node.shards.qtypes import GGUF_QTYPES
 from swarm_node.swarm.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 
@@ -30,7 +30,7 @@ def half_split(raw: np.ndarray, heads: int) -> np.ndarray:
     return raw.reshape(heads, rows // heads // 2, 2, *raw.shape[1:]).swapaxes(1, 2).reshape(raw.shape)
 
 
-@pytest.mark.parametrize("qtype", QTYPES)
+@pytest.mark.parametrize("qtype", GGUF_QTYPES)
 def test_tensors_equal_the_gguf_package(gguf_llama: GGUFLlama, qtype: str) -> None:
     path = gguf_llama(qtype, tied=False)
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -12,10 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from mlx_checkpoints import quantize_directory
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.piece_hashing import manifest_of
+from swarm_node.shards.piece_hub import HubPieces
 from swarm_node.swarm.errors import CheckpointError, NetworkError, UsageError
 from swarm_node.swarm.types import Span
 
@@ -158,6 +163,27 @@ def test_one_file_model(hub: FakeHub, tmp_path: Path, hf_llama: HFLlama) -> None
         assert model.ref.digest == local.ref.digest
 
 
+def test_scales_may_be_in_another_shard_than_their_integers(
+    hub: FakeHub, tmp_path: Path, hf_llama: HFLlama
+) -> None:
+    whole = quantize_directory(hf_llama(name="dense"), tmp_path / "q", group=32)
+    files: dict[str, dict[str, torch.Tensor]] = {shard(number): {} for number in (1, 2, 3)}
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        first = name.startswith("model.layers.0.")
+        files[shard(3 if not first else 2 if name.endswith((".scales", ".biases")) else 1)][name] = tensor
+    for file, tensors in files.items():
+        save_file(tensors, whole / file)
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    hub.directory = whole
+    with open_checkpoint(str(whole)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+        assert {file for file in hub.fetched() if file.endswith(".safetensors")} == {shard(1), shard(2)}
+        assert model.ref.digest == local.ref.digest
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert model.tensor(name).qtype == "MLX4_32_F32"
+        assert torch.equal(model.tensor(name).dequantize(), local.tensor(name).dequantize())
+
+
 def test_second_opening_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_checkpoint(NAME) as model:
         digest = model.ref.digest
@@ -218,3 +244,16 @@ def test_span_outside_the_model_fetches_no_weights(hub: FakeHub) -> None:
     with pytest.raises(UsageError, match="outside the model"):
         open_checkpoint(NAME, blocks=Span(3, 6))
     assert not any(file.endswith(".safetensors") for file in hub.fetched())
+
+
+def test_single_pieces_for_those_who_have_the_manifest(hub: FakeHub) -> None:
+    manifest = manifest_of(hub.directory, piece_size=16 * 1024)
+    read = HubPieces(NAME)
+    for piece in range(0, manifest.n_pieces, 5):
+        assert manifest.is_right(piece, read(manifest, piece))
+    assert not any(name.endswith(".safetensors") for name in hub.fetched())
+
+
+def test_pieces_of_a_gguf_file_are_nowhere_on_the_hub(hub: FakeHub, gguf_llama: Callable[..., Path]) -> None:
+    with pytest.raises(NetworkError, match="which GGUF file"):
+        HubPieces(NAME)(manifest_of(gguf_llama("F32")), 0)

@@ -20,10 +20,10 @@ from swarm_node.swarm.errors import (
     UsageError,
 )
 from swarm_node.swarm.messages import (
-    _BY_KIND,
     MAX_PREFIX_PAGES,
     MAX_TEXT,
     MESSAGE_TYPES,
+    MESSAGES,
     Attach,
     Attached,
     Busy,
@@ -135,7 +135,7 @@ def invalid(field: Any) -> list[Any]:
 
 @st.composite
 def messages(draw: st.DrawFn) -> Message:
-    schema = _BY_KIND[draw(st.sampled_from(sorted(_BY_KIND)))]
+    schema = MESSAGES.schemas[draw(st.sampled_from(sorted(MESSAGES.schemas)))]
     values = {name: draw(valid(field)) for name, (field, _) in schema.fields.items()}
     if schema.has_payload:
         values["payload"] = draw(st.binary(max_size=50))
@@ -228,7 +228,7 @@ def test_every_kind_has_its_number_for_ever() -> None:
     assert [int(want) for want in (Want.NOTHING, Want.LAST, Want.ALL)] == [0, 1, 2]
 
 
-FIELDS = [(schema, name) for schema in _BY_KIND.values() for name in schema.fields]
+FIELDS = [(schema, name) for schema in MESSAGES.schemas.values() for name in schema.fields]
 
 
 @pytest.mark.parametrize(("schema", "name"), FIELDS, ids=lambda value: getattr(value, "name", value))
@@ -348,7 +348,7 @@ def test_any_header_gives_a_message_or_a_remote_protocol_error(
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=7), inner, max_size=2),
         max_leaves=5,
     )
-    header = {name: data.draw(anything) for name in _BY_KIND[kind].fields if data.draw(st.booleans())}
+    header = {name: data.draw(anything) for name in MESSAGES.schemas[kind].fields if data.draw(st.booleans())}
     try:
         message = decode(Frame(kind, {**extra, **header}))
     except RemoteProtocolError:

@@ -288,6 +288,13 @@ async def test_an_initial_peer_with_another_id_or_protocol_or_none_is_explained(
                 await start(initial_peers=[f"/ip4/127.0.0.1/tcp/{port}/p2p/{STRANGER}"])
 
 
+async def test_an_initial_peer_may_be_given_by_name(start: Start) -> None:
+    server = await start()
+    port = server.listen_maddrs[0].rpartition("/")[2]
+    client = await start(initial_peers=[f"/dns4/localhost/tcp/{port}/p2p/{server.peer_id}"], client_mode=True)
+    await client.connect(server.peer_id)
+
+
 async def test_one_initial_peer_that_answers_is_enough(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:

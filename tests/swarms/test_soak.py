@@ -16,7 +16,7 @@ SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak.py"
 
 def test_a_short_soak_leaves_nothing_behind() -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), "--seconds", "12", "--json", "-"],
+        [sys.executable, str(SOAK), "--seconds", "8", "--json", "-"],
         capture_output=True,
         text=True,
         timeout=150,
@@ -29,4 +29,4 @@ def test_a_short_soak_leaves_nothing_behind() -> None:
         assert sum(report["done"][kind].values()) >= least, report["done"]
     for node in report["nodes"]:
         assert max(sample["lanes"] for sample in node["samples"]) > 0, "the nodes had something to do"
-        assert len(node["samples"]) >= 4
+        assert len(node["samples"]) >= 3

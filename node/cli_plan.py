@@ -1,0 +1,74 @@
+"""``swarm-node plan``: what this machine would serve, or why it would not help, before anything loads."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.markup import escape
+
+from ..shards.devices import choose_device
+from ..swarm.placement_types import Serve, gigabytes
+from .cli_arguments import entry_of
+from .cli_output import answers, console, print_json
+from .config import NodeConfig
+from .plan import Outlook, look_ahead
+
+
+async def run_plan(arguments: argparse.Namespace) -> None:
+    config = NodeConfig(
+        model=arguments.model,
+        auto=True,
+        memory=arguments.memory,
+        device=choose_device(arguments.device, only_cpu=arguments.kernels != "auto").name,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        kernels=arguments.kernels,
+        threads=arguments.threads,
+        kv_cache_tokens=arguments.kv_cache_tokens,
+        kv_dtype=arguments.kv_dtype,
+    )
+    with console.status("Starting ...") as line:
+        outlook = await look_ahead(entry_of(arguments), config, on_stage=lambda stage: line.update(stage))
+    if arguments.json:
+        print_json(outlook.as_dict())
+    else:
+        for text in lines(outlook):
+            answers.print(text)
+
+
+def lines(outlook: Outlook) -> list[str]:
+    """For people, with markup."""
+    machine, shape, model = outlook.machine, outlook.machine.shape, outlook.model
+    room = f"{gigabytes(shape.block_bytes)} a block as {machine.weights}"
+    if shape.kv_bytes * shape.context_tokens:
+        room += f", and {gigabytes(shape.kv_bytes * shape.context_tokens)} for {shape.context_tokens} tokens"
+    return [
+        f"[bold]{escape(model.name)}[/]: {model.n_blocks} blocks, {escape(room)} of KV cache",
+        f"This machine: {gigabytes(machine.memory_bytes)} usable, room for {machine.max_blocks()} blocks; "
+        f"{machine.decode_ms_per_block:.3f} ms per block and token, {escape(machine.kernels)} kernels",
+        _swarm(outlook),
+        _verdict(outlook),
+    ]
+
+
+def _swarm(outlook: Outlook) -> str:
+    if not outlook.swarm_found:
+        return "No swarm was found here: this machine would begin one."
+    if not outlook.nodes:
+        return "Nobody in the swarm serves this model yet."
+    missing = ", ".join(map(str, outlook.missing))
+    nodes = f"{len(outlook.nodes)} node{'s' if len(outlook.nodes) > 1 else ''}"
+    return f"The swarm: {nodes}; {f'blocks {missing} are missing' if missing else 'every block is served'}"
+
+
+def _verdict(outlook: Outlook) -> str:
+    verdict = outlook.verdict
+    if not isinstance(verdict, Serve):
+        return f"[yellow]This machine would stand by[/]: {escape(verdict.why.removeprefix('stands by: '))}"
+    text = f"[green]This machine would {escape(verdict.why)}[/]"
+    if verdict.token_s is None:
+        left = ", ".join(map(str, outlook.missing_with(verdict.span)))
+        return f"{text}; blocks {left} would still be missing" if left else text
+    if verdict.token_s_before is None:
+        return f"{text}: a token takes {verdict.token_s * 1000:.1f} ms then"
+    return f"{text}: from {verdict.token_s_before * 1000:.1f} to {verdict.token_s * 1000:.1f} ms per token"

@@ -1,0 +1,124 @@
+"""``swarm-node plan``: what this machine would do in a swarm, in memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node import plan
+from swarm_node.node.cli_plan import lines
+from swarm_node.node.config import NodeConfig
+from swarm_node.node.network import GivenNetwork
+from swarm_node.node.plan import look_ahead
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.swarm.entry import SwarmEntry
+from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.placement_types import Gain, Serve, StandBy
+from swarm_node.swarm.types import NodeInfo, NodeState, Span
+
+HERE = SwarmEntry(initial_peers=("/memory/a",), mdns=False)
+ALONE = SwarmEntry(mdns=False)
+
+
+class Swarm:
+    def __init__(self, model: str) -> None:
+        self.config = NodeConfig(
+            model, auto=True, dtype="float32", quantize="none", kernels="torch", threads=1
+        )
+        with open_checkpoint(model) as checkpoint:
+            self.ref = checkpoint.ref
+        self.store = MemoryStore()
+
+    def serve(self, peer_id: str, span: Span, decode_ms: float) -> None:
+        self.store.put(
+            NodeInfo(
+                peer_id,
+                (),
+                self.ref,
+                span,
+                NodeState.ONLINE,
+                decode_ms_per_block=decode_ms,
+                prefill_tokens_per_s=1000.0,
+                free_kv_tokens=1000,
+                total_kv_tokens=1000,
+            )
+        )
+
+
+@pytest.fixture
+def swarm(tiny_dir, monkeypatch):
+    found = Swarm(str(tiny_dir))
+
+    async def network(entry: SwarmEntry) -> GivenNetwork:
+        return GivenNetwork(MemoryNetwork().transport("me"), MemoryDirectory(found.store))
+
+    monkeypatch.setattr(plan, "read_only_network", network)
+    monkeypatch.setattr("swarm_node.node.self_bench.DECODE_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.self_bench.PREFILL_SECONDS", 0.02)
+    threads = torch.get_num_threads()
+    yield found
+    torch.set_num_threads(threads)
+
+
+async def test_a_missing_span_is_what_it_would_serve(swarm):
+    swarm.serve("a", Span(0, 2), 1.0)
+    stages: list[str] = []
+    outlook = await look_ahead(HERE, swarm.config, on_stage=stages.append)
+    assert isinstance(outlook.verdict, Serve)
+    assert outlook.verdict.gain is Gain.COVER
+    assert outlook.verdict.span.covers(Span(2, 4))
+    assert (outlook.swarm_found, outlook.missing) == (True, (Span(2, 4),))
+    assert len(stages) >= 3
+    told = json.loads(json.dumps(outlook.as_dict()))
+    assert (told["verdict"], told["nodes"], told["missing"]) == ("serve", 1, ["2-3"])
+    assert told["machine"]["max_blocks"] == 4
+    text = "\n".join(lines(outlook))
+    assert "blocks 2-3 are missing" in text
+    assert "This machine would serve" in text
+    assert [info.peer_id for info in swarm.store.live()] == ["a"]  # nothing is announced
+
+
+async def test_a_machine_that_is_far_too_slow_would_stand_by(swarm, monkeypatch):
+    measure = plan.measure_machine
+    monkeypatch.setattr(plan, "measure_machine", lambda *a: replace(measure(*a), decode_ms_per_block=1e4))
+    for peer in "ab":
+        swarm.serve(peer, Span(0, 4), 1.0)
+    outlook = await look_ahead(HERE, swarm.config)
+    assert isinstance(outlook.verdict, StandBy)
+    assert outlook.as_dict()["verdict"] == "stand_by"
+    assert "would stand by" in lines(outlook)[-1]
+    assert "every block is served" in lines(outlook)[-2]
+
+
+async def test_without_room_for_a_block_it_says_so(swarm):
+    config = NodeConfig(swarm.config.model, auto=True, kernels="torch", threads=1, memory=50_000)
+    outlook = await look_ahead(ALONE, config)
+    assert isinstance(outlook.verdict, StandBy)
+    assert "one block takes" in lines(outlook)[-1]
+    assert "No swarm was found" in lines(outlook)[-2]
+
+
+async def test_what_would_still_be_missing(swarm):
+    config = NodeConfig(
+        swarm.config.model, auto=True, kernels="torch", dtype="float32", threads=1, memory=400_000
+    )
+    outlook = await look_ahead(ALONE, config)
+    assert isinstance(outlook.verdict, Serve)
+    assert len(outlook.verdict.span) == 2
+    assert "would still be missing" in lines(outlook)[-1]
+
+
+async def test_a_swarm_that_was_named_must_be_there(swarm, monkeypatch):
+    async def nobody(entry: SwarmEntry) -> None:
+        raise PeerUnreachableError("nobody answers")
+
+    monkeypatch.setattr(plan, "read_only_network", nobody)
+    with pytest.raises(PeerUnreachableError):
+        await look_ahead(HERE, swarm.config)
+    outlook = await look_ahead(SwarmEntry(mdns=True), swarm.config)
+    assert not outlook.swarm_found

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from swarm_node.shards.autoselect import LoadOptions
+from swarm_node.shards.config import ModelConfig
+from swarm_node.shards.kv_pool import KvPool, Piece
+from swarm_node.shards.manifest import FINAL_NORM, TensorInfo, block_tensors
+from swarm_node.shards.qtypes import AFFINE, DENSE, GGUF_QTYPES, row_bytes
+from swarm_node.shards.random_block import random_checkpoint
+from swarm_node.shards.span_model import load_span
+from swarm_node.swarm.types import Span
+
+CONFIG = ModelConfig("llama", 8, 256, 4, 2, 64, 512, 1000, 1e-5, 512)
+
+
+def manifest(qtype: str, *, like: int = 0) -> dict[str, TensorInfo]:
+    found = {}
+    for name, shape in {**block_tensors(CONFIG, like), FINAL_NORM: (CONFIG.hidden_size,)}.items():
+        type_ = "F32" if len(shape) == 1 else qtype
+        rows = 1 if len(shape) == 1 else shape[0]
+        found[name] = TensorInfo(name, shape, type_, rows * row_bytes(type_, shape[-1]))
+    return found
+
+
+@pytest.mark.parametrize("qtype", [*GGUF_QTYPES, "MLX4_64", "MLX8_32_F32", "MLX3_128"])
+def test_weights_of_every_type_are_ordinary_numbers(qtype):
+    made = random_checkpoint(CONFIG, manifest(qtype))
+    for name, info in made.manifest.items():
+        tensor = made.tensor(name)
+        assert (tensor.shape, tensor.qtype, tensor.nbytes) == (info.shape, info.qtype, info.nbytes)
+        values = tensor.dequantize()
+        assert torch.isfinite(values).all()
+        assert values.abs().max() < 1000
+        assert values.std() > 0
+        if qtype in DENSE or qtype in AFFINE:
+            continue
+        halves = np.frombuffer(tensor.stored.tobytes(), dtype=np.float16)
+        assert np.abs(halves[halves != 0]).min() > np.finfo(np.float16).tiny or len(tensor.shape) == 1
+
+
+def test_blocks_load_and_compute_as_those_of_a_file():
+    like = random_checkpoint(CONFIG, manifest("Q4_1", like=5), like=5, count=3)
+    assert like.config.n_blocks == like.ref.n_blocks == 3
+    model = load_span(like, Span(0, 3), LoadOptions(kernels="torch"))
+    assert model.weights == "int4 (Q4_1)"
+    pool = KvPool(3, CONFIG.n_kv_heads, CONFIG.head_dim, "float32", model.device)
+    table = torch.arange(3, dtype=torch.int32).view(3, 1)
+    y = model.forward(torch.randn(4, CONFIG.hidden_size), [Piece(table, 0, 0, 0, 4)], pool)
+    assert y.shape == (4, CONFIG.hidden_size)
+    assert torch.isfinite(y).all()
