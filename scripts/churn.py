@@ -21,7 +21,6 @@ Costs are processor time. Exit code 0; 1: a move opened a hole; 2: wrong usage.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -34,6 +33,7 @@ from churn_clients import Clients
 from churn_records import Records
 from numbers_given import count, positive
 from placement_world import Clock, World
+from report_script import run_and_report
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -347,16 +347,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    try:
-        report = run(arguments)
-    except KeyboardInterrupt:
-        return 130
-    show(report)
-    text = json.dumps(report, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text)
+    report = run_and_report(lambda: run(arguments), show, arguments.json, console)
+    if isinstance(report, int):
+        return report
     if arguments.svg:
         Path(arguments.svg).write_text(picture(report))
     return int(bool(report["holes_by_moves"]))

@@ -13,7 +13,6 @@ MB = 1e6
 
 
 def print_story(report: dict[str, Any]) -> None:
-    out = Console()
     start, plan = report["start"], report["plan"]
     machines = Table(
         "machine",
@@ -34,11 +33,11 @@ def print_story(report: dict[str, Any]) -> None:
             f"{machine['rate'] / 1e6:.0f} Mbit/s",
             *(f"{went[way] / MB:.1f} MB" for way in ("sent", "got", "from_origin")),
         )
-    out.print(machines)
+    console.print(machines)
     sent = start["traffic"][report["machines"][0]["name"]]["sent"]
-    out.print(f"From the last start to the guest's first token: {start['first_token_s']:.1f} s.")
-    out.print(f"Until then {sent / MB:.1f} MB left the machine with the file.")
-    out.print(
+    console.print(f"From the last start to the guest's first token: {start['first_token_s']:.1f} s.")
+    console.print(f"Until then {sent / MB:.1f} MB left the machine with the file.")
+    console.print(
         f"Plan: {_spans(plan['chosen'])}: {plan['chosen_ms']:.2f} ms a token; the best of {plan['tried']} "
         f"({_spans(plan['best'])}): {plan['best_ms']:.2f} ms."
     )
@@ -68,7 +67,7 @@ def print_story(report: dict[str, Any]) -> None:
             "yes" if answer["same_tokens"] else "no",
             _spans(answer["route"]),
         )
-    out.print(answers)
+    console.print(answers)
 
 
 def _spans(spans: list[Any]) -> str:

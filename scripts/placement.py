@@ -16,12 +16,10 @@ Exit code 0: plans are within 5 % of the optimum; 1: one is not; 2: wrong usage.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from time import process_time
 from typing import Any
 
@@ -29,6 +27,7 @@ from numbers_given import count
 from placement_clusters import BLOCK_BYTES, cluster, offers
 from placement_optimum import all_pictures, least_token_s
 from placement_world import Clock, World
+from report_script import run_and_report
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -147,16 +146,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
     arguments = parser.parse_args()
-    try:
-        report = run(arguments)
-    except KeyboardInterrupt:
-        return 130
-    show(report)
-    text = json.dumps(report, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text)
+    report = run_and_report(lambda: run(arguments), show, arguments.json, console)
+    if isinstance(report, int):
+        return report
     plans = ("planned", "planned beside pinned nodes")
     return int(any(report["kinds"][kind]["worst"] > WITHIN for kind in plans))
 
