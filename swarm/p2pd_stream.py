@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 from .errors import StreamClosedError
@@ -74,7 +75,7 @@ class P2pdStream:
         self._closed = True
         transport = self._writer.transport
         if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(CLOSE_GRACE, transport.abort)
+            asyncio.get_running_loop().call_later(CLOSE_GRACE, _abort, transport)
         self._writer.close()
 
     async def _broken(self) -> StreamClosedError:
@@ -85,3 +86,8 @@ class P2pdStream:
 
     def _closed_here(self) -> StreamClosedError:
         return StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")
+
+
+def _abort(transport: asyncio.WriteTransport) -> None:
+    with contextlib.suppress(AttributeError):  # asyncio's own, where it has let go of its loop since
+        transport.abort()

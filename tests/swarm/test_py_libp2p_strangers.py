@@ -110,7 +110,7 @@ async def test_bytes_that_were_altered_end_the_connection(start_pure: StartPure)
 async def test_plaintext_and_silence_do_not_get_in(
     start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(py_libp2p, "HANDSHAKE_S", 0.3)
+    monkeypatch.setattr(py_libp2p, "HANDSHAKE_S", 1.5)
     server, client = await start_pure(), await start_pure(client_mode=True)
     host, port = parse_tcp_maddr((await server.maddrs())[0].partition("/p2p/")[0])
     loop = asyncio.get_running_loop()

