@@ -28,7 +28,9 @@ def tell(event: str, **details: object) -> None:
 async def main() -> None:
     (model_name,) = sys.argv[1:]
     # In float32 on the way: an answer is then the same over any cut of the blocks, and can be compared.
-    async with await AsyncSwarmModel.connect(model=model_name, wire_codec="none", wait=WAIT_S) as model:
+    async with await AsyncSwarmModel.connect(
+        model=model_name, wire_codec="none", wait=WAIT_S, prefix_cache=False
+    ) as model:
         tell("ready")
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)

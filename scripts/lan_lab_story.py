@@ -30,6 +30,8 @@ TOKENS = 64
 LONG = 400
 """Tokens of the answers in which something happens."""
 READY_S = 180.0
+REST_S = 65.0
+"""More than the minute after which a node measures itself again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,9 @@ class Story:
         self._serve(LATE)
         joined = self._ask(guest, LONG, until=lambda: self._is_online(LATE.name))
         report["join"] = _told(joined, undisturbed) | {"bytes": self._lab_bytes() - before}
+        report["late"] = {event: self._last(LATE.name, event) for event in ("measured", "planned", "online")}
+        self._say("rest, in which machines measure themselves again: two real cores computed for all of them")
+        time.sleep(REST_S)
         report["with_it"] = _told(self._ask(guest, LONG), undisturbed)
 
         self._say(f"{LATE.name}, the fastest of them, is killed in the middle of an answer")

@@ -5,6 +5,9 @@ other, and an estimate from the client's own links. The triangle of client and t
 a way between nodes is never shorter than the difference of the client's ways to them, and never costs more
 than the way through the client, which is open in any case. So no announcement can make a pair of nodes look
 nearer to each other than the client's measurements allow.
+
+A peer that the client has not met is at most as far away as the way over one that it has met, if that one and
+the peer tell of a link between them. Who lies about that is tried once, and measured then.
 """
 
 from __future__ import annotations
@@ -71,6 +74,12 @@ class Edges:
         for (a, b), measured in (known or {}).items():
             if a in present and b in present:
                 self._told[a, b] = self._told[b, a] = (measured.rtt_s, measured.bytes_per_s)
+        self._guessed: dict[str, Link] = {}  # the client's links to peers that it has not met
+        for (a, b), (rtt_s, bytes_per_s) in self._told.items():
+            if a in links and b not in links:
+                over = Link(links[a].rtt_s + rtt_s, min(links[a].bytes_per_s, bytes_per_s or MAX_BYTES_PER_S))
+                if over.rtt_s < self.leg(b).rtt_s:
+                    self._guessed[b] = over
 
     @property
     def told(self) -> Iterable[Pair]:
@@ -78,8 +87,8 @@ class Edges:
         return self._told
 
     def leg(self, peer_id: str) -> Link:
-        """The client's own link to a peer."""
-        return self._links.get(peer_id, UNMEASURED_LINK)
+        """The client's own link to a peer, as far as it is known."""
+        return self._links.get(peer_id) or self._guessed.get(peer_id, UNMEASURED_LINK)
 
     def may_chain(self, a: str, b: str) -> bool:
         return (a, b) not in self.unchained

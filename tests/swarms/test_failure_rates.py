@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "failure_rates.py"
 
 
 def test_a_small_table_is_measured_in_one_run() -> None:
-    options = ["--model", "tiny", "--rates", "0,0.05", "--steps", "24", "--seconds", "1", "--limit", "15"]
+    options = ["--model", "tiny", "--rates", "0.05", "--steps", "24", "--seconds", "1", "--limit", "15"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *options, "--replicas", "2", "--spans", "1", "--json", "-"],
         capture_output=True,
@@ -26,12 +26,7 @@ def test_a_small_table_is_measured_in_one_run() -> None:
     report = json.loads(done.stdout)
     assert report["problems"] == []
     cells = {(cell["rate"], cell["policy"]): cell for cell in report["cells"]}
-    assert set(cells) == {(rate, policy) for rate in (0.0, 0.05) for policy in ("repair", "restart")}
-    for policy in ("repair", "restart"):
-        calm = cells[0.0, policy]
-        assert calm["failures"] == 0
-        assert calm["finished"] == calm["attempts"] > 0
-        assert calm["steps_per_s"] > 0
+    assert set(cells) == {(0.05, policy) for policy in ("repair", "restart")}
     repaired, restarted = cells[0.05, "repair"], cells[0.05, "restart"]
     assert repaired["finished"] == repaired["attempts"] > 0, "no failure costs an answer"
     assert repaired["failures"] >= repaired["repairs"] > 0
