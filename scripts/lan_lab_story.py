@@ -61,13 +61,15 @@ class Story:
         self._say = say
         self._stack = contextlib.ExitStack()
         self._nodes: dict[str, NodeProcess] = {}
+        self._guests: list[EventProcess] = []
         self._peers: dict[str, str] = {}  # machine by peer id
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._homes = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swarm-node-lan-")))
             self._lab = stack.enter_context(WanLab(rtt_s=RTT_S, multicast=True))
-            stack.callback(lambda: stop_all(list(self._nodes.values())))
+            self._shares = stack.enter_context(contextlib.ExitStack())  # given up when nobody is in them
+            stack.callback(lambda: stop_all([*self._nodes.values(), *self._guests]))
             self._stack = stack.pop_all()
         return self
 
@@ -116,7 +118,6 @@ class Story:
         killed = self._ask(guest, LONG, at=(LONG // 3, self._nodes[LATE.name].kill))
         report["kill"] = _told(killed, undisturbed)
         report["traffic"] = self._traffic()
-        guest.stop()
         return report
 
     # Processes.
@@ -125,7 +126,7 @@ class Story:
         return self._homes / name
 
     def _launch(self, kind: MachineKind) -> Launch:
-        share = self._stack.enter_context(CpuShare(kind.name, kind.cores))
+        share = self._shares.enter_context(CpuShare(kind.name, kind.cores))
 
         def launch(arguments: Sequence[str], environment: dict[str, str], asked: bool) -> Child:
             with self._lab.inside(kind.name):
@@ -145,7 +146,9 @@ class Story:
 
     def _guest(self) -> EventProcess:
         kind = MachineKind(GUEST, 1.0, "", 1e9)
-        return EventProcess("the guest", [str(CLIENT), NAME], asked=True, launch=self._launch(kind))
+        guest = EventProcess("the guest", [str(CLIENT), NAME], asked=True, launch=self._launch(kind))
+        self._guests.append(guest)
+        return guest
 
     def _is_online(self, name: str) -> bool:
         node = self._nodes[name]
