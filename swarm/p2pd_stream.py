@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 
 from .errors import StreamClosedError
@@ -89,5 +88,5 @@ class P2pdStream:
 
 
 def _abort(transport: asyncio.WriteTransport) -> None:
-    with contextlib.suppress(AttributeError):  # asyncio's own, where it has let go of its loop since
+    if transport.get_write_buffer_size():  # else it is closed by now
         transport.abort()
