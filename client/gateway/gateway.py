@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
 from ...swarm.errors import SwarmError, UsageError
+from ..async_model import AsyncSwarmModel
 from ..guided import Guide
 from ..params import GenerateOptions
 from .admission import Admission, ApiKeys, RateLimit
 from .answering import Answering
-from .answers import ChatChoice, Envelope, TextChoice, to_json
+from .answers import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
 from .body import ClientGoneError
 from .calls import Call
 from .errors import ApiError, from_swarm, internal, wrong
+from .logprobs import TokenBytes
 from .offers import Offers
 from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
 from .replies import Job, Reply, StreamedReply, WholeReply
-from .requests import read_chat, read_completion
+from .requests import ChatRequest, CompletionRequest, read_chat, read_completion
 
 _logger = logging.getLogger(__name__)
 
@@ -130,31 +132,14 @@ class Gateway:
         request = read_chat(value)
         model_id, model = self.offers.find(request.model)
         prompt = await chat_prompt(model, request)
-        sampling = request.sampling
-        extra = self._options(request.logprobs, request.guide)
-        generations = wanted(
+        return self._job(
+            request,
             model,
             [prompt],
-            sampling,
-            extra,
+            Envelope("chat.completion", "chatcmpl", model_id, model.model.digest),
+            lambda index, token_bytes: ChatChoice(index, token_bytes, model.tokenizer.eos_ids, request.tools),
             default_tokens=self.limits.default_max_tokens,
             length_field="max_completion_tokens",
-        )
-        tokenizer = model.tokenizer
-        token_bytes = tokenizer.token_bytes if request.logprobs is not None else None
-        shapes = [
-            ChatChoice(index, token_bytes, tokenizer.eos_ids, request.tools) for index in range(sampling.n)
-        ]
-        envelope = Envelope("chat.completion", "chatcmpl", model_id, model.model.digest)
-        return Job(
-            model=model,
-            envelope=envelope,
-            wanted=generations,
-            shapes=shapes,
-            prompt_tokens=len(prompt),
-            n=sampling.n,
-            streaming=sampling.streaming,
-            guide_field=request.guide_field,
         )
 
     async def _completion_job(self, value: object) -> Job:
@@ -162,28 +147,42 @@ class Gateway:
         model_id, model = self.offers.find(request.model)
         prompts = await text_prompts(model, request)
         echoes = await prompt_texts(model, request, prompts) if request.echo else [""] * len(prompts)
-        sampling = request.sampling
-        extra = self._options(request.logprobs, request.guide)
-        generations = wanted(
+        n = request.sampling.n
+        return self._job(
+            request,
             model,
             prompts,
-            sampling,
-            extra,
+            Envelope("text_completion", "cmpl", model_id, model.model.digest),
+            lambda index, token_bytes: TextChoice(
+                index, token_bytes, model.tokenizer.eos_ids, echoes[index // n]
+            ),
             default_tokens=COMPLETION_TOKENS,
             length_field="max_tokens",
         )
-        tokenizer = model.tokenizer
-        token_bytes = tokenizer.token_bytes if request.logprobs is not None else None
-        shapes = [
-            TextChoice(index, token_bytes, tokenizer.eos_ids, echoes[index // sampling.n])
-            for index in range(len(generations))
-        ]
-        envelope = Envelope("text_completion", "cmpl", model_id, model.model.digest)
+
+    def _job(
+        self,
+        request: ChatRequest | CompletionRequest,
+        model: AsyncSwarmModel,
+        prompts: Sequence[tuple[int, ...]],
+        envelope: Envelope,
+        shape: Callable[[int, TokenBytes | None], ChoiceShape],
+        *,
+        default_tokens: int,
+        length_field: str,
+    ) -> Job:
+        """``shape``: a choice of that number, with what tells a token's bytes where they are asked for."""
+        sampling = request.sampling
+        extra = self._options(request.logprobs, request.guide)
+        generations = wanted(
+            model, prompts, sampling, extra, default_tokens=default_tokens, length_field=length_field
+        )
+        token_bytes = model.tokenizer.token_bytes if request.logprobs is not None else None
         return Job(
             model=model,
             envelope=envelope,
             wanted=generations,
-            shapes=shapes,
+            shapes=[shape(index, token_bytes) for index in range(len(generations))],
             prompt_tokens=sum(map(len, prompts)),
             n=sampling.n,
             streaming=sampling.streaming,
