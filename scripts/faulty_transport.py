@@ -102,6 +102,10 @@ class FaultyStream:
     def peer_id(self) -> str:
         return self._inner.peer_id
 
+    @property
+    def remote_maddr(self) -> str:
+        return self._inner.remote_maddr
+
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         return await self._inner.read(max_bytes)
 

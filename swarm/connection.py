@@ -42,6 +42,10 @@ class MessageStream(Generic[M]):
     def peer_id(self) -> str:
         return self.stream.peer_id
 
+    @property
+    def remote_maddr(self) -> str:
+        return self.stream.remote_maddr
+
     async def send(self, message: M) -> None:
         """Queue the whole message, then wait until the stream has room again.
 

@@ -215,6 +215,10 @@ class MemberStream:
         self.close = stream.close
         self._step_aside()
 
+    @property
+    def remote_maddr(self) -> str:
+        return self._stream.remote_maddr
+
     def write(self, buffers: Iterable[Buffer]) -> None:
         self._stream.write(buffers)
 

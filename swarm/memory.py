@@ -47,6 +47,8 @@ class MemoryNetwork:
             raise ValueError("MemoryNetwork needs latency >= 0 and 0 <= loss < 1")
         self.latency = latency
         self.loss = loss
+        self.hosts: dict[str, str] = {}
+        """Multiaddresses from which peers are seen to come, by peer id, for tests in which that matters."""
         self._rng = rng or random.Random(0)
         self._schedule = schedule
         self._transports: dict[str, MemoryTransport] = {}
@@ -179,6 +181,10 @@ class MemoryStream:
     @property
     def peer_id(self) -> str:
         return self._peer_id
+
+    @property
+    def remote_maddr(self) -> str:
+        return self._owner._network.hosts.get(self._peer_id, "")
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         incoming = self._incoming

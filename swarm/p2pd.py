@@ -29,7 +29,7 @@ from .errors import (
 from .identity import Identity
 from .p2pd_daemon import P2pDaemon
 from .p2pd_keeper import Keeper, steady_clock
-from .p2pd_maddrs import encode_maddr, readable_maddrs
+from .p2pd_maddrs import encode_maddr, maddr_text, readable_maddrs
 from .p2pd_options import P2pdOptions
 from .p2pd_process import P2pdProcess
 from .p2pd_relays import RelayWatch, Verdict
@@ -49,6 +49,8 @@ CONTROL_TIMEOUT = 5.0
 MOST_NEIGHBOURS = 32
 """Peers that a new daemon connects to at once; the others come back by themselves."""
 MOST_ADDRESSES = 4
+LIST_AGAIN_S = 0.1
+"""Seconds between two lists of connections that are asked for because a peer was not in the last one."""
 PING_PROTOCOL = "/ipfs/ping/1.0.0"
 PING_SIZE = 32
 PING_RENEWED_S = 20.0
@@ -83,6 +85,8 @@ class P2pdTransport:
         self._held_relays: set[bytes] = set()
         self._relay_watch.began(steady_clock())
         self._neighbours: dict[bytes, list[bytes]] = {}  # peers that were connected a moment ago, and where
+        self._remotes: dict[bytes, bytes] = {}  # the same for all of them, an address each
+        self._list_again_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._streams: weakref.WeakSet[P2pdStream] = weakref.WeakSet()
         self._keeper = Keeper(daemon, self._ping, self._settle)
@@ -167,7 +171,8 @@ class P2pdTransport:
 
     async def serve(self, protocol_id: str, handler: StreamHandler) -> None:
         async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            stream = self._stream(self.p2p.process, str(info.peer_id), reader, writer)
+            remote = info.addr.to_bytes()
+            stream = self._stream(self.p2p.process, str(info.peer_id), remote, reader, writer)
             task = asyncio.current_task()
             if self._closed or task is None:
                 stream.close()
@@ -229,7 +234,21 @@ class P2pdTransport:
         if response.type == p2pd_pb2.Response.ERROR:
             writer.close()
             raise dial_error(peer_id, response.error.msg, protocol_id)
-        return self._stream(process, peer_id, reader, writer)
+        return self._stream(process, peer_id, response.streamInfo.addr, reader, writer)
+
+    async def remote_maddr(self, peer_id: str) -> str:
+        """The address of the connection to a peer, as our daemon sees it; "" for one that is not connected.
+
+        For those who are called without a stream of their own (the DHT). Raises PeerUnreachableError for
+        our own id, or for what is no id.
+        """
+        raw = self._raw_peer_id(peer_id)
+        if raw not in self._remotes and steady_clock() >= self._list_again_at:
+            self._list_again_at = steady_clock() + LIST_AGAIN_S
+            with suppress(NetworkError, TimeoutError):
+                async with asyncio.timeout(CONTROL_TIMEOUT):
+                    await self._ping()
+        return maddr_text(self._remotes.get(raw, b""))
 
     async def died(self) -> NetworkError:
         """Wait until there will be no daemon any more; returns what to tell people. Cancel it before
@@ -260,6 +279,7 @@ class P2pdTransport:
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
         response, _, writer = await self.p2p.request(request)
         writer.close()
+        self._remotes = {peer.id: bytes(peer.addrs[0]) for peer in response.peers if peer.addrs}
         self._neighbours = {
             peer.id: [bytes(address) for address in peer.addrs][:MOST_ADDRESSES]
             for peer in response.peers[:MOST_NEIGHBOURS]
@@ -411,9 +431,14 @@ class P2pdTransport:
         return PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s")
 
     def _stream(
-        self, process: P2pdProcess, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: P2pdProcess,
+        peer_id: str,
+        remote: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> P2pdStream:
-        stream = P2pdStream(process, peer_id, reader, writer)
+        stream = P2pdStream(process, peer_id, remote, reader, writer)
         self._streams.add(stream)
         return stream
 

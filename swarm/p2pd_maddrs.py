@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hivemind.p2p import PeerID
 from hivemind.utils.multiaddr import Multiaddr
@@ -11,6 +12,9 @@ from hivemind.utils.multiaddr import Multiaddr
 from .errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+KEPT_TEXTS = 4096
+"""Addresses whose text is remembered: those of the peers that are connected, with room to spare."""
 
 _P2P_CODE = bytes.fromhex("a503")  # multicodec 421 as a varint
 
@@ -34,6 +38,15 @@ def encode_maddr(text: str) -> bytes:
     except ValueError as error:
         raise UsageError(f"{text[:200]!r} is not a multiaddress: {str(error)[:200]}") from None
     return encoded
+
+
+@lru_cache(maxsize=KEPT_TEXTS)
+def maddr_text(encoded: bytes) -> str:
+    """A multiaddress as text; "" for bytes that are none."""
+    try:
+        return str(Multiaddr(encoded))
+    except ValueError:
+        return ""
 
 
 def readable_maddrs(peer_id: str, maddrs: Sequence[str]) -> list[bytes]:

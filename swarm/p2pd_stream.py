@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from .errors import StreamClosedError
+from .p2pd_maddrs import maddr_text
 from .p2pd_process import P2pdProcess
 from .transport import READ_SIZE, Buffer
 
@@ -18,17 +19,19 @@ JOIN_LIMIT = 64 * 1024
 class P2pdStream:
     """A ``transport.Stream`` over the daemon's socket of one libp2p stream."""
 
-    __slots__ = ("__weakref__", "_closed", "_peer_id", "_process", "_reader", "_writer")
+    __slots__ = ("__weakref__", "_closed", "_peer_id", "_process", "_reader", "_remote", "_writer")
 
     def __init__(
         self,
         process: P2pdProcess,
         peer_id: str,
+        remote: bytes,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._process = process
         self._peer_id = peer_id
+        self._remote = remote  # a multiaddress in binary
         self._reader = reader
         self._writer = writer
         self._closed = False
@@ -36,6 +39,10 @@ class P2pdStream:
     @property
     def peer_id(self) -> str:
         return self._peer_id
+
+    @property
+    def remote_maddr(self) -> str:
+        return maddr_text(self._remote)
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         try:

@@ -100,12 +100,15 @@ class TcpChannel(asyncio.Protocol):
         self._unread = False
         self.full = False
         self.remote_host = ""
+        self.remote_maddr = ""
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.remote_host = str((transport.get_extra_info("peername") or ("",))[0])
+        host, port = (transport.get_extra_info("peername") or ("", 0))[:2]
+        self.remote_host = str(host)
+        self.remote_maddr = f"/ip{6 if ':' in self.remote_host else 4}/{host}/tcp/{port}" if host else ""
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         if self._on_made is not None:
             self._on_made(self)
@@ -164,6 +167,10 @@ class RawChannel(Protocol):
     """A way to one peer, in the clear: a TcpChannel, or another that has what is used of it."""
 
     @property
+    def remote_maddr(self) -> str:
+        """The other end's address, or that of the relay before it; "" if unknown."""
+
+    @property
     def full(self) -> bool:
         """Whether the writer should wait for the sink's ``writable``."""
 
@@ -211,6 +218,10 @@ class NoiseChannel:
     def full(self) -> bool:
         """Whether the writer should wait for ``writable``."""
         return self._tcp.full
+
+    @property
+    def remote_maddr(self) -> str:
+        return self._tcp.remote_maddr
 
     def write(self, data: bytes) -> None:
         for start in range(0, len(data), MAX_PLAINTEXT):

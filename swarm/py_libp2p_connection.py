@@ -50,6 +50,10 @@ class YamuxConnection:
         channel.attach(self)
 
     @property
+    def remote_maddr(self) -> str:
+        return self._channel.remote_maddr
+
+    @property
     def usable(self) -> bool:
         """Whether new streams may be opened."""
         return self.ended_of is None and not self._session.going_away

@@ -64,6 +64,10 @@ class StreamChannel:
         self._draining = False
 
     @property
+    def remote_maddr(self) -> str:
+        return f"{self._stream.remote_maddr}/p2p/{self._stream.peer_id}/p2p-circuit"
+
+    @property
     def full(self) -> bool:
         return self._stream.queued > HIGH_WATER
 

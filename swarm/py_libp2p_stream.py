@@ -48,6 +48,10 @@ class PyLibp2pStream:
         return self._connection.peer_id
 
     @property
+    def remote_maddr(self) -> str:
+        return self._connection.remote_maddr
+
+    @property
     def queued(self) -> int:
         """Bytes written that wait to be sent."""
         return self._connection.queued(self)

@@ -43,6 +43,10 @@ class Stream(Protocol):
     def peer_id(self) -> str:
         """The other side's libp2p id (base58), proven by the transport's handshake."""
 
+    @property
+    def remote_maddr(self) -> str:
+        """Where its connection comes from or goes to, such as ``/ip4/192.0.2.1/tcp/4001``; "" if unknown."""
+
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         """The next 1..max_bytes bytes; b"" once the peer has closed.
 

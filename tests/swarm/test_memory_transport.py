@@ -54,6 +54,13 @@ async def linked(network: MemoryNetwork) -> Stream:
     return await network.transport("a").open_stream("b", ECHO)
 
 
+async def test_a_stream_tells_where_its_peer_is_where_a_test_says_so() -> None:
+    network = MemoryNetwork()
+    network.hosts["b"] = "/ip4/8.8.4.4/tcp/1"
+    stream = await linked(network)
+    assert stream.remote_maddr == "/ip4/8.8.4.4/tcp/1"
+
+
 async def test_bytes_come_back_in_order() -> None:
     stream = await linked(MemoryNetwork())
     stream.write([b"one ", memoryview(b"two "), bytearray(b"three")])

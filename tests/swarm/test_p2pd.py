@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from swarm_node.swarm import p2pd, p2pd_keeper
+from swarm_node.swarm.address_groups import address_group
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import (
     ErrorCode,
@@ -121,6 +122,14 @@ async def test_streams_both_ways_with_proven_identities(start: Start) -> None:
         assert await stream.read() == b"hello there"
     assert (there.peer_id, back.peer_id) == (server.peer_id, client.peer_id)
     assert set(seen) == {client.peer_id, server.peer_id}
+    for maddr in (
+        there.remote_maddr,
+        back.remote_maddr,
+        await server.remote_maddr(client.peer_id),
+        await client.remote_maddr(server.peer_id),
+    ):
+        assert address_group(maddr) == "loopback"
+    assert await server.remote_maddr(STRANGER) == ""
 
 
 async def test_peers_find_each_other_through_a_common_one(start: Start) -> None:
@@ -362,7 +371,7 @@ async def test_a_dying_daemon_s_reset_streams_are_not_the_peer_s_fault(start: St
     async def ended() -> NetworkError:
         ours, daemons = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        stream = P2pdStream(transport.p2p.process, STRANGER, reader, writer)
+        stream = P2pdStream(transport.p2p.process, STRANGER, b"", reader, writer)
         stream.write([b"nobody reads this"])
         daemons.close()
         with pytest.raises(NetworkError) as caught:

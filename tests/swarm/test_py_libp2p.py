@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -58,6 +59,8 @@ async def test_streams_both_ways_with_proven_identities(start_pure: StartPure) -
         await stream.drain()
         assert await stream.read() == b"hello there!"
     assert (there.peer_id, back.peer_id) == (server.peer_id, client.peer_id)
+    assert maddr.startswith(there.remote_maddr)
+    assert re.fullmatch(r"/ip4/127\.0\.0\.1/tcp/[1-9]\d*", back.remote_maddr)
     assert set(seen) == {client.peer_id, server.peer_id}
     await server.check()
 

@@ -1,0 +1,49 @@
+"""Which addresses count as one owner's: identities cost nothing, networks cost money.
+
+A group is the smallest network that is usually rented as a whole: a /24 of IPv4, a /48 of IPv6. A private or
+loopback address stands for one machine: on a LAN each host is its own group. An address through a relay
+belongs to the relay's group, since that is all that can be seen of who is behind it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from functools import lru_cache
+
+from .addresses import parse_socket_maddr
+
+IPV4_PREFIX = 24
+"""Bits of an IPv4 network that counts as one group: the smallest that is routed by itself."""
+IPV6_PREFIX = 48
+"""Bits of an IPv6 network that counts as one group: what a provider gives to one customer."""
+UNKNOWN = ""
+"""The group of an address that is not known or has no IP address: all of those together are one group."""
+
+_RELAYED = "/p2p-circuit"
+
+
+@lru_cache(maxsize=4096)
+def address_group(maddr: str) -> str:
+    """The group of a multiaddress, such as ``203.0.113.0/24``; UNKNOWN if it names no IP address."""
+    before_relay = maddr.partition(_RELAYED)[0]
+    plain = before_relay.partition("/p2p/")[0].partition("/ipfs/")[0]
+    parsed = parse_socket_maddr(plain)
+    return UNKNOWN if parsed is None else host_group(parsed.host)
+
+
+def host_group(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The group of an IP address."""
+    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is not None:
+        host = host.ipv4_mapped
+    if host.is_loopback:
+        return "loopback"
+    if not host.is_global:
+        return str(host)
+    prefix = IPV4_PREFIX if host.version == 4 else IPV6_PREFIX
+    return str(ipaddress.ip_network((host, prefix), strict=False))
+
+
+def groups_of(maddrs: Iterable[str]) -> frozenset[str]:
+    """The groups of several addresses of one peer, without UNKNOWN."""
+    return frozenset(map(address_group, maddrs)) - {UNKNOWN}
