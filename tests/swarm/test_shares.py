@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -108,3 +109,55 @@ def test_taking_from_losers_divides_evenly_and_always_ends(others: list[int], wa
         got += 1
     fair = math.floor(shares.limits.total / (len([amount for amount in others if amount]) + 1))
     assert got >= min(wanted, fair)
+
+
+def test_of_equals_the_last_to_come_gives_way_whatever_its_name() -> None:
+    shares = Shares(ShareLimits(total=4))
+    for name in "zxay":
+        shares.take(Holder(name, "net 1"))
+    newcomer = Holder("new", "net 2")
+    assert shares.loser(newcomer) == Holder("y", "net 1")
+    shares.give_back(Holder("z", "net 1"))
+    shares.take(Holder("z", "net 1"))  # it was away: now it is the last
+    assert shares.loser(newcomer) == Holder("z", "net 1")
+
+
+@given(st.lists(st.tuples(_holders, st.integers(1, 3), st.booleans()), max_size=80), _holders)
+def test_loser_is_what_counting_anew_would_say(
+    steps: list[tuple[Holder, int, bool]], newcomer: Holder
+) -> None:
+    shares = Shares(ShareLimits(total=1000))
+    held: Counter[Holder] = Counter()
+    for holder, amount, takes in steps:
+        if takes or held[holder] < amount:
+            shares.take(holder, amount)
+            held[holder] += amount
+        else:
+            shares.give_back(holder, amount)
+            held[holder] -= amount
+        loser = shares.loser(newcomer)
+        groups = Counter({h.group: 0 for h in +held})
+        for each, count in held.items():
+            groups[each.group] += count
+        others = [count for group, count in groups.items() if group != newcomer.group]
+        from_others = others and max(others) - 1 >= groups[newcomer.group] + 1
+        if from_others:
+            assert loser is not None
+            assert loser.group != newcomer.group
+            assert groups[loser.group] == max(others)
+            assert held[loser] == max(count for h, count in held.items() if h.group == loser.group)
+        elif loser is not None:
+            assert loser.group == newcomer.group
+            assert held[loser] - 1 >= held[newcomer] + 1
+
+
+def test_asking_in_vain_is_cheap_however_many_hold() -> None:
+    shares = Shares(ShareLimits(total=20_000))
+    for number in range(20_000):
+        shares.take(Holder(str(number), f"net {number % 5000}"))
+    newcomer = Holder("new", "net 7")
+    assert shares.loser(newcomer) is None
+    began = time.process_time()
+    for _ in range(1000):
+        assert shares.loser(newcomer) is None
+    assert time.process_time() - began < 1  # adding up 5,000 groups each time takes a minute
