@@ -23,12 +23,15 @@ from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Downstream, Step
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
+from ..swarm.wire import FIXED_HEADER, MAX_HEADER
 from .quotas import DialRate, Ledger, Limits, PeerAccount
 
 log = logging.getLogger(__name__)
 
 UNCOUNTED_BYTES = 1024 * 1024
 """Sent to a next hop before it is asked whether it keeps up: some seconds of decode steps."""
+MAX_ANSWER_FRAME = FIXED_HEADER.size + MAX_HEADER
+"""Of a next hop: it answers without rows, which go to the client."""
 MAX_RATES = 1024
 """Clients whose dials of the last minute are remembered, before those without any are looked for."""
 
@@ -107,7 +110,7 @@ class NextHops:
         self.pool: LinkPool | None = None
         if transport is not None:
             patience = Patience(dial_s=limits.link_seconds)
-            self.pool = LinkPool(transport, model, agent=agent, patience=patience)
+            self.pool = LinkPool(transport, model, agent=agent, patience=patience, max_frame=MAX_ANSWER_FRAME)
         self.on_link: Callable[[str, float, float], None] | None = None
 
     def __len__(self) -> int:

@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 UNREAD_BYTES = 1024 * 1024
 """Told to a peer before it is asked whether it reads."""
+MESSAGES_A_TURN = 32
+"""Taken from one stream before others have their turn of the event loop: a flood fits many into one read."""
 
 
 class PeerConnection:
@@ -61,13 +63,15 @@ class PeerConnection:
     def __init__(self, server: NodeServer, connection: Connection, account: PeerAccount) -> None:
         self._server = server
         self._connection = connection
-        self._account = account
+        self.account = account
         self._peer_id = connection.peer_id
+        connection.unfinished = server.frames.on_stream(account.holder, self._on_bad_frame)
         self._sessions: dict[bytes, NodeSession] = {}
         self._fed: set[NodeSession] = set()  # of other streams, whose last step came on this one
         self._outgoing: list[Payload] = []
         self._undrained = False
         self._unread = 0  # bytes written since the peer was last known to read
+        self._charged = 0  # of these, counted as queued: all, once they are many
         self._drainer: asyncio.Task[None] | None = None
         self._ending = False
         self._closed = False
@@ -79,6 +83,11 @@ class PeerConnection:
     @property
     def peer_id(self) -> str:
         return self._peer_id
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no session would miss the stream."""
+        return not self._sessions and not self._fed
 
     @property
     def sessions(self) -> list[NodeSession]:
@@ -114,12 +123,17 @@ class PeerConnection:
             self._close_sessions()
             self._forget_fed(why)
             self._try_flush()
+            self._charge()
             self._connection.close()
             if self._drainer is not None:
                 self._drainer.cancel()
 
     async def _read(self) -> None:
+        messages = 0
         while True:
+            messages += 1
+            if messages % MESSAGES_A_TURN == 0:
+                await asyncio.sleep(0)
             try:
                 message = await self._connection.receive()
             except RemoteProtocolError as error:
@@ -133,8 +147,8 @@ class PeerConnection:
                 # A client that does not read its answers is not read either.
                 self._undrained = False
                 await self.drain()
-            if not self._account.room.is_set():
-                await self._account.room.wait()
+            if not self.account.room.is_set():
+                await self.account.room.wait()
 
     def sweep(self, now: float) -> None:
         """Close what nobody uses: called by the server every few seconds with its clock's time."""
@@ -176,6 +190,13 @@ class PeerConnection:
         self._connection.close()
         if self._task is not None:
             self._task.cancel()
+
+    def _on_bad_frame(self, why: str) -> None:
+        """The frame that is coming may not go on."""
+        log.info("event=frame_given_up peer=%s reason=%r", self.peer_id, why)
+        self._forget_fed(why)
+        hint = "Send smaller steps, or over a faster line."
+        self.close(ErrorMessage(None, None, ErrorCode.OVERLOADED, why, True, hint))
 
     def _close_sessions(self) -> None:
         while self._sessions:
@@ -233,6 +254,7 @@ class PeerConnection:
         welcome = greet(hello, self._server.offer)
         self.max_step_tokens = welcome.max_step_tokens
         self._connection.peer_max_frame = hello.max_frame
+        self._connection.max_frame = self._server.offer.max_frame
         self.welcomed = True
         self._post(welcome)
 
@@ -242,7 +264,7 @@ class PeerConnection:
             text = f"session {request.session.hex()} is open already"
             return ErrorMessage(request.session, None, ErrorCode.DUPLICATE_SESSION, text, False)
         parent = None if request.parent is None else self._sessions.get(request.parent)
-        session = self._server.open_session(request, self._account, parent, self)
+        session = self._server.open_session(request, self.account, parent, self)
         if not isinstance(session, NodeSession):
             return session
         self._sessions[request.session] = session
@@ -326,6 +348,16 @@ class PeerConnection:
         self._flush()
         await self._connection.stream.drain()
         self._unread = 0
+        self._charge()
+
+    def _charge(self) -> None:
+        """Count what the peer does not read as queued for it, if it is much."""
+        unread = self._unread if self._unread > UNREAD_BYTES and not self._closed else 0
+        change, self._charged = unread - self._charged, unread
+        if change > 0:
+            self._server.ledger.queue(self.account, 0, change)
+        elif change:
+            self._server.ledger.unqueue(self.account, 0, -change)
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
@@ -334,6 +366,8 @@ class PeerConnection:
             self._connection.stream.write(outgoing)
             self._connection.bytes_sent += size
             self._unread += size
+            if self._unread > UNREAD_BYTES:
+                self._charge()
             if self._unread > FED_FACTOR * self._server.limits.queued_bytes_per_peer:
                 log.info("event=answers_unread peer=%s bytes=%d", self.peer_id, self._unread)
                 self.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..swarm.errors import LocalProtocolError, UsageError
+from ..swarm.shares import Holder, ShareLimits, Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +20,20 @@ class Limits:
 
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
-    read. ``rest_seconds``: after this time without a step a session counts as resting, and is dropped where a
-    peer that holds less than its equal share finds no room.
+    read. ``queued_bytes``: of all peers; above, nobody is read who has more than an equal part.
+    ``rest_seconds``: after this time without a step a session counts as resting, and is dropped where a peer
+    that holds less than its equal share finds no room.
     """
 
     max_sessions: int = 256
     max_sessions_per_peer: int = 64
+    max_connections: int = 1024
     max_connections_per_peer: int = 32
     max_step_tokens: int = 512
     kv_share_per_peer: float = 1.0
     queued_tokens_per_peer: int = 128 * 1024
     queued_bytes_per_peer: int = 64 * 1024 * 1024
+    queued_bytes: int = 256 * 1024 * 1024
     dials: int = 32
     dials_per_peer: int = 4
     dials_per_minute_per_peer: int = 60
@@ -87,14 +92,15 @@ class DialRate:
 class PeerAccount:
     """One peer's use of the node, over all its streams.
 
-    ``kv_cells`` are (token, block) pairs reserved. ``room`` is set while its steps may be read. Bytes are
-    queued until they are computed, and again while what was computed waits for a slow next hop.
+    ``holder``: who it is, and the address group of its first stream. ``kv_cells`` are (token, block) pairs
+    reserved. ``room`` is set while its steps may be read. Bytes are queued until they are computed, and again
+    while what was computed waits for a slow next hop or for a client that does not read.
     """
 
-    __slots__ = ("connections", "kv_cells", "peer_id", "queued_bytes", "queued_tokens", "room", "sessions")
+    __slots__ = ("connections", "holder", "kv_cells", "queued_bytes", "queued_tokens", "room", "sessions")
 
-    def __init__(self, peer_id: str) -> None:
-        self.peer_id = peer_id
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
         self.connections = 0
         self.sessions = 0
         self.kv_cells = 0
@@ -104,6 +110,10 @@ class PeerAccount:
         self.room.set()
 
     @property
+    def peer_id(self) -> str:
+        return self.holder.peer_id
+
+    @property
     def is_empty(self) -> bool:
         return not (self.connections or self.sessions or self.queued_tokens or self.queued_bytes)
 
@@ -111,37 +121,58 @@ class PeerAccount:
 class Ledger:
     """The accounts of all peers that are connected or still hold something, and their sums."""
 
-    __slots__ = ("_accounts", "_limits", "connections", "kv_cells", "sessions")
+    __slots__ = (
+        "_accounts",
+        "_limits",
+        "_streams",
+        "_waiting",
+        "kv_cells",
+        "queued_bytes",
+        "sessions",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._accounts: dict[str, PeerAccount] = {}
-        self.connections = 0
+        self._streams = Shares(ShareLimits(limits.max_connections, per_peer=limits.max_connections_per_peer))
+        self._waiting: set[PeerAccount] = set()  # have no room
         self.sessions = 0
         self.kv_cells = 0
+        self.queued_bytes = 0
 
     def __len__(self) -> int:
         return len(self._accounts)
+
+    @property
+    def connections(self) -> int:
+        """Streams of all peers."""
+        return int(self._streams.held)
 
     def holders(self) -> list[PeerAccount]:
         """Peers that hold sessions."""
         return [account for account in self._accounts.values() if account.sessions]
 
-    def connect(self, peer_id: str) -> PeerAccount | None:
-        """Count a stream of the peer; None, and nothing counted, if it has as many as it may."""
-        account = self._accounts.get(peer_id)
+    def connect(self, holder: Holder) -> PeerAccount | str:
+        """Count a stream of the peer; or, with nothing counted, say which limit it is beyond."""
+        account = self._accounts.get(holder.peer_id)
+        if why := self._streams.take(holder if account is None else account.holder):
+            return why
         if account is None:
-            account = self._accounts[peer_id] = PeerAccount(peer_id)
-        elif account.connections >= self._limits.max_connections_per_peer:
-            return None
+            account = self._accounts[holder.peer_id] = PeerAccount(holder)
         account.connections += 1
-        self.connections += 1
         return account
+
+    def stream_to_close(self, holder: Holder, may_lose: Callable[[Holder], bool]) -> Holder | None:
+        """Who must give a stream up so that this peer can have one; None: it has to wait, or has enough."""
+        account = self._accounts.get(holder.peer_id)
+        if account is not None and account.connections >= self._limits.max_connections_per_peer:
+            return None
+        return self._streams.loser(holder if account is None else account.holder, 1, may_lose)
 
     def disconnect(self, account: PeerAccount) -> None:
         self._check(account.connections >= 1, "a stream that was not counted")
         account.connections -= 1
-        self.connections -= 1
+        self._streams.give_back(account.holder)
         self._forget_empty(account)
 
     def take(self, account: PeerAccount, kv_cells: int) -> None:
@@ -164,16 +195,21 @@ class Ledger:
         """A step waits for the engine with a payload of ``size`` bytes."""
         account.queued_tokens += tokens
         account.queued_bytes += size
+        self.queued_bytes += size
         if self._is_over(account):
             account.room.clear()
+            self._waiting.add(account)
 
     def unqueue(self, account: PeerAccount, tokens: int, size: int) -> None:
         """The step has an outcome."""
         self._check(account.queued_tokens >= tokens and account.queued_bytes >= size, "a step not counted")
         account.queued_tokens -= tokens
         account.queued_bytes -= size
-        if not self._is_over(account):
-            account.room.set()
+        self.queued_bytes -= size
+        if self._waiting:
+            for waiting in [each for each in self._waiting if not self._is_over(each)]:
+                self._waiting.discard(waiting)
+                waiting.room.set()
         self._forget_empty(account)
 
     def is_beyond(self, account: PeerAccount) -> bool:
@@ -182,10 +218,17 @@ class Ledger:
 
     def _is_over(self, account: PeerAccount, factor: int = 1) -> bool:
         limits = self._limits
-        return (
+        if (
             account.queued_tokens > factor * limits.queued_tokens_per_peer
             or account.queued_bytes > factor * limits.queued_bytes_per_peer
-        )
+        ):
+            return True
+        return self.queued_bytes > limits.queued_bytes and account.queued_bytes > self._part(account)
+
+    def _part(self, account: PeerAccount) -> float:
+        """Bytes of an equal part of what may wait: among address groups, then among the peers of one."""
+        groups = Counter(each.holder.group for each in self._accounts.values() if each.queued_bytes)
+        return self._limits.queued_bytes / max(1, len(groups)) / max(1, groups[account.holder.group])
 
     def _forget_empty(self, account: PeerAccount) -> None:
         if account.is_empty:

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 from ..shards.kv_pool import PAGE_TOKENS
 from ..swarm import codecs
+from ..swarm.address_groups import address_group
 from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import BATCH_SCALE, Busy, ErrorMessage, Open, Pong, Refused
+from ..swarm.messages import BATCH_SCALE, MAX_HELLO_FRAME, Busy, ErrorMessage, Open, Pong, Refused
 from ..swarm.session import HopSession
+from ..swarm.shares import Holder
 from ..swarm.transport import Stream, Transport
 from ..swarm.types import ModelRef, NodeState
+from ..swarm.unfinished import UnfinishedFrames
 from ..swarm.wire import DEFAULT_MAX_FRAME
 from .admission import Admission, Resting
 from .engine import Engine
@@ -87,14 +90,15 @@ class NodeServer:
         )
         self._context_tokens = context_tokens
         self._blocks = len(engine.model.span)
-        self._ledger = Ledger(self.limits)
+        self.ledger = Ledger(self.limits)
         self._admission = Admission(engine.total_tokens * self._blocks, self.limits.kv_share_per_peer)
         self._journals = JournalBook(journal_bytes)
         self._row_bytes = {
             codec: codecs.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
         }
         self.sessions: dict[bytes, NodeSession] = {}
-        self.next_hops = NextHops(transport, model, agent, self.limits, self._ledger, clock)
+        self.next_hops = NextHops(transport, model, agent, self.limits, self.ledger, clock)
+        self.frames = UnfinishedFrames(clock)
         self._connections: set[PeerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -102,36 +106,51 @@ class NodeServer:
 
     async def handle(self, stream: Stream) -> None:
         """Serve one client's stream until it ends."""
-        connection = Connection(stream, self.offer.max_frame)
-        account = self._ledger.connect(connection.peer_id)
-        if account is None:
-            await connection.close_with(
-                ErrorMessage(
-                    None,
-                    None,
-                    ErrorCode.TOO_MANY_SESSIONS,
-                    f"a peer may hold {self.limits.max_connections_per_peer} streams to this node",
-                    True,
-                    "Use the streams that are open: one carries many sessions.",
-                )
-            )
+        connection = Connection(stream, MAX_HELLO_FRAME)
+        account = self._admit(Holder(stream.peer_id, address_group(stream.remote_maddr)))
+        if isinstance(account, str):
+            hint = "Use the streams that are open: one carries many sessions. Else use another peer."
+            told = ErrorMessage(None, None, ErrorCode.TOO_MANY_SESSIONS, account, True, hint)
+            await connection.close_with(told)
             return
         served = PeerConnection(self, connection, account)
         self._connections.add(served)
         try:
             await served.run()
         finally:
+            self._leave(served)
+
+    def _admit(self, holder: Holder) -> PeerAccount | str:
+        """The account of a peer, with one stream more, perhaps in place of an unused one; or why not."""
+        account = self.ledger.connect(holder)
+        if isinstance(account, PeerAccount):
+            return account
+        unused: dict[Holder, PeerConnection] = {}
+        for each in self._connections:
+            known = unused.get(each.account.holder)
+            if each.is_unused and (known is None or each.last_heard < known.last_heard):
+                unused[each.account.holder] = each
+        loser = self.ledger.stream_to_close(holder, unused.__contains__)
+        if loser is not None:
+            unused[loser].close()
+            self._leave(unused[loser])
+            account = self.ledger.connect(holder)
+        return account if isinstance(account, PeerAccount) else f"too many streams to this node: {account}"
+
+    def _leave(self, served: PeerConnection) -> None:
+        """Its stream is over. May be called again."""
+        if served in self._connections:
             self._connections.discard(served)
-            self._ledger.disconnect(account)
-            if not account.connections:
-                self._admission.satisfied(account.peer_id)
+            self.ledger.disconnect(served.account)
+            if not served.account.connections:
+                self._admission.satisfied(served.account.peer_id)
 
     def statistics(self) -> ServerStatistics:
         return ServerStatistics(
             state=self.state,
-            peers=len(self._ledger),
-            connections=self._ledger.connections,
-            sessions=self._ledger.sessions,
+            peers=len(self.ledger),
+            connections=self.ledger.connections,
+            sessions=self.ledger.sessions,
             queued=self.engine.queued,
             free_kv_tokens=self.engine.free_tokens,
             total_kv_tokens=self.engine.total_tokens,
@@ -140,8 +159,10 @@ class NodeServer:
         )
 
     def sweep(self) -> None:
-        """Close idle connections and sessions. Call it every few seconds."""
+        """Close idle connections and sessions, and those whose frames do not grow. Call it every few
+        seconds."""
         now = self.now()
+        self.frames.sweep()
         for connection in list(self._connections):
             connection.sweep(now)
 
@@ -173,7 +194,7 @@ class NodeServer:
         load = self.engine.load()
         return Pong(
             nonce,
-            sessions=self._ledger.sessions,
+            sessions=self.ledger.sessions,
             queued=self.engine.queued,
             free_kv_tokens=self.engine.free_tokens,
             state=self.state,
@@ -214,18 +235,18 @@ class NodeServer:
         if lane is None:
             return self._no_room(request, account, cells, now)
         self._admission.satisfied(account.peer_id)
-        self._ledger.take(account, cells)
+        self.ledger.take(account, cells)
         self._idle.clear()
 
         def released() -> None:
             self._admission.ended(self.now() - now)
-            self._ledger.give_back(account, cells)
-            if not self._ledger.sessions:
+            self.ledger.give_back(account, cells)
+            if not self.ledger.sessions:
                 self._idle.set()
 
         lane.on_released = released
         hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=lane.length)
-        session = NodeSession(request, lane, hop, self.engine, self._ledger, account, cells, owner, now)
+        session = NodeSession(request, lane, hop, self.engine, self.ledger, account, cells, owner, now)
         session.journal = self._journal_of(request, lane, parent, account.peer_id)
         self.sessions[session.id] = session
         return session
@@ -290,10 +311,10 @@ class NodeServer:
                 self._admission.retry_after_s(1, account.sessions),
                 f"a peer may hold {limits.max_sessions_per_peer} sessions on this node; close some first",
             )
-        if self._ledger.sessions >= limits.max_sessions:
+        if self.ledger.sessions >= limits.max_sessions:
             return self._busy(
                 request,
-                self._admission.retry_after_s(1, self._ledger.sessions),
+                self._admission.retry_after_s(1, self.ledger.sessions),
                 f"all {limits.max_sessions} sessions of this node are taken; use another peer, or wait",
             )
         allowed = self._admission.allowance(account.peer_id, self._held(), now)
@@ -341,7 +362,7 @@ class NodeServer:
         self._admission.want(account.peer_id, cells, now)
         return self._busy(
             request,
-            self._admission.retry_after_s(missing, self._ledger.kv_cells),
+            self._admission.retry_after_s(missing, self.ledger.kv_cells),
             f"{request.max_tokens} tokens of KV cache asked for, {free // len(request.span)} are free",
         )
 
@@ -369,4 +390,4 @@ class NodeServer:
         return bool(chosen)
 
     def _held(self) -> dict[str, int]:
-        return {account.peer_id: account.kv_cells for account in self._ledger.holders()}
+        return {account.peer_id: account.kv_cells for account in self.ledger.holders()}

@@ -10,6 +10,7 @@ from .errors import LocalProtocolError, StreamClosedError
 from .messages import MESSAGES, Message
 from .schema import MessageSet
 from .transport import Stream
+from .unfinished import UnfinishedFrame
 from .wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
 
 PARTING_S = 1.0
@@ -25,7 +26,8 @@ class MessageStream(Generic[M]):
 
     ``max_frame`` bounds what we accept. ``peer_max_frame`` bounds what we send; set it to what the peer said
     in HELLO or WELCOME. ``bytes_sent`` and ``bytes_received`` count everything that went over the stream.
-    ``heard_at`` is when (perf_counter) the peer's last bytes came, or the connection was made.
+    ``heard_at`` is when (perf_counter) the peer's last bytes came, or the connection was made. ``unfinished``
+    is told how much of a frame waits here for the rest of it.
     """
 
     def __init__(self, stream: Stream, messages: MessageSet, max_frame: int = DEFAULT_MAX_FRAME) -> None:
@@ -35,6 +37,7 @@ class MessageStream(Generic[M]):
         self.bytes_sent = 0
         self.bytes_received = 0
         self.heard_at = perf_counter()
+        self.unfinished: UnfinishedFrame | None = None
         self._parser = FrameParser(max_frame)
         self._sending = asyncio.Lock()
 
@@ -45,6 +48,15 @@ class MessageStream(Generic[M]):
     @property
     def remote_maddr(self) -> str:
         return self.stream.remote_maddr
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes of a frame that we accept. A change is for the frames after the one received last."""
+        return self._parser.max_frame
+
+    @max_frame.setter
+    def max_frame(self, size: int) -> None:
+        self._parser.max_frame = size
 
     async def send(self, message: M) -> None:
         """Queue the whole message, then wait until the stream has room again.
@@ -70,14 +82,19 @@ class MessageStream(Generic[M]):
         RemoteProtocolError for bytes or fields that break the protocol and for an end in mid-frame. After a
         RemoteProtocolError with code UNKNOWN_KIND one may go on receiving.
         """
-        while (frame := self._parser.next_frame()) is None:
+        parser, unfinished = self._parser, self.unfinished
+        while (frame := parser.next_frame()) is None:
+            if unfinished is not None:
+                unfinished.holds(parser.held)
             data = await self.stream.read()
             if not data:
-                self._parser.end()
+                parser.end()
                 raise StreamClosedError(f"peer {self.peer_id} closed the stream")
             self.bytes_received += len(data)
             self.heard_at = perf_counter()
-            self._parser.receive(data)
+            parser.receive(data)
+        if unfinished is not None and unfinished.held:
+            unfinished.holds(0)
         message: M = self._messages.decode(frame)
         return message
 
@@ -103,6 +120,8 @@ class MessageStream(Generic[M]):
 
     def close(self) -> None:
         """End the stream for both sides. May be called again."""
+        if self.unfinished is not None:
+            self.unfinished.holds(0)
         self.stream.close()
 
 

@@ -95,7 +95,7 @@ class LinkUser(Protocol):
 class NodeLink:
     """A live stream. ``welcome`` is done when the node has answered HELLO, or the link has failed.
 
-    ``siblings``: the links of the same pool, this one too.
+    ``siblings``: the links of the same pool, this one too. ``max_frame``: bytes of a frame that is accepted.
     """
 
     def __init__(
@@ -106,9 +106,10 @@ class NodeLink:
         patience: Patience,
         on_end: Callable[[], None],
         siblings: Collection[NodeLink] = (),
+        max_frame: int = DEFAULT_MAX_FRAME,
     ) -> None:
         self.failure: SwarmError | None = None
-        self._connection = Connection(stream, DEFAULT_MAX_FRAME)
+        self._connection = Connection(stream, max_frame)
         self._model = model
         self._patience = patience
         self._on_end = on_end

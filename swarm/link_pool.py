@@ -9,11 +9,12 @@ from .errors import StreamClosedError
 from .link import NodeLink, Patience
 from .transport import Transport
 from .types import ModelRef
-from .wire import PROTOCOL_ID
+from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 
 class LinkPool:
-    """The links of a client, one a node. Used in one event loop; ``close`` ends them all."""
+    """The links of a client, one a node. Used in one event loop; ``close`` ends them all. ``max_frame``:
+    bytes of a frame that is accepted on one."""
 
     def __init__(
         self,
@@ -22,11 +23,13 @@ class LinkPool:
         *,
         agent: str = "swarm-node",
         patience: Patience | None = None,
+        max_frame: int = DEFAULT_MAX_FRAME,
     ) -> None:
         self.patience = patience or Patience()
         self._transport = transport
         self._model = model
         self._agent = agent
+        self._max_frame = max_frame
         self._dials: dict[str, asyncio.Task[NodeLink]] = {}
         self._links: set[NodeLink] = set()
         self._closed = False
@@ -84,7 +87,9 @@ class LinkPool:
             stream = await self._transport.open_stream(
                 peer_id, PROTOCOL_ID, maddrs, timeout=self.patience.dial_s
             )
-            link = NodeLink(stream, self._model, self._agent, self.patience, forget, self._links)
+            link = NodeLink(
+                stream, self._model, self._agent, self.patience, forget, self._links, self._max_frame
+            )
             self._links.add(link)
             return link
         except BaseException:

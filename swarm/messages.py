@@ -37,6 +37,8 @@ MAX_TOKENS = 2**31 - 1
 MAX_COUNTER = 2**53 - 1
 """Step numbers, nonces, microseconds: exact in every language's numbers."""
 MIN_MAX_FRAME = 1024
+MAX_HELLO_FRAME = 4096
+"""Bytes of a whole HELLO: nothing larger is taken from a peer that has not said what it wants."""
 MAX_TEXT = 500
 """Characters of a message or hint for people."""
 MAX_RETRY_MS = 3_600_000

@@ -87,17 +87,23 @@ class FrameParser:
     where the next frame would begin is unknown.
     """
 
-    __slots__ = ("_buffer", "_error", "_max_frame", "_missing", "_payload", "_pending")
+    __slots__ = ("_buffer", "_error", "_head", "_missing", "_payload", "_pending", "max_frame")
 
     def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
         if max_frame < FIXED_HEADER.size:
             raise LocalProtocolError(f"max_frame of {max_frame} bytes cannot hold a frame")
-        self._max_frame = max_frame
+        self.max_frame = max_frame  # may be changed between frames
         self._buffer = bytearray()  # bytes before, and after, the payload that is being filled
         self._pending: tuple[int, int, dict[str, object]] | None = None  # kind, flags, header
+        self._head = 0  # bytes before the payload of the pending frame
         self._payload = bytearray()  # of the pending frame
         self._missing = 0  # bytes that the payload still lacks
         self._error: RemoteProtocolError | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that came and are not given out yet."""
+        return self._head + len(self._buffer) + len(self._payload)
 
     def receive(self, data: Payload) -> None:
         """Take the next bytes of the stream."""
@@ -127,6 +133,7 @@ class FrameParser:
         kind, flags, header = self._pending
         payload: Payload = memoryview(self._payload) if self._payload else b""
         self._pending = None
+        self._head = 0
         self._payload = bytearray()
         return Frame(kind, header, payload, flags)
 
@@ -154,14 +161,15 @@ class FrameParser:
         if magic != MAGIC:
             self._fail_magic()
         body = FIXED_HEADER.size + header_size
-        if body + payload_size > self._max_frame:
-            self._fail(f"frame of {body + payload_size} bytes, at most {self._max_frame} are accepted")
+        if body + payload_size > self.max_frame:
+            self._fail(f"frame of {body + payload_size} bytes, at most {self.max_frame} are accepted")
         if len(buffer) < body:
             return False
         header = self._unpack_header(buffer[FIXED_HEADER.size : body])
         self._payload = buffer[body : body + payload_size]
         self._missing = payload_size - len(self._payload)
         self._pending = (kind, flags, header)
+        self._head = body
         del buffer[: body + len(self._payload)]
         return True
 

@@ -260,7 +260,7 @@ class ChainSwarm:
                 "tasks": len(server._tasks),
                 "accounts": [
                     (account.peer_id, account.queued_tokens, account.queued_bytes)
-                    for account in server._ledger._accounts.values()
+                    for account in server.ledger._accounts.values()
                     if account.queued_tokens or account.queued_bytes or account.sessions
                 ],
                 "fed": sum(len(connection._fed) for connection in server._connections),

@@ -25,6 +25,7 @@ from swarm_node.swarm.messages import (
     Want,
     Welcome,
 )
+from swarm_node.swarm.shares import Holder
 from swarm_node.swarm.types import Span
 from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
@@ -63,7 +64,7 @@ def step(size: int) -> Step:
 @pytest.mark.parametrize("broken", [False, True])
 async def test_what_a_slow_hop_does_not_take_is_charged_until_it_does(broken):
     ledger = Ledger(Limits(queued_bytes_per_peer=1000))
-    one, other = ledger.connect("one"), ledger.connect("other")
+    one, other = ledger.connect(Holder("one")), ledger.connect(Holder("other"))
     link = SlowLink()
     link.broken = broken
     hop = NextHop(link, 512, ledger)
@@ -123,7 +124,7 @@ def dialling(**limits):
 
 async def test_one_dial_serves_all_who_want_it_and_wrong_addresses_cost_nobody_else():
     hops, ledger = dialling(dials_per_peer=1)
-    mean, good = ledger.connect("mean"), ledger.connect("good")
+    mean, good = ledger.connect(Holder("mean")), ledger.connect(Holder("good"))
     wrong = asyncio.ensure_future(hops.reach(Downstream("p", b"w" * 16, ("/wrong",)), mean))
     await until(lambda: bool(hops.pool.begun))
     right = [asyncio.ensure_future(hops.reach(Downstream("p", b"r" * 16, ("/r",)), good)) for _ in range(8)]
@@ -138,7 +139,7 @@ async def test_one_dial_serves_all_who_want_it_and_wrong_addresses_cost_nobody_e
 
 async def test_a_dial_that_failed_is_not_made_again_by_all_who_waited():
     hops, ledger = dialling()
-    client = ledger.connect("client")
+    client = ledger.connect(Holder("client"))
     waiting = [
         asyncio.ensure_future(hops.reach(Downstream("p", bytes([n]) * 16, ("/wrong",)), client))
         for n in range(8)
@@ -153,7 +154,7 @@ async def test_a_dial_that_failed_is_not_made_again_by_all_who_waited():
 
 async def test_a_dial_that_nobody_waits_for_counts_until_it_is_over():
     hops, ledger = dialling(dials_per_peer=1)
-    client = ledger.connect("client")
+    client = ledger.connect(Holder("client"))
     first = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), client))
     await until(lambda: bool(hops.pool.begun))
     first.cancel()
@@ -168,7 +169,7 @@ async def test_a_dial_that_nobody_waits_for_counts_until_it_is_over():
 
 async def test_dials_under_way_end_with_the_node():
     hops, ledger = dialling()
-    reaching = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), ledger.connect("client")))
+    reaching = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), ledger.connect(Holder("client"))))
     await until(lambda: bool(hops.pool.begun))
     await hops.close()
     with pytest.raises(asyncio.CancelledError):

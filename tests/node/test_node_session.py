@@ -14,6 +14,7 @@ from swarm_node.node.quotas import Ledger, Limits
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.messages import MAX_CHAIN, ErrorMessage, Message, Open, Result, Step, Want, encode
 from swarm_node.swarm.session import HopSession
+from swarm_node.swarm.shares import Holder
 from swarm_node.swarm.types import Span
 
 OPENING = Open(b"s" * 16, Span(0, 1), 64, "none", "none")
@@ -50,7 +51,7 @@ class Bench:
     def __init__(self, opening: Open = OPENING, limits: Limits | None = None, journal=None) -> None:
         self.engine = SlowEngine()
         self.ledger = Ledger(limits or Limits())
-        self.account = self.ledger.connect("peer")
+        self.account = self.ledger.connect(Holder("peer"))
         self.stream, self.feeder = Stream(), Stream()
         self.posted = self.stream.posted
         self.session = NodeSession(

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from swarm_node.node.quotas import DialRate, Ledger, Limits, PeerAccount
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
+from swarm_node.swarm.shares import Holder
 
 LIMITS = Limits(max_connections_per_peer=3, queued_tokens_per_peer=100, queued_bytes_per_peer=1000)
 PEERS = st.sampled_from(["a", "b", "c"])
@@ -23,7 +24,7 @@ def test_limits_are_checked():
 
 def test_what_was_not_taken_cannot_be_given_back():
     ledger = Ledger(LIMITS)
-    account = ledger.connect("a")
+    account = ledger.connect(Holder("a"))
     ledger.take(account, 5)
     for wrong in (
         lambda: ledger.give_back(account, 6),
@@ -39,6 +40,23 @@ def test_what_was_not_taken_cannot_be_given_back():
             wrong()
 
 
+def test_what_waits_is_bounded_in_all_and_divided_among_networks_and_their_peers():
+    ledger = Ledger(Limits(queued_bytes_per_peer=1000, queued_bytes=1200))
+    big, small, other = (ledger.connect(Holder(*who)) for who in (("a", "x"), ("b", "x"), ("c", "y")))
+    ledger.queue(big, 1, 900)
+    ledger.queue(other, 1, 250)
+    assert big.room.is_set()  # as long as there is room in all
+    ledger.queue(small, 1, 100)
+    ledger.queue(big, 1, 1)
+    assert (big.room.is_set(), small.room.is_set(), other.room.is_set()) == (False, True, True)
+    ledger.queue(small, 1, 250)  # its network's half is 600, of which 300 are its own
+    assert not small.room.is_set()
+    ledger.unqueue(other, 1, 250)
+    assert not big.room.is_set()
+    ledger.unqueue(small, 2, 350)
+    assert all(account.room.is_set() for account in (big, small, other))
+
+
 class LedgerAgainstLists(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -49,11 +67,11 @@ class LedgerAgainstLists(RuleBasedStateMachine):
 
     @rule(peer=PEERS)
     def connect(self, peer: str) -> None:
-        account = self.ledger.connect(peer)
+        account = self.ledger.connect(Holder(peer))
         if sum(stream.peer_id == peer for stream in self.streams) == 3:
-            assert account is None
+            assert account == "one peer may hold 3"
         else:
-            assert account is not None
+            assert isinstance(account, PeerAccount)
             self.streams.append(account)
 
     @precondition(lambda self: self.streams)

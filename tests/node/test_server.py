@@ -403,6 +403,45 @@ async def test_fuzzing_one_stream_does_not_change_anothers_results(serving, plai
 # Time and memory bounds.
 
 
+def unfinished_step(size: int) -> bytes:
+    """A STEP without its last byte."""
+    frame = b"".join(encode_frame(encode(Step(bytes(16), 1, 0, 1, Want.LAST, payload=bytes(size)))))
+    return frame[:-1]
+
+
+async def test_frames_that_never_end_are_counted_and_given_up(serving, hidden_states):
+    now = [0.0]
+    async with serving(clock=lambda: now[0]) as node:
+        bad, good = await node.connect("bad"), await node.connect("good")
+        session = await good.open()
+        for _ in range(3):
+            await good.forward(session, hidden_states(9), 0)
+        assert node.server.frames.held == 0
+        bad.connection.stream.write([unfinished_step(100_000)])
+        await settle(lambda: node.server.frames.held > 100_000)
+        now[0] = 29.0
+        node.server.sweep()
+        assert isinstance(await good.ask(Ping(1)), Pong)
+        now[0] = 31.0
+        node.server.sweep()
+        told = await bad.receive()
+        assert (told.code, told.session, told.retriable) == (ErrorCode.OVERLOADED, None, True)
+        assert "grew by less than" in told.message
+        assert node.server.frames.held == 0
+        await settle(lambda: node.server.statistics().connections == 1)
+        await good.forward(session, hidden_states(9), 0)
+
+
+async def test_before_hello_only_a_small_frame_is_taken(serving):
+    async with serving() as node:
+        mute = await node.connect("mute", greet=False)
+        mute.connection.stream.write([unfinished_step(5000)])
+        told = await mute.receive()
+        assert told.code is ErrorCode.BAD_FRAME
+        assert "at most 4096" in told.message
+        assert node.server.frames.held == 0
+
+
 async def test_idle_connections_are_closed(serving, hidden_states):
     now = [0.0]
     limits = Limits(idle_connection_seconds=50, hello_seconds=5)

@@ -25,8 +25,10 @@ from swarm_node.swarm.messages import (
     Result,
     Step,
     Want,
+    encode,
 )
 from swarm_node.swarm.types import Span
+from swarm_node.swarm.wire import encode_frame
 
 if TYPE_CHECKING:
     from conftest import RawClient
@@ -205,13 +207,44 @@ async def test_session_and_stream_quotas(serving):
         refusal = await third.receive()
         assert isinstance(refusal, ErrorMessage)
         assert (refusal.code, refusal.retriable) == (ErrorCode.TOO_MANY_SESSIONS, True)
-        assert "2 streams" in refusal.message
+        assert "one peer may hold 2" in refusal.message
         assert refusal.hint
         third.connection.close()
         await second.send(Close(mine))
         await other.open()
         statistics = node.server.statistics()
         assert (statistics.peers, statistics.connections, statistics.sessions) == (2, 3, 3)
+
+
+async def test_streams_that_nobody_uses_make_room_for_other_peers(serving):
+    now = [0.0]
+    limits = Limits(max_connections=4)
+    async with serving(limits=limits, clock=lambda: now[0]) as node:
+        crowd = []
+        for number in range(4):
+            now[0] = number
+            crowd.append(await node.connect("crowd"))
+        await crowd[0].open()
+        newcomer = await node.connect("newcomer")
+        await newcomer.open()
+        with pytest.raises(StreamClosedError):
+            await crowd[1].receive()  # unused for longest; the one before it has a session
+        second = await node.connect("newcomer")
+        await second.open()
+        late = await node.connect("newcomer", greet=False)
+        assert (await late.receive()).code is ErrorCode.TOO_MANY_SESSIONS  # nobody has more than it would
+        late.connection.close()
+        assert node.server.statistics().connections == 4
+
+
+async def test_a_flood_of_one_peer_leaves_others_their_turns(serving):
+    async with serving() as node:
+        flood, good = await node.connect("flood"), await node.connect("good")
+        frame = b"".join(encode_frame(encode(Ping(7))))
+        flood.connection.stream.write([frame * 3000])
+        assert isinstance(await good.ask(Ping(1)), Pong)
+        served = [each for each in node.server._connections if each.peer_id == "flood"]
+        assert served[0]._connection.bytes_sent < 100 * 60  # most of them still wait
 
 
 @pytest.mark.parametrize(
