@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from .hop import HopClient, Seat, SessionSettings
-from .route_session import RouteSession, new_session, page_chains
+from .route_session import RouteSession, names_for, new_session
 
 
 async def fork_route(parent: RouteSession, tokens: int, session: SessionSettings) -> RouteSession:
@@ -30,7 +30,7 @@ def _seats(parent: RouteSession, tokens: int) -> list[Seat]:
     sessions = [new_session() for _ in hops]
     chained = [_is_chained(*pair) for pair in pairwise(hops)]
     seats = []
-    for number, (hop, chain) in enumerate(zip(hops, page_chains(hops, parent.settings), strict=True)):
+    for number, (hop, names) in enumerate(zip(hops, names_for(hops, parent.settings), strict=True)):
         upstream = hops[number - 1].peer_id if number and chained[number - 1] else ""
         downstream = None
         if number < len(hops) - 1 and chained[number]:
@@ -46,7 +46,7 @@ def _seats(parent: RouteSession, tokens: int) -> list[Seat]:
                 hop.weights,
                 upstream,
                 downstream,
-                chain,
+                names,
                 parent=hop.session,
                 parent_tokens=tokens,
             )

@@ -43,7 +43,7 @@ from ..swarm.messages import (
 from ..swarm.replies import error_of
 from ..swarm.types import Hop
 from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
-from .prefix import PageChain
+from .prefix import PageNames
 from .trace import HopTrace
 
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
@@ -99,7 +99,7 @@ class Seat:
     weights: str = ""
     upstream: str = ""
     downstream: Downstream | None = None
-    chain: PageChain | None = None
+    names: PageNames | None = None
     ids: Sequence[int] = ()
     parent: bytes | None = None
     parent_tokens: int = 0
@@ -131,7 +131,8 @@ class HopClient:
 
     ``length``: tokens that its KV cache held already when it opened. ``upstream`` and ``downstream`` are how
     it is wired now, as the node knows it: a peer id or "", a session, None (us) or NOBODY. ``hungry_from``:
-    position from which it lacks what the other hops have computed; None: it lacks nothing.
+    position from which it lacks what the other hops have computed; None: it lacks nothing. ``names``: of its
+    pages; None: they have none. ``misnamed``: they have none any more, and the node has yet to be told.
 
     Troubles: ``failure`` ends the session here; ``step_error`` one step; ``stalled``: a chain that it is in
     answered nothing for too long; ``upstream_lost`` and ``downstream_lost`` are what it says of neighbours.
@@ -143,7 +144,8 @@ class HopClient:
         self.codec = seat.codec
         self.reply_codec = seat.reply_codec
         self.weights = seat.weights
-        self.chain = seat.chain
+        self.names = seat.names
+        self.misnamed = False
         self.link = link
         self.deadline_ms = deadline_ms
         self.trace = HopTrace(seat.hop.peer_id, seat.hop.span, seat.codec)
@@ -205,11 +207,14 @@ class HopClient:
         """How another hop is told to send its results here."""
         return Downstream(self.peer_id, self.session, self.hop.maddrs)
 
-    async def attach(self, upstream: str) -> int:
-        """Let the peer ``upstream`` ("": us) feed the session from now on; how many tokens it holds."""
+    async def attach(self, upstream: str, *, unnamed: bool = False) -> int:
+        """Let the peer ``upstream`` ("": us) feed the session from now on; how many tokens it holds.
+        ``unnamed``: what comes now was computed by others, so its pages have no names."""
         self._attaches += 1
-        attached = await self._ask(Attach(self.session, upstream), Attached)
+        attached = await self._ask(Attach(self.session, upstream, unnamed), Attached)
         self.upstream = upstream
+        if unnamed:
+            self.names, self.misnamed = None, False
         self.upstream_lost = None  # said of the one before: answers keep their order
         return attached.length
 
@@ -243,7 +248,7 @@ class HopClient:
             return
         self._closed = True
         if self.link.failure is None:
-            self.link.post(Close(self.session, self.chain.hashes(ids) if self.chain else ()))
+            self.link.post(Close(self.session, self.names.of(ids) if self.names else ()))
         self.link.leave(self.session)
         self.fail(StreamClosedError("the session was closed on this side"))
 
@@ -360,7 +365,7 @@ class HopClient:
 
     async def _open(self, seat: Seat) -> None:
         settings, link = self._settings, self.link
-        prefix = seat.chain.hashes(seat.ids) if seat.chain is not None else ()
+        prefix = seat.names.of(seat.ids) if seat.names is not None else ()
         link.join(self.session, self)
         opened = await self._ask(
             Open(

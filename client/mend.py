@@ -24,7 +24,7 @@ from .diagnosis import Diagnosis, diagnose
 from .failures import NO_FAULT
 from .hop import HopClient, HopFailedError, ReplayRefusedError, Seat
 from .refeed import Fed, Port, feed_ids, relay_rows
-from .route_session import RouteSession, attach, new_session, open_seat, own_fault, page_chains, places
+from .route_session import RouteSession, attach, names_for, new_session, open_seat, own_fault, places
 from .router import Planned
 from .segment import BrokenError
 from .tasks import all_of
@@ -266,13 +266,13 @@ class Mender:
     def _named(self, line: Sequence[HopClient | Hop], seats: dict[int, Seat]) -> dict[int, Seat]:
         """With the names of their pages, which depend on all that the hops before have computed."""
         whole = [item if isinstance(item, HopClient) else seats[number] for number, item in enumerate(line)]
-        chains = page_chains(whole, self._session.settings)
+        names = names_for(whole, self._session.settings)
         known = True
         for number, item in enumerate(line):
             if isinstance(item, HopClient):
-                known = known and item.chain is not None and not self._changed(item, whole)
+                known = known and item.names is not None and not self._changed(item, whole)
             elif known:
-                seats[number] = replace(seats[number], chain=chains[number])
+                seats[number] = replace(seats[number], names=names[number])
         return seats
 
     def _changed(self, hop: HopClient, line: Sequence[HopClient | Seat]) -> bool:
@@ -303,7 +303,7 @@ class Mender:
         async def attach_next(number: int) -> None:
             after = line[number + 1] if number + 1 < len(line) else None
             if isinstance(after, HopClient) and seats[number].downstream is not None and not self._moving:
-                await self._attach(after, seats[number].hop.peer_id)
+                await self._attach(after, seats[number].hop.peer_id, unnamed=True)
 
         try:
             await all_of(*(task(number) for number in seats for task in (open_hop, attach_next)))
@@ -323,7 +323,8 @@ class Mender:
         hops = [item if isinstance(item, HopClient) else clients[number] for number, item in enumerate(line)]
         changed = [hop for hop in hops if hop in old and self._changed(hop, hops)]
         for hop in changed:
-            hop.chain = None  # its pages are not what their names would say
+            hop.misnamed = hop.misnamed or hop.names is not None
+            hop.names = None  # its pages are not what their names would say
         session.hops = hops
         for number, client in clients.items():
             held = min(client.length, acked)
@@ -344,8 +345,8 @@ class Mender:
 
     # Wires and journals.
 
-    async def _attach(self, hop: HopClient, upstream: str) -> None:
-        held = await attach(hop, upstream)
+    async def _attach(self, hop: HopClient, upstream: str, *, unnamed: bool = False) -> None:
+        held = await attach(hop, upstream, unnamed=unnamed)
         if hop.hungry_from is None and held < self._session.acked:
             error = RemoteProtocolError(
                 f"{hop.link.name} holds {held} tokens of the {self._session.acked} that it has answered"
@@ -363,9 +364,9 @@ class Mender:
                 chained[number] = False  # relayed, and it works: leave it so
         await all_of(
             *(
-                self._attach(after, upstream)
+                self._attach(after, upstream, unnamed=after.misnamed)
                 for (before, after), chain in zip(pairs, chained, strict=True)
-                if after.upstream != (upstream := before.peer_id if chain else "")
+                if after.upstream != (upstream := before.peer_id if chain else "") or after.misnamed
             )
         )
         jobs: list[Coroutine[Any, Any, None]] = []

@@ -1,19 +1,22 @@
-"""Which KV pages a hop may hold from before: hash chains that nobody but this client can make.
+"""The names of KV pages: what a client asks a hop for pages by, and what nobody else can ask for them by.
 
-A page is PAGE_TOKENS tokens. What a hop's keys and values of a page are depends on every token up to its
-end, on the model, on the hop's blocks, and on all that its input went through: the blocks, the weights and
-the wire codec of each hop before it, and its own codec. All of that goes into the chain, and the client's
-salt, so that a node can recognise a page but not guess its text, and a stranger cannot ask for it.
+A page is PAGE_TOKENS tokens. A hop's keys and values of a page depend on every token up to its end, on the
+model, on the hop itself, and on each hop before it: any of them may compute something else than it says. So
+a name covers all of that. It is keyed with the client's salt, which never leaves the client, and each hop is
+told names of its own: a node that knows the names for one hop can neither make those for another, nor find
+out which tokens they stand for.
 
     field(x) = length of x as uint32, x                                       (integers little-endian)
-    seed_k   = BLAKE2b-256(key: salt, personalisation: "swarm-node kv 1", data:
-               field(digest), then for each hop j < k: field(blocks_j) field(weights_j) field(codec_j),
-               then field(blocks_k) field(codec_k))
-    h_0      = BLAKE2b-256(seed_k, token ids of page 0 as uint32)
-    h_i      = BLAKE2b-256(h_(i-1), token ids of page i as uint32)
+    d_(-1)   = BLAKE2b-256(key: salt, personalisation: "swarm-node text")
+    d_i      = BLAKE2b-256(d_(i-1), token ids of page i as uint32)            (secret)
+    key_k    = BLAKE2b-256(key: salt, personalisation: "swarm-node kv 1", data:
+               field(digest), then for each hop j < k: field(peer_j) field(blocks_j) field(weights_j)
+               field(codec_j), then field(peer_k) field(blocks_k) field(codec_k))
+    name_k,i = BLAKE2b-256(key: key_k, data: d_i)
 
-``digest`` is the model's in hexadecimal, ``blocks`` as people write them ("0-20"), ``weights`` and ``codec``
-names as announced and negotiated, all in UTF-8. OPEN and CLOSE carry h_0, h_1, ... of whole pages.
+``digest`` is the model's in hexadecimal, ``peer`` the hop's PeerID, ``blocks`` as people write them ("0-20"),
+``weights`` and ``codec`` names as announced and negotiated, all in UTF-8. OPEN and CLOSE to hop k carry
+name_k,0, name_k,1, ... of whole pages.
 """
 
 from __future__ import annotations
@@ -35,14 +38,16 @@ MIN_SALT_BYTES = 16
 MAX_SALT_BYTES = 64
 """BLAKE2b's longest key."""
 
-_PERSONALISATION = b"swarm-node kv 1"
+_NAMES = b"swarm-node kv 1"
+_TEXT = b"swarm-node text"
 _PAGE = struct.Struct(f"<{PAGE_TOKENS}I")
 
 
 @dataclass(frozen=True, slots=True)
 class HopPlace:
-    """What one hop of a route does to activations."""
+    """What one hop of a route does to activations, and who it is."""
 
+    peer_id: str
     span: Span
     weights: str
     codec: str
@@ -50,37 +55,65 @@ class HopPlace:
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """What all chains of one session have in common."""
+    """What the names of all pages of one session have in common."""
 
     salt: bytes
     digest: str
 
 
 class PageChain:
-    """The chain of one session on one hop; it grows with the session's token ids."""
+    """A digest of all tokens up to the end of each page of a sequence. Never leaves the process."""
 
-    __slots__ = ("_hashes", "_seed")
+    __slots__ = ("_digests", "_seed")
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
-        self._hashes: list[bytes] = []
+        self._digests: list[bytes] = []
 
-    def hashes(self, ids: Sequence[int]) -> tuple[bytes, ...]:
-        """A hash for each whole page of ``ids``, at most MAX_PREFIX_PAGES.
+    def digests(self, ids: Sequence[int]) -> tuple[bytes, ...]:
+        """32 bytes for each whole page of ``ids``, at most MAX_PREFIX_PAGES.
 
         ``ids`` must begin with what was given before, up to where it was rolled back: pages hashed once are
         not looked at again.
         """
         pages = min(len(ids) // PAGE_TOKENS, MAX_PREFIX_PAGES)
-        hashes = self._hashes
-        for page in range(len(hashes), pages):
+        digests = self._digests
+        for page in range(len(digests), pages):
             tokens = _PAGE.pack(*ids[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS])
-            hashes.append(blake2b((hashes[-1] if hashes else self._seed) + tokens, digest_size=32).digest())
-        return tuple(hashes[:pages])
+            digests.append(
+                blake2b((digests[-1] if digests else self._seed) + tokens, digest_size=32).digest()
+            )
+        return tuple(digests[:pages])
 
     def rollback(self, length: int) -> None:
         """The ids from ``length`` on are going to be others."""
-        del self._hashes[length // PAGE_TOKENS :]
+        del self._digests[length // PAGE_TOKENS :]
+
+
+class PageNames:
+    """What one hop is told of a session's pages. The hops of a session share its ``chain``."""
+
+    __slots__ = ("_chain", "_keyed", "_names")
+
+    def __init__(self, chain: PageChain, key: bytes) -> None:
+        self._chain = chain
+        self._keyed = blake2b(key=key, digest_size=32)
+        self._names: list[bytes] = []
+
+    def of(self, ids: Sequence[int]) -> tuple[bytes, ...]:
+        """A name for each whole page of ``ids``, as ``PageChain.digests`` says."""
+        digests = self._chain.digests(ids)
+        names = self._names
+        for digest in digests[len(names) :]:
+            keyed = self._keyed.copy()
+            keyed.update(digest)
+            names.append(keyed.digest())
+        return tuple(names[: len(digests)])
+
+    def rollback(self, length: int) -> None:
+        """The ids from ``length`` on are going to be others."""
+        self._chain.rollback(length)
+        del self._names[length // PAGE_TOKENS :]
 
 
 def new_salt() -> bytes:
@@ -98,17 +131,18 @@ def check_salt(salt: bytes) -> bytes:
     return salt
 
 
-def chain_seeds(salt: bytes, digest: str, hops: Sequence[HopPlace]) -> list[bytes]:
-    """The seed of each hop's chain, 32 bytes; the hops in the route's order."""
-    upstream = blake2b(key=salt, person=_PERSONALISATION, digest_size=32)
-    _put(upstream, digest)
-    seeds = []
+def page_names(key: PrefixKey, hops: Sequence[HopPlace]) -> list[PageNames]:
+    """The names of one session's pages for each of its hops, in the route's order."""
+    chain = PageChain(blake2b(key=key.salt, person=_TEXT, digest_size=32).digest())
+    upstream = blake2b(key=key.salt, person=_NAMES, digest_size=32)
+    _put(upstream, key.digest)
+    names = []
     for hop in hops:
         own = upstream.copy()
-        _put(own, str(hop.span), hop.codec)
-        seeds.append(own.digest())
-        _put(upstream, str(hop.span), hop.weights, hop.codec)
-    return seeds
+        _put(own, hop.peer_id, str(hop.span), hop.codec)
+        names.append(PageNames(chain, own.digest()))
+        _put(upstream, hop.peer_id, str(hop.span), hop.weights, hop.codec)
+    return names
 
 
 def _put(hash_: blake2b, *fields: str) -> None:

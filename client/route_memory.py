@@ -41,7 +41,7 @@ class RouteMemory:
 
     def remember(self, ids: Sequence[int], route: Route) -> None:
         """The hops of ``route`` were fed ``ids``."""
-        for page in PageChain(self._seed).hashes(ids):
+        for page in PageChain(self._seed).digests(ids):
             self._routes[page] = route
             self._routes.move_to_end(page)
         while len(self._routes) > self._max_pages:
@@ -49,7 +49,7 @@ class RouteMemory:
 
     def recall(self, ids: Sequence[int]) -> Held | None:
         """The route that was fed the longest beginning of ``ids`` that is known."""
-        pages = PageChain(self._seed).hashes(ids)
+        pages = PageChain(self._seed).digests(ids)
         for number in range(len(pages), 0, -1):
             route = self._routes.get(pages[number - 1])
             if route is not None:

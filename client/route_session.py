@@ -34,7 +34,7 @@ from ..swarm.types import Hop, NodeInfo, Route
 from ..swarm.wire import Payload
 from .diagnosis import EdgeFailedError, diagnose
 from .hop import HopClient, HopFailedError, Seat, SessionSettings
-from .prefix import HopPlace, PageChain, PrefixKey, chain_seeds
+from .prefix import HopPlace, PageNames, PrefixKey, page_names
 from .segment import BrokenError, Segment
 from .tasks import all_of
 
@@ -225,8 +225,8 @@ class RouteSession:
         """The tokens from ``length`` on are no part of the sequence any more; ``forward`` goes on there."""
         self.acked = min(self.acked, length)
         for hop in self.hops:
-            if hop.chain is not None:
-                hop.chain.rollback(length)
+            if hop.names is not None:
+                hop.names.rollback(length)
 
     def close(self, ids: Sequence[int] = ()) -> None:
         """Free every hop's session at once. Never waits; may be called again. ``ids``: what was fed, for the
@@ -329,10 +329,10 @@ async def own_fault(links: LinkPool) -> LocalNetworkError | None:
     return None
 
 
-async def attach(hop: HopClient, upstream: str) -> int:
-    """Raises HopFailedError."""
+async def attach(hop: HopClient, upstream: str, *, unnamed: bool = False) -> int:
+    """As ``HopClient.attach``; raises HopFailedError."""
     try:
-        return await hop.attach(upstream)
+        return await hop.attach(upstream, unnamed=unnamed)
     except SwarmError as error:
         hop.end(error)
         raise HopFailedError(hop.peer_id, error) from error
@@ -372,19 +372,17 @@ def _seats(route: Route, settings: RouteSettings, ids: Sequence[int]) -> list[Se
         )
         for number, hop in enumerate(hops)
     ]
-    chains = page_chains(seats, settings)
-    return [replace(seat, chain=chain) for seat, chain in zip(seats, chains, strict=True)]
+    named = names_for(seats, settings)
+    return [replace(seat, names=names) for seat, names in zip(seats, named, strict=True)]
 
 
 def places(hops: Sequence[Seat | HopClient]) -> list[HopPlace]:
     """What determines the input of each hop, and of those after it."""
-    return [HopPlace(hop.hop.span, hop.weights, hop.codec) for hop in hops]
+    return [HopPlace(hop.hop.peer_id, hop.hop.span, hop.weights, hop.codec) for hop in hops]
 
 
-def page_chains(hops: Sequence[Seat | HopClient], settings: RouteSettings) -> list[PageChain | None]:
+def names_for(hops: Sequence[Seat | HopClient], settings: RouteSettings) -> list[PageNames | None]:
     """The names of each hop's pages, where the session has any."""
     if settings.prefix is None:
         return [None] * len(hops)
-    return [
-        PageChain(seed) for seed in chain_seeds(settings.prefix.salt, settings.prefix.digest, places(hops))
-    ]
+    return [*page_names(settings.prefix, places(hops))]

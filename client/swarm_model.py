@@ -124,12 +124,12 @@ class SwarmModel:
         some blocks are served by nobody, here and at each generation; idle nodes are asked for them in any
         case. ``on_progress``: called with a line of text while loading and waiting, from another thread.
         ``prefix_cache``: let peers keep what they computed of a finished chat for a while, so that its next
-        turn is fed only what is new; they can recognise it only by this client's secret ``prefix_salt`` (16
-        to 64 bytes; None draws one that no other process knows). ``chain``: peers pass activations on to each
-        other where they can; False lets every one of them go through this machine, which costs a round trip a
-        peer. ``draft``: a small model of the same family, named as ``model`` is, which this machine runs as a
-        whole to guess what comes next, so that a pass through the swarm can bring several tokens; without
-        one, guesses are taken from the text itself.
+        turn is fed only what is new. They keep it for this client's PeerID, which is new at each start, under
+        names that it makes with its secret ``prefix_salt`` (16 to 64 bytes; None draws one). ``chain``: peers
+        pass activations on to each other where they can; False lets every one of them go through this
+        machine, which costs a round trip a peer. ``draft``: a small model of the same family, named as
+        ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass through the
+        swarm can bring several tokens; without one, guesses are taken from the text itself.
 
         Raises UsageError, ModelNotFoundError, CheckpointError, UnsupportedModelError, PeerUnreachableError,
         NotAdmittedError and, with ``wait``, NoRouteError.

@@ -198,16 +198,17 @@ class Engine:
     ) -> Lane | None:
         """A session with room for ``max_tokens`` tokens; None if there is no room now.
 
-        ``prefix``: the client's hash chain over the whole pages it is going to feed, which is a promise: who
-        feeds anything else without going back spoils the cache for the holders of that salt. The longest
-        beginning that the cache knows is there already, up to ``max_tokens - 1`` tokens, as ``lane.length``
-        says. The first step may start below that, to feed those tokens again.
+        ``owner``: the peer that the session is for; it finds the pages of its own earlier sessions.
+        ``prefix``: its names of the whole pages that it is going to feed, which is a promise: who feeds
+        anything else without going back spoils its own cache. The longest beginning that the cache knows is
+        there already, up to ``max_tokens - 1`` tokens, as ``lane.length`` says. The first step may start
+        below that, to feed those tokens again.
         ``parent``: a lane over the same span whose first ``parent_tokens`` settled tokens are shared.
         Raises LocalProtocolError for a session or a fork that can never be.
         """
         if max_tokens < 1 or not self.model.span.covers(span):
             raise LocalProtocolError(f"no session of {max_tokens} tokens over blocks {span} can be opened")
-        chain = tuple(prefix[: max_tokens // PAGE_TOKENS]) if self.settings.prefix_cache else ()
+        names = tuple(prefix[: max_tokens // PAGE_TOKENS]) if self.settings.prefix_cache else ()
         if parent is not None:
             if (
                 parent.closed
@@ -219,9 +220,9 @@ class Engine:
                 )
             pages = parent.pages.fork(parent_tokens, parent.length, max_tokens)
             length = parent_tokens
-            chain = chain or parent.chain[: parent_tokens // PAGE_TOKENS]
+            names = names or parent.names[: parent_tokens // PAGE_TOKENS]
         else:
-            held = self._cache.take(span, chain[: (max_tokens - 1) // PAGE_TOKENS])
+            held = self._cache.take(owner, span, names[: (max_tokens - 1) // PAGE_TOKENS])
             length = len(held) * PAGE_TOKENS
             pages = PageTable.open(self._allocator, self._cache, len(span), PAGE_TOKENS, max_tokens, held)
         if pages is None:
@@ -247,7 +248,7 @@ class Engine:
             pages=pages,
             table=table,
             length=length,
-            chain=chain,
+            names=names,
             registered=length // PAGE_TOKENS,
             answered=length,
             computed=length,
@@ -257,20 +258,24 @@ class Engine:
         """End a session: what waits is dropped, its memory is given back as soon as nothing of it is being
         computed. May be called again.
 
-        ``prefix``: the hash chain over all whole pages that the session now holds, so that the cache keeps
-        them; without it, those of the chain given when it was opened.
+        ``prefix``: names of all whole pages that the session now holds, so that the cache keeps them; without
+        them, those given when it was opened.
         """
         if lane.closed:
             return
         lane.closed = True
         if prefix and self.settings.prefix_cache:
-            lane.chain, lane.registered = tuple(prefix[: len(lane.pages.pages)]), 0
+            lane.names, lane.registered = tuple(prefix[: len(lane.pages.pages)]), 0
         self._register(lane)
-        lane.chain = ()
+        lane.names = ()
         if lane.pending:
             self._inbox.put(lane)
         else:
             self._release(lane)
+
+    def end_names(self, lane: Lane) -> None:
+        """What is computed from now on is not what the names given at the opening stand for."""
+        lane.names = lane.names[: lane.settled // PAGE_TOKENS]
 
     def submit(self, job: StepJob) -> None:
         """Queue a step; ``job.done`` is called in the event loop with its outcome, later and once.
@@ -288,8 +293,8 @@ class Engine:
         if position > lane.length:
             job.refusal = _HOLE
         else:
-            if position < lane.length and lane.chain:
-                self._forget_chain(lane, position)
+            if position < lane.length and lane.names:
+                self._forget_names(lane, position)
             changes = lane.pages.write(position, job.tokens, quiet=not lane.pending)
             if changes is None:
                 job.refusal = _NO_PAGE
@@ -302,20 +307,20 @@ class Engine:
         self._queued += 1
         self._inbox.put(job)
 
-    def _forget_chain(self, lane: Lane, position: int) -> None:
-        """The session goes back: the chain no longer tells what the pages from there on will hold. A first
-        step that feeds a known prefix again is what the chain was made for."""
+    def _forget_names(self, lane: Lane, position: int) -> None:
+        """The session goes back: the names no longer tell what the pages from there on will hold. A first
+        step that feeds a known prefix again is what the names were given for."""
         pages = position // PAGE_TOKENS
         if lane.begun:
-            lane.chain = lane.chain[:pages]
+            lane.names = lane.names[:pages]
         lane.registered = min(lane.registered, pages)
 
     def _register(self, lane: Lane) -> None:
         """Tell the prefix cache of every page that is complete and will stay as it is."""
-        known = min(len(lane.chain), lane.settled // PAGE_TOKENS)
+        known = min(len(lane.names), lane.settled // PAGE_TOKENS)
         while lane.registered < known:
             index = lane.registered
-            self._cache.register(lane.span, lane.chain[index], lane.pages.pages[index])
+            self._cache.register(lane.owner, lane.span, lane.names[index], lane.pages.pages[index])
             lane.registered = index + 1
 
     def _release(self, lane: Lane) -> None:
@@ -338,7 +343,7 @@ class Engine:
             lane.pending.popleft()
             if isinstance(outcome, StepDone):
                 lane.answered = job.position + job.tokens
-                if lane.registered < len(lane.chain):
+                if lane.registered < len(lane.names):
                     self._register(lane)
             else:
                 lane.answered = min(lane.answered, job.position)

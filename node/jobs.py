@@ -35,8 +35,8 @@ class Lane:
     on_released: Callable[[], None] | None = None
     # The event loop's notes.
     closed: bool = False
-    chain: tuple[bytes, ...] = ()  # hashes of the session's whole pages, as far as the client told them
-    registered: int = 0  # pages of the chain that the prefix cache was told of
+    names: tuple[bytes, ...] = ()  # names of the session's whole pages, as far as the client told them
+    registered: int = 0  # pages with names that the prefix cache was told of
     answered: int = 0  # tokens computed and answered
     pending: deque[int] = field(default_factory=deque)  # positions of the steps under way
     begun: bool = False

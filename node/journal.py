@@ -1,9 +1,9 @@
 """What sessions sent on, exactly as it went on the wire, so that a replacement can be fed the same bytes.
 
 Rows of a codec have a fixed size and stand alone, so a position is an offset. All journals of a node share
-one budget. When it is spent, rows kept of finished sessions go first, the least recently used at first; then
-whole journals, for one with a hole is of no use: of the peer that has most, the one that was written to the
-longest ago.
+one budget. When it is spent, rows kept of finished sessions go first: of the peer that has most, those
+used least recently. Then whole journals go, for one with a hole is of no use: of the peer that has most, the
+one that was written to the longest ago. What a finished session left, only its own peer finds.
 Counted are rows; the memory that a growing bytearray keeps in reserve, at most an eighth, comes on top.
 """
 
@@ -17,9 +17,11 @@ from ..swarm.errors import LocalProtocolError
 from ..swarm.messages import PAGE_TOKENS
 from ..swarm.types import Span
 from ..swarm.wire import Payload
+from .owner_lru import OwnerLru
 
-PageKey = tuple[int, int, str, bytes]
-"""Of a finished page's rows: first block, end block, codec of the rows, the client's hash of the page."""
+PageKey = tuple[str, int, int, str, bytes]
+"""Of a finished page's rows: the peer they were computed for, first block, end block, codec of the rows, and
+the name that this peer gave the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class JournalBook:
         self._lost = 0
         self._journals: OrderedDict[Journal, None] = OrderedDict()  # that hold rows; last written at the end
         self._held: Counter[str] = Counter()  # bytes of these, by owner
-        self._pages: OrderedDict[PageKey, bytes] = OrderedDict()  # last used at the end
+        self._pages: dict[PageKey, bytes] = {}
+        self._kept: OwnerLru[PageKey] = OwnerLru()  # the same pages, in bytes
 
     def statistics(self) -> JournalStatistics:
         return JournalStatistics(self._used, self.budget, len(self._journals), len(self._pages), self._lost)
@@ -122,35 +125,37 @@ class JournalBook:
         journal.write(base, rows)
         return journal
 
-    def finish(self, journal: Journal, span: Span, codec: str, hashes: Sequence[bytes]) -> None:
-        """Close a session's journal; keep the rows of its first whole pages, one a hash, for sessions that
-        begin alike."""
+    def finish(self, journal: Journal, span: Span, codec: str, names: Sequence[bytes]) -> None:
+        """Close a session's journal; keep the rows of its first whole pages, one a name, for sessions of the
+        same owner that begin alike."""
         kept: list[tuple[PageKey, bytes]] = []
-        for index, digest in enumerate(hashes):
-            key = (span.start, span.end, codec, digest)
+        for index, name in enumerate(names):
+            key = (journal.owner, span.start, span.end, codec, name)
             if key in self._pages:
-                self._pages.move_to_end(key)
+                self._kept.use(journal.owner, key)
             elif (rows := journal.slice(index * PAGE_TOKENS, (index + 1) * PAGE_TOKENS)) is not None:
                 kept.append((key, rows))
         journal.close()
         for key, rows in kept:
-            self._pages[key] = rows
-            self._used += len(rows)
+            if key not in self._pages:  # a name may be given twice
+                self._pages[key] = rows
+                self._kept.add(journal.owner, key, len(rows))
+                self._used += len(rows)
         while self._used > self.budget:
             self._drop_page()
 
-    def recall(self, span: Span, codec: str, hashes: Sequence[bytes]) -> tuple[int, bytes]:
-        """The rows kept of these pages: the longest run of whole pages that ends with the last of them, as
-        its first position and its rows."""
+    def recall(self, owner: str, span: Span, codec: str, names: Sequence[bytes]) -> tuple[int, bytes]:
+        """The rows kept of the owner's pages of these names: the longest run of whole pages that ends with
+        the last of them, as its first position and its rows."""
         found: list[bytes] = []
-        for digest in reversed(hashes):
-            key = (span.start, span.end, codec, digest)
+        for name in reversed(names):
+            key = (owner, span.start, span.end, codec, name)
             rows = self._pages.get(key)
             if rows is None:
                 break
-            self._pages.move_to_end(key)
+            self._kept.use(owner, key)
             found.append(rows)
-        return (len(hashes) - len(found)) * PAGE_TOKENS, b"".join(reversed(found))
+        return (len(names) - len(found)) * PAGE_TOKENS, b"".join(reversed(found))
 
     # What its journals tell it.
 
@@ -173,7 +178,7 @@ class JournalBook:
         self._lost += 1
 
     def _drop_page(self) -> None:
-        self._used -= len(self._pages.popitem(last=False)[1])
+        self._used -= len(self._pages.pop(self._kept.pop()))
 
     def _shrunk(self, journal: Journal, size: int) -> None:
         self._used -= size

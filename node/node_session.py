@@ -200,6 +200,10 @@ class NodeSession:
             )
         )
 
+    def end_names(self) -> None:
+        """Others compute its input from now on: no page that is not settled has its name any more."""
+        self._engine.end_names(self.lane)
+
     def close(self, prefix: tuple[bytes, ...] = ()) -> None:
         """Free the KV cache: now, or as soon as the step being computed lets go of it."""
         self.closed = True

@@ -10,13 +10,14 @@ cached pages only then. ``reserved <= free + cached`` always holds, so a promise
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 from ..swarm.errors import LocalProtocolError, UsageError
+from .owner_lru import OwnerLru
 
-PrefixKey = tuple[int, int, bytes]
-"""A page's name in the prefix cache: the span's first block and end, and the chain's hash."""
+PrefixKey = tuple[str, int, int, bytes]
+"""A page's key in the prefix cache: the peer it was computed for, the span's first block and end, and the
+name that this peer gave it."""
 
 
 class Page:
@@ -44,7 +45,7 @@ class Page:
 class PageAllocator:
     """``total`` slots. ``on_evict`` is told of each page whose key is taken away to free its slots."""
 
-    __slots__ = ("_cached", "_cached_slots", "_free", "_reserved", "on_evict", "total")
+    __slots__ = ("_cached", "_free", "_reserved", "on_evict", "total")
 
     def __init__(self, total: int, on_evict: Callable[[Page], None] | None = None) -> None:
         if total < 1:
@@ -52,8 +53,7 @@ class PageAllocator:
         self.total = total
         self.on_evict = on_evict
         self._free = list(range(total - 1, -1, -1))  # a stack: low numbers first, so touched memory is reused
-        self._cached: OrderedDict[Page, None] = OrderedDict()  # least recently used first
-        self._cached_slots = 0
+        self._cached: OwnerLru[Page] = OwnerLru()  # in slots
         self._reserved = 0
 
     @property
@@ -63,11 +63,11 @@ class PageAllocator:
     @property
     def cached(self) -> int:
         """Slots of pages that nobody holds but the prefix cache knows."""
-        return self._cached_slots
+        return self._cached.size
 
     @property
     def used(self) -> int:
-        return self.total - len(self._free) - self._cached_slots
+        return self.total - len(self._free) - self._cached.size
 
     @property
     def reserved(self) -> int:
@@ -76,7 +76,7 @@ class PageAllocator:
     @property
     def available(self) -> int:
         """Slots that nobody uses and nobody was promised."""
-        return len(self._free) + self._cached_slots - self._reserved
+        return len(self._free) + self._cached.size - self._reserved
 
     # Promises.
 
@@ -117,9 +117,8 @@ class PageAllocator:
         promised = (min(claims, holders - 1) - page.copies_due) * len(page.slots)
         if revived + promised > self.available:
             return False
-        if revived:
-            del self._cached[page]
-            self._cached_slots -= revived
+        if revived and page.key is not None:
+            self._cached.remove(page.key[0], page)
         page.holders, page.claims = holders, claims
         self._reserved += promised
         return True
@@ -145,8 +144,7 @@ class PageAllocator:
         if page.holders:
             return
         if page.key is not None:
-            self._cached[page] = None
-            self._cached_slots += len(page.slots)
+            self._cached.add(page.key[0], page, len(page.slots))
         else:
             self._free.extend(reversed(page.slots))
 
@@ -157,10 +155,9 @@ class PageAllocator:
 
     def drop_key(self, page: Page) -> None:
         """The prefix cache forgets a page: it is freed if nobody holds it."""
-        page.key = None
-        if page.holders == 0:
-            del self._cached[page]
-            self._cached_slots -= len(page.slots)
+        key, page.key = page.key, None
+        if page.holders == 0 and key is not None:
+            self._cached.remove(key[0], page)
             self._free.extend(reversed(page.slots))
 
     def _change(self, page: Page, holders: int, claims: int) -> None:
@@ -171,11 +168,8 @@ class PageAllocator:
         self._reserved += (page.copies_due - due) * len(page.slots)
 
     def _evict(self) -> None:
-        """Free the slots of the cached page that was let go longest ago."""
-        if not self._cached:
-            raise LocalProtocolError("reserved slots are not there: the page counts are wrong")
-        page, _ = self._cached.popitem(last=False)
-        self._cached_slots -= len(page.slots)
+        """Free the slots of a cached page: of the owner who has most, the one that was let go longest ago."""
+        page = self._cached.pop()
         self._free.extend(reversed(page.slots))
         if self.on_evict is not None:
             self.on_evict(page)

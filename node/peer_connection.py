@@ -310,6 +310,8 @@ class PeerConnection:
         if session is not None:
             self._server.forget_feeder(session)
             session.upstream = request.upstream
+            if request.unnamed:
+                session.end_names()
             self._post(Attached(session.id, session.lane.length))
 
     def _on_replay(self, request: Replay) -> None:

@@ -1,9 +1,10 @@
 """Finished pages by what they hold, so that a prompt that begins like an earlier one skips what is known.
 
-The key of a page is the client's salted hash over all tokens up to the page's end, and the span it was
-computed for. A page is registered once the step that completed it was answered. Which unheld pages go first
-when memory is needed is the allocator's business: least recently let go first, and sessions let their pages
-go from the last to the first, so that a chain loses its end before its beginning.
+A page belongs to its owner, the authenticated peer whose session computed it, and only this peer finds it: by
+the span, and by the name that it gave the page, a keyed hash over all tokens up to the page's end. A page is
+registered once the step that completed it was answered. Which unheld pages go first when memory is needed is
+the allocator's business: those of the owner who has most, least recently let go first. Sessions let their
+pages go from the last to the first, so that a sequence loses its end before its beginning.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .page_allocator import Page, PageAllocator, PrefixKey
 
 
 class PrefixCache:
-    """At most one page a key, so it can never hold more than the pool."""
+    """Each owner has a cache of its own. At most one page a key, so all can never hold more than the pool."""
 
     __slots__ = ("_allocator", "_pages")
 
@@ -27,19 +28,19 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def take(self, span: Span, chain: Sequence[bytes]) -> list[Page]:
-        """The pages of the longest known beginning of ``chain``, each held once more."""
+    def take(self, owner: str, span: Span, names: Sequence[bytes]) -> list[Page]:
+        """The owner's pages of the longest known beginning of ``names``, each held once more."""
         taken: list[Page] = []
-        for digest in chain:
-            page = self._pages.get((span.start, span.end, digest))
+        for name in names:
+            page = self._pages.get((owner, span.start, span.end, name))
             if page is None or not self._allocator.share(page):
                 break
             taken.append(page)
         return taken
 
-    def register(self, span: Span, digest: bytes, page: Page) -> bool:
+    def register(self, owner: str, span: Span, name: bytes, page: Page) -> bool:
         """Name a held page that will not change any more; False if the name or the page is taken."""
-        key = (span.start, span.end, digest)
+        key = (owner, span.start, span.end, name)
         if page.key is not None or key in self._pages:
             return False
         page.key = key

@@ -205,7 +205,7 @@ class NodeServer:
         )
 
     def usable_prefix(self, max_tokens: int, prefix: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """The hashes of pages that a session of ``max_tokens`` can have; none without a prefix cache."""
+        """The names of pages that a session of ``max_tokens`` can have; none without a prefix cache."""
         return prefix[: max_tokens // PAGE_TOKENS] if self.offer.page_tokens else ()
 
     def open_session(
@@ -252,13 +252,13 @@ class NodeServer:
         return session
 
     def close_session(self, session: NodeSession, prefix: tuple[bytes, ...] = ()) -> None:
-        """Forget a session and free what it holds. ``prefix``: hashes of its pages, if the client told."""
+        """Forget a session and free what it holds. ``prefix``: names of its pages, if the client told."""
         del self.sessions[session.id]
         self.forget_feeder(session)
         prefix = self.usable_prefix(session.request.max_tokens, prefix)
         if session.journal is not None:
             settled = session.lane.settled // PAGE_TOKENS
-            pages = (prefix or session.lane.chain)[:settled]
+            pages = (prefix or session.lane.names)[:settled]
             codec = session.request.reply_codec
             self._journals.finish(session.journal, session.request.span, codec, pages)
         session.close(prefix)
@@ -348,8 +348,8 @@ class NodeServer:
             return None
         base, rows = lane.length, b""
         if parent is None:
-            known = lane.chain[: lane.length // PAGE_TOKENS]
-            base, rows = self._journals.recall(request.span, request.reply_codec, known)
+            known = lane.names[: lane.length // PAGE_TOKENS]
+            base, rows = self._journals.recall(owner, request.span, request.reply_codec, known)
         elif parent.journal is not None and parent.journal.base < lane.length:
             kept = parent.journal.slice(parent.journal.base, lane.length)
             if kept is not None:

@@ -43,9 +43,9 @@ MAX_TEXT = 500
 """Characters of a message or hint for people."""
 MAX_RETRY_MS = 3_600_000
 MAX_PREFIX_PAGES = 1024
-"""KV pages that a chain of hashes may name: it fits into a header, and covers any usual context."""
+"""KV pages that OPEN and CLOSE may name: they fit into a header, and cover any usual context."""
 PAGE_TOKENS = 32
-"""Tokens that one hash of a prefix stands for, at every node and client that keeps prefixes."""
+"""Tokens that one name of a prefix stands for, at every node and client that keeps prefixes."""
 MAX_PAGE_TOKENS = 4096
 MAX_CHAIN = 256
 """Hops of a chain that say what a step has cost them."""
@@ -162,7 +162,7 @@ class Hello:
 class Welcome:
     """The node's answer to HELLO: the version it chose and what it serves.
 
-    ``page_tokens``: how many tokens one hash of a ``prefix`` stands for; 0 where prefixes are not kept.
+    ``page_tokens``: how many tokens one name in a ``prefix`` stands for; 0 where prefixes are not kept.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -184,8 +184,8 @@ class Open:
     """Open a session on a hop: reserve KV cache for ``max_tokens`` in ``span``.
 
     ``codec`` is of the STEP payloads that come, ``reply_codec`` of what is sent on or back. ``hop`` of
-    ``hops`` is the place in the route, ``prefix`` a chain of hashes of leading KV pages that the node may
-    hold already. ``parent`` is a session of this stream, of the same span and codecs, whose first
+    ``hops`` is the place in the route, ``prefix`` the client's names of leading KV pages that the node may
+    hold for it already. ``parent`` is a session of this stream, of the same span and codecs, whose first
     ``parent_tokens`` tokens the new session begins with: a fork.
 
     A chain: results go as STEPs to ``downstream`` (None: back on this stream, as RESULTs), STEPs come from
@@ -335,10 +335,12 @@ class Replayed:
 @dataclass(frozen=True, slots=True)
 class Attach:
     """From now on take the session's STEPs from the peer ``upstream`` ("": from this stream) and nobody
-    else."""
+    else. ``unnamed``: others compute them than before, so the names that OPEN gave end with the pages that
+    are computed."""
 
     session: SessionId
     upstream: OptionalPeerId
+    unnamed: Flag = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +355,8 @@ class Attached:
 class Close:
     """The session is over: free its KV cache.
 
-    ``prefix`` is the chain of hashes over all whole pages that the session holds, so that the next session
-    which begins with the same tokens finds them.
+    ``prefix`` names all whole pages that the session holds, so that the client's next session which begins
+    with the same tokens finds them.
     """
 
     session: SessionId

@@ -178,9 +178,9 @@ class _NextHop:
 
 @dataclass
 class FakeNode:
-    """One node. ``hellos``, ``opens``, ``steps``, ``closes``, ``replays`` and ``pings`` record what it was
-    asked; ``sessions`` what it holds, ``pages`` what each page was that a CLOSE
-    named. ``cannot_reach``: peers that it cannot dial."""
+    """One node. ``hellos``, ``opens``, ``steps``, ``attaches``, ``closes``, ``replays`` and ``pings`` record
+    what it was asked; ``sessions`` what it holds, ``pages`` what each page was that a CLOSE named.
+    ``cannot_reach``: peers that it cannot dial."""
 
     peer_id: str
     span: Span
@@ -188,6 +188,7 @@ class FakeNode:
     behaviour: Behaviour = field(default_factory=Behaviour)
     opens: list[Open] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    attaches: list[Attach] = field(default_factory=list)
     closes: list[Close] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
     pages: dict[bytes, _Page] = field(default_factory=dict)
@@ -291,6 +292,7 @@ class FakeNode:
                 self.pings += 1
                 return [Pong(message.nonce, len(self.sessions), 0, 1000, NodeState.ONLINE)]
             case Attach():
+                self.attaches.append(message)
                 session = self.sessions.get(message.session)
                 if session is None or session.owner is not connection:
                     return [_unknown(message.session)]

@@ -104,17 +104,46 @@ def test_finished_pages_are_found_by_those_that_begin_alike_and_go_first():
     book.finish(journal, SPAN, "int8", hashes)
     page = PAGE_TOKENS * size
     assert (book.statistics().pages, book.statistics().used) == (2, 2 * page)
-    assert book.recall(SPAN, "int8", hashes[:2]) == (0, done[: 2 * page])
-    assert book.recall(SPAN, "int8", hashes[1:2]) == (0, done[page : 2 * page])
-    assert book.recall(SPAN, "int8", hashes) == (3 * PAGE_TOKENS, b"")  # its last page is not there
-    assert book.recall(SPAN, "bf16", hashes[:2]) == (2 * PAGE_TOKENS, b"")
-    assert book.recall(Span(0, 3), "int8", hashes[:1]) == (PAGE_TOKENS, b"")
+    assert book.recall("", SPAN, "int8", hashes[:2]) == (0, done[: 2 * page])
+    assert book.recall("", SPAN, "int8", hashes[1:2]) == (0, done[page : 2 * page])
+    assert book.recall("", SPAN, "int8", hashes) == (3 * PAGE_TOKENS, b"")  # its last page is not there
+    assert book.recall("", SPAN, "bf16", hashes[:2]) == (2 * PAGE_TOKENS, b"")
+    assert book.recall("", Span(0, 3), "int8", hashes[:1]) == (PAGE_TOKENS, b"")
     other = book.open(size, 0)
     other.write(0, bytes(4 * page))  # room for one page
     assert (book.statistics().pages, other.lost) == (1, False)
-    assert book.recall(SPAN, "int8", hashes[1:2]) == (0, done[page : 2 * page])
+    assert book.recall("", SPAN, "int8", hashes[1:2]) == (0, done[page : 2 * page])
     other.write(0, bytes(5 * page))
     assert (book.statistics().pages, other.lost) == (0, False)
+
+
+def test_what_a_session_left_is_its_own_peers():
+    book = JournalBook(10**6)
+    names = [b"a", b"b"]
+    for owner, seed in (("one", 1), ("other", 2)):
+        journal = book.open(1, 0, bytes([seed]) * 2 * PAGE_TOKENS, owner=owner)
+        book.finish(journal, SPAN, "int8", names)
+    for owner, seed in (("one", 1), ("other", 2)):
+        assert book.recall(owner, SPAN, "int8", names) == (0, bytes([seed]) * 2 * PAGE_TOKENS)
+    assert book.recall("third", SPAN, "int8", names) == (2 * PAGE_TOKENS, b"")
+
+
+def test_a_name_that_is_given_twice_is_counted_once():
+    book = JournalBook(3 * PAGE_TOKENS)
+    for _ in range(3):
+        book.finish(book.open(1, 0, bytes(2 * PAGE_TOKENS)), SPAN, "int8", [b"a", b"a"])
+    assert (book.statistics().pages, book.statistics().used) == (1, PAGE_TOKENS)
+    assert book.recall("", SPAN, "int8", [b"a"]) == (0, bytes(PAGE_TOKENS))
+
+
+def test_rows_kept_of_others_outlast_those_of_who_has_most():
+    book = JournalBook(4 * PAGE_TOKENS)
+    book.finish(book.open(1, 0, bytes(PAGE_TOKENS), owner="rests"), SPAN, "int8", [b"a"])
+    for name in (b"b", b"c", b"d", b"e"):
+        book.finish(book.open(1, 0, bytes(PAGE_TOKENS), owner="greedy"), SPAN, "int8", [name])
+    kept = [bool(book.recall("greedy", SPAN, "int8", [name])[1]) for name in (b"b", b"c", b"d", b"e")]
+    assert kept == [False, True, True, True]
+    assert book.recall("rests", SPAN, "int8", [b"a"])[1]
 
 
 class Model:
@@ -224,7 +253,7 @@ def test_any_schedule_keeps_to_the_budget_and_to_the_rows(budget, moves):
                 pages.append(known[0])
                 found.insert(0, known[0][2])
             base = (len(digests) - len(found)) * PAGE_TOKENS
-            assert book.recall(SPAN, str(model.size), digests) == (base, b"".join(found))
+            assert book.recall("", SPAN, str(model.size), digests) == (base, b"".join(found))
         for each in models:
             each.check()
         statistics = book.statistics()

@@ -62,7 +62,7 @@ class Tables(RuleBasedStateMachine):
         chain = [bytes(path[: i + 1]) for i in range(len(path))][: (max_tokens - 1) // PAGE]
         before = self.allocator.available
         due = {page: page.copies_due for session in self.sessions for page in session.table.pages}
-        held = self.cache.take(span, chain)
+        held = self.cache.take("owner", span, chain)
         # A page that others have costs nothing, unless one of them was going to write to it in place.
         shared = sum((page.holders > 1) - (page.copies_due - due.get(page, 0)) for page in held)
         table = PageTable.open(self.allocator, self.cache, len(span), PAGE, max_tokens, held)
@@ -164,7 +164,7 @@ class Tables(RuleBasedStateMachine):
             if page.key is None and page.holders == 1:
                 for slot in page.slots:  # nobody else reads it: give it the content of its name
                     self.memory[slot] = [content(session.span, name)] * PAGE
-                self.cache.register(session.span, name, page)
+                self.cache.register("owner", session.span, name, page)
         session.table.release()
         self.sessions.remove(session)
 
@@ -269,7 +269,7 @@ def test_a_cached_page_is_copied_while_there_is_room_and_overwritten_when_not():
     table = PageTable.open(allocator, cache, 1, PAGE, 8)
     table.write(0, 8, quiet=True)
     for name, page in zip([b"a", b"b"], table.pages, strict=True):
-        cache.register(Span(0, 1), name, page)
+        cache.register("owner", Span(0, 1), name, page)
     assert table.write(2, 4, quiet=False) == [PageChange(0, (2,), (0,))]  # room for one copy
     assert [page.key for page in table.pages] == [None, None]
     assert (allocator.used, allocator.cached, len(cache)) == (2, 1, 1)

@@ -13,7 +13,21 @@ import torch
 from swarm_node.shards.kv_pool import PAGE_TOKENS
 from swarm_node.swarm import messages
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import Busy, Close, ErrorMessage, Open, Opened, Ping, Pong, Refused, Result
+from swarm_node.swarm.messages import (
+    Attach,
+    Attached,
+    Busy,
+    Close,
+    ErrorMessage,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Refused,
+    Replay,
+    Replayed,
+    Result,
+)
 from swarm_node.swarm.types import Span
 
 ALL = Span(0, 4)
@@ -49,17 +63,63 @@ async def test_a_second_session_with_the_same_prefix_pays_only_for_what_is_new(s
         assert client.opened_length == 0
         rows = [await client.forward(first, x[:50], 0), await client.forward(first, x[50:], 50)]
         await client.send(Close(first))
-        stranger = await node.connect("stranger")  # the hashes are what counts, not the peer
-        second = await stranger.open(max_tokens=120, prefix=chain(3))
-        assert stranger.opened_length == 96
+        other = await node.connect()  # another stream of the same peer
+        second = await other.open(max_tokens=120, prefix=chain(3))
+        assert other.opened_length == 96
         before = node.engine.load().tokens
-        again = await stranger.forward(second, x[96:], 96)
+        again = await other.forward(second, x[96:], 96)
         assert node.engine.load().tokens - before == 4
         torch.testing.assert_close(again, torch.cat(rows)[96:], **TOLERANCE)
         more = hidden_states(10, 1)
-        got = await stranger.forward(second, more, 100)
+        got = await other.forward(second, more, 100)
         wanted = plain(node.engine.model, torch.cat([x, more]))[100:]
         torch.testing.assert_close(got, wanted, **TOLERANCE)
+
+
+async def test_a_stranger_who_knows_the_names_finds_nothing_and_is_replayed_nothing(serving, hidden_states):
+    async with serving() as node:
+        client, thief = await node.connect(), await node.connect("thief")
+        named = {"max_tokens": 100, "prefix": chain(3), "journal": True}
+        session = await client.open(**named)
+        await client.forward(session, hidden_states(96), 0)
+        for _ in range(2):  # while the session is open, and when its pages and rows are kept
+            stolen = await thief.open(**named)
+            assert thief.opened_length == 0
+            answer = await thief.ask(Replay(stolen, 0, 0, 1))
+            assert isinstance(answer, Replayed)
+            assert answer.tokens == 0
+            await thief.send(Close(stolen, chain(3)))
+            await client.send(Close(session, chain(3)))
+        assert await client.open(**named)
+        assert client.opened_length == 96
+        assert node.server.statistics().journal.pages == 3
+
+
+async def test_what_a_stranger_fills_under_the_names_changes_nothing(serving, plain, hidden_states):
+    async with serving() as node:
+        client, liar = await node.connect(), await node.connect("liar")
+        filled = await liar.open(max_tokens=100, prefix=chain(3))
+        await liar.forward(filled, hidden_states(96, 7) * 3, 0)
+        await liar.send(Close(filled, chain(3)))
+        x = hidden_states(100)
+        for known in (0, 96):
+            session = await client.open(max_tokens=100, prefix=chain(3))
+            assert client.opened_length == known
+            got = await client.forward(session, x[known:], known)
+            torch.testing.assert_close(got, plain(node.engine.model, x)[known:], **TOLERANCE)
+            await client.send(Close(session, chain(3)))
+
+
+async def test_names_end_where_others_begin_to_compute_what_comes(serving, hidden_states):
+    async with serving() as node:
+        client = await node.connect()
+        session = await client.open(max_tokens=100, prefix=chain(3))
+        await client.forward(session, hidden_states(40), 0)
+        assert isinstance(await client.ask(Attach(session, "", unnamed=True)), Attached)
+        await client.forward(session, hidden_states(60), 40)
+        await client.send(Close(session))
+        await client.open(max_tokens=100, prefix=chain(3))
+        assert client.opened_length == 32
 
 
 async def test_a_running_session_shares_its_prefix_already(serving, plain, hidden_states):

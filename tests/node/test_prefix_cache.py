@@ -10,14 +10,16 @@ from swarm_node.swarm.types import Span
 SPAN, OTHER = Span(0, 2), Span(2, 4)
 
 
-def fill(allocator: PageAllocator, cache: PrefixCache, chain: list[bytes], span: Span = SPAN) -> list[Page]:
+def fill(
+    allocator: PageAllocator, cache: PrefixCache, chain: list[bytes], span: Span = SPAN, owner: str = "a"
+) -> list[Page]:
     """A session that computes what the cache does not know of ``chain``; its pages, held."""
-    pages = cache.take(span, chain)
+    pages = cache.take(owner, span, chain)
     missing = len(chain) - len(pages)
     assert allocator.reserve(missing * len(span))
     pages += [allocator.allocate(len(span)) for _ in range(missing)]
     for digest, page in zip(chain, pages, strict=True):
-        cache.register(span, digest, page)
+        cache.register(owner, span, digest, page)
     return pages
 
 
@@ -30,18 +32,18 @@ def test_the_longest_known_beginning_is_held():
     allocator = PageAllocator(100)
     cache = PrefixCache(allocator)
     pages = fill(allocator, cache, [b"a", b"b", b"c"])
-    assert cache.take(SPAN, [b"a", b"b", b"x", b"c"]) == pages[:2]
+    assert cache.take("a", SPAN, [b"a", b"b", b"x", b"c"]) == pages[:2]
     assert [page.holders for page in pages] == [2, 2, 1]
-    assert cache.take(SPAN, [b"b"]) == pages[1:2]  # a name is all that counts
-    assert cache.take(SPAN, []) == cache.take(SPAN, [b"x", b"a"]) == []
+    assert cache.take("a", SPAN, [b"b"]) == pages[1:2]  # a name is all that counts
+    assert cache.take("a", SPAN, []) == cache.take("a", SPAN, [b"x", b"a"]) == []
 
 
 def test_another_span_is_another_page():
     allocator = PageAllocator(100)
     cache = PrefixCache(allocator)
     fill(allocator, cache, [b"a"])
-    assert cache.take(OTHER, [b"a"]) == []
-    assert cache.take(Span(0, 1), [b"a"]) == []
+    assert cache.take("a", OTHER, [b"a"]) == []
+    assert cache.take("a", Span(0, 1), [b"a"]) == []
 
 
 def test_pages_outlive_their_session_until_their_slots_are_needed():
@@ -54,7 +56,7 @@ def test_pages_outlive_their_session_until_their_slots_are_needed():
     allocator.allocate(2)
     allocator.allocate(2)
     assert (allocator.free, allocator.cached, len(cache)) == (0, 4, 2)
-    assert len(cache.take(SPAN, [b"a", b"b", b"c"])) == 2  # the end went first
+    assert len(cache.take("a", SPAN, [b"a", b"b", b"c"])) == 2  # the end went first
 
 
 def test_a_held_page_cannot_be_evicted():
@@ -71,11 +73,11 @@ def test_one_page_a_name_and_one_name_a_page():
     first = fill(allocator, cache, [b"a"])[0]
     assert allocator.reserve(2)
     second = allocator.allocate(2)
-    assert not cache.register(SPAN, b"a", second)
-    assert not cache.register(SPAN, b"b", first)
-    assert cache.register(SPAN, b"b", second)
+    assert not cache.register("a", SPAN, b"a", second)
+    assert not cache.register("a", SPAN, b"b", first)
+    assert cache.register("a", SPAN, b"b", second)
     cache.unregister(first)
-    assert cache.take(SPAN, [b"a"]) == []
+    assert cache.take("a", SPAN, [b"a"]) == []
     assert (len(cache), allocator.cached, first.holders) == (1, 0, 1)
     allocator.release(first)
     assert allocator.cached == 0
@@ -102,7 +104,44 @@ def test_a_chain_loses_its_end_before_its_beginning(chains):
         names = [bytes(path[: i + 1]) for i in range(len(path))]
         let_go(allocator, fill(allocator, cache, names))
         known |= {tuple(name) for name in names}
-        known = {name for name in known if (0, 2, bytes(name)) in cache._pages}
+        known = {name for name in known if ("a", 0, 2, bytes(name)) in cache._pages}
         assert all(len(name) == 1 or name[:-1] in known for name in known)
         assert tuple(path) in known
         assert len(cache) == len(known) <= 7
+
+
+sessions = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),  # who
+        st.lists(st.integers(0, 2), min_size=1, max_size=4),  # the names that its pages get
+        st.sampled_from([SPAN, OTHER]),
+    ),
+    max_size=30,
+)
+
+
+@given(sessions=sessions, slots=st.integers(8, 40))
+def test_nobody_finds_a_page_that_another_filled(sessions, slots):
+    """Three peers give their pages the same names, in a pool that cannot keep all of them."""
+    allocator = PageAllocator(slots)
+    cache = PrefixCache(allocator)
+    filled: dict[int, tuple[str, Span, bytes]] = {}  # by page: whose, and what for
+    for owner, path, span in sessions:
+        names = [bytes(path[: i + 1]) for i in range(len(path))]
+        found = cache.take(owner, span, names)
+        assert all(filled[id(page)] == (owner, span, name) for page, name in zip(found, names, strict=False))
+        for page in found:
+            allocator.release(page)
+        pages = fill(allocator, cache, names, span, owner)
+        filled |= {id(page): (owner, span, name) for page, name in zip(pages, names, strict=True)}
+        let_go(allocator, pages)
+
+
+def test_who_leaves_most_loses_first():
+    allocator = PageAllocator(10)
+    cache = PrefixCache(allocator)
+    let_go(allocator, fill(allocator, cache, [b"a", b"b"], owner="rests"))
+    for number in range(20):
+        let_go(allocator, fill(allocator, cache, [bytes([number])], owner="greedy"))
+    assert len(cache.take("rests", SPAN, [b"a", b"b"])) == 2
+    assert len(cache) == 5
