@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from ..dht.directory import REFRESH_S, Directory
 from ..swarm.demand import WantedModel
-from ..swarm.errors import BusyError, NetworkError
+from ..swarm.errors import BusyError, SwarmError
+from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
 from ..swarm.prediction import Prediction
 from ..swarm.routing import (
@@ -126,6 +127,7 @@ class Router:
         self._salt = secrets.token_hex(8) if salt is None else salt
         self._failures = Failures(self.health, random.Random(self._salt))
         self._book = LinkBook()
+        self._faults = Faults("routing")
         self._plans = 0
         self._slow: dict[str, tuple[float, float]] = {}  # by peer id: (seconds a step waits, until when)
         self._looked_at = self._replaced_at = float("-inf")
@@ -291,6 +293,13 @@ class Router:
         ``spent``: what decode steps took at each hop lately. ``context``: tokens to replay. May be asked
         after every token: it looks now and then only.
         """
+        with self._faults.survived():  # a generation goes on as it is
+            return self._better_hop(route, spent, tokens_to_come, context)
+        return None
+
+    def _better_hop(
+        self, route: Route, spent: Sequence[HopSpent], tokens_to_come: int, context: int
+    ) -> int | None:
         now = self.now()
         if self._read_at is not None and now - self._read_at > REFRESH_S:
             self._refresh()  # so that a repair finds what it needs
@@ -365,9 +374,14 @@ class Router:
     async def _read(self) -> None:
         try:
             self._nodes = await self._directory.nodes(self.model)
-        except NetworkError:
+        except SwarmError:
             if not self._nodes:
                 raise
+            return
+        except Exception as fault:
+            if not self._nodes:
+                raise
+            self._faults.note(fault)
             return
         self._read_at = self.now()
         self._failures.look(self._nodes, self._read_at)
@@ -384,6 +398,11 @@ class Router:
         )
 
     def _search(self, nodes: Sequence[NodeInfo], request: RouteRequest, held: Held | None = None) -> Planned:
+        return self._faults.without_culprits(
+            lambda some: self._search_among(some, request, held), nodes, lambda node: node.peer_id
+        )
+
+    def _search_among(self, nodes: Sequence[NodeInfo], request: RouteRequest, held: Held | None) -> Planned:
         nodes = self._as_seen(nodes)
         edges = self._book.edges(nodes, self.now())
         salt = f"{self._salt}/{self._plans}"

@@ -19,6 +19,7 @@ from hivemind.proto import dht_pb2
 
 from ..swarm.addresses import PeerAddress
 from ..swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
+from ..swarm.faults import Faults
 from ..swarm.resolve import resolve_all
 from ..swarm.transport import NetworkWatcher
 from .clocks import ClockReading, clock_problem
@@ -66,6 +67,7 @@ class Bootstrap:
             peer = PeerAddress.parse(text)
             if peer.peer_id != str(node.peer_id):
                 self._peers.setdefault(peer.peer_id, []).append(peer.maddr)
+        self._faults = Faults("pinging peers")
         self.clock_readings: dict[str, ClockReading] = {}  # by peer id, of those that answered last time
         self.refusals: dict[str, NotAdmittedError] = {}  # by peer id, of those that do not belong with us
 
@@ -144,11 +146,12 @@ class Bootstrap:
         warned = missed = False
         while True:
             await asyncio.sleep(min(interval, MISSED_INTERVAL_S) if missed else interval)
-            missed = await self.ping_all() < len(self._peers)
-            message = self.clock_problem()
-            if message is not None and not warned:
-                logger.warning("%s", message)
-            warned = message is not None
+            with self._faults.survived():
+                missed = await self.ping_all() < len(self._peers)
+                message = self.clock_problem()
+                if message is not None and not warned:
+                    logger.warning("%s", message)
+                warned = message is not None
 
     def clock_problem(self) -> str | None:
         """A sentence for people if every peer that answered disagrees with our clock, else None."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..swarm.demand import Wanted, WantedModel
 from ..swarm.types import ModelRef, NodeInfo
+from .left_out import LeftOut
 
 TTL_S = 60.0
 """Seconds that an announcement lives: how long a node that was killed may still be listed."""
@@ -44,6 +45,10 @@ class Directory(Protocol):
 
     async def all_nodes(self) -> list[NodeInfo]:
         """Every node of every model."""
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Peers whose announcements were read lately and cannot be used: no other method knows them."""
 
     async def close(self) -> None:
         """Stop background work. Does not withdraw. May be called again."""

@@ -10,6 +10,7 @@ from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, NetworkError
 from ..swarm.types import ModelRef, NodeInfo
 from .directory import TTL_S
+from .left_out import LeftOut
 
 
 class MemoryStore:
@@ -103,6 +104,10 @@ class MemoryDirectory:
 
     async def all_nodes(self) -> list[NodeInfo]:
         return self.store.live()
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return ()
 
     async def close(self) -> None:
         pass

@@ -17,6 +17,7 @@ from ..swarm.types import ModelRef, NodeInfo
 from . import layout
 from .entry_check import Entry
 from .envelope import seal
+from .left_out import LeftOut, LeftOutPeers
 from .records import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 
 MAX_NODES = 1024
@@ -51,6 +52,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         self._identity = identity
         self._ttl = ttl
         self._clock = clock
+        self._left_out = LeftOutPeers(clock)
         self._held: dict[str, float] = {}  # key -> expiration of our own entry under it
         self._writing = asyncio.Lock()  # a withdrawal must not be overtaken by an announcement
 
@@ -61,6 +63,10 @@ class RecordDirectory(ABC, Generic[FoundT]):
     @abstractmethod
     async def _store(self, key: str, expiration: float, value: bytes, found: FoundT) -> NetworkError | None:
         """Store our own signed entry; why not, if nobody took it. ``found``: a lookup of this key."""
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return self._left_out.all()
 
     async def announce(self, info: NodeInfo) -> None:
         """Raises NetworkError if nobody takes the announcement, LocalProtocolError if it is out of bounds."""
@@ -110,7 +116,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         records = {
             entry.owner: record
             for key, entries in found.entries.items()
-            for entry, record in _decoded(entries.values())
+            for entry, record in self._decoded(entries.values())
             if isinstance(record, Wanted) and layout.wanted_key(entry.owner) == key
         }
         return [records[owner] for owner in sorted(records)]
@@ -124,7 +130,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         speakers = Counter(
             ref
             for key, entries in found.entries.items()
-            for _, ref in _decoded(entries.values())
+            for _, ref in self._decoded(entries.values())
             if isinstance(ref, ModelRef) and layout.model_key(ref.name) == key
         )
         most_said = sorted(speakers, key=lambda ref: (-speakers[ref], ref.name, ref.digest, ref.n_blocks))
@@ -168,7 +174,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         wanted = {(model.digest, model.n_blocks) for model in models}
         latest: dict[tuple[str, str], tuple[float, NodeInfo]] = {}  # (digest, peer id): a node may have moved
         for key, entries in found.entries.items():
-            for entry, info in _decoded(entries.values()):
+            for entry, info in self._decoded(entries.values()):
                 if not isinstance(info, NodeInfo) or layout.node_key(info.model, info.span) != key:
                     continue
                 place = (info.model.digest, info.peer_id)
@@ -186,13 +192,18 @@ class RecordDirectory(ABC, Generic[FoundT]):
         ]
         return sorted(kept, key=_by_place)
 
-
-def _decoded(entries: Iterable[Entry]) -> Iterable[tuple[Entry, Content]]:
-    for entry in entries:
-        try:
-            yield entry, decode(entry.owner, entry.body)
-        except RemoteProtocolError as error:
-            logger.debug("skipped an announcement: %s", error)
+    def _decoded(self, entries: Iterable[Entry]) -> Iterable[tuple[Entry, Content]]:
+        """What can be used of the entries. One that cannot costs its owner the place, never the reader its
+        answer."""
+        for entry in entries:
+            try:
+                content = decode(entry.owner, entry.body)
+            except RemoteProtocolError as error:
+                self._left_out.note(entry.owner, error.message)
+            except Exception as bug:  # noqa: BLE001 - told with its traceback
+                self._left_out.note(entry.owner, f"its announcement cannot be read: {bug!r:.200}", bug)
+            else:
+                yield entry, content
 
 
 def _by_place(info: NodeInfo) -> tuple[str, str, int, int, str]:

@@ -14,7 +14,6 @@ kinds are refused, and their reader skips the entry.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +22,29 @@ import msgpack
 
 from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, RemoteProtocolError
-from ..swarm.fields import Choice, FieldError, FieldType, Integer, Prose, Sequence, SpanField, Word
+from ..swarm.fields import (
+    Choice,
+    Count,
+    FieldError,
+    FieldType,
+    Integer,
+    Measured,
+    Prose,
+    Sequence,
+    SpanField,
+    Word,
+)
+from ..swarm.figures import (
+    BYTES_PER_S,
+    DECODE_MS,
+    MAX_JOURNAL_BYTES,
+    MAX_KV_TOKENS,
+    MAX_RTT_US,
+    MAX_SESSIONS,
+    PREFILL_TOKENS_PER_S,
+    QUEUE_MS,
+    TOKENS_PER_S,
+)
 from ..swarm.names import MAX_NAME_CHARS
 from ..swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 from .layout import MAX_RECORD_BYTES
@@ -34,23 +55,6 @@ MAX_MADDRS = 12
 MAX_CODECS = 16
 
 _MAX_BODY_BYTES = MAX_RECORD_BYTES - 128  # the signature and its wrapping take about 75
-
-
-@dataclass(frozen=True, slots=True)
-class Real:
-    """A finite number from ``low`` to ``high``; an integer on the wire will do."""
-
-    low: float
-    high: float
-
-    def read(self, value: object) -> float:
-        if type(value) in (int, float):
-            number = cast(float, value)
-            if self.low <= number <= self.high and math.isfinite(number):
-                return float(number)
-        raise FieldError(f"a number from {self.low:g} to {self.high:g}", value)
-
-    write = read
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +74,25 @@ class LinkField:
 
     _types: tuple[FieldType, ...] = (
         Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58"),
-        Integer(0, 60_000_000),
-        Integer(0, 10**12),
+        Count(MAX_RTT_US),
+        Measured(BYTES_PER_S),
     )
 
     def read(self, value: object) -> PeerLink:
         if not isinstance(value, list) or len(value) != len(self._types):
             raise FieldError("a list of peer id, round trip and bandwidth", value)
         peer_id, rtt_us, bytes_per_s = map(_read_item, range(len(value)), self._types, value)
-        return PeerLink(peer_id, rtt_us / 1e6, float(bytes_per_s))
+        return PeerLink(peer_id, rtt_us / 1e6, bytes_per_s)
 
     def write(self, value: object) -> list[object]:
         if not isinstance(value, PeerLink):
             raise FieldError("a PeerLink", value)
-        if not (math.isfinite(value.rtt_s) and math.isfinite(value.bytes_per_s)):
-            raise FieldError("a link of finite numbers", value)
-        items = [value.peer_id, round(value.rtt_s * 1e6), round(value.bytes_per_s)]
-        return list(map(_read_item, range(len(items)), self._types, items))
+        peer_id, rtt_us, bytes_per_s = self._types
+        return [
+            peer_id.write(value.peer_id),
+            rtt_us.write(round(min(max(0.0, value.rtt_s) * 1e6, MAX_RTT_US))),
+            round(cast(float, bytes_per_s.write(value.bytes_per_s))),
+        ]
 
 
 class WantedField:
@@ -121,8 +127,8 @@ class Gone:
 
 
 _DIGEST = Word(re.compile(r"[0-9a-f]{64}"), "64 lowercase hexadecimal digits")
-_TOKENS = Integer(0, 2**40)
-_BYTES = Integer(0, 2**50)
+_TOKENS = Count(MAX_KV_TOKENS)
+_BYTES = Count(MAX_JOURNAL_BYTES)
 _MADDR = re.compile(rf"[\x21-\x7e]{{1,{MAX_MADDR_CHARS}}}")
 
 _MODEL_FIELDS: dict[str, FieldType] = {
@@ -134,16 +140,16 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "span": SpanField(),
     "state": Choice(NodeState),
     "maddrs": Sequence(Word(_MADDR, "an address"), 0, MAX_MADDRS),
-    "decode_ms": Real(0, 1e6),
-    "prefill_tps": Real(0, 1e9),
+    "decode_ms": Measured(DECODE_MS),
+    "prefill_tps": Measured(PREFILL_TOKENS_PER_S),
     "kv_free": _TOKENS,
     "kv_total": _TOKENS,
     "codecs": Sequence(Word(re.compile(r"[a-z0-9_-]{1,24}"), "a codec's name"), 0, MAX_CODECS),
     "weights": Prose(64),
     "agent": Prose(64),
-    "queue_ms": Real(0, 1e9),
-    "tps": Real(0, 1e9),
-    "sessions": Integer(0, 2**31 - 1),
+    "queue_ms": Measured(QUEUE_MS),
+    "tps": Measured(TOKENS_PER_S),
+    "sessions": Count(MAX_SESSIONS),
     "links": Sequence(LinkField(), 0, MAX_PEER_LINKS),
     "journal": _BYTES,
     "journal_max": _BYTES,

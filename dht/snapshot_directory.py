@@ -23,6 +23,7 @@ from ..swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
+from ..swarm.faults import Faults
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
 from ..swarm.transport import Transport
@@ -98,6 +99,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         self._refusals: dict[str, NotAdmittedError] = {}
         self._mute: dict[str, float] = {}  # who gave no good answer, and until when others are asked
         self._closed = False
+        self._faults = Faults("asking for entries")
 
     @classmethod
     async def create(
@@ -230,8 +232,10 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
                     logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
                     errors[peer_id] = error
                     self._mute[peer_id] = self._clock() + MUTE_S
-                else:
-                    raise error
+                else:  # what one peer answers must not cost us what the others say
+                    self._faults.note(error, peer_id)
+                    errors[peer_id] = RemoteProtocolError(f"peer {peer_id[-8:]} answers what cannot be read")
+                    self._mute[peer_id] = self._clock() + MUTE_S
         if not answered:
             raise self._nobody(errors)
         if (problem := clock_problem(found.clocks)) is not None:

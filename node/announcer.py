@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 from ..dht.directory import REFRESH_S, Directory
-from ..swarm.errors import NetworkError
+from ..swarm.errors import SwarmError
+from ..swarm.faults import Faults
 from ..swarm.types import NodeInfo
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Announcer:
         self._clock = clock
         self._changed = asyncio.Event()
         self._announcing = asyncio.Lock()
+        self._faults = Faults("announcing")
 
     def poke(self) -> None:
         """The snapshot differs from what was announced: announce now."""
@@ -89,8 +91,11 @@ class Announcer:
             try:
                 async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
                     await (self._directory.withdraw() if info is None else self._directory.announce(info))
-            except (NetworkError, TimeoutError) as error:
+            except (SwarmError, TimeoutError) as error:
                 log.warning("event=announce_failed retry_s=%g error=%r", RETRY_S, str(error))
+                return info, False
+            except Exception as fault:  # noqa: BLE001 - a node that stopped announcing would be gone
+                self._faults.note(fault)
                 return info, False
             return info, True
 
@@ -120,5 +125,5 @@ class Announcer:
             try:
                 async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
                     await self._directory.withdraw()
-            except (NetworkError, TimeoutError) as error:
+            except (SwarmError, TimeoutError) as error:
                 log.warning("event=withdraw_failed error=%r", str(error))

@@ -26,7 +26,8 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from ..swarm import placement
-from ..swarm.errors import NetworkError
+from ..swarm.errors import NetworkError, SwarmError
+from ..swarm.faults import Faults
 from ..swarm.placement_types import NodeOffer, Serve, StandBy, Stay, Verdict
 from ..swarm.types import NodeInfo, PeerLink, Span
 from .machine import Machine
@@ -165,6 +166,7 @@ class AutoBlocks:
         self._call = call
         self._last_move_at: float | None = None
         self._measured_at = clock()
+        self._faults = Faults("planning blocks")
         self._said = ""
         # The last questions to the planner, which takes a while and always says the same of the same.
         self._joined: tuple[object, Verdict] | None = None
@@ -216,7 +218,7 @@ class AutoBlocks:
         seen: object = None
         announced: Span | None = None
         while True:
-            nodes = await host.living_nodes()
+            nodes = await self._living()
             others = [node for node in nodes if node.peer_id != host.peer_id]
             verdict = await self._plan_join(nodes)
             if isinstance(verdict, StandBy):
@@ -243,8 +245,22 @@ class AutoBlocks:
         offer = machine.offer(self._host.peer_id, _links_in_steps(self._host.links()))
         view = nodes, offer
         if self._joined is None or self._joined[0] != view:
-            self._joined = view, await self._call(self._planner.plan_join, nodes, offer, machine.shape)
+            self._joined = (
+                view,
+                await self._planned(lambda some: self._planner.plan_join(some, offer, machine.shape), nodes),
+            )
         return self._joined[1]
+
+    async def _planned(self, plan: Callable[[Sequence[NodeInfo]], T], nodes: Sequence[NodeInfo]) -> T:
+        """What the planner says of ``nodes``, without those that it fails over. Raises NetworkError where
+        it fails whoever is left out, and SwarmError as the planner does."""
+        try:
+            return await self._call(self._faults.without_culprits, plan, nodes, _peer_id)
+        except SwarmError:
+            raise
+        except Exception as fault:
+            self._faults.note(fault)
+            raise NetworkError("no plan can be made of what the swarm's nodes announce") from fault
 
     async def _load(self, span: Span) -> bool:
         """Load and go online. False where memory was short: fewer blocks may fit."""
@@ -262,6 +278,18 @@ class AutoBlocks:
         await host.go_online(self.machine.max_blocks())
         return True
 
+    async def _living(self) -> list[NodeInfo]:
+        """Raises NetworkError, whatever the swarm's peers have done to the reading."""
+        try:
+            return await self._host.living_nodes()
+        except NetworkError:
+            raise
+        except SwarmError as error:
+            raise NetworkError(error.message, hint=error.hint) from error
+        except Exception as fault:
+            self._faults.note(fault)
+            raise NetworkError("what the swarm's nodes announce cannot be read") from fault
+
     # Moving.
 
     async def _reconsider(self) -> None:
@@ -269,7 +297,7 @@ class AutoBlocks:
         if self._clock() - self._measured_at >= REMEASURE_S:
             self._measured_at = self._clock()
             await host.remeasure()
-        verdict = await self._plan_move(await host.living_nodes())
+        verdict = await self._plan_move(await self._living())
         if isinstance(verdict, Stay):
             log.debug("event=stay why=%r mover=%s", verdict.why, verdict.mover)
             return
@@ -287,10 +315,13 @@ class AutoBlocks:
 
     async def _why_not_leave(self) -> str:
         try:
-            nodes = await self._host.living_nodes()
+            nodes = await self._living()
         except NetworkError as error:
             return error.message
-        return self._planner.why_not_leave(nodes, self._host.peer_id, self.machine.shape.n_blocks)
+        own, n_blocks = self._host.peer_id, self.machine.shape.n_blocks
+        return self._faults.without_culprits(
+            lambda some: self._planner.why_not_leave(some, own, n_blocks), nodes, _peer_id
+        )
 
     async def _plan_move(self, nodes: Sequence[NodeInfo]) -> Serve | Stay:
         """Only what all nodes can see goes into it, of this node too."""
@@ -311,8 +342,11 @@ class AutoBlocks:
             prefill_tokens_per_s=own.prefill_tokens_per_s * len(own.span),
             links=own.links,
         )
-        verdict = await self._call(
-            self._planner.plan_move, nodes, offer, shape, now=now, last_move_at=self._last_move_at
+        verdict = await self._planned(
+            lambda some: self._planner.plan_move(
+                some, offer, shape, now=now, last_move_at=self._last_move_at
+            ),
+            nodes,
         )
         self._stayed = (nodes, now, verdict) if isinstance(verdict, Stay) else None
         return verdict
@@ -336,6 +370,10 @@ class AutoBlocks:
 
     async def _pause(self, seconds: float) -> None:
         await self._sleep(seconds * (1 + JITTER * (2 * self._random.random() - 1)))
+
+
+def _peer_id(node: NodeInfo) -> str:
+    return node.peer_id
 
 
 def _as_all_see_it(nodes: Sequence[NodeInfo]) -> tuple[NodeInfo, ...]:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from ..dht.left_out import LeftOut
 from ..swarm.demand import Demand, Wanted, tally
 from ..swarm.entry import SwarmEntry
 from ..swarm.routing import missing_blocks
@@ -25,7 +26,7 @@ async def run_status(arguments: argparse.Namespace) -> None:
     with console.status("Asking the swarm who serves what ..."):
         snapshot = await read_swarm(entry_of(arguments))
     demand = tally(snapshot.wanted, snapshot.nodes)
-    report = build_report(snapshot.nodes, demand)
+    report = build_report(snapshot.nodes, demand, snapshot.left_out)
     if arguments.json:
         print_json(report)
     else:
@@ -36,20 +37,24 @@ async def run_status(arguments: argparse.Namespace) -> None:
 class Snapshot:
     nodes: Sequence[NodeInfo]
     wanted: Sequence[Wanted]
+    left_out: Sequence[LeftOut] = ()
 
 
 async def read_swarm(entry: SwarmEntry) -> Snapshot:
     """What a swarm's directory says now. Raises UsageError, NetworkError."""
     network = await read_only_network(entry)
     try:
-        return Snapshot(await network.directory.all_nodes(), await network.directory.wanted())
+        nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
+        return Snapshot(nodes, wanted, network.directory.left_out)
     finally:
         await network.close()
 
 
-def build_report(nodes: Sequence[NodeInfo], demand: Sequence[Demand] = ()) -> dict[str, Any]:
-    """The object that ``status --json`` prints: models by name, each with its nodes by first block; and what
-    is wanted."""
+def build_report(
+    nodes: Sequence[NodeInfo], demand: Sequence[Demand] = (), left_out: Sequence[LeftOut] = ()
+) -> dict[str, Any]:
+    """The object that ``status --json`` prints: models by name, each with its nodes by first block; what is
+    wanted; and peers whose announcements cannot be used."""
     by_model: dict[str, list[NodeInfo]] = {}
     for node in nodes:
         by_model.setdefault(node.model.digest, []).append(node)
@@ -57,6 +62,7 @@ def build_report(nodes: Sequence[NodeInfo], demand: Sequence[Demand] = ()) -> di
     return {
         "models": sorted(models, key=lambda model: (model["name"], model["digest"])),
         "wanted": demand_report(demand),
+        "left_out": [each.as_dict() for each in left_out],
     }
 
 
@@ -100,7 +106,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
 def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
     if not report["models"]:
         answers.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
-        for line in demand_lines(demand):
+        for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
             answers.print(line)
         return
     for model in report["models"]:
@@ -114,11 +120,13 @@ def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
             )
         else:
             answers.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
-    for line in demand_lines(demand):
+    for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
         answers.print(line)
     answers.print(_LEGEND)
 
 
+_LEFT_OUT_SHOWN = 8
+"""Peers that cannot be used, in the tables: ``--json`` has all."""
 _LEGEND = """\
   [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
   load lately: open sessions, tok/s of all together, ms of wait in the queue;
@@ -169,6 +177,16 @@ def _deterministic(model: dict[str, Any]) -> list[str]:
         f"  deterministic, blocks {blocks}, row check {check}: {', '.join(peers)}"
         for (blocks, check), peers in alike.items()
     ]
+
+
+def _left_out(peers: Sequence[dict[str, Any]]) -> list[str]:
+    """Who announces what cannot be used: a line for each of the first few."""
+    lines = [
+        f"  [yellow]left out: {short_peer_id(peer['peer_id'])}[/], {escape(peer['reason'])}"
+        for peer in peers[:_LEFT_OUT_SHOWN]
+    ]
+    more = len(peers) - len(lines)
+    return [*lines, f"  [yellow]left out: {more} more[/]"] if more > 0 else lines
 
 
 def _short(tokens: int) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..dht.directory import Directory
-from ..swarm.errors import NetworkError, SwarmError
+from ..swarm.errors import SwarmError
+from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
 from ..swarm.types import MAX_PEER_LINKS, NodeInfo, NodeState, PeerLink, Span
 
@@ -107,6 +108,7 @@ class LinkProbe:
         self._sleep = sleep
         self._random = rng or random.Random()
         self._known: dict[str, _Known] = {}
+        self._faults = Faults("measuring links")
         self._silent = PeerHealth(
             first_ban_s=FIRST_PAUSE_S, longest_ban_s=LONGEST_PAUSE_S, forget_after_s=2 * LONGEST_PAUSE_S
         )
@@ -135,13 +137,14 @@ class LinkProbe:
         while True:
             await self._sleep(pause * (1 + JITTER * (2 * self._random.random() - 1)))
             pause = PROBE_S
-            try:
-                await self.probe()
-            except NetworkError as error:
-                log.info("event=probe_failed error=%r", str(error))
+            with self._faults.survived():
+                try:
+                    await self.probe()
+                except SwarmError as error:
+                    log.info("event=probe_failed error=%r", str(error))
 
     async def probe(self) -> None:
-        """One round. Raises NetworkError when the directory cannot be read."""
+        """One round. Raises SwarmError when the directory cannot be read."""
         own = self._own()
         if own is None:
             return

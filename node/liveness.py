@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from ..swarm.errors import SwarmError
+from ..swarm.faults import Faults
 from ..swarm.types import NodeInfo, NodeState
 from .link_probe import Links
 
@@ -35,6 +36,7 @@ class Liveness:
         self._links = links
         self._observed = observed
         self._random = rng or random.Random()
+        self._faults = Faults("asking who lives")
         self._failures: dict[str, int] = {}  # of nodes that have answered, in a row
 
     async def living(self, nodes: Sequence[NodeInfo], own: str) -> list[NodeInfo]:
@@ -44,11 +46,15 @@ class Liveness:
             serving = self._random.sample(serving, MOST_PINGED)
         async with asyncio.TaskGroup() as tasks:
             for node in serving:
-                tasks.create_task(self._ask(node))
+                tasks.create_task(self._ask_safely(node))
         return [node for node in nodes if not self._is_dead(node)]
 
     def _is_dead(self, node: NodeInfo) -> bool:
         return node.state is not NodeState.JOINING and self._failures.get(node.peer_id, 0) >= FAILURES
+
+    async def _ask_safely(self, node: NodeInfo) -> None:
+        with self._faults.survived():
+            await self._ask(node)
 
     async def _ask(self, node: NodeInfo) -> None:
         peer_id = node.peer_id

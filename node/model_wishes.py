@@ -13,6 +13,7 @@ from ..shards.lookup import ModelLocation, resolve_name
 from ..shards.registry import LocalRegistry, default_registry
 from ..swarm.demand import Demand, Idle, next_model, tally
 from ..swarm.errors import SwarmError
+from ..swarm.faults import Faults
 from ..swarm.names import ModelName, matching
 from ..swarm.types import NodeInfo
 
@@ -53,6 +54,7 @@ class ModelWishes:
         self._allowed = [ModelName.parse(name) for name in allowed if name != ANY]
         self._registry = registry or default_registry()
         self._clock = clock
+        self._faults = Faults("demand")
         self._first_seen: dict[str, float] = {}
         self._failed: dict[str, float] = {}  # → until when
         self._here: list[str] = []
@@ -84,7 +86,9 @@ class ModelWishes:
         records = await self._directory.wanted()
         nodes = await self._directory.all_nodes() if records else []
         now = self._clock()
-        demand = tally(records, nodes)
+        demand = self._faults.without_culprits(
+            lambda some: tally(some, nodes), records, lambda record: record.peer_id
+        )
         self._first_seen = {each.key: self._first_seen.get(each.key, now) for each in demand}
         self._failed = {key: until for key, until in self._failed.items() if until > now}
         return [replace(each, seen_s=now - self._first_seen[each.key]) for each in demand], nodes

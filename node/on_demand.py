@@ -15,7 +15,8 @@ from typing import Protocol
 
 from ..shards.lookup import ModelLocation
 from ..swarm.demand import UNUSED_S, Idle
-from ..swarm.errors import NetworkError, SwarmError
+from ..swarm.errors import SwarmError
+from ..swarm.faults import Faults
 from ..swarm.types import ModelRef
 from .model_source import ModelSource
 from .model_wishes import ModelWishes, Wish
@@ -73,6 +74,7 @@ class OnDemand:
         self._home = home
         self._clock = clock
         self._sleep = sleep
+        self._faults = Faults("serving on demand")
         self._wish: Wish | None = None  # whose model this is; None: the owner's, or none
         self._changed_at = self._used_at = clock()
 
@@ -107,6 +109,11 @@ class OnDemand:
                 raise
             log.warning("event=wish_failed model=%r error=%r", str(self._wish.demand.model), error.message)
             return True
+        except Exception as fault:  # a stranger's wish, and perhaps a stranger's files
+            if self._wish is None:
+                raise
+            self._faults.note(fault)
+            return True
         finally:
             for task in (waiting, failing):
                 task.cancel()
@@ -126,9 +133,11 @@ class OnDemand:
         )
         try:
             return await self._wishes.pick(idle)
-        except NetworkError as error:
+        except SwarmError as error:
             log.info("event=demand_unread error=%r", error.message)
-            return None
+        except Exception as fault:  # noqa: BLE001 - what strangers want must not end a node
+            self._faults.note(fault)
+        return None
 
     @property
     def _is_over(self) -> bool:
@@ -143,6 +152,10 @@ class OnDemand:
             await self._host.take(self._open_source(wish.location))
         except SwarmError as error:
             self._host.emit("wish_failed", wanted=str(demand.model), message=error.message)
+            await self._give_up()
+        except Exception as fault:  # noqa: BLE001 - a stranger's wish, and perhaps a stranger's files
+            self._faults.note(fault)
+            self._host.emit("wish_failed", wanted=str(demand.model), message=f"unexpected: {fault!r:.200}")
             await self._give_up()
         self._changed_at = self._used_at = self._clock()
 

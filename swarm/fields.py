@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, cast
 
 from .errors import UsageError
+from .figures import Figure
 from .types import Span
 
 
@@ -53,6 +54,58 @@ class Integer:
         raise FieldError(f"an integer from {self.low} to {self.high}", value)
 
     write = read
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A finite number from ``low`` to ``high``; an integer on the wire will do."""
+
+    low: float
+    high: float
+
+    def read(self, value: object) -> float:
+        if type(value) in (int, float):
+            number = cast(float, value)
+            if self.low <= number <= self.high:  # false for NaN
+                return float(number)
+        raise FieldError(f"a number from {self.low:g} to {self.high:g}", value)
+
+    write = read
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measured figure. A peer's must be within its bounds; ours is told as the nearest that is, since what
+    we measure must never keep us from speaking."""
+
+    figure: Figure
+
+    def read(self, value: object) -> float:
+        if type(value) in (int, float) and self.figure.holds(number := cast(float, value)):
+            return float(number)
+        raise FieldError(str(self.figure), value)
+
+    def write(self, value: object) -> float:
+        if type(value) in (int, float):
+            return self.figure.nearest(cast(float, value))
+        raise FieldError("a number", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """An integer from 0 to ``high`` that somebody has measured or counted: as Measured."""
+
+    high: int
+
+    def read(self, value: object) -> int:
+        if type(value) is int and 0 <= value <= self.high:
+            return value
+        raise FieldError(f"an integer from 0 to {self.high}", value)
+
+    def write(self, value: object) -> int:
+        if type(value) is int:
+            return min(max(value, 0), self.high)
+        raise FieldError("an integer", value)
 
 
 @dataclass(frozen=True, slots=True)

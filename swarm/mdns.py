@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .errors import LocalProtocolError
+from .faults import Faults
 from .lan import dialable_maddrs, lan_addresses
 from .mdns_records import LanPeer, peer_name, read_txt, service_type, txt_record
 
@@ -70,6 +71,7 @@ class LanDiscovery:
         ] = {}  # by instance name; None: not known yet, or no peer of ours
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._faults = Faults("mDNS")
 
     @property
     def peers(self) -> list[LanPeer]:
@@ -94,9 +96,10 @@ class LanDiscovery:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            await self._adapt()
-            if self._zeroconf is not None and self._loop_time() - self._asked_at >= ASK_AGAIN_S:
-                await self._browse(self._zeroconf)
+            with self._faults.survived():
+                await self._adapt()
+                if self._zeroconf is not None and self._loop_time() - self._asked_at >= ASK_AGAIN_S:
+                    await self._browse(self._zeroconf)
 
     async def _adapt(self) -> None:
         """Speak on the networks that this computer is on now."""
@@ -192,8 +195,12 @@ class LanDiscovery:
         elif name in self._names or len(self._names) < MAX_PEERS:
             self._names.setdefault(name, None)
             if name not in self._asking:
-                task = self._asking[name] = asyncio.create_task(self._ask(zeroconf, name))
+                task = self._asking[name] = asyncio.create_task(self._ask_safely(zeroconf, name))
                 task.add_done_callback(lambda _: self._asking.pop(name, None))
+
+    async def _ask_safely(self, zeroconf: Zeroconf, name: str) -> None:
+        with self._faults.survived():
+            await self._ask(zeroconf, name)
 
     async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
         """Read what a name stands for, which usually came with it, and tell of it."""

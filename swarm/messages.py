@@ -19,6 +19,7 @@ from .fields import (
     Blob,
     Boolean,
     Choice,
+    Count,
     FieldError,
     FieldType,
     Integer,
@@ -28,6 +29,7 @@ from .fields import (
     SpanField,
     Word,
 )
+from .figures import MAX_JOURNAL_BYTES, MAX_KV_TOKENS, MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US, TOKENS_PER_S
 from .schema import MessageSet
 from .types import MAX_BLOCKS, NodeState, Span
 from .wire import Frame, Payload
@@ -35,7 +37,7 @@ from .wire import Frame, Payload
 MAX_TOKENS = 2**31 - 1
 """Tokens, positions and lengths in tokens."""
 MAX_COUNTER = 2**53 - 1
-"""Step numbers, nonces, microseconds: exact in every language's numbers."""
+"""Step numbers and nonces: exact in every language's numbers."""
 MIN_MAX_FRAME = 1024
 MAX_HELLO_FRAME = 4096
 """Bytes of a whole HELLO: nothing larger is taken from a peer that has not said what it wants."""
@@ -90,6 +92,12 @@ SessionId = Annotated[bytes, Blob(16)]
 Tokens = Annotated[int, Integer(0, MAX_TOKENS)]
 SomeTokens = Annotated[int, Integer(1, MAX_TOKENS)]
 Counter = Annotated[int, Integer(0, MAX_COUNTER)]
+MAX_BATCH = 0xFFFF
+_STEP_US = Count(MAX_STEP_US)
+_BATCH = Count(MAX_BATCH)
+StepMicroseconds = Annotated[int, _STEP_US]
+RoundTripMicroseconds = Annotated[int, Count(MAX_RTT_US)]
+Sessions = Annotated[int, Count(MAX_SESSIONS)]
 Text = Annotated[str, Prose(MAX_TEXT)]
 Agent = Annotated[str, Prose(128)]
 CodecName = Annotated[str, _CODEC]
@@ -103,9 +111,7 @@ OptionalPeerId = Annotated[
     str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
 ]
 Flag = Annotated[bool, Boolean()]
-Spent = Annotated[
-    tuple[tuple[int, int, int, int], ...], Sequence(Sequence(Integer(0, MAX_COUNTER), 4, 4), 0, MAX_CHAIN)
-]
+Spent = Annotated[tuple[tuple[int, int, int, int], ...], Sequence(Sequence(_STEP_US, 4, 4), 0, MAX_CHAIN)]
 PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
 Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
 
@@ -233,7 +239,7 @@ class Opened:
     length: Tokens
     max_step_tokens: SomeTokens
     chained: Flag = False
-    link_us: Counter = 0
+    link_us: RoundTripMicroseconds = 0
     reason: Text = ""
 
 
@@ -292,10 +298,10 @@ class Result:
     position: Tokens
     tokens: Tokens
     payload: Payload = b""
-    queue_us: Counter = 0
-    compute_us: Counter = 0
-    codec_us: Counter = 0
-    batch: Annotated[int, Integer(0, 0xFFFF)] = 1
+    queue_us: StepMicroseconds = 0
+    compute_us: StepMicroseconds = 0
+    codec_us: StepMicroseconds = 0
+    batch: Annotated[int, _BATCH] = 1
     spent: Spent = ()
 
 
@@ -327,9 +333,9 @@ class Replayed:
 
     session: SessionId
     tokens: Tokens
-    payload_bytes: Counter
-    took_us: Counter = 0
-    link_us: Counter = 0
+    payload_bytes: Annotated[int, Count(MAX_JOURNAL_BYTES)]
+    took_us: StepMicroseconds = 0
+    link_us: RoundTripMicroseconds = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,14 +386,14 @@ class Pong:
     """
 
     nonce: Counter
-    sessions: Counter
-    queued: Counter
-    free_kv_tokens: Counter
+    sessions: Sessions
+    queued: Sessions
+    free_kv_tokens: Annotated[int, Count(MAX_KV_TOKENS)]
     state: Annotated[NodeState, Choice(NodeState)]
-    running: Counter = 0
-    batch: Counter = 0
-    tokens_per_s: Counter = 0
-    queue_us: Counter = 0
+    running: Sessions = 0
+    batch: Annotated[int, Count(BATCH_SCALE * MAX_BATCH)] = 0
+    tokens_per_s: Annotated[int, Count(int(TOKENS_PER_S.high))] = 0
+    queue_us: StepMicroseconds = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ HOME_LINK = Link(rtt_s=0.002, bytes_per_s=1.25e7)
 """Where nobody has announced a link: 2 ms and 100 Mbit/s, as in a home. It is the same for all, so it only
 weighs hops against compute."""
 HOLE_S = 1e4
-"""Seconds that a missing block counts as: more than any real block, so that holes are closed first."""
+"""Seconds that a missing block counts as: more than anybody may announce of a real one, so that holes are
+closed first."""
 KEPT_PER_BLOCK = 6
 """Of the nodes of a block so many, by speed and by speed with a hop's way shared out over the span, may be in
 the best route: in a large swarm the others are not looked at."""
@@ -234,7 +235,7 @@ class Picture:
 
 def block_rate(node: NodeInfo) -> float:
     """Blocks per second."""
-    return 1 / max(decode_seconds(node), 1e-9)
+    return 1 / decode_seconds(node)
 
 
 def _by_peer(node: NodeInfo) -> str:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .edges import Edges
+from .figures import DECODE_MS, PREFILL_TOKENS_PER_S, QUEUE_MS
 from .types import Hop, NodeInfo, Span
 
 UNMEASURED_DECODE_MS_PER_BLOCK = 5.0
 """For a node that has not measured itself: slow enough that any measured one is preferred."""
 UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
-MAX_QUEUE_MS = 60_000.0
-"""A longer queue than this is no better known: bounds what an announcement can do to a route's price."""
 CHUNKS_PER_HOP = 4
 """Chunks a prefill is cut into for each hop of a route of several: a hop then idles for under a fifth. Where
 each is computed in slices of 25 ms, they cost no more than larger ones; see ``scripts/bench``."""
@@ -104,17 +103,18 @@ class Prediction:
 
 def queue_seconds(node: NodeInfo) -> float:
     """How long a step waits at the node before it is computed."""
-    return min(node.queue_ms, MAX_QUEUE_MS) / 1000
+    return QUEUE_MS.nearest(node.queue_ms) / 1000
 
 
 def decode_seconds(node: NodeInfo) -> float:
     """Of one token, for each block."""
-    return (node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK) / 1000
+    return max(node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK, DECODE_MS.low) / 1000
 
 
 def prefill_seconds(node: NodeInfo) -> float:
     """Of one token of a prompt, for each block."""
-    return 1 / ((node.prefill_tokens_per_s or UNMEASURED_PREFILL_TOKENS_PER_S) * len(node.span))
+    tokens_per_s = PREFILL_TOKENS_PER_S.nearest(node.prefill_tokens_per_s) or UNMEASURED_PREFILL_TOKENS_PER_S
+    return 1 / (tokens_per_s * len(node.span))
 
 
 def chunk_tokens(tokens: int, hops: int, max_step_tokens: int) -> int:

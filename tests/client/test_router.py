@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from fake_swarm import MODEL, FakeSwarm
 
+from swarm_node.client import router as router_module
 from swarm_node.client.failures import BUSY_JITTER
 from swarm_node.client.hop import HopFailedError
 from swarm_node.client.router import (
@@ -20,6 +22,7 @@ from swarm_node.client.router import (
     Waiting,
     WaitLimits,
 )
+from swarm_node.dht.memory import MemoryDirectory
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,
@@ -34,7 +37,7 @@ from swarm_node.swarm.errors import (
 )
 from swarm_node.swarm.routing import NoRouteError
 from swarm_node.swarm.slow_hop import ENOUGH_STEPS, HopSpent
-from swarm_node.swarm.types import NodeInfo, NodeState, PeerLink, Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Route, Span
 
 NEED = Need(kv_tokens=100, prompt_tokens=10, new_tokens=10)
 
@@ -554,3 +557,36 @@ async def test_a_chain_that_is_slower_than_its_nodes_say_is_left() -> None:
     assert predicted.wire_s == pytest.approx(0.150, abs=0.02)  # through the client at most
     clock.time += 1
     assert _hops(await router.plan(NEED)) == [("a", "0-2"), ("c", "3-5")]
+
+
+async def test_a_peer_whose_words_the_search_fails_over_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, router, _ = await _swarm(a="0-2", b="0-5", c="3-5")
+    find_route = router_module.find_route
+
+    def fragile(nodes: Sequence[NodeInfo], *arguments: object, **options: object) -> Route:
+        if any(node.peer_id == "b" for node in nodes):
+            raise OverflowError("cannot convert float infinity to integer")
+        return find_route(nodes, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(router_module, "find_route", fragile)
+    for _ in range(2):
+        assert _hops(await router.plan(NEED)) == [("a", "0-2"), ("c", "3-5")]
+    assert caplog.text.count("Traceback") == 1
+    assert "event=fault where='routing' peer=b count=2" in caplog.text
+
+
+async def test_a_reading_that_fails_leaves_what_was_read_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, router, clock = await _swarm(a="0-5")
+    await router.plan(NEED)
+
+    async def odd(self: MemoryDirectory, model: ModelRef) -> list[NodeInfo]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(MemoryDirectory, "nodes", odd)
+    clock.time += 100
+    assert _hops(await router.plan(NEED)) == [("a", "0-5")]
+    assert "ZeroDivisionError" in caplog.text

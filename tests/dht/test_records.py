@@ -27,6 +27,15 @@ from swarm_node.dht.records import (
     encode_node,
 )
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
+from swarm_node.swarm.figures import (
+    BYTES_PER_S,
+    DECODE_MS,
+    MAX_SESSIONS,
+    PREFILL_TOKENS_PER_S,
+    QUEUE_MS,
+    TOKENS_PER_S,
+    Figure,
+)
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
@@ -69,6 +78,11 @@ OPTIONAL = (
 )
 
 
+def claims(figure: Figure) -> st.SearchStrategy[float]:
+    """All that a peer may say of a figure, the ends of its bounds among them."""
+    return st.just(0.0) | st.floats(figure.low, figure.high)
+
+
 @st.composite
 def node_infos(draw: st.DrawFn) -> NodeInfo:
     printable = st.characters(categories=("L", "N", "P", "S"), include_characters=" ")
@@ -88,20 +102,23 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         ),
         span=Span(start, draw(st.integers(start + 1, n_blocks))),
         state=draw(st.sampled_from(NodeState)),
-        decode_ms_per_block=draw(st.floats(0, 1e6)),
-        prefill_tokens_per_s=draw(st.floats(0, 1e9)),
+        decode_ms_per_block=draw(claims(DECODE_MS)),
+        prefill_tokens_per_s=draw(claims(PREFILL_TOKENS_PER_S)),
         free_kv_tokens=draw(st.integers(0, total)),
         total_kv_tokens=total,
         codecs=tuple(draw(st.lists(st.sampled_from(("none", "bf16", "fp16", "int8")), max_size=4))),
         weights=draw(st.text(printable, max_size=64)),
         version=draw(st.text(printable, max_size=64)),
-        queue_ms=draw(st.floats(0, 1e9)),
-        tokens_per_s=draw(st.floats(0, 1e9)),
-        sessions=draw(st.integers(0, 2**31 - 1)),
+        queue_ms=draw(claims(QUEUE_MS)),
+        tokens_per_s=draw(claims(TOKENS_PER_S)),
+        sessions=draw(st.integers(0, MAX_SESSIONS)),
         links=tuple(
             PeerLink(OTHER, rtt_us / 1e6, float(rate))
             for rtt_us, rate in draw(
-                st.lists(st.tuples(st.integers(0, 60_000_000), st.integers(0, 10**12)), max_size=16)
+                st.lists(
+                    st.tuples(st.integers(0, 60_000_000), st.sampled_from([0, 100, 10**6, 10**12])),
+                    max_size=16,
+                )
             )
         ),
         journal_bytes=draw(st.integers(0, most)),
@@ -182,7 +199,13 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("decode_ms", math.inf),
         ("decode_ms", -1),
         ("decode_ms", True),
+        ("decode_ms", 5e-324),
+        ("decode_ms", DECODE_MS.low * 0.99),
+        ("decode_ms", DECODE_MS.high * 1.01),
         ("prefill_tps", 1e300),
+        ("prefill_tps", 5e-324),
+        ("prefill_tps", PREFILL_TOKENS_PER_S.low * 0.99),
+        ("prefill_tps", PREFILL_TOKENS_PER_S.high * 1.01),
         ("kv_free", 4097),
         ("kv_free", -1),
         ("kv_total", 2**41),
@@ -192,12 +215,13 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("agent", "new\nline"),
         ("queue_ms", -1.0),
         ("queue_ms", math.nan),
+        ("queue_ms", QUEUE_MS.high + 1),
         ("queue_ms", "3"),
         ("queue_ms", None),
         ("tps", math.inf),
         ("tps", 1e10),
         ("sessions", -1),
-        ("sessions", 2**31),
+        ("sessions", MAX_SESSIONS + 1),
         ("sessions", 1.5),
         ("links", "near"),
         ("links", [[OTHER, 5, 0]] * (MAX_PEER_LINKS + 1)),
@@ -209,6 +233,9 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("links", [[OTHER, 0.5, 0]]),
         ("links", [[OTHER, 5, True]]),
         ("links", [[OTHER, 5, 10**12 + 1]]),
+        ("links", [[OTHER, 5, 99]]),
+        ("links", [[OTHER, 5, 5e-324]]),
+        ("links", [[OTHER, 5, math.nan]]),
         ("journal", -1),
         ("journal", 256 * 2**20 + 1),
         ("journal", 1.5),
@@ -292,17 +319,8 @@ def test_owner_is_the_signer_not_a_field() -> None:
     "change",
     [
         {"span": Span(10, 31)},
-        {"decode_ms_per_block": math.nan},
-        {"free_kv_tokens": -1},
-        {"queue_ms": -1.0},
-        {"tokens_per_s": math.inf},
-        {"sessions": -1},
         {"journal_bytes": NODE.total_journal_bytes + 1},
-        {"total_journal_bytes": 2**50 + 1},
         {"row_check": "not hexadecimal"},
-        {"links": (PeerLink(OTHER, math.nan),)},
-        {"links": (PeerLink(OTHER, 61.0),)},
-        {"links": (PeerLink(OTHER, 0.1, math.inf),)},
         {"links": (PeerLink("", 0.1),)},
         {"free_kv_tokens": NODE.total_kv_tokens + 1},
         {"codecs": ("No Such",)},
@@ -313,6 +331,32 @@ def test_owner_is_the_signer_not_a_field() -> None:
 def test_we_do_not_announce_what_others_refuse(change: dict[str, object]) -> None:
     with pytest.raises(LocalProtocolError):
         encode_node(dataclasses.replace(NODE, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "measured", "told"),
+    [
+        ("decode_ms_per_block", math.nan, 0.0),
+        ("decode_ms_per_block", -1.0, 0.0),
+        ("decode_ms_per_block", 5e-324, DECODE_MS.low),
+        ("decode_ms_per_block", math.inf, DECODE_MS.high),
+        ("prefill_tokens_per_s", 1e300, PREFILL_TOKENS_PER_S.high),
+        ("prefill_tokens_per_s", 5e-324, PREFILL_TOKENS_PER_S.low),
+        ("queue_ms", -1.0, 0.0),
+        ("queue_ms", 1e9, QUEUE_MS.high),
+        ("tokens_per_s", math.inf, TOKENS_PER_S.high),
+        ("sessions", -1, 0),
+        ("sessions", 2**62, MAX_SESSIONS),
+        ("free_kv_tokens", -1, 0),
+        ("links", (PeerLink(OTHER, math.nan),), (PeerLink(OTHER, 0.0),)),
+        ("links", (PeerLink(OTHER, 1e300),), (PeerLink(OTHER, 60.0),)),
+        ("links", (PeerLink(OTHER, 0.1, math.inf),), (PeerLink(OTHER, 0.1, BYTES_PER_S.high),)),
+        ("links", (PeerLink(OTHER, 0.1, 3.0),), (PeerLink(OTHER, 0.1, BYTES_PER_S.low),)),
+    ],
+)
+def test_what_we_measured_never_keeps_us_from_announcing(field: str, measured: object, told: object) -> None:
+    parsed = decode(OWNER, encode_node(dataclasses.replace(NODE, **{field: measured})))  # type: ignore[arg-type]
+    assert getattr(parsed, field) == told
 
 
 def test_addresses_that_nobody_can_dial_are_left_out() -> None:

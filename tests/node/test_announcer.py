@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import announcer as announcer_module
 from swarm_node.node.announcer import EARLY_S, MUCH_KV, Announcer, is_due, moved_much
+from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 INFO = NodeInfo(
@@ -176,3 +177,21 @@ def test_a_wild_load_is_announced_at_a_bounded_rate_and_a_calm_one_is_known(chan
             assert abs(told.queue_ms - current.queue_ms) < max(2.0, told.queue_ms, current.queue_ms / 2)
     assert len(times) <= 1 + now / EARLY_S
     assert all(later - earlier >= EARLY_S for earlier, later in itertools.pairwise(times))
+
+
+async def test_nothing_that_goes_wrong_ends_the_announcing(directory, monkeypatch, caplog):
+    monkeypatch.setattr(announcer_module, "RETRY_S", 0.001)
+    failures = [ZeroDivisionError("a bug"), LocalProtocolError("out of bounds"), RemoteProtocolError("odd")]
+
+    class Failing(CountingDirectory):
+        async def announce(self, info: NodeInfo) -> None:
+            if failures:
+                raise failures.pop(0)
+            await super().announce(info)
+
+    failing = Failing(directory.store)
+    task = await running(Announcer(failing, lambda: INFO, refresh_s=1000))
+    await failing.until(1)
+    task.cancel()
+    assert await directory.all_nodes() == [INFO]
+    assert "ZeroDivisionError: a bug" in caplog.text  # with its traceback

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from auto_swarm import ROOM, SHAPE, FakeSwarm, machine
+from auto_swarm import MODEL, ROOM, SHAPE, FakeSwarm, machine
 
 from swarm_node.node.auto import LONGEST_SETTLE_S, SETTLE_S
 from swarm_node.node.resources import MemoryShortError
@@ -234,3 +234,36 @@ async def test_memory_short_after_a_move_finds_another_span():
 
 def test_the_scale_of_these_tests():
     assert SHAPE.max_blocks(5 * ROOM) == 5
+
+
+async def test_a_peer_whose_words_the_planner_fails_over_is_left_out(caplog):
+    class Fragile(Script):
+        def plan_join(self, snapshot, offer, shape) -> Verdict:
+            if any(node.peer_id == "odd" for node in snapshot):
+                raise OverflowError("cannot convert float infinity to integer")
+            return super().plan_join(snapshot, offer, shape)
+
+    async with FakeSwarm(Fragile(a=serve(0, 12))) as swarm:
+        swarm.store.put(NodeInfo("odd", (), MODEL, Span(0, 1), NodeState.ONLINE))
+        host = swarm.start("a", machine(12))
+        await swarm.time.until(lambda: host.is_online, within=60)
+    assert "event=fault where='planning blocks' peer=odd" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+async def test_a_planner_that_always_fails_ends_no_node():
+    class Broken(Script):
+        broken = True
+
+        def plan_join(self, snapshot, offer, shape) -> Verdict:
+            if self.broken:
+                raise OverflowError("cannot convert float infinity to integer")
+            return super().plan_join(snapshot, offer, shape)
+
+    planner = Broken(a=serve(0, 12))
+    async with FakeSwarm(planner) as swarm:
+        host = swarm.start("a", machine(12))
+        await swarm.time.pass_by(60)
+        assert host.names == ["standing_by"]
+        planner.broken = False
+        await swarm.time.until(lambda: host.is_online, within=60)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from swarm_node.dht.left_out import LeftOut
 from swarm_node.node.cli_status import build_report, print_tables
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
@@ -81,4 +82,17 @@ def test_one_name_with_two_digests_is_two_models() -> None:
 
 
 def test_an_empty_swarm_has_no_models() -> None:
-    assert build_report([]) == {"models": [], "wanted": []}
+    assert build_report([]) == {"models": [], "wanted": [], "left_out": []}
+
+
+def test_who_announces_what_cannot_be_used_is_shown_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    odd = [LeftOut(f"peer{number:03}", "prefill_tps is [5e-324]") for number in range(20)]
+    for nodes in ([], [_node("a", 0, 30)]):
+        report = build_report(nodes, left_out=odd)
+        assert report["left_out"][0] == {"peer_id": "peer000", "reason": "prefill_tps is [5e-324]"}
+        print_tables(report)
+        shown = capsys.readouterr().out
+        assert "left out: …eer000, prefill_tps is [5e-324]" in shown
+        assert "left out: 12 more" in shown

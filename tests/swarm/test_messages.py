@@ -61,6 +61,8 @@ def valid(field: Any) -> st.SearchStrategy[Any]:
     match field:
         case wire_fields.Integer():
             return st.integers(field.low, field.high)
+        case wire_fields.Count():
+            return st.integers(0, field.high)
         case wire_fields.Boolean():
             return st.booleans()
         case wire_fields.Blob():
@@ -89,6 +91,8 @@ def invalid(field: Any) -> list[Any]:
     match field:
         case wire_fields.Integer():
             return [*common, None, True, "1", b"1", field.low - 1, field.high + 1]
+        case wire_fields.Count():
+            return [*common, None, True, "1", b"1", -1, field.high + 1, 2**53 - 1]
         case wire_fields.Boolean():
             return [*common, None, 0, 1, "true"]
         case wire_fields.Blob():
@@ -256,6 +260,8 @@ def _some(field: Any) -> Any:
     match field:
         case wire_fields.Integer():
             return min(max(1024, field.low), field.high) if field.low else 0
+        case wire_fields.Count():
+            return 0
         case wire_fields.Boolean():
             return True
         case wire_fields.Blob():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from swarm_node.swarm.edges import Edges, Link
-from swarm_node.swarm.prediction import MAX_QUEUE_MS, chunk_tokens, predict
+from swarm_node.swarm.figures import QUEUE_MS
+from swarm_node.swarm.prediction import chunk_tokens, predict
 from swarm_node.swarm.types import Hop, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 MODEL = ModelRef("m", "d" * 64, 6)
@@ -79,7 +80,7 @@ def test_a_gap_between_two_nodes_sends_on_every_row() -> None:
 def test_an_announced_queue_is_bounded() -> None:
     full = node("a", Span(0, 6), queue_ms=1e9)
     predicted = predict([Hop("a", Span(0, 6))], [full], Edges([full], {}), prompt_tokens=0, bytes_per_token=1)
-    assert predicted.hops[0].queue_s == MAX_QUEUE_MS / 1000
+    assert predicted.hops[0].queue_s == QUEUE_MS.high / 1000
 
 
 def test_chunks() -> None:

@@ -1,0 +1,118 @@
+"""When our own code fails over what a peer has said: the peer is left out, and the failure is not hidden.
+
+Bounds at the doors (``figures``, ``fields``) should make this impossible. Where it happens all the same it is
+a fault of ours. Then one peer's words must not end a loop, a process or everybody's requests: the fault is
+logged with its traceback and counted, and the work goes on without that peer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from .errors import SwarmError
+
+MAX_TRIES = 64
+"""Subsets that are tried to find out whose words a piece of work fails over: enough for one peer in a
+thousand, few enough not to hold up anybody for long."""
+MAX_TOLD = 256
+"""Different faults whose traceback is logged; of others, and of those that come again, one line."""
+
+Record = TypeVar("Record")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+class Faults:
+    """Faults of one piece of work, ``where`` in a word or two. ``count``: how many there were."""
+
+    def __init__(self, where: str) -> None:
+        self.count = 0
+        self._where = where
+        self._told: Counter[tuple[str, str]] = Counter()
+
+    def note(self, fault: BaseException, peer_id: str = "") -> None:
+        """Log it: with its traceback where it is new. ``peer_id``: whose words it came from, if known."""
+        self.count += 1
+        kind = repr(fault)[:200], peer_id
+        new = kind not in self._told and len(self._told) < MAX_TOLD
+        if new or kind in self._told:
+            self._told[kind] += 1
+        logger.error(
+            "event=fault where=%r peer=%s count=%d error=%.200r",
+            self._where,
+            peer_id,
+            self.count,
+            fault,
+            exc_info=fault if new else None,
+        )
+
+    @contextmanager
+    def survived(self) -> Iterator[None]:
+        """Whatever goes wrong inside is noted and passed over, so that a loop around it goes on. For work
+        that may be left out once: the loop must pause before it tries again."""
+        try:
+            yield
+        except Exception as fault:  # noqa: BLE001 - told with its traceback
+            self.note(fault)
+
+    def without_culprits(
+        self,
+        work: Callable[[Sequence[Record]], Result],
+        records: Sequence[Record],
+        peer_of: Callable[[Record], str],
+    ) -> Result:
+        """``work`` on all ``records`` or, where it fails unexpectedly, on those that it does not fail over.
+
+        A SwarmError is an answer and no failure: it is raised. So is the failure itself if no part of the
+        records is found with which the work does not fail.
+        """
+        try:
+            return work(records)
+        except SwarmError:
+            raise
+        except Exception as fault:
+            kept = _Sieve(work).sound(records)
+            if len(kept) == len(records):
+                raise
+            left_out = {id(record) for record in records} - {id(record) for record in kept}
+            for record in records:
+                if id(record) in left_out:
+                    self.note(fault, peer_of(record))
+            return work(kept)
+
+
+class _Sieve(Generic[Record]):
+    """Finds records that some work does not fail over, by halves."""
+
+    def __init__(self, work: Callable[[Sequence[Record]], object]) -> None:
+        self._work = work
+        self._tries = 0
+
+    def sound(self, records: Sequence[Record]) -> list[Record]:
+        """Of ``records``, which the work fails over, those that it does not fail over together."""
+        if len(records) <= 1:
+            return []
+        middle = len(records) // 2
+        parts = [
+            list(half) if self._does(half) else self.sound(half)
+            for half in (records[:middle], records[middle:])
+        ]
+        both = [*parts[0], *parts[1]]
+        return both if self._does(both) else max(parts, key=len)
+
+    def _does(self, records: Sequence[Record]) -> bool:
+        self._tries += 1
+        if self._tries > MAX_TRIES:
+            return False
+        try:
+            self._work(records)
+        except SwarmError:
+            pass
+        except Exception:  # noqa: BLE001 - the first is told
+            return False
+        return True
