@@ -26,8 +26,9 @@ from .local_model import LocalModel, OnProgress, TextTokenizer, load_local_model
 from .model_opening import open_model
 from .network import ClientNetwork, open_network
 from .no_route import who_loads
-from .params import GenerateOptions, GenerationParams, Prompt, fit_context, prompt_ids
+from .params import GenerateOptions, GenerationParams, Prompt, fit_context
 from .prefix import check_salt, new_salt
+from .prompt_reader import PromptReader
 from .repair import SwarmSession
 from .route_memory import RouteMemory
 from .router import Need, Router, Waiting, WaitLimits
@@ -73,6 +74,7 @@ class AsyncSwarmModel:
         self._links = LinkPool(network.transport, local.ref, agent=_agent(), patience=patience)
         self._heads = HeadBatcher(local.head)
         self._guides = Guides(local.tokenizer, local.vocab_size)
+        self._reader = PromptReader(local.tokenizer, vocab_size=local.vocab_size, context=local.context)
         self._runs: set[GenerationRun] = set()
         self._closed = False
         self._router = router or Router(
@@ -170,6 +172,11 @@ class AsyncSwarmModel:
         return self._local.vocab_size
 
     @property
+    def reader(self) -> PromptReader:
+        """Reads prompts beside the event loop."""
+        return self._reader
+
+    @property
     def local(self) -> LocalModel:
         """This machine's part of the model."""
         return self._local
@@ -190,11 +197,16 @@ class AsyncSwarmModel:
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """The answer in pieces of whole characters, as they are made; ``result`` when it is complete.
 
-        The hops wait while the caller is busy with a piece.
+        The hops wait while the caller is busy with a piece. Options are checked here, the prompt when the
+        first piece is asked for: reading it may take a while.
         """
-        local = self._local
         params = GenerationParams.of(options, vocab_size=self._local.vocab_size)
-        ids = prompt_ids(local.tokenizer, prompt, raw=options.get("raw", False), vocab_size=local.vocab_size)
+        self._check_open()
+        return TextStream(lambda: self._begin(prompt, params, raw=options.get("raw", False)))
+
+    async def _begin(self, prompt: Prompt, params: GenerationParams, *, raw: bool) -> GenerationRun:
+        local = self._local
+        ids = await self._reader.ids(prompt, raw=raw)
         new_tokens = fit_context(len(ids), params.max_new_tokens, local.context)
         session = self.session(len(ids) + new_tokens, prompt_tokens=len(ids))
         guide = params.guide
@@ -211,13 +223,12 @@ class AsyncSwarmModel:
             on_end=self._runs.discard,
         )
         self._runs.add(run)
-        return TextStream(run)
+        return run
 
     def session(self, max_tokens: int, *, prompt_tokens: int = 1) -> SwarmSession:
         """A sequence in the swarm, of ``max_tokens`` at most: feed it token ids, go back, fork it; ``close``
         frees the hops. ``prompt_tokens``: of how many that will be fed at first, for planning its route."""
-        if self._closed:
-            raise UsageError("the client is closed", hint="Connect again.")
+        self._check_open()
         local = self._local
         return SwarmSession(
             local.head,
@@ -241,6 +252,7 @@ class AsyncSwarmModel:
         for run in list(self._runs):
             run.close()
         self._guides.close()
+        self._reader.close()
         try:
             await self._links.close()
             await self._router.close()
@@ -256,6 +268,10 @@ class AsyncSwarmModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the client is closed", hint="Connect again.")
 
     def _waiting(self, waiting: Waiting) -> None:
         if self._on_progress is not None:

@@ -23,7 +23,7 @@ class TextTokenizer(Protocol):
 
     eos_ids: frozenset[int]
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 
@@ -40,7 +40,12 @@ class TextTokenizer(Protocol):
     def chat_variables(self) -> frozenset[str]: ...
 
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **more: Any
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        most: int | None = None,
+        **more: Any,
     ) -> list[int]: ...
 
 
@@ -115,6 +120,7 @@ def load_local_model(
     def close() -> None:
         if guesser is not None:
             guesser.close()
+        tokenizer.close()
         checkpoint.close()
 
     return LocalModel(

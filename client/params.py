@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypedDict, cast
 
-from ..swarm.errors import UsageError
+from ..swarm.errors import PromptTooLongError, UsageError
 from .checks import check_integer, impossible
 from .guided import Guide
 from .sampling import SamplingParams
@@ -104,35 +104,43 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 class PromptTokenizer(Protocol):
     """The part of ``shards.tokenizer.Tokenizer`` that reads prompts."""
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]: ...
 
     @property
     def has_chat_template(self) -> bool: ...
 
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        most: int | None = None,
+        **more: Any,
     ) -> list[int]: ...
 
 
-def prompt_ids(tokenizer: PromptTokenizer, prompt: Prompt, *, raw: bool, vocab_size: int) -> list[int]:
-    """The token ids of a prompt.
+def prompt_ids(
+    tokenizer: PromptTokenizer, prompt: Prompt, *, raw: bool, vocab_size: int, most: int | None = None
+) -> list[int]:
+    """The token ids of a prompt. Blocks for as long as template and tokenizer take.
 
     A text becomes one user message of the model's chat template, where it has one and ``raw`` is not set;
     otherwise it is taken as it is, after the begin-of-text token where the model wants one. A list of
-    messages goes through the chat template. Token ids are taken as they are. Raises UsageError.
+    messages goes through the chat template. Token ids are taken as they are. A text of far more than ``most``
+    tokens is refused before all of it is tokenized. Raises UsageError.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UsageError("the prompt is empty", hint="Give some text.")
         if tokenizer.has_chat_template and not raw:
-            return tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
-        ids = tokenizer.encode(prompt)
+            return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], most=most)
+        ids = tokenizer.encode(prompt, most=most)
     else:
         items: list[Any] = list(prompt)
         if all(isinstance(item, Mapping) for item in items) and items:
             if raw:
                 raise UsageError("raw takes a text, not chat messages", hint="Leave raw out, or join them.")
-            return tokenizer.apply_chat_template(items)
+            return tokenizer.apply_chat_template(items, most=most)
         if any(type(item) is not int or not 0 <= item < vocab_size for item in items):
             raise UsageError(
                 "the prompt is neither a text, nor a list of chat messages, nor one of token ids",
@@ -148,10 +156,10 @@ def prompt_ids(tokenizer: PromptTokenizer, prompt: Prompt, *, raw: bool, vocab_s
 def fit_context(n_prompt: int, max_new_tokens: int, context: int) -> int:
     """How many new tokens may be made: as asked for, or as many as the context holds after the prompt.
 
-    Raises UsageError, with the numbers, for a prompt that leaves room for none.
+    Raises PromptTooLongError, with the numbers, for a prompt that leaves room for none.
     """
     if n_prompt >= context:
-        raise UsageError(
+        raise PromptTooLongError(
             f"the prompt has {n_prompt} tokens, but the model's context holds {context}, answer included",
             hint=f"Shorten the prompt by at least {n_prompt - context + 1} tokens.",
         )

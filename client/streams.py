@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from types import TracebackType
 from typing import Final, Self
 
@@ -24,26 +25,27 @@ class TextStream(AsyncIterator[str]):
     Closing it, dropping it, or cancelling the task that iterates frees the session on every hop at once.
     """
 
-    def __init__(self, run: GenerationRun) -> None:
-        self._run = run
-        self._events = run.events()
+    def __init__(self, begin: Callable[[], Awaitable[GenerationRun]]) -> None:
+        """``begin`` is called when the first piece is asked for."""
+        self._begun: list[GenerationRun] = []  # it, once it has begun
+        self._events = _events(begin, self._begun)
 
     @property
     def result(self) -> Generation:
         """The whole answer and its timings. Raises UsageError before the stream is at its end."""
-        if self._run.result is None:
+        if self._run is None or self._run.result is None:
             raise _unfinished()
         return self._run.result
 
     @property
     def route(self) -> Route | None:
         """The hops that compute the answer now, or did last; None before there are any."""
-        return self._run.route
+        return None if self._run is None else self._run.route
 
     @property
     def repaired(self) -> tuple[Repair, ...]:
         """The repairs of the route so far."""
-        return self._run.repaired
+        return () if self._run is None else self._run.repaired
 
     async def finish(self) -> Generation:
         """Read to the end; the result."""
@@ -58,7 +60,10 @@ class TextStream(AsyncIterator[str]):
     async def aclose(self) -> None:
         """Stop here. May be called again."""
         await self._events.aclose()
-        self._run.close()  # a generator that never began has nothing to end
+
+    @property
+    def _run(self) -> GenerationRun | None:
+        return self._begun[0] if self._begun else None
 
     def __aiter__(self) -> Self:
         return self
@@ -76,6 +81,17 @@ class TextStream(AsyncIterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def _events(
+    begin: Callable[[], Awaitable[GenerationRun]], begun: list[GenerationRun]
+) -> AsyncGenerator[TokenEvent, None]:
+    """Knows nothing of its stream, so that dropping that ends the run at once."""
+    run = await begin()
+    begun.append(run)
+    async with aclosing(run.events()) as events:
+        async for event in events:
+            yield event
 
 
 class _BackgroundStream:

@@ -1,39 +1,47 @@
-"""A model's chat template, rendered as transformers renders it.
+"""A model's chat template, rendered as transformers renders it, in a process that can be ended.
 
-Templates come with the model, so they run in Jinja's immutable sandbox and see nothing but plain data.
+A template is a program that comes with the weights, perhaps from peers: it may run for ever, take all memory,
+or hold the interpreter. What it says is bounded, and errors of its own wording are printable.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
-import jinja2
-from jinja2 import meta
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
+from ..swarm.errors import ChatTemplateError, UsageError
 
-from ..swarm.errors import CheckpointError, UsageError
-from .generation_tag import GenerationTag
+MAX_SOURCE = 2**20
+"""Characters of a template; the longest in use have some ten thousand."""
+BOUNDS = Bounds()
+"""Of rendering one chat; usual is a millisecond, and a few MiB."""
+_PROGRAM = Path(__file__).with_name("template_program.py")
+_INSTEAD = "Send plain text instead (--raw on the command line), or get the model from another source."
 
 
 class ChatTemplate:
     """``source``: Jinja text. ``special_tokens``: ``bos_token``, ``eos_token`` and the like, for its use.
+    ``origin``: the model, for messages.
 
-    ``variables``: names that it reads and does not set itself. CheckpointError: the source is no template.
+    Nothing runs before it is first used. Every use blocks, in the worst case for ``BOUNDS.wall_s``, and
+    raises ChatTemplateError for a source that is no template, or that takes more than it may.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], origin: str = "the model") -> None:
         self.source = source
+        self._origin = origin
         self._special_tokens = dict(special_tokens)
-        environment = _environment()
-        try:
-            self._template = environment.from_string(source)
-            self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
-        except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"the model's chat template is damaged: {error}") from None
+        self._process = ConfinedProcess(_PROGRAM, ("jinja2", "markupsafe"), source, BOUNDS)
+        self._variables: frozenset[str] | None = None
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names that it reads and does not set itself."""
+        if self._variables is None:
+            self._variables = self._opened()
+        return self._variables
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **more: Any
@@ -52,52 +60,50 @@ class ChatTemplate:
         for message in chat:
             if not isinstance(message.get("role"), str):
                 raise UsageError("each chat message needs a role, such as user, assistant or system")
+        variables = {
+            "tools": None,
+            "documents": None,
+            **self._special_tokens,
+            **_plain(more),
+            "messages": chat,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        _ = self.variables  # raises for what is no template
+        request = {"variables": variables, "characters": len(self.source) + _characters(variables)}
         try:
-            return self._template.render(
-                **{
-                    "tools": None,
-                    "documents": None,
-                    **self._special_tokens,
-                    **_plain(more),
-                    "messages": chat,
-                    "add_generation_prompt": add_generation_prompt,
-                }
-            )
-        except jinja2.TemplateError as error:
-            raise UsageError(f"the model's chat template refuses these messages: {error}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise UsageError(f"the model's chat template fails on these messages: {error}") from None
+            reply = self._process.ask(request)
+        except EndedError as error:
+            raise self._ended(error) from None
+        except (ValueError, RecursionError):
+            raise UsageError("the chat holds a number or a nesting that is too large for JSON") from None
+        if "too_much" in reply:
+            raise self._wrong("was ended on these messages: it writes far more than it is given")
+        for problem in ("refused", "failed"):
+            if problem in reply:
+                verb = "refuses" if problem == "refused" else "fails on"
+                raise UsageError(f"the model's chat template {verb} these messages: {_shown(reply[problem])}")
+        return str(reply["text"])
 
+    def close(self) -> None:
+        """End its process; it starts anew if it is used again."""
+        self._process.close()
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+    def _opened(self) -> frozenset[str]:
+        if len(self.source) > MAX_SOURCE:
+            raise self._wrong(f"has {len(self.source)} characters, {MAX_SOURCE} are possible")
+        try:
+            reply = self._process.opened()
+        except EndedError as error:
+            raise self._ended(error) from None
+        if "damaged" in reply:
+            raise self._wrong(f"is damaged: {_shown(reply['damaged'])}")
+        return frozenset(reply["variables"])
 
+    def _ended(self, error: EndedError) -> ChatTemplateError:
+        return self._wrong(f"was ended: {_shown(str(error))}")
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters, which would end up in the prompt.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+    def _wrong(self, what: str) -> ChatTemplateError:
+        return ChatTemplateError(f"the chat template of {self._origin} {what}", hint=_INSTEAD)
 
 
 def _plain(value: Any) -> Any:
@@ -115,3 +121,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value)
     return f"<{type(value).__name__}>"
+
+
+def _characters(value: Any) -> int:
+    """Of all texts in it, keys included."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value)) + sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
+
+
+def _shown(text: str) -> str:
+    """A template's own words, on one line and without anything that steers a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))

@@ -83,6 +83,7 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
         eos_ids=gguf_eos_ids(metadata),
         special_tokens=special,
         chat_template=template if isinstance(template, str) else None,
+        origin=header.file.path.name,
     )
 
 

@@ -40,7 +40,11 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     if not eos and (token := special.get("eos_token")) and (index := backend.token_to_id(token)) is not None:
         eos.add(index)
     return Tokenizer(
-        backend, eos_ids=eos, special_tokens=special, chat_template=_chat_template(directory, settings)
+        backend,
+        eos_ids=eos,
+        special_tokens=special,
+        chat_template=_chat_template(directory, settings),
+        origin=directory.name,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from ..swarm.errors import UsageError
+from ..swarm.errors import PromptTooLongError, UsageError
 from .chat_template import ChatTemplate
 from .token_bytes import TokenBytes
 
@@ -16,9 +16,15 @@ _UNFINISHED = "\ufffd"
 _MAX_HELD = 16
 """Tokens held back for a character to become whole; none needs more than 4, wrong bytes never do."""
 
+CHECKED_CHARACTERS = 64 * 1024
+"""Of a text that may be too long: so many at once are tokenized to see whether it is."""
+CUT_TOKENS = 64
+"""What the cuts between them may add to the tokens counted, at least."""
+
 
 class Tokenizer:
-    """``eos_ids``: tokens that end a generation. ``vocab_size``: ids are below it."""
+    """``eos_ids``: tokens that end a generation. ``vocab_size``: ids are below it. ``origin``: the model's
+    file or folder, for messages."""
 
     def __init__(
         self,
@@ -27,6 +33,7 @@ class Tokenizer:
         eos_ids: Iterable[int],
         special_tokens: Mapping[str, str],
         chat_template: str | None,
+        origin: str = "the model",
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -35,16 +42,40 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size()
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
+        self._origin = origin
         self._template: ChatTemplate | None = None
         self._token_bytes = TokenBytes(backend)
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]:
         """``add_special``: with the begin-of-text token where the model wants one.
 
-        Special tokens written out in ``text`` become the tokens, as in transformers.
+        Special tokens written out in ``text`` become the tokens, as in transformers. A text of far more than
+        ``most`` tokens is refused before all of it is tokenized: PromptTooLongError. Other threads run
+        meanwhile.
         """
+        if most is not None:
+            self._check_length(text, most)
+        return self._encode(text, add_special)
+
+    def _check_length(self, text: str, most: int) -> None:
+        """Cut anywhere, a text has a few tokens more or less at each cut: the last quarter is not refused
+        here."""
+        if len(text) <= 4 * most:
+            return
+        counted = 0
+        for at in range(0, len(text), CHECKED_CHARACTERS):
+            counted += len(self._encode(text[at : at + CHECKED_CHARACTERS], add_special=False))
+            if counted > most + most // 4 + CUT_TOKENS:
+                raise PromptTooLongError(
+                    f"the prompt has over {most + most // 4} tokens, but the model's context holds {most}, "
+                    "answer included",
+                    hint="Shorten the prompt.",
+                )
+
+    def _encode(self, text: str, add_special: bool) -> list[int]:
         try:
-            return list(self._backend.encode(text, add_special_tokens=add_special).ids)
+            # The batch call lets other threads go on, which ``encode`` does not.
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special)[0].ids)
         except (
             UnicodeEncodeError,
             TypeError,
@@ -97,10 +128,21 @@ class Tokenizer:
         return self._chat().render(messages, add_generation_prompt=add_generation_prompt, **more)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        most: int | None = None,
+        **more: Any,
     ) -> list[int]:
         """The chat as token ids. The template writes begin-of-text itself where the model wants it."""
-        return self.encode(self.render_chat(messages, add_generation_prompt, **more), add_special=False)
+        text = self.render_chat(messages, add_generation_prompt, **more)
+        return self.encode(text, add_special=False, most=most)
+
+    def close(self) -> None:
+        """End the process that renders chats, if there is one; it starts anew if one is rendered."""
+        if self._template is not None:
+            self._template.close()
 
     def _chat(self) -> ChatTemplate:
         if self.chat_template is None:
@@ -108,7 +150,7 @@ class Tokenizer:
                 "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
             )
         if self._template is None:
-            self._template = ChatTemplate(self.chat_template, self.special_tokens)
+            self._template = ChatTemplate(self.chat_template, self.special_tokens, self._origin)
         return self._template
 
 

@@ -2,8 +2,10 @@
 
     SwarmError                      anything we can explain to a person
     ├── UsageError                  an option, argument or call is wrong            exit 2
+    │   └── PromptTooLongError      a prompt does not fit the model's context
     ├── ModelError                  the model itself is the problem                 exit 3
     │   ├── CheckpointError         file missing, damaged, or not what it says
+    │   │   └── ChatTemplateError   the chat template is damaged, or takes more than it may
     │   ├── UnsupportedModelError   a family, tensor type or option we cannot run
     │   └── ModelMismatchError      a peer serves another model under this name
     ├── NetworkError                the network is the problem                      exit 4
@@ -71,11 +73,19 @@ class UsageError(SwarmError):
     exit_code = 2
 
 
+class PromptTooLongError(UsageError):
+    pass
+
+
 class ModelError(SwarmError):
     exit_code = 3
 
 
 class CheckpointError(ModelError):
+    pass
+
+
+class ChatTemplateError(CheckpointError):
     pass
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ...swarm.errors import PromptTooLongError
 from ..async_model import AsyncSwarmModel
 from ..params import GenerateOptions
 from .answering import Wanted
@@ -15,8 +15,6 @@ from .sampling_fields import Sampling
 
 T = TypeVar("T")
 
-INLINE_CHARACTERS = 16 * 1024
-"""Of a prompt: longer ones are tokenized in a thread, since the event loop has others to serve."""
 COMPLETION_TOKENS = 16
 """``max_tokens`` of a text completion that names none, as at OpenAI."""
 
@@ -28,20 +26,21 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
         raise ApiError(
             400, "messages: this model has no chat template; use /v1/completions", param="messages"
         )
-    more: dict[str, Any] = dict(request.template)
-    for name in more:
-        if name not in tokenizer.chat_variables:
-            raise refused(name, "this model's chat template does not know it")
-    if request.tools.definitions:
-        if "tools" not in tokenizer.chat_variables:
-            raise refused("tools", "this model's chat template takes no tools")
-        more["tools"] = list(request.tools.definitions)
-    size = sum(len(message.get("content", "")) for message in request.messages)
-    ids = await _aside(
-        size,
-        lambda: tokenizer.apply_chat_template(request.messages, request.add_generation_prompt, **more),
-    )
-    return _checked(ids, model, "messages")
+
+    def read() -> list[int]:
+        more: dict[str, Any] = dict(request.template)
+        for name in more:
+            if name not in tokenizer.chat_variables:
+                raise refused(name, "this model's chat template does not know it")
+        if request.tools.definitions:
+            if "tools" not in tokenizer.chat_variables:
+                raise refused("tools", "this model's chat template takes no tools")
+            more["tools"] = list(request.tools.definitions)
+        return tokenizer.apply_chat_template(
+            request.messages, request.add_generation_prompt, most=model.context, **more
+        )
+
+    return _checked(await _aside(model, "messages", read), model, "messages")
 
 
 async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> list[tuple[int, ...]]:
@@ -49,7 +48,7 @@ async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> li
     found = []
     for number, prompt in enumerate(request.prompts):
         name = "prompt" if len(request.prompts) == 1 else f"prompt[{number}]"
-        ids: Sequence[int] = prompt if isinstance(prompt, tuple) else await _encoded(model, prompt)
+        ids: Sequence[int] = prompt if isinstance(prompt, tuple) else await _encoded(model, name, prompt)
         found.append(_checked(ids, model, name))
     return found
 
@@ -60,7 +59,7 @@ async def prompt_texts(
     """The prompts as they are echoed."""
     texts = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
-        text = prompt if isinstance(prompt, str) else await _aside(len(ids), _decoder(model, ids))
+        text = prompt if isinstance(prompt, str) else await _aside(model, "prompt", _decoder(model, ids))
         texts.append(text)
     return texts
 
@@ -116,13 +115,25 @@ def _checked(ids: Sequence[int], model: AsyncSwarmModel, name: str) -> tuple[int
     return tuple(ids)
 
 
-async def _encoded(model: AsyncSwarmModel, text: str) -> list[int]:
-    return await _aside(len(text), lambda: model.tokenizer.encode(text))
+async def _encoded(model: AsyncSwarmModel, name: str, text: str) -> list[int]:
+    return await _aside(model, name, lambda: model.tokenizer.encode(text, most=model.context))
 
 
 def _decoder(model: AsyncSwarmModel, ids: Sequence[int]) -> Callable[[], str]:
     return lambda: model.tokenizer.decode(ids)
 
 
-async def _aside(size: int, work: Callable[[], T]) -> T:
-    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
+async def _aside(model: AsyncSwarmModel, name: str, work: Callable[[], T]) -> T:
+    """``work`` on the field ``name`` in the model's own thread: the event loop has others to serve."""
+    try:
+        return await model.reader.run(work)
+    except PromptTooLongError as error:
+        raise wrong(name, error.message, code="context_length_exceeded") from None
+    except TimeoutError:
+        raise ApiError(
+            503,
+            f"{name}: it was not read in time, since too many prompts of this model are being read",
+            kind="server_error",
+            code="overloaded",
+            headers={"Retry-After": "5"},
+        ) from None

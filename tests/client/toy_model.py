@@ -76,7 +76,7 @@ class ToyTokenizer:
     has_chat_template = True
     chat_variables = frozenset({"messages", "add_generation_prompt"})
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]:
         return [BOS] * add_special + list(text.encode())
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -92,7 +92,12 @@ class ToyTokenizer:
         return ToyDetokenizer()
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        most: int | None = None,
+        **more: Any,
     ) -> list[int]:
         text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return [BOS, *(text + "<assistant>" * add_generation_prompt).encode()]

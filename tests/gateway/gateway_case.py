@@ -29,10 +29,18 @@ class TemplateTokenizer(ToyTokenizer):
 
     def __init__(self, template: str = TOOL_TEMPLATE) -> None:
         self._template = ChatTemplate(template, {})
-        self.chat_variables = self._template.variables
+
+    @property
+    def chat_variables(self) -> frozenset[str]:  # type: ignore[override]
+        return self._template.variables
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        most: int | None = None,
+        **more: Any,
     ) -> list[int]:
         text = self._template.render(messages, add_generation_prompt=add_generation_prompt, **more)
         return [BOS, *text.encode()]

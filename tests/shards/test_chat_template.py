@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from swarm_node.shards.chat_template import ChatTemplate
-from swarm_node.swarm.errors import CheckpointError, UsageError
+from swarm_node.swarm.confined.process import Bounds
+from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT: list[dict[str, Any]] = [
@@ -79,8 +80,8 @@ def test_failing_templates(source: str) -> None:
 
 
 def test_damaged_template() -> None:
-    with pytest.raises(CheckpointError, match="damaged"):
-        ChatTemplate("{% if %}", SPECIAL)
+    with pytest.raises(ChatTemplateError, match="damaged"):
+        _ = ChatTemplate("{% if %}", SPECIAL).variables
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,59 @@ def test_what_a_template_reads_is_known() -> None:
     source = "{% for m in messages %}{% set r = m.role %}{{ r }}{% endfor %}{{ tools }}"
     assert ChatTemplate(source, SPECIAL).variables == {"messages", "tools"}
     assert "bos_token" in ChatTemplate("{{ bos_token }}", SPECIAL).variables
+
+
+HUGE = 3_000_000_000
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"{{{{ 'a' * {HUGE} }}}}",
+        f"{{% set n = messages|length * {HUGE} %}}{{{{ 'a' * n }}}}",
+        f"{{{{ 'x'|center({HUGE}) }}}}",
+        f"{{{{ '%{HUGE}s'|format('x') }}}}",
+        "{{ range(99999)|list|join('x'*100000)|length }}",
+        "{% for a in range(99999) %}" * 3 + "{{ 'aaaaaaaaaa' * 9 }}" + "{% endfor %}" * 3,
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
+        "a" * 2_000_000,
+    ],
+)
+def test_a_hostile_template_is_ended_with_an_error(source: str) -> None:
+    template = ChatTemplate(source, SPECIAL, origin="tiny.gguf")
+    with pytest.raises(ChatTemplateError, match=r"chat template of tiny\.gguf") as caught:
+        template.render([{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    assert caught.value.hint
+    template.close()
+
+
+def test_a_template_that_holds_the_interpreter_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_node.shards.chat_template.BOUNDS", Bounds(cpu_s=1, wall_s=0.5))
+    source = (
+        "{{ messages[0].content if messages|length < 3 else (9 ** (9 ** (messages|length + 6)))|string }}"
+    )
+    template = ChatTemplate(source, SPECIAL)
+    one = [{"role": "user", "content": "hi"}]
+    assert template.render(one, add_generation_prompt=True) == "hi"
+    with pytest.raises(ChatTemplateError, match="took more than"):
+        template.render(one * 3, add_generation_prompt=True)
+    assert template.render(one, add_generation_prompt=True) == "hi"
+    template.close()
+
+
+def test_what_a_template_says_of_errors_is_short_and_printable() -> None:
+    with pytest.raises(UsageError) as caught:
+        render("{{ raise_exception('\x1b]0;title\x07\u202e\n' + 'x' * 100000) }}")
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+def test_text_passes_as_it_is() -> None:
+    text = "Grüße 😀 \x00\x7f\ud800 \r\n"
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": text}]) == text
+
+
+def test_a_number_that_is_no_json_is_refused() -> None:
+    with pytest.raises(UsageError, match="too large"):
+        render("x", [{"role": "user", "x": 10**5000}])

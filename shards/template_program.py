@@ -1,0 +1,94 @@
+"""Renders one chat template, as transformers does; runs confined (``swarm.confined``), with Jinja alone.
+
+Templates come with the model. They run in Jinja's immutable sandbox, which bounds what they reach but not
+their time and memory; those are bounded by the process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+CHARACTERS, PER_CHARACTER = 2**20, 8
+"""What a template may write: so much, and so many characters for each one it is given (JSON with an indent
+and ``\\u`` escapes takes six)."""
+MAX_CHARACTERS = 2**24
+"""In any case: more than any model's context."""
+SHOWN = 300
+"""Characters of an error's text."""
+
+
+class GenerationTag(Extension):
+    """``{% generation %}``: marks what the assistant wrote, for training; shown as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def opened(source: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, str]]]:
+    """Compile; what it reads and does not set itself (``variables``), or why it is no template
+    (``damaged``); and what renders it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        template = environment.from_string(source)
+        variables = sorted(meta.find_undeclared_variables(environment.parse(source)))
+    except RecursionError:
+        return {"damaged": "it is nested too deep"}, lambda _: {}
+    except (jinja2.TemplateError, SyntaxError, ValueError, ArithmeticError, TypeError) as error:
+        return {"damaged": str(error)[:SHOWN]}, lambda _: {}
+    return {"variables": variables}, lambda request: _rendered(template, request)
+
+
+def _rendered(template: jinja2.Template, request: dict[str, Any]) -> dict[str, str]:
+    """``request``: ``variables``, and ``characters``, of them and the template. The ``text``; or what the
+    template said against them (``refused``), failed of (``failed``), or that it writes ``too_much``."""
+    room = min(MAX_CHARACTERS, CHARACTERS + PER_CHARACTER * request["characters"])
+    pieces = []
+    try:
+        for piece in template.generate(request["variables"]):
+            room -= len(piece)
+            if room < 0:
+                return {"too_much": ""}
+            pieces.append(piece)
+    except jinja2.TemplateError as error:
+        return {"refused": str(error)[:SHOWN]}
+    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        return {"failed": str(error)[:SHOWN]}
+    return {"text": "".join(pieces)}
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters, which would end up in the prompt.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

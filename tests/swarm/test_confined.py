@@ -1,0 +1,127 @@
+"""A program that came in a file is bounded in time, memory and what it says, and ends with who started it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from swarm_node.swarm.confined.process import Bounds, ConfinedProcess, EndedError
+
+PROGRAM = """
+import os, sys
+
+def opened(opening):
+    return ["opened", opening], answer
+
+def answer(request):
+    if request == "loop":
+        while True: pass
+    if request == "hold": return 9 ** (9 ** 9)
+    if request == "memory": return len("a" * 3_000_000_000)
+    if request == "crash": os.abort()
+    if request == "raise": raise ValueError("no \\x1b[31m")
+    if request == "exit": sys.exit(3)
+    if request == "large": return "a" * 2_000_000
+    if request == "print": print("noise", flush=True)
+    if request == "write": return os.write(os.open(__file__, os.O_WRONLY), b"x")
+    if request == "about": return [os.getpid(), sorted(os.environ), sorted(os.listdir("/proc/self/fd"))]
+    return request
+"""
+BOUNDS = Bounds(memory_bytes=256 * 2**20, cpu_s=1, wall_s=10.0, reply_bytes=2**20)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    return file
+
+
+def test_a_program_answers(program: Path) -> None:
+    confined = ConfinedProcess(program, (), {"a": 1}, BOUNDS)
+    assert confined.opened() == ["opened", {"a": 1}]
+    for value in (None, 1.5, "Grüße 😀", "\ud800", [{"a": float("inf")}], "print"):
+        assert confined.ask(value) == value
+    confined.close()
+    confined.close()
+    assert confined.ask("anew") == "anew"
+    confined.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ("hold", "more than 1 s"),
+        ("memory", "more than 256 MiB of memory"),
+        ("crash", "ended .SIGABRT"),
+        ("raise", "ValueError: no"),
+        ("exit", "SystemExit"),
+        ("large", "larger than 1 MiB"),
+        ("write", "File too large"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows bounds time alone")
+def test_what_goes_over_its_bounds_is_ended_and_the_next_is_answered(
+    program: Path, request_: str, why: str
+) -> None:
+    confined = ConfinedProcess(program, (), None, BOUNDS)
+    with pytest.raises(EndedError, match=why):
+        confined.ask(request_)
+    assert confined.ask("next") == "next"
+    confined.close()
+
+
+def test_wall_time_ends_what_the_system_does_not(program: Path) -> None:
+    confined = ConfinedProcess(program, (), None, Bounds(cpu_s=60, wall_s=0.4))
+    with pytest.raises(EndedError, match="took more than"):
+        confined.ask("loop")
+    confined.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_it_inherits_nothing_and_ends_with_its_parent(program: Path) -> None:
+    secret = os.open(program, os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    code = f"""
+from pathlib import Path
+from swarm_node.swarm.confined.process import Bounds, ConfinedProcess
+confined = ConfinedProcess(Path({str(program)!r}), (), None)
+print(*confined.ask("about")[0:1], *confined.ask("about")[1:], sep="|", flush=True)
+import os; os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "KEY": "x"}
+    )
+    os.close(secret)
+    pid, environment, files = done.stdout.strip().split("|")
+    assert "KEY" not in environment
+    assert len(files.split(",")) <= 5, files  # three, their copy for replies, and the folder being listed
+    until = monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and monotonic() < until:
+        sleep(0.01)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_cannot_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Path) -> None:
+    with pytest.raises(EndedError, match="process ended"):
+        ConfinedProcess(tmp_path / "missing.py", (), None, BOUNDS).opened()
+    with pytest.raises(EndedError, match="no_such_package is missing"):
+        ConfinedProcess(program, ("no_such_package",), None, BOUNDS).opened()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(EndedError, match="no process can be started"):
+        ConfinedProcess(program, (), None, BOUNDS).opened()
+
+
+def test_a_request_that_is_no_json_costs_nothing(program: Path) -> None:
+    confined = ConfinedProcess(program, (), None, BOUNDS)
+    bad: Any = 10**5000
+    with pytest.raises(ValueError):
+        confined.ask(bad)
+    assert confined.ask(1) == 1
+    confined.close()
