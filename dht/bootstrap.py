@@ -1,7 +1,9 @@
-"""Keeping in touch with the peers a node was told to start from or has found, and comparing clocks with them.
+"""Keeping in touch with the peers a node was told to start from, has found, or knows from before, and
+comparing clocks with them.
 
 A bootstrap node that restarts has forgotten everybody, and nobody asks it anything any more: it stays alone
-until somebody who knows its address pings it. So every node does, for as long as it runs.
+until somebody who knows its address pings it. So every node does, for as long as it runs. And a node whose
+table is empty, or whose look-ups find nobody, begins anew: with the initial peers and its address book.
 """
 
 from __future__ import annotations
@@ -9,22 +11,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from hivemind.dht.node import DHTNode
-from hivemind.dht.routing import DHTID
-from hivemind.p2p import P2P, PeerID
-from hivemind.proto import dht_pb2
+from hivemind.p2p import P2P
 
 from ..swarm.addresses import PeerAddress
 from ..swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
 from ..swarm.faults import Faults
 from ..swarm.resolve import resolve_all
 from ..swarm.transport import NetworkWatcher
+from .address_book import AddressBook, KnownPeer
 from .clocks import ClockReading, clock_problem
 from .hivemind_members import refusal_of
-from .replicas import LOOKUP_TIMEOUT_S, RPC_TIMEOUT_S
+from .kademlia.contacts import Contact, contact_of
+from .kademlia.node import KademliaNode
+from .replicas import LOOKUP_TIMEOUT_S
 
 PING_INTERVAL_S = 15.0
 """Between rounds of pings: how long a restarted bootstrap node stays alone that was not missed."""
@@ -32,6 +35,14 @@ MISSED_INTERVAL_S = 5.0
 """The same while one of them does not answer; p2pd dials an address that failed no sooner."""
 
 DIAL_TIMEOUT_S = 5.0
+HEAL_INTERVAL_S = 5.0
+"""Least seconds between two beginnings anew."""
+REFRESH_ROUNDS = 4
+"""Rounds of pings between looks after the routing table."""
+ANCHORS = 3
+"""Peers known from the start or from before that every look-up asks, drawn anew each time."""
+AT_ONCE = 8
+"""Peers of the book that are dialled side by side."""
 MAX_FOUND = 32
 """Peers that were found and are pinged in every round; through them, those of them that matter are met."""
 
@@ -45,6 +56,8 @@ class DialingTransport(Protocol):
 
     async def connect(self, peer_id: str, maddrs: Sequence[str] = ..., timeout: float = ...) -> None: ...
 
+    async def remote_maddr(self, peer_id: str) -> str: ...
+
     def watch(self, watcher: NetworkWatcher) -> None: ...
 
 
@@ -53,33 +66,44 @@ class Bootstrap:
 
     def __init__(
         self,
-        node: DHTNode,
+        node: KademliaNode,
         transport: DialingTransport,
         initial_peers: Sequence[str],
         clock: Callable[[], float],
+        book: AddressBook | None = None,
     ) -> None:
         self._node = node
         self._transport = transport
         self._clock = clock
+        self._book = book or AddressBook(clock=clock)
         self._peers: dict[str, list[str]] = {}  # peer id -> its addresses, without /p2p/
         self._found: dict[str, list[str]] = {}  # the same, of those that were met later
         for text in initial_peers:
             peer = PeerAddress.parse(text)
-            if peer.peer_id != str(node.peer_id):
+            if peer.peer_id != node.contact.peer_id:
                 self._peers.setdefault(peer.peer_id, []).append(peer.maddr)
-        self._faults = Faults("pinging peers")
+        self._faults = Faults("keeping in touch with the directory")
+        self._healing: asyncio.Task[None] | None = None
+        self._healed_at = -math.inf
         self.clock_readings: dict[str, ClockReading] = {}  # by peer id, of those that answered last time
         self.refusals: dict[str, NotAdmittedError] = {}  # by peer id, of those that do not belong with us
 
+    def anchors(self) -> list[Contact]:
+        """Some of those that we began with or know from before, for a look-up to ask in any case."""
+        known = {*self._peers, *self._found, *(peer.peer_id for peer in self._book.peers())}
+        awake = sorted(peer_id for peer_id in known if not self._node.notes.is_silent(peer_id))
+        return [contact_of(peer_id) for peer_id in random.sample(awake, min(ANCHORS, len(awake)))]
+
     async def join(self) -> None:
-        """Meet the initial peers and, through them, the nodes nearest to us.
+        """Meet the initial peers, or those of the address book if none of them answers, and through them the
+        nodes nearest to us.
 
         Raises PeerUnreachableError if there are some and none answers, NotAdmittedError if they are of
         another swarm, NetworkError if their clocks all differ from ours by more than MAX_CLOCK_SKEW_S.
         """
         if not self._peers:
             return
-        if not await self.ping_all():
+        if not await self.ping_all() and not await self._ping_book():
             for refusal in self.refusals.values():
                 raise refusal
             listed = ", ".join(
@@ -96,7 +120,7 @@ class Bootstrap:
     async def meet(self, peer_id: str, maddrs: Sequence[str]) -> bool:
         """Meet a peer that was found after the start, and through it the nodes nearest to us; whether it
         answers. It is pinged from now on, until ``forget``."""
-        if peer_id == str(self._node.peer_id):
+        if peer_id == self._node.contact.peer_id:
             return False
         if peer_id not in self._peers and (peer_id in self._found or len(self._found) < MAX_FOUND):
             self._found[peer_id] = list(maddrs)
@@ -116,24 +140,61 @@ class Bootstrap:
 
     async def rejoin(self) -> None:
         """The same after our own network was lost, when nobody need answer: ``run`` goes on trying."""
-        self._node.blacklist.clear()  # it was our fault that they did not answer
+        self._node.notes.forgive_silence()  # it was our fault that they did not answer
         pings = [asyncio.ensure_future(self._ping(*peer)) for peer in (self._peers | self._found).items()]
+        met = False
         try:
             for ping in asyncio.as_completed(pings):
-                if await ping:
+                if met := await ping:
                     break
         finally:
             for task in pings:
                 task.cancel()
             await asyncio.gather(*pings, return_exceptions=True)
+        if not met:
+            await self._ping_book()
         await self._meet_nearest()
 
+    async def heal(self) -> None:
+        """Begin anew, since nobody answers or nobody tells of us: with all that we know from the start and
+        from before. Not more often than every HEAL_INTERVAL_S; who calls meanwhile waits for the one under
+        way."""
+        if self._healing is None or self._healing.done():
+            if self._clock() - self._healed_at < HEAL_INTERVAL_S:
+                return
+            self._healing = asyncio.create_task(self._heal(), name="directory healing")
+        await asyncio.shield(self._healing)
+
+    async def close(self) -> None:
+        """End what ``heal`` began, and keep the book."""
+        if self._healing is not None:
+            self._healing.cancel()
+            await asyncio.gather(self._healing, return_exceptions=True)
+        await asyncio.to_thread(self._book.save)
+
+    async def _heal(self) -> None:
+        logger.info("event=rejoining known=%d table=%d", len(self._book), len(self._node.table))
+        await asyncio.gather(self.ping_all(), self._ping_book())
+        await self._meet_nearest()
+        self._healed_at = self._clock()
+
+    async def _ping_book(self) -> int:
+        """Ping those of the address book that are not pinged anyway; how many answer."""
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def ping(peer: KnownPeer) -> bool:
+            async with slots:
+                return await self._ping(peer.peer_id, peer.maddrs)
+
+        others = self._peers.keys() | self._found.keys()
+        return sum(
+            await asyncio.gather(*(ping(peer) for peer in self._book.peers() if peer.peer_id not in others))
+        )
+
     async def _meet_nearest(self) -> None:
-        try:
-            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                await self._node.find_nearest_nodes([self._node.node_id])
-        except TimeoutError:
-            logger.debug("met only some of the nearest nodes: %d s are over", LOOKUP_TIMEOUT_S)
+        """Also those that we began with are asked, whom an attacker near our id cannot be."""
+        node = self._node
+        await node.meet_nearest(node.contact.node_id, anchors=self.anchors(), limit_s=LOOKUP_TIMEOUT_S)
 
     async def ping_all(self) -> int:
         """One round. Returns how many of the initial peers answered."""
@@ -142,12 +203,19 @@ class Bootstrap:
         return answers[: len(self._peers)].count(True)
 
     async def run(self, interval: float = PING_INTERVAL_S) -> None:
-        """Ping for ever. Warns once when the clocks drift apart."""
+        """Ping for ever, and look after the routing table. Warns once when the clocks drift apart."""
         warned = missed = False
+        rounds = 0
         while True:
             await asyncio.sleep(min(interval, MISSED_INTERVAL_S) if missed else interval)
             with self._faults.survived():
                 missed = await self.ping_all() < len(self._peers)
+                rounds += 1
+                if not len(self._node.table) and (self._peers or len(self._book)):
+                    await self.heal()
+                elif rounds % REFRESH_ROUNDS == 0:
+                    await self._node.refresh(LOOKUP_TIMEOUT_S)
+                    await asyncio.to_thread(self._book.save)
                 message = self.clock_problem()
                 if message is not None and not warned:
                     logger.warning("%s", message)
@@ -158,15 +226,11 @@ class Bootstrap:
         return clock_problem(self.clock_readings)
 
     async def _ping(self, peer_id: str, maddrs: Sequence[str]) -> bool:
-        """Dial if need be, ping, enter each other's routing tables, read the clock."""
-        protocol = self._node.protocol
+        """Dial if need be, ping, enter each other's routing tables, read the clock, keep the address."""
         try:
             await self._transport.connect(peer_id, await resolve_all(maddrs), timeout=DIAL_TIMEOUT_S)
-            peer = PeerID.from_base58(peer_id)
-            request = dht_pb2.PingRequest(peer=protocol.node_info, validate=False)
             sent = self._clock()
-            async with asyncio.timeout(RPC_TIMEOUT_S):
-                response = await protocol.get_stub(peer).rpc_ping(request)
+            dht_time = await self._node.ping(peer_id)
             received = self._clock()
         except Exception as error:  # noqa: BLE001  hivemind raises whatever the daemon says
             logger.debug("peer %s does not answer: %r", peer_id, error)
@@ -175,11 +239,8 @@ class Bootstrap:
                 self.refusals[peer_id] = refusal
             return False
         self.refusals.pop(peer_id, None)
-        if math.isfinite(response.dht_time):
+        self._book.answered(peer_id, maddrs)
+        if math.isfinite(dht_time):
             middle, half = (sent + received) / 2, (received - sent) / 2
-            self.clock_readings[peer_id] = ClockReading(response.dht_time - middle, half)
-        if len(response.peer.node_id) == DHTID.HASH_NBYTES:
-            node_id = DHTID.from_bytes(response.peer.node_id)
-            self._node.blacklist.register_success(peer)
-            await protocol.update_routing_table(node_id, peer, responded=True)
+            self.clock_readings[peer_id] = ClockReading(dht_time - middle, half)
         return True

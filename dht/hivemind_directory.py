@@ -1,4 +1,5 @@
-"""The directory in a Kademlia DHT: hivemind's DHTNode in our own event loop, over our own transport."""
+"""The directory in a Kademlia DHT, in our own event loop and over our own transport; on the wire it is
+hivemind's."""
 
 from __future__ import annotations
 
@@ -8,23 +9,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hivemind.dht.node import DHTNode
-from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2PDaemonError
 
+from ..swarm.address_groups import address_group
 from ..swarm.errors import NetworkError, NotAdmittedError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
 from ..swarm.transport import NetworkChange, NetworkRestored
-from . import hivemind_noise, layout
+from .address_book import AddressBook
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
 from .directory import TTL_S
-from .entry_check import Entry
+from .entry_check import Entry, EntryCheck
 from .hivemind_members import MembersP2P
+from .kademlia.node import KademliaNode
 from .record_directory import Clock, RecordDirectory
-from .replicas import RPC_TIMEOUT_S, Lookup, Replicas
+from .replicas import Lookup, Replicas
 from .storage import BoundedStorage
-from .validator import SignedRecordValidator
 
 SHUTDOWN_S = 3.0
 """To take leave of the DHT; whoever misses us finds out anyway."""
@@ -42,7 +42,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
     def __init__(
         self,
         identity: Identity,
-        node: DHTNode,
+        node: KademliaNode,
         bootstrap: Bootstrap,
         ttl: float,
         clock: Clock,
@@ -52,7 +52,8 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         super().__init__(identity, ttl, clock, membership)
         self._node = node
         self._bootstrap = bootstrap
-        self._replicas = Replicas(node, clock, "" if membership is None else membership.tag)
+        tag = "" if membership is None else membership.tag
+        self._replicas = Replicas(node, clock, tag, bootstrap.anchors)
         self._pings: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -68,40 +69,36 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         clock: Callable[[], float] = time.time,
         ping_interval: float = PING_INTERVAL_S,
         membership: Membership | None = None,
+        book: AddressBook | None = None,
     ) -> HivemindDirectory:
         """Join the DHT that ``initial_peers`` belong to, or start one if there are none.
 
-        ``membership``: ask, answer and believe members of this swarm only.
-        Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers,
+        ``membership``: ask, answer and believe members of this swarm only. ``book``: peers that answered
+        before. Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers,
         NotAdmittedError if they are of another swarm, and NetworkError if all their clocks differ from
         ``clock`` (Unix time in seconds) by more than 3 s. Whoever shares a DHT must use the same ``ttl``.
         """
-        hivemind_noise.hush()
         p2p: Any = transport.p2p
         if membership is not None:
             p2p = MembersP2P(transport.p2p, membership, identity.peer_id, clock)
-        node = await DHTNode.create(
-            p2p=p2p,
-            node_id=DHTID.generate(source=identity.peer_id.encode()),  # the same after a restart
-            num_replicas=layout.REPLICAS,
-            wait_timeout=RPC_TIMEOUT_S,
-            cache_locally=False,
-            cache_nearest=0,
-            cache_on_store=False,
-            cache_refresh_before_expiry=0,
-            reuse_get_requests=False,
+
+        async def group_of(peer_id: str) -> str:
+            return address_group(await transport.remote_maddr(peer_id))
+
+        node = KademliaNode(
+            p2p,
+            BoundedStorage(),
+            EntryCheck(ttl, clock, membership),
+            clock=clock,
+            group_of=group_of,
             client_mode=client_mode,
-            record_validator=SignedRecordValidator(ttl, clock, membership),
         )
-        node.protocol.storage = BoundedStorage()
-        node.protocol.cache = BoundedStorage(
-            max_entries=0, max_total=0
-        )  # others may ask us to cache: we don't
+        await node.start()
         try:
-            bootstrap = Bootstrap(node, transport, initial_peers, clock)
+            bootstrap = Bootstrap(node, transport, initial_peers, clock, book)
             await bootstrap.join()
         except BaseException:
-            await node.shutdown()
+            await node.close()
             raise
         directory = cls(identity, node, bootstrap, ttl, clock, membership)
         transport.watch(directory._on_network)
@@ -131,7 +128,8 @@ class HivemindDirectory(RecordDirectory[Lookup]):
             await asyncio.gather(self._pings, return_exceptions=True)
         try:
             async with asyncio.timeout(SHUTDOWN_S):
-                await self._node.shutdown()
+                await self._bootstrap.close()
+                await self._node.close()
         except (TimeoutError, OSError, EOFError, P2PDaemonError) as error:
             # A daemon that was stopped before us takes no farewell, and may leave the call unanswered.
             logger.debug("the DHT node could not take leave: %r", error)
@@ -149,10 +147,10 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         if self._closed:
             raise NetworkError("the directory is closed")
         found = await self._replicas.lookup(keys)
-        if self._node.protocol.client_mode and not found.answers:
-            await self._bootstrap.ping_all()  # the nodes we knew are gone; those we began with may be back
+        if not found.answers and found.failures + self._node.client_mode:
+            await self._bootstrap.heal()  # the nodes we knew are gone; those we know from before may be there
             found = await self._replicas.lookup(keys)
-            if not found.answers:
+            if self._node.client_mode and not found.answers:
                 raise NetworkError(
                     "no peer of the swarm's directory answers",
                     hint="Check this computer's network, and that the peers given as --initial-peers run.",

@@ -20,6 +20,8 @@ from hivemind.p2p import PeerID
 
 from swarm_node.dht import TTL_S, HivemindDirectory
 from swarm_node.dht.envelope import seal
+from swarm_node.dht.kademlia.contacts import Contact, contact_of
+from swarm_node.dht.kademlia.node import Answer, KademliaNode
 from swarm_node.dht.layout import MAX_ENTRIES, key_hash, model_key, node_key
 from swarm_node.dht.records import encode_model, encode_node
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, PeerUnreachableError, UsageError
@@ -53,7 +55,7 @@ class Peer:
     clock: Clock
 
     @property
-    def dht(self) -> DHTNode:
+    def dht(self) -> KademliaNode:
         return self.directory._node
 
     def info(self, span: Span = Span(0, 10), model: ModelRef = MODEL) -> NodeInfo:  # noqa: B008  frozen
@@ -103,7 +105,12 @@ class Swarm:
     async def intruder(self) -> DHTNode:
         """A DHT node that validates nothing."""
         transport = await self.transport(Identity.generate(), self.peers[0].maddrs)
-        node = await DHTNode.create(p2p=transport.p2p, initial_peers=self.peers[0].maddrs, cache_nearest=0)
+        node = await DHTNode.create(
+            p2p=transport.p2p,
+            node_id=DHTID(contact_of(transport.peer_id).node_id),
+            initial_peers=self.peers[0].maddrs,
+            cache_nearest=0,
+        )
         self._closers.append(node.shutdown)
         return node
 
@@ -206,7 +213,7 @@ async def test_attacks_are_refused_and_lock_nobody_out(swarm: Swarm) -> None:
         "signed by another": (forged(now + 65), now + 65, me),
         "subkey that is no peer": (forged(now + 65), now + 65, "somebody"),
         "subkey of another type": (forged(now + 65), now + 65, 7),
-        "prolonged": (owner.dht.protocol.storage.get(KEY_ID).value.get(me).value, now + 65, me),
+        "prolonged": (owner.dht.kept.get(KEY_ID).value.get(me).value, now + 65, me),
         "far expiration": (forged(now + 3600), now + 3600, thief.peer_id),
         "oversized": (msgpack.packb([1, bytes(20_000), bytes(64)]), now + 65, me),
     }
@@ -214,11 +221,15 @@ async def test_attacks_are_refused_and_lock_nobody_out(swarm: Swarm) -> None:
         for what, (value, expiration, subkey) in attacks.items():
             for in_cache in (False, True):
                 answer = await intruder.protocol.call_store(
-                    victim.dht.peer_id, [KEY_ID], [value], [expiration], subkeys=[subkey], in_cache=in_cache
+                    PeerID.from_base58(victim.identity.peer_id),
+                    [KEY_ID],
+                    [value],
+                    [expiration],
+                    subkeys=[subkey],
+                    in_cache=in_cache,
                 )
                 assert answer is not None, what
                 assert list(answer) == [False], what
-        assert len(victim.dht.protocol.cache) == 0
     # What the intruder itself keeps and tells is not believed either.
     assert await reader.directory.nodes(MODEL) == [owner.info()]
     await owner.directory.announce(dataclasses.replace(owner.info(), decode_ms_per_block=0.25))
@@ -231,7 +242,7 @@ async def test_lying_replica_hides_nothing(swarm: Swarm, monkeypatch: pytest.Mon
     reader = await swarm.peer(client_mode=True)
     intruder = await swarm.intruder()
     me, far = owner.identity.peer_id, time.time() + 1e9
-    entry = owner.dht.protocol.storage.get(KEY_ID).value.get(me)
+    entry = owner.dht.kept.get(KEY_ID).value.get(me)
 
     def dictionary(value: object, expiration: object, maxsize: object = None) -> DictionaryDHTValue:
         made = DictionaryDHTValue()
@@ -251,12 +262,15 @@ async def test_lying_replica_hides_nothing(swarm: Swarm, monkeypatch: pytest.Mon
         DictionaryDHTValue(),
     ]
     asked: list[str] = []
-    find = reader.dht.protocol.call_find
-    monkeypatch.setattr(
-        reader.dht.protocol, "call_find", lambda peer, keys: (asked.append(str(peer)), find(peer, keys))[1]
-    )
+    find = reader.dht.find
+
+    def asking(contact: Contact, key: bytes) -> Awaitable[Answer | None]:
+        asked.append(contact.peer_id)
+        return find(contact, key)
+
+    monkeypatch.setattr(reader.dht, "find", asking)
     for lie in lies:
-        reader.dht.blacklist.clear()
+        reader.dht.notes.forgive_silence()
         asked.clear()
         intruder.protocol.storage = DHTLocalStorage()
         super(DHTLocalStorage, intruder.protocol.storage).store(KEY_ID, lie, far)
@@ -286,7 +300,7 @@ async def test_signed_nonsense_is_skipped(swarm: Swarm) -> None:
         key_id = DHTID.from_bytes(key_hash(key))
         expiration += 1
         value = seal(liar, key_hash(key), expiration, body)
-        assert owner.dht.protocol.storage.store(key_id, value, expiration, subkey=liar.peer_id)
+        assert owner.dht.kept.store(key_id, value, expiration, subkey=liar.peer_id)
         assert await owner.directory.all_nodes() == [owner.info()]
         assert await owner.directory.models() == [MODEL]
 
@@ -301,7 +315,7 @@ async def test_expired_announcement_disappears(swarm: Swarm) -> None:
 
     assert await until(gone, 5) < 2.5
     assert not await reader.directory.models()
-    assert reader.dht.protocol.storage.get(KEY_ID) is None
+    assert reader.dht.kept.get(KEY_ID) is None
 
 
 async def test_reader_goes_by_its_own_clock(swarm: Swarm) -> None:
@@ -353,9 +367,7 @@ async def test_a_directory_goes_on_over_the_daemon_that_replaces_a_dead_one(swar
         await until(found, 20.0)
         await hurt.transport.maddrs()
         assert hurt.transport.p2p._child.pid != daemon
-    assert node.identity.peer_id in {
-        str(peer) for peer in boot.dht.protocol.routing_table.uid_to_peer_id.values()
-    }
+    assert contact_of(node.identity.peer_id) in boot.dht.table
 
 
 @pytest.mark.parametrize(("offset", "how"), [(10.0, "ahead of"), (-10.0, "behind")])
@@ -438,7 +450,7 @@ async def test_full_key_travels_in_one_answer(swarm: Swarm) -> None:
     keeper = await swarm.peer()
     reader = await swarm.peer(client_mode=True)
     expiration = time.time() + 60
-    storage = keeper.dht.protocol.storage
+    storage = keeper.dht.kept
     for number in range(MAX_ENTRIES + 10):
         identity = Identity(number.to_bytes(32))
         info = NodeInfo(identity.peer_id, keeper.maddrs * 0, MODEL, Span(0, 10), NodeState.ONLINE)

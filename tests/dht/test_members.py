@@ -19,6 +19,7 @@ from hivemind.utils import MSGPackSerializer
 from swarm_node.dht import HivemindDirectory
 from swarm_node.dht.envelope import seal
 from swarm_node.dht.hivemind_members import refusal_of
+from swarm_node.dht.kademlia.contacts import contact_of
 from swarm_node.dht.lan import Meetings
 from swarm_node.dht.layout import key_hash, node_key
 from swarm_node.dht.records import encode_node
@@ -220,7 +221,7 @@ async def test_a_stranger_in_the_dht_reads_nothing_writes_nothing_and_is_not_ask
             )
             assert stored is None
         assert [node.peer_id for node in await first.nodes(MODEL)] == [at_first.peer_id]
-        assert PeerID.from_base58(THIEF.peer_id) not in first._node.protocol.routing_table.peer_id_to_uid
+        assert contact_of(THIEF.peer_id) not in first._node.table
     finally:
         await stranger.shutdown()
         await transport.close()

@@ -1,0 +1,81 @@
+"""Who is in the DHT: a PeerID that the transport has proven, and the id that follows from it.
+
+Ids are computed here and nowhere else. What a message says about ids is only compared with that, so that
+nobody can choose where in the DHT he is, but by inventing identities until one fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...swarm.errors import RemoteProtocolError
+from ...swarm.identity import is_peer_id, peer_id_of
+
+ID_BYTES = 20
+"""Of a DHT id: SHA-1."""
+
+MAX_NAMES = 20
+"""Peers that one answer may name. Kademlia's k."""
+
+_ED25519 = bytes.fromhex("002408011220")  # what each binary PeerID of an Ed25519 key begins with
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """A peer in the DHT. Made by ``contact_of``. ``node_id``: its DHT id as a number."""
+
+    node_id: int
+    peer_id: str
+
+
+@lru_cache(maxsize=8192)
+def contact_of(peer_id: str) -> Contact:
+    """The contact that a PeerID (base58) is: its id is the SHA-1 of the PeerID's text."""
+    digest = hashlib.sha1(peer_id.encode(), usedforsecurity=False).digest()
+    return Contact(int.from_bytes(digest), peer_id)
+
+
+def id_bytes(node_id: int) -> bytes:
+    return node_id.to_bytes(ID_BYTES)
+
+
+def proven(claimed: bytes, peer_id: str) -> Contact | None:
+    """The contact of an authenticated peer whose message names ``claimed`` as its DHT id.
+
+    None: it names none, since it takes no part (a client). Raises RemoteProtocolError for an id that is not
+    its own.
+    """
+    if not claimed:
+        return None
+    if not is_peer_id(peer_id):
+        raise RemoteProtocolError("a DHT node whose PeerID is not of an Ed25519 key")
+    contact = contact_of(peer_id)
+    if claimed != id_bytes(contact.node_id):
+        raise RemoteProtocolError(f"peer {peer_id[-8:]} claims a DHT id that is not the hash of its PeerID")
+    return contact
+
+
+def named(ids: Sequence[bytes], peer_ids: Sequence[bytes]) -> tuple[list[Contact], int]:
+    """The peers that an answer names, in its order, and how many of its names are lies.
+
+    A name is a lie if its id is not that of its PeerID, or if there are more names than MAX_NAMES.
+    """
+    contacts: dict[str, Contact] = {}
+    lies = abs(len(ids) - len(peer_ids)) + max(0, min(len(ids), len(peer_ids)) - MAX_NAMES)
+    for claimed, raw in zip(ids[:MAX_NAMES], peer_ids, strict=False):
+        contact = _named(raw)
+        if contact is None or claimed != id_bytes(contact.node_id):
+            lies += 1
+        else:
+            contacts[contact.peer_id] = contact
+    return list(contacts.values()), lies
+
+
+@lru_cache(maxsize=8192)
+def _named(raw: bytes) -> Contact | None:
+    if len(raw) != len(_ED25519) + 32 or not raw.startswith(_ED25519):
+        return None
+    return contact_of(peer_id_of(raw[len(_ED25519) :]))

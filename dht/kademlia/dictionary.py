@@ -1,0 +1,49 @@
+"""A key's entries as hivemind's messages carry them: a dictionary in msgpack, of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+
+from ...swarm.errors import RemoteProtocolError
+from ..layout import MAX_ENTRIES, MAX_RECORD_BYTES
+
+IS_DICTIONARY = b""
+"""The subkey of a request to store a whole dictionary at once, which nobody here takes."""
+
+_EXT = 0x50  # hivemind's DictionaryDHTValue
+_MAX_BYTES = MAX_ENTRIES * (MAX_RECORD_BYTES + 100)
+
+
+def pack_dictionary(entries: Any) -> bytes:
+    """``entries``: hivemind's DictionaryDHTValue."""
+    packed: bytes = msgpack.packb(msgpack.ExtType(_EXT, entries.packb()))
+    return packed
+
+
+def unpack_dictionary(raw: bytes) -> Iterator[tuple[bytes, bytes, float]]:
+    """Subkeys (msgpack), values and expirations. Raises RemoteProtocolError for what is not of this form."""
+    if len(raw) > _MAX_BYTES:
+        raise RemoteProtocolError(f"a DHT dictionary of {len(raw)} bytes")
+    try:
+        outer = msgpack.unpackb(raw)
+        if type(outer) is not msgpack.ExtType or outer.code != _EXT:
+            raise RemoteProtocolError("a DHT value that is not a dictionary")
+        parts = msgpack.unpackb(outer.data, ext_hook=_refuse_ext, max_array_len=MAX_ENTRIES, max_map_len=0)
+    except (ValueError, TypeError, msgpack.UnpackException, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError("a DHT dictionary that is not msgpack") from error
+    if type(parts) is not list or len(parts) != 3 or type(parts[2]) is not list:
+        raise RemoteProtocolError("a DHT dictionary of another form")
+    for item in parts[2]:
+        if type(item) is not list or len(item) != 3:
+            raise RemoteProtocolError("a DHT dictionary with an entry of another form")
+        subkey, value, expiration = item
+        if type(subkey) is not str or type(value) is not bytes or type(expiration) is not float:
+            raise RemoteProtocolError("a DHT dictionary with an entry of another type")
+        yield msgpack.packb(subkey), value, expiration
+
+
+def _refuse_ext(code: int, data: bytes) -> object:
+    raise ValueError("msgpack extension types are not allowed")

@@ -1,0 +1,58 @@
+"""Drives a look-up: asks whom it names, all that it may at once, and lets nobody hold it up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from .contacts import Contact
+from .paths import Paths
+from .peer_notes import PeerNotes
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One peer's answer: whom it names, and the address group that it answers from."""
+
+    names: Sequence[Contact]
+    group: str = ""
+
+
+Ask = Callable[[Contact], Awaitable[Told | None]]
+"""Asks one peer, within a time limit of its own; None if it gives no answer."""
+
+
+async def look_up(paths: Paths, ask: Ask, notes: PeerNotes) -> None:
+    """Ask along ``paths`` until there is nobody left to ask or to wait for; questions that are late then are
+    dropped. May be cancelled; ``paths`` then has what was found."""
+    now = asyncio.get_running_loop().time
+    asking: dict[asyncio.Task[Told | None], Contact] = {}
+    try:
+        while True:
+            for contact in paths.ready(now()):
+                asking[asyncio.create_task(_ask(ask, contact))] = contact
+            if not asking or paths.is_over(now()):
+                return
+            done, _ = await asyncio.wait(
+                asking, timeout=max(0.001, paths.next_look(now())), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                contact, told = asking.pop(task), task.result()
+                if told is None:
+                    paths.failed(contact)
+                else:
+                    trusted = not notes.is_distrusted(contact.peer_id)
+                    names = [name for name in told.names if trusted and not notes.is_silent(name.peer_id)]
+                    paths.answered(contact, names, told.group)
+    finally:
+        for task in asking:
+            task.cancel()
+        if asking:
+            await asyncio.wait(asking)
+        for peer_id in paths.liars():
+            notes.lied(peer_id)
+
+
+async def _ask(ask: Ask, contact: Contact) -> Told | None:
+    return await ask(contact)

@@ -1,0 +1,334 @@
+"""One DHT node: answers the three calls of hivemind's DHT protocol, makes them, and keeps its routing table.
+
+No id is taken from a message: who calls, who answers and who is named has the id of his PeerID, or is
+refused. Only who has answered us is in the table; who calls us is asked first. Who takes no part (a client)
+gives no id, and is in nobody's table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
+
+from ...swarm.errors import RemoteProtocolError
+from ...swarm.identity import peer_id_bytes
+from ..entry_check import Entry, EntryCheck
+from ..envelope import subkey_of, unseal
+from .contacts import ID_BYTES, MAX_NAMES, Contact, contact_of, id_bytes, named, proven
+from .dictionary import IS_DICTIONARY, pack_dictionary, unpack_dictionary
+from .look_up import Ask, Told, look_up
+from .paths import Paths
+from .peer_notes import PeerNotes
+from .routing_table import RoutingTable
+
+RPC_TIMEOUT_S = 2.0
+"""One answer of one DHT node, dialling it included."""
+MAX_STORED = 16
+"""Entries of one ``rpc_store``."""
+MAX_CHECKS = 16
+"""Peers that called us and are asked whether they answer, at once; more callers are met another time."""
+UNHEARD_S = 60.0
+"""Seconds after which a member of the table that was not heard of is asked whether it is there."""
+MAX_UNHEARD = 8
+"""Members asked so in one round of ``refresh``."""
+_PREFIX = "DHTProtocol."  # hivemind's name for the calls
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Calls(Protocol):
+    """The part of hivemind's ``P2P`` that is used, and MembersP2P around it."""
+
+    @property
+    def peer_id(self) -> PeerID: ...
+
+    async def add_protobuf_handler(
+        self, name: str, handler: Callable[..., Any], input_protobuf_type: Any
+    ) -> None: ...
+
+    async def remove_protobuf_handler(self, name: str) -> None: ...
+
+    async def call_protobuf_handler(
+        self, peer_id: PeerID, name: str, input: Any, output_protobuf_type: Any
+    ) -> Any: ...
+
+
+class Kept(Protocol):
+    """Where entries for others are kept: BoundedStorage."""
+
+    def store(self, key: Any, value: bytes, expiration_time: float, subkey: Any = None) -> bool: ...
+
+    def get(self, key: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To a question for a key. ``entries`` were checked. ``names``: peers near the key."""
+
+    entries: Sequence[Entry]
+    names: Sequence[Contact]
+    group: str
+
+
+async def _no_address(peer_id: str) -> str:
+    return ""
+
+
+class KademliaNode:
+    """``check``: what entries must be; ``clock``: Unix time in seconds; ``group_of``: the address group of a
+    peer that is connected. ``client_mode``: ask, but neither answer nor be in anybody's table."""
+
+    def __init__(
+        self,
+        p2p: Calls,
+        kept: Kept,
+        check: EntryCheck,
+        *,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+        group_of: Callable[[str], Awaitable[str]] = _no_address,
+        client_mode: bool = False,
+    ) -> None:
+        self.contact = contact_of(str(p2p.peer_id))
+        self.table = RoutingTable(self.contact.node_id, steady)
+        self.notes = PeerNotes(steady)
+        self.kept = kept
+        self.client_mode = client_mode
+        self._p2p = p2p
+        self._check = check
+        self._clock = clock
+        self._group_of = group_of
+        self._info = dht_pb2.NodeInfo(node_id=b"" if client_mode else id_bytes(self.contact.node_id))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._checking: set[str] = set()
+        self._handlers = {
+            "rpc_ping": (self._on_ping, dht_pb2.PingRequest),
+            "rpc_store": (self._on_store, dht_pb2.StoreRequest),
+            "rpc_find": (self._on_find, dht_pb2.FindRequest),
+        }
+
+    async def start(self) -> None:
+        """Answer others, unless in client mode."""
+        if not self.client_mode:
+            for name, (handler, request_type) in self._handlers.items():
+                await self._p2p.add_protobuf_handler(_PREFIX + name, handler, request_type)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self.client_mode:
+            await asyncio.gather(
+                *(self._p2p.remove_protobuf_handler(_PREFIX + name) for name in self._handlers)
+            )
+
+    def own_entries(self, key: bytes) -> Iterator[Entry]:
+        """What we keep for others under ``key``; it was checked when it came."""
+        if (found := self.kept.get(int.from_bytes(key))) is not None:
+            for owner, (value, expiration) in found.value.data.items():
+                body = unseal(key, subkey_of(owner.encode()), expiration, value).body
+                yield Entry(owner, expiration, body, value)
+
+    # Asking others.
+
+    async def ping(self, peer_id: str) -> float:
+        """Whether a peer takes part; it is in our table then, and asks to know us. Returns its clock: Unix
+        time in seconds. Raises RemoteProtocolError, TimeoutError, or what the daemon says."""
+        request = dht_pb2.PingRequest(peer=self._info)
+        answer = await self._call(peer_id, "rpc_ping", request, dht_pb2.PingResponse)
+        return float(answer.dht_time)
+
+    async def find(self, contact: Contact, key: bytes) -> Answer | None:
+        """What a peer has under ``key``, and whom it knows near it; None if it gives no answer. Goes on
+        when who asked has no more time: the table learns what comes of it."""
+        return await self._outlive(self._find(contact, key))
+
+    async def store(
+        self, contact: Contact, key: bytes, owner: str, value: bytes, expiration: float
+    ) -> bool | None:
+        """Whether a peer took an entry; None if it gives no answer."""
+        request = dht_pb2.StoreRequest(
+            keys=[key],
+            subkeys=[subkey_of(owner.encode())],
+            values=[value],
+            expiration_time=[expiration],
+            in_cache=[False],
+            peer=self._info,
+        )
+        answer = await self._outlive(
+            self._answer(contact.peer_id, "rpc_store", request, dht_pb2.StoreResponse)
+        )
+        if answer is None or len(answer.store_ok) != 1:
+            return None
+        return bool(answer.store_ok[0])
+
+    async def look_up(
+        self, key: int, ask: Ask, *, width: int, enough: int, anchors: Sequence[Contact] = (), limit_s: float
+    ) -> Paths:
+        """Ask for ``key``, beginning with those of our table that are nearest to it, and with ``anchors``."""
+        seeds = [
+            contact
+            for contact in self.table.nearest(key, MAX_NAMES)
+            if not self.notes.is_silent(contact.peer_id)
+        ]
+        paths = Paths(
+            key,
+            seeds,
+            anchors,
+            own_id=self.contact.peer_id,
+            width=width,
+            enough=enough,
+            patience_s=RPC_TIMEOUT_S,
+        )
+        try:
+            async with asyncio.timeout(limit_s):
+                await look_up(paths, ask, self.notes)
+        except TimeoutError:
+            logger.info("event=look_up_cut seconds=%g asked=%d", limit_s, paths.asked)
+        return paths
+
+    async def meet_nearest(self, key: int, *, anchors: Sequence[Contact] = (), limit_s: float) -> None:
+        """Get to know the nodes around ``key``, such as our own id."""
+        raw = id_bytes(key)
+
+        async def ask(contact: Contact) -> Told | None:
+            answer = await self.find(contact, raw)
+            return None if answer is None else Told(answer.names, answer.group)
+
+        await self.look_up(key, ask, width=MAX_NAMES, enough=MAX_NAMES, anchors=anchors, limit_s=limit_s)
+
+    async def refresh(self, limit_s: float) -> None:
+        """Ask members of the table that were not heard of for long, and look for others, by chance."""
+        unheard = self.table.unheard(UNHEARD_S, MAX_UNHEARD)
+        await asyncio.gather(*(self._check_on(contact.peer_id) for contact in unheard))
+        await self.meet_nearest(random.getrandbits(8 * ID_BYTES), limit_s=limit_s)
+
+    # Answering others.
+
+    async def _on_ping(self, request: Any, context: Any) -> Any:
+        self._hear(request, context)
+        return dht_pb2.PingResponse(peer=self._info, dht_time=self._clock(), available=True)
+
+    async def _on_store(self, request: Any, context: Any) -> Any:
+        self._hear(request, context)
+        parts = (request.keys, request.subkeys, request.values, request.expiration_time, request.in_cache)
+        if len({len(part) for part in parts}) != 1 or len(request.keys) > MAX_STORED:
+            raise ValueError(f"a request to store is 1 to {MAX_STORED} entries, each with all its fields")
+        stored = [self._keep(*entry) for entry in zip(*parts, strict=True)]
+        return dht_pb2.StoreResponse(peer=self._info, store_ok=stored)
+
+    async def _on_find(self, request: Any, context: Any) -> Any:
+        asker = self._hear(request, context)
+        if len(request.keys) != 1 or len(request.keys[0]) != ID_BYTES:
+            raise ValueError("a question is for one key of 20 bytes")
+        (key,) = request.keys
+        result = dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
+        if (found := self.kept.get(int.from_bytes(key))) is not None:
+            result.type = dht_pb2.FOUND_DICTIONARY
+            result.value = pack_dictionary(found.value)
+            result.expiration_time = found.expiration_time
+        for contact in self.table.nearest(int.from_bytes(key), MAX_NAMES, exclude=asker):
+            result.nearest_node_ids.append(id_bytes(contact.node_id))
+            result.nearest_peer_ids.append(peer_id_bytes(contact.peer_id))
+        return dht_pb2.FindResponse(peer=self._info, results=[result])
+
+    def _keep(self, key: bytes, subkey: bytes, value: bytes, expiration: float, in_cache: bool) -> bool:
+        if in_cache or subkey == IS_DICTIONARY:
+            return False
+        try:
+            entry = self._check.check(key, subkey, expiration, value)
+        except RemoteProtocolError as error:
+            logger.debug("refused a DHT entry: %s", error)
+            return False
+        return self.kept.store(int.from_bytes(key), value, expiration, subkey=entry.owner)
+
+    def _hear(self, request: Any, context: Any) -> Contact | None:
+        """Who calls, None for a client. Raises PermissionError, which the caller gets to read."""
+        try:
+            caller = proven(request.peer.node_id, str(context.remote_id))
+        except RemoteProtocolError as error:
+            logger.info("event=dht_id_refused peer=%s", context.remote_id)
+            raise PermissionError(error.message) from None
+        if caller is not None and caller not in self.table and not self.notes.is_silent(caller.peer_id):
+            self._check_soon(caller.peer_id)
+        return caller
+
+    def _check_soon(self, peer_id: str) -> None:
+        """See in the background whether a peer answers, if not too many are asked already."""
+        if peer_id not in self._checking and len(self._checking) < MAX_CHECKS:
+            self._checking.add(peer_id)
+            self._spawn(self._check_on(peer_id)).add_done_callback(lambda _: self._checking.discard(peer_id))
+
+    async def _check_on(self, peer_id: str) -> None:
+        request = dht_pb2.PingRequest(peer=self._info)
+        await self._answer(peer_id, "rpc_ping", request, dht_pb2.PingResponse)
+
+    # Calls.
+
+    async def _find(self, contact: Contact, key: bytes) -> Answer | None:
+        request = dht_pb2.FindRequest(keys=[key], peer=self._info)
+        answer = await self._answer(contact.peer_id, "rpc_find", request, dht_pb2.FindResponse)
+        if answer is None or len(answer.results) != 1:
+            return None
+        (result,) = answer.results
+        names, lies = named(result.nearest_node_ids, result.nearest_peer_ids)
+        if lies:
+            logger.info("event=dht_lies peer=%s names=%d", contact.peer_id, lies)
+            self.notes.lied(contact.peer_id)
+        entries: list[Entry] = []
+        if result.type == dht_pb2.FOUND_DICTIONARY:
+            try:
+                for subkey, value, expiration in unpack_dictionary(result.value):
+                    entries.append(self._check.check(key, subkey, expiration, value))
+                    if len(entries) % 32 == 0:
+                        await asyncio.sleep(0)  # signatures take a tenth of a millisecond each
+            except RemoteProtocolError as error:
+                logger.info("event=dht_junk peer=%s message=%r", contact.peer_id, error.message)
+                entries = []
+        return Answer(entries, names, await self._group_of(contact.peer_id))
+
+    async def _answer(self, peer_id: str, name: str, request: Any, answer_type: Any) -> Any:
+        """None if there is no answer."""
+        try:
+            return await self._call(peer_id, name, request, answer_type)
+        except Exception as error:  # noqa: BLE001  the daemon raises whatever there is
+            logger.debug("peer %s does not answer %s: %r", peer_id, name, error)
+            return None
+
+    async def _call(self, peer_id: str, name: str, request: Any, answer_type: Any) -> Any:
+        """Raises what the daemon does, TimeoutError, and RemoteProtocolError for an id that is not the
+        peer's."""
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT_S):
+                answer = await self._p2p.call_protobuf_handler(
+                    PeerID.from_base58(peer_id), _PREFIX + name, request, answer_type
+                )
+                contact = proven(answer.peer.node_id, peer_id)
+        except Exception:
+            self.notes.silent(peer_id)
+            self.table.failed(contact_of(peer_id))
+            raise
+        self.notes.answered(peer_id)
+        if contact is not None:
+            unheard = self.table.answered(contact, await self._group_of(peer_id))
+            if unheard is not None and unheard in self.table.unheard(UNHEARD_S, MAX_UNHEARD):
+                self._check_soon(unheard.peer_id)
+        return answer
+
+    async def _outlive(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,70 @@
+"""What a DHT node remembers of peers that did not do their part, for a while and in bounds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SILENT_S = 5.0
+"""Seconds for which a peer that did not answer is not asked; doubled each further time."""
+MAX_SILENT_S = 320.0
+DISTRUST_S = 300.0
+"""Seconds for which the names that a liar tells are not used. What it stores and answers still counts:
+entries are signed."""
+MAX_NOTES = 4096
+"""Peers remembered; of more, those noted longest ago are forgotten."""
+
+
+@dataclass(slots=True)
+class _Note:
+    silences: int = 0
+    silent_until: float = 0.0
+    distrusted_until: float = 0.0
+
+
+class PeerNotes:
+    """``clock``: seconds, steady."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._notes: OrderedDict[str, _Note] = OrderedDict()
+        self.lies = 0  # noted since the start
+        self.silences = 0
+
+    def silent(self, peer_id: str) -> None:
+        """It did not answer."""
+        note, now = self._note(peer_id), self._clock()
+        self.silences += 1
+        if note.silent_until <= now:
+            note.silent_until = now + min(MAX_SILENT_S, SILENT_S * 2**note.silences)
+            note.silences = min(note.silences + 1, 16)
+
+    def answered(self, peer_id: str) -> None:
+        if (note := self._notes.get(peer_id)) is not None:
+            note.silences, note.silent_until = 0, 0.0
+
+    def lied(self, peer_id: str) -> None:
+        """It named peers that are not what it says, or that nobody reaches."""
+        self._note(peer_id).distrusted_until = self._clock() + DISTRUST_S
+        self.lies += 1
+
+    def is_silent(self, peer_id: str) -> bool:
+        note = self._notes.get(peer_id)
+        return note is not None and note.silent_until > self._clock()
+
+    def is_distrusted(self, peer_id: str) -> bool:
+        note = self._notes.get(peer_id)
+        return note is not None and note.distrusted_until > self._clock()
+
+    def forgive_silence(self) -> None:
+        """It was our own fault that nobody answered."""
+        for note in self._notes.values():
+            note.silences, note.silent_until = 0, 0.0
+
+    def _note(self, peer_id: str) -> _Note:
+        note = self._notes.setdefault(peer_id, _Note())
+        self._notes.move_to_end(peer_id)
+        if len(self._notes) > MAX_NOTES:
+            self._notes.popitem(last=False)
+        return note

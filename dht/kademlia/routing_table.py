@@ -1,0 +1,137 @@
+"""Whom a DHT node knows: peers that have answered it, more of them the nearer they are to it.
+
+A peer is in the table once it has answered, under the one id that its PeerID gives it, and leaves it with the
+first question that it does not answer. Buckets are Kademlia's: one for each length of the prefix shared
+with our own id. In a full bucket a peer of an address group that is rare there takes the place of one whose
+group has most: who has one network only gets a share of a bucket, however many identities he invents.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from .contacts import Contact
+
+BUCKET_SIZE = 20
+"""Peers of a bucket. Kademlia's k."""
+
+WAITING = 8
+"""Peers that have answered and wait for a place in a full bucket, those of the others lost."""
+
+NAMED_OF_GROUP = 2
+"""Peers of one address group among those nearest to a key, while there are others to name: of the replicas
+of a key, most should be of different owners."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """``since``, ``answered_at``: seconds of the table's clock, of its first and its last answer.
+    ``group``: its address group, "" if unknown."""
+
+    contact: Contact
+    group: str
+    since: float
+    answered_at: float
+
+
+class _Bucket:
+    __slots__ = ("members", "waiting")
+
+    def __init__(self) -> None:
+        self.members: OrderedDict[str, Member] = OrderedDict()  # who answered last is last
+        self.waiting: OrderedDict[str, Member] = OrderedDict()
+
+
+class RoutingTable:
+    """``clock``: seconds, steady."""
+
+    def __init__(self, own_id: int, clock: Callable[[], float]) -> None:
+        self._own_id = own_id
+        self._clock = clock
+        self._buckets: dict[int, _Bucket] = {}  # by the bit length of the distance
+
+    def __len__(self) -> int:
+        return sum(len(bucket.members) for bucket in self._buckets.values())
+
+    def __iter__(self) -> Iterator[Member]:
+        for bucket in self._buckets.values():
+            yield from bucket.members.values()
+
+    def __contains__(self, contact: Contact) -> bool:
+        bucket = self._buckets.get(self._index(contact))
+        return bucket is not None and contact.peer_id in bucket.members
+
+    def answered(self, contact: Contact, group: str = "") -> Contact | None:
+        """A peer has answered us. Returns the one to ask next, if its bucket is full: were it gone, there
+        would be room."""
+        if contact.node_id == self._own_id:
+            return None
+        bucket = self._buckets.setdefault(self._index(contact), _Bucket())
+        peer_id, now = contact.peer_id, self._clock()
+        before = bucket.members.get(peer_id) or bucket.waiting.get(peer_id)
+        member = Member(contact, group, now if before is None else before.since, now)
+        if peer_id in bucket.members or len(bucket.members) < BUCKET_SIZE:
+            bucket.members[peer_id] = member
+            bucket.members.move_to_end(peer_id)
+            bucket.waiting.pop(peer_id, None)
+            return None
+        if (common := _of_commonest_group(bucket.members.values(), group)) is not None:
+            del bucket.members[common.contact.peer_id]
+            bucket.members[peer_id] = member
+            bucket.waiting.pop(peer_id, None)
+            member, peer_id = common, common.contact.peer_id
+        bucket.waiting[peer_id] = member
+        bucket.waiting.move_to_end(peer_id)
+        if len(bucket.waiting) > WAITING:
+            bucket.waiting.popitem(last=False)
+        return next(iter(bucket.members.values())).contact
+
+    def failed(self, contact: Contact) -> None:
+        """A peer did not answer: somebody who waits takes its place."""
+        bucket = self._buckets.get(self._index(contact))
+        if bucket is None:
+            return
+        bucket.waiting.pop(contact.peer_id, None)
+        if bucket.members.pop(contact.peer_id, None) is not None and bucket.waiting:
+            peer_id, member = bucket.waiting.popitem()
+            bucket.members[peer_id] = member
+            bucket.members.move_to_end(peer_id, last=False)  # the next to be asked
+
+    def nearest(self, key: int, count: int, exclude: Contact | None = None) -> list[Contact]:
+        """The members nearest to ``key``, nearest first, NAMED_OF_GROUP of an address group at most while
+        there are others."""
+        ranked = sorted(self, key=lambda member: member.contact.node_id ^ key)
+        of_group: Counter[str] = Counter()
+        chosen: list[Contact] = []
+        passed: list[Contact] = []
+        for member in ranked:
+            if exclude is not None and member.contact.peer_id == exclude.peer_id:
+                continue
+            of_group[member.group] += 1
+            (chosen if of_group[member.group] <= NAMED_OF_GROUP else passed).append(member.contact)
+            if len(chosen) == count:
+                return chosen
+        chosen += passed[: count - len(chosen)]
+        return sorted(chosen, key=lambda contact: contact.node_id ^ key)
+
+    def unheard(self, seconds: float, count: int) -> list[Contact]:
+        """Members that have not answered for so long, those of the longest silence first."""
+        until = self._clock() - seconds
+        old = sorted((m for m in self if m.answered_at <= until), key=lambda member: member.answered_at)
+        return [member.contact for member in old[:count]]
+
+    def _index(self, contact: Contact) -> int:
+        return (contact.node_id ^ self._own_id).bit_length()
+
+
+def _of_commonest_group(members: Iterable[Member], newcomer: str) -> Member | None:
+    """Who makes room for a newcomer of this group: of the group with most members the one that came last;
+    None if the newcomer's would then have as many."""
+    ranked = list(members)
+    groups = Counter(member.group for member in ranked)
+    commonest, number = groups.most_common(1)[0]
+    if groups[newcomer] + 1 >= number:
+        return None
+    return max((member for member in ranked if member.group == commonest), key=lambda member: member.since)
