@@ -32,6 +32,7 @@ from .prompt_reader import PromptReader
 from .repair import SwarmSession
 from .route_memory import RouteMemory
 from .router import Need, Router, Waiting, WaitLimits
+from .scout import Scout
 from .streams import TextStream
 from .token_guide import Guides
 
@@ -83,6 +84,7 @@ class AsyncSwarmModel:
             bytes_per_token=payload_bytes(wire_codec, 1, local.hidden_size),
             demand=network.demand,
         )
+        self._scout = Scout(self._links, self._router)
 
     @classmethod
     async def connect(
@@ -234,6 +236,7 @@ class AsyncSwarmModel:
             local.head,
             self._links,
             self._router,
+            self._scout,
             SessionSettings(local.hidden_size, max_tokens),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
             wire_codec=self._wire_codec,
@@ -254,6 +257,7 @@ class AsyncSwarmModel:
         self._guides.close()
         self._reader.close()
         try:
+            await self._scout.close()
             await self._links.close()
             await self._router.close()
             await self._network.close()

@@ -47,6 +47,14 @@ NO_FAULT = frozenset(
 """What a healthy peer may say too."""
 
 
+def is_fault(cause: SwarmError) -> bool:
+    """Whether a failure speaks against the peer: not that it is busy, nor what others have done to it."""
+    return not (
+        isinstance(cause, BusyError | LocalNetworkError)
+        or (isinstance(cause, PeerError) and cause.code in NO_FAULT | {ErrorCode.DRAINING})
+    )
+
+
 class Failures:
     """Turns what peers failed of into bans in ``health``. ``causes``: the last failure, by peer id."""
 

@@ -18,7 +18,7 @@ from .head_batch import HeadBatcher
 from .params import GenerationParams
 from .repair import SwarmSession
 from .sampling import Choice, Sampler, TokenRule
-from .trace import ChainTimings, HopTimings, Repair, Speculated, Timings
+from .trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 
 __all__ = ["FinishReason", "Generation", "GenerationRun", "TokenEvent"]
 
@@ -34,7 +34,8 @@ class Generation:
     the ways did, ``replaced`` as ``hops`` for those that left; ``predicted`` is what the newest plan of hops
     should cost. ``repaired``: each time that the route was repaired, which costs time but no token.
     ``cached_tokens``: how many tokens of the prompt the hops held from before. ``logprobs``: how likely each
-    token was, where that was asked for. ``speculated``: what drafts have brought.
+    token was, where that was asked for. ``speculated``: what drafts have brought. ``passed_over``: peers that
+    were tried in vain.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Generation:
     predicted: Prediction | None = None
     logprobs: tuple[Choice, ...] | None = None
     speculated: Speculated = field(default_factory=Speculated)
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def repairs(self) -> int:
@@ -76,6 +78,7 @@ class Generation:
             "repairs": self.repairs,
             "repaired": [repair.as_dict() for repair in self.repaired],
             "speculation": self.speculated.as_dict(),
+            "passed_over": passed_over_dict(self.passed_over),
             "logprobs": None if self.logprobs is None else [_as_dict(choice) for choice in self.logprobs],
         }
 
@@ -233,6 +236,7 @@ class GenerationRun:
             predicted=session.predicted,
             logprobs=tuple(answer.choices) if answer.choices[0].logprob is not None else None,
             speculated=speculated or Speculated(passes=len(answer.choices) - 1),
+            passed_over=session.passed_over,
         )
 
 

@@ -52,6 +52,14 @@ async def explain(
     )
 
 
+def nobody_opens(tried: int, cause: SwarmError) -> NetworkError:
+    """The error where many are announced, and of those that were tried none opens a session."""
+    return NetworkError(
+        f"{tried} peers are announced that do not serve; the last one: {cause.message}",
+        hint="Try again, or ask who runs the swarm; swarm-node status shows who is announced.",
+    )
+
+
 def who_loads(seen: Sequence[NodeInfo]) -> str:
     """``…abc123 is loading 0-10 and …def456 is loading 11-20``; "" where nobody is."""
     coming = sorted((node.span, node.peer_id) for node in seen if node.state is NodeState.JOINING)

@@ -29,6 +29,7 @@ from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Want
 from ..swarm.prediction import Prediction
 from ..swarm.types import Route, Span
+from .attempts import MAX_OPENINGS, Attempts
 from .diagnosis import EdgeFailedError
 from .forking import fork_route
 from .hop import HopFailedError, SessionSettings
@@ -40,13 +41,9 @@ from .prefix import PrefixKey
 from .route_memory import RouteMemory
 from .route_session import NoChains, RouteSession, RouteSettings
 from .router import Need, OnWait, Planned, Router, Waiting, WaitLimits
-from .trace import ChainTimings, HopTimings, Repair
+from .scout import Scout
+from .trace import ChainTimings, HopTimings, PassedOver, Repair
 
-MAX_OPENINGS = 32
-"""Routes, or hops for a gap, tried before one opens, apart from busy ones. Bans grow, so time usually ends it
-first."""
-MAX_FAILURES = 8
-"""Failures without a token in between. A prompt that brings nodes down must not walk through the swarm."""
 REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
 """How long a generation that has begun waits for new hops before it gives up what it has."""
 GAP_LOOK_S = 5.0
@@ -74,6 +71,7 @@ class SwarmSession:
         model: Embedding,
         links: LinkPool,
         router: Router,
+        scout: Scout,
         settings: SessionSettings,
         need: Need,
         *,
@@ -91,6 +89,7 @@ class SwarmSession:
         self._model = model
         self._links = links
         self._router = router
+        self._scout = scout
         self._settings = settings
         self._need = need
         self._wire_codec = wire_codec
@@ -107,7 +106,7 @@ class SwarmSession:
         self._replaced: list[HopTimings] = []
         self._retired: list[ChainTimings] = []
         self._incident: Incident | None = None
-        self._failures = self._openings = 0  # that failed without a token in between
+        self._attempts = Attempts(router, scout, need)
         self._pace = Pace()
         self._closed = False
 
@@ -138,6 +137,11 @@ class SwarmSession:
     def replaced(self) -> tuple[HopTimings, ...]:
         """What hops that were replaced have cost."""
         return tuple(self._replaced)
+
+    @property
+    def passed_over(self) -> tuple[PassedOver, ...]:
+        """Peers that were tried in vain."""
+        return tuple(PassedOver(*tried) for tried in self._attempts.passed_over.items())
 
     @property
     def repair_s(self) -> float:
@@ -200,6 +204,7 @@ class SwarmSession:
             self._model,
             self._links,
             self._router,
+            self._scout,
             settings,
             replace(self._need, kv_tokens=settings.max_tokens),
             wire_codec=self._wire_codec,
@@ -260,7 +265,7 @@ class SwarmSession:
         began = perf_counter() if incident is None else incident.began
         began_at = self._router.now() - (perf_counter() - began)
         started = perf_counter()
-        failures = 0
+        own_faults = 0
         while True:
             planned = await self._router.plan(
                 self._need,
@@ -278,12 +283,15 @@ class SwarmSession:
                 prefix,
             )
             try:
-                session = await RouteSession.open(self._links, planned.route, settings, self._ids)
+                session = await self._attempts.opened(
+                    RouteSession.open(self._links, planned.route, settings, self._ids), planned.route
+                )
             except HopFailedError as failure:
-                self._router.failed(failure)
-                failures += not isinstance(failure.cause, BusyError)
-                if failures >= MAX_OPENINGS:
+                own_faults += isinstance(failure.cause, LocalNetworkError)
+                if own_faults >= MAX_OPENINGS:
                     raise failure.cause from failure
+                self._attempts.failed(failure, opening=True)
+                await self._attempts.look_around()
             else:
                 break
         if self._closed:
@@ -296,6 +304,7 @@ class SwarmSession:
         if incident is not None:
             incident.feed_again(session, held)
         for hop in session.hops:
+            self._router.answered(hop.peer_id)
             self._router.measured(hop.peer_id, hop.link.round_trip_s)
         self._begin(session, planned.predicted)
         return held
@@ -337,19 +346,7 @@ class SwarmSession:
             self._accept(session, mender.report)
 
     def _mender(self, session: RouteSession) -> Mender:
-        return Mender(session, self._ids, embed=self._embed, find=self._find, failed=self._note_failure)
-
-    def _note_failure(self, failure: HopFailedError, opening: bool) -> None:
-        """Raises the failure's cause when there were too many in a row."""
-        self._router.failed(failure)
-        if isinstance(failure.cause, BusyError | LocalNetworkError):
-            return
-        if opening:
-            self._openings += 1
-        else:
-            self._failures += 1
-        if self._failures >= MAX_FAILURES or self._openings >= MAX_OPENINGS:
-            raise failure.cause from failure
+        return Mender(session, self._ids, embed=self._embed, find=self._find, failed=self._attempts.failed)
 
     def _accept(self, session: RouteSession, report: Mending) -> None:
         """Go on with a mended session."""
@@ -392,6 +389,7 @@ class SwarmSession:
         need = Need(self._need.kv_tokens, max(1, session.acked), self._need.new_tokens)
         slice_s = 0.0
         keep |= avoid  # they have only just failed
+        await self._attempts.look_around(gap)
         while True:
             waited = self._router.now() - began_at
             left = limits.missing_s - waited
@@ -467,7 +465,7 @@ class SwarmSession:
 
     def _end_incident(self) -> None:
         """Tokens come again."""
-        self._failures = self._openings = 0
+        self._attempts.succeeded()
         if self._incident is not None:
             self.repaired.append(self._incident.closed())
             self._incident = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..dht.directory import REFRESH_S, Directory
 from ..swarm.demand import WantedModel
+from ..swarm.edges import Edges
 from ..swarm.errors import BusyError, SwarmError
 from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
@@ -20,12 +21,15 @@ from ..swarm.routing import (
     NoRouteError,
     RouteRequest,
     find_route,
+    missing_blocks,
     predict_route,
+    why_unusable,
 )
 from ..swarm.slow_hop import ENOUGH_STEPS, HopSpent, Replacement, hop_to_replace
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
 from .demand import DemandTeller
-from .failures import Failures
+from .evidence import Evidence, Standing
+from .failures import Failures, is_fault
 from .hop import HopFailedError
 from .link_book import LinkBook
 from .no_route import explain
@@ -128,6 +132,7 @@ class Router:
         self._failures = Failures(self.health, random.Random(self._salt))
         self._book = LinkBook()
         self._faults = Faults("routing")
+        self._evidence = Evidence(self._salt)
         self._plans = 0
         self._slow: dict[str, tuple[float, float]] = {}  # by peer id: (seconds a step waits, until when)
         self._looked_at = self._replaced_at = float("-inf")
@@ -244,14 +249,59 @@ class Router:
 
     def failed(self, failure: HopFailedError) -> None:
         """Keep away from a hop that failed, for as long as the reason suggests."""
-        self._failures.failed(failure.peer_id, failure.cause, self._nodes, self.now())
+        self._note(failure)
         self._refresh()  # the directory may know more by now
         self._unsettled_until = self.now() + UNSETTLED_S
         if self._look_again is None:
             self._look_again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._refresh_again)
 
+    def passed_by(self, failure: HopFailedError) -> None:
+        """As ``failed``, of a peer that no session was at: the swarm is no more unsettled than before."""
+        self._note(failure)
+
+    def _note(self, failure: HopFailedError) -> None:
+        if is_fault(failure.cause):
+            self._evidence.failed(failure.peer_id)
+        self._failures.failed(failure.peer_id, failure.cause, self._nodes, self.now())
+
     def succeeded(self, peer_id: str) -> None:
+        """It has computed for us."""
+        self._evidence.proved(peer_id, self.now())
         self._failures.succeeded(peer_id)
+
+    def answered(self, peer_id: str) -> None:
+        """It is there, and serves the model."""
+        self._evidence.answered(peer_id, self.now())
+
+    def is_stranger(self, peer_id: str) -> bool:
+        """It has not answered us lately."""
+        return self._evidence.standing(peer_id, self.now()) is Standing.STRANGER
+
+    def is_proven(self, peer_id: str) -> bool:
+        """It has computed for us lately."""
+        return self._evidence.standing(peer_id, self.now()) is Standing.PROVEN
+
+    def unmet(self, need: Need, gap: Span | None = None) -> tuple[Span, ...]:
+        """Blocks of ``gap`` (None: of the model) that nobody could carry who has answered us lately."""
+        known = [node for node in self._usable(need) if not self.is_stranger(node.peer_id)]
+        gap = gap or Span(0, self.model.n_blocks)
+        return missing_blocks(known, gap.end, start=gap.start)
+
+    def to_meet(self, need: Need, gap: Span | None = None) -> list[NodeInfo]:
+        """Strangers that could carry blocks of ``unmet``, in the order in which to ask whether they are
+        there."""
+        holes = self.unmet(need, gap)
+        useful = [
+            node
+            for node in self._usable(need)
+            if self.is_stranger(node.peer_id)
+            and any(node.span.start < hole.end and hole.start < node.span.end for hole in holes)
+        ]
+        return self._evidence.in_turn(useful, self.now())
+
+    def _usable(self, need: Need) -> list[NodeInfo]:
+        request = self._request(need, self.health.banned(self.now()))
+        return [node for node in self._nodes if not why_unusable(node, request)]
 
     def measured(self, peer_id: str, round_trip_s: float, *, bytes_per_s: float | None = None) -> None:
         """A round trip to a peer, without the node's own work; and what a large payload got of the line."""
@@ -384,6 +434,7 @@ class Router:
             self._faults.note(fault)
             return
         self._read_at = self.now()
+        self._evidence.saw(self._nodes, self._read_at)
         self._failures.look(self._nodes, self._read_at)
 
     def _request(self, need: Need, banned: frozenset[str]) -> RouteRequest:
@@ -407,7 +458,7 @@ class Router:
         edges = self._book.edges(nodes, self.now())
         salt = f"{self._salt}/{self._plans}"
         try:
-            route = find_route(nodes, edges, request, salt=salt, spread=SPREAD)
+            route = self._find(nodes, edges, request, salt)
         except NoRouteError as error:
             # Announced free KV cache is up to a refresh old: ask nodes that were full rather than give up.
             # They say BUSY if they still are.
@@ -416,7 +467,7 @@ class Router:
                 for node in nodes
             ]
             try:
-                route = find_route(hopeful, edges, request, salt=salt, spread=SPREAD)
+                route = self._find(hopeful, edges, request, salt)
             except NoRouteError:
                 raise error from None
         if held is not None:
@@ -427,9 +478,23 @@ class Router:
         announced = {node.peer_id: node for node in nodes if node.peer_id in used}
         return Planned(route, announced, predict_route(route.hops, announced, edges, request))
 
+    def _find(self, nodes: Sequence[NodeInfo], edges: Edges, request: RouteRequest, salt: str) -> Route:
+        """The cheapest route of peers that have worked for us; else, of peers that have answered us too; else
+        of any. Nobody talks his way in front of one who has shown what he does."""
+        problem: NoRouteError | None = None
+        for circle in self._evidence.circles(nodes, self.now()):
+            try:
+                return find_route(circle, edges, request, salt=salt, spread=SPREAD)
+            except NoRouteError as error:
+                problem = error  # the last is of all nodes
+        if problem is None:
+            raise AssertionError("there is always a circle of all")
+        raise problem
+
     def _as_seen(self, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
-        """The announcements, with what sessions saw of slow nodes in place of what these say."""
+        """The announcements, with what this client saw of nodes in place of what these say."""
         now = self.now()
+        nodes = self._evidence.believed(nodes, now)
         self._slow = {peer_id: slow for peer_id, slow in self._slow.items() if slow[1] > now}
         return [
             replace(node, queue_ms=max(node.queue_ms, self._slow[node.peer_id][0] * 1000))

@@ -3,10 +3,14 @@ side. What repairs have cost, and whom."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..swarm.types import Span
+
+PASSED_OVER_TOLD = 8
+"""Peers passed over that are told one by one; there may be hundreds."""
 
 
 @dataclass(slots=True)
@@ -134,6 +138,20 @@ class Repair:
             "replayed_bytes_nodes": self.replayed_bytes_nodes,
             "replayed_bytes_client": self.replayed_bytes_client,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A peer that was tried for a route and is in none, and why."""
+
+    peer_id: str
+    cause: str
+
+
+def passed_over_dict(peers: Sequence[PassedOver]) -> dict[str, object]:
+    """For JSON: how many, and the first of them."""
+    first = [{"peer_id": peer.peer_id, "cause": peer.cause} for peer in peers[:PASSED_OVER_TOLD]]
+    return {"count": len(peers), "first": first}
 
 
 @dataclass(frozen=True, slots=True)

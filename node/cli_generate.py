@@ -126,6 +126,8 @@ def print_trace(trace: Trace) -> None:
     console.print(prefill_line(trace), highlight=False)
     for sentence in trace.disagreements:
         console.print(f"Not as predicted: {escape(sentence)}", highlight=False)
+    if trace.passed_over:
+        console.print(escape(trace.passed_over), highlight=False)
 
 
 def route_table(hops: list[dict[str, Any]]) -> Table:

@@ -20,6 +20,8 @@ LEAST_MS = 2.0
 """... they are so far apart, and ..."""
 LEAST_PART = 0.2
 """... that is such a part of the whole."""
+PEERS_TOLD = 3
+"""Of those passed over, by name."""
 BAR = 12
 """Characters of the waterfall's bars."""
 
@@ -46,7 +48,8 @@ class Stage:
 class Trace:
     """The stages of a decode pass, none where there was none; tokens fed and gained by a pass on average; the
     prefill in seconds (None: no prediction for it); and sentences on where prediction and measurement
-    disagree. A pass is one token, or several where a draft was checked: then nothing was predicted of it."""
+    disagree. A pass is one token, or several where a draft was checked: then nothing was predicted of it.
+    ``passed_over``: a sentence on peers that were tried in vain; "" where there were none."""
 
     stages: tuple[Stage, ...]
     fed_per_pass: float
@@ -55,6 +58,7 @@ class Trace:
     prefill_predicted_s: float | None
     prefill_measured_s: float
     disagreements: tuple[str, ...]
+    passed_over: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, under ``trace``."""
@@ -66,6 +70,7 @@ class Trace:
             "prefill_predicted_s": self.prefill_predicted_s,
             "prefill_measured_s": self.prefill_measured_s,
             "disagreements": list(self.disagreements),
+            "passed_over": self.passed_over,
         }
 
 
@@ -93,7 +98,16 @@ def trace_of(result: dict[str, Any]) -> Trace:
     if predicted_s is not None and _differ(predicted_s * 1000, measured_s * 1000, measured_s * 1000):
         says.append(f"The prefill took {measured_s:.2f} s, predicted were {predicted_s:.2f} s.")
     gained_per_pass = (timings["new_tokens"] - 1) / passes
-    return Trace(tuple(stages), fed_per_pass, gained_per_pass, fed, predicted_s, measured_s, tuple(says))
+    return Trace(
+        tuple(stages),
+        fed_per_pass,
+        gained_per_pass,
+        fed,
+        predicted_s,
+        measured_s,
+        tuple(says),
+        _passed_over(result.get("passed_over") or {}),
+    )
 
 
 def _stages(result: dict[str, Any], predicted: dict[str, Any] | None, passes: int, fed: float) -> list[Stage]:
@@ -244,6 +258,15 @@ def prefill_line(trace: Trace) -> str:
     if trace.prefill_predicted_s is None:
         return line + ", no prediction"
     return line + f", {trace.prefill_predicted_s:.2f} s predicted"
+
+
+def _passed_over(tried: dict[str, Any]) -> str:
+    if not tried.get("count"):
+        return ""
+    count, first = tried["count"], tried["first"][:PEERS_TOLD]
+    told = "; ".join(f"{short_peer_id(peer['peer_id'])}: {peer['cause']}" for peer in first)
+    more = f"; and {count - len(first)} more" if count > len(first) else ""
+    return f"Passed over {count} peer{'s' * (count > 1)} that could not be used ({told}{more})."
 
 
 def _ms(value: float | None) -> str:

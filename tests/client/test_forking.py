@@ -13,6 +13,7 @@ from torch import Tensor
 from swarm_node.client.hop import SessionSettings
 from swarm_node.client.repair import SwarmSession
 from swarm_node.client.router import Need, WaitLimits
+from swarm_node.client.scout import Scout
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.link_pool import LinkPool
 from swarm_node.swarm.messages import Refused, Want
@@ -33,10 +34,12 @@ def states(ids: Sequence[int]) -> Tensor:
 def new_session(swarm: FakeSwarm, *, chain: bool = True, max_tokens: int = 200) -> SwarmSession:
     router = swarm.router()
     model: ModelRef = router.model
+    links = LinkPool(swarm.network.transport("client"), model, patience=FAST)
     return SwarmSession(
         HEAD,
-        LinkPool(swarm.network.transport("client"), model, patience=FAST),
+        links,
         router,
+        Scout(links, router),
         SessionSettings(HIDDEN, max_tokens),
         Need(max_tokens, len(PROMPT)),
         wire_codec="none",

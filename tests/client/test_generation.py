@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, expected, settle, until
 
+from swarm_node.client.attempts import MAX_STRANGE_FAILURES
 from swarm_node.client.router import WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
@@ -191,13 +192,13 @@ async def test_the_only_peer_that_comes_back_is_waited_for() -> None:
 
 
 async def test_a_prompt_that_brings_every_peer_down_ends() -> None:
-    swarm = await FakeSwarm(**dict.fromkeys("abcdefghijkm", "0-5")).start()
+    swarm = await FakeSwarm(**dict.fromkeys("abcdefghijkmnopqrstu", "0-5")).start()
     for node in swarm.nodes.values():
         node.behaviour.once = lambda name, step: name == "die_at_step"  # type: ignore[method-assign]
     async with swarm.client() as model:
         with pytest.raises(SwarmError):
             await model.generate(PROMPT)
-    assert sum(len(node.opens) for node in swarm.nodes.values()) == 8
+    assert sum(len(node.opens) for node in swarm.nodes.values()) == MAX_STRANGE_FAILURES
 
 
 def _quick_router(swarm: FakeSwarm):  # type: ignore[no-untyped-def]

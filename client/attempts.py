@@ -1,0 +1,117 @@
+"""How many failures a session puts up with, and what it does about them besides planning again.
+
+Failures of peers that have worked for this client count: many in a row, and something is wrong with what it
+asks. Failures of strangers cost nobody anything, so a few hundred of them must not end a request: others are
+asked side by side whether they are there, and time bounds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from ..swarm.errors import BusyError, LocalNetworkError, PeerTimeoutError
+from ..swarm.types import Route, Span
+from .hop import HopFailedError
+from .no_route import nobody_opens
+from .route_session import RouteSession
+from .router import Need, Router
+from .scout import MUTE_S, Scout
+
+MAX_OPENINGS = 32
+"""Routes, or hops for a gap, that proven peers fail to open before it is given up, apart from busy ones. Bans
+grow, so time usually ends it first."""
+MAX_FAILURES = 8
+"""Failures of proven peers without a token in between. A prompt that brings nodes down must not walk through
+the swarm."""
+MAX_STRANGE_FAILURES = 16
+"""The same of peers that never worked for this client: some may be there to fail, and a new client knows
+nobody."""
+STRANGERS_S = 30.0
+"""For so long, without a token in between, strangers are tried that open no session."""
+
+
+class Attempts:
+    """Of one session. ``passed_over``: peers that were tried in vain, and why."""
+
+    def __init__(self, router: Router, scout: Scout, need: Need) -> None:
+        self.passed_over: dict[str, str] = {}
+        self._router = router
+        self._scout = scout
+        self._need = need
+        self._openings = self._failures = self._strange = 0
+        self._since: float | None = None  # of strangers that do not open
+        self._look_around = False
+
+    def succeeded(self) -> None:
+        """Tokens come again."""
+        self._openings = self._failures = self._strange = 0
+        self._since = None
+
+    def failed(self, failure: HopFailedError, opening: bool) -> None:
+        """Tell the router. Raises what the peer failed of, or why nobody opens, when it was too much."""
+        proven = self._router.is_proven(failure.peer_id)
+        self._router.failed(failure)
+        if isinstance(failure.cause, LocalNetworkError):
+            return
+        self.passed_over[failure.peer_id] = failure.cause.message
+        if isinstance(failure.cause, BusyError):
+            return
+        if not opening:
+            self._failures += proven
+            self._strange += not proven
+        elif proven:
+            self._openings += 1
+        else:
+            self._look_around = True
+            now = self._router.now()
+            self._since = now if self._since is None else self._since
+            if now - self._since > STRANGERS_S:
+                raise nobody_opens(len(self.passed_over), failure.cause) from failure
+        if (
+            self._failures >= MAX_FAILURES
+            or self._strange >= MAX_STRANGE_FAILURES
+            or self._openings >= MAX_OPENINGS
+        ):
+            raise failure.cause from failure
+
+    async def look_around(self, gap: Span | None = None) -> None:
+        """If strangers have failed: find out who is there, for the whole model or the blocks ``gap``."""
+        if self._look_around:
+            self._look_around = False
+            self._note(await self._scout.meet(self._need, gap))
+
+    async def opened(self, opening: Coroutine[Any, Any, RouteSession], route: Route) -> RouteSession:
+        """What ``opening`` gives. While strangers of ``route`` are mute others are asked, and preferred to
+        them if they could carry the model. Raises HopFailedError."""
+        task = asyncio.create_task(opening)
+        try:
+            if any(self._router.is_stranger(hop.peer_id) for hop in route.hops):
+                await asyncio.wait([task], timeout=MUTE_S)
+                if not task.done():
+                    await self._prefer_others(task, route)
+            return await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _prefer_others(self, opening: asyncio.Task[RouteSession], route: Route) -> None:
+        """Raises HopFailedError when others than the mute ones of ``route`` are there."""
+        meeting = asyncio.create_task(self._scout.meet(self._need))
+        try:
+            await asyncio.wait([opening, meeting], return_when=asyncio.FIRST_COMPLETED)
+            if not meeting.done():
+                return
+            self._note(meeting.result())
+        finally:
+            meeting.cancel()
+        mute = [hop.peer_id for hop in route.hops if self._router.is_stranger(hop.peer_id)]
+        if mute and not opening.done() and not self._router.unmet(self._need):
+            error = PeerTimeoutError(f"peer {mute[0][-8:]} does not answer, and others do")
+            raise HopFailedError(mute[0], error)
+
+    def _note(self, failures: list[HopFailedError]) -> None:
+        for failure in failures:
+            self.passed_over.setdefault(failure.peer_id, failure.cause.message)
