@@ -18,6 +18,7 @@ from ..swarm.errors import UsageError
 from ..swarm.state_folder import state_folder
 from .cli_arguments import decoded
 from .cli_chat_commands import COMMANDS, LineJoiner
+from .cli_output import print_text
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
@@ -117,7 +118,7 @@ class ReadlineSource:
             try:
                 message = joiner.push(input(MORE if joiner.is_open else PROMPT))
             except EOFError:
-                sys.stdout.write("\n")
+                print_text("\n")
                 return joiner.end() if joiner.is_open else None
             if message is not None:
                 if message.strip():

@@ -13,17 +13,9 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markdown import Markdown
 from rich.segment import Segment
 
+from ..swarm.terminal_text import visible
+
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_CONTROLS = {
-    **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
-
-
-def visible(text: str) -> str:
-    """``text`` with each control character but tab and newline as a picture of it."""
-    return text.translate(_CONTROLS)
 
 
 def finished(text: str) -> int:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from .cli_chat_markdown import LastLines, finished, rendered, visible
-from .cli_output import describe_error, events, print_json, short_peer_id
+from ..swarm.terminal_text import visible
+from .cli_chat_markdown import LastLines, finished, rendered
+from .cli_output import SafeConsole, console, describe_error, events, print_json, print_text, short_peer_id
 
 FRAMES_PER_S = 10
 
@@ -77,14 +78,12 @@ class PlainScreen:
     """Answers on standard output as they come, everything else on standard error, no cursor is moved."""
 
     def __init__(self) -> None:
-        self._remarks = Console(stderr=True, highlight=False, soft_wrap=True)
         self._is_terminal = sys.stdout.isatty()
 
     def begin(self, route: Route) -> None: ...
 
     def piece(self, text: str) -> None:
-        sys.stdout.write(visible(text) if self._is_terminal else text)
-        sys.stdout.flush()
+        print_text(text)
 
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         self.note(sentence)
@@ -97,20 +96,20 @@ class PlainScreen:
     def progress(self, text: str) -> None: ...
 
     def note(self, text: str) -> None:
-        self._remarks.print(escape(visible(text)))
+        console.print(escape(text))
 
     def error(self, error: BaseException) -> None:
-        print_problem(self._remarks, error)
+        print_problem(console, error)
 
     def show(self, event: str, data: dict[str, Any], view: RenderableType) -> None:
-        self._remarks.print(view)
+        console.print(view)
 
 
 class LiveScreen:
     """Markdown on a terminal; below what grows, how fast it does and through whom."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+    def __init__(self, console: SafeConsole | None = None) -> None:
+        self._console = console or SafeConsole(highlight=False)
         self._status = self._console.status("")
         self._live: Live | None = None
         self._tail = ""  # of the answer, what is not printed for good
@@ -164,7 +163,7 @@ class LiveScreen:
             self._status.stop()
 
     def note(self, text: str) -> None:
-        self._console.print(Text(visible(text), style="dim"), soft_wrap=True)
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def error(self, error: BaseException) -> None:
         print_problem(self._console, error)
@@ -181,12 +180,12 @@ class LiveScreen:
         return LastLines(rendered(self._tail), footer) if self._tail.strip() else footer
 
 
-def print_problem(console: Console, error: BaseException) -> None:
+def print_problem(console: SafeConsole, error: BaseException) -> None:
     """What is wrong, and what to do."""
     message, hint = describe_error(error)
-    console.print(Text(f"error: {visible(message)}", style="red"), soft_wrap=True)
+    console.print(Text(f"error: {message}", style="red"), soft_wrap=True)
     if hint:
-        console.print(Text(f"       {visible(hint)}"), soft_wrap=True)
+        console.print(Text(f"       {hint}"), soft_wrap=True)
 
 
 def summary(result: Any) -> str:

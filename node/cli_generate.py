@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..swarm.errors import UsageError
 from .cli_arguments import client_options, decoded, entry_options
-from .cli_output import console, format_bytes, print_json, short_peer_id
+from .cli_output import console, format_bytes, print_json, print_text, short_peer_id
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
@@ -66,11 +66,9 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
             stream = model.stream(prompt, **options)
             async for piece in stream:
                 status.stop()
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                print_text(piece)
             status.stop()
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            print_text("\n")
             if speak:
                 _print_route(stream.result)
             if arguments.trace:

@@ -19,7 +19,7 @@ from ..swarm.invite import Invite, describe_end, make_invite
 from ..swarm.membership import KeyedSwarm, swarm_name
 from ..swarm.types import NodeInfo, NodeState
 from .cli_arguments import entry_of
-from .cli_output import console, print_json
+from .cli_output import console, print_json, print_text
 from .network import read_only_network
 
 MOST_PEERS = 3
@@ -52,7 +52,7 @@ async def run_invite(arguments: argparse.Namespace) -> None:
     kept = ", a secret" if invite.grant is not None else ""
     where = f"{len({peer.peer_id for peer in peers})} peers" if peers else "no peer's address: for this LAN"
     console.print(f"Invite to {whose} with {where}; it counts {describe_end(invite)}{kept}:")
-    print(str(invite), flush=True)  # noqa: T201  what was asked for
+    print_text(f"{invite}\n")
 
 
 def _make_key(path: str | None) -> bool:

@@ -1,20 +1,40 @@
-"""How the command line speaks: errors in one or two lines, JSON for machines, progress for people."""
+"""How the command line speaks: errors in one or two lines, JSON for machines, progress for people.
+
+All that is shown goes through here, and here text of peers, files and models becomes safe to show: nobody who
+prints something has to think of it.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from ..swarm.errors import SwarmError
+from ..swarm.terminal_text import VisibleLogRecord, exact, json_line, visible
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class SafeConsole(Console):
+    """A console whose own styles and cursor movements work, and in whose texts no control character and no
+    link does."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control is None:
+                if style is not None and style.link is not None:
+                    style = style.update_link(None)
+                segment = Segment(visible(text), style)
+            yield segment
+
+
+console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 """For progress and remarks. Standard output is kept for what was asked for."""
 
-answers = Console(highlight=False, soft_wrap=True)
+answers = SafeConsole(highlight=False, soft_wrap=True)
 """For what was asked for, when it is a table."""
 
 _NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
@@ -26,7 +46,14 @@ INTERRUPTED = 130
 
 def print_json(value: Mapping[str, object]) -> None:
     """One JSON object on one line of standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_line(value) + "\n")
+    sys.stdout.flush()
+
+
+def print_text(text: str) -> None:
+    """A piece of generated text to standard output, at once. On a terminal, control characters are shown and
+    not obeyed; a pipe or a file gets the exact text, since a program may need it and none is hurt by it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else exact(text))
     sys.stdout.flush()
 
 
@@ -71,13 +98,15 @@ def print_error(error: BaseException, *, as_json: bool) -> None:
     message, hint = describe_error(error)
     if as_json and not events.printed_error:
         events.print({"event": "error", "message": message, "hint": hint, **_NO_NODE})
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {visible(message)}\n")
     if hint:
-        sys.stderr.write(f"       {hint}\n")
+        sys.stderr.write(f"       {visible(hint)}\n")
 
 
 def set_up_logging(level: str) -> None:
-    """Structured logs of ours (``key=value``) to standard error; libraries only when they warn."""
+    """Structured logs of ours (``key=value``) to standard error; libraries only when they warn. No record can
+    forge another, or control a terminal."""
+    logging.setLogRecordFactory(VisibleLogRecord)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.WARNING if level != "error" else logging.ERROR,

@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 
 from local_swarm import LocalSwarm, ProcessFailedError, split_evenly
-from rich.console import Console
 
 from swarm_node.node.cli_generate import route_table
+from swarm_node.node.cli_output import console, print_text
 from swarm_node.swarm.errors import SwarmError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 BLOCKS = 30
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -51,10 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(f"[bold]> {arguments.prompt}[/]")
             stream = model.stream(arguments.prompt, max_new_tokens=arguments.max_new_tokens)
             for piece in stream:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+                print_text(piece)
+            print_text("\n")
             result = stream.result
         console.print()
         console.print(route_table([hop.as_dict() for hop in result.hops]))

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from fake_swarm import FakeSwarm
-from rich.console import Console
 from toy_model import CONTEXT, ScriptedHead
 
 from swarm_node.client import SwarmModel
@@ -24,6 +23,7 @@ from swarm_node.node.cli_chat import Chat
 from swarm_node.node.cli_chat_screen import LiveScreen, repair_sentence
 from swarm_node.node.cli_chat_state import Conversation
 from swarm_node.node.cli_chat_stop import StopKey
+from swarm_node.node.cli_output import SafeConsole
 from swarm_node.swarm.errors import PeerError, SwarmError, UsageError
 from swarm_node.swarm.types import Hop, Route, Span
 
@@ -302,7 +302,7 @@ def test_the_terminal_shows_markdown_and_no_controls(talks: list[Talk]) -> None:
     text = b"# Head\n\n- **one**\x1b[2J\n\nend"
     talks.append(talk := Talk(ScriptedHead([*text, EOS])))
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=70, height=20, highlight=False)
+    console = SafeConsole(file=out, force_terminal=True, width=70, height=20, highlight=False)
     talk.chat._screen = LiveScreen(console)
     talk.type("hello", "/help", "/route", "/set")
     shown = out.getvalue()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from swarm_node.node.cli_chat_markdown import LastLines, finished, rendered, visible
+from swarm_node.node.cli_chat_markdown import LastLines, finished, rendered
 
 
 def shown(renderable: object, *, height: int = 25, color: bool = False) -> str:
@@ -75,7 +75,6 @@ def test_control_characters_never_reach_the_terminal(code: str) -> None:
         assert not any(
             (ord(character) < 32 and character != "\n") or 127 <= ord(character) < 160 for character in out
         )
-    assert visible("a\tb\nc") == "a\tb\nc"
 
 
 def test_links_show_where_they_lead() -> None:
