@@ -8,12 +8,22 @@ _ANCHOR = "\x02"
 """Put before a text whose tokenizer would add a space to its beginning; no merge goes over it."""
 
 
+MAX_TEXT_BYTES = 4096
+"""Of a forced text that is cut as the model would have it. Of a longer one the beginning is, in the simplest
+way; the rest comes up again."""
+MAX_TOKEN_BYTES = 128
+"""Of a token that is looked for in a forced text."""
+
+
 class SpelledTokenizer(Protocol):
     """The part of ``shards.tokenizer.Tokenizer`` that guides need."""
 
     eos_ids: frozenset[int]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+
+    @property
+    def is_confined(self) -> bool: ...
 
     def token_bytes(self, token: int) -> bytes: ...
 
@@ -36,12 +46,14 @@ class Vocabulary:
         self.special_token_ids = sorted(token for token in special if token < vocab_size)
         self._special = special
         self._by_bytes = {text: token for token, text in enumerate(self.tokens) if token not in special}
-        self._longest = max(map(len, self._by_bytes), default=0)
+        self._longest = min(max(map(len, self._by_bytes), default=0), MAX_TOKEN_BYTES)
 
     def __call__(self, spelled: str) -> list[int]:
         """Tokens of a text that is forced: as the model would have it where that is exactly the text, and
         never a special one, though it is spelled out."""
         text = spelled.encode()
+        if self._tokenizer.is_confined or len(text) > MAX_TEXT_BYTES:  # the event loop waits for it
+            return self._greedy(text[:MAX_TEXT_BYTES])
         ids = self._tokenizer.encode(spelled, add_special=False)
         if self._are(ids, text):
             return ids

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError, one_line
 from ..swarm.errors import ChatTemplateError, UsageError
 
 MAX_SOURCE = 2**20
@@ -81,7 +81,9 @@ class ChatTemplate:
         for problem in ("refused", "failed"):
             if problem in reply:
                 verb = "refuses" if problem == "refused" else "fails on"
-                raise UsageError(f"the model's chat template {verb} these messages: {_shown(reply[problem])}")
+                raise UsageError(
+                    f"the model's chat template {verb} these messages: {one_line(reply[problem])}"
+                )
         return str(reply["text"])
 
     def close(self) -> None:
@@ -96,11 +98,11 @@ class ChatTemplate:
         except EndedError as error:
             raise self._ended(error) from None
         if "damaged" in reply:
-            raise self._wrong(f"is damaged: {_shown(reply['damaged'])}")
+            raise self._wrong(f"is damaged: {one_line(reply['damaged'])}")
         return frozenset(reply["variables"])
 
     def _ended(self, error: EndedError) -> ChatTemplateError:
-        return self._wrong(f"was ended: {_shown(str(error))}")
+        return self._wrong(f"was ended: {error}")
 
     def _wrong(self, what: str) -> ChatTemplateError:
         return ChatTemplateError(f"the chat template of {self._origin} {what}", hint=_INSTEAD)
@@ -130,8 +132,3 @@ def _characters(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_characters, value)) + sum(map(_characters, value.values()))
     return sum(map(_characters, value)) if isinstance(value, list) else 0
-
-
-def _shown(text: str) -> str:
-    """A template's own words, on one line and without anything that steers a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))

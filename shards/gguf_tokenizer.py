@@ -9,39 +9,30 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
+from ..swarm.confined.process import one_line
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .gguf_config import gguf_eos_ids
 from .gguf_header import GGUFHeader
 from .token_bytes import byte_spelling
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, is_panic
+from .tokenizer_check import GPT4O_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT4O = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+MAX_TOKEN_CHARACTERS = 64 * 1024
+"""Of one token's spelling; the longest in use have some hundred."""
+MAX_CUT_CHARACTERS = 2**28
+"""The squares of all tokens' lengths together, where merges are made by cutting each token everywhere: a
+vocabulary of 256,000 has a tenth of it."""
+
 SPLITS: dict[str, str] = {
     **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "dbrx", "smaug-bpe"), _LLAMA3
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "dbrx", "smaug-bpe"),
+        LLAMA3_SPLIT,
     ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
-    "tekken": _TEKKEN,
-    **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), QWEN2_SPLIT),
+    "tekken": TEKKEN_SPLIT,
+    **dict.fromkeys(("gpt-4o", "llama4"), GPT4O_SPLIT),
 }
 """``tokenizer.ggml.pre`` → how text is split before merging. All others split as GPT-2 does.
 
@@ -57,6 +48,8 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
     tokens = header.strings("tokenizer.ggml.tokens")
     if not tokens:
         raise CheckpointError(f"{header.file.path} holds no vocabulary")
+    if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
+        raise CheckpointError(f"{header.file.path} has a token of over {MAX_TOKEN_CHARACTERS} characters")
     types = header.numbers("tokenizer.ggml.token_type") or [1] * len(tokens)
     if len(types) != len(tokens):
         raise CheckpointError(f"{header.file.path} has {len(tokens)} tokens but {len(types)} token types")
@@ -75,8 +68,12 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
         _add_post_processor(backend, metadata, special, by_default=model == "llama")
     except (CheckpointError, UnsupportedModelError):
         raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise CheckpointError(f"{header.file.path} has a damaged vocabulary: {error}") from error
+    except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise CheckpointError(
+            f"{header.file.path} has a damaged vocabulary: {one_line(str(error))}"
+        ) from error
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         backend,
@@ -161,6 +158,8 @@ def _merges(header: GGUFHeader) -> list[tuple[str, str]]:
 
 def _merges_of_scores(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Each way to make a token of two others: best score first, then longest left, then longest right."""
+    if sum(len(token) ** 2 for token in vocabulary) > MAX_CUT_CHARACTERS:
+        raise CheckpointError("the vocabulary has too many long tokens")
     found: list[tuple[float, str, str]] = []
     for token, score in scores.items():
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))

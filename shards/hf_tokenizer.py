@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from ..swarm.confined.process import one_line
 from ..swarm.errors import CheckpointError
 from .config import ModelConfig
 from .hf_config import read_json
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, is_panic
+
+MAX_FILE_BYTES = 128 * 2**20
+"""Of a tokenizer.json; the largest in use have 35 MB."""
+MAX_TEXT_BYTES = 2**20
+"""Of one text in it: a token comes from the model as text, and so costs whoever reads the answer; the longest
+in use, a table of Unicode, has 320,000."""
+MAX_ADDED = 64 * 1024
+"""Tokens that tokenizer_config.json adds; some thousand are usual."""
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -28,10 +39,7 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
             f"{directory} holds no tokenizer.json",
             hint="Save it from transformers once: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise CheckpointError(f"{path} is damaged: {error}", hint="Download it again.") from error
+    backend = _read(path)
     settings = _optional_json(directory / "tokenizer_config.json")
     named = _named_tokens({**_optional_json(directory / "special_tokens_map.json"), **settings})
     _add_tokens(backend, settings, named)
@@ -46,6 +54,27 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
         chat_template=_chat_template(directory, settings),
         origin=directory.name,
     )
+
+
+def _read(path: Path) -> Backend:
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_FILE_BYTES else b""
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    if not content:
+        raise CheckpointError(f"{path} has {size} bytes; 1 to {MAX_FILE_BYTES} are possible")
+    quotes = np.flatnonzero(np.frombuffer(content, np.uint8) == ord('"'))
+    if len(quotes) and int(np.diff(quotes).max(initial=0)) > MAX_TEXT_BYTES:
+        raise CheckpointError(f"{path} holds a token or text of over {MAX_TEXT_BYTES} bytes")
+    try:
+        return Backend.from_buffer(content)
+    except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise CheckpointError(
+            f"{path} is damaged: {one_line(str(error))}", hint="Download it again."
+        ) from error
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
@@ -73,23 +102,27 @@ def _add_tokens(backend: Backend, settings: dict[str, Any], named: dict[str, Add
     """Tokens that only tokenizer_config.json names; those that tokenizer.json knows stay as they are."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     listed = settings.get("added_tokens_decoder")
-    for _, entry in sorted(listed.items(), key=_by_id) if isinstance(listed, dict) else ():
+    entries = sorted(listed.items(), key=_by_id) if isinstance(listed, dict) else []
+    if len(entries) > MAX_ADDED:
+        raise CheckpointError(f"tokenizer_config.json adds {len(entries)} tokens, {MAX_ADDED} are possible")
+    new = []
+    for _, entry in entries:
         if (
             isinstance(entry, dict)
             and isinstance(entry.get("content"), str)
             and entry["content"] not in known
         ):
-            special = bool(entry.get("special", False))
-            token = _added_token(entry, special=special)
-            (backend.add_special_tokens if special else backend.add_tokens)([token])
+            new.append(_added_token(entry, special=bool(entry.get("special", False))))
             known.add(entry["content"])
+    for special, tokens in groupby(new, key=lambda token: token.special):  # each call costs what all do
+        (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
     backend.add_special_tokens([token for token in named.values() if token.content not in known])
 
 
 def _by_id(item: tuple[str, Any]) -> int:
-    if not item[0].isdigit():
+    if not (item[0].isascii() and item[0].isdigit() and len(item[0]) < 10):
         raise CheckpointError(
-            f"tokenizer_config.json has an added token under {item[0]!r}, expected its number"
+            f"tokenizer_config.json has an added token under {item[0]!r:.60}, expected its number"
         )
     return int(item[0])
 
@@ -106,6 +139,6 @@ def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
         "chat_template", settings.get("chat_template")
     )
     if isinstance(template, list):
-        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = by_name.get("default")
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next((entry.get("template") for entry in named), None)
     return template if isinstance(template, str) else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from ..swarm.errors import PromptTooLongError, UsageError
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
+from ..swarm.errors import CheckpointError, PromptTooLongError, UsageError
 from .chat_template import ChatTemplate
 from .token_bytes import TokenBytes
+from .tokenizer_check import takes_linear_time
 
 _UNFINISHED = "\ufffd"
 """What a decoder puts for bytes that are no whole character yet."""
@@ -20,6 +23,10 @@ CHECKED_CHARACTERS = 64 * 1024
 """Of a text that may be too long: so many at once are tokenized to see whether it is."""
 CUT_TOKENS = 64
 """What the cuts between them may add to the tokens counted, at least."""
+
+ENCODE_BOUNDS = Bounds(memory_bytes=2 * 2**30, cpu_s=5)
+"""Of encoding one text, or a part of it, where that may take more than linear time."""
+_PROGRAM = Path(__file__).with_name("tokenizer_program.py")
 
 
 class Tokenizer:
@@ -45,6 +52,10 @@ class Tokenizer:
         self._origin = origin
         self._template: ChatTemplate | None = None
         self._token_bytes = TokenBytes(backend)
+        self._confined: ConfinedProcess | None = None
+        """Where texts are encoded, if it may take more than linear time."""
+        if not takes_linear_time(backend, origin):
+            self._confined = ConfinedProcess(_PROGRAM, ("tokenizers",), backend.to_str(), ENCODE_BOUNDS)
 
     def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]:
         """``add_special``: with the begin-of-text token where the model wants one.
@@ -74,13 +85,29 @@ class Tokenizer:
 
     def _encode(self, text: str, add_special: bool) -> list[int]:
         try:
+            text.encode()
+        except UnicodeEncodeError:  # lone surrogates, as a shell gives for bytes that are no UTF-8
+            raise UsageError("the text holds characters that are no valid Unicode") from None
+        try:
+            if self._confined is not None:
+                return list(self._confined.ask({"text": text, "add_special": add_special}))
             # The batch call lets other threads go on, which ``encode`` does not.
             return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special)[0].ids)
-        except (
-            UnicodeEncodeError,
-            TypeError,
-        ):  # lone surrogates, as a shell gives for bytes that are no UTF-8
-            raise UsageError("the text holds characters that are no valid Unicode") from None
+        except EndedError as error:
+            reason = str(error)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            reason = "it failed"
+        raise CheckpointError(
+            f"the tokenizer of {self._origin} was ended on this text: {reason}",
+            hint="Shorten the text, or get the model from another source.",
+        )
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether encoding may take long: it happens in a process that is ended then."""
+        return self._confined is not None
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -140,9 +167,11 @@ class Tokenizer:
         return self.encode(text, add_special=False, most=most)
 
     def close(self) -> None:
-        """End the process that renders chats, if there is one; it starts anew if one is rendered."""
-        if self._template is not None:
-            self._template.close()
+        """End the processes that render chats and encode texts, if there are any; they start anew if they are
+        needed."""
+        for process in (self._template, self._confined):
+            if process is not None:
+                process.close()
 
     def _chat(self) -> ChatTemplate:
         if self.chat_template is None:
@@ -189,3 +218,8 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, self._skip_special)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library failed where it never should: no Exception, so nobody expects it."""
+    return type(error).__module__ == "pyo3_runtime"

@@ -19,7 +19,7 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Any, cast
 
-from .child import DONE, FAILED, HEAD_BYTES, decoded, encoded
+from .child import DONE, FAILED, HEAD_BYTES, SHOWN, decoded, encoded
 
 _CHILD = Path(__file__).with_name("child.py")
 _POLL_S = 0.05
@@ -40,7 +40,7 @@ class Bounds:
 
 
 class EndedError(Exception):
-    """The program gave no answer. ``str()`` says why, as the end of a sentence: "it took more than …"."""
+    """The program gave no answer. ``str()`` says why, in one printable line: "it took more than …"."""
 
 
 class ConfinedProcess:
@@ -146,7 +146,7 @@ class _Child:
             answered.set()
         if not isinstance(reply, dict) or DONE not in reply:
             failed = reply.get(FAILED) if isinstance(reply, dict) else "its answer is of no known form"
-            raise EndedError(f"it failed: {failed}" if failed else self._too_large())
+            raise EndedError(f"it failed: {one_line(str(failed))}" if failed else self._too_large())
         return reply[DONE]
 
     def end(self) -> None:
@@ -192,6 +192,12 @@ class _Child:
 
     def _too_large(self) -> str:
         return f"it took more than {_mebibytes(self._bounds.memory_bytes)} of memory"
+
+
+def one_line(text: str) -> str:
+    """What a program says, short and without anything that steers a terminal."""
+    words = " ".join(text[:SHOWN].split())
+    return "".join(letter if letter.isprintable() else " " for letter in words)
 
 
 def _exactly(pipe: IO[bytes], size: int) -> bytes:

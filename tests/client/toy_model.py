@@ -74,6 +74,7 @@ class ToyTokenizer:
 
     eos_ids = frozenset({EOS})
     has_chat_template = True
+    is_confined = False
     chat_variables = frozenset({"messages", "add_generation_prompt"})
 
     def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]:

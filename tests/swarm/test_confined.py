@@ -33,7 +33,7 @@ def answer(request):
     if request == "about": return [os.getpid(), sorted(os.environ), sorted(os.listdir("/proc/self/fd"))]
     return request
 """
-BOUNDS = Bounds(memory_bytes=256 * 2**20, cpu_s=1, wall_s=10.0, reply_bytes=2**20)
+BOUNDS = Bounds(memory_bytes=256 * 2**20, cpu_s=0, wall_s=10.0, reply_bytes=2**20)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_program_answers(program: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        ("hold", "more than 1 s"),
+        ("hold", "took more than"),
         ("memory", "more than 256 MiB of memory"),
         ("crash", "ended .SIGABRT"),
         ("raise", "ValueError: no"),

@@ -1,0 +1,128 @@
+"""What a model's tokenizer may do with a text: bounded growth, and expressions that take linear time.
+
+Expressions in a tokenizer.json come with the weights and run on texts of strangers; the library's engine
+backtracks, and panics after ten million steps. The expressions below were tried with long runs of each kind
+of character; a tokenizer with any other encodes in a process that can be ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from ..swarm.errors import CheckpointError, UnsupportedModelError
+
+MAX_GROWTH = 64
+"""How many times longer its replacements together may make a text, or a token; usual is 3, in bytes."""
+MAX_WORD_CHARACTERS = 1000
+"""Of a word that WordPiece looks up, which takes quadratic time; usual is 100."""
+MAX_POST_PROCESSOR = 64 * 1024
+"""Characters of what is put around a text; usual is a thousand."""
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3_SPLIT = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LINEAR = frozenset(
+    {GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT, GPT4O_SPLIT, DEEPSEEK3_SPLIT}
+    | {r"\p{N}", r"\p{N}{1,3}", r"[0-9][0-9][0-9]", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"\d", r" {2,}"}
+    | {r"[一-龥\u3040-ゟ゠-ヿ]+", "[一-龥぀-ゟ゠-ヿ]+", "[一-龥ࠀ-一가-퟿]+"}
+)
+"""Expressions of models in use that take linear time on any text."""
+
+_NORMALIZERS = frozenset(
+    ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "Prepend", "Replace")
+    + ("ByteLevel", "BertNormalizer")
+)
+_PRE_TOKENIZERS = frozenset(
+    ("ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "Metaspace")
+    + ("BertPreTokenizer", "CharDelimiterSplit", "UnicodeScripts", "FixedLength")
+)
+_DECODERS = frozenset(
+    ("ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "Replace", "WordPiece", "BPEDecoder", "CTC")
+)
+
+
+def takes_linear_time(backend: Backend, where: str) -> bool:
+    """Whether encoding takes linear time as far as is known here. Decoding always does, as it must.
+
+    Raises CheckpointError for steps that multiply texts, and UnsupportedModelError for decoding with
+    expressions, or by steps that are not known.
+    """
+    normalizing = list(_steps(backend.normalizer, "normalizers"))
+    splitting = list(_steps(backend.pre_tokenizer, "pretokenizers"))
+    decoding = list(_steps(backend.decoder, "decoders"))
+    for steps in (normalizing, decoding):
+        if _growth(steps) > MAX_GROWTH:
+            raise CheckpointError(f"the tokenizer of {where} makes texts over {MAX_GROWTH} times longer")
+    for step in decoding:
+        if step["type"] not in _DECODERS or _expression(step) is not None:
+            raise UnsupportedModelError(
+                f"the tokenizer of {where} decodes by {step['type']!r:.60} of no known form"
+            )
+    around = backend.post_processor
+    if around is not None and len(around.__getstate__()) > MAX_POST_PROCESSOR:
+        raise CheckpointError(f"the tokenizer of {where} puts too much around each text")
+    model = backend.model
+    if getattr(model, "max_input_chars_per_word", 0) > MAX_WORD_CHARACTERS:
+        raise CheckpointError(
+            f"the tokenizer of {where} looks up words of over {MAX_WORD_CHARACTERS} characters"
+        )
+    expressions = {_expression(step) for step in (*normalizing, *splitting)} - {None}
+    return (
+        expressions <= LINEAR
+        and all(step["type"] in _NORMALIZERS for step in normalizing)
+        and all(step["type"] in _PRE_TOKENIZERS for step in splitting)
+    )
+
+
+def _steps(component: Any, inner: str) -> Iterator[dict[str, Any]]:
+    """Those of sequences one by one; none where there is no such component."""
+    waiting = [] if component is None else [json.loads(component.__getstate__())]
+    while waiting:
+        step = waiting.pop()
+        if step["type"] == "Sequence":
+            waiting += step[inner]
+        else:
+            yield step
+
+
+def _expression(step: dict[str, Any]) -> str | None:
+    pattern = step.get("pattern")
+    return pattern.get("Regex") if isinstance(pattern, dict) else None
+
+
+def _growth(steps: list[dict[str, Any]]) -> float:
+    growth = 1.0
+    for step in steps:
+        if step["type"] == "Replace":
+            pattern = step["pattern"].get("String")
+            new = len(step["content"].encode())
+            # An expression may match nothing at all, and so between any two characters.
+            growth *= 1 + new if not pattern else max(1.0, new / len(pattern.encode()))
+        else:
+            texts = [value for value in step.values() if isinstance(value, str)]
+            growth *= max(1.0, len(max(texts, key=len, default="")) / MAX_GROWTH)  # prefixes and the like
+    return growth

@@ -1,0 +1,165 @@
+"""Tokenizers that come as weapons: expressions that never end, texts that multiply, tokens of a gigabyte."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE, WordPiece
+
+from swarm_node.shards import tokenizer as tokenizer_module
+from swarm_node.shards.gguf_tokenizer import SPLITS, _merges_of_scores
+from swarm_node.shards.hf_tokenizer import _read
+from swarm_node.shards.token_bytes import byte_spelling
+from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.tokenizer_check import GPT2_SPLIT, LINEAR, takes_linear_time
+from swarm_node.swarm.confined.process import Bounds
+from swarm_node.swarm.errors import CheckpointError, PromptTooLongError, UnsupportedModelError, UsageError
+
+NESTED = "(a+)+$"  # the library's engine gives up after ten million steps, and panics
+QUADRATIC = r"a*a*a*a*a*b|."  # never so many at one place, and at each of many
+
+
+def content(**parts: Any) -> dict[str, Any]:
+    """A tokenizer.json of single bytes, some parts of it replaced."""
+    backend = Backend(BPE(vocab={letter: index for index, letter in enumerate(byte_spelling())}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return {**json.loads(backend.to_str()), **parts}
+
+
+def made(document: Mapping[str, Any]) -> Tokenizer:
+    backend = Backend.from_str(json.dumps(document))
+    return Tokenizer(backend, eos_ids=(), special_tokens={}, chat_template=None, origin="evil")
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def replace(pattern: Mapping[str, str], new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": new}
+
+
+def several(kind: str, *steps: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", kind: list(steps)}
+
+
+@pytest.mark.parametrize("pattern", [GPT2_SPLIT, *dict.fromkeys(SPLITS.values())])
+def test_expressions_of_models_in_use_run_here(pattern: str) -> None:
+    tokenizer = made(content(pre_tokenizer=several("pretokenizers", split(pattern))))
+    assert not tokenizer.is_confined
+
+
+@pytest.mark.parametrize("pattern", sorted(LINEAR))
+def test_they_take_linear_time_on_runs_of_anything(pattern: str) -> None:
+    cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    for letter in "a", "A", " ", "\n", "!", "1", "中", "'", " \n", "\u0301":
+        text = letter * (15_000 // len(letter))
+        for end in "", "\0":
+            cut.pre_tokenize_str(text + end)  # a quadratic one takes many seconds; a panic fails
+
+
+def test_other_expressions_run_where_they_can_be_ended_with_the_same_result() -> None:
+    document = content(pre_tokenizer=several("pretokenizers", split(r"[a-z]+|[^a-z]+"), split("x")))
+    tokenizer = made(document)
+    assert tokenizer.is_confined
+    here = Backend.from_str(json.dumps(document))
+    for text in "", "abcx 12 ax", "Grüße 😀":
+        assert tokenizer.encode(text) == here.encode(text).ids
+    with pytest.raises(UsageError, match="Unicode"):
+        tokenizer.encode("\ud800")
+    tokenizer.close()
+
+
+def test_an_expression_that_panics_or_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = Bounds(memory_bytes=2 * 2**30, cpu_s=0, wall_s=10)
+    monkeypatch.setattr(tokenizer_module, "ENCODE_BOUNDS", bounds)
+    for pattern, evil in ((NESTED, "a" * 34 + "!"), (QUADRATIC, "a" * 3000)):
+        tokenizer = made(content(pre_tokenizer=split(pattern)))
+        with pytest.raises(CheckpointError, match="tokenizer of evil was ended"):
+            tokenizer.encode(evil)
+        assert tokenizer.encode("b")
+        tokenizer.close()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": replace({"String": "a"}, "a" * 1_000_000)},
+        {"normalizer": several("normalizers", *[replace({"String": "a"}, "aa")] * 30)},
+        {"normalizer": replace({"Regex": ""}, "b" * 100)},
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000}},
+        {"decoder": replace({"String": "a"}, "b" * 10_000_000)},
+        {"decoder": several("decoders", *[replace({"String": "a"}, "aa")] * 30)},
+        {"decoder": replace({"Regex": NESTED}, "b")},
+        {"post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "a", "type_id": 0}}] * 10_000,
+            "pair": [],
+            "special_tokens": {"a": {"id": "a", "ids": [1], "tokens": ["a"]}},
+        }},
+    ],
+)  # fmt: skip
+def test_what_multiplies_texts_is_refused(parts: dict[str, Any]) -> None:
+    with pytest.raises((CheckpointError, UnsupportedModelError), match="tokenizer of evil"):
+        made(content(**parts))
+
+
+def test_words_are_looked_up_to_a_length() -> None:
+    backend = Backend(WordPiece({"[UNK]": 0}, unk_token="[UNK]", max_input_chars_per_word=10**9))
+    with pytest.raises(CheckpointError, match="words of over"):
+        takes_linear_time(backend, "evil")
+
+
+@pytest.mark.parametrize(
+    "text", ['"' + "a" * 2**20 + '"', "", "{", '{"version":"1.0","model":{"type":"BPE"}}']
+)
+def test_a_file_with_a_huge_token_or_of_no_known_form_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError):
+        _read(path)
+
+
+def test_merges_are_not_looked_for_in_huge_tokens() -> None:
+    with pytest.raises(CheckpointError, match="long tokens"):
+        _merges_of_scores({"a" * 20_000: 0}, {"a" * 20_000: 0.0})
+
+
+def test_a_prompt_far_over_the_context_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = made(content())
+    seen: list[int] = []
+    encode = tokenizer._encode
+
+    def counted(text: str, add_special: bool) -> list[int]:
+        seen.append(len(text))
+        return encode(text, add_special)
+
+    monkeypatch.setattr(tokenizer, "_encode", counted)
+    with pytest.raises(PromptTooLongError, match="context holds 1000"):
+        tokenizer.encode("ab " * 600_000, most=1000)
+    assert sum(seen) <= tokenizer_module.CHECKED_CHARACTERS
+    assert len(tokenizer.encode("ab" * 400, most=1000)) == 800
+
+
+def test_other_threads_run_while_a_text_is_encoded() -> None:
+    tokenizer, counted, over = made(content()), [0], threading.Event()
+
+    def count() -> None:
+        while not over.is_set():
+            counted[0] += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = counted[0]
+    tokenizer.encode("ab " * 60_000)
+    during = counted[0] - before
+    over.set()
+    thread.join()
+    assert during > 1000
