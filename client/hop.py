@@ -205,7 +205,7 @@ class HopClient:
 
     def downstream_for(self) -> Downstream:
         """How another hop is told to send its results here."""
-        return Downstream(self.peer_id, self.session, self.hop.maddrs)
+        return Downstream(self.peer_id, self.session, self.hop.record)
 
     async def attach(self, upstream: str, *, unnamed: bool = False) -> int:
         """Let the peer ``upstream`` ("": us) feed the session from now on; how many tokens it holds.

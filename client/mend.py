@@ -246,7 +246,7 @@ class Mender:
             downstream = None
             if after is not None and session.may_chain(item.peer_id, after.peer_id):
                 where = after.hop if isinstance(after, HopClient) else after
-                downstream = Downstream(where.peer_id, sessions[number + 1], where.maddrs)
+                downstream = Downstream(where.peer_id, sessions[number + 1], where.record)
             upstream = before_id if before_id and session.may_chain(before_id, item.peer_id) else ""
             seats[number] = Seat(
                 item,

@@ -65,15 +65,18 @@ def cheaper_held(
     nodes: Sequence[NodeInfo],
     edges: Edges,
 ) -> Route | None:
-    """``held``, with its nodes' addresses of now, if ``fed`` costs no more on it than ``request`` on
-    ``route``."""
+    """``held``, with its nodes' addresses and records of now, if ``fed`` costs no more on it than ``request``
+    on ``route``."""
     known = _announced(held, nodes, request)
     new = _announced(route, nodes, replace(request, kv_tokens=0))
     if known is None or new is None:
         return None
     if route_price_ns(new, edges, request) < route_price_ns(known, edges, fed):
         return None
-    hops = (replace(hop, maddrs=node.maddrs) for hop, (node, _) in zip(held.hops, known, strict=True))
+    hops = (
+        replace(hop, maddrs=node.maddrs, record=node.record)
+        for hop, (node, _) in zip(held.hops, known, strict=True)
+    )
     return replace(held, hops=tuple(hops))
 
 

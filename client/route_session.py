@@ -355,7 +355,7 @@ def _seats(route: Route, settings: RouteSettings, ids: Sequence[int]) -> list[Se
         if number == len(hops) - 1 or not chained[number]:
             return None
         after: Hop = hops[number + 1]
-        return Downstream(after.peer_id, sessions[number + 1], after.maddrs)
+        return Downstream(after.peer_id, sessions[number + 1], after.record)
 
     seats = [
         Seat(

@@ -32,9 +32,6 @@ MODEL_SHARDS = 4
 WANTED_SHARDS = 4
 """Keys of the demand: one entry a peer, so that nobody has two votes under one identity."""
 
-MAX_RECORD_BYTES = 4096
-"""A signed entry. A usual one has 500-900 bytes; the bound leaves room for a dozen long addresses."""
-
 MAX_ENTRIES = 512
 """Entries a key: times MAX_RECORD_BYTES that is 2 MiB."""
 

@@ -7,13 +7,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from ..swarm.demand import Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, NetworkError, NotAdmittedError, RemoteProtocolError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
-from ..swarm.types import ModelRef, NodeInfo
+from ..swarm.types import ModelRef, NodeInfo, SignedRecord
 from . import layout
 from .entry_check import Entry
 from .envelope import seal
@@ -181,7 +182,8 @@ class RecordDirectory(ABC, Generic[FoundT]):
                 if (info.model.digest, info.model.n_blocks) not in wanted:
                     continue
                 if place not in latest or latest[place][0] < entry.expiration:
-                    latest[place] = (entry.expiration, info)
+                    record = SignedRecord(entry.expiration, entry.value)
+                    latest[place] = (entry.expiration, replace(info, record=record))
         by_model: dict[str, dict[str, NodeInfo]] = {}
         for (digest, peer_id), (_, info) in latest.items():
             by_model.setdefault(digest, {})[peer_id] = info

@@ -46,8 +46,16 @@ from ..swarm.figures import (
     TOKENS_PER_S,
 )
 from ..swarm.names import MAX_NAME_CHARS
-from ..swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
-from .layout import MAX_RECORD_BYTES
+from ..swarm.types import (
+    MAX_BLOCKS,
+    MAX_PEER_LINKS,
+    MAX_RECORD_BYTES,
+    ModelRef,
+    NodeInfo,
+    NodeState,
+    PeerLink,
+    Span,
+)
 from .maddrs import MAX_MADDR_CHARS, is_dialable
 
 RECORD_VERSION = 1

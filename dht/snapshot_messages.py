@@ -27,8 +27,8 @@ from ..swarm.errors import RemoteProtocolError
 from ..swarm.fields import Boolean, Integer, Prose, Real, Word
 from ..swarm.fields import Sequence as SequenceField
 from ..swarm.schema import MessageSet
+from ..swarm.types import MAX_RECORD_BYTES
 from ..swarm.wire import FIXED_HEADER, MAX_HEADER, Payload
-from .layout import MAX_RECORD_BYTES
 
 SNAPSHOT_PROTOCOL = "/swarm-node/snapshot/1"
 MAX_KEYS = 64

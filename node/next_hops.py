@@ -1,7 +1,8 @@
 """Links to the nodes that come after this one in its clients' routes; one a node, however many sessions.
 
-A client makes this node dial, so dials are counted by client, and go to a peer id over libp2p only. What is
-computed leaves without waiting; what a slow next hop has not taken is charged to the clients whose it is.
+A client makes this node dial, so dials are counted by client and go where the other node's own signed record
+says, over libp2p only; the client is not told what was found there. What is computed leaves without waiting;
+what a slow next hop has not taken is charged to the clients whose it is.
 """
 
 from __future__ import annotations
@@ -11,29 +12,30 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..dht.node_records import NodeRecords
 from ..swarm.errors import (
     ErrorCode,
     PeerError,
     PeerTimeoutError,
     PeerUnreachableError,
+    RemoteProtocolError,
     SwarmError,
 )
 from ..swarm.link import LinkUser, NodeLink, Patience
-from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Downstream, Step
+from ..swarm.shares import Holder
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
-from ..swarm.wire import FIXED_HEADER, MAX_HEADER
-from .quotas import DialRate, Ledger, Limits, PeerAccount
+from .dial_quota import DialQuota
+from .dialler import Dialler, is_hidden
+from .quotas import Ledger, Limits, PeerAccount
 
 log = logging.getLogger(__name__)
 
 UNCOUNTED_BYTES = 1024 * 1024
 """Sent to a next hop before it is asked whether it keeps up: some seconds of decode steps."""
-MAX_ANSWER_FRAME = FIXED_HEADER.size + MAX_HEADER
-"""Of a next hop: it answers without rows, which go to the client."""
-MAX_RATES = 1024
-"""Clients whose dials of the last minute are remembered, before those without any are looked for."""
+NOT_REACHED = "the next hop cannot be reached from here"
+"""All that a client is told of a dial that failed: who asks what is where must not have us look for him."""
 
 
 class NextHop:
@@ -88,8 +90,9 @@ class NextHop:
 
 
 class NextHops:
-    """``transport`` None: nothing is dialled, so every edge goes through the client. ``on_link`` is told of
-    every new link: peer id, round trip in seconds, and bytes per second (0: not measured)."""
+    """``transport`` None: nothing is dialled, so every edge goes through the client. ``records`` reads what
+    clients say of next hops; None: only those are reached that are connected or found otherwise. ``on_link``
+    is told of every new link: peer id, round trip in seconds, and bytes per second (0: not measured)."""
 
     def __init__(
         self,
@@ -99,18 +102,19 @@ class NextHops:
         limits: Limits,
         ledger: Ledger,
         clock: Callable[[], float],
+        records: NodeRecords | None = None,
     ) -> None:
         self._limits = limits
         self._ledger = ledger
+        self._records = records
         self.now = clock
         self._hops: dict[str, NextHop] = {}
-        self._rates: dict[str, DialRate] = {}
-        # Under way, by peer id: at which addresses.
-        self._dials: dict[str, tuple[tuple[str, ...], asyncio.Task[NextHop]]] = {}
-        self.pool: LinkPool | None = None
+        self._quota = DialQuota(limits)
+        self._dials: dict[str, _Dial] = {}  # under way, by peer id
+        self.dialler: Dialler | None = None
         if transport is not None:
             patience = Patience(dial_s=limits.link_seconds)
-            self.pool = LinkPool(transport, model, agent=agent, patience=patience, max_frame=MAX_ANSWER_FRAME)
+            self.dialler = Dialler(transport, model, agent, patience=patience, clock=clock)
         self.on_link: Callable[[str, float, float], None] | None = None
 
     def __len__(self) -> int:
@@ -121,83 +125,126 @@ class NextHops:
     async def reach(self, target: Downstream, client: PeerAccount) -> NextHop:
         """The link to ``target``'s node, dialled for ``client`` if there is none yet.
 
-        Raises SwarmError: it cannot be reached within ``link_seconds``, serves another model, or the client
-        is beyond its dials. A dial that is under way serves all who want it, and counts until it is over.
+        Raises SwarmError: the client is beyond its dials, or the node cannot be reached within
+        ``link_seconds``, for whatever reason: that is nobody's business but ours. A dial that is under way
+        serves all who want it, and counts until it is over.
         """
-        if self.pool is None:
+        if self.dialler is None:
             raise PeerUnreachableError("this node does not dial other nodes")
+        maddrs: tuple[str, ...] = ()
         try:
             async with asyncio.timeout(self._limits.link_seconds):
                 while True:
                     self._forget_ended()
                     if (hop := self._hops.get(target.peer_id)) is not None:
                         return hop
-                    maddrs, dial = self._dials.get(target.peer_id) or self._dial(self.pool, target, client)
+                    maddrs = self._maddrs(target)
+                    dial = self._dials.get(target.peer_id) or self._dial(self.dialler, target, maddrs, client)
                     try:
-                        return await asyncio.shield(dial)
-                    except SwarmError:
-                        if maddrs == target.maddrs:
-                            raise  # else these, of another client, may have been wrong
+                        return await dial.wait()
+                    except SwarmError as error:
+                        log.info(
+                            "event=dial_failed peer=%s client=%s error=%r",
+                            target.peer_id,
+                            client.peer_id,
+                            error.message,
+                        )
+                        if dial.maddrs == maddrs:
+                            break  # else these, of another client, may have been wrong
+                if is_hidden(maddrs):  # how long it took would tell what is there
+                    await asyncio.get_running_loop().create_future()
         except TimeoutError:
-            raise self._no_answer(target) from None
+            log.info("event=dial_failed peer=%s client=%s error='no answer'", target.peer_id, client.peer_id)
+        raise PeerUnreachableError(NOT_REACHED)
+
+    def _maddrs(self, target: Downstream) -> tuple[str, ...]:
+        """Where the target's own record says that it listens."""
+        if target.record is None or self._records is None:
+            return ()
+        try:
+            return self._records.maddrs(target.peer_id, target.record)
+        except RemoteProtocolError as error:
+            log.info("event=record_refused peer=%s error=%r", target.peer_id, error.message)
+            raise PeerUnreachableError(NOT_REACHED) from None
 
     def _dial(
-        self, pool: LinkPool, target: Downstream, client: PeerAccount
-    ) -> tuple[tuple[str, ...], asyncio.Task[NextHop]]:
+        self, dialler: Dialler, target: Downstream, maddrs: tuple[str, ...], client: PeerAccount
+    ) -> _Dial:
         """Begin a dial. Raises PeerError if the client, or all of them together, are beyond theirs."""
-        rate = self._rate(client.peer_id)
-        if len(self._dials) >= self._limits.dials:
-            problem = f"{self._limits.dials} dials are under way"
-        else:
-            problem = rate.begin(self._limits, self.now())
-        if problem:
+        holder = client.holder
+        if (loser := self._quota.loser(holder)) is not None:
+            theirs = next(dial for dial in reversed(self._dials.values()) if dial.holder == loser)
+            theirs.give_up()
+            self._ended(theirs)
+        if problem := self._quota.begin(holder, self.now()):
             raise PeerError(f"not dialled: {problem}", code=ErrorCode.OVERLOADED, retriable=True)
+        task = asyncio.create_task(self._connect(dialler, target.peer_id, maddrs))
+        dial = self._dials[target.peer_id] = _Dial(target.peer_id, holder, maddrs, task)
+        task.add_done_callback(lambda _: self._ended(dial))
+        return dial
 
-        def ended(dial: asyncio.Task[NextHop]) -> None:
-            del self._dials[target.peer_id]
-            rate.end()
-            if not dial.cancelled():
-                dial.exception()  # everybody who wanted it may have given up
+    def _ended(self, dial: _Dial) -> None:
+        """It is over, or given up. May be called again."""
+        if self._dials.get(dial.peer_id) is dial:
+            del self._dials[dial.peer_id]
+            self._quota.end(dial.holder)
 
-        dial = asyncio.create_task(self._connect(pool, target))
-        dial.add_done_callback(ended)
-        self._dials[target.peer_id] = target.maddrs, dial
-        return target.maddrs, dial
-
-    async def _connect(self, pool: LinkPool, target: Downstream) -> NextHop:
+    async def _connect(self, dialler: Dialler, peer_id: str, maddrs: tuple[str, ...]) -> NextHop:
         try:
             async with asyncio.timeout(self._limits.link_seconds):
-                link = await pool.get(target.peer_id, target.maddrs)
+                link = await dialler.get(peer_id, maddrs)
                 welcome = await asyncio.shield(link.welcome)
         except TimeoutError:
-            raise self._no_answer(target) from None
-        hop = self._hops[target.peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
+            raise PeerTimeoutError(f"no answer within {self._limits.link_seconds:g} s") from None
+        hop = self._hops[peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
         if self.on_link is not None:
-            self.on_link(target.peer_id, link.round_trip_s, 0.0)
+            self.on_link(peer_id, link.round_trip_s, 0.0)
         return hop
-
-    def _no_answer(self, target: Downstream) -> PeerTimeoutError:
-        seconds = self._limits.link_seconds
-        return PeerTimeoutError(f"peer {target.peer_id[-8:]} did not answer within {seconds:g} s")
 
     async def close(self) -> None:
         """End every link."""
-        dials = [dial for _, dial in self._dials.values()]
+        dials = [dial.task for dial in self._dials.values()]
         for dial in dials:
             dial.cancel()
         if dials:
             await asyncio.wait(dials)
-        if self.pool is not None:
-            await self.pool.close()
+        if self.dialler is not None:
+            await self.dialler.close()
         self._hops.clear()
 
     def _forget_ended(self) -> None:
         for peer_id in [peer_id for peer_id, hop in self._hops.items() if hop.link.failure is not None]:
             del self._hops[peer_id]
 
-    def _rate(self, peer_id: str) -> DialRate:
-        if len(self._rates) >= MAX_RATES:
-            now = self.now()
-            for other in [peer for peer, rate in self._rates.items() if rate.is_empty(now)]:
-                del self._rates[other]
-        return self._rates.setdefault(peer_id, DialRate())
+
+class _Dial:
+    """A dial under way to ``peer_id`` at ``maddrs``, for ``holder`` at first."""
+
+    def __init__(
+        self, peer_id: str, holder: Holder, maddrs: tuple[str, ...], task: asyncio.Task[NextHop]
+    ) -> None:
+        self.peer_id = peer_id
+        self.holder = holder
+        self.maddrs = maddrs
+        self.task = task
+        self._given_up = False
+        task.add_done_callback(_look_at)  # everybody who wanted it may have given up
+
+    def give_up(self) -> None:
+        """Its place is another's."""
+        self._given_up = True
+        self.task.cancel()
+
+    async def wait(self) -> NextHop:
+        """Raises SwarmError."""
+        try:
+            return await asyncio.shield(self.task)
+        except asyncio.CancelledError:
+            if self._given_up and self.task.done():
+                raise PeerUnreachableError("given up for a client with fewer dials under way") from None
+            raise
+
+
+def _look_at(dial: asyncio.Task[NextHop]) -> None:
+    if not dial.cancelled():
+        dial.exception()

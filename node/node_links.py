@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from ..swarm.errors import StreamClosedError
 from ..swarm.link import NodeLink
-from ..swarm.link_pool import LinkPool
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
+from .dialler import Dialler
 
 
 class NodeLinks:
@@ -19,11 +19,11 @@ class NodeLinks:
         self._transport = transport
         self._agent = agent
         self._model = model
-        self._borrowed: LinkPool | None = None
-        self._own: tuple[ModelRef, LinkPool] | None = None
+        self._borrowed: Dialler | None = None
+        self._own: tuple[ModelRef, Dialler] | None = None
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
-        """See ``LinkPool.get``."""
+        """See ``Dialler.get``."""
         if self._borrowed is not None:
             return await self._borrowed.get(peer_id, maddrs)
         model = self._model()
@@ -31,13 +31,13 @@ class NodeLinks:
             raise StreamClosedError("the node has no model yet")
         if self._own is None or self._own[0] != model:
             await self.close()
-            self._own = model, LinkPool(self._transport, model, agent=self._agent)
+            self._own = model, Dialler(self._transport, model, self._agent)
         return await self._own[1].get(peer_id, maddrs)
 
-    async def follow(self, pool: LinkPool | None) -> None:
+    async def follow(self, links: Dialler | None) -> None:
         """Use the links of a span that is served now; None: it is no more."""
-        self._borrowed = pool
-        if pool is not None:
+        self._borrowed = links
+        if links is not None:
             await self.close()
 
     async def close(self) -> None:

@@ -8,12 +8,12 @@ from importlib.metadata import version
 
 from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
-from ..swarm.link_pool import LinkPool
 from ..swarm.messages import ErrorMessage
 from ..swarm.transport import NetworkChange, NetworkRestored, Stream, StreamHandler
 from ..swarm.types import ModelRef, NodeInfo
 from ..swarm.wire import PROTOCOL_ID
 from .announcer import Announcer
+from .dialler import Dialler
 from .link_probe import LinkProbe
 from .network import Network, network_event
 from .node_links import NodeLinks
@@ -74,10 +74,10 @@ class Presence:
                 await end(probing)
                 probing = tasks.create_task(self.probe.run())
 
-    async def follow(self, pool: LinkPool | None) -> None:
+    async def follow(self, links: Dialler | None) -> None:
         """Use the links of the span that is served from now on; None: none is any more."""
-        await self.links.follow(pool)
-        if pool is not None:
+        await self.links.follow(links)
+        if links is not None:
             self._moved.set()  # to be measured soon: clients shall know where it is in a route
 
     async def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ from ..swarm.shares import Holder, ShareLimits, Shares
 class Limits:
     """Bounds of a node; times in seconds.
 
-    ``dials_per_peer`` under way, and ``dials_per_minute_per_peer``: to next hops, for a client; ``dials``
-    under way for all of them. ``link_seconds``: for one of them, from dial to WELCOME.
+    ``dials_per_peer`` under way, and ``dials_per_minute_per_peer`` begun: to next hops, for a client;
+    ``dials_per_minute_per_group``: for all clients of one address group; ``dials`` under way for all of them.
+    ``link_seconds``: for one of them, from dial to WELCOME.
 
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
@@ -37,6 +38,7 @@ class Limits:
     dials: int = 32
     dials_per_peer: int = 4
     dials_per_minute_per_peer: int = 60
+    dials_per_minute_per_group: int = 240
     link_seconds: float = 3.0
     hello_seconds: float = 10.0
     rest_seconds: float = 10.0
@@ -55,38 +57,6 @@ class Limits:
 FED_FACTOR = 4
 """How far beyond its limits a client's steps are taken from another hop: that hop's stream serves others too,
 so it cannot be left unread."""
-
-
-class DialRate:
-    """Dials to next hops that a client caused: how many are under way, and when the last minute's began."""
-
-    __slots__ = ("_began", "under_way")
-
-    def __init__(self) -> None:
-        self.under_way = 0
-        self._began: deque[float] = deque()
-
-    def is_empty(self, now: float) -> bool:
-        self._forget_old(now)
-        return not self._began and not self.under_way
-
-    def begin(self, limits: Limits, now: float) -> str:
-        """Count one more; or, with nothing counted, say which limit it is beyond."""
-        self._forget_old(now)
-        if self.under_way >= limits.dials_per_peer:
-            return f"{limits.dials_per_peer} dials of yours are under way"
-        if len(self._began) >= limits.dials_per_minute_per_peer:
-            return f"a peer may cause {limits.dials_per_minute_per_peer} dials a minute"
-        self.under_way += 1
-        self._began.append(now)
-        return ""
-
-    def end(self) -> None:
-        self.under_way -= 1
-
-    def _forget_old(self, now: float) -> None:
-        while self._began and now - self._began[0] >= 60.0:
-            self._began.popleft()
 
 
 class PeerAccount:

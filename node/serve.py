@@ -270,7 +270,7 @@ class Node:
         if self.serving is None:
             raise LocalProtocolError("the node goes online before it has loaded anything")
         presence, next_hops = self.presence, self.serving.server.next_hops
-        await presence.follow(next_hops.pool)
+        await presence.follow(next_hops.dialler)
         next_hops.on_link = presence.probe.observed
         self._state = NodeState.ONLINE
         announced = await presence.announcer.announce()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..dht.node_records import NodeRecords
 from ..shards.kv_pool import PAGE_TOKENS
 from ..swarm import codecs
 from ..swarm.address_groups import address_group
@@ -57,8 +58,9 @@ class NodeServer:
     """``handle`` serves one stream; give it to ``Transport.serve``. One per node, used in one event loop.
 
     ``context_tokens`` is the longest sequence the model can hold. ``transport`` dials the next hops of
-    chains; without one, results go back to the clients. ``journal_bytes``: of all sessions' journals, 0 for
-    none. ``clock`` gives seconds, for idle times. ``sessions``: all that are open, by id.
+    chains, whose records ``records`` reads; without one, results go back to the clients. ``journal_bytes``:
+    of all sessions' journals, 0 for none. ``clock`` gives seconds, for idle times. ``sessions``: all that are
+    open, by id.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class NodeServer:
         limits: Limits | None = None,
         max_frame: int = DEFAULT_MAX_FRAME,
         transport: Transport | None = None,
+        records: NodeRecords | None = None,
         journal_bytes: int = DEFAULT_JOURNAL_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,7 +100,7 @@ class NodeServer:
             codec: codecs.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
         }
         self.sessions: dict[bytes, NodeSession] = {}
-        self.next_hops = NextHops(transport, model, agent, self.limits, self.ledger, clock)
+        self.next_hops = NextHops(transport, model, agent, self.limits, self.ledger, clock, records)
         self.frames = UnfinishedFrames(clock)
         self._connections: set[PeerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()

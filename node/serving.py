@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from ..dht.node_records import NodeRecords
 from ..shards.autoselect import LoadOptions
 from ..shards.backend import KvMemory, SpanBackend
 from ..shards.checkpoint import Checkpoint
@@ -224,6 +225,7 @@ class Serving:
             ),
             max_frame=config.max_frame or DEFAULT_MAX_FRAME,
             transport=transport,
+            records=NodeRecords(self.model, config.membership),
             journal_bytes=config.journal_mib * 1024 * 1024,
         )
         self._exit.push_async_callback(self._server.aclose)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..swarm.connection import MessageStream
+from ..swarm.dial_guard import same_host
 from ..swarm.errors import (
     CheckpointError,
     ErrorCode,
@@ -130,7 +131,7 @@ class PieceServer:
             await connection.close_with(PieceError(ErrorCode.UNSUPPORTED, "this model is not shared here"))
             return
         if ask.serves:
-            self._addresses[connection.peer_id] = ask.maddrs
+            self._addresses[connection.peer_id] = same_host(ask.maddrs, connection.remote_maddr)
             if len(self._addresses) > MAX_PEERS:
                 del self._addresses[next(iter(self._addresses))]
         visit = _Visit(self, connection, holder, ask.serves)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..swarm.connection import MessageStream
+from ..swarm.dial_guard import choose, for_client, reaches
 from ..swarm.errors import (
     CheckpointError,
     NetworkError,
@@ -59,6 +60,8 @@ LAST_RESORT = "the hub"
 _LAST_RESORT_READS = 4
 _NOT_YET_S = 1.0
 """To leave a peer alone that shares nothing; less where another says that it sent it pieces."""
+_MAX_LOST_REFERRALS = 8
+"""Peers that one source named and that did not answer, after which nobody is met at its word."""
 _WRITES = 4
 """Pieces of one source that are checked and written at once, while it sends the next."""
 
@@ -131,6 +134,9 @@ class PieceSwarm:
         self._wasted = 0
         self._banned: dict[str, str] = {}
         self._refused_at: dict[str, float] = {}
+        self._announced: dict[str, tuple[str, ...]] = {}  # addresses of nodes, by their own records
+        self._named_by: dict[str, str] = {}  # peers that were met at a source's word
+        self._lost_referrals: Counter[str] = Counter()
 
     async def __aenter__(self) -> PieceSwarm:
         self._looking = self._spawn(self._look(), "weights-look")
@@ -233,6 +239,8 @@ class PieceSwarm:
             except NetworkError as error:
                 log.debug("event=weights_directory error=%r", error.message)
                 nodes = ()
+            else:
+                self._announced = {node.peer_id: node.maddrs for node in nodes}
             found = sorted(
                 holders(nodes, self.root), key=lambda n: (n.state is not NodeState.ONLINE, n.peer_id)
             )
@@ -262,12 +270,29 @@ class PieceSwarm:
         self._visits[peer] = self._spawn(self._visit(peer, maddrs), "weights-source")
         return True
 
+    def _meet_named(self, peer: str, maddrs: Sequence[str], source: str) -> bool:
+        """Connect to a peer at another source's word, which may send us anywhere."""
+        if self._lost_referrals[source] >= _MAX_LOST_REFERRALS:
+            return False
+        maddrs = self._announced.get(peer, maddrs)
+        if not self._meet(peer, maddrs, after_s=_NOT_YET_S / 10):
+            return False
+        if peer not in self._links:
+            self._named_by[peer] = source
+        return True
+
     async def _visit(self, peer: str, maddrs: Sequence[str]) -> None:
         """One source, from dial to end. What it does wrong ends it alone."""
         try:
+            announced = peer in self._announced
+            own = () if announced else await self._transport.maddrs()
             stream = await self._transport.open_stream(
-                peer, WEIGHTS_PROTOCOL, maddrs, timeout=self._settings.answer_s
+                peer,
+                WEIGHTS_PROTOCOL,
+                for_client(maddrs) if announced else choose(maddrs, reaches(own)),
+                timeout=self._settings.answer_s,
             )
+            self._named_by.pop(peer, None)
             link: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES, ASKER_MAX_FRAME)
             try:
                 await self._greet(peer, link)
@@ -282,6 +307,8 @@ class PieceSwarm:
         except (NetworkError, TimeoutError) as error:
             log.debug("event=weights_source_lost peer=%s error=%r", peer, str(error))
             self._health.failed(peer, self._clock(), str(error))
+            if (source := self._named_by.pop(peer, None)) is not None:
+                self._lost_referrals[source] += 1
         finally:
             self._links.pop(peer, None)
             if self._schedule is not None:
@@ -357,7 +384,7 @@ class PieceSwarm:
             case Elsewhere():
                 other = message.peer_id
                 schedule.elsewhere(peer, message.piece, other, now)
-                if not self._meet(other, message.maddrs, after_s=_NOT_YET_S / 10):
+                if not self._meet_named(other, message.maddrs, peer):
                     schedule.unreachable(other)
             case PieceError():
                 if message.piece is None:

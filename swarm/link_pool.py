@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from .dial_guard import for_client
 from .errors import StreamClosedError
 from .link import NodeLink, Patience
 from .transport import Transport
@@ -37,6 +38,10 @@ class LinkPool:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def has(self, peer_id: str) -> bool:
+        """Whether ``get`` would dial nobody: there is a link, or one is being made."""
+        return peer_id in self._dials
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
         """The live link to a node; dials it where there is none.
@@ -85,7 +90,7 @@ class LinkPool:
         task = asyncio.current_task()
         try:
             stream = await self._transport.open_stream(
-                peer_id, PROTOCOL_ID, maddrs, timeout=self.patience.dial_s
+                peer_id, PROTOCOL_ID, for_client(maddrs), timeout=self.patience.dial_s
             )
             link = NodeLink(
                 stream, self._model, self._agent, self.patience, forget, self._links, self._max_frame

@@ -8,6 +8,7 @@ some.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from .fields import (
 )
 from .figures import MAX_JOURNAL_BYTES, MAX_KV_TOKENS, MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US, TOKENS_PER_S
 from .schema import MessageSet
-from .types import MAX_BLOCKS, NodeState, Span
+from .types import MAX_BLOCKS, MAX_RECORD_BYTES, NodeState, SignedRecord, Span
 from .wire import Frame, Payload
 
 MAX_TOKENS = 2**31 - 1
@@ -85,7 +86,6 @@ class Want(IntEnum):
 
 
 _PEER_ID = Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")
-_MADDR = Word(re.compile(r"/[!-~]{1,511}"), "a multiaddress")
 _CODEC = Word(re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}"), "a codec's name")
 
 SessionId = Annotated[bytes, Blob(16)]
@@ -118,27 +118,46 @@ Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
 
 @dataclass(frozen=True, slots=True)
 class Downstream:
-    """A session at a peer whom the receiver may have to dial: whose it is, and where that peer listens."""
+    """A session at a peer whom the receiver may have to dial: whose it is, and the peer's own record, which
+    says where it listens."""
 
     peer_id: str
     session: bytes
-    maddrs: tuple[str, ...] = ()
+    record: SignedRecord | None = None
+
+
+class RecordField:
+    """A SignedRecord: an array of its expiration, a float, and its value."""
+
+    _expected = f"a record: a time, and at most {MAX_RECORD_BYTES} bytes"
+
+    def read(self, value: object) -> SignedRecord:
+        if isinstance(value, list) and len(value) == 2:
+            expiration, record = value
+            timed = type(expiration) is float and math.isfinite(expiration)
+            if timed and type(record) is bytes and len(record) <= MAX_RECORD_BYTES:
+                return SignedRecord(expiration, record)
+        raise FieldError(self._expected, value)
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, SignedRecord) or len(value.value) > MAX_RECORD_BYTES:
+            raise FieldError(self._expected, value)
+        return [value.expiration, value.value]
 
 
 class DownstreamField:
-    """A Downstream: a map with ``peer_id``, ``session`` and ``maddrs`` on the wire."""
+    """A Downstream: a map with ``peer_id``, ``session`` and ``record`` on the wire."""
 
     _types: tuple[tuple[str, FieldType], ...] = (
         ("peer_id", _PEER_ID),
         ("session", Blob(16)),
-        ("maddrs", Sequence(_MADDR, 0, 16)),
+        ("record", Maybe(RecordField())),
     )
 
     def read(self, value: object) -> Downstream:
         if not isinstance(value, dict):
-            raise FieldError("a map with peer_id, session and maddrs", value)
-        given = {"maddrs": [], **value}
-        return Downstream(**{name: _inside(name, type_.read, given.get(name)) for name, type_ in self._types})
+            raise FieldError("a map with peer_id, session and record", value)
+        return Downstream(**{name: _inside(name, type_.read, value.get(name)) for name, type_ in self._types})
 
     def write(self, value: object) -> dict[str, object]:
         if not isinstance(value, Downstream):

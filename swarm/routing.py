@@ -182,7 +182,7 @@ def find_route(
             spread,
             **ends,
         )
-    hops = tuple(Hop(node.peer_id, span, node.maddrs) for node, span in picks)
+    hops = tuple(Hop(node.peer_id, span, node.maddrs, node.record) for node, span in picks)
     return price_route(hops, by_peer, edges, request)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .errors import UsageError
 
 MAX_BLOCKS = 4096
 """More transformer blocks than any model has; bounds what a peer may claim."""
+
+MAX_RECORD_BYTES = 4096
+"""A signed record. A usual one has 500-900 bytes; the bound leaves room for a dozen long addresses."""
 
 _INCLUSIVE = re.compile(r"^(\d{1,4})-(\d{1,4})$")
 _HALF_OPEN = re.compile(r"^(\d{1,4}):(\d{1,4})$")
@@ -97,6 +100,15 @@ class PeerLink:
 
 
 @dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """An announcement as its owner signed it, which anybody who is handed it can check. ``expiration``:
+    seconds of Unix time. ``value``: as it lies in the directory."""
+
+    expiration: float
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a node announces. Speeds are its own measurements; 0 means not measured yet.
 
@@ -113,6 +125,7 @@ class NodeInfo:
     not up for a change (a person chose them, or it is loading them). JOINING with ``max_blocks`` above 0 is a
     node that has not begun to load: ``span`` is what it means to serve.
     ``weights_root``: of a node that shares the model's files, the SHA-256 of their piece manifest; else "".
+    ``record``: what all this was read from, to be handed on.
     """
 
     peer_id: str
@@ -136,15 +149,17 @@ class NodeInfo:
     row_check: str = ""
     max_blocks: int = 0
     weights_root: str = ""
+    record: SignedRecord | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A node and the sub-span of it that a route uses."""
+    """A node and the sub-span of it that a route uses. ``record``: which proves ``maddrs`` to other nodes."""
 
     peer_id: str
     span: Span
     maddrs: tuple[str, ...] = ()
+    record: SignedRecord | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import Any
 import msgpack
 
 from ...swarm.errors import RemoteProtocolError
-from ..layout import MAX_ENTRIES, MAX_RECORD_BYTES
+from ...swarm.types import MAX_RECORD_BYTES
+from ..layout import MAX_ENTRIES
 
 IS_DICTIONARY = b""
 """The subkey of a request to store a whole dictionary at once, which nobody here takes."""

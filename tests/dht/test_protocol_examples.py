@@ -12,7 +12,6 @@ from swarm_node.dht.layout import (
     INDEX_SPEAKERS,
     MAX_ENTRIES,
     MAX_MODELS,
-    MAX_RECORD_BYTES,
     MODEL_SHARDS,
     REPLICAS,
     key_hash,
@@ -31,7 +30,7 @@ from swarm_node.swarm.membership import (
     KeyedSwarm,
     swarm_tag,
 )
-from swarm_node.swarm.types import ModelRef, Span
+from swarm_node.swarm.types import MAX_RECORD_BYTES, ModelRef, Span
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 OWNER = Identity(bytes(range(32)))

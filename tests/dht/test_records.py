@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from swarm_node.dht.layout import (
     GROUP_BLOCKS,
-    MAX_RECORD_BYTES,
     model_key,
     node_key,
     node_keys,
@@ -37,7 +36,16 @@ from swarm_node.swarm.figures import (
     Figure,
 )
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.types import MAX_BLOCKS, MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
+from swarm_node.swarm.types import (
+    MAX_BLOCKS,
+    MAX_PEER_LINKS,
+    MAX_RECORD_BYTES,
+    ModelRef,
+    NodeInfo,
+    NodeState,
+    PeerLink,
+    Span,
+)
 
 OWNER = Identity(bytes(32)).peer_id
 OTHER = Identity(b"1" * 32).peer_id

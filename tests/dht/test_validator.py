@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from swarm_node.dht.entry_check import EXPIRATION_SLACK_S
 from swarm_node.dht.envelope import seal
-from swarm_node.dht.layout import MAX_RECORD_BYTES, key_hash
+from swarm_node.dht.layout import key_hash
 from swarm_node.dht.storage import BoundedStorage
 from swarm_node.dht.validator import SignedRecordValidator
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.types import MAX_RECORD_BYTES
 
 NOW = 1_700_000_000.0
 TTL = 60.0

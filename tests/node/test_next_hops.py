@@ -26,7 +26,7 @@ from swarm_node.swarm.messages import (
     Welcome,
 )
 from swarm_node.swarm.shares import Holder
-from swarm_node.swarm.types import Span
+from swarm_node.swarm.types import SignedRecord, Span
 from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 PLACES = [("a", Span(0, 2)), ("b", Span(2, 4))]
@@ -93,6 +93,13 @@ def test_a_session_over_there_is_fed_by_one():
     hop.join(b"s" * 16, None)
 
 
+WRONG, RIGHT = ("/ip4/1.1.1.1/tcp/1",), ("/ip4/1.1.1.1/tcp/2",)
+
+
+def record(maddrs):
+    return SignedRecord(0.0, " ".join(maddrs).encode())
+
+
 class Dials:
     """A pool whose dials to peer "p" end when they are told to, and fail at addresses that are none."""
 
@@ -103,7 +110,7 @@ class Dials:
     async def get(self, peer_id, maddrs):
         self.begun.append(maddrs)
         await self.go_on.wait()
-        if maddrs == ("/wrong",):
+        if maddrs == WRONG:
             raise PeerUnreachableError("nobody is there")
         link = SlowLink()
         link.failure, link.round_trip_s = None, 0.001
@@ -117,23 +124,26 @@ class Dials:
 
 def dialling(**limits):
     ledger = Ledger(Limits(**limits))
-    hops = NextHops(None, MODEL, "test", Limits(**limits), ledger, lambda: 0.0)
-    hops.pool = Dials()
+    records = SimpleNamespace(maddrs=lambda peer_id, record: tuple(record.value.decode().split()))
+    hops = NextHops(None, MODEL, "test", Limits(**limits), ledger, lambda: 0.0, records)
+    hops.dialler = Dials()
     return hops, ledger
 
 
 async def test_one_dial_serves_all_who_want_it_and_wrong_addresses_cost_nobody_else():
     hops, ledger = dialling(dials_per_peer=1)
     mean, good = ledger.connect(Holder("mean")), ledger.connect(Holder("good"))
-    wrong = asyncio.ensure_future(hops.reach(Downstream("p", b"w" * 16, ("/wrong",)), mean))
-    await until(lambda: bool(hops.pool.begun))
-    right = [asyncio.ensure_future(hops.reach(Downstream("p", b"r" * 16, ("/r",)), good)) for _ in range(8)]
+    wrong = asyncio.ensure_future(hops.reach(Downstream("p", b"w" * 16, record(WRONG)), mean))
+    await until(lambda: bool(hops.dialler.begun))
+    right = [
+        asyncio.ensure_future(hops.reach(Downstream("p", b"r" * 16, record(RIGHT)), good)) for _ in range(8)
+    ]
     await asyncio.sleep(0)
-    hops.pool.go_on.set()
+    hops.dialler.go_on.set()
     with pytest.raises(PeerUnreachableError):
         await wrong
     assert len(set(await asyncio.gather(*right))) == 1
-    assert hops.pool.begun == [("/wrong",), ("/r",)]
+    assert hops.dialler.begun == [WRONG, RIGHT]
     await hops.close()
 
 
@@ -141,14 +151,14 @@ async def test_a_dial_that_failed_is_not_made_again_by_all_who_waited():
     hops, ledger = dialling()
     client = ledger.connect(Holder("client"))
     waiting = [
-        asyncio.ensure_future(hops.reach(Downstream("p", bytes([n]) * 16, ("/wrong",)), client))
+        asyncio.ensure_future(hops.reach(Downstream("p", bytes([n]) * 16, record(WRONG)), client))
         for n in range(8)
     ]
-    await until(lambda: bool(hops.pool.begun))
-    hops.pool.go_on.set()
+    await until(lambda: bool(hops.dialler.begun))
+    hops.dialler.go_on.set()
     failures = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(failure) for failure in failures} == {PeerUnreachableError}
-    assert len(hops.pool.begun) == 1
+    assert len(hops.dialler.begun) == 1
     await hops.close()
 
 
@@ -156,12 +166,12 @@ async def test_a_dial_that_nobody_waits_for_counts_until_it_is_over():
     hops, ledger = dialling(dials_per_peer=1)
     client = ledger.connect(Holder("client"))
     first = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), client))
-    await until(lambda: bool(hops.pool.begun))
+    await until(lambda: bool(hops.dialler.begun))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     with pytest.raises(PeerError, match="1 dials of yours are under way"):
         await hops.reach(Downstream("q", b"2" * 16), client)
-    hops.pool.go_on.set()
+    hops.dialler.go_on.set()
     await until(lambda: len(hops) == 1 and not hops._dials)
     await hops.reach(Downstream("q", b"2" * 16), client)
     await hops.close()
@@ -170,7 +180,7 @@ async def test_a_dial_that_nobody_waits_for_counts_until_it_is_over():
 async def test_dials_under_way_end_with_the_node():
     hops, ledger = dialling()
     reaching = asyncio.ensure_future(hops.reach(Downstream("p", b"1" * 16), ledger.connect(Holder("client"))))
-    await until(lambda: bool(hops.pool.begun))
+    await until(lambda: bool(hops.dialler.begun))
     await hops.close()
     with pytest.raises(asyncio.CancelledError):
         await reaching

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm_node.node.quotas import DialRate, Ledger, Limits, PeerAccount
+from swarm_node.node.quotas import Ledger, Limits, PeerAccount
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.shares import Holder
 
@@ -124,23 +124,6 @@ class LedgerAgainstLists(RuleBasedStateMachine):
 
             beyond = sum(tokens for tokens, _ in mine) > 400 or sum(size for _, size in mine) > 4000
             assert ledger.is_beyond(account) is beyond
-
-
-def test_dials_are_limited_at_once_and_by_the_minute():
-    limits = Limits(dials_per_peer=2, dials_per_minute_per_peer=3)
-    rate = DialRate()
-    assert [rate.begin(limits, now) for now in (0.0, 1.0)] == ["", ""]
-    assert "under way" in rate.begin(limits, 2.0)
-    rate.end()
-    assert rate.begin(limits, 30.0) == ""
-    rate.end()
-    assert "a minute" in rate.begin(limits, 59.0)
-    assert rate.begin(limits, 60.0) == ""  # the first was a minute ago
-    assert "under way" in rate.begin(limits, 61.0)
-    rate.end()
-    rate.end()
-    assert not rate.is_empty(100.0)
-    assert rate.is_empty(120.0)
 
 
 LedgerAgainstLists.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

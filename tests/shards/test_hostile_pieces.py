@@ -381,7 +381,7 @@ async def test_cold_peers_are_told_who_has_a_piece(world: PieceWorld) -> None:
     assert isinstance(await first.answer(Get(3)), Piece)
     assert isinstance(await second.answer(Get(3)), Piece)  # the first does not serve
     assert isinstance(await serving.answer(Get(4)), Piece)
-    assert await first.answer(Get(4)) == Elsewhere(4, "serving", ("/ip4/192.0.2.1/tcp/1",))
+    assert await first.answer(Get(4)) == Elsewhere(4, "serving")  # where it listens is not proven
     assert isinstance(await second.answer(Get(4, insist=True)), Piece)
     assert isinstance(await first.answer(Get(4)), Piece)  # it comes back: it did not find it there
 

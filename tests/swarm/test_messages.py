@@ -37,6 +37,7 @@ from swarm_node.swarm.messages import (
     Open,
     Ping,
     Pong,
+    RecordField,
     Refused,
     Replay,
     Replayed,
@@ -48,7 +49,7 @@ from swarm_node.swarm.messages import (
     encode,
 )
 from swarm_node.swarm.replies import error_message, error_of
-from swarm_node.swarm.types import NodeState, Span
+from swarm_node.swarm.types import NodeState, SignedRecord, Span
 from swarm_node.swarm.wire import Frame, FrameParser, encode_frame
 
 SESSION = bytes(range(16))
@@ -80,6 +81,10 @@ def valid(field: Any) -> st.SearchStrategy[Any]:
             return st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda t: Span(t[0], t[0] + t[1]))
         case wire_fields.Maybe():
             return st.none() | valid(field.item)
+        case RecordField():
+            return st.builds(
+                SignedRecord, st.floats(allow_nan=False, allow_infinity=False), st.binary(max_size=99)
+            )
         case DownstreamField():
             return st.builds(Downstream, *(valid(type_) for _, type_ in DownstreamField._types))
     raise AssertionError(f"no strategy for {field}")
@@ -122,6 +127,10 @@ def invalid(field: Any) -> list[Any]:
             ]
         case wire_fields.Maybe():
             return [value for value in invalid(field.item) if value is not None]
+        case RecordField():
+            return st.builds(
+                SignedRecord, st.floats(allow_nan=False, allow_infinity=False), st.binary(max_size=99)
+            )
         case DownstreamField():
             return [
                 None,
@@ -131,8 +140,10 @@ def invalid(field: Any) -> list[Any]:
                 {"peer_id": "0OIl", "session": SESSION},
                 {"peer_id": "a", "session": b"short"},
                 {"peer_id": "a"},
-                {"peer_id": "a", "session": SESSION, "maddrs": ["no slash"]},
-                {"session": SESSION, "maddrs": []},
+                {"peer_id": "a", "session": SESSION, "record": [1, b""]},
+                {"peer_id": "a", "session": SESSION, "record": [1.0, bytes(4097)]},
+                {"peer_id": "a", "session": SESSION, "record": [float("nan"), b""]},
+                {"session": SESSION, "record": [1.0, b""]},
             ]
     raise AssertionError(f"no values for {field}")
 
@@ -175,7 +186,7 @@ EXAMPLES: list[Message] = [
         100,
         "int8",
         "none",
-        downstream=Downstream("abc", SESSION, ("/ip4/1.2.3.4/tcp/1",)),
+        downstream=Downstream("abc", SESSION, SignedRecord(1.5, b"signed")),
     ),
     Open(SESSION, Span(3, 9), 100, "int8", "none", upstream="abc", journal=True),
     Open(SESSION, Span(3, 9), 100, "int8", "none", prefix=(b"h" * 32,), parent=b"p" * 16, parent_tokens=64),
@@ -305,8 +316,8 @@ def _some(field: Any) -> Any:
             "OPEN: parent_tokens is 11, but max_tokens is 10",
         ),
         (
-            {"downstream": {"peer_id": "a", "session": SESSION, "maddrs": [1]}},
-            r"OPEN: downstream.maddrs\[0\] is 1, not a multiaddress",
+            {"downstream": {"peer_id": "a", "session": SESSION, "record": [1]}},
+            r"OPEN: downstream.record is list of 1, not a record",
         ),
     ],
 )

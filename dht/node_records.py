@@ -1,0 +1,48 @@
+"""Announcements that are handed on from peer to peer: who proves himself needs no look-up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..swarm.errors import RemoteProtocolError
+from ..swarm.membership import Membership
+from ..swarm.types import ModelRef, NodeInfo, SignedRecord
+from . import layout
+from .entry_check import EntryCheck
+from .envelope import subkey_of, unseal
+from .records import decode
+
+STALE_S = 24 * 3600.0
+"""So long after its end a record still tells where its owner listens: sessions keep those they began with."""
+
+_NO_KEY = bytes(20)
+
+
+class NodeRecords:
+    """Reads records of nodes of one ``model``; in a swarm with a ``membership``, of its members.
+    ``clock``: Unix time in seconds."""
+
+    def __init__(
+        self,
+        model: ModelRef,
+        membership: Membership | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._model = model
+        self._tag = "" if membership is None else membership.tag
+        self._check = EntryCheck(clock=clock, membership=membership)
+        self._clock = clock
+
+    def maddrs(self, peer_id: str, record: SignedRecord) -> tuple[str, ...]:
+        """Where the node listens, by its own signed word. Raises RemoteProtocolError."""
+        subkey = subkey_of(peer_id.encode())
+        sealed = unseal(_NO_KEY, subkey, record.expiration, record.value)
+        info = decode(sealed.owner, sealed.body)  # says under which key it was signed
+        if not isinstance(info, NodeInfo) or info.model.digest != self._model.digest:
+            raise RemoteProtocolError(f"a record of {peer_id} that is of no node of this model")
+        key = layout.key_hash(layout.node_key(info.model, info.span), self._tag)
+        self._check.check(key, subkey, record.expiration, record.value)
+        if record.expiration + STALE_S < self._clock():
+            raise RemoteProtocolError(f"a record of {peer_id} that ended long ago")
+        return info.maddrs

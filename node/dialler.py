@@ -1,0 +1,84 @@
+"""A node's links to other nodes, dialled by their own word: only where ``dial_guard`` lets them send us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from ..swarm.dial_guard import DialGuard, Reach, choose, reach_of, reaches, socket_of
+from ..swarm.errors import LocalNetworkError, NetworkError, PeerUnreachableError, StreamClosedError
+from ..swarm.link import NodeLink, Patience
+from ..swarm.link_pool import LinkPool
+from ..swarm.resolve import resolve_all
+from ..swarm.transport import Transport
+from ..swarm.types import ModelRef
+from ..swarm.wire import FIXED_HEADER, MAX_HEADER
+
+log = logging.getLogger(__name__)
+
+OWN_ADDRESSES_S = 30.0
+"""For so long our own addresses count as known: a computer seldom moves to another network."""
+MAX_ANSWER_FRAME = FIXED_HEADER.size + MAX_HEADER
+"""Bytes of a frame that another node may send us: it answers without rows, which go to the client."""
+
+
+class Dialler:
+    """The links of one model. Implements ``link_probe.Links``. ``clock`` in seconds."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: ModelRef,
+        agent: str,
+        *,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._pool = LinkPool(transport, model, agent=agent, patience=patience, max_frame=MAX_ANSWER_FRAME)
+        self._guard = DialGuard()
+        self._clock = clock
+        self._allowed: tuple[float, frozenset[Reach]] | None = None
+
+    async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
+        """The live link to a node; dials it where there is none. ``maddrs``: its own signed word.
+
+        Raises NetworkError's subclasses. Whoever is connected already needs no address.
+        """
+        if self._pool.has(peer_id):
+            return await self._pool.get(peer_id)
+        meant = choose(await resolve_all(maddrs), await self._reaches())
+        chosen = self._guard.begin(meant, self._clock())
+        if meant and not chosen:
+            raise PeerUnreachableError(f"peer {peer_id} did not answer lately, or too much is dialled there")
+        try:
+            link = await self._pool.get(peer_id, chosen)
+        except (LocalNetworkError, StreamClosedError):
+            self._guard.succeeded(chosen)  # our own end failed
+            raise
+        except NetworkError:
+            self._guard.failed(chosen, self._clock())
+            raise
+        except asyncio.CancelledError:
+            self._guard.failed(chosen, self._clock())  # whoever waited for it waits no more
+            raise
+        self._guard.succeeded(chosen)
+        return link
+
+    async def close(self) -> None:
+        """End the links. May be called again."""
+        await self._pool.close()
+
+    async def _reaches(self) -> frozenset[Reach]:
+        now = self._clock()
+        if self._allowed is None or now - self._allowed[0] >= OWN_ADDRESSES_S:
+            self._allowed = now, reaches(await self._transport.maddrs())
+        return self._allowed[1]
+
+
+def is_hidden(maddrs: Sequence[str]) -> bool:
+    """Whether somebody outside could not find out himself what answers at one of them."""
+    sockets = map(socket_of, maddrs)
+    return any(socket is None or reach_of(socket.host) is not Reach.PUBLIC for socket in sockets)

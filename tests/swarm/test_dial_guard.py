@@ -1,0 +1,123 @@
+"""Where a node may be sent by a stranger's record, and how often."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from swarm_node.swarm.dial_guard import (
+    FAILURES_PER_GROUP,
+    FAILURES_PER_HOST,
+    MAX_ADDRESSES,
+    DialGuard,
+    Reach,
+    choose,
+    for_client,
+    reach_of,
+    reaches,
+)
+
+PUBLIC, OTHER_PUBLIC = "/ip4/8.8.8.8/tcp/31330", "/ip6/2606:4700::1/udp/31330/quic-v1"
+LAN, LOOP = "/ip4/192.168.1.5/tcp/31330", "/ip4/127.0.0.1/tcp/31330"
+RELAY = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
+
+
+@pytest.mark.parametrize(
+    ("host", "reach"),
+    [
+        ("8.8.8.8", "public"),
+        ("2606:4700::1111", "public"),
+        ("10.1.2.3", "private"),
+        ("172.31.0.1", "private"),
+        ("fd00::1", "private"),
+        ("100.64.0.1", "carrier"),
+        ("169.254.169.254", "link"),
+        ("fe80::1", "link"),
+        ("127.9.9.9", "loopback"),
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("::ffff:10.0.0.1", "private"),
+        ("64:ff9b::7f00:1", "other"),  # 127.0.0.1 behind a translator
+        ("2002:7f00:1::", "other"),
+        ("0.0.0.0", "other"),
+        ("224.0.0.1", "other"),
+        ("192.0.2.1", "other"),
+        ("240.0.0.1", "other"),
+    ],
+)
+def test_every_address_is_meant_from_somewhere(host, reach):
+    assert reach_of(ipaddress.ip_address(host)) is Reach(reach)
+
+
+@pytest.mark.parametrize(
+    ("own", "dialled"),
+    [
+        ([PUBLIC, LAN, LOOP], [PUBLIC]),  # a public node looks into no private network
+        ([LAN, LOOP], [PUBLIC, LAN]),
+        ([LAN], [PUBLIC, LAN]),
+        (["/ip4/100.64.3.3/tcp/1"], [PUBLIC]),
+        ([LOOP], [PUBLIC, LOOP]),
+        ([f"{PUBLIC}/p2p/{RELAY}/p2p-circuit"], [PUBLIC]),
+        ([f"{LAN}/p2p/{RELAY}/p2p-circuit"], [PUBLIC]),
+        ([], [PUBLIC]),
+    ],
+)
+def test_a_node_dials_what_is_of_its_own_kind(own, dialled):
+    theirs = [PUBLIC, LAN, LOOP, "/ip4/169.254.169.254/tcp/80", "/dns4/localhost/tcp/80", "/unix/x.sock"]
+    assert choose(theirs, reaches(own)) == dialled
+
+
+def test_a_relay_counts_where_it_is():
+    through = [f"{where}/p2p/{RELAY}/p2p-circuit" for where in (PUBLIC, LAN, LOOP)]
+    assert choose(through, reaches([PUBLIC])) == through[:1]
+
+
+def test_no_web_sockets_and_few_places():
+    maddrs = [
+        f"{PUBLIC}/ws",
+        f"{PUBLIC}/wss",
+        *(f"/ip4/8.8.8.{n}/tcp/{p}" for n in range(9) for p in (1, 2, 3)),
+    ]
+    chosen = choose(maddrs, reaches([PUBLIC]))
+    assert len(chosen) == MAX_ADDRESSES
+    assert {maddr.split("/")[2] for maddr in chosen} == {"8.8.8.0", "8.8.8.1"}
+
+
+def test_a_client_is_not_sent_to_itself_by_who_is_elsewhere():
+    assert for_client([LOOP, PUBLIC, LAN, PUBLIC]) == [PUBLIC, LAN]
+    assert for_client([LOOP]) == [LOOP]
+    assert len(for_client([f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 99)])) == MAX_ADDRESSES
+    assert for_client(["/dns4/example.org/tcp/1", LOOP]) == ["/dns4/example.org/tcp/1"]
+
+
+def test_what_does_not_answer_is_left_alone_for_longer_each_time():
+    guard, now, tried = DialGuard(), 0.0, []
+    for _ in range(3000):
+        if guard.begin([PUBLIC], now):
+            guard.failed([PUBLIC], now)
+            tried.append(now)
+        now += 0.2
+    assert len(tried) < 11
+    assert tried[1] == pytest.approx(1.0)
+    guard.succeeded([PUBLIC])
+    assert guard.begin([PUBLIC], now) == [PUBLIC]
+
+
+def test_a_host_and_a_network_are_tried_a_few_times_a_minute_however_many_ask():
+    guard = DialGuard()
+    ports = [f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 200)]
+    assert len(guard.begin(ports, 0.0)) == FAILURES_PER_HOST
+    guard.failed(ports[:FAILURES_PER_HOST], 0.1)
+    hosts = [f"/ip4/8.8.8.{host}/tcp/1" for host in range(100, 200)]
+    assert len(guard.begin(hosts, 1.0)) == FAILURES_PER_GROUP - FAILURES_PER_HOST
+    assert guard.begin(["/ip4/9.9.9.9/tcp/1"], 1.0)
+    assert len(guard.begin(ports[50:], 61.5)) == FAILURES_PER_HOST
+
+
+def test_dials_that_find_whom_they_want_cost_a_host_nothing():
+    guard = DialGuard()
+    for number in range(500):
+        maddr = [f"/ip4/127.0.0.1/tcp/{1000 + number}"]
+        assert guard.begin(maddr, 0.0) == maddr
+        guard.succeeded(maddr)
