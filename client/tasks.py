@@ -8,25 +8,32 @@ from typing import Any
 
 
 async def all_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Run all to their end. Raises what one of them failed of, as it is; the others are cancelled then."""
+    """Run all to their end. Raises what one of them failed of, as it is; the others are cancelled then.
+
+    Not ``asyncio.TaskGroup``: before Python 3.13 one whose task fails leaves its parent counted as cancelled,
+    and each later ``asyncio.timeout`` in that parent then raises CancelledError in place of TimeoutError.
+    """
     if not coroutines:
         return
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in coroutines:
-                group.create_task(coroutine)
-    except BaseExceptionGroup as error:
-        raise _first_cause(error) from error
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await _ended(tasks)
+    failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+    if failures:
+        raise failures[0]
 
 
-def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of several at once; a cancellation only where there is nothing else."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
-        else:
-            flat.append(error)
-    return next((error for error in flat if not isinstance(error, asyncio.CancelledError)), flat[0])
+async def _ended(tasks: list[asyncio.Task[object]]) -> None:
+    """Wait until all are over, and only then pass on a cancellation that comes meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    while any(not task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from swarm_node.client.tasks import all_of
+
+
+async def fail(error: Exception) -> None:
+    await asyncio.sleep(0)
+    raise error
+
+
+async def test_all_run_to_their_end() -> None:
+    done: list[int] = []
+
+    async def work(number: int) -> None:
+        await asyncio.sleep(0)
+        done.append(number)
+
+    await all_of()
+    await all_of(*map(work, range(3)))
+    assert done == [0, 1, 2]
+
+
+async def test_the_first_failure_ends_the_others_and_is_raised_as_it_is() -> None:
+    over = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # what a task does while it ends is waited for
+            over.set()
+
+    with pytest.raises(ValueError, match="the first"):
+        await all_of(wait(), fail(ValueError("the first")))
+    assert over.is_set()
+
+
+async def test_a_time_limit_after_a_failure_is_still_a_time_limit() -> None:
+    with pytest.raises(ValueError):
+        await all_of(fail(ValueError()), asyncio.Event().wait())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+
+async def test_who_is_cancelled_ends_its_tasks_first() -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            over.set()
+
+    waiting = asyncio.create_task(all_of(wait(), asyncio.Event().wait()))
+    await begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert over.is_set()
