@@ -16,8 +16,8 @@ from ..swarm import native_codec
 from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
 from ..swarm.entry import swarm_entry
 from ..swarm.errors import UsageError
-from ..swarm.link import Patience
 from ..swarm.link_pool import LinkPool
+from ..swarm.patience import Patience
 from ..swarm.types import ModelRef
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher

@@ -12,6 +12,7 @@ from ..swarm.errors import (
     LocalNetworkError,
     ModelMismatchError,
     PeerError,
+    PeerMuteError,
     PeerTimeoutError,
     RemoteProtocolError,
     SwarmError,
@@ -25,6 +26,9 @@ UNSUITABLE_S = 60.0
 """Ban of a peer that cannot do what we ask: as long as an announcement lives."""
 SILENT_S = 8.0
 """Least ban of a peer that fell silent: to find that out again costs seconds each time."""
+MUTE_S = 3600.0
+"""Ban of a peer that answers PING and leaves requests lie. Nothing honest does, so that one hour is for what
+nobody thought of: a client process should pay for a mute node once."""
 RETRY_S = 1.0
 """Where nobody else could serve, a peer that failed is tried again after so long for each failure in a row,
 banned or not."""
@@ -97,7 +101,10 @@ class Failures:
             case _:
                 self._health.failed(peer_id, now, cause.message)
                 if isinstance(cause, PeerTimeoutError):
-                    self._health.ban(peer_id, now, SILENT_S, cause.message)
+                    pause = MUTE_S if isinstance(cause, PeerMuteError) else SILENT_S
+                    self._health.ban(peer_id, now, pause, cause.message)
+        if isinstance(cause, PeerMuteError):
+            return  # that it moves, or says that it was restarted, is no excuse
         for node in nodes:
             if node.peer_id == peer_id:
                 self._left[peer_id] = node.maddrs

@@ -7,7 +7,7 @@ looks: how the session failed, which neighbour the node has lost. Steps and resu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, TypeVar
@@ -16,12 +16,13 @@ from ..swarm.codecs import payload_bytes
 from ..swarm.errors import (
     ErrorCode,
     NetworkError,
+    PeerMuteError,
     PeerTimeoutError,
     RemoteProtocolError,
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.link import NodeLink, Reply, span_problem
+from ..swarm.link import NodeLink, Reply, Told, span_problem
 from ..swarm.link_pool import LinkPool
 from ..swarm.messages import (
     MAX_RETRY_MS,
@@ -34,23 +35,31 @@ from ..swarm.messages import (
     ErrorMessage,
     Open,
     Opened,
+    Pong,
+    Progress,
     Refused,
     Replay,
     Replayed,
     Result,
     Welcome,
 )
+from ..swarm.patience import DIAL_CHAIN_S, work_within_s
+from ..swarm.prediction import decode_seconds, prefill_seconds
 from ..swarm.replies import error_of
-from ..swarm.types import Hop
+from ..swarm.types import Hop, NodeInfo
 from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
 from .prefix import PageNames
 from .trace import HopTrace
 
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
+REPLAY_TOKENS = 256
+"""Of a chunk of a replay: what a hop waits for until the next hop has computed it."""
 NOBODY = b""
 """Where a hop's results go when its next hop is lost."""
 
 _Answer = TypeVar("_Answer", Opened, Attached, Replayed)
+StepTold = Callable[[Progress, float], None]
+"""Takes what a hop tells of its session, and how many seconds steps wait there."""
 
 
 class HopFailedError(NetworkError):
@@ -122,6 +131,9 @@ class Listener(Protocol):
 
     def take(self, hop: HopClient, result: Result) -> None: ...
 
+    def question(self, hop: HopClient) -> StepTold | None:
+        """Where is the oldest step without a result? None: there is no such step."""
+
     def trouble(self) -> None:
         """One of the hop's ``troubled`` fields has changed."""
 
@@ -133,6 +145,7 @@ class HopClient:
     it is wired now, as the node knows it: a peer id or "", a session, None (us) or NOBODY. ``hungry_from``:
     position from which it lacks what the other hops have computed; None: it lacks nothing. ``names``: of its
     pages; None: they have none. ``misnamed``: they have none any more, and the node has yet to be told.
+    ``announced``: the node's announcement, if it is known.
 
     Troubles: ``failure`` ends the session here; ``step_error`` one step; ``stalled``: a chain that it is in
     answered nothing for too long; ``upstream_lost`` and ``downstream_lost`` are what it says of neighbours.
@@ -166,11 +179,14 @@ class HopClient:
         self.downstream_lost: SwarmError | None = None
         self.lost_downstream: bytes | None = None  # the session that ``downstream_lost`` is about
         self.listener: Listener | None = None
+        self.announced: NodeInfo | None = None
         self._settings = settings
         self._answer: asyncio.Future[Reply] | None = None
         self._expected: type[Opened] | type[Attached] | type[Replayed] | None = None
         self._asked_since: float | None = None
         self._replay_step: int | None = None
+        self._replay_work = -1  # what the node told last of a replay under way, and when that was new
+        self._replay_work_at = 0.0
         self._attaches = 0  # asked for and not answered
         self._replays = 0  # asked for, and perhaps not answered yet
         self._replay_steps: set[int] = set()  # all that were ever asked for
@@ -261,6 +277,56 @@ class HopClient:
         if listening is None or asked is None:
             return listening or asked
         return min(listening, asked)
+
+    def question(self) -> Told:
+        """Ask where its requests are, and look at the answer: what was sent before the question has come
+        before it, and what the node had to say before the answer has come before that."""
+        asked = self._answer if self._answer is not None and not self._answer.done() else None
+        of_step = self.listener.question(self) if self.listener is not None else None
+
+        def told(progress: Progress | None, pong: Pong) -> None:
+            if self.failure is not None or self._closed:
+                return
+            queue_s = pong.queue_us * 1e-6
+            if progress is None:
+                self.end(self._mute("knows nothing of a session that it was asked to open"))
+            elif asked is not None and asked is self._answer and not asked.done():
+                self._look_at_request(progress, queue_s)
+            if of_step is not None and progress is not None and self.failure is None:
+                of_step(progress, queue_s)
+
+        return told
+
+    def _mute(self, what: str) -> PeerMuteError:
+        return PeerMuteError(f"{self.link.name} answers PING, but {what}")
+
+    def work_within_s(self, tokens: int, queue_s: float) -> float:
+        """Seconds for which the node may show no progress with ``tokens`` tokens."""
+        decode, prefill = self.trace.decode, self.trace.prefill
+        seen = decode if tokens == 1 else prefill
+        expected_s = seen.compute_s / seen.tokens * tokens if seen.tokens else 0.0
+        if self.announced is not None:
+            token_s = (decode_seconds if tokens == 1 else prefill_seconds)(self.announced)
+            expected_s = max(expected_s, token_s * len(self.hop.span) * tokens)
+        cold = not (decode.steps or prefill.steps)
+        return work_within_s(expected_s, queue_s, cold=cold, most_s=self.deadline_ms / 1000)
+
+    def _look_at_request(self, told: Progress, queue_s: float) -> None:
+        """The node has not answered what it was asked, and tells so of the session."""
+        what = "ATTACH" if self._expected is Attached else "REPLAY" if self._expected is Replayed else "OPEN"
+        waited_s = perf_counter() - (self._asked_since or perf_counter())
+        dials = self._expected is Opened and self.asked_downstream
+        if not told.busy or not (dials or self._expected is Replayed):
+            self.end(self._mute(f"leaves {what} without an answer"))
+        elif dials:
+            if waited_s > DIAL_CHAIN_S + 2 * self.link.round_trip_s:
+                self.end(PeerTimeoutError(f"{self.link.name} did not answer OPEN for {waited_s:.1f} s"))
+        else:
+            if told.work != self._replay_work:
+                self._replay_work, self._replay_work_at = told.work, perf_counter()
+            still_s = perf_counter() - max(self._replay_work_at, self._asked_since or 0.0)
+            if still_s > self.work_within_s(REPLAY_TOKENS, queue_s):
+                self.end(PeerTimeoutError(f"{self.link.name} replays nothing for {still_s:.0f} s"))
 
     def deliver(self, reply: Reply) -> None:
         waiting = self._answer is not None and not self._answer.done()

@@ -16,7 +16,7 @@ from ..swarm import codecs
 from ..swarm.errors import RemoteProtocolError
 from ..swarm.messages import Result, Want
 from ..swarm.wire import Payload
-from .hop import HopClient
+from .hop import HopClient, StepTold
 from .segment import BrokenError, Segment, check_size
 from .tasks import all_of
 
@@ -69,6 +69,9 @@ class Port:
     @property
     def awaited_payload(self) -> tuple[Payload, int] | None:
         return self._last_feed.awaited_payload if self._last_feed is not None else None
+
+    def question(self, hop: HopClient) -> StepTold | None:
+        return self.feed.question(hop) if self.feed is not None else None
 
     def feeding(self) -> Segment:
         """What takes held steps for the hop from now on."""

@@ -313,7 +313,9 @@ class RouteSession:
 async def open_seat(links: LinkPool, seat: Seat, settings: RouteSettings) -> HopClient:
     """Raises HopFailedError."""
     try:
-        return await HopClient.open(links, seat, settings.session)
+        client = await HopClient.open(links, seat, settings.session)
+        client.announced = settings.nodes.get(seat.hop.peer_id)
+        return client
     except PeerTimeoutError as error:
         raise HopFailedError(seat.hop.peer_id, await own_fault(links) or error) from error
     except SwarmError as error:

@@ -13,10 +13,20 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from ..swarm.codecs import payload_bytes
-from ..swarm.errors import ErrorCode, LocalProtocolError, NetworkError, RemoteProtocolError, SwarmError
-from ..swarm.messages import Result, Step, Want
+from ..swarm.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    NetworkError,
+    PeerMuteError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    SwarmError,
+)
+from ..swarm.messages import Progress, Result, Step, Want
+from ..swarm.patience import transit_within_s
+from ..swarm.step_watch import Fault, StepWatch, Verdict
 from ..swarm.wire import Payload
-from .hop import HopClient
+from .hop import HopClient, StepTold
 from .trace import ChainTrace
 
 IN_FLIGHT_BYTES = 1024 * 1024
@@ -61,6 +71,8 @@ class Segment:
         self._sent: deque[_Sent] = deque()
         self._inbox: deque[Result] = deque()
         self._in_flight = 0  # bytes of payload
+        self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s)
+        self._queue_s = 0.0  # that the hop which told last says of its steps
         self._broken = any(hop.troubled for hop in hops)
         self._waiter: asyncio.Future[None] | None = None  # of who receives
         self._room: asyncio.Future[None] | None = None  # of who waits to send
@@ -159,8 +171,51 @@ class Segment:
     # What the hops tell.
 
     @property
+    def _oldest(self) -> _Sent | None:
+        """The oldest step whose result has not come. Those in the inbox have, and wait for their turn."""
+        return self._sent[len(self._inbox)] if len(self._sent) > len(self._inbox) else None
+
+    @property
     def waiting_since(self) -> float | None:
-        return self._sent[0].at if self._sent else None
+        oldest = self._oldest
+        return oldest.at if oldest is not None else None
+
+    def question(self, hop: HopClient) -> StepTold | None:
+        asked = self._oldest
+        if asked is None:
+            return None
+
+        def told(progress: Progress, queue_s: float) -> None:
+            if self._oldest is not asked or self._broken:
+                return
+            self._queue_s = queue_s
+            number = self.hops.index(hop)
+            if (verdict := self._watch.heard(number, progress, asked.step, perf_counter())) is not None:
+                self._convict(verdict)
+
+        return told
+
+    def _convict(self, verdict: Verdict) -> None:
+        hop = self.hops[verdict.number]
+        text = f"{hop.link.name} answers PING, but {verdict.reason}"
+        match verdict.fault:
+            case Fault.MUTE:
+                hop.end(PeerMuteError(text))
+            case Fault.LATE:
+                hop.end(PeerTimeoutError(text))
+            case Fault.LOST:
+                hop.upstream_lost = PeerTimeoutError(text)
+                self.trouble()
+
+    def _work_within_s(self, number: int) -> float:
+        oldest = self._oldest
+        return self.hops[number].work_within_s(oldest.tokens if oldest is not None else 1, self._queue_s)
+
+    def _transit_within_s(self, number: int) -> float:
+        before, hop = self.hops[number - 1], self.hops[number]
+        row = payload_bytes(hop.codec, 1, self._hidden_size)
+        size = row * sum(sent.tokens for sent in self._sent)
+        return transit_within_s(size, max(before.link.round_trip_s, hop.link.round_trip_s))
 
     def take(self, hop: HopClient, result: Result) -> None:
         if hop is not self.last:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..swarm.errors import ErrorCode, PeerError, SwarmError
-from ..swarm.link import Reply
-from ..swarm.messages import Downstream, ErrorMessage, Message, Result, Step, Want
+from ..swarm.errors import ErrorCode, PeerError, PeerMuteError, PeerTimeoutError, SwarmError
+from ..swarm.link import Reply, Told
+from ..swarm.messages import Downstream, ErrorMessage, Message, Pong, Progress, Result, Step, Want
 from ..swarm.replies import error_of
+from ..swarm.step_watch import Fault
 from .answers import Answer
 from .next_hops import NextHop, NextHops
 from .quotas import Ledger, PeerAccount
@@ -150,6 +151,22 @@ class Forwarder:
             return since
         now = perf_counter()
         return now - ACTIVE_S if now - self._sent_at < ACTIVE_S else None
+
+    def question(self) -> Told | None:
+        """Only a replay waits for answers: where is the oldest of its chunks?"""
+        replay = self.replay
+        chunk = replay.oldest if replay is not None else None
+        if replay is None or chunk is None:
+            return None
+
+        def told(progress: Progress | None, pong: Pong) -> None:
+            if self.replay is not replay or replay.oldest != chunk or self._hop is None:
+                return
+            if (verdict := replay.judge(progress, chunk, pong.queue_us * 1e-6)) is not None:
+                kind = PeerMuteError if verdict.fault is Fault.MUTE else PeerTimeoutError
+                self.fail(kind(f"{self._hop.link.name} {verdict.reason}"))
+
+        return told
 
     def deliver(self, reply: Reply) -> None:
         """Results are answers to what a replay sent. An error says that the session is not ours to feed."""

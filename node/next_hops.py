@@ -21,8 +21,9 @@ from ..swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
-from ..swarm.link import LinkUser, NodeLink, Patience
+from ..swarm.link import LinkUser, NodeLink
 from ..swarm.messages import Downstream, Step
+from ..swarm.patience import Patience
 from ..swarm.shares import Holder
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef

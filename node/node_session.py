@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from ..swarm.errors import ErrorCode, RemoteProtocolError
-from ..swarm.messages import ErrorMessage, Message, Open, Opened, Result, Spent, Step, Want
+from ..swarm.messages import ErrorMessage, Message, Open, Opened, Progress, Result, Spent, Step, Want
 from ..swarm.replies import error_message
 from ..swarm.session import Duplicate, HopSession
 from .answers import Answer
@@ -57,9 +57,10 @@ class NodeSession:
 
     Results go to ``owner``, or on to the next hop where there is a ``forwarder``. Steps come from the peer
     ``upstream``, or on the owner's stream (""); ``fed_by`` is the other stream that the last one came on.
-    ``inflight``: steps given to the engine and not answered yet. ``last_used`` and ``opened_at`` are of the
-    server's clock. ``kv_cells`` is what it holds of its peer's quota. ``task``: the link or replay that is
-    being made for it. ``opened``: the answer to its OPEN, as long as the client waits for it.
+    ``inflight``: steps given to the engine and not answered yet; ``last_done``: the last one that was.
+    ``last_used`` and ``opened_at`` are of the server's clock. ``kv_cells`` is what it holds of its peer's
+    quota. ``task``: the link or replay that is being made for it. ``opened``: the answer to its OPEN, as long
+    as the client waits for it.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class NodeSession:
         "journal",
         "kv_cells",
         "lane",
+        "last_done",
         "last_used",
         "opened",
         "opened_at",
@@ -111,6 +113,7 @@ class NodeSession:
         self.task: asyncio.Task[None] | None = None
         self.opened: Opened | None = None
         self.inflight = 0
+        self.last_done = 0
         self.queued_tokens = 0
         self.last_used = self.opened_at = now
         self._engine = engine
@@ -123,6 +126,17 @@ class NodeSession:
     @property
     def id(self) -> bytes:
         return self.request.session
+
+    def progress(self) -> Progress:
+        """Where its requests are, for a peer that waits for them."""
+        replay = self.forwarder.replay if self.forwarder is not None else None
+        return Progress(
+            self.id,
+            received=self.hop.last_step or 0,
+            done=self.last_done,
+            work=self.lane.computed + (replay.work if replay is not None else 0),
+            busy=self.opened is not None or replay is not None,
+        )
 
     def takes_from(self, source: Source, peer_id: str) -> bool:
         """Whether that stream, of that peer, may feed it."""
@@ -162,6 +176,7 @@ class NodeSession:
 
         def done(job: StepJob, outcome: StepOutcome) -> None:
             self.inflight -= 1
+            self.last_done = job.step
             self.queued_tokens -= tokens
             self._ledger.unqueue(self.account, tokens, size)
             if self.closed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..swarm.connection import Connection
@@ -34,6 +35,7 @@ from ..swarm.messages import (
     Open,
     Opened,
     Ping,
+    Progress,
     Refused,
     Replay,
     Step,
@@ -232,7 +234,7 @@ class PeerConnection:
             case Step():
                 self._on_step(message)
             case Ping():
-                self._post(self._server.pong(message.nonce))
+                self._post(self._server.pong(message.nonce, self._progress(message.about)))
             case Hello():
                 self._on_hello(message)
             case Open():
@@ -327,6 +329,15 @@ class PeerConnection:
             hint = "Open the session again and send its tokens from the start."
             self._post(ErrorMessage(session, None, ErrorCode.UNKNOWN_SESSION, text, True, hint))
         return found
+
+    def _progress(self, about: Sequence[bytes]) -> tuple[Progress, ...]:
+        """Of those sessions that are this peer's business: it opened them here, or may feed them."""
+        found = (self._server.sessions.get(session) for session in about)
+        return tuple(
+            session.progress()
+            for session in found
+            if session is not None and (session.owner is self or session.upstream == self._peer_id)
+        )
 
     # Writing.
 

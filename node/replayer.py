@@ -14,13 +14,17 @@ from time import perf_counter
 from typing import Protocol
 
 from ..swarm.errors import ErrorCode, PeerError, SwarmError
-from ..swarm.messages import Message, Replay, Replayed, Result
+from ..swarm.messages import Message, Progress, Replay, Replayed, Result
+from ..swarm.patience import work_within_s
+from ..swarm.step_watch import StepWatch, Verdict
 from .forwarder import Forwarder
 from .journal import Journal
 from .next_hops import NextHops
 
 CHUNK_TOKENS = 256
 CHUNKS_UNDER_WAY = 2
+STANDSTILL_S = 120.0
+"""No queue lets a next hop stand still for longer: its client waits, and has other ways."""
 
 
 class Client(Protocol):
@@ -59,6 +63,8 @@ class Replayer:
         self._under_way: deque[tuple[int, float]] = deque()  # step, when sent
         self._failure: SwarmError | None = None
         self._changed = asyncio.Event()
+        self._watch = StepWatch(1, self._work_within_s, self._work_within_s)
+        self._queue_s = 0.0
 
     async def run(self, hops: NextHops) -> Replayed:
         """All of it; results flow to the next hop from the moment when the journal's last row was sent.
@@ -135,8 +141,26 @@ class Replayer:
     # What others tell it. None of these waits.
 
     @property
+    def work(self) -> int:
+        """Grows with every chunk that is sent, and with every one that is answered."""
+        return 2 * self._steps - len(self._under_way)
+
+    @property
     def waiting_since(self) -> float | None:
         return self._under_way[0][1] if self._under_way else None
+
+    @property
+    def oldest(self) -> int | None:
+        """The step of the oldest chunk without an answer."""
+        return self._under_way[0][0] if self._under_way else None
+
+    def judge(self, told: Progress | None, chunk: int, queue_s: float) -> Verdict | None:
+        """The next hop tells so of its session, while it has not answered ``chunk``."""
+        self._queue_s = queue_s
+        return self._watch.heard(0, told, chunk, perf_counter())
+
+    def _work_within_s(self, _: int) -> float:
+        return work_within_s(0.0, self._queue_s, cold=True, most_s=STANDSTILL_S)
 
     def grown(self) -> None:
         """The journal has got more rows, or is lost."""

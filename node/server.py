@@ -14,7 +14,7 @@ from ..swarm import codecs
 from ..swarm.address_groups import address_group
 from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import BATCH_SCALE, MAX_HELLO_FRAME, Busy, ErrorMessage, Open, Pong, Refused
+from ..swarm.messages import BATCH_SCALE, MAX_HELLO_FRAME, Busy, ErrorMessage, Open, Pong, Progress, Refused
 from ..swarm.session import HopSession
 from ..swarm.shares import Holder
 from ..swarm.transport import Stream, Transport
@@ -193,7 +193,7 @@ class NodeServer:
 
     # What a connection asks its server.
 
-    def pong(self, nonce: int) -> Pong:
+    def pong(self, nonce: int, tells: tuple[Progress, ...] = ()) -> Pong:
         load = self.engine.load()
         return Pong(
             nonce,
@@ -205,6 +205,7 @@ class NodeServer:
             batch=round(load.batch * BATCH_SCALE),
             tokens_per_s=round(load.tokens_per_s),
             queue_us=round(load.queue_ms * 1000),
+            tells=tells,
         )
 
     def usable_prefix(self, max_tokens: int, prefix: tuple[bytes, ...]) -> tuple[bytes, ...]:

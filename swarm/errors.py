@@ -122,6 +122,11 @@ class PeerTimeoutError(NetworkError):
     pass
 
 
+class PeerMuteError(PeerTimeoutError):
+    """The peer is there and answers PING, and does not do what it was asked: by its own account it never got
+    the request, or has answered what nobody has heard."""
+
+
 class RouteError(SwarmError):
     exit_code = 5
 

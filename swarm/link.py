@@ -30,6 +30,7 @@ from .errors import (
     SwarmError,
 )
 from .messages import (
+    MAX_ABOUT,
     Attached,
     Busy,
     ErrorMessage,
@@ -38,12 +39,14 @@ from .messages import (
     Opened,
     Ping,
     Pong,
+    Progress,
     Refused,
     Replayed,
     Result,
     Welcome,
     encode,
 )
+from .patience import Patience, is_trickle
 from .replies import error_of
 from .round_trips import RoundTrips
 from .transport import Stream
@@ -66,17 +69,8 @@ Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
 """What a node says to one session."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds to wait for a peer. ``ping_after_s``: of silence before a PING; ``pong_within_s``: more of it,
-    or two round trips and their jitter where those are longer, before the peer counts as gone. ``step_s``:
-    for a step's result while PINGs are answered. ``own_loss_s``: while all peers are silent together."""
-
-    dial_s: float = 6.0
-    ping_after_s: float = 0.5
-    pong_within_s: float = 0.9
-    step_s: float = 300.0
-    own_loss_s: float = 20.0
+Told = Callable[[Progress | None, Pong], None]
+"""Takes what the node tells of one session, None: nothing; and the PONG that it comes in."""
 
 
 class LinkUser(Protocol):
@@ -86,10 +80,25 @@ class LinkUser(Protocol):
     def waiting_since(self) -> float | None:
         """When (perf_counter) it sent what it has no answer to yet, the oldest; None: it wants nothing."""
 
+    def question(self) -> Told | None:
+        """What it has to ask about its session now; who takes the answer."""
+
     def deliver(self, reply: Reply) -> None: ...
 
     def fail(self, error: SwarmError) -> None:
         """Nothing more will come."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A PING without its PONG. ``since`` and ``received``: from when on, and after how many bytes, its answer
+    is missed. ``answer``: who wants its round trip. ``about``: who waits for what is told of each session."""
+
+    at: float
+    since: float
+    received: int
+    answer: asyncio.Future[float] | None
+    about: dict[bytes, Told]
 
 
 class NodeLink:
@@ -122,9 +131,8 @@ class NodeLink:
         self._round_trips = RoundTrips()
         self._pinged_at: float | None = None  # the oldest PING since which nothing was heard
         self._pings = 0
-        self._pongs: dict[
-            int, tuple[float, asyncio.Future[float] | None]
-        ] = {}  # by nonce: sent when, for whom
+        self._asked: dict[int, _Asked] = {}  # by nonce, the oldest first
+        self._asked_at = 0.0  # about sessions that wait, the last time
         self._alone_since: float | None = None  # when all links had fallen silent
         self._excused_at = 0.0  # silence before it was this process's
         self._excused_s = 0.0  # more patience than usual, after all were silent
@@ -247,8 +255,8 @@ class NodeLink:
             case Result() | Opened() | Busy() | Refused() | Replayed() | Attached():
                 if (user := self._users.get(message.session)) is not None:
                     user.deliver(message)
-            case Pong():
-                self._heard_pong(message.nonce)
+            case Pong() if self.welcome.done():
+                self._heard_pong(message)
             case ErrorMessage(session=None):
                 raise error_of(message, self.peer_id)
             case ErrorMessage():
@@ -290,7 +298,7 @@ class NodeLink:
             self._wake_in(LATE_S / 2)
             return
         now, patience, heard = perf_counter(), self._patience, self.heard_at
-        if self._unused_since is not None and not self._pongs:
+        if self._unused_since is not None and not self._asked:
             left = self._unused_since + IDLE_S - now
             if left <= 0:
                 self._end(StreamClosedError("nobody used the link"))
@@ -298,6 +306,9 @@ class NodeLink:
                 self._wake_in(left)
             return
         self._give_up_overdue(now)
+        if self._is_trickling(now):
+            self._end(PeerTimeoutError(f"{self.name} sends next to nothing, and answers no PING"))
+            return
         if self._pinged_at is not None and heard > self._pinged_at:
             self._pinged_at = self._alone_since = None
             self._excused_s = 0.0
@@ -309,16 +320,43 @@ class NodeLink:
                 self._judge_silence(now)
             return
         since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
-        quiet = now - max(heard, self._excused_at, since if since is not None else heard)
+        last = max(since, self._asked_at) if since is not None else heard
         allowed = patience.ping_after_s if since is not None else KEEP_ALIVE_S
+        quiet = now - max(last, self._excused_at)
         if quiet < allowed:
             self._wake_in(allowed - quiet)
-            return
-        self._ping(None)
+        elif any(asked.about for asked in self._asked.values()):
+            self._wake_in(allowed)  # what it sends meanwhile stands before the answer
+        else:
+            self._ask(now)
+            for link in list(self._siblings):  # one that finds itself dead leaves them
+                if link is not self and now - link.heard_at >= patience.ping_after_s:
+                    link._bear_witness(now)
+
+    def _ask(self, now: float) -> None:
+        """Is the node there, and where are the requests that wait?"""
+        self._asked_at = now
+        waiting = [
+            (since, session, told)
+            for session, user in self._users.items()
+            if (since := user.waiting_since) is not None and (told := user.question()) is not None
+        ]
+        waiting.sort(key=lambda each: each[0])
+        self._ping(None, {session: told for _, session, told in waiting[:MAX_ABOUT]})
         self._wake_in(self._pong_within())
-        for link in list(self._siblings):  # one that finds itself dead leaves them
-            if link is not self and now - link.heard_at >= patience.ping_after_s:
-                link._bear_witness()
+
+    def _is_trickling(self, now: float) -> bool:
+        """It has said something since it was asked, but so little that no answer is on its way."""
+        oldest = next(iter(self._asked.values()), None)
+        if oldest is None or self.heard_at <= oldest.since:
+            return False
+        received = self._connection.bytes_received - oldest.received
+        return is_trickle(received, now - oldest.since, self._pong_within())
+
+    def _forgive(self) -> None:
+        """Answers to what was asked before may need as long again."""
+        for asked in self._asked.values():
+            asked.since, asked.received = perf_counter(), self._connection.bytes_received
 
     def _judge_silence(self, now: float) -> None:
         """A PING was not answered in time: the peer's fault, unless nobody else is heard either."""
@@ -332,6 +370,7 @@ class NodeLink:
         if self._alone_since is not None and speaking:  # our network is back: TCP may need as long again
             self._excused_s = now - self._alone_since
             self._alone_since = self._pinged_at = None
+            self._forgive()
             self._ping(None)
             self._wake_in(self._pong_within())
         elif others and not speaking and now - pinged_at < self._patience.own_loss_s:
@@ -350,35 +389,40 @@ class NodeLink:
         if late <= LATE_S and not slept:
             return False
         self._excused_at = now
+        self._forgive()
         if self._pinged_at is not None:
             self._pinged_at = now if slept else min(now, self._pinged_at + late)
             if slept:
                 self._ping(None)
         return True
 
-    def _bear_witness(self) -> None:
+    def _bear_witness(self, now: float) -> None:
         """Another link is silent: find out whether this one is, too."""
         if self.failure is None and self._pinged_at is None:
-            self._ping(None)
-            self._wake_in(self._pong_within())
+            self._ask(now)
 
-    def _ping(self, answer: asyncio.Future[float] | None) -> None:
-        now = perf_counter()
+    def _ping(self, answer: asyncio.Future[float] | None, about: dict[bytes, Told] | None = None) -> None:
+        now, about = perf_counter(), about or {}
         self._pings += 1
-        self._pongs[self._pings] = (now, answer)
+        self._asked[self._pings] = _Asked(now, now, self._connection.bytes_received, answer, about)
         if self._pinged_at is None or self.heard_at > self._pinged_at:
             self._pinged_at = now
-        self.post(Ping(self._pings))
+        self.post(Ping(self._pings, tuple(about)))
 
-    def _heard_pong(self, nonce: int) -> None:
-        at, answer = self._pongs.pop(nonce, (None, None))
-        if at is None:
+    def _heard_pong(self, pong: Pong) -> None:
+        asked = self._asked.pop(pong.nonce, None)
+        if asked is None:
             return
-        seconds = perf_counter() - at
+        seconds = perf_counter() - asked.at
         if self._alone_since is None and not self._excused_s and seconds <= self._pong_within():
             self._round_trips.measured(seconds)  # others waited for a network that was away
-        if answer is not None and not answer.done():
-            answer.set_result(seconds)
+        if asked.answer is not None and not asked.answer.done():
+            asked.answer.set_result(seconds)
+        self._wake_in(self._patience.ping_after_s)
+        told = {progress.session: progress for progress in pong.tells}
+        for session, take in asked.about.items():
+            if session in self._users:
+                take(told.get(session), pong)
 
     def _pong_within(self) -> float:
         """Seconds for an answer to PING."""
@@ -408,10 +452,10 @@ class NodeLink:
         users, self._users = list(self._users.values()), {}
         for user in users:
             user.fail(error)
-        pongs, self._pongs = list(self._pongs.values()), {}
-        for _, answer in pongs:
-            if answer is not None and not answer.done():
-                answer.set_exception(error)
+        pending, self._asked = list(self._asked.values()), {}
+        for asked in pending:
+            if asked.answer is not None and not asked.answer.done():
+                asked.answer.set_exception(error)
         self._on_end()
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from .dial_guard import for_client
 from .errors import StreamClosedError
-from .link import NodeLink, Patience
+from .link import NodeLink
+from .patience import Patience
 from .transport import Transport
 from .types import ModelRef
 from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID

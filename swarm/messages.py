@@ -54,6 +54,8 @@ MAX_CHAIN = 256
 """Hops of a chain that say what a step has cost them."""
 BATCH_SCALE = 100
 """PONG counts its mean batch size in hundredths."""
+MAX_ABOUT = 64
+"""Sessions that one PING asks about; those that wait longest come first."""
 
 
 class Kind(IntEnum):
@@ -389,10 +391,44 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """What a node has of one session: the numbers of the last step that it ``received`` and of the last that
+    is ``done``, that is answered, sent on or refused (0: none). ``work`` changes whenever something was
+    computed or replayed for the session. ``busy``: OPEN or REPLAY is not answered yet."""
+
+    session: bytes
+    received: int
+    done: int
+    work: int
+    busy: bool
+
+
+class ProgressField:
+    """A Progress: an array of its fields, in their order, on the wire."""
+
+    _types: tuple[FieldType, ...] = (Blob(16), *(Integer(0, MAX_COUNTER),) * 3, Boolean())
+
+    def read(self, value: object) -> Progress:
+        if not isinstance(value, list) or len(value) != len(self._types):
+            raise FieldError("an array [session, received, done, work, busy]", value)
+        items = zip(self._types, value, strict=True)
+        return Progress(*(_inside(f"[{n}]", type_.read, item) for n, (type_, item) in enumerate(items)))
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, Progress):
+            raise FieldError("a Progress", value)
+        fields = (value.session, value.received, value.done, value.work, value.busy)
+        items = zip(self._types, fields, strict=True)
+        return [_inside(f"[{n}]", type_.write, item) for n, (type_, item) in enumerate(items)]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? Answered by PONG with the same nonce."""
+    """Are you there, and where are the requests of the sessions ``about``? Answered by PONG with the same
+    nonce."""
 
     nonce: Counter
+    about: Annotated[tuple[bytes, ...], Sequence(Blob(16), 0, MAX_ABOUT)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +437,8 @@ class Pong:
 
     ``running``: sessions in the last batch. ``batch``: the lately usual number of them, in hundredths.
     ``tokens_per_s``: computed over the last seconds. ``queue_us``: how long decode steps lately waited before
-    they were computed.
+    they were computed. ``tells``: of the sessions asked about those that were opened on this stream, or that
+    its opener may feed.
     """
 
     nonce: Counter
@@ -413,6 +450,7 @@ class Pong:
     batch: Annotated[int, Count(BATCH_SCALE * MAX_BATCH)] = 0
     tokens_per_s: Annotated[int, Count(int(TOKENS_PER_S.high))] = 0
     queue_us: StepMicroseconds = 0
+    tells: Annotated[tuple[Progress, ...], Sequence(ProgressField(), 0, MAX_ABOUT)] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,7 @@ from swarm_node.swarm.messages import (
     Opened,
     Ping,
     Pong,
+    Progress,
     Refused,
     Replay,
     Replayed,
@@ -48,6 +50,16 @@ from swarm_node.swarm.wire import PROTOCOL_ID
 
 REPLAY_TOKENS = 16
 """Of one replayed step."""
+
+
+class Claims(Enum):
+    """What a node tells of its sessions when it is asked: the truth, nothing, or a lie."""
+
+    TRUTH = "truth"
+    NOTHING = "nothing"
+    NEVER_CAME = "never came"
+    ANSWERED = "answered"
+    WORKS = "works"
 
 
 @dataclass
@@ -71,6 +83,8 @@ class Behaviour:
     die_at_open: bool = False  # once
     die_at_replay: bool = False  # once: when it is asked for one
     die_at_hold: int | None = None  # once: at the so-manieth held step
+    swallows: frozenset[type] = frozenset()  # messages that it takes and does nothing about, ever
+    claims: Claims = Claims.TRUTH
     step_delay_s: float = 0.0
     page_tokens: int = PAGE_TOKENS  # 0: no prefix cache
     opened_length: int | None = None  # what it says to hold, whatever it holds
@@ -103,6 +117,8 @@ class _Session:
         self.fed_by: Connection | None = None
         self.down: Downstream | None = None
         self.lost = False
+        self.opening = True
+        self.received = self.done = 0
         self.machine = HopSession(opened.max_tokens)
         self.journal = bytearray()
         self.journal_from = 0
@@ -213,6 +229,12 @@ class FakeNode:
         try:
             while True:
                 message = await connection.receive()
+                if isinstance(message, Ping):
+                    await asyncio.sleep(0)  # for what came before to have begun
+                if isinstance(message, Step) and (session := self.sessions.get(message.session)):
+                    session.received = message.step
+                if type(message) in self.behaviour.swallows:
+                    continue
                 match message:
                     case Step():
                         # Beside the reader, so that PINGs are answered while a step takes long.
@@ -290,7 +312,8 @@ class FakeNode:
                 ]
             case Ping():
                 self.pings += 1
-                return [Pong(message.nonce, len(self.sessions), 0, 1000, NodeState.ONLINE)]
+                tells = self._tell(message.about, connection)
+                return [Pong(message.nonce, len(self.sessions), 0, 1000, NodeState.ONLINE, tells=tells)]
             case Attach():
                 self.attaches.append(message)
                 session = self.sessions.get(message.session)
@@ -305,6 +328,23 @@ class FakeNode:
                     closed.leave(message.prefix, self.pages)
                 return []
         raise RemoteProtocolError("unexpected")
+
+    def _tell(self, about: Sequence[bytes], connection: Connection) -> tuple[Progress, ...]:
+        """Where the requests of sessions are, or what ``behaviour.claims``."""
+        told = []
+        for name in about:
+            session, claims = self.sessions.get(name), self.behaviour.claims
+            if session is None or connection.peer_id not in (session.owner.peer_id, session.upstream):
+                continue
+            replays = session.replay is not None and not session.replay.done()
+            busy = session.opening or replays or claims is Claims.WORKS
+            received, done = session.received, session.done
+            if claims is Claims.NEVER_CAME:
+                received = done = 0
+            elif claims is Claims.ANSWERED:
+                done = received
+            told.append(Progress(name, received, done, session.length, busy))
+        return () if self.behaviour.claims is Claims.NOTHING else tuple(told)
 
     async def _open(self, connection: Connection, message: Open) -> None:
         self.opens.append(message)
@@ -343,6 +383,7 @@ class FakeNode:
             except SwarmError as error:
                 reason = error.message
         chained = session.down is not None
+        session.opening = False
         await self._say(
             connection,
             Opened(message.session, length, how.max_step_tokens, chained, 100 * chained, reason),
@@ -381,6 +422,7 @@ class FakeNode:
             except RemoteProtocolError:
                 connection.close()
                 return
+        session.done = step.step
         if isinstance(answer, ErrorMessage):
             await self._say(session.owner, answer)
             if step.hold and connection is not session.owner:

@@ -30,8 +30,8 @@ from swarm_node.client.network import ClientNetwork
 from swarm_node.client.route_session import NoChains, RouteSettings
 from swarm_node.client.router import Router
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.swarm.link import Patience
 from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.patience import Patience
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 from swarm_node.swarm.wire import PROTOCOL_ID
 

@@ -18,6 +18,7 @@ from swarm_node.swarm.messages import (
     Opened,
     Ping,
     Pong,
+    Progress,
     Refused,
     Result,
     Step,
@@ -144,6 +145,24 @@ async def test_ping_tells_the_load(serving, hidden_states):
         assert (pong.nonce, pong.sessions, pong.free_kv_tokens) == (8, 1, 96)
         assert (pong.state, pong.running, pong.batch) == (NodeState.DRAINING, 1, 100)
         assert pong.tokens_per_s > 0
+
+
+async def test_pong_tells_where_requests_are_and_no_stranger(serving, hidden_states):
+    async with serving(kv_tokens=128) as node:
+        client, stranger = await node.connect(), await node.connect()
+        session, absent = await client.open(max_tokens=30), b"a" * 16
+        assert (await client.ask(Ping(1, (session, absent)))).tells == (Progress(session, 0, 0, 0, False),)
+        await client.forward(session, hidden_states(9), 0)
+        (told,) = (await client.ask(Ping(2, (session,)))).tells
+        assert (told.received, told.done, told.work, told.busy) == (1, 1, 9, False)
+        await client.send(client.step(session, hidden_states(1), 9))
+        await client.send(Ping(3, (session,)))
+        heard = [await client.receive(), await client.receive()]
+        (told,) = next(message for message in heard if isinstance(message, Pong)).tells
+        answered_before = isinstance(heard[0], Result)
+        assert told.received == 2
+        assert told.done == 1 + answered_before
+        assert (await stranger.ask(Ping(1, (session,)))).tells == ()
 
 
 # Requests that are refused.

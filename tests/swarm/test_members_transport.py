@@ -11,7 +11,7 @@ import pytest
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, NotAdmittedError, StreamClosedError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.link import NodeLink, Patience
+from swarm_node.swarm.link import NodeLink
 from swarm_node.swarm.members_transport import (
     GREETING_S,
     MAX_GREETING,
@@ -22,6 +22,7 @@ from swarm_node.swarm.members_transport import (
 from swarm_node.swarm.membership import CLOCK_SLACK_S, KeyedSwarm, Membership, NamedSwarm, grant, swarm_tag
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.messages import ErrorMessage, Hello
+from swarm_node.swarm.patience import Patience
 from swarm_node.swarm.replies import error_of
 from swarm_node.swarm.transport import Stream, Transport
 from swarm_node.swarm.types import ModelRef

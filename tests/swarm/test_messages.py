@@ -37,6 +37,8 @@ from swarm_node.swarm.messages import (
     Open,
     Ping,
     Pong,
+    Progress,
+    ProgressField,
     RecordField,
     Refused,
     Replay,
@@ -87,6 +89,8 @@ def valid(field: Any) -> st.SearchStrategy[Any]:
             )
         case DownstreamField():
             return st.builds(Downstream, *(valid(type_) for _, type_ in DownstreamField._types))
+        case ProgressField():
+            return st.builds(Progress, *(valid(type_) for type_ in ProgressField._types))
     raise AssertionError(f"no strategy for {field}")
 
 
@@ -145,6 +149,17 @@ def invalid(field: Any) -> list[Any]:
                 {"peer_id": "a", "session": SESSION, "record": [float("nan"), b""]},
                 {"session": SESSION, "record": [1.0, b""]},
             ]
+        case ProgressField():
+            return [
+                None,
+                [],
+                {},
+                [SESSION, 1, 1, 1],
+                [SESSION, 1, 1, 1, 0],
+                [b"short", 1, 1, 1, True],
+                [SESSION, -1, 1, 1, True],
+                [SESSION, 1, 2**53, 1, True],
+            ]
     raise AssertionError(f"no values for {field}")
 
 
@@ -202,8 +217,10 @@ EXAMPLES: list[Message] = [
     Close(SESSION),
     Close(SESSION, (b"h" * 32, b"i" * 32)),
     Ping(7),
+    Ping(7, (SESSION, b"t" * 16)),
     Pong(7, 1, 2, 3, NodeState.ONLINE),
     Pong(7, 1, 2, 3, NodeState.ONLINE, running=4, batch=375, tokens_per_s=512, queue_us=900),
+    Pong(7, 1, 2, 3, NodeState.ONLINE, tells=(Progress(SESSION, 9, 8, 7, True),)),
     ErrorMessage(None, None, ErrorCode.INTERNAL, "oops", True),
 ]
 
@@ -291,6 +308,8 @@ def _some(field: Any) -> Any:
             return Span(0, 1)
         case wire_fields.Maybe():
             return _some(field.item)
+        case ProgressField():
+            return Progress(b"s" * 16, 2, 1, 0, False)
     return Downstream("abc", b"s" * 16)
 
 

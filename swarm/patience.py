@@ -1,0 +1,69 @@
+"""How long a peer may take: pure sums over what is known of it, for every request that waits for one.
+
+Most silence needs no deadline. A stream keeps its order, so what a node had to say before it answers a PING
+has come before the PONG. PING therefore asks about the sessions that wait (``about``), and PONG tells where
+their requests are (``tells``): a node that never got what it was sent, or that has answered what nobody has
+heard, is mute, however busy the machines are, and is found as soon as it answers. What is left to
+clocks is a node that says it works (see ``work_within_s``), and bytes on their way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WORK_LEAST_S = 10.0
+"""A step may stand still for so long at a node that has answered before: others' batches, a machine whose
+memory is swapped, a core that is taken away. Under it busy test machines were seen to stop."""
+COLD_LEAST_S = 30.0
+"""The same for a node that has not answered this session yet: weights are read from a disk and kernels are
+compiled when they are first used."""
+WORK_FACTOR = 8.0
+"""A step may take so many times what it is expected to: a node's speed was measured while it was alone."""
+TRANSIT_LEAST_S = 0.8
+"""What one hop has sent on, the next may not have for so long: an event loop that is held up, a lost packet
+that TCP sends again."""
+SLOW_WAY_BYTES_PER_S = 125_000.0
+"""Bytes on their way between two hops may go as slowly as on a line of 1 Mbit/s."""
+DIAL_CHAIN_S = 4.0
+"""OPEN may wait for the node to connect to its next hop, for 3 s by the protocol, and for the answer."""
+LEAST_RATE_BYTES_PER_S = 4096.0
+"""A peer that is owed an answer and sends bytes more slowly than this is as good as silent: a modem's speed.
+Nobody serves a model over less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds to wait for a peer. ``ping_after_s``: of waiting before it is asked, by PING;
+    ``pong_within_s``: more of it, or two round trips and their jitter where those are longer, before it
+    counts as gone. ``hedge_s``: for a hop to open before another is opened beside it. ``step_s``: for a
+    step's result, whatever the node tells. ``own_loss_s``: while all peers are silent together."""
+
+    dial_s: float = 6.0
+    hedge_s: float = 1.2
+    ping_after_s: float = 0.5
+    pong_within_s: float = 0.9
+    step_s: float = 300.0
+    own_loss_s: float = 20.0
+
+
+def work_within_s(expected_s: float, queue_s: float, *, cold: bool, most_s: float) -> float:
+    """Seconds for which a peer that says it works may show no progress.
+
+    ``expected_s``: what the work should take, by the peer's measured speed or else by what it announced;
+    ``queue_s``: what steps lately waited there, as it tells. ``cold``: it has answered nothing yet.
+    ``most_s`` bounds the whole.
+    """
+    least_s = COLD_LEAST_S if cold else WORK_LEAST_S
+    return min(most_s, least_s + WORK_FACTOR * (max(0.0, expected_s) + max(0.0, queue_s)))
+
+
+def transit_within_s(payload_bytes: int, round_trip_s: float) -> float:
+    """Seconds for ``payload_bytes`` to get from one hop to the next. ``round_trip_s``: the longer of this
+    side's own to the two; the way between them is no longer than that."""
+    return TRANSIT_LEAST_S + 2 * round_trip_s + payload_bytes / SLOW_WAY_BYTES_PER_S
+
+
+def is_trickle(received_bytes: int, seconds: float, within_s: float) -> bool:
+    """Whether a peer that owes an answer for ``seconds``, and was given ``within_s`` for it, sends so little
+    that it counts as silent."""
+    return seconds > within_s and received_bytes < LEAST_RATE_BYTES_PER_S * (seconds - within_s)

@@ -1,0 +1,81 @@
+"""Where the oldest step without a result is, by what the hops that it passes tell: a pure judge.
+
+Each report is judged when it comes. What it says about order needs no clock (see ``patience``): the first
+hop got the step on the stream of the question, and the last one's result comes on the stream of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from .messages import Progress
+
+
+class Fault(Enum):
+    """MUTE: the hop breaks its word. LATE: it shows no progress for too long. LOST: a step that the hop
+    before has sent on has not reached it, and either may be to blame."""
+
+    MUTE = "mute"
+    LATE = "late"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``number``: of the hop."""
+
+    number: int
+    fault: Fault
+    reason: str
+
+
+class StepWatch:
+    """Reports of ``hops`` hops in a chain, of which one may be all. ``work_within_s(number)`` and
+    ``transit_within_s(number)``: how long a hop may show no progress, and the way to it may take. Times are
+    of any one clock, in seconds."""
+
+    __slots__ = ("_state", "_state_since", "_told", "_transit_within_s", "_work_within_s")
+
+    def __init__(
+        self,
+        hops: int,
+        work_within_s: Callable[[int], float],
+        transit_within_s: Callable[[int], float],
+    ) -> None:
+        self._told: list[Progress | None] = [None] * hops
+        self._work_within_s = work_within_s
+        self._transit_within_s = transit_within_s
+        self._state: tuple[object, ...] = ()
+        self._state_since = 0.0
+
+    def heard(self, number: int, told: Progress | None, oldest: int, now: float) -> Verdict | None:
+        """Hop ``number`` told so of the session; None: that it has none. ``oldest``: the step that was the
+        oldest without a result when the hop was asked, and is it still."""
+        if told is None:
+            return Verdict(number, Fault.MUTE, "knows nothing of a session that it has opened")
+        if number == 0 and told.received < oldest:
+            return Verdict(number, Fault.MUTE, "denies a step that it was sent")
+        if number == len(self._told) - 1 and told.done >= oldest:
+            return Verdict(number, Fault.MUTE, "claims to have answered a step, and has not")
+        self._told[number] = told
+        place = next((i for i, each in enumerate(self._told) if each is None or each.done < oldest), 0)
+        here = self._told[place]
+        if here is None:
+            return None  # it has not been heard yet
+        works = here.received >= oldest
+        still_s = self._still_s((oldest, place, works, here.received, here.done, here.work), now)
+        if number != place:
+            return None  # what is known of that hop may be old
+        if works and still_s > self._work_within_s(place):
+            return Verdict(place, Fault.LATE, f"has a step for {still_s:.0f} s, and makes no progress")
+        if not works and still_s > self._transit_within_s(place):
+            return Verdict(place, Fault.LOST, f"has not got in {still_s:.1f} s what the hop before sent on")
+        return None
+
+    def _still_s(self, state: tuple[object, ...], now: float) -> float:
+        """For how long nothing has changed."""
+        if state != self._state:
+            self._state, self._state_since = state, now
+        return now - self._state_since

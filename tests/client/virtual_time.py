@@ -1,0 +1,55 @@
+"""An event loop whose clock jumps to the next timer when nothing else is to be done: hours pass in a blink.
+
+For code without threads and sockets: fakes over the in-memory network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from swarm_node.client import head_batch
+from swarm_node.swarm import link, native_codec
+
+T = TypeVar("T")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """``now``: seconds since some moment."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__(_Selector(self))
+
+    def time(self) -> float:
+        return self.now
+
+
+class _Selector(selectors.SelectSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._of = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None:
+            raise AssertionError("nothing will ever happen any more")
+        self._of.now += max(0.0, timeout)
+        return super().select(0)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, work: Coroutine[Any, Any, T], loop: VirtualLoop | None = None) -> T:
+    """The result of ``work``, with the loop's clock in place of ``perf_counter`` in all of swarm_node."""
+    loop = loop or VirtualLoop()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("swarm_node.") and hasattr(module, "perf_counter"):
+            monkeypatch.setattr(module, "perf_counter", loop.time)
+    monkeypatch.setattr(link, "_clock_difference", lambda: 0.0)
+    monkeypatch.setattr(head_batch, "LONGEST_INLINE_S", float("inf"))
+    monkeypatch.setattr(native_codec, "warm_up", lambda: None)
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(work)
