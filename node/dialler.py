@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 from ..swarm.dial_guard import DialGuard, Reach, choose, reach_of, reaches, socket_of
 from ..swarm.errors import LocalNetworkError, NetworkError, PeerUnreachableError, StreamClosedError
-from ..swarm.link import NodeLink, Patience
+from ..swarm.link import NodeLink
 from ..swarm.link_pool import LinkPool
+from ..swarm.patience import Patience
 from ..swarm.resolve import resolve_all
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
