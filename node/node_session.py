@@ -18,6 +18,7 @@ from .jobs import Lane, StepDone, StepDropped, StepJob, StepOutcome
 from .journal import Journal
 from .quotas import Ledger, PeerAccount
 from .replayer import Client
+from .usage import ACTIVE_TOKENS_PER_S, Usage
 
 MAX_KEPT_ANSWER = 256 * 1024
 """Bytes of the last result kept for a client that asks again: any decode step, not a whole prompt's rows."""
@@ -85,6 +86,7 @@ class NodeSession:
         "request",
         "task",
         "upstream",
+        "usage",
     )
 
     def __init__(
@@ -116,6 +118,7 @@ class NodeSession:
         self.last_done = 0
         self.queued_tokens = 0
         self.last_used = self.opened_at = now
+        self.usage = Usage(now)
         self._engine = engine
         self._ledger = ledger
         self.closed = False
@@ -136,6 +139,14 @@ class NodeSession:
             done=self.last_done,
             work=self.lane.computed + (replay.work if replay is not None else 0),
             busy=self.opened is not None or replay is not None,
+        )
+
+    def is_active(self, now: float, rest_s: float) -> bool:
+        """Whether it is in use, has a step under way, or was opened less than ``rest_s`` ago."""
+        return (
+            self.inflight > 0
+            or now - self.opened_at < rest_s
+            or self.usage.tokens_per_s(now) >= ACTIVE_TOKENS_PER_S
         )
 
     def takes_from(self, source: Source, peer_id: str) -> bool:
@@ -182,6 +193,7 @@ class NodeSession:
             if self.closed:
                 return
             if isinstance(outcome, StepDone):
+                self.usage.tokens += tokens
                 if self.journal is not None:
                     self._journal(job, outcome)
                 if hold:

@@ -161,6 +161,7 @@ class PeerConnection:
             self.close()
             return
         for session in self.sessions:
+            session.usage.fold(now)
             if not session.inflight and now - session.last_used > limits.idle_session_seconds:
                 self.expire(session, f"the session was idle for {limits.idle_session_seconds:.0f} s")
 

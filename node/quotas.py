@@ -22,8 +22,8 @@ class Limits:
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
     read. ``queued_bytes``: of all peers; above, nobody is read who has more than an equal part.
-    ``rest_seconds``: after this time without a step a session counts as resting, and is dropped where a peer
-    that holds less than its equal share finds no room.
+    ``rest_seconds``: after this time a session that is hardly used counts as idle, and is dropped where a
+    peer that holds less than its share finds no room.
     """
 
     max_sessions: int = 256

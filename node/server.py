@@ -21,7 +21,7 @@ from ..swarm.transport import Stream, Transport
 from ..swarm.types import ModelRef, NodeState
 from ..swarm.unfinished import UnfinishedFrames
 from ..swarm.wire import DEFAULT_MAX_FRAME
-from .admission import Admission, Resting
+from .admission import Admission, Holding, Reclaimable
 from .engine import Engine
 from .greeting import Offer
 from .jobs import Lane
@@ -94,7 +94,9 @@ class NodeServer:
         self._context_tokens = context_tokens
         self._blocks = len(engine.model.span)
         self.ledger = Ledger(self.limits)
-        self._admission = Admission(engine.total_tokens * self._blocks, self.limits.kv_share_per_peer)
+        self._admission = Admission(
+            engine.total_tokens * self._blocks, self.limits.max_sessions, self.limits.kv_share_per_peer
+        )
         self._journals = JournalBook(journal_bytes)
         self._row_bytes = {
             codec: codecs.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
@@ -146,7 +148,7 @@ class NodeServer:
             self._connections.discard(served)
             self.ledger.disconnect(served.account)
             if not served.account.connections:
-                self._admission.satisfied(served.account.peer_id)
+                self._admission.satisfied(served.account.holder)
 
     def statistics(self) -> ServerStatistics:
         return ServerStatistics(
@@ -238,7 +240,7 @@ class NodeServer:
             lane = self._open_lane(request, account, parent)
         if lane is None:
             return self._no_room(request, account, cells, now)
-        self._admission.satisfied(account.peer_id)
+        self._admission.satisfied(account.holder)
         self.ledger.take(account, cells)
         self._idle.clear()
 
@@ -315,24 +317,27 @@ class NodeServer:
                 self._admission.retry_after_s(1, account.sessions),
                 f"a peer may hold {limits.max_sessions_per_peer} sessions on this node; close some first",
             )
-        if self.ledger.sessions >= limits.max_sessions:
+        allowed = self._admission.allowance(account.holder, self._held(), now)
+        if account.sessions >= allowed.places:
             return self._busy(
                 request,
-                self._admission.retry_after_s(1, self.ledger.sessions),
-                f"all {limits.max_sessions} sessions of this node are taken; use another peer, or wait",
+                self._admission.retry_after_s(1, account.sessions),
+                f"you hold {account.sessions} sessions, but while others wait a peer may hold "
+                f"{allowed.places}; close sessions, or use another peer",
             )
-        allowed = self._admission.allowance(account.peer_id, self._held(), now)
-        if account.kv_cells + cells <= allowed:
+        if account.kv_cells + cells <= allowed.cells:
             return None
-        tokens = [amount // self._blocks for amount in (account.kv_cells, cells, allowed)]
+        tokens = [amount // self._blocks for amount in (account.kv_cells, cells, allowed.cells)]
         return self._busy(
             request,
-            self._admission.retry_after_s(account.kv_cells + cells - allowed, account.kv_cells),
+            self._admission.retry_after_s(account.kv_cells + cells - allowed.cells, account.kv_cells),
             f"you hold {tokens[0]} tokens of KV cache and ask for {tokens[1]}, but while others wait a peer "
             f"may hold {tokens[2]}; close sessions, or use another peer",
         )
 
     def _open_lane(self, request: Open, account: PeerAccount, parent: NodeSession | None) -> Lane | None:
+        if self.ledger.sessions >= self.limits.max_sessions:
+            return None
         return self.engine.open_lane(
             account.peer_id,
             request.span,
@@ -361,12 +366,18 @@ class NodeServer:
         return self._journals.open(self._row_bytes[request.reply_codec], base, rows, owner=owner)
 
     def _no_room(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy:
+        ahead = self._admission.ahead_of(account.holder, now)
+        self._admission.want(account.holder, cells, now)
+        if self.ledger.sessions >= self.limits.max_sessions:
+            return self._busy(
+                request,
+                self._admission.retry_after_s(1, self.ledger.sessions),
+                f"all {self.limits.max_sessions} sessions of this node are taken; use another peer, or wait",
+            )
         free = self.engine.free_tokens * self._blocks
-        missing = max(1, cells - free) + self._admission.ahead_of(account.peer_id, now)
-        self._admission.want(account.peer_id, cells, now)
         return self._busy(
             request,
-            self._admission.retry_after_s(missing, self.ledger.kv_cells),
+            self._admission.retry_after_s(max(1, cells - free) + ahead, self.ledger.kv_cells),
             f"{request.max_tokens} tokens of KV cache asked for, {free // len(request.span)} are free",
         )
 
@@ -374,24 +385,27 @@ class NodeServer:
         return Busy(request.session, round(seconds * 1000), reason)
 
     def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:
-        """Make room for a peer within its equal share from peers beyond theirs. Only what rests is taken."""
-        held = self._held()
-        share = self._admission.equal_share(held.keys() | {account.peer_id}, now)
-        if account.kv_cells + cells > share:
-            return False
-        at_rest = [
-            (connection, session)
-            for connection in self._connections
-            for session in connection.sessions
-            if not session.inflight and now - session.last_used >= self.limits.rest_seconds
+        """Make room for a peer within its share, at the cost of those beyond theirs."""
+        owned = [(connection, each) for connection in self._connections for each in connection.sessions]
+        rest_s = self.limits.rest_seconds
+        sessions = [
+            Reclaimable(
+                each.account.holder,
+                each.kv_cells,
+                each.usage.tokens_per_s(now),
+                each.last_used,
+                each.is_active(now, rest_s),
+            )
+            for _, each in owned
         ]
-        resting = [Resting(each.account.peer_id, each.kv_cells, each.last_used) for _, each in at_rest]
-        missing = max(1, cells - self.engine.free_tokens * self._blocks)
-        chosen = self._admission.to_reclaim(account.peer_id, missing, resting, held, now)
+        full = self.ledger.sessions >= self.limits.max_sessions
+        lacking = cells - self.engine.free_tokens * self._blocks
+        missing = Holding(lacking if full else max(1, lacking), int(full))
+        chosen = self._admission.to_reclaim(account.holder, cells, missing, sessions, self._held(), now)
         for index in chosen:
-            connection, session = at_rest[index]
-            connection.expire(session, "the session rested while another peer needed its KV cache")
+            connection, session = owned[index]
+            connection.expire(session, "another peer needed its room, and the session was used least")
         return bool(chosen)
 
-    def _held(self) -> dict[str, int]:
-        return {account.peer_id: account.kv_cells for account in self.ledger.holders()}
+    def _held(self) -> dict[Holder, Holding]:
+        return {each.holder: Holding(each.kv_cells, each.sessions) for each in self.ledger.holders()}

@@ -172,6 +172,29 @@ async def test_a_session_at_work_is_never_taken(serving, hidden_states):
             assert isinstance(await worker.receive(), Result)
 
 
+async def test_a_token_now_and_then_keeps_no_room_from_others(serving, hidden_states):
+    now = [0.0]
+    limits = Limits(max_sessions=4)
+    async with serving(kv_tokens=256, limits=limits, clock=lambda: now[0]) as node:
+        hoarder, worker = await node.connect("hoarder"), await node.connect("worker")
+        kept = [await hoarder.open(max_tokens=32) for _ in range(3)]
+        used = await worker.open(max_tokens=32)
+        for round_ in range(5):
+            now[0] += 4.0
+            await worker.forward(used, hidden_states(8), 8 * round_ % 24)
+            for session in kept:
+                await hoarder.forward(session, hidden_states(1), 0)
+            node.server.sweep()
+        newcomers = [await node.connect(f"newcomer{number}") for number in range(2)]
+        for newcomer in newcomers:
+            await newcomer.open(max_tokens=32)
+        lost = {(await hoarder.receive()).session for _ in range(2)}
+        assert lost < set(kept)
+        await worker.forward(used, hidden_states(1), 1)
+        now[0] += 60.0
+        assert isinstance(await newcomers[0].try_open(32), Busy)  # each has one of four
+
+
 async def test_one_peer_has_at_most_its_share(serving):
     async with serving(kv_tokens=256, limits=Limits(kv_share_per_peer=0.5)) as node:
         client, other = await node.connect("a"), await node.connect("b")
