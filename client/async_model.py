@@ -237,7 +237,7 @@ class AsyncSwarmModel:
             self._links,
             self._router,
             self._scout,
-            SessionSettings(local.hidden_size, max_tokens),
+            SessionSettings(local.hidden_size, max_tokens, local.embedding_rms),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
             wire_codec=self._wire_codec,
             limits=self._limits,

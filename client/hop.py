@@ -83,10 +83,12 @@ class ReplayRefusedError(NetworkError):
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What all hops of a session share. ``max_tokens``: KV cache to reserve, in tokens."""
+    """What all hops of a session share. ``max_tokens``: KV cache to reserve, in tokens. ``embedding_rms``:
+    root mean square of the model's usual embedding, 0 where it is not known."""
 
     hidden_size: int
     max_tokens: int
+    embedding_rms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

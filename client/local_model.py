@@ -13,6 +13,7 @@ from ..swarm.types import ModelRef
 from .answer import PieceDecoder
 from .draft_model import DraftModel, load_draft_model
 from .params import Message
+from .row_watch import usual_embedding_rms
 
 OnProgress = Callable[[str], None]
 """Called with one short line for people: what is being loaded, or waited for."""
@@ -63,7 +64,8 @@ class HeadModel(Protocol):
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
-    gives files back, if there are any; a draft model ends its step before."""
+    gives files back, if there are any; a draft model ends its step before. ``embedding_rms``: root mean
+    square of a usual embedding, 0 where it is not known."""
 
     ref: ModelRef
     hidden_size: int
@@ -73,6 +75,7 @@ class LocalModel:
     tokenizer: TextTokenizer
     close: Callable[[], None] = lambda: None
     draft: DraftModel | None = None
+    embedding_rms: float = 0.0
 
 
 def load_local_model(
@@ -135,4 +138,5 @@ def load_local_model(
         tokenizer=tokenizer,
         close=close,
         draft=guesser,
+        embedding_rms=usual_embedding_rms(head.embed, config.vocab_size),
     )

@@ -35,6 +35,7 @@ from ..swarm.wire import Payload
 from .diagnosis import EdgeFailedError, diagnose
 from .hop import HopClient, HopFailedError, Seat, SessionSettings
 from .prefix import HopPlace, PageNames, PrefixKey, page_names
+from .row_watch import RowWatch
 from .segment import BrokenError, Segment
 from .tasks import all_of
 
@@ -189,11 +190,21 @@ class RouteSession:
             runs[-1].append(hop)
             if hop.downstream is None and hop is not self.hops[-1]:
                 runs.append([])
-        self.segments = [Segment(run, self.settings.session.hidden_size) for run in runs]
+        self.segments = [self._segment(run) for run in runs]
         self._max_step_tokens = min(hop.max_step_tokens for hop in self.hops)
         hops = tuple(hop.hop for hop in self.hops)
         if hops != self.route.hops:
             self.route = Route(hops)
+
+    def _segment(self, hops: Sequence[HopClient]) -> Segment:
+        settings = self.settings.session
+        rows = RowWatch(
+            settings.hidden_size,
+            hops[-1].hop.span.end - hops[0].hop.span.start,
+            own_input=hops[0] is self.hops[0],
+            embedding_rms=settings.embedding_rms,
+        )
+        return Segment(hops, settings.hidden_size, rows)
 
     def check_open(self) -> None:
         """Raises StreamClosedError for a session that was closed here."""

@@ -27,6 +27,7 @@ from ..swarm.patience import transit_within_s
 from ..swarm.step_watch import Fault, StepWatch, Verdict
 from ..swarm.wire import Payload
 from .hop import HopClient, StepTold
+from .row_watch import RowWatch
 from .trace import ChainTrace
 
 IN_FLIGHT_BYTES = 1024 * 1024
@@ -60,14 +61,16 @@ class _Sent:
 class Segment:
     """A run of open hops between two places where the client takes part; a ``hop.Listener`` of them all.
 
-    All that goes wrong raises BrokenError and is written at the hop concerned.
+    All that goes wrong raises BrokenError and is written at the hop concerned. ``rows`` looks at those that
+    come out.
     """
 
-    def __init__(self, hops: Sequence[HopClient], hidden_size: int) -> None:
+    def __init__(self, hops: Sequence[HopClient], hidden_size: int, rows: RowWatch | None = None) -> None:
         self.hops = tuple(hops)
         self.first, self.last = self.hops[0], self.hops[-1]
         self.trace = ChainTrace(tuple(hop.peer_id for hop in hops))
         self._hidden_size = hidden_size
+        self._rows = rows
         self._sent: deque[_Sent] = deque()
         self._inbox: deque[Result] = deque()
         self._in_flight = 0  # bytes of payload
@@ -142,7 +145,7 @@ class Segment:
             await self._room
 
     async def receive(self) -> Result:
-        """The result of the oldest step that has none yet: of the right size, its values not looked at."""
+        """The result of the oldest step that has none yet: of the right size, its values not decoded yet."""
         while not self._inbox:
             if self._broken:
                 raise BrokenError
@@ -161,7 +164,7 @@ class Segment:
             self._sent.appendleft(sent)  # what it is about
             self.last.end(error)  # whatever it was sent, it could count the rows that it made of it
             raise BrokenError from error
-        if (problem := self._problem(result, sent)) is not None:
+        if (problem := self._problem(result, sent) or self._oddity(result, sent)) is not None:
             self._sent.appendleft(sent)
             self._mismatch(problem)
             raise BrokenError from problem
@@ -257,6 +260,19 @@ class Segment:
             )
         if rows and result.position != sent.position + sent.tokens - rows:
             return RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
+        return None
+
+    def _oddity(self, result: Result, sent: _Sent) -> RemoteProtocolError | None:
+        """What is wrong with rows that no model computes."""
+        if self._rows is None:
+            return None
+        name, codec, reply_codec = self.last.link.name, self.codec, self.reply_codec
+        try:
+            self._rows.check(
+                name, codec, sent.payload, sent.tokens, reply_codec, result.payload, result.position
+            )
+        except RemoteProtocolError as error:
+            return error
         return None
 
     def _account(self, result: Result, sent: _Sent, now: float) -> None:

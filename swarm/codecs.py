@@ -50,6 +50,9 @@ OUTLIERS = 4
 """Channels per token kept exact by int8. Part of the format."""
 MAX_HIDDEN = 65536
 """An outlier's channel is a uint16."""
+MAX_MAGNITUDE = 2.0**40
+"""Of a value that is believed. The largest that is known of any model's blocks is about 2^20. The squares of
+a row of values up to this have a finite sum in float32: what is accepted makes no next block overflow."""
 
 _EXACTNESS = ("int8", "bf16", "fp16", "none")
 """By rising exactness; also by how willingly they are fallen back to."""
@@ -58,6 +61,8 @@ _SMALLEST_SCALED = 1e-30
 _ROWS_AT_ONCE = 64
 """Rows encoded together: their float32 temporaries stay in the second-level cache."""
 _INFINITY_BITS = {"bf16": 0x7F80, "fp16": 0x7C00}
+_LARGEST_BITS = {"bf16": (127 + 40) << 7, "fp16": 0x7BFF}
+"""Of the largest magnitude that is believed: MAX_MAGNITUDE, or the type's largest value."""
 _CPU = torch.device("cpu")
 _TORCH_16 = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -116,8 +121,8 @@ def decode(
 ) -> torch.Tensor:
     """The (tokens, hidden) tensor of a peer's payload, in memory of its own, every value finite.
 
-    Raises RemoteProtocolError (BAD_TENSOR) for a wrong size, values that are not finite or do not fit
-    ``dtype``, and outlier channels that are out of range or order.
+    Raises RemoteProtocolError (BAD_TENSOR) for a wrong size, values that are not finite, beyond
+    MAX_MAGNITUDE or do not fit ``dtype``, and outlier channels that are out of range or order.
     """
     size = payload_bytes(codec, tokens, hidden)
     got = memoryview(payload).nbytes
@@ -142,10 +147,12 @@ def decode(
         tensor = torch.from_numpy(array).view(tokens, hidden)
     else:
         bits = np.frombuffer(payload, "<u2").astype(np.uint16)
-        if (bits & 0x7FFF).max() >= _INFINITY_BITS[codec]:
+        if (bits & 0x7FFF).max() > _LARGEST_BITS[codec]:
             raise _bad_values(dtype)
         tensor = torch.from_numpy(bits.view(np.int16)).view(_TORCH_16[codec]).view(tokens, hidden)
-        if limit < torch.finfo(tensor.dtype).max and not bool(tensor.abs().max() <= limit):
+        if limit < min(torch.finfo(tensor.dtype).max, MAX_MAGNITUDE) and not bool(
+            tensor.abs().max() <= limit
+        ):
             raise _bad_values(dtype)
     return tensor.to(device, dtype)
 
@@ -169,11 +176,11 @@ def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_
 
 @lru_cache(maxsize=16)
 def _largest(dtype: torch.dtype) -> float:
-    return float(torch.finfo(dtype).max)
+    return min(float(torch.finfo(dtype).max), MAX_MAGNITUDE)
 
 
 @lru_cache(maxsize=16)
-def _row_type(hidden: int) -> np.dtype[np.void]:
+def row_type(hidden: int) -> np.dtype[np.void]:
     """One int8 row, packed as the module's docstring says."""
     k = min(OUTLIERS, hidden)
     return np.dtype([("scale", "<f4"), ("channel", "<u2", k), ("value", "<f4", k), ("q", "i1", hidden)])
@@ -182,7 +189,7 @@ def _row_type(hidden: int) -> np.dtype[np.void]:
 def _encode_int8(x: np.ndarray) -> memoryview:
     """``x``: (tokens, hidden) float32, tokens >= 1."""
     tokens, hidden = x.shape
-    payload = np.empty(tokens, _row_type(hidden))
+    payload = np.empty(tokens, row_type(hidden))
     for first in range(0, tokens, _ROWS_AT_ONCE):
         _encode_rows(x[first : first + _ROWS_AT_ONCE], payload[first : first + _ROWS_AT_ONCE])
     return payload.view(np.uint8).data
@@ -219,7 +226,7 @@ def _decode_int8(
     payload: bytes | bytearray | memoryview, tokens: int, hidden: int, limit: float
 ) -> np.ndarray:
     """(tokens, hidden) float32, every magnitude at most ``limit``."""
-    rows = np.frombuffer(payload, _row_type(hidden))
+    rows = np.frombuffer(payload, row_type(hidden))
     scale, channels, values = rows["scale"], rows["channel"], rows["value"]
     if not (np.maximum.reduce(scale) <= limit / 128 and np.minimum.reduce(scale) >= 0):  # false for NaN too
         raise _bad_row(native_codec.BAD_SCALE, hidden)
@@ -254,4 +261,4 @@ def _bad_tensor(message: str) -> RemoteProtocolError:
 
 def _bad_values(dtype: torch.dtype) -> RemoteProtocolError:
     name = str(dtype).removeprefix("torch.")
-    return _bad_tensor(f"activations hold values that are not finite or do not fit {name}")
+    return _bad_tensor(f"activations hold values that are not finite, too large or do not fit {name}")

@@ -7,7 +7,7 @@ wrong, and when, its ``Behaviour`` says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -77,6 +77,9 @@ class Behaviour:
     error_at_step: tuple[int, ErrorMessage] | None = None  # once; session and step are filled in
     nan_at_step: int | None = None  # once
     nan_from_step: int | None = None  # and ever after
+    lie: Callable[[Tensor, Tensor], Tensor] | None = None
+    """From step ``lie_from_step`` on: the rows it sends, of its input and its true rows."""
+    lie_from_step: int = 1
     wrong_rows_at_step: int | None = None  # once
     more_rows_from_step: int | None = None  # and ever after: a row more, and said to be so
     garbage_at_step: int | None = None  # once: bytes that are no frame, to whom the result is for
@@ -445,9 +448,12 @@ class FakeNode:
             x = codecs.decode(session.opened.codec, step.payload, step.tokens, HIDDEN)
         except RemoteProtocolError as error:
             return error_message(error, step.session, step.step)
+        came = x
         for block, history in session.histories.items():
             del history[step.position :]
             x = run_block(block, x, history)
+        if how.lie is not None and step.step >= how.lie_from_step:
+            x = how.lie(came, x)
         rows = bytearray(codecs.encode(session.opened.reply_codec, x))
         if how.once("nan_at_step", step.step) or (how.nan_from_step or 1 << 60) <= step.step:
             rows[-session.row :][:4] = b""

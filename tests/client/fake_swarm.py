@@ -29,6 +29,7 @@ from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.route_session import NoChains, RouteSettings
 from swarm_node.client.router import Router
+from swarm_node.client.row_watch import usual_embedding_rms
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.patience import Patience
@@ -112,7 +113,9 @@ class FakeSwarm:
         )
 
     def local(self, head: ToyHead | None = None, **changes: Any) -> LocalModel:
-        local = LocalModel(MODEL, HIDDEN, VOCAB, CONTEXT, head or ToyHead(), ToyTokenizer())
+        head = head or ToyHead()
+        usual = usual_embedding_rms(head.embed, VOCAB)
+        local = LocalModel(MODEL, HIDDEN, VOCAB, CONTEXT, head, ToyTokenizer(), embedding_rms=usual)
         return replace(local, **changes)
 
     def client_network(self) -> ClientNetwork:

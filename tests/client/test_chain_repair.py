@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from chain_case import PATIENCE, PROMPT, ChainCase, H, S, check
+import torch
+from chain_case import OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
 from fake_swarm import HIDDEN, settle
 
 from swarm_node.swarm.errors import ErrorCode
@@ -166,6 +168,45 @@ async def test_nonsense_once(fault: str, victim: int, step: int) -> None:
 async def test_nonsense_for_ever_is_blamed_on_its_source(victim: int, step: int) -> None:
     case = await ChainCase(3).start()
     case.swarm.nodes[H[victim]].behaviour.nan_from_step = step
+    answer = await case.disturbed()
+    assert case.blamed == {H[victim]}
+    assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (lambda came, rows: torch.zeros_like(rows), "nothing but zeros"),
+        (lambda came, rows: rows * 1e-12, "next to nothing"),
+        (lambda came, rows: came, "what was sent"),
+        (lambda came, rows: rows * 1e9, "larger than any model's"),
+        (lambda came, rows: rows * 1e30, "larg"),
+    ],
+    ids=["zeros", "tiny", "echo", "large", "huge"],
+)
+@pytest.mark.parametrize("codec", ["none", "int8"])
+async def test_rows_that_no_model_computes_end_the_hop(lie: Any, reason: str, codec: str) -> None:
+    case = await ChainCase(1).start()
+    behaviour = case.swarm.nodes["ha"].behaviour
+    behaviour.lie, behaviour.lie_from_step = lie, 10
+    async with case.client(wire_codec=codec) as model:
+        answer = await model.generate_detailed(PROMPT, **OPTIONS)
+    if codec == "none":
+        check(answer)
+    (repair,) = answer.repaired
+    assert reason in repair.cause
+    assert case.blamed == {"ha"}
+    assert [hop.peer_id for hop in answer.route.hops] == ["sa"]
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("factor", [1e9, 1e30])
+async def test_too_large_rows_are_blamed_on_who_made_them_not_on_who_was_fed_them(
+    victim: int, factor: float
+) -> None:
+    case = await ChainCase(3).start()
+    behaviour = case.swarm.nodes[H[victim]].behaviour
+    behaviour.lie, behaviour.lie_from_step = lambda came, rows: rows * factor, 10
     answer = await case.disturbed()
     assert case.blamed == {H[victim]}
     assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]

@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.swarm import native_codec
-from swarm_node.swarm.codecs import CODECS, OUTLIERS, decode, encode, negotiate, payload_bytes
+from swarm_node.swarm.codecs import (
+    CODECS,
+    MAX_MAGNITUDE,
+    OUTLIERS,
+    decode,
+    encode,
+    negotiate,
+    payload_bytes,
+)
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -246,6 +254,18 @@ def test_values_too_large_for_a_float16_node(codec: str) -> None:
     payload = encode(codec, torch.full((1, 8), 70000.0))
     assert decode(codec, payload, 1, 8, torch.bfloat16).isfinite().all()
     assert code_of(lambda: decode(codec, payload, 1, 8, torch.float16)) is ErrorCode.BAD_TENSOR
+
+
+@pytest.mark.parametrize("codec", ["none", "bf16", "int8"])
+def test_values_that_no_model_computes(codec: str) -> None:
+    largest = torch.full((2, 8), MAX_MAGNITUDE * (127 / 128 if codec == "int8" else 1))
+    assert decode(codec, encode(codec, largest), 2, 8).square().sum(dim=1).isfinite().all()
+    for bad in (2 * MAX_MAGNITUDE, -2 * MAX_MAGNITUDE, 3e38):
+        rows = torch.ones(2, 8)
+        rows[1, 5] = bad
+        for dtype in DTYPES:
+            payload = encode(codec, rows)
+            assert code_of(lambda p=payload, d=dtype: decode(codec, p, 2, 8, d)) is ErrorCode.BAD_TENSOR
 
 
 @settings(max_examples=300, deadline=None)
