@@ -16,15 +16,17 @@ from ..swarm.errors import NetworkError, NotAdmittedError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
 from ..swarm.transport import NetworkChange, NetworkRestored
+from . import layout
 from .address_book import AddressBook
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
 from .directory import TTL_S
 from .entry_check import Entry, EntryCheck
+from .gated_calls import GatedP2P
 from .hivemind_members import MembersP2P
 from .kademlia.node import KademliaNode
+from .kept_entries import KeptEntries
 from .record_directory import Clock, RecordDirectory
 from .replicas import Lookup, Replicas
-from .storage import BoundedStorage
 
 SHUTDOWN_S = 3.0
 """To take leave of the DHT; whoever misses us finds out anyway."""
@@ -78,16 +80,17 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         NotAdmittedError if they are of another swarm, and NetworkError if all their clocks differ from
         ``clock`` (Unix time in seconds) by more than 3 s. Whoever shares a DHT must use the same ``ttl``.
         """
-        p2p: Any = transport.p2p
-        if membership is not None:
-            p2p = MembersP2P(transport.p2p, membership, identity.peer_id, clock)
 
         async def group_of(peer_id: str) -> str:
             return address_group(await transport.remote_maddr(peer_id))
 
+        p2p: Any = GatedP2P(transport.p2p, group_of)
+        if membership is not None:
+            p2p = MembersP2P(p2p, membership, identity.peer_id, clock)
+        tag = "" if membership is None else membership.tag
         node = KademliaNode(
             p2p,
-            BoundedStorage(),
+            KeptEntries(layout.index_hashes(tag), clock=clock),
             EntryCheck(ttl, clock, membership),
             clock=clock,
             group_of=group_of,

@@ -12,8 +12,9 @@ REPLICAS nearest DHT nodes; each keeps at most MAX_ENTRIES of MAX_RECORD_BYTES, 
 4 MiB that a message of the DHT may have. Hence at most MAX_ENTRIES nodes may begin their span within one
 group of blocks of one model; later ones are refused until others leave.
 
-In the index of models only a few nodes speak for their model (INDEX_SPEAKERS of each group of blocks), so it
-grows with the models, not with the nodes.
+In the index of models every node enters its model, and keepers hold INDEX_SPEAKERS entries of each model,
+from as many networks as there are: it grows with the models, not with the nodes, and nobody's entry depends
+on what others do.
 """
 
 from __future__ import annotations
@@ -38,8 +39,16 @@ MAX_ENTRIES = 512
 MAX_MODELS = 256
 """Models that a reader lists; a directory that holds more shows the first of them by name."""
 
-INDEX_SPEAKERS = 3
-"""Nodes of a group of blocks that enter their model into the index: one would do, if none ever died."""
+MAX_KEYS_OF_OWNER = 16
+"""Keys under which one owner may have entries at one keeper: an honest one has a place among the nodes, its
+model in the index, what it wants, and for a minute those that it had before."""
+
+MAX_TOTAL_ENTRIES = 16_384
+"""Entries of all keys together at one keeper: 64 MiB of the largest ones, about 15 MB of usual ones."""
+
+INDEX_SPEAKERS = 16
+"""Entries that a keeper holds of one model in the index: so many networks must lie before a model's honest
+nodes can be kept from being among them, and a key still has room for some dozen models."""
 
 REPLICAS = 5
 """DHT nodes that hold a key."""
@@ -69,6 +78,11 @@ def model_keys() -> list[str]:
     return [f"swarm-node/1/models/{shard}" for shard in range(MODEL_SHARDS)]
 
 
+def index_hashes(tag: str = "") -> list[bytes]:
+    """Under which 20 bytes the DHT knows the index of models, in the swarm with this tag."""
+    return [key_hash(key, tag) for key in model_keys()]
+
+
 def wanted_key(peer_id: str) -> str:
     """Where this peer says which models it looks for."""
     return f"swarm-node/1/wanted/{hashlib.sha256(peer_id.encode()).digest()[0] % WANTED_SHARDS}"
@@ -87,8 +101,3 @@ def key_hash(key: str, tag: str = "") -> bytes:
 def in_fair_order(peer_ids: Iterable[str], salt: str) -> list[str]:
     """A fixed order that nobody can place himself in front of without knowing ``salt``."""
     return sorted(peer_ids, key=lambda peer_id: hashlib.sha256(f"{salt}/{peer_id}".encode()).digest())
-
-
-def speaks_for_model(peer_id: str, group_peers: Iterable[str], key: str) -> bool:
-    """Whether ``peer_id`` is among those of its group that enter the model into the index."""
-    return peer_id in in_fair_order({*group_peers, peer_id}, key)[:INDEX_SPEAKERS]

@@ -78,10 +78,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         async with self._writing:
             former = set(self._held) - {node_key, model_key, layout.wanted_key(info.peer_id)}
             found = await self._lookup([node_key, model_key, *former])
-            wanted = {node_key: node_body}
-            group = (entry.owner for entry in found.entries[node_key].values() if not _is_gone(entry))
-            if layout.speaks_for_model(info.peer_id, group, node_key):
-                wanted[model_key] = model_body
+            wanted = {node_key: node_body, model_key: model_body}
             wanted |= dict.fromkeys(former, encode_gone())
             errors = await self._write(wanted, found)
             for key in former - set(errors):
@@ -210,7 +207,3 @@ class RecordDirectory(ABC, Generic[FoundT]):
 
 def _by_place(info: NodeInfo) -> tuple[str, str, int, int, str]:
     return (info.model.name, info.model.digest, info.span.start, info.span.end, info.peer_id)
-
-
-def _is_gone(entry: Entry) -> bool:
-    return entry.body == encode_gone()

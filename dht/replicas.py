@@ -123,7 +123,7 @@ class Replicas:
                 batch, candidates = candidates[: max(0, wanted)], candidates[max(0, wanted) :]
                 for contact in batch:
                     if contact == node.contact:
-                        result.own = node.kept.store(int.from_bytes(raw), value, expiration, subkey=owner)
+                        result.own = node.stores.keep(raw, owner, value, expiration)
                     else:
                         work = node.store(contact, raw, owner, value, expiration)
                         asking[asyncio.create_task(work)] = False

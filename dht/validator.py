@@ -29,12 +29,12 @@ class SignedRecordValidator(RecordValidatorBase):
         clock: Callable[[], float] = time.time,
         membership: Membership | None = None,
     ) -> None:
-        self._check = EntryCheck(ttl, clock, membership)
+        self.check = EntryCheck(ttl, clock, membership)
         self.refused = 0  # entries, since the start
 
     def validate(self, record: DHTRecord) -> bool:
         try:
-            self._check.check(record.key, record.subkey, record.expiration_time, record.value)
+            self.check.check(record.key, record.subkey, record.expiration_time, record.value)
         except RemoteProtocolError as error:
             self.refused += 1
             logger.debug("refused a DHT entry: %s", error)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator
 
 import msgpack
 
@@ -11,16 +11,15 @@ from ...swarm.errors import RemoteProtocolError
 from ...swarm.types import MAX_RECORD_BYTES
 from ..layout import MAX_ENTRIES
 
-IS_DICTIONARY = b""
-"""The subkey of a request to store a whole dictionary at once, which nobody here takes."""
-
 _EXT = 0x50  # hivemind's DictionaryDHTValue
 _MAX_BYTES = MAX_ENTRIES * (MAX_RECORD_BYTES + 100)
 
 
-def pack_dictionary(entries: Any) -> bytes:
-    """``entries``: hivemind's DictionaryDHTValue."""
-    packed: bytes = msgpack.packb(msgpack.ExtType(_EXT, entries.packb()))
+def pack_dictionary(entries: Iterable[tuple[str, bytes, float]]) -> bytes:
+    """``entries``: owners, values and expirations."""
+    items = list(entries)  # msgpack writes a tuple as a list
+    latest = max((expiration for _, _, expiration in items), default=-math.inf)
+    packed: bytes = msgpack.packb(msgpack.ExtType(_EXT, msgpack.packb([math.inf, latest, items])))
     return packed
 
 

@@ -20,10 +20,13 @@ from hivemind.proto import dht_pb2
 
 from ...swarm.errors import RemoteProtocolError
 from ...swarm.identity import peer_id_bytes
+from ...swarm.shares import Holder
 from ..entry_check import Entry, EntryCheck
 from ..envelope import subkey_of, unseal
+from ..kept_entries import KeptEntries
+from ..store_calls import StoreCalls
 from .contacts import ID_BYTES, MAX_NAMES, Contact, contact_of, id_bytes, named, proven
-from .dictionary import IS_DICTIONARY, pack_dictionary, unpack_dictionary
+from .dictionary import pack_dictionary, unpack_dictionary
 from .look_up import Ask, Told, look_up
 from .paths import Paths
 from .peer_notes import PeerNotes
@@ -31,8 +34,6 @@ from .routing_table import RoutingTable
 
 RPC_TIMEOUT_S = 2.0
 """One answer of one DHT node, dialling it included."""
-MAX_STORED = 16
-"""Entries of one ``rpc_store``."""
 MAX_CHECKS = 16
 """Peers that called us and are asked whether they answer, at once; more callers are met another time."""
 UNHEARD_S = 60.0
@@ -62,14 +63,6 @@ class Calls(Protocol):
     ) -> Any: ...
 
 
-class Kept(Protocol):
-    """Where entries for others are kept: BoundedStorage."""
-
-    def store(self, key: Any, value: bytes, expiration_time: float, subkey: Any = None) -> bool: ...
-
-    def get(self, key: Any) -> Any: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """To a question for a key. ``entries`` were checked. ``names``: peers near the key."""
@@ -90,7 +83,7 @@ class KademliaNode:
     def __init__(
         self,
         p2p: Calls,
-        kept: Kept,
+        kept: KeptEntries,
         check: EntryCheck,
         *,
         clock: Callable[[], float] = time.time,
@@ -101,7 +94,7 @@ class KademliaNode:
         self.contact = contact_of(str(p2p.peer_id))
         self.table = RoutingTable(self.contact.node_id, steady)
         self.notes = PeerNotes(steady)
-        self.kept = kept
+        self.stores = StoreCalls(kept, check, self.contact.peer_id)
         self.client_mode = client_mode
         self._p2p = p2p
         self._check = check
@@ -133,10 +126,10 @@ class KademliaNode:
 
     def own_entries(self, key: bytes) -> Iterator[Entry]:
         """What we keep for others under ``key``; it was checked when it came."""
-        if (found := self.kept.get(int.from_bytes(key))) is not None:
-            for owner, (value, expiration) in found.value.data.items():
-                body = unseal(key, subkey_of(owner.encode()), expiration, value).body
-                yield Entry(owner, expiration, body, value)
+        for kept in self.stores.kept.entries(key).values():
+            subkey = subkey_of(kept.owner.encode())
+            body = unseal(key, subkey, kept.expiration, kept.value).body
+            yield Entry(kept.owner, kept.expiration, body, kept.value)
 
     # Asking others.
 
@@ -220,10 +213,8 @@ class KademliaNode:
 
     async def _on_store(self, request: Any, context: Any) -> Any:
         self._hear(request, context)
-        parts = (request.keys, request.subkeys, request.values, request.expiration_time, request.in_cache)
-        if len({len(part) for part in parts}) != 1 or len(request.keys) > MAX_STORED:
-            raise ValueError(f"a request to store is 1 to {MAX_STORED} entries, each with all its fields")
-        stored = [self._keep(*entry) for entry in zip(*parts, strict=True)]
+        sender = str(context.remote_id)
+        stored = self.stores.answer(request, Holder(sender, await self._group_of(sender)))
         return dht_pb2.StoreResponse(peer=self._info, store_ok=stored)
 
     async def _on_find(self, request: Any, context: Any) -> Any:
@@ -232,24 +223,14 @@ class KademliaNode:
             raise ValueError("a question is for one key of 20 bytes")
         (key,) = request.keys
         result = dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
-        if (found := self.kept.get(int.from_bytes(key))) is not None:
+        if kept := self.stores.kept.entries(key).values():
             result.type = dht_pb2.FOUND_DICTIONARY
-            result.value = pack_dictionary(found.value)
-            result.expiration_time = found.expiration_time
+            result.value = pack_dictionary((each.owner, each.value, each.expiration) for each in kept)
+            result.expiration_time = max(each.expiration for each in kept)
         for contact in self.table.nearest(int.from_bytes(key), MAX_NAMES, exclude=asker):
             result.nearest_node_ids.append(id_bytes(contact.node_id))
             result.nearest_peer_ids.append(peer_id_bytes(contact.peer_id))
         return dht_pb2.FindResponse(peer=self._info, results=[result])
-
-    def _keep(self, key: bytes, subkey: bytes, value: bytes, expiration: float, in_cache: bool) -> bool:
-        if in_cache or subkey == IS_DICTIONARY:
-            return False
-        try:
-            entry = self._check.check(key, subkey, expiration, value)
-        except RemoteProtocolError as error:
-            logger.debug("refused a DHT entry: %s", error)
-            return False
-        return self.kept.store(int.from_bytes(key), value, expiration, subkey=entry.owner)
 
     def _hear(self, request: Any, context: Any) -> Contact | None:
         """Who calls, None for a client. Raises PermissionError, which the caller gets to read."""

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.p2p import PeerID
+from hivemind.utils.timed_storage import ValueWithExpiration
 
 from swarm_node.dht import TTL_S, HivemindDirectory
 from swarm_node.dht.envelope import seal
 from swarm_node.dht.kademlia.contacts import Contact, contact_of
 from swarm_node.dht.kademlia.node import Answer, KademliaNode
+from swarm_node.dht.kept_entries import Kept
 from swarm_node.dht.layout import MAX_ENTRIES, key_hash, model_key, node_key
 from swarm_node.dht.records import encode_model, encode_node
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, PeerUnreachableError, UsageError
@@ -60,6 +62,11 @@ class Peer:
 
     def info(self, span: Span = Span(0, 10), model: ModelRef = MODEL) -> NodeInfo:  # noqa: B008  frozen
         return NodeInfo(self.identity.peer_id, self.maddrs, model, span, NodeState.ONLINE, 0.5)
+
+
+def kept(peer: Peer) -> Mapping[str, Kept]:
+    """What a node keeps under KEY."""
+    return peer.dht.stores.kept.entries(key_hash(KEY))
 
 
 class Swarm:
@@ -213,7 +220,7 @@ async def test_attacks_are_refused_and_lock_nobody_out(swarm: Swarm) -> None:
         "signed by another": (forged(now + 65), now + 65, me),
         "subkey that is no peer": (forged(now + 65), now + 65, "somebody"),
         "subkey of another type": (forged(now + 65), now + 65, 7),
-        "prolonged": (owner.dht.kept.get(KEY_ID).value.get(me).value, now + 65, me),
+        "prolonged": (kept(owner)[me].value, now + 65, me),
         "far expiration": (forged(now + 3600), now + 3600, thief.peer_id),
         "oversized": (msgpack.packb([1, bytes(20_000), bytes(64)]), now + 65, me),
     }
@@ -242,11 +249,11 @@ async def test_lying_replica_hides_nothing(swarm: Swarm, monkeypatch: pytest.Mon
     reader = await swarm.peer(client_mode=True)
     intruder = await swarm.intruder()
     me, far = owner.identity.peer_id, time.time() + 1e9
-    entry = owner.dht.kept.get(KEY_ID).value.get(me)
+    entry = kept(owner)[me]
 
     def dictionary(value: object, expiration: object, maxsize: object = None) -> DictionaryDHTValue:
         made = DictionaryDHTValue()
-        made.data[me] = type(entry)(value, expiration)
+        made.data[me] = ValueWithExpiration(value, expiration)
         made.latest_expiration_time = far
         made.maxsize = float("inf") if maxsize is None else maxsize
         made.frozen = True
@@ -258,7 +265,7 @@ async def test_lying_replica_hides_nothing(swarm: Swarm, monkeypatch: pytest.Mon
         dictionary(b"garbage", far),
         dictionary(7, far),
         dictionary(entry.value, "tomorrow"),
-        dictionary(entry.value, entry.expiration_time, maxsize="many"),
+        dictionary(entry.value, entry.expiration, maxsize="many"),
         DictionaryDHTValue(),
     ]
     asked: list[str] = []
@@ -297,10 +304,9 @@ async def test_signed_nonsense_is_skipped(swarm: Swarm) -> None:
         (models, encode_node(moved)),
         (models, encode_model(dataclasses.replace(MODEL, name=elsewhere))),
     ]:
-        key_id = DHTID.from_bytes(key_hash(key))
         expiration += 1
         value = seal(liar, key_hash(key), expiration, body)
-        assert owner.dht.kept.store(key_id, value, expiration, subkey=liar.peer_id)
+        assert owner.dht.stores.keep(key_hash(key), liar.peer_id, value, expiration)
         assert await owner.directory.all_nodes() == [owner.info()]
         assert await owner.directory.models() == [MODEL]
 
@@ -315,7 +321,7 @@ async def test_expired_announcement_disappears(swarm: Swarm) -> None:
 
     assert await until(gone, 5) < 2.5
     assert not await reader.directory.models()
-    assert reader.dht.kept.get(KEY_ID) is None
+    assert not kept(reader)
 
 
 async def test_reader_goes_by_its_own_clock(swarm: Swarm) -> None:
@@ -450,12 +456,12 @@ async def test_full_key_travels_in_one_answer(swarm: Swarm) -> None:
     keeper = await swarm.peer()
     reader = await swarm.peer(client_mode=True)
     expiration = time.time() + 60
-    storage = keeper.dht.kept
+    keep = keeper.dht.stores.keep
     for number in range(MAX_ENTRIES + 10):
         identity = Identity(number.to_bytes(32))
         info = NodeInfo(identity.peer_id, keeper.maddrs * 0, MODEL, Span(0, 10), NodeState.ONLINE)
         value = seal(identity, key_hash(KEY), expiration, encode_node(info))
-        assert storage.store(KEY_ID, value, expiration, subkey=identity.peer_id) == (number < MAX_ENTRIES)
+        assert keep(key_hash(KEY), identity.peer_id, value, expiration) == (number < MAX_ENTRIES)
     nodes = await reader.directory.nodes(MODEL)
     assert len(nodes) == MAX_ENTRIES
     assert nodes == await reader.directory.nodes(MODEL)

@@ -11,7 +11,9 @@ from swarm_node.dht.layout import (
     GROUP_BLOCKS,
     INDEX_SPEAKERS,
     MAX_ENTRIES,
+    MAX_KEYS_OF_OWNER,
     MAX_MODELS,
+    MAX_TOTAL_ENTRIES,
     MODEL_SHARDS,
     REPLICAS,
     key_hash,
@@ -51,7 +53,8 @@ def test_withdrawal() -> None:
 
 def test_limits() -> None:
     """If a limit changes, so must the text: these numbers are written out there."""
-    assert (GROUP_BLOCKS, MODEL_SHARDS, INDEX_SPEAKERS, REPLICAS) == (16, 4, 3, 5)
+    assert (GROUP_BLOCKS, MODEL_SHARDS, INDEX_SPEAKERS, REPLICAS) == (16, 4, 16, 5)
+    assert (MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES) == (16, 16_384)
     assert (MAX_RECORD_BYTES, MAX_ENTRIES, MAX_MODELS, TTL_S, REFRESH_S) == (4096, 512, 256, 60, 20)
 
 

@@ -15,7 +15,6 @@ from swarm_node.dht.layout import (
     model_key,
     node_key,
     node_keys,
-    speaks_for_model,
 )
 from swarm_node.dht.records import (
     MAX_MADDRS,
@@ -386,9 +385,3 @@ def test_keys_of_a_model_hold_every_span() -> None:
         assert node_key(MODEL, Span(start, MODEL.n_blocks)) in keys
     assert len(node_keys(ModelRef("x", MODEL.digest, 10**9))) == MAX_BLOCKS // GROUP_BLOCKS
     assert model_key("a") == model_key("a")
-
-
-def test_few_nodes_of_a_group_enter_the_index() -> None:
-    group = [Identity(bytes([n]) * 32).peer_id for n in range(40)]
-    assert sum(speaks_for_model(peer, group, "key") for peer in group) == 3
-    assert speaks_for_model(OWNER, [], "key")

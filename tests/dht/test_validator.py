@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from swarm_node.dht.entry_check import EXPIRATION_SLACK_S
 from swarm_node.dht.envelope import seal
 from swarm_node.dht.layout import key_hash
-from swarm_node.dht.storage import BoundedStorage
 from swarm_node.dht.validator import SignedRecordValidator
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.identity import Identity
@@ -126,36 +125,3 @@ def test_largest_entry() -> None:
     assert len(record(body=b"x" * room).value) == MAX_RECORD_BYTES
     with pytest.raises(LocalProtocolError, match=str(MAX_RECORD_BYTES)):
         record(body=b"x" * (room + 1))
-
-
-FAR = 4e9  # hivemind's storage compares with the real clock
-ID = DHTID.from_bytes(KEY)
-
-
-def test_storage_keeps_incumbents_and_turns_newcomers_away() -> None:
-    storage = BoundedStorage(max_entries=2)
-    assert storage.store(ID, b"a", FAR, subkey="a")
-    assert storage.store(ID, b"b", FAR, subkey="b")
-    assert not storage.store(ID, b"c", FAR, subkey="c")
-    assert storage.store(ID, b"a2", FAR + 1, subkey="a")
-    assert {owner: value for owner, (value, _) in storage.get(ID).value.items()} == {"a": b"a2", "b": b"b"}
-    assert storage.turned_away == 1
-    assert storage.get(ID).expiration_time == FAR + 1
-
-
-def test_storage_bounds_all_keys_together() -> None:
-    storage = BoundedStorage(max_total=3)
-    stored = [storage.store(DHTID(key), b"x", FAR, subkey="a") for key in range(5)]
-    assert stored == [True, True, True, False, False]
-    assert not BoundedStorage(0, 0).store(ID, b"x", FAR, subkey="a")
-
-
-def test_storage_takes_no_plain_values_and_no_older_ones() -> None:
-    storage = BoundedStorage()
-    assert not storage.store(ID, b"plain", FAR + 100)
-    assert storage.store(ID, b"new", FAR, subkey="a")
-    assert storage.store(ID, b"new", FAR, subkey="a")  # the same once more
-    assert not storage.store(ID, b"old", FAR - 1, subkey="a")
-    assert not storage.store(ID, b"other", FAR, subkey="a")
-    assert not storage.store(ID, b"past", 1.0, subkey="b")
-    assert storage.get(ID).value.get("a").value == b"new"

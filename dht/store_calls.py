@@ -1,0 +1,64 @@
+"""Entries that others bring us to keep: what they are checked for, cheapest first."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..swarm.errors import RemoteProtocolError
+from ..swarm.shares import Holder
+from .entry_check import EntryCheck
+from .envelope import subkey_of, unseal
+from .kept_entries import KeptEntries
+
+MAX_STORED_AT_ONCE = 8
+"""Entries of one request; ours have one."""
+
+OWN, GUESTS = "own", "guests"
+"""The groups of what this process itself keeps here; no network of others has such a name."""
+
+logger = logging.getLogger(__name__)
+
+
+class StoreCalls:
+    """Answers hivemind's ``StoreRequest``s. ``check``: what an entry must be; ``own_id``: our PeerID."""
+
+    def __init__(self, kept: KeptEntries, check: EntryCheck, own_id: str) -> None:
+        self.kept = kept
+        self._check = check
+        self._own_id = own_id
+        self.refused = 0  # entries that are not what they must be, since the start
+
+    def answer(self, request: Any, sender: Holder) -> list[bool]:
+        """For each entry whether it is kept, or need not be. Raises ValueError if its fields do not match.
+
+        Whole dictionaries and entries for a cache are taken from nobody: every owner brings his own.
+        """
+        fields = (request.keys, request.subkeys, request.values, request.expiration_time, request.in_cache)
+        if len({len(field) for field in fields}) != 1 or len(request.keys) > MAX_STORED_AT_ONCE:
+            raise ValueError(f"a request to store is 1 to {MAX_STORED_AT_ONCE} entries with all their fields")
+        return [
+            not in_cache and self._keep(key, subkey, value, expiration, sender)
+            for key, subkey, value, expiration, in_cache in zip(*fields, strict=True)
+        ]
+
+    def keep(self, key: bytes, owner: str, value: bytes, expiration: float) -> bool:
+        """Keep an entry that this process stores: its own, or one that it checked for a peer that takes no
+        part in the DHT."""
+        body = unseal(key, subkey_of(owner.encode()), expiration, value).body
+        is_own = owner == self._own_id
+        return self.kept.put(key, owner, value, expiration, OWN if is_own else GUESTS, body, by_owner=is_own)
+
+    def _keep(self, key: bytes, subkey: bytes, value: bytes, expiration: float, sender: Holder) -> bool:
+        try:
+            owner, body, *_ = unseal(key, subkey, expiration, value)
+            answer = self.kept.answer(key, owner, value, expiration, sender.group, body)
+            if answer is not None:
+                return answer
+            self._check.check(key, subkey, expiration, value)
+        except RemoteProtocolError as error:
+            self.refused += 1
+            logger.debug("refused a DHT entry: %s", error)
+            return False
+        by_owner = owner == sender.peer_id
+        return self.kept.put(key, owner, value, expiration, sender.group, body, by_owner=by_owner)
