@@ -7,7 +7,6 @@ from typing import Any
 
 import msgpack
 import pytest
-from hivemind.dht.routing import DHTID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,7 +141,7 @@ async def test_a_real_dht() -> None:
         assert await keeper.wanted() == [Wanted(me, (ONE, ANY))]
         assert await asking.all_nodes() == [info]
 
-        storage = keeper._node.protocol.storage  # type: ignore[attr-defined]
+        keep = keeper._node.stores.keep  # type: ignore[attr-defined]
         key = wanted_key(me)
         wrong_key = next(each for each in wanted_keys() if each != key)
         life = time.time() + 60
@@ -153,7 +152,7 @@ async def test_a_real_dht() -> None:
             (key, Identity(b"1" * 32), record([["bad\n", ""]])),
         ):
             value = seal(writer, key_hash(place), life, content)
-            storage.store(DHTID.from_bytes(key_hash(place)), value, life, subkey=writer.peer_id)
+            keep(key_hash(place), writer.peer_id, value, life)
         assert await asking.wanted() == [Wanted(me, (ONE, ANY))], (
             "only well-formed entries in their own place"
         )
@@ -163,7 +162,7 @@ async def test_a_real_dht() -> None:
             liar = Identity(number.to_bytes(32, "little"))
             if wanted_key(liar.peer_id) == key:
                 value = seal(liar, key_hash(key), life, body)
-                flood += storage.store(DHTID.from_bytes(key_hash(key)), value, life, subkey=liar.peer_id)
+                flood += keep(key_hash(key), liar.peer_id, value, life)
                 if flood >= MAX_ENTRIES - 4:
                     break
         await asking.want([ANY])
