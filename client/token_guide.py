@@ -1,7 +1,8 @@
 """Guides at work: compiled for a vocabulary by llguidance, they say which tokens may come next.
 
 Compiling takes a thread of its own, since it can take a second; one at a time, so that a flood of hostile
-grammars takes one core at most. Its stack is large: the compiler is recursive in what it reads.
+grammars takes one core at most. Its stack is large: the compiler is recursive in what it reads. What is
+compiled here was compiled before in a process that is ended where it takes too much, or crashes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from time import thread_time
 from typing import Any
 
 import numpy as np
 
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import UsageError
 from .guided import Guide, embedded_schemas
 from .vocabulary import SpelledTokenizer, Vocabulary
@@ -23,7 +26,10 @@ from .vocabulary import SpelledTokenizer, Vocabulary
 CACHED = 32
 """Compiled guides that are kept: clients use the same few schemas again and again."""
 COMPILE_S = 30.0
-"""A guide that takes longer is refused; with our bounds a second of processor time is rare."""
+"""A guide that takes longer is refused, its turn included; with our bounds a second of processor time is
+rare."""
+BOUNDS = Bounds(memory_bytes=2 * 2**30, cpu_s=5)
+"""Of compiling one guide, the address space of the stack included."""
 STACK_BYTES = 512 << 20
 """Address space, not memory, for the compiler's stack: a chain of 1200 references overflows the usual 8
 MB."""
@@ -41,6 +47,15 @@ _NAMES = {
 _LIMITS = {"step_lexer_fuel": 50_000, "max_items_in_row": 5_000, "max_lexer_states": 50_000}
 """Of llguidance, where its defaults let one mask take over a second, or half a gigabyte; the first is four
 times less, the second twice more (for schemas of some hundred optional properties)."""
+
+
+TRIAL = ConfinedProcess(
+    Path(__file__).with_name("guide_program.py"),
+    ("llguidance",),
+    {"limits": _LIMITS, "stack_bytes": STACK_BYTES},
+    BOUNDS,
+)
+"""Where every guide is compiled first, for all models of this program."""
 
 
 class TokenGuide:
@@ -152,14 +167,17 @@ class Guides:
             library = _library()
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary(library, self._tokenizer, self._vocab_size)
+            grammar = _grammar(library, guide)
+            if problem := TRIAL.ask(grammar):
+                return _refused(_NAMES[guide.kind], problem)
             limits = library.LLParserLimits(verbose_errors=False, **_LIMITS)
-            matcher = library.LLMatcher(
-                self._vocabulary, _grammar(library, guide), log_level=0, limits=limits
-            )
+            matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
             if not matcher.is_error():
                 TokenGuide(matcher.deep_copy(), self._vocab_size).allowed()
         except UsageError as error:
             return error
+        except EndedError as error:
+            return _refused(_NAMES[guide.kind], str(error))
         except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
             return _refused(_NAMES[guide.kind], str(error))
         return _refused(_NAMES[guide.kind], matcher.get_error()) if matcher.is_error() else matcher

@@ -65,12 +65,12 @@ def _read(requests: BinaryIO) -> bytes:
 
 
 def _confine(memory_bytes: int) -> None:
-    """For good: this much memory, no file to write, no process to start. Windows knows no such limits."""
+    """For good: this much memory, and no file to write. Windows knows no such limits."""
     try:
         import resource
     except ImportError:
         return
-    limits = {"RLIMIT_AS": memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
+    limits = {"RLIMIT_AS": memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
     for name, limit in limits.items():
         try:
             resource.setrlimit(getattr(resource, name), (limit, limit))

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
@@ -25,6 +26,7 @@ from swarm_node.client.sampling import Sampler, SamplingParams
 from swarm_node.client.token_guide import Guides, TokenGuide
 from swarm_node.client.vocabulary import Vocabulary
 from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.swarm.confined.process import Bounds, ConfinedProcess
 from swarm_node.swarm.errors import UsageError
 
 LONGEST = 400
@@ -331,6 +333,26 @@ async def test_hostile_guides_cost_little_and_stop_nobody(name: str) -> None:
     guides.close()
     assert seen >= 4 * (compiled_s - 0.2)
     assert process_time() - cpu_s < 8.0
+
+
+@pytest.mark.parametrize(
+    ("does", "why"), [("while True: pass", "took more than"), ("import os; os.abort()", "process ended")]
+)
+async def test_a_guide_whose_compiling_never_ends_or_crashes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, why: str
+) -> None:
+    program = tmp_path / "program.py"
+    compiled = f"lambda grammar: compiled() if 'evil' in grammar else ''\ndef compiled():\n    {does}\n"
+    program.write_text(f"def opened(opening): return None, answer\nanswer = {compiled}")
+    trial = ConfinedProcess(program, (), None, Bounds(cpu_s=1, wall_s=0.5))
+    monkeypatch.setattr(token_guide, "TRIAL", trial)
+    tokenizer = KINDS["characters"]()
+    guides = Guides(tokenizer, tokenizer.vocab_size)
+    with pytest.raises(UsageError, match=why):
+        await guides.open(Guide("regex", "evil"))
+    assert (await guides.open(Guide("regex", "a+"))).allowed().tolist()
+    guides.close()
+    trial.close()
 
 
 async def test_a_guide_that_costs_too_much_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
