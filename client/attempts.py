@@ -8,14 +8,13 @@ asked side by side whether they are there, and time bounds it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
-from ..swarm.errors import BusyError, LocalNetworkError, PeerTimeoutError
-from ..swarm.types import Route, Span
+from ..swarm.errors import BusyError, LocalNetworkError, PeerLateError
+from ..swarm.types import Hop, Span
 from .hop import HopFailedError
 from .no_route import nobody_opens
-from .route_session import RouteSession
 from .router import Need, Router
 from .scout import MUTE_S, Scout
 
@@ -30,6 +29,8 @@ MAX_STRANGE_FAILURES = 16
 nobody."""
 STRANGERS_S = 30.0
 """For so long, without a token in between, strangers are tried that open no session."""
+
+T = TypeVar("T")
 
 
 class Attempts:
@@ -82,24 +83,26 @@ class Attempts:
             self._look_around = False
             self._note(await self._scout.meet(self._need, gap))
 
-    async def opened(self, opening: Coroutine[Any, Any, RouteSession], route: Route) -> RouteSession:
-        """What ``opening`` gives. While strangers of ``route`` are mute others are asked, and preferred to
-        them if they could carry the model. Raises HopFailedError."""
+    async def opened(
+        self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None
+    ) -> T:
+        """What ``opening``, of a route or of hops for the blocks ``gap``, gives. While some of ``hops`` are
+        mute others are asked, and preferred to them if they could do without. Raises HopFailedError."""
         task = asyncio.create_task(opening)
         try:
-            if any(self._router.is_stranger(hop.peer_id) for hop in route.hops):
-                await asyncio.wait([task], timeout=MUTE_S)
-                if not task.done():
-                    await self._prefer_others(task, route)
+            strange = any(self._router.is_stranger(hop.peer_id) for hop in hops)
+            await asyncio.wait([task], timeout=MUTE_S if strange else self._scout.hedge_s)
+            if not task.done() and (mute := self._scout.mute(hops)):
+                await self._prefer_others(task, mute, gap)
             return await task
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
 
-    async def _prefer_others(self, opening: asyncio.Task[RouteSession], route: Route) -> None:
-        """Raises HopFailedError when others than the mute ones of ``route`` are there."""
-        meeting = asyncio.create_task(self._scout.meet(self._need))
+    async def _prefer_others(self, opening: asyncio.Task[T], mute: frozenset[str], gap: Span | None) -> None:
+        """Raises HopFailedError when others than the ``mute`` ones are there."""
+        meeting = asyncio.create_task(self._scout.meet(self._need, gap, mute))
         try:
             await asyncio.wait([opening, meeting], return_when=asyncio.FIRST_COMPLETED)
             if not meeting.done():
@@ -107,10 +110,14 @@ class Attempts:
             self._note(meeting.result())
         finally:
             meeting.cancel()
-        mute = [hop.peer_id for hop in route.hops if self._router.is_stranger(hop.peer_id)]
-        if mute and not opening.done() and not self._router.unmet(self._need):
-            error = PeerTimeoutError(f"peer {mute[0][-8:]} does not answer, and others do")
-            raise HopFailedError(mute[0], error)
+        if not opening.done() and not self._router.unmet(self._need, gap, mute):
+            first, *others = [
+                HopFailedError(peer_id, PeerLateError(f"peer {peer_id[-8:]} does not answer, and others do"))
+                for peer_id in sorted(mute)
+            ]
+            for failure in others:
+                self._router.passed_by(failure)
+            raise first
 
     def _note(self, failures: list[HopFailedError]) -> None:
         for failure in failures:

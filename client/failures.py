@@ -12,6 +12,7 @@ from ..swarm.errors import (
     LocalNetworkError,
     ModelMismatchError,
     PeerError,
+    PeerLateError,
     PeerMuteError,
     PeerTimeoutError,
     RemoteProtocolError,
@@ -100,7 +101,7 @@ class Failures:
                 self._health.ban(peer_id, now, UNSUITABLE_S, cause.message)
             case _:
                 self._health.failed(peer_id, now, cause.message)
-                if isinstance(cause, PeerTimeoutError):
+                if isinstance(cause, PeerTimeoutError) and not isinstance(cause, PeerLateError):
                     pause = MUTE_S if isinstance(cause, PeerMuteError) else SILENT_S
                     self._health.ban(peer_id, now, pause, cause.message)
         if isinstance(cause, PeerMuteError):

@@ -46,6 +46,14 @@ class FindHops(Protocol):
     ) -> Awaitable[Planned]: ...
 
 
+class OpenHops(Protocol):
+    """Awaits the opening of hops for some blocks, unless others are there sooner: then HopFailedError."""
+
+    def __call__(
+        self, opening: Coroutine[Any, Any, HopClient], hops: Sequence[Hop], gap: Span
+    ) -> Awaitable[HopClient]: ...
+
+
 class CannotMendError(Exception):
     """Nothing of the route is to be kept. ``failure``: why."""
 
@@ -75,7 +83,7 @@ class _InterruptedError(Exception):
 class Mender:
     """One repair of a session. ``ids``: what it was fed. ``embed(start, end)``: the embeddings of a part of
     them. ``find`` plans; ``failed`` is told of every hop that failed, and whether it did so at its
-    opening."""
+    opening; ``opened`` waits for those that open."""
 
     def __init__(
         self,
@@ -85,6 +93,7 @@ class Mender:
         embed: Callable[[int, int], Tensor],
         find: FindHops,
         failed: Callable[[HopFailedError, bool], None],
+        opened: OpenHops,
     ) -> None:
         self.report = Mending()
         self._session = session
@@ -92,6 +101,7 @@ class Mender:
         self._embed = embed
         self._find = find
         self._failed = failed
+        self._opened = opened
         self._forced: dict[HopClient, str] = {}  # hops that work and are replaced all the same, and why
         self._excluded: set[str] = set()
         self._gone: set[str] = set()
@@ -293,7 +303,8 @@ class Mender:
                 self._excluded.add(seat.hop.peer_id)
                 raise _InterruptedError  # it cannot take what its neighbours send: plan again without it
             try:
-                opened[number] = await open_seat(session.links, seat, session.settings)
+                opening = open_seat(session.links, seat, session.settings)
+                opened[number] = await self._opened(opening, [seat.hop], seat.hop.span)
             except HopFailedError as failure:
                 self._failed(failure, True)
                 raise

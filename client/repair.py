@@ -284,7 +284,7 @@ class SwarmSession:
             )
             try:
                 session = await self._attempts.opened(
-                    RouteSession.open(self._links, planned.route, settings, self._ids), planned.route
+                    RouteSession.open(self._links, planned.route, settings, self._ids), planned.route.hops
                 )
             except HopFailedError as failure:
                 own_faults += isinstance(failure.cause, LocalNetworkError)
@@ -346,7 +346,15 @@ class SwarmSession:
             self._accept(session, mender.report)
 
     def _mender(self, session: RouteSession) -> Mender:
-        return Mender(session, self._ids, embed=self._embed, find=self._find, failed=self._attempts.failed)
+        attempts = self._attempts
+        return Mender(
+            session,
+            self._ids,
+            embed=self._embed,
+            find=self._find,
+            failed=attempts.failed,
+            opened=attempts.opened,
+        )
 
     def _accept(self, session: RouteSession, report: Mending) -> None:
         """Go on with a mended session."""

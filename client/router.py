@@ -281,16 +281,25 @@ class Router:
         """It has computed for us lately."""
         return self._evidence.standing(peer_id, self.now()) is Standing.PROVEN
 
-    def unmet(self, need: Need, gap: Span | None = None) -> tuple[Span, ...]:
-        """Blocks of ``gap`` (None: of the model) that nobody could carry who has answered us lately."""
-        known = [node for node in self._usable(need) if not self.is_stranger(node.peer_id)]
+    def unmet(
+        self, need: Need, gap: Span | None = None, without: frozenset[str] = frozenset()
+    ) -> tuple[Span, ...]:
+        """Blocks of ``gap`` (None: of the model) that nobody could carry who has answered us lately, and is
+        none of those that it must be ``without``."""
+        known = [
+            node
+            for node in self._usable(need)
+            if not self.is_stranger(node.peer_id) and node.peer_id not in without
+        ]
         gap = gap or Span(0, self.model.n_blocks)
         return missing_blocks(known, gap.end, start=gap.start)
 
-    def to_meet(self, need: Need, gap: Span | None = None) -> list[NodeInfo]:
+    def to_meet(
+        self, need: Need, gap: Span | None = None, without: frozenset[str] = frozenset()
+    ) -> list[NodeInfo]:
         """Strangers that could carry blocks of ``unmet``, in the order in which to ask whether they are
         there."""
-        holes = self.unmet(need, gap)
+        holes = self.unmet(need, gap, without)
         useful = [
             node
             for node in self._usable(need)

@@ -8,12 +8,13 @@ as a few, and one that is silent holds up nobody. An answer is a connection and 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 from ..swarm.errors import PeerTimeoutError, SwarmError
 from ..swarm.link_pool import LinkPool
-from ..swarm.types import NodeInfo, Span
+from ..swarm.types import Hop, NodeInfo, Span
 from .hop import HopFailedError
 from .router import Need, Router
 
@@ -36,22 +37,30 @@ class _Meeting:
     wanted: int = 0  # by so many sessions
 
 
+_Wanted = tuple[Span | None, frozenset[str]]
+"""Blocks, and peers that are not to count."""
+
+
 class Scout:
     """One a client; its sessions share what it does. ``close`` ends it."""
 
     def __init__(self, links: LinkPool, router: Router) -> None:
         self._links = links
         self._router = router
-        self._meetings: dict[Span | None, _Meeting] = {}
+        self._meetings: dict[_Wanted, _Meeting] = {}
 
-    async def meet(self, need: Need, gap: Span | None = None) -> list[HopFailedError]:
-        """Ask strangers until those who answered could carry ``need`` through the blocks ``gap`` (None: all),
-        or nobody is left to ask. Those that were asked in vain. Who asks for the same shares one search."""
-        meeting = self._meetings.get(gap)
+    async def meet(
+        self, need: Need, gap: Span | None = None, without: frozenset[str] = frozenset()
+    ) -> list[HopFailedError]:
+        """Ask strangers until those who answered, ``without`` some, could carry ``need`` through the blocks
+        ``gap`` (None: all), or nobody is left to ask. Those that were asked in vain. Who asks for the same
+        shares one search."""
+        wanted = gap, without
+        meeting = self._meetings.get(wanted)
         if meeting is None:
-            task = asyncio.create_task(self._meet(need, gap))
-            meeting = self._meetings[gap] = _Meeting(task)
-            task.add_done_callback(lambda _: self._meetings.pop(gap, None))
+            task = asyncio.create_task(self._meet(need, gap, without))
+            meeting = self._meetings[wanted] = _Meeting(task)
+            task.add_done_callback(lambda _: self._meetings.pop(wanted, None))
         meeting.wanted += 1
         try:
             return await asyncio.shield(meeting.task)
@@ -67,14 +76,23 @@ class Scout:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _meet(self, need: Need, gap: Span | None) -> list[HopFailedError]:
+    def mute(self, hops: Sequence[Hop]) -> frozenset[str]:
+        """Those of ``hops`` to whom no link stands yet."""
+        return frozenset(hop.peer_id for hop in hops if not self._links.is_met(hop.peer_id))
+
+    @property
+    def hedge_s(self) -> float:
+        """How long one that is known may be mute before others are looked for."""
+        return self._links.patience.hedge_s
+
+    async def _meet(self, need: Need, gap: Span | None, without: frozenset[str]) -> list[HopFailedError]:
         began = perf_counter()
-        asked: set[str] = set()
+        asked = set(without)
         failures: list[HopFailedError] = []
         dials: dict[asyncio.Task[HopFailedError | None], float] = {}  # and since when
         try:
-            while perf_counter() - began < MEET_S and self._router.unmet(need, gap):
-                for node in self._next(need, gap, asked, len(failures), list(dials.values())):
+            while perf_counter() - began < MEET_S and self._router.unmet(need, gap, without):
+                for node in self._next(need, gap, without, asked, len(failures), list(dials.values())):
                     asked.add(node.peer_id)
                     dials[asyncio.create_task(self._ask(node))] = perf_counter()
                 if not dials:
@@ -92,7 +110,13 @@ class Scout:
         return failures
 
     def _next(
-        self, need: Need, gap: Span | None, asked: set[str], in_vain: int, since: list[float]
+        self,
+        need: Need,
+        gap: Span | None,
+        without: frozenset[str],
+        asked: set[str],
+        in_vain: int,
+        since: list[float],
     ) -> list[NodeInfo]:
         """Whom to dial now, besides those dialled ``since`` and still to answer."""
         now = perf_counter()
@@ -101,7 +125,8 @@ class Scout:
         free = min(at_once - (len(since) - mute), MOST_AT_ONCE - len(since))
         if free <= 0:
             return []
-        return [node for node in self._router.to_meet(need, gap) if node.peer_id not in asked][:free]
+        strangers = self._router.to_meet(need, gap, without)
+        return [node for node in strangers if node.peer_id not in asked][:free]
 
     async def _ask(self, node: NodeInfo) -> HopFailedError | None:
         """Whether a stranger is there; the router learns of it."""

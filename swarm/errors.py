@@ -122,6 +122,10 @@ class PeerTimeoutError(NetworkError):
     pass
 
 
+class PeerLateError(PeerTimeoutError):
+    """The peer has not answered yet, and others were there before. It may only be slow."""
+
+
 class PeerMuteError(PeerTimeoutError):
     """The peer is there and answers PING, and does not do what it was asked: by its own account it never got
     the request, or has answered what nobody has heard."""

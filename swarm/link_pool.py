@@ -64,6 +64,13 @@ class LinkPool:
                 raise StreamClosedError("the client is closed") from None
             raise
 
+    def is_met(self, peer_id: str) -> bool:
+        """Whether the link to a node stands, and the node has answered HELLO."""
+        dial = self._dials.get(peer_id)
+        if dial is None or not dial.done() or dial.cancelled() or dial.exception() is not None:
+            return False
+        return dial.result().welcome.done()
+
     async def check(self) -> None:
         """Raises LocalNetworkError if it is our own network that does not answer."""
         await self._transport.check()

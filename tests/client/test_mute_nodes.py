@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chain_case import GREEDY, PROMPT, ChainCase
-from fake_node import Behaviour, Claims
+from chain_case import CHUNK, GREEDY, PROMPT, ChainCase
+from fake_node import Behaviour, Claims, FakeNode
 from virtual_time import VirtualLoop, run
 
 from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.swarm.link import IDLE_S
 from swarm_node.swarm.messages import Attach, Hello, Open, Ping, Replay, Step, encode
 from swarm_node.swarm.patience import COLD_LEAST_S, Patience
 from swarm_node.swarm.transport import Stream
@@ -159,6 +160,50 @@ def test_one_that_pretends_to_work_is_given_up_after_half_a_minute(monkeypatch: 
     first, second = play(monkeypatch, 3, 1, change)
     assert COLD_LEAST_S < first < COLD_LEAST_S + 5
     assert second < 0.3
+
+
+@pytest.mark.parametrize("cut_off", [("hb",), ("ha", "hc")])
+def test_nodes_that_were_there_and_cannot_be_dialled_any_more(
+    monkeypatch: pytest.MonkeyPatch, cut_off: tuple[str, ...]
+) -> None:
+    """As computers that were switched off: nobody says that nobody is there."""
+    loop = VirtualLoop()
+
+    async def work() -> None:
+        case = await Case(3, loop, latency=0.001).start()
+        async with case.client() as model:
+            await case.seconds(model)
+            await asyncio.sleep(IDLE_S + 1)  # its links end
+            for name in cut_off:
+                case.swarm.network.partition("client", name)
+            assert await case.seconds(model) <= MOST_S
+            assert await case.seconds(model) < 0.3
+
+    run(monkeypatch, work(), loop)
+
+
+def test_a_replacement_that_cannot_be_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = VirtualLoop()
+
+    async def work() -> None:
+        case = await Case(3, loop, latency=0.001).start()
+        swarm = case.swarm
+        node = swarm.nodes["tb"] = FakeNode("tb", swarm.nodes["sb"].span, swarm.network)
+        node.behaviour.max_step_tokens = CHUNK
+        await swarm.network.transport("tb").serve(PROTOCOL_ID, node.handle)
+        swarm.announce("tb", decode_ms_per_block=900.0)
+        swarm.network.partition("client", "sb")
+
+        async def lose_one() -> None:
+            case.kill("hb")
+
+        began = loop.time()
+        answer = await case.disturbed((6, lose_one))
+        assert [repair.lost for repair in answer.repaired] == [("hb",)]
+        assert loop.time() - began <= MOST_S
+        assert node.steps
+
+    run(monkeypatch, work(), loop)
 
 
 def test_a_trickle_of_bytes_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
