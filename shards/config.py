@@ -7,10 +7,12 @@ bounded, head counts divide, the rope settings are complete for their type.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from ..swarm.types import MAX_BLOCKS
+from .shown import shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 MAX_WIDTH = 1 << 20
@@ -46,7 +48,7 @@ class RopeConfig:
     def __post_init__(self) -> None:
         if self.type not in ROPE_TYPES:
             raise UnsupportedModelError(
-                f"rope type {self.type!r} is not supported",
+                f"rope type {shown(self.type)} is not supported",
                 hint=f"Supported rope types: {', '.join(ROPE_TYPES)}.",
             )
         _positive("rope theta", self.theta)
@@ -114,7 +116,7 @@ class ModelConfig:
             raise CheckpointError(f"{factors} rope frequency factors, expected {self.rotary_dim // 2}")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if not 0 <= token < MAX_VOCAB:
-                raise CheckpointError(f"special token id {token} is outside 0..{MAX_VOCAB - 1}")
+                raise CheckpointError(f"special token id {shown(token)} is outside 0..{MAX_VOCAB - 1}")
 
     @property
     def rotary_dim(self) -> int:
@@ -130,14 +132,26 @@ class ModelConfig:
         return self.n_kv_heads * self.head_dim
 
 
-def unsupported_family(family: str) -> UnsupportedModelError:
+def unsupported_family(family: object) -> UnsupportedModelError:
+    """``family``: as the file has it, whatever that is."""
     return UnsupportedModelError(
-        f"model family {family!r} is not supported",
+        f"model family {shown(family)} is not supported",
         hint="Supported: Llama-architecture models (LlamaForCausalLM; Mistral without sliding window).",
     )
 
 
-def _positive(name: str, value: float, largest: float = math.inf) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= largest):
-        bound = f" up to {largest}" if largest < math.inf else ""
-        raise CheckpointError(f"{name} is {value!r}, expected a positive number{bound}")
+def finite(value: float, name: str) -> float:
+    """A number of a file as a float. CheckpointError for one that is none, or too large for any."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise CheckpointError(f"{name} is {shown(value)}, expected a finite number")
+    return number
+
+
+def _positive(name: str, value: float, largest: float = sys.float_info.max) -> None:
+    if not (isinstance(value, int | float) and 0 < value <= largest):
+        bound = f" up to {largest}" if largest < sys.float_info.max else ""
+        raise CheckpointError(f"{name} is {shown(value)}, expected a positive number{bound}")

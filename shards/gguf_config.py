@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
-from .config import ModelConfig, RopeConfig, unsupported_family
+from .config import MAX_WIDTH, ModelConfig, RopeConfig, unsupported_family
 from .gguf_header import GGUFArray, GGUFHeader
 from .manifest import TensorInfo, main_qtype
+from .shown import shown
 
 
 def gguf_config(header: GGUFHeader) -> ModelConfig:
@@ -17,19 +18,19 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise unsupported_family(str(architecture))
-    if metadata.get("split.count", 1) > 1:
+        raise unsupported_family(architecture)
+    read = _Reader(metadata, str(header.file.path))
+    if read.integer("split.count", 1) > 1:
         raise UnsupportedModelError(
             f"{header.file.path} is one part of a split GGUF model",
             hint="Join the parts first: llama-gguf-split --merge FIRST_PART OUTPUT.",
         )
-    if metadata.get("llama.expert_count", 0):
+    if read.integer("llama.expert_count", 0):
         raise UnsupportedModelError(
             f"{header.file.path} is a mixture-of-experts model, which is not supported"
         )
     if "token_embd.weight" not in header.tensors:
         raise CheckpointError(f"{header.file.path} has no tensor token_embd.weight")
-    read = _Reader(metadata, str(header.file.path))
     hidden = read.integer("llama.embedding_length")
     n_heads = read.integer("llama.attention.head_count")
     head_dim = read.integer("llama.attention.key_length", hidden // max(1, n_heads))
@@ -80,6 +81,8 @@ def _frequency_factors(header: GGUFHeader) -> tuple[float, ...]:
         return ()
     if tensor.qtype != "F32":
         raise UnsupportedModelError(f"rope_freqs.weight has type {tensor.qtype}, expected F32")
+    if tensor.nbytes > 4 * MAX_WIDTH:
+        raise CheckpointError(f"{header.file.path}: rope_freqs.weight has {tensor.nbytes} bytes")
     raw = header.file.slice(tensor.offset, tensor.nbytes)
     return tuple(raw.copy().view(np.dtype("<f4")).tolist())
 
@@ -94,7 +97,7 @@ def _rope(read: _Reader, context: int, factors: tuple[float, ...]) -> RopeConfig
         raise UnsupportedModelError("a YaRN attention factor in a GGUF file is not supported")
     return RopeConfig(
         theta=read.number("llama.rope.freq_base", 10_000.0),
-        type=str(kind),
+        type=kind if isinstance(kind, str) else shown(kind),
         factor=factor if kind != "default" else 1.0,
         original_max_position_embeddings=read.integer("llama.rope.scaling.original_context_length", context),
         beta_fast=read.number("llama.rope.scaling.yarn_beta_fast", 32.0),

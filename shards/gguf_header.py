@@ -16,15 +16,23 @@ import numpy as np
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .mapped_file import MappedFile
 from .qtypes import qtype_of_number, row_bytes
+from .shown import shown
 
-_STRING, _ARRAY = 8, 9
+_BYTES, _STRING, _ARRAY = 0, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEFAULT_ALIGNMENT = 32
 # Far above any real file, so that a damaged count fails at once instead of walking through the weights.
-_MAX_KEYS = 1 << 14
-_MAX_TENSORS = 1 << 17
-_MAX_NAME = 1 << 16
-_MAX_DIMENSIONS = 4
+MAX_HEADER = 128 << 20
+"""Bytes of the whole header; vocabulary, merges and an embedded tokenizer.json take up to 60 MB."""
+MAX_KEYS = 1 << 14
+MAX_TENSORS = 1 << 17
+MAX_NAME = 1 << 10
+"""Bytes of a key or of a tensor's name; 100 are many."""
+MAX_DIMENSIONS = 4
+MAX_ITEMS = 1 << 22
+"""Texts in all arrays of texts together, and numbers in an array that is read: as large as a vocabulary."""
+MAX_TEXTS = 8 << 20
+"""Bytes of all single texts that are read, the chat template the longest; others stay in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,8 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFArray:
-    """An array of the metadata that is still in the file: ``count`` items from ``offset`` on."""
+    """An array of the metadata that is still in the file: ``count`` items from ``offset`` on. A text that is
+    too long for us is one, too: of bytes."""
 
     item_type: int
     count: int
@@ -57,6 +66,7 @@ class GGUFHeader:
 
     def __init__(self, file: MappedFile) -> None:
         self.file = file
+        self._items = self._texts = 0  # of arrays of texts, of single texts in bytes
         try:
             self._parse()
         except (struct.error, UnicodeDecodeError, OverflowError, MemoryError):
@@ -69,7 +79,7 @@ class GGUFHeader:
             return []
         if array.item_type != _STRING:
             raise self._damaged(f"{key} is no array of strings")
-        items, position, buffer = [], array.offset, self.file.head()
+        items, position, buffer = [], array.offset, self._head()
         for _ in range(array.count):
             (length,) = struct.unpack_from("<Q", buffer, position)
             position += 8 + length
@@ -84,6 +94,8 @@ class GGUFHeader:
             return []
         if array.item_type not in _SCALARS:
             raise self._damaged(f"{key} is no array of numbers")
+        if array.count > MAX_ITEMS:
+            raise self._damaged(f"{key} has {array.count} numbers")
         dtype = np.dtype("<" + _SCALARS[array.item_type])
         end = array.offset + array.count * dtype.itemsize
         return self.file.slice(array.offset, end - array.offset).copy().view(dtype).tolist()
@@ -100,8 +112,11 @@ class GGUFHeader:
             hint="It may be truncated: download it again.",
         )
 
+    def _head(self) -> memoryview:
+        return self.file.head()[:MAX_HEADER]
+
     def _parse(self) -> None:
-        buffer = self.file.head()
+        buffer = self._head()
         if bytes(buffer[:4]) != b"GGUF":
             raise CheckpointError(
                 f"{self.file.path} is not a GGUF file", hint="A GGUF file begins with the letters GGUF."
@@ -113,7 +128,7 @@ class GGUFHeader:
                 hint="Convert it again with a current llama.cpp.",
             )
         n_tensors, n_keys = struct.unpack_from("<QQ", buffer, 8)
-        if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
+        if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
             raise self._damaged(f"it claims {n_tensors} tensors and {n_keys} keys")
         position = 24
         self.metadata: dict[str, Any] = {}
@@ -127,7 +142,7 @@ class GGUFHeader:
         for _ in range(n_tensors):
             name, position = self._name(position)
             (dimensions,) = struct.unpack_from("<I", buffer, position)
-            if not 1 <= dimensions <= _MAX_DIMENSIONS:
+            if not 1 <= dimensions <= MAX_DIMENSIONS:
                 raise self._damaged(f"tensor {name} has {dimensions} dimensions")
             shape = struct.unpack_from(f"<{dimensions}Q", buffer, position + 4)[::-1]
             number, offset = struct.unpack_from("<IQ", buffer, position + 4 + 8 * dimensions)
@@ -135,23 +150,23 @@ class GGUFHeader:
             table.append((name, shape, number, offset))
         alignment = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise self._damaged(f"its alignment is {alignment!r}")
+            raise self._damaged(f"its alignment is {shown(alignment)}")
         self.length = -(-position // alignment) * alignment
         self._place(table, self.length, alignment)
 
     def _name(self, position: int) -> tuple[str, int]:
-        buffer = self.file.head()
+        buffer = self._head()
         (length,) = struct.unpack_from("<Q", buffer, position)
         end = position + 8 + length
-        if length > _MAX_NAME or end > len(buffer):
+        if length > MAX_NAME or end > len(buffer):
             raise self._damaged(f"a name of {length} bytes")
         name = str(buffer[position + 8 : end], "utf-8")
         if not name.isprintable():  # it goes into messages
-            raise self._damaged(f"a name is {name[:40]!r}")
+            raise self._damaged(f"a name is {shown(name)}")
         return name, end
 
     def _value(self, position: int, kind: int) -> tuple[Any, int]:
-        buffer = self.file.head()
+        buffer = self._head()
         size = len(buffer)
         if kind in _SCALARS:
             (value,) = struct.unpack_from("<" + _SCALARS[kind], buffer, position)
@@ -161,6 +176,9 @@ class GGUFHeader:
             end = position + 8 + length
             if end > size:
                 raise self._damaged(f"a text of {length} bytes")
+            if self._texts + length > MAX_TEXTS:
+                return GGUFArray(_BYTES, length, position + 8), end
+            self._texts += length
             return str(buffer[position + 8 : end], "utf-8", "replace"), end
         if kind != _ARRAY:
             raise self._damaged(f"a value of unknown type {kind}")
@@ -178,9 +196,10 @@ class GGUFHeader:
 
     def _walk_strings(self, array: GGUFArray) -> int:
         """Where an array of strings ends."""
-        read, buffer, position = struct.Struct("<Q").unpack_from, self.file.head(), array.offset
-        if array.count > len(buffer) // 8:
-            raise self._damaged(f"an array of {array.count} items")
+        read, buffer, position = struct.Struct("<Q").unpack_from, self._head(), array.offset
+        self._items += array.count
+        if self._items > MAX_ITEMS:
+            raise self._damaged(f"an array of {array.count} texts")
         for _ in range(array.count):
             position += 8 + read(buffer, position)[0]
         return position

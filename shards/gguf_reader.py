@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .mapped_file import MappedFile, Presence
 from .raw_tensor import RawTensor
 
 _TOP = {"token_embd": EMBEDDING, "output_norm": FINAL_NORM, "output": HEAD}
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.([a-z_]+)")
 _IN_BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -88,10 +90,10 @@ def _huggingface_name(name: str) -> str | None:
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return _TOP[stem] if kind == "weight" else None
-    parts = stem.split(".")
-    if len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _IN_BLOCK:
-        return f"model.layers.{int(parts[1])}.{_IN_BLOCK[parts[2]]}.{kind}"
-    return None
+    found = _BLOCK.fullmatch(stem)
+    if found is None or found[2] not in _IN_BLOCK:
+        return None
+    return f"model.layers.{found[1]}.{_IN_BLOCK[found[2]]}.{kind}"
 
 
 def _rotary_order(heads: int, head_dim: int) -> np.ndarray:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
-from .config import ModelConfig, RopeConfig, unsupported_family
+from . import bounded_json
+from .bounded_json import JsonBounds
+from .config import ModelConfig, RopeConfig, finite, unsupported_family
+from .shown import shown
 
-_MAX_FILE = 16 << 20
+BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
+"""Of each of the small files: config.json has some kilobytes, a tokenizer_config.json up to 1.2 MB."""
+MAX_END_TOKENS = 256
+"""Tokens that end a text; models have three at most."""
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a small file; CheckpointError for anything else."""
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise CheckpointError(f"{path} is larger than {_MAX_FILE >> 20} MiB")
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}", hint="Download it again.") from None
+    document = bounded_json.read_json(path, BOUNDS)
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} holds no JSON object", hint="Download it again.")
     return document
@@ -30,8 +28,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
     """``generation``: generation_config.json, whose end-of-text ids win, as in transformers; may be empty."""
-    _check_family(document)
     read = _Reader(document, where)
+    _check_family(document, read)
     n_heads = read.integer("num_attention_heads")
     hidden = read.integer("hidden_size")
     context = read.integer("max_position_embeddings", 2048)
@@ -53,27 +51,24 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
         mlp_bias=read.flag("mlp_bias"),
         bos_token_id=read.integer("bos_token_id", 1) if document.get("bos_token_id", 1) is not None else None,
         eos_token_ids=_ids(eos, where),
-        native_dtype=_DTYPES.get(str(document.get("dtype") or document.get("torch_dtype")), "F32"),
+        native_dtype=_DTYPES.get(read.text("dtype") or read.text("torch_dtype"), "F32"),
     )
 
 
-def _check_family(document: dict[str, Any]) -> None:
+def _check_family(document: dict[str, Any], read: _Reader) -> None:
     architectures = document.get("architectures") or []
     family = document.get("model_type") or (
         architectures[0] if isinstance(architectures, list) and architectures else None
     )
     if family not in ("llama", "mistral", "LlamaForCausalLM", "MistralForCausalLM"):
-        raise unsupported_family(str(family))
-    ours = {"LlamaForCausalLM", "MistralForCausalLM"}
-    if isinstance(architectures, list) and architectures and not ours & {str(name) for name in architectures}:
-        raise unsupported_family(str(architectures[0]))
+        raise unsupported_family(family)
+    ours = ("LlamaForCausalLM", "MistralForCausalLM")
+    if isinstance(architectures, list) and architectures and not any(name in ours for name in architectures):
+        raise unsupported_family(architectures[0])
     if document.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UnsupportedModelError(f"activation {document['hidden_act']!r} is not supported; silu is")
-    window = document.get("sliding_window")
-    if (
-        str(family).lower().startswith("mistral")
-        and window
-        and window < document.get("max_position_embeddings", 0)
+        raise UnsupportedModelError(f"activation {shown(document['hidden_act'])} is not supported; silu is")
+    if family.lower().startswith("mistral") and 0 < read.integer("sliding_window", 0) < read.integer(
+        "max_position_embeddings", 0
     ):
         raise UnsupportedModelError(
             "Mistral with sliding-window attention is not supported",
@@ -85,7 +80,7 @@ def _check_family(document: dict[str, Any]) -> None:
         method = document["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise UnsupportedModelError(
-            f"checkpoints quantized with {method} are not supported",
+            f"checkpoints quantized with {shown(method)} are not supported",
             hint="Use the unquantized checkpoint, one quantized by MLX, or a GGUF file.",
         )
 
@@ -99,7 +94,7 @@ def _by_mlx(document: dict[str, Any]) -> bool:
     for part in (settings, *settings.values()):
         if isinstance(part, dict) and part.get("mode", "affine") != "affine":
             raise UnsupportedModelError(
-                f"checkpoints quantized by MLX in mode {part['mode']!r} are not supported",
+                f"checkpoints quantized by MLX in mode {shown(part['mode'])} are not supported",
                 hint="Those in mode affine, MLX's default, are.",
             )
     return True
@@ -116,7 +111,7 @@ def _rope(document: dict[str, Any], context: int, where: str) -> RopeConfig:
     if read.number("partial_rotary_factor", outer.number("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModelError("rotary embedding over part of a head is not supported")
     if kind in ("linear", "dynamic", "llama3", "yarn") and settings.get("factor") is None:
-        raise CheckpointError(f"{where} has rope type {kind} without a factor")
+        raise CheckpointError(f"{where} has rope type {shown(kind)} without a factor")
     original = context
     if kind in ("llama3", "yarn"):
         # transformers prefers the one beside the rope settings to the one inside them.
@@ -128,7 +123,7 @@ def _rope(document: dict[str, Any], context: int, where: str) -> RopeConfig:
                 raise CheckpointError(f"{where} has rope type llama3 without {name}")
     return RopeConfig(
         theta=read.number("rope_theta", outer.number("rope_theta", 10_000.0)),
-        type=str(kind),
+        type=kind if isinstance(kind, str) else shown(kind),
         factor=read.number("factor", 1.0),
         low_freq_factor=read.number("low_freq_factor", 1.0),
         high_freq_factor=read.number("high_freq_factor", 4.0),
@@ -144,6 +139,10 @@ def _rope(document: dict[str, Any], context: int, where: str) -> RopeConfig:
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [] if value is None else [value]
+    if len(values) > MAX_END_TOKENS:
+        raise CheckpointError(
+            f"{where} has {len(values)} end-of-text ids, at most {MAX_END_TOKENS} are possible"
+        )
     if not all(type(token) is int for token in values):
         raise CheckpointError(f"{where} has an eos_token_id that is no whole number")
     return tuple(dict.fromkeys(values))
@@ -159,14 +158,14 @@ class _Reader:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
         if type(value) is not int:
-            raise CheckpointError(f"{self._where}: {key} is {value!r}, expected a whole number")
+            raise CheckpointError(f"{self._where}: {key} is {shown(value)}, expected a whole number")
         return value
 
     def number(self, key: str, default: float) -> float:
         value = self._get(key, default)
         if type(value) not in (int, float):
-            raise CheckpointError(f"{self._where}: {key} is {value!r}, expected a number")
-        return float(value)
+            raise CheckpointError(f"{self._where}: {key} is {shown(value)}, expected a number")
+        return finite(value, f"{self._where}: {key}")
 
     def optional_number(self, key: str) -> float | None:
         return None if self._document.get(key) is None else self.number(key, 0.0)
@@ -174,8 +173,13 @@ class _Reader:
     def flag(self, key: str) -> bool:
         value = self._get(key, False)
         if type(value) is not bool:
-            raise CheckpointError(f"{self._where}: {key} is {value!r}, expected true or false")
+            raise CheckpointError(f"{self._where}: {key} is {shown(value)}, expected true or false")
         return value
+
+    def text(self, key: str) -> str:
+        """ "" for anything but text."""
+        value = self._document.get(key)
+        return value if isinstance(value, str) else ""
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._document.get(key)

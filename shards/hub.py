@@ -223,11 +223,12 @@ def _open_shards(
     weight_map = read_index(index)
     needed = needed_tensors(config, blocks, client) if weights else []
     wanted = {weight_map[part] for name in needed for part in stored_names(name) if part in weight_map}
-    shards: list[ShardFile] = []
-    for file in shard_names(weight_map):
+
+    def open_shard(file: str) -> ShardFile:
         path = repo.fetch(file) if file in wanted else repo.cached(file)
-        shards.append(RemoteShard(repo, file) if path is None else LocalShard(path))
-    return SafetensorsSource(shards)
+        return RemoteShard(repo, file) if path is None else LocalShard(path)
+
+    return SafetensorsSource(map(open_shard, shard_names(weight_map)))
 
 
 def _bar(progress: Progress, file: str) -> type:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..swarm.errors import CheckpointError, RemoteProtocolError
+from .bounded_json import read_bytes
 from .gguf_header import GGUFHeader
 from .mapped_file import MappedFile
 from .piece_manifest import (
     CONFIG_NAMES,
     GGUF_NAME,
+    MAX_MANIFEST,
     TOKENIZER_NAMES,
     PieceFile,
     PieceManifest,
@@ -144,10 +146,10 @@ def _state(files: Mapping[str, Path]) -> list[tuple[str, str, int, int]]:
 def _read(record: Path) -> PieceManifest | None:
     """A remembered result: the root beside it guards against a damaged record, not against a forger here."""
     try:
-        data = record.read_bytes()
+        data = read_bytes(record, 32 + MAX_MANIFEST)
         manifest = PieceManifest.parse(data[32:], data[:32].hex())
         os.utime(record)
-    except (OSError, RemoteProtocolError):
+    except (OSError, CheckpointError, RemoteProtocolError):
         return None
     return manifest
 

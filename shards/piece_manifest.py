@@ -38,6 +38,8 @@ TOKENIZER_NAMES = (
 MAX_FILES = 512
 MAX_PIECES = 1 << 17
 """1 TiB in the largest pieces."""
+MAX_HEADS = 512 * 1024 * 1024
+"""Bytes of all files' heads together, which are fetched before anything is known of the model."""
 MIN_PIECE, MAX_PIECE = 16 * 1024, 8 * 1024 * 1024
 USUAL_PIECE = 256 * 1024
 """Small enough that the ends of a span's tensors bring little that is not needed; hashes are 1/8000 of it."""
@@ -45,6 +47,8 @@ _FEW_PIECES = 1 << 14
 """Above so many the pieces get larger, so that a manifest stays below half a megabyte up to 128 GiB."""
 MAX_MANIFEST = 6 * 1024 * 1024
 """Bytes: the hashes of MAX_PIECES, and names."""
+_MAX_NAME = 256
+"""Bytes of a text in a manifest: any name that is allowed."""
 _WEIGHTS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.safetensors")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\..*", re.IGNORECASE)  # devices, on Windows
 
@@ -148,7 +152,13 @@ class PieceManifest:
             raise RemoteProtocolError("a manifest that is not the one asked for")
         try:
             document = msgpack.unpackb(
-                encoded, max_array_len=MAX_FILES, max_map_len=0, max_ext_len=0, max_bin_len=32 * MAX_PIECES
+                encoded,
+                max_array_len=MAX_FILES,
+                max_map_len=0,
+                max_ext_len=0,
+                max_bin_len=32 * MAX_PIECES,
+                max_str_len=_MAX_NAME,
+                list_hook=_ArrayCounter(),
             )
             form, piece_size, files = document
             if form != FORMAT or type(files) is not list:
@@ -159,6 +169,19 @@ class PieceManifest:
         if manifest.encoded != bytes(encoded):
             raise RemoteProtocolError("a manifest that is not in its one encoding")
         return manifest
+
+
+class _ArrayCounter:
+    """Refuses more arrays than a manifest has: an empty one takes 60 times its byte."""
+
+    def __init__(self) -> None:
+        self._left = MAX_FILES + 2
+
+    def __call__(self, array: list[Any]) -> list[Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many arrays")
+        return array
 
 
 def piece_size_for(total_bytes: int) -> int:
@@ -191,6 +214,8 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
             return f"{file.name} has {file.size} bytes, {file.head} of them its head"
         if len(file.hashes) != -(-file.size // piece_size) * 32:
             return f"{file.name} has not as many hashes as pieces"
+    if sum(file.head for file in files) > MAX_HEADS:
+        return f"heads of more than {MAX_HEADS} bytes"
     if sum(file.n_pieces for file in files) > MAX_PIECES:
         return f"more than {MAX_PIECES} pieces"
     if GGUF_NAME in names:

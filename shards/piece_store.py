@@ -28,6 +28,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..swarm.errors import CheckpointError, RemoteProtocolError
+from .bounded_json import JsonBounds, read_json
 from .mapped_file import AbsentError
 from .piece_manifest import MAX_MANIFEST, PieceManifest
 
@@ -36,6 +37,7 @@ _MANIFEST, _ABOUT, _HAVE, _FILES, _USERS = "manifest", "about.json", "have", "fi
 FLUSH_S = 1.0
 """At most so much fetching is lost when the process dies."""
 _MAX_NAME = 128
+_ABOUT_BOUNDS = JsonBounds(nbytes=4096, values=16)
 
 Watcher = Callable[[int], None]
 
@@ -95,9 +97,9 @@ class PieceStore:
         try:
             with (folder / _MANIFEST).open("rb") as file:
                 self.manifest = PieceManifest.parse(file.read(MAX_MANIFEST + 1), folder.name)
-            about = json.loads((folder / _ABOUT).read_bytes())
+            about = read_json(folder / _ABOUT, _ABOUT_BOUNDS)
             self.name, self.digest = str(about["name"])[:_MAX_NAME], str(about["digest"])
-        except (OSError, ValueError, KeyError, TypeError, RemoteProtocolError) as error:
+        except (OSError, KeyError, TypeError, CheckpointError, RemoteProtocolError) as error:
             raise CheckpointError(
                 f"{folder} is no usable store of weights: {error}", hint="Delete that folder."
             ) from None

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ..swarm.errors import CheckpointError
+from .bounded_json import JsonBounds, read_json
 from .manifest import TensorInfo
 from .mapped_file import MappedFile, Presence
 from .raw_tensor import RawTensor
 from .safetensors_header import StoredTensor, header_length, parse_header
+from .shown import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_MAX_INDEX = 100_000_000
+MAX_SHARDS = 1024
+"""Files of one model; the largest in use have 191."""
+MAX_TENSORS = 1 << 18
+"""Of one model, in all files together."""
+_SHARD_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
+_INDEX_BOUNDS = JsonBounds(nbytes=64 << 20, values=2 * MAX_TENSORS)
 
 
 class ShardFile(Protocol):
@@ -65,19 +72,28 @@ class LocalShard:
 class SafetensorsSource:
     """All shards of a model as one. A tensor in two shards is an error."""
 
-    def __init__(self, shards: Sequence[ShardFile]) -> None:
-        self._shards = shards
+    def __init__(self, shards: Iterable[ShardFile]) -> None:
+        """Opens them one after the other, and closes what it has opened where one is not as it should be."""
+        self._shards: list[ShardFile] = []
         self._home: dict[str, ShardFile] = {}
-        manifest: dict[str, TensorInfo] = {}
-        for shard in shards:
-            for name, stored in shard.tensors.items():
-                if name in manifest:
-                    raise CheckpointError(
-                        f"tensor {name} is in {self._home[name].where} and in {shard.where}"
-                    )
-                self._home[name] = shard
-                manifest[name] = TensorInfo(name, stored.shape, stored.dtype, stored.nbytes)
-        self.manifest: Mapping[str, TensorInfo] = manifest
+        self._manifest: dict[str, TensorInfo] = {}
+        self.manifest: Mapping[str, TensorInfo] = self._manifest
+        try:
+            for shard in shards:
+                self._shards.append(shard)
+                self._add(shard)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, shard: ShardFile) -> None:
+        if len(self._manifest) + len(shard.tensors) > MAX_TENSORS:
+            raise CheckpointError(f"{shard.where} is of a model of more than {MAX_TENSORS} tensors")
+        for name, stored in shard.tensors.items():
+            if name in self._manifest:
+                raise CheckpointError(f"tensor {name} is in {self._home[name].where} and in {shard.where}")
+            self._home[name] = shard
+            self._manifest[name] = TensorInfo(name, stored.shape, stored.dtype, stored.nbytes)
 
     def tensor(self, name: str) -> RawTensor:
         return self._shard(name).tensor(name)
@@ -117,24 +133,20 @@ def open_directory(directory: Path) -> SafetensorsSource:
             f"{directory} holds neither {SINGLE} nor {INDEX}",
             hint="A model is a HuggingFace directory with safetensors files, or a .gguf file.",
         )
-    return SafetensorsSource([LocalShard(directory / name) for name in shard_names(read_index(index))])
+    return SafetensorsSource(LocalShard(directory / name) for name in shard_names(read_index(index)))
 
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor name → file name. CheckpointError for a damaged index, or one that leaves its directory."""
-    try:
-        if path.stat().st_size > _MAX_INDEX:
-            raise CheckpointError(f"{path} is larger than any index of tensors")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a usable index of tensors: {error}", hint="Download it again."
-        ) from None
+    document = read_json(path, _INDEX_BOUNDS)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} names no tensors", hint="Download it again.")
     for file in weight_map.values():
-        if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path} names {file!r}, which is no safetensors file beside it")
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise CheckpointError(f"{path} names {shown(file)}, which is no safetensors file beside it")
+    if len(set(weight_map.values())) > MAX_SHARDS:
+        raise CheckpointError(f"{path} names more than {MAX_SHARDS} files")
     return weight_map
 
 

@@ -54,7 +54,7 @@ class StoredCheckpoint(Checkpoint):
             return
         config = directory_config(folder)
         names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
-        shards = SafetensorsSource([LocalShard(store.path(name), store.presence(name)) for name in names])
+        shards = SafetensorsSource(LocalShard(store.path(name), store.presence(name)) for name in names)
         self._places = shards
         try:
             tensors = with_affine(shards, config, store.name)

@@ -127,6 +127,9 @@ def test_mistral_without_window_is_llama() -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
         ({"partial_rotary_factor": 0.5}, "part of a head"),
+        ({"model_type": ["x" * 10**6]}, r"^model family .{1,120} is not"),
+        ({"rope_scaling": {"rope_type": {"a": 1}}}, "rope type"),
+        ({"hidden_act": ["silu"]}, "activation"),
     ],
 )
 def test_unsupported(changes: dict[str, Any], message: str) -> None:
@@ -155,6 +158,12 @@ def test_unsupported(changes: dict[str, Any], message: str) -> None:
         ({"tie_word_embeddings": "yes"}, "expected true or false"),
         ({"eos_token_id": "x"}, "eos_token_id"),
         ({"eos_token_id": -1}, "special token id -1"),
+        ({"eos_token_id": list(range(257))}, "257 end-of-text ids"),
+        ({"num_hidden_layers": 10**4000}, r"number of blocks is 1.{0,50} expected"),
+        ({"rope_theta": 10**4000}, r"rope_theta is 1.{0,50} expected a finite"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
+        ({"hidden_size": ["x" * 10**6] * 100}, r"hidden_size is .{1,1000}$"),
+        ({"model_type": "mistral", "sliding_window": "x"}, "sliding_window is 'x'"),
     ],
 )
 def test_wrong_settings(changes: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swarm_node.shards import gguf_header
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.gguf_reader import GGUFSource
 from swarm_node.shards.qtypes import GGUF_QTYPES
@@ -152,6 +153,51 @@ def test_unsupported_models(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         open_checkpoint(str(gguf_llama(extra=extra)))
+
+
+@pytest.mark.parametrize(
+    ("extra", "bounds", "message"),
+    [
+        (lambda w: w.add_string("split.count", "x"), {}, "no whole number under split.count"),
+        (lambda w: w.add_array("split.count", [1, 2]), {}, "split.count differs"),
+        (lambda w: w.add_string("llama.expert_count", "x"), {}, "no whole number"),
+        (lambda w: w.add_string("general.url", "x" * 1000), {"MAX_HEADER": 1000}, "text of|breaks off"),
+        (lambda w: w.add_array("a", ["x"] * 60), {"MAX_ITEMS": 100}, "an array of"),
+        (lambda w: w.add_string("k" * 1025, "x"), {}, "a name of 1025 bytes"),
+    ],
+)
+def test_headers_out_of_bounds(
+    gguf_llama: GGUFLlama,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: Callable[[gguf.GGUFWriter], None],
+    bounds: dict[str, int],
+    message: str,
+) -> None:
+    path = gguf_llama(extra=extra)
+    for name, value in bounds.items():
+        monkeypatch.setattr(gguf_header, name, value)
+    with pytest.raises(ModelError, match=message):
+        open_checkpoint(str(path))
+
+
+def test_texts_that_are_too_long_stay_in_the_file(
+    gguf_llama: GGUFLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gguf_llama(extra=lambda w: [w.add_string(f"text{n}", "x" * 400) for n in range(3)])
+    monkeypatch.setattr(gguf_header, "MAX_TEXTS", 1000)
+    metadata = GGUFSource(path).header.metadata
+    kept = [isinstance(metadata[f"text{n}"], str) for n in range(3)]
+    assert kept == [True, True, False]
+    assert metadata["text2"].count == 400
+    assert metadata["general.architecture"] == "llama"
+
+
+@pytest.mark.parametrize("number", ["9" * 1000, "\N{SUPERSCRIPT TWO}", "007", "-1"])
+def test_blocks_of_strange_numbers_are_no_blocks(gguf_llama: GGUFLlama, number: str) -> None:
+    name = f"blk.{number}.attn_q.weight"
+    path = gguf_llama(extra=lambda w: w.add_tensor(name, np.zeros((1, 32), dtype=np.float32)))
+    with open_checkpoint(str(path)) as model:
+        assert len(model.manifest) == 2 + 2 * 9
 
 
 def test_other_architecture(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from swarm_node.shards import safetensors_reader
 from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.safetensors_header import header_length, parse_header
+from swarm_node.shards.raw_tensor import RawTensor
+from swarm_node.shards.safetensors_header import StoredTensor, header_length, parse_header
+from swarm_node.shards.safetensors_reader import SafetensorsSource
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 
@@ -132,7 +136,17 @@ def entry(begin: int, end: int, shape: list[int] | None = None, dtype: str = "F3
         (header({"a": entry(-4, 4)}) + bytes(8), "no proper"),
         (header({"a": {"dtype": "F32"}}), "no proper"),
         (header({"a": 3}), "not described"),
-        (header({"a": entry(0, 2**70)}), "truncated"),
+        (header({"a": entry(0, 2**60)}), "truncated"),
+        (header({"a": entry(0, 2**70)}), "no proper"),
+        (header({"a": entry(0, 0, [1] * 9)}), "no proper"),
+        (header({"a": entry(0, 0, [2**64, 0])}), "no proper"),
+        (header({"a": entry(0, 20, [32], "Q4_1")}) + bytes(20), "no proper"),  # GGUF's, nothing checks it
+        (header({"a" * 1025: entry(0, 0)}), "a tensor's name"),
+        (header({str(n): 0 for n in range(2**16 + 2)}), "65538 tensors, at most 65536"),
+        (header({"__metadata__": [[]] * 2**20}), "no JSON .it has more than 1048576 values"),
+        (header({"__metadata__": "x" * 2**24}), "claims a header"),
+        (header({"a": json.loads("[" * 40 + "]" * 40)}), "nested too deeply"),
+        (header({"a": entry(0, 4)}) + bytes(4) * 2, "4 bytes after its last"),
     ],
 )
 def test_damaged_files(hf_llama: HFLlama, content: bytes, message: str) -> None:
@@ -216,3 +230,62 @@ def test_missing_files(hf_llama: HFLlama, missing: str) -> None:
 def test_one_safetensors_file_is_no_model(hf_llama: HFLlama) -> None:
     with pytest.raises(CheckpointError, match="one file of a checkpoint"):
         open_checkpoint(str(hf_llama() / "model.safetensors"))
+
+
+def test_a_tensor_of_many_dimensions_costs_no_time(hf_llama: HFLlama) -> None:
+    """Their product has millions of digits."""
+    directory = hf_llama()
+    (directory / "model.safetensors").write_bytes(header({"a": entry(0, 0, [10**18] * 300_000 + [0])}))
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="no proper"):
+        open_checkpoint(str(directory))
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "x/../b.safetensors"}}, "no safetensors file beside it"),
+        ({"weight_map": {"a": ["\x1b" * 10**5]}}, r"names \['.{1,120}\], which"),
+        ({"weight_map": {str(n): f"{n}.safetensors" for n in range(1025)}}, "more than 1024 files"),
+        ({"weight_map": {}}, "names no tensors"),
+        ([], "names no tensors"),
+    ],
+)
+def test_damaged_indexes(hf_llama: HFLlama, index: Any, message: str) -> None:
+    directory = hf_llama("many", shards=3)
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(directory))
+
+
+def test_shards_of_too_many_tensors_are_not_all_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_reader, "MAX_TENSORS", 5)
+    opened: list[Shard] = []
+    with pytest.raises(CheckpointError, match="more than 5 tensors"):
+        SafetensorsSource(Shard(opened) for _ in range(100))
+    assert [shard.closed for shard in opened] == [True] * 3
+
+
+class Shard:
+    """Two tensors of names of its own."""
+
+    local = True
+
+    def __init__(self, opened: list[Shard]) -> None:
+        self.where = f"shard {len(opened)}"
+        self.closed = False
+        names = [f"{len(opened)}.{n}" for n in range(2)]
+        self.tensors = {name: StoredTensor(name, (0,), "F32", 8, 0) for name in names}
+        opened.append(self)
+
+    def tensor(self, name: str) -> RawTensor:
+        raise NotImplementedError
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise NotImplementedError
+
+    def release(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
