@@ -103,12 +103,14 @@ class RowWatch:
         if magnitude <= self._least:
             if magnitude >= before * EXPLAINED_SMALL:
                 return
-            what = "nothing but zeros" if magnitude <= SMALLEST_MAGNITUDE else "next to nothing"
+            what = "nothing but zeros"
+            if magnitude > SMALLEST_MAGNITUDE:
+                what = f"next to nothing (rms {magnitude:.3g})"
         elif magnitude <= EXPLAINED * before:
             return
         else:
-            what = "values larger than any model's"
-        raise impossible(f"{name}: the row of position {position} holds {what} (rms {magnitude:.3g})")
+            what = f"values larger than any model's (rms {magnitude:.3g})"
+        raise impossible(f"{name}: the row of position {position} holds {what}")
 
     def _compare(
         self, name: str, codec: str, came: bytes, reply_codec: str, row: bytes, position: int

@@ -23,7 +23,9 @@ from ..swarm.errors import (
     PeerError,
     RemoteProtocolError,
     StreamClosedError,
+    SwarmError,
 )
+from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
 from ..swarm.transport import Transport
 from ..swarm.types import NodeInfo, NodeState
@@ -119,6 +121,7 @@ class PieceSwarm:
         self._last_resort = last_resort
         self._clock = clock
         self._manifest = manifest
+        self._faults = Faults("fetching weights")
         self._has_manifest = asyncio.Lock()  # one asks, the others wait
         self._schedule: PieceSchedule | None = None
         self._store: PieceStore | None = None
@@ -236,7 +239,7 @@ class PieceSwarm:
         while True:
             try:
                 nodes = await self._nodes()
-            except NetworkError as error:
+            except SwarmError as error:
                 log.debug("event=weights_directory error=%r", error.message)
                 nodes = ()
             else:
@@ -309,6 +312,11 @@ class PieceSwarm:
             self._health.failed(peer, self._clock(), str(error))
             if (source := self._named_by.pop(peer, None)) is not None:
                 self._lost_referrals[source] += 1
+        except (OSError, CheckpointError):
+            raise  # of this machine's own disk
+        except Exception as fault:  # noqa: BLE001 - others have the weights too
+            self._faults.note(fault, peer)
+            self._ban(peer, f"brings a fault of ours to light: {fault!r:.100}")
         finally:
             self._links.pop(peer, None)
             if self._schedule is not None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ...swarm.faults import Faults
 from .contacts import Contact
 from .paths import Paths
 from .peer_notes import PeerNotes
@@ -18,6 +19,8 @@ class Told:
     names: Sequence[Contact]
     group: str = ""
 
+
+_faults = Faults("DHT look-up")
 
 Ask = Callable[[Contact], Awaitable[Told | None]]
 """Asks one peer, within a time limit of its own; None if it gives no answer."""
@@ -55,4 +58,7 @@ async def look_up(paths: Paths, ask: Ask, notes: PeerNotes) -> None:
 
 
 async def _ask(ask: Ask, contact: Contact) -> Told | None:
-    return await ask(contact)
+    """Whatever one peer's answer brings about costs that peer's answer only."""
+    with _faults.survived():
+        return await ask(contact)
+    return None
