@@ -388,7 +388,7 @@ class Engine:
                         self._runner.admit(item)
                     lane.steps.append(item)
                     tokens = item.tokens if item.refusal is None else 1
-                    self._scheduler.add(lane, lane.owner, tokens, item.deadline_ns)
+                    self._scheduler.add(lane, lane.owner, tokens, item.deadline_ns, lane.group)
                 elif isinstance(item, Lane):
                     self._drop(item)
                 else:

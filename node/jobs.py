@@ -19,8 +19,9 @@ class Lane:
     """A session as the engine sees it. Compared by identity: it is a dictionary key. Made by
     ``Engine.open_lane``.
 
-    ``owner``: the peer whose turn its steps take. ``length``: tokens the session holds once every accepted
-    step is computed; at first, those of a known prefix or of the lane it was forked from.
+    ``owner``: the peer whose turn its steps take, within its address ``group``. ``length``: tokens the session
+    holds once every accepted step is computed; at first, those of a known prefix or of the lane it was forked
+    from.
     ``on_released`` is called in the event loop, once, when a closed lane's memory has been given back.
     """
 
@@ -33,6 +34,7 @@ class Lane:
     table: Tensor  # (blocks, max_pages) int32 slots; filled as pages come, by the compute thread
     length: int
     on_released: Callable[[], None] | None = None
+    group: str = ""
     # The event loop's notes.
     closed: bool = False
     names: tuple[bytes, ...] = ()  # names of the session's whole pages, as far as the client told them

@@ -2,8 +2,8 @@
 
 Rows of a codec have a fixed size and stand alone, so a position is an offset. All journals of a node share
 one budget. When it is spent, rows kept of finished sessions go first: of the peer that has most, those
-used least recently. Then whole journals go, for one with a hole is of no use: of the peer that has most, the
-one that was written to the longest ago. What a finished session left, only its own peer finds.
+used least recently. Then whole journals go, for one with a hole is of no use: of the address group that has
+most, of its peer that has most, the one that was written to the longest ago. What a finished session left, only its own peer finds.
 Counted are rows; the memory that a growing bytearray keeps in reserve, at most an eighth, comes on top.
 """
 
@@ -36,18 +36,19 @@ class JournalStatistics:
 
 
 class Journal:
-    """One session's rows, from position ``base`` up to ``end``, for the peer ``owner``. Made by
+    """One session's rows, from position ``base`` up to ``end``, for the peer ``owner`` of ``group``. Made by
     ``JournalBook.open``.
 
     ``lost``: dropped to keep to the budget; nothing is kept from then on.
     """
 
-    __slots__ = ("_book", "_rows", "base", "lost", "owner", "row_bytes")
+    __slots__ = ("_book", "_rows", "base", "group", "lost", "owner", "row_bytes")
 
-    def __init__(self, book: JournalBook, row_bytes: int, base: int, owner: str) -> None:
+    def __init__(self, book: JournalBook, row_bytes: int, base: int, owner: str, group: str) -> None:
         self._book = book
         self._rows = bytearray()
         self.owner = owner
+        self.group = group
         self.row_bytes = row_bytes
         self.base = base
         self.lost = False
@@ -110,18 +111,22 @@ class JournalBook:
         self._used = 0
         self._lost = 0
         self._journals: OrderedDict[Journal, None] = OrderedDict()  # that hold rows; last written at the end
-        self._held: Counter[str] = Counter()  # bytes of these, by owner
+        self._held: Counter[tuple[str, str]] = Counter()  # bytes of these, by group and owner
+        self._held_by_group: Counter[str] = Counter()
         self._pages: dict[PageKey, bytes] = {}
         self._kept: OwnerLru[PageKey] = OwnerLru()  # the same pages, in bytes
 
     def statistics(self) -> JournalStatistics:
         return JournalStatistics(self._used, self.budget, len(self._journals), len(self._pages), self._lost)
 
-    def open(self, row_bytes: int, base: int, rows: Payload = b"", *, owner: str = "") -> Journal:
-        """A journal of rows of ``row_bytes``, that begins at ``base`` with ``rows``."""
+    def open(
+        self, row_bytes: int, base: int, rows: Payload = b"", *, owner: str = "", group: str = ""
+    ) -> Journal:
+        """A journal of rows of ``row_bytes``, that begins at ``base`` with ``rows``. ``group``: the address
+        group of its owner."""
         if row_bytes < 1 or base < 0:
             raise LocalProtocolError(f"no journal has rows of {row_bytes} bytes from position {base} on")
-        journal = Journal(self, row_bytes, base, owner)
+        journal = Journal(self, row_bytes, base, owner, group)
         journal.write(base, rows)
         return journal
 
@@ -162,16 +167,22 @@ class JournalBook:
     def _grown(self, journal: Journal, size: int) -> None:
         if not size:
             return
-        self._used += size
-        self._held[journal.owner] += size
+        self._count(journal, size)
         self._journals[journal] = None
         self._journals.move_to_end(journal)
         while self._used > self.budget:
             if self._pages:
                 self._drop_page()
             else:
-                most = max(self._held.values())
-                self._lose(next(each for each in self._journals if self._held[each.owner] == most))
+                self._lose(self._heaviest())
+
+    def _heaviest(self) -> Journal:
+        """Of the group that holds most, of its owner who holds most, the one written to the longest ago."""
+        group = self._held_by_group.most_common(1)[0][0]
+        most = max(held for (each, _), held in self._held.items() if each == group)
+        return next(
+            each for each in self._journals if each.group == group and self._held[group, each.owner] == most
+        )
 
     def _lose(self, journal: Journal) -> None:
         journal.close()
@@ -181,9 +192,16 @@ class JournalBook:
         self._used -= len(self._pages.pop(self._kept.pop()))
 
     def _shrunk(self, journal: Journal, size: int) -> None:
-        self._used -= size
-        self._held[journal.owner] -= size
-        if not self._held[journal.owner]:
-            del self._held[journal.owner]
+        self._count(journal, -size)
         if not len(journal):
             self._journals.pop(journal, None)
+
+    def _count(self, journal: Journal, size: int) -> None:
+        self._used += size
+        owner = journal.group, journal.owner
+        self._held[owner] += size
+        self._held_by_group[journal.group] += size
+        if not self._held[owner]:
+            del self._held[owner]
+        if not self._held_by_group[journal.group]:
+            del self._held_by_group[journal.group]

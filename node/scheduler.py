@@ -6,8 +6,9 @@ budget. Sessions that decoded a moment ago count as decoding: their next token i
 gets a few tokens a batch, so neither side can starve the other. Where the two gain nothing from one batch,
 they alternate: then a token waits for a slice at most, and is not computed as slowly as one.
 
-Owners take turns, in prefill always, in decode when not everybody fits into a batch; within an owner it is
-first come, first served. A session has one step in a batch at most; its steps run in the order they came.
+Address groups take turns, and owners within a group, in prefill always, in decode when not everybody fits
+into a batch; within an owner it is first come, first served. A session has one step in a batch at most; its
+steps run in the order they came.
 A step whose deadline has passed leaves the queue before it costs anything, or anything more.
 """
 
@@ -54,10 +55,11 @@ class Batch(Generic[Key]):
 class _Lane:
     """The waiting steps of one session as (tokens, deadline), and how far the oldest one has come."""
 
-    __slots__ = ("done", "owner", "steps")
+    __slots__ = ("done", "group", "owner", "steps")
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, group: str) -> None:
         self.owner = owner
+        self.group = group
         self.steps: deque[tuple[int, int]] = deque()
         self.done = 0
 
@@ -109,14 +111,14 @@ class Scheduler(Generic[Key]):
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
-    def add(self, key: Key, owner: str, tokens: int, deadline: int = 0) -> None:
+    def add(self, key: Key, owner: str, tokens: int, deadline: int = 0, group: str = "") -> None:
         """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
-        of ``next_batch``'s ``now``; 0: none. A key belongs to one owner."""
+        of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``."""
         if tokens < 1:
             raise LocalProtocolError(f"a step of {tokens} tokens cannot be scheduled")
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(owner)
+            lane = self._lanes[key] = _Lane(owner, group)
         lane.steps.append((tokens, deadline))
         if len(lane.steps) == 1:
             self._enqueue(key, lane)
@@ -126,8 +128,8 @@ class Scheduler(Generic[Key]):
         lane = self._lanes.pop(key, None)
         if lane is None:
             return 0
-        self._decode.discard(lane.owner, key)
-        self._prefill.discard(lane.owner, key)
+        self._decode.discard(lane.owner, key, lane.group)
+        self._prefill.discard(lane.owner, key, lane.group)
         return len(lane.steps)
 
     def cut(self, key: Key) -> None:
@@ -204,13 +206,13 @@ class Scheduler(Generic[Key]):
         else:
             lane = self._lanes[piece.key]
             lane.done += piece.count
-            self._prefill.rotate(lane.owner)
+            self._prefill.rotate(lane.owner, lane.group)
 
     def _finish_oldest(self, key: Key) -> None:
         lane = self._lanes[key]
         queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
-        queue.discard(lane.owner, key)
-        queue.rotate(lane.owner)
+        queue.discard(lane.owner, key, lane.group)
+        queue.rotate(lane.owner, lane.group)
         lane.steps.popleft()
         lane.done = 0
         if lane.steps:
@@ -220,4 +222,4 @@ class Scheduler(Generic[Key]):
 
     def _enqueue(self, key: Key, lane: _Lane) -> None:
         queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
-        queue.push(lane.owner, key)
+        queue.push(lane.owner, key, lane.group)

@@ -251,9 +251,10 @@ class NodeServer:
                 self._idle.set()
 
         lane.on_released = released
+        lane.group = account.holder.group
         hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=lane.length)
         session = NodeSession(request, lane, hop, self.engine, self.ledger, account, cells, owner, now)
-        session.journal = self._journal_of(request, lane, parent, account.peer_id)
+        session.journal = self._journal_of(request, lane, parent, account.holder)
         self.sessions[session.id] = session
         return session
 
@@ -350,7 +351,7 @@ class NodeServer:
         )
 
     def _journal_of(
-        self, request: Open, lane: Lane, parent: NodeSession | None, owner: str
+        self, request: Open, lane: Lane, parent: NodeSession | None, owner: Holder
     ) -> Journal | None:
         """With the rows of what the session begins with, as far as they were kept."""
         if not request.journal or not self._journals.budget:
@@ -358,12 +359,13 @@ class NodeServer:
         base, rows = lane.length, b""
         if parent is None:
             known = lane.names[: lane.length // PAGE_TOKENS]
-            base, rows = self._journals.recall(owner, request.span, request.reply_codec, known)
+            base, rows = self._journals.recall(owner.peer_id, request.span, request.reply_codec, known)
         elif parent.journal is not None and parent.journal.base < lane.length:
             kept = parent.journal.slice(parent.journal.base, lane.length)
             if kept is not None:
                 base, rows = parent.journal.base, kept
-        return self._journals.open(self._row_bytes[request.reply_codec], base, rows, owner=owner)
+        row_bytes = self._row_bytes[request.reply_codec]
+        return self._journals.open(row_bytes, base, rows, owner=owner.peer_id, group=owner.group)
 
     def _no_room(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy:
         ahead = self._admission.ahead_of(account.holder, now)

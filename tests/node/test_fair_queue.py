@@ -19,6 +19,18 @@ def test_owners_take_turns_however_much_each_has():
     assert list(FairQueue().in_turn()) == []
 
 
+def test_groups_take_turns_before_their_owners():
+    queue: FairQueue[str] = FairQueue()
+    for key in ["a1", "a2", "b1", "c1", "d1", "d2"]:
+        queue.push(key[0], key, "crowd" if key[0] in "abc" else "home")
+    assert list(queue.in_turn()) == ["a1", "d1", "b1", "d2", "c1", "a2"]
+    queue.rotate("a", "crowd")
+    assert list(queue.in_turn()) == ["d1", "b1", "d2", "c1", "a1", "a2"]
+    queue.discard("d", "d1", "home")
+    queue.discard("d", "d2", "home")
+    assert list(queue.in_turn()) == ["b1", "c1", "a1", "a2"]
+
+
 def test_who_had_a_turn_goes_behind():
     queue = fill("a1 a2 b1 c1")
     queue.rotate("a")

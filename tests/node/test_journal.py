@@ -85,6 +85,17 @@ def test_who_has_most_loses_first():
     assert [journal.lost for journal in greedy[3:]] == [False] * 3
 
 
+def test_a_crowd_of_one_network_costs_nobody_elsewhere_a_journal():
+    book = JournalBook(100)
+    mine = book.open(1, 0, bytes(40), owner="me", group="home")
+    crowd = [book.open(1, 0, bytes(10), owner=f"sybil{number}", group="net") for number in range(20)]
+    assert not mine.lost
+    assert sum(not journal.lost for journal in crowd) == 6
+    for journal in (mine, *crowd):
+        journal.close()
+    assert book.statistics().used == 0
+
+
 def test_a_session_larger_than_the_budget_loses_its_own():
     book = JournalBook(10)
     journal = book.open(1, 0)
