@@ -19,7 +19,7 @@ class Lane:
     """A session as the engine sees it. Compared by identity: it is a dictionary key. Made by
     ``Engine.open_lane``.
 
-    ``owner``: the peer whose turn its steps take, within its address ``group``. ``length``: tokens the session
+    ``owner``: the peer whose turn its steps take, within its address ``group``. ``length``: tokens that it
     holds once every accepted step is computed; at first, those of a known prefix or of the lane it was forked
     from.
     ``on_released`` is called in the event loop, once, when a closed lane's memory has been given back.

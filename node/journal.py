@@ -3,7 +3,8 @@
 Rows of a codec have a fixed size and stand alone, so a position is an offset. All journals of a node share
 one budget. When it is spent, rows kept of finished sessions go first: of the peer that has most, those
 used least recently. Then whole journals go, for one with a hole is of no use: of the address group that has
-most, of its peer that has most, the one that was written to the longest ago. What a finished session left, only its own peer finds.
+most, of its peer that has most, the one that was written to the longest ago. What a finished session left,
+only its own peer finds.
 Counted are rows; the memory that a growing bytearray keeps in reserve, at most an eighth, comes on top.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from ..swarm.address_groups import address_group
 from ..swarm.connection import MessageStream
 from ..swarm.dial_guard import same_host
 from ..swarm.errors import (
@@ -19,6 +20,7 @@ from ..swarm.errors import (
     NetworkError,
     RemoteProtocolError,
 )
+from ..swarm.shares import Holder
 from ..swarm.transport import Stream
 from .piece_ledger import SentLedger
 from .piece_messages import (
@@ -93,6 +95,7 @@ class PieceServer:
         self._limits = limits or ServeLimits()
         self._clock = clock
         self._visitors = Visitors(self._limits)
+        self._open: dict[MessageStream[PieceMessage], Holder] = {}  # the oldest first
         self._ledgers: dict[str, SentLedger] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}  # of peers that serve what they get
         self._sent: Counter[str] = Counter()
@@ -105,9 +108,15 @@ class PieceServer:
         """Raises nothing but cancellation: what a peer does wrong ends its stream."""
         connection: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES, HOLDER_MAX_FRAME)
         peer = stream.peer_id
-        if problem := self._visitors.enter(peer, self._clock()):
+        holder = Holder(peer, address_group(stream.remote_maddr))
+        if (loser := self._visitors.loser(holder)) is not None:
+            theirs = next(each for each, whose in self._open.items() if whose == loser)
+            theirs.close()
+            self._leave(theirs)
+        if problem := self._visitors.enter(holder, self._clock()):
             await connection.close_with(PieceError(ErrorCode.OVERLOADED, problem))
             return
+        self._open[connection] = holder
         try:
             await self._serve(connection)
         except RemoteProtocolError as error:
@@ -118,8 +127,13 @@ class PieceServer:
         except TimeoutError:
             log.debug("event=weights_idle peer=%s", peer)
         finally:
-            self._visitors.leave(peer)
+            self._leave(connection)
             connection.close()
+
+    def _leave(self, connection: MessageStream[PieceMessage]) -> None:
+        """Its stream is over. May be called again."""
+        if (holder := self._open.pop(connection, None)) is not None:
+            self._visitors.leave(holder)
 
     async def _serve(self, connection: MessageStream[PieceMessage]) -> None:
         async with asyncio.timeout(self._limits.hello_s):

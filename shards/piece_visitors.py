@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ..swarm.errors import UsageError
+from ..swarm.shares import Holder, ShareLimits, Shares
 
 HOUR_S = 3600.0
 MAX_PEERS = 1024
@@ -15,6 +16,7 @@ MAX_PEERS = 1024
 @dataclass(frozen=True, slots=True)
 class ServeLimits:
     """``streams`` at once, of all peers together and of one; ``asks_per_minute`` that one peer may begin.
+    While all ``streams`` are open, a peer of a lighter address group gets the place of one of the heaviest.
     ``copies_per_hour``: how often one peer may take the size of the whole model. ``manifests`` and
     ``refusals`` (GETs of what is not here) on one stream. Times in seconds: for the first message, without a
     request, and for a peer to read what it asked for.
@@ -49,30 +51,43 @@ class Visitors:
     def __init__(self, limits: ServeLimits) -> None:
         self._limits = limits
         self._visitors: OrderedDict[str, _Visitor] = OrderedDict()
-        self.streams = 0
+        self._shares = Shares(ShareLimits(limits.streams))
 
-    def enter(self, peer: str, now: float) -> str:
+    @property
+    def streams(self) -> int:
+        return int(self._shares.held)
+
+    def enter(self, holder: Holder, now: float) -> str:
         """Count a stream of the peer; or, with nothing counted, say which limit it is beyond."""
+        peer = holder.peer_id
         visitor = self._visitors.setdefault(peer, _Visitor(counted_at=now))
         self._visitors.move_to_end(peer)
         while visitor.asks and now - visitor.asks[0] > 60.0:
             visitor.asks.popleft()
         limits = self._limits
-        if self.streams >= limits.streams:
-            return f"{limits.streams} streams are open"
-        if visitor.streams >= limits.streams_per_peer:
-            return f"{limits.streams_per_peer} streams of yours are open"
         if len(visitor.asks) >= limits.asks_per_minute:
             return f"a peer may ask {limits.asks_per_minute} times a minute"
+        if visitor.streams >= limits.streams_per_peer:
+            return f"{limits.streams_per_peer} streams of yours are open"
+        if self._shares.take(holder):
+            return f"{limits.streams} streams are open"
         visitor.asks.append(now)
         visitor.streams += 1
-        self.streams += 1
         self._forget()
         return ""
 
-    def leave(self, peer: str) -> None:
-        self._visitors[peer].streams -= 1
-        self.streams -= 1
+    def leave(self, holder: Holder) -> None:
+        self._visitors[holder.peer_id].streams -= 1
+        self._shares.give_back(holder)
+
+    def loser(self, holder: Holder) -> Holder | None:
+        """Whose stream is to end so that this peer can have one, while too many are open."""
+        visitor = self._visitors.get(holder.peer_id)
+        if self.streams < self._limits.streams or (
+            visitor is not None and visitor.streams >= self._limits.streams_per_peer
+        ):
+            return None
+        return self._shares.loser(holder)
 
     def take(self, peer: str, n_bytes: int, model_bytes: int, now: float) -> bool:
         """Count bytes that the peer wants; False, and nothing counted, where it took too many lately."""

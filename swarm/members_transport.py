@@ -14,12 +14,12 @@ import logging
 import math
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 from weakref import WeakSet
 
+from .address_groups import address_group
 from .connection import MessageStream
 from .errors import ErrorCode, NetworkError, NotAdmittedError, PeerError, RemoteProtocolError
 from .fields import ShortBytes, Word
@@ -27,6 +27,7 @@ from .membership import CLOCK_SLACK_S, MAX_CREDENTIAL_BYTES, Membership
 from .messages import ErrorMessage, Kind
 from .replies import error_message
 from .schema import MessageSet
+from .shares import Holder, ShareLimits, Shares
 from .transport import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler, Transport
 from .wire import encode_frame
 
@@ -37,6 +38,8 @@ GREETING_S = 5.0
 """For a peer that opened a stream to show its credential."""
 MAX_GREETING = 64
 """Streams of one peer that have not shown one yet; more are closed at once."""
+MAX_GREETINGS = 512
+"""The same of all peers; one more ends one of whoever has most, the oldest."""
 MAX_GREETING_BYTES = 4096
 """Of the frame: a credential, or an error in its place."""
 SWEEP_S = 15.0
@@ -63,7 +66,8 @@ class MembersTransport:
         self._transport = transport
         self._membership = membership
         self._clock = clock
-        self._greeting: Counter[str] = Counter()  # by peer id
+        self._greeting = Shares(ShareLimits(MAX_GREETINGS, per_peer=MAX_GREETING))
+        self._greeted: dict[Stream, Holder] = {}  # that have not shown one yet, the oldest first
         self._bounded: WeakSet[MemberStream] = WeakSet()  # with members whose time will be over
         self._sweeping: asyncio.TimerHandle | None = None
         self.refused = 0  # peers' streams, since the start
@@ -114,9 +118,8 @@ class MembersTransport:
     async def _admit(self, stream: Stream) -> Stream | None:
         """The stream behind the greetings; None if the peer was told that it is not admitted."""
         peer_id = stream.peer_id
-        if self._greeting[peer_id] >= MAX_GREETING:
+        if not self._begin_greeting(stream):
             return None
-        self._greeting[peer_id] += 1
         messages: MessageStream[Member | ErrorMessage] = MessageStream(stream, _MESSAGES, MAX_GREETING_BYTES)
         try:
             async with asyncio.timeout(GREETING_S):
@@ -135,12 +138,28 @@ class MembersTransport:
         except NetworkError:
             return None
         finally:
-            self._greeting[peer_id] -= 1
-            if not self._greeting[peer_id]:
-                del self._greeting[peer_id]
+            self._end_greeting(stream)
         admitted = MemberStream(self, stream, messages)
         self.watch(admitted, until)
         return admitted
+
+    def _begin_greeting(self, stream: Stream) -> bool:
+        holder = Holder(stream.peer_id, address_group(stream.remote_maddr))
+        if self._greeting.take(holder):
+            loser = self._greeting.loser(holder)
+            if loser is None or self._greeting.of_peer(holder) >= MAX_GREETING:
+                return False
+            oldest = next(each for each, whose in self._greeted.items() if whose == loser)
+            oldest.close()
+            self._end_greeting(oldest)
+            self._greeting.take(holder)
+        self._greeted[stream] = holder
+        return True
+
+    def _end_greeting(self, stream: Stream) -> None:
+        """May be called again."""
+        if (holder := self._greeted.pop(stream, None)) is not None:
+            self._greeting.give_back(holder)
 
     async def _refuse(self, messages: MessageStream[Member | ErrorMessage], error: NotAdmittedError) -> None:
         self.refused += 1

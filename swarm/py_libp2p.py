@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from .address_groups import address_group
 from .addresses import listen_error
 from .dial_errors import not_spoken, self_dial_error
 from .errors import (
@@ -38,13 +40,20 @@ HANDSHAKE_S = 10.0
 NEXT_ADDRESS_S = 0.25
 """Seconds after which a further address of a peer is tried beside one that has not answered (RFC 8305)."""
 MAX_HANDSHAKES = 64
-"""Connections whose other side is not known yet; one more ends the oldest: the slow keep nobody out."""
+"""Connections whose other side is not known yet; one more ends the oldest of the address group that has most:
+the slow keep nobody out."""
 MAX_CONNECTIONS = 512
-"""Connections that others have opened; one more ends one that is not in use."""
+"""Connections that others have opened; one more ends one that is not in use, or one of an address group that
+has more than the newcomer's."""
 MAX_CONNECTIONS_OF_PEER = 4
 """Of those, with one peer id. Two come of two peers that dial each other at once."""
 PING = "/ipfs/ping/1.0.0"
 PING_BYTES = 32
+PING_IDLE_S = 60.0
+"""Without a ping, after which its stream ends: it would keep a connection in use for nothing."""
+MAX_UNREAD_BYTES = 128 * 1024 * 1024
+"""Of all that came over all connections and was not read yet; beyond it, of the address group that holds most
+the connection that holds most ends."""
 
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
 
@@ -62,7 +71,7 @@ class PyLibp2pTransport:
         self._connections: dict[str, list[YamuxConnection]] = {}
         self._dials: dict[str, _Dial] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handshakes: dict[TcpChannel, None] = {}  # oldest first
+        self._handshakes: dict[TcpChannel, str] = {}  # and the address group, oldest first
         self._accepted = 0  # connections that others have opened
         self._closed = False
 
@@ -269,9 +278,10 @@ class PyLibp2pTransport:
         if self._closed:
             tcp.abort()
             return
-        self._handshakes[tcp] = None
+        self._handshakes[tcp] = address_group(tcp.remote_maddr)
         if len(self._handshakes) > MAX_HANDSHAKES:
-            oldest = next(iter(self._handshakes))
+            crowd = Counter(self._handshakes.values()).most_common(1)[0][0]
+            oldest = next(each for each, group in self._handshakes.items() if group == crowd)
             del self._handshakes[oldest]
             oldest.abort()
         self._run(self._welcome(tcp))
@@ -290,7 +300,11 @@ class PyLibp2pTransport:
         finally:
             self._handshakes.pop(tcp, None)
         of_peer = len(self._connections.get(peer_id, ()))
-        if peer_id == self.peer_id or of_peer >= MAX_CONNECTIONS_OF_PEER or not self._make_room():
+        if (
+            peer_id == self.peer_id
+            or of_peer >= MAX_CONNECTIONS_OF_PEER
+            or not self._make_room(tcp.remote_maddr)
+        ):
             tcp.abort()
             return
         self._accepted += 1
@@ -320,14 +334,36 @@ class PyLibp2pTransport:
 
     # Keeping count.
 
-    def _make_room(self) -> bool:
-        """Whether one more connection may be accepted, perhaps in place of one that nobody uses."""
+    def _make_room(self, remote_maddr: str) -> bool:
+        """Whether one more connection may be accepted, perhaps in place of another."""
         if self._accepted < MAX_CONNECTIONS:
             return True
-        idle = [each for each in self._all_connections() if not each.initiator and not each.in_use]
-        if idle:
-            min(idle, key=lambda each: each.heard_at).close()
-        return bool(idle)
+        accepted = [each for each in self._all_connections() if not each.initiator]
+        sizes = Counter(address_group(each.remote_maddr) for each in accepted)
+        own = sizes[address_group(remote_maddr)]
+
+        def may_go(each: YamuxConnection) -> bool:
+            size = sizes[address_group(each.remote_maddr)]
+            return size > own + 1 if each.in_use else size >= own
+
+        def order(each: YamuxConnection) -> tuple[bool, int, float]:
+            return each.in_use, -sizes[address_group(each.remote_maddr)], each.heard_at
+
+        loser = min(filter(may_go, accepted), key=order, default=None)
+        if loser is not None:
+            loser.close()
+        return loser is not None
+
+    def on_unread(self) -> None:
+        """Some connection holds much that nobody has read."""
+        connections = self._all_connections()
+        if sum(each.unread for each in connections) <= MAX_UNREAD_BYTES:
+            return
+        of_group: Counter[str] = Counter()
+        for each in connections:
+            of_group[address_group(each.remote_maddr)] += each.unread
+        worst = max(connections, key=lambda each: (of_group[address_group(each.remote_maddr)], each.unread))
+        worst.abort(StreamClosedError("too much of what the peer sent waits to be read"))
 
     def _add(self, connection: YamuxConnection) -> YamuxConnection:
         if connection.ended_of is None:
@@ -377,6 +413,10 @@ class _Lines:
 
 
 async def _answer_pings(stream: Stream) -> None:
-    while len(data := await stream.read(PING_BYTES)):
+    while True:
+        async with asyncio.timeout(PING_IDLE_S):
+            data = await stream.read(PING_BYTES)
+        if not data:
+            return
         stream.write([data])
         await stream.drain()

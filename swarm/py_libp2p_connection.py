@@ -19,6 +19,8 @@ LINGER_S = 5.0
 """Seconds that a peer has to take what was written to a stream that is closed here, and to close it too."""
 KEEP_ALIVE_S = 15.0
 """Silence after which a connection is asked whether it lives."""
+MUCH_UNREAD = 256 * 1024
+"""Bytes of one connection that wait to be read, beyond which it is asked how much all of them hold."""
 SILENT_S = 30.0
 """Silence after which it does not: two questions were not answered."""
 
@@ -26,6 +28,9 @@ SILENT_S = 30.0
 class Owner(Protocol):
     def on_stream(self, stream: PyLibp2pStream) -> None:
         """The peer has opened a stream."""
+
+    def on_unread(self) -> None:
+        """Much of what the peer sent was not read yet."""
 
     def on_end(self, connection: YamuxConnection) -> None:
         """The connection is over; called once."""
@@ -38,6 +43,7 @@ class YamuxConnection:
         self.peer_id = peer_id
         self.initiator = initiator
         self.ended_of: NetworkError | None = None
+        self.unread = 0  # bytes that came and were not read
         self.draining: set[PyLibp2pStream] = set()  # streams whose writers wait for room
         self._channel = channel
         self._session = YamuxSession(initiator)
@@ -103,10 +109,13 @@ class YamuxConnection:
         return self._session.queued(stream.id)
 
     def release(self, stream: PyLibp2pStream, size: int) -> None:
+        self.unread -= size
         self._session.release(stream.id, size)
         self._flush()
 
-    def finish(self, stream: PyLibp2pStream) -> None:
+    def finish(self, stream: PyLibp2pStream, unread: int) -> None:
+        """``unread``: bytes of it that nobody will read any more."""
+        self.unread -= unread
         if self._streams.pop(stream.id, None) is None or self.ended_of is not None:
             return
         self._session.finish(stream.id)
@@ -125,6 +134,7 @@ class YamuxConnection:
                 match event:
                     case Data(id, piece):
                         if (stream := self._streams.get(id)) is not None:
+                            self.unread += len(piece)
                             stream.deliver(piece)
                     case Incoming(id):
                         self._owner.on_stream(self._add(id))
@@ -137,6 +147,8 @@ class YamuxConnection:
             self.abort(StreamClosedError(error.message))
             return
         self._flush()
+        if self.unread > MUCH_UNREAD:
+            self._owner.on_unread()
 
     def ended(self, error: NetworkError) -> None:
         self._over(error)

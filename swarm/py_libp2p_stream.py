@@ -102,8 +102,9 @@ class PyLibp2pStream:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            unread = sum(map(len, self._arrived))
             self._arrived.clear()
-            self._connection.finish(self)
+            self._connection.finish(self, unread)
             self.wake()
 
     # The connection's side.

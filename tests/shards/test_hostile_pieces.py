@@ -38,6 +38,7 @@ from swarm_node.swarm.errors import (
     NetworkError,
     StreamClosedError,
 )
+from swarm_node.swarm.shares import Holder
 from swarm_node.swarm.transport import Stream
 from swarm_node.swarm.types import Span
 
@@ -389,11 +390,28 @@ async def test_cold_peers_are_told_who_has_a_piece(world: PieceWorld) -> None:
 def test_asks_are_counted_by_the_minute() -> None:
     visitors = Visitors(ServeLimits(asks_per_minute=2))
     for _ in range(2):
-        assert visitors.enter("p", 0.0) == ""
-        visitors.leave("p")
-    assert "2 times a minute" in visitors.enter("p", 59.0)
-    assert visitors.enter("q", 59.0) == ""
-    assert visitors.enter("p", 61.0) == ""
+        assert visitors.enter(Holder("p"), 0.0) == ""
+        visitors.leave(Holder("p"))
+    assert "2 times a minute" in visitors.enter(Holder("p"), 59.0)
+    assert visitors.enter(Holder("q"), 59.0) == ""
+    assert visitors.enter(Holder("p"), 61.0) == ""
+
+
+def test_the_places_of_a_crowd_go_to_who_comes_from_elsewhere() -> None:
+    visitors = Visitors(ServeLimits(streams=4, streams_per_peer=2))
+    crowd = [Holder(f"sybil{number}", "net") for number in range(4)]
+    for holder in crowd:
+        assert visitors.loser(holder) is None
+        assert visitors.enter(holder, 0.0) == ""
+    assert visitors.loser(Holder("sybil9", "net")) is None
+    me = Holder("me", "home")
+    for _ in range(2):
+        loser = visitors.loser(me)
+        assert loser in crowd
+        visitors.leave(loser)
+        assert visitors.enter(me, 0.0) == ""
+    assert visitors.loser(me) is None
+    assert "2 streams of yours" in visitors.enter(me, 0.0)
 
 
 def test_a_bandwidth_is_kept() -> None:

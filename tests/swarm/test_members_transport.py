@@ -24,6 +24,7 @@ from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.messages import ErrorMessage, Hello
 from swarm_node.swarm.patience import Patience
 from swarm_node.swarm.replies import error_of
+from swarm_node.swarm.shares import ShareLimits, Shares
 from swarm_node.swarm.transport import Stream, Transport
 from swarm_node.swarm.types import ModelRef
 from swarm_node.swarm.wire import Frame, encode_frame
@@ -337,6 +338,22 @@ async def test_a_flood_of_silent_streams_is_bounded(network: MemoryNetwork, node
     fine = await MembersTransport(network.transport(THIRD), invited(), Clock()).open_stream(NODE, PROTOCOL)
     fine.write([b"x"])
     assert await fine.read() == b"x"
+
+
+async def test_a_crowd_of_silent_peers_keeps_nobody_out(
+    network: MemoryNetwork, node: MembersTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "_greeting", Shares(ShareLimits(6, per_peer=MAX_GREETING)))
+    crowd = [await network.transport(peer).open_stream(NODE, PROTOCOL) for peer in (THIRD,) * 4 + ("x",) * 2]
+    client = MembersTransport(network.transport(CLIENT), invited(), Clock())
+    fine = await client.open_stream(NODE, PROTOCOL)
+    fine.write([b"x"])
+    assert await fine.read() == b"x"
+    assert await crowd[0].read() == b""  # the oldest of who had most
+    assert node._greeting.held == 5
+    for stream in (*crowd, fine):
+        stream.close()
+    network.kill("x")
 
 
 @pytest.fixture(autouse=True)

@@ -97,6 +97,33 @@ async def test_a_flood_of_single_bytes_takes_little_more_than_its_size(start_pur
     assert await kept[0].read(3) == b"xxx"
 
 
+async def test_what_nobody_reads_is_bounded_over_all_connections(
+    start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(py_libp2p, "MAX_UNREAD_BYTES", 5 * INITIAL_WINDOW)
+    server, _, good = await linked(start_pure)
+
+    async def rest(stream: Stream) -> None:
+        await asyncio.Event().wait()
+
+    await server.serve("/rest/1", rest)
+    light, heavy = await start_pure(client_mode=True), await start_pure(client_mode=True)
+    for client, streams in ((light, 1), (heavy, 4)):
+        for _ in range(streams):
+            stream = await client.open_stream(server.peer_id, "/rest/1", await server.maddrs())
+            stream.write([bytes(INITIAL_WINDOW)])
+    await until(lambda: heavy.peer_id in server._connections and not light._closed)
+    good.write([bytes(1000)])
+    held = {peer: sum(each.unread for each in each_) for peer, each_ in server._connections.items()}
+    assert held.get(light.peer_id, 0) <= INITIAL_WINDOW
+    more = await heavy.open_stream(server.peer_id, "/rest/1", await server.maddrs())
+    more.write([bytes(INITIAL_WINDOW)])
+    await until(lambda: heavy.peer_id not in server._connections)
+    assert light.peer_id in server._connections
+    good.write([b"unharmed"])
+    assert await good.read()
+
+
 async def test_bytes_that_were_altered_end_the_connection(start_pure: StartPure) -> None:
     server, _, good = await linked(start_pure)
     channel = await intruder(server)
