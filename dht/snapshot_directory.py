@@ -26,6 +26,7 @@ from ..swarm.errors import (
 from ..swarm.faults import Faults
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
+from ..swarm.side_by_side import ask_side_by_side
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo
 from . import layout
@@ -51,11 +52,13 @@ from .snapshot_messages import (
 
 ASKED = 3
 """Nodes whose answers make a lookup: all of them must lie to hide somebody."""
-ANSWER_S = 5.0
-"""Seconds for one node's whole answer, dialling it included."""
-REST_S = 1.0
-"""Seconds that the others have once one has answered: how long a frozen node can hold up a lookup."""
-MUTE_S = 30.0
+DIAL_S = 5.0
+"""Seconds for a stream to a node; others are asked long before."""
+SILENT_S = 2.5
+"""Seconds without a byte of an answer, after which it will not come."""
+ANSWER_S = 30.0
+"""Seconds for one node's whole answer, dialling it included: 4 MB on a line of 1 Mbit/s."""
+MUTE_S = 120.0
 """Seconds for which somebody who gave no good answer is left alone, as long as others answer."""
 MAX_SOURCES = 64
 """Nodes kept to be asked, besides the initial peers."""
@@ -183,80 +186,55 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
     async def _store(self, key: str, expiration: float, value: bytes, found: Snapshot) -> NetworkError | None:
         """Give our entry to those who answered the lookup: each stores it in the DHT."""
 
-        async def give(peer_id: str) -> str:
-            async with asyncio.timeout(ANSWER_S):
-                stream = await self._open(peer_id)
-                try:
-                    await stream.send(Put(key, expiration, value))
-                    answer = await stream.receive()
-                finally:
-                    stream.close()
+        said: dict[str, str] = {}
+
+        async def give(peer_id: str) -> None:
+            stream = await self._open(peer_id)
+            try:
+                await stream.send(Put(key, expiration, value))
+                answer = await stream.receive_within(SILENT_S)
+            finally:
+                stream.close()
             match answer:
                 case Stored(reason):
-                    return reason
+                    said[peer_id] = reason
                 case Slower(retry_after_ms):
-                    return f"peer {peer_id[-8:]} takes no more before {retry_after_ms / 1000:.1f} s"
-            raise RemoteProtocolError(f"peer {peer_id[-8:]} answers {type(answer).__name__} to PUT")
+                    said[peer_id] = f"peer {peer_id[-8:]} takes no more before {retry_after_ms / 1000:.1f} s"
+                case _:
+                    raise RemoteProtocolError(f"peer {peer_id[-8:]} answers {type(answer).__name__} to PUT")
 
-        answers = await asyncio.gather(*map(give, list(found.clocks)[:ASKED]), return_exceptions=True)
-        if any(answer == "" for answer in answers):
+        outcomes = await ask_side_by_side(lambda _: list(found.clocks), give, ASKED)
+        for error in outcomes.values():
+            if error is not None and not isinstance(error, SwarmError):
+                raise error
+        if "" in said.values():
             return None
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, SwarmError | TimeoutError):
-                raise answer
-        said = next((answer for answer in answers if isinstance(answer, str)), "nobody answers")
-        return NetworkError(f"our announcement was not stored: {said}")
+        reason = next(iter(said.values()), "nobody answers")
+        return NetworkError(f"our announcement was not stored: {reason}")
 
     # Asking.
 
     async def _ask_several(self, keys: Sequence[str], found: Snapshot) -> None:
         if self._closed:
             raise NetworkError("the directory is closed")
-        tried: set[str] = set()
-        answered: set[str] = set()
         errors: dict[str, SwarmError] = {}
-        while len(answered) < ASKED:
-            turn = [each for each in self._in_turn(bool(answered)) if each not in tried]
-            chosen = turn[: ASKED - len(answered)]
-            if not chosen:
-                break
-            tried |= set(chosen)
-            asking = {asyncio.create_task(self._ask(peer_id, keys, found)): peer_id for peer_id in chosen}
-            await self._gather(asking, bool(answered))
-            for task, peer_id in asking.items():
-                error = PeerUnreachableError("it was too slow") if task.cancelled() else task.exception()
-                if error is None:
-                    answered.add(peer_id)
-                    self._mute.pop(peer_id, None)
-                elif isinstance(error, SwarmError):
-                    logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
-                    errors[peer_id] = error
-                    self._mute[peer_id] = self._clock() + MUTE_S
-                else:  # what one peer answers must not cost us what the others say
-                    self._faults.note(error, peer_id)
-                    errors[peer_id] = RemoteProtocolError(f"peer {peer_id[-8:]} answers what cannot be read")
-                    self._mute[peer_id] = self._clock() + MUTE_S
-        if not answered:
+        outcomes = await ask_side_by_side(
+            self._in_turn, lambda peer_id: self._ask(peer_id, keys, found), ASKED
+        )
+        for peer_id, error in outcomes.items():
+            if error is None:
+                self._mute.pop(peer_id, None)
+                continue
+            if not isinstance(error, SwarmError):  # what one answers must not cost us what the others say
+                self._faults.note(error, peer_id)
+                error = RemoteProtocolError(f"peer {peer_id[-8:]} answers what cannot be read")
+            logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
+            errors[peer_id] = error
+            self._mute[peer_id] = self._clock() + MUTE_S
+        if len(errors) == len(outcomes):
             raise self._nobody(errors)
         if (problem := clock_problem(found.clocks)) is not None:
             raise NetworkError(problem, hint="Set both clocks by network time (NTP), then start again.")
-
-    async def _gather(self, asking: Mapping[asyncio.Task[None], str], hurry: bool) -> None:
-        """Wait for the answers; once there is one, for REST_S at most."""
-        pending: set[asyncio.Task[None]] = set(asking)
-        try:
-            while pending:
-                done, pending = await asyncio.wait(
-                    pending, timeout=REST_S if hurry else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                if hurry and not done:
-                    break
-                hurry = hurry or any(not task.cancelled() and task.exception() is None for task in done)
-        finally:
-            for task in pending:
-                task.cancel()
-            if pending:
-                await asyncio.wait(pending)
 
     async def _ask(self, peer_id: str, keys: Sequence[str], found: Snapshot) -> None:
         """Add what this peer knows. Raises SwarmError."""
@@ -268,7 +246,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
                     await stream.send(Get(tuple(keys)))
                     size = 0
                     while True:
-                        answer = await stream.receive()
+                        answer = await stream.receive_within(SILENT_S)
                         if isinstance(answer, Slower):
                             raise NetworkError(f"peer {peer_id[-8:]} is asked too often")
                         if not isinstance(answer, Entries):
@@ -307,7 +285,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
 
     async def _open(self, peer_id: str) -> MessageStream[SnapshotMessage]:
         maddrs = self._initial.get(peer_id) or self._sources.get(peer_id, ())
-        stream = await self._transport.open_stream(peer_id, SNAPSHOT_PROTOCOL, maddrs, timeout=ANSWER_S)
+        stream = await self._transport.open_stream(peer_id, SNAPSHOT_PROTOCOL, maddrs, timeout=DIAL_S)
         return MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
 
     def _in_turn(self, answered: bool) -> list[str]:

@@ -6,8 +6,9 @@ import asyncio
 from time import perf_counter
 from typing import Generic, TypeVar
 
-from .errors import LocalProtocolError, StreamClosedError
+from .errors import LocalProtocolError, PeerTimeoutError, StreamClosedError
 from .messages import MESSAGES, Message
+from .patience import LEAST_RATE_BYTES_PER_S
 from .schema import MessageSet
 from .transport import Stream
 from .unfinished import UnfinishedFrame
@@ -97,6 +98,23 @@ class MessageStream(Generic[M]):
             unfinished.holds(0)
         message: M = self._messages.decode(frame)
         return message
+
+    async def receive_within(self, seconds: float) -> M:
+        """As ``receive``, of a peer that owes an answer: PeerTimeoutError when it sends nothing for so long,
+        or so little that it will not come."""
+        receiving = asyncio.ensure_future(self.receive())
+        try:
+            while True:
+                received = self.bytes_received
+                done, _ = await asyncio.wait([receiving], timeout=seconds)
+                if done:
+                    return receiving.result()
+                if self.bytes_received - received < LEAST_RATE_BYTES_PER_S * seconds:
+                    raise PeerTimeoutError(f"peer {self.peer_id[-8:]} was silent for {seconds:g} s")
+        finally:
+            if not receiving.done():
+                receiving.cancel()
+                await asyncio.wait([receiving])
 
     def unread(self) -> bytes:
         """Take back what came behind the last message that was received."""

@@ -35,6 +35,7 @@ from swarm_node.dht.snapshot_messages import (
 )
 from swarm_node.node import snapshot_service
 from swarm_node.node.snapshot_service import SnapshotService
+from swarm_node.swarm import side_by_side
 from swarm_node.swarm.connection import MessageStream
 from swarm_node.swarm.demand import WantedModel
 from swarm_node.swarm.errors import NetworkError, PeerUnreachableError, RemoteProtocolError, UsageError
@@ -202,7 +203,8 @@ async def test_a_liar_hides_nobody_and_invents_nobody() -> None:
 
 @pytest.mark.parametrize("how", ["garbage", "endless", "silent", "another message", "closes", "wrong index"])
 async def test_who_answers_badly_costs_only_his_answer(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_directory, "REST_S", 0.05)
+    monkeypatch.setattr(side_by_side, "HEDGE_S", 0.05)
+    monkeypatch.setattr(side_by_side, "REST_S", 0.05)
     swarm = await Swarm(2).open()
     swarm.put(NODES[4], Span(0, 10))
 
