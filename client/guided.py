@@ -72,12 +72,13 @@ def _schema_text(source: object) -> str:
     source = {key: value for key, value in source.items() if key != "$schema"}  # all are read as 2020-12
     try:
         text = json.dumps(source, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        _check_length("json_schema", text)
+        parsed = json.loads(text)  # as JSON has it: keys that are no text have become one
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"the schema is no JSON: {error}", hint="Give a mapping of JSON values, or JSON text."
         ) from None
-    _check_length("json_schema", text)
-    check_schema(json.loads(text))  # as JSON has it: keys that are no text have become one
+    check_schema(parsed)
     return text
 
 

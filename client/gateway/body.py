@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from .errors import ApiError, wrong
 
 MAX_DEPTH = 64
 """Of objects and lists inside each other; no honest request comes near, and templates and schemas recurse."""
 
+MAX_CONTAINERS = 2**16
+"""Objects and lists in a body. Python's garbage collector looks at all of them again and again while they are
+made: 700,000 fit into two megabytes, and hold the interpreter for a second."""
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?+', re.DOTALL)
+INLINE_BYTES = 32 * 1024
+"""Of a body that is read at once, in some milliseconds at worst; a larger one is read in a thread."""
+
+T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
@@ -18,8 +28,11 @@ class ClientGoneError(Exception):
     """Nobody is there any more to be answered."""
 
 
-async def read_json(headers: Iterable[tuple[bytes, bytes]], receive: Receive, max_bytes: int) -> Any:
-    """The body as JSON. Raises ApiError (400, 413, 415) and ClientGoneError."""
+async def read_json(
+    headers: Iterable[tuple[bytes, bytes]], receive: Receive, max_bytes: int, read: Callable[[Any], T]
+) -> T:
+    """What ``read`` makes of the body as JSON, beside the event loop where that may take long. Raises
+    ApiError (400, 413, 415), what ``read`` raises, and ClientGoneError."""
     told = dict(headers)
     # Browsers send any other type to any address without asking first: a strange web page could use up
     # this gateway.
@@ -39,11 +52,16 @@ async def read_json(headers: Iterable[tuple[bytes, bytes]], receive: Receive, ma
         more = message.get("more_body", False)
         if len(parts) > max_bytes:
             raise _too_large(max_bytes)
-    return parse_json(bytes(parts))
+    data = bytes(parts)
+    if len(data) <= INLINE_BYTES:
+        return read(parse_json(data))
+    return await asyncio.to_thread(lambda: read(parse_json(data)))
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises ApiError 400 for what is no JSON, or too deep."""
+    """Raises ApiError 400 for what is no JSON, too deep, or of too many parts."""
+    if _containers(data) > MAX_CONTAINERS and _containers(_STRING.sub(b"", data)) > MAX_CONTAINERS:
+        raise wrong("", f"holds over {MAX_CONTAINERS} objects and lists", code="invalid_json")
     try:
         value = json.loads(data.decode(), parse_constant=_no_number)
     except UnicodeDecodeError as error:
@@ -55,15 +73,22 @@ def parse_json(data: bytes) -> Any:
         raise _too_deep() from None
     except ValueError:
         raise wrong("", "is not JSON: it holds a number that is none", code="invalid_json") from None
-    _check_depth(value)
+    if is_deep(value):
+        raise _too_deep()
     return value
+
+
+def _containers(data: bytes) -> int:
+    """At most so many: those in strings are counted, too."""
+    return data.count(b"[") + data.count(b"{")
 
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _check_depth(value: Any) -> None:
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value has more than ``MAX_DEPTH`` levels."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -74,8 +99,8 @@ def _check_depth(value: Any) -> None:
             if isinstance(item, dict | list)
         ]
         if not level:
-            return
-    raise _too_deep()
+            return False
+    return True
 
 
 def _too_deep() -> ApiError:

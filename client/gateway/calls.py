@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 from .answers import to_json
 from .body import ClientGoneError, Receive, read_json
@@ -15,6 +15,7 @@ ABORT = "swarm_node.abort"
 BODY_S = 30.0
 """For a request's body to arrive."""
 
+T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 
@@ -39,11 +40,11 @@ class Call:
     def headers(self) -> list[tuple[bytes, bytes]]:
         return self.scope["headers"]
 
-    async def json(self, max_bytes: int) -> Any:
-        """The body. Raises ApiError and ClientGoneError."""
+    async def read(self, max_bytes: int, read: Callable[[Any], T]) -> T:
+        """What ``read`` makes of the body. Raises ApiError and ClientGoneError."""
         try:
             async with asyncio.timeout(BODY_S):
-                return await read_json(self.headers, self._receive, max_bytes)
+                return await read_json(self.headers, self._receive, max_bytes, read)
         except TimeoutError:
             raise ApiError(
                 408, f"the request did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .body import is_deep
 from .errors import refused, wrong
 from .fields import Fields, kind_of, text_of
 from .tools import NAME_LENGTH
@@ -81,13 +82,17 @@ def _tool_call(call: Fields) -> dict[str, Any]:
     function = call.required_inner("function")
     name = function.required_text("name", longest=NAME_LENGTH)
     text = function.required_text("arguments", longest=MAX_TEXT)
-    arguments: Any = text
-    try:
-        arguments = json.loads(text)  # templates write objects out themselves
-    except (ValueError, RecursionError):
-        pass
     return {
         "id": call.text("id", longest=NAME_LENGTH) or "",
         "type": "function",
-        "function": {"name": name, "arguments": arguments if isinstance(arguments, dict) else text},
+        "function": {"name": name, "arguments": _arguments(text)},
     }
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """As an object, where it is one: templates write objects out themselves."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) and not is_deep(arguments) else text

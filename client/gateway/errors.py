@@ -10,9 +10,11 @@ from typing import Any
 from ...swarm.errors import (
     BusyError,
     LocalProtocolError,
+    ModelError,
     ModelMismatchError,
     NetworkError,
     PeerError,
+    PromptTooLongError,
     RemoteProtocolError,
     RouteError,
     SwarmError,
@@ -99,6 +101,8 @@ def from_swarm(error: SwarmError, model: str = "", initial_peers: str = "ADDR") 
         )
     if isinstance(error, BusyError):
         return too_many(text, error.retry_after, code="swarm_busy")
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, text, code="context_length_exceeded")
     if isinstance(error, UsageError):
         return ApiError(400, text)
     if isinstance(error, RouteError | ModelMismatchError):
@@ -109,6 +113,8 @@ def from_swarm(error: SwarmError, model: str = "", initial_peers: str = "ADDR") 
         return ApiError(502, text, kind="server_error", code="peer_failed")
     if isinstance(error, LocalProtocolError):
         return internal()
+    if isinstance(error, ModelError):
+        return ApiError(500, text, kind="server_error", code="model_error")
     return ApiError(500, text, kind="server_error", code="internal_error")
 
 

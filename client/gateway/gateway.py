@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ...swarm.errors import SwarmError, UsageError
 from ..async_model import AsyncSwarmModel
@@ -26,6 +26,8 @@ from .replies import Job, Reply, StreamedReply, WholeReply
 from .requests import ChatRequest, CompletionRequest, read_chat, read_completion
 
 _logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,10 @@ class Gateway:
         await call.reply(to_json(await self.offers.one(call.scope["path_params"]["name"])))
 
     async def chat(self, call: Call) -> None:
-        await self._answer(call, self._chat_job)
+        await self._answer(call, read_chat, self._chat_job)
 
     async def complete(self, call: Call) -> None:
-        await self._answer(call, self._completion_job)
+        await self._answer(call, read_completion, self._completion_job)
 
     def _check(self, call: Call) -> None:
         """Raises ApiError: 401, 429."""
@@ -96,13 +98,15 @@ class Gateway:
         client = call.scope.get("client")
         self._rates.take(caller or (str(client[0]) if client else ""))
 
-    async def _answer(self, call: Call, read: Callable[[object], Awaitable[Job]]) -> None:
+    async def _answer(
+        self, call: Call, read: Callable[[object], Request], prepare: Callable[[Request], Awaitable[Job]]
+    ) -> None:
         began = perf_counter()
         self._check(call)
         if self.draining:
             raise _shutting_down()
         with self.admission.request():
-            job = await read(await call.json(self.limits.max_body_bytes))
+            job = await prepare(await call.read(self.limits.max_body_bytes, read))
             try:
                 await self._run(call, job, began)
             except SwarmError as error:
@@ -128,8 +132,7 @@ class Gateway:
     def _options(self, logprobs: int | None, guide: Guide | None) -> GenerateOptions:
         return {"logprobs": logprobs, "guide": guide, "speculate": self._speculate}
 
-    async def _chat_job(self, value: object) -> Job:
-        request = read_chat(value)
+    async def _chat_job(self, request: ChatRequest) -> Job:
         model_id, model = self.offers.find(request.model)
         prompt = await chat_prompt(model, request)
         return self._job(
@@ -142,8 +145,7 @@ class Gateway:
             length_field="max_completion_tokens",
         )
 
-    async def _completion_job(self, value: object) -> Job:
-        request = read_completion(value)
+    async def _completion_job(self, request: CompletionRequest) -> Job:
         model_id, model = self.offers.find(request.model)
         prompts = await text_prompts(model, request)
         echoes = await prompt_texts(model, request, prompts) if request.echo else [""] * len(prompts)

@@ -104,14 +104,14 @@ def wanted(
 def _checked(ids: Sequence[int], model: AsyncSwarmModel, name: str) -> tuple[int, ...]:
     if not ids:
         raise wrong(name, "is empty")
-    if any(not 0 <= token < model.vocab_size for token in ids):
-        raise wrong(name, f"holds token ids outside 0 to {model.vocab_size - 1}")
     if len(ids) >= model.context:
         raise wrong(
             name,
             f"has {len(ids)} tokens, but the model's context holds {model.context}, answer included",
             code="context_length_exceeded",
         )
+    if any(not 0 <= token < model.vocab_size for token in ids):
+        raise wrong(name, f"holds token ids outside 0 to {model.vocab_size - 1}")
     return tuple(ids)
 
 

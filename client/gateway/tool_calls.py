@@ -93,19 +93,20 @@ class ToolCallReader:
         """The calls that ``text`` is; none where it is anything else."""
         try:
             value = json.loads(text)
+            calls = [self._call(item) for item in (value if isinstance(value, list) else [value])]
         except (ValueError, RecursionError):
             return []
-        calls = [self._call(item) for item in (value if isinstance(value, list) else [value])]
         return [call for call in calls if call is not None] if all(calls) else []
 
     def _call(self, value: Any) -> ToolCall | None:
+        """ValueError and RecursionError for arguments that are no JSON."""
         if not isinstance(value, dict):
             return None
         name = value.get("name")
         arguments = value.get("arguments", value.get("parameters", {}))
         if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
-        return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
 
     def _counted(self, calls: list[ToolCall]) -> list[ToolCall]:
         if not self._parallel:

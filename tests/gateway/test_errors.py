@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import openai
 import pytest
 from fake_swarm import CONTEXT, until
-from gateway_case import Serve
+from gateway_case import Serve, TemplateTokenizer
+
+from swarm_node.shards import chat_template
+from swarm_node.swarm.confined.process import Bounds
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "toy", "prompt": "hi"}
@@ -237,6 +241,27 @@ async def test_a_fault_inside_tells_nothing_of_it(serve: Serve, monkeypatch: pyt
             assert "secret" not in response.text
             assert response.json()["error"]["code"] == "internal_error"
     assert (await served.chat(max_tokens=1)).status_code == 200
+
+
+async def test_a_hostile_template_fails_its_own_requests_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "BOUNDS", Bounds(cpu_s=1, wall_s=0.3))
+    endless = (
+        "{% if messages[0].content == 'go' %}{{ (9 ** (9 ** (messages|length + 8)))|string }}{% endif %}hi"
+    )
+    served = await serve(tokenizer=TemplateTokenizer(endless))
+    asked = asyncio.create_task(served.chat("go"))
+    alive = 0
+    while not asked.done():
+        assert (await served.http.get("/health")).status_code == 200
+        alive += 1
+    assert alive > 3
+    response = await asked
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "model_error")
+    assert "chat template" in response.json()["error"]["message"]
+    assert (await served.chat("hi", max_tokens=1)).status_code == 200
+    assert (await served.complete("hi", max_tokens=1)).status_code == 200
 
 
 async def test_draining_refuses_and_says_so(serve: Serve) -> None:

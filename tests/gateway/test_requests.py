@@ -112,6 +112,38 @@ def test_bytes_are_json_or_an_error(data: bytes) -> None:
     assert (problem.status, problem.code) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"prompt":[' + "9" * 5000 + "]}",
+        '{"prompt":"a","temperature":1e999}',
+        '{"prompt":"a","temperature":NaN}',
+        '{"prompt":"a","max_tokens":1e999}',
+        '{"prompt":"a","seed":' + "9" * 4000 + "}",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"messages":[' + "[]," * 70_000 + "[]]}",
+        '{"prompt":"' + "\\" * 100_001,
+    ],
+)
+def test_numbers_and_nestings_that_cannot_be_are_refused(body: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_completion(parse_json(body.encode()))
+    assert caught.value.status == 400
+
+
+def test_a_text_may_hold_any_number_of_brackets() -> None:
+    text = '[{"\\' * 70_000
+    assert parse_json(json.dumps({"prompt": text}).encode()) == {"prompt": text}
+
+
+def test_arguments_of_calls_that_nest_too_deep_stay_text() -> None:
+    deep = '{"a":' * 900 + "1" + "}" * 900
+    call = {"type": "function", "function": {"name": "f", "arguments": deep}}
+    request = read_chat({"messages": [{"role": "assistant", "tool_calls": [call]}]})
+    assert request.messages[0]["tool_calls"][0]["function"]["arguments"] == deep
+
+
 def _examples() -> list[SwarmError]:
     """One of each class of the tree."""
     made: list[SwarmError] = [

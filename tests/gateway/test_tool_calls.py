@@ -113,3 +113,13 @@ def test_tool_choices() -> None:
     assert named.forced == ("stop",)
     with pytest.raises(ApiError, match="'go' is none of the tools: 'find', 'stop'"):
         read_tools(Fields(_tools(tool_choice={"type": "function", "function": {"name": "go"}})))
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", '{"a":' * 985 + "1" + "}" * 985])
+def test_arguments_that_are_no_json_are_no_call(value: str) -> None:
+    reader = ToolCallReader({"f"})
+    said = f'<tool_call>{{"name": "f", "arguments": {{"x": {value}}}}}</tool_call>'
+    shown, calls = reader.push(said)
+    for call in calls:
+        json.loads(call.arguments, parse_constant=pytest.fail)
+    assert calls or shown == said
