@@ -12,6 +12,8 @@ from tokenizers import Tokenizer as Backend
 
 from ..swarm.confined.process import one_line
 from ..swarm.errors import CheckpointError
+from .bounded_json import read_bytes
+from .chat_template import MAX_SOURCE
 from .config import ModelConfig
 from .hf_config import read_json
 from .tokenizer import Tokenizer, is_panic
@@ -132,8 +134,8 @@ def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_bytes(path, 4 * MAX_SOURCE).decode()
+        except UnicodeDecodeError as error:
             raise CheckpointError(f"cannot read {path}: {error}") from None
     template = _optional_json(directory / "chat_template.json").get(
         "chat_template", settings.get("chat_template")

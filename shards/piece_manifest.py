@@ -212,6 +212,8 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
             return f"a file called {file.name[:60]!a}"
         if not 0 < file.size <= MAX_PIECES * MAX_PIECE or not 0 <= file.head <= file.size:
             return f"{file.name} has {file.size} bytes, {file.head} of them its head"
+        if file.head < file.size and not file.name.endswith((".gguf", ".safetensors")):
+            return f"{file.name} is not all head"
         if len(file.hashes) != -(-file.size // piece_size) * 32:
             return f"{file.name} has not as many hashes as pieces"
     if sum(file.head for file in files) > MAX_HEADS:

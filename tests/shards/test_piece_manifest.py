@@ -31,7 +31,9 @@ from swarm_node.swarm.errors import CheckpointError, RemoteProtocolError
 SIZE = 16 * 1024
 
 
-def file(name: str, size: int = 10, head: int = 0) -> PieceFile:
+def file(name: str, size: int = 10, head: int | None = None) -> PieceFile:
+    if head is None:
+        head = 0 if name.endswith((".gguf", ".safetensors")) else size
     return PieceFile(name, size, head, bytes(32 * -(-size // SIZE)))
 
 
@@ -147,6 +149,7 @@ C, W = [[getattr(f, field) for field in PieceFile.__slots__] for f in (CONFIG, W
         (encoded([C, [W[0], -1, 0, b""]]), "has -1 bytes"),
         (encoded([C, [W[0], 2**62, 0, b""]]), "has 46"),
         (encoded([C, [W[0], W[1], W[1] + 1, W[3]]]), "its head"),
+        (encoded([[C[0], C[1], 0, C[3]], W]), "config.json is not all head"),
         (encoded([C, [W[0], W[1], 0, W[3][:-1]]]), "hashes"),
         (encoded([C, [W[0], W[1], 0, W[3] + bytes(32)]]), "hashes"),
         (encoded([C, [W[0], True, 0, W[3]]]), "without name"),

@@ -342,6 +342,9 @@ def test_generation_config_wins_and_template_file(hf_llama: HFLlama) -> None:
         assert model.tokenizer().eos_ids == {1, 9}
         assert model.tokenizer().render_chat([{"role": "user", "content": "x"}]) == "new"
         assert model.tokenizer() is model.tokenizer()
+    (directory / "chat_template.jinja").write_bytes(b"x" * (2**22 + 1))
+    with open_checkpoint(str(directory)) as model, pytest.raises(CheckpointError, match="has more than"):
+        model.tokenizer()
 
 
 def test_hf_directory_without_tokenizer(hf_llama: HFLlama) -> None:
