@@ -22,11 +22,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-STALL_S = 5.0
-"""A source that was asked and gave nothing for so long is asked for nothing more until it does, and others
+from ..swarm.patience import LEAST_RATE_BYTES_PER_S
+
+STALL_S = 2.0
+"""A source that was asked and sends nothing for so long is asked for nothing more until it does, and others
 are asked for the same."""
-DEAD_S = 30.0
-"""After so long without a piece it is given up."""
+DEAD_S = 8.0
+"""After so long without a byte it is given up: it holds a place that others could have."""
+LATE_S = 10.0
+"""A piece that has not come so long after it was asked for is asked of others, too: bytes that flow end in no
+piece, perhaps."""
+BACKLOG_S = 5.0
+"""A source of a part whose full pipe takes longer than this is not waited for: what it has is asked of whole
+sources, too. On a line of 10 Mbit/s a pipe takes less."""
 PROMISE_S = 3.0
 """To wait for a piece that somebody else was just sent, counted from the last news of that peer: on a LAN it
 is there in milliseconds."""
@@ -54,12 +62,23 @@ class _Source:
     """When it gave a piece, or was first asked after it had given all."""
     told_at: float
     """When it last said what it holds."""
+    flowed_at: float = 0.0
+    """When bytes last came from it, and not too few of them."""
+    received: int = 0
+    """Bytes that had come from it by then."""
     preferred: np.ndarray | None = None
     asked: dict[int, float] = field(default_factory=dict)
     whole: bool = False
 
     def is_stalled(self, now: float) -> bool:
-        return bool(self.asked) and now - self.heard_at > STALL_S
+        return self.silent_s(now) > STALL_S
+
+    def silent_s(self, now: float) -> float:
+        """For how long it owes a piece and sends nothing."""
+        return now - max(self.heard_at, self.flowed_at) if self.asked else 0.0
+
+    def is_behind(self, now: float, depth: int) -> bool:
+        return len(self.asked) >= depth and now - min(self.asked.values()) > BACKLOG_S
 
 
 class PieceSchedule:
@@ -152,9 +171,22 @@ class PieceSchedule:
             source.whole = False
             self._rank_whole()
 
+    def flowed(self, peer: str, received: int, now: float) -> None:
+        """So many bytes have come from a source in all. A trickle does not count."""
+        source = self._sources.get(peer)
+        if source is None:
+            return
+        least = LEAST_RATE_BYTES_PER_S * (now - max(source.flowed_at, source.heard_at))
+        if received - source.received > max(0.0, least):
+            source.flowed_at, source.received = now, received
+
     def dead(self, now: float) -> list[str]:
-        """Sources that were asked and gave nothing for DEAD_S."""
-        return [peer for peer, s in self._sources.items() if s.asked and now - s.heard_at > DEAD_S]
+        """Sources that were asked and sent nothing for DEAD_S."""
+        return [peer for peer, source in self._sources.items() if source.silent_s(now) > DEAD_S]
+
+    def stalled(self, now: float) -> list[str]:
+        """Sources that were asked and send nothing at present."""
+        return [peer for peer, s in self._sources.items() if s.is_stalled(now) and not s.last_resort]
 
     def can_come(self) -> bool:
         """Whether every wanted piece is held by some source."""
@@ -171,9 +203,14 @@ class PieceSchedule:
             return []
         live = [s for s in self._sources.values() if not s.is_stalled(now)]
         stalled = np.zeros(len(self._wanted), dtype=np.int16)  # asked only of sources that give nothing
+        late = np.zeros(len(self._wanted), dtype=bool)
         for source in self._sources.values():
             if source.is_stalled(now):
                 stalled[list(source.asked)] += 1
+            else:
+                overdue = [piece for piece, at in source.asked.items() if now - at > LATE_S]
+                stalled[overdue] += 1
+                late[overdue] = True
         free = self._wanted & (self._in_flight <= stalled)
         holders = np.zeros(len(self._wanted), dtype=np.int16)
         in_parts = np.zeros(len(self._wanted), dtype=bool)  # held by live sources that have only a part
@@ -182,8 +219,8 @@ class PieceSchedule:
             holders += source.held
             if not source.last_resort:
                 anywhere |= source.held
-                if not source.whole:
-                    in_parts |= source.held
+                if not source.whole and not source.is_behind(now, self.depth):
+                    in_parts |= source.held & ~late
         promised = np.zeros(len(self._wanted), dtype=bool)
         promised[list(self._promised)] = True
         found: list[Request] = []
@@ -192,6 +229,7 @@ class PieceSchedule:
             if room <= 0 or source.is_stalled(now):
                 continue
             mine = free & source.held
+            mine[list(source.asked)] = False
             if source.last_resort:
                 mine &= ~(anywhere | promised)
             elif source.whole:

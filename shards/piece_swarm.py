@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
 from ..swarm.transport import Transport
 from ..swarm.types import NodeInfo, NodeState
-from .piece_manifest import PieceManifest
+from .piece_manifest import MAX_PIECES, PieceManifest
 from .piece_messages import (
     ASKER_MAX_FRAME,
     PIECE_MESSAGES,
@@ -71,14 +72,17 @@ _WRITES = 4
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
     """``sources`` at once. In seconds: ``wait_s`` without a source for what is missing, None: for ever;
-    ``ban_s``: who sent wrong bytes; ``look_s`` between looks into the directory; ``answer_s`` for a dial, a
-    first answer, a manifest."""
+    ``ban_s``: who sent wrong bytes; ``look_s`` between looks into the directory; ``dial_s`` for a stream;
+    ``answer_s`` without a byte of a first answer, or of a manifest; ``hedge_s`` until another source is asked
+    for the manifest, too."""
 
     sources: int = 12
     wait_s: float | None = 60.0
     ban_s: float = 3600.0
     look_s: float = 2.0
-    answer_s: float = 15.0
+    dial_s: float = 6.0
+    answer_s: float = 3.0
+    hedge_s: float = 1.0
     tick_s: float = 0.25
 
 
@@ -122,7 +126,8 @@ class PieceSwarm:
         self._clock = clock
         self._manifest = manifest
         self._faults = Faults("fetching weights")
-        self._has_manifest = asyncio.Lock()  # one asks, the others wait
+        self._manifest_came = asyncio.Event()
+        self._manifest_asked_at = float("-inf")  # of some source; others wait a moment for it
         self._schedule: PieceSchedule | None = None
         self._store: PieceStore | None = None
         self._links: dict[str, MessageStream[PieceMessage]] = {}
@@ -187,6 +192,8 @@ class PieceSwarm:
             if schedule.can_come():
                 stuck_since = now
             self._check(stuck_since)
+            for peer, link in self._links.items():
+                schedule.flowed(peer, link.bytes_received, now)
             for peer in schedule.dead(now):
                 self._end(peer, "it was asked for pieces and sent none")
             for request in schedule.requests(now):
@@ -249,9 +256,18 @@ class PieceSwarm:
             )
             if len(self._links) >= self._settings.sources and not self._can_come():
                 self._links[next(iter(self._links))].close()  # room for one that has more
+            self._make_room({node.peer_id for node in found})
             for node in found:
                 self._meet(node.peer_id, node.maddrs)
             await asyncio.sleep(self._settings.look_s)
+
+    def _make_room(self, found: set[str]) -> None:
+        """Give up sources that send nothing where others could have their places."""
+        waiting = len(found - self._visits.keys())
+        free = self._settings.sources - sum(not visit.done() for visit in self._visits.values())
+        if self._schedule is not None and waiting > free:
+            for peer in self._schedule.stalled(self._clock())[: waiting - free]:
+                self._end(peer, "it was asked for pieces and sends none, and others are there")
 
     def _can_come(self) -> bool:
         return self._schedule is not None and self._schedule.can_come()
@@ -293,7 +309,7 @@ class PieceSwarm:
                 peer,
                 WEIGHTS_PROTOCOL,
                 for_client(maddrs) if announced else choose(maddrs, reaches(own)),
-                timeout=self._settings.answer_s,
+                timeout=self._settings.dial_s,
             )
             self._named_by.pop(peer, None)
             link: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES, ASKER_MAX_FRAME)
@@ -346,26 +362,15 @@ class PieceSwarm:
 
     async def _greet(self, peer: str, link: MessageStream[PieceMessage]) -> None:
         maddrs = await self._transport.maddrs() if self._serves else ()
-        async with asyncio.timeout(self._settings.answer_s):
-            ask = Ask(bytes.fromhex(self.root), self._serves, tuple(maddrs[:12]))
-            await link.send(ask)
-            holds = await link.receive()
+        await link.send(Ask(bytes.fromhex(self.root), self._serves, tuple(maddrs[:12])))
+        holds = await link.receive_within(self._settings.answer_s)
         if isinstance(holds, PieceError):
             raise _refusal(peer, holds)
         if not isinstance(holds, Holds):
             raise unexpected(holds, "HOLDS")
-        came: list[int] = []
-        async with self._has_manifest:
-            if self._manifest is None:
-                async with asyncio.timeout(self._settings.answer_s):
-                    await link.send(GetManifest())
-                    while isinstance(answer := await link.receive(), Have):
-                        came += answer.pieces
-                if isinstance(answer, PieceError):
-                    raise _refusal(peer, answer)
-                if not isinstance(answer, Manifest):
-                    raise unexpected(answer, "MANIFEST")
-                self._manifest = PieceManifest.parse(answer.payload, self.root)
+        came = await self._learn_manifest(peer, link)
+        if self._manifest is None:
+            raise AssertionError("there is a manifest once a source has told it")
         if holds.pieces != self._manifest.n_pieces:
             raise RemoteProtocolError(f"HOLDS: {holds.pieces} pieces, the manifest has another number")
         schedule = self._schedule_of(self._manifest)
@@ -374,6 +379,35 @@ class PieceSwarm:
         if came:
             self._take(peer, Have(tuple(came)))
         self._wake.set()
+
+    async def _learn_manifest(self, peer: str, link: MessageStream[PieceMessage]) -> list[int]:
+        """The manifest, from this source or, within ``hedge_s``, from one that was asked before; the pieces
+        that the source said to have meanwhile."""
+        settings = self._settings
+        while self._manifest is None:
+            left = self._manifest_asked_at + settings.hedge_s - self._clock()
+            if left <= 0:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._manifest_came.wait()
+        came: list[int] = []
+        if self._manifest is not None:
+            return came
+        self._manifest_asked_at = self._clock()
+        await link.send(GetManifest())
+        while isinstance(answer := await link.receive_within(settings.answer_s), Have):
+            came += answer.pieces
+            if len(came) > MAX_PIECES:
+                raise RemoteProtocolError("HAVE: more pieces than a model can have, and no MANIFEST")
+        if isinstance(answer, PieceError):
+            raise _refusal(peer, answer)
+        if not isinstance(answer, Manifest):
+            raise unexpected(answer, "MANIFEST")
+        if self._manifest is None:
+            self._manifest = PieceManifest.parse(answer.payload, self.root)
+            self._manifest_came.set()
+        return came
 
     def _take(self, peer: str, message: PieceMessage) -> None:
         """Check and note it; the bytes of a piece are for ``_keep``."""

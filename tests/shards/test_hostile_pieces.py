@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from piece_swarms import SOON, PieceWorld
 
+from swarm_node.shards import piece_schedule
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.piece_hashing import manifest_of
 from swarm_node.shards.piece_manifest import PieceManifest
@@ -189,17 +190,42 @@ async def test_a_damaged_origin_is_found_out(world: PieceWorld) -> None:
             await fetch.fetch(Span(0, 4), client=True)
 
 
-async def test_a_source_that_says_nothing_is_left_for_others(world: PieceWorld) -> None:
-    async def silent(world: PieceWorld, link: MessageStream[PieceMessage], get: Get) -> None:
-        await asyncio.sleep(60)
+async def mute(world: PieceWorld, name: str, leaves: type, drips: bool = False) -> None:
+    """A peer that says it has everything and never answers one kind of request, or with a byte a moment."""
+    peer = await world.peer(name, shares=False)
+    peer.root = world.manifest.root
 
-    await liar(world, silent)
+    async def handle(stream: Stream) -> None:
+        link: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES)
+        try:
+            while True:
+                message = await link.receive()
+                if isinstance(message, leaves):
+                    while drips:
+                        stream.write([b"S"])
+                        await asyncio.sleep(0.05)
+                elif isinstance(message, Ask):
+                    await link.send(Holds(world.manifest.n_pieces))
+                elif isinstance(message, GetManifest):
+                    await link.send(Manifest(world.manifest.encoded))
+        except StreamClosedError:
+            pass
+
+    await peer.transport.serve(WEIGHTS_PROTOCOL, handle)
+
+
+@pytest.mark.parametrize(("leaves", "drips"), [(Ask, False), (GetManifest, False), (Get, False), (Get, True)])
+async def test_sources_that_say_nothing_hold_up_nobody(
+    world: PieceWorld, leaves: type, drips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than places, and all are there before the honest one."""
+    monkeypatch.setattr(piece_schedule, "STALL_S", 0.1)
+    settings = replace(SOON, sources=3, answer_s=0.2, hedge_s=0.1, wait_s=10.0)
+    for number in range(5):
+        await mute(world, f"a{number}", leaves, drips)
     await world.origin()
-    async with world.fetch(await world.peer("cold")) as fetch:
-        fetching = asyncio.create_task(fetch.fetch(Span(0, 4), client=True))
-        await asyncio.sleep(0.2)
-        world.network.kill("liar")  # in life: STALL_S, see the schedule's tests
-        await fetching
+    async with asyncio.timeout(8), world.fetch(await world.peer("cold"), settings=settings) as fetch:
+        await fetch.fetch(Span(0, 4), client=True)
 
 
 async def test_one_who_points_to_nobody_costs_nothing(world: PieceWorld) -> None:

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.piece_ledger import SentLedger
 from swarm_node.shards.piece_schedule import (
+    BACKLOG_S,
     DEAD_S,
+    LATE_S,
     LONGEST_PROMISE_S,
     PROMISE_S,
     STALL_S,
@@ -202,6 +204,42 @@ def test_a_stalled_source_is_passed_over() -> None:
     assert {r.peer for r in schedule.requests(STALL_S + 0.1)} == {"other"}
     assert schedule.dead(DEAD_S - 1) == []
     assert schedule.dead(DEAD_S + 1) == ["slow"]
+
+
+def test_bytes_that_flow_are_no_stall_and_a_trickle_is() -> None:
+    for a_second, silent in [(125_000, []), (1, ["far"])]:
+        schedule = schedule_of(4)
+        schedule.add("far", whole(4), 0.0)
+        assert len(schedule.requests(0.0)) == 4
+        for second in range(1, 9):
+            schedule.flowed("far", second * a_second, float(second))
+        assert schedule.stalled(8.1) == silent
+        assert schedule.dead(8.1) == silent
+
+
+def test_a_piece_that_is_long_in_coming_is_asked_of_others_too() -> None:
+    schedule = schedule_of(4)
+    schedule.add("far", whole(4), 0.0)
+    assert len(schedule.requests(0.0)) == 4
+    schedule.add("other", whole(4), 1.0)
+    for second in range(1, int(LATE_S) + 2):
+        schedule.flowed("far", second * 125_000, float(second))
+    assert schedule.requests(LATE_S - 1) == []
+    asked = schedule.requests(LATE_S + 1)
+    assert {(r.peer, r.piece) for r in asked} == {("other", piece) for piece in range(4)}
+
+
+def test_a_part_whose_pipe_is_full_for_long_is_not_waited_for() -> None:
+    schedule = PieceSchedule(64, PIECE, "me")
+    schedule.want(range(64))
+    schedule.add("part", only(64, *range(63)), 0.0)
+    asked = [r for r in schedule.requests(0.0) if r.peer == "part"]
+    assert len(asked) == schedule.depth
+    schedule.add("whole", whole(64), 0.0)
+    assert {r.piece for r in schedule.requests(1.0)} == {63}
+    for peer in ("part", "whole"):
+        schedule.flowed(peer, 10**6, BACKLOG_S)
+    assert len([r for r in schedule.requests(BACKLOG_S + 0.1) if r.peer == "whole"]) == schedule.depth - 1
 
 
 def test_a_piece_that_went_elsewhere_is_awaited_there_and_then_insisted_on() -> None:
