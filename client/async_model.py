@@ -84,7 +84,7 @@ class AsyncSwarmModel:
             bytes_per_token=payload_bytes(wire_codec, 1, local.hidden_size),
             demand=network.demand,
         )
-        self._scout = Scout(self._links, self._router)
+        self._scout = Scout(self._links, self._router, local.head.embed, wire_codec)
 
     @classmethod
     async def connect(

@@ -37,6 +37,8 @@ OWN_S = 60.0
 """Seconds for which an own measure comes before the claim; twice as long for each time that the peer was
 left because its account did not explain its time."""
 LONGEST_OWN_S = 3600.0
+RETRY_S = 5.0
+"""Before another trial of one that failed; doubled with each failure in a row."""
 AGE_S = 600.0
 """Strangers are told apart by how long this client has known of them in steps of so many seconds."""
 MAX_PEERS = 4096
@@ -61,14 +63,15 @@ class _Own:
     answered_at: float = -inf
     proven_at: float = -inf
     failed: int = 0
+    failed_at: float = -inf
     block_s: float = 0.0
     measured_at: float = -inf
     doubts: int = 0
+    doubted_until: float = -inf
 
-    @property
-    def own_s(self) -> float:
-        """For how long ``block_s`` counts."""
-        return min(LONGEST_OWN_S, OWN_S * 2.0 ** min(self.doubts, 16))
+    def counts(self, now: float) -> bool:
+        """Whether ``block_s`` comes before the claim."""
+        return bool(self.block_s) and (now - self.measured_at < OWN_S or now < self.doubted_until)
 
 
 class Evidence:
@@ -91,12 +94,15 @@ class Evidence:
         own.answered_at, own.failed = now, 0
 
     def proved(self, peer_id: str, now: float) -> None:
-        """It computed something, and not by far slower than it says."""
+        """It computed something. Who is doubted has to wait."""
         self.answered(peer_id, now)
-        self._own(peer_id).proven_at = now
+        own = self._own(peer_id)
+        if now >= own.doubted_until:
+            own.proven_at = now
 
-    def failed(self, peer_id: str) -> None:
-        self._own(peer_id).failed += 1
+    def failed(self, peer_id: str, now: float) -> None:
+        own = self._own(peer_id)
+        own.failed, own.failed_at = own.failed + 1, now
 
     def measured(self, peer_id: str, block_s: float, now: float) -> None:
         """What a decoded token took at it, for each block, without the way there and back."""
@@ -109,6 +115,20 @@ class Evidence:
         self.measured(peer_id, block_s, now)
         own = self._own(peer_id)
         own.doubts, own.proven_at = own.doubts + 1, -inf
+        own.doubted_until = now + min(LONGEST_OWN_S, OWN_S * 2.0 ** min(own.doubts, 16))
+
+    def may_try(self, peer_id: str, now: float) -> bool:
+        """Whether a trial makes sense: not of one that failed lately, or was left lately for time that it did
+        not own up to."""
+        own = self._peers.get(peer_id)
+        if own is None:
+            return True
+        pause_s = RETRY_S * 2.0 ** min(own.failed, 10) if own.failed else 0.0
+        return now - own.failed_at >= pause_s and now >= own.doubted_until
+
+    def measured_within(self, peer_id: str, seconds: float, now: float) -> bool:
+        own = self._peers.get(peer_id)
+        return own is not None and now - own.measured_at <= seconds
 
     def standing(self, peer_id: str, now: float) -> Standing:
         own = self._peers.get(peer_id)
@@ -135,7 +155,7 @@ class Evidence:
     def _believed(self, node: NodeInfo, usual_s: float, now: float, honest: float) -> NodeInfo:
         claim_s = least_s = decode_seconds(node)
         own = self._peers.get(node.peer_id)
-        if own is not None and own.block_s and now - own.measured_at < own.own_s:
+        if own is not None and own.counts(now):
             if own.block_s > honest * claim_s:
                 least_s = own.block_s
         elif self.standing(node.peer_id, now) < Standing.PROVEN:

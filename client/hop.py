@@ -71,6 +71,10 @@ class HopFailedError(NetworkError):
         self.cause = cause
 
 
+class TrialLostError(PeerTimeoutError):
+    """A peer took too long for a trial (see ``trial``)."""
+
+
 class ReplayRefusedError(NetworkError):
     """A hop cannot replay its journal; its session is as it was. ``journal_lost``: the rows are not there;
     otherwise it does not reach the next hop."""

@@ -371,8 +371,9 @@ class Mender:
         pairs = list(pairwise(session.hops))
         chained = [session.may_chain(a.peer_id, b.peer_id) for a, b in pairs]
         for number, (before, after) in enumerate(pairs):
-            if before.downstream is None and not after.upstream and after.hungry_from is None:
-                chained[number] = False  # relayed, and it works: leave it so
+            works = before.downstream is None and not after.upstream and after.hungry_from is None
+            if works and (before.peer_id, after.peer_id) not in session.rejoin:
+                chained[number] = False  # relayed: leave it so
         await all_of(
             *(
                 self._attach(after, upstream, unnamed=after.misnamed)

@@ -8,7 +8,7 @@ generation goes on with the same tokens: the caller sees a pause and an entry in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
@@ -36,13 +36,13 @@ from .hop import HopFailedError, SessionSettings
 from .incident import Incident
 from .link_report import report_links
 from .mend import CannotMendError, Mender, Mending, MoveAbandonedError
-from .pace import Pace
 from .prefix import PrefixKey
 from .route_memory import RouteMemory
 from .route_session import NoChains, RouteSession, RouteSettings
-from .router import Need, OnWait, Planned, Router, Waiting, WaitLimits
+from .router import Need, OnWait, Planned, Router, SlowHop, Waiting, WaitLimits
 from .scout import Scout
-from .trace import ChainTimings, HopTimings, PassedOver, Repair
+from .slow_watch import Rewire, SlowWatch
+from .trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind
 
 REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
 """How long a generation that has begun waits for new hops before it gives up what it has."""
@@ -107,7 +107,7 @@ class SwarmSession:
         self._retired: list[ChainTimings] = []
         self._incident: Incident | None = None
         self._attempts = Attempts(router, scout, need)
-        self._pace = Pace()
+        self._slow = SlowWatch(router)
         self._closed = False
 
     @property
@@ -164,8 +164,9 @@ class SwarmSession:
         if not ids:
             raise LocalProtocolError("nothing to feed")
         begin = fed = len(self._ids)
-        if self._pace.is_time(fed) and self._session is not None:
-            await self._move_slow_hop()
+        if self._slow.pace.is_time(fed) and self._session is not None:
+            self._scout.look(self._session.route)
+            await self._look_for_slow_hops()
         self._ids.extend(ids)
         while True:
             self._check_open()
@@ -251,6 +252,7 @@ class SwarmSession:
             self._proven = True
             for hop in session.hops:
                 self._router.succeeded(hop.peer_id)
+            self._scout.look(session.route)
         return hidden
 
     def _embed(self, start: int, end: int) -> Tensor:
@@ -312,7 +314,7 @@ class SwarmSession:
     def _begin(self, session: RouteSession, predicted: Prediction | None = None) -> None:
         self._session, self._route = session, session.route
         self.predicted = self._router.predict(session.route, self._need) or predicted
-        self._pace.begin(session.hops)
+        self._slow.pace.begin(session.hops)
         self._was_open, self._proven = True, False
 
     def _repair_limits(self) -> WaitLimits:
@@ -361,7 +363,7 @@ class SwarmSession:
         self._replaced.extend(report.replaced)
         self._route = session.route
         self.predicted = self._router.predict(session.route, self._need) or self.predicted
-        self._pace.begin(session.hops)
+        self._slow.pace.begin(session.hops)
         self._proven = False
 
     def _abandon(self, session: RouteSession, failure: HopFailedError) -> None:
@@ -442,23 +444,34 @@ class SwarmSession:
 
         return tell
 
-    async def _move_slow_hop(self) -> None:
+    async def _look_for_slow_hops(self) -> None:
         """Replace a hop that works, where the rest of the answer pays for it. At a token's boundary."""
         session = self._session
         if session is None or self._incident is not None:
             return
         fed = len(self._ids)
-        number = self._router.better_hop(
-            session.route, self._pace.spent(session.hops), self._need.kv_tokens - fed, fed
-        )
-        if number is None:
-            return
-        slow = session.hops[number]
-        began = perf_counter()
+        match self._slow.look(session, self._need.kv_tokens - fed, fed):
+            case SlowHop(number=number):
+                slow = session.hops[number]
+                cause = f"{slow.link.name} is slower than another is"
+                await self._change(session, lambda mender: mender.move(number, cause), "planned")
+            case Rewire() as rewire:
+                session.unchained |= rewire.apart
+                session.unchained -= rewire.join
+                session.rejoin = rewire.join
+                await self._change(session, lambda mender: mender.run())
+
+    async def _change(
+        self,
+        session: RouteSession,
+        how: Callable[[Mender], Awaitable[None]],
+        kind: RepairKind | None = None,
+    ) -> None:
+        """Change a route that works; a repair of ``kind``, if it is one."""
+        fed, began = len(self._ids), perf_counter()
         mender = self._mender(session)
-        cause = f"{slow.link.name} is slower than another should be"
         try:
-            await mender.move(number, cause)
+            await how(mender)
         except (MoveAbandonedError, RouteError, BusyError):
             return
         except CannotMendError as hopeless:
@@ -466,10 +479,13 @@ class SwarmSession:
             self._incident.note(mender.report)
             self._abandon(session, hopeless.failure)
             return
+        finally:
+            session.rejoin = frozenset()
         self._accept(session, mender.report)
-        incident = Incident(fed, began)
-        incident.note(mender.report)
-        self.repaired.append(incident.closed("planned"))
+        if kind is not None or mender.report.lost:
+            incident = Incident(fed, began)
+            incident.note(mender.report)
+            self.repaired.append(incident.closed(kind))
 
     def _end_incident(self) -> None:
         """Tokens come again."""

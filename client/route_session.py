@@ -117,6 +117,7 @@ class RouteSession:
         self.length = min(hop.length for hop in hops)
         self.acked = self.length
         self.unchained: set[tuple[str, str]] = set()  # peer ids that this session found apart
+        self.rejoin: frozenset[tuple[str, str]] = frozenset()  # apart and working, and to be chained again
         self.segments: list[Segment] = []
         self.retired: list[Segment] = []  # of hops that were wired in another way
         self.closed = False

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ..dht.directory import REFRESH_S, Directory
 from ..swarm.demand import WantedModel
@@ -25,12 +26,19 @@ from ..swarm.routing import (
     predict_route,
     why_unusable,
 )
-from ..swarm.slow_hop import ENOUGH_STEPS, HopSpent, Replacement, hop_to_replace
-from ..swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
+from ..swarm.slow_hop import (
+    GROSS_STEPS,
+    ChainSpent,
+    HopSpent,
+    Replacement,
+    chain_to_take_apart,
+    hop_to_replace,
+)
+from ..swarm.types import Hop, ModelRef, NodeInfo, NodeState, Route, Span
 from .demand import DemandTeller
 from .evidence import Evidence, Standing
 from .failures import Failures, is_fault
-from .hop import HopFailedError
+from .hop import HopFailedError, TrialLostError
 from .link_book import LinkBook
 from .no_route import explain
 from .route_memory import Held, cheaper_held
@@ -57,6 +65,16 @@ LOOK_PAUSE_S = 1.0
 """Between two looks for slow hops: each is a search."""
 SLOW_S = 30.0
 """For so long a node that was left for its slowness counts as slow as it was, whatever it announces."""
+FRESH_S = 15.0
+"""A hop is left only for one that was measured so lately: it is tried first, if it must be."""
+WAYS_SLACK = 1.25
+"""The ways of a chain may take so many times what they should before its hops are timed one by one."""
+TRIAL_TOKENS = 32
+"""KV cache, in tokens, that a trial asks for: a page."""
+RESERVES = 2
+"""So many peers that have worked for us are wanted for each block besides the one in use."""
+EXPLORE_S = 60.0
+"""Where there are enough reserves, a peer that never worked for us is tried so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,21 @@ class Waiting:
 
 
 OnWait = Callable[[Waiting], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SlowHop:
+    """Hop ``number`` of a route should be replaced."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlowChain:
+    """One of the hops ``first`` to ``last`` of a route is slow, and only timing each will tell which."""
+
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +166,8 @@ class Router:
         self._book = LinkBook()
         self._faults = Faults("routing")
         self._evidence = Evidence(self._salt)
+        self._to_try: list[str] = []  # peers that may replace a hop that seems slow
+        self._explored_at = float("-inf")
         self._plans = 0
         self._slow: dict[str, tuple[float, float]] = {}  # by peer id: (seconds a step waits, until when)
         self._looked_at = self._replaced_at = float("-inf")
@@ -261,7 +296,7 @@ class Router:
 
     def _note(self, failure: HopFailedError) -> None:
         if is_fault(failure.cause):
-            self._evidence.failed(failure.peer_id)
+            self._evidence.failed(failure.peer_id, self.now())
         self._failures.failed(failure.peer_id, failure.cause, self._nodes, self.now())
 
     def succeeded(self, peer_id: str) -> None:
@@ -308,6 +343,49 @@ class Router:
         ]
         return self._evidence.in_turn(useful, self.now())
 
+    def tried(self, peer_id: str, block_s: float, round_trip_s: float) -> None:
+        """It has passed a trial; seconds for each block of a decoded token, and of the way there and back."""
+        self._evidence.measured(peer_id, block_s, self.now())
+        self._book.measured(peer_id, round_trip_s)
+        self.succeeded(peer_id)
+
+    def failed_trial(self, failure: HopFailedError) -> None:
+        """It did not pass. One that was too slow may be busy, and is kept away from trials only."""
+        if isinstance(failure.cause, TrialLostError):
+            self._evidence.failed(failure.peer_id, self.now())
+        else:
+            self._note(failure)
+
+    def to_try(self, route: Route) -> NodeInfo | None:
+        """Whom to put on trial now, while ``route`` is in use: who may replace a hop that seems slow; else
+        one that never worked for us, while reserves lack; else, now and then, any such."""
+        now = self.now()
+        usable = {
+            node.peer_id: node
+            for node in self._usable(Need(TRIAL_TOKENS))
+            if self._evidence.may_try(node.peer_id, now)
+        }
+        while self._to_try:
+            if (wanted := usable.get(self._to_try.pop())) is not None:
+                return wanted
+        proven = [node.span for node in self._nodes if self.is_proven(node.peer_id)]
+        short = [
+            block for block in range(self.model.n_blocks) if sum(block in span for span in proven) <= RESERVES
+        ]
+        explore = now - self._explored_at >= EXPLORE_S
+        used = {hop.peer_id for hop in route.hops}
+        useful = [
+            node
+            for node in usable.values()
+            if node.peer_id not in used
+            and not self.is_proven(node.peer_id)
+            and (explore or any(block in node.span for block in short))
+        ]
+        if not useful:
+            return None
+        self._explored_at = now
+        return self._evidence.in_turn(useful, now)[0]
+
     def _usable(self, need: Need) -> list[NodeInfo]:
         request = self._request(need, self.health.banned(self.now()))
         return [node for node in self._nodes if not why_unusable(node, request)]
@@ -344,27 +422,38 @@ class Router:
         edges = self._book.edges(self._nodes, now)
         return predict_route(route.hops, nodes, edges, self._request(need, frozenset()))
 
-    def better_hop(
-        self, route: Route, spent: Sequence[HopSpent], tokens_to_come: int, context: int
-    ) -> int | None:
-        """The index of a hop that pays to be replaced now; then plan for its blocks with it among ``keep``.
+    def find_slow(
+        self,
+        route: Route,
+        spent: Sequence[HopSpent],
+        chains: Sequence[ChainSpent],
+        tokens_to_come: int,
+        context: int,
+    ) -> SlowHop | SlowChain | None:
+        """A hop that pays to be replaced now; then plan for its blocks with it among ``keep``. Or a chain
+        whose hops have to be timed one by one.
 
-        ``spent``: what decode steps took at each hop lately. ``context``: tokens to replay. May be asked
+        ``spent`` and ``chains``: what decode steps took lately. ``context``: tokens to replay. May be asked
         after every token: it looks now and then only.
         """
         with self._faults.survived():  # a generation goes on as it is
-            return self._better_hop(route, spent, tokens_to_come, context)
+            return self._find_slow(route, spent, chains, tokens_to_come, context)
         return None
 
-    def _better_hop(
-        self, route: Route, spent: Sequence[HopSpent], tokens_to_come: int, context: int
-    ) -> int | None:
+    def _find_slow(
+        self,
+        route: Route,
+        spent: Sequence[HopSpent],
+        chains: Sequence[ChainSpent],
+        tokens_to_come: int,
+        context: int,
+    ) -> SlowHop | SlowChain | None:
         now = self.now()
         if self._read_at is not None and now - self._read_at > REFRESH_S:
             self._refresh()  # so that a repair finds what it needs
         if now - self._looked_at < LOOK_PAUSE_S or now - self._replaced_at < REPLACE_PAUSE_S:
             return None
-        if len(spent) != len(route.hops) or min(hop.steps for hop in spent) < ENOUGH_STEPS:
+        if len(spent) != len(route.hops) or min(hop.steps for hop in spent) < GROSS_STEPS:
             return None
         self._looked_at = now
         need = Need(context + tokens_to_come, context, tokens_to_come)
@@ -372,16 +461,57 @@ class Router:
         predicted = self.predict(route, need)
         if predicted is None:
             return None
-        replacements = [self._replacement(route, number, request) for number in range(len(route.hops))]
+        edges = self._book.edges(self._nodes, now)
+        spent = [
+            self._with_unexplained(hop.peer_id, seen, edges)
+            for hop, seen in zip(route.hops, spent, strict=True)
+        ]
+        chains = [self._chain_with_unexplained(route, chain, edges) for chain in chains]
+        found = [self._replacement(route, number, request) for number in range(len(route.hops))]
+        replacements = [None if one is None else one[0] for one in found]
         chosen = hop_to_replace(predicted, spent, replacements, tokens_to_come)
-        if chosen is not None:
-            extra = spent[chosen].node_s - predicted.hops[chosen].compute_s
-            self._slow[route.hops[chosen].peer_id] = (max(0.0, extra), now + SLOW_S)
-            self._replaced_at = now
-        return chosen
+        if chosen is None:
+            place = chain_to_take_apart(predicted, spent, chains, replacements, tokens_to_come)
+            return None if place is None else SlowChain(chains[place].first, chains[place].last)
+        for chain in chains:
+            if chain.first <= chosen <= chain.last:  # its figures came through other hands
+                return SlowChain(chain.first, chain.last)
+        stale = [
+            peer_id
+            for peer_id in (found[chosen] or (None, ()))[1]
+            if not self._evidence.measured_within(peer_id, FRESH_S, now)
+        ]
+        if stale:
+            self._to_try = stale
+            return None
+        self._leave(route.hops[chosen], spent[chosen], predicted.hops[chosen].compute_s, now)
+        return SlowHop(chosen)
 
-    def _replacement(self, route: Route, number: int, request: RouteRequest) -> Replacement | None:
-        """The best stand-in for one hop of a route, by the last snapshot."""
+    def _leave(self, hop: Hop, seen: HopSpent, expected_s: float, now: float) -> None:
+        """What is remembered of a hop that is left because it is slow."""
+        self._replaced_at = now
+        if seen.unexplained_s > seen.node_s / 2:
+            self._evidence.doubted(hop.peer_id, seen.node_s / len(hop.span), now)
+        else:
+            self._slow[hop.peer_id] = (max(0.0, seen.node_s - expected_s), now + SLOW_S)
+
+    def _with_unexplained(self, peer_id: str, seen: HopSpent, edges: Edges) -> HopSpent:
+        if seen.wire_s is None:
+            return seen
+        size = self._bytes_per_token * seen.tokens
+        way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
+        return replace(seen, unexplained_s=max(0.0, seen.wire_s - way_s))
+
+    def _chain_with_unexplained(self, route: Route, chain: ChainSpent, edges: Edges) -> ChainSpent:
+        peers = ["", *(hop.peer_id for hop in route.hops[chain.first : chain.last + 1]), ""]
+        ways_s = sum(edges.one_way_s(a, b, self._bytes_per_token) for a, b in pairwise(peers))
+        return replace(chain, unexplained_s=max(0.0, chain.wire_s - WAYS_SLACK * ways_s))
+
+    def _replacement(
+        self, route: Route, number: int, request: RouteRequest
+    ) -> tuple[Replacement, tuple[str, ...]] | None:
+        """The best stand-in for one hop of a route by the last snapshot, and who that is: only peers that
+        this client knows to work, at the speed that it measured."""
         hops = route.hops
         request = replace(
             request,
@@ -391,11 +521,15 @@ class Router:
             before=hops[number - 1].peer_id if number else "",
             after=hops[number + 1].peer_id if number + 1 < len(hops) else "",
         )
+        now = self.now()
+        proven = [node for node in self._nodes if self.is_proven(node.peer_id)]
         try:
-            planned = self._search(self._nodes, request)
+            planned = self._search(self._evidence.believed(proven, now, own_only=True), request)
         except NoRouteError:
             return None
-        return Replacement(planned.predicted.token_s, planned.predicted.prefill_s)
+        predicted = planned.predicted
+        peers = tuple(hop.peer_id for hop in planned.route.hops)
+        return Replacement(predicted.token_s, predicted.prefill_s, measured=True), peers
 
     async def close(self) -> None:
         """End what still reads the directory."""

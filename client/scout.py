@@ -3,20 +3,29 @@
 Where no route of peers that have answered can be had, strangers are dialled side by side, a few at first and
 more as those fail, until the ones that answered cover the model: hundreds of records of nobody cost as long
 as a few, and one that is silent holds up nobody. An answer is a connection and a right WELCOME.
+
+Beside what is under way, peers that have not worked for this client are put on trial, one at a time, and
+rarely once enough have passed: those become reserves, known to work before a hop is lost, and a newcomer that
+is honest is soon as good as the others. What a user waits for never depends on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..swarm.errors import PeerTimeoutError, SwarmError
 from ..swarm.link_pool import LinkPool
-from ..swarm.types import Hop, NodeInfo, Span
+from ..swarm.types import Hop, NodeInfo, Route, Span
 from .hop import HopFailedError
 from .router import Need, Router
+from .trial import try_peer
 
 AT_ONCE = 4
 """Strangers asked side by side at first."""
@@ -29,6 +38,10 @@ MUTE_S = 0.3
 an antipode."""
 MEET_S = 20.0
 """After so long strangers are not looked through any further."""
+TRIALS_S = 10.0
+"""Trials go on for so long after somebody was last at work."""
+TRIAL_PAUSE_S = 0.5
+"""Between two trials: each is a few steps of work for somebody, and some for this machine."""
 
 
 @dataclass(slots=True)
@@ -42,11 +55,22 @@ _Wanted = tuple[Span | None, frozenset[str]]
 
 
 class Scout:
-    """One a client; its sessions share what it does. ``close`` ends it."""
+    """One a client; its sessions share what it does. ``embed``: token ids to (tokens, hidden). ``close`` ends
+    it."""
 
-    def __init__(self, links: LinkPool, router: Router) -> None:
+    def __init__(
+        self,
+        links: LinkPool,
+        router: Router,
+        embed: Callable[[Sequence[int]], Tensor],
+        wire_codec: str,
+    ) -> None:
         self._links = links
         self._router = router
+        self._embed = embed
+        self._wire_codec = wire_codec
+        self._trials: asyncio.Task[None] | None = None
+        self._until = 0.0  # when to end them, on perf_counter
         self._meetings: dict[_Wanted, _Meeting] = {}
 
     async def meet(
@@ -69,8 +93,27 @@ class Scout:
             if not meeting.wanted and not meeting.task.done():
                 meeting.task.cancel()
 
+    def look(self, route: Route) -> None:
+        """Put peers on trial for some seconds if that is worth it; ``route`` is in use. Never waits."""
+        self._until = perf_counter() + TRIALS_S
+        if self._trials is None or self._trials.done():
+            self._trials = asyncio.create_task(self._try_some(route))
+
+    async def _try_some(self, route: Route) -> None:
+        while perf_counter() < self._until and (node := self._router.to_try(route)) is not None:
+            with torch.inference_mode():
+                x = self._embed([0])  # (1, hidden)
+            try:
+                tried = await try_peer(self._links, node, x, self._wire_codec)
+            except HopFailedError as failure:
+                self._router.failed_trial(failure)
+            else:
+                self._router.tried(node.peer_id, tried.block_s, tried.round_trip_s)
+            await asyncio.sleep(TRIAL_PAUSE_S)
+
     async def close(self) -> None:
-        tasks = [meeting.task for meeting in self._meetings.values()]
+        tasks: list[asyncio.Task[Any]] = [meeting.task for meeting in self._meetings.values()]
+        tasks += [] if self._trials is None else [self._trials]
         for task in tasks:
             task.cancel()
         if tasks:

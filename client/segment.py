@@ -69,6 +69,7 @@ class Segment:
         self.hops = tuple(hops)
         self.first, self.last = self.hops[0], self.hops[-1]
         self.trace = ChainTrace(tuple(hop.peer_id for hop in hops))
+        self.slowest_wire_s = 0.0  # of a decode step, since somebody set it back
         self._hidden_size = hidden_size
         self._rows = rows
         self._sent: deque[_Sent] = deque()
@@ -276,19 +277,20 @@ class Segment:
         return None
 
     def _account(self, result: Result, sent: _Sent, now: float) -> None:
-        """Each hop says what a step cost it; the rest of the time is the chain's wire."""
+        """Each hop says what a step cost it, no more in all than it took; the rest is the chain's wire."""
         hops, last = self.hops, self.last
         spent: list[tuple[int, int, int]] = []
         if len(result.spent) == len(hops) - 1:  # else somebody left something out: believe none of it
             spent = [(queue, compute, codec) for queue, compute, codec, _ in result.spent]
         spent.append((result.queue_us, result.compute_us, result.codec_us))
-        node_us = 0
+        elapsed_s = now - sent.at
+        told_s = sum(map(sum, spent)) * 1e-6
+        unit_s = 1e-6 if told_s <= elapsed_s else 1e-6 * elapsed_s / told_s
         for hop, (queue, compute, codec) in zip(hops[-len(spent) :], spent, strict=True):
             phase = hop.trace.decode if sent.decoding else hop.trace.prefill
-            phase.queue_s += queue * 1e-6
-            phase.compute_s += compute * 1e-6
-            phase.codec_s += codec * 1e-6
-            node_us += queue + compute + codec
+            phase.queue_s += queue * unit_s
+            phase.compute_s += compute * unit_s
+            phase.codec_s += codec * unit_s
         for hop in hops:
             phase = hop.trace.decode if sent.decoding else hop.trace.prefill
             phase.steps += 1
@@ -300,7 +302,9 @@ class Segment:
                 else payload_bytes(hop.reply_codec, sent.tokens, self._hidden_size)
             )
         whole = self.trace.decode if sent.decoding else self.trace.prefill
-        wire_s = max(0.0, now - sent.at - node_us * 1e-6)
+        wire_s = max(0.0, elapsed_s - told_s)
+        if sent.decoding:
+            self.slowest_wire_s = max(self.slowest_wire_s, wire_s)
         whole.steps += 1
         whole.tokens += sent.tokens
         whole.wire_s += wire_s

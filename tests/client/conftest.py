@@ -1,4 +1,5 @@
-"""Makes ``fake_swarm`` importable here; decoding is plain where a test says nothing else."""
+"""Makes ``fake_swarm`` importable here. Where a test says nothing else, decoding is plain and nobody is put
+on trial."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from swarm_node.client.scout import Scout
 from swarm_node.client.speculation import Plan, Speculation
 
 
@@ -22,3 +24,9 @@ def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
         return Plan(0, 1.0)
 
     monkeypatch.setattr(Speculation, "plan", plan)
+
+
+@pytest.fixture(autouse=True)
+def trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No trials: many tests count what nodes are asked. Those that are about trials override this fixture."""
+    monkeypatch.setattr(Scout, "look", lambda self, route: None)

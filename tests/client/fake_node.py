@@ -89,6 +89,7 @@ class Behaviour:
     swallows: frozenset[type] = frozenset()  # messages that it takes and does nothing about, ever
     claims: Claims = Claims.TRUTH
     step_delay_s: float = 0.0
+    told_us: int = 200  # what it says that computing took
     page_tokens: int = PAGE_TOKENS  # 0: no prefix cache
     opened_length: int | None = None  # what it says to hold, whatever it holds
     journal: bool = True
@@ -431,7 +432,10 @@ class FakeNode:
             if step.hold and connection is not session.owner:
                 await self._say(connection, answer)
         elif step.hold:
-            await self._say(connection, Result(step.session, step.step, step.position, 0, b"", 100, 200, 50))
+            await self._say(
+                connection,
+                Result(step.session, step.step, step.position, 0, b"", 100, self.behaviour.told_us, 50),
+            )
         else:
             await self._pass_on(session, step, answer)
 
@@ -463,7 +467,7 @@ class FakeNode:
         return bytes(rows)
 
     async def _pass_on(self, session: _Session, step: Step, rows: bytes) -> None:
-        own = (100, 200, 50, 1)
+        own = (100, self.behaviour.told_us, 50, 1)
         if step.step < session.least_step or session.lost:
             return
         if session.replay is not None and not session.replay.done():
@@ -484,7 +488,9 @@ class FakeNode:
             tokens += 1
         if self._adds_rows(step):
             payload, tokens = payload + payload[: session.row], tokens + 1
-        result = Result(step.session, step.step, position, tokens, payload, 100, 200, 50, 1, step.spent)
+        result = Result(
+            step.session, step.step, position, tokens, payload, 100, self.behaviour.told_us, 50, 1, step.spent
+        )
         await self._say(session.owner, result)
 
     def _adds_rows(self, step: Step) -> bool:

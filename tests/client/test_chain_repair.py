@@ -11,6 +11,7 @@ import torch
 from chain_case import OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
 from fake_swarm import HIDDEN, settle
 
+from swarm_node.client.router import SlowHop
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.messages import ErrorMessage
 
@@ -367,12 +368,12 @@ async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> N
     case = await ChainCase(3).start()
     asked: list[int] = []
 
-    def better_hop(route: object, spent: list[object], tokens_to_come: int, context: int) -> int | None:
-        asked.append(context)
+    def find_slow(route: object, spent: list[object], chains: list[object], *tokens: int) -> SlowHop | None:
+        asked.append(tokens[1])
         assert len(spent) == 3
-        return number if len(asked) == 1 else None
+        return SlowHop(number) if len(asked) == 1 else None
 
-    monkeypatch.setattr(case.router, "better_hop", better_hop)
+    monkeypatch.setattr(case.router, "find_slow", find_slow)
     answer = await case.disturbed()
     (repair,) = answer.repaired
     assert (repair.kind, repair.lost) == ("planned", (H[number],))
@@ -380,13 +381,13 @@ async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert case.blamed == set()
     await settle()
     assert case.swarm.open_sessions == 0
-    assert asked[0] >= 16
+    assert asked[0] >= 8
 
 
 async def test_a_planned_move_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.0)
     case = await ChainCase(3).start()
-    monkeypatch.setattr(case.router, "better_hop", lambda *_: 1)
+    monkeypatch.setattr(case.router, "find_slow", lambda *_: SlowHop(1))
     case.swarm.nodes["sb"].behaviour.die_at_open = True
     answer = await case.disturbed()
     assert answer.repairs == 0

@@ -34,7 +34,7 @@ def test_standing_comes_with_what_a_peer_does_and_goes_with_time() -> None:
     assert evidence.standing("a", 1.0) is Standing.ANSWERED
     evidence.proved("a", 1.0)
     assert evidence.standing("a", 2.0) is Standing.PROVEN
-    evidence.failed("a")
+    evidence.failed("a", 0.0)
     assert evidence.standing("a", 3.0) is Standing.STRANGER
     evidence.answered("a", 4.0)
     assert evidence.standing("a", 5.0) is Standing.PROVEN, "it is back"
@@ -65,13 +65,13 @@ def test_the_known_come_first_and_those_that_failed_last() -> None:
     evidence = Evidence()
     nodes = [node(peer) for peer in "fnaopq"]
     evidence.saw([node("o")], 0.0)
-    evidence.failed("f")
-    evidence.failed("f")
-    evidence.failed("n")
+    evidence.failed("f", 0.0)
+    evidence.failed("f", 0.0)
+    evidence.failed("n", 0.0)
     evidence.answered("a", 0.0)
-    evidence.failed("a")
+    evidence.failed("a", 0.0)
     evidence.proved("p", 0.0)
-    evidence.failed("p")
+    evidence.failed("p", 0.0)
     now = 2 * AGE_S
     evidence.saw(nodes, now)
     assert names(evidence.in_turn(nodes, now)) == "paoqnf"
@@ -122,7 +122,7 @@ def test_what_is_kept_is_bounded() -> None:
     evidence = Evidence()
     evidence.proved("a", 0.0)
     for number in range(2 * MAX_PEERS):
-        evidence.failed(f"x{number}")
+        evidence.failed(f"x{number}", 0.0)
         if number % 1000 == 0:
             evidence.proved("a", 0.0)
     assert evidence.standing("a", 0.0) is Standing.PROVEN

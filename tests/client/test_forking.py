@@ -39,7 +39,7 @@ def new_session(swarm: FakeSwarm, *, chain: bool = True, max_tokens: int = 200) 
         HEAD,
         links,
         router,
-        Scout(links, router),
+        Scout(links, router, HEAD.embed, "none"),
         SessionSettings(HIDDEN, max_tokens),
         Need(max_tokens, len(PROMPT)),
         wire_codec="none",

@@ -12,6 +12,7 @@ from swarm_node.client import router as router_module
 from swarm_node.client.failures import BUSY_JITTER
 from swarm_node.client.hop import HopFailedError
 from swarm_node.client.router import (
+    FRESH_S,
     LOOK_PAUSE_S,
     REPLACE_PAUSE_S,
     SLOW_S,
@@ -19,6 +20,8 @@ from swarm_node.client.router import (
     Need,
     Planned,
     Router,
+    SlowChain,
+    SlowHop,
     Waiting,
     WaitLimits,
 )
@@ -36,7 +39,7 @@ from swarm_node.swarm.errors import (
     SwarmError,
 )
 from swarm_node.swarm.routing import NoRouteError
-from swarm_node.swarm.slow_hop import ENOUGH_STEPS, HopSpent
+from swarm_node.swarm.slow_hop import ENOUGH_STEPS, GROSS_STEPS, ChainSpent, HopSpent
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Route, Span
 
 NEED = Need(kv_tokens=100, prompt_tokens=10, new_tokens=10)
@@ -472,7 +475,7 @@ async def _slow(steps: int = ENOUGH_STEPS) -> tuple[FakeSwarm, Router, Clock, Pl
     swarm, router, clock = await _swarm(a="0-2", b="3-5", c="3-5")
     for peer in "abc":
         swarm.announce(peer, decode_ms_per_block=1.0, prefill_tokens_per_s=1000.0)
-        router.measured(peer, 0.01)
+        router.tried(peer, 0.001, 0.01)
     planned = await router.plan(NEED)
     return swarm, router, clock, planned, [HopSpent(steps, 0.0, 0.003), HopSpent(steps, 0.2, 0.3)]
 
@@ -480,12 +483,12 @@ async def _slow(steps: int = ENOUGH_STEPS) -> tuple[FakeSwarm, Router, Clock, Pl
 async def test_a_slow_hop_that_pays_to_be_replaced() -> None:
     _, router, clock, planned, spent = await _slow()
     slow = planned.route.hops[1].peer_id
-    assert router.better_hop(planned.route, spent, tokens_to_come=100, context=50) == 1
+    assert router.find_slow(planned.route, spent, [], 100, 50) == SlowHop(1)
     # not twice within some seconds
     clock.time += REPLACE_PAUSE_S - 0.1
-    assert router.better_hop(planned.route, spent, tokens_to_come=100, context=50) is None
+    assert router.find_slow(planned.route, spent, [], 100, 50) is None
     clock.time += LOOK_PAUSE_S
-    assert router.better_hop(planned.route, spent, tokens_to_come=100, context=50) == 1
+    assert router.find_slow(planned.route, spent, [], 100, 50) == SlowHop(1)
     # whoever plans next knows better than the announcement
     for _ in range(10):
         assert _hops(await router.plan(NEED))[1][0] != slow
@@ -494,25 +497,57 @@ async def test_a_slow_hop_that_pays_to_be_replaced() -> None:
     assert slow in taken
 
 
+async def test_a_hop_in_a_chain_is_timed_before_it_is_left() -> None:
+    """Its figures came through the hands of those behind it."""
+    _, router, _, planned, spent = await _slow()
+    chains = [ChainSpent(0, 1, ENOUGH_STEPS, 0.01)]
+    assert router.find_slow(planned.route, spent, chains, 100, 50) == SlowChain(0, 1)
+
+
+async def test_a_hop_is_left_only_for_one_that_was_measured_lately() -> None:
+    _, router, clock, planned, spent = await _slow()
+    clock.time += FRESH_S + 1
+    assert router.find_slow(planned.route, spent, [], 100, 50) is None
+    wanted = router.to_try(planned.route)
+    assert wanted is not None
+    assert wanted.peer_id not in {hop.peer_id for hop in planned.route.hops}
+    router.tried(wanted.peer_id, 0.001, 0.01)
+    clock.time += LOOK_PAUSE_S
+    assert router.find_slow(planned.route, spent, [], 100, 50) == SlowHop(1)
+
+
+async def test_time_that_the_way_does_not_take_is_the_hops() -> None:
+    _, router, clock, planned, _ = await _slow()
+    liar = planned.route.hops[1].peer_id
+    silent = [HopSpent(GROSS_STEPS, 0.0, 0.003, wire_s=0.01), HopSpent(GROSS_STEPS, 0.0, 5e-6, wire_s=0.3)]
+    assert router.find_slow(planned.route, silent, [], 100, 50) == SlowHop(1)
+    clock.time += SLOW_S + 1
+    for _ in range(10):
+        assert _hops(await router.plan(NEED))[1][0] != liar, "it has to prove itself anew"
+    router.succeeded(liar)
+    for _ in range(10):
+        assert _hops(await router.plan(NEED))[1][0] != liar, "and not at once"
+
+
 async def test_a_slow_hop_stays_where_replacing_does_not_pay() -> None:
     swarm, router, clock, planned, spent = await _slow()
-    assert router.better_hop(planned.route, spent, tokens_to_come=1, context=50) is None
+    assert router.find_slow(planned.route, spent, [], 1, 50) is None
     clock.time += 2
     fine = [HopSpent(ENOUGH_STEPS, 0.0, 0.003), HopSpent(ENOUGH_STEPS, 0.0, 0.004)]
-    assert router.better_hop(planned.route, fine, tokens_to_come=10**6, context=50) is None
+    assert router.find_slow(planned.route, fine, [], 10**6, 50) is None
     clock.time += 2
     replica = ({"b", "c"} - {planned.route.hops[1].peer_id}).pop()
     swarm.store.remove(replica)
     clock.time += 10
     await router.plan(NEED)
-    assert router.better_hop(planned.route, spent, tokens_to_come=10**6, context=50) is None
+    assert router.find_slow(planned.route, spent, [], 10**6, 50) is None
 
 
 async def test_long_answers_keep_the_snapshot_fresh_for_a_repair() -> None:
     swarm, router, clock, planned, spent = await _slow(steps=1)
     clock.time += 30
     swarm.announce("a", queue_ms=77.0)
-    assert router.better_hop(planned.route, spent, tokens_to_come=1, context=50) is None
+    assert router.find_slow(planned.route, spent, [], 1, 50) is None
     await asyncio.sleep(0)
     predicted = router.predict(planned.route, NEED)
     assert predicted is not None
@@ -520,8 +555,8 @@ async def test_long_answers_keep_the_snapshot_fresh_for_a_repair() -> None:
 
 
 async def test_a_hop_is_not_judged_by_a_few_steps() -> None:
-    _, router, _, planned, spent = await _slow(steps=ENOUGH_STEPS - 1)
-    assert router.better_hop(planned.route, spent, tokens_to_come=10**6, context=50) is None
+    _, router, _, planned, spent = await _slow(steps=GROSS_STEPS - 1)
+    assert router.find_slow(planned.route, spent, [], 10**6, 50) is None
 
 
 async def test_a_route_is_predicted_anew_when_its_links_are_known() -> None:

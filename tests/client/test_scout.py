@@ -7,7 +7,7 @@ from dataclasses import replace
 from time import perf_counter
 
 import pytest
-from fake_swarm import BOS, MODEL, FakeSwarm
+from fake_swarm import BOS, MODEL, FakeSwarm, ToyHead
 
 from swarm_node.client.router import Need
 from swarm_node.client.scout import AT_ONCE, MOST_AT_ONCE, Scout
@@ -122,7 +122,7 @@ async def test_sessions_share_a_search(dials: list[int]) -> None:
     swarm = await _crowd(40, latency=0.001, a="0-5")
     router = swarm.router()
     links = LinkPool(swarm.network.transport("client"), MODEL)
-    scout = Scout(links, router)
+    scout = Scout(links, router, ToyHead().embed, "none")
     need = Need(10)
     await router.plan(need)
     found = await asyncio.gather(*(scout.meet(need) for _ in range(8)))

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.swarm.prediction import EdgePrediction, HopPrediction, Prediction
-from swarm_node.swarm.slow_hop import ENOUGH_STEPS, HopSpent, Replacement, hop_to_replace
+from swarm_node.swarm.slow_hop import (
+    ENOUGH_STEPS,
+    GROSS_STEPS,
+    ChainSpent,
+    HopSpent,
+    Replacement,
+    chain_to_take_apart,
+    hop_to_replace,
+)
 from swarm_node.swarm.types import Span
 
 WIRE_S = 0.01
@@ -69,6 +77,36 @@ def test_steps_that_check_drafts_are_no_slowness() -> None:
     assert hop_to_replace(route, seen(1, 1), [GOOD, GOOD], 10**4) is None
     assert hop_to_replace(route, seen(11, 1), [GOOD, GOOD], 8 * 21) == 0
     assert hop_to_replace(route, seen(11, 1), [GOOD, GOOD], 8 * 19) is None
+
+
+def test_time_that_a_hop_does_not_own_up_to_is_its_own() -> None:
+    says = [HopSpent(GROSS_STEPS, 0.0, 5e-6, unexplained_s=0.3), *spent(0.01)]
+    assert hop_to_replace(predicted(1e-6, 0.01), says, [GOOD, GOOD], 100) == 0
+    assert hop_to_replace(predicted(1e-6, 0.01), says, [None, GOOD], 100) is None, "there is no better one"
+    # a few steps are enough only where it is far off, and was not told
+    little = [HopSpent(GROSS_STEPS, 0.0, 5e-6, unexplained_s=0.04), *spent(0.01)]
+    assert hop_to_replace(predicted(1e-6, 0.01), little, [GOOD, GOOD], 1000) is None
+    honest = [HopSpent(GROSS_STEPS, 0.0, 0.3), *spent(0.01)]
+    assert hop_to_replace(predicted(0.01, 0.01), honest, [GOOD, GOOD], 100) is None
+
+
+def test_what_this_client_measured_needs_no_discount() -> None:
+    slow = predicted(0.01, 0.01), spent(0.1, 0.04)
+    assert hop_to_replace(*slow, [GOOD, None], 10**4) is None
+    assert hop_to_replace(*slow, [Replacement(0.03, 1.0, measured=True), None], 10**4) == 0
+
+
+def test_a_chain_is_taken_apart_where_a_hop_of_it_may_be_to_blame() -> None:
+    fine = spent(0.01, 0.01, 0.01)
+    route = predicted(0.01, 0.01, 0.01)
+    late, well = ChainSpent(0, 1, 40, 0.3, unexplained_s=0.25), ChainSpent(2, 2, 40, 0.02)
+    others = [GOOD, None, GOOD]
+    assert chain_to_take_apart(route, fine, [well, late], others, 100) == 1
+    assert chain_to_take_apart(route, fine, [well], others, 100) is None
+    assert chain_to_take_apart(route, fine, [late], [None, None, GOOD], 100) is None, (
+        "nobody could replace them"
+    )
+    assert chain_to_take_apart(route, fine, [late], others, 5) is None, "it does not pay"
 
 
 @given(
