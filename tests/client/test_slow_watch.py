@@ -35,13 +35,13 @@ async def _swarm(**spans: str) -> FakeSwarm:
     return swarm
 
 
-async def _answer(swarm: FakeSwarm, **options: Any) -> tuple[Generation, Generation]:
+async def _answer(swarm: FakeSwarm, tokens: int = TOKENS) -> tuple[Generation, Generation]:
     """An answer, and the next of the same client."""
-    async with swarm.client(**options) as model:
-        asked: dict[str, Any] = {"max_new_tokens": TOKENS, "ignore_eos": True}
+    async with swarm.client() as model:
+        asked: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": True}
         first = await model.generate_detailed(PROMPT, **asked)
         second = await model.generate_detailed(PROMPT, **asked)
-    assert list(first.token_ids) == list(second.token_ids) == expected(PROMPT, TOKENS)
+    assert list(first.token_ids) == list(second.token_ids) == expected(PROMPT, tokens)
     return first, second
 
 
@@ -58,17 +58,6 @@ async def test_one_that_says_microseconds_and_takes_long_is_left_within_an_answe
     assert len(swarm.nodes["x"].steps) < TOKENS / 2
 
 
-async def test_in_a_chain_the_one_that_takes_long_is_found_and_the_others_stay() -> None:
-    swarm = await _swarm(a="0-1", x="2-3", b="2-3", c="4-5")
-    swarm.announce("b", decode_ms_per_block=3.0, prefill_tokens_per_s=1e4)
-    first, second = await _answer(swarm)
-    assert _route(first) == _route(second) == ["a", "b", "c"]
-    assert [(repair.kind, repair.lost) for repair in first.repaired] == [("planned", ("x",))]
-    assert (
-        all(not step.spent for step in swarm.nodes["c"].steps if step.step > first.timings.new_tokens) or True
-    )
-
-
 async def test_nobody_is_left_for_what_another_says_of_it() -> None:
     """The last hop of a chain could write into the times of those before it: no more than a step took."""
     swarm = await _swarm(a="0-2", b="0-2", c="3-5")
@@ -81,7 +70,7 @@ async def test_nobody_is_left_for_what_another_says_of_it() -> None:
 async def test_a_slow_one_stays_where_nobody_is_faster() -> None:
     for spans in ({"x": "0-5", "xx": "0-5"}, {"x": "0-2", "a": "3-5"}):
         async with (await _swarm(**spans)).client() as model:
-            answer = await model.generate_detailed(PROMPT, max_new_tokens=30, ignore_eos=True)
+            answer = await model.generate_detailed(PROMPT, max_new_tokens=20, ignore_eos=True)
         assert not answer.repaired
 
 
@@ -91,12 +80,12 @@ async def test_honest_hops_are_neither_left_nor_taken_apart() -> None:
     assert sum(len(node.replays) for node in swarm.nodes.values()) == 0
 
 
-async def test_the_innocent_are_chained_again() -> None:
-    """Of three hops the first lies; once it has gone the others pass steps on as before."""
+async def test_in_a_chain_the_one_that_takes_long_is_found_and_the_others_are_chained_again() -> None:
     swarm = await _swarm(x="0-1", a="0-1", b="2-3", c="4-5")
-    swarm.announce("a", decode_ms_per_block=5.0, prefill_tokens_per_s=1e4)
+    swarm.announce("a", decode_ms_per_block=3.0, prefill_tokens_per_s=1e4)
     async with swarm.client() as model:
-        answer = await model.generate_detailed(PROMPT, max_new_tokens=120, ignore_eos=True)
-        assert _route(answer) == ["a", "b", "c"]
-    last = swarm.nodes["c"].steps[-1]
-    assert len(last.spent) == 2, "it came through the other two"
+        answer = await model.generate_detailed(PROMPT, max_new_tokens=110, ignore_eos=True)
+    assert list(answer.token_ids) == expected(PROMPT, 110)
+    assert _route(answer) == ["a", "b", "c"]
+    assert [(repair.kind, repair.lost) for repair in answer.repaired] == [("planned", ("x",))]
+    assert len(swarm.nodes["c"].steps[-1].spent) == 2, "it came through the other two"
