@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -18,6 +18,8 @@ MAX_KEYS = 10_000
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; whoever has not been seen for longest is forgotten first."""
 SHORTEST_KEY = 8
+SPARE_REQUESTS = 64
+"""Beyond those that one caller may have, kept for others: who fills the house locks nobody out."""
 
 
 class ApiKeys:
@@ -95,54 +97,85 @@ class RateLimit:
 
 
 class Admission:
-    """``most_running``: generations at once; others wait for their turn, in order. ``most_requests``:
-    answered or waiting at once; more are refused."""
+    """``most_running``: generations at once; others wait for their turn. ``most_requests``: answered or
+    waiting at once; more are refused, but for SPARE_REQUESTS of callers who have less than an equal part.
+    Callers take turns: next is who has the fewest running, of these who had no turn for longest."""
 
     def __init__(self, most_running: int, most_requests: int) -> None:
-        self.requests = 0
         self.running = 0
         self._most_running = most_running
         self._most_requests = most_requests
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._requests: Counter[str] = Counter()  # by caller
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[asyncio.Future[None], str] = {}  # whose turn is to come, in order
+        self._turns: dict[str, int] = {}  # of callers who have been waiting, the last turn's number
+        self._taken = 0  # turns
+
+    @property
+    def requests(self) -> int:
+        return self._requests.total()
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, caller: str = "") -> Iterator[None]:
         """Raises ApiError 429."""
-        if self.requests >= self._most_requests:
-            raise too_many(f"{self.requests} requests are being answered; try again soon", 1)
-        self.requests += 1
+        requests, own = self.requests, self._requests[caller]
+        part = self._most_requests / (len(self._requests) + 1)
+        most = self._most_requests + SPARE_REQUESTS * (bool(self._requests) and own < part and own < requests)
+        if requests >= most:
+            raise too_many(f"{requests} requests are being answered; try again soon", 1)
+        self._requests[caller] += 1
         try:
             yield
         finally:
-            self.requests -= 1
+            _less(self._requests, caller)
 
     @asynccontextmanager
-    async def generation(self) -> AsyncIterator[None]:
+    async def generation(self, caller: str = "") -> AsyncIterator[None]:
         if self.running >= self._most_running or self._waiting:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+            self._waiting[turn] = caller
             try:
                 await turn  # who ends hands its place over
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    self._end()
-                with suppress(ValueError):
-                    self._waiting.remove(turn)
+                    self._end(caller)
+                self._waiting.pop(turn, None)
                 raise
         else:
             self.running += 1
+            self._running[caller] += 1
         try:
             yield
         finally:
-            self._end()
+            self._end(caller)
 
-    def _end(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.running -= 1
+    def _end(self, caller: str) -> None:
+        _less(self._running, caller)
+        turns = [turn for turn in self._waiting if not turn.done()]
+        if not turns:
+            self.running -= 1
+            self._turns.clear()
+            return
+
+        def order(turn: asyncio.Future[None]) -> tuple[int, int]:
+            whose = self._waiting[turn]
+            return self._running[whose], self._turns.get(whose, 0)
+
+        turn = min(turns, key=order)  # of equals the first
+        whose = self._waiting.pop(turn)
+        self._running[whose] += 1
+        self._taken += 1
+        self._turns.pop(whose, None)
+        self._turns[whose] = self._taken
+        if len(self._turns) > MAX_CALLERS:
+            del self._turns[next(iter(self._turns))]  # it had none for longest, as if it had had none
+        turn.set_result(None)
+
+
+def _less(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
 
 
 def _digest(key: str) -> bytes:

@@ -39,13 +39,16 @@ Take = Callable[[int, TokenEvent | Generation], Awaitable[None]]
 
 
 class Answering:
-    """``queued_s``: how long the first generation waited for its turn."""
+    """``caller``: whose turn its generations take. ``queued_s``: how long the first of them waited for it."""
 
-    def __init__(self, model: AsyncSwarmModel, wanted: Sequence[Wanted], admission: Admission) -> None:
+    def __init__(
+        self, model: AsyncSwarmModel, wanted: Sequence[Wanted], admission: Admission, caller: str = ""
+    ) -> None:
         self.queued_s = 0.0
         self._model = model
         self._wanted = wanted
         self._admission = admission
+        self._caller = caller
         self._began = perf_counter()
         self._streams: list[TextStream] = []
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,7 +84,7 @@ class Answering:
 
     async def _run(self, index: int, wanted: Wanted, take: Take) -> None:
         try:
-            async with self._admission.generation():
+            async with self._admission.generation(self._caller):
                 if not self._streams:
                     self.queued_s = perf_counter() - self._began
                 async with self._model.stream(wanted.prompt, **wanted.options) as stream:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from time import perf_counter
 from typing import Literal, TypeVar
 
+from ...swarm.address_groups import host_group
 from ...swarm.errors import SwarmError, UsageError
 from ..async_model import AsyncSwarmModel
 from ..guided import Guide
@@ -33,8 +35,8 @@ Request = TypeVar("Request", ChatRequest, CompletionRequest)
 @dataclass(frozen=True, slots=True)
 class GatewayLimits:
     """``max_running``: generations at once; ``max_requests``: answered or waiting at once, more get 429;
-    ``requests_per_minute``: of one API key, or address, 0: any; ``default_max_tokens``: of a chat answer that
-    names no length; ``stall_s``: how long a reader of an answer may take nothing."""
+    ``requests_per_minute``: of one API key, or address group, 0: any; ``default_max_tokens``: of a chat
+    answer that names no length; ``stall_s``: how long a reader of an answer may take nothing."""
 
     max_running: int = 64
     max_requests: int = 256
@@ -92,31 +94,31 @@ class Gateway:
     async def complete(self, call: Call) -> None:
         await self._answer(call, read_completion, self._completion_job)
 
-    def _check(self, call: Call) -> None:
-        """Raises ApiError: 401, 429."""
-        caller = self.keys.check(call.headers)
-        client = call.scope.get("client")
-        self._rates.take(caller or (str(client[0]) if client else ""))
+    def _check(self, call: Call) -> str:
+        """Who asks: a key, or an address group. Raises ApiError: 401, 429."""
+        caller = self.keys.check(call.headers) or group_of_client(call.scope.get("client"))
+        self._rates.take(caller)
+        return caller
 
     async def _answer(
         self, call: Call, read: Callable[[object], Request], prepare: Callable[[Request], Awaitable[Job]]
     ) -> None:
         began = perf_counter()
-        self._check(call)
+        caller = self._check(call)
         if self.draining:
             raise _shutting_down()
-        with self.admission.request():
+        with self.admission.request(caller):
             job = await prepare(await call.read(self.limits.max_body_bytes, read))
             try:
-                await self._run(call, job, began)
+                await self._run(call, job, began, caller)
             except SwarmError as error:
                 if isinstance(error, UsageError) and job.guide_field:
                     # All else was checked before: what is left is a guide that cannot be compiled.
                     raise wrong(job.guide_field, f"{error.message} {error.hint}".strip()) from None
                 raise from_swarm(error, job.model.model.name, self.offers.initial_peers) from None
 
-    async def _run(self, call: Call, job: Job, began: float) -> None:
-        answering = Answering(job.model, job.wanted, self.admission)
+    async def _run(self, call: Call, job: Job, began: float, caller: str) -> None:
+        answering = Answering(job.model, job.wanted, self.admission, caller)
         reply: Reply = WholeReply(call, job, answering, began)
         if job.streaming is not None:
             reply = StreamedReply(call, job, answering, began, job.streaming)
@@ -224,6 +226,14 @@ async def _watch(call: Call, answering: Answering) -> None:
     """End the answer once its client has hung up."""
     await call.until_gone()
     answering.fail(ClientGoneError())
+
+
+def group_of_client(client: tuple[str, int] | None) -> str:
+    """The address group of who is connected; "" where that is not known."""
+    try:
+        return "" if client is None else host_group(ip_address(client[0].partition("%")[0]))
+    except ValueError:
+        return ""
 
 
 def _shutting_down() -> ApiError:

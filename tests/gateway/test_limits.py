@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import openai
 import pytest
@@ -134,6 +134,32 @@ async def test_a_turn_handed_to_somebody_who_just_left_goes_on() -> None:
     await asyncio.gather(leaving, staying, return_exceptions=True)
     assert entered.is_set()
     assert admission.running == 0
+
+
+async def test_callers_take_turns_and_nobody_locks_the_others_out() -> None:
+    admission = Admission(1, 4)
+    order: list[str] = []
+
+    async def generation(caller: str, number: int) -> None:
+        async with admission.generation(caller):
+            order.append(f"{caller}{number}")
+            await asyncio.sleep(0)
+
+    many = [asyncio.create_task(generation("many", number)) for number in range(3)]
+    await asyncio.sleep(0)
+    one = asyncio.create_task(generation("one", 0))
+    await asyncio.gather(*many, one)
+    assert order == ["many0", "many1", "one0", "many2"]
+    with ExitStack() as house:
+        for _ in range(4):
+            house.enter_context(admission.request("many"))
+        with pytest.raises(ApiError):
+            house.enter_context(admission.request("many"))
+        house.enter_context(admission.request("one"))
+        house.enter_context(admission.request("one"))
+        with pytest.raises(ApiError):
+            house.enter_context(admission.request("many"))
+    assert admission.requests == 0
 
 
 async def test_a_full_house_refuses(serve: Serve) -> None:
