@@ -57,6 +57,10 @@ UNREAD_BYTES = 1024 * 1024
 """Told to a peer before it is asked whether it reads."""
 MESSAGES_A_TURN = 32
 """Taken from one stream before others have their turn of the event loop: a flood fits many into one read."""
+COSTS: dict[type[Message], float] = {Open: 5.0, Attach: 2.0, Replay: 5.0, Close: 2.0}
+"""What messages cost the event loop, roughly, in units of a PING; STEPs are counted where they wait."""
+LONGEST_DELAY_S = 1.0
+"""A peer that asks too much is read again after so long, however much it has asked."""
 
 
 class PeerConnection:
@@ -145,6 +149,10 @@ class PeerConnection:
             else:
                 self.last_heard = self._server.now()
                 self._dispatch(message)
+                if type(message) is not Step:
+                    units = COSTS.get(type(message), 1.0)
+                    if (delay := self.account.work.spend(units, self.last_heard)) > 0:
+                        await asyncio.sleep(min(delay, LONGEST_DELAY_S))
             if self._undrained:
                 # A client that does not read its answers is not read either.
                 self._undrained = False

@@ -22,8 +22,9 @@ class Limits:
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
     read. ``queued_bytes``: of all peers; above, nobody is read who has more than an equal part.
-    ``rest_seconds``: after this time a session that is hardly used counts as idle, and is dropped where a
-    peer that holds less than its share finds no room.
+    ``work_per_second`` and ``work_at_once``: what one peer may ask beside steps, in units of a PING; above,
+    it is read more slowly. ``rest_seconds``: after this time a session that is hardly used counts as idle,
+    and is dropped where a peer that holds less than its share finds no room.
     """
 
     max_sessions: int = 256
@@ -35,6 +36,8 @@ class Limits:
     queued_tokens_per_peer: int = 128 * 1024
     queued_bytes_per_peer: int = 64 * 1024 * 1024
     queued_bytes: int = 256 * 1024 * 1024
+    work_per_second: float = 1000.0
+    work_at_once: float = 2000.0
     dials: int = 32
     dials_per_peer: int = 4
     dials_per_minute_per_peer: int = 60
@@ -59,6 +62,23 @@ FED_FACTOR = 4
 so it cannot be left unread."""
 
 
+class WorkRate:
+    """What a peer makes the event loop do, in units of a PING: so many a second, and ``burst`` at once."""
+
+    __slots__ = ("_burst", "_left", "_per_s", "_since")
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s = per_s
+        self._burst = self._left = burst
+        self._since = 0.0
+
+    def spend(self, units: float, now: float) -> float:
+        """Seconds in which the peer is not to be read, for what it has asked."""
+        self._left = min(self._burst, self._left + (now - self._since) * self._per_s) - units
+        self._since = now
+        return max(0.0, -self._left / self._per_s)
+
+
 class PeerAccount:
     """One peer's use of the node, over all its streams.
 
@@ -67,10 +87,20 @@ class PeerAccount:
     while what was computed waits for a slow next hop or for a client that does not read.
     """
 
-    __slots__ = ("connections", "holder", "kv_cells", "queued_bytes", "queued_tokens", "room", "sessions")
+    __slots__ = (
+        "connections",
+        "holder",
+        "kv_cells",
+        "queued_bytes",
+        "queued_tokens",
+        "room",
+        "sessions",
+        "work",
+    )
 
-    def __init__(self, holder: Holder) -> None:
+    def __init__(self, holder: Holder, work: WorkRate) -> None:
         self.holder = holder
+        self.work = work
         self.connections = 0
         self.sessions = 0
         self.kv_cells = 0
@@ -128,7 +158,9 @@ class Ledger:
         if why := self._streams.take(holder if account is None else account.holder):
             return why
         if account is None:
-            account = self._accounts[holder.peer_id] = PeerAccount(holder)
+            account = self._accounts[holder.peer_id] = PeerAccount(
+                holder, WorkRate(self._limits.work_per_second, self._limits.work_at_once)
+            )
         account.connections += 1
         return account
 

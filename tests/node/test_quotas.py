@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm_node.node.quotas import Ledger, Limits, PeerAccount
+from swarm_node.node.quotas import Ledger, Limits, PeerAccount, WorkRate
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.shares import Holder
 
@@ -38,6 +38,14 @@ def test_what_was_not_taken_cannot_be_given_back():
     for wrong in (lambda: ledger.disconnect(account), lambda: ledger.give_back(account, 0)):
         with pytest.raises(LocalProtocolError):
             wrong()
+
+
+def test_who_asks_too_much_is_read_more_slowly():
+    work = WorkRate(100.0, 20.0)
+    assert [work.spend(10, 5.0) for _ in range(3)] == [0.0, 0.0, 0.1]
+    assert work.spend(10, 5.1) == pytest.approx(0.1)
+    assert work.spend(20, 99.0) == 0.0  # a pause is worth one burst
+    assert work.spend(1, 99.0) == pytest.approx(0.01)
 
 
 def test_what_waits_is_bounded_in_all_and_divided_among_networks_and_their_peers():
