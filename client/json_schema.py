@@ -19,9 +19,15 @@ MAX_DEPTH = 64
 MAX_VALUES = 10_000
 """JSON values (keys not counted): bounds what a schema can make the compiler build."""
 
+MAX_PLACES = 4 * 2**20
+"""Characters of the places of all schemas in it together, such as ``/properties/name``: one long name counts
+again for each schema below it."""
 MAX_MULTIPLE = 100_000
 """Least common multiple of all multipleOf, in units of their last digit: what the compiler makes of them has
 so many states, and time without a bound goes into them (100,000: 0.7 s)."""
+MAX_UNIT = 10**18
+"""Where the last digits of all multipleOf together are finer than one part in so many, their least common
+multiple is too large in any case: none is below 1e-9."""
 
 _ONE = frozenset({"items", "additionalItems", "additionalProperties"})
 _MANY = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
@@ -48,6 +54,7 @@ class _Seen:
     anchors: set[str] = field(default_factory=set)
     references: list[tuple[str, str]] = field(default_factory=list)  # (place, reference)
     multiples: list[Fraction] = field(default_factory=list)  # values of multipleOf
+    characters: int = 0  # of the places
 
 
 def check_schema(schema: object) -> None:
@@ -70,8 +77,12 @@ def check_schema(schema: object) -> None:
 
 def _check_multiples(multiples: list[Fraction]) -> None:
     """Together, since schemas that apply to the same number are joined."""
-    unit = lcm(*(multiple.denominator for multiple in multiples))
-    if lcm(*(int(multiple * unit) for multiple in multiples)) > MAX_MULTIPLE:
+    unit = common = 1
+    for multiple in multiples:
+        unit = min(lcm(unit, multiple.denominator), MAX_UNIT)
+    for multiple in multiples:
+        common = min(lcm(common, int(multiple * unit)), MAX_MULTIPLE + 1)
+    if unit >= MAX_UNIT or common > MAX_MULTIPLE:
         raise UsageError(
             "the schema's multipleOf are too large, too fine or too many",
             hint=f"Their least common multiple may be {MAX_MULTIPLE} of their last digit at most.",
@@ -80,6 +91,9 @@ def _check_multiples(multiples: list[Fraction]) -> None:
 
 def _visit(place: str, schema: object, seen: _Seen) -> Iterator[tuple[str, object]]:
     """Check one schema; the schemas in it, with their places."""
+    seen.characters += len(place)
+    if seen.characters > MAX_PLACES:
+        raise UsageError("the schema's names are too long", hint="Shorten those that many schemas are under.")
     seen.places.add(place)
     if isinstance(schema, bool):
         return

@@ -146,13 +146,13 @@ class Tokenizer:
     @property
     def chat_variables(self) -> frozenset[str]:
         """Names that the chat template reads, such as ``tools`` where it can show some."""
-        return self._chat().variables if self.has_chat_template else frozenset()
+        return self.template.variables if self.has_chat_template else frozenset()
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
     ) -> str:
         """The chat as text. UsageError where the model has no template, or it refuses these messages."""
-        return self._chat().render(messages, add_generation_prompt=add_generation_prompt, **more)
+        return self.template.render(messages, add_generation_prompt=add_generation_prompt, **more)
 
     def apply_chat_template(
         self,
@@ -173,7 +173,9 @@ class Tokenizer:
             if process is not None:
                 process.close()
 
-    def _chat(self) -> ChatTemplate:
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template. Raises UsageError where the model has none."""
         if self.chat_template is None:
             raise UsageError(
                 "this model has no chat template", hint="Send plain text instead (--raw on the command line)."

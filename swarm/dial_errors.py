@@ -6,7 +6,7 @@ import re
 
 from .errors import NetworkError, PeerTimeoutError, PeerUnreachableError
 
-_ATTEMPT = re.compile(r"\* \[(?P<maddr>[^\]]*)\] (?P<reason>.*)")
+_ATTEMPT = re.compile(r"\* \[(?P<maddr>[^\]]{0,512})\] (?P<reason>.*)")
 _WRONG_ID = re.compile(r"remote key matches ([1-9A-HJ-NP-Za-km-z]{40,128})")
 _NOT_LIBP2P = (
     "failed to negotiate security protocol",

@@ -63,6 +63,10 @@ class ConfinedProcess:
         self._child: _Child | None = None
         self._closing: weakref.finalize[..., ConfinedProcess] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, here or elsewhere, starts a process of its own."""
+        return ConfinedProcess, (self._program, self._packages, self._opening, self.bounds)
+
     def opened(self) -> Any:
         """What the program replied to ``opening``. Raises EndedError."""
         return self._in_turn(None)
