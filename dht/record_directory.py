@@ -198,11 +198,16 @@ class RecordDirectory(ABC, Generic[FoundT]):
             try:
                 content = decode(entry.owner, entry.body)
             except RemoteProtocolError as error:
-                self._left_out.note(entry.owner, error.message)
+                self._left_out.note(entry.owner, _without_name(error.message, entry.owner))
             except Exception as bug:  # noqa: BLE001 - told with its traceback
                 self._left_out.note(entry.owner, f"its announcement cannot be read: {bug!r:.200}", bug)
             else:
                 yield entry, content
+
+
+def _without_name(message: str, owner: str) -> str:
+    """The complaint alone, for who knows whom it is about."""
+    return message.removeprefix(f"an announcement of {owner}: ").removeprefix(f"{owner} ")
 
 
 def _by_place(info: NodeInfo) -> tuple[str, str, int, int, str]:

@@ -7,7 +7,7 @@ import pytest
 from swarm_node.client import link_book
 from swarm_node.client.link_book import FIRST_DISTRUST_S, PAIR_S, LinkBook, transfer_rate
 from swarm_node.swarm.edges import UNMEASURED_LINK, Link
-from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 
 def node(peer_id: str) -> NodeInfo:
@@ -133,3 +133,23 @@ def test_it_forgets_who_was_not_met_for_longest(monkeypatch: pytest.MonkeyPatch)
     for peer in "abcda":
         book.measured(peer, 0.01)
     assert [peer for peer in "abcd" if book.knows(peer)] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("rtt_s", [0.0, 1e-6, 60.0])
+@pytest.mark.parametrize("bytes_per_s", [0.0, 100.0, 1e12])
+@pytest.mark.parametrize("wire_s", [0.0, 1e-9, 3600.0])
+def test_what_nodes_tell_of_their_links_is_shared_out_without_overflow(
+    rtt_s: float, bytes_per_s: float, wire_s: float
+) -> None:
+    told = (PeerLink("b", rtt_s, bytes_per_s),)
+    nodes = [
+        NodeInfo(name, (), ModelRef("m", "ab" * 32, 4), Span(0, 4), NodeState.ONLINE, links=told)
+        for name in ("a", "b")
+    ]
+    book = LinkBook()
+    book.measured("a", rtt_s, bytes_per_s)
+    book.edge_worked("a", "b", rtt_s, 0.0)
+    for _ in range(3):
+        book.chain_measured(["a", "b"], wire_s, 600, book.edges(nodes, 0.0), 0.0)
+        seconds = book.edges(nodes, 0.0).one_way_s("a", "b", 2.0**40)
+        assert 0 <= seconds < 1e12
