@@ -186,6 +186,24 @@ async def test_a_replacement_with_other_weights_shares_nothing_downstream() -> N
     assert [set(node.opens[-1].prefix) & set(node.opens[0].prefix) != set() for node in held] == [True, False]
 
 
+async def test_a_hop_is_asked_for_no_pages_that_another_one_before_it_fed() -> None:
+    """Or a liar would spoil answers long after it has left."""
+    swarm = await FakeSwarm(m="0-2", a="0-2", b="3-5").start()
+    swarm.announce("a", decode_ms_per_block=50.0)
+    async with swarm.client() as model:
+        prompt = await _first_turn(model)
+        assert swarm.nodes["m"].steps
+        swarm.nodes["m"].die()
+        swarm.network.kill("m")
+        answer = await _second_turn(swarm, model, prompt)
+    assert [hop.peer_id for hop in answer.hops] == ["a", "b"]
+    assert answer.cached_tokens == 0
+    first, last = swarm.nodes["b"].opens[0], swarm.nodes["b"].opens[-1]
+    assert first.prefix
+    assert last.prefix
+    assert not set(first.prefix) & set(last.prefix)
+
+
 async def test_pages_behind_a_replacement_have_no_names() -> None:
     """What comes after it rests on its word; the old names would give it out for its predecessor's."""
     swarm = await FakeSwarm(a="0-1", b="2-3", c="4-4", e="5-5", d="2-3").start()

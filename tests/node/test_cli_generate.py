@@ -1,0 +1,45 @@
+"""``generate``, with a model that says what it likes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import pytest
+
+from swarm_node.node.cli_generate import run_generate
+from swarm_node.node.cli_parser import build_parser
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2Jhello\u202e"
+
+
+class HostileModel:
+    @classmethod
+    async def connect(cls, **options: Any) -> Self:
+        return cls()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def stream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
+        for character in HOSTILE:
+            yield character
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"),
+    [(True, "␛]0;owned␇␛[2Jhello\N{REPLACEMENT CHARACTER}"), (False, HOSTILE)],
+)
+async def test_an_answer_controls_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    words = ["generate", "hi", "--model", "x", "--quiet", "--initial-peers", "/ip4/127.0.0.1/tcp/1/p2p/x"]
+    await run_generate(build_parser().parse_args(words), HostileModel, None)
+    assert out.getvalue() == shown + "\n"
