@@ -23,6 +23,7 @@ import torch
 from ..shards.backend import KvMemory, Memory, SpanBackend
 from ..swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ..swarm.messages import PAGE_TOKENS
+from ..swarm.shares import Holder
 from ..swarm.types import Span
 from .batch_runner import BatchReport, BatchRunner
 from .engine_load import EngineLoad, LoadMeter
@@ -318,9 +319,10 @@ class Engine:
     def _register(self, lane: Lane) -> None:
         """Tell the prefix cache of every page that is complete and will stay as it is."""
         known = min(len(lane.names), lane.settled // PAGE_TOKENS)
+        owner = Holder(lane.owner, lane.group)
         while lane.registered < known:
             index = lane.registered
-            self._cache.register(lane.owner, lane.span, lane.names[index], lane.pages.pages[index])
+            self._cache.register(owner, lane.span, lane.names[index], lane.pages.pages[index])
             lane.registered = index + 1
 
     def _release(self, lane: Lane) -> None:

@@ -1,10 +1,10 @@
 """What sessions sent on, exactly as it went on the wire, so that a replacement can be fed the same bytes.
 
 Rows of a codec have a fixed size and stand alone, so a position is an offset. All journals of a node share
-one budget. When it is spent, rows kept of finished sessions go first: of the peer that has most, those
-used least recently. Then whole journals go, for one with a hole is of no use: of the address group that has
-most, of its peer that has most, the one that was written to the longest ago. What a finished session left,
-only its own peer finds.
+one budget. When it is spent, rows kept of finished sessions go first: of the address group that has most, of
+its peer that has most, those used least recently. Then whole journals go, for one with a hole is of no use:
+of the same choice, the one that was written to the longest ago. What a finished session left, only its own
+peer finds.
 Counted are rows; the memory that a growing bytearray keeps in reserve, at most an eighth, comes on top.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ..swarm.errors import LocalProtocolError
 from ..swarm.messages import PAGE_TOKENS
+from ..swarm.shares import Holder
 from ..swarm.types import Span
 from ..swarm.wire import Payload
 from .owner_lru import OwnerLru
@@ -138,14 +139,14 @@ class JournalBook:
         for index, name in enumerate(names):
             key = (journal.owner, span.start, span.end, codec, name)
             if key in self._pages:
-                self._kept.use(journal.owner, key)
+                self._kept.use(key)
             elif (rows := journal.slice(index * PAGE_TOKENS, (index + 1) * PAGE_TOKENS)) is not None:
                 kept.append((key, rows))
         journal.close()
         for key, rows in kept:
             if key not in self._pages:  # a name may be given twice
                 self._pages[key] = rows
-                self._kept.add(journal.owner, key, len(rows))
+                self._kept.add(Holder(journal.owner, journal.group), key, len(rows))
                 self._used += len(rows)
         while self._used > self.budget:
             self._drop_page()
@@ -159,7 +160,7 @@ class JournalBook:
             rows = self._pages.get(key)
             if rows is None:
                 break
-            self._kept.use(owner, key)
+            self._kept.use(key)
             found.append(rows)
         return (len(names) - len(found)) * PAGE_TOKENS, b"".join(reversed(found))
 

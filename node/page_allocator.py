@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..swarm.errors import LocalProtocolError, UsageError
+from ..swarm.shares import Holder
 from .owner_lru import OwnerLru
 
 PrefixKey = tuple[str, int, int, bytes]
@@ -20,21 +21,26 @@ PrefixKey = tuple[str, int, int, bytes]
 name that this peer gave it."""
 
 
+NOBODY = Holder("")
+"""Whose a page without a key is."""
+
+
 class Page:
     """``slots``: one for each block of a span. Compared by identity; only its allocator changes it.
 
     ``holders``: sessions that have it in their tables. ``claims``: how many of them are sure to write to it
     while others may hold it, as a fork does with its parent's last page. ``key``: its name in the prefix
-    cache.
+    cache, where it counts for ``owner``.
     """
 
-    __slots__ = ("claims", "holders", "key", "slots")
+    __slots__ = ("claims", "holders", "key", "owner", "slots")
 
     def __init__(self, slots: tuple[int, ...]) -> None:
         self.slots = slots
         self.holders = 1
         self.claims = 0
         self.key: PrefixKey | None = None
+        self.owner = NOBODY
 
     @property
     def copies_due(self) -> int:
@@ -117,8 +123,8 @@ class PageAllocator:
         promised = (min(claims, holders - 1) - page.copies_due) * len(page.slots)
         if revived + promised > self.available:
             return False
-        if revived and page.key is not None:
-            self._cached.remove(page.key[0], page)
+        if revived:
+            self._cached.remove(page)
         page.holders, page.claims = holders, claims
         self._reserved += promised
         return True
@@ -144,7 +150,7 @@ class PageAllocator:
         if page.holders:
             return
         if page.key is not None:
-            self._cached.add(page.key[0], page, len(page.slots))
+            self._cached.add(page.owner, page, len(page.slots))
         else:
             self._free.extend(reversed(page.slots))
 
@@ -155,9 +161,9 @@ class PageAllocator:
 
     def drop_key(self, page: Page) -> None:
         """The prefix cache forgets a page: it is freed if nobody holds it."""
-        key, page.key = page.key, None
-        if page.holders == 0 and key is not None:
-            self._cached.remove(key[0], page)
+        page.key = None
+        if page.holders == 0:
+            self._cached.remove(page)
             self._free.extend(reversed(page.slots))
 
     def _change(self, page: Page, holders: int, claims: int) -> None:
@@ -168,7 +174,7 @@ class PageAllocator:
         self._reserved += (page.copies_due - due) * len(page.slots)
 
     def _evict(self) -> None:
-        """Free the slots of a cached page: of the owner who has most, the one that was let go longest ago."""
+        """Free the slots of a cached page: of who has most, the one that was let go longest ago."""
         page = self._cached.pop()
         self._free.extend(reversed(page.slots))
         if self.on_evict is not None:

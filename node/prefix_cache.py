@@ -3,14 +3,15 @@
 A page belongs to its owner, the authenticated peer whose session computed it, and only this peer finds it: by
 the span, and by the name that it gave the page, a keyed hash over all tokens up to the page's end. A page is
 registered once the step that completed it was answered. Which unheld pages go first when memory is needed is
-the allocator's business: those of the owner who has most, least recently let go first. Sessions let their
-pages go from the last to the first, so that a sequence loses its end before its beginning.
+the allocator's business: those of who has most (see ``owner_lru``), least recently let go first. Sessions let
+their pages go from the last to the first, so that a sequence loses its end before its beginning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..swarm.shares import Holder
 from ..swarm.types import Span
 from .page_allocator import Page, PageAllocator, PrefixKey
 
@@ -38,12 +39,12 @@ class PrefixCache:
             taken.append(page)
         return taken
 
-    def register(self, owner: str, span: Span, name: bytes, page: Page) -> bool:
+    def register(self, owner: Holder, span: Span, name: bytes, page: Page) -> bool:
         """Name a held page that will not change any more; False if the name or the page is taken."""
-        key = (owner, span.start, span.end, name)
+        key = (owner.peer_id, span.start, span.end, name)
         if page.key is not None or key in self._pages:
             return False
-        page.key = key
+        page.key, page.owner = key, owner
         self._pages[key] = page
         return True
 

@@ -128,7 +128,7 @@ class Allocator(RuleBasedStateMachine):
     def name(self, data: st.DataObject) -> None:
         naive = data.draw(st.sampled_from([p for p in self.held if p.key is None]))
         self.next_key += 1
-        naive.key = naive.page.key = ("owner", 0, 1, bytes([self.next_key % 256]))
+        naive.key = naive.page.key = ("", 0, 1, bytes([self.next_key % 256]))
 
     @precondition(lambda self: any(p.key for p in self.pages))
     @rule(data=st.data())

@@ -12,6 +12,7 @@ from swarm_node.node.page_allocator import PageAllocator
 from swarm_node.node.page_tables import PageChange, PageTable, pages_for, slots_for
 from swarm_node.node.prefix_cache import PrefixCache
 from swarm_node.swarm.errors import LocalProtocolError
+from swarm_node.swarm.shares import Holder
 from swarm_node.swarm.types import Span
 
 PAGE, TOTAL = 4, 40
@@ -164,7 +165,7 @@ class Tables(RuleBasedStateMachine):
             if page.key is None and page.holders == 1:
                 for slot in page.slots:  # nobody else reads it: give it the content of its name
                     self.memory[slot] = [content(session.span, name)] * PAGE
-                self.cache.register("owner", session.span, name, page)
+                self.cache.register(Holder("owner"), session.span, name, page)
         session.table.release()
         self.sessions.remove(session)
 
@@ -269,7 +270,7 @@ def test_a_cached_page_is_copied_while_there_is_room_and_overwritten_when_not():
     table = PageTable.open(allocator, cache, 1, PAGE, 8)
     table.write(0, 8, quiet=True)
     for name, page in zip([b"a", b"b"], table.pages, strict=True):
-        cache.register("owner", Span(0, 1), name, page)
+        cache.register(Holder("owner"), Span(0, 1), name, page)
     assert table.write(2, 4, quiet=False) == [PageChange(0, (2,), (0,))]  # room for one copy
     assert [page.key for page in table.pages] == [None, None]
     assert (allocator.used, allocator.cached, len(cache)) == (2, 1, 1)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from swarm_node.node.page_allocator import Page, PageAllocator
 from swarm_node.node.prefix_cache import PrefixCache
+from swarm_node.swarm.shares import Holder
 from swarm_node.swarm.types import Span
 
 SPAN, OTHER = Span(0, 2), Span(2, 4)
@@ -19,7 +20,7 @@ def fill(
     assert allocator.reserve(missing * len(span))
     pages += [allocator.allocate(len(span)) for _ in range(missing)]
     for digest, page in zip(chain, pages, strict=True):
-        cache.register(owner, span, digest, page)
+        cache.register(Holder(owner), span, digest, page)
     return pages
 
 
@@ -73,9 +74,9 @@ def test_one_page_a_name_and_one_name_a_page():
     first = fill(allocator, cache, [b"a"])[0]
     assert allocator.reserve(2)
     second = allocator.allocate(2)
-    assert not cache.register("a", SPAN, b"a", second)
-    assert not cache.register("a", SPAN, b"b", first)
-    assert cache.register("a", SPAN, b"b", second)
+    assert not cache.register(Holder("a"), SPAN, b"a", second)
+    assert not cache.register(Holder("a"), SPAN, b"b", first)
+    assert cache.register(Holder("a"), SPAN, b"b", second)
     cache.unregister(first)
     assert cache.take("a", SPAN, [b"a"]) == []
     assert (len(cache), allocator.cached, first.holders) == (1, 0, 1)
