@@ -21,8 +21,15 @@ log = logging.getLogger(__name__)
 
 OWN_ADDRESSES_S = 30.0
 """For so long our own addresses count as known: a computer seldom moves to another network."""
+MAX_NAMES = 2
+"""Of one peer's addresses that are looked up."""
 MAX_ANSWER_FRAME = FIXED_HEADER.size + MAX_HEADER
 """Bytes of a frame that another node may send us: it answers without rows, which go to the client."""
+
+
+class HiddenDialError(PeerUnreachableError):
+    """A dial failed at an address that is not public: what is there, and how soon it says no, is not for
+    everybody to know."""
 
 
 class Dialler:
@@ -46,26 +53,29 @@ class Dialler:
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
         """The live link to a node; dials it where there is none. ``maddrs``: its own signed word.
 
-        Raises NetworkError's subclasses. Whoever is connected already needs no address.
+        Raises NetworkError's subclasses: HiddenDialError if something was tried that only we can see. Whoever
+        is connected already needs no address.
         """
         if self._pool.has(peer_id):
             return await self._pool.get(peer_id)
-        meant = choose(await resolve_all(maddrs), await self._reaches())
-        chosen = self._guard.begin(meant, self._clock())
+        meant = choose(await resolve_all(_few_names(maddrs)), await self._reaches())
+        chosen = self._guard.begin(peer_id, meant, self._clock())
         if meant and not chosen:
             raise PeerUnreachableError(f"peer {peer_id} did not answer lately, or too much is dialled there")
         try:
             link = await self._pool.get(peer_id, chosen)
         except (LocalNetworkError, StreamClosedError):
-            self._guard.succeeded(chosen)  # our own end failed
+            self._guard.not_dialled(peer_id, chosen)
             raise
-        except NetworkError:
-            self._guard.failed(chosen, self._clock())
+        except asyncio.CancelledError:  # who waited for it too long waits no more
+            self._guard.failed(peer_id, chosen, self._clock())
             raise
-        except asyncio.CancelledError:
-            self._guard.failed(chosen, self._clock())  # whoever waited for it waits no more
+        except NetworkError as error:
+            self._guard.failed(peer_id, chosen, self._clock())
+            if is_hidden(chosen):
+                raise HiddenDialError(error.message, hint=error.hint) from error
             raise
-        self._guard.succeeded(chosen)
+        self._guard.met(peer_id, chosen, link.remote_maddr)
         return link
 
     async def close(self) -> None:
@@ -79,7 +89,13 @@ class Dialler:
         return self._allowed[1]
 
 
+def _few_names(maddrs: Sequence[str]) -> list[str]:
+    """Each name is a question to a server that its owner chooses."""
+    names = [maddr for maddr in maddrs if maddr.startswith("/dns")]
+    return [maddr for maddr in maddrs if maddr not in names[MAX_NAMES:]]
+
+
 def is_hidden(maddrs: Sequence[str]) -> bool:
     """Whether somebody outside could not find out himself what answers at one of them."""
     sockets = map(socket_of, maddrs)
-    return any(socket is None or reach_of(socket.host) is not Reach.PUBLIC for socket in sockets)
+    return any(socket is not None and reach_of(socket.host) is not Reach.PUBLIC for socket in sockets)

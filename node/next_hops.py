@@ -28,7 +28,7 @@ from ..swarm.shares import Holder
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
 from .dial_quota import DialQuota
-from .dialler import Dialler, is_hidden
+from .dialler import Dialler, HiddenDialError
 from .quotas import Ledger, Limits, PeerAccount
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,6 @@ class NextHops:
         """
         if self.dialler is None:
             raise PeerUnreachableError("this node does not dial other nodes")
-        maddrs: tuple[str, ...] = ()
         try:
             async with asyncio.timeout(self._limits.link_seconds):
                 while True:
@@ -150,10 +149,10 @@ class NextHops:
                             client.peer_id,
                             error.message,
                         )
+                        if isinstance(error, HiddenDialError):  # how long it took would tell what is there
+                            await asyncio.get_running_loop().create_future()
                         if dial.maddrs == maddrs:
                             break  # else these, of another client, may have been wrong
-                if is_hidden(maddrs):  # how long it took would tell what is there
-                    await asyncio.get_running_loop().create_future()
         except TimeoutError:
             log.info("event=dial_failed peer=%s client=%s error='no answer'", target.peer_id, client.peer_id)
         raise PeerUnreachableError(NOT_REACHED)

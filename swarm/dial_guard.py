@@ -10,6 +10,7 @@ for longer each time, and a host or an address group is not tried more than a fe
 from __future__ import annotations
 
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
@@ -129,7 +130,11 @@ def same_host(maddrs: Iterable[str], remote_maddr: str) -> tuple[str, ...]:
 
 
 class DialGuard:
-    """Spares those who do not answer. Pure: ``now`` in seconds."""
+    """Spares those who do not answer. Pure: ``now`` in seconds.
+
+    What one record says costs no other peer: a place is left alone for the sake of the peer that was not
+    found there, and whoever was found where he said is dialled there again, whatever strangers say of it.
+    """
 
     def __init__(self) -> None:
         self._silent = PeerHealth(
@@ -138,43 +143,64 @@ class DialGuard:
             forget_after_s=2 * LONGEST_PAUSE_S,
             max_peers=MAX_PLACES,
         )
+        self._met: OrderedDict[str, None] = OrderedDict()  # peers and places, the latest at the end
         self._hosts = RecentEvents(MINUTE_S, MAX_PLACES)
         self._groups = RecentEvents(MINUTE_S, MAX_PLACES)
 
-    def begin(self, maddrs: Sequence[str], now: float) -> list[str]:
-        """Those of the addresses that may be dialled now. Each counts for a minute or until ``succeeded``."""
+    def begin(self, peer_id: str, maddrs: Sequence[str], now: float) -> list[str]:
+        """Those of a peer's addresses that may be dialled now. Each counts for a minute, unless he is there
+        or was before."""
         free = []
         for maddr in maddrs:
-            place, host, group = _counted(maddr)
-            if (
-                self._silent.is_banned(place, now)
-                or self._hosts.count(host, now) >= FAILURES_PER_HOST
-                or self._groups.count(group, now) >= FAILURES_PER_GROUP
-            ):
-                continue
-            self._hosts.add(host, now)
-            self._groups.add(group, now)
+            place, host, group = _counted(peer_id, maddr)
+            if place not in self._met:
+                if (
+                    self._silent.is_banned(place, now)
+                    or self._hosts.count(host, now) >= FAILURES_PER_HOST
+                    or self._groups.count(group, now) >= FAILURES_PER_GROUP
+                ):
+                    continue
+                self._hosts.add(host, now)
+                self._groups.add(group, now)
             free.append(maddr)
         return free
 
-    def succeeded(self, maddrs: Sequence[str]) -> None:
-        """Somebody whom we wanted is at one of them: all are forgiven."""
+    def met(self, peer_id: str, maddrs: Sequence[str], remote_maddr: str) -> None:
+        """The peer answered from ``remote_maddr``: of what was dialled, only this place is to his credit."""
+        there = socket_of(remote_maddr)
         for maddr in maddrs:
-            place, host, group = _counted(maddr)
+            place, host, group = _counted(peer_id, maddr)
+            socket = socket_of(maddr)
+            if there is None or socket is None or (socket.host, socket.port) != (there.host, there.port):
+                continue
             self._silent.succeeded(place)
-            self._hosts.take_back(host)
-            self._groups.take_back(group)
+            if place not in self._met:
+                self._hosts.take_back(host)
+                self._groups.take_back(group)
+            self._met[place] = None
+            self._met.move_to_end(place)
+            if len(self._met) > MAX_PLACES:
+                self._met.popitem(last=False)
 
-    def failed(self, maddrs: Sequence[str], now: float) -> None:
-        """Nobody whom we wanted is at any of them."""
+    def failed(self, peer_id: str, maddrs: Sequence[str], now: float) -> None:
+        """The peer is at none of them."""
         for maddr in maddrs:
-            self._silent.failed(_counted(maddr)[0], now)
+            place = _counted(peer_id, maddr)[0]
+            self._silent.failed(place, now)
+            self._met.pop(place, None)
+
+    def not_dialled(self, peer_id: str, maddrs: Sequence[str]) -> None:
+        """Nobody was dialled after all: our own end failed."""
+        for maddr in maddrs:
+            place, host, group = _counted(peer_id, maddr)
+            if place not in self._met:
+                self._hosts.take_back(host)
+                self._groups.take_back(group)
 
 
-def _counted(maddr: str) -> tuple[str, str, str]:
-    """Place, host and address group."""
+def _counted(peer_id: str, maddr: str) -> tuple[str, str, str]:
+    """Peer and place, host, and address group."""
     socket = socket_of(maddr)
     if socket is None:
-        return maddr, maddr, maddr
-    host = str(socket.host)
-    return f"{host} {socket.kind} {socket.port}", host, host_group(socket.host)
+        return f"{peer_id} {maddr}", maddr, maddr
+    return f"{peer_id} {socket.host} {socket.kind} {socket.port}", str(socket.host), host_group(socket.host)

@@ -151,6 +151,11 @@ class NodeLink:
         return self._connection.peer_id
 
     @property
+    def remote_maddr(self) -> str:
+        """Where the node is, as far as the transport knows."""
+        return self._connection.remote_maddr
+
+    @property
     def name(self) -> str:
         return f"peer {self.peer_id[-8:]}"
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from swarm_node.node.dialler import Dialler, is_hidden
+from swarm_node.node.dialler import Dialler, HiddenDialError, is_hidden
 from swarm_node.swarm.errors import PeerUnreachableError, StreamClosedError
 from swarm_node.swarm.types import ModelRef
 
@@ -16,6 +16,7 @@ PUBLIC, LAN, LOOP = "/ip4/8.8.8.8/tcp/1", "/ip4/192.168.1.1/tcp/80", "/ip4/127.0
 
 class FakeStream:
     peer_id = "them"
+    remote_maddr = PUBLIC
 
     def __init__(self) -> None:
         self.over = asyncio.Event()
@@ -62,6 +63,21 @@ async def test_a_public_node_goes_to_public_addresses_only():
     assert await links.get("them", [PUBLIC]) is link
     assert len(transport.dialled) == 1
     await links.close()
+
+
+async def test_a_dial_into_our_own_network_fails_in_a_way_of_its_own():
+    links, transport = dialler(LAN)
+    transport.answer = PeerUnreachableError("refused")
+    with pytest.raises(HiddenDialError):
+        await links.get("them", [LAN])
+    with pytest.raises(PeerUnreachableError) as caught:
+        await links.get("them", [LAN])  # not dialled again: nothing to hide
+    assert not isinstance(caught.value, HiddenDialError)
+    public, transport = dialler(PUBLIC)
+    transport.answer = PeerUnreachableError("nobody knows it")
+    with pytest.raises(PeerUnreachableError) as caught:
+        await public.get("them", [LAN])  # nor does a public node go there
+    assert not isinstance(caught.value, HiddenDialError)
 
 
 async def test_who_is_connected_already_needs_no_address_that_counts():

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from chain_swarm import MODEL, rows, swarm_of, until
 
-from swarm_node.node.next_hops import UNCOUNTED_BYTES, NextHop, NextHops
+from swarm_node.node.dialler import HiddenDialError
+from swarm_node.node.next_hops import NOT_REACHED, UNCOUNTED_BYTES, NextHop, NextHops
 from swarm_node.node.quotas import Ledger, Limits
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, PeerError, PeerUnreachableError, StreamClosedError
@@ -106,12 +107,13 @@ class Dials:
     def __init__(self) -> None:
         self.begun: list[tuple[str, ...]] = []
         self.go_on = asyncio.Event()
+        self.failure: Exception = PeerUnreachableError("nobody is there")
 
     async def get(self, peer_id, maddrs):
         self.begun.append(maddrs)
         await self.go_on.wait()
         if maddrs == WRONG:
-            raise PeerUnreachableError("nobody is there")
+            raise self.failure
         link = SlowLink()
         link.failure, link.round_trip_s = None, 0.001
         link.welcome = asyncio.get_running_loop().create_future()
@@ -174,6 +176,21 @@ async def test_a_dial_that_nobody_waits_for_counts_until_it_is_over():
     hops.dialler.go_on.set()
     await until(lambda: len(hops) == 1 and not hops._dials)
     await hops.reach(Downstream("q", b"2" * 16), client)
+    await hops.close()
+
+
+async def test_all_failed_dials_look_alike_and_into_a_private_network_take_as_long():
+    hops, ledger = dialling(link_seconds=0.05)
+    hops.dialler.go_on.set()
+    client = ledger.connect(Holder("client"))
+    loop, took = asyncio.get_running_loop(), []
+    for failure in (PeerUnreachableError("refused by 8.8.8.8"), HiddenDialError("refused by 10.0.0.1")):
+        hops.dialler.failure = failure
+        began = loop.time()
+        with pytest.raises(PeerUnreachableError, match=NOT_REACHED):
+            await hops.reach(Downstream("p", b"w" * 16, record(WRONG)), client)
+        took.append(loop.time() - began)
+    assert took[1] >= 0.05 > took[0]
     await hops.close()
 
 

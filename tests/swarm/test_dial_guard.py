@@ -94,30 +94,57 @@ def test_a_client_is_not_sent_to_itself_by_who_is_elsewhere():
 def test_what_does_not_answer_is_left_alone_for_longer_each_time():
     guard, now, tried = DialGuard(), 0.0, []
     for _ in range(3000):
-        if guard.begin([PUBLIC], now):
-            guard.failed([PUBLIC], now)
+        if guard.begin("p", [PUBLIC], now):
+            guard.failed("p", [PUBLIC], now)
             tried.append(now)
         now += 0.2
     assert len(tried) < 11
     assert tried[1] == pytest.approx(1.0)
-    guard.succeeded([PUBLIC])
-    assert guard.begin([PUBLIC], now) == [PUBLIC]
+    assert guard.begin("q", [PUBLIC], now) == [PUBLIC]  # another peer may be there
+    guard.met("p", [PUBLIC], PUBLIC)
+    assert guard.begin("p", [PUBLIC], now) == [PUBLIC]
 
 
 def test_a_host_and_a_network_are_tried_a_few_times_a_minute_however_many_ask():
     guard = DialGuard()
     ports = [f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 200)]
-    assert len(guard.begin(ports, 0.0)) == FAILURES_PER_HOST
-    guard.failed(ports[:FAILURES_PER_HOST], 0.1)
+    for number, port in enumerate(ports):
+        assert bool(guard.begin(f"peer{number}", [port], 0.0)) is (number < FAILURES_PER_HOST)
     hosts = [f"/ip4/8.8.8.{host}/tcp/1" for host in range(100, 200)]
-    assert len(guard.begin(hosts, 1.0)) == FAILURES_PER_GROUP - FAILURES_PER_HOST
-    assert guard.begin(["/ip4/9.9.9.9/tcp/1"], 1.0)
-    assert len(guard.begin(ports[50:], 61.5)) == FAILURES_PER_HOST
+    assert len(guard.begin("p", hosts, 1.0)) == FAILURES_PER_GROUP - FAILURES_PER_HOST
+    assert guard.begin("p", ["/ip4/9.9.9.9/tcp/1"], 1.0)
+    assert len(guard.begin("p", ports[50:], 61.5)) == FAILURES_PER_HOST
+
+
+def test_who_was_found_where_he_said_is_dialled_again_whatever_strangers_say_of_his_place():
+    guard = DialGuard()
+    assert guard.begin("honest", [PUBLIC], 0.0)
+    guard.met("honest", [PUBLIC], PUBLIC)
+    for number in range(100):
+        guard.begin(f"liar{number}", [PUBLIC], 1.0)
+        guard.failed(f"liar{number}", [PUBLIC], 1.0)
+    assert not guard.begin("newcomer", [PUBLIC], 2.0)
+    for _ in range(100):
+        assert guard.begin("honest", [PUBLIC], 2.0)
+    guard.failed("honest", [PUBLIC], 3.0)
+    assert not guard.begin("honest", [PUBLIC], 3.5)
+
+
+def test_a_live_peer_that_names_a_victim_too_has_it_dialled_no_more_often():
+    guard, own, victim = DialGuard(), "/ip4/9.9.9.9/tcp/1", "/ip4/8.8.8.8/tcp/80"
+    dialled = 0
+    for number in range(100):
+        dialled += victim in guard.begin(f"liar{number}", [own, victim], 0.0)
+        guard.met(f"liar{number}", [own, victim], own)
+    assert dialled == FAILURES_PER_HOST
 
 
 def test_dials_that_find_whom_they_want_cost_a_host_nothing():
     guard = DialGuard()
     for number in range(500):
         maddr = [f"/ip4/127.0.0.1/tcp/{1000 + number}"]
-        assert guard.begin(maddr, 0.0) == maddr
-        guard.succeeded(maddr)
+        assert guard.begin("p", maddr, 0.0) == maddr
+        if number % 2:
+            guard.met("p", maddr, f"{maddr[0]}/p2p/{RELAY}")
+        else:
+            guard.not_dialled("p", maddr)
