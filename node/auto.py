@@ -253,11 +253,9 @@ class AutoBlocks:
 
     async def _planned(self, plan: Callable[[Sequence[NodeInfo]], T], nodes: Sequence[NodeInfo]) -> T:
         """What the planner says of ``nodes``, without those that it fails over. Raises NetworkError where
-        it fails whoever is left out, and SwarmError as the planner does."""
+        it fails whoever is left out."""
         try:
             return await self._call(self._faults.without_culprits, plan, nodes, _peer_id)
-        except SwarmError:
-            raise
         except Exception as fault:
             self._faults.note(fault)
             raise NetworkError("no plan can be made of what the swarm's nodes announce") from fault
@@ -314,14 +312,12 @@ class AutoBlocks:
             await self._join()
 
     async def _why_not_leave(self) -> str:
+        own, n_blocks = self._host.peer_id, self.machine.shape.n_blocks
         try:
             nodes = await self._living()
+            return await self._planned(lambda some: self._planner.why_not_leave(some, own, n_blocks), nodes)
         except NetworkError as error:
             return error.message
-        own, n_blocks = self._host.peer_id, self.machine.shape.n_blocks
-        return self._faults.without_culprits(
-            lambda some: self._planner.why_not_leave(some, own, n_blocks), nodes, _peer_id
-        )
 
     async def _plan_move(self, nodes: Sequence[NodeInfo]) -> Serve | Stay:
         """Only what all nodes can see goes into it, of this node too."""

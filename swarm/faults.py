@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from .errors import SwarmError
+from .errors import LocalProtocolError, SwarmError, UsageError
 
 MAX_TRIES = 64
 """Subsets that are tried to find out whose words a piece of work fails over: enough for one peer in a
@@ -68,14 +68,14 @@ class Faults:
     ) -> Result:
         """``work`` on all ``records`` or, where it fails unexpectedly, on those that it does not fail over.
 
-        A SwarmError is an answer and no failure: it is raised. So is the failure itself if no part of the
-        records is found with which the work does not fail.
+        An answer such as that there is no route is no failure: it is raised. So is the failure itself if no
+        part of the records is found with which the work does not fail.
         """
         try:
             return work(records)
-        except SwarmError:
-            raise
         except Exception as fault:
+            if is_answer(fault):
+                raise
             kept = _Sieve(work).sound(records)
             if len(kept) == len(records):
                 raise
@@ -84,6 +84,12 @@ class Faults:
                 if id(record) in left_out:
                     self.note(fault, peer_of(record))
             return work(kept)
+
+
+def is_answer(error: Exception) -> bool:
+    """Whether an error says something of the swarm. One that says that we have called or sent something wrong
+    says nothing but that we are wrong."""
+    return isinstance(error, SwarmError) and not isinstance(error, UsageError | LocalProtocolError)
 
 
 class _Sieve(Generic[Record]):
@@ -111,8 +117,6 @@ class _Sieve(Generic[Record]):
             return False
         try:
             self._work(records)
-        except SwarmError:
-            pass
-        except Exception:  # noqa: BLE001 - the first is told
-            return False
+        except Exception as fault:  # noqa: BLE001 - the first is told
+            return is_answer(fault)
         return True

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.errors import RouteError
+from swarm_node.swarm.errors import LocalProtocolError, RouteError, UsageError
 from swarm_node.swarm.faults import MAX_TRIES, Faults
 
 
-def adding(bad: set[int]) -> object:
+def adding(bad: set[int], fault: Exception | None = None) -> object:
     def work(records: Sequence[int]) -> int:
         if bad & set(records):
-            raise ZeroDivisionError
+            raise fault or ZeroDivisionError()
         return sum(records)
 
     return work
@@ -49,6 +49,13 @@ def test_an_answer_is_no_fault() -> None:
     with pytest.raises(RouteError):
         faults.without_culprits(work, [1, 2], str)
     assert faults.count == 0
+
+
+@pytest.mark.parametrize("fault", [UsageError("a link of nan s cannot be"), LocalProtocolError("no span")])
+def test_what_says_that_we_are_wrong_is_a_fault(fault: Exception) -> None:
+    faults = Faults("test")
+    assert faults.without_culprits(adding({2}, fault), [1, 2, 3], str) == 4  # type: ignore[arg-type]
+    assert faults.count == 1
 
 
 def test_a_fault_of_nobodys_records_is_raised() -> None:
