@@ -14,6 +14,7 @@ import torch
 
 from ..swarm import native_codec
 from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
+from ..swarm.dial_guard import DialGuard
 from ..swarm.entry import swarm_entry
 from ..swarm.errors import UsageError
 from ..swarm.link_pool import LinkPool
@@ -72,7 +73,9 @@ class AsyncSwarmModel:
         self._chain = chain
         self._salt = (prefix_salt or new_salt()) if prefix_cache else None
         self._memory = RouteMemory() if prefix_cache else None
-        self._links = LinkPool(network.transport, local.ref, agent=_agent(), patience=patience)
+        self._links = LinkPool(
+            network.transport, local.ref, agent=_agent(), patience=patience, guard=DialGuard(pauses=False)
+        )
         self._heads = HeadBatcher(local.head)
         self._guides = Guides(local.tokenizer, local.vocab_size)
         self._reader = PromptReader(local.tokenizer, vocab_size=local.vocab_size, context=local.context)

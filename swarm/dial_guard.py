@@ -129,6 +129,12 @@ def same_host(maddrs: Iterable[str], remote_maddr: str) -> tuple[str, ...]:
     )[:MAX_ADDRESSES]
 
 
+def public_of(maddrs: Iterable[str]) -> list[str]:
+    """Those of the addresses that are of the Internet at large."""
+    sockets = ((maddr, socket_of(maddr)) for maddr in maddrs)
+    return [maddr for maddr, at in sockets if at is not None and reach_of(at.host) is Reach.PUBLIC]
+
+
 class DialGuard:
     """Spares those who do not answer. Pure: ``now`` in seconds.
 
@@ -136,7 +142,9 @@ class DialGuard:
     found there, and whoever was found where he said is dialled there again, whatever strangers say of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pauses: bool = True) -> None:
+        """``pauses``: leave a place alone that did not answer; without, somebody else sees to that."""
+        self._pauses = pauses
         self._silent = PeerHealth(
             first_ban_s=FIRST_PAUSE_S,
             longest_ban_s=LONGEST_PAUSE_S,
@@ -186,7 +194,8 @@ class DialGuard:
         """The peer is at none of them."""
         for maddr in maddrs:
             place = _counted(peer_id, maddr)[0]
-            self._silent.failed(place, now)
+            if self._pauses:
+                self._silent.failed(place, now)
             self._met.pop(place, None)
 
     def not_dialled(self, peer_id: str, maddrs: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from .dial_guard import for_client
-from .errors import StreamClosedError
+from .dial_guard import DialGuard, for_client, public_of
+from .errors import PeerUnreachableError, StreamClosedError
 from .link import NodeLink
 from .patience import Patience
 from .transport import Transport
@@ -16,7 +16,8 @@ from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 class LinkPool:
     """The links of a client, one a node. Used in one event loop; ``close`` ends them all. ``max_frame``:
-    bytes of a frame that is accepted on one."""
+    bytes of a frame that is accepted on one. ``guard`` spares hosts on the Internet that many records name
+    and where nobody is."""
 
     def __init__(
         self,
@@ -26,12 +27,14 @@ class LinkPool:
         agent: str = "swarm-node",
         patience: Patience | None = None,
         max_frame: int = DEFAULT_MAX_FRAME,
+        guard: DialGuard | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self._transport = transport
         self._model = model
         self._agent = agent
         self._max_frame = max_frame
+        self._guard = guard
         self._dials: dict[str, asyncio.Task[NodeLink]] = {}
         self._links: set[NodeLink] = set()
         self._closed = False
@@ -86,6 +89,20 @@ class LinkPool:
         for link in links:
             await link.close()
 
+    def _chosen(self, peer_id: str, maddrs: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Where to dial a peer, and what of it the guard counts. Raises PeerUnreachableError."""
+        chosen = for_client(maddrs)
+        if self._guard is None:
+            return chosen, []
+        public = public_of(chosen)
+        counted = self._guard.begin(peer_id, public, asyncio.get_running_loop().time())
+        left = [maddr for maddr in chosen if maddr in counted or maddr not in public]
+        if chosen and not left:
+            raise PeerUnreachableError(
+                f"peer {peer_id} is not dialled now: nobody answered where many peers say that they are"
+            )
+        return left, counted
+
     async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> NodeLink:
         link: NodeLink | None = None
 
@@ -97,9 +114,12 @@ class LinkPool:
 
         task = asyncio.current_task()
         try:
+            chosen, counted = self._chosen(peer_id, maddrs)
             stream = await self._transport.open_stream(
-                peer_id, PROTOCOL_ID, for_client(maddrs), timeout=self.patience.dial_s
+                peer_id, PROTOCOL_ID, chosen, timeout=self.patience.dial_s
             )
+            if self._guard is not None:
+                self._guard.met(peer_id, counted, stream.remote_maddr)
             link = NodeLink(
                 stream, self._model, self._agent, self.patience, forget, self._links, self._max_frame
             )

@@ -1,0 +1,46 @@
+"""Where a client dials: what many records name and nobody answers is tried a few times a minute."""
+
+from __future__ import annotations
+
+import pytest
+
+from swarm_node.swarm.dial_guard import FAILURES_PER_HOST, DialGuard
+from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.link_pool import LinkPool
+from swarm_node.swarm.types import ModelRef
+
+MODEL = ModelRef("tiny", "ab" * 32, 4)
+
+
+class Nobody:
+    peer_id = "us"
+
+    def __init__(self) -> None:
+        self.dialled: list[tuple[str, ...]] = []
+
+    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0):
+        self.dialled.append(tuple(maddrs))
+        raise PeerUnreachableError("refused")
+
+
+async def attempts(maddrs: list[str], number: int = 100) -> list[tuple[str, ...]]:
+    transport = Nobody()
+    links = LinkPool(transport, MODEL, guard=DialGuard(pauses=False))
+    for each in range(number):
+        with pytest.raises(PeerUnreachableError):
+            await links.get(f"liar{each}", maddrs)
+    await links.close()
+    return transport.dialled
+
+
+async def test_a_host_that_many_strangers_name_is_dialled_a_few_times():
+    assert len(await attempts(["/ip4/8.8.8.8/tcp/80"])) == FAILURES_PER_HOST
+    victims = [f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 13)]
+    assert sum(map(len, await attempts(victims))) == FAILURES_PER_HOST
+
+
+async def test_what_is_on_our_own_networks_is_our_own_affair():
+    assert len(await attempts(["/ip4/127.0.0.1/tcp/80"])) == 100
+    dialled = await attempts(["/ip4/8.8.8.8/tcp/80", "/ip4/192.168.1.5/tcp/80"])
+    assert dialled[0] == ("/ip4/8.8.8.8/tcp/80", "/ip4/192.168.1.5/tcp/80")
+    assert dialled[-1] == ("/ip4/192.168.1.5/tcp/80",)
