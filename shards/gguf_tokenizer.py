@@ -19,7 +19,7 @@ from .tokenizer_check import GPT4O_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLI
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp
 
-MAX_TOKEN_CHARACTERS = 64 * 1024
+MAX_TOKEN_CHARACTERS = 8 * 1024
 """Of one token's spelling; the longest in use have some hundred."""
 MAX_CUT_CHARACTERS = 2**28
 """The squares of all tokens' lengths together, where merges are made by cutting each token everywhere: a

@@ -20,9 +20,9 @@ from .tokenizer import Tokenizer, is_panic
 
 MAX_FILE_BYTES = 128 * 2**20
 """Of a tokenizer.json; the largest in use have 35 MB."""
-MAX_TEXT_BYTES = 2**20
-"""Of one text in it: a token comes from the model as text, and so costs whoever reads the answer; the longest
-in use, a table of Unicode, has 320,000."""
+MAX_TEXT_BYTES = 8 * 1024
+"""Of one text in it but for a table of Unicode: a token comes from the model as text, and so costs whoever
+reads the answer, and a trie of tokens is as deep as the longest. Some hundred bytes are usual."""
 MAX_ADDED = 64 * 1024
 """Tokens that tokenizer_config.json adds; some thousand are usual."""
 
@@ -59,16 +59,8 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
 
 
 def _read(path: Path) -> Backend:
-    try:
-        size = path.stat().st_size
-        content = path.read_bytes() if size <= MAX_FILE_BYTES else b""
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    if not content:
-        raise CheckpointError(f"{path} has {size} bytes; 1 to {MAX_FILE_BYTES} are possible")
-    quotes = np.flatnonzero(np.frombuffer(content, np.uint8) == ord('"'))
-    if len(quotes) and int(np.diff(quotes).max(initial=0)) > MAX_TEXT_BYTES:
-        raise CheckpointError(f"{path} holds a token or text of over {MAX_TEXT_BYTES} bytes")
+    content = read_bytes(path, MAX_FILE_BYTES)
+    _check_texts(content, path)
     try:
         return Backend.from_buffer(content)
     except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
@@ -77,6 +69,17 @@ def _read(path: Path) -> Backend:
         raise CheckpointError(
             f"{path} is damaged: {one_line(str(error))}", hint="Download it again."
         ) from error
+
+
+def _check_texts(content: bytes, path: Path) -> None:
+    """Seen from the outside: what is between two quotes, of which those after a backslash are none."""
+    data = np.frombuffer(content, np.uint8)
+    quotes = np.flatnonzero(data == ord('"'))
+    quotes = quotes[data[np.maximum(quotes - 1, 0)] != ord("\\")]
+    edges = np.concatenate([[0], quotes, [len(content)]])
+    for start in edges[:-1][np.diff(edges) > MAX_TEXT_BYTES]:
+        if not content[:start].rstrip().endswith(b'"precompiled_charsmap":'):
+            raise CheckpointError(f"{path} holds a token or text of over {MAX_TEXT_BYTES} bytes")
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from ..swarm.errors import CheckpointError, UnsupportedModelError
 
 MAX_GROWTH = 64
 """How many times longer its replacements together may make a text, or a token; usual is 3, in bytes."""
+MAX_STEPS = 32
+"""One after the other, of normalizing, splitting or decoding; some ten are usual."""
 MAX_WORD_CHARACTERS = 1000
 """Of a word that WordPiece looks up, which takes quadratic time; usual is 100."""
 MAX_POST_PROCESSOR = 64 * 1024
@@ -52,6 +54,8 @@ LINEAR = frozenset(
 )
 """Expressions of models in use that take linear time on any text."""
 
+_MODELS = frozenset(("BPE", "WordPiece", "WordLevel"))
+"""Unigram takes the length of its longest token at each character."""
 _NORMALIZERS = frozenset(
     ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "Prepend", "Replace")
     + ("ByteLevel", "BertNormalizer")
@@ -85,6 +89,8 @@ def takes_linear_time(backend: Backend, where: str) -> bool:
     around = backend.post_processor
     if around is not None and len(around.__getstate__()) > MAX_POST_PROCESSOR:
         raise CheckpointError(f"the tokenizer of {where} puts too much around each text")
+    if max(len(normalizing), len(splitting), len(decoding)) > MAX_STEPS:
+        raise CheckpointError(f"the tokenizer of {where} takes over {MAX_STEPS} steps")
     model = backend.model
     if getattr(model, "max_input_chars_per_word", 0) > MAX_WORD_CHARACTERS:
         raise CheckpointError(
@@ -92,7 +98,8 @@ def takes_linear_time(backend: Backend, where: str) -> bool:
         )
     expressions = {_expression(step) for step in (*normalizing, *splitting)} - {None}
     return (
-        expressions <= LINEAR
+        type(model).__name__ in _MODELS
+        and expressions <= LINEAR
         and all(step["type"] in _NORMALIZERS for step in normalizing)
         and all(step["type"] in _PRE_TOKENIZERS for step in splitting)
     )

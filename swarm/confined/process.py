@@ -86,6 +86,7 @@ class ConfinedProcess:
             raise EndedError("others before it took too long")
         try:
             if self._child is None or self._child.ended:
+                self.close()  # what ended by itself
                 child = _Child(self._program, self._packages, self.bounds)
                 self._closing = weakref.finalize(self, child.end)
                 self._child = child
@@ -111,7 +112,8 @@ class _Child:
             "memory_bytes": bounds.memory_bytes,
             "cpu_s": bounds.cpu_s,
         }
-        system = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}  # Windows' needs
+        # What Windows needs, and what time it is here.
+        system = {name: os.environ[name] for name in ("SYSTEMROOT", "TZ") if name in os.environ}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-X", "utf8", str(_CHILD), json.dumps(settings)],

@@ -57,6 +57,14 @@ def test_tojson_keeps_html_and_unicode() -> None:
     assert render("{{ messages[1].content | tojson }}") == '"Grüße 😀"'
 
 
+def test_the_time_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = []
+    for zone in ("XXX-6", "XXX+6"):
+        monkeypatch.setenv("TZ", zone)
+        hours.append(int(render("{{ strftime_now('%H') }}")))
+    assert abs(hours[0] - hours[1]) in (11, 12, 13)
+
+
 def test_strftime_now() -> None:
     assert render("{{ strftime_now('%Y') }}") == datetime.now().strftime("%Y")
 

@@ -98,6 +98,7 @@ def test_an_expression_that_panics_or_never_ends_is_an_error(monkeypatch: pytest
         {"decoder": replace({"String": "a"}, "b" * 10_000_000)},
         {"decoder": several("decoders", *[replace({"String": "a"}, "aa")] * 30)},
         {"decoder": replace({"Regex": NESTED}, "b")},
+        {"normalizer": several("normalizers", *[{"type": "NFC"}] * 1000)},
         {"post_processor": {
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "a", "type_id": 0}}] * 10_000,
