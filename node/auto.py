@@ -73,7 +73,7 @@ class Host(Protocol):
     def is_serving(self) -> bool: ...
 
     async def living_nodes(self) -> list[NodeInfo]:
-        """Announcements of the model, this node's too, but for nodes that are known to be dead.
+        """Announcements of the model, this node's too, but for nodes that do not answer.
         Their round trips are measured on the way. Raises NetworkError."""
 
     def links(self) -> tuple[PeerLink, ...]:

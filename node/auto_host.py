@@ -42,7 +42,8 @@ class AutoHost:
         node = self._node
         if node.model is None:
             return []
-        return await self._liveness.living(await node.directory.nodes(node.model), node.peer_id)
+        nodes = await node.directory.nodes(node.model)
+        return await self._liveness.living(nodes, node.peer_id, waits=not self.is_serving)
 
     def links(self) -> tuple[PeerLink, ...]:
         return self._node.presence.probe.links()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from rich.markup import escape
 
 from ..shards.devices import choose_device
 from ..swarm.placement_types import Serve, gigabytes
+from ..swarm.types import NodeInfo
 from .cli_arguments import entry_of
-from .cli_output import answers, console, print_json
+from .cli_output import answers, console, print_json, short_peer_id
 from .config import NodeConfig
 from .plan import Outlook, look_ahead
+
+MOST_NAMED = 8
+"""Peers that do not answer, in a line for people: ``--json`` has all."""
 
 
 async def run_plan(arguments: argparse.Namespace) -> None:
@@ -55,10 +60,19 @@ def _swarm(outlook: Outlook) -> str:
     if not outlook.swarm_found:
         return "No swarm was found here: this machine would begin one."
     if not outlook.nodes:
-        return "Nobody in the swarm serves this model yet."
+        return f"Nobody in the swarm serves this model yet{_silent(outlook.silent) or '.'}"
     missing = ", ".join(map(str, outlook.missing))
     nodes = f"{len(outlook.nodes)} node{'s' if len(outlook.nodes) > 1 else ''}"
-    return f"The swarm: {nodes}; {f'blocks {missing} are missing' if missing else 'every block is served'}"
+    text = f"The swarm: {nodes}; {f'blocks {missing} are missing' if missing else 'every block is served'}"
+    return text + _silent(outlook.silent)
+
+
+def _silent(nodes: Sequence[NodeInfo]) -> str:
+    if not nodes:
+        return ""
+    names = ", ".join(short_peer_id(node.peer_id) for node in nodes[:MOST_NAMED])
+    more = f" and {len(nodes) - MOST_NAMED} more" if len(nodes) > MOST_NAMED else ""
+    return f"; announced, but without an answer from here, so not counted: {names}{more}"
 
 
 def _verdict(outlook: Outlook) -> str:

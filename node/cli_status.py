@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report
 from .cli_output import answers, console, print_json, short_peer_id
 from .network import read_only_network
+from .roll_call import silent_nodes
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
     with console.status("Asking the swarm who serves what ..."):
-        snapshot = await read_swarm(entry_of(arguments))
+        snapshot = await read_swarm(entry_of(arguments), ask=True)
     demand = tally(snapshot.wanted, snapshot.nodes)
-    report = build_report(snapshot.nodes, demand, snapshot.left_out)
+    report = build_report(snapshot.nodes, demand, snapshot.left_out, snapshot.silent)
     if arguments.json:
         print_json(report)
     else:
@@ -38,27 +39,34 @@ class Snapshot:
     nodes: Sequence[NodeInfo]
     wanted: Sequence[Wanted]
     left_out: Sequence[LeftOut] = ()
+    silent: frozenset[str] = frozenset()
+    """Peer ids of nodes that were asked and gave no answer."""
 
 
-async def read_swarm(entry: SwarmEntry) -> Snapshot:
-    """What a swarm's directory says now. Raises UsageError, NetworkError."""
+async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> Snapshot:
+    """What a swarm's directory says now; with ``ask``, which nodes answer, too. Raises UsageError,
+    NetworkError."""
     network = await read_only_network(entry)
     try:
         nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
-        return Snapshot(nodes, wanted, network.directory.left_out)
+        silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
+        return Snapshot(nodes, wanted, network.directory.left_out, silent)
     finally:
         await network.close()
 
 
 def build_report(
-    nodes: Sequence[NodeInfo], demand: Sequence[Demand] = (), left_out: Sequence[LeftOut] = ()
+    nodes: Sequence[NodeInfo],
+    demand: Sequence[Demand] = (),
+    left_out: Sequence[LeftOut] = (),
+    silent: Collection[str] = (),
 ) -> dict[str, Any]:
     """The object that ``status --json`` prints: models by name, each with its nodes by first block; what is
     wanted; and peers whose announcements cannot be used."""
     by_model: dict[str, list[NodeInfo]] = {}
     for node in nodes:
         by_model.setdefault(node.model.digest, []).append(node)
-    models = [_report_model(found[0].model, found) for found in by_model.values()]
+    models = [_report_model(found[0].model, found, silent) for found in by_model.values()]
     return {
         "models": sorted(models, key=lambda model: (model["name"], model["digest"])),
         "wanted": demand_report(demand),
@@ -66,13 +74,15 @@ def build_report(
     }
 
 
-def _report_model(model: ModelRef, nodes: list[NodeInfo]) -> dict[str, Any]:
+def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str]) -> dict[str, Any]:
+    answering = [node for node in nodes if node.peer_id not in silent]
     nodes = sorted(nodes, key=lambda node: (node.span, node.peer_id))
     return {
         "name": model.name,
         "digest": model.digest,
         "n_blocks": model.n_blocks,
-        "missing": [str(span) for span in missing_blocks(nodes, model.n_blocks)],
+        "missing": [str(span) for span in missing_blocks(answering, model.n_blocks)],
+        "silent": [node.peer_id for node in nodes if node.peer_id in silent],
         "nodes": [
             {
                 "peer_id": node.peer_id,
@@ -111,7 +121,7 @@ def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
         return
     for model in report["models"]:
         answers.print(_table(model))
-        for line in _deterministic(model):
+        for line in [*_deterministic(model), *_silent(model)]:
             answers.print(line)
         if model["missing"]:
             answers.print(
@@ -126,7 +136,7 @@ def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
 
 
 _LEFT_OUT_SHOWN = 8
-"""Peers that cannot be used, in the tables: ``--json`` has all."""
+"""Peers that cannot be used, or do not answer, in the tables: ``--json`` has all."""
 _LEGEND = """\
   [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
   load lately: open sessions, tok/s of all together, ms of wait in the queue;
@@ -165,6 +175,16 @@ def _table(model: dict[str, Any]) -> Table:
             f"{100 * kept / most:.0f}%" if most else "-",
         )
     return table
+
+
+def _silent(model: dict[str, Any]) -> list[str]:
+    """Whose claims nobody can count on from here."""
+    silent = model["silent"]
+    if not silent:
+        return []
+    names = ", ".join(map(short_peer_id, silent[:_LEFT_OUT_SHOWN]))
+    more = f" and {len(silent) - _LEFT_OUT_SHOWN} more" if len(silent) > _LEFT_OUT_SHOWN else ""
+    return [f"  [yellow]no answer from here, so not counted[/]: {names}{more}"]
 
 
 def _deterministic(model: dict[str, Any]) -> list[str]:

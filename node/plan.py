@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +19,13 @@ from ..swarm.errors import NetworkError
 from ..swarm.placement import Verdict, plan_join
 from ..swarm.placement_types import StandBy
 from ..swarm.routing import missing_blocks
-from ..swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
+from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .config import NodeConfig
 from .kernels import compile_kernels
-from .liveness import Liveness
 from .machine import Machine, measure_machine
 from .network import Network, read_only_network
-from .node_links import NodeLinks
-from .presence import AGENT
 from .resources import default_threads
+from .roll_call import RollCall, call_roll
 
 OnStage = Callable[[str], None]
 """Told in a few words what is going on."""
@@ -35,13 +33,15 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """``nodes``: those that serve the model, or are about to. ``swarm_found``: whether there is a swarm."""
+    """``nodes``: those that serve the model, or are about to, and answer. ``silent``: those that claim to
+    and give no answer here. ``swarm_found``: whether there is a swarm."""
 
     model: ModelRef
     machine: Machine
     nodes: tuple[NodeInfo, ...]
     swarm_found: bool
     verdict: Verdict
+    silent: tuple[NodeInfo, ...] = ()
 
     @property
     def missing(self) -> tuple[Span, ...]:
@@ -65,6 +65,7 @@ class Outlook:
             "n_blocks": self.model.n_blocks,
             "swarm_found": self.swarm_found,
             "nodes": len(self.nodes),
+            "silent": [node.peer_id for node in self.silent],
             "missing": [str(span) for span in self.missing],
             "machine": self.machine.as_dict(),
             **self.verdict.as_dict(),
@@ -94,17 +95,18 @@ async def look_ahead(
             machine = await asyncio.to_thread(
                 measure_machine, config, model, manifest, config.threads or default_threads()
             )
-        own, nodes, links = "this machine", list[NodeInfo](), tuple[PeerLink, ...]()
+        own, found = "this machine", RollCall()
         if network is not None:
             on_stage("Asking the swarm who serves what ...")
             own = network.transport.peer_id
-            nodes, links = await _neighbours(network, ref)
+            found = await call_roll(network.transport, ref, await network.directory.nodes(ref))
     verdict: Verdict
     if machine.max_blocks():
-        verdict = await asyncio.to_thread(plan_join, nodes, machine.offer(own, links), machine.shape)
+        offer = machine.offer(own, found.links)
+        verdict = await asyncio.to_thread(plan_join, found.living, offer, machine.shape)
     else:
         verdict = StandBy(machine.why_no_block())
-    return Outlook(ref, machine, tuple(nodes), network is not None, verdict)
+    return Outlook(ref, machine, found.living, network is not None, verdict, found.silent)
 
 
 @asynccontextmanager
@@ -148,15 +150,3 @@ async def _described(
     checkpoint = await asyncio.to_thread(open_checkpoint, place.path, weights=False, progress=on_progress)
     with checkpoint:
         yield checkpoint
-
-
-async def _neighbours(network: Network, ref: ModelRef) -> tuple[list[NodeInfo], tuple[PeerLink, ...]]:
-    """Who serves the model, and how far they are from here."""
-    rtts: dict[str, float] = {}
-    links = NodeLinks(network.transport, AGENT, lambda: ref)
-    try:
-        nodes: Sequence[NodeInfo] = await network.directory.nodes(ref)
-        nodes = await Liveness(links, rtts.__setitem__).living(nodes, network.transport.peer_id)
-    finally:
-        await links.close()
-    return list(nodes), tuple(PeerLink(peer_id, rtt_s) for peer_id, rtt_s in sorted(rtts.items()))

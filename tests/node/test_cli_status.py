@@ -31,6 +31,16 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     }
 
 
+def test_whoever_gives_no_answer_is_named_and_serves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    report = build_report([_node("a", 0, 20), _node("stranger", 20, 30)], silent={"stranger"})
+    (model,) = report["models"]
+    assert (model["missing"], model["silent"]) == (["20-29"], ["stranger"])
+    print_tables(report)
+    told = capsys.readouterr().out
+    assert "no answer from here, so not counted: …ranger" in told
+    assert "no peer serves blocks 20-29" in told
+
+
 def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     busy = replace(
         _node("12D3KooWbusy", 10, 20),

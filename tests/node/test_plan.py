@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import plan
+from swarm_node.node import plan, roll_call
 from swarm_node.node.cli_plan import lines
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.network import GivenNetwork
@@ -25,8 +26,27 @@ HERE = SwarmEntry(initial_peers=("/memory/a",), mdns=False)
 ALONE = SwarmEntry(mdns=False)
 
 
+class Links:
+    """Links to the nodes of a swarm; those that are ``silent`` refuse."""
+
+    def __init__(self, silent: set[str]) -> None:
+        self._silent = silent
+
+    async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> Links:
+        if peer_id in self._silent:
+            raise PeerUnreachableError(f"{peer_id} refuses")
+        return self
+
+    async def ping(self) -> float:
+        return 0.001
+
+    async def close(self) -> None:
+        pass
+
+
 class Swarm:
     def __init__(self, model: str) -> None:
+        self.silent: set[str] = set()
         self.config = NodeConfig(
             model, auto=True, dtype="float32", quantize="none", kernels="torch", threads=1
         )
@@ -58,6 +78,7 @@ def swarm(tiny_dir, monkeypatch):
         return GivenNetwork(MemoryNetwork().transport("me"), MemoryDirectory(found.store))
 
     monkeypatch.setattr(plan, "read_only_network", network)
+    monkeypatch.setattr(roll_call, "NodeLinks", lambda *_: Links(found.silent))
     monkeypatch.setattr("swarm_node.node.self_bench.DECODE_SECONDS", 0.02)
     monkeypatch.setattr("swarm_node.node.self_bench.PREFILL_SECONDS", 0.02)
     threads = torch.get_num_threads()
@@ -81,6 +102,18 @@ async def test_a_missing_span_is_what_it_would_serve(swarm):
     assert "blocks 2-3 are missing" in text
     assert "This machine would serve" in text
     assert [info.peer_id for info in swarm.store.live()] == ["a"]  # nothing is announced
+
+
+async def test_a_stranger_who_claims_a_hole_and_does_not_answer_does_not_fill_it(swarm):
+    swarm.serve("a", Span(0, 2), 1.0)
+    swarm.serve("stranger", Span(2, 4), 1e-3)
+    swarm.silent.add("stranger")
+    outlook = await look_ahead(HERE, swarm.config)
+    assert isinstance(outlook.verdict, Serve)
+    assert outlook.verdict.gain is Gain.COVER
+    assert outlook.missing == (Span(2, 4),)
+    assert outlook.as_dict()["silent"] == ["stranger"]
+    assert "…ranger" in lines(outlook)[-2]
 
 
 async def test_a_machine_that_is_far_too_slow_would_stand_by(swarm, monkeypatch):
