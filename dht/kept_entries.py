@@ -110,6 +110,13 @@ class KeptEntries:
             return way.is_said
         return None
 
+    def has_room(self, key: bytes, owner: str, group: str) -> bool:
+        """Whether an entry of ``owner`` is there, or would find room."""
+        self._expire()
+        if key in self._of_owner.get(owner, {}):
+            return True
+        return self._way_in(Kept(key, owner, b"", self._clock(), group)).is_open
+
     def put(
         self,
         key: bytes,

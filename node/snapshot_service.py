@@ -1,7 +1,8 @@
 """The snapshot service: entries of the DHT for peers that take no part in it, and theirs for the DHT.
 
 Who asks is served what lies in the DHT as it lies there. Each peer has a budget of keys that it may ask for
-and of entries that it may store, so that one that asks too much waits, alone.
+and of entries that it may store, so that one that asks too much waits, alone. What all of them may cause
+together is bounded, too; where that is scarce, address groups go in turn, and room is divided among them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Protocol
 from ..dht.directory import TTL_S
 from ..dht.entry_check import Entry, EntryCheck
 from ..dht.envelope import subkey_of
-from ..dht.layout import key_hash
+from ..dht.kept_entries import KeptEntries
+from ..dht.layout import MAX_KEYS_OF_OWNER, key_hash
 from ..dht.snapshot_messages import (
     MAX_FRAME,
     SNAPSHOT_MESSAGES,
@@ -30,9 +32,12 @@ from ..dht.snapshot_messages import (
     Stored,
     pack_entries,
 )
+from ..swarm.address_groups import address_group
 from ..swarm.connection import MessageStream
 from ..swarm.errors import NetworkError, RemoteProtocolError
+from ..swarm.fair_gate import Bucket, FairGate, GateLimits, TurnedAwayError
 from ..swarm.membership import Membership
+from ..swarm.shares import Holder, ShareLimits, Shares
 from ..swarm.transport import Stream, Transport
 
 log = logging.getLogger(__name__)
@@ -41,13 +46,20 @@ KEYS_PER_S = 32.0
 """Keys that a peer may ask for, in the long run: a client of a large model looks at 8 every few seconds."""
 KEYS_AT_ONCE = 512.0
 """The same after a rest: one listing of every node of a few dozen models."""
+BYTES_OF_KEY = 65_536
+"""Of an answer for a key; a longer one counts for more keys."""
 PUTS_PER_S = 1.0
 PUTS_AT_ONCE = 16.0
 """Entries that a peer may store: a light node refreshes two every 20 s."""
-MAX_KEYS_OF_PEER = 16
-"""Keys under which one peer may have entries, put there through us, within their life."""
-MAX_STREAMS_OF_PEER = 8
-MAX_STREAMS = 256
+LOOKUPS = GateLimits(
+    rate=256, at_once=1024, rate_of_peer=256, at_once_of_peer=1024, waiting=256, waiting_of_peer=8
+)
+"""Keys that are looked up in the DHT for all peers together; some ten questions to others each."""
+PUTS = GateLimits(rate=64, at_once=256, rate_of_peer=64, at_once_of_peer=256, waiting=256, waiting_of_peer=16)
+"""Entries that are stored for all peers together: what 600 light nodes refresh."""
+MAX_HELD = 4096
+"""Entries that all peers together may have in the DHT through us; of one owner, MAX_KEYS_OF_OWNER."""
+STREAMS = ShareLimits(total=256, per_peer=8)
 MAX_PEERS = 1024
 """Peers whose budgets are remembered; of more, those that were silent for longest begin anew."""
 IDLE_S = 60.0
@@ -55,7 +67,6 @@ IDLE_S = 60.0
 FRESH_S = 1.0
 """For how long an answer of the DHT is good for the next who asks."""
 MAX_FRESH = 1024
-LOOKUPS_AT_ONCE = 32
 
 
 async def serve_snapshots(transport: Transport, store: EntryStore, membership: Membership | None) -> None:
@@ -74,34 +85,14 @@ class EntryStore(Protocol):
     async def store(self, owner: str, key: str, expiration: float, value: bytes) -> NetworkError | None: ...
 
 
-class _Budget:
-    """A bucket that fills by ``rate`` a second up to ``most``."""
-
-    __slots__ = ("_at", "_left", "_most", "_rate")
-
-    def __init__(self, rate: float, most: float, now: float) -> None:
-        self._rate, self._most, self._left, self._at = rate, most, most, now
-
-    def take(self, amount: float, now: float) -> float:
-        """Seconds to wait; 0 if it was taken."""
-        self._left = min(self._most, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if amount > self._left:
-            return (amount - self._left) / self._rate
-        self._left -= amount
-        return 0.0
-
-
 class _Peer:
-    """What one peer has asked for."""
+    """What one peer may ask for."""
 
-    __slots__ = ("held", "keys", "puts", "streams")
+    __slots__ = ("keys", "puts")
 
     def __init__(self, now: float) -> None:
-        self.keys = _Budget(KEYS_PER_S, KEYS_AT_ONCE, now)
-        self.puts = _Budget(PUTS_PER_S, PUTS_AT_ONCE, now)
-        self.held: dict[str, float] = {}  # key -> expiration of the peer's entry
-        self.streams = 0
+        self.keys = Bucket(KEYS_PER_S, KEYS_AT_ONCE, now)
+        self.puts = Bucket(PUTS_PER_S, PUTS_AT_ONCE, now)
 
 
 class SnapshotService:
@@ -124,65 +115,95 @@ class SnapshotService:
         self._now = monotonic
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._fresh: OrderedDict[str, tuple[float, Mapping[str, Entry]]] = OrderedDict()
-        self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-        self._streams = 0
+        self._lookups = FairGate(LOOKUPS, clock=monotonic)
+        self._puts = FairGate(PUTS, clock=monotonic)
+        self._held = KeptEntries(
+            max_entries=MAX_HELD, max_total=MAX_HELD, clock=clock
+        )  # without their values
+        self._shares = Shares(STREAMS)
+        self._streams: dict[Stream, Holder] = {}  # who was silent for longest is first
 
     async def handle(self, stream: Stream) -> None:
         """Serve one stream until it ends, or is idle for IDLE_S."""
-        peer = self._peer(stream.peer_id)
-        if self._streams >= MAX_STREAMS or peer.streams >= MAX_STREAMS_OF_PEER:
-            log.info("event=snapshot_refused peer=%s streams=%d", stream.peer_id, peer.streams)
+        holder = Holder(stream.peer_id, address_group(stream.remote_maddr))
+        if why := self._find_room(holder):
+            log.info("event=snapshot_refused peer=%s reason=%r", stream.peer_id, why)
             return
-        self._streams += 1
-        peer.streams += 1
+        self._streams[stream] = holder
         try:
-            await self._serve(MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME), peer)
+            await self._serve(stream, holder)
         except (NetworkError, TimeoutError) as error:
             log.debug("event=snapshot_ended peer=%s reason=%r", stream.peer_id, str(error))
         except RemoteProtocolError as error:
             log.info("event=snapshot_bad_frame peer=%s message=%r", stream.peer_id, error.message)
         finally:
-            self._streams -= 1
-            peer.streams -= 1
+            self._end(stream)
 
-    async def _serve(self, stream: MessageStream[SnapshotMessage], peer: _Peer) -> None:
-        while True:
+    def _find_room(self, holder: Holder) -> str:
+        """Count a stream for the holder; or say which limit it is beyond. Where all are taken, whoever has
+        most loses the one on which he was silent for longest."""
+        if not (why := self._shares.take(holder)) or self._shares.held < STREAMS.total:
+            return why
+        if (loser := self._shares.loser(holder)) is None:
+            return why
+        stream = next(stream for stream, who in self._streams.items() if who == loser)
+        self._end(stream)
+        stream.close()
+        return self._shares.take(holder)
+
+    def _end(self, stream: Stream) -> None:
+        if (holder := self._streams.pop(stream, None)) is not None:
+            self._shares.give_back(holder)
+
+    async def _serve(self, stream: Stream, holder: Holder) -> None:
+        messages: MessageStream[SnapshotMessage] = MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
+        while stream in self._streams:
             async with asyncio.timeout(IDLE_S):
-                request = await stream.receive()
-            match request:
-                case Get(keys):
-                    await self._answer(stream, peer, keys)
-                case Put():
-                    answer = await self._put(stream.peer_id, peer, request)
-                    async with asyncio.timeout(IDLE_S):
-                        await stream.send(answer)
-                case _:
-                    raise RemoteProtocolError(f"{type(request).__name__} is no request")
+                request = await messages.receive()
+            if stream in self._streams:
+                self._streams[stream] = self._streams.pop(stream)
+            try:
+                match request:
+                    case Get(keys):
+                        await self._answer(messages, holder, keys)
+                        continue
+                    case Put():
+                        answer = await self._put(holder, request)
+                    case _:
+                        raise RemoteProtocolError(f"{type(request).__name__} is no request")
+            except TurnedAwayError:
+                answer = Slower(_ms(1.0))
+            async with asyncio.timeout(IDLE_S):
+                await messages.send(answer)
 
-    async def _answer(self, stream: MessageStream[SnapshotMessage], peer: _Peer, keys: Sequence[str]) -> None:
-        if wait := peer.keys.take(len(keys), self._now()):
+    async def _answer(
+        self, stream: MessageStream[SnapshotMessage], holder: Holder, keys: Sequence[str]
+    ) -> None:
+        budget = self._peer(holder.peer_id).keys
+        if wait := budget.take(len(keys), self._now()):
             async with asyncio.timeout(IDLE_S):
                 await stream.send(Slower(_ms(wait)))
             return
-        found = await self._entries(keys)
+        found = await self._entries(keys, holder)
         packed = (
             PackedEntry(index, entry.expiration, entry.owner.encode(), entry.value)
             for index, key in enumerate(keys)
             for entry in found[key].values()
         )
         payloads = list(pack_entries(packed))
+        budget.owe(max(0.0, sum(map(len, payloads)) / BYTES_OF_KEY - len(keys)))
         async with asyncio.timeout(IDLE_S):
             for index, payload in enumerate(payloads):
                 await stream.send(Entries(self._clock(), index == len(payloads) - 1, payload))
 
-    async def _entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
-        """What the DHT has, or had a moment ago. Raises NetworkError."""
+    async def _entries(self, keys: Sequence[str], holder: Holder) -> Mapping[str, Mapping[str, Entry]]:
+        """What the DHT has, or had a moment ago. Raises NetworkError, TurnedAwayError."""
         now = self._now()
         fresh = {key: self._fresh[key] for key in keys if key in self._fresh}
         found = {key: entries for key, (at, entries) in fresh.items() if now - at < FRESH_S}
         if missing := [key for key in dict.fromkeys(keys) if key not in found]:
-            async with self._lookups:
-                new = await self._store.entries(missing)
+            await self._lookups.enter(holder, len(missing))
+            new = await self._store.entries(missing)
             for key in missing:
                 found[key] = new[key]
                 self._fresh[key] = (now, new[key])
@@ -191,28 +212,27 @@ class SnapshotService:
                 self._fresh.popitem(last=False)
         return found
 
-    async def _put(self, owner: str, peer: _Peer, request: Put) -> Stored | Slower:
-        now = self._clock()
-        if wait := peer.puts.take(1, self._now()):
+    async def _put(self, holder: Holder, request: Put) -> Stored | Slower:
+        """Raises TurnedAwayError."""
+        owner, key = holder.peer_id, key_hash(request.key, self._tag)
+        if wait := self._peer(owner).puts.take(1, self._now()):
             return Slower(_ms(wait))
-        try:
-            self._check.check(
-                key_hash(request.key, self._tag),
-                subkey_of(owner.encode()),
-                request.expiration,
-                bytes(request.payload),
+        if request.expiration <= self._clock():
+            return Stored("the entry has expired already: compare the clocks")
+        if not self._held.has_room(key, owner, holder.group):
+            return Stored(
+                f"one peer stores entries under {MAX_KEYS_OF_OWNER} keys at most, all of them {MAX_HELD}"
             )
+        await self._puts.enter(holder, 1)
+        try:
+            value = bytes(request.payload)
+            self._check.check(key, subkey_of(owner.encode()), request.expiration, value)
         except RemoteProtocolError as error:
             return Stored(error.message)
-        if request.expiration <= now:
-            return Stored("the entry has expired already: compare the clocks")
-        peer.held = {key: until for key, until in peer.held.items() if until > now}
-        if request.key not in peer.held and len(peer.held) >= MAX_KEYS_OF_PEER:
-            return Stored(f"one peer stores entries under {MAX_KEYS_OF_PEER} keys at most")
-        problem = await self._store.store(owner, request.key, request.expiration, bytes(request.payload))
+        problem = await self._store.store(owner, request.key, request.expiration, value)
         if problem is not None:
             return Stored(problem.message)
-        peer.held[request.key] = request.expiration
+        self._held.put(key, owner, b"", request.expiration, holder.group, b"", by_owner=True)
         self._fresh.pop(request.key, None)
         return Stored()
 

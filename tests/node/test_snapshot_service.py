@@ -39,9 +39,11 @@ from swarm_node.swarm import side_by_side
 from swarm_node.swarm.connection import MessageStream
 from swarm_node.swarm.demand import WantedModel
 from swarm_node.swarm.errors import NetworkError, PeerUnreachableError, RemoteProtocolError, UsageError
+from swarm_node.swarm.fair_gate import GateLimits
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership import NamedSwarm
 from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.shares import ShareLimits
 from swarm_node.swarm.transport import Stream
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
@@ -378,7 +380,7 @@ async def test_the_dht_is_asked_once_for_many_readers() -> None:
 
 async def test_a_peer_has_so_many_streams_and_no_more() -> None:
     swarm = await Swarm(1).open()
-    streams = [await talk(swarm) for _ in range(snapshot_service.MAX_STREAMS_OF_PEER + 2)]
+    streams = [await talk(swarm) for _ in range(int(snapshot_service.STREAMS.per_peer) + 2)]
     await asyncio.sleep(0)
     ended = 0
     for stream in streams:
@@ -391,7 +393,50 @@ async def test_a_peer_has_so_many_streams_and_no_more() -> None:
     for stream in streams:
         stream.close()
     await asyncio.sleep(0.01)
-    assert swarm.services[0]._streams == 0
+    assert not swarm.services[0]._streams
+    assert not swarm.services[0]._shares.held
+
+
+async def test_streams_and_room_are_divided_among_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot_service, "STREAMS", ShareLimits(total=8, per_peer=8))
+    monkeypatch.setattr(snapshot_service, "MAX_HELD", 8)
+    swarm = await Swarm(1).open()
+    sybils = [Identity(b"%032d" % number) for number in range(12)]
+    swarm.network.hosts = {sybil.peer_id: "/ip4/192.0.2.7/tcp/1" for sybil in sybils}
+    swarm.network.hosts[READER.peer_id] = "/ip4/198.51.100.7/tcp/1"
+
+    async def put(stream: MessageStream[object], identity: Identity) -> str:
+        key, made = entry(identity, Span(0, 10))
+        await stream.send(Put(key, made.expiration, made.value))
+        answer = await stream.receive()
+        assert isinstance(answer, Stored)
+        return answer.reason
+
+    told = []
+    for sybil in sybils:
+        stream = await talk(swarm, sybil)
+        told.append(await put(stream, sybil))
+        stream.close()
+        await asyncio.sleep(0)
+    assert [reason.partition(" ")[0] for reason in told] == [""] * 8 + ["one"] * 4
+    streams = [await talk(swarm, sybil) for sybil in sybils]
+    await asyncio.sleep(0)
+    assert swarm.services[0]._shares.held == 8
+    honest = await talk(swarm)
+    assert await put(honest, READER) == ""
+    assert await put(await talk(swarm, READER), READER) == "there is a newer one"
+    for stream in [*streams, honest]:
+        stream.close()
+
+
+async def test_what_all_ask_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = GateLimits(1e-6, 2, 1e-6, 2, waiting=1, waiting_of_peer=1, patience_s=0.001)
+    monkeypatch.setattr(snapshot_service, "LOOKUPS", limits)
+    swarm = await Swarm(1).open()
+    stream = await talk(swarm)
+    for keys, answer in (("a", Entries), ("a", Entries), ("b", Entries), ("c", Slower), ("a", Entries)):
+        await stream.send(Get((f"swarm-node/1/{keys}",)))
+        assert isinstance(await stream.receive(), answer)
 
 
 async def test_bytes_that_are_no_request_end_the_stream_alone() -> None:
