@@ -20,8 +20,8 @@ class DialQuota:
         self._of_peer = RecentEvents(MINUTE_S, MAX_CLIENTS)
         self._of_group = RecentEvents(MINUTE_S, MAX_CLIENTS)
 
-    def begin(self, client: Holder, now: float) -> str:
-        """Count one more; or, with nothing counted, say which limit it is beyond."""
+    def refusal(self, client: Holder, now: float) -> str:
+        """Which limit of its own one more dial of the client would be beyond; "" if none."""
         limits = self._limits
         if self._of_peer.count(client.peer_id, now) >= limits.dials_per_minute_per_peer:
             return f"a peer may cause {limits.dials_per_minute_per_peer} dials a minute"
@@ -29,8 +29,14 @@ class DialQuota:
             return f"the peers of one network may cause {limits.dials_per_minute_per_group} dials a minute"
         if self._under_way.of_peer(client) >= limits.dials_per_peer:
             return f"{limits.dials_per_peer} dials of yours are under way"
+        return ""
+
+    def begin(self, client: Holder, now: float) -> str:
+        """Count one more; or, with nothing counted, say why not."""
+        if problem := self.refusal(client, now):
+            return problem
         if self._under_way.take(client):
-            return f"{limits.dials} dials are under way"
+            return f"{self._limits.dials} dials are under way"
         self._of_peer.add(client.peer_id, now)
         self._of_group.add(client.group, now)
         return ""
@@ -38,8 +44,8 @@ class DialQuota:
     def end(self, client: Holder) -> None:
         self._under_way.give_back(client)
 
-    def loser(self, client: Holder) -> Holder | None:
+    def loser(self, client: Holder, now: float) -> Holder | None:
         """Whose dial is to end so that this client can have one, while too many are under way."""
-        if self._under_way.held < self._limits.dials:
+        if self._under_way.held < self._limits.dials or self.refusal(client, now):
             return None
         return self._under_way.loser(client)

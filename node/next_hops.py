@@ -172,7 +172,7 @@ class NextHops:
     ) -> _Dial:
         """Begin a dial. Raises PeerError if the client, or all of them together, are beyond theirs."""
         holder = client.holder
-        if (loser := self._quota.loser(holder)) is not None:
+        if (loser := self._quota.loser(holder, self.now())) is not None:
             theirs = next(dial for dial in reversed(self._dials.values()) if dial.holder == loser)
             theirs.give_up()
             self._ended(theirs)

@@ -109,7 +109,7 @@ class PieceServer:
         connection: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES, HOLDER_MAX_FRAME)
         peer = stream.peer_id
         holder = Holder(peer, address_group(stream.remote_maddr))
-        if (loser := self._visitors.loser(holder)) is not None:
+        if (loser := self._visitors.loser(holder, self._clock())) is not None:
             theirs = next(each for each, whose in self._open.items() if whose == loser)
             theirs.close()
             self._leave(theirs)

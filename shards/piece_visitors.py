@@ -62,30 +62,34 @@ class Visitors:
         peer = holder.peer_id
         visitor = self._visitors.setdefault(peer, _Visitor(counted_at=now))
         self._visitors.move_to_end(peer)
+        if why := self._refusal(visitor, now):
+            return why
+        if self._shares.take(holder):
+            return f"{self._limits.streams} streams are open"
+        visitor.asks.append(now)
+        visitor.streams += 1
+        self._forget()
+        return ""
+
+    def _refusal(self, visitor: _Visitor, now: float) -> str:
+        """Which limit of its own the visitor is at."""
+        limits = self._limits
         while visitor.asks and now - visitor.asks[0] > 60.0:
             visitor.asks.popleft()
-        limits = self._limits
         if len(visitor.asks) >= limits.asks_per_minute:
             return f"a peer may ask {limits.asks_per_minute} times a minute"
         if visitor.streams >= limits.streams_per_peer:
             return f"{limits.streams_per_peer} streams of yours are open"
-        if self._shares.take(holder):
-            return f"{limits.streams} streams are open"
-        visitor.asks.append(now)
-        visitor.streams += 1
-        self._forget()
         return ""
 
     def leave(self, holder: Holder) -> None:
         self._visitors[holder.peer_id].streams -= 1
         self._shares.give_back(holder)
 
-    def loser(self, holder: Holder) -> Holder | None:
+    def loser(self, holder: Holder, now: float) -> Holder | None:
         """Whose stream is to end so that this peer can have one, while too many are open."""
         visitor = self._visitors.get(holder.peer_id)
-        if self.streams < self._limits.streams or (
-            visitor is not None and visitor.streams >= self._limits.streams_per_peer
-        ):
+        if self.streams < self._limits.streams or (visitor is not None and self._refusal(visitor, now)):
             return None
         return self._shares.loser(holder)
 

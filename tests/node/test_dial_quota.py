@@ -32,11 +32,16 @@ def test_when_all_are_taken_the_greediest_network_gives_one_up():
     quota = DialQuota(Limits(dials=6))
     crowd = [Holder(f"sybil{number}", "net") for number in range(6)]
     for holder in crowd:
-        assert quota.loser(holder) is None
+        assert quota.loser(holder, 0.0) is None
         assert quota.begin(holder, 0.0) == ""
     me = Holder("me", "elsewhere")
     assert quota.begin(me, 0.0) == "6 dials are under way"
-    loser = quota.loser(me)
+    loser = quota.loser(me, 0.0)
     assert loser in crowd
     quota.end(loser)
     assert quota.begin(me, 0.0) == ""
+    stingy = DialQuota(Limits(dials=1, dials_per_minute_per_peer=1))
+    assert stingy.begin(me, 0.0) == ""
+    stingy.end(me)
+    assert stingy.begin(crowd[0], 0.0) == ""
+    assert stingy.loser(me, 0.0) is None  # it would get no dial, so nobody loses one

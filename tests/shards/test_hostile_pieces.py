@@ -427,16 +427,16 @@ def test_the_places_of_a_crowd_go_to_who_comes_from_elsewhere() -> None:
     visitors = Visitors(ServeLimits(streams=4, streams_per_peer=2))
     crowd = [Holder(f"sybil{number}", "net") for number in range(4)]
     for holder in crowd:
-        assert visitors.loser(holder) is None
+        assert visitors.loser(holder, 0.0) is None
         assert visitors.enter(holder, 0.0) == ""
-    assert visitors.loser(Holder("sybil9", "net")) is None
+    assert visitors.loser(Holder("sybil9", "net"), 0.0) is None
     me = Holder("me", "home")
     for _ in range(2):
-        loser = visitors.loser(me)
+        loser = visitors.loser(me, 0.0)
         assert loser in crowd
         visitors.leave(loser)
         assert visitors.enter(me, 0.0) == ""
-    assert visitors.loser(me) is None
+    assert visitors.loser(me, 0.0) is None
     assert "2 streams of yours" in visitors.enter(me, 0.0)
 
 
