@@ -87,15 +87,16 @@ async def _by_dht(identity: Identity, entry: SwarmEntry) -> tuple[Transport, Hiv
     # hivemind and torch cost a second and 240 MB at import: only those who dial a swarm pay that.
     make_lazy()
     from ..dht.hivemind_directory import HivemindDirectory
+    from ..dht.way_in import connect_in, open_book
     from ..swarm.members_transport import MembersTransport
-    from ..swarm.p2pd import P2pdTransport
 
     membership = entry.membership
-    p2pd = await P2pdTransport.create(identity, initial_peers=entry.initial_peers, client_mode=True)
+    book = open_book(identity, entry.initial_peers, membership)
+    p2pd = await connect_in(identity, entry.initial_peers, book, client_mode=True)
     transport: Transport = p2pd if membership is None else MembersTransport(p2pd, membership)
     try:
         directory = await HivemindDirectory.create(
-            p2pd, identity, entry.initial_peers, client_mode=True, membership=membership
+            p2pd, identity, entry.initial_peers, client_mode=True, membership=membership, book=book
         )
     except BaseException:
         await transport.close()

@@ -142,7 +142,7 @@ class AddressBook:
 
 def book_path(tag: str, initial_peers: Iterable[str], own_id: str = "") -> Path:
     """Where the book of this way into a swarm lies. Raises UsageError for malformed addresses."""
-    ids = sorted({PeerAddress.parse(text).peer_id for text in initial_peers}) or [own_id]
+    ids = sorted({PeerAddress.parse(text).peer_id for text in initial_peers}) or [f"from {own_id}"]
     name = hashlib.sha256("\n".join([tag, *ids]).encode()).hexdigest()[:24]
     return state_folder() / "peers" / f"{name}.json"
 

@@ -13,11 +13,13 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from hivemind.p2p import P2P
 
 from ..swarm.addresses import PeerAddress
+from ..swarm.dial_guard import same_host
 from ..swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
 from ..swarm.faults import Faults
 from ..swarm.resolve import resolve_all
@@ -41,6 +43,8 @@ REFRESH_ROUNDS = 4
 """Rounds of pings between looks after the routing table."""
 ANCHORS = 3
 """Peers known from the start or from before that every look-up asks, drawn anew each time."""
+MAX_INITIAL = 8
+"""Initial peers that keep the entries of a node which others do not tell of."""
 AT_ONCE = 8
 """Peers of the book that are dialled side by side."""
 MAX_FOUND = 32
@@ -88,11 +92,23 @@ class Bootstrap:
         self.clock_readings: dict[str, ClockReading] = {}  # by peer id, of those that answered last time
         self.refusals: dict[str, NotAdmittedError] = {}  # by peer id, of those that do not belong with us
 
+    def initial(self) -> list[Contact]:
+        """The peers that we began with, MAX_INITIAL at most, those left out that do not answer."""
+        awake = (peer_id for peer_id in self._peers if not self._node.notes.is_silent(peer_id))
+        return [contact_of(peer_id) for peer_id in islice(awake, MAX_INITIAL)]
+
     def anchors(self) -> list[Contact]:
-        """Some of those that we began with or know from before, for a look-up to ask in any case."""
-        known = {*self._peers, *self._found, *(peer.peer_id for peer in self._book.peers())}
-        awake = sorted(peer_id for peer_id in known if not self._node.notes.is_silent(peer_id))
-        return [contact_of(peer_id) for peer_id in random.sample(awake, min(ANCHORS, len(awake)))]
+        """Some of those that we began with or know from before, for a look-up to ask in any case. A client's
+        always has an initial peer among them: a node that is hidden elsewhere is stored there."""
+        initial = self.initial()
+        chosen = random.sample(initial, min(1, len(initial))) if self._node.client_mode else []
+        book = (contact_of(peer.peer_id) for peer in self._book.peers())
+        known = {*initial, *map(contact_of, self._found), *book}.difference(chosen)
+        awake = sorted(
+            (contact for contact in known if not self._node.notes.is_silent(contact.peer_id)),
+            key=lambda contact: contact.peer_id,
+        )
+        return chosen + random.sample(awake, min(ANCHORS - len(chosen), len(awake)))
 
     async def join(self) -> None:
         """Meet the initial peers, or those of the address book if none of them answers, and through them the
@@ -164,6 +180,12 @@ class Bootstrap:
                 return
             self._healing = asyncio.create_task(self._heal(), name="directory healing")
         await asyncio.shield(self._healing)
+
+    async def remember(self, peer_id: str, maddrs: Sequence[str]) -> None:
+        """Keep a peer that takes part in the DHT in the book, with those of the addresses it announces that
+        are where it has shown itself to be: nobody can have us dial another's."""
+        if contact_of(peer_id) in self._node.table:
+            self._book.answered(peer_id, same_host(maddrs, await self._transport.remote_maddr(peer_id)))
 
     async def close(self) -> None:
         """End what ``heal`` began, and keep the book."""

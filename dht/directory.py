@@ -46,6 +46,10 @@ class Directory(Protocol):
     async def all_nodes(self) -> list[NodeInfo]:
         """Every node of every model."""
 
+    async def is_announced(self) -> bool | None:
+        """Whether others tell of what we announced; None while nothing is announced, or there is nobody to
+        ask. Where few do, it is announced to more of them from now on."""
+
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Peers whose announcements were read lately and cannot be used: no other method knows them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from ..swarm.errors import NetworkError, NotAdmittedError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
 from ..swarm.transport import NetworkChange, NetworkRestored
+from ..swarm.types import ModelRef, NodeInfo
 from . import layout
 from .address_book import AddressBook
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
@@ -30,7 +33,12 @@ from .replicas import Lookup, Replicas
 
 SHUTDOWN_S = 3.0
 """To take leave of the DHT; whoever misses us finds out anyway."""
+WIDE_S = 600.0
+"""Seconds for which entries are also stored at the initial peers, once others did not tell of what we
+announced."""
 
+REMEMBERED = 8
+"""Nodes of a model that one reading of it offers to the address book, by chance."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +66,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         self._replicas = Replicas(node, clock, tag, bootstrap.anchors)
         self._pings: asyncio.Task[None] | None = None
         self._closed = False
+        self._wide_until = -math.inf  # until when entries are stored at the initial peers, too
 
     @classmethod
     async def create(
@@ -69,6 +78,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         client_mode: bool = False,
         ttl: float = TTL_S,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         ping_interval: float = PING_INTERVAL_S,
         membership: Membership | None = None,
         book: AddressBook | None = None,
@@ -93,6 +103,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
             KeptEntries(layout.index_hashes(tag), clock=clock),
             EntryCheck(ttl, clock, membership),
             clock=clock,
+            steady=steady,
             group_of=group_of,
             client_mode=client_mode,
         )
@@ -160,8 +171,22 @@ class HivemindDirectory(RecordDirectory[Lookup]):
                 )
         return found
 
+    async def nodes(self, model: ModelRef) -> list[NodeInfo]:
+        found = await super().nodes(model)
+        for info in random.sample(found, min(REMEMBERED, len(found))):
+            await self._bootstrap.remember(info.peer_id, info.maddrs)
+        return found
+
     async def _store(self, key: str, expiration: float, value: bytes, found: Lookup) -> NetworkError | None:
         return await self.store(self._identity.peer_id, key, expiration, value, found)
+
+    async def _copies(self, key: str, owner: str) -> tuple[int, int]:
+        found = await self._replicas.lookup([key], own=False, count=owner)
+        return found.copies, found.answers
+
+    async def _on_few_copies(self) -> None:
+        self._wide_until = self._clock() + WIDE_S
+        await self._bootstrap.heal()
 
     async def entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
         """The live entries of keys, by key and owner, for those who ask us instead of the DHT. Raises
@@ -173,7 +198,10 @@ class HivemindDirectory(RecordDirectory[Lookup]):
     ) -> NetworkError | None:
         """Store an entry that ``owner`` signed, at the DHT nodes nearest to its key; why not, if nobody took
         it. ``found``: a lookup of this key."""
-        result = await self._replicas.write(owner, value, expiration, key, found or await self._lookup([key]))
+        also = self._bootstrap.initial() if self._clock() < self._wide_until else ()
+        result = await self._replicas.write(
+            owner, value, expiration, key, found or await self._lookup([key]), also
+        )
         if result.accepted or (result.own and not result.refused):
             return None
         if result.refused:

@@ -84,6 +84,11 @@ class MemoryDirectory:
 
         await self.want(())
 
+    async def is_announced(self) -> bool | None:
+        if self._announced is None:
+            return None
+        return any(info.peer_id == self._announced for info in self.store.live())
+
     async def want(self, models: Sequence[WantedModel]) -> None:
         if len(models) > MAX_WANTED:
             raise LocalProtocolError(f"{len(models)} models wanted at once, more than {MAX_WANTED}")

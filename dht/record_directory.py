@@ -24,6 +24,10 @@ from .records import Content, decode, encode_gone, encode_model, encode_node, en
 MAX_NODES = 1024
 """Nodes of one model that a reader takes: more than routing needs, few enough to search at every request."""
 
+FEW_COPIES = 3
+"""Of REPLICAS, our own may be one and a liar's another. Who finds fewer elsewhere makes himself known to
+more."""
+
 _LATER_S = 0.001  # an entry replaces another only if it expires later
 _KEYS_AT_ONCE = 64  # keys a lookup, when listing every model
 
@@ -55,6 +59,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         self._clock = clock
         self._left_out = LeftOutPeers(clock)
         self._held: dict[str, float] = {}  # key -> expiration of our own entry under it
+        self._announced_at: str | None = None  # the key of what we announce
         self._writing = asyncio.Lock()  # a withdrawal must not be overtaken by an announcement
 
     @abstractmethod
@@ -68,6 +73,14 @@ class RecordDirectory(ABC, Generic[FoundT]):
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
         return self._left_out.all()
+
+    async def _copies(self, key: str, owner: str) -> tuple[int, int]:
+        """How many others tell of an owner's entry, and how many were asked. Raises NetworkError."""
+        entry = (await self._lookup([key])).entries[key].get(owner)
+        return int(entry is not None and entry.body != encode_gone()), 1
+
+    async def _on_few_copies(self) -> None:
+        """Few others tell of us, though some took our announcement."""
 
     async def announce(self, info: NodeInfo) -> None:
         """Raises NetworkError if nobody takes the announcement, LocalProtocolError if it is out of bounds."""
@@ -85,11 +98,23 @@ class RecordDirectory(ABC, Generic[FoundT]):
                 del self._held[key]
             if node_key in errors:
                 raise errors.pop(node_key)
+            self._announced_at = node_key
             for error in errors.values():
                 logger.warning("%s", error.message)
 
+    async def is_announced(self) -> bool | None:
+        if (key := self._announced_at) is None:
+            return None
+        copies, asked = await self._copies(key, self._identity.peer_id)
+        if not asked or self._announced_at != key:
+            return None
+        if copies < min(FEW_COPIES, asked):
+            await self._on_few_copies()
+        return copies > 0
+
     async def withdraw(self) -> None:
         async with self._writing:
+            self._announced_at = None
             if self._held:
                 found = await self._lookup(list(self._held))
                 errors = await self._write(dict.fromkeys(self._held, encode_gone()), found)

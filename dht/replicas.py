@@ -21,10 +21,11 @@ from .layout import MAX_ENTRIES, REPLICAS, in_fair_order, key_hash
 
 LOOKUP_TIMEOUT_S = 5.0
 """A lookup returns what it has found by then, whatever others do."""
-WIDTH = 2 * REPLICAS
-"""Nearest nodes that a lookup asks: entries survive that many changes of who is nearest."""
-MAX_TRIED = 2 * REPLICAS
-"""Nodes that one write tries."""
+WIDTH = 16
+"""Nearest nodes that a lookup asks, each of another address group while there are so many."""
+WRITE_WIDTH = 12
+"""Nearest nodes among which those are that keep an entry: fewer than are asked, so that it is found for a
+while after others have come nearer."""
 KEYS_AT_ONCE = 16
 """Keys that are looked up side by side."""
 
@@ -39,6 +40,7 @@ class Lookup:
     nearest: dict[str, list[Contact]] = field(default_factory=dict)
     answers: int = 0  # questions answered by other nodes
     failures: int = 0  # questions that were not
+    copies: int = 0  # answers that had an entry of the owner who was to be counted
 
 
 @dataclass(slots=True)
@@ -76,14 +78,14 @@ class Replicas:
         self._anchors = anchors
         self._slots = asyncio.Semaphore(KEYS_AT_ONCE)
 
-    async def lookup(self, keys: Sequence[str], *, own: bool = True) -> Lookup:
+    async def lookup(self, keys: Sequence[str], *, own: bool = True, count: str = "") -> Lookup:
         """All live entries of ``keys``, from the nodes nearest to them and, with ``own``, from our
         storage."""
         found = Lookup(entries={key: {} for key in keys})
-        await asyncio.gather(*(self._look_up(key, found, own) for key in found.entries))
+        await asyncio.gather(*(self._look_up(key, found, own, count) for key in found.entries))
         return found
 
-    async def _look_up(self, key: str, found: Lookup, own: bool) -> None:
+    async def _look_up(self, key: str, found: Lookup, own: bool, count: str) -> None:
         node, raw, entries = self._node, key_hash(key, self._tag), found.entries[key]
         key_id = int.from_bytes(raw)
         if own:
@@ -95,6 +97,7 @@ class Replicas:
                 found.failures += 1
                 return None
             found.answers += 1
+            found.copies += any(entry.owner == count for entry in answer.entries)
             self._merge(entries, answer.entries)
             return Told(answer.names, answer.group)
 
@@ -111,35 +114,57 @@ class Replicas:
             kept_owners = in_fair_order(entries, node.contact.peer_id)[:MAX_ENTRIES]
             found.entries[key] = {owner: entries[owner] for owner in kept_owners}
 
-    async def write(self, owner: str, value: bytes, expiration: float, key: str, found: Lookup) -> Written:
-        """Store ``owner``'s entry at the REPLICAS nearest nodes that ``found`` names and that take it; of
-        those that do not, or not soon, the next takes the place."""
+    async def write(
+        self,
+        owner: str,
+        value: bytes,
+        expiration: float,
+        key: str,
+        found: Lookup,
+        also: Sequence[Contact] = (),
+    ) -> Written:
+        """Store ``owner``'s entry at REPLICAS nodes of those that readers ask, as ``found`` names them; in
+        the place of one that does not take it, or not soon, at another. ``also``: nodes to store it at
+        besides."""
         node, raw = self._node, key_hash(key, self._tag)
-        result, candidates = Written(), found.nearest[key][:MAX_TRIED]
-        asking: dict[asyncio.Task[bool | None], bool] = {}  # and whether it is late
+        result, candidates = Written(), self._in_turn(owner, found.nearest[key][:WRITE_WIDTH])
+        asking: dict[asyncio.Task[bool | None], bool] = {}  # and whether it is counted on
+
+        def ask(contact: Contact, counted: bool) -> None:
+            if contact == node.contact:
+                result.own = node.stores.keep(raw, owner, value, expiration)
+            else:
+                work = node.store(contact, raw, owner, value, expiration)
+                asking[asyncio.create_task(work)] = counted
+
+        for contact in also:
+            if contact not in candidates:
+                ask(contact, counted=False)
         try:
             while True:
-                wanted = REPLICAS - result.accepted - result.own - list(asking.values()).count(False)
-                batch, candidates = candidates[: max(0, wanted)], candidates[max(0, wanted) :]
-                for contact in batch:
-                    if contact == node.contact:
-                        result.own = node.stores.keep(raw, owner, value, expiration)
-                    else:
-                        work = node.store(contact, raw, owner, value, expiration)
-                        asking[asyncio.create_task(work)] = False
-                if not asking:
+                wanted = REPLICAS - result.accepted - result.own - sum(asking.values())
+                while wanted > 0 and candidates:
+                    ask(candidates.pop(0), counted=True)
+                    wanted -= 1
+                if not asking or result.accepted + result.own >= REPLICAS + len(also):
                     return result
                 done, _ = await asyncio.wait(asking, timeout=HEDGE_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     del asking[task]
                     result.count(task.result())
                 if not done:
-                    asking = dict.fromkeys(asking, True)
-                if result.accepted + result.own >= REPLICAS:
-                    return result
+                    if result.accepted + result.own >= REPLICAS:
+                        return result
+                    asking = dict.fromkeys(asking, False)
         finally:
             for task in asking:
                 task.cancel()
+
+    def _in_turn(self, owner: str, nearest: Sequence[Contact]) -> list[Contact]:
+        """Whom to store at first: any of those whom readers ask, the same ones each time. The nearest of all
+        are the ones that somebody may have ground identities to be."""
+        turn = in_fair_order((contact.peer_id for contact in nearest), owner)
+        return sorted(nearest, key=lambda contact: turn.index(contact.peer_id))
 
     def _merge(self, entries: dict[str, Entry], new: Iterable[Entry]) -> None:
         """Take over live entries, the longest-lived of each owner."""

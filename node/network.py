@@ -132,9 +132,9 @@ async def open_network(
     make_lazy()
     from ..dht.hivemind_directory import HivemindDirectory
     from ..dht.lan import Meetings
+    from ..dht.way_in import connect_in, open_book
     from ..swarm.addresses import is_loopback, listen_maddr
     from ..swarm.members_transport import MembersTransport
-    from ..swarm.p2pd import P2pdTransport
     from ..swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
 
     class P2pdNetwork(GivenNetwork):
@@ -161,10 +161,12 @@ async def open_network(
             await super().close()
 
     where = listen_maddr(host, port)
-    p2pd = await P2pdTransport.create(
+    book = open_book(identity, initial_peers, membership)
+    p2pd = await connect_in(
         identity,
+        initial_peers,
+        book,
         host_maddrs=(where,),
-        initial_peers=initial_peers,
         announce_maddrs=announce_maddrs,
         client_mode=client_mode,
         relays=relays,
@@ -184,7 +186,7 @@ async def open_network(
         if is_relay:
             await make_relay(p2pd)
         directory = await HivemindDirectory.create(
-            p2pd, identity, initial_peers, client_mode=client_mode, membership=membership
+            p2pd, identity, initial_peers, client_mode=client_mode, membership=membership, book=book
         )
         if not client_mode:
             await serve_snapshots(transport, directory, membership)

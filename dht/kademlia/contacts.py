@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...swarm.errors import RemoteProtocolError
-from ...swarm.identity import is_peer_id, peer_id_of
+from ...swarm.identity import peer_id_bytes, peer_id_of
 
 ID_BYTES = 20
 """Of a DHT id: SHA-1."""
@@ -25,17 +25,20 @@ _ED25519 = bytes.fromhex("002408011220")  # what each binary PeerID of an Ed2551
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """A peer in the DHT. Made by ``contact_of``. ``node_id``: its DHT id as a number."""
+    """A peer in the DHT. Made by ``contact_of``. ``node_id``: its DHT id as a number; ``raw``: its PeerID in
+    binary, as messages name it."""
 
     node_id: int
     peer_id: str
+    raw: bytes = b""
 
 
 @lru_cache(maxsize=8192)
 def contact_of(peer_id: str) -> Contact:
-    """The contact that a PeerID (base58) is: its id is the SHA-1 of the PeerID's text."""
+    """The contact that a PeerID (base58) is: its id is the SHA-1 of the PeerID's text. Raises
+    RemoteProtocolError for what is no PeerID."""
     digest = hashlib.sha1(peer_id.encode(), usedforsecurity=False).digest()
-    return Contact(int.from_bytes(digest), peer_id)
+    return Contact(int.from_bytes(digest), peer_id, peer_id_bytes(peer_id))
 
 
 def id_bytes(node_id: int) -> bytes:
@@ -50,9 +53,9 @@ def proven(claimed: bytes, peer_id: str) -> Contact | None:
     """
     if not claimed:
         return None
-    if not is_peer_id(peer_id):
-        raise RemoteProtocolError("a DHT node whose PeerID is not of an Ed25519 key")
     contact = contact_of(peer_id)
+    if not contact.raw.startswith(_ED25519):
+        raise RemoteProtocolError("a DHT node whose PeerID is not of an Ed25519 key")
     if claimed != id_bytes(contact.node_id):
         raise RemoteProtocolError(f"peer {peer_id[-8:]} claims a DHT id that is not the hash of its PeerID")
     return contact

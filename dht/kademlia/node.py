@@ -13,13 +13,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
 from ...swarm.errors import RemoteProtocolError
-from ...swarm.identity import peer_id_bytes
 from ...swarm.shares import Holder
 from ..entry_check import Entry, EntryCheck
 from ..envelope import subkey_of, unseal
@@ -229,7 +229,7 @@ class KademliaNode:
             result.expiration_time = max(each.expiration for each in kept)
         for contact in self.table.nearest(int.from_bytes(key), MAX_NAMES, exclude=asker):
             result.nearest_node_ids.append(id_bytes(contact.node_id))
-            result.nearest_peer_ids.append(peer_id_bytes(contact.peer_id))
+            result.nearest_peer_ids.append(contact.raw)
         return dht_pb2.FindResponse(peer=self._info, results=[result])
 
     def _hear(self, request: Any, context: Any) -> Contact | None:
@@ -291,7 +291,7 @@ class KademliaNode:
         try:
             async with asyncio.timeout(RPC_TIMEOUT_S):
                 answer = await self._p2p.call_protobuf_handler(
-                    PeerID.from_base58(peer_id), _PREFIX + name, request, answer_type
+                    _hivemind_id(peer_id), _PREFIX + name, request, answer_type
                 )
                 contact = proven(answer.peer.node_id, peer_id)
         except Exception:
@@ -313,3 +313,8 @@ class KademliaNode:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+@lru_cache(maxsize=8192)
+def _hivemind_id(peer_id: str) -> PeerID:
+    return PeerID(contact_of(peer_id).raw)

@@ -6,7 +6,8 @@ stays in it, and nobody is asked twice, so a liar spoils the path that he is on 
 
 - Who is named answers for who named him. A peer whose names do not answer, or are all of one address group,
   has no more of them asked: made-up names cost a few questions, however many there are.
-- An address group counts NAMED_OF_GROUP times at most as nearest to the key, while there are several groups.
+- An address group counts NAMED_OF_GROUP times at most as nearest to the key, while there are several groups:
+  up to ``width`` others of it are asked besides.
 - Who has not answered for HEDGE_S is waited for no longer: the next is asked beside him.
 """
 
@@ -202,7 +203,7 @@ class Paths:
                 return anchor
         limit = self._group_limit()
         counted: Counter[str] = Counter()
-        places = self._width
+        places = spare = self._width
         for _, contact in path.order:
             peer = self._peers.get(contact.peer_id)
             if peer is None:
@@ -210,7 +211,10 @@ class Paths:
                     return contact
             elif peer.state is _State.ANSWERED:
                 counted[peer.group] += 1
-                places -= counted[peer.group] <= limit
+                if counted[peer.group] <= limit or spare <= 0:
+                    places -= 1
+                else:
+                    spare -= 1
             elif peer.state is _State.ASKED and now - peer.at < HEDGE_S:
                 places -= 1
             if places <= 0:

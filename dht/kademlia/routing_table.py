@@ -20,9 +20,9 @@ BUCKET_SIZE = 20
 WAITING = 8
 """Peers that have answered and wait for a place in a full bucket, those of the others lost."""
 
-NAMED_OF_GROUP = 2
-"""Peers of one address group among those nearest to a key, while there are others to name: of the replicas
-of a key, most should be of different owners."""
+NAMED_OF_GROUP = 1
+"""Peers of one address group among those nearest to a key, while there are others to name: who has one
+network is one of the replicas of a key, however many identities he grinds to be near it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,8 @@ class RoutingTable:
             (chosen if of_group[member.group] <= NAMED_OF_GROUP else passed).append(member.contact)
             if len(chosen) == count:
                 return chosen
-        chosen += passed[: count - len(chosen)]
+        enough = count // 2 if len(of_group) > 1 else count
+        chosen += passed[: max(0, enough - len(chosen))]
         return sorted(chosen, key=lambda contact: contact.node_id ^ key)
 
     def unheard(self, seconds: float, count: int) -> list[Contact]:

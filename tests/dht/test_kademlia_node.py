@@ -1,0 +1,128 @@
+"""A DHT node's calls, in memory: claimed ids count for nothing, and only who answers is known."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+from dht_liars import Crowd, Liar, invented
+from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
+from memory_dht import CallNetwork, JumpingLoop, MemoryP2P
+
+from swarm_node.dht.entry_check import EntryCheck
+from swarm_node.dht.kademlia.contacts import contact_of, id_bytes
+from swarm_node.dht.kademlia.node import KademliaNode
+from swarm_node.dht.kept_entries import KeptEntries
+from swarm_node.swarm.identity import Identity
+
+T = TypeVar("T")
+
+
+def simulated(test: Callable[[CallNetwork], Awaitable[T]]) -> T:
+    async def started() -> T:
+        return await test(CallNetwork(random.Random(1)))
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(started())
+
+
+def name(number: int) -> str:
+    return Identity(number.to_bytes(32)).peer_id
+
+
+async def node_in(
+    network: CallNetwork, number: int, client_mode: bool = False
+) -> tuple[KademliaNode, MemoryP2P]:
+    p2p = network.join(name(number), f"20.{number}.0.1")
+    node = KademliaNode(
+        p2p,
+        KeptEntries(set(), clock=network.clock),
+        EntryCheck(clock=network.clock),
+        clock=network.clock,
+        steady=network.steady,
+        client_mode=client_mode,
+    )
+    await node.start()
+    return node, p2p
+
+
+@pytest.mark.parametrize("call", ["ping", "store", "find"])
+def test_one_identity_has_one_id(call: str) -> None:
+    """Sixty ids next to a key: not one of them is in the table, and the request gets an error."""
+
+    async def test(network: CallNetwork) -> None:
+        node, _ = await node_in(network, 1)
+        intruder, p2p = await node_in(network, 2)
+        types = {
+            "ping": (dht_pb2.PingRequest, dht_pb2.PingResponse),
+            "store": (dht_pb2.StoreRequest, dht_pb2.StoreResponse),
+            "find": (dht_pb2.FindRequest, dht_pb2.FindResponse),
+        }
+        request_type, answer_type = types[call]
+        for number in range(60):
+            request = request_type(peer=dht_pb2.NodeInfo(node_id=id_bytes(node.contact.node_id ^ number)))
+            with pytest.raises(PermissionError, match="not the hash of its PeerID"):
+                await p2p.call_protobuf_handler(
+                    PeerID(node.contact.raw), f"DHTProtocol.rpc_{call}", request, answer_type
+                )
+        await asyncio.sleep(10)
+        assert len(node.table) == 0
+        await intruder.ping(node.contact.peer_id)
+        await asyncio.sleep(10)
+        assert [member.contact for member in node.table] == [intruder.contact]
+
+    simulated(test)
+
+
+def test_clients_and_those_who_do_not_answer_are_in_nobodys_table() -> None:
+    async def test(network: CallNetwork) -> None:
+        node, _ = await node_in(network, 1)
+        client, _ = await node_in(network, 2, client_mode=True)
+        mute, _ = await node_in(network, 3)
+        await mute.close()  # its handlers are gone, but it calls
+        for caller in (client, mute):
+            await caller.ping(node.contact.peer_id)
+        await asyncio.sleep(10)
+        assert len(node.table) == 0
+        assert node.contact in client.table
+
+    simulated(test)
+
+
+def test_who_goes_leaves_the_table() -> None:
+    async def test(network: CallNetwork) -> None:
+        (node, _), (other, _) = await node_in(network, 1), await node_in(network, 2)
+        await node.ping(other.contact.peer_id)
+        assert other.contact in node.table
+        network.leave(other.contact.peer_id)
+        await asyncio.sleep(100)
+        await node.refresh(5.0)
+        assert len(node.table) == 0
+        assert node.notes.is_silent(other.contact.peer_id)
+
+    simulated(test)
+
+
+@pytest.mark.parametrize("kind", ["junk", "inventions", "silence"])
+def test_liars_are_noted(kind: str) -> None:
+    async def test(network: CallNetwork) -> None:
+        node, _ = await node_in(network, 1)
+        contact = contact_of(name(9))
+        liar = Liar(network, contact, "30.0.0.1", kind, Crowd(invented(network.rng, 50)))
+        await liar.start()
+        await node.ping(contact.peer_id)
+        start = network.steady()
+        await node.meet_nearest(node.contact.node_id, limit_s=5.0)
+        assert network.steady() - start < 3.0
+        await asyncio.sleep(3)
+        if kind == "silence":
+            assert node.notes.is_silent(contact.peer_id)
+            assert len(node.table) == 0
+        else:
+            assert node.notes.is_distrusted(contact.peer_id)
+
+    simulated(test)
