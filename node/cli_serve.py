@@ -287,6 +287,12 @@ class _Display:
                 blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
                 _print_join(self._arguments, event, model, blocks)
                 console.print("Ctrl-C leaves cleanly.")
+            case "unseen":
+                console.print(
+                    f"[yellow]Not seen[/]: {escape(str(details['message']))}; telling more of them."
+                )
+            case "seen":
+                console.print("[green]Seen again[/] by the swarm's directory.")
             case "peer_found":
                 console.print(f"Found peer {short_peer_id(str(details['found']))} on this network.")
             case "wanted":

@@ -17,6 +17,7 @@ from .dialler import Dialler
 from .link_probe import LinkProbe
 from .network import Network, network_event
 from .node_links import NodeLinks
+from .read_back import ReadBack
 from .waiting import end
 
 AGENT = f"swarm-node/{version('swarm-node')}"
@@ -39,6 +40,7 @@ class Presence:
         self.network = network
         self.maddrs = maddrs
         self.announcer = Announcer(network.directory, announcement, announce_s)
+        self.read_back = ReadBack(network.directory, emit, self.announcer.poke)
         self.links = NodeLinks(network.transport, AGENT, model)
         self.probe = LinkProbe(network.directory, self.links, announcement)
         self._emit = emit
@@ -67,6 +69,7 @@ class Presence:
         self.network.on_peer(self._on_peer)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.announcer.run())
+            tasks.create_task(self.read_back.run())
             probing: asyncio.Task[None] | None = None
             while True:
                 await self._moved.wait()
