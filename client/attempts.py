@@ -57,8 +57,8 @@ class Attempts:
         if isinstance(failure.cause, LocalNetworkError):
             return
         self.passed_over[failure.peer_id] = failure.cause.message
-        if isinstance(failure.cause, BusyError):
-            return
+        if isinstance(failure.cause, BusyError) or (isinstance(failure.cause, PeerLateError) and not opening):
+            return  # it may only be slow, and was left for one that is there
         if not opening:
             self._failures += proven
             self._strange += not proven

@@ -306,16 +306,21 @@ class HopClient:
     def _mute(self, what: str) -> PeerMuteError:
         return PeerMuteError(f"{self.link.name} answers PING, but {what}")
 
+    def expected_s(self, tokens: int) -> float:
+        """Seconds that a step of ``tokens`` tokens should take here: as measured, and not less than
+        announced."""
+        seen = self.trace.decode if tokens == 1 else self.trace.prefill
+        expected_s = seen.compute_s / seen.tokens * tokens if seen.tokens else 0.0
+        if self.announced is None:
+            return expected_s
+        token_s = (decode_seconds if tokens == 1 else prefill_seconds)(self.announced)
+        return max(expected_s, token_s * len(self.hop.span) * tokens)
+
     def work_within_s(self, tokens: int, queue_s: float) -> float:
         """Seconds for which the node may show no progress with ``tokens`` tokens."""
-        decode, prefill = self.trace.decode, self.trace.prefill
-        seen = decode if tokens == 1 else prefill
-        expected_s = seen.compute_s / seen.tokens * tokens if seen.tokens else 0.0
-        if self.announced is not None:
-            token_s = (decode_seconds if tokens == 1 else prefill_seconds)(self.announced)
-            expected_s = max(expected_s, token_s * len(self.hop.span) * tokens)
-        cold = not (decode.steps or prefill.steps)
-        return work_within_s(expected_s, queue_s, cold=cold, most_s=self.deadline_ms / 1000)
+        cold = not (self.trace.decode.steps or self.trace.prefill.steps)
+        most_s = self.deadline_ms / 1000
+        return work_within_s(self.expected_s(tokens), queue_s, cold=cold, most_s=most_s)
 
     def _look_at_request(self, told: Progress, queue_s: float) -> None:
         """The node has not answered what it was asked, and tells so of the session."""

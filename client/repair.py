@@ -31,6 +31,7 @@ from ..swarm.prediction import Prediction
 from ..swarm.types import Route, Span
 from .attempts import MAX_OPENINGS, Attempts
 from .diagnosis import EdgeFailedError
+from .doubts import Doubts
 from .forking import fork_route
 from .hop import HopFailedError, SessionSettings
 from .incident import Incident
@@ -107,6 +108,7 @@ class SwarmSession:
         self._retired: list[ChainTimings] = []
         self._incident: Incident | None = None
         self._attempts = Attempts(router, scout, need)
+        self._doubts = Doubts(router, scout, need)
         self._slow = SlowWatch(router)
         self._closed = False
 
@@ -226,6 +228,7 @@ class SwarmSession:
     def close(self, keep: bool = True) -> None:
         """Free every hop at once. Never waits; may be called again. ``keep``: hops may keep the pages for a
         session that begins the same way."""
+        self._doubts.close()
         if not self._closed and self._session is not None:
             self._session.close(self._ids if keep else ())
             report_links(self._router, self._session.segments)
@@ -283,6 +286,7 @@ class SwarmSession:
                 self._router if self._chain else NoChains(),
                 dict(planned.nodes),
                 prefix,
+                self._doubts,
             )
             try:
                 session = await self._attempts.opened(
@@ -490,6 +494,7 @@ class SwarmSession:
     def _end_incident(self) -> None:
         """Tokens come again."""
         self._attempts.succeeded()
+        self._doubts.succeeded()
         if self._incident is not None:
             self.repaired.append(self._incident.closed())
             self._incident = None

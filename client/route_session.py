@@ -36,7 +36,7 @@ from .diagnosis import EdgeFailedError, diagnose
 from .hop import HopClient, HopFailedError, Seat, SessionSettings
 from .prefix import HopPlace, PageNames, PrefixKey, page_names
 from .row_watch import RowWatch
-from .segment import BrokenError, Segment
+from .segment import BrokenError, Patient, Segment
 from .tasks import all_of
 
 SHORT_TOKENS = 33
@@ -73,13 +73,15 @@ class NoChains:
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
     """What a route's session is opened with. ``wire_codec``: for edges whose ends both speak it. ``nodes``:
-    the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages that they may hold."""
+    the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages that they may hold.
+    ``doubts``: when one is left that may only be slow."""
 
     session: SessionSettings
     wire_codec: str
     edges: EdgeBook
     nodes: dict[str, NodeInfo] = field(default_factory=dict)
     prefix: PrefixKey | None = None
+    doubts: Patient | None = None
 
     def codec_between(self, before: str | None, after: str | None) -> str:
         """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
@@ -205,7 +207,7 @@ class RouteSession:
             own_input=hops[0] is self.hops[0],
             embedding_rms=settings.embedding_rms,
         )
-        return Segment(hops, settings.hidden_size, rows)
+        return Segment(hops, settings.hidden_size, rows, self.settings.doubts)
 
     def check_open(self) -> None:
         """Raises StreamClosedError for a session that was closed here."""

@@ -10,13 +10,16 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
+from typing import Protocol
 
 from ..swarm.codecs import payload_bytes
 from ..swarm.errors import (
     ErrorCode,
     LocalProtocolError,
     NetworkError,
+    PeerLateError,
     PeerMuteError,
     PeerTimeoutError,
     RemoteProtocolError,
@@ -25,6 +28,7 @@ from ..swarm.errors import (
 from ..swarm.messages import Progress, Result, Step, Want
 from ..swarm.patience import transit_within_s
 from ..swarm.step_watch import Fault, StepWatch, Verdict
+from ..swarm.types import Hop
 from ..swarm.wire import Payload
 from .hop import HopClient, StepTold
 from .row_watch import RowWatch
@@ -42,6 +46,16 @@ class BrokenError(NetworkError):
 
     def __init__(self) -> None:
         super().__init__("the route is broken")
+
+
+class Patient(Protocol):
+    """Who decides how long hops are waited for that say they work: ``doubts.Doubts``."""
+
+    def within_s(self, expected_s: float, queue_s: float) -> float:
+        """Seconds for which a hop may show no progress before ``leave`` is asked."""
+
+    def leave(self, hop: Hop) -> bool:
+        """Whether to go elsewhere."""
 
 
 @dataclass(slots=True)
@@ -62,10 +76,16 @@ class Segment:
     """A run of open hops between two places where the client takes part; a ``hop.Listener`` of them all.
 
     All that goes wrong raises BrokenError and is written at the hop concerned. ``rows`` looks at those that
-    come out.
+    come out, ``doubts`` at hops that may only be slow.
     """
 
-    def __init__(self, hops: Sequence[HopClient], hidden_size: int, rows: RowWatch | None = None) -> None:
+    def __init__(
+        self,
+        hops: Sequence[HopClient],
+        hidden_size: int,
+        rows: RowWatch | None = None,
+        doubts: Patient | None = None,
+    ) -> None:
         self.hops = tuple(hops)
         self.first, self.last = self.hops[0], self.hops[-1]
         self.trace = ChainTrace(tuple(hop.peer_id for hop in hops))
@@ -75,7 +95,8 @@ class Segment:
         self._sent: deque[_Sent] = deque()
         self._inbox: deque[Result] = deque()
         self._in_flight = 0  # bytes of payload
-        self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s)
+        self._doubts = doubts
+        self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s, self._doubt_within_s)
         self._queue_s = 0.0  # that the hop which told last says of its steps
         self._broken = any(hop.troubled for hop in hops)
         self._waiter: asyncio.Future[None] | None = None  # of who receives
@@ -207,6 +228,9 @@ class Segment:
                 hop.end(PeerMuteError(text))
             case Fault.LATE:
                 hop.end(PeerTimeoutError(text))
+            case Fault.SLOW:
+                if self._doubts is not None and self._doubts.leave(hop.hop):
+                    hop.end(PeerLateError(text))
             case Fault.LOST:
                 hop.upstream_lost = PeerTimeoutError(text)
                 self.trouble()
@@ -214,6 +238,12 @@ class Segment:
     def _work_within_s(self, number: int) -> float:
         oldest = self._oldest
         return self.hops[number].work_within_s(oldest.tokens if oldest is not None else 1, self._queue_s)
+
+    def _doubt_within_s(self, number: int) -> float:
+        oldest = self._oldest
+        if self._doubts is None or oldest is None:
+            return inf
+        return self._doubts.within_s(self.hops[number].expected_s(oldest.tokens), self._queue_s)
 
     def _transit_within_s(self, number: int) -> float:
         before, hop = self.hops[number - 1], self.hops[number]

@@ -14,7 +14,7 @@ GRACE_S = 10.0
 """A node may be held responsible so long after its fault: what was known of it is of before."""
 UNNOTICED = frozenset({"clock skew", "full cache"})
 """Kinds of fault that running answers need not notice: nobody waits until they have got over one."""
-HARMLESS = frozenset({"BusyError"})
+HARMLESS = frozenset({"BusyError", "PeerLateError"})
 """What a node is kept away from for, and which is no blame."""
 HARMLESS_CODES = frozenset({"session_expired", "draining"})
 

@@ -133,6 +133,7 @@ class NodeLink:
         self._pings = 0
         self._asked: dict[int, _Asked] = {}  # by nonce, the oldest first
         self._asked_at = 0.0  # about sessions that wait, the last time
+        self._ask_again_s = patience.ping_after_s
         self._alone_since: float | None = None  # when all links had fallen silent
         self._excused_at = 0.0  # silence before it was this process's
         self._excused_s = 0.0  # more patience than usual, after all were silent
@@ -325,8 +326,12 @@ class NodeLink:
                 self._judge_silence(now)
             return
         since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
-        last = max(since, self._asked_at) if since is not None else heard
-        allowed = patience.ping_after_s if since is not None else KEEP_ALIVE_S
+        if since is None:
+            last, allowed = heard, KEEP_ALIVE_S
+        elif since > self._asked_at:
+            last, allowed = since, patience.ping_after_s
+        else:
+            last, allowed = self._asked_at, self._ask_again_s
         quiet = now - max(last, self._excused_at)
         if quiet < allowed:
             self._wake_in(allowed - quiet)
@@ -347,6 +352,7 @@ class NodeLink:
             if (since := user.waiting_since) is not None and (told := user.question()) is not None
         ]
         waiting.sort(key=lambda each: each[0])
+        self._ask_again_s = self._patience.ping_after_s / (2 if waiting else 1)
         self._ping(None, {session: told for _, session, told in waiting[:MAX_ABOUT]})
         self._wake_in(self._pong_within())
 
@@ -423,7 +429,7 @@ class NodeLink:
             self._round_trips.measured(seconds)  # others waited for a network that was away
         if asked.answer is not None and not asked.answer.done():
             asked.answer.set_result(seconds)
-        self._wake_in(self._patience.ping_after_s)
+        self._wake_in(self._ask_again_s)
         told = {progress.session: progress for progress in pong.tells}
         for session, take in asked.about.items():
             if session in self._users:

@@ -19,6 +19,13 @@ COLD_LEAST_S = 30.0
 compiled when they are first used."""
 WORK_FACTOR = 8.0
 """A step may take so many times what it is expected to: a node's speed was measured while it was alone."""
+DOUBT_LEAST_S = 1.5
+"""A step may stand still for so long before somebody else who is there is preferred. With the questions
+before it and the repair after it, a node that only pretends to work costs three seconds."""
+DOUBT_FACTOR = 4.0
+"""The same, as many times what the step is expected to take."""
+DOUBT_QUEUE_S = 1.0
+"""What a node says of its queue excuses it for so long at most, where others are there."""
 TRANSIT_LEAST_S = 0.8
 """What one hop has sent on, the next may not have for so long: an event loop that is held up, a lost packet
 that TCP sends again."""
@@ -55,6 +62,13 @@ def work_within_s(expected_s: float, queue_s: float, *, cold: bool, most_s: floa
     """
     least_s = COLD_LEAST_S if cold else WORK_LEAST_S
     return min(most_s, least_s + WORK_FACTOR * (max(0.0, expected_s) + max(0.0, queue_s)))
+
+
+def doubt_within_s(expected_s: float, queue_s: float, doubts: int) -> float:
+    """Seconds for which a peer that says it works may show no progress before another is preferred to it,
+    which is no blame; the others as in ``work_within_s``. ``doubts``: how often it has happened in a row."""
+    queue_s = min(DOUBT_QUEUE_S, max(0.0, queue_s))
+    return (DOUBT_LEAST_S + DOUBT_FACTOR * (max(0.0, expected_s) + queue_s)) * 2.0 ** min(doubts, 16)
 
 
 def transit_within_s(payload_bytes: int, round_trip_s: float) -> float:

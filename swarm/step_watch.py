@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from .messages import Progress
 
 
 class Fault(Enum):
-    """MUTE: the hop breaks its word. LATE: it shows no progress for too long. LOST: a step that the hop
-    before has sent on has not reached it, and either may be to blame."""
+    """MUTE: the hop breaks its word. LATE: it shows no progress for too long; SLOW: for so long that another
+    might do better. LOST: a step that the hop before has sent on has not reached it, and either may be to
+    blame."""
 
     MUTE = "mute"
     LATE = "late"
+    SLOW = "slow"
     LOST = "lost"
 
 
@@ -32,21 +35,30 @@ class Verdict:
 
 
 class StepWatch:
-    """Reports of ``hops`` hops in a chain, of which one may be all. ``work_within_s(number)`` and
-    ``transit_within_s(number)``: how long a hop may show no progress, and the way to it may take. Times are
-    of any one clock, in seconds."""
+    """Reports of ``hops`` hops in a chain, of which one may be all. How long a hop may show no progress,
+    ``work_within_s(number)`` tells, and ``doubt_within_s(number)`` before it counts as slow;
+    ``transit_within_s(number)`` how long the way to it may take. Times are of any one clock, in seconds."""
 
-    __slots__ = ("_state", "_state_since", "_told", "_transit_within_s", "_work_within_s")
+    __slots__ = (
+        "_doubt_within_s",
+        "_state",
+        "_state_since",
+        "_told",
+        "_transit_within_s",
+        "_work_within_s",
+    )
 
     def __init__(
         self,
         hops: int,
         work_within_s: Callable[[int], float],
         transit_within_s: Callable[[int], float],
+        doubt_within_s: Callable[[int], float] = lambda _: inf,
     ) -> None:
         self._told: list[Progress | None] = [None] * hops
         self._work_within_s = work_within_s
         self._transit_within_s = transit_within_s
+        self._doubt_within_s = doubt_within_s
         self._state: tuple[object, ...] = ()
         self._state_since = 0.0
 
@@ -68,9 +80,13 @@ class StepWatch:
         still_s = self._still_s((oldest, place, works, here.received, here.done, here.work), now)
         if number != place:
             return None  # what is known of that hop may be old
-        if works and still_s > self._work_within_s(place):
-            return Verdict(place, Fault.LATE, f"has a step for {still_s:.0f} s, and makes no progress")
-        if not works and still_s > self._transit_within_s(place):
+        if works:
+            late = still_s > self._work_within_s(place)
+            if not late and still_s <= self._doubt_within_s(place):
+                return None
+            reason = f"has a step for {still_s:.1f} s, and makes no progress"
+            return Verdict(place, Fault.LATE if late else Fault.SLOW, reason)
+        if still_s > self._transit_within_s(place):
             return Verdict(place, Fault.LOST, f"has not got in {still_s:.1f} s what the hop before sent on")
         return None
 

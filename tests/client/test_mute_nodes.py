@@ -138,11 +138,12 @@ def test_one_that_is_mute_when_the_route_is_mended(
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_an_honest_node_may_be_slow(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A first step of many seconds, as where kernels are compiled, and steps that take some."""
+    """A first step of many seconds, as where kernels are compiled, and steps that take some. Nobody else is
+    there."""
     loop = VirtualLoop()
 
     async def work() -> None:
-        case = await Case(3, loop, latency=0.001).start()
+        case = await Case(3, loop, latency=0.001, spares=False).start()
         behaviour = case.swarm.nodes[case.names[number]].behaviour
         behaviour.step_delay_s = 20.0
         loop.call_later(19.0, setattr, behaviour, "step_delay_s", 5.0)
@@ -153,13 +154,48 @@ def test_an_honest_node_may_be_slow(monkeypatch: pytest.MonkeyPatch, number: int
     run(monkeypatch, work(), loop)
 
 
-def test_one_that_pretends_to_work_is_given_up_after_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swarm_that_is_slow_to_begin_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every node needs 12 s for whatever it is sent in its first half minute: others are tried, and none is
+    given up for ever."""
+    loop = VirtualLoop()
+
+    async def work() -> None:
+        case = await Case(2, loop, latency=0.001).start()
+        for node in case.swarm.nodes.values():
+            node.behaviour.step_delay_s = 12.0
+            loop.call_later(30.0, setattr, node.behaviour, "step_delay_s", 0.0)
+        async with case.client() as model:
+            assert 12 < await case.seconds(model) < 90
+            assert await case.seconds(model) < 0.3
+
+    run(monkeypatch, work(), loop)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_one_that_pretends_to_work_is_left_where_others_are_there(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def change(behaviour: Behaviour) -> None:
         behaviour.swallows = frozenset({Step})
 
-    first, second = play(monkeypatch, 3, 1, change)
-    assert COLD_LEAST_S < first < COLD_LEAST_S + 5
+    first, second = play(monkeypatch, 3, number, change)
+    assert first <= MOST_S
     assert second < 0.3
+
+
+def test_one_that_pretends_to_work_is_given_up_where_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = VirtualLoop()
+
+    async def work() -> None:
+        case = await Case(3, loop, latency=0.001, spares=False).start()
+        behaviour = case.swarm.nodes["hb"].behaviour
+        behaviour.swallows = frozenset({Step})
+        loop.call_later(COLD_LEAST_S, setattr, behaviour, "swallows", frozenset())
+        async with case.client() as model:
+            assert COLD_LEAST_S < await case.seconds(model) < COLD_LEAST_S + 5
+        assert case.blamed == set()  # it has answered since
+
+    run(monkeypatch, work(), loop)
 
 
 @pytest.mark.parametrize("cut_off", [("hb",), ("ha", "hc")])
