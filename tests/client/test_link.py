@@ -129,7 +129,7 @@ async def test_a_silent_node_is_pinged_once_for_all_sessions() -> None:
     began = asyncio.get_running_loop().time()
     await asyncio.gather(*(session.forward(X[:1], 0) for session in sessions))  # one after another: 0.8 s
     took = asyncio.get_running_loop().time() - began
-    assert 2 <= swarm.nodes["a"].pings <= took / FAST.ping_after_s + 1
+    assert 2 <= swarm.nodes["a"].pings <= 2 * took / FAST.ping_after_s + 1  # questions, not one a session
     await links.close()
 
 
