@@ -277,8 +277,9 @@ def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     order = order[np.argsort(-probabilities[order], kind="stable")]
     reached = np.cumsum(probabilities[order])
     above = reached - probabilities[order]  # what the more likely ones sum to
-    above[0] = 0.0
-    return np.sort(order[above < top_p])
+    within = above < top_p
+    within[0] = True  # the most likely one, however small ``top_p`` is: in float32 it may be 0
+    return np.sort(order[within])
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

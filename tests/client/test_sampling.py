@@ -77,6 +77,12 @@ def test_filters_are_those_of_transformers(
     assert np.allclose(probabilities, expected[ids].numpy(), atol=1e-6)
 
 
+def test_the_smallest_top_p_leaves_the_most_likely_token() -> None:
+    scores = np.array([0.0, 2.0, 1.0], np.float32)
+    ids, probabilities = candidates(scores, 0, 5e-324)
+    assert (ids.tolist(), probabilities.tolist()) == ([1], [1.0])
+
+
 def test_top_k_keeps_all_equals_at_its_edge() -> None:
     from transformers import TopKLogitsWarper
 
