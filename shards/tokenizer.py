@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError, one_line
 from ..swarm.errors import CheckpointError, PromptTooLongError, UsageError
 from .chat_template import ChatTemplate
 from .token_bytes import TokenBytes
@@ -96,11 +96,11 @@ class Tokenizer:
         except EndedError as error:
             reason = str(error)
         except BaseException as error:
-            if not is_panic(error):
+            if not is_failure(error):
                 raise
-            reason = "it failed"
+            reason = one_line(str(error))
         raise CheckpointError(
-            f"the tokenizer of {self._origin} was ended on this text: {reason}",
+            f"the tokenizer of {self._origin} failed on this text: {reason}",
             hint="Shorten the text, or get the model from another source.",
         )
 
@@ -220,6 +220,12 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, self._skip_special)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether the tokenizers library says that it cannot: by an Exception of no class of its own, or by a
+    panic, which is no Exception, so nobody expects it."""
+    return type(error) is Exception or is_panic(error)
 
 
 def is_panic(error: BaseException) -> bool:

@@ -77,12 +77,18 @@ def test_other_expressions_run_where_they_can_be_ended_with_the_same_result() ->
     tokenizer.close()
 
 
+def test_a_text_that_the_file_has_no_token_for_is_an_error() -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "\x1b[2J"}
+    with pytest.raises(CheckpointError, match="tokenizer of evil failed on this text: Unk token ` "):
+        made(content(model=model, pre_tokenizer=None)).encode("b")
+
+
 def test_an_expression_that_panics_or_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = Bounds(memory_bytes=2 * 2**30, cpu_s=0, wall_s=10)
     monkeypatch.setattr(tokenizer_module, "ENCODE_BOUNDS", bounds)
     for pattern, evil in ((NESTED, "a" * 34 + "!"), (QUADRATIC, "a" * 3000)):
         tokenizer = made(content(pre_tokenizer=split(pattern)))
-        with pytest.raises(CheckpointError, match="tokenizer of evil was ended"):
+        with pytest.raises(CheckpointError, match="tokenizer of evil failed"):
             tokenizer.encode(evil)
         assert tokenizer.encode("b")
         tokenizer.close()
