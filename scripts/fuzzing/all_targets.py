@@ -1,0 +1,24 @@
+"""Every target, by name. Those of a kind are imported when one of them is run: some need torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .target import Target
+
+KINDS = {
+    "targets_wire": ("frames", "snapshot-frames", "piece-frames", "yamux"),
+    "targets_records": ("records", "entries", "texts", "mdns"),
+    "targets_files": (
+        *("safetensors", "config", "tokenizer", "tokenizer-config", "gguf", "manifest", "index"),
+    ),
+    "targets_live": ("node", "client", "http"),
+}
+NAMES = tuple(name for names in KINDS.values() for name in names)
+
+
+def target_named(name: str) -> Target:
+    """Raises KeyError."""
+    module = next(module for module, names in KINDS.items() if name in names)
+    targets: list[Target] = import_module(f".{module}", __package__).TARGETS
+    return {target.name: target for target in targets}[name]

@@ -1,0 +1,173 @@
+"""Streams of peers: frames of every protocol, and what carries them where there is no daemon."""
+
+from __future__ import annotations
+
+import hashlib
+from random import Random
+from typing import Any
+
+from swarm_node.dht.snapshot_messages import (
+    MAX_FRAME,
+    SNAPSHOT_MESSAGES,
+    Entries,
+    Get,
+    PackedEntry,
+    Put,
+    Slower,
+    Stored,
+    pack_entries,
+    unpack_entries,
+)
+from swarm_node.shards import piece_messages as pieces
+from swarm_node.swarm import messages as m
+from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
+from swarm_node.swarm.schema import MessageSet
+from swarm_node.swarm.types import NodeState, SignedRecord, Span
+from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
+from swarm_node.swarm.yamux import YamuxSession
+
+from .mutation import frames_of, havoc
+from .target import Prepared, Target
+
+SESSION = bytes(range(16))
+PEER = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
+MADDR = "/ip4/192.0.2.1/tcp/31330"
+DIGEST = "ab" * 32
+
+
+def peer_messages() -> list[m.Message]:
+    """One of each that a client or node says."""
+    down = m.Downstream(PEER, SESSION, SignedRecord(1.8e9, b"record"))
+    return [
+        m.Hello((1,), DIGEST, ("none", "int8"), 1 << 20, "fuzz"),
+        m.Welcome(1, DIGEST, Span(0, 4), ("none", "int8"), 1 << 20, "fuzz", 512, 4, 32),
+        m.Open(SESSION, Span(0, 4), 64, "none", "none", downstream=down),
+        m.Opened(SESSION, 0, 512, chained=True, link_us=900),
+        m.Busy(SESSION, 250, "full"),
+        m.Refused(SESSION, ErrorCode.SPAN_NOT_SERVED, "no", "ask another"),
+        m.Step(SESSION, 1, 0, 2, m.Want.ALL, deadline_ms=1000, payload=bytes(2 * 64 * 4)),
+        m.Result(SESSION, 1, 0, 1, queue_us=5, compute_us=9, payload=bytes(64 * 4)),
+        m.Replay(SESSION, 0, 4, 7, down),
+        m.Close(SESSION),
+        m.Ping(7, (SESSION,)),
+        m.Pong(7, 1, 0, 4096, NodeState.ONLINE, 1, 100, 90, 3, (m.Progress(SESSION, 3, 2, 5, False),)),
+        m.ErrorMessage(SESSION, 3, ErrorCode.BAD_STEP, "no", True, "again"),
+        m.Replayed(SESSION, 4, 1024, 100, 100),
+        m.Attach(SESSION, PEER),
+        m.Attached(SESSION, 4),
+    ]
+
+
+def snapshot_messages() -> list[Any]:
+    packed = b"".join(pack_entries([PackedEntry(0, 1.8e9, PEER.encode(), b"value")]))
+    return [
+        Get(("swarm-node/1/models/0", f"swarm-node/1/nodes/{DIGEST}/0")),
+        Entries(1.8e9, True, packed),
+        Put("swarm-node/1/models/0", 1.8e9, b"value"),
+        Stored("no room"),
+        Slower(500),
+    ]
+
+
+def piece_messages() -> list[Any]:
+    return [
+        pieces.Ask(bytes(32), True, (MADDR,)),
+        pieces.Holds(12, b"\xff\xf0"),
+        pieces.GetManifest(),
+        pieces.Manifest(b"manifest"),
+        pieces.Get(3, True),
+        pieces.Piece(3, b"bytes"),
+        pieces.Elsewhere(3, PEER, (MADDR,)),
+        pieces.Have((1, 2, 3)),
+        pieces.PieceError(ErrorCode.OVERLOADED, "no", 3),
+    ]
+
+
+def stream_of(messages: list[Any], set_: MessageSet) -> bytes:
+    return b"".join(bytes(part) for message in messages for part in encode_frame(set_.encode(message)))
+
+
+def _frames(name: str, set_: MessageSet, messages: list[Any], max_frame: int) -> Target:
+    def prepare() -> Prepared:
+        seeds = [stream_of([message], set_) for message in messages]
+        return Prepared([*seeds, b"".join(seeds)], run)
+
+    def run(data: bytes) -> str:
+        whole = _decoded(set_, data, [data], max_frame)
+        rng = Random(hashlib.sha256(data).digest())
+        cuts, at = [], 0
+        while at < len(data):
+            cuts.append(data[at : at + rng.choice((1, 3, 17, 200, 5000))])
+            at += len(cuts[-1])
+        if _decoded(set_, data, cuts, max_frame) != whole:
+            raise AssertionError("the same bytes in other pieces say something else")
+        for message in whole[0]:
+            (frame,) = _frames_in(stream_of([message], set_), max_frame)
+            if set_.decode(frame) != message:
+                raise AssertionError(f"{type(message).__name__} is not what it was after one trip")
+            if isinstance(message, Entries):
+                list(unpack_entries(("a", "b"), message.payload))
+        return ",".join(sorted({type(message).__name__ for message in whole[0]}))[:80]
+
+    return Target(name, prepare, mutate=frames_of())
+
+
+def _decoded(set_: MessageSet, data: bytes, parts: list[bytes], max_frame: int) -> tuple[list[Any], str, int]:
+    """(messages, the error that ended them, unknown kinds passed over)"""
+    parser, found, unknown = FrameParser(max_frame), [], 0
+    try:
+        for part in parts:
+            parser.receive(part)
+            while (frame := parser.next_frame()) is not None:
+                try:
+                    found.append(set_.decode(frame))
+                except RemoteProtocolError as error:
+                    if error.code is not ErrorCode.UNKNOWN_KIND:
+                        raise
+                    unknown += 1
+        parser.end()
+    except RemoteProtocolError as error:
+        # How a broken beginning is told depends on how much of it is there.
+        return found, "" if "not a frame" in error.message else error.message, unknown
+    return found, "", unknown
+
+
+def _frames_in(data: bytes, max_frame: int) -> list[Any]:
+    parser = FrameParser(max_frame)
+    parser.receive(data)
+    frames = []
+    while (frame := parser.next_frame()) is not None:
+        frames.append(frame)
+    return frames
+
+
+def _yamux() -> Target:
+    def prepare() -> Prepared:
+        there = YamuxSession(True)
+        stream = there.open()
+        there.write(stream, [b"hello" * 50])
+        there.ping()
+        begin = there.next_output()
+        there.finish(stream)
+        there.go_away()
+        return Prepared([begin, begin + there.next_output(), havoc(Random(1), begin)], run)
+
+    def run(data: bytes) -> str:
+        session = YamuxSession(False)
+        events = session.receive(data)
+        out = 0
+        while sent := session.next_output():
+            out += len(sent)
+        if out > 64 * (len(data) + 64):
+            raise AssertionError(f"{len(data)} bytes are answered by {out}")
+        return ",".join(sorted({type(event).__name__ for event in events}))
+
+    return Target("yamux", prepare)
+
+
+TARGETS = [
+    _frames("frames", m.MESSAGES, peer_messages(), DEFAULT_MAX_FRAME),
+    _frames("snapshot-frames", SNAPSHOT_MESSAGES, snapshot_messages(), MAX_FRAME),
+    _frames("piece-frames", pieces.PIECE_MESSAGES, piece_messages(), pieces.ASKER_MAX_FRAME),
+    _yamux(),
+]
