@@ -26,6 +26,8 @@ MAX_HOSTS = 3
 FAILURES_PER_HOST = 30
 FAILURES_PER_GROUP = 60
 """Dials a minute to one host, or one address group, that come to nothing or are under way."""
+FAILURES_NEARBY = 120
+"""The same to one host, or group, that is not public: on one machine many nodes may live and die in a minute."""
 MINUTE_S = 60.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
@@ -162,10 +164,11 @@ class DialGuard:
         for maddr in maddrs:
             place, host, group = _counted(peer_id, maddr)
             if place not in self._met:
+                per_host, per_group = _limits(maddr)
                 if (
                     self._silent.is_banned(place, now)
-                    or self._hosts.count(host, now) >= FAILURES_PER_HOST
-                    or self._groups.count(group, now) >= FAILURES_PER_GROUP
+                    or self._hosts.count(host, now) >= per_host
+                    or self._groups.count(group, now) >= per_group
                 ):
                     continue
                 self._hosts.add(host, now)
@@ -205,6 +208,13 @@ class DialGuard:
             if place not in self._met:
                 self._hosts.take_back(host)
                 self._groups.take_back(group)
+
+
+def _limits(maddr: str) -> tuple[int, int]:
+    """Dials in vain a minute to its host, and to its address group."""
+    if public_of([maddr]):
+        return FAILURES_PER_HOST, FAILURES_PER_GROUP
+    return FAILURES_NEARBY, FAILURES_NEARBY
 
 
 def _counted(peer_id: str, maddr: str) -> tuple[str, str, str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from .identity import Identity
 from .multistream import answer, propose
 from .py_libp2p_channel import RawChannel, TcpChannel
 from .py_libp2p_connection import YamuxConnection
+from .py_libp2p_crowds import loser_to, most_unread, oldest_of_the_largest
 from .py_libp2p_relay import HOP, connect_through
 from .py_libp2p_security import Security, dial_problem
 from .py_libp2p_stream import PyLibp2pStream
@@ -280,8 +280,7 @@ class PyLibp2pTransport:
             return
         self._handshakes[tcp] = address_group(tcp.remote_maddr)
         if len(self._handshakes) > MAX_HANDSHAKES:
-            crowd = Counter(self._handshakes.values()).most_common(1)[0][0]
-            oldest = next(each for each, group in self._handshakes.items() if group == crowd)
+            oldest = oldest_of_the_largest(self._handshakes)
             del self._handshakes[oldest]
             oldest.abort()
         self._run(self._welcome(tcp))
@@ -339,17 +338,7 @@ class PyLibp2pTransport:
         if self._accepted < MAX_CONNECTIONS:
             return True
         accepted = [each for each in self._all_connections() if not each.initiator]
-        sizes = Counter(address_group(each.remote_maddr) for each in accepted)
-        own = sizes[address_group(remote_maddr)]
-
-        def may_go(each: YamuxConnection) -> bool:
-            size = sizes[address_group(each.remote_maddr)]
-            return size > own + 1 if each.in_use else size >= own
-
-        def order(each: YamuxConnection) -> tuple[bool, int, float]:
-            return each.in_use, -sizes[address_group(each.remote_maddr)], each.heard_at
-
-        loser = min(filter(may_go, accepted), key=order, default=None)
+        loser = loser_to(remote_maddr, accepted)
         if loser is not None:
             loser.close()
         return loser is not None
@@ -357,13 +346,9 @@ class PyLibp2pTransport:
     def on_unread(self) -> None:
         """Some connection holds much that nobody has read."""
         connections = self._all_connections()
-        if sum(each.unread for each in connections) <= MAX_UNREAD_BYTES:
-            return
-        of_group: Counter[str] = Counter()
-        for each in connections:
-            of_group[address_group(each.remote_maddr)] += each.unread
-        worst = max(connections, key=lambda each: (of_group[address_group(each.remote_maddr)], each.unread))
-        worst.abort(StreamClosedError("too much of what the peer sent waits to be read"))
+        if sum(each.unread for each in connections) > MAX_UNREAD_BYTES:
+            error = StreamClosedError("too much of what the peer sent waits to be read")
+            most_unread(connections).abort(error)
 
     def _add(self, connection: YamuxConnection) -> YamuxConnection:
         if connection.ended_of is None:

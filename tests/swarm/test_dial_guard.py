@@ -7,6 +7,7 @@ import ipaddress
 import pytest
 
 from swarm_node.swarm.dial_guard import (
+    FAILURES_NEARBY,
     FAILURES_PER_GROUP,
     FAILURES_PER_HOST,
     MAX_ADDRESSES,
@@ -113,6 +114,8 @@ def test_a_host_and_a_network_are_tried_a_few_times_a_minute_however_many_ask():
     hosts = [f"/ip4/8.8.8.{host}/tcp/1" for host in range(100, 200)]
     assert len(guard.begin("p", hosts, 1.0)) == FAILURES_PER_GROUP - FAILURES_PER_HOST
     assert guard.begin("p", ["/ip4/9.9.9.9/tcp/1"], 1.0)
+    nearby = [f"/ip4/192.168.1.9/tcp/{port}" for port in range(1, 200)]
+    assert len(guard.begin("p", nearby, 1.0)) == FAILURES_NEARBY
     assert len(guard.begin("p", ports[50:], 61.5)) == FAILURES_PER_HOST
 
 
