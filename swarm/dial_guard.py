@@ -27,7 +27,7 @@ FAILURES_PER_HOST = 30
 FAILURES_PER_GROUP = 60
 """Dials a minute to one host, or one address group, that come to nothing or are under way."""
 FAILURES_NEARBY = 120
-"""The same to one host, or group, that is not public: on one machine many nodes may live and die in a minute."""
+"""The same to a host or group that is not public: on one machine many nodes may live and die in a minute."""
 MINUTE_S = 60.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
