@@ -23,7 +23,7 @@ MAX_CLOCK_SKEW_S = 3.0
 EXPIRATION_SLACK_S = 2 * MAX_CLOCK_SKEW_S
 """Two nodes may each be off by MAX_CLOCK_SKEW_S from a third, in opposite directions."""
 
-_REMEMBERED = 4096  # signatures found good: a reader gets each entry from several replicas
+_REMEMBERED = 16_384  # signatures found good: a reader gets each entry from several replicas, again and again
 
 
 @dataclass(frozen=True, slots=True)

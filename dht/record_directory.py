@@ -21,8 +21,9 @@ from .envelope import seal
 from .left_out import LeftOut, LeftOutPeers
 from .records import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 
-MAX_NODES = 1024
-"""Nodes of one model that a reader takes: more than routing needs, few enough to search at every request."""
+MAX_NODES = 4096
+"""Nodes of one model that a reader takes: all that 8 full keys hold, so that of a model of up to 128 blocks
+no node is left out because others are many. A search among so many takes an eighth of a second."""
 
 FEW_COPIES = 3
 """Of REPLICAS, our own may be one and a liar's another. Who finds fewer elsewhere makes himself known to

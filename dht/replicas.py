@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .entry_check import Entry
@@ -17,7 +17,8 @@ from .kademlia.contacts import Contact
 from .kademlia.look_up import Told
 from .kademlia.node import KademliaNode
 from .kademlia.paths import HEDGE_S
-from .layout import MAX_ENTRIES, REPLICAS, in_fair_order, key_hash
+from .layout import REPLICAS, in_fair_order, key_hash
+from .told_entries import ToldEntries
 
 LOOKUP_TIMEOUT_S = 5.0
 """A lookup returns what it has found by then, whatever others do."""
@@ -86,10 +87,10 @@ class Replicas:
         return found
 
     async def _look_up(self, key: str, found: Lookup, own: bool, count: str) -> None:
-        node, raw, entries = self._node, key_hash(key, self._tag), found.entries[key]
+        node, raw, told = self._node, key_hash(key, self._tag), ToldEntries(found.entries[key])
         key_id = int.from_bytes(raw)
         if own:
-            self._merge(entries, node.own_entries(raw))
+            told.add(node.contact.peer_id, node.own_entries(raw), self._clock())
 
         async def ask(contact: Contact) -> Told | None:
             answer = await node.find(contact, raw)
@@ -98,7 +99,7 @@ class Replicas:
                 return None
             found.answers += 1
             found.copies += any(entry.owner == count for entry in answer.entries)
-            self._merge(entries, answer.entries)
+            told.add(contact.peer_id, answer.entries, self._clock())
             return Told(answer.names, answer.group)
 
         async with self._slots:
@@ -110,9 +111,7 @@ class Replicas:
             nearer = [c for c in nearest if c.node_id ^ key_id < node.contact.node_id ^ key_id]
             nearest.insert(len(nearer), node.contact)
         found.nearest[key] = nearest
-        if len(entries) > MAX_ENTRIES:
-            kept_owners = in_fair_order(entries, node.contact.peer_id)[:MAX_ENTRIES]
-            found.entries[key] = {owner: entries[owner] for owner in kept_owners}
+        found.entries[key] = told.bounded(node.contact.peer_id)
 
     async def write(
         self,
@@ -165,11 +164,3 @@ class Replicas:
         are the ones that somebody may have ground identities to be."""
         turn = in_fair_order((contact.peer_id for contact in nearest), owner)
         return sorted(nearest, key=lambda contact: turn.index(contact.peer_id))
-
-    def _merge(self, entries: dict[str, Entry], new: Iterable[Entry]) -> None:
-        """Take over live entries, the longest-lived of each owner."""
-        now = self._clock()
-        for entry in new:
-            before = entries.get(entry.owner)
-            if entry.expiration > now and (before is None or before.expiration < entry.expiration):
-                entries[entry.owner] = entry

@@ -34,7 +34,7 @@ from .clocks import ClockReading, clock_problem
 from .directory import TTL_S
 from .entry_check import Entry, EntryCheck
 from .envelope import subkey_of
-from .layout import MAX_ENTRIES, in_fair_order, key_hash
+from .layout import MAX_ENTRIES, key_hash
 from .record_directory import Clock, RecordDirectory
 from .snapshot_messages import (
     MAX_FRAME,
@@ -49,6 +49,7 @@ from .snapshot_messages import (
     Stored,
     unpack_entries,
 )
+from .told_entries import ToldEntries
 
 ASKED = 3
 """Nodes whose answers make a lookup: all of them must lie to hide somebody."""
@@ -72,9 +73,13 @@ logger = logging.getLogger(__name__)
 class Snapshot:
     """What those who were asked know, and who answered."""
 
-    entries: dict[str, dict[str, Entry]]
+    told: dict[str, ToldEntries]
     clocks: dict[str, ClockReading] = field(default_factory=dict)
     errors: dict[str, SwarmError] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> Mapping[str, Mapping[str, Entry]]:
+        return {key: told.entries for key, told in self.told.items()}
 
 
 class SnapshotDirectory(RecordDirectory[Snapshot]):
@@ -144,7 +149,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         self._refusals.pop(peer_id, None)
         keys = layout.model_keys()
         try:
-            await self._ask(peer_id, keys, Snapshot({key: {} for key in keys}))
+            await self._ask(peer_id, keys, Snapshot({key: ToldEntries() for key in keys}))
         except SwarmError as error:
             logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
             self.forget(peer_id)
@@ -174,13 +179,11 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
     # RecordDirectory
 
     async def _lookup(self, keys: Sequence[str]) -> Snapshot:
-        found = Snapshot({key: {} for key in keys})
+        found = Snapshot({key: ToldEntries() for key in keys})
         for start in range(0, len(keys), MAX_KEYS):
             await self._ask_several(keys[start : start + MAX_KEYS], found)
-        for key, entries in found.entries.items():
-            if len(entries) > MAX_ENTRIES:
-                kept = in_fair_order(entries, self._identity.peer_id)[:MAX_ENTRIES]
-                found.entries[key] = {owner: entries[owner] for owner in kept}
+        for told in found.told.values():
+            told.entries = told.bounded(self._identity.peer_id)
         return found
 
     async def _store(self, key: str, expiration: float, value: bytes, found: Snapshot) -> NetworkError | None:
@@ -256,7 +259,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
                         size += len(answer.payload)
                         if size > MAX_ANSWER * len(keys):
                             raise RemoteProtocolError("more entries than keys can hold")
-                        self._take(keys, answer, found)
+                        self._take(peer_id, keys, answer, found)
                         if answer.last:
                             return
                 finally:
@@ -264,24 +267,25 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         except TimeoutError:
             raise PeerUnreachableError(f"peer {peer_id} did not answer in time") from None
 
-    def _take(self, keys: Sequence[str], answer: Entries, found: Snapshot) -> None:
+    def _take(self, teller: str, keys: Sequence[str], answer: Entries, found: Snapshot) -> None:
         now = self._clock()
         for packed in unpack_entries(keys, answer.payload):
             key = keys[packed.key]
-            entries = found.entries[key]
+            told = found.told[key]
             try:
                 if packed.expiration <= now:
                     continue
-                owner = packed.owner.decode("latin-1")
-                if owner in entries and entries[owner].expiration >= packed.expiration:
+                entry = told.entries.get(packed.owner.decode("latin-1"))
+                if entry is not None and entry.expiration > packed.expiration:
                     continue
-                entry = self._check.check(
-                    key_hash(key, self._tag), subkey_of(packed.owner), packed.expiration, packed.value
-                )
+                if entry is None or (entry.expiration, entry.value) != (packed.expiration, packed.value):
+                    entry = self._check.check(
+                        key_hash(key, self._tag), subkey_of(packed.owner), packed.expiration, packed.value
+                    )
             except RemoteProtocolError as error:
                 logger.debug("skipped an entry: %s", error.message)
                 continue
-            entries[entry.owner] = entry
+            told.add(teller, [entry], now)
 
     async def _open(self, peer_id: str) -> MessageStream[SnapshotMessage]:
         maddrs = self._initial.get(peer_id) or self._sources.get(peer_id, ())
