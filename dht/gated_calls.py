@@ -49,11 +49,11 @@ class GatedP2P:
         self,
         p2p: P2P,
         group_of: Callable[[str], Awaitable[str]],
-        gate: FairGate | None = None,
+        gate: FairGate,
     ) -> None:
         self._p2p = p2p
         self._group_of = group_of
-        self._gate = gate or FairGate(RATES)
+        self._gate = gate
         self._refused: dict[str, int] = {}
 
     def __getattr__(self, name: str) -> Any:

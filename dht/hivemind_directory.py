@@ -15,6 +15,7 @@ from hivemind.p2p import P2PDaemonError
 
 from ..swarm.address_groups import address_group
 from ..swarm.errors import NetworkError, NotAdmittedError
+from ..swarm.fair_gate import FairGate
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
 from ..swarm.transport import NetworkChange, NetworkRestored
@@ -24,7 +25,7 @@ from .address_book import AddressBook
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
 from .directory import TTL_S
 from .entry_check import Entry, EntryCheck
-from .gated_calls import GatedP2P
+from .gated_calls import RATES, GatedP2P
 from .hivemind_members import MembersP2P
 from .kademlia.node import KademliaNode
 from .kept_entries import KeptEntries
@@ -94,7 +95,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         async def group_of(peer_id: str) -> str:
             return address_group(await transport.remote_maddr(peer_id))
 
-        p2p: Any = GatedP2P(transport.p2p, group_of)
+        p2p: Any = GatedP2P(transport.p2p, group_of, FairGate(RATES, clock=steady))
         if membership is not None:
             p2p = MembersP2P(p2p, membership, identity.peer_id, clock)
         tag = "" if membership is None else membership.tag

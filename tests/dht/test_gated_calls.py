@@ -9,7 +9,15 @@ import pytest
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import dht_pb2
 
-from swarm_node.dht.gated_calls import BYTES_PER_MS, CALL_MS, DISCONNECT_AFTER, ENTRY_MS, GatedP2P, cost_ms
+from swarm_node.dht.gated_calls import (
+    BYTES_PER_MS,
+    CALL_MS,
+    DISCONNECT_AFTER,
+    ENTRY_MS,
+    RATES,
+    GatedP2P,
+    cost_ms,
+)
 from swarm_node.dht.store_calls import MAX_STORED_AT_ONCE
 from swarm_node.swarm.fair_gate import FairGate, GateLimits
 from swarm_node.swarm.identity import Identity
@@ -36,7 +44,7 @@ class FakeP2P:
         return await self.handlers["call"](request, P2PContext("call", SENDER, SENDER))
 
 
-async def gated(answer: Any, limits: GateLimits | None = None) -> FakeP2P:
+async def gated(answer: Any, limits: GateLimits = RATES) -> FakeP2P:
     """A node whose handler gives ``answer``, behind the gate."""
     p2p = FakeP2P()
 
@@ -46,7 +54,7 @@ async def gated(answer: Any, limits: GateLimits | None = None) -> FakeP2P:
     async def handler(request: Any, context: P2PContext) -> Any:
         return answer
 
-    calls = GatedP2P(p2p, group_of, None if limits is None else FairGate(limits))
+    calls = GatedP2P(p2p, group_of, FairGate(limits))
     await calls.add_protobuf_handler("call", handler, dht_pb2.PingRequest)
     return p2p
 
