@@ -215,7 +215,8 @@ class Segment:
                 return
             self._queue_s = queue_s
             number = self.hops.index(hop)
-            if (verdict := self._watch.heard(number, progress, asked.step, perf_counter())) is not None:
+            verdict = self._watch.heard(number, progress, asked.step, perf_counter(), tokens=asked.tokens)
+            if verdict is not None:
                 self._convict(verdict)
 
         return told

@@ -157,7 +157,7 @@ class Replayer:
     def judge(self, told: Progress | None, chunk: int, queue_s: float) -> Verdict | None:
         """The next hop tells so of its session, while it has not answered ``chunk``."""
         self._queue_s = queue_s
-        return self._watch.heard(0, told, chunk, perf_counter())
+        return self._watch.heard(0, told, chunk, perf_counter(), tokens=CHUNK_TOKENS)
 
     def _work_within_s(self, _: int) -> float:
         return work_within_s(0.0, self._queue_s, cold=True, most_s=STANDSTILL_S)

@@ -13,6 +13,10 @@ from math import inf
 
 from .messages import Progress
 
+SLICE_TOKENS = 16
+"""A node that computes a prompt in slices makes progress by so many tokens at least: reports of progress can
+put off a verdict only so often."""
+
 
 class Fault(Enum):
     """MUTE: the hop breaks its word. LATE: it shows no progress for too long; SLOW: for so long that another
@@ -41,6 +45,8 @@ class StepWatch:
 
     __slots__ = (
         "_doubt_within_s",
+        "_place",
+        "_place_since",
         "_state",
         "_state_since",
         "_told",
@@ -59,30 +65,37 @@ class StepWatch:
         self._work_within_s = work_within_s
         self._transit_within_s = transit_within_s
         self._doubt_within_s = doubt_within_s
-        self._state: tuple[object, ...] = ()
+        self._place: tuple[object, ...] = ()
+        self._place_since = 0.0
+        self._state: tuple[int, ...] = ()
         self._state_since = 0.0
 
-    def heard(self, number: int, told: Progress | None, oldest: int, now: float) -> Verdict | None:
+    def heard(
+        self, number: int, told: Progress | None, oldest: int, now: float, *, tokens: int = 1
+    ) -> Verdict | None:
         """Hop ``number`` told so of the session; None: that it has none. ``oldest``: the step that was the
-        oldest without a result when the hop was asked, and is it still."""
+        oldest without a result when the hop was asked, and is it still; of ``tokens`` tokens."""
         if told is None:
             return Verdict(number, Fault.MUTE, "knows nothing of a session that it has opened")
         if number == 0 and told.received < oldest:
             return Verdict(number, Fault.MUTE, "denies a step that it was sent")
         if number == len(self._told) - 1 and told.done >= oldest:
-            return Verdict(number, Fault.MUTE, "claims to have answered a step, and has not")
+            # Who is fed by another may have been sent something else under that number.
+            fault = Fault.LOST if number else Fault.MUTE
+            return Verdict(number, fault, "claims to have answered a step, and has not")
         self._told[number] = told
         place = next((i for i, each in enumerate(self._told) if each is None or each.done < oldest), 0)
         here = self._told[place]
         if here is None:
             return None  # it has not been heard yet
         works = here.received >= oldest
-        still_s = self._still_s((oldest, place, works, here.received, here.done, here.work), now)
+        still_s, whole_s = self._still_s((oldest, place, works), (here.received, here.done, here.work), now)
         if number != place:
             return None  # what is known of that hop may be old
         if works:
-            late = still_s > self._work_within_s(place)
-            if not late and still_s <= self._doubt_within_s(place):
+            stands_s = max(still_s, whole_s / (1 + tokens / SLICE_TOKENS))
+            late = stands_s > self._work_within_s(place)
+            if not late and stands_s <= self._doubt_within_s(place):
                 return None
             reason = f"has a step for {still_s:.1f} s, and makes no progress"
             return Verdict(place, Fault.LATE if late else Fault.SLOW, reason)
@@ -90,8 +103,11 @@ class StepWatch:
             return Verdict(place, Fault.LOST, f"has not got in {still_s:.1f} s what the hop before sent on")
         return None
 
-    def _still_s(self, state: tuple[object, ...], now: float) -> float:
-        """For how long nothing has changed."""
-        if state != self._state:
+    def _still_s(self, place: tuple[object, ...], state: tuple[int, ...], now: float) -> tuple[float, float]:
+        """For how long nothing has changed, and for how long the step has been where it is."""
+        if place != self._place:
+            self._place, self._place_since = place, now
             self._state, self._state_since = state, now
-        return now - self._state_since
+        elif state != self._state:
+            self._state, self._state_since = state, now
+        return now - self._state_since, now - self._place_since

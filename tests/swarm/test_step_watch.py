@@ -37,7 +37,7 @@ def watch(hops: int) -> StepWatch:
         (0, None, Fault.MUTE),
         (2, None, Fault.MUTE),
         (0, told(4, 4), Fault.MUTE),  # step 5 was sent to it before it was asked
-        (2, told(5, 5), Fault.MUTE),  # its answer would have come before this
+        (2, told(5, 5), Fault.LOST),  # its answer would have come before this, but who fed it may lie
         (0, told(5, 4), None),
         (0, told(6, 5), None),
         (1, told(4, 4), None),  # on its way, perhaps
@@ -50,6 +50,21 @@ def test_what_one_report_tells(number: int, report: Progress | None, fault: Faul
     verdict = watch(3).heard(number, report, 5, 0.0)
     assert (verdict and verdict.fault) == fault
     assert verdict is None or verdict.number == number
+
+
+def test_one_that_is_fed_here_and_claims_to_have_answered() -> None:
+    verdict = watch(1).heard(0, told(5, 5), 5, 0.0)
+    assert verdict is not None
+    assert verdict.fault is Fault.MUTE
+
+
+def test_progress_without_an_end_is_none() -> None:
+    """A node that tells of other work each time, for one token."""
+    judge = watch(1)
+    faults = [judge.heard(0, told(5, 4, second), 5, float(second)) for second in range(20)]
+    assert faults[: int(WORK_S)] == [None] * int(WORK_S)
+    assert faults[12] is not None
+    assert faults[12].fault is Fault.LATE
 
 
 def test_a_step_that_is_on_its_way_for_too_long_is_lost_between_two() -> None:
@@ -67,8 +82,8 @@ def test_work_that_stands_still_is_late_and_work_that_grows_is_not() -> None:
         judge = watch(2)
         found = []
         for second in range(40):
-            judge.heard(0, told(5, 4, second if grows else 7), 5, float(second))
-            found.append(judge.heard(0, told(5, 4, second if grows else 7), 5, float(second)))
+            report = told(5, 4, second if grows else 7)
+            found.append(judge.heard(0, report, 5, float(second), tokens=64))
         assert [verdict is None for verdict in found[:11]] == [True] * 11
         assert (found[12] is None) is grows
         assert grows or (found[12] is not None and found[12].fault is Fault.LATE)
