@@ -110,7 +110,15 @@ class Tokenizer:
         return self._confined is not None
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        try:
+            return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+        raise CheckpointError(
+            f"the tokenizer of {self._origin} fails on tokens of its own",
+            hint="Get the model from another source.",
+        )
 
     def stream(self, skip_special: bool = True) -> Detokenizer:
         return Detokenizer(self, skip_special)

@@ -155,6 +155,19 @@ def test_a_prompt_far_over_the_context_is_refused_early(monkeypatch: pytest.Monk
     assert len(tokenizer.encode("ab" * 400, most=1000)) == 800
 
 
+def test_a_panic_while_decoding_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+    class Panicking:
+        def decode(self, *_: Any, **__: Any) -> str:
+            raise panic("never")
+
+    tokenizer = made(content())
+    monkeypatch.setattr(tokenizer, "_backend", Panicking())
+    with pytest.raises(CheckpointError, match="tokens of its own"):
+        tokenizer.decode([1])
+
+
 def test_other_threads_run_while_a_text_is_encoded() -> None:
     tokenizer, counted, over = made(content()), [0], threading.Event()
 
