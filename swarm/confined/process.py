@@ -22,6 +22,8 @@ from typing import IO, Any, cast
 from .child import DONE, FAILED, HEAD_BYTES, SHOWN, decoded, encoded
 
 _CHILD = Path(__file__).with_name("child.py")
+_WATCHED = sys.platform != "linux"
+"""Whether the system leaves memory unbounded."""
 _POLL_S = 0.05
 """Between looks at the memory of a child that the system does not bound."""
 _KILLED_FOR_TIME = "SIGXCPU"
@@ -166,7 +168,7 @@ class _Child:
                 pass  # what was still to be sent
 
     def _watch(self, answered: threading.Event, until: float) -> None:
-        step = self._bounds.wall_s if sys.platform == "linux" else _POLL_S
+        step = _POLL_S if _WATCHED else self._bounds.wall_s
         while not answered.wait(max(0.0, min(step, until - monotonic()))):
             if monotonic() >= until:
                 self._reason = self._too_slow()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from swarm_node.swarm.confined import process
 from swarm_node.swarm.confined.process import Bounds, ConfinedProcess, EndedError
 
 PROGRAM = """
@@ -84,12 +85,23 @@ def test_wall_time_ends_what_the_system_does_not(program: Path) -> None:
     confined.close()
 
 
+def test_memory_is_watched_where_the_system_does_not_bound_it(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process._Child, "_memory", lambda _: 2**40)
+    monkeypatch.setattr(process, "_WATCHED", True)
+    confined = ConfinedProcess(program, (), None, Bounds(cpu_s=60, wall_s=10))
+    with pytest.raises(EndedError, match="512 MiB of memory"):
+        confined.ask("loop")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_it_inherits_nothing_and_ends_with_its_parent(program: Path) -> None:
     secret = os.open(program, os.O_RDONLY)
     os.set_inheritable(secret, True)
     code = f"""
 from pathlib import Path
+from swarm_node.swarm.confined import process
 from swarm_node.swarm.confined.process import Bounds, ConfinedProcess
 confined = ConfinedProcess(Path({str(program)!r}), (), None)
 print(*confined.ask("about")[0:1], *confined.ask("about")[1:], sep="|", flush=True)
