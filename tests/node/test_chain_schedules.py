@@ -12,6 +12,7 @@ from chain_swarm import KV_TOKENS, ChainSwarm, Hop, rows, swarm_of, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swarm_node.node.next_hops import NOT_REACHED
 from swarm_node.swarm.errors import ErrorCode, SwarmError
 from swarm_node.swarm.messages import Close, ErrorMessage, Opened, Replayed
 from swarm_node.swarm.types import Span
@@ -131,7 +132,7 @@ class Schedule:
         first = route.number + 1
         route.number += route.acked + 1
         await before.start_replay(0, route.acked, first, new)
-        answer = await answer_to_replay(before)
+        answer = await answer_to_replay(before, to_itself=before.node == new.node)
         if isinstance(answer, ErrorMessage):
             assert answer.code is ErrorCode.JOURNAL_LOST or before.node == new.node, answer
             route.hops[index] = new
@@ -178,15 +179,16 @@ class Schedule:
             await self.end(route, polite=len(route.hops) % 2 == 0)
 
 
-async def answer_to_replay(hop: Hop) -> Replayed | ErrorMessage:
-    """REPLAYED, or why not; what was told before, of the next hop's end, is passed over."""
+async def answer_to_replay(hop: Hop, *, to_itself: bool) -> Replayed | ErrorMessage:
+    """REPLAYED, or why not; what was told before, of the next hop's end, is passed over. ``to_itself``: the
+    node is to reach itself, which it does not."""
     while True:
         answer = await hop.control.take(object, hop.session)
         if isinstance(answer, Replayed):
             return answer
         if isinstance(answer, ErrorMessage) and answer.code is ErrorCode.JOURNAL_LOST:
             return answer
-        if isinstance(answer, ErrorMessage) and "itself" in answer.message:
+        if isinstance(answer, ErrorMessage) and to_itself and NOT_REACHED in answer.message:
             return answer
 
 
