@@ -59,6 +59,8 @@ MESSAGES_A_TURN = 32
 """Taken from one stream before others have their turn of the event loop: a flood fits many into one read."""
 COSTS: dict[type[Message], float] = {Open: 5.0, Attach: 2.0, Replay: 5.0, Close: 2.0}
 """What messages cost the event loop, roughly, in units of a PING; STEPs are counted where they wait."""
+ABOUT_A_UNIT = 16
+"""Sessions that a PING asks about cost as much as another PING."""
 LONGEST_DELAY_S = 1.0
 """A peer that asks too much is read again after so long, however much it has asked."""
 
@@ -151,6 +153,8 @@ class PeerConnection:
                 self._dispatch(message)
                 if type(message) is not Step:
                     units = COSTS.get(type(message), 1.0)
+                    if isinstance(message, Ping):
+                        units += len(message.about) / ABOUT_A_UNIT
                     if (delay := self.account.work.spend(units, self.last_heard)) > 0:
                         await asyncio.sleep(min(delay, LONGEST_DELAY_S))
             if self._undrained:

@@ -10,12 +10,28 @@ import asyncio
 import hashlib
 
 import pytest
-from chain_swarm import ChainSwarm, Hop, rows, stalled, swarm_of, until
+from chain_swarm import MODEL, ChainSwarm, Hop, rows, stalled, swarm_of, until
 
+from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import Downstream, Open, Opened, Replay, Replayed, Result, Want, encode
-from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import encode_frame
+from swarm_node.swarm.messages import (
+    Downstream,
+    Hello,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Progress,
+    Replay,
+    Replayed,
+    Result,
+    Want,
+    Welcome,
+    encode,
+)
+from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.types import NodeState, Span
+from swarm_node.swarm.wire import PROTOCOL_ID, encode_frame
 
 PLACES = [("a", Span(0, 1)), ("b", Span(1, 3)), ("c", Span(3, 4))]
 SPANS = {"a": Span(0, 4), "b": Span(1, 3), "c": Span(2, 4), "d": Span(0, 4), "e": Span(0, 4)}
@@ -270,6 +286,33 @@ async def test_a_replacement_that_dies_too_is_told_once(swarm, x):
         await sender.decode(50, ALL)
         assert sender.out == wanted
         assert not first.control.of(Replayed)
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_a_next_hop_that_answers_ping_and_computes_nothing_is_told(swarm, x, knows):
+    """It knows nothing of the session, or denies the rows that it was sent."""
+
+    async def mute(stream: Stream) -> None:
+        connection = Connection(stream)
+        while True:
+            message = await connection.receive()
+            if isinstance(message, Hello):
+                blocks = MODEL.n_blocks
+                await connection.send(Welcome(1, MODEL.digest, Span(1, 3), ("none",), 2**20, "", 64, blocks))
+            elif isinstance(message, Ping):
+                told = tuple(Progress(session, 0, 0, 0, False) for session in message.about) if knows else ()
+                await connection.send(Pong(message.nonce, 0, 0, 0, NodeState.ONLINE, tells=told))
+
+    async with swarm() as it:
+        sender = await begun(it, x)
+        first = sender.hops[0]
+        await lose(it, sender)
+        dead = await it.hop("d")
+        await it.network.transport("d").serve(PROTOCOL_ID, mute)
+        await first.start_replay(0, 50, sender.new_numbers(50), dead)
+        error = await first.error()
+        assert error.code is ErrorCode.DOWNSTREAM_LOST
+        assert ("denies" if knows else "knows nothing") in error.message
 
 
 async def test_a_second_replay_cancels_the_first(swarm, x):
