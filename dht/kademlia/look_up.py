@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...swarm.faults import Faults
 from .contacts import Contact
 from .paths import Paths
-from .peer_notes import PeerNotes
+from .peer_notes import DEAD_NAMES_S, PeerNotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ async def look_up(paths: Paths, ask: Ask, notes: PeerNotes) -> None:
         if asking:
             await asyncio.wait(asking)
         for peer_id in paths.liars():
-            notes.lied(peer_id)
+            notes.lied(peer_id, DEAD_NAMES_S)
 
 
 async def _ask(ask: Ask, contact: Contact) -> Told | None:

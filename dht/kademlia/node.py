@@ -34,8 +34,10 @@ from .routing_table import RoutingTable
 
 RPC_TIMEOUT_S = 2.0
 """One answer of one DHT node, dialling it included."""
-MAX_CHECKS = 16
+MAX_CHECKS = 32
 """Peers that called us and are asked whether they answer, at once; more callers are met another time."""
+MAX_CHECKS_OF_GROUP = 8
+"""The same of one address group."""
 UNHEARD_S = 60.0
 """Seconds after which a member of the table that was not heard of is asked whether it is there."""
 MAX_UNHEARD = 8
@@ -102,7 +104,7 @@ class KademliaNode:
         self._group_of = group_of
         self._info = dht_pb2.NodeInfo(node_id=b"" if client_mode else id_bytes(self.contact.node_id))
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._checking: set[str] = set()
+        self._checking: dict[str, str | None] = {}  # peer id -> its address group, once known
         self._handlers = {
             "rpc_ping": (self._on_ping, dht_pb2.PingRequest),
             "rpc_store": (self._on_store, dht_pb2.StoreRequest),
@@ -246,8 +248,15 @@ class KademliaNode:
     def _check_soon(self, peer_id: str) -> None:
         """See in the background whether a peer answers, if not too many are asked already."""
         if peer_id not in self._checking and len(self._checking) < MAX_CHECKS:
-            self._checking.add(peer_id)
-            self._spawn(self._check_on(peer_id)).add_done_callback(lambda _: self._checking.discard(peer_id))
+            self._checking[peer_id] = None
+            self._spawn(self._check_on_caller(peer_id)).add_done_callback(
+                lambda _: self._checking.pop(peer_id, None)
+            )
+
+    async def _check_on_caller(self, peer_id: str) -> None:
+        group = self._checking[peer_id] = await self._group_of(peer_id)
+        if list(self._checking.values()).count(group) <= MAX_CHECKS_OF_GROUP:
+            await self._check_on(peer_id)
 
     async def _check_on(self, peer_id: str) -> None:
         request = dht_pb2.PingRequest(peer=self._info)

@@ -6,7 +6,7 @@ stays in it, and nobody is asked twice, so a liar spoils the path that he is on 
 
 - Who is named answers for who named him. A peer whose names do not answer, or are all of one address group,
   has no more of them asked: made-up names cost a few questions, however many there are.
-- An address group counts NAMED_OF_GROUP times at most as nearest to the key, while there are several groups:
+- An address group counts once (NAMED_OF_GROUP) as nearest to the key, while there are several groups:
   up to ``width`` others of it are asked besides.
 - Who has not answered for HEDGE_S is waited for no longer: the next is asked beside him.
 """
@@ -14,13 +14,12 @@ stays in it, and nobody is asked twice, so a liar spoils the path that he is on 
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from .contacts import Contact
-from .routing_table import NAMED_OF_GROUP
+from .routing_table import GroupCount
 
 PATHS = 3
 """Disjoint paths of a look-up."""
@@ -165,13 +164,11 @@ class Paths:
             (peer for peer in self._peers.values() if peer.state is _State.ANSWERED),
             key=lambda peer: peer.contact.node_id ^ self._key,
         )
-        limit = self._group_limit()
-        counted: Counter[str] = Counter()
+        counted = self._group_count()
         chosen: list[Contact] = []
         rest: list[Contact] = []
         for peer in ranked:
-            counted[peer.group] += 1
-            (chosen if counted[peer.group] <= limit else rest).append(peer.contact)
+            (chosen if counted.fits(peer.group) else rest).append(peer.contact)
         return chosen + rest
 
     def liars(self) -> list[str]:
@@ -201,8 +198,7 @@ class Paths:
         while path.anchors:
             if (anchor := path.anchors.pop(0)).peer_id not in self._peers and anchor.peer_id != self._own_id:
                 return anchor
-        limit = self._group_limit()
-        counted: Counter[str] = Counter()
+        counted = self._group_count()
         places = spare = self._width
         for _, contact in path.order:
             peer = self._peers.get(contact.peer_id)
@@ -210,8 +206,7 @@ class Paths:
                 if self._may_be_asked(path, contact.peer_id):
                     return contact
             elif peer.state is _State.ANSWERED:
-                counted[peer.group] += 1
-                if counted[peer.group] <= limit or spare <= 0:
+                if counted.fits(peer.group) or spare <= 0:
                     places -= 1
                 else:
                     spare -= 1
@@ -248,12 +243,15 @@ class Paths:
 
     # Address groups.
 
-    def _group_limit(self) -> int:
-        """How often an address group counts: without a limit where there is only one, as on one machine."""
-        groups = {peer.group for peer in self._peers.values() if peer.state is _State.ANSWERED}
-        return NAMED_OF_GROUP if len(groups) > 1 else len(self._peers)
+    def _group_count(self) -> GroupCount:
+        return GroupCount(self._groups())
+
+    def _groups(self) -> list[str]:
+        """Of those who have answered."""
+        return [peer.group for peer in self._peers.values() if peer.state is _State.ANSWERED]
 
     def _is_crowded(self, group: str) -> bool:
         """Whether the one that has just answered is one too many of its group."""
-        members = sum(peer.group == group for peer in self._peers.values() if peer.state is _State.ANSWERED)
-        return members > self._group_limit()
+        groups = self._groups()
+        counted = GroupCount(groups)
+        return not [counted.fits(each) for each in groups if each == group][-1]

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 SILENT_S = 5.0
 """Seconds for which a peer that did not answer is not asked; doubled each further time."""
 MAX_SILENT_S = 320.0
-DISTRUST_S = 300.0
+LIES_S = 300.0
 """Seconds for which the names that a liar tells are not used. What it stores and answers still counts:
 entries are signed."""
+DEAD_NAMES_S = 60.0
+"""The same for one whose names did not answer: those may have been there a moment ago."""
 MAX_NOTES = 4096
 """Peers remembered; of more, those noted longest ago are forgotten."""
 
@@ -44,9 +46,10 @@ class PeerNotes:
         if (note := self._notes.get(peer_id)) is not None:
             note.silences, note.silent_until = 0, 0.0
 
-    def lied(self, peer_id: str) -> None:
+    def lied(self, peer_id: str, seconds: float = LIES_S) -> None:
         """It named peers that are not what it says, or that nobody reaches."""
-        self._note(peer_id).distrusted_until = self._clock() + DISTRUST_S
+        note = self._note(peer_id)
+        note.distrusted_until = max(note.distrusted_until, self._clock() + seconds)
         self.lies += 1
 
     def is_silent(self, peer_id: str) -> bool:

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ...swarm.address_groups import UNKNOWN
 from .contacts import Contact
 
 BUCKET_SIZE = 20
@@ -23,6 +24,30 @@ WAITING = 8
 NAMED_OF_GROUP = 1
 """Peers of one address group among those nearest to a key, while there are others to name: who has one
 network is one of the replicas of a key, however many identities he grinds to be near it."""
+
+NAMED_OF_UNKNOWN = 4
+"""The same of peers whose address is not known: some were connected a moment ago, and some hide it."""
+
+
+class GroupCount:
+    """Counts peers by address group, to choose of each so many. ``groups``: those that there are to choose
+    from: where there is one only, as on one machine, there is no bound."""
+
+    __slots__ = ("_bounded", "_counted")
+
+    def __init__(self, groups: Iterable[str]) -> None:
+        self._bounded = len(set(groups) - {UNKNOWN}) > 1
+        self._counted: Counter[str] = Counter()
+
+    def fits(self, group: str) -> bool:
+        """Whether one more of a group is within its bound; it counts in either case."""
+        self._counted[group] += 1
+        most = NAMED_OF_GROUP if group != UNKNOWN else NAMED_OF_UNKNOWN
+        return not self._bounded or self._counted[group] <= most
+
+    @property
+    def is_bounded(self) -> bool:
+        return self._bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +128,16 @@ class RoutingTable:
         """The members nearest to ``key``, nearest first, NAMED_OF_GROUP of an address group at most while
         there are others."""
         ranked = sorted(self, key=lambda member: member.contact.node_id ^ key)
-        of_group: Counter[str] = Counter()
+        count_of = GroupCount(member.group for member in ranked)
         chosen: list[Contact] = []
         passed: list[Contact] = []
         for member in ranked:
             if exclude is not None and member.contact.peer_id == exclude.peer_id:
                 continue
-            of_group[member.group] += 1
-            (chosen if of_group[member.group] <= NAMED_OF_GROUP else passed).append(member.contact)
+            (chosen if count_of.fits(member.group) else passed).append(member.contact)
             if len(chosen) == count:
                 return chosen
-        enough = count // 2 if len(of_group) > 1 else count
+        enough = count // 2 if count_of.is_bounded else count
         chosen += passed[: max(0, enough - len(chosen))]
         return sorted(chosen, key=lambda contact: contact.node_id ^ key)
 
