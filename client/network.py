@@ -86,8 +86,9 @@ async def open_network(
 async def _by_dht(identity: Identity, entry: SwarmEntry) -> tuple[Transport, HivemindDirectory]:
     # hivemind and torch cost a second and 240 MB at import: only those who dial a swarm pay that.
     make_lazy()
+    from ..dht.address_book import open_book
     from ..dht.hivemind_directory import HivemindDirectory
-    from ..dht.way_in import connect_in, open_book
+    from ..dht.way_in import connect_in
     from ..swarm.members_transport import MembersTransport
 
     membership = entry.membership

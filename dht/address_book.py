@@ -23,7 +23,8 @@ from pathlib import Path
 from ..swarm.address_groups import address_group
 from ..swarm.addresses import PeerAddress
 from ..swarm.errors import SwarmError
-from ..swarm.identity import is_peer_id
+from ..swarm.identity import Identity, is_peer_id
+from ..swarm.membership import Membership
 from ..swarm.state_folder import state_folder
 
 MAX_PEERS = 64
@@ -138,6 +139,12 @@ class AddressBook:
             crowded = [peer for peer in self._peers.values() if groups[peer.group] == most]
             last = max(crowded, key=lambda peer: (peer.last < stale, peer.first, peer.peer_id))
             del self._peers[last.peer_id]
+
+
+def open_book(identity: Identity, initial_peers: Sequence[str], membership: Membership | None) -> AddressBook:
+    """The book of this way into a swarm. Raises UsageError for malformed addresses."""
+    tag = "" if membership is None else membership.tag
+    return AddressBook(book_path(tag, initial_peers, identity.peer_id))
 
 
 def book_path(tag: str, initial_peers: Iterable[str], own_id: str = "") -> Path:

@@ -45,6 +45,8 @@ ANCHORS = 3
 """Peers known from the start or from before that every look-up asks, drawn anew each time."""
 MAX_INITIAL = 8
 """Initial peers that keep the entries of a node which others do not tell of."""
+MAX_ANNOUNCED = 64
+"""Peers that wait to be taken into the book."""
 AT_ONCE = 8
 """Peers of the book that are dialled side by side."""
 MAX_FOUND = 32
@@ -79,7 +81,7 @@ class Bootstrap:
         self._node = node
         self._transport = transport
         self._clock = clock
-        self._book = book or AddressBook(clock=clock)
+        self._book = AddressBook(clock=clock) if book is None else book
         self._peers: dict[str, list[str]] = {}  # peer id -> its addresses, without /p2p/
         self._found: dict[str, list[str]] = {}  # the same, of those that were met later
         for text in initial_peers:
@@ -87,6 +89,7 @@ class Bootstrap:
             if peer.peer_id != node.contact.peer_id:
                 self._peers.setdefault(peer.peer_id, []).append(peer.maddr)
         self._faults = Faults("keeping in touch with the directory")
+        self._announced: dict[str, tuple[str, ...]] = {}  # peers that may belong into the book
         self._healing: asyncio.Task[None] | None = None
         self._healed_at = -math.inf
         self.clock_readings: dict[str, ClockReading] = {}  # by peer id, of those that answered last time
@@ -181,18 +184,26 @@ class Bootstrap:
             self._healing = asyncio.create_task(self._heal(), name="directory healing")
         await asyncio.shield(self._healing)
 
-    async def remember(self, peer_id: str, maddrs: Sequence[str]) -> None:
-        """Keep a peer that takes part in the DHT in the book, with those of the addresses it announces that
-        are where it has shown itself to be: nobody can have us dial another's."""
-        if contact_of(peer_id) in self._node.table:
-            self._book.answered(peer_id, same_host(maddrs, await self._transport.remote_maddr(peer_id)))
+    def remember(self, peer_id: str, maddrs: Sequence[str]) -> None:
+        """A peer announces these addresses: kept in the book if it takes part in the DHT."""
+        if peer_id in self._announced or len(self._announced) < MAX_ANNOUNCED:
+            self._announced[peer_id] = tuple(maddrs)
+
+    async def _keep_book(self) -> None:
+        """Save the book, with peers that were met and those of their addresses that are at the host where
+        each has shown itself: nobody can have us dial another's."""
+        announced, self._announced = self._announced, {}
+        for peer_id, maddrs in announced.items():
+            if contact_of(peer_id) in self._node.table:
+                self._book.answered(peer_id, same_host(maddrs, await self._transport.remote_maddr(peer_id)))
+        await asyncio.to_thread(self._book.save)
 
     async def close(self) -> None:
         """End what ``heal`` began, and keep the book."""
         if self._healing is not None:
             self._healing.cancel()
             await asyncio.gather(self._healing, return_exceptions=True)
-        await asyncio.to_thread(self._book.save)
+        await self._keep_book()
 
     async def _heal(self) -> None:
         logger.info("event=rejoining known=%d table=%d", len(self._book), len(self._node.table))
@@ -237,7 +248,7 @@ class Bootstrap:
                     await self.heal()
                 elif rounds % REFRESH_ROUNDS == 0:
                     await self._node.refresh(LOOKUP_TIMEOUT_S)
-                    await asyncio.to_thread(self._book.save)
+                    await self._keep_book()
                 message = self.clock_problem()
                 if message is not None and not warned:
                     logger.warning("%s", message)

@@ -175,7 +175,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
         found = await super().nodes(model)
         for info in random.sample(found, min(REMEMBERED, len(found))):
-            await self._bootstrap.remember(info.peer_id, info.maddrs)
+            self._bootstrap.remember(info.peer_id, info.maddrs)
         return found
 
     async def _store(self, key: str, expiration: float, value: bytes, found: Lookup) -> NetworkError | None:

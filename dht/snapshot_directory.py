@@ -30,6 +30,7 @@ from ..swarm.side_by_side import ask_side_by_side
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo
 from . import layout
+from .address_book import AddressBook
 from .clocks import ClockReading, clock_problem
 from .directory import TTL_S
 from .entry_check import Entry, EntryCheck
@@ -94,8 +95,9 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         clock: Clock = time.time,
         membership: Membership | None = None,
         rng: random.Random | None = None,
+        book: AddressBook | None = None,
     ) -> None:
-        """Raises UsageError for malformed addresses."""
+        """``book``: peers that answered before. Raises UsageError for malformed addresses."""
         super().__init__(identity, ttl, clock, membership)
         self._transport = transport
         self._tag = "" if membership is None else membership.tag
@@ -103,7 +105,11 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         self._rng = rng or random.SystemRandom()
         self._initial: dict[str, list[str]] = {}  # peer id -> its addresses
         self.add_peers(initial_peers)
-        self._sources: dict[str, tuple[str, ...]] = {}  # nodes that announce themselves, and where
+        self._book = AddressBook(clock=clock) if book is None else book
+        # Nodes that announce themselves or did before, and where.
+        self._sources = {
+            peer.peer_id: peer.maddrs for peer in self._book.peers() if peer.peer_id not in self._initial
+        }
         self._refusals: dict[str, NotAdmittedError] = {}
         self._mute: dict[str, float] = {}  # who gave no good answer, and until when others are asked
         self._closed = False
@@ -119,13 +125,14 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         ttl: float = TTL_S,
         clock: Clock = time.time,
         membership: Membership | None = None,
+        book: AddressBook | None = None,
     ) -> SnapshotDirectory:
         """Meet the swarm that the initial peers belong to, and have a look at it.
 
         Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers and
         NetworkError if all their clocks differ from ``clock`` by more than 3 s.
         """
-        directory = cls(transport, identity, initial_peers, ttl, clock, membership)
+        directory = cls(transport, identity, initial_peers, ttl, clock, membership, book=book)
         if initial_peers:
             await directory.models()
         return directory
@@ -175,6 +182,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
 
     async def close(self) -> None:
         self._closed = True
+        await asyncio.to_thread(self._book.save)
 
     # RecordDirectory
 

@@ -9,6 +9,7 @@ from ..swarm.members_transport import MembersTransport
 from ..swarm.membership import Membership
 from ..swarm.py_libp2p import PyLibp2pTransport
 from ..swarm.transport import Transport
+from .address_book import open_book
 from .snapshot_directory import SnapshotDirectory
 
 
@@ -31,7 +32,10 @@ async def join_by_snapshot(
     )
     transport: Transport = plain if membership is None else MembersTransport(plain, membership)
     try:
-        directory = await SnapshotDirectory.create(transport, identity, initial_peers, membership=membership)
+        book = open_book(identity, initial_peers, membership)
+        directory = await SnapshotDirectory.create(
+            transport, identity, initial_peers, membership=membership, book=book
+        )
     except BaseException:
         await transport.close()
         raise

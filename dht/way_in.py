@@ -9,20 +9,13 @@ from typing import Any
 
 from ..swarm.errors import PeerTimeoutError, PeerUnreachableError
 from ..swarm.identity import Identity
-from ..swarm.membership import Membership
 from ..swarm.p2pd import P2pdTransport
-from .address_book import AddressBook, book_path
+from .address_book import AddressBook
 
 MOST_TRIED = 8
 """Peers of the book that a start tries besides the initial peers: those that are known for longest."""
 
 log = logging.getLogger(__name__)
-
-
-def open_book(identity: Identity, initial_peers: Sequence[str], membership: Membership | None) -> AddressBook:
-    """The address book for this way into a swarm. Raises UsageError for malformed addresses."""
-    tag = "" if membership is None else membership.tag
-    return AddressBook(book_path(tag, initial_peers, identity.peer_id))
 
 
 async def connect_in(

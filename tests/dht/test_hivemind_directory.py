@@ -21,12 +21,14 @@ from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from swarm_node.dht import TTL_S, HivemindDirectory
+from swarm_node.dht.address_book import AddressBook
 from swarm_node.dht.envelope import seal
 from swarm_node.dht.kademlia.contacts import Contact, contact_of
 from swarm_node.dht.kademlia.node import Answer, KademliaNode
 from swarm_node.dht.kept_entries import Kept
 from swarm_node.dht.layout import MAX_ENTRIES, key_hash, model_key, node_key
 from swarm_node.dht.records import encode_model, encode_node
+from swarm_node.dht.way_in import connect_in
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, PeerUnreachableError, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.p2pd import P2pdTransport
@@ -451,6 +453,34 @@ async def test_client_whose_peers_are_all_gone(swarm: Swarm) -> None:
     await reader.directory.close()
     with pytest.raises(NetworkError, match="closed"):
         await reader.directory.nodes(MODEL)
+
+
+async def test_who_answered_before_is_a_way_into_the_swarm(swarm: Swarm, tmp_path: Path) -> None:
+    boot, node = await swarm.peer(), await swarm.peer()
+    await node.directory.announce(node.info())
+    path = tmp_path / "book.json"
+
+    async def read() -> list[str]:
+        """A new client, whose initial peer is ``boot``."""
+        identity, book = Identity.generate(), AddressBook(path)
+        transport = await connect_in(identity, boot.maddrs, book, client_mode=True)
+        try:
+            directory = await HivemindDirectory.create(
+                transport, identity, boot.maddrs, client_mode=True, book=book
+            )
+            found = await directory.nodes(MODEL)
+            await directory.close()
+        finally:
+            await transport.close()
+        return [info.peer_id for info in found]
+
+    assert await read() == [node.identity.peer_id]
+    await boot.directory.close()
+    await boot.transport.close()
+    assert await read() == [node.identity.peer_id]
+    path.unlink()
+    with pytest.raises(PeerUnreachableError, match="cannot join the swarm"):
+        await read()
 
 
 async def test_full_key_travels_in_one_answer(swarm: Swarm) -> None:
