@@ -19,7 +19,9 @@ from ..swarm.shares import Holder
 from ..swarm.types import MAX_RECORD_BYTES
 from .store_calls import MAX_STORED_AT_ONCE
 
-RATES = GateLimits(rate=250, at_once=500, rate_of_peer=50, at_once_of_peer=250)
+RATES = GateLimits(
+    rate=250, at_once=500, rate_of_peer=50, at_once_of_peer=250, waiting=512, waiting_of_peer=32
+)
 """Milliseconds of work a second: a quarter of the event loop for the DHT, a twentieth for one peer. That is
 1,000 questions a second of one peer; the busiest honest ones, who ask for others, have a few dozen."""
 

@@ -151,7 +151,10 @@ class LinkProbe:
         nodes = await self._directory.nodes(own.model)
         now = self._clock()
         wanted = [node for node in neighbours(own, nodes, self._random) if self._wants(node.peer_id, now)]
-        for node in wanted[:MAX_PEER_LINKS]:
+        met = [node for node in wanted if node.peer_id in self._known][: MAX_PEER_LINKS // 2]
+        first = {node.peer_id for node in met}  # a crowd of strangers must not take all turns
+        strangers = [node for node in wanted if node.peer_id not in first]
+        for node in [*met, *strangers][:MAX_PEER_LINKS]:
             await self._measure(node)
 
     def _wants(self, peer_id: str, now: float) -> bool:

@@ -187,6 +187,16 @@ async def test_a_large_swarm_is_not_probed_in_one_go() -> None:
     assert len(probe.links()) == MAX_PEER_LINKS
 
 
+async def test_a_crowd_of_strangers_does_not_take_the_turn_of_one_that_was_met() -> None:
+    strangers = [node(f"stranger {i}", 8, 12) for i in range(200)]
+    probe, links, clock, _ = await probe_of([*strangers, node("met", 0, 12)], {"met": 0.02})
+    probe.observed("met", 0.02)
+    clock.time += FRESH_S + 1
+    await probe.probe()
+    assert links.dialled[0] == "met"
+    assert len(links.dialled) == MAX_PEER_LINKS
+
+
 async def test_rounds_come_about_once_a_minute_and_outlive_a_directory_that_is_down() -> None:
     _, links, clock, store = await probe_of([node("a", 8, 12)], {"a": 0.02})
     pauses: list[float] = []
