@@ -14,9 +14,8 @@ from .memory import MemoryDirectory, MemoryStore
 
 if TYPE_CHECKING:
     from .hivemind_directory import HivemindDirectory as HivemindDirectory
-    from .validator import SignedRecordValidator as SignedRecordValidator
 
-_LAZY = {"HivemindDirectory": ".hivemind_directory", "SignedRecordValidator": ".validator"}
+_LAZY = {"HivemindDirectory": ".hivemind_directory"}
 """Names whose modules import hivemind, which costs a second and 280 MB: loaded when first used."""
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "HivemindDirectory",
     "MemoryDirectory",
     "MemoryStore",
-    "SignedRecordValidator",
 ]
 
 

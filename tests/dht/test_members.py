@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgpack
 import pytest
+from checked import accepts
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord
@@ -17,13 +18,13 @@ from hivemind.p2p import PeerID
 from hivemind.utils import MSGPackSerializer
 
 from swarm_node.dht import HivemindDirectory
+from swarm_node.dht.entry_check import EntryCheck
 from swarm_node.dht.envelope import seal
 from swarm_node.dht.hivemind_members import refusal_of
 from swarm_node.dht.kademlia.contacts import contact_of
 from swarm_node.dht.lan import Meetings
 from swarm_node.dht.layout import key_hash, node_key
 from swarm_node.dht.records import encode_node
-from swarm_node.dht.validator import SignedRecordValidator
 from swarm_node.swarm.errors import NotAdmittedError, PeerUnreachableError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership import CLOCK_SLACK_S, KeyedSwarm, Membership, NamedSwarm, grant, swarm_tag
@@ -56,17 +57,17 @@ def entry(
     return DHTRecord(key, MSGPackSerializer.dumps(signer.peer_id), value, expiration)
 
 
-def validator(membership: Membership | None) -> SignedRecordValidator:
-    return SignedRecordValidator(60.0, lambda: NOW, membership)
+def check(membership: Membership | None) -> EntryCheck:
+    return EntryCheck(60.0, lambda: NOW, membership)
 
 
 def test_members_entries_are_accepted() -> None:
     holder = KeyedSwarm("home", KEY.public_bytes, holder=KEY)
-    checker = validator(holder)
+    checker = check(holder)
     for _ in range(2):
-        assert checker.validate(entry(invited(NOW)))
-        assert checker.validate(entry(holder))
-    assert validator(NamedSwarm("den")).validate(entry(NamedSwarm("den")))
+        assert accepts(checker, entry(invited(NOW)))
+        assert accepts(checker, entry(holder))
+    assert accepts(check(NamedSwarm("den")), entry(NamedSwarm("den")))
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,12 @@ def test_members_entries_are_accepted() -> None:
     ],
 )
 def test_entries_of_others_are_refused(record: DHTRecord) -> None:
-    assert not validator(invited(NOW)).validate(record)
+    assert not accepts(check(invited(NOW)), record)
 
 
 def test_an_entry_of_a_swarm_is_none_of_the_public_one() -> None:
-    assert not validator(None).validate(entry(invited(NOW)))
-    assert not validator(None).validate(entry(NamedSwarm("home")))
+    assert not accepts(check(None), entry(invited(NOW)))
+    assert not accepts(check(None), entry(NamedSwarm("home")))
 
 
 def test_a_credential_cannot_be_exchanged_for_another_of_its_owner() -> None:
@@ -103,8 +104,8 @@ def test_a_credential_cannot_be_exchanged_for_another_of_its_owner() -> None:
     version, body, signature, _ = msgpack.unpackb(record.value)
     other = invited(NOW - 5).credential(OWNER.peer_id, NOW)
     value = msgpack.packb([version, body, signature, other])
-    assert not validator(invited(NOW)).validate(
-        DHTRecord(record.key, record.subkey, value, record.expiration_time)
+    assert not accepts(
+        check(invited(NOW)), DHTRecord(record.key, record.subkey, value, record.expiration_time)
     )
 
 
@@ -112,7 +113,7 @@ def test_what_was_accepted_once_stays_good_until_it_expires() -> None:
     """A member's last entry must not spoil the dictionary that it is in when the membership ends."""
     record = entry(None, credential=invited(NOW - 10, NOW + 1).credential(OWNER.peer_id, NOW))
     for later in (0, 1, 30, 59.9, CLOCK_SLACK_S + 30):
-        assert SignedRecordValidator(60.0, lambda at=NOW + later: at, invited(NOW)).validate(record)
+        assert accepts(EntryCheck(60.0, lambda at=NOW + later: at, invited(NOW)), record)
 
 
 def test_a_refusal_is_told_from_other_errors() -> None:

@@ -6,16 +6,16 @@ import math
 
 import msgpack
 import pytest
+from checked import accepts
 from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord
 from hivemind.utils import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.entry_check import EXPIRATION_SLACK_S
+from swarm_node.dht.entry_check import EXPIRATION_SLACK_S, EntryCheck
 from swarm_node.dht.envelope import seal
 from swarm_node.dht.layout import key_hash
-from swarm_node.dht.validator import SignedRecordValidator
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import MAX_RECORD_BYTES
@@ -46,19 +46,18 @@ def record(
 
 
 @pytest.fixture
-def validator() -> SignedRecordValidator:
-    return SignedRecordValidator(TTL, lambda: NOW)
+def check() -> EntryCheck:
+    return EntryCheck(TTL, lambda: NOW)
 
 
 def test_key_hash_is_hiveminds() -> None:
     assert DHTID.generate(source=b"some key").to_bytes() == key_hash("some key")
 
 
-def test_own_entry_is_accepted_again_and_again(validator: SignedRecordValidator) -> None:
-    assert all(validator.validate(record()) for _ in range(3))
-    assert validator.validate(record(life=TTL + EXPIRATION_SLACK_S))
-    assert validator.validate(record(life=-5))  # expired: the DHT's business
-    assert validator.refused == 0
+def test_own_entry_is_accepted_again_and_again(check: EntryCheck) -> None:
+    assert all(accepts(check, record()) for _ in range(3))
+    assert accepts(check, record(life=TTL + EXPIRATION_SLACK_S))
+    assert accepts(check, record(life=-5))  # expired: the DHT's business
 
 
 @pytest.mark.parametrize(
@@ -98,17 +97,16 @@ def test_own_entry_is_accepted_again_and_again(validator: SignedRecordValidator)
         ),
     ],
 )
-def test_refused(validator: SignedRecordValidator, bad: DHTRecord) -> None:
-    validator.validate(record())  # a good one before must not make the bad one pass
-    assert not validator.validate(bad)
-    assert validator.refused == 1
+def test_refused(check: EntryCheck, bad: DHTRecord) -> None:
+    accepts(check, record())  # a good one before must not make the bad one pass
+    assert not accepts(check, bad)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=80), st.binary(max_size=30), st.floats())
 def test_garbage_is_refused_without_an_exception(
     value: bytes, sub: bytes, key: bytes, expiration: float
 ) -> None:
-    assert not SignedRecordValidator(TTL, lambda: NOW).validate(DHTRecord(key, sub, value, expiration))
+    assert not accepts(EntryCheck(TTL, lambda: NOW), DHTRecord(key, sub, value, expiration))
 
 
 @given(st.integers(0, 1000), st.integers(1, 255))
@@ -117,7 +115,7 @@ def test_every_changed_byte_counts(position: int, difference: int) -> None:
     value = bytearray(good.value)
     value[position % len(value)] ^= difference
     changed = DHTRecord(good.key, good.subkey, bytes(value), good.expiration_time)
-    assert not SignedRecordValidator(TTL, lambda: NOW).validate(changed)
+    assert not accepts(EntryCheck(TTL, lambda: NOW), changed)
 
 
 def test_largest_entry() -> None:
