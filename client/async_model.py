@@ -210,6 +210,7 @@ class AsyncSwarmModel:
         return TextStream(lambda: self._begin(prompt, params, raw=options.get("raw", False)))
 
     async def _begin(self, prompt: Prompt, params: GenerationParams, *, raw: bool) -> GenerationRun:
+        self._check_open()
         local = self._local
         ids = await self._reader.ids(prompt, raw=raw)
         new_tokens = fit_context(len(ids), params.max_new_tokens, local.context)

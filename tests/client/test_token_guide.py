@@ -335,20 +335,18 @@ async def test_hostile_guides_cost_little_and_stop_nobody(name: str) -> None:
     assert process_time() - cpu_s < 8.0
 
 
-@pytest.mark.parametrize(
-    ("does", "why"), [("while True: pass", "took more than"), ("import os; os.abort()", "process ended")]
-)
-async def test_a_guide_whose_compiling_never_ends_or_crashes_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, why: str
+async def test_a_guide_whose_compiling_crashes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
-    compiled = f"lambda grammar: compiled() if 'evil' in grammar else ''\ndef compiled():\n    {does}\n"
-    program.write_text(f"def opened(opening): return None, answer\nanswer = {compiled}")
-    trial = ConfinedProcess(program, (), None, Bounds(cpu_s=1, wall_s=0.5))
+    program.write_text(
+        "import os\ndef opened(opening): return None, lambda text: os.abort() if 'evil' in text else ''"
+    )
+    trial = ConfinedProcess(program, (), None, Bounds(cpu_s=0))
     monkeypatch.setattr(token_guide, "TRIAL", trial)
     tokenizer = KINDS["characters"]()
     guides = Guides(tokenizer, tokenizer.vocab_size)
-    with pytest.raises(UsageError, match=why):
+    with pytest.raises(UsageError, match="process ended"):
         await guides.open(Guide("regex", "evil"))
     assert (await guides.open(Guide("regex", "a+"))).allowed().tolist()
     guides.close()

@@ -246,7 +246,7 @@ async def test_a_fault_inside_tells_nothing_of_it(serve: Serve, monkeypatch: pyt
 async def test_a_hostile_template_fails_its_own_requests_alone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "BOUNDS", Bounds(cpu_s=1, wall_s=0.3))
+    monkeypatch.setattr(chat_template, "BOUNDS", Bounds(cpu_s=0))
     endless = (
         "{% if messages[0].content == 'go' %}{{ (9 ** (9 ** (messages|length + 8)))|string }}{% endif %}hi"
     )

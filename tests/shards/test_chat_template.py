@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from swarm_node.shards.chat_template import ChatTemplate
-from swarm_node.swarm.confined.process import Bounds
 from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -144,20 +143,6 @@ def test_a_hostile_template_is_ended_with_an_error(source: str) -> None:
     with pytest.raises(ChatTemplateError, match=r"chat template of tiny\.gguf") as caught:
         template.render([{"role": "user", "content": "hi"}], add_generation_prompt=True)
     assert caught.value.hint
-    template.close()
-
-
-def test_a_template_that_holds_the_interpreter_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.shards.chat_template.BOUNDS", Bounds(cpu_s=1, wall_s=0.5))
-    source = (
-        "{{ messages[0].content if messages|length < 3 else (9 ** (9 ** (messages|length + 6)))|string }}"
-    )
-    template = ChatTemplate(source, SPECIAL)
-    one = [{"role": "user", "content": "hi"}]
-    assert template.render(one, add_generation_prompt=True) == "hi"
-    with pytest.raises(ChatTemplateError, match="took more than"):
-        template.render(one * 3, add_generation_prompt=True)
-    assert template.render(one, add_generation_prompt=True) == "hi"
     template.close()
 
 
