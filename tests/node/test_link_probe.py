@@ -26,7 +26,7 @@ from swarm_node.node.link_probe import (
 )
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node
-from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.errors import PeerUnreachableError, RemoteProtocolError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.types import MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
@@ -250,3 +250,30 @@ async def test_real_nodes_announce_their_links(tiny_dir: Path, monkeypatch: pyte
     finally:
         for node in nodes:
             await node.stop()
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError(), RemoteProtocolError("odd")])
+async def test_nothing_that_the_directory_brings_ends_the_rounds(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe, links, _, _ = await probe_of([node("a", 8, 12)], {"a": 0.02})
+    rounds = 0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            raise asyncio.CancelledError
+
+    read = MemoryDirectory.nodes
+
+    async def odd(self: MemoryDirectory, model: ModelRef) -> list[NodeInfo]:
+        if rounds == 1:
+            raise fault
+        return await read(self, model)
+
+    monkeypatch.setattr(MemoryDirectory, "nodes", odd)
+    monkeypatch.setattr(probe, "_sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await probe.run()
+    assert links.dialled == ["a"]

@@ -22,7 +22,7 @@ from swarm_node.node.weight_source import FoundModel
 from swarm_node.shards.lookup import ModelLocation, Source
 from swarm_node.shards.registry import LocalRegistry
 from swarm_node.swarm.demand import UNUSED_S, Demand, Idle, WantedModel
-from swarm_node.swarm.errors import CheckpointError, NetworkError, UsageError
+from swarm_node.swarm.errors import CheckpointError, NetworkError, RemoteProtocolError, UsageError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.routing import missing_blocks
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState
@@ -50,6 +50,7 @@ class Stage:
         self.asked: list[Idle] = []
         self.wishes: list[str | Exception | None] = []
         self.broken: set[str] = set()
+        self.fault: Exception | None = None  # of ours, in place of an error that says what is broken
         self.failing = asyncio.Event()
         self.next_look = asyncio.Event()
         self.looked = asyncio.Event()
@@ -60,7 +61,7 @@ class Stage:
         name = source.name  # type: ignore[attr-defined]
         self.log.append(f"take {name}")
         if name in self.broken:
-            raise CheckpointError(f"{name} is broken")
+            raise self.fault or CheckpointError(f"{name} is broken")
         self.model = ModelRef(name, (name * 64)[:64], 4)
         self.is_serving = not self.stands_by
 
@@ -71,7 +72,7 @@ class Stage:
     async def failed(self) -> None:
         await self.failing.wait()
         self.failing.clear()
-        raise CheckpointError("the disk is gone")
+        raise self.fault or CheckpointError("the disk is gone")
 
     def emit(self, event: str, **details: object) -> None:
         self.log.append(event)
@@ -184,6 +185,23 @@ async def test_what_fails_later_is_given_up(stage: Stage) -> None:
     await stage.looked.wait()
     assert stage.log[-3:] == ["failed a", "leave", "standing_by"]
     assert not task.done()
+    await end(task)
+
+
+async def test_no_strangers_wish_ends_the_node(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.fault = ZeroDivisionError("a bug")
+    stage.broken = {"a"}
+    task = await stage.start()
+    stage.wishes = [ZeroDivisionError("another"), RemoteProtocolError("odd"), "a", "b"]
+    for _ in range(4):
+        await stage.look()
+    assert stage.log[-7:] == ["wish_failed", "failed a", "leave", "standing_by", "wanted", "leave", "take b"]
+    stage.looked.clear()
+    stage.failing.set()  # what chooses its blocks fails in no foreseen way
+    await stage.looked.wait()
+    assert stage.log[-3:] == ["failed b", "leave", "standing_by"]
+    assert not task.done()
+    assert caplog.text.count("Traceback") == 2  # of two different faults
     await end(task)
 
 
