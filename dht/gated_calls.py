@@ -8,6 +8,7 @@ are bounded before anything is looked at.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ BYTES_PER_MS = 512 * 1024
 MAX_REQUEST_BYTES = 8192 + MAX_STORED_AT_ONCE * (MAX_RECORD_BYTES + 256)
 DISCONNECT_AFTER = 256
 """Calls of a peer that were turned away, after which its connection is ended: to begin anew costs it more."""
+TELL_S = 60.0
+"""Seconds between two lines in the log about floods: a flood must not fill it."""
 _MAX_COUNTED = 1024  # peers whose refused calls are counted
 
 Handler = Callable[[Any, P2PContext], Awaitable[Any]]
@@ -52,11 +55,14 @@ class GatedP2P:
         p2p: P2P,
         group_of: Callable[[str], Awaitable[str]],
         gate: FairGate,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._p2p = p2p
         self._group_of = group_of
         self._gate = gate
         self._refused: dict[str, int] = {}
+        self._clock = clock
+        self._tell_at = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._p2p, name)
@@ -88,7 +94,9 @@ class GatedP2P:
             if len(self._refused) > _MAX_COUNTED:
                 del self._refused[next(iter(self._refused))]
             return
-        logger.warning("event=dht_flood peer=%s calls=%d", peer_id, refused)
+        if self._clock() >= self._tell_at:
+            self._tell_at = self._clock() + TELL_S
+            logger.warning("event=dht_flood peer=%s calls=%d", peer_id, refused)
         await self._p2p._client.disconnect(peer)
 
 
