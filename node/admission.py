@@ -92,6 +92,11 @@ class Admission:
             del self._wanting[next(waiting for waiting in self._wanting if waiting.group == crowd)]
         self._wanting[holder] = since, now + WANT_SECONDS, cells
 
+    def asked_just_now(self, holder: Holder, now: float) -> bool:
+        """Whether the peer found no room a moment ago: looking again costs more than asking."""
+        until = self._wanting.get(holder, (0.0, 0.0, 0))[1]
+        return now - (until - WANT_SECONDS) < MIN_RETRY_S
+
     def satisfied(self, holder: Holder) -> None:
         """The peer got its room, or left."""
         self._wanting.pop(holder, None)

@@ -21,7 +21,6 @@ from ..swarm.transport import Stream, Transport
 from ..swarm.types import ModelRef, NodeState
 from ..swarm.unfinished import UnfinishedFrames
 from ..swarm.wire import DEFAULT_MAX_FRAME
-from .admission import Admission, Holding, Reclaimable
 from .engine import Engine
 from .greeting import Offer
 from .jobs import Lane
@@ -31,6 +30,7 @@ from .node_session import NodeSession, Owner
 from .opening import refusal_of
 from .peer_connection import PeerConnection
 from .quotas import Ledger, Limits, PeerAccount
+from .rooms import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ class NodeServer:
         self._context_tokens = context_tokens
         self._blocks = len(engine.model.span)
         self.ledger = Ledger(self.limits)
-        self._admission = Admission(
-            engine.total_tokens * self._blocks, self.limits.max_sessions, self.limits.kv_share_per_peer
-        )
+        self._rooms = Rooms(engine, self.limits, self.ledger)
         self._journals = JournalBook(journal_bytes)
         self._row_bytes = {
             codec: codecs.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
@@ -148,7 +146,7 @@ class NodeServer:
             self._connections.discard(served)
             self.ledger.disconnect(served.account)
             if not served.account.connections:
-                self._admission.satisfied(served.account.holder)
+                self._rooms.satisfied(served.account.holder)
 
     def statistics(self) -> ServerStatistics:
         return ServerStatistics(
@@ -233,19 +231,19 @@ class NodeServer:
             return refusal
         now = self.now()
         cells = self._cells(request)
-        if busy := self._why_busy(request, account, cells, now):
+        if busy := self._rooms.limit_of(request, account, cells, now):
             return busy
         lane = self._open_lane(request, account, parent)
         if lane is None and self._reclaim(account, cells, now):
             lane = self._open_lane(request, account, parent)
         if lane is None:
-            return self._no_room(request, account, cells, now)
-        self._admission.satisfied(account.holder)
+            return self._rooms.none_left(request, account, cells, now)
+        self._rooms.satisfied(account.holder)
         self.ledger.take(account, cells)
         self._idle.clear()
 
         def released() -> None:
-            self._admission.ended(self.now() - now)
+            self._rooms.ended(self.now() - now)
             self.ledger.give_back(account, cells)
             if not self.ledger.sessions:
                 self._idle.set()
@@ -295,10 +293,10 @@ class NodeServer:
     def _never_fits(self, request: Open) -> Refused | None:
         blocks = len(request.span)
         whole = self.engine.could_ever_fit(request.max_tokens, blocks)
-        if whole and self._cells(request) <= self._admission.most_cells:
+        if whole and self._cells(request) <= self._rooms.most_cells:
             return None
         if whole:
-            most = self._admission.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
+            most = self._rooms.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
             message = f"one peer may hold {most} tokens of this node's KV cache"
         else:
             message = f"this node's whole KV cache has {self.engine.total_tokens * self._blocks // blocks}"
@@ -309,35 +307,8 @@ class NodeServer:
             "Ask for fewer tokens, use another peer, or start the node with a larger --kv-cache-tokens.",
         )
 
-    def _why_busy(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy | None:
-        """A limit of the peer's, or of all sessions, that is reached."""
-        limits = self.limits
-        if account.sessions >= limits.max_sessions_per_peer:
-            return self._busy(
-                request,
-                self._admission.retry_after_s(1, account.sessions),
-                f"a peer may hold {limits.max_sessions_per_peer} sessions on this node; close some first",
-            )
-        allowed = self._admission.allowance(account.holder, self._held(), now)
-        if account.sessions >= allowed.places:
-            return self._busy(
-                request,
-                self._admission.retry_after_s(1, account.sessions),
-                f"you hold {account.sessions} sessions, but while others wait a peer may hold "
-                f"{allowed.places}; close sessions, or use another peer",
-            )
-        if account.kv_cells + cells <= allowed.cells:
-            return None
-        tokens = [amount // self._blocks for amount in (account.kv_cells, cells, allowed.cells)]
-        return self._busy(
-            request,
-            self._admission.retry_after_s(account.kv_cells + cells - allowed.cells, account.kv_cells),
-            f"you hold {tokens[0]} tokens of KV cache and ask for {tokens[1]}, but while others wait a peer "
-            f"may hold {tokens[2]}; close sessions, or use another peer",
-        )
-
     def _open_lane(self, request: Open, account: PeerAccount, parent: NodeSession | None) -> Lane | None:
-        if self.ledger.sessions >= self.limits.max_sessions:
+        if self._rooms.is_full:
             return None
         return self.engine.open_lane(
             account.peer_id,
@@ -367,47 +338,10 @@ class NodeServer:
         row_bytes = self._row_bytes[request.reply_codec]
         return self._journals.open(row_bytes, base, rows, owner=owner.peer_id, group=owner.group)
 
-    def _no_room(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy:
-        ahead = self._admission.ahead_of(account.holder, now)
-        self._admission.want(account.holder, cells, now)
-        if self.ledger.sessions >= self.limits.max_sessions:
-            return self._busy(
-                request,
-                self._admission.retry_after_s(1, self.ledger.sessions),
-                f"all {self.limits.max_sessions} sessions of this node are taken; use another peer, or wait",
-            )
-        free = self.engine.free_tokens * self._blocks
-        return self._busy(
-            request,
-            self._admission.retry_after_s(max(1, cells - free) + ahead, self.ledger.kv_cells),
-            f"{request.max_tokens} tokens of KV cache asked for, {free // len(request.span)} are free",
-        )
-
-    def _busy(self, request: Open, seconds: float, reason: str) -> Busy:
-        return Busy(request.session, round(seconds * 1000), reason)
-
     def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:
         """Make room for a peer within its share, at the cost of those beyond theirs."""
-        owned = [(connection, each) for connection in self._connections for each in connection.sessions]
-        rest_s = self.limits.rest_seconds
-        sessions = [
-            Reclaimable(
-                each.account.holder,
-                each.kv_cells,
-                each.usage.tokens_per_s(now),
-                each.last_used,
-                each.is_active(now, rest_s),
-            )
-            for _, each in owned
-        ]
-        full = self.ledger.sessions >= self.limits.max_sessions
-        lacking = cells - self.engine.free_tokens * self._blocks
-        missing = Holding(lacking if full else max(1, lacking), int(full))
-        chosen = self._admission.to_reclaim(account.holder, cells, missing, sessions, self._held(), now)
-        for index in chosen:
-            connection, session = owned[index]
-            connection.expire(session, "another peer needed its room, and the session was used least")
-        return bool(chosen)
-
-    def _held(self) -> dict[Holder, Holding]:
-        return {each.holder: Holding(each.kv_cells, each.sessions) for each in self.ledger.holders()}
+        owned = {each: connection for connection in self._connections for each in connection.sessions}
+        losers = self._rooms.losers(account, cells, list(owned), now)
+        for session in losers:
+            owned[session].expire(session, "another peer needed its room, and the session was used least")
+        return bool(losers)

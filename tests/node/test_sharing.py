@@ -149,6 +149,8 @@ async def test_nobody_gets_more_than_its_part_from_others(serving):
         now[0] = 100.0
         assert isinstance(await newcomer.try_open(160), Busy)
         assert node.server.statistics().sessions == 1
+        assert isinstance(await newcomer.try_open(128), Busy)  # nobody looks again at once
+        now[0] = 100.1
         assert isinstance(await newcomer.try_open(128), Opened)
         assert node.server.statistics().sessions == 1
         assert (await greedy.receive()).code is ErrorCode.SESSION_EXPIRED
