@@ -140,6 +140,7 @@ class MessageStream(Generic[M]):
         """End the stream for both sides. May be called again."""
         if self.unfinished is not None:
             self.unfinished.holds(0)
+        self._parser.discard()
         self.stream.close()
 
 

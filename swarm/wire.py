@@ -142,6 +142,12 @@ class FrameParser:
         rest, self._buffer = bytes(self._buffer), bytearray()
         return rest
 
+    def discard(self) -> None:
+        """Keep nothing of what came: at once, not when somebody collects what is left of a closed stream."""
+        self._buffer, self._payload = bytearray(), bytearray()
+        self._pending = None
+        self._head = self._missing = 0
+
     def end(self) -> None:
         """The stream has ended. Raises RemoteProtocolError if that cuts a frame short."""
         if self._error is not None:

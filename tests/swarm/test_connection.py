@@ -74,6 +74,17 @@ async def test_messages_cross_and_bytes_are_counted() -> None:
     assert (client.peer_id, server.peer_id) == ("server", "client")
 
 
+async def test_a_closed_stream_keeps_nothing_of_a_frame_that_had_begun() -> None:
+    stream = ScriptedStream(frame_bytes(Step(SESSION, 1, 0, 1, Want.LAST, payload=bytes(10_000)))[:-1])
+    connection = Connection(stream)
+    reading = asyncio.ensure_future(connection.receive())
+    with pytest.raises(RemoteProtocolError):
+        await reading
+    connection.close()
+    assert connection._parser.held == 0
+    assert stream.closed
+
+
 async def test_a_clean_end_and_an_end_in_mid_frame_differ() -> None:
     data = frame_bytes(Ping(1))
     clean = Connection(ScriptedStream(data))
