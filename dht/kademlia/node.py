@@ -259,15 +259,18 @@ class KademliaNode:
             await self._check_on(peer_id)
 
     async def _check_on(self, peer_id: str) -> None:
-        request = dht_pb2.PingRequest(peer=self._info)
-        await self._answer(peer_id, "rpc_ping", request, dht_pb2.PingResponse)
+        """A question, not a ping: who answers none has no place in the table."""
+        await self._find(contact_of(peer_id), id_bytes(self.contact.node_id))
 
     # Calls.
 
     async def _find(self, contact: Contact, key: bytes) -> Answer | None:
         request = dht_pb2.FindRequest(keys=[key], peer=self._info)
         answer = await self._answer(contact.peer_id, "rpc_find", request, dht_pb2.FindResponse)
-        if answer is None or len(answer.results) != 1:
+        if answer is None:
+            return None
+        if len(answer.results) != 1:
+            self._failed(contact.peer_id)
             return None
         (result,) = answer.results
         names, lies = named(result.nearest_node_ids, result.nearest_peer_ids)
@@ -304,8 +307,7 @@ class KademliaNode:
                 )
                 contact = proven(answer.peer.node_id, peer_id)
         except Exception:
-            self.notes.silent(peer_id)
-            self.table.failed(contact_of(peer_id))
+            self._failed(peer_id)
             raise
         self.notes.answered(peer_id)
         if contact is not None:
@@ -313,6 +315,10 @@ class KademliaNode:
             if unheard is not None and unheard in self.table.unheard(UNHEARD_S, MAX_UNHEARD):
                 self._check_soon(unheard.peer_id)
         return answer
+
+    def _failed(self, peer_id: str) -> None:
+        self.notes.silent(peer_id)
+        self.table.failed(contact_of(peer_id))
 
     async def _outlive(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.shield(self._spawn(work))

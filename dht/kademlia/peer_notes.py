@@ -31,26 +31,23 @@ class PeerNotes:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._notes: OrderedDict[str, _Note] = OrderedDict()
-        self.lies = 0  # noted since the start
-        self.silences = 0
 
     def silent(self, peer_id: str) -> None:
         """It did not answer."""
         note, now = self._note(peer_id), self._clock()
-        self.silences += 1
         if note.silent_until <= now:
             note.silent_until = now + min(MAX_SILENT_S, SILENT_S * 2**note.silences)
             note.silences = min(note.silences + 1, 16)
 
     def answered(self, peer_id: str) -> None:
+        """It did; who is silent every other time is asked the less often for that."""
         if (note := self._notes.get(peer_id)) is not None:
-            note.silences, note.silent_until = 0, 0.0
+            note.silences, note.silent_until = max(0, note.silences - 1), 0.0
 
     def lied(self, peer_id: str, seconds: float = LIES_S) -> None:
         """It named peers that are not what it says, or that nobody reaches."""
         note = self._note(peer_id)
         note.distrusted_until = max(note.distrusted_until, self._clock() + seconds)
-        self.lies += 1
 
     def is_silent(self, peer_id: str) -> bool:
         note = self._notes.get(peer_id)
