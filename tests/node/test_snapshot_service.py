@@ -8,12 +8,14 @@ import random
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.dht import snapshot_directory
+from swarm_node.dht.address_book import AddressBook
 from swarm_node.dht.entry_check import Entry, EntryCheck
 from swarm_node.dht.envelope import seal, subkey_of
 from swarm_node.dht.layout import key_hash, node_key
@@ -482,3 +484,22 @@ def test_more_nodes_than_one_frame_holds() -> None:
     assert len([1 for payload in payloads for _ in unpack_entries(["k"], payload)]) == 1200
     assert replace(many[0], key=1) != many[0]
     assert ASKED == 3
+
+
+async def test_who_answered_before_is_asked_where_no_initial_peer_is(tmp_path: Path) -> None:
+    swarm = await Swarm().open()
+    for identity in swarm.full:
+        swarm.put(identity, Span(0, 4))
+    for initial in (swarm.addresses()[:1], [f"/ip4/192.0.2.9/tcp/1/p2p/{NODES[5].peer_id}"]):
+        directory = SnapshotDirectory(
+            swarm.network.transport(READER.peer_id),
+            READER,
+            initial,
+            TTL,
+            swarm.clock,
+            rng=random.Random(1),
+            book=AddressBook(tmp_path / "book.json", swarm.clock),
+        )
+        for _ in range(2):  # whom it was told of is asked the next time
+            assert len(await directory.nodes(MODEL)) == len(swarm.full)
+        await directory.close()
