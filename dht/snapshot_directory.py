@@ -235,6 +235,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         for peer_id, error in outcomes.items():
             if error is None:
                 self._mute.pop(peer_id, None)
+                self._book.answered(peer_id, self._initial.get(peer_id) or self._sources.get(peer_id, ()))
                 continue
             if not isinstance(error, SwarmError):  # what one answers must not cost us what the others say
                 self._faults.note(error, peer_id)
