@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from ..swarm.errors import BusyError, LocalNetworkError, PeerLateError
 from ..swarm.types import Hop, Span
+from .evidence import Standing
 from .hop import HopFailedError
 from .no_route import nobody_opens
-from .router import Need, Router
+from .router import Need, Router, Wanted
 from .scout import MUTE_S, Scout
 
 MAX_OPENINGS = 32
@@ -43,7 +44,7 @@ class Attempts:
         self._need = need
         self._openings = self._failures = self._strange = 0
         self._since: float | None = None  # of strangers that do not open
-        self._look_around = False
+        self._lacking: Standing | None = None  # what others failed to be
 
     def succeeded(self) -> None:
         """Tokens come again."""
@@ -57,6 +58,8 @@ class Attempts:
         if isinstance(failure.cause, LocalNetworkError):
             return
         self.passed_over[failure.peer_id] = failure.cause.message
+        if not opening and not proven:
+            self._lacking = Standing.PROVEN
         if isinstance(failure.cause, BusyError) or (isinstance(failure.cause, PeerLateError) and not opening):
             return  # it may only be slow, and was left for one that is there
         if not opening:
@@ -65,7 +68,7 @@ class Attempts:
         elif proven:
             self._openings += 1
         else:
-            self._look_around = True
+            self._lacking = self._lacking or Standing.ANSWERED
             now = self._router.now()
             self._since = now if self._since is None else self._since
             if now - self._since > STRANGERS_S:
@@ -78,10 +81,11 @@ class Attempts:
             raise failure.cause from failure
 
     async def look_around(self, gap: Span | None = None) -> None:
-        """If strangers have failed: find out who is there, for the whole model or the blocks ``gap``."""
-        if self._look_around:
-            self._look_around = False
-            self._note(await self._scout.meet(self._need, gap))
+        """If strangers have failed: find out who is there, for the whole model or the blocks ``gap``; and who
+        works, if some were there and did not."""
+        if self._lacking is not None:
+            least, self._lacking = self._lacking, None
+            self._note(await self._scout.meet(self._need, Wanted(gap, least=least)))
 
     async def opened(
         self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None
@@ -102,7 +106,8 @@ class Attempts:
 
     async def _prefer_others(self, opening: asyncio.Task[T], mute: frozenset[str], gap: Span | None) -> None:
         """Raises HopFailedError when others than the ``mute`` ones are there."""
-        meeting = asyncio.create_task(self._scout.meet(self._need, gap, mute))
+        wanted = Wanted(gap, mute)
+        meeting = asyncio.create_task(self._scout.meet(self._need, wanted))
         try:
             await asyncio.wait([opening, meeting], return_when=asyncio.FIRST_COMPLETED)
             if not meeting.done():
@@ -110,7 +115,7 @@ class Attempts:
             self._note(meeting.result())
         finally:
             meeting.cancel()
-        if not opening.done() and not self._router.unmet(self._need, gap, mute):
+        if not opening.done() and not self._router.unmet(self._need, wanted):
             first, *others = [
                 HopFailedError(peer_id, PeerLateError(f"peer {peer_id[-8:]} does not answer, and others do"))
                 for peer_id in sorted(mute)

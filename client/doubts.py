@@ -1,9 +1,8 @@
 """When a hop that says it works, and shows nothing for it, is left for another though it may only be slow.
 
-Only where somebody who has answered could take its place; others are asked whether they are there as soon as
-the first doubt comes. It is no blame: the hop is left alone for seconds. Each doubt without a token in
-between has twice the patience of the one before, so that a swarm whose nodes are all slow to begin is waited
-for.
+Only where somebody who has worked could take its place; others are put on trial as soon as the first doubt
+comes. It is no blame: the hop is left alone for seconds. Each doubt without a token in between has twice the
+patience of the one before, so that a swarm whose nodes are all slow to begin is waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import asyncio
 
 from ..swarm.patience import doubt_within_s
 from ..swarm.types import Hop
-from .router import Need, Router
+from .evidence import Standing
+from .router import Need, Router, Wanted
 from .scout import Scout
 
 
@@ -32,12 +32,12 @@ class Doubts:
 
     def leave(self, hop: Hop) -> bool:
         """Whether to go elsewhere. May be asked again and again: it looks for others meanwhile."""
-        without = frozenset({hop.peer_id})
-        if not self._router.unmet(self._need, hop.span, without):
+        wanted = Wanted(hop.span, frozenset({hop.peer_id}), Standing.PROVEN)
+        if not self._router.unmet(self._need, wanted):
             self._in_a_row += 1
             return True
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._scout.meet(self._need, hop.span, without))
+            self._looking = asyncio.create_task(self._scout.meet(self._need, wanted))
             self._looking.add_done_callback(_look_at)
         return False
 

@@ -10,7 +10,7 @@ Pure: it has no clock, every call brings ``now`` (seconds on any monotonic clock
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -43,6 +43,8 @@ AGE_S = 600.0
 """Strangers are told apart by how long this client has known of them in steps of so many seconds."""
 MAX_PEERS = 4096
 """Peers that were tried and are remembered; beyond it those not met for longest are forgotten."""
+MAX_GROUPS = 4096
+"""Address groups whose turns are counted; beyond it the count begins anew."""
 MAX_SEEN = 16384
 """Peers of which it is remembered since when they are known; beyond it the oldest are forgotten."""
 
@@ -81,6 +83,7 @@ class Evidence:
         self._salt = salt
         self._seen: OrderedDict[str, float] = OrderedDict()  # by peer id: known since when
         self._peers: OrderedDict[str, _Own] = OrderedDict()
+        self._turns: Counter[str] = Counter()  # that address groups have had
 
     def saw(self, nodes: Sequence[NodeInfo], now: float) -> None:
         """The directory names them."""
@@ -169,22 +172,28 @@ class Evidence:
             prefill_tokens_per_s=1 / (prompt_s * len(node.span)),
         )
 
+    def asked(self, node: NodeInfo) -> None:
+        """It has its turn, and its address group with it."""
+        self._turns[_group(node)] += 1
+        if len(self._turns) > MAX_GROUPS:
+            self._turns.clear()
+
     def in_turn(self, nodes: Sequence[NodeInfo], now: float) -> list[NodeInfo]:
         """In the order in which to ask them: those that have worked or answered before, then those never
-        tried, then those that failed; among alike the address groups take turns, and in a group those known
-        for longest come first."""
-        tiers: dict[tuple[int, ...], dict[str, list[NodeInfo]]] = {}
+        tried, then those that failed; among alike the address groups that had fewest turns come first, and in
+        a group those known for longest."""
+        groups: dict[str, list[tuple[tuple[int, ...], int, bytes, NodeInfo]]] = {}
         for node in nodes:
-            group = min(groups_of(node.maddrs), default=UNKNOWN)
-            tiers.setdefault(self._tier(node.peer_id), {}).setdefault(group, []).append(node)
-        ordered: list[NodeInfo] = []
-        for tier in sorted(tiers):
-            groups = sorted(tiers[tier].items(), key=lambda item: self._rank(item[0]))
-            ordered += _take_turns(
-                sorted(members, key=lambda node: (self._age(node.peer_id, now), self._rank(node.peer_id)))
-                for _, members in groups
-            )
-        return ordered
+            rank = self._tier(node.peer_id), self._age(node.peer_id, now), self._rank(node.peer_id), node
+            groups.setdefault(_group(node), []).append(rank)
+        turns: list[tuple[tuple[int, ...], int, bytes, NodeInfo]] = []
+        for group, members in groups.items():
+            members.sort(key=lambda member: member[:3])
+            before: Counter[tuple[int, ...]] = Counter()
+            for tier, _, _, node in members:
+                turns.append((tier, self._turns[group] + before[tier], self._rank(group), node))
+                before[tier] += 1
+        return [turn[3] for turn in sorted(turns, key=lambda turn: turn[:3])]
 
     def _tier(self, peer_id: str) -> tuple[int, ...]:
         own = self._peers.get(peer_id)
@@ -211,13 +220,5 @@ class Evidence:
         return own
 
 
-def _take_turns(queues: Iterator[list[NodeInfo]]) -> list[NodeInfo]:
-    """One of each queue, then the next of each, while there are any."""
-    waiting = deque(deque(queue) for queue in queues)
-    ordered = []
-    while waiting:
-        queue = waiting.popleft()
-        ordered.append(queue.popleft())
-        if queue:
-            waiting.append(queue)
-    return ordered
+def _group(node: NodeInfo) -> str:
+    return min(groups_of(node.maddrs), default=UNKNOWN)

@@ -22,6 +22,10 @@ def report_links(router: Router, segments: Iterable[Segment]) -> None:
             if decode.steps >= STEPS_TO_MEASURE:
                 router.chain_measured(segment.trace.peer_ids, decode.wire_s / decode.steps)
         elif decode.steps:
+            if decode.tokens >= STEPS_TO_MEASURE:
+                hop = segment.first
+                step_s, tokens = hop.trace.decode.seconds / decode.steps, decode.tokens / decode.steps
+                router.worked(hop.peer_id, len(hop.hop.span), step_s, tokens)
             rtt_s = decode.wire_s / decode.steps
             rate = transfer_rate(prefill.bytes_sent, prefill.wire_s, rtt_s) if prefill.steps == 1 else None
             router.measured(segment.first.peer_id, rtt_s, bytes_per_s=rate)

@@ -271,6 +271,7 @@ class SwarmSession:
         began_at = self._router.now() - (perf_counter() - began)
         started = perf_counter()
         own_faults = 0
+        await self._attempts.look_around()
         while True:
             planned = await self._router.plan(
                 self._need,

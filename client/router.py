@@ -17,7 +17,7 @@ from ..swarm.edges import Edges
 from ..swarm.errors import BusyError, SwarmError
 from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
-from ..swarm.prediction import Prediction
+from ..swarm.prediction import Prediction, decode_seconds, queue_seconds
 from ..swarm.routing import (
     NoRouteError,
     RouteRequest,
@@ -69,6 +69,10 @@ FRESH_S = 15.0
 """A hop is left only for one that was measured so lately: it is tried first, if it must be."""
 WAYS_SLACK = 1.25
 """The ways of a chain may take so many times what they should before its hops are timed one by one."""
+LIE_FACTOR = 10.0
+LIE_S = 0.02
+"""A token that took so many times what was announced, and so many seconds, was announced by a liar, or by one
+that has no time: a busy machine's event loops are late by some milliseconds."""
 TRIAL_TOKENS = 32
 """KV cache, in tokens, that a trial asks for: a page."""
 RESERVES = 2
@@ -84,6 +88,16 @@ class Need:
     kv_tokens: int
     prompt_tokens: int = 1
     new_tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Peers to be found for the blocks ``gap`` (None: all), other than those to do ``without``, who are known
+    ``least`` so well."""
+
+    gap: Span | None = None
+    without: frozenset[str] = frozenset()
+    least: Standing = Standing.ANSWERED
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +318,24 @@ class Router:
         self._evidence.proved(peer_id, self.now())
         self._failures.succeeded(peer_id)
 
+    def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float) -> None:
+        """What a step of so many tokens took there and back by our clock, on average."""
+        edges, size = self._book.edges(self._nodes, self.now()), self._bytes_per_token * tokens
+        way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
+        self._is_liar(peer_id, blocks, (step_s - way_s) / tokens)
+
+    def _is_liar(self, peer_id: str, blocks: int, token_s: float) -> bool:
+        """Whether a token took far longer at a peer than it says. It has to prove itself anew then; noise and
+        load are forgiven."""
+        node = next((node for node in self._nodes if node.peer_id == peer_id), None)
+        if (
+            node is None
+            or token_s <= LIE_FACTOR * (queue_seconds(node) + blocks * decode_seconds(node)) + LIE_S
+        ):
+            return False
+        self._evidence.doubted(peer_id, token_s / blocks, self.now())
+        return True
+
     def answered(self, peer_id: str) -> None:
         """It is there, and serves the model."""
         self._evidence.answered(peer_id, self.now())
@@ -316,38 +348,43 @@ class Router:
         """It has computed for us lately."""
         return self._evidence.standing(peer_id, self.now()) is Standing.PROVEN
 
-    def unmet(
-        self, need: Need, gap: Span | None = None, without: frozenset[str] = frozenset()
-    ) -> tuple[Span, ...]:
-        """Blocks of ``gap`` (None: of the model) that nobody could carry who has answered us lately, and is
-        none of those that it must be ``without``."""
+    def unmet(self, need: Need, wanted: Wanted) -> tuple[Span, ...]:
+        """Blocks that nobody could carry who is ``wanted`` and known."""
+        now = self.now()
         known = [
             node
             for node in self._usable(need)
-            if not self.is_stranger(node.peer_id) and node.peer_id not in without
+            if self._evidence.standing(node.peer_id, now) >= wanted.least
+            and node.peer_id not in wanted.without
         ]
-        gap = gap or Span(0, self.model.n_blocks)
+        gap = wanted.gap or Span(0, self.model.n_blocks)
         return missing_blocks(known, gap.end, start=gap.start)
 
-    def to_meet(
-        self, need: Need, gap: Span | None = None, without: frozenset[str] = frozenset()
-    ) -> list[NodeInfo]:
-        """Strangers that could carry blocks of ``unmet``, in the order in which to ask whether they are
-        there."""
-        holes = self.unmet(need, gap, without)
+    def to_meet(self, need: Need, wanted: Wanted) -> list[NodeInfo]:
+        """Peers that could carry blocks of ``unmet``, if they proved to be what is ``wanted``, in the order
+        in which to find out."""
+        now, holes = self.now(), self.unmet(need, wanted)
         useful = [
             node
             for node in self._usable(need)
-            if self.is_stranger(node.peer_id)
+            if self._evidence.standing(node.peer_id, now) < wanted.least
             and any(node.span.start < hole.end and hole.start < node.span.end for hole in holes)
         ]
-        return self._evidence.in_turn(useful, self.now())
+        return self._evidence.in_turn(useful, now)
 
     def tried(self, peer_id: str, block_s: float, round_trip_s: float) -> None:
-        """It has passed a trial; seconds for each block of a decoded token, and of the way there and back."""
-        self._evidence.measured(peer_id, block_s, self.now())
+        """It has come through a trial of all of its blocks; seconds for each of them, and of the way there
+        and back."""
+        self.answered(peer_id)
         self._book.measured(peer_id, round_trip_s)
-        self.succeeded(peer_id)
+        blocks = next((len(node.span) for node in self._nodes if node.peer_id == peer_id), 1)
+        if not self._is_liar(peer_id, blocks, blocks * block_s):
+            self._evidence.measured(peer_id, block_s, self.now())
+            self.succeeded(peer_id)
+
+    def asked(self, node: NodeInfo) -> None:
+        """A peer is being met or tried."""
+        self._evidence.asked(node)
 
     def failed_trial(self, failure: HopFailedError) -> None:
         """It did not pass. One that was too slow may be busy, and is kept away from trials only."""

@@ -2,7 +2,8 @@
 
 Where no route of peers that have answered can be had, strangers are dialled side by side, a few at first and
 more as those fail, until the ones that answered cover the model: hundreds of records of nobody cost as long
-as a few, and one that is silent holds up nobody. An answer is a connection and a right WELCOME.
+as a few, and one that is silent holds up nobody. An answer is a connection and a right WELCOME. Where peers
+answered and then did not work, candidates are put on trial side by side in the same way.
 
 Beside what is under way, peers that have not worked for this client are put on trial, one at a time, and
 rarely once enough have passed: those become reserves, known to work before a hop is lost, and a newcomer that
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from ..swarm.errors import PeerTimeoutError, SwarmError
 from ..swarm.link_pool import LinkPool
-from ..swarm.types import Hop, NodeInfo, Route, Span
+from ..swarm.types import Hop, NodeInfo, Route
+from .evidence import Standing
 from .hop import HopFailedError
-from .router import Need, Router
+from .router import Need, Router, Wanted
 from .trial import try_peer
 
 AT_ONCE = 4
@@ -50,10 +52,6 @@ class _Meeting:
     wanted: int = 0  # by so many sessions
 
 
-_Wanted = tuple[Span | None, frozenset[str]]
-"""Blocks, and peers that are not to count."""
-
-
 class Scout:
     """One a client; its sessions share what it does. ``embed``: token ids to (tokens, hidden). ``close`` ends
     it."""
@@ -71,18 +69,14 @@ class Scout:
         self._wire_codec = wire_codec
         self._trials: asyncio.Task[None] | None = None
         self._until = 0.0  # when to end them, on perf_counter
-        self._meetings: dict[_Wanted, _Meeting] = {}
+        self._meetings: dict[Wanted, _Meeting] = {}
 
-    async def meet(
-        self, need: Need, gap: Span | None = None, without: frozenset[str] = frozenset()
-    ) -> list[HopFailedError]:
-        """Ask strangers until those who answered, ``without`` some, could carry ``need`` through the blocks
-        ``gap`` (None: all), or nobody is left to ask. Those that were asked in vain. Who asks for the same
-        shares one search."""
-        wanted = gap, without
+    async def meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
+        """Find out who is there, or with ``wanted.least`` PROVEN who works, until those who are could carry
+        ``need``, or nobody is left. Those that were asked in vain. Who wants the same shares one search."""
         meeting = self._meetings.get(wanted)
         if meeting is None:
-            task = asyncio.create_task(self._meet(need, gap, without))
+            task = asyncio.create_task(self._meet(need, wanted))
             meeting = self._meetings[wanted] = _Meeting(task)
             task.add_done_callback(lambda _: self._meetings.pop(wanted, None))
         meeting.wanted += 1
@@ -101,15 +95,21 @@ class Scout:
 
     async def _try_some(self, route: Route) -> None:
         while perf_counter() < self._until and (node := self._router.to_try(route)) is not None:
-            with torch.inference_mode():
-                x = self._embed([0])  # (1, hidden)
-            try:
-                tried = await try_peer(self._links, node, x, self._wire_codec)
-            except HopFailedError as failure:
-                self._router.failed_trial(failure)
-            else:
-                self._router.tried(node.peer_id, tried.block_s, tried.round_trip_s)
+            self._router.asked(node)
+            await self._try(node)
             await asyncio.sleep(TRIAL_PAUSE_S)
+
+    async def _try(self, node: NodeInfo) -> HopFailedError | None:
+        """Whether a peer works; the router learns of it."""
+        with torch.inference_mode():
+            x = self._embed([0])  # (1, hidden)
+        try:
+            tried = await try_peer(self._links, node, x, self._wire_codec)
+        except HopFailedError as failure:
+            self._router.failed_trial(failure)
+            return failure
+        self._router.tried(node.peer_id, tried.block_s, tried.round_trip_s)
+        return None
 
     async def close(self) -> None:
         tasks: list[asyncio.Task[Any]] = [meeting.task for meeting in self._meetings.values()]
@@ -128,16 +128,18 @@ class Scout:
         """How long one that is known may be mute before others are looked for."""
         return self._links.patience.hedge_s
 
-    async def _meet(self, need: Need, gap: Span | None, without: frozenset[str]) -> list[HopFailedError]:
+    async def _meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
+        ask = self._try if wanted.least is Standing.PROVEN else self._ask
         began = perf_counter()
-        asked = set(without)
+        asked = set(wanted.without)
         failures: list[HopFailedError] = []
         dials: dict[asyncio.Task[HopFailedError | None], float] = {}  # and since when
         try:
-            while perf_counter() - began < MEET_S and self._router.unmet(need, gap, without):
-                for node in self._next(need, gap, without, asked, len(failures), list(dials.values())):
+            while perf_counter() - began < MEET_S and self._router.unmet(need, wanted):
+                for node in self._next(need, wanted, asked, len(failures), list(dials.values())):
                     asked.add(node.peer_id)
-                    dials[asyncio.create_task(self._ask(node))] = perf_counter()
+                    self._router.asked(node)
+                    dials[asyncio.create_task(ask(node))] = perf_counter()
                 if not dials:
                     break
                 done, _ = await asyncio.wait(dials, timeout=MUTE_S, return_when=asyncio.FIRST_COMPLETED)
@@ -153,13 +155,7 @@ class Scout:
         return failures
 
     def _next(
-        self,
-        need: Need,
-        gap: Span | None,
-        without: frozenset[str],
-        asked: set[str],
-        in_vain: int,
-        since: list[float],
+        self, need: Need, wanted: Wanted, asked: set[str], in_vain: int, since: list[float]
     ) -> list[NodeInfo]:
         """Whom to dial now, besides those dialled ``since`` and still to answer."""
         now = perf_counter()
@@ -168,8 +164,8 @@ class Scout:
         free = min(at_once - (len(since) - mute), MOST_AT_ONCE - len(since))
         if free <= 0:
             return []
-        strangers = self._router.to_meet(need, gap, without)
-        return [node for node in strangers if node.peer_id not in asked][:free]
+        candidates = self._router.to_meet(need, wanted)
+        return [node for node in candidates if node.peer_id not in asked][:free]
 
     async def _ask(self, node: NodeInfo) -> HopFailedError | None:
         """Whether a stranger is there; the router learns of it."""

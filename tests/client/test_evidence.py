@@ -59,6 +59,15 @@ def test_address_groups_take_turns_whatever_their_number_of_records() -> None:
     crowd = [node(f"x{number}", f"9.9.9.{number}") for number in range(200)]
     honest = [node("a", "8.8.4.1"), node("b", "8.8.5.1"), node("c", "8.8.6.1")]
     assert {"a", "b", "c"} < {first.peer_id for first in evidence.in_turn([*crowd, *honest], 0.0)[:4]}
+    # nor does a group begin again and again
+    asked = []
+    left = [*crowd, *honest]
+    for _ in range(4):
+        first = evidence.in_turn(left, 0.0)[0]
+        evidence.asked(first)
+        evidence.failed(first.peer_id, 0.0)
+        asked.append(first.peer_id)
+    assert {"a", "b", "c"} < set(asked)
 
 
 def test_the_known_come_first_and_those_that_failed_last() -> None:

@@ -8,12 +8,15 @@ from time import perf_counter
 
 import pytest
 from fake_swarm import BOS, MODEL, FakeSwarm, ToyHead
+from virtual_time import VirtualLoop, run
 
-from swarm_node.client.router import Need
+from swarm_node.client.router import Need, Wanted
 from swarm_node.client.scout import AT_ONCE, MOST_AT_ONCE, Scout
 from swarm_node.swarm.errors import PeerUnreachableError, SwarmError
+from swarm_node.swarm.link import Patience
 from swarm_node.swarm.link_pool import LinkPool
 from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.messages import Step
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 FAKES = 400
@@ -118,6 +121,27 @@ async def test_where_really_nobody_answers_the_error_says_so() -> None:
             await model.generate([BOS, 3], max_new_tokens=2)
 
 
+def test_a_crowd_that_answers_and_does_not_work_is_seen_through_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One after the other they would take longer than anybody waits."""
+    loop = VirtualLoop()
+
+    async def work() -> None:
+        began = loop.time()
+        swarm = await FakeSwarm(**{f"x{number}": "0-5" for number in range(20)}, a="0-2", b="3-5").start()
+        for name, node in swarm.nodes.items():
+            if name[0] == "x":
+                node.behaviour.swallows = frozenset({Step})
+                swarm.announce(name, decode_ms_per_block=0.001)
+        async with swarm.client(patience=Patience(), router=swarm.router(clock=loop.time)) as model:
+            answer = await model.generate_detailed([BOS, 3], max_new_tokens=2)
+        assert [hop.peer_id for hop in answer.route.hops] == ["a", "b"]
+        assert loop.time() - began < SOON_S
+
+    run(monkeypatch, work(), loop)
+
+
 async def test_sessions_share_a_search(dials: list[int]) -> None:
     swarm = await _crowd(40, latency=0.001, a="0-5")
     router = swarm.router()
@@ -125,8 +149,8 @@ async def test_sessions_share_a_search(dials: list[int]) -> None:
     scout = Scout(links, router, ToyHead().embed, "none")
     need = Need(10)
     await router.plan(need)
-    found = await asyncio.gather(*(scout.meet(need) for _ in range(8)))
-    assert not router.unmet(need)
+    found = await asyncio.gather(*(scout.meet(need, Wanted()) for _ in range(8)))
+    assert not router.unmet(need, Wanted())
     assert all(failures == found[0] for failures in found)
     assert all(isinstance(failure.cause, PeerUnreachableError) for failure in found[0])
     assert len({failure.peer_id for failure in found[0]}) == len(found[0])
