@@ -69,10 +69,11 @@ FRESH_S = 15.0
 """A hop is left only for one that was measured so lately: it is tried first, if it must be."""
 WAYS_SLACK = 1.25
 """The ways of a chain may take so many times what they should before its hops are timed one by one."""
+NOISE_S = 0.02
+"""Seconds of a step that are nobody's lie: by so much the event loops of busy machines are late."""
 LIE_FACTOR = 10.0
-LIE_S = 0.02
-"""A token that took so many times what was announced, and so many seconds, was announced by a liar, or by one
-that has no time: a busy machine's event loops are late by some milliseconds."""
+"""A token that took so many times what was announced, and NOISE_S, was announced by a liar, or by one that has
+no time."""
 TRIAL_TOKENS = 32
 """KV cache, in tokens, that a trial asks for: a page."""
 RESERVES = 2
@@ -330,7 +331,7 @@ class Router:
         node = next((node for node in self._nodes if node.peer_id == peer_id), None)
         if (
             node is None
-            or token_s <= LIE_FACTOR * (queue_seconds(node) + blocks * decode_seconds(node)) + LIE_S
+            or token_s <= LIE_FACTOR * (queue_seconds(node) + blocks * decode_seconds(node)) + NOISE_S
         ):
             return False
         self._evidence.doubted(peer_id, token_s / blocks, self.now())
@@ -542,7 +543,7 @@ class Router:
     def _chain_with_unexplained(self, route: Route, chain: ChainSpent, edges: Edges) -> ChainSpent:
         peers = ["", *(hop.peer_id for hop in route.hops[chain.first : chain.last + 1]), ""]
         ways_s = sum(edges.one_way_s(a, b, self._bytes_per_token) for a, b in pairwise(peers))
-        return replace(chain, unexplained_s=max(0.0, chain.wire_s - WAYS_SLACK * ways_s))
+        return replace(chain, unexplained_s=max(0.0, chain.wire_s - WAYS_SLACK * ways_s - NOISE_S))
 
     def _replacement(
         self, route: Route, number: int, request: RouteRequest
