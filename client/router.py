@@ -72,8 +72,8 @@ WAYS_SLACK = 1.25
 NOISE_S = 0.02
 """Seconds of a step that are nobody's lie: by so much the event loops of busy machines are late."""
 LIE_FACTOR = 10.0
-"""A token that took so many times what was announced, and NOISE_S, was announced by a liar, or by one that has
-no time."""
+"""A token that took so many times what was announced, and NOISE_S, was announced by a liar, or by one that
+has no time."""
 TRIAL_TOKENS = 32
 """KV cache, in tokens, that a trial asks for: a page."""
 RESERVES = 2
