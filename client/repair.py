@@ -40,8 +40,9 @@ from .mend import CannotMendError, Mender, Mending, MoveAbandonedError
 from .prefix import PrefixKey
 from .route_memory import RouteMemory
 from .route_session import NoChains, RouteSession, RouteSettings
-from .router import Need, OnWait, Planned, Router, SlowHop, Waiting, WaitLimits
+from .router import Need, OnWait, Planned, Router, Waiting, WaitLimits
 from .scout import Scout
+from .slow_search import SlowHop
 from .slow_watch import Rewire, SlowWatch
 from .trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind
 

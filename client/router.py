@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from ..dht.directory import REFRESH_S, Directory
 from ..swarm.demand import WantedModel
@@ -26,15 +25,8 @@ from ..swarm.routing import (
     predict_route,
     why_unusable,
 )
-from ..swarm.slow_hop import (
-    GROSS_STEPS,
-    ChainSpent,
-    HopSpent,
-    Replacement,
-    chain_to_take_apart,
-    hop_to_replace,
-)
-from ..swarm.types import Hop, ModelRef, NodeInfo, NodeState, Route, Span
+from ..swarm.slow_hop import ChainSpent, HopSpent, Replacement
+from ..swarm.types import ModelRef, NodeInfo, NodeState, Route, Span
 from .demand import DemandTeller
 from .evidence import Evidence, Standing
 from .failures import Failures, is_fault
@@ -42,6 +34,7 @@ from .hop import HopFailedError, TrialLostError
 from .link_book import LinkBook
 from .no_route import explain
 from .route_memory import Held, cheaper_held
+from .slow_search import NOISE_S, SlowChain, SlowHop, SlowSearch, StandIn
 
 SNAPSHOT_S = 5.0
 """Age up to which a directory snapshot is used as it is: new nodes need not be seen at once."""
@@ -58,19 +51,6 @@ SPREAD = 0.05
 """Part by which a session's route may cost more than the cheapest, so that clients which see the same
 announcements do not all take the same nodes. Measured speeds and round trips differ by more from one time to
 the next."""
-REPLACE_PAUSE_S = 5.0
-"""Between two replacements of hops that are merely slow: sessions leave such a node one by one, which may
-cure it."""
-LOOK_PAUSE_S = 1.0
-"""Between two looks for slow hops: each is a search."""
-SLOW_S = 30.0
-"""For so long a node that was left for its slowness counts as slow as it was, whatever it announces."""
-FRESH_S = 15.0
-"""A hop is left only for one that was measured so lately: it is tried first, if it must be."""
-WAYS_SLACK = 1.25
-"""The ways of a chain may take so many times what they should before its hops are timed one by one."""
-NOISE_S = 0.02
-"""Seconds of a step that are nobody's lie: by so much the event loops of busy machines are late."""
 LIE_FACTOR = 10.0
 """A token that took so many times what was announced, and NOISE_S, was announced by a liar, or by one that
 has no time."""
@@ -126,21 +106,6 @@ OnWait = Callable[[Waiting], None]
 
 
 @dataclass(frozen=True, slots=True)
-class SlowHop:
-    """Hop ``number`` of a route should be replaced."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class SlowChain:
-    """One of the hops ``first`` to ``last`` of a route is slow, and only timing each will tell which."""
-
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
     """A route, the announcements of its hops by peer id, and what it should cost."""
 
@@ -181,11 +146,9 @@ class Router:
         self._book = LinkBook()
         self._faults = Faults("routing")
         self._evidence = Evidence(self._salt)
-        self._to_try: list[str] = []  # peers that may replace a hop that seems slow
+        self._slow = SlowSearch(self._evidence, bytes_per_token)
         self._explored_at = float("-inf")
         self._plans = 0
-        self._slow: dict[str, tuple[float, float]] = {}  # by peer id: (seconds a step waits, until when)
-        self._looked_at = self._replaced_at = float("-inf")
         self._nodes: list[NodeInfo] = []
         self._read_at: float | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -403,8 +366,8 @@ class Router:
             for node in self._usable(Need(TRIAL_TOKENS))
             if self._evidence.may_try(node.peer_id, now)
         }
-        while self._to_try:
-            if (wanted := usable.get(self._to_try.pop())) is not None:
+        while self._slow.to_try:
+            if (wanted := usable.get(self._slow.to_try.pop())) is not None:
                 return wanted
         proven = [node.span for node in self._nodes if self.is_proven(node.peer_id)]
         short = [
@@ -489,67 +452,27 @@ class Router:
         now = self.now()
         if self._read_at is not None and now - self._read_at > REFRESH_S:
             self._refresh()  # so that a repair finds what it needs
-        if now - self._looked_at < LOOK_PAUSE_S or now - self._replaced_at < REPLACE_PAUSE_S:
+        if len(spent) != len(route.hops) or not self._slow.is_time(spent, now):
             return None
-        if len(spent) != len(route.hops) or min(hop.steps for hop in spent) < GROSS_STEPS:
-            return None
-        self._looked_at = now
         need = Need(context + tokens_to_come, context, tokens_to_come)
         request = self._request(need, self.health.banned(now) | {hop.peer_id for hop in route.hops})
         predicted = self.predict(route, need)
         if predicted is None:
             return None
-        edges = self._book.edges(self._nodes, now)
-        spent = [
-            self._with_unexplained(hop.peer_id, seen, edges)
-            for hop, seen in zip(route.hops, spent, strict=True)
-        ]
-        chains = [self._chain_with_unexplained(route, chain, edges) for chain in chains]
-        found = [self._replacement(route, number, request) for number in range(len(route.hops))]
-        replacements = [None if one is None else one[0] for one in found]
-        chosen = hop_to_replace(predicted, spent, replacements, tokens_to_come)
-        if chosen is None:
-            place = chain_to_take_apart(predicted, spent, chains, replacements, tokens_to_come)
-            return None if place is None else SlowChain(chains[place].first, chains[place].last)
-        for chain in chains:
-            if chain.first <= chosen <= chain.last:  # its figures came through other hands
-                return SlowChain(chain.first, chain.last)
-        stale = [
-            peer_id
-            for peer_id in (found[chosen] or (None, ()))[1]
-            if not self._evidence.measured_within(peer_id, FRESH_S, now)
-        ]
-        if stale:
-            self._to_try = stale
-            return None
-        self._leave(route.hops[chosen], spent[chosen], predicted.hops[chosen].compute_s, now)
-        return SlowHop(chosen)
+        return self._slow.find(
+            route,
+            predicted,
+            spent,
+            chains,
+            tokens_to_come,
+            edges=self._book.edges(self._nodes, now),
+            stand_in=lambda number: self._stand_in(route, number, request),
+            now=now,
+        )
 
-    def _leave(self, hop: Hop, seen: HopSpent, expected_s: float, now: float) -> None:
-        """What is remembered of a hop that is left because it is slow."""
-        self._replaced_at = now
-        if seen.unexplained_s > seen.node_s / 2:
-            self._evidence.doubted(hop.peer_id, seen.node_s / len(hop.span), now)
-        else:
-            self._slow[hop.peer_id] = (max(0.0, seen.node_s - expected_s), now + SLOW_S)
-
-    def _with_unexplained(self, peer_id: str, seen: HopSpent, edges: Edges) -> HopSpent:
-        if seen.wire_s is None:
-            return seen
-        size = self._bytes_per_token * seen.tokens
-        way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
-        return replace(seen, unexplained_s=max(0.0, seen.wire_s - way_s))
-
-    def _chain_with_unexplained(self, route: Route, chain: ChainSpent, edges: Edges) -> ChainSpent:
-        peers = ["", *(hop.peer_id for hop in route.hops[chain.first : chain.last + 1]), ""]
-        ways_s = sum(edges.one_way_s(a, b, self._bytes_per_token) for a, b in pairwise(peers))
-        return replace(chain, unexplained_s=max(0.0, chain.wire_s - WAYS_SLACK * ways_s - NOISE_S))
-
-    def _replacement(
-        self, route: Route, number: int, request: RouteRequest
-    ) -> tuple[Replacement, tuple[str, ...]] | None:
-        """The best stand-in for one hop of a route by the last snapshot, and who that is: only peers that
-        this client knows to work, at the speed that it measured."""
+    def _stand_in(self, route: Route, number: int, request: RouteRequest) -> StandIn | None:
+        """The best replacement of one hop of a route by the last snapshot: only peers that this client knows
+        to work, at the speed that it measured."""
         hops = route.hops
         request = replace(
             request,
@@ -566,8 +489,8 @@ class Router:
         except NoRouteError:
             return None
         predicted = planned.predicted
-        peers = tuple(hop.peer_id for hop in planned.route.hops)
-        return Replacement(predicted.token_s, predicted.prefill_s, measured=True), peers
+        replacement = Replacement(predicted.token_s, predicted.prefill_s, measured=True)
+        return StandIn(replacement, tuple(hop.peer_id for hop in planned.route.hops))
 
     async def close(self) -> None:
         """End what still reads the directory."""
@@ -675,14 +598,7 @@ class Router:
     def _as_seen(self, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
         """The announcements, with what this client saw of nodes in place of what these say."""
         now = self.now()
-        nodes = self._evidence.believed(nodes, now)
-        self._slow = {peer_id: slow for peer_id, slow in self._slow.items() if slow[1] > now}
-        return [
-            replace(node, queue_ms=max(node.queue_ms, self._slow[node.peer_id][0] * 1000))
-            if node.peer_id in self._slow
-            else node
-            for node in nodes
-        ]
+        return self._slow.as_seen(self._evidence.believed(nodes, now), now)
 
     def _worth_waiting(
         self,

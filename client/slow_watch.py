@@ -15,7 +15,8 @@ from time import perf_counter
 from ..swarm.slow_hop import GROSS_STEPS, ChainSpent, HopSpent
 from .pace import Pace
 from .route_session import RouteSession
-from .router import Router, SlowChain, SlowHop
+from .router import Router
+from .slow_search import SlowChain, SlowHop
 
 APART_STEPS = 2 * GROSS_STEPS
 """Steps after which hops that were taken apart, and of which none is to be left, are chained again."""

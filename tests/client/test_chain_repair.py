@@ -11,7 +11,7 @@ import torch
 from chain_case import OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
 from fake_swarm import HIDDEN, settle
 
-from swarm_node.client.router import SlowHop
+from swarm_node.client.slow_search import SlowHop
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.messages import ErrorMessage
 

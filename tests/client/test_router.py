@@ -12,18 +12,20 @@ from swarm_node.client import router as router_module
 from swarm_node.client.failures import BUSY_JITTER
 from swarm_node.client.hop import HopFailedError
 from swarm_node.client.router import (
-    FRESH_S,
-    LOOK_PAUSE_S,
-    REPLACE_PAUSE_S,
-    SLOW_S,
     UNSETTLED_S,
     Need,
     Planned,
     Router,
-    SlowChain,
-    SlowHop,
     Waiting,
     WaitLimits,
+)
+from swarm_node.client.slow_search import (
+    FRESH_S,
+    LOOK_PAUSE_S,
+    REPLACE_PAUSE_S,
+    SLOW_S,
+    SlowChain,
+    SlowHop,
 )
 from swarm_node.dht.memory import MemoryDirectory
 from swarm_node.swarm.errors import (

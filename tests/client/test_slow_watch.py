@@ -20,7 +20,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time runs faster in here."""
     monkeypatch.setattr("swarm_node.client.scout.TRIAL_PAUSE_S", 0.0)
     monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.05)
-    monkeypatch.setattr("swarm_node.client.router.LOOK_PAUSE_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.slow_search.LOOK_PAUSE_S", 0.0)
     monkeypatch.setattr("swarm_node.swarm.slow_hop.FIXED_COST_S", 0.05)
 
 
