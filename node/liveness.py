@@ -6,7 +6,7 @@ first whose claims decide: of blocks that nobody is known to serve. The others c
 beside nodes that answered, never in their place.
 
 Who answers may still never get ready. So one that joins or leaves counts for UNREADY_S only, and a node that
-has waited for so long beside a hole waits for nobody any more.
+has waited for so long beside a hole (three times as long if it serves) waits for nobody any more.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ MOST_WEIGHED = 256
 """Nodes among which those are sought whose claims decide, in a larger swarm those of a random sample."""
 MOST_KNOWN = 1024
 """Nodes remembered; above it those are forgotten that were heard of longest ago."""
+SERVING_PATIENCE = 3.0
+"""Times as long a node that serves waits beside a hole: it would have to leave its own blocks."""
 UNREADY_LOOK_S = 5.0
 """Between questions to a node that has answered that it does not serve yet: each is a dial."""
 FIRST_PAUSE_S = 5.0
@@ -89,9 +91,10 @@ class Liveness:
                 tasks.create_task(self._ask_safely(node))
         now = self._clock()
         served = _blocks(node for node in others if self._serves(node))
-        if all(block in served for node in nodes for block in range(node.model.n_blocks)):
+        here = _blocks(node for node in nodes if node.peer_id == own and node.state is NodeState.ONLINE)
+        if all(block in served or block in here for node in nodes for block in range(node.model.n_blocks)):
             self._whole_at = now
-        waited = waits and now - self._whole_at >= UNREADY_S
+        waited = now - self._whole_at >= UNREADY_S * (1 if waits else SERVING_PATIENCE)
         return [node for node in nodes if node.peer_id == own or self._counts(node, served, waited, now)]
 
     def answered(self, peer_id: str) -> bool | None:

@@ -137,6 +137,22 @@ async def test_a_node_that_waits_beside_a_hole_waits_for_strangers_that_long_and
     assert await looking.look(*whole, waits=True, after=10) == ["a", "b", "stranger 99"]
 
 
+async def test_a_node_that_serves_waits_longer_and_knows_what_it_serves_itself():
+    looking = Looking(FakeLinks(loading={f"stranger {n}" for n in range(100)}))
+
+    async def counted(own: Span) -> int:
+        """Looks, 10 seconds apart, of 30 in which another stranger each time counts."""
+        times = 0
+        for number in range(30):
+            stranger = node(f"stranger {number}", NodeState.JOINING, Span(2, 4))
+            times += len(await looking.look(node("own", span=own), stranger, after=10)) - 1
+        return times
+
+    assert await counted(Span(0, 4)) == 30
+    looking.liveness._known.clear()
+    assert await counted(Span(0, 2)) == 17
+
+
 async def test_where_too_many_are_announced_those_whose_claims_decide_are_asked_first():
     strangers = [node(f"stranger {number}", span=Span(0, 3)) for number in range(900)]
     looking = Looking(FakeLinks({"a", "b", "c"}))
