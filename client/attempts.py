@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..swarm.errors import BusyError, LocalNetworkError, PeerLateError
@@ -28,6 +29,9 @@ the swarm."""
 MAX_STRANGE_FAILURES = 16
 """The same of peers that never worked for this client: some may be there to fail, and a new client knows
 nobody."""
+WARY_S = 2.0
+"""For so long peers are put on trial before a route is opened, where too few are proven and liars were
+met."""
 STRANGERS_S = 30.0
 """For so long, without a token in between, strangers are tried that open no session."""
 
@@ -82,10 +86,14 @@ class Attempts:
 
     async def look_around(self, gap: Span | None = None) -> None:
         """If strangers have failed: find out who is there, for the whole model or the blocks ``gap``; and who
-        works, if some were there and did not."""
+        works, if some were there and did not. For some seconds at most if liars were met lately."""
         if self._lacking is not None:
             least, self._lacking = self._lacking, None
             self._note(await self._scout.meet(self._need, Wanted(gap, least=least)))
+        elif self._router.is_wary():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WARY_S):
+                    await self._scout.meet(self._need, Wanted(gap, least=Standing.PROVEN))
 
     async def opened(
         self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None

@@ -77,9 +77,11 @@ class _Own:
 
 
 class Evidence:
-    """The ledger. Bounded; ``salt`` orders what nothing else tells apart."""
+    """The ledger. Bounded; ``salt`` orders what nothing else tells apart. ``wary_until``: somebody is doubted
+    until then."""
 
     def __init__(self, salt: str = "") -> None:
+        self.wary_until = -inf
         self._salt = salt
         self._seen: OrderedDict[str, float] = OrderedDict()  # by peer id: known since when
         self._peers: OrderedDict[str, _Own] = OrderedDict()
@@ -119,6 +121,7 @@ class Evidence:
         own = self._own(peer_id)
         own.doubts, own.proven_at = own.doubts + 1, -inf
         own.doubted_until = now + min(LONGEST_OWN_S, OWN_S * 2.0 ** min(own.doubts, 16))
+        self.wary_until = max(self.wary_until, own.doubted_until)
 
     def may_try(self, peer_id: str, now: float) -> bool:
         """Whether a trial makes sense: not of one that failed lately, or was left lately for time that it did

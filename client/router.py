@@ -308,6 +308,10 @@ class Router:
         """It has not answered us lately."""
         return self._evidence.standing(peer_id, self.now()) is Standing.STRANGER
 
+    def is_wary(self) -> bool:
+        """Somebody was found lately who is far slower than he says: there may be more of them."""
+        return self.now() < self._evidence.wary_until
+
     def is_proven(self, peer_id: str) -> bool:
         """It has computed for us lately."""
         return self._evidence.standing(peer_id, self.now()) is Standing.PROVEN

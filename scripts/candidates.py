@@ -123,6 +123,10 @@ async def measured(kind: str, sybils: int, networks: int, clients: int) -> dict[
                     made += 1
                     (later if number else first).append(figures[0])
                     rates.append(figures[1])
+        for node in swarm.nodes.values():
+            node.die()
+            swarm.network.kill(node.peer_id)
+        await asyncio.sleep(0.01)  # for what they still do to end
     return {
         "kind": kind,
         "sybils": sybils,
