@@ -27,7 +27,8 @@ PROVEN_S = 900.0
 CREDIT = 4.0
 """A peer that has not computed for this client is believed to be so many times faster at most than those that
 have (their median, which one that answers nonsense at once does not move): more than machines that serve one
-model mostly differ by, and no free ticket."""
+model mostly differ by, and no free ticket. One that passed a trial, and no more, is believed to be as fast as
+those: it shares their work, and does not outbid them."""
 PROMPT_GAIN = 1000.0
 """A token of a prompt costs at least this part of a decoded one: weights are read once for many tokens, but
 arithmetic remains. Real machines reach 10 to 300."""
@@ -70,6 +71,7 @@ class _Own:
     measured_at: float = -inf
     doubts: int = 0
     doubted_until: float = -inf
+    has_served: bool = False
 
     def counts(self, now: float) -> bool:
         """Whether ``block_s`` comes before the claim."""
@@ -104,6 +106,11 @@ class Evidence:
         own = self._own(peer_id)
         if now >= own.doubted_until:
             own.proven_at = now
+
+    def served(self, peer_id: str, now: float) -> None:
+        """It computed a part of an answer."""
+        self.proved(peer_id, now)
+        self._own(peer_id).has_served = True
 
     def failed(self, peer_id: str, now: float) -> None:
         own = self._own(peer_id)
@@ -154,18 +161,23 @@ class Evidence:
     def believed(self, nodes: Sequence[NodeInfo], now: float, *, own_only: bool = False) -> list[NodeInfo]:
         """The announcements with what counts of their speeds. ``own_only``: where this client has measured
         a peer, claims that are better count for nothing, even within the honest."""
-        known = [own.block_s for own in self._peers.values() if own.block_s and own.proven_at > -inf]
-        usual_s = median_low(known) if known else 0.0
-        return [self._believed(node, usual_s, now, 1.0 if own_only else HONEST) for node in nodes]
+        served = [
+            max(decode_seconds(node), own.block_s if own.counts(now) else 0.0)
+            for node in nodes
+            if (own := self._peers.get(node.peer_id)) is not None and own.has_served
+        ]
+        usual_s = median_low(served) if served else 0.0
+        return [self._believed(node, usual_s, now, own_only) for node in nodes]
 
-    def _believed(self, node: NodeInfo, usual_s: float, now: float, honest: float) -> NodeInfo:
+    def _believed(self, node: NodeInfo, usual_s: float, now: float, own_only: bool) -> NodeInfo:
         claim_s = least_s = decode_seconds(node)
         own = self._peers.get(node.peer_id)
-        if own is not None and own.counts(now):
-            if own.block_s > honest * claim_s:
-                least_s = own.block_s
-        elif self.standing(node.peer_id, now) < Standing.PROVEN:
-            least_s = max(claim_s, usual_s / CREDIT)
+        if own is not None and own.counts(now) and own.block_s > (1.0 if own_only else HONEST) * claim_s:
+            least_s = own.block_s
+        if self.standing(node.peer_id, now) < Standing.PROVEN:
+            least_s = max(least_s, usual_s / CREDIT)
+        elif not own_only and own is not None and not own.has_served:
+            least_s = max(least_s, usual_s)
         prompt_s = max(prefill_seconds(node), least_s / PROMPT_GAIN)
         if least_s == claim_s and prompt_s == prefill_seconds(node):
             return node

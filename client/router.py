@@ -278,8 +278,8 @@ class Router:
         self._failures.failed(failure.peer_id, failure.cause, self._nodes, self.now())
 
     def succeeded(self, peer_id: str) -> None:
-        """It has computed for us."""
-        self._evidence.proved(peer_id, self.now())
+        """It has computed a part of an answer."""
+        self._evidence.served(peer_id, self.now())
         self._failures.succeeded(peer_id)
 
     def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float) -> None:
@@ -348,7 +348,8 @@ class Router:
         blocks = next((len(node.span) for node in self._nodes if node.peer_id == peer_id), 1)
         if not self._is_liar(peer_id, blocks, blocks * block_s):
             self._evidence.measured(peer_id, block_s, self.now())
-            self.succeeded(peer_id)
+            self._evidence.proved(peer_id, self.now())
+            self._failures.succeeded(peer_id)
 
     def asked(self, node: NodeInfo) -> None:
         """A peer is being met or tried."""
@@ -486,10 +487,9 @@ class Router:
             before=hops[number - 1].peer_id if number else "",
             after=hops[number + 1].peer_id if number + 1 < len(hops) else "",
         )
-        now = self.now()
         proven = [node for node in self._nodes if self.is_proven(node.peer_id)]
         try:
-            planned = self._search(self._evidence.believed(proven, now, own_only=True), request)
+            planned = self._search(proven, request, own_only=True)
         except NoRouteError:
             return None
         predicted = planned.predicted
@@ -556,13 +556,22 @@ class Router:
             digest=self.model.digest,
         )
 
-    def _search(self, nodes: Sequence[NodeInfo], request: RouteRequest, held: Held | None = None) -> Planned:
+    def _search(
+        self,
+        nodes: Sequence[NodeInfo],
+        request: RouteRequest,
+        held: Held | None = None,
+        *,
+        own_only: bool = False,
+    ) -> Planned:
+        """``own_only``: claims that are better than what this client measured count for nothing."""
         return self._faults.without_culprits(
-            lambda some: self._search_among(some, request, held), nodes, lambda node: node.peer_id
+            lambda some: self._search_among(self._as_seen(some, own_only), request, held),
+            nodes,
+            lambda node: node.peer_id,
         )
 
     def _search_among(self, nodes: Sequence[NodeInfo], request: RouteRequest, held: Held | None) -> Planned:
-        nodes = self._as_seen(nodes)
         edges = self._book.edges(nodes, self.now())
         salt = f"{self._salt}/{self._plans}"
         try:
@@ -599,10 +608,10 @@ class Router:
             raise AssertionError("there is always a circle of all")
         raise problem
 
-    def _as_seen(self, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
+    def _as_seen(self, nodes: Sequence[NodeInfo], own_only: bool = False) -> list[NodeInfo]:
         """The announcements, with what this client saw of nodes in place of what these say."""
         now = self.now()
-        return self._slow.as_seen(self._evidence.believed(nodes, now), now)
+        return self._slow.as_seen(self._evidence.believed(nodes, now, own_only=own_only), now)
 
     def _worth_waiting(
         self,

@@ -86,21 +86,21 @@ def test_the_known_come_first_and_those_that_failed_last() -> None:
     assert names(evidence.in_turn(nodes, now)) == "paoqnf"
 
 
-def test_claims_are_capped_by_what_was_measured() -> None:
+def test_claims_are_capped_by_what_was_seen() -> None:
     evidence = Evidence()
     honest, fantastic = node("a", ms=10.0), node("x", ms=1e-6)
     assert evidence.believed([fantastic], 0.0)[0].decode_ms_per_block == 1e-6, "nothing is known yet"
-    evidence.proved("a", 0.0)
-    evidence.measured("a", 0.010, 0.0)
+    evidence.served("a", 0.0)
     known, believed = evidence.believed([honest, fantastic], 1.0)
     assert known is honest
     assert believed.decode_ms_per_block == pytest.approx(10.0 / CREDIT)
-    # nor does one that answers nonsense at once raise what the others may claim
-    evidence.proved("b", 0.0)
-    evidence.measured("b", 0.012, 0.0)
-    evidence.proved("y", 0.0)
-    evidence.measured("y", 1e-7, 0.0)
-    assert evidence.believed([fantastic], 1.0)[0].decode_ms_per_block == pytest.approx(10.0 / CREDIT)
+    # one that passed a trial shares the work of those that serve, and does not outbid them
+    evidence.measured("x", 1e-7, 0.0)
+    evidence.proved("x", 0.0)
+    assert evidence.believed([honest, fantastic], 1.0)[1].decode_ms_per_block == pytest.approx(10.0)
+    assert evidence.believed([honest, fantastic], 1.0, own_only=True)[1] is fantastic
+    evidence.served("x", 0.0)
+    assert evidence.believed([honest, fantastic], 1.0)[1] is fantastic
 
 
 def test_an_own_measure_outranks_a_claim_that_is_far_off() -> None:

@@ -518,6 +518,18 @@ async def test_a_hop_is_left_only_for_one_that_was_measured_lately() -> None:
     assert router.find_slow(planned.route, spent, [], 100, 50) == SlowHop(1)
 
 
+async def test_a_slow_hop_is_left_for_one_that_only_passed_a_trial() -> None:
+    """Which is not believed to be faster where it is not needed."""
+    swarm, router, _, planned, spent = await _slow()
+    for hop in planned.route.hops:
+        swarm.announce(hop.peer_id, decode_ms_per_block=100.0)
+        router.succeeded(hop.peer_id)
+    await router._refresh()
+    taken = {_hops(await router.plan(NEED))[1][0] for _ in range(30)}
+    assert taken == {"b", "c"}, "a trial makes it an equal"
+    assert router.find_slow(planned.route, spent, [], 100, 50) == SlowHop(1)
+
+
 async def test_time_that_the_way_does_not_take_is_the_hops() -> None:
     _, router, clock, planned, _ = await _slow()
     liar = planned.route.hops[1].peer_id
