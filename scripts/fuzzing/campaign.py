@@ -18,9 +18,9 @@ from worker_process import WorkerFailedError
 
 from .worker import LAST
 
-HANG_S = 60.0
-"""Seconds without a word after which a worker counts as hung. It speaks twice a second; a busy machine and
-the start (kernels, torch) take their time."""
+HANG_S = 180.0
+"""Seconds without a word after which a worker counts as hung. It speaks twice a second; the start (kernels,
+torch) takes its time, more so on a busy machine."""
 GROWTH_BYTES = 96 * 2**20
 """Resident bytes that a worker may grow by after it is warm. The allocator's arenas wander by tens of MiB."""
 
