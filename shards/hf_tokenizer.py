@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ..swarm.confined.process import one_line
-from ..swarm.errors import CheckpointError
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError, one_line
+from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .bounded_json import read_bytes
 from .chat_template import MAX_SOURCE
 from .config import ModelConfig
 from .hf_config import read_json
 from .tokenizer import Tokenizer, is_panic
+from .tokenizer_check import normalizes_in_linear_time, takes_linear_time
 
 MAX_FILE_BYTES = 128 * 2**20
 """Of a tokenizer.json; the largest in use have 35 MB."""
@@ -25,6 +27,11 @@ MAX_TEXT_BYTES = 8 * 1024
 reads the answer, and a trie of tokens is as deep as the longest. Some hundred bytes are usual."""
 MAX_ADDED = 64 * 1024
 """Tokens that tokenizer_config.json adds; some thousand are usual."""
+LOAD_BOUNDS = Bounds(memory_bytes=4 * 2**30, cpu_s=20, wall_s=60.0)
+"""Of loading a tokenizer.json that runs its own steps on texts of its own."""
+_PROGRAM = Path(__file__).with_name("tokenizer_program.py")
+_NORMALIZED = re.compile(rb'"normalized"\s*:\s*true|\\u00[2-7]')
+"""In a file with tokens that are normalized while it is loaded; keys may be spelled with escapes."""
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -42,6 +49,7 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
             hint="Save it from transformers once: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
     backend = _read(path)
+    takes_linear_time(backend, directory.name)  # raises for steps that multiply, before more tokens take them
     settings = _optional_json(directory / "tokenizer_config.json")
     named = _named_tokens({**_optional_json(directory / "special_tokens_map.json"), **settings})
     _add_tokens(backend, settings, named)
@@ -61,6 +69,8 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
 def _read(path: Path) -> Backend:
     content = read_bytes(path, MAX_FILE_BYTES)
     _check_texts(content, path)
+    if _NORMALIZED.search(content):
+        _try_out(content, path)
     try:
         return Backend.from_buffer(content)
     except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
@@ -69,6 +79,18 @@ def _read(path: Path) -> Backend:
         raise CheckpointError(
             f"{path} is damaged: {one_line(str(error))}", hint="Download it again."
         ) from error
+
+
+def _try_out(content: bytes, path: Path) -> None:
+    """Load it where that can be ended: the library holds the interpreter meanwhile, so not even Ctrl-C would
+    end it here."""
+    process = ConfinedProcess(_PROGRAM, ("tokenizers",), content.decode(errors="replace"), LOAD_BOUNDS)
+    try:
+        process.opened()
+    except EndedError as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}", hint="Download it again.") from None
+    finally:
+        process.close()
 
 
 def _check_texts(content: bytes, path: Path) -> None:
@@ -119,6 +141,10 @@ def _add_tokens(backend: Backend, settings: dict[str, Any], named: dict[str, Add
         ):
             new.append(_added_token(entry, special=bool(entry.get("special", False))))
             known.add(entry["content"])
+    if any(token.normalized for token in new) and not normalizes_in_linear_time(backend):
+        raise UnsupportedModelError(
+            "tokenizer_config.json adds tokens that are normalized with expressions of no known form"
+        )
     for special, tokens in groupby(new, key=lambda token: token.special):  # each call costs what all do
         (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
     backend.add_special_tokens([token for token in named.values() if token.content not in known])

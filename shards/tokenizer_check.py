@@ -54,8 +54,12 @@ LINEAR = frozenset(
 )
 """Expressions of models in use that take linear time on any text."""
 
-_MODELS = frozenset(("BPE", "WordPiece", "WordLevel"))
-"""Unigram takes the length of its longest token at each character."""
+_MODELS = frozenset(("BPE", "WordLevel"))
+"""Unigram takes the length of its longest token at each character, WordPiece the square of a word's length
+times that of its prefix."""
+_MARKING, _MARKED = frozenset(("ByteLevel", "Metaspace")), 5
+"""Steps that spell bytes as characters of two, or put one of up to four before each piece; and how many times
+longer each makes a text at most. They add up: what one has spelled the next spells again."""
 _NORMALIZERS = frozenset(
     ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "Prepend", "Replace")
     + ("ByteLevel", "BertNormalizer")
@@ -78,7 +82,7 @@ def takes_linear_time(backend: Backend, where: str) -> bool:
     normalizing = list(_steps(backend.normalizer, "normalizers"))
     splitting = list(_steps(backend.pre_tokenizer, "pretokenizers"))
     decoding = list(_steps(backend.decoder, "decoders"))
-    for steps in (normalizing, decoding):
+    for steps in ([*normalizing, *splitting], decoding):
         if _growth(steps) > MAX_GROWTH:
             raise CheckpointError(f"the tokenizer of {where} makes texts over {MAX_GROWTH} times longer")
     for step in decoding:
@@ -105,6 +109,11 @@ def takes_linear_time(backend: Backend, where: str) -> bool:
     )
 
 
+def normalizes_in_linear_time(backend: Backend) -> bool:
+    """Whether adding tokens does, which are normalized as texts are."""
+    return {_expression(step) for step in _steps(backend.normalizer, "normalizers")} <= {None, *LINEAR}
+
+
 def _steps(component: Any, inner: str) -> Iterator[dict[str, Any]]:
     """Those of sequences one by one; none where there is no such component."""
     waiting = [] if component is None else [json.loads(component.__getstate__())]
@@ -129,6 +138,8 @@ def _growth(steps: list[dict[str, Any]]) -> float:
             new = len(step["content"].encode())
             # An expression may match nothing at all, and so between any two characters.
             growth *= 1 + new if not pattern else max(1.0, new / len(pattern.encode()))
+        elif step["type"] in _MARKING:
+            growth *= _MARKED
         else:
             texts = [value for value in step.values() if isinstance(value, str)]
             growth *= max(1.0, len(max(texts, key=len, default="")) / MAX_GROWTH)  # prefixes and the like

@@ -13,15 +13,17 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, WordPiece
 
+from swarm_node.shards import hf_tokenizer as hf_module
 from swarm_node.shards import tokenizer as tokenizer_module
 from swarm_node.shards.gguf_tokenizer import SPLITS, _merges_of_scores
-from swarm_node.shards.hf_tokenizer import _read
+from swarm_node.shards.hf_tokenizer import _add_tokens, _read
 from swarm_node.shards.token_bytes import byte_spelling
 from swarm_node.shards.tokenizer import Tokenizer
 from swarm_node.shards.tokenizer_check import GPT2_SPLIT, LINEAR, takes_linear_time
 from swarm_node.swarm.confined.process import Bounds
 from swarm_node.swarm.errors import CheckpointError, PromptTooLongError, UnsupportedModelError, UsageError
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 NESTED = "(a+)+$"  # the library's engine gives up after ten million steps, and panics
 QUADRATIC = r"a*a*a*a*a*b|."  # never so many at one place, and at each of many
 
@@ -105,6 +107,8 @@ def test_an_expression_that_panics_or_never_ends_is_an_error(monkeypatch: pytest
         {"decoder": several("decoders", *[replace({"String": "a"}, "aa")] * 30)},
         {"decoder": replace({"Regex": NESTED}, "b")},
         {"normalizer": several("normalizers", *[{"type": "NFC"}] * 1000)},
+        {"normalizer": several("normalizers", *[{"type": "ByteLevel"}] * 8)},
+        {"pre_tokenizer": several("pretokenizers", *[BYTE_LEVEL] * 32)},
         {"post_processor": {
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "a", "type_id": 0}}] * 10_000,
@@ -132,6 +136,26 @@ def test_a_file_with_a_huge_token_or_of_no_known_form_is_refused(tmp_path: Path,
     path.write_text(text)
     with pytest.raises(CheckpointError):
         _read(path)
+
+
+def test_a_file_whose_tokens_take_for_ever_to_normalize_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_module, "LOAD_BOUNDS", Bounds(memory_bytes=2 * 2**30, cpu_s=0, wall_s=10))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    added = [{"id": 256 + number, "content": "a" * 3000 + str(number), **flags} for number in range(1000)]
+    path = tmp_path / "tokenizer.json"
+    parts = {"normalizer": replace({"Regex": "a*a*a*b|."}, "b")}
+    path.write_text(json.dumps(content(**parts, added_tokens=added)))
+    with pytest.raises(CheckpointError, match="cannot be loaded: it took more than"):
+        _read(path)
+    path.write_text(json.dumps(content(**parts, added_tokens=[{**added[0], "content": "a" * 30}])))
+    monkeypatch.undo()
+    backend = _read(path)
+    assert backend.get_vocab_size() == 257
+    settings = {"added_tokens_decoder": {"257": {"content": "a" * 3000, "normalized": True}}}
+    with pytest.raises(UnsupportedModelError, match="normalized with expressions"):
+        _add_tokens(backend, settings, {})
 
 
 def test_merges_are_not_looked_for_in_huge_tokens() -> None:
