@@ -31,8 +31,10 @@ from .params import GenerateOptions, GenerationParams, Prompt, fit_context
 from .prefix import check_salt, new_salt
 from .prompt_reader import PromptReader
 from .repair import SwarmSession
+from .route_finder import Need
 from .route_memory import RouteMemory
-from .router import Need, Router, Waiting, WaitLimits
+from .route_wait import Waiting, WaitLimits
+from .router import Router
 from .scout import Scout
 from .streams import TextStream
 from .token_guide import Guides

@@ -17,7 +17,9 @@ from ..swarm.types import Hop, Span
 from .evidence import Standing
 from .hop import HopFailedError
 from .no_route import nobody_opens
-from .router import Need, Router, Wanted
+from .reserves import Wanted
+from .route_finder import Need
+from .router import Router
 from .scout import MUTE_S, Scout
 
 MAX_OPENINGS = 32
@@ -123,7 +125,7 @@ class Attempts:
             self._note(meeting.result())
         finally:
             meeting.cancel()
-        if not opening.done() and not self._router.unmet(self._need, wanted):
+        if not opening.done() and not self._router.reserves.unmet(self._need, wanted):
             first, *others = [
                 HopFailedError(peer_id, PeerLateError(f"peer {peer_id[-8:]} does not answer, and others do"))
                 for peer_id in sorted(mute)

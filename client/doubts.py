@@ -12,7 +12,9 @@ import asyncio
 from ..swarm.patience import doubt_within_s
 from ..swarm.types import Hop
 from .evidence import Standing
-from .router import Need, Router, Wanted
+from .reserves import Wanted
+from .route_finder import Need
+from .router import Router
 from .scout import Scout
 
 
@@ -33,7 +35,7 @@ class Doubts:
     def leave(self, hop: Hop) -> bool:
         """Whether to go elsewhere. May be asked again and again: it looks for others meanwhile."""
         wanted = Wanted(hop.span, frozenset({hop.peer_id}), Standing.PROVEN)
-        if not self._router.unmet(self._need, wanted):
+        if not self._router.reserves.unmet(self._need, wanted):
             self._in_a_row += 1
             return True
         if self._looking is None or self._looking.done():

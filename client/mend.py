@@ -24,8 +24,8 @@ from .diagnosis import Diagnosis, diagnose
 from .failures import NO_FAULT
 from .hop import HopClient, HopFailedError, ReplayRefusedError, Seat
 from .refeed import Fed, Port, feed_ids, relay_rows
+from .route_finder import Planned
 from .route_session import RouteSession, attach, names_for, new_session, open_seat, own_fault, places
-from .router import Planned
 from .segment import BrokenError
 from .tasks import all_of
 from .trace import HopTimings

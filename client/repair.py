@@ -38,9 +38,11 @@ from .incident import Incident
 from .link_report import report_links
 from .mend import CannotMendError, Mender, Mending, MoveAbandonedError
 from .prefix import PrefixKey
+from .route_finder import Need, Planned
 from .route_memory import RouteMemory
 from .route_session import NoChains, RouteSession, RouteSettings
-from .router import Need, OnWait, Planned, Router, Waiting, WaitLimits
+from .route_wait import OnWait, Waiting, WaitLimits
+from .router import Router
 from .scout import Scout
 from .slow_search import SlowHop
 from .slow_watch import Rewire, SlowWatch

@@ -26,7 +26,9 @@ from ..swarm.link_pool import LinkPool
 from ..swarm.types import Hop, NodeInfo, Route
 from .evidence import Standing
 from .hop import HopFailedError
-from .router import Need, Router, Wanted
+from .reserves import Wanted
+from .route_finder import Need
+from .router import Router
 from .trial import try_peer
 
 AT_ONCE = 4
@@ -94,8 +96,8 @@ class Scout:
             self._trials = asyncio.create_task(self._try_some(route))
 
     async def _try_some(self, route: Route) -> None:
-        while perf_counter() < self._until and (node := self._router.to_try(route)) is not None:
-            self._router.asked(node)
+        while perf_counter() < self._until and (node := self._router.reserves.to_try(route)) is not None:
+            self._router.reserves.asked(node)
             await self._try(node)
             await asyncio.sleep(TRIAL_PAUSE_S)
 
@@ -135,10 +137,10 @@ class Scout:
         failures: list[HopFailedError] = []
         dials: dict[asyncio.Task[HopFailedError | None], float] = {}  # and since when
         try:
-            while perf_counter() - began < MEET_S and self._router.unmet(need, wanted):
+            while perf_counter() - began < MEET_S and self._router.reserves.unmet(need, wanted):
                 for node in self._next(need, wanted, asked, len(failures), list(dials.values())):
                     asked.add(node.peer_id)
-                    self._router.asked(node)
+                    self._router.reserves.asked(node)
                     dials[asyncio.create_task(ask(node))] = perf_counter()
                 if not dials:
                     break
@@ -164,7 +166,7 @@ class Scout:
         free = min(at_once - (len(since) - mute), MOST_AT_ONCE - len(since))
         if free <= 0:
             return []
-        candidates = self._router.to_meet(need, wanted)
+        candidates = self._router.reserves.to_meet(need, wanted)
         return [node for node in candidates if node.peer_id not in asked][:free]
 
     async def _ask(self, node: NodeInfo) -> HopFailedError | None:

@@ -19,8 +19,8 @@ from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Want
 from ..swarm.types import Hop, NodeInfo
 from .hop import HopClient, HopFailedError, Seat, SessionSettings, TrialLostError
+from .reserves import TRIAL_TOKENS
 from .route_session import new_session
-from .router import TRIAL_TOKENS
 from .segment import Segment
 
 TRIAL_STEPS = 4

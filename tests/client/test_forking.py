@@ -12,7 +12,8 @@ from torch import Tensor
 
 from swarm_node.client.hop import SessionSettings
 from swarm_node.client.repair import SwarmSession
-from swarm_node.client.router import Need, WaitLimits
+from swarm_node.client.route_finder import Need
+from swarm_node.client.route_wait import WaitLimits
 from swarm_node.client.scout import Scout
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.link_pool import LinkPool

@@ -11,7 +11,8 @@ import pytest
 from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, expected, settle, until
 
 from swarm_node.client.attempts import MAX_STRANGE_FAILURES
-from swarm_node.client.router import TRIAL_TOKENS, WaitLimits
+from swarm_node.client.reserves import TRIAL_TOKENS
+from swarm_node.client.route_wait import WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,

@@ -10,7 +10,8 @@ import pytest
 from fake_swarm import BOS, MODEL, FakeSwarm, ToyHead
 from virtual_time import VirtualLoop, run
 
-from swarm_node.client.router import Need, Wanted
+from swarm_node.client.reserves import Wanted
+from swarm_node.client.route_finder import Need
 from swarm_node.client.scout import AT_ONCE, MOST_AT_ONCE, Scout
 from swarm_node.swarm.errors import PeerUnreachableError, SwarmError
 from swarm_node.swarm.link import Patience
@@ -108,7 +109,7 @@ async def test_a_hop_lost_in_mid_answer_is_found_among_hundreds_of_nobody() -> N
         swarm.nodes["b"].die()
         swarm.network.kill("b")
         swarm.store.remove("b")
-        await model._router._refresh()
+        await model._router._announcements.refresh()
         answer = await stream.finish()
     assert [hop.peer_id for hop in answer.route.hops] == ["a", "c"]
 
@@ -150,7 +151,7 @@ async def test_sessions_share_a_search(dials: list[int]) -> None:
     need = Need(10)
     await router.plan(need)
     found = await asyncio.gather(*(scout.meet(need, Wanted()) for _ in range(8)))
-    assert not router.unmet(need, Wanted())
+    assert not router.reserves.unmet(need, Wanted())
     assert all(failures == found[0] for failures in found)
     assert all(isinstance(failure.cause, PeerUnreachableError) for failure in found[0])
     assert len({failure.peer_id for failure in found[0]}) == len(found[0])

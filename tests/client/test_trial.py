@@ -60,7 +60,7 @@ async def test_reserves_are_found_while_an_answer_is_made() -> None:
         # newcomers wait for their trial, whatever they claim
         swarm.nodes["e"] = swarm.nodes["d"]
         swarm.announce("e", decode_ms_per_block=1e-3)
-        await router._refresh()
+        await router._announcements.refresh()
         for _ in range(5):
             answer = await model.generate_detailed([BOS, 3], max_new_tokens=2)
             assert router.is_proven(answer.route.hops[0].peer_id)

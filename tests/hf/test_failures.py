@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from swarm_node.client import repair
 from swarm_node.client.hf import SwarmCache
 from swarm_node.client.hop import HopFailedError
-from swarm_node.client.router import WaitLimits
+from swarm_node.client.route_wait import WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
     ModelMismatchError,
