@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from ..swarm.errors import (
@@ -18,7 +18,7 @@ from ..swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
-from ..swarm.health import PeerHealth
+from ..swarm.health import MAX_PEERS, PeerHealth
 from ..swarm.types import NodeInfo, NodeState
 
 DISTRUST_S = 300.0
@@ -61,16 +61,16 @@ def is_fault(cause: SwarmError) -> bool:
 
 
 class Failures:
-    """Turns what peers failed of into bans in ``health``. ``causes``: the last failure, by peer id."""
+    """Turns what peers failed of into bans in ``health``. ``causes``: the last failure, by peer id. Bounded:
+    of more than MAX_PEERS peers those that failed longest ago are forgotten."""
 
     def __init__(self, health: PeerHealth, rng: random.Random) -> None:
-        self.causes: dict[str, SwarmError] = {}
+        self.causes: OrderedDict[str, SwarmError] = OrderedDict()
         self._health = health
         self._random = rng
         self._busy: Counter[str] = Counter()  # by peer id, BUSY in a row
-        self._left: dict[
-            str, tuple[str, ...] | None
-        ] = {}  # where those that failed were; None: offline since
+        # Where those that failed were; None: offline since.
+        self._left: dict[str, tuple[str, ...] | None] = {}
 
     def failed(self, peer_id: str, cause: SwarmError, nodes: Sequence[NodeInfo], now: float) -> None:
         """``nodes``: the announcements that the peer was chosen from.
@@ -81,6 +81,9 @@ class Failures:
         if cause is before:
             return
         self.causes[peer_id] = cause
+        self.causes.move_to_end(peer_id)
+        if len(self.causes) > MAX_PEERS:
+            self._forget(next(iter(self.causes)))
         match cause:
             case BusyError():
                 if not (isinstance(before, BusyError) and self._health.is_banned(peer_id, now)):
@@ -113,9 +116,7 @@ class Failures:
     def succeeded(self, peer_id: str) -> None:
         """It answered rightly: all is forgiven."""
         self._health.succeeded(peer_id)
-        self.causes.pop(peer_id, None)
-        self._busy.pop(peer_id, None)
-        self._left.pop(peer_id, None)
+        self._forget(peer_id)
 
     def look(self, nodes: Sequence[NodeInfo], now: float) -> None:
         """Fresh announcements: peers that failed and were started anew since may be tried again at once.
@@ -146,6 +147,11 @@ class Failures:
             if self._is_hopeless(peer_id)
             or now - records[peer_id].last_failure < RETRY_S * max(1, records[peer_id].failures)
         )
+
+    def _forget(self, peer_id: str) -> None:
+        self.causes.pop(peer_id, None)
+        self._busy.pop(peer_id, None)
+        self._left.pop(peer_id, None)
 
     def _is_hopeless(self, peer_id: str) -> bool:
         match self.causes.get(peer_id):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from router_case import NEED, clocked_swarm, failure, hops
 
-from swarm_node.client.failures import BUSY_JITTER
+from swarm_node.client.failures import BUSY_JITTER, Failures
 from swarm_node.client.route_wait import WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
@@ -18,6 +19,7 @@ from swarm_node.swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
+from swarm_node.swarm.health import MAX_PEERS, PeerHealth
 from swarm_node.swarm.types import NodeState, Span
 
 
@@ -137,3 +139,12 @@ async def test_a_silent_peer_is_not_asked_again_at_once() -> None:
     await router.plan_gap(NEED, Span(0, 6), before=None, after=None, keep=frozenset())
     assert router.health.is_banned("a", clock.time + 1.9)
     assert not router.health.is_banned("a", clock.time + 2.1)
+
+
+async def test_no_more_failures_are_remembered_than_peers() -> None:
+    failures = Failures(PeerHealth(), random.Random(0))
+    for number in range(MAX_PEERS + 10):
+        failures.failed(f"p{number}", BusyError("full", retry_after=1), [], 1000.0)
+    assert len(failures.causes) == MAX_PEERS
+    assert "p9" not in failures.causes
+    assert f"p{MAX_PEERS + 9}" in failures.causes
