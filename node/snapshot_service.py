@@ -33,9 +33,10 @@ from ..dht.snapshot_messages import (
     pack_entries,
 )
 from ..swarm.address_groups import address_group
+from ..swarm.buckets import Buckets
 from ..swarm.connection import MessageStream
 from ..swarm.errors import NetworkError, RemoteProtocolError
-from ..swarm.fair_gate import Bucket, FairGate, GateLimits, TurnedAwayError
+from ..swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
 from ..swarm.membership import Membership
 from ..swarm.shares import Holder, ShareLimits, Shares
 from ..swarm.transport import Stream, Transport
@@ -85,16 +86,6 @@ class EntryStore(Protocol):
     async def store(self, owner: str, key: str, expiration: float, value: bytes) -> NetworkError | None: ...
 
 
-class _Peer:
-    """What one peer may ask for."""
-
-    __slots__ = ("keys", "puts")
-
-    def __init__(self, now: float) -> None:
-        self.keys = Bucket(KEYS_PER_S, KEYS_AT_ONCE, now)
-        self.puts = Bucket(PUTS_PER_S, PUTS_AT_ONCE, now)
-
-
 class SnapshotService:
     """``handle`` serves streams of SNAPSHOT_PROTOCOL. ``check``: what entries must be in this swarm; ``tag``:
     the swarm's; ``clock``: Unix time in seconds."""
@@ -113,7 +104,8 @@ class SnapshotService:
         self._tag = tag
         self._clock = clock
         self._now = monotonic
-        self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._keys_of_peer = Buckets(KEYS_PER_S, KEYS_AT_ONCE, MAX_PEERS)
+        self._puts_of_peer = Buckets(PUTS_PER_S, PUTS_AT_ONCE, MAX_PEERS)
         self._fresh: OrderedDict[str, tuple[float, Mapping[str, Entry]]] = OrderedDict()
         self._lookups = FairGate(LOOKUPS, clock=monotonic)
         self._puts = FairGate(PUTS, clock=monotonic)
@@ -179,8 +171,9 @@ class SnapshotService:
     async def _answer(
         self, stream: MessageStream[SnapshotMessage], holder: Holder, keys: Sequence[str]
     ) -> None:
-        budget = self._peer(holder.peer_id).keys
-        if wait := budget.take(len(keys), self._now()):
+        now = self._now()
+        budget = self._keys_of_peer.of(holder.peer_id, now)
+        if wait := budget.take(len(keys), now):
             async with asyncio.timeout(IDLE_S):
                 await stream.send(Slower(_ms(wait)))
             return
@@ -215,7 +208,8 @@ class SnapshotService:
     async def _put(self, holder: Holder, request: Put) -> Stored | Slower:
         """Raises TurnedAwayError."""
         owner, key = holder.peer_id, key_hash(request.key, self._tag)
-        if wait := self._peer(owner).puts.take(1, self._now()):
+        now = self._now()
+        if wait := self._puts_of_peer.of(owner, now).take(1, now):
             return Slower(_ms(wait))
         if request.expiration <= self._clock():
             return Stored("the entry has expired already: compare the clocks")
@@ -235,13 +229,6 @@ class SnapshotService:
         self._held.put(key, owner, b"", request.expiration, holder.group, b"", by_owner=True)
         self._fresh.pop(request.key, None)
         return Stored()
-
-    def _peer(self, peer_id: str) -> _Peer:
-        peer = self._peers.setdefault(peer_id, _Peer(self._now()))
-        self._peers.move_to_end(peer_id)
-        while len(self._peers) > MAX_PEERS:
-            self._peers.popitem(last=False)
-        return peer
 
 
 def _ms(seconds: float) -> int:

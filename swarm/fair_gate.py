@@ -18,12 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from .buckets import Bucket, Buckets
 from .shares import Holder, ShareLimits, Shares
 
 MAX_PEERS = 4096
 """Peers whose rate is remembered; of more, those that asked longest ago begin anew."""
-_NO_WAIT_S = 1e-6
-"""As good as none: so little is lost where sums of small numbers are rounded."""
 _LEAST_WAIT_S = 0.002
 """Between two looks at who may go in: a timer is no finer."""
 
@@ -39,33 +38,6 @@ CallLater = Callable[[float, Callable[[], None]], Timer]
 
 class TurnedAwayError(Exception):
     """There is no waiting place left for the asker, or it has waited for too long."""
-
-
-class Bucket:
-    """Fills by ``rate`` a second up to ``most``. More may be taken than is in it: then it is in debt."""
-
-    __slots__ = ("_at", "_left", "most", "rate")
-
-    def __init__(self, rate: float, most: float, now: float) -> None:
-        self.rate, self.most, self._left, self._at = rate, most, most, now
-
-    def take(self, amount: float, now: float) -> float:
-        """Seconds to wait; 0 if it was taken."""
-        if wait := self.wait_s(amount, now):
-            return wait
-        self.owe(amount)
-        return 0.0
-
-    def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until ``amount``, or the bucket if that is less, is in it."""
-        self._left = min(self.most, self._left + (now - self._at) * self.rate)
-        self._at = now
-        wait_s = (min(amount, self.most) - self._left) / self.rate
-        return wait_s if wait_s > _NO_WAIT_S else 0.0
-
-    def owe(self, amount: float) -> None:
-        """Take it whether it is there or not."""
-        self._left -= amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +83,7 @@ class FairGate:
         self._clock = clock
         self._call_later = call_later
         self._all = Bucket(limits.rate, limits.at_once, clock())
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._buckets = Buckets(limits.rate_of_peer, limits.at_once_of_peer, MAX_PEERS)
         self._askers: dict[str, _Asker] = {}
         self._turns: OrderedDict[str, OrderedDict[str, _Asker]] = OrderedDict()  # by group, then by peer
         self._resting: list[tuple[float, int, _Asker]] = []  # until when
@@ -232,14 +204,4 @@ class FairGate:
             self._askers.pop(asker.holder.peer_id, None)
 
     def _bucket(self, peer_id: str) -> Bucket:
-        bucket = self._buckets.get(peer_id)
-        if bucket is None:
-            limits = self._limits
-            bucket = self._buckets[peer_id] = Bucket(
-                limits.rate_of_peer, limits.at_once_of_peer, self._clock()
-            )
-            if len(self._buckets) > MAX_PEERS:
-                self._buckets.popitem(last=False)
-        else:
-            self._buckets.move_to_end(peer_id)
-        return bucket
+        return self._buckets.of(peer_id, self._clock())

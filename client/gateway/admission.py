@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from os import PathLike
 from pathlib import Path
 
+from ...swarm.buckets import Buckets
 from ...swarm.errors import UsageError
 from .errors import ApiError, too_many
 
@@ -75,25 +76,16 @@ class RateLimit:
 
     def __init__(self, per_minute: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
+        self._buckets = Buckets(per_minute / 60, per_minute, MAX_CALLERS)
         self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (requests left, when)
 
     def take(self, caller: str) -> None:
         """Raises ApiError 429."""
         if not self._per_minute:
             return
         now = self._clock()
-        left, then = self._left.get(caller, (self._per_minute, now))
-        left = min(self._per_minute, left + (now - then) * self._per_minute / 60)
-        allowed = left >= 1
-        self._left[caller] = (left - 1 if allowed else left, now)
-        self._left.move_to_end(caller)
-        while len(self._left) > MAX_CALLERS:
-            self._left.popitem(last=False)
-        if not allowed:
-            raise too_many(
-                f"more than {self._per_minute:g} requests a minute", (1 - left) * 60 / self._per_minute
-            )
+        if wait_s := self._buckets.of(caller, now).take(1, now):
+            raise too_many(f"more than {self._per_minute:g} requests a minute", wait_s)
 
 
 class Admission:

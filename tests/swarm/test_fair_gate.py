@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from swarm_node.swarm.fair_gate import Bucket, FairGate, GateLimits, TurnedAwayError
+from swarm_node.swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
 from swarm_node.swarm.shares import Holder
 
 
@@ -153,12 +153,3 @@ async def test_what_costs_more_than_was_expected_is_owed() -> None:
     assert not waiting.done()
     await askers.run(0.3)
     assert waiting.done()
-
-
-def test_bucket() -> None:
-    bucket = Bucket(rate=2, most=10, now=0)
-    assert bucket.take(10, 0) == 0
-    assert bucket.take(4, 0) == 2
-    assert bucket.take(4, 2) == 0
-    assert bucket.take(20, 7) == 0  # more than it ever holds: all that it has
-    assert bucket.wait_s(1, 7) == 5.5

@@ -1,0 +1,63 @@
+"""Token buckets: so much a second, and so much at once after a rest; one alone, or one for each name.
+
+Pure: every call brings ``now``, in seconds on any steady clock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+_NO_WAIT_S = 1e-6
+"""As good as none: so little is lost where sums of small numbers are rounded."""
+
+
+class Bucket:
+    """Fills by ``rate`` a second up to ``most``. More may be taken than is in it: then it is in debt."""
+
+    __slots__ = ("_at", "_left", "most", "rate")
+
+    def __init__(self, rate: float, most: float, now: float) -> None:
+        self.rate, self.most, self._left, self._at = rate, most, most, now
+
+    def take(self, amount: float, now: float) -> float:
+        """Seconds to wait; 0 if it was taken."""
+        if wait := self.wait_s(amount, now):
+            return wait
+        self.owe(amount)
+        return 0.0
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Seconds until ``amount``, or the bucket if that is less, is in it."""
+        self._left = min(self.most, self._left + (now - self._at) * self.rate)
+        self._at = now
+        wait_s = (min(amount, self.most) - self._left) / self.rate
+        return wait_s if wait_s > _NO_WAIT_S else 0.0
+
+    def owe(self, amount: float) -> None:
+        """Take it whether it is there or not."""
+        self._left -= amount
+
+
+class Buckets:
+    """A bucket for each of ``max_names`` names; of more, those that asked longest ago begin anew."""
+
+    __slots__ = ("_buckets", "_max_names", "_most", "_rate")
+
+    def __init__(self, rate: float, most: float, max_names: int) -> None:
+        self._rate = rate
+        self._most = most
+        self._max_names = max_names
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()  # the one asked for last at the end
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def of(self, name: str, now: float) -> Bucket:
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = Bucket(self._rate, self._most, now)
+            if len(self._buckets) > self._max_names:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(name)
+        return bucket
