@@ -43,17 +43,20 @@ def parse_json(
         document = json.loads(text, object_pairs_hook=pairs_hook)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
+    if is_deeper(document, MAX_DEPTH):
+        raise ValueError("its values are nested too deeply")
+    return document
+
+
+def is_deeper(document: Any, most: int) -> bool:
+    """Whether more than ``most`` arrays and objects are inside each other."""
     level = [document]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, list | dict)
-            for inner in (outer if isinstance(outer, list) else outer.values())
-        ]
+    for _ in range(most + 1):
+        level = [each for each in level if isinstance(each, list | dict)]
         if not level:
-            return document
-    raise ValueError("its values are nested too deeply")
+            return False
+        level = [inner for outer in level for inner in (outer if isinstance(outer, list) else outer.values())]
+    return True
 
 
 def read_json(path: Path, bounds: JsonBounds) -> Any:

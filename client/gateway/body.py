@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, NoReturn, TypeVar
 
+from ...shards.bounded_json import is_deeper
 from .errors import ApiError, wrong
 
 MAX_DEPTH = 64
@@ -73,7 +74,7 @@ def parse_json(data: bytes) -> Any:
         raise _too_deep() from None
     except ValueError:
         raise wrong("", "is not JSON: it holds a number that is none", code="invalid_json") from None
-    if is_deep(value):
+    if is_deeper(value, MAX_DEPTH):
         raise _too_deep()
     return value
 
@@ -85,22 +86,6 @@ def _containers(data: bytes) -> int:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(name)
-
-
-def is_deep(value: Any) -> bool:
-    """Whether a JSON value has more than ``MAX_DEPTH`` levels."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            item
-            for inner in level
-            if isinstance(inner, dict | list)
-            for item in (inner.values() if isinstance(inner, dict) else inner)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _too_deep() -> ApiError:

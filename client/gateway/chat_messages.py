@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .body import is_deep
+from ...shards.bounded_json import is_deeper
+from .body import MAX_DEPTH
 from .errors import refused, wrong
 from .fields import Fields, kind_of, text_of
 from .tools import NAME_LENGTH
@@ -95,4 +96,4 @@ def _arguments(text: str) -> dict[str, Any] | str:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return arguments if isinstance(arguments, dict) and not is_deep(arguments) else text
+    return arguments if isinstance(arguments, dict) and not is_deeper(arguments, MAX_DEPTH) else text
