@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError, one_line
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import ChatTemplateError, UsageError
+from ..swarm.terminal_text import one_line
 
 MAX_SOURCE = 2**20
 """Characters of a template; the longest in use have some ten thousand."""

@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from ..swarm.confined.process import one_line
 from ..swarm.errors import CheckpointError, UnsupportedModelError
+from ..swarm.terminal_text import one_line
 from .gguf_config import gguf_eos_ids
 from .gguf_header import GGUFHeader
 from .token_bytes import byte_spelling

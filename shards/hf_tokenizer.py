@@ -11,8 +11,9 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError, one_line
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import CheckpointError, UnsupportedModelError
+from ..swarm.terminal_text import one_line
 from .bounded_json import read_bytes
 from .chat_template import MAX_SOURCE
 from .config import ModelConfig

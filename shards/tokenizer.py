@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError, one_line
+from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import CheckpointError, PromptTooLongError, UsageError
+from ..swarm.terminal_text import one_line
 from .chat_template import ChatTemplate
 from .token_bytes import TokenBytes
 from .tokenizer_check import takes_linear_time

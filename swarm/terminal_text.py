@@ -14,6 +14,9 @@ import re
 from types import TracebackType
 from typing import Any
 
+SHOWN = 500
+"""Characters of a text that are shown in a message."""
+
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _SURROGATES = range(0xD800, 0xE000)
 _PICTURES: dict[int, int] = {
@@ -42,6 +45,12 @@ def visible(text: str) -> str:
 def visible_line(text: str) -> str:
     """As ``visible``, with newlines visible too: the text can be part of one line."""
     return text.translate(_IN_A_LINE) if "\n" in text or _UNSAFE.search(text) else text
+
+
+def one_line(text: str) -> str:
+    """A text of any length as a part of one line: its first SHOWN characters, as ``visible_line``, with a
+    space for each stretch of white space."""
+    return visible_line(" ".join(text[:SHOWN].split()))
 
 
 def exact(text: str) -> str:

@@ -19,7 +19,8 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Any, cast
 
-from .child import DONE, FAILED, HEAD_BYTES, SHOWN, decoded, encoded
+from ..terminal_text import one_line
+from .child import DONE, FAILED, HEAD_BYTES, decoded, encoded
 
 _CHILD = Path(__file__).with_name("child.py")
 _WATCHED = sys.platform != "linux"
@@ -200,12 +201,6 @@ class _Child:
 
     def _too_large(self) -> str:
         return f"it took more than {_mebibytes(self._bounds.memory_bytes)} of memory"
-
-
-def one_line(text: str) -> str:
-    """What a program says, short and without anything that steers a terminal."""
-    words = " ".join(text[:SHOWN].split())
-    return "".join(letter if letter.isprintable() else " " for letter in words)
 
 
 def _exactly(pipe: IO[bytes], size: int) -> bytes:

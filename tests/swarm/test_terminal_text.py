@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
+from swarm_node.swarm.terminal_text import (
+    SHOWN,
+    VisibleLogRecord,
+    exact,
+    json_line,
+    one_line,
+    visible,
+    visible_line,
+)
 
 anything = st.text(
     st.characters(codec=None) | st.sampled_from("\x1b\x07\x9b\r\n\t\x7f\u202e\u2066\u2028\ud800")
@@ -98,3 +106,14 @@ def test_a_traceback_forges_no_record(log: io.StringIO) -> None:
     assert all(line.startswith("  ") for line in rest)
     assert any("ValueError: model␛[2J" in line for line in rest)
     assert is_harmless(log.getvalue())
+
+
+@given(text=anything)
+def test_a_text_of_any_length_becomes_a_short_part_of_a_line(text: str) -> None:
+    line = one_line(text * 100)
+    assert len(line) <= SHOWN
+    assert is_harmless(line, "")
+
+
+def test_what_a_program_says_in_several_lines_becomes_one() -> None:
+    assert one_line("Traceback:\n\n  it\tfailed \x1b[2J") == "Traceback: it failed \u241b[2J"
