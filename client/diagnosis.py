@@ -33,10 +33,6 @@ class Diagnosis:
     lost: dict[int, SwarmError] = field(default_factory=dict)
     edges: dict[int, SwarmError] = field(default_factory=dict)
 
-    @property
-    def is_well(self) -> bool:
-        return not self.lost and not self.edges
-
     def worst(self, hops: Sequence[HopClient]) -> HopFailedError | EdgeFailedError:
         """Nonsense before loss, loss before edges."""
         by_gravity = sorted(

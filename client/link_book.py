@@ -82,9 +82,6 @@ class LinkBook:
             known.rates.append(bytes_per_s)
         _touch(self._peers, peer_id, MAX_LINKS)
 
-    def knows(self, peer_id: str) -> bool:
-        return peer_id in self._peers
-
     def edge_worked(self, a: str, b: str, rtt_s: float | None, now: float) -> None:
         """``a`` reaches ``b``, by its own measurement in ``rtt_s`` seconds there and back."""
         self._distrust.succeeded(_name(a, b))

@@ -78,8 +78,6 @@ class KeptEntries:
         self._all = Shares(ShareLimits(max_total))
         self._expirations: list[tuple[float, int, Kept]] = []
         self._stored = 0
-        self.turned_away = 0  # entries, since the start
-        self.displaced = 0  # the same, of those that had been in
 
     def __len__(self) -> int:
         self._expire()
@@ -105,10 +103,7 @@ class KeptEntries:
         if expiration <= self._clock():
             return False
         way = self._way_in(self._made(key, owner, value, expiration, group, body))
-        if not way.is_open:
-            self.turned_away += 1
-            return way.is_said
-        return None
+        return None if way.is_open else way.is_said
 
     def has_room(self, key: bytes, owner: str, group: str) -> bool:
         """Whether an entry of ``owner`` is there, or would find room."""
@@ -159,10 +154,8 @@ class KeptEntries:
     def _let_in(self, new: Kept) -> bool:
         way = self._way_in(new)
         if not way.is_open:
-            self.turned_away += 1
             return way.is_said
         if way.loser is not None:
-            self.displaced += 1
             self._remove(way.loser)
         self._keys.setdefault(new.key, _Key(self._max_entries)).entries[new.owner] = new
         self._of_owner.setdefault(new.owner, {})[new.key] = new

@@ -27,7 +27,6 @@ class StoreCalls:
         self.kept = kept
         self._check = check
         self._own_id = own_id
-        self.refused = 0  # entries that are not what they must be, since the start
 
     def answer(self, request: Any, sender: Holder) -> list[bool]:
         """For each entry whether it is kept, or need not be. Raises ValueError if its fields do not match.
@@ -57,7 +56,6 @@ class StoreCalls:
                 return answer
             self._check.check(key, subkey, expiration, value)
         except RemoteProtocolError as error:
-            self.refused += 1
             logger.debug("refused a DHT entry: %s", error)
             return False
         by_owner = owner == sender.peer_id

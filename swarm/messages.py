@@ -108,7 +108,6 @@ Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex ch
 AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
 FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
 Blocks = Annotated[Span, SpanField()]
-PeerId = Annotated[str, _PEER_ID]
 OptionalPeerId = Annotated[
     str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
 ]
