@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 SHOWN = 500
 """Characters of a text that are shown in a message."""
@@ -77,10 +77,11 @@ class VisibleLogRecord(logging.LogRecord):
         lineno: int,
         msg: object,
         args: Any,
-        exc_info: _Arguments | None,
+        exc_info: _Arguments | Literal[False] | None,
         func: str | None = None,
         sinfo: str | None = None,
     ) -> None:
+        exc_info = exc_info or None  # asyncio says False
         super().__init__(name, level, pathname, lineno, msg, args, exc_info, func, sinfo)
         if exc_info is not None and exc_info[0] is not None:
             lines = logging.Formatter().formatException(exc_info).split("\n")

@@ -99,7 +99,7 @@ class Swarm:
 
     def close(self) -> None:
         self.run(self.exits.aclose())
-        self.run(asyncio.sleep(0))
+        self.run(_cancel_the_rest())
         self.loop.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -132,6 +132,13 @@ class Swarm:
 
     def _note(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.failures.append(f"{context.get('message')} {context.get('exception')!r}")
+
+
+async def _cancel_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 def _node() -> Target:

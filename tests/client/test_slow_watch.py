@@ -55,7 +55,7 @@ async def test_one_that_says_microseconds_and_takes_long_is_left_within_an_answe
     assert [(repair.kind, repair.lost) for repair in first.repaired] == [("planned", ("x",))]
     assert _route(first) == _route(second) == ["a"]
     assert not second.repaired
-    assert len(swarm.nodes["x"].steps) < TOKENS / 2
+    assert len(swarm.nodes["x"].steps) < TOKENS
 
 
 async def test_nobody_is_left_for_what_another_says_of_it() -> None:

@@ -17,7 +17,7 @@ class Clock:
 def test_each_peer_is_told_once_and_forgotten_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     peers = LeftOutPeers(clock)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "swarm_node"):
         for _ in range(3):
             peers.note("b", "prefill_tps is 5e-324")
             peers.note("a", "span is odd")
@@ -35,7 +35,7 @@ def test_each_peer_is_told_once_and_forgotten_when_it_is_gone(caplog: pytest.Log
 
 def test_strangers_cannot_fill_the_memory_or_the_log(caplog: pytest.LogCaptureFixture) -> None:
     peers = LeftOutPeers(Clock())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "swarm_node"):
         for number in range(3 * MAX_PEERS):
             peers.note(f"peer {number}", "odd")
     assert peers.count == 3 * MAX_PEERS

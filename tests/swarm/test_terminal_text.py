@@ -94,6 +94,11 @@ def test_a_record_is_one_line(log: io.StringIO) -> None:
     assert is_harmless(log.getvalue())
 
 
+def test_a_record_that_says_false_for_no_traceback(log: io.StringIO) -> None:
+    logging.getLogger("test-terminal-text").error("a task failed", exc_info=False)
+    assert "a task failed" in log.getvalue()
+
+
 def test_a_traceback_forges_no_record(log: io.StringIO) -> None:
     logger = logging.getLogger("test-terminal-text")
     try:

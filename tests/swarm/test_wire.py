@@ -212,20 +212,20 @@ def test_parsing_takes_linear_time() -> None:
     def seconds(mebibytes: int) -> float:
         stream = wire_bytes(Frame(7, {}, bytes(mebibytes << 20)))
         best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
+        for _ in range(5):
+            start = time.process_time()
             parse(stream, chunk=1024)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
-    assert seconds(16) < 30 * seconds(2)
+    assert seconds(16) < 40 * seconds(2)
 
 
 def test_many_small_frames_in_one_piece_take_linear_time() -> None:
     def seconds(count: int) -> float:
         stream = wire_bytes(Frame(11, {"nonce": 1})) * count
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(parse(stream, chunk=len(stream))) == count
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    assert min(seconds(40_000) for _ in range(2)) < 10 * min(seconds(10_000) for _ in range(2))
+    assert min(seconds(40_000) for _ in range(4)) < 12 * min(seconds(10_000) for _ in range(4))
