@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ..dht.directory import Directory
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
+from ..swarm.tasks import look_at
 from ..swarm.types import ModelRef, NodeInfo
 
 LOOK_AGAIN_S = 2.5
@@ -65,7 +66,7 @@ class Announcements:
         """Read the directory: the read under way, or a new one."""
         if self._reading is None or not self.is_reading:
             self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(_look_at)
+            self._reading.add_done_callback(look_at)
         return self._reading
 
     def unsettled(self) -> None:
@@ -102,9 +103,3 @@ class Announcements:
             return
         self._read_at = self._now()
         self._on_read(self.nodes, self._read_at)
-
-
-def _look_at(task: asyncio.Task[None]) -> None:
-    """An error of a read that nobody waits for any more is no forgotten one."""
-    if not task.cancelled():
-        task.exception()

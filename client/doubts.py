@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from ..swarm.patience import doubt_within_s
+from ..swarm.tasks import look_at
 from ..swarm.types import Hop
 from .evidence import Standing
 from .reserves import Wanted
@@ -40,7 +41,7 @@ class Doubts:
             return True
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._scout.meet(self._need, wanted))
-            self._looking.add_done_callback(_look_at)
+            self._looking.add_done_callback(look_at)
         return False
 
     def succeeded(self) -> None:
@@ -50,9 +51,3 @@ class Doubts:
     def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-
-
-def _look_at(task: asyncio.Task[object]) -> None:
-    """An error of a search that nobody waits for is no forgotten one."""
-    if not task.cancelled():
-        task.exception()

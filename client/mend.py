@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..swarm.errors import PeerError, PeerTimeoutError, RemoteProtocolError, SwarmError
 from ..swarm.messages import Downstream
+from ..swarm.tasks import all_of
 from ..swarm.types import Hop, Span
 from .diagnosis import Diagnosis, diagnose
 from .failures import NO_FAULT
@@ -27,7 +28,6 @@ from .refeed import Fed, Port, feed_ids, relay_rows
 from .route_finder import Planned
 from .route_session import RouteSession, attach, names_for, new_session, open_seat, own_fault, places
 from .segment import BrokenError
-from .tasks import all_of
 from .trace import HopTimings
 
 

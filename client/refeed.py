@@ -15,10 +15,10 @@ from torch import Tensor
 from ..swarm import codecs
 from ..swarm.errors import RemoteProtocolError
 from ..swarm.messages import Result, Want
+from ..swarm.tasks import all_of
 from ..swarm.wire import Payload
 from .hop import HopClient, StepTold
 from .segment import BrokenError, Segment, check_size
-from .tasks import all_of
 
 REFEED_TOKENS = 256
 """Of one step: others' decode steps wait for one at most."""

@@ -30,6 +30,7 @@ from ..swarm.errors import (
 from ..swarm.link_pool import LinkPool
 from ..swarm.messages import Downstream, Want
 from ..swarm.prediction import chunk_tokens
+from ..swarm.tasks import all_of
 from ..swarm.types import Hop, NodeInfo, Route
 from ..swarm.wire import Payload
 from .diagnosis import EdgeFailedError, diagnose
@@ -37,7 +38,6 @@ from .hop import HopClient, HopFailedError, Seat, SessionSettings
 from .prefix import HopPlace, PageNames, PrefixKey, page_names
 from .row_watch import RowWatch
 from .segment import BrokenError, Patient, Segment
-from .tasks import all_of
 
 SHORT_TOKENS = 33
 """A step of so many tokens goes through in one piece: one token and the longest draft behind it."""

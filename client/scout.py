@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..swarm.errors import PeerTimeoutError, SwarmError
 from ..swarm.link_pool import LinkPool
+from ..swarm.tasks import cancel_all
 from ..swarm.types import Hop, NodeInfo, Route
 from .evidence import Standing
 from .hop import HopFailedError
@@ -116,10 +117,7 @@ class Scout:
     async def close(self) -> None:
         tasks: list[asyncio.Task[Any]] = [meeting.task for meeting in self._meetings.values()]
         tasks += [] if self._trials is None else [self._trials]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(tasks)
 
     def mute(self, hops: Sequence[Hop]) -> frozenset[str]:
         """Those of ``hops`` to whom no link stands yet."""
@@ -150,10 +148,7 @@ class Scout:
                     if (failure := dial.result()) is not None:
                         failures.append(failure)
         finally:
-            for dial in dials:
-                dial.cancel()
-            if dials:
-                await asyncio.wait(dials)
+            await cancel_all(dials)
         return failures
 
     def _next(

@@ -12,6 +12,7 @@ from ..swarm.errors import NotAdmittedError, PeerUnreachableError
 from ..swarm.lan import lan_addresses
 from ..swarm.mdns import LanDiscovery
 from ..swarm.mdns_records import LanPeer
+from ..swarm.tasks import cancel_all
 
 JOIN_S = 1.5
 """For a node that is alone to find others before it begins; whoever comes later is met then."""
@@ -111,10 +112,7 @@ class Meetings:
         self._open = False
         await self._discovery.close()
         tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(tasks)
 
     def _found(self, peer: LanPeer) -> None:
         self._run(self._meet(peer))

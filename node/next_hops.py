@@ -25,6 +25,7 @@ from ..swarm.link import LinkUser, NodeLink
 from ..swarm.messages import Downstream, Step
 from ..swarm.patience import Patience
 from ..swarm.shares import Holder
+from ..swarm.tasks import cancel_all, look_at
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef
 from .dial_quota import DialQuota
@@ -204,10 +205,7 @@ class NextHops:
     async def close(self) -> None:
         """End every link."""
         dials = [dial.task for dial in self._dials.values()]
-        for dial in dials:
-            dial.cancel()
-        if dials:
-            await asyncio.wait(dials)
+        await cancel_all(dials)
         if self.dialler is not None:
             await self.dialler.close()
         self._hops.clear()
@@ -228,7 +226,7 @@ class _Dial:
         self.maddrs = maddrs
         self.task = task
         self._given_up = False
-        task.add_done_callback(_look_at)  # everybody who wanted it may have given up
+        task.add_done_callback(look_at)  # everybody who wanted it may have given up
 
     def give_up(self) -> None:
         """Its place is another's."""
@@ -243,8 +241,3 @@ class _Dial:
             if self._given_up and self.task.done():
                 raise PeerUnreachableError("given up for a client with fewer dials under way") from None
             raise
-
-
-def _look_at(dial: asyncio.Task[NextHop]) -> None:
-    if not dial.cancelled():
-        dial.exception()

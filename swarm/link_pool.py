@@ -9,6 +9,7 @@ from .dial_guard import DialGuard, for_client, public_of
 from .errors import PeerUnreachableError, StreamClosedError
 from .link import NodeLink
 from .patience import Patience
+from .tasks import cancel_all, look_at
 from .transport import Transport
 from .types import ModelRef
 from .wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
@@ -57,7 +58,7 @@ class LinkPool:
         dial = self._dials.get(peer_id)
         if dial is None:
             dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
-            dial.add_done_callback(_look_at)  # everybody who wanted it may have given up
+            dial.add_done_callback(look_at)  # everybody who wanted it may have given up
         # Shielded: that one session is cancelled must not cost the others their dial.
         try:
             return await asyncio.shield(dial)
@@ -81,10 +82,7 @@ class LinkPool:
     async def close(self) -> None:
         self._closed = True
         dials = list(self._dials.values())
-        for dial in dials:
-            dial.cancel()
-        if dials:
-            await asyncio.wait(dials)
+        await cancel_all(dials)
         links = [dial.result() for dial in dials if not dial.cancelled() and dial.exception() is None]
         for link in links:
             await link.close()
@@ -128,8 +126,3 @@ class LinkPool:
         except BaseException:
             forget()
             raise
-
-
-def _look_at(dial: asyncio.Task[NodeLink]) -> None:
-    if not dial.cancelled():
-        dial.exception()

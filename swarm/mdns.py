@@ -15,6 +15,7 @@ from .errors import LocalProtocolError
 from .faults import Faults
 from .lan import dialable_maddrs, lan_addresses
 from .mdns_records import LanPeer, peer_name, read_txt, service_type, txt_record
+from .tasks import cancel_all
 
 if TYPE_CHECKING:
     from zeroconf import ServiceStateChange, Zeroconf
@@ -173,10 +174,7 @@ class LanDiscovery:
 
     async def _stop(self) -> None:
         asking = list(self._asking.values())
-        for task in asking:
-            task.cancel()
-        if asking:
-            await asyncio.wait(asking)
+        await cancel_all(asking)
         zeroconf, self._zeroconf, self._browser = self._zeroconf, None, None
         if zeroconf is not None:
             with suppress(OSError, TimeoutError):

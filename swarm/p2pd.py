@@ -35,6 +35,7 @@ from .p2pd_process import P2pdProcess
 from .p2pd_relays import RelayWatch, Verdict
 from .p2pd_stream import P2pdStream
 from .resolve import resolve_all
+from .tasks import cancel_all
 from .transport import DIAL_TIMEOUT, NetworkWatcher, Stream, StreamHandler
 
 logger = logging.getLogger(__name__)
@@ -263,10 +264,7 @@ class P2pdTransport:
         tasks = self._tasks - {asyncio.current_task()}
         if self._keeping is not None:
             tasks.add(self._keeping)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(tasks)
         for stream in list(self._streams):
             stream.close()
         await self.p2p.shutdown()

@@ -30,6 +30,7 @@ from .py_libp2p_relay import HOP, connect_through
 from .py_libp2p_security import Security, dial_problem
 from .py_libp2p_stream import PyLibp2pStream
 from .py_libp2p_targets import Target, targets_of
+from .tasks import cancel_all
 from .tcp_addresses import parse_tcp_maddr, tcp_maddrs
 from .transport import DIAL_TIMEOUT, Stream, StreamHandler
 
@@ -159,10 +160,7 @@ class PyLibp2pTransport:
         tasks: set[asyncio.Task[Any]] = {*self._tasks, *(dial.task for dial in self._dials.values())}
         if (current := asyncio.current_task()) is not None:
             tasks.discard(current)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(tasks)
         for connection in self._all_connections():
             connection.close()
         self._servers.clear()
@@ -214,10 +212,7 @@ class PyLibp2pTransport:
                         raise error
                     errors.append(error)
         finally:
-            for task in pending:
-                task.cancel()
-            if pending:
-                await asyncio.wait(pending)
+            await cancel_all(pending)
         raise errors[0]
 
     async def _connect_to(self, peer_id: str, target: Target) -> YamuxConnection:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from .errors import PeerTimeoutError
+from .tasks import cancel_all
 
 HEDGE_S = 0.7
 """Seconds after which somebody else is asked beside one that is silent: a dial, a handshake and an answer
@@ -55,10 +56,7 @@ async def ask_side_by_side(
                 answers += outcomes[peer_id] is None
                 last_news = clock()
     finally:
-        for task in asking:
-            task.cancel()
-        if asking:
-            await asyncio.wait(asking)
+        await cancel_all(asking)
     now = clock()
     for peer_id, at in asking.values():
         if now - at >= HEDGE_S:

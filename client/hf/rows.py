@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...swarm.errors import BusyError, RouteError, UsageError
 from ...swarm.messages import Want
+from ...swarm.tasks import all_of
 from ..async_model import AsyncSwarmModel
 from ..repair import SwarmSession
-from ..tasks import all_of
 from ..trace import Repair
 from .cheap import cheap_tokens
 

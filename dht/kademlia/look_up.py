@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from ...swarm.faults import Faults
+from ...swarm.tasks import cancel_all
 from .contacts import Contact
 from .paths import Paths
 from .peer_notes import DEAD_NAMES_S, PeerNotes
@@ -49,10 +50,7 @@ async def look_up(paths: Paths, ask: Ask, notes: PeerNotes) -> None:
                     names = [name for name in told.names if trusted and not notes.is_silent(name.peer_id)]
                     paths.answered(contact, names, told.group)
     finally:
-        for task in asking:
-            task.cancel()
-        if asking:
-            await asyncio.wait(asking)
+        await cancel_all(asking)
         for peer_id in paths.liars():
             notes.lied(peer_id, DEAD_NAMES_S)
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from swarm_node.client.tasks import all_of
+from swarm_node.swarm.tasks import all_of, cancel_all, look_at
 
 
 async def fail(error: Exception) -> None:
@@ -64,3 +64,26 @@ async def test_who_is_cancelled_ends_its_tasks_first() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert over.is_set()
+
+
+async def test_tasks_that_are_cancelled_are_over() -> None:
+    ended = []
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(1)
+
+    async def failed() -> None:
+        raise ValueError
+
+    tasks = [asyncio.create_task(slow_to_end()), asyncio.create_task(failed())]
+    await asyncio.sleep(0)
+    await cancel_all(tasks)
+    assert ended == [1]
+    assert all(task.done() for task in tasks)
+    await cancel_all([])
+    for task in tasks:
+        look_at(task)  # neither raises

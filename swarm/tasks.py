@@ -1,14 +1,15 @@
-"""Several coroutines side by side, of which the first to fail ends the others."""
+"""Tasks: run side by side, ended together, or left to themselves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 
 async def all_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Run all to their end. Raises what one of them failed of, as it is; the others are cancelled then.
+    """Run all to their end, side by side. Raises what one of them failed of, as it is; the others are
+    cancelled then.
 
     Not ``asyncio.TaskGroup``: before Python 3.13 one whose task fails leaves its parent counted as cancelled,
     and each later ``asyncio.timeout`` in that parent then raises CancelledError in place of TimeoutError.
@@ -25,6 +26,21 @@ async def all_of(*coroutines: Coroutine[Any, Any, object]) -> None:
     failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
     if failures:
         raise failures[0]
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel them and wait until they are over. What they end with is not looked at."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def look_at(task: asyncio.Task[Any]) -> None:
+    """As a task's done callback: an error that nobody waits for any more is no forgotten one."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _ended(tasks: list[asyncio.Task[object]]) -> None:
