@@ -13,7 +13,7 @@ from ..swarm import codecs
 from ..swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, StreamClosedError, SwarmError
 from .hop import HopClient, HopFailedError
 
-REFUSED_INPUT = frozenset({ErrorCode.BAD_TENSOR, ErrorCode.BAD_STEP})
+REFUSED_INPUT = frozenset({ErrorCode.BAD_TENSOR, ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
 """Codes of steps whose sender may be at fault."""
 
 
@@ -28,9 +28,11 @@ class EdgeFailedError(NetworkError):
 
 @dataclass(slots=True)
 class Diagnosis:
-    """By place in the route: hops that are lost, and edges (named by the hop they lead to) that are."""
+    """By place in the route: hops that are lost, hops whose sessions are of no use any more, and edges (named
+    by the hop they lead to) that are lost."""
 
     lost: dict[int, SwarmError] = field(default_factory=dict)
+    spoilt: dict[int, SwarmError] = field(default_factory=dict)
     edges: dict[int, SwarmError] = field(default_factory=dict)
 
     def worst(self, hops: Sequence[HopClient]) -> HopFailedError | EdgeFailedError:
@@ -76,7 +78,8 @@ async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
 
 def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diagnosis) -> None:
     """A hop could not take a step. Input that came from another hop may be to blame: where the client carried
-    it, its bytes tell; elsewhere it has to be carried to see."""
+    it, its bytes tell; elsewhere it has to be carried to see. A session that another hop has fed counts
+    as that hop made it count: a new one will show who is to blame."""
     hop = hops[number]
     error = hop.step_error
     if error is None:
@@ -85,12 +88,15 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
         if hop.upstream:
             found.edges[number] = error
             return
-        if hop.step_error_code is ErrorCode.BAD_TENSOR and hop.listener is not None:
-            awaited = hop.listener.awaited_payload
+        if hop.step_error_code is ErrorCode.BAD_TENSOR:
+            awaited = hop.listener.awaited_payload if hop.listener is not None else None
             try:
                 if awaited is not None:
                     codecs.decode(hop.codec, awaited[0], awaited[1], hidden_size)
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return
+        elif hop.was_fed:
+            found.spoilt[number] = error
+            return
     found.lost[number] = error

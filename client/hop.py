@@ -149,7 +149,8 @@ class HopClient:
 
     ``length``: tokens that its KV cache held already when it opened. ``upstream`` and ``downstream`` are how
     it is wired now, as the node knows it: a peer id or "", a session, None (us) or NOBODY. ``hungry_from``:
-    position from which it lacks what the other hops have computed; None: it lacks nothing. ``names``: of its
+    position from which it lacks what the other hops have computed; None: it lacks nothing. ``was_fed``: by
+    another hop, so that what it holds and counts may be that one's doing. ``names``: of its
     pages; None: they have none. ``misnamed``: they have none any more, and the node has yet to be told.
     ``announced``: the node's announcement, if it is known.
 
@@ -172,6 +173,7 @@ class HopClient:
         self.length = 0
         self.first_step = 0  # answers to steps before it are of no interest any more
         self.upstream = seat.upstream
+        self.was_fed = bool(seat.upstream)
         self.asked_downstream = seat.downstream is not None
         self.downstream: bytes | None = None
         self.downstream_rtt_s: float | None = None
@@ -233,11 +235,13 @@ class HopClient:
         """Let the peer ``upstream`` ("": us) feed the session from now on; how many tokens it holds.
         ``unnamed``: what comes now was computed by others, so its pages have no names."""
         self._attaches += 1
+        self.was_fed = self.was_fed or bool(upstream)
         attached = await self._ask(Attach(self.session, upstream, unnamed), Attached)
-        self.upstream = upstream
         if unnamed:
             self.names, self.misnamed = None, False
-        self.upstream_lost = None  # said of the one before: answers keep their order
+        if upstream != self.upstream:
+            self.upstream_lost = None  # said of the one before: answers keep their order
+        self.upstream = upstream
         return attached.length
 
     async def replay(self, start: int, until: int, step: int, to: Downstream | None) -> Replayed:

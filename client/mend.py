@@ -107,6 +107,7 @@ class Mender:
         self._gone: set[str] = set()
         self._told: set[int] = set()  # of failures, by identity: they concern the router once
         self._without_journal: set[str] = set()
+        self._misfed: set[str] = set()  # whose sessions held too little: once that may be another's doing
         self._alarm = asyncio.Event()
         self._moving = False
         self._round = 0  # answers to steps before it are of no interest
@@ -166,6 +167,8 @@ class Mender:
             self._forced.pop(hop, None)
         if len(found.lost) == len(hops):
             raise CannotMendError(found.worst(hops))  # type: ignore[arg-type]
+        for number, cause in found.spoilt.items():
+            self._forced[hops[number]] = cause.message
         for number, cause in found.edges.items():
             self.report.causes.append(cause.message)
             session.edge_failed(hops[number - 1], hops[number])
@@ -359,9 +362,12 @@ class Mender:
     async def _attach(self, hop: HopClient, upstream: str, *, unnamed: bool = False) -> None:
         held = await attach(hop, upstream, unnamed=unnamed)
         if hop.hungry_from is None and held < self._session.acked:
-            error = RemoteProtocolError(
-                f"{hop.link.name} holds {held} tokens of the {self._session.acked} that it has answered"
-            )
+            text = f"{hop.link.name} holds {held} tokens of the {self._session.acked} that it has answered"
+            if hop.was_fed and hop.peer_id not in self._misfed:  # who sent its steps could take it back
+                self._misfed.add(hop.peer_id)
+                self._forced[hop] = text
+                raise _InterruptedError
+            error = RemoteProtocolError(text)
             hop.end(error)
             raise HopFailedError(hop.peer_id, error)
 
@@ -403,6 +409,9 @@ class Mender:
         until = session.acked
         start = until if after.hungry_from is None else after.hungry_from
         step = session.take_steps(until - start + 1)
+        if start < until and before.was_fed and before.hungry_from is None:
+            # A replay of rows that it does not have would wait for them.
+            await self._attach(before, before.upstream)
         try:
             if chain:
                 done = await before.replay(start, until, step, after.downstream_for())

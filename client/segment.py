@@ -276,8 +276,8 @@ class Segment:
 
     def _mismatch(self, error: RemoteProtocolError) -> None:
         """A result that fits no step of ours: of a hop that was sent our step, nonsense; of one that another
-        hop feeds, it may be the right answer to a wrong step."""
-        if self.is_chain:
+        hop feeds, or has fed, it may be the right answer to a wrong step."""
+        if self.is_chain or self.last.was_fed:
             self.last.doubt(error)
         else:
             self.last.end(error)

@@ -80,6 +80,9 @@ class Behaviour:
     lie: Callable[[Tensor, Tensor], Tensor] | None = None
     """From step ``lie_from_step`` on: the rows it sends, of its input and its true rows."""
     lie_from_step: int = 1
+    made_up: Callable[[Step], Step] | None = None
+    """Once, after step ``made_up_at_step``: a step that nobody asked for, to the next hop."""
+    made_up_at_step: int = 1
     wrong_rows_at_step: int | None = None  # once
     more_rows_from_step: int | None = None  # and ever after: a row more, and said to be so
     garbage_at_step: int | None = None  # once: bytes that are no frame, to whom the result is for
@@ -517,6 +520,9 @@ class FakeNode:
             step = replace(step, tokens=step.tokens + 1)
         message = replace(step, session=down.session, spent=spent, payload=rows)
         await self._say(hop.connection, message)
+        if self.behaviour.made_up is not None and step.step >= self.behaviour.made_up_at_step:
+            made_up, self.behaviour.made_up = self.behaviour.made_up, None
+            await self._say(hop.connection, made_up(message))
 
     # Next hops.
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from chain_case import OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
+from chain_case import CHUNK, OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
 from fake_swarm import HIDDEN, settle
 
 from swarm_node.client.slow_search import SlowHop
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import ErrorMessage
+from swarm_node.swarm.messages import ErrorMessage, Step
 
 EVERY_HOP = [(hops, victim) for hops in (1, 2, 3, 4) for victim in range(hops)]
 ROW = 4 * HIDDEN
@@ -227,6 +228,68 @@ async def test_a_hop_that_makes_up_tokens_is_found_behind_those_that_believe_it(
     assert [hop.peer_id for hop in answer.route.hops][victim] == S[victim]
     await settle()
     assert case.swarm.open_sessions == 0
+
+
+def back(step: Step, number: int) -> Step:
+    """To the beginning of the session, of which nothing is left."""
+    row = step.payload[: len(step.payload) // step.tokens]
+    return replace(step, step=number, position=0, tokens=1, payload=row)
+
+
+MADE_UP: dict[str, Callable[[Step], Step]] = {
+    "back": lambda step: back(step, step.step + 1),
+    "back for good": lambda step: back(step, 2**53 - 1),
+    "the last number": lambda step: replace(step, step=2**53 - 1),
+    "far ahead": lambda step: replace(step, step=step.step + 1, position=step.position + 500),
+    "too many": lambda step: replace(
+        step, step=step.step + 1, tokens=step.tokens * CHUNK, payload=bytes(step.payload) * CHUNK
+    ),
+}
+
+
+@pytest.mark.parametrize(("hops", "liar"), [(2, 0), (3, 0), (3, 1)])
+@pytest.mark.parametrize("made_up", MADE_UP.values(), ids=MADE_UP.keys())
+@pytest.mark.parametrize("step", [3, 15, 30])
+async def test_what_a_hop_did_to_the_sessions_behind_it_is_not_their_fault(
+    hops: int, liar: int, made_up: Callable[[Step], Step], step: int
+) -> None:
+    """The hops behind it hold and count what it made them."""
+    case = await ChainCase(hops).start()
+    behaviour = case.swarm.nodes[H[liar]].behaviour
+    behaviour.made_up, behaviour.made_up_at_step = made_up, step
+    answer = await case.disturbed()
+    assert case.blamed <= {H[liar]}
+    assert answer.timings.repair_s < 2
+    await settle()
+    assert case.swarm.open_sessions == 0
+
+
+@pytest.mark.parametrize("made_up", [MADE_UP["back"], MADE_UP["the last number"]], ids=["back", "number"])
+async def test_nor_is_it_when_the_hop_has_gone(made_up: Callable[[Step], Step]) -> None:
+    case = await ChainCase(3).start()
+    behaviour = case.swarm.nodes["ha"].behaviour
+
+    def last_words() -> None:
+        behaviour.made_up = made_up
+
+    answer = await case.disturbed((3, last_words), (5, lambda: case.kill("ha")))
+    assert case.blamed <= {"ha"}
+    assert answer.timings.repair_s < 2
+
+
+async def test_a_hop_that_refuses_what_fits_is_blamed_in_a_session_that_only_the_client_fed() -> None:
+    case = await ChainCase(3).start()
+    node = case.swarm.nodes["hb"]
+    refusal = ErrorMessage(None, None, ErrorCode.BAD_STEP, "do not like it", False)
+    node.behaviour.error_at_step = (9, refusal)
+
+    def again() -> None:
+        last = max(step.step for step in node.steps)
+        node.behaviour.error_at_step = (last + 1, refusal)
+
+    answer = await case.disturbed((5, again), (8, again))
+    assert answer.repaired[-1].lost == ("hb",)
+    assert case.blamed == {"hb"}
 
 
 async def test_input_refused_for_no_reason_is_blamed_on_who_refuses() -> None:
