@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from .buckets import Bucket, Buckets
+from .fair_queue import FairQueue
 from .shares import Holder, ShareLimits, Shares
 
 MAX_PEERS = 4096
@@ -85,7 +86,7 @@ class FairGate:
         self._all = Bucket(limits.rate, limits.at_once, clock())
         self._buckets = Buckets(limits.rate_of_peer, limits.at_once_of_peer, MAX_PEERS)
         self._askers: dict[str, _Asker] = {}
-        self._turns: OrderedDict[str, OrderedDict[str, _Asker]] = OrderedDict()  # by group, then by peer
+        self._turns: FairQueue[_Asker] = FairQueue()
         self._resting: list[tuple[float, int, _Asker]] = []  # until when
         self._rests = 0
         self._places = Shares(ShareLimits(limits.waiting, per_peer=limits.waiting_of_peer))
@@ -128,21 +129,18 @@ class FairGate:
         """Let in whose turn it is."""
         now, self._timer = self._clock(), None
         while self._resting and self._resting[0][0] <= now:
-            _, _, asker = heapq.heappop(self._resting)
-            if asker.queue:
-                self._line_up(asker, now)
-        while self._turns:
-            group = next(iter(self._turns))
-            asker = next(iter(self._turns[group].values()))
+            _, _, rested = heapq.heappop(self._resting)
+            if rested.queue:
+                self._line_up(rested, now)
+        while (asker := self._turns.first()) is not None:
             waiting = asker.queue[0]
             if self._all.wait_s(waiting.cost, now):
                 break
             self._all.owe(waiting.cost)
             self._bucket(asker.holder.peer_id).owe(waiting.cost)
+            self._turns.rotate(asker.holder.peer_id, asker.holder.group)
             self._step_out(asker)
             self._leave(asker, waiting)
-            if group in self._turns:
-                self._turns.move_to_end(group)
             if asker.queue:
                 self._line_up(asker, now)
             if not waiting.turn.done():  # else it is on its way out
@@ -156,18 +154,14 @@ class FairGate:
             self._rests += 1
             heapq.heappush(self._resting, (now + max(wait_s, _LEAST_WAIT_S), self._rests, asker))
         else:
-            self._turns.setdefault(holder.group, OrderedDict())[holder.peer_id] = asker
+            self._turns.push(holder.peer_id, asker, holder.group)
 
     def _step_out(self, asker: _Asker) -> None:
-        peers = self._turns.get(asker.holder.group, OrderedDict())
-        peers.pop(asker.holder.peer_id, None)
-        if not peers:
-            self._turns.pop(asker.holder.group, None)
+        self._turns.discard(asker.holder.peer_id, asker, asker.holder.group)
 
     def _set_timer(self, now: float) -> None:
         waits = [at - now for at, _, _ in self._resting[:1]]
-        if self._turns:
-            asker = next(iter(next(iter(self._turns.values())).values()))
+        if (asker := self._turns.first()) is not None:
             waits.append(self._all.wait_s(asker.queue[0].cost, now))
         if self._timer is not None:
             self._timer.cancel()

@@ -21,7 +21,7 @@ COMPOSITION_ROOT = "node/cli.py"  # the only file that may join client and node
 HIVEMIND_FILES = ("dht/", "swarm/p2pd")
 TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs.py", "swarm/native_codec.py")
 TORCH_FREE_NODE_FILES = (
-    *("node/cli", "node/admission.py", "node/announcer.py", "node/fair_queue.py", "node/page_allocator.py"),
+    *("node/cli", "node/admission.py", "node/announcer.py", "node/page_allocator.py"),
     *("node/page_tables.py", "node/prefill_pace.py", "node/prefix_cache.py", "node/quotas.py"),
     "node/scheduler.py",
 )

@@ -55,6 +55,13 @@ class FairQueue(Generic[Key]):
         if owners is not None:
             self._groups.move_to_end(group)
 
+    def first(self) -> Key | None:
+        """Whose turn it is; None while nobody waits."""
+        for owners in self._groups.values():
+            for keys in owners.values():
+                return next(iter(keys))
+        return None
+
     def in_turn(self) -> Iterator[Key]:
         """Every key: the first of each group, then the second of each, and so on; within a group likewise the
         first of each owner."""

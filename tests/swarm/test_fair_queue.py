@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.fair_queue import FairQueue
+from swarm_node.swarm.fair_queue import FairQueue
 
 
 def fill(keys: str) -> FairQueue[str]:
@@ -17,6 +17,7 @@ def test_owners_take_turns_however_much_each_has():
     assert list(fill("a1 a2 a3 b1 c1 c2").in_turn()) == ["a1", "b1", "c1", "a2", "c2", "a3"]
     assert list(fill("a1 a2 a3").in_turn()) == ["a1", "a2", "a3"]
     assert list(FairQueue().in_turn()) == []
+    assert FairQueue().first() is None
 
 
 def test_groups_take_turns_before_their_owners():
@@ -24,6 +25,7 @@ def test_groups_take_turns_before_their_owners():
     for key in ["a1", "a2", "b1", "c1", "d1", "d2"]:
         queue.push(key[0], key, "crowd" if key[0] in "abc" else "home")
     assert list(queue.in_turn()) == ["a1", "d1", "b1", "d2", "c1", "a2"]
+    assert queue.first() == "a1"
     queue.rotate("a", "crowd")
     assert list(queue.in_turn()) == ["d1", "b1", "d2", "c1", "a1", "a2"]
     queue.discard("d", "d1", "home")
