@@ -91,8 +91,9 @@ class Forwarder:
         if hop is None:
             return  # lost: the journal has the rows
         if answer.tokens > hop.max_step_tokens:
+            # It may have told the client otherwise. So it is lost, not the step bad: that would be our fault.
             text = f"{hop.link.name} takes {hop.max_step_tokens} tokens in a step, not {answer.tokens}"
-            self._tell(ErrorMessage(self._session, answer.step, ErrorCode.BAD_STEP, text, False))
+            self.fail(PeerError(text, code=ErrorCode.BAD_STEP, retriable=False))
             return
         self._post(answer.as_step(self._there))
 

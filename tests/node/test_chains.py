@@ -313,6 +313,18 @@ async def test_a_dead_next_hop_is_told_once_and_the_session_stays(swarm, hidden_
         assert chain[0].control.messages == []
 
 
+async def test_a_next_hop_that_takes_smaller_steps_than_the_client_was_told_is_lost(swarm, hidden_states):
+    async with swarm() as it:
+        chain = await it.chain(PLACES)
+        a = it.servers["a"]
+        link = await a.next_hops.reach(chain[1].downstream, a.sessions[chain[0].session].account)
+        link.max_step_tokens = 2
+        await chain[0].step(1, 0, rows(hidden_states(4)), 4)
+        told = await chain[0].control.take(ErrorMessage, chain[0].session)
+        assert (told.code, told.step, told.retriable) == (ErrorCode.DOWNSTREAM_LOST, None, True)
+        assert "takes 2 tokens in a step" in told.message
+
+
 @pytest.mark.parametrize("garbage", [b"", b"GET / HTTP/1.1", b"SW\x07\x00\xff"])
 async def test_a_feeder_that_ends_or_sends_garbage_is_told_and_replaced(swarm, hidden_states, garbage):
     async with swarm() as it:
