@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import thread_time
@@ -120,6 +120,8 @@ class Guides:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._compiled: OrderedDict[Guide, Future[Any]] = OrderedDict()
+        self._waiting: Counter[Future[Any]] = Counter()
+        """How many answers wait for each to be compiled."""
         self._vocabulary: Any = None
         self._executor: ThreadPoolExecutor | None = None
 
@@ -131,6 +133,7 @@ class Guides:
         self._compiled.move_to_end(guide)
         while len(self._compiled) > CACHED:
             self._compiled.popitem(last=False)
+        self._waiting[compiled] += 1
         try:
             async with asyncio.timeout(COMPILE_S):
                 matcher: Any = await asyncio.shield(asyncio.wrap_future(compiled))
@@ -139,10 +142,22 @@ class Guides:
                 f"{_NAMES[guide.kind]} was not compiled within {COMPILE_S:.0f} s",
                 hint="Make it simpler; or try again, if many others are being compiled.",
             ) from None
+        finally:
+            self._leave(guide, compiled)
         if isinstance(matcher, UsageError):
             self._compiled.pop(guide, None)
             raise UsageError(str(matcher), hint=matcher.hint)  # anew: several may wait for the same
         return TokenGuide(matcher.deep_copy(), self._vocab_size)
+
+    def _leave(self, guide: Guide, compiled: Future[Any]) -> None:
+        """One that waited waits no more. What has not begun and nobody waits for is not compiled: else who
+        asks and hangs up, again and again, keeps everybody's guides waiting long after."""
+        self._waiting[compiled] -= 1
+        if self._waiting[compiled] > 0:
+            return
+        del self._waiting[compiled]
+        if compiled.cancel() and self._compiled.get(guide) is compiled:
+            del self._compiled[guide]
 
     def close(self) -> None:
         """What still waits to be compiled is not. May be called again."""

@@ -406,6 +406,31 @@ async def test_who_gives_up_waiting_takes_nothing_from_the_others() -> None:
     guides.close()
 
 
+async def test_what_nobody_waits_for_any_more_is_not_compiled(tokenizer: Tokenizer) -> None:
+    compiled: list[Guide] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Held(Guides):
+        def _compile(self, guide: Guide) -> Any:
+            compiled.append(guide)
+            begun.set()
+            go_on.wait(20)
+            return super()._compile(guide)
+
+    guides = Held(tokenizer, tokenizer.vocab_size)
+    first, shared, left = (Guide("regex", text) for text in ("a+", "b+", "c+"))
+    waits = [asyncio.create_task(guides.open(guide)) for guide in (first, shared, shared, left, left)]
+    await asyncio.to_thread(begun.wait, 20)
+    for number in 0, 1, 3, 4:
+        waits[number].cancel()
+    await asyncio.gather(*waits[:2], *waits[3:], return_exceptions=True)
+    go_on.set()
+    assert (await waits[2]).allowed().tolist()
+    assert compiled == [first, shared]
+    assert (await guides.open(left)).allowed().tolist()
+    guides.close()
+
+
 async def test_one_thread_compiles_and_leaves_stacks_as_they_were() -> None:
     tokenizer = KINDS["characters"]()
     guides = Guides(tokenizer, tokenizer.vocab_size)
