@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tokenizers.models import BPE, WordPiece
 from swarm_node.shards import hf_tokenizer as hf_module
 from swarm_node.shards import tokenizer as tokenizer_module
 from swarm_node.shards.gguf_tokenizer import SPLITS, _merges_of_scores
-from swarm_node.shards.hf_tokenizer import _add_tokens, _read
+from swarm_node.shards.hf_tokenizer import _add_tokens, _check_texts, _read
 from swarm_node.shards.token_bytes import byte_spelling
 from swarm_node.shards.tokenizer import Tokenizer
 from swarm_node.shards.tokenizer_check import GPT2_SPLIT, LINEAR, takes_linear_time
@@ -136,6 +137,13 @@ def test_a_file_with_a_huge_token_or_of_no_known_form_is_refused(tmp_path: Path,
     path.write_text(text)
     with pytest.raises(CheckpointError):
         _read(path)
+
+
+def test_many_tables_of_unicode_are_looked_over_in_linear_time() -> None:
+    table = b'"precompiled_charsmap": "' + b"A" * 8300 + b'",\n'
+    began = process_time()
+    _check_texts(table * 3000, Path("evil"))
+    assert process_time() - began < 2  # 0.1 s; what takes the square takes 3
 
 
 def test_a_file_whose_tokens_take_for_ever_to_normalize_is_refused(
