@@ -10,7 +10,7 @@ Pure: it has no clock, every call brings ``now`` (seconds on any monotonic clock
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -20,6 +20,7 @@ from statistics import median_low
 
 from ..swarm.address_groups import UNKNOWN, groups_of
 from ..swarm.prediction import decode_seconds, prefill_seconds
+from ..swarm.recent import RecentMap
 from ..swarm.types import NodeInfo
 
 PROVEN_S = 900.0
@@ -85,16 +86,15 @@ class Evidence:
     def __init__(self, salt: str = "") -> None:
         self.wary_until = -inf
         self._salt = salt
-        self._seen: OrderedDict[str, float] = OrderedDict()  # by peer id: known since when
-        self._peers: OrderedDict[str, _Own] = OrderedDict()
+        self._seen: RecentMap[str, float] = RecentMap(MAX_SEEN)  # by peer id: known since when
+        self._peers: RecentMap[str, _Own] = RecentMap(MAX_PEERS)
         self._turns: Counter[str] = Counter()  # that address groups have had
 
     def saw(self, nodes: Sequence[NodeInfo], now: float) -> None:
         """The directory names them."""
         for node in nodes:
-            self._seen.setdefault(node.peer_id, now)
-        while len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
+            if node.peer_id not in self._seen:
+                self._seen[node.peer_id] = now
 
     def answered(self, peer_id: str, now: float) -> None:
         own = self._own(peer_id)
@@ -228,10 +228,7 @@ class Evidence:
         return blake2b(f"{self._salt}\0{name}".encode(), digest_size=8).digest()
 
     def _own(self, peer_id: str) -> _Own:
-        own = self._peers.setdefault(peer_id, _Own())
-        self._peers.move_to_end(peer_id)
-        while len(self._peers) > MAX_PEERS:
-            self._peers.popitem(last=False)
+        own = self._peers[peer_id] = self._peers.get(peer_id) or _Own()
         return own
 
 

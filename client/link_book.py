@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeVar
 
 from ..swarm.edges import UNMEASURED_LINK, Edges, Link, Pair
 from ..swarm.health import PeerHealth
+from ..swarm.recent import RecentMap
 from ..swarm.types import NodeInfo
 
 NEWEST_WEIGHT = 0.3
@@ -33,10 +33,6 @@ FIRST_DISTRUST_S = 15.0
 """A pair that could not be chained goes through the client for so long, doubled with each failure in a
 row."""
 LONGEST_DISTRUST_S = 900.0
-
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 @dataclass(slots=True)
@@ -64,9 +60,9 @@ class LinkBook:
     """Measurements by peer and by pair. Bounded: those not met for longest are forgotten. Has no clock."""
 
     def __init__(self) -> None:
-        self._peers: OrderedDict[str, _Measured] = OrderedDict()
-        self._pairs: OrderedDict[Pair, tuple[Link, float]] = OrderedDict()  # and since when
-        self._seen: OrderedDict[Pair, tuple[Link, float]] = OrderedDict()  # by this client's clock alone
+        self._peers: RecentMap[str, _Measured] = RecentMap(MAX_LINKS)
+        self._pairs: RecentMap[Pair, tuple[Link, float]] = RecentMap(MAX_PAIRS)  # and since when
+        self._seen: RecentMap[Pair, tuple[Link, float]] = RecentMap(MAX_PAIRS)  # by this client's clock alone
         self._distrust = PeerHealth(first_ban_s=FIRST_DISTRUST_S, longest_ban_s=LONGEST_DISTRUST_S)
 
     def measured(self, peer_id: str, round_trip_s: float, bytes_per_s: float | None = None) -> None:
@@ -74,20 +70,19 @@ class LinkBook:
         round_trip_s = max(0.0, round_trip_s)
         known = self._peers.get(peer_id)
         if known is None:
-            known = self._peers[peer_id] = _Measured(round_trip_s)
+            known = _Measured(round_trip_s)
         else:
             newest = min(round_trip_s, MOST_GROWTH * max(known.rtt_s, LEAST_RTT_S))
             known.rtt_s += NEWEST_WEIGHT * (newest - known.rtt_s)
         if bytes_per_s is not None and bytes_per_s > 0:
             known.rates.append(bytes_per_s)
-        _touch(self._peers, peer_id, MAX_LINKS)
+        self._peers[peer_id] = known
 
     def edge_worked(self, a: str, b: str, rtt_s: float | None, now: float) -> None:
         """``a`` reaches ``b``, by its own measurement in ``rtt_s`` seconds there and back."""
         self._distrust.succeeded(_name(a, b))
         if rtt_s is not None and rtt_s >= 0:
             self._pairs[a, b] = (Link(rtt_s, self._estimated_rate(a, b)), now)
-            _touch(self._pairs, (a, b), MAX_PAIRS)
 
     def chain_measured(
         self, peer_ids: Sequence[str], wire_s: float, payload_bytes: int, edges: Edges, now: float
@@ -108,7 +103,6 @@ class LinkBook:
             rate = edges.between(*pair, payload_bytes).bytes_per_s
             rtt_s = 2 * max(0.0, scale * way_s - payload_bytes / rate)
             self._seen[pair] = (Link(rtt_s, rate), now)
-            _touch(self._seen, pair, MAX_PAIRS)
 
     def edge_failed(self, a: str, b: str, now: float) -> None:
         """Do not chain ``a`` to ``b`` for some time, longer with each failure in a row."""
@@ -137,12 +131,6 @@ class LinkBook:
     def _estimated_rate(self, a: str, b: str) -> float:
         rates = [self._peers[peer].link().bytes_per_s for peer in (a, b) if peer in self._peers]
         return min(rates, default=UNMEASURED_LINK.bytes_per_s)
-
-
-def _touch(book: OrderedDict[_Key, _Value], key: _Key, limit: int) -> None:
-    book.move_to_end(key)
-    while len(book) > limit:
-        book.popitem(last=False)
 
 
 def _name(a: str, b: str) -> str:

@@ -5,13 +5,13 @@ Only a preference: what the nodes still hold, they say themselves when a session
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from secrets import token_bytes
 
 from ..swarm.edges import Edges
 from ..swarm.messages import PAGE_TOKENS
+from ..swarm.recent import RecentMap
 from ..swarm.routing import RouteRequest, route_price_ns, why_unusable
 from ..swarm.types import NodeInfo, Route, Span
 from .prefix import PageChain
@@ -32,9 +32,8 @@ class RouteMemory:
     """Token ids to routes, page by page. Never leaves the process."""
 
     def __init__(self, max_pages: int = MAX_PAGES) -> None:
-        self._max_pages = max_pages
         self._seed = token_bytes(32)  # hash collisions cannot be prepared
-        self._routes: OrderedDict[bytes, Route] = OrderedDict()
+        self._routes: RecentMap[bytes, Route] = RecentMap(max_pages)
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -43,9 +42,6 @@ class RouteMemory:
         """The hops of ``route`` were fed ``ids``."""
         for page in PageChain(self._seed).digests(ids):
             self._routes[page] = route
-            self._routes.move_to_end(page)
-        while len(self._routes) > self._max_pages:
-            self._routes.popitem(last=False)
 
     def recall(self, ids: Sequence[int]) -> Held | None:
         """The route that was fed the longest beginning of ``ids`` that is known."""

@@ -16,7 +16,6 @@ an honest one adds is lost in rounding.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, RemoteProtocolError
 from ..swarm.magnitudes import SMALLEST_MAGNITUDE, magnitudes
+from ..swarm.recent import RecentMap
 from ..swarm.wire import Payload
 
 MOST_GROWTH = 2.0**24
@@ -60,7 +60,8 @@ class RowWatch:
         known = embedding_rms > 0
         self._least = max(embedding_rms * LEAST_GROWTH, SMALLEST_MAGNITUDE) if known else -math.inf
         self._most = embedding_rms * MOST_GROWTH if known else math.inf
-        self._seen: OrderedDict[int, tuple[int, bytes]] = OrderedDict()  # hash of a row: position, its input
+        # By a row's hash: its position, and its input.
+        self._seen: RecentMap[int, tuple[int, bytes]] = RecentMap(REMEMBERED)
 
     def check(
         self,
@@ -122,8 +123,6 @@ class RowWatch:
         if known is not None and known[0] != position and self._differ(codec, known[1], came):
             raise impossible(f"{name}: the rows of positions {known[0]} and {position} are one and the same")
         self._seen[key] = position, came
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
 
     def _is_echo(self, codec: str, came: bytes, row: bytes) -> bool:
         """Whether two rows hold the same values. Of an int8 row all but the scale counts, whose last bit may

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import thread_time
@@ -20,6 +20,7 @@ import numpy as np
 
 from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import UsageError
+from ..swarm.recent import RecentMap
 from .guided import Guide, embedded_schemas
 from .vocabulary import SpelledTokenizer, Vocabulary
 
@@ -119,7 +120,7 @@ class Guides:
         """``vocab_size``: the head's; tokens of the tokenizer beyond it cannot be chosen."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._compiled: OrderedDict[Guide, Future[Any]] = OrderedDict()
+        self._compiled: RecentMap[Guide, Future[Any]] = RecentMap(CACHED)
         self._waiting: Counter[Future[Any]] = Counter()
         """How many answers wait for each to be compiled."""
         self._vocabulary: Any = None
@@ -127,12 +128,7 @@ class Guides:
 
     async def open(self, guide: Guide) -> TokenGuide:
         """A new answer's guide. Raises UsageError where it cannot be compiled, or llguidance is missing."""
-        compiled = self._compiled.get(guide)
-        if compiled is None:
-            compiled = self._compiled[guide] = self._submit(guide)
-        self._compiled.move_to_end(guide)
-        while len(self._compiled) > CACHED:
-            self._compiled.popitem(last=False)
+        compiled = self._compiled[guide] = self._compiled.get(guide) or self._submit(guide)
         self._waiting[compiled] += 1
         try:
             async with asyncio.timeout(COMPILE_S):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..swarm.errors import NotAdmittedError, RemoteProtocolError
 from ..swarm.membership import Membership
+from ..swarm.recent import RecentMap
 from .directory import TTL_S
 from .envelope import Sealed, is_signed, unseal
 
@@ -53,7 +53,7 @@ class EntryCheck:
         self._membership = membership
         self._max_life = ttl + EXPIRATION_SLACK_S
         self._clock = clock
-        self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._good: RecentMap[bytes, None] = RecentMap(_REMEMBERED)
 
     def check(self, key: bytes, subkey: bytes, expiration: float, value: bytes) -> Entry:
         """The entry under a key's hash and its owner's subkey (msgpack). Raises RemoteProtocolError."""
@@ -68,13 +68,11 @@ class EntryCheck:
             b"".join((key, owner.encode(), expiration.hex().encode(), b"/", value))
         ).digest()
         if digest in self._good:
-            self._good.move_to_end(digest)
+            self._good[digest] = None
             return entry
         if not is_signed(key, expiration, sealed):
             raise RemoteProtocolError(f"an entry under the name of {owner} that it has not signed")
         self._good[digest] = None
-        if len(self._good) > _REMEMBERED:
-            self._good.popitem(last=False)
         return entry
 
     def _check_member(self, sealed: Sealed, expiration: float) -> None:

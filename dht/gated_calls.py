@@ -16,6 +16,7 @@ from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import dht_pb2
 
 from ..swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
+from ..swarm.recent import RecentMap
 from ..swarm.shares import Holder
 from ..swarm.types import MAX_RECORD_BYTES
 from .store_calls import MAX_STORED_AT_ONCE
@@ -60,7 +61,7 @@ class GatedP2P:
         self._p2p = p2p
         self._group_of = group_of
         self._gate = gate
-        self._refused: dict[str, int] = {}
+        self._refused: RecentMap[str, int] = RecentMap(_MAX_COUNTED)
         self._clock = clock
         self._tell_at = 0.0
 
@@ -91,8 +92,6 @@ class GatedP2P:
         refused = self._refused.pop(peer_id, 0) + 1
         if refused < DISCONNECT_AFTER:
             self._refused[peer_id] = refused
-            if len(self._refused) > _MAX_COUNTED:
-                del self._refused[next(iter(self._refused))]
             return
         if self._clock() >= self._tell_at:
             self._tell_at = self._clock() + TELL_S

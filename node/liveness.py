@@ -15,13 +15,13 @@ import asyncio
 import logging
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..swarm.errors import PeerError, SwarmError
 from ..swarm.faults import Faults
 from ..swarm.health import PeerHealth
+from ..swarm.recent import RecentMap
 from ..swarm.types import NodeInfo, NodeState
 from .link_probe import Links
 
@@ -76,7 +76,7 @@ class Liveness:
         self._clock = clock
         self._random = rng or random.Random()
         self._faults = Faults("asking who lives")
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: RecentMap[str, _Known] = RecentMap(MOST_KNOWN)
         self._silent = PeerHealth(
             first_ban_s=FIRST_PAUSE_S, longest_ban_s=LONGEST_PAUSE_S, forget_after_s=2 * LONGEST_PAUSE_S
         )
@@ -152,11 +152,8 @@ class Liveness:
             await self._ask(node)
 
     async def _ask(self, node: NodeInfo) -> None:
-        known = self._known.setdefault(node.peer_id, _Known(self._clock()))
+        known = self._known[node.peer_id] = self._known.get(node.peer_id) or _Known(self._clock())
         known.asked_at = self._clock()
-        self._known.move_to_end(node.peer_id)
-        if len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
                 link = await self._links.get(node.peer_id, node.maddrs)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -38,6 +37,7 @@ from ..swarm.connection import MessageStream
 from ..swarm.errors import NetworkError, RemoteProtocolError
 from ..swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
 from ..swarm.membership import Membership
+from ..swarm.recent import RecentMap
 from ..swarm.shares import Holder, ShareLimits, Shares
 from ..swarm.transport import Stream, Transport
 
@@ -106,7 +106,7 @@ class SnapshotService:
         self._now = monotonic
         self._keys_of_peer = Buckets(KEYS_PER_S, KEYS_AT_ONCE, MAX_PEERS)
         self._puts_of_peer = Buckets(PUTS_PER_S, PUTS_AT_ONCE, MAX_PEERS)
-        self._fresh: OrderedDict[str, tuple[float, Mapping[str, Entry]]] = OrderedDict()
+        self._fresh: RecentMap[str, tuple[float, Mapping[str, Entry]]] = RecentMap(MAX_FRESH)
         self._lookups = FairGate(LOOKUPS, clock=monotonic)
         self._puts = FairGate(PUTS, clock=monotonic)
         self._held = KeptEntries(
@@ -200,9 +200,6 @@ class SnapshotService:
             for key in missing:
                 found[key] = new[key]
                 self._fresh[key] = (now, new[key])
-                self._fresh.move_to_end(key)
-            while len(self._fresh) > MAX_FRESH:
-                self._fresh.popitem(last=False)
         return found
 
     async def _put(self, holder: Holder, request: Put) -> Stored | Slower:

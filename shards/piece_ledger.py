@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from ..swarm.recent import RecentMap
 
 REMEMBER_S = 300.0
 """A peer that got a piece so long ago may have gone."""
@@ -14,15 +14,12 @@ class SentLedger:
     """The last peer that each piece of one model went to, of those that serve it in turn."""
 
     def __init__(self) -> None:
-        self._sent: OrderedDict[int, tuple[str, float]] = OrderedDict()
+        self._sent: RecentMap[int, tuple[str, float]] = RecentMap(MAX_REMEMBERED)
         self._told: set[tuple[str, int]] = set()
 
     def sent(self, piece: int, peer: str, now: float) -> None:
         """The piece goes to ``peer``, who serves what it gets."""
         self._sent[piece] = (peer, now)
-        self._sent.move_to_end(piece)
-        if len(self._sent) > MAX_REMEMBERED:
-            self._sent.popitem(last=False)
 
     def elsewhere(self, piece: int, asker: str, now: float) -> str | None:
         """Who else has the piece; None where nobody has, or ``asker`` was told already and asks again."""

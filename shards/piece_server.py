@@ -20,6 +20,7 @@ from ..swarm.errors import (
     NetworkError,
     RemoteProtocolError,
 )
+from ..swarm.recent import RecentMap
 from ..swarm.shares import Holder
 from ..swarm.transport import Stream
 from .piece_ledger import SentLedger
@@ -97,7 +98,8 @@ class PieceServer:
         self._visitors = Visitors(self._limits)
         self._open: dict[MessageStream[PieceMessage], Holder] = {}  # the oldest first
         self._ledgers: dict[str, SentLedger] = {}
-        self._addresses: dict[str, tuple[str, ...]] = {}  # of peers that serve what they get
+        # Of peers that serve what they get.
+        self._addresses: RecentMap[str, tuple[str, ...]] = RecentMap(MAX_PEERS)
         self._sent: Counter[str] = Counter()
         self._manifest_bytes = 0
 
@@ -146,8 +148,6 @@ class PieceServer:
             return
         if ask.serves:
             self._addresses[connection.peer_id] = same_host(ask.maddrs, connection.remote_maddr)
-            if len(self._addresses) > MAX_PEERS:
-                del self._addresses[next(iter(self._addresses))]
         visit = _Visit(self, connection, holder, ask.serves)
         with visit.watching():
             await visit.send(Holds.of(holder.held()))

@@ -5,7 +5,7 @@ Pure: every call brings ``now``, in seconds on any steady clock.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from .recent import RecentMap
 
 _NO_WAIT_S = 1e-6
 """As good as none: so little is lost where sums of small numbers are rounded."""
@@ -41,23 +41,16 @@ class Bucket:
 class Buckets:
     """A bucket for each of ``max_names`` names; of more, those that asked longest ago begin anew."""
 
-    __slots__ = ("_buckets", "_max_names", "_most", "_rate")
+    __slots__ = ("_buckets", "_most", "_rate")
 
     def __init__(self, rate: float, most: float, max_names: int) -> None:
         self._rate = rate
         self._most = most
-        self._max_names = max_names
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()  # the one asked for last at the end
+        self._buckets: RecentMap[str, Bucket] = RecentMap(max_names)
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def of(self, name: str, now: float) -> Bucket:
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = Bucket(self._rate, self._most, now)
-            if len(self._buckets) > self._max_names:
-                self._buckets.popitem(last=False)
-        else:
-            self._buckets.move_to_end(name)
+        bucket = self._buckets[name] = self._buckets.get(name) or Bucket(self._rate, self._most, now)
         return bucket

@@ -10,14 +10,13 @@ for longer each time, and a host or an address group is not tried more than a fe
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from .address_groups import host_group
 from .addresses import SocketMaddr, parse_socket_maddr
 from .health import PeerHealth
-from .recent import RecentEvents
+from .recent import RecentEvents, RecentMap
 
 MAX_ADDRESSES = 6
 """Of one peer that are tried: TCP and QUIC on a few networks."""
@@ -153,7 +152,7 @@ class DialGuard:
             forget_after_s=2 * LONGEST_PAUSE_S,
             max_peers=MAX_PLACES,
         )
-        self._met: OrderedDict[str, None] = OrderedDict()  # peers and places, the latest at the end
+        self._met: RecentMap[str, None] = RecentMap(MAX_PLACES)  # peers and places
         self._hosts = RecentEvents(MINUTE_S, MAX_PLACES)
         self._groups = RecentEvents(MINUTE_S, MAX_PLACES)
 
@@ -189,9 +188,6 @@ class DialGuard:
                 self._hosts.take_back(host)
                 self._groups.take_back(group)
             self._met[place] = None
-            self._met.move_to_end(place)
-            if len(self._met) > MAX_PLACES:
-                self._met.popitem(last=False)
 
     def failed(self, peer_id: str, maddrs: Sequence[str], now: float) -> None:
         """The peer is at none of them."""

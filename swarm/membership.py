@@ -22,13 +22,13 @@ import secrets
 import struct
 import threading
 import unicodedata
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from .errors import NotAdmittedError, UsageError
 from .identity import SIGNATURE_BYTES, Identity, is_peer_id, verify_key
+from .recent import RecentMap
 
 CLOCK_SLACK_S = 120.0
 """By how much clocks may differ before a grant counts as expired, or as not begun."""
@@ -145,7 +145,7 @@ class KeyedSwarm:
         self._holder = holder
         self._made: tuple[float, Grant] | None = None  # by ourselves, and when
         self._own: tuple[str, Grant, bytes] | None = None
-        self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._good: RecentMap[bytes, None] = RecentMap(_REMEMBERED)
         self._lock = threading.Lock()
 
     @property
@@ -195,7 +195,7 @@ class KeyedSwarm:
         with self._lock:
             known = digest in self._good
             if known:
-                self._good.move_to_end(digest)
+                self._good[digest] = None
         if not known:
             if not verify_key(self.authority, _grant_text(self.tag, invite, begins, ends), granted):
                 raise NotAdmittedError(
@@ -209,8 +209,6 @@ class KeyedSwarm:
                 )
             with self._lock:
                 self._good[digest] = None
-                if len(self._good) > _REMEMBERED:
-                    self._good.popitem(last=False)
         if problem := time_problem(begins, ends, now):
             raise NotAdmittedError(
                 f"the membership of {whom} {problem}",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...swarm.buckets import Buckets
 from ...swarm.errors import UsageError
+from ...swarm.recent import RecentMap
 from .errors import ApiError, too_many
 
 MAX_KEYS = 10_000
@@ -100,7 +101,8 @@ class Admission:
         self._requests: Counter[str] = Counter()  # by caller
         self._running: Counter[str] = Counter()
         self._waiting: dict[asyncio.Future[None], str] = {}  # whose turn is to come, in order
-        self._turns: dict[str, int] = {}  # of callers who have been waiting, the last turn's number
+        # Of callers who have been waiting, the last turn's number: who is forgotten had none for longest.
+        self._turns: RecentMap[str, int] = RecentMap(MAX_CALLERS)
         self._taken = 0  # turns
 
     @property
@@ -157,10 +159,7 @@ class Admission:
         whose = self._waiting.pop(turn)
         self._running[whose] += 1
         self._taken += 1
-        self._turns.pop(whose, None)
         self._turns[whose] = self._taken
-        if len(self._turns) > MAX_CALLERS:
-            del self._turns[next(iter(self._turns))]  # it had none for longest, as if it had had none
         turn.set_result(None)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from ...swarm.recent import RecentMap
 
 SILENT_S = 5.0
 """Seconds for which a peer that did not answer is not asked; doubled each further time."""
@@ -30,7 +31,7 @@ class PeerNotes:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._notes: OrderedDict[str, _Note] = OrderedDict()
+        self._notes: RecentMap[str, _Note] = RecentMap(MAX_NOTES)
 
     def silent(self, peer_id: str) -> None:
         """It did not answer."""
@@ -63,8 +64,5 @@ class PeerNotes:
             note.silences, note.silent_until = 0, 0.0
 
     def _note(self, peer_id: str) -> _Note:
-        note = self._notes.setdefault(peer_id, _Note())
-        self._notes.move_to_end(peer_id)
-        if len(self._notes) > MAX_NOTES:
-            self._notes.popitem(last=False)
+        note = self._notes[peer_id] = self._notes.get(peer_id) or _Note()
         return note

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ...swarm.address_groups import UNKNOWN
+from ...swarm.recent import RecentMap
 from .contacts import Contact
 
 BUCKET_SIZE = 20
@@ -66,7 +67,7 @@ class _Bucket:
 
     def __init__(self) -> None:
         self.members: OrderedDict[str, Member] = OrderedDict()  # who answered last is last
-        self.waiting: OrderedDict[str, Member] = OrderedDict()
+        self.waiting: RecentMap[str, Member] = RecentMap(WAITING)
 
 
 class RoutingTable:
@@ -108,9 +109,6 @@ class RoutingTable:
             bucket.waiting.pop(peer_id, None)
             member, peer_id = common, common.contact.peer_id
         bucket.waiting[peer_id] = member
-        bucket.waiting.move_to_end(peer_id)
-        if len(bucket.waiting) > WAITING:
-            bucket.waiting.popitem(last=False)
         return next(iter(bucket.members.values())).contact
 
     def failed(self, contact: Contact) -> None:
