@@ -13,8 +13,18 @@ from ..swarm import codecs
 from ..swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, StreamClosedError, SwarmError
 from .hop import HopClient, HopFailedError
 
-REFUSED_INPUT = frozenset({ErrorCode.BAD_TENSOR, ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
+REFUSED_INPUT = frozenset(
+    {
+        ErrorCode.BAD_TENSOR,
+        ErrorCode.BAD_STEP,
+        ErrorCode.CONTEXT_EXCEEDED,
+        ErrorCode.OVERLOADED,  # who feeds may send more than was asked for
+        ErrorCode.DEADLINE,  # and say that it is urgent
+    }
+)
 """Codes of steps whose sender may be at fault."""
+MISCOUNTED = frozenset({ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
+"""Of these those that may come of what was sent before."""
 
 
 class EdgeFailedError(NetworkError):
@@ -96,7 +106,7 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return
-        elif hop.was_fed:
+        elif hop.was_fed and hop.step_error_code in MISCOUNTED:
             found.spoilt[number] = error
             return
     found.lost[number] = error

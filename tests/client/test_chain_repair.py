@@ -308,9 +308,26 @@ async def test_input_refused_for_no_reason_is_blamed_on_who_refuses() -> None:
     assert case.blamed == {"hb"}
 
 
-@pytest.mark.parametrize(
-    "code", [ErrorCode.INTERNAL, ErrorCode.DEADLINE, ErrorCode.OVERLOADED, ErrorCode.DRAINING]
-)
+@pytest.mark.parametrize("code", [ErrorCode.DEADLINE, ErrorCode.OVERLOADED])
+async def test_what_the_hop_before_may_have_caused_is_looked_at(code: ErrorCode) -> None:
+    """It may send too much, or say that it is urgent; a hop that fails where the client feeds it is left."""
+    case = await ChainCase(3).start()
+    node = case.swarm.nodes["hb"]
+    refusal = ErrorMessage(None, None, code, "no", True)
+    node.behaviour.error_at_step = (12, refusal)
+
+    def again() -> None:
+        assert case.blamed == set()
+        last = max(step.step for step in node.steps)
+        node.behaviour.error_at_step = (last + 1, refusal)
+
+    answer = await case.disturbed((9, again))
+    assert [repair.kind for repair in answer.repaired] == ["relay", "replay"]
+    assert answer.repaired[1].lost == ("hb",)
+    assert case.blamed <= {"hb"}
+
+
+@pytest.mark.parametrize("code", [ErrorCode.INTERNAL, ErrorCode.DRAINING])
 async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
     case = await ChainCase(3).start()
     case.swarm.nodes["hb"].behaviour.error_at_step = (12, ErrorMessage(None, None, code, "no", True))
