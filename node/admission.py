@@ -4,8 +4,9 @@ No clock, no memory. While there is room, a peer may hold all of the cache (up t
 ``kv_share_per_peer``) and as many sessions as the node gives one peer. Once somebody finds none, both are
 divided: among the address groups of those who hold or want some, then among the peers of each group. For
 WANT_SECONDS from then nobody may grow beyond its share, and who is beyond it gives sessions back: idle ones
-at once, the least used of what they hold first; those in use only to somebody who has waited, and never a
-peer's last. Nobody is so poor that he may not have one session.
+at once, the least used of what they hold first; those in use only to somebody who has waited, and a peer's
+last only to another address group, and while its own stays beyond its share without it. Nobody is so poor
+that he may not have one session.
 """
 
 from __future__ import annotations
@@ -154,10 +155,17 @@ class Admission:
             return each.active, each.tokens_per_s / max(1, each.kv_cells), each.last_used, index
 
         def may_go(each: Reclaimable) -> bool:
-            if each.holder == holder or (each.active and not (waited and left[each.holder].places > 1)):
+            elsewhere = each.holder.group != holder.group
+            if each.holder == holder:
                 return False
+            if each.active:
+                # A crowd with one session in use each must not have more than the part of its network.
+                rest = _less(left_of_group[each.holder.group], each)
+                crowd = elsewhere and _beyond(rest, shares.of_a_group, missing)
+                if not (waited and (crowd or left[each.holder].places > 1)):
+                    return False
             beyond = _beyond(left[each.holder], shares.of(each.holder), missing)
-            if each.holder.group != holder.group:
+            if elsewhere:
                 over = _beyond(left_of_group[each.holder.group], shares.of_a_group, missing)
                 return from_others and over and beyond
             return (from_own and beyond) or (idle_of_own and not each.active)

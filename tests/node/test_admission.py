@@ -154,7 +154,21 @@ def test_a_crowd_of_one_network_with_a_session_each_keeps_nobody_out():
         book.want(newcomer, 60, 0.0)
         assert len(book.to_reclaim(newcomer, 60, missing, crowd, held, PATIENCE_S)) == 15
         used = [active(each.holder, 4, 1.0) for each in crowd]
-        assert book.to_reclaim(newcomer, 60, missing, used, held, PATIENCE_S) == []  # the price of their use
+        taken = book.to_reclaim(newcomer, 60, missing, used, held, PATIENCE_S)
+        assert len(taken) == (15 if newcomer.group == "home" else 0)  # use counts among its like
+        assert admission(1024, 256).to_reclaim(newcomer, 60, missing, used, held, PATIENCE_S) == []
+
+
+def test_a_lone_session_in_use_is_no_crowd():
+    book, me = admission(1000), Holder("me", "home")
+    sessions = [active(Holder("long", "net"), 900), active(Holder("short", "other"), 100)]
+    book.want(me, 300, 0.0)
+    assert book.to_reclaim(me, 300, Holding(300, 0), sessions, held_of(sessions), PATIENCE_S) == []
+    crowd = [active(Holder(f"sybil{number}", "net"), 90) for number in range(10)]
+    assert len(book.to_reclaim(me, 300, Holding(300, 0), crowd, held_of(crowd), PATIENCE_S)) == 4
+    assert (
+        book.to_reclaim(me, 501, Holding(501, 0), crowd, held_of(crowd), PATIENCE_S) == []
+    )  # beyond its part
 
 
 holders = st.builds(Holder, st.sampled_from(["a", "b", "c", "me"]), st.sampled_from(["", "x", "y"]))
