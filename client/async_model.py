@@ -253,6 +253,11 @@ class AsyncSwarmModel:
             chain=self._chain,
         )
 
+    async def prepare_guides(self) -> None:
+        """Build what guided answers need now, not when the first is asked for. Does nothing where llguidance
+        is missing."""
+        await self._guides.prepare()
+
     async def close(self) -> None:
         """Stop what still runs, leave the swarm, give the model's files back. May be called again."""
         if self._closed:

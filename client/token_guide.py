@@ -11,7 +11,9 @@ import asyncio
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -114,7 +116,7 @@ class TokenGuide:
 
 class Guides:
     """Compiles guides for one model. Loads llguidance, and builds its tables of the vocabulary, when the
-    first guide is opened."""
+    first guide is opened, or before that by ``prepare``."""
 
     def __init__(self, tokenizer: SpelledTokenizer, vocab_size: int) -> None:
         """``vocab_size``: the head's; tokens of the tokenizer beyond it cannot be chosen."""
@@ -126,9 +128,18 @@ class Guides:
         self._vocabulary: Any = None
         self._executor: ThreadPoolExecutor | None = None
 
+    async def prepare(self) -> None:
+        """Build the tables now. Does nothing without llguidance.
+
+        That holds the interpreter for a second or more where the vocabulary is large: whoever serves others
+        wants it over before the first of them asks.
+        """
+        with suppress(UsageError):
+            await asyncio.wrap_future(self._submit(self._tables))
+
     async def open(self, guide: Guide) -> TokenGuide:
         """A new answer's guide. Raises UsageError where it cannot be compiled, or llguidance is missing."""
-        compiled = self._compiled[guide] = self._compiled.get(guide) or self._submit(guide)
+        compiled = self._compiled[guide] = self._compiled.get(guide) or self._submit(self._compile, guide)
         self._waiting[compiled] += 1
         try:
             async with asyncio.timeout(COMPILE_S):
@@ -161,28 +172,32 @@ class Guides:
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, guide: Guide) -> Future[Any]:
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         if self._executor is not None:
-            return self._executor.submit(self._compile, guide)
+            return self._executor.submit(work, *arguments)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="swarm-guides")
         before = threading.stack_size(STACK_BYTES)  # of threads that start from now on: this executor's one
         try:
-            return self._executor.submit(self._compile, guide)
+            return self._executor.submit(work, *arguments)
         finally:
             threading.stack_size(before)
+
+    def _tables(self) -> Any:
+        """llguidance's own of the vocabulary. In the executor's thread."""
+        if self._vocabulary is None:
+            self._vocabulary = _vocabulary(_library(), self._tokenizer, self._vocab_size)
+        return self._vocabulary
 
     def _compile(self, guide: Guide) -> Any:
         """A matcher to be copied, or the UsageError that says why not. Its first mask is computed too: most
         of what is too much shows there."""
         try:
-            library = _library()
-            if self._vocabulary is None:
-                self._vocabulary = _vocabulary(library, self._tokenizer, self._vocab_size)
+            library, vocabulary = _library(), self._tables()
             grammar = _grammar(library, guide)
             if problem := TRIAL.ask(grammar):
                 return _refused(_NAMES[guide.kind], problem)
             limits = library.LLParserLimits(verbose_errors=False, **_LIMITS)
-            matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+            matcher = library.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
             if not matcher.is_error():
                 TokenGuide(matcher.deep_copy(), self._vocab_size).allowed()
         except UsageError as error:

@@ -442,11 +442,21 @@ async def test_one_thread_compiles_and_leaves_stacks_as_they_were() -> None:
     guides.close()
 
 
+async def test_the_tables_can_be_built_before_the_first_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = KINDS["characters"]()
+    guides = Guides(tokenizer, tokenizer.vocab_size)
+    await guides.prepare()
+    monkeypatch.setattr(token_guide, "_vocabulary", None)
+    await guides.open(Guide("regex", "a+"))
+    guides.close()
+
+
 async def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     tokenizer = KINDS["characters"]()
     with pytest.raises(UsageError, match="llguidance") as caught:
         await Guides(tokenizer, tokenizer.vocab_size).open(Guide("json_object"))
+    await Guides(tokenizer, tokenizer.vocab_size).prepare()  # nothing to prepare, and nothing wrong
     assert "swarm-node[guided]" in caught.value.hint
 
 
