@@ -76,7 +76,7 @@ class AsyncSwarmModel:
         self._salt = (prefix_salt or new_salt()) if prefix_cache else None
         self._memory = RouteMemory() if prefix_cache else None
         self._links = LinkPool(
-            network.transport, local.ref, agent=_agent(), patience=patience, guard=DialGuard(pauses=False)
+            network.transport, local.ref, agent=_agent(), patience=patience, guard=DialGuard(for_client=True)
         )
         self._heads = HeadBatcher(local.head)
         self._guides = Guides(local.tokenizer, local.vocab_size)

@@ -12,6 +12,9 @@ GIVE_UP_S = 15.0
 """A fault that a stream has not noticed by then did it no harm."""
 GRACE_S = 10.0
 """A node may be held responsible so long after its fault: what was known of it is of before."""
+MOVED_S = 66.0
+"""For so long a peer may be looked for where it was: it comes back at another port, and its last announcement
+from before lives so long."""
 UNNOTICED = frozenset({"clock skew", "full cache"})
 """Kinds of fault that running answers need not notice: nobody waits until they have got over one."""
 HARMLESS = frozenset({"BusyError", "PeerLateError"})
@@ -35,9 +38,10 @@ class Fault:
     client: int | None = None
     ended: float | None = None
 
-    def explains(self, peer: str, at: float) -> bool:
+    def explains(self, peer: str, at: float, cause: str = "") -> bool:
         """Whether a failure of this peer at this moment can come of it."""
-        return self.peer == peer and self.began <= at and (self.ended is None or at <= self.ended + GRACE_S)
+        after = MOVED_S if cause == "PeerUnreachableError" else GRACE_S
+        return self.peer == peer and self.began <= at and (self.ended is None or at <= self.ended + after)
 
 
 @dataclass(slots=True)
@@ -183,7 +187,8 @@ class Watch:
         self.bans += 1
         lied = event["cause"] == "RemoteProtocolError"
         if not any(
-            fault.explains(event["peer"], event["at"]) and (fault.kind.startswith("hostile") or not lied)
+            fault.explains(event["peer"], event["at"], event["cause"])
+            and (fault.kind.startswith("hostile") or not lied)
             for fault in self.faults
         ):
             self.false_bans.append(

@@ -25,6 +25,10 @@ MAX_HOSTS = 3
 FAILURES_PER_HOST = 30
 FAILURES_PER_GROUP = 60
 """Dials a minute to one host, or one address group, that come to nothing or are under way."""
+CLIENT_FAILURES_PER_HOST = 512
+CLIENT_FAILURES_PER_GROUP = 1024
+"""The same of a client, which dials for itself: as many as one key of the directory holds, so that who writes
+a host into many records does not keep a client from whoever really is there."""
 FAILURES_NEARBY = 120
 """The same to a host or group that is not public: on one machine many nodes may live and die in a minute."""
 MINUTE_S = 60.0
@@ -143,9 +147,9 @@ class DialGuard:
     found there, and whoever was found where he said is dialled there again, whatever strangers say of it.
     """
 
-    def __init__(self, *, pauses: bool = True) -> None:
-        """``pauses``: leave a place alone that did not answer; without, somebody else sees to that."""
-        self._pauses = pauses
+    def __init__(self, *, for_client: bool = False) -> None:
+        """``for_client``: it may try more often, and leaves places alone by rules of its own."""
+        self._for_client = for_client
         self._silent = PeerHealth(
             first_ban_s=FIRST_PAUSE_S,
             longest_ban_s=LONGEST_PAUSE_S,
@@ -163,7 +167,7 @@ class DialGuard:
         for maddr in maddrs:
             place, host, group = _counted(peer_id, maddr)
             if place not in self._met:
-                per_host, per_group = _limits(maddr)
+                per_host, per_group = self._limits(maddr)
                 if (
                     self._silent.is_banned(place, now)
                     or self._hosts.count(host, now) >= per_host
@@ -193,9 +197,17 @@ class DialGuard:
         """The peer is at none of them."""
         for maddr in maddrs:
             place = _counted(peer_id, maddr)[0]
-            if self._pauses:
+            if not self._for_client:
                 self._silent.failed(place, now)
             self._met.pop(place, None)
+
+    def _limits(self, maddr: str) -> tuple[int, int]:
+        """Dials in vain a minute to its host, and to its address group."""
+        if not public_of([maddr]):
+            return FAILURES_NEARBY, FAILURES_NEARBY
+        if self._for_client:
+            return CLIENT_FAILURES_PER_HOST, CLIENT_FAILURES_PER_GROUP
+        return FAILURES_PER_HOST, FAILURES_PER_GROUP
 
     def not_dialled(self, peer_id: str, maddrs: Sequence[str]) -> None:
         """Nobody was dialled after all: our own end failed."""
@@ -204,13 +216,6 @@ class DialGuard:
             if place not in self._met:
                 self._hosts.take_back(host)
                 self._groups.take_back(group)
-
-
-def _limits(maddr: str) -> tuple[int, int]:
-    """Dials in vain a minute to its host, and to its address group."""
-    if public_of([maddr]):
-        return FAILURES_PER_HOST, FAILURES_PER_GROUP
-    return FAILURES_NEARBY, FAILURES_NEARBY
 
 
 def _counted(peer_id: str, maddr: str) -> tuple[str, str, str]:

@@ -82,6 +82,17 @@ async def test_hundreds_of_records_of_nobody_end_no_request(dials: list[int]) ->
         assert not again.passed_over
 
 
+async def test_records_that_name_an_honest_node_s_host_do_not_hide_it() -> None:
+    swarm = await FakeSwarm(0.001, a="0-2", b="3-5").start()
+    for peer in "ab":
+        swarm.announce(peer, maddrs=("/ip4/9.9.9.9/tcp/4000",))
+    for number in range(300):
+        swarm.store.put(fake(number, f"/ip4/9.9.9.9/tcp/{5000 + number}"))
+    async with swarm.client() as model:
+        answer = await model.generate_detailed([BOS, 3], max_new_tokens=2)
+    assert [hop.peer_id for hop in answer.route.hops] == ["a", "b"]
+
+
 async def test_silent_addresses_hold_up_nobody(dials: list[int]) -> None:
     swarm = await _crowd(60, a="0-2", b="3-5")
     for number in range(60):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.swarm.dial_guard import FAILURES_PER_HOST, DialGuard
+from swarm_node.swarm.dial_guard import CLIENT_FAILURES_PER_HOST, DialGuard
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.link_pool import LinkPool
 from swarm_node.swarm.types import ModelRef
@@ -23,9 +23,9 @@ class Nobody:
         raise PeerUnreachableError("refused")
 
 
-async def attempts(maddrs: list[str], number: int = 100) -> list[tuple[str, ...]]:
+async def attempts(maddrs: list[str], number: int = 700) -> list[tuple[str, ...]]:
     transport = Nobody()
-    links = LinkPool(transport, MODEL, guard=DialGuard(pauses=False))
+    links = LinkPool(transport, MODEL, guard=DialGuard(for_client=True))
     for each in range(number):
         with pytest.raises(PeerUnreachableError):
             await links.get(f"liar{each}", maddrs)
@@ -34,13 +34,13 @@ async def attempts(maddrs: list[str], number: int = 100) -> list[tuple[str, ...]
 
 
 async def test_a_host_that_many_strangers_name_is_dialled_a_few_times():
-    assert len(await attempts(["/ip4/8.8.8.8/tcp/80"])) == FAILURES_PER_HOST
+    assert len(await attempts(["/ip4/8.8.8.8/tcp/80"])) == CLIENT_FAILURES_PER_HOST
     victims = [f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 13)]
-    assert sum(map(len, await attempts(victims))) == FAILURES_PER_HOST
+    assert sum(map(len, await attempts(victims))) == CLIENT_FAILURES_PER_HOST
 
 
 async def test_what_is_on_our_own_networks_is_our_own_affair():
-    assert len(await attempts(["/ip4/127.0.0.1/tcp/80"])) == 100
+    assert len(await attempts(["/ip4/127.0.0.1/tcp/80"])) == 700
     dialled = await attempts(["/ip4/8.8.8.8/tcp/80", "/ip4/192.168.1.5/tcp/80"])
     assert dialled[0] == ("/ip4/8.8.8.8/tcp/80", "/ip4/192.168.1.5/tcp/80")
     assert dialled[-1] == ("/ip4/192.168.1.5/tcp/80",)
