@@ -10,6 +10,7 @@ living hops that do not reach each other, or refuse what the other sends, are fe
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -29,6 +30,10 @@ from .route_finder import Planned
 from .route_session import RouteSession, attach, names_for, new_session, open_seat, own_fault, places
 from .segment import BrokenError
 from .trace import HopTimings
+
+SKIPPED_STEPS = 2**20
+"""Step numbers that are passed over at a repair, at most. A hop that fed the next one, and goes, cannot know
+which number the client uses then: a step that it sent under that number would be answered in its place."""
 
 
 class FindHops(Protocol):
@@ -129,7 +134,7 @@ class Mender:
             session.check_open()
             self._alarm.clear()
             found = await diagnose(session.hops, session.settings.session.hidden_size)
-            self._round = session.take_steps(1)
+            self._round = session.take_steps(1 + secrets.randbelow(SKIPPED_STEPS))
             for hop in session.hops:
                 hop.first_step = self._round
                 self._listen(hop)

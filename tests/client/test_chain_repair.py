@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -42,6 +43,18 @@ async def test_a_hop_that_dies(hops: int, victim: int, step: int) -> None:
         )
         if step == 15:
             assert repair.replayed_tokens >= len(PROMPT)
+
+
+async def test_after_a_repair_nobody_knows_the_next_step_s_number() -> None:
+    """Who fed a hop, and is replaced, could have sent it a step under that number as his last word."""
+    gaps = set()
+    for _ in range(2):
+        case = await ChainCase(3).start()
+        await case.disturbed((5, lambda case=case: case.kill("ha")))
+        numbers = [step.step for step in case.swarm.nodes["hb"].steps]
+        gaps.add(max(b - a for a, b in pairwise(numbers)))
+    assert len(gaps) == 2
+    assert min(gaps) > 1
 
 
 @pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
