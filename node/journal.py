@@ -199,11 +199,12 @@ class JournalBook:
             self._journals.pop(journal, None)
 
     def _count(self, journal: Journal, size: int) -> None:
+        group = journal.group
+        owner = group, journal.owner
         self._used += size
-        owner = journal.group, journal.owner
-        self._held[owner] += size
-        self._held_by_group[journal.group] += size
-        if not self._held[owner]:
+        self._held[owner] = held = self._held[owner] + size
+        if not held:
             del self._held[owner]
-        if not self._held_by_group[journal.group]:
-            del self._held_by_group[journal.group]
+        self._held_by_group[group] = held = self._held_by_group[group] + size
+        if not held:
+            del self._held_by_group[group]

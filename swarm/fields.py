@@ -103,9 +103,9 @@ class Count:
         raise FieldError(f"an integer from 0 to {self.high}", value)
 
     def write(self, value: object) -> int:
-        if type(value) is int:
-            return min(max(value, 0), self.high)
-        raise FieldError("an integer", value)
+        if type(value) is not int:
+            raise FieldError("an integer", value)
+        return value if 0 <= value <= self.high else min(max(value, 0), self.high)
 
 
 @dataclass(frozen=True, slots=True)

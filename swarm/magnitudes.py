@@ -28,7 +28,10 @@ def magnitudes(codec: str, payload: bytes | bytearray | memoryview, tokens: int,
             return [math.sqrt(float(np.dot(row, row)) / hidden) for row in values]
     if tokens == 1:
         scale, *outliers = _row_head(hidden).unpack_from(payload)
-        return [_envelope(scale, sum(value * value for value in outliers), hidden)]
+        squares = 0.0
+        for value in outliers:
+            squares += value * value
+        return [_envelope(scale, squares, hidden)]
     rows = np.frombuffer(payload, row_type(hidden))
     squares = np.square(rows["value"], dtype=np.float64).sum(axis=1)
     return [_envelope(*each, hidden) for each in zip(rows["scale"].tolist(), squares.tolist(), strict=True)]
