@@ -27,6 +27,8 @@ INTERESTING_TEXTS = (
 )
 MOST_DEPTH = 12
 """Levels below which a tree is not mutated further."""
+MOST_NODES = 20_000
+"""Values of a tree: lists are repeated, and lists in lists, which multiplies."""
 
 
 def havoc(rng: Random, data: bytes) -> bytes:
@@ -86,10 +88,26 @@ def json_tree(rng: Random, data: bytes) -> bytes:
 
 
 def mutated(rng: Random, tree: Any) -> Any:
-    """The tree with one to four of its nodes changed."""
+    """The tree with one to four of its nodes changed; it does not grow beyond MOST_NODES."""
     for _ in range(rng.randrange(1, 5)):
-        tree = _changed(rng, tree, 0)
+        changed = _changed(rng, tree, 0)
+        if _nodes(changed) > MOST_NODES:
+            break
+        tree = changed
     return tree
+
+
+def _nodes(tree: Any) -> int:
+    """How many values it holds; counted a little beyond MOST_NODES at most."""
+    count, pending = 0, [tree]
+    while pending and count <= MOST_NODES:
+        node = pending.pop()
+        count += 1
+        if isinstance(node, dict):
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            pending.extend(node)
+    return count
 
 
 def frames_of(mutate_payload: Callable[[Random, bytes], bytes] = havoc) -> Callable[[Random, bytes], bytes]:
@@ -154,7 +172,7 @@ def _changed(rng: Random, node: Any, depth: int) -> Any:
         if deeper:
             return [*node[:at], _changed(rng, node[at], depth + 1), *node[at + 1 :]]
         if rng.random() < 0.5:
-            return node * rng.choice((2, 3, 50)) if len(node) < 200 else node[:1]
+            return node * rng.choice((2, 3, 50)) if _nodes(node) < 400 else node[:1]
         return [*node[:at], *node[at + 1 :]]
     return _leaf(rng, node)
 

@@ -83,8 +83,8 @@ class Fuzzer:
     def next_input(self) -> bytes:
         data = self.rng.choice(self.corpus)
         for _ in range(self.rng.choice((1, 1, 1, 2, 4))):
-            data = self.target.mutate(self.rng, data)
-        return data[: self.target.largest]
+            data = self.target.mutate(self.rng, data)[: self.target.largest]
+        return data
 
     def one(self, data: bytes) -> None:
         self.inputs += 1
