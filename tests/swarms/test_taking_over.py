@@ -123,7 +123,7 @@ def test_whichever_hops_die_at_once_the_answer_goes_on(
 
 
 def test_a_node_that_drains_hands_over_without_an_error(swarm_of: Callable[..., object]) -> None:
-    with swarm_of("0-1", "2-3", "2-3", options=["--drain-seconds", "0.5"]) as swarm:
+    with swarm_of("0-1", "2-3", "2-3", options=["--drain-seconds", "0.1"]) as swarm:
         asked: list[NodeProcess] = []
 
         def ask(hops: list[NodeProcess]) -> None:
