@@ -81,13 +81,14 @@ class Scout:
         if meeting is None:
             task = asyncio.create_task(self._meet(need, wanted))
             meeting = self._meetings[wanted] = _Meeting(task)
-            task.add_done_callback(lambda _: self._meetings.pop(wanted, None))
         meeting.wanted += 1
         try:
             return await asyncio.shield(meeting.task)
         finally:
             meeting.wanted -= 1
-            if not meeting.wanted and not meeting.task.done():
+            if not meeting.wanted:
+                # At once: who comes while it is still ending must not wait for what is cancelled.
+                del self._meetings[wanted]
                 meeting.task.cancel()
 
     def look(self, route: Route) -> None:

@@ -154,6 +154,26 @@ def test_a_crowd_that_answers_and_does_not_work_is_seen_through_side_by_side(
     run(monkeypatch, work(), loop)
 
 
+async def test_a_search_that_somebody_gave_up_is_not_shared_while_it_ends() -> None:
+    swarm = await _crowd(3, latency=0.001, a="0-5")
+    router = swarm.router()
+    links = LinkPool(swarm.network.transport("client"), MODEL)
+    scout = Scout(links, router, ToyHead().embed, "none")
+    need = Need(10)
+    await router.plan(need)
+    first = asyncio.create_task(scout.meet(need, Wanted()))
+    await asyncio.sleep(0)
+    first.cancel()
+    second = asyncio.create_task(scout.meet(need, Wanted()))
+    await asyncio.wait((first, second))
+    assert first.cancelled()
+    assert not second.cancelled()
+    assert not router.reserves.unmet(need, Wanted())
+    await scout.close()
+    await router.close()
+    await links.close()
+
+
 async def test_sessions_share_a_search(dials: list[int]) -> None:
     swarm = await _crowd(40, latency=0.001, a="0-5")
     router = swarm.router()
