@@ -3,7 +3,7 @@
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "max_blocks",
-             "weights_root"}                              those from "queue_ms" on may be absent
+             "weights_root", "weights_whole", "shares_weights"}   those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
@@ -23,6 +23,7 @@ import msgpack
 from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, RemoteProtocolError
 from ..swarm.fields import (
+    Boolean,
     Choice,
     Count,
     FieldError,
@@ -164,6 +165,8 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "row_check": Word(re.compile(r"[0-9a-f]{0,32}"), "up to 32 lowercase hexadecimal digits"),
     "max_blocks": Integer(0, MAX_BLOCKS),
     "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or none"),
+    "weights_whole": Boolean(),
+    "shares_weights": Boolean(),
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
@@ -176,6 +179,8 @@ _OPTIONAL: dict[str, object] = {
     "row_check": "",
     "max_blocks": 0,
     "weights_root": "",
+    "weights_whole": False,
+    "shares_weights": False,
 }
 """What an entry may leave out, and the value that it then has."""
 
@@ -220,6 +225,8 @@ def encode_node(info: NodeInfo) -> bytes:
                 "row_check": info.row_check,
                 "max_blocks": info.max_blocks,
                 "weights_root": info.weights_root,
+                "weights_whole": info.weights_whole,
+                "shares_weights": info.shares_weights,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or maddrs):
@@ -291,6 +298,8 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         row_check=values["row_check"],
         max_blocks=values["max_blocks"],
         weights_root=values["weights_root"],
+        weights_whole=values["weights_whole"],
+        shares_weights=values["shares_weights"],
     )
 
 

@@ -103,6 +103,8 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
                 "deterministic": bool(node.row_check),
                 "row_check": node.row_check,
                 "weights_root": node.weights_root,
+                "weights_whole": node.weights_whole,
+                "shares_weights": node.shares_weights,
                 "weights": node.weights,
                 "codecs": list(node.codecs),
                 "version": node.version,

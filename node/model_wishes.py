@@ -66,7 +66,7 @@ class ModelWishes:
         if self._clock() - self._listed_at >= LISTING_S:
             self._here = [model.name for model in await asyncio.to_thread(self._registry.models)]
             self._listed_at = self._clock()
-        sharing = {node.model.digest for node in nodes if node.weights_root}
+        sharing = {node.model.digest for node in nodes if node.shares_weights and node.weights_root}
         chosen = next_model(demand, lambda each: self._can_get(each, sharing), idle, peer_id=self._peer_id)
         if chosen is None:
             return None

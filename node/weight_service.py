@@ -143,7 +143,10 @@ class WeightService:
             node.emit("sharing", root=root, bytes=holder.manifest.total_bytes)
 
     def _amended(self, info: NodeInfo) -> NodeInfo:
-        return replace(info, weights_root=self._roots.get(info.model.digest, ""))
+        digest = info.model.digest
+        root = self._roots.get(digest, "")
+        whole = root != "" and digest in self._shared and not is_store(self._shared[digest].path)
+        return replace(info, weights_root=root, weights_whole=whole, shares_weights=root != "")
 
 
 class _SharedFiles:

@@ -62,7 +62,13 @@ async def fetch(plan: dict[str, Any], transport: P2pdTransport, shelf: PieceShel
     ref, span = ModelRef(**plan["ref"]), Span(*plan["blocks"])
     nodes = [
         NodeInfo(
-            node["peer_id"], tuple(node["maddrs"]), ref, span, NodeState.ONLINE, weights_root=plan["root"]
+            node["peer_id"],
+            tuple(node["maddrs"]),
+            ref,
+            span,
+            NodeState.ONLINE,
+            weights_root=plan["root"],
+            shares_weights=True,
         )
         for node in plan["nodes"]
     ]

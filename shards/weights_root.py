@@ -10,7 +10,7 @@ from ..swarm.types import ModelRef, NodeInfo
 
 def holders(nodes: Iterable[NodeInfo], root: str) -> list[NodeInfo]:
     """Those who share the files of this root."""
-    return [node for node in nodes if node.weights_root == root]
+    return [node for node in nodes if node.shares_weights and node.weights_root == root]
 
 
 def agreed_root(nodes: Sequence[NodeInfo], model: ModelRef) -> str:

@@ -124,7 +124,9 @@ class NodeInfo:
     ``max_blocks``: how many blocks it could hold instead, so that others can plan with it; 0: its blocks are
     not up for a change (a person chose them, or it is loading them). JOINING with ``max_blocks`` above 0 is a
     node that has not begun to load: ``span`` is what it means to serve.
-    ``weights_root``: of a node that shares the model's files, the SHA-256 of their piece manifest; else "".
+    ``weights_root``: of a node that has the model's files whole, or fetched some of them under this root, the
+    SHA-256 of their piece manifest; else "". ``weights_whole``: it has hashed every byte of them itself, and
+    no peer sent them: its root bears witness. ``shares_weights``: it gives others what it has of them.
     ``record``: what all this was read from, to be handed on.
     """
 
@@ -149,6 +151,8 @@ class NodeInfo:
     row_check: str = ""
     max_blocks: int = 0
     weights_root: str = ""
+    weights_whole: bool = False
+    shares_weights: bool = False
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
 
 

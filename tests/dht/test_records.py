@@ -70,6 +70,8 @@ NODE = NodeInfo(
     total_journal_bytes=256 * 2**20,
     row_check="0123456789ab",
     weights_root="ef" * 32,
+    weights_whole=True,
+    shares_weights=True,
     max_blocks=24,
 )
 OPTIONAL = (
@@ -82,6 +84,8 @@ OPTIONAL = (
     "row_check",
     "max_blocks",
     "weights_root",
+    "weights_whole",
+    "shares_weights",
 )
 
 
@@ -132,6 +136,8 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         total_journal_bytes=most,
         row_check=draw(st.binary(max_size=16)).hex(),
         weights_root=draw(st.sampled_from(["", "0a" * 32])),
+        weights_whole=draw(st.booleans()),
+        shares_weights=draw(st.booleans()),
         max_blocks=draw(st.integers(0, MAX_BLOCKS)),
     )
 
@@ -255,6 +261,9 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("weights_root", "0a" * 31),
         ("weights_root", "0A" * 32),
         ("weights_root", None),
+        ("weights_whole", 1),
+        ("shares_weights", "yes"),
+        ("shares_weights", None),
         ("max_blocks", -1),
         ("max_blocks", MAX_BLOCKS + 1),
         ("v", 2),
@@ -287,6 +296,8 @@ def test_what_older_nodes_do_not_announce_may_be_left_out() -> None:
         total_journal_bytes=0,
         row_check="",
         weights_root="",
+        weights_whole=False,
+        shares_weights=False,
         max_blocks=0,
     )
     assert decode(OWNER, msgpack.packb(record)) == idle

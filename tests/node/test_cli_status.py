@@ -25,7 +25,16 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     assert [node["blocks"] for node in model["nodes"]] == ["0-9", "20-29"]
     assert set(model["nodes"][0]) == {
         *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
-        *("total_kv_tokens", "weights", "weights_root", "codecs", "version", "maddrs"),
+        *(
+            "total_kv_tokens",
+            "weights",
+            "weights_root",
+            "weights_whole",
+            "shares_weights",
+            "codecs",
+            "version",
+            "maddrs",
+        ),
         *("sessions", "tokens_per_s", "queue_ms", "links"),
         *("journal_bytes", "total_journal_bytes", "deterministic", "row_check"),
     }

@@ -35,7 +35,15 @@ class Swarm:
 
     async def serve(self, model: ModelRef, blocks: str, *, shares: bool = False) -> None:
         root = "12" * 32 if shares else ""
-        info = NodeInfo(f"node {blocks}", (), model, Span.parse(blocks), NodeState.ONLINE, weights_root=root)
+        info = NodeInfo(
+            f"node {blocks}",
+            (),
+            model,
+            Span.parse(blocks),
+            NodeState.ONLINE,
+            weights_root=root,
+            shares_weights=bool(root),
+        )
         await MemoryDirectory(self.store).announce(info)
 
     def wishes(self, *allowed: str, registry: LocalRegistry | None = None) -> ModelWishes:

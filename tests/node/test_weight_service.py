@@ -99,7 +99,11 @@ async def test_a_node_that_knows_only_the_name_gets_its_blocks_from_a_peer(
     assert fetched.details["bytes_by_source"].keys() == {"first"}
     assert second.model == first.model
     await swarm.until_announced("second")
-    assert {node.weights_root for node in await swarm.announced()} == {sharing.details["root"]}
+    announced = {node.peer_id: node for node in await swarm.announced()}
+    assert {node.weights_root for node in announced.values()} == {sharing.details["root"]}
+    assert all(node.shares_weights for node in announced.values())
+    assert announced["first"].weights_whole  # it has hashed them; the other repeats what it was told
+    assert not announced["second"].weights_whole
     await first.stop()
     path = await fetch_model(
         second.model,

@@ -73,7 +73,15 @@ class PieceWorld:
 
     def info(self, peer: Peer, model: ModelRef | None = None) -> NodeInfo:
         ref = model or self.ref
-        return NodeInfo(peer.name, (), ref, Span(0, ref.n_blocks), NodeState.ONLINE, weights_root=peer.root)
+        return NodeInfo(
+            peer.name,
+            (),
+            ref,
+            Span(0, ref.n_blocks),
+            NodeState.ONLINE,
+            weights_root=peer.root,
+            shares_weights=True,
+        )
 
     def fetch(self, peer: Peer, **options: object) -> ModelFetch:
         def announce(root: str) -> None:

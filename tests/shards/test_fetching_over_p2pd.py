@@ -42,6 +42,7 @@ async def test_a_model_goes_from_one_daemon_to_another(
         Span(0, world.n_blocks),
         NodeState.ONLINE,
         weights_root=world.manifest.root,
+        shares_weights=True,
     )
 
     async def nodes() -> list[NodeInfo]:
