@@ -11,11 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .calls import Call
 from .errors import ApiError
 from .gateway import Gateway, answer
+from .hosts import check_host
 from .page import send_page
 
 Handler = Callable[[Call], Awaitable[None]]
-
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
@@ -29,6 +28,7 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
         [
             route("/", "GET", send_page),
             route("/health", "GET", gateway.health),
+            route("/ready", "GET", gateway.ready),
             route("/v1/models", "GET", gateway.models),
             route("/v1/models/{name:path}", "GET", gateway.model),
             route("/v1/chat/completions", "POST", gateway.chat),
@@ -64,13 +64,13 @@ class _Endpoint:
     async def _handle(self, call: Call) -> None:
         method = call.scope["method"]
         if self._local_only:
-            _check_host(call)
+            check_host(call.headers, call.scope["http_version"])
         if self._method and method != self._method and (method, self._method) != ("HEAD", "GET"):
             raise ApiError(
                 405,
-                f"{call.scope['path']} takes {self._method}, not {method}",
+                f"{call.scope['path'][:200]} takes {self._method}, not {method}",
                 code="method_not_allowed",
-                headers={"Allow": self._method},
+                headers={"Allow": "GET, HEAD" if self._method == "GET" else self._method},
             )
         await self._handler(call)
 
@@ -82,15 +82,3 @@ async def _no_such_path(call: Call) -> None:
         "see /v1/models, /v1/chat/completions and /v1/completions",
         code="not_found",
     )
-
-
-def _check_host(call: Call) -> None:
-    host = dict(call.headers).get(b"host", b"").decode("latin-1").lower()
-    name = host if host.endswith("]") else host.rsplit(":", 1)[0]
-    if name not in LOCAL_HOSTS:
-        raise ApiError(
-            403,
-            f"this gateway answers to {', '.join(sorted(LOCAL_HOSTS))} only, not to {name[:200]!r}; "
-            "with --api-key-file it answers to any name",
-            code="wrong_host",
-        )

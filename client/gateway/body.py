@@ -40,6 +40,14 @@ async def read_json(
     kind = told.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json":
         raise ApiError(415, "the request needs the header Content-Type: application/json")
+    if (encoding := told.get(b"content-encoding", b"").strip().lower()) not in (b"", b"identity"):
+        shown = encoding.decode("latin-1")[:40]
+        raise ApiError(
+            415,
+            f"the body is encoded as {shown!r}; send it as it is, without Content-Encoding",
+            code="unsupported_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
     length = told.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
@@ -97,5 +105,5 @@ def _too_large(max_bytes: int) -> ApiError:
         413,
         f"the request is larger than {max_bytes} bytes",
         code="request_too_large",
-        headers={"Connection": "close"},  # what is still coming is not read
+        headers={"Connection": "close"},  # who looks for answers while sending need not send the rest
     )

@@ -14,6 +14,9 @@ ABORT = "swarm_node.abort"
 """Key of the ASGI scope: a function that ends the connection at once, whatever is still to be sent."""
 BODY_S = 30.0
 """For a request's body to arrive."""
+LEFT_BYTES, LEFT_S = 64 * 2**20, 10.0
+"""Of a body that is not wanted, what is still taken and for how long: most clients look for an answer only
+once they have sent all, and who hangs up on them takes the answer back."""
 
 T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -31,6 +34,9 @@ class Call:
         self._receive = receive
         self._send = send
         self._stall_s = stall_s
+        told = dict(scope["headers"])
+        self._body_left = b"transfer-encoding" in told or told.get(b"content-length", b"0") != b"0"
+        self._unasked = told.get(b"expect", b"").lower() == b"100-continue"  # it sends once it is read from
         self._loop = asyncio.get_running_loop()
         self._sending_since: float | None = None
         self._watchdog: asyncio.TimerHandle | None = None
@@ -44,8 +50,9 @@ class Call:
         """What ``read`` makes of the body. Raises ApiError and ClientGoneError."""
         try:
             async with asyncio.timeout(BODY_S):
-                return await read_json(self.headers, self._receive, max_bytes, read)
+                return await read_json(self.headers, self._receive_part, max_bytes, read)
         except TimeoutError:
+            self._body_left = False  # it has been waited for
             raise ApiError(
                 408, f"the request did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}
             ) from None
@@ -59,7 +66,14 @@ class Call:
         """A JSON text as the whole reply."""
         body = text.encode()
         told = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+        if self._body_left and self._unasked:
+            self._body_left = False
+            told["Connection"] = "close"
         await self._start(status, told)
+        if self._body_left:
+            await self._put(body, more=True)
+            await self._take_the_rest()
+            body = b""
         await self._put(body, more=False)
 
     async def begin_events(self, headers: Mapping[str, str]) -> None:
@@ -89,6 +103,24 @@ class Call:
         """Nothing more will be sent."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+
+    async def _receive_part(self) -> MutableMapping[str, Any]:
+        self._unasked = False
+        message = await self._receive()
+        self._body_left = self._body_left and bool(message.get("more_body"))
+        return message
+
+    async def _take_the_rest(self) -> None:
+        """Of a body that nobody wants."""
+        taken = 0
+        try:
+            async with asyncio.timeout(LEFT_S):
+                while self._body_left and taken <= LEFT_BYTES:
+                    taken += len((await self._receive_part()).get("body", b""))
+        except TimeoutError:
+            pass
+        if self._body_left and ABORT in self.scope:
+            self.scope[ABORT]()
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status

@@ -20,7 +20,7 @@ from .answering import Answering
 from .answers import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
 from .body import ClientGoneError
 from .calls import Call
-from .errors import ApiError, from_swarm, internal, wrong
+from .errors import RETRY_S, ApiError, from_swarm, internal, wrong
 from .logprobs import TokenBytes
 from .offers import Offers
 from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
@@ -77,8 +77,17 @@ class Gateway:
             answering.fail(_shutting_down())
 
     async def health(self, call: Call) -> None:
+        """Whether the process is alive; needs no key and no swarm."""
         body = {"status": "draining" if self.draining else "ok", "running": self.admission.running}
         await call.reply(to_json(body), status=503 if self.draining else 200)
+
+    async def ready(self, call: Call) -> None:
+        """Whether a chat would be answered now: some model has all its blocks served."""
+        ready = 0 if self.draining else await self.offers.available()
+        status = "draining" if self.draining else "ready" if ready else "no model is served as a whole"
+        body = {"status": status, "models_ready": ready, "models": len(self.offers.ids)}
+        retry = {} if ready else {"Retry-After": str(RETRY_S)}
+        await call.reply(to_json(body), status=200 if ready else 503, headers=retry)
 
     async def models(self, call: Call) -> None:
         self._check(call)
@@ -216,7 +225,7 @@ async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None
     _logger.info(
         "%s %s status=%d seconds=%.3f",
         call.scope["method"],
-        call.scope["path"],
+        call.scope["raw_path"].decode("ascii", "replace"),  # as it was sent: one line, whatever it stands for
         call.status,
         perf_counter() - began,
     )

@@ -82,6 +82,11 @@ class Offers:
         )
         return {"object": "list", "data": models, "unavailable": unavailable}
 
+    async def available(self) -> int:
+        """How many models have all their blocks served now. Raises NetworkError."""
+        nodes = await self._all_nodes()
+        return sum(not _coverage(nodes, model.model).missing for model in self._by_id.values())
+
     async def one(self, name: str) -> dict[str, Any]:
         """The body of /v1/models/NAME, whether it can be served now or not."""
         model_id, model = self.find(name)

@@ -8,87 +8,16 @@ import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...swarm.errors import ListenError
-from .answers import to_json
 from .app import create_app
-from .calls import ABORT
-from .errors import ApiError
+from .connection import KEEP_ALIVE_S, RESERVED_FILES, Connection
 from .gateway import Gateway
 
-HEADER_S = 10.0
-"""For a request's head to arrive, from the connection's beginning or the request's."""
-MAX_HEADER_BYTES = 64 * 1024
-KEEP_ALIVE_S = 30
 BACKLOG = 2048
-RESERVED_FILES = 256
-"""Descriptors that are kept for all else: peers, models, logs."""
-
-
-class _Protocol(HttpToolsProtocol):
-    """``max_connections`` is set by the server. Requests can end their connection at once: ``ABORT``."""
-
-    max_connections = 1024
-    _timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
-            self._refuse(ApiError(503, "there are too many connections", code="too_many_connections"))
-        else:
-            self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        cast("dict[str, Any]", self.scope)[ABORT] = self.transport.abort
-        self._await_head()
-
-    def on_headers_complete(self) -> None:
-        self._stop_timer()
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._timer is None:
-            if self.cycle is None or self.cycle.response_complete:
-                self._await_head()  # what came is no request yet, and ended uvicorn's own waiting
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEADER_BYTES:
-            self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEADER_BYTES} bytes"))
-
-    def _await_head(self) -> None:
-        if self._timer is None:
-            self._head_bytes = 0
-            self._timer = self.loop.call_later(HEADER_S, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        self._timer = None
-        self.transport.abort()
-
-    def _refuse(self, error: ApiError) -> None:
-        """Answer without a request, and hang up."""
-        self._stop_timer()
-        body = to_json(error.body()).encode()
-        head = f"HTTP/1.1 {error.status} Refused\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-        self.transport.write(
-            f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
-        )
-        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -129,7 +58,7 @@ class GatewayServer:
         """Only this computer can reach it."""
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         self.url = f"http://{shown}:{bound[1]}"
-        protocol = type("_Protocol", (_Protocol,), {"max_connections": self.max_connections})
+        protocol = type("_Connection", (Connection,), {"max_connections": self.max_connections})
         self._server = _Server(
             uvicorn.Config(
                 create_app(

@@ -12,7 +12,7 @@ import pytest
 from fake_swarm import until
 from gateway_case import Serve, Served
 
-from swarm_node.client.gateway import server as server_module
+from swarm_node.client.gateway import connection
 from swarm_node.client.gateway.admission import Admission, ApiKeys, RateLimit
 from swarm_node.client.gateway.errors import ApiError
 from swarm_node.swarm.errors import UsageError
@@ -277,7 +277,7 @@ async def test_more_connections_than_allowed_are_told_so(serve: Serve) -> None:
 async def test_heads_that_never_end_and_heads_that_are_too_large(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "HEADER_S", 0.1)
+    monkeypatch.setattr(connection, "HEADER_S", 0.1)
     served = await serve()
     loop = asyncio.get_running_loop()
     for begin in (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"\r\n"):
