@@ -166,9 +166,7 @@ async def test_a_full_house_refuses(serve: Serve) -> None:
     served = await serve(limits={"max_running": 1, "max_requests": 2}, a="0-5")
     served.swarm.nodes["a"].behaviour.step_delay_s = 0.01
     running = [asyncio.create_task(served.chat(**LONG)) for _ in range(2)]
-    await until(
-        lambda: served.gateway.admission.requests == 2 and bool(served.swarm.nodes["a"].open_sessions)
-    )
+    await until(lambda: served.gateway.answering == 2 and bool(served.swarm.nodes["a"].open_sessions))
     refused = await served.chat(**LONG)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert len(served.swarm.nodes["a"].open_sessions) == 1  # the other waits for its turn
