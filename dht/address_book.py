@@ -7,13 +7,10 @@ What it says is only whom to dial: the transport then proves who answers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
-import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +22,7 @@ from ..swarm.addresses import PeerAddress
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity, is_peer_id
 from ..swarm.membership import Membership
+from ..swarm.state_files import replace_file, set_aside
 from ..swarm.state_folder import state_folder
 
 MAX_PEERS = 64
@@ -102,12 +100,7 @@ class AddressBook:
         ]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
-            try:
-                beside.write_text(json.dumps({"version": _VERSION, "peers": peers}, indent=1))
-                os.replace(beside, self._path)
-            finally:
-                beside.unlink(missing_ok=True)
+            replace_file(self._path, json.dumps({"version": _VERSION, "peers": peers}, indent=1))
             _remove_old_books(self._path.parent)
         except OSError as error:
             log.warning("event=address_book_unwritable path=%s error=%r", self._path, str(error))
@@ -123,8 +116,7 @@ class AddressBook:
             return {}
         except (OSError, ValueError, RecursionError) as error:
             log.warning("event=address_book_unreadable path=%s error=%r", path, str(error))
-            with contextlib.suppress(OSError):
-                os.replace(path, path.with_suffix(".bad"))
+            set_aside(path)
             return {}
         oldest = self._clock() - MAX_AGE_S
         return {peer.peer_id: peer for peer in peers[:MAX_PEERS] if peer.last >= oldest}

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..swarm.errors import SwarmError, UsageError
+from ..swarm.state_files import replace_file
 from .cli_arguments import client_options, entry_options
 from .cli_chat_commands import COMMANDS, SETTINGS, Command, parse, parse_setting
 from .cli_chat_input import EditorSource, History, PipeSource, ReadlineSource, Source, default_history
@@ -306,17 +307,13 @@ def _load(name: str, check: Check) -> Conversation:
 
 def _save(path: Path, text: str) -> None:
     """Replaces a saved chat, but no other file. Chats are private: only their owner reads them."""
-    scratch = path.with_name(f".{path.name}.new")
     try:
         if path.exists():
             with path.open("rb") as file:
                 is_chat = b'"format": "swarm-node chat ' in file.read(64)
             if not is_chat:
                 raise UsageError(f"{path} is there and is no saved chat", hint="Choose another name.")
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file_:
-            file_.write(text)
-        scratch.replace(path)
+        replace_file(path, text)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {_reason(error)}", hint="Choose another place.") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..swarm.errors import UsageError
+from ..swarm.state_files import replace_file
 from ..swarm.state_folder import state_folder
 from .cli_arguments import decoded
 from .cli_chat_commands import COMMANDS, LineJoiner
@@ -42,15 +43,15 @@ class History:
         self.entries: list[str] = []
         if path is None:
             return
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            self.entries = list(_entries(path.read_text().splitlines()))
-        if len(self.entries) > 2 * KEPT:
-            del self.entries[:-KEPT]
-            with contextlib.suppress(OSError):
-                scratch = path.with_suffix(".new")
-                with _private(scratch, os.O_TRUNC) as file:
-                    file.writelines(json.dumps(entry) + "\n" for entry in self.entries)
-                scratch.replace(path)
+        with contextlib.suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self.entries = list(_entries(text.splitlines()))
+            is_torn = bool(text) and not text.endswith(
+                "\n"
+            )  # a crash left half a line: the next would join it
+            if len(self.entries) > 2 * KEPT or is_torn:
+                del self.entries[:-KEPT]
+                replace_file(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, text: str) -> None:
         if self.entries and self.entries[-1] == text:
@@ -59,7 +60,7 @@ class History:
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with _private(self._path, os.O_APPEND) as file:
+                with _appended(self._path) as file:
                     file.write(json.dumps(text) + "\n")
 
 
@@ -74,8 +75,9 @@ def _entries(lines: Iterable[str]) -> Iterable[str]:
                 yield entry
 
 
-def _private(path: Path, flags: int) -> IO[str]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600), "w", encoding="utf-8")
+def _appended(path: Path) -> IO[str]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8")
 
 
 class PipeSource:

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from ..swarm.cbuild import NativeUnavailableError, cache_home, cpu_identity
+from ..swarm.state_files import replace_file
 from .kernel_bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
 from .native_library import library
 
@@ -166,8 +166,6 @@ def _write(path: Path, seconds: Mapping[str, tuple[float, ...]]) -> None:
     """All or nothing; a folder that cannot be written to costs a measurement at the next start."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({"key": path.stem, "seconds": seconds}, file, indent=1)
-        os.replace(file.name, path)
+        replace_file(path, json.dumps({"key": path.stem, "seconds": seconds}, indent=1))
     except OSError as error:
         log.info("event=kernels_not_cached reason=%r", str(error))

@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from .errors import RemoteProtocolError, UsageError
+from .state_files import create_file
 
 SIGNATURE_BYTES = 64
 
@@ -171,27 +172,14 @@ def _seed_from(data: bytes, file: Path) -> bytes:
         return data[4:36]
     raise UsageError(
         f"the identity file {file} is damaged: it holds {what}",
-        hint="Restore it from a copy, or remove it to start with a new identity (and a new PeerID).",
+        hint="Restore it from a copy; without one rename it, and the next start makes a new identity.",
     )
 
 
 def _create(file: Path, data: bytes) -> None:
     """Write ``data`` at once and only if nobody else did: a crash or a race never leaves half a key."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        try:
-            os.link(temporary, file)
-        except FileExistsError:
-            pass  # another process was first: its key counts
-        except OSError:  # a file system without hard links
-            os.rename(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    create_file(file, data)  # where another process was first, its key counts
 
 
 def _base58(data: bytes) -> str:

@@ -88,7 +88,7 @@ def test_a_damaged_book_is_put_aside(
     book = AddressBook(path, Clock())
     assert len(book) == 0
     assert "event=address_book_unreadable" in caplog.text
-    assert path.with_suffix(".bad").exists()
+    assert path.with_name(f"{path.name}.bad").exists()
     book.answered(peer(1), [place(1)])
     book.save()
     assert len(AddressBook(path, Clock())) == 1
