@@ -85,7 +85,8 @@ def _read(path: Path) -> Backend:
 def _try_out(content: bytes, path: Path) -> None:
     """Load it where that can be ended: the library holds the interpreter meanwhile, so not even Ctrl-C would
     end it here."""
-    process = ConfinedProcess(_PROGRAM, ("tokenizers",), content.decode(errors="replace"), LOAD_BOUNDS)
+    opening = {"content": content.decode(errors="replace"), "markers": []}
+    process = ConfinedProcess(_PROGRAM, ("tokenizers",), opening, LOAD_BOUNDS)
     try:
         process.opened()
     except EndedError as error:

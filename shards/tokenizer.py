@@ -14,6 +14,7 @@ from ..swarm.terminal_text import one_line
 from .chat_template import ChatTemplate
 from .token_bytes import TokenBytes
 from .tokenizer_check import takes_linear_time
+from .tokenizer_program import TextEncoder
 
 _UNFINISHED = "\ufffd"
 """What a decoder puts for bytes that are no whole character yet."""
@@ -53,21 +54,43 @@ class Tokenizer:
         self._origin = origin
         self._template: ChatTemplate | None = None
         self._token_bytes = TokenBytes(backend)
+        markers = self._markers()
+        self._encoder = TextEncoder(backend, markers)
         self._confined: ConfinedProcess | None = None
         """Where texts are encoded, if it may take more than linear time."""
         if not takes_linear_time(backend, origin):
-            self._confined = ConfinedProcess(_PROGRAM, ("tokenizers",), backend.to_str(), ENCODE_BOUNDS)
+            opening = {"content": backend.to_str(), "markers": markers}
+            self._confined = ConfinedProcess(_PROGRAM, ("tokenizers",), opening, ENCODE_BOUNDS)
 
-    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special: bool = True,
+        *,
+        literal: Sequence[tuple[int, int]] = (),
+        most: int | None = None,
+    ) -> list[int]:
         """``add_special``: with the begin-of-text token where the model wants one.
 
-        Special tokens written out in ``text`` become the tokens, as in transformers. A text of far more than
-        ``most`` tokens is refused before all of it is tokenized: PromptTooLongError. Other threads run
-        meanwhile.
+        Special tokens written out in ``text`` become the tokens, as in transformers, but not in the ranges
+        ``literal`` (start, end; in order, apart), nor where they reach into one: there they are encoded as
+        any other text, and so are tokens that the chat template writes or that end an answer. A text of far
+        more than ``most`` tokens is refused before all of it is tokenized: PromptTooLongError. Other threads
+        run meanwhile.
         """
         if most is not None:
             self._check_length(text, most)
-        return self._encode(text, add_special)
+        return self._encode(text, add_special, literal)
+
+    def _markers(self) -> list[str]:
+        """Added tokens that steer the model though they are not marked as special."""
+        template = self.chat_template or ""
+        return [
+            token.content
+            for index, token in self._backend.get_added_tokens_decoder().items()
+            if not token.special
+            and (index in self.eos_ids or (_looks_like_a_mark(token.content) and token.content in template))
+        ]
 
     def _check_length(self, text: str, most: int) -> None:
         """Cut anywhere, a text has a few tokens more or less at each cut: the last quarter is not refused
@@ -76,7 +99,7 @@ class Tokenizer:
             return
         counted = 0
         for at in range(0, len(text), CHECKED_CHARACTERS):
-            counted += len(self._encode(text[at : at + CHECKED_CHARACTERS], add_special=False))
+            counted += len(self._encode(text[at : at + CHECKED_CHARACTERS], add_special=False, literal=()))
             if counted > most + most // 4 + CUT_TOKENS:
                 raise PromptTooLongError(
                     f"the prompt has over {most + most // 4} tokens, but the model's context holds {most}, "
@@ -84,16 +107,16 @@ class Tokenizer:
                     hint="Shorten the prompt.",
                 )
 
-    def _encode(self, text: str, add_special: bool) -> list[int]:
+    def _encode(self, text: str, add_special: bool, literal: Sequence[tuple[int, int]]) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError:  # lone surrogates, as a shell gives for bytes that are no UTF-8
             raise UsageError("the text holds characters that are no valid Unicode") from None
         try:
             if self._confined is not None:
-                return list(self._confined.ask({"text": text, "add_special": add_special}))
-            # The batch call lets other threads go on, which ``encode`` does not.
-            return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special)[0].ids)
+                request = {"text": text, "add_special": add_special, "literal": list(literal)}
+                return list(self._confined.ask(request))
+            return self._encoder.encode(text, add_special, literal)
         except EndedError as error:
             reason = str(error)
         except BaseException as error:
@@ -229,6 +252,11 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, self._skip_special)
+
+
+def _looks_like_a_mark(token: str) -> bool:
+    """As ``<start_of_turn>`` or ``[INST]`` do, and words and whitespace do not."""
+    return len(token) > 2 and not any(end.isalnum() or end.isspace() for end in (token[0], token[-1]))
 
 
 def is_failure(error: BaseException) -> bool:
