@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -176,9 +176,9 @@ def test_a_prompt_far_over_the_context_is_refused_early(monkeypatch: pytest.Monk
     seen: list[int] = []
     encode = tokenizer._encode
 
-    def counted(text: str, add_special: bool) -> list[int]:
+    def counted(text: str, add_special: bool, literal: Sequence[tuple[int, int]]) -> list[int]:
         seen.append(len(text))
-        return encode(text, add_special)
+        return encode(text, add_special, literal)
 
     monkeypatch.setattr(tokenizer, "_encode", counted)
     with pytest.raises(PromptTooLongError, match="context holds 1000"):
