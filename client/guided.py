@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from ..swarm.errors import UsageError
 from .checks import impossible
 from .json_schema import check_schema
+from .schema_forms import plain
 
 GuideKind = Literal["json_object", "json_schema", "regex", "lark"]
 
@@ -39,11 +40,13 @@ class Guide:
     A schema is a mapping, or its JSON text; a regular expression is one of Rust's, and matches the whole
     answer; a grammar is in llguidance's variant of Lark's syntax. ``source`` afterwards is text, so that
     equal guides compare equal. Raises UsageError for what is too large, malformed, or asks for what no
-    grammar can promise, such as ``uniqueItems``: nothing is silently left out.
+    grammar can promise, such as ``uniqueItems``: nothing is silently left out, but for what only describes,
+    such as titles. ``weaker`` is used in its place where it turns out to be more than can be compiled.
     """
 
     kind: GuideKind
     source: str | Mapping[str, Any] = ""
+    weaker: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GuideKind):
@@ -69,16 +72,16 @@ def _schema_text(source: object) -> str:
         source = _parse(source)
     if not isinstance(source, Mapping):
         raise impossible("the schema", source, 'an object, such as {"type": "object"}')
-    source = {key: value for key, value in source.items() if key != "$schema"}  # all are read as 2020-12
     try:
-        text = json.dumps(source, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-        _check_length("json_schema", text)
-        parsed = json.loads(text)  # as JSON has it: keys that are no text have become one
+        # As JSON has it: keys that are no text have become one. All drafts are read as 2020-12.
+        schema = plain(json.loads(json.dumps(dict(source), allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"the schema is no JSON: {error}", hint="Give a mapping of JSON values, or JSON text."
         ) from None
-    check_schema(parsed)
+    text = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
+    _check_length("json_schema", text)
+    check_schema(schema)
     return text
 
 
@@ -122,7 +125,7 @@ def _check_text(kind: str, source: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSchema:
-    """A schema inside a grammar, and where its text begins and ends there."""
+    """A schema inside a grammar, in its plain form, and where its text begins and ends there."""
 
     start: int
     end: int
@@ -143,7 +146,7 @@ def embedded_schemas(grammar: str) -> list[EmbeddedSchema]:
                 f"no JSON schema follows %json at character {place.start()} of the grammar",
                 hint="Write %json {...} with nothing in between, and no %json elsewhere.",
             )
-        found.append(EmbeddedSchema(place.end(), end, schema))
+        found.append(EmbeddedSchema(place.end(), end, plain(schema)))
     return found
 
 

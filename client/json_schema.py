@@ -6,10 +6,13 @@ answer never looks checked where it is not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import lcm
+from typing import Any
 from urllib.parse import unquote
 
 from ..swarm.errors import UsageError
@@ -29,21 +32,34 @@ MAX_UNIT = 10**18
 """Where the last digits of all multipleOf together are finer than one part in so many, their least common
 multiple is too large in any case: none is below 1e-9."""
 
-_ONE = frozenset({"items", "additionalItems", "additionalProperties"})
-_MANY = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-_ENFORCED = frozenset(
-    ("$ref", "const", "enum", "type", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems")
+ONE = frozenset({"items", "additionalItems", "additionalProperties"})
+MANY = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+ENFORCED = frozenset(
+    (
+        "$ref",
+        "$anchor",
+        "const",
+        "enum",
+        "type",
+        "format",
+        "pattern",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+    )
     + ("required", "minProperties", "maxProperties", "minimum", "maximum", "exclusiveMinimum")
     + ("exclusiveMaximum", "multipleOf")
 )
-_ANNOTATIONS = frozenset(
-    ("$comment", "$anchor", "title", "description", "default", "example", "examples", "deprecated")
-    + ("readOnly", "writeOnly", "contentMediaType", "contentEncoding", "discriminator")
+FORMATS = frozenset(
+    ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
-"""Keywords that constrain nothing; ``discriminator`` (OpenAPI) only names what a oneOf beside it says."""
-_AT_THE_ROOT = frozenset({"$id", "id"})
-"""Below the root they would change what references refer to."""
+"""Of texts; any other cannot be promised."""
+_OUT_OF_REACH = re.compile(
+    r"\\(?P<escape>.)|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\(\?(?:<?[=!]|>))", re.DOTALL
+)
+"""Parts of a regular expression that may ask for more than a grammar can know."""
 
 
 @dataclass(slots=True)
@@ -66,16 +82,44 @@ def check_schema(schema: object) -> None:
         place, schema = waiting.pop()
         waiting += _visit(place, schema, seen)
     for place, reference in seen.references:
-        if unquote(reference[1:]) not in (seen.anchors if reference[1:2] not in ("", "/") else seen.places):
+        if not refers_to(reference, seen.places, seen.anchors):
             raise UsageError(
                 f"{_show(place)} of the schema refers to {reference!r:.100}, which is no schema of it",
                 hint='Refer to "#", or to a schema under $defs: "#/$defs/name".',
             )
+    check_multiples(seen.multiples)
 
-    _check_multiples(seen.multiples)
+
+def refers_to(reference: str, places: AbstractSet[str], anchors: AbstractSet[str]) -> bool:
+    """Whether it leads to one of them."""
+    target = unquote(reference[1:])
+    return reference.startswith("#") and target in (anchors if target and target[0] != "/" else places)
 
 
-def _check_multiples(multiples: list[Fraction]) -> None:
+def subschemas(place: str, schema: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The schemas in a schema, with their places."""
+    for keyword, value in schema.items():
+        below = f"{place}/{_escape(keyword)}"
+        if keyword in MANY and isinstance(value, list):
+            yield from ((f"{below}/{index}", inner) for index, inner in enumerate(value))
+        elif keyword in NAMED and isinstance(value, dict):
+            yield from ((f"{below}/{_escape(name)}", inner) for name, inner in value.items())
+        elif keyword in ONE:
+            yield below, value
+
+
+def listed(types: Any) -> list[Any]:
+    """The value of ``type``: one, or several."""
+    return types if isinstance(types, list) else [types]
+
+
+def is_possible_pattern(pattern: str) -> bool:
+    """Whether it asks for no more than a grammar can know: it may look neither around nor back."""
+    found = _OUT_OF_REACH.finditer(pattern)
+    return not any(part["group"] or (part["escape"] or " ") in "bBAZzGKkc123456789" for part in found)
+
+
+def check_multiples(multiples: list[Fraction]) -> None:
     """Together, since schemas that apply to the same number are joined."""
     unit = common = 1
     for multiple in multiples:
@@ -103,30 +147,36 @@ def _visit(place: str, schema: object, seen: _Seen) -> Iterator[tuple[str, objec
             hint="Give an object, true or false.",
         )
     for keyword, value in schema.items():
-        _check_keyword(place, keyword)
-        below = f"{place}/{_escape(keyword)}"
+        _check_keyword(place, keyword, schema)
         if keyword == "$ref":
             seen.references.append((place, _reference(place, value)))
         elif keyword == "multipleOf":
             seen.multiples.append(_multiple(place, value))
         elif keyword == "$anchor" and isinstance(value, str):
             seen.anchors.add(value)
-        elif keyword in _MANY and isinstance(value, list):
-            yield from ((f"{below}/{index}", inner) for index, inner in enumerate(value))
-        elif keyword in _NAMED and isinstance(value, dict):
-            yield from ((f"{below}/{_escape(name)}", inner) for name, inner in value.items())
-        elif keyword in _ONE:
-            yield below, value
-        elif keyword in _MANY or keyword in _NAMED:
-            kind = "a list" if keyword in _MANY else "an object"
+        elif (keyword in MANY - ONE and not isinstance(value, list)) or (
+            keyword in NAMED and not isinstance(value, dict)
+        ):
+            kind = "a list" if keyword in MANY else "an object"
             raise UsageError(f"{keyword} at {_show(place)} of the schema is not {kind} of schemas")
+    yield from subschemas(place, schema)
 
 
-def _check_keyword(place: str, keyword: str) -> None:
-    if keyword in _AT_THE_ROOT and not place:
-        return
-    known = keyword in _ENFORCED | _ANNOTATIONS | _ONE | _MANY | _NAMED
-    if not known and (not keyword.startswith("x-") or keyword == "x-guidance"):
+def _check_keyword(place: str, keyword: str, schema: dict[str, Any]) -> None:
+    value = schema[keyword]
+    known = keyword in ENFORCED | ONE | MANY | NAMED
+    of_text = "string" in listed(schema.get("type", "string"))
+    if keyword == "format" and of_text and (not isinstance(value, str) or value not in FORMATS):
+        raise UsageError(
+            f"the format {value!r:.100} at {_show(place)} of the schema is not supported",
+            hint=f"Formats: {', '.join(sorted(FORMATS - {'unknown'}))}.",
+        )
+    if keyword == "pattern" and isinstance(value, str) and not is_possible_pattern(value):
+        raise UsageError(
+            f"the pattern {value!r:.100} at {_show(place)} of the schema looks around, or back",
+            hint="Write it without look-arounds, word boundaries and references back.",
+        )
+    if not known:
         raise UsageError(
             f"the schema's keyword {keyword!r:.100} at {_show(place)} is not supported",
             hint="Leave it out, or say it in the prompt: answers are never checked against half a schema.",
@@ -145,24 +195,41 @@ def _reference(place: str, value: object) -> str:
 
 
 def _multiple(place: str, value: object) -> Fraction:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 1e-9 <= value <= 1e9
-    if not good:
+    if not is_possible_multiple(value):
         raise UsageError(
             f"multipleOf {value!r:.100} at {_show(place)} of the schema is not possible",
             hint="Give a number from 1e-9 to 1e9.",
         )
-    return Fraction(repr(value))
+    return exact(value)
+
+
+def is_possible_multiple(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-9 <= value <= 1e9
+
+
+def exact(number: object) -> Fraction:
+    """As it is written."""
+    return Fraction(repr(number))
+
+
+def check_depth(schema: object) -> None:
+    """Raises UsageError for a value that those who walk through it by recursion cannot take."""
+    level: list[object] = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise UsageError(
+        f"the schema nests more than {MAX_DEPTH} deep", hint="Make it flatter, with $defs and $ref."
+    )
 
 
 def _check_size(schema: object) -> None:
+    check_depth(schema)
     level: list[object] = [schema]
-    depth = values = 0
+    values = 0
     while level:
-        depth, values = depth + 1, values + len(level)
-        if depth > MAX_DEPTH:
-            raise UsageError(
-                f"the schema nests more than {MAX_DEPTH} deep", hint="Make it flatter, with $defs and $ref."
-            )
+        values += len(level)
         if values > MAX_VALUES:
             raise UsageError(f"the schema holds more than {MAX_VALUES} values", hint="Ask for less at once.")
         level = [inner for value in level for inner in _inside(value)]

@@ -189,8 +189,14 @@ class Guides:
         return self._vocabulary
 
     def _compile(self, guide: Guide) -> Any:
-        """A matcher to be copied, or the UsageError that says why not. Its first mask is computed too: most
-        of what is too much shows there."""
+        """A matcher to be copied, or the UsageError that says why not."""
+        compiled = self._compile_alone(guide)
+        if isinstance(compiled, UsageError) and guide.weaker is not None:
+            return self._compile(guide.weaker)
+        return compiled
+
+    def _compile_alone(self, guide: Guide) -> Any:
+        """Its first mask is computed too: most of what is too much shows there."""
         try:
             library, vocabulary = _library(), self._tables()
             grammar = _grammar(library, guide)

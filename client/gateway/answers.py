@@ -69,7 +69,9 @@ class ChatChoice(ChoiceShape):
         super().__init__(index, token_bytes, eos_ids)
         self._reader: ToolCallReader | None = None
         if tools.definitions:
-            self._reader = ToolCallReader(tools.names, forced=bool(tools.forced), parallel=tools.parallel)
+            self._reader = ToolCallReader(
+                tools.names, forced=tools.forced is not None, parallel=tools.parallel
+            )
         self._text: list[str] = []
         self._calls: list[dict[str, Any]] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...swarm.errors import UsageError
 from ..guided import Guide
+from ..schema_forms import plain, shape
 from .errors import wrong
 from .fields import Fields
 from .tools import Tools
@@ -30,9 +31,8 @@ def read_format(body: Fields, tools: Tools) -> tuple[Guide | None, str]:
         raise body.wrong("structured_outputs", "cannot be given beside response_format")
     if asked and tools.definitions:
         raise body.wrong(asked[0][1], 'cannot be given beside tools, unless tool_choice is "none"')
-    schema = tools.answer_schema
-    if schema is not None:
-        return made("tools", lambda: Guide("json_schema", schema)), "tools"
+    if tools.forced is not None:
+        return tools.forced, "tools"
     return asked[0] if asked else (None, "")
 
 
@@ -56,11 +56,19 @@ def _response_format(body: Fields) -> Guide | None:
     inner = form.required_inner("json_schema")
     inner.text("name", longest=256)
     inner.text("description", longest=64 * 1024)
-    inner.flag("strict")  # it always is
     schema = inner.raw("schema")
     if not isinstance(schema, dict):
         raise inner.wrong("schema", "must be a JSON schema, which is an object")
-    return made(inner.name("schema"), lambda: Guide("json_schema", schema))
+    strict = inner.flag("strict") or False
+    return made(inner.name("schema"), lambda: schema_guide(schema, strict=strict))
+
+
+def schema_guide(schema: dict[str, Any], *, strict: bool) -> Guide:
+    """Unless ``strict``, the answer keeps to what it can of the schema. Raises UsageError."""
+    if strict:
+        return Guide("json_schema", schema)
+    kept = plain(schema, lenient=True)
+    return Guide("json_schema", kept, Guide("json_schema", shape(kept)))
 
 
 def _structured_outputs(body: Fields) -> Guide | None:

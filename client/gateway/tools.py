@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...swarm.errors import UsageError
+from ..guided import Guide
+from ..json_schema import check_schema
+from ..schema_forms import plain, shape
+from .errors import wrong
 from .fields import Fields
 
 MAX_TOOLS = 128
@@ -19,50 +24,69 @@ Choice = Literal["none", "auto", "required"]
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """``definitions``: as the request has them, for the chat template. ``forced``: the tools of which one
-    must be called; none where the model may answer as it likes. ``parallel``: several calls may come."""
+    """``definitions``: as the request has them, for the chat template. ``forced``: lets an answer hold a call
+    of one of the tools of which one must be called, and nothing else; None where the model may answer as it
+    likes. ``parallel``: several calls may come."""
 
     definitions: tuple[Mapping[str, Any], ...] = ()
-    parameters: Mapping[str, Mapping[str, Any]] | None = None
-    forced: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+    forced: Guide | None = None
     parallel: bool = True
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self.parameters or ())
-
-    @property
-    def answer_schema(self) -> dict[str, Any] | None:
-        """JSON schema of the call that must come; None where none must."""
-        if not self.forced or self.parameters is None:
-            return None
-        return _answer_schema({name: self.parameters[name] for name in self.forced})
 
 
 def read_tools(body: Fields) -> Tools:
     """No tools where there are none, or ``tool_choice`` is "none"."""
-    body.refuse("functions", why="is the old form; use tools")
+    body.refuse("functions", [], why="is the old form; use tools")
     body.refuse("function_call", "none", "auto", why="is the old form; use tool_choice")
-    definitions: list[dict[str, Any]] = []
-    parameters: dict[str, Mapping[str, Any]] = {}
+    functions: dict[str, Fields] = {}
     for tool in body.objects("tools", most=MAX_TOOLS):
         tool.one_of("type", ("function",), required=True)
         function = tool.required_inner("function")
         name = function.required_text("name", longest=NAME_LENGTH)
         if not _NAME.match(name):
             raise function.wrong("name", "must be 1 to 64 letters, digits, _, - or .")
-        if name in parameters:
+        if name in functions:
             raise function.wrong("name", f"{name!r} is the name of an earlier tool")
         function.text("description", longest=MAX_DESCRIPTION)
         function.flag("strict")
-        schema = function.inner("parameters")
-        parameters[name] = schema.raw_all() if schema is not None else {"type": "object", "properties": {}}
-        definitions.append({"type": "function", "function": function.raw_all()})
-    choice, forced = _choice(body, parameters)
+        function.inner("parameters")
+        functions[name] = function
+    choice, forced = _choice(body, functions)
     parallel = body.flag("parallel_tool_calls")
-    if choice == "none" or not definitions:
+    if choice == "none" or not functions:
         return Tools()
-    return Tools(tuple(definitions), parameters, forced, parallel is not False)
+    return Tools(
+        definitions=tuple({"type": "function", "function": each.raw_all()} for each in functions.values()),
+        names=frozenset(functions),
+        forced=_guide({name: functions[name] for name in forced}) if forced else None,
+        parallel=parallel is not False,
+    )
+
+
+def _guide(functions: Mapping[str, Fields]) -> Guide:
+    """Raises ApiError, which names the tool, for a strict one whose schema asks for what cannot be kept to.
+    Of the others the answer keeps to what it can."""
+    schemas = {name: _arguments(function) for name, function in functions.items()}
+    weak = {
+        name: schema if function.flag("strict") else shape(schema)
+        for (name, schema), function in zip(schemas.items(), functions.values(), strict=True)
+    }
+    try:
+        weaker = Guide("json_schema", answer_schema(weak)) if weak != schemas else None
+        return Guide("json_schema", answer_schema(schemas), weaker)
+    except UsageError as error:
+        raise wrong("tools", f"{error.message} {error.hint}".strip()) from None
+
+
+def _arguments(function: Fields) -> object:
+    """The schema of a tool's arguments."""
+    given = function.inner("parameters")
+    try:
+        schema = plain(given.raw_all() if given is not None else {}, lenient=not function.flag("strict"))
+        check_schema(schema)
+    except UsageError as error:
+        raise function.wrong("parameters", f"{error.message} {error.hint}".strip()) from None
+    return schema
 
 
 def _choice(body: Fields, parameters: Mapping[str, Any]) -> tuple[Choice, tuple[str, ...]]:
@@ -87,7 +111,7 @@ def _known(function: Fields, name: str, parameters: Mapping[str, Any]) -> str:
     return name
 
 
-def _answer_schema(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def answer_schema(calls: Mapping[str, object]) -> dict[str, Any]:
     """A call of one of the tools, given by name with their arguments' schemas. Those go under ``$defs``, and
     what refers to a place inside one then says that it is there."""
     definitions = {
@@ -97,7 +121,10 @@ def _answer_schema(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     forms = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/arguments{number}"}},
+            "properties": {
+                "name": {"const": name},
+                "arguments": {"$ref": f"#/$defs/arguments{number}", "type": "object"},
+            },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }

@@ -58,7 +58,12 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     (
-        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"uniqueItems": True}}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"uniqueItems": True}, "strict": True},
+            }
+        },
         "response_format.json_schema.schema",
     ),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),

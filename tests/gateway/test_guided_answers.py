@@ -104,8 +104,27 @@ async def test_other_guides(serve: Serve) -> None:
     assert set(answer.choices[0].text) <= {"a", "b"}
 
 
-def _schema(schema: Any) -> dict[str, Any]:
-    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+def _schema(schema: Any, **more: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema, **more}}}
+
+
+@pytest.mark.parametrize("pattern", ["^(?=a)a+$", "a{,3}["])
+async def test_what_cannot_be_kept_to_is_left_out_unless_strict(serve: Serve, pattern: str) -> None:
+    served = await serve()
+    schema = {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["a"]},
+            "n": {"type": ["string", "null"], "pattern": pattern, "title": "N"},
+        },
+        "required": ["kind", "n"],
+        "additionalProperties": False,
+        "$schema": "http://json-schema.org/draft-07/schema#",
+    }
+    null = {**BLANK, str(ord("n")): 100}
+    answer = await served.chat(**_schema(schema), temperature=0, max_tokens=100, logit_bias=null)
+    assert json.loads(answer.json()["choices"][0]["message"]["content"]) == {"kind": "a", "n": None}
+    assert (await served.chat(**_schema(schema, strict=True))).status_code == 400
 
 
 async def test_guides_that_cannot_be_name_their_field(serve: Serve) -> None:
@@ -114,8 +133,8 @@ async def test_guides_that_cannot_be_name_their_field(serve: Serve) -> None:
     for _ in range(70):
         deep = {"properties": {"a": deep}}
     for form, field in (
-        (_schema({"type": "banana"}), "response_format"),
-        (_schema({"$ref": "http://x"}), "response_format.json_schema.schema"),
+        (_schema({"type": "banana"}, strict=True), "response_format"),
+        (_schema({"$ref": "http://x"}, strict=True), "response_format.json_schema.schema"),
         (_schema(deep), ""),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"structured_outputs": {"grammar": "start: nothing"}}, "structured_outputs"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swarm_node.client.gateway.errors import ApiError
 from swarm_node.client.gateway.fields import Fields
 from swarm_node.client.gateway.tool_calls import ToolCall, ToolCallReader
-from swarm_node.client.gateway.tools import read_tools
+from swarm_node.client.gateway.tools import Tools, read_tools
 from swarm_node.client.json_schema import check_schema
 
 NAMES = frozenset({"weather", "time"})
@@ -97,20 +97,26 @@ def _tools(**choice: object) -> dict[str, object]:
 
 def test_references_inside_a_tool_still_lead_there() -> None:
     tools = read_tools(Fields(_tools(tool_choice="required")))
-    assert tools.forced == ("find", "stop")
-    schema = tools.answer_schema
-    check_schema(schema)
-    text = json.dumps(schema)
-    assert '"$ref": "#/$defs/arguments0/$defs/place"' in text
-    assert '"$ref": "#/$defs/arguments0"' in text
+    assert tools.forced is not None
+    check_schema(json.loads(tools.forced.text))
+    assert _called(tools) == ["find", "stop"]
+    assert '"$ref":"#/$defs/arguments0/$defs/place"' in tools.forced.text
+    assert '"whole":{"$ref":"#/$defs/arguments0"}' in tools.forced.text
+
+
+def _called(tools: Tools) -> list[str]:
+    """Which tools the guide lets be called."""
+    assert tools.forced is not None
+    schema = json.loads(tools.forced.text)
+    return [form["properties"]["name"]["const"] for form in schema.get("anyOf", [schema])]
 
 
 def test_tool_choices() -> None:
-    assert read_tools(Fields(_tools())).forced == ()
+    assert read_tools(Fields(_tools())).forced is None
     assert read_tools(Fields(_tools(tool_choice="auto"))).names == {"find", "stop"}
     assert not read_tools(Fields(_tools(tool_choice="none"))).definitions
     named = read_tools(Fields(_tools(tool_choice={"type": "function", "function": {"name": "stop"}})))
-    assert named.forced == ("stop",)
+    assert _called(named) == ["stop"]
     with pytest.raises(ApiError, match="'go' is none of the tools: 'find', 'stop'"):
         read_tools(Fields(_tools(tool_choice={"type": "function", "function": {"name": "go"}})))
 
