@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Self
 
 from ..swarm.errors import CheckpointError, UsageError
 from ..swarm.types import ModelRef, Span
-from .affine import with_affine
 from .config import ModelConfig
 from .digest import model_digest
 from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
-from .manifest import TensorInfo, TensorSource, check_manifest
+from .hf_tensors import checked_tensors
+from .manifest import TensorInfo, TensorSource
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
 from .safetensors_reader import open_directory
@@ -123,9 +123,7 @@ def open_checkpoint(
 
 
 def open_hf_directory(directory: Path) -> Checkpoint:
-    config = directory_config(directory)
-    source = with_affine(open_directory(directory), config, str(directory))
-    check_manifest(source.manifest, config, str(directory))
+    config, source = checked_tensors(directory_config(directory), open_directory(directory), str(directory))
     return Checkpoint(directory_name(directory), config, source, lambda: _tokenizer_of(directory, config))
 
 

@@ -103,7 +103,7 @@ def load_client_model(
         plan = replace(plan, digits=Digits.CLOSE)
     embedding = checkpoint.tensor(EMBEDDING)
     check_shape(embedding, (config.vocab_size, config.hidden_size))
-    tied = config.tie_word_embeddings or not checkpoint.has(HEAD)
+    tied = config.tie_word_embeddings
     raw = embedding if tied else checkpoint.tensor(HEAD)
     if plan.device.type == "cpu":
         shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)

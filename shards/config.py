@@ -6,8 +6,6 @@ bounded, head counts divide, the rope settings are complete for their type.
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass, field
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
@@ -19,6 +17,10 @@ MAX_WIDTH = 1 << 20
 """Wider than any layer in use; bounds what a damaged file can make us allocate."""
 MAX_VOCAB = 1 << 22
 MAX_CONTEXT = 1 << 26
+THETAS = (1.0, 1e30)
+"""Between these, both excluded, lies any base of rotary frequencies that is one in float32."""
+SCALES = (1e-6, 1e6)
+"""The same for factors of rotary frequencies and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,9 @@ class RopeConfig:
 
     ``original_max_position_embeddings`` is always filled in (the model's maximum where the file has none).
     ``attention_factor``, ``mscale`` and ``mscale_all_dim`` are None where the file leaves them to the
-    formula. ``frequency_factors``: one divisor per inverse frequency, ``rotary_dim // 2`` of them, or empty:
-    GGUF files of llama3-scaled models carry these (``rope_freqs.weight``) and not the formula's inputs.
+    formula; a GGUF file may give a factor for any type. ``frequency_factors``: one divisor per inverse
+    frequency, ``rotary_dim // 2`` of them, or empty: GGUF files of llama3-scaled models carry these
+    (``rope_freqs.weight``) and not the formula's inputs.
     """
 
     theta: float = 10_000.0
@@ -51,22 +54,21 @@ class RopeConfig:
                 f"rope type {shown(self.type)} is not supported",
                 hint=f"Supported rope types: {', '.join(ROPE_TYPES)}.",
             )
-        _positive("rope theta", self.theta)
-        _positive("rope factor", self.factor)
+        _between("rope theta", self.theta, THETAS)
         _positive("rope original_max_position_embeddings", self.original_max_position_embeddings, MAX_CONTEXT)
-        for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
-            _positive(f"rope {name}", getattr(self, name))
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+            _between(f"rope {name}", getattr(self, name), SCALES)
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise CheckpointError(f"rope {name} is {value}, not a number of zero or more")
+            if value is not None and not 0 <= value <= SCALES[1]:
+                raise CheckpointError(f"rope {name} is {value}, expected a number from 0 to {SCALES[1]:g}")
         if self.type == "llama3" and not self.high_freq_factor > self.low_freq_factor:
             raise CheckpointError(
                 f"rope high_freq_factor {self.high_freq_factor} is not above low_freq_factor "
                 f"{self.low_freq_factor}"
             )
         for value in self.frequency_factors:
-            _positive("a rope frequency factor", value)
+            _between("a rope frequency factor", value, SCALES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class ModelConfig:
 
     ``attention_bias`` / ``mlp_bias``: the file has ``.bias`` tensors beside those weights (ask
     ``Checkpoint.has`` for each: GGUF files may have them for q, k and v only).
+    ``max_position_embeddings``: tokens of the longest sequence, rope scaling counted (``lengthened``).
     ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for ``auto``.
     """
 
@@ -104,7 +107,7 @@ class ModelConfig:
             _positive(name, getattr(self, name), MAX_WIDTH)
         _positive("vocab_size", self.vocab_size, MAX_VOCAB)
         _positive("max_position_embeddings", self.max_position_embeddings, MAX_CONTEXT)
-        _positive("rms_norm_eps", self.rms_norm_eps)
+        _between("rms_norm_eps", self.rms_norm_eps, (0.0, SCALES[1]))
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(
                 f"{self.n_heads} attention heads cannot be shared by {self.n_kv_heads} key/value heads"
@@ -140,18 +143,25 @@ def unsupported_family(family: object) -> UnsupportedModelError:
     )
 
 
-def finite(value: float, name: str) -> float:
-    """A number of a file as a float. CheckpointError for one that is none, or too large for any."""
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise CheckpointError(f"{name} is {shown(value)}, expected a finite number")
-    return number
+def lengthened(positions: int, rope: RopeConfig) -> int:
+    """Tokens of the longest sequence: ``positions`` of the file, or what rope scaling makes of the positions
+    that the model was trained on, where that is more.
+
+    Many files keep the trained length beside a factor, as transformers documents it; others have
+    multiplied it already. Files with llama3 scaling always have, by less than their factor.
+    """
+    if rope.type not in ("linear", "dynamic", "yarn"):
+        return positions
+    return max(positions, int(min(MAX_CONTEXT, rope.original_max_position_embeddings * rope.factor)))
 
 
-def _positive(name: str, value: float, largest: float = sys.float_info.max) -> None:
-    if not (isinstance(value, int | float) and 0 < value <= largest):
-        bound = f" up to {largest}" if largest < sys.float_info.max else ""
-        raise CheckpointError(f"{name} is {shown(value)}, expected a positive number{bound}")
+def _positive(name: str, value: int, largest: int) -> None:
+    if not 0 < value <= largest:
+        raise CheckpointError(f"{name} is {shown(value)}, expected a positive number up to {largest}")
+
+
+def _between(name: str, value: float, bounds: tuple[float, float]) -> None:
+    if not bounds[0] < value < bounds[1]:
+        raise CheckpointError(
+            f"{name} is {shown(value)}, expected a number above {bounds[0]:g} and below {bounds[1]:g}"
+        )

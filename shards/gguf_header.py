@@ -46,7 +46,7 @@ class GGUFTensor:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GGUFArray:
     """An array of the metadata that is still in the file: ``count`` items from ``offset`` on. A text that is
     too long for us is one, too: of bytes."""
@@ -54,6 +54,9 @@ class GGUFArray:
     item_type: int
     count: int
     offset: int
+
+    def __repr__(self) -> str:
+        return f"<{self.count} {'bytes' if self.item_type == _BYTES else 'items'}>"
 
 
 class GGUFHeader:

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..swarm.errors import CheckpointError
 from .config import ModelConfig
-from .gguf_config import gguf_config
+from .gguf_config import READ_WITH_METADATA, gguf_config
 from .gguf_header import GGUFHeader, GGUFTensor
-from .manifest import EMBEDDING, FINAL_NORM, HEAD, TensorInfo, check_manifest
+from .manifest import EMBEDDING, FINAL_NORM, HEAD, TensorInfo, check_manifest, refuse_unread
 from .mapped_file import MappedFile, Presence
 from .raw_tensor import RawTensor
 
@@ -48,6 +48,8 @@ class GGUFSource:
             for name, tensor in self._tensors.items()
         }
         check_manifest(self.manifest, self.config, str(path), bias_optional=True)
+        known = {tensor.name for tensor in self._tensors.values()}
+        refuse_unread(self.header.tensors.keys() - known - READ_WITH_METADATA, str(path))
 
     def tensor(self, name: str) -> RawTensor:
         tensor = self._find(name)
@@ -92,6 +94,8 @@ def _huggingface_name(name: str) -> str | None:
         return _TOP[stem] if kind == "weight" else None
     found = _BLOCK.fullmatch(stem)
     if found is None or found[2] not in _IN_BLOCK:
+        return None
+    if kind != "weight" and (kind != "bias" or found[2].endswith("norm")):
         return None
     return f"model.layers.{found[1]}.{_IN_BLOCK[found[2]]}.{kind}"
 

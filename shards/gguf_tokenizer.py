@@ -77,7 +77,7 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         backend,
-        eos_ids=gguf_eos_ids(metadata),
+        eos_ids=gguf_eos_ids(header),
         special_tokens=special,
         chat_template=template if isinstance(template, str) else None,
         origin=header.file.path.name,

@@ -1,14 +1,23 @@
-"""A ``ModelConfig`` from a HuggingFace ``config.json``, with transformers' defaults for Llama."""
+"""A ``ModelConfig`` from a HuggingFace ``config.json``, with transformers' defaults for each ``model_type``.
+
+A key that changes what a model computes is read, or has to have the value at which it changes nothing. Tests
+compare that with the keys and the defaults of transformers' configuration classes.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
+from ..swarm.types import MAX_BLOCKS
 from . import bounded_json
 from .bounded_json import JsonBounds
-from .config import ModelConfig, RopeConfig, finite, unsupported_family
+from .config import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, ModelConfig, lengthened, unsupported_family
+from .fields import Fields
+from .hf_quantization import check_quantization
+from .hf_rope import hf_rope
 from .shown import shown
 
 BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
@@ -16,6 +25,51 @@ BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
 MAX_END_TOKENS = 256
 """Tokens that end a text; models have three at most."""
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What transformers assumes for a key that a config.json of one ``model_type`` lacks. ``n_kv_heads``
+    None: as many as attention heads. ``biases``: the class knows ``attention_bias`` and ``mlp_bias``."""
+
+    architecture: str
+    intermediate_size: int
+    n_kv_heads: int | None
+    context: int
+    window: int | None
+    biases: bool
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", 11008, None, 2048, None, biases=True),
+    "mistral": Family("MistralForCausalLM", 14336, 8, 131072, 4096, biases=False),
+}
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("is_causal",), (True,)),
+    **dict.fromkeys(("is_encoder_decoder",), (False,)),
+    **dict.fromkeys(
+        ("use_bidirectional_attention", "use_qk_norm", "qk_layernorm", "alibi", "use_alibi")
+        + ("attn_temperature_tuning", "add_cross_attention"),
+        (False, None),
+    ),
+    **dict.fromkeys(
+        ("attention_chunk_size", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv")
+        + ("query_pre_attn_scalar", "attention_multiplier", "transformers_weights", "fusion_config")
+        + ("compression_config",),
+        (None,),
+    ),
+    **dict.fromkeys(
+        ("logit_scale", "logits_scaling", "embedding_multiplier", "residual_multiplier", "rotary_pct"),
+        (1, None),
+    ),
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "num_kv_shared_layers"), (0, None)
+    ),
+    **dict.fromkeys(("no_rope_layers", "per_layer_config"), ([], {}, None)),
+}
+"""Keys that we do not read, and the values with which they change nothing. Some of them transformers ignores
+in these families: whoever wrote them means another computation all the same."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,160 +81,97 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
-    """``generation``: generation_config.json, whose end-of-text ids win, as in transformers; may be empty."""
-    read = _Reader(document, where)
-    _check_family(document, read)
-    n_heads = read.integer("num_attention_heads")
-    hidden = read.integer("hidden_size")
-    context = read.integer("max_position_embeddings", 2048)
-    eos = generation.get("eos_token_id", document.get("eos_token_id"))
+    """``generation``: generation_config.json, whose end-of-text ids win, as in transformers; may be empty.
+
+    CheckpointError for values of the wrong type, UnsupportedModelError for models we cannot run.
+    """
+    read = Fields(document, where)
+    family = _family(read)
+    n_heads = read.integer("num_attention_heads", 32, least=1, most=MAX_WIDTH)
+    hidden = read.integer("hidden_size", 4096, least=1, most=MAX_WIDTH)
+    positions = read.integer("max_position_embeddings", family.context, least=1, most=MAX_CONTEXT)
+    rope = hf_rope(read, positions)
+    context = lengthened(positions, rope)
+    _check_window(read, family, context)
+    _check_neutral(read, family)
+    check_quantization(read)
     return ModelConfig(
         family="llama",
-        n_blocks=read.integer("num_hidden_layers"),
+        n_blocks=read.integer("num_hidden_layers", 32, least=1, most=MAX_BLOCKS),
         hidden_size=hidden,
         n_heads=n_heads,
-        n_kv_heads=read.integer("num_key_value_heads", n_heads),
-        head_dim=read.integer("head_dim", hidden // max(1, n_heads)),
-        intermediate_size=read.integer("intermediate_size"),
-        vocab_size=read.integer("vocab_size"),
-        rms_norm_eps=read.number("rms_norm_eps", 1e-6),
+        n_kv_heads=read.optional_integer("num_key_value_heads", family.n_kv_heads, least=1, most=MAX_WIDTH)
+        or n_heads,
+        head_dim=_head_dim(read, hidden, n_heads),
+        intermediate_size=read.integer(
+            "intermediate_size", family.intermediate_size, least=1, most=MAX_WIDTH
+        ),
+        vocab_size=read.integer("vocab_size", 32000, least=1, most=MAX_VOCAB),
+        rms_norm_eps=read.number("rms_norm_eps", 1e-6, above=0.0, below=SCALES[1]),
         max_position_embeddings=context,
-        rope=_rope(document, context, where),
-        tie_word_embeddings=read.flag("tie_word_embeddings"),
-        attention_bias=read.flag("attention_bias"),
-        mlp_bias=read.flag("mlp_bias"),
-        bos_token_id=read.integer("bos_token_id", 1) if document.get("bos_token_id", 1) is not None else None,
-        eos_token_ids=_ids(eos, where),
-        native_dtype=_DTYPES.get(read.text("dtype") or read.text("torch_dtype"), "F32"),
+        rope=rope,
+        tie_word_embeddings=read.flag("tie_word_embeddings", False),
+        attention_bias=family.biases and read.flag("attention_bias", False),
+        mlp_bias=family.biases and read.flag("mlp_bias", False),
+        bos_token_id=read.optional_integer("bos_token_id", 1, most=MAX_VOCAB - 1),
+        eos_token_ids=_end_ids(
+            read, Fields(generation, str(Path(where).with_name("generation_config.json")))
+        ),
+        native_dtype=_DTYPES.get(
+            read.optional_text("dtype") or read.optional_text("torch_dtype") or "", "F32"
+        ),
     )
 
 
-def _check_family(document: dict[str, Any], read: _Reader) -> None:
-    architectures = document.get("architectures") or []
-    family = document.get("model_type") or (
-        architectures[0] if isinstance(architectures, list) and architectures else None
-    )
-    if family not in ("llama", "mistral", "LlamaForCausalLM", "MistralForCausalLM"):
-        raise unsupported_family(family)
-    ours = ("LlamaForCausalLM", "MistralForCausalLM")
-    if isinstance(architectures, list) and architectures and not any(name in ours for name in architectures):
+def _family(read: Fields) -> Family:
+    """By ``model_type``, as in transformers; by the architecture where that is missing."""
+    ours = {family.architecture: name for name, family in FAMILIES.items()}
+    architectures = read.texts("architectures")
+    name = read.optional_text("model_type") or next(filter(None, map(ours.get, architectures)), None)
+    family = FAMILIES.get(name or "")
+    if family is None:
+        raise unsupported_family(name or (architectures[0] if architectures else None))
+    if architectures and not any(each in ours for each in architectures):
         raise unsupported_family(architectures[0])
-    if document.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UnsupportedModelError(f"activation {shown(document['hidden_act'])} is not supported; silu is")
-    if family.lower().startswith("mistral") and 0 < read.integer("sliding_window", 0) < read.integer(
-        "max_position_embeddings", 0
-    ):
-        raise UnsupportedModelError(
-            "Mistral with sliding-window attention is not supported",
-            hint="Llama-architecture models without sliding window are.",
-        )
-    if _by_mlx(document):
-        return
-    if document.get("quantization_config"):
-        method = document["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise UnsupportedModelError(
-            f"checkpoints quantized with {shown(method)} are not supported",
-            hint="Use the unquantized checkpoint, one quantized by MLX, or a GGUF file.",
-        )
+    return family
 
 
-def _by_mlx(document: dict[str, Any]) -> bool:
-    """Whether MLX quantized the checkpoint; how, its tensors say. UnsupportedModelError for other modes than
-    the affine one, whose tensors look alike."""
-    settings = document.get("quantization")
-    if not isinstance(settings, dict) or "bits" not in settings:
-        return False
-    for part in (settings, *settings.values()):
-        if isinstance(part, dict) and part.get("mode", "affine") != "affine":
-            raise UnsupportedModelError(
-                f"checkpoints quantized by MLX in mode {shown(part['mode'])} are not supported",
-                hint="Those in mode affine, MLX's default, are.",
-            )
-    return True
-
-
-def _rope(document: dict[str, Any], context: int, where: str) -> RopeConfig:
-    """``rope_parameters`` (transformers 5) or ``rope_scaling`` with ``rope_theta`` beside it (before)."""
-    settings = document.get("rope_scaling") or document.get("rope_parameters") or {}
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{where} has rope settings that are no JSON object")
-    outer = _Reader(document, where)
-    read = _Reader(settings, where)
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if read.number("partial_rotary_factor", outer.number("partial_rotary_factor", 1.0)) != 1.0:
-        raise UnsupportedModelError("rotary embedding over part of a head is not supported")
-    if kind in ("linear", "dynamic", "llama3", "yarn") and settings.get("factor") is None:
-        raise CheckpointError(f"{where} has rope type {shown(kind)} without a factor")
-    original = context
-    if kind in ("llama3", "yarn"):
-        # transformers prefers the one beside the rope settings to the one inside them.
-        original = read.integer("original_max_position_embeddings", context)
-        original = outer.integer("original_max_position_embeddings", original)
-    if kind == "llama3":
-        for name in ("low_freq_factor", "high_freq_factor"):
-            if settings.get(name) is None:
-                raise CheckpointError(f"{where} has rope type llama3 without {name}")
-    return RopeConfig(
-        theta=read.number("rope_theta", outer.number("rope_theta", 10_000.0)),
-        type=kind if isinstance(kind, str) else shown(kind),
-        factor=read.number("factor", 1.0),
-        low_freq_factor=read.number("low_freq_factor", 1.0),
-        high_freq_factor=read.number("high_freq_factor", 4.0),
-        original_max_position_embeddings=original,
-        beta_fast=read.number("beta_fast", 32.0) or 32.0,
-        beta_slow=read.number("beta_slow", 1.0) or 1.0,
-        attention_factor=read.optional_number("attention_factor"),
-        mscale=read.optional_number("mscale"),
-        mscale_all_dim=read.optional_number("mscale_all_dim"),
-        truncate=bool(settings.get("truncate", True)),
-    )
-
-
-def _ids(value: Any, where: str) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if len(values) > MAX_END_TOKENS:
+def _head_dim(read: Fields, hidden: int, n_heads: int) -> int:
+    given = read.optional_integer("head_dim", least=1, most=MAX_WIDTH)
+    if given is None and hidden % n_heads:
         raise CheckpointError(
-            f"{where} has {len(values)} end-of-text ids, at most {MAX_END_TOKENS} are possible"
+            f"{read.named('hidden_size')} is {hidden}, which {n_heads} attention heads cannot share"
         )
-    if not all(type(token) is int for token in values):
-        raise CheckpointError(f"{where} has an eos_token_id that is no whole number")
-    return tuple(dict.fromkeys(values))
+    return given or hidden // n_heads
 
 
-class _Reader:
-    """Typed look-ups; null counts as missing, as in transformers."""
+def _check_window(read: Fields, family: Family, context: int) -> None:
+    """A window as long as the context hides nothing."""
+    window = read.optional_integer("sliding_window", family.window, least=1)
+    if window is not None and window < context:
+        missing = "" if read.has("sliding_window") else ", transformers' default where the key is missing"
+        raise UnsupportedModelError(
+            f"{read.named('sliding_window')} is {window}{missing}: sliding-window attention is not supported "
+            f"in a context of {context}",
+            hint='If the model has no window, write "sliding_window": null into its config.json.',
+        )
+    for kind in read.texts("layer_types"):
+        if kind not in ("full_attention", "attention"):
+            raise UnsupportedModelError(
+                f"{read.named('layer_types')} has {shown(kind)}, which is not supported"
+            )
 
-    def __init__(self, document: dict[str, Any], where: str) -> None:
-        self._document = document
-        self._where = where
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if type(value) is not int:
-            raise CheckpointError(f"{self._where}: {key} is {shown(value)}, expected a whole number")
-        return value
+def _check_neutral(read: Fields, family: Family) -> None:
+    neutral = NEUTRAL if family.biases else {**NEUTRAL, "attention_bias": (False,), "mlp_bias": (False,)}
+    for key, values in neutral.items():
+        if not read.is_one_of(key, values):
+            raise UnsupportedModelError(f"{read.named(key)} is {read.shown(key)}, which is not supported")
+    activation = read.text("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UnsupportedModelError(f"activation {shown(activation)} is not supported; silu is")
 
-    def number(self, key: str, default: float) -> float:
-        value = self._get(key, default)
-        if type(value) not in (int, float):
-            raise CheckpointError(f"{self._where}: {key} is {shown(value)}, expected a number")
-        return finite(value, f"{self._where}: {key}")
 
-    def optional_number(self, key: str) -> float | None:
-        return None if self._document.get(key) is None else self.number(key, 0.0)
-
-    def flag(self, key: str) -> bool:
-        value = self._get(key, False)
-        if type(value) is not bool:
-            raise CheckpointError(f"{self._where}: {key} is {shown(value)}, expected true or false")
-        return value
-
-    def text(self, key: str) -> str:
-        """ "" for anything but text."""
-        value = self._document.get(key)
-        return value if isinstance(value, str) else ""
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self._document.get(key)
-        return default if value is None else value
+def _end_ids(read: Fields, generation: Fields) -> tuple[int, ...]:
+    source = generation if generation.has("eos_token_id") else read
+    return source.integers("eos_token_id", most=MAX_VOCAB - 1, entries=MAX_END_TOKENS)

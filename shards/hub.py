@@ -19,10 +19,11 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..swarm.errors import CheckpointError, NetworkError
 from ..swarm.types import Span
-from .affine import stored_names, with_affine
+from .affine import stored_names
 from .checkpoint import Checkpoint, Progress, check_span, directory_config
 from .config import ModelConfig
-from .manifest import check_manifest, needed_tensors
+from .hf_tensors import checked_tensors
+from .manifest import needed_tensors, with_own_head
 from .raw_tensor import RawTensor
 from .safetensors_header import StoredTensor, header_length, parse_header
 from .safetensors_reader import (
@@ -67,8 +68,7 @@ def open_hub_model(
     config = directory_config(directory)
     if blocks is not None:
         check_span(blocks, config)
-    source = with_affine(_open_shards(repo, config, blocks, client, weights), config, name)
-    check_manifest(source.manifest, config, name)
+    config, source = checked_tensors(config, _open_shards(repo, config, blocks, client, weights), name)
 
     def make_tokenizer() -> Tokenizer:
         from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
@@ -221,7 +221,7 @@ def _open_shards(
         path = repo.fetch(SINGLE) if weights else repo.cached(SINGLE)
         return SafetensorsSource([RemoteShard(repo, SINGLE) if path is None else LocalShard(path)])
     weight_map = read_index(index)
-    needed = needed_tensors(config, blocks, client) if weights else []
+    needed = needed_tensors(with_own_head(config, weight_map), blocks, client) if weights else []
     wanted = {weight_map[part] for name in needed for part in stored_names(name) if part in weight_map}
 
     def open_shard(file: str) -> ShardFile:

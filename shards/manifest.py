@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
@@ -11,10 +12,15 @@ from ..swarm.types import Span
 from .config import ModelConfig
 from .qtypes import QTYPES, SUPPORTED
 from .raw_tensor import RawTensor
+from .shown import shown
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+_HARMLESS = re.compile(r"(model\.layers\.[0-9]{1,4}\.self_attn\.|model\.)rotary_emb\.inv_freq")
+"""Tensors that nobody needs to read: the frequencies follow from the configuration, as in transformers."""
+_NAMED = 3
+"""How many tensors that nobody reads a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +112,22 @@ def needed_tensors(config: ModelConfig, blocks: Span | None, client: bool) -> li
     return names
 
 
+def with_own_head(config: ModelConfig, names: Container[str]) -> ModelConfig:
+    """``config`` of a checkpoint that has tensors ``names``: a head in the file is the model's head, whatever
+    ``tie_word_embeddings`` says, as in transformers and llama.cpp."""
+    return replace(config, tie_word_embeddings=False) if HEAD in names else config
+
+
 def check_manifest(
     manifest: Mapping[str, TensorInfo], config: ModelConfig, where: str, *, bias_optional: bool = False
 ) -> None:
-    """Raise CheckpointError unless every tensor of the model is there in its right shape.
+    """Raise CheckpointError unless every tensor of the model is there in its right shape, and
+    UnsupportedModelError where there are more: whatever nobody reads belongs to another computation.
 
     ``bias_optional``: GGUF files may hold some biases and not others.
     """
-    for name, shape in model_tensors(config).items():
+    needed = model_tensors(config)
+    for name, shape in needed.items():
         info = manifest.get(name)
         if info is None:
             if bias_optional and name.endswith(".bias"):
@@ -130,6 +144,19 @@ def check_manifest(
                 f"tensor {name} of {where} has type {info.qtype}, which is not supported",
                 hint=SUPPORTED,
             )
+    refuse_unread((name for name in manifest if name not in needed), where)
+
+
+def refuse_unread(names: Iterable[str], where: str) -> None:
+    """UnsupportedModelError if any of these tensors, which nobody reads, would change what is computed."""
+    unread = sorted(name for name in names if not _HARMLESS.fullmatch(name))
+    if unread:
+        named = ", ".join(map(shown, unread[:_NAMED]))
+        more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+        raise UnsupportedModelError(
+            f"{where} has tensors that its configuration has no use for: {named}{more}",
+            hint="The configuration belongs to another model, or the model needs what is not supported.",
+        )
 
 
 def main_qtype(manifest: Mapping[str, TensorInfo]) -> str:

@@ -89,8 +89,8 @@ class Rope:
 
     def _dynamic_rows(self, start: int, count: int, known: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Each piece's end is its sequence length, as transformers has it for each forward pass."""
-        length = max(start + count, self._config.max_position_embeddings)
-        if self._rowwise and count > 1 and start + count > self._config.max_position_embeddings:
+        length = max(start + count, self._config.rope.original_max_position_embeddings)
+        if self._rowwise and count > 1 and start + count > self._config.rope.original_max_position_embeddings:
             rows = [self._dynamic_rows(position, 1, known) for position in range(start, start + count)]
             return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
         if length not in known:
@@ -110,11 +110,11 @@ class Rope:
 
 
 def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Inverse frequencies (rotary_dim / 2,) float32 and the factor on cos and sin (1.0 except for yarn)."""
+    """Inverse frequencies (rotary_dim / 2,) float32, and the factor on cos and sin."""
     rope = config.rope
     dim = config.rotary_dim
     base = _base_inv_freq(rope.theta, dim)
-    factor = 1.0
+    factor = 1.0 if rope.attention_factor is None else rope.attention_factor
     if rope.type == "linear":
         base = base / rope.factor
     elif rope.type == "llama3":
@@ -127,9 +127,9 @@ def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def dynamic_inv_freq(config: ModelConfig, length: int) -> Tensor:
-    """NTK-aware scaling for a sequence of ``length`` tokens, at least ``max_position_embeddings``."""
+    """NTK-aware scaling for a sequence of ``length`` tokens, at least as many as the model was trained on."""
     rope, dim = config.rope, config.rotary_dim
-    stretch = rope.factor * length / config.max_position_embeddings - (rope.factor - 1)
+    stretch = rope.factor * length / rope.original_max_position_embeddings - (rope.factor - 1)
     # A two-dimensional rotation has one frequency, theta**0, which no base changes.
     theta = rope.theta * stretch ** (dim / (dim - 2)) if dim > 2 else rope.theta
     return _base_inv_freq(theta, dim)

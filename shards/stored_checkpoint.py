@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..swarm.errors import CheckpointError
 from ..swarm.types import Span
-from .affine import stored_names, with_affine
+from .affine import stored_names
 from .checkpoint import Checkpoint, directory_config
 from .config import ModelConfig
 from .digest import sampled
 from .gguf_reader import GGUFSource
-from .manifest import TensorSource, check_manifest, needed_tensors
+from .hf_tensors import checked_tensors
+from .manifest import TensorSource, needed_tensors
 from .mapped_file import AbsentError
 from .piece_manifest import GGUF_NAME, TOKENIZER_NAMES
 from .piece_store import PART, PieceStore
@@ -57,8 +58,7 @@ class StoredCheckpoint(Checkpoint):
         shards = SafetensorsSource(LocalShard(store.path(name), store.presence(name)) for name in names)
         self._places = shards
         try:
-            tensors = with_affine(shards, config, store.name)
-            check_manifest(tensors.manifest, config, store.name)
+            config, tensors = checked_tensors(config, shards, store.name)
             self._require_samples(tensors, config)
             super().__init__(store.name, config, tensors, lambda: _tokenizer(store))
         except BaseException:

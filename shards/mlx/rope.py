@@ -42,7 +42,7 @@ class MlxRope:
 
     def _of_length(self, length: int) -> mx.array:
         """NTK-aware scaling goes by how long the sequence is by now."""
-        if length <= self._config.max_position_embeddings:
+        if length <= self._config.rope.original_max_position_embeddings:
             return self._wavelengths
         return _wavelengths(dynamic_inv_freq(self._config, length))
 

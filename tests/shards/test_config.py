@@ -92,10 +92,12 @@ def test_equals_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     assert (ours.attention_bias, ours.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
     assert ours.rms_norm_eps == theirs.rms_norm_eps
-    assert ours.max_position_embeddings == theirs.max_position_embeddings
     rope = dict(theirs.rope_parameters)
     rope.pop("type", None)
     assert ours.rope.type == rope.pop("rope_type")
+    stretch = rope.get("factor", 1) if ours.rope.type in ("linear", "dynamic", "yarn") else 1
+    trained = rope.get("original_max_position_embeddings", theirs.max_position_embeddings)
+    assert ours.max_position_embeddings == max(theirs.max_position_embeddings, trained * stretch)
     assert ours.rope.theta == rope.pop("rope_theta")
     for name, value in rope.items():
         if not (ours.rope.type == "yarn" and name in ("low_freq_factor", "high_freq_factor")):
@@ -112,10 +114,29 @@ def test_end_of_text() -> None:
 
 
 def test_mistral_without_window_is_llama() -> None:
-    mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
-    assert read(**mistral).family == "llama"
-    with pytest.raises(UnsupportedModelError, match="sliding-window"):
-        read(**{**mistral, "sliding_window": 128, "max_position_embeddings": 1024})
+    mistral = {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    assert read(**mistral, sliding_window=None) == read(num_key_value_heads=2, max_position_embeddings=1024)
+    assert read(**mistral).max_position_embeddings == 1024  # of a window of 4096
+    assert read(**mistral, sliding_window=1024).max_position_embeddings == 1024
+    with pytest.raises(UnsupportedModelError, match="sliding_window is 128: sliding-window"):
+        read(**mistral, sliding_window=128)
+    with pytest.raises(UnsupportedModelError, match="4096, transformers' default where the key is missing"):
+        read(**{**mistral, "max_position_embeddings": 8192})
+    del mistral["max_position_embeddings"]
+    with pytest.raises(UnsupportedModelError, match="in a context of 131072"):
+        read(**mistral, sliding_window=4096)
+
+
+def test_a_window_shorter_than_what_scaling_makes_of_the_context() -> None:
+    scaled = {"rope_scaling": {"type": "linear", "factor": 2.0}, "sliding_window": 3000}
+    assert read(sliding_window=3000).max_position_embeddings == 2048
+    with pytest.raises(UnsupportedModelError, match="in a context of 4096"):
+        read(**scaled)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +148,8 @@ def test_mistral_without_window_is_llama() -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
         ({"partial_rotary_factor": 0.5}, "part of a head"),
-        ({"model_type": ["x" * 10**6]}, r"^model family .{1,120} is not"),
-        ({"rope_scaling": {"rope_type": {"a": 1}}}, "rope type"),
-        ({"hidden_act": ["silu"]}, "activation"),
+        ({"model_type": "x" * 10**6}, r"^model family .{1,120} is not"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "rope type 'proportional'"),
     ],
 )
 def test_unsupported(changes: dict[str, Any], message: str) -> None:
@@ -141,8 +161,8 @@ def test_unsupported(changes: dict[str, Any], message: str) -> None:
     ("changes", "message"),
     [
         ({"num_hidden_layers": None}, "num_hidden_layers is None"),
-        ({"num_hidden_layers": 0}, "number of blocks"),
-        ({"num_hidden_layers": 10**9}, "number of blocks"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a whole number from 1 to 4096"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected"),
         ({"hidden_size": "64"}, "hidden_size is '64'"),
         ({"hidden_size": -64}, "hidden_size"),
         ({"vocab_size": True}, "vocab_size is True"),
@@ -151,16 +171,20 @@ def test_unsupported(changes: dict[str, Any], message: str) -> None:
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rope_theta": 0}, "theta"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "without a factor"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "without low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.factor is missing, expected a number"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "not above"),
-        ({"rope_scaling": [1]}, "no JSON object"),
+        ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
+        ({"rope_scaling": {"rope_type": {"a": 1}}}, r"rope_scaling\.rope_type is {'a': 1}, expected a text"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": "false"}}, "true or false"),
+        ({"model_type": ["x" * 10**6]}, r"model_type is .{1,200} expected a text"),
+        ({"hidden_act": ["silu"]}, "hidden_act is"),
         ({"tie_word_embeddings": "yes"}, "expected true or false"),
         ({"eos_token_id": "x"}, "eos_token_id"),
-        ({"eos_token_id": -1}, "special token id -1"),
-        ({"eos_token_id": list(range(257))}, "257 end-of-text ids"),
-        ({"num_hidden_layers": 10**4000}, r"number of blocks is 1.{0,50} expected"),
-        ({"rope_theta": 10**4000}, r"rope_theta is 1.{0,50} expected a finite"),
+        ({"eos_token_id": -1}, "eos_token_id is -1, expected a whole number from 0"),
+        ({"eos_token_id": list(range(257))}, "a list of up to 256 of them"),
+        ({"num_hidden_layers": 10**4000}, r"num_hidden_layers is 1.{0,50} expected"),
+        ({"rope_theta": 10**4000}, r"rope_theta is 1.{0,50} expected a number above 1"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
         ({"hidden_size": ["x" * 10**6] * 100}, r"hidden_size is .{1,1000}$"),
         ({"model_type": "mistral", "sliding_window": "x"}, "sliding_window is 'x'"),
