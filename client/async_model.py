@@ -20,6 +20,7 @@ from ..swarm.errors import UsageError
 from ..swarm.link_pool import LinkPool
 from ..swarm.patience import Patience
 from ..swarm.types import ModelRef
+from .beginnings import Beginnings
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher
 from .hop import SessionSettings
@@ -36,6 +37,7 @@ from .route_memory import RouteMemory
 from .route_wait import Waiting, WaitLimits
 from .router import Router
 from .scout import Scout
+from .shared_prompt import SharedPrompt
 from .streams import TextStream
 from .token_guide import Guides
 
@@ -75,6 +77,7 @@ class AsyncSwarmModel:
         self._chain = chain
         self._salt = (prefix_salt or new_salt()) if prefix_cache else None
         self._memory = RouteMemory() if prefix_cache else None
+        self._beginnings = Beginnings() if prefix_cache else None
         self._links = LinkPool(
             network.transport, local.ref, agent=_agent(), patience=patience, guard=DialGuard(for_client=True)
         )
@@ -207,14 +210,29 @@ class AsyncSwarmModel:
         The hops wait while the caller is busy with a piece. Options are checked here, the prompt when the
         first piece is asked for: reading it may take a while.
         """
-        params = GenerationParams.of(options, vocab_size=self._local.vocab_size)
-        self._check_open()
-        return TextStream(lambda: self._begin(prompt, params, raw=options.get("raw", False)))
+        (stream,) = self.streams(prompt, [options])
+        return stream
 
-    async def _begin(self, prompt: Prompt, params: GenerationParams, *, raw: bool) -> GenerationRun:
+    def streams(self, prompt: Prompt, answers: Sequence[GenerateOptions]) -> list[TextStream]:
+        """Several answers to one prompt, each with options of its own and as ``stream`` makes it.
+
+        The prompt is fed once, when the first piece of any is asked for; the others go on from there on the
+        same hops.
+        """
+        many = [GenerationParams.of(options, vocab_size=self._local.vocab_size) for options in answers]
+        raw = {options.get("raw", False) for options in answers}
+        if len(raw) > 1:
+            raise UsageError(
+                "raw is the prompt's, not an answer's", hint="Give it to all answers, or to none."
+            )
+        self._check_open()
+        shared = SharedPrompt(lambda: self._reader.ids(prompt, raw=raw == {True}))
+        return [TextStream(partial(self._begin, shared, params)) for params in many]
+
+    async def _begin(self, prompt: SharedPrompt, params: GenerationParams) -> GenerationRun:
         self._check_open()
         local = self._local
-        ids = await self._reader.ids(prompt, raw=raw)
+        ids = await prompt.ids()
         new_tokens = fit_context(len(ids), params.max_new_tokens, local.context)
         session = self.session(len(ids) + new_tokens, prompt_tokens=len(ids))
         guide = params.guide
@@ -226,6 +244,7 @@ class AsyncSwarmModel:
             detokenizer=local.tokenizer.stream(),
             eos_ids=local.tokenizer.eos_ids,
             session=session,
+            feed=prompt.feed,
             guide=None if guide is None else lambda: self._guides.open(guide),
             draft_model=local.draft,
             on_end=self._runs.discard,
@@ -250,6 +269,7 @@ class AsyncSwarmModel:
             on_wait=self._waiting,
             salt=self._salt,
             memory=self._memory,
+            beginnings=self._beginnings,
             chain=self._chain,
         )
 

@@ -11,15 +11,19 @@ from itertools import pairwise
 
 from .hop import HopClient, Seat, SessionSettings
 from .route_session import RouteSession, names_for, new_session
+from .segment import Patient
 
 
-async def fork_route(parent: RouteSession, tokens: int, session: SessionSettings) -> RouteSession:
-    """Open on every hop of ``parent`` a session that begins with its first ``tokens`` tokens.
+async def fork_route(
+    parent: RouteSession, tokens: int, session: SessionSettings, doubts: Patient
+) -> RouteSession:
+    """Open on every hop of ``parent`` a session that begins with its first ``tokens`` tokens. ``doubts``: the
+    new session's.
 
-    All of them must be answered for, and nothing may be fed to ``parent`` meanwhile. Raises HopFailedError
-    for the first hop that refuses, has no room or is lost; the others are closed then.
+    All of them must be answered for, and ``parent`` must not go back behind them meanwhile. Raises
+    HopFailedError for the first hop that refuses, has no room or is lost; the others are closed then.
     """
-    settings = replace(parent.settings, session=session)
+    settings = replace(parent.settings, session=session, doubts=doubts)
     fork = await RouteSession.open_seats(parent.links, parent.route, settings, _seats(parent, tokens))
     fork.unchained |= parent.unchained
     return fork
@@ -46,7 +50,7 @@ def _seats(parent: RouteSession, tokens: int) -> list[Seat]:
                 hop.weights,
                 upstream,
                 downstream,
-                names,
+                names if hop.names is not None else None,  # else another hop's doing is in its pages
                 parent=hop.session,
                 parent_tokens=tokens,
             )

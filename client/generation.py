@@ -86,7 +86,8 @@ class Generation:
 class GenerationRun:
     """One generation. Iterate ``events`` once; ``result`` is there when it has ended by itself.
 
-    ``max_new_tokens`` of ``params`` must already fit the context. ``guide`` opens what restricts the tokens.
+    ``max_new_tokens`` of ``params`` must already fit the context. ``feed`` lets the session hold the prompt,
+    and gives the hidden state of its last token (1, hidden). ``guide`` opens what restricts the tokens.
     ``on_end`` is called once, however it ends.
     """
 
@@ -100,6 +101,7 @@ class GenerationRun:
         detokenizer: PieceDecoder,
         eos_ids: frozenset[int],
         session: SwarmSession,
+        feed: Callable[[SwarmSession], Awaitable[Tensor]],
         guide: Callable[[], Awaitable[TokenRule]] | None = None,
         draft_model: DraftModel | None = None,
         on_end: Callable[[GenerationRun], None] | None = None,
@@ -112,6 +114,7 @@ class GenerationRun:
         self._detokenizer = detokenizer
         self._eos_ids = frozenset() if params.ignore_eos else eos_ids
         self._session = session
+        self._feed = feed
         self._guide = guide
         self._draft_model = draft_model
         self._on_end = on_end
@@ -146,8 +149,11 @@ class GenerationRun:
             drafter = self._drafter()
             while answer.reason is None:
                 begin, repairs, pass_began = session.length, len(session.repaired), perf_counter()
-                # (1 + len(draft), hidden)
-                hidden = await session.append(fed + draft, x, Want.ALL if draft else Want.LAST)
+                if begin:
+                    # (1 + len(draft), hidden)
+                    hidden = await session.append(fed + draft, x, Want.ALL if draft else Want.LAST)
+                else:
+                    hidden = await self._feed(session)
                 arrived = perf_counter()
                 if not deciding:
                     deciding = True

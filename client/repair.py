@@ -30,6 +30,7 @@ from ..swarm.messages import Want
 from ..swarm.prediction import Prediction
 from ..swarm.types import Route, Span
 from .attempts import MAX_OPENINGS, Attempts
+from .beginnings import Beginnings, Feed
 from .diagnosis import EdgeFailedError
 from .doubts import Doubts
 from .forking import fork_route
@@ -63,8 +64,8 @@ class Embedding(Protocol):
 class SwarmSession:
     """One sequence of tokens in the swarm. ``need`` bounds its length, ``limits`` the waiting for a first
     route. ``salt`` keys the names of its KV pages (see ``prefix``); without one no hop is asked for any.
-    ``memory`` leads later sessions to where this one's pages are. Without ``chain`` every activation goes
-    through this client.
+    ``memory`` leads later sessions to where this one's pages are, ``beginnings`` those that come while it is
+    being fed. Without ``chain`` every activation goes through this client.
 
     ``cached_tokens``: how many tokens of the first ``append`` the hops held already. ``predicted``: what the
     newest plan should cost.
@@ -84,6 +85,7 @@ class SwarmSession:
         on_wait: OnWait | None = None,
         salt: bytes | None = None,
         memory: RouteMemory | None = None,
+        beginnings: Beginnings | None = None,
         chain: bool = True,
     ) -> None:
         self.cached_tokens = 0
@@ -101,6 +103,8 @@ class SwarmSession:
         self._on_wait = on_wait
         self._salt = salt
         self._memory = memory
+        self._beginnings = beginnings
+        self._feed: Feed | None = None  # of the first tokens, while they are fed
         self._chain = chain
         self._ids: list[int] = []
         self._session: RouteSession | None = None
@@ -121,6 +125,11 @@ class SwarmSession:
         if self._route is None:
             raise LocalProtocolError("the session has no route yet")
         return self._route
+
+    @property
+    def is_open(self) -> bool:
+        """Its hops hold something, and nothing is amiss."""
+        return self._session is not None and not self._closed and self._incident is None
 
     @property
     def has_route(self) -> bool:
@@ -173,6 +182,19 @@ class SwarmSession:
             self._scout.look(self._session.route)
             await self._look_for_slow_hops()
         self._ids.extend(ids)
+        if self._was_open or self._beginnings is None:
+            return await self._append(begin, fed, x, want)
+        async with self._beginnings.feeding(self._ids) as feed:
+            self._feed = feed
+            try:
+                hidden = await self._append(begin, fed, x, want)
+                self._remember(len(self._ids))
+                return hidden
+            finally:
+                self._feed = None
+
+    async def _append(self, begin: int, fed: int, x: Tensor | None, want: Want) -> Tensor:
+        """Feed from ``fed`` on, with ``x`` as the embedding; the rows from ``begin`` on, or the last."""
         while True:
             self._check_open()
             try:
@@ -218,15 +240,25 @@ class SwarmSession:
             on_wait=self._on_wait,
             salt=self._salt,
             memory=self._memory,
+            beginnings=self._beginnings,
             chain=self._chain,
         )
-        twin._ids = list(self._ids)
-        if self._ids and self._session is not None and self._session.acked == len(self._ids):
+        await twin.branch(self, len(self._ids))
+        return twin
+
+    async def branch(self, parent: SwarmSession, tokens: int) -> None:
+        """Begin, with nothing fed yet, as ``parent`` did: with its first ``tokens`` tokens. ``parent`` may go
+        on meanwhile, but not go back behind them. As ``fork`` where the hops cannot share their pages."""
+        if self._ids or tokens > len(parent._ids):
+            raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot begin as another did")
+        self._ids, self._route = parent._ids[:tokens], parent._route
+        if tokens and parent.is_open and parent._session is not None and parent._session.acked >= tokens:
             try:
-                twin._begin(await fork_route(self._session, len(self._ids), settings))
+                self._begin(await fork_route(parent._session, tokens, self._settings, self._doubts))
             except HopFailedError:
                 pass  # it is fed again
-        return twin
+            else:
+                self.cached_tokens = tokens
 
     def close(self, keep: bool = True) -> None:
         """Free every hop at once. Never waits; may be called again. ``keep``: hops may keep the pages for a
@@ -235,8 +267,8 @@ class SwarmSession:
         if not self._closed and self._session is not None:
             self._session.close(self._ids if keep else ())
             report_links(self._router, self._session.segments)
-            if keep and self._memory is not None and self._proven:
-                self._memory.remember(self._ids, self._session.route)
+            if keep and self._proven:
+                self._remember(len(self._ids))
         self._closed = True
 
     async def _feed_up_to(self, begin: int, fed: int) -> int:
@@ -324,6 +356,20 @@ class SwarmSession:
         self.predicted = self._router.predict(session.route, self._need) or predicted
         self._slow.pace.begin(session.hops)
         self._was_open, self._proven = True, False
+        session.on_progress = self._progressed
+        if self._feed is not None:
+            self._feed.advance(session.length)
+
+    def _progressed(self, tokens: int) -> None:
+        """The hops have the first ``tokens``: whoever begins the same way need not feed them."""
+        if self._feed is not None:
+            if self._feed.is_awaited:
+                self._remember(tokens)
+            self._feed.advance(tokens)
+
+    def _remember(self, tokens: int) -> None:
+        if self._memory is not None and self._session is not None:
+            self._memory.remember(self._ids[:tokens], self._session.route)
 
     def _repair_limits(self) -> WaitLimits:
         return replace(REPAIR_LIMITS, missing_s=max(REPAIR_LIMITS.missing_s, self._limits.missing_s))

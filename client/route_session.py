@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from time import perf_counter
@@ -108,7 +108,8 @@ class RouteSession:
     mended (see ``mend``).
 
     ``length``: tokens that every hop holds already when the session opens. The first ``forward`` goes on from
-    there, or from before. ``acked``: tokens that went through all hops.
+    there, or from before. ``acked``: tokens that went through all hops. ``on_progress`` is told of it while a
+    prompt is fed.
     """
 
     def __init__(self, links: LinkPool, route: Route, hops: list[HopClient], settings: RouteSettings) -> None:
@@ -118,6 +119,7 @@ class RouteSession:
         self.settings = settings
         self.length = min(hop.length for hop in hops)
         self.acked = self.length
+        self.on_progress: Callable[[int], None] | None = None
         self.unchained: set[tuple[str, str]] = set()  # peer ids that this session found apart
         self.rejoin: frozenset[tuple[str, str]] = frozenset()  # apart and working, and to be chained again
         self.segments: list[Segment] = []
@@ -299,6 +301,8 @@ class RouteSession:
                 if number == len(segments) - 1:
                     outputs.append(self._decode(result.payload, result.tokens, False))
                     self.acked = position + min(len(x), start + size)
+                    if self.on_progress is not None:
+                        self.on_progress(self.acked)
                 else:
                     await queues[number + 1].put((result.payload, result.tokens, position + start))
 

@@ -203,6 +203,15 @@ class SwarmModel:
         """
         return SyncTextStream(self._loop, self._core.stream(prompt, **options))
 
+    def streams(self, prompt: Prompt, answers: Sequence[GenerateOptions]) -> list[SyncTextStream]:
+        """Several answers to one prompt, which is fed once; each with options of its own, as ``stream`` makes
+        it, and all side by side::
+
+            streams = model.streams("A name for a boat:", [{"seed": seed} for seed in range(8)])
+            names = ["".join(stream) for stream in streams]
+        """
+        return [SyncTextStream(self._loop, stream) for stream in self._core.streams(prompt, answers)]
+
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str:
         """``generate`` for a coroutine, in any event loop. Cancelling it frees the peers at once."""
         return (await self.agenerate_detailed(prompt, **options)).text

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One generation: a choice of the answer."""
+    """One generation: a choice of the answer. Choices of the same prompt feed it once."""
 
     prompt: tuple[int, ...]
     options: GenerateOptions
@@ -66,8 +66,8 @@ class Answering:
     async def run(self, take: Take) -> None:
         """Make all choices. The first failure of any ends all and is raised; their hops are freed then."""
         choices = [
-            asyncio.create_task(self._run(index, wanted, take), name=f"choice-{index}")
-            for index, wanted in enumerate(self._wanted)
+            asyncio.create_task(self._run(index, stream, take), name=f"choice-{index}")
+            for index, stream in self._streams_of_prompts()
         ]
         running: set[asyncio.Future[None]] = set(choices)
         try:
@@ -82,12 +82,27 @@ class Answering:
         if not self._failed.cancelled():
             self._failed.result()
 
-    async def _run(self, index: int, wanted: Wanted, take: Take) -> None:
+    def _streams_of_prompts(self) -> list[tuple[int, TextStream]]:
+        """A stream for each choice, by its number."""
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, wanted in enumerate(self._wanted):
+            by_prompt.setdefault(wanted.prompt, []).append(index)
+        return [
+            numbered
+            for prompt, indices in by_prompt.items()
+            for numbered in zip(
+                indices,
+                self._model.streams(prompt, [self._wanted[index].options for index in indices]),
+                strict=True,
+            )
+        ]
+
+    async def _run(self, index: int, stream: TextStream, take: Take) -> None:
         try:
             async with self._admission.generation(self._caller):
                 if not self._streams:
                     self.queued_s = perf_counter() - self._began
-                async with self._model.stream(wanted.prompt, **wanted.options) as stream:
+                async with stream:
                     self._streams.append(stream)
                     async for event in stream.events():
                         await take(index, event)

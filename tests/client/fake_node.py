@@ -119,6 +119,7 @@ class _Session:
 
     def __init__(self, opened: Open, owner: Connection) -> None:
         self.opened = opened
+        self.names = opened.prefix  # of whole pages that it is going to hold
         self.owner = owner
         self.upstream = opened.upstream
         self.fed_by: Connection | None = None
@@ -174,6 +175,12 @@ class _Session:
             rows = self.read(start, end) if self.journal_from <= start else b""
             pages[name] = _Page(sums, rows)
 
+    def keep(self, pages: dict[bytes, _Page]) -> None:
+        """Keep the pages that are complete and were named when the session opened, once each."""
+        whole = self.length // PAGE_TOKENS
+        if any(name not in pages for name in self.names[:whole]):
+            self.leave(self.names, pages)
+
     def write(self, position: int, rows: bytes) -> None:
         if position < self.journal_from:
             self.journal_from, self.journal = position, bytearray()
@@ -202,7 +209,7 @@ class _NextHop:
 @dataclass
 class FakeNode:
     """One node. ``hellos``, ``opens``, ``steps``, ``attaches``, ``closes``, ``replays`` and ``pings`` record
-    what it was asked; ``sessions`` what it holds, ``pages`` what each page was that a CLOSE named.
+    what it was asked; ``sessions`` what it holds, ``pages`` what each page was that has a name.
     ``cannot_reach``: peers that it cannot dial."""
 
     peer_id: str
@@ -327,6 +334,8 @@ class FakeNode:
                 if session is None or session.owner is not connection:
                     return [_unknown(message.session)]
                 session.upstream, session.fed_by = message.upstream, None
+                if message.unnamed:
+                    session.names = session.names[: session.length // PAGE_TOKENS]
                 return [Attached(message.session, session.length)]
             case Close():
                 self.closes.append(message)
@@ -430,6 +439,8 @@ class FakeNode:
                 connection.close()
                 return
         session.done = step.step
+        if how.page_tokens:
+            session.keep(self.pages)
         if isinstance(answer, ErrorMessage):
             await self._say(session.owner, answer)
             if step.hold and connection is not session.owner:

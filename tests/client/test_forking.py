@@ -15,7 +15,7 @@ from swarm_node.client.repair import SwarmSession
 from swarm_node.client.route_finder import Need
 from swarm_node.client.route_wait import WaitLimits
 from swarm_node.client.scout import Scout
-from swarm_node.swarm.errors import ErrorCode, StreamClosedError
+from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, StreamClosedError
 from swarm_node.swarm.link_pool import LinkPool
 from swarm_node.swarm.messages import Refused, Want
 from swarm_node.swarm.types import ModelRef
@@ -32,7 +32,9 @@ def states(ids: Sequence[int]) -> Tensor:
     return x
 
 
-def new_session(swarm: FakeSwarm, *, chain: bool = True, max_tokens: int = 200) -> SwarmSession:
+def new_session(
+    swarm: FakeSwarm, *, chain: bool = True, max_tokens: int = 200, salt: bytes | None = None
+) -> SwarmSession:
     router = swarm.router()
     model: ModelRef = router.model
     links = LinkPool(swarm.network.transport("client"), model, patience=FAST)
@@ -45,6 +47,7 @@ def new_session(swarm: FakeSwarm, *, chain: bool = True, max_tokens: int = 200) 
         Need(max_tokens, len(PROMPT)),
         wire_codec="none",
         limits=WaitLimits(0.0, 1.0, 1.0),
+        salt=salt,
         chain=chain,
     )
 
@@ -176,3 +179,37 @@ async def test_closed_is_closed(swarm: FakeSwarm) -> None:
     fork.close(keep=False)
     with pytest.raises(StreamClosedError):
         await fork.append([1])
+
+
+async def test_a_fork_names_no_page_that_its_parent_could_not(swarm: FakeSwarm) -> None:
+    """Behind a hop that was replaced, pages hold what another hop has made of them."""
+    swarm = await FakeSwarm(a="0-2", b="3-5", spare="0-2").start()
+    swarm.announce("spare", decode_ms_per_block=100.0)
+    parent = new_session(swarm, salt=bytes(range(32)))
+    await check(parent, [], PROMPT)
+    swarm.nodes["a"].die()
+    ids = await check(parent, PROMPT, b"more")
+    assert [hop.peer_id for hop in parent.route.hops] == ["spare", "b"]
+    fork = await parent.fork()
+    await check(fork, ids, b"!")
+    fork.close()
+    await settle()
+    assert [bool(node.closes[-1].prefix) for node in (swarm.nodes["spare"], swarm.nodes["b"])] == [
+        True,
+        False,
+    ]
+
+
+async def test_a_branch_begins_where_its_parent_was(swarm: FakeSwarm) -> None:
+    """Which has gone on, and goes on."""
+    parent, branch = new_session(swarm), new_session(swarm)
+    ids = await check(parent, [], PROMPT)
+    ids = await check(parent, ids, b"and on")
+    await branch.branch(parent, len(PROMPT))
+    await check(branch, PROMPT, b"elsewhere")
+    await check(parent, ids, b"!")
+    assert branch.cached_tokens == len(PROMPT)
+    with pytest.raises(LocalProtocolError):
+        await branch.branch(parent, len(PROMPT))
+    with pytest.raises(LocalProtocolError):
+        await new_session(swarm).branch(parent, 1000)

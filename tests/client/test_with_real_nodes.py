@@ -380,3 +380,32 @@ async def test_two_hops_of_a_chain_that_lose_each_other(swarm: Swarm) -> None:
     assert list(answer.token_ids) == swarm.tokens
     assert [repair.kind for repair in answer.repaired] == ["relay"]
     assert not model._router.health.statistics()
+
+
+async def test_answers_to_one_prompt_share_its_pages(swarm: Swarm) -> None:
+    """Also one that begins in the middle of another; and all pages are free in the end."""
+    await swarm.serve(kv_tokens=16 * PAGE_TOKENS, a=Span(0, 2), b=Span(2, 4))
+    model = await swarm.client()
+    first, *others = model.streams(PROMPT, [OPTIONS] * 3)  # type: ignore[list-item]
+    events = first.events()
+    for _ in range(10):
+        await anext(events)
+    answers = [*await asyncio.gather(*(stream.finish() for stream in others)), await first.finish()]
+    assert [list(answer.token_ids) for answer in answers] == [swarm.tokens] * 3
+    assert [answer.cached_tokens for answer in answers] == [len(PROMPT)] * 2 + [0]
+    for peer in "ab":
+        assert await swarm.no_sessions(peer)
+
+
+async def test_prompts_that_begin_alike_are_fed_once(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=40 * PAGE_TOKENS, a=Span(0, 2), b=Span(2, 4))
+    model = await swarm.client()
+    system = [3 + number * 7 % 290 for number in range(5 * PAGE_TOKENS)]
+    asked = [[*system, *range(first, first + 10)] for first in (20, 40, 60)]
+    options = {"max_new_tokens": 5, "ignore_eos": True}
+    together = await asyncio.gather(*(model.generate_detailed(ids, **options) for ids in asked))
+    assert [answer.cached_tokens for answer in together] == [0, len(system), len(system)]
+    alone = [
+        await (await swarm.client(prefix_cache=False)).generate_detailed(ids, **options) for ids in asked
+    ]
+    assert [one.token_ids for one in together] == [other.token_ids for other in alone]

@@ -92,3 +92,19 @@ async def test_legacy_logprobs(serve: Serve, stream: bool) -> None:
         assert logprob < 0
         assert top[token] == logprob == max(top.values())  # greedy
         assert len(top) <= 2
+
+
+async def test_choices_and_equal_prompts_feed_the_prompt_once(serve: Serve) -> None:
+    served = await serve(speculate="off")
+    fields = {"n": 3, "max_tokens": 6, "temperature": 1.0, "seed": 4, "ignore_eos": True}
+    text = "a prompt of more than a page, that three choices are asked for"
+    both = (await served.complete([text, text], **fields)).json()
+    assert [choice["index"] for choice in both["choices"]] == list(range(6))
+    texts = [choice["text"] for choice in both["choices"]]
+    assert texts[:3] == texts[3:]
+    prompt = len(served.model.tokenizer.encode(text))
+    assert sum(step.tokens for step in served.swarm.nodes["a"].steps) == prompt + 6 * 5
+    assert both["usage"]["prompt_tokens"] == 2 * prompt
+    for number in range(3):
+        alone = await served.complete(text, **{**fields, "n": 1, "seed": 4 + number})
+        assert alone.json()["choices"][0]["text"] == texts[number]

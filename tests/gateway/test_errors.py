@@ -231,7 +231,7 @@ async def test_a_fault_inside_tells_nothing_of_it(serve: Serve, monkeypatch: pyt
         raise ZeroDivisionError("secret detail")
 
     with monkeypatch.context() as patch:
-        patch.setattr(served.model, "stream", broken)
+        patch.setattr(served.model, "streams", broken)
         for stream in (False, True):
             response = await served.chat(stream=stream)
             assert response.status_code == 500

@@ -116,9 +116,9 @@ def test_beams_far_away_take_over_sessions_instead_of_forking(
     forks: list[int] = []
     fork_route = repair.fork_route
 
-    async def counted(parent: Any, tokens: int, settings: Any) -> Any:
+    async def counted(parent: Any, tokens: int, *more: Any) -> Any:
         forks.append(tokens)
-        return await fork_route(parent, tokens, settings)
+        return await fork_route(parent, tokens, *more)
 
     splits = 0
     reorder = SwarmCache.reorder_cache
