@@ -53,11 +53,7 @@ class ChatTemplate:
         """
         if not messages:
             raise UsageError("a chat needs at least one message")
-        # Many templates print None or fail on it where they handle a missing key well.
-        chat = [
-            {key: _plain(value) for key, value in message.items() if value is not None}
-            for message in messages
-        ]
+        chat = [_said(message) for message in messages]
         for message in chat:
             if not isinstance(message.get("role"), str):
                 raise UsageError("each chat message needs a role, such as user, assistant or system")
@@ -107,6 +103,13 @@ class ChatTemplate:
 
     def _wrong(self, what: str) -> ChatTemplateError:
         return ChatTemplateError(f"the chat template of {self._origin} {what}", hint=_INSTEAD)
+
+
+def _said(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is None: many templates print it, or fail on it, where they handle a missing key well. But
+    a message that only calls tools says nothing, and templates ask for that by ``content is none``."""
+    kept = ("content",) if message.get("tool_calls") else ()
+    return {key: _plain(value) for key, value in message.items() if value is not None or key in kept}
 
 
 def _plain(value: Any) -> Any:

@@ -41,7 +41,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str, inside: str = "") -> None:
         self._values = values
-        self._where = where
+        self.where = where
         self._inside = inside
         self._read: set[str] = set()
 
@@ -54,13 +54,16 @@ class Fields:
         """Whether the key is there and its value is null."""
         return self.has(key) and self._values[key] is None
 
+    def is_text(self, key: str) -> bool:
+        return self.has(key) and isinstance(self._values[key], str)
+
     def unread(self) -> list[str]:
         """Keys that nobody has asked for."""
         return sorted(self._values.keys() - self._read)
 
     def named(self, key: str) -> str:
         """File and key, as a message begins."""
-        return f"{self._where}: {self._inside}{key}"
+        return f"{self.where}: {self._inside}{key}"
 
     def shown(self, key: str) -> str:
         """The value as a message shows it."""
@@ -146,20 +149,17 @@ class Fields:
         value = None if self._is_none(key) else self._values[key]
         if value is not None and not isinstance(value, Mapping):
             raise self.wrong(key, "an object")
-        return Fields(value, self._where, f"{self._inside}{key}.") if value else None
+        return Fields(value, self.where, f"{self._inside}{key}.") if value else None
 
     def sections(self, key: str) -> list[Fields]:
         """Every object of a list; none for null and for a missing key."""
         found = self._list(key, Mapping, "a list of objects")
-        return [Fields(each, self._where, f"{self._inside}{key}[{at}].") for at, each in enumerate(found)]
+        return [Fields(each, self.where, f"{self._inside}{key}[{at}].") for at, each in enumerate(found)]
 
     def inner(self) -> list[tuple[str, Fields]]:
         """Those values that are objects, under their keys."""
-        return [
-            (key, Fields(value, self._where, f"{self._inside}{key}."))
-            for key, value in self._values.items()
-            if isinstance(value, Mapping)
-        ]
+        objects = [(key, value) for key, value in self._values.items() if isinstance(value, Mapping)]
+        return [(key, Fields(value, self.where, f"{self._inside}{key}.")) for key, value in objects]
 
     def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
         """Whether the key is missing, or its value, of any type, is among ``allowed``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken
@@ -16,8 +15,11 @@ from ..swarm.errors import CheckpointError, UnsupportedModelError
 from ..swarm.terminal_text import one_line
 from .bounded_json import read_bytes
 from .chat_template import MAX_SOURCE
+from .chat_templates import TemplateSource
 from .config import ModelConfig
+from .fields import Fields
 from .hf_config import read_json
+from .shown import shown
 from .tokenizer import Tokenizer, is_panic
 from .tokenizer_check import normalizes_in_linear_time, takes_linear_time
 
@@ -51,8 +53,8 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
         )
     backend = _read(path)
     takes_linear_time(backend, directory.name)  # raises for steps that multiply, before more tokens take them
-    settings = _optional_json(directory / "tokenizer_config.json")
-    named = _named_tokens({**_optional_json(directory / "special_tokens_map.json"), **settings})
+    settings = _optional(directory / "tokenizer_config.json")
+    named = _named_tokens(_optional(directory / "special_tokens_map.json"), settings)
     _add_tokens(backend, settings, named)
     special = {name: token.content for name, token in named.items()}
     eos = set(config.eos_token_ids)
@@ -107,43 +109,47 @@ def _check_texts(content: bytes, path: Path) -> None:
             raise CheckpointError(f"{path} holds a token or text of over {MAX_TEXT_BYTES} bytes")
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _optional(path: Path) -> Fields:
+    """A file that may be missing."""
+    return Fields(read_json(path) if path.is_file() else {}, str(path))
 
 
-def _named_tokens(settings: dict[str, Any]) -> dict[str, AddedToken]:
+def _named_tokens(*sources: Fields) -> dict[str, AddedToken]:
+    """Of the last of ``sources`` that names it."""
     named = {}
-    for name in _NAMES:
-        value = settings.get(name)
-        if isinstance(value, str):
-            named[name] = AddedToken(value, special=True, normalized=False)
-        elif isinstance(value, dict) and isinstance(value.get("content"), str):
-            named[name] = _added_token(value, special=True)
+    for source in sources:
+        for name in _NAMES:
+            if source.is_text(name):
+                named[name] = AddedToken(source.text(name), special=True, normalized=False)
+            elif (entry := source.section(name)) is not None:
+                named[name] = _added_token(entry, special=True)
     return named
 
 
-def _added_token(entry: dict[str, Any], *, special: bool) -> AddedToken:
-    flags = {flag: bool(entry.get(flag, False)) for flag in ("single_word", "lstrip", "rstrip")}
-    flags["normalized"] = bool(entry.get("normalized", not special))
-    return AddedToken(entry["content"], special=special, **flags)
+def _added_token(entry: Fields, *, special: bool) -> AddedToken:
+    return AddedToken(
+        entry.text("content"),
+        special=special,
+        single_word=entry.flag("single_word", False),
+        lstrip=entry.flag("lstrip", False),
+        rstrip=entry.flag("rstrip", False),
+        normalized=entry.flag("normalized", not special),
+    )
 
 
-def _add_tokens(backend: Backend, settings: dict[str, Any], named: dict[str, AddedToken]) -> None:
+def _add_tokens(backend: Backend, settings: Fields, named: dict[str, AddedToken]) -> None:
     """Tokens that only tokenizer_config.json names; those that tokenizer.json knows stay as they are."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = settings.get("added_tokens_decoder")
-    entries = sorted(listed.items(), key=_by_id) if isinstance(listed, dict) else []
+    listed = settings.section("added_tokens_decoder")
+    entries = [] if listed is None else listed.inner()
     if len(entries) > MAX_ADDED:
-        raise CheckpointError(f"tokenizer_config.json adds {len(entries)} tokens, {MAX_ADDED} are possible")
+        raise CheckpointError(f"{settings.named('added_tokens_decoder')} adds over {MAX_ADDED} tokens")
     new = []
-    for _, entry in entries:
-        if (
-            isinstance(entry, dict)
-            and isinstance(entry.get("content"), str)
-            and entry["content"] not in known
-        ):
-            new.append(_added_token(entry, special=bool(entry.get("special", False))))
-            known.add(entry["content"])
+    for _, entry in sorted(entries, key=_by_id):
+        token = _added_token(entry, special=entry.flag("special", False))
+        if token.content not in known:
+            new.append(token)
+            known.add(token.content)
     if any(token.normalized for token in new) and not normalizes_in_linear_time(backend):
         raise UnsupportedModelError(
             "tokenizer_config.json adds tokens that are normalized with expressions of no known form"
@@ -153,26 +159,26 @@ def _add_tokens(backend: Backend, settings: dict[str, Any], named: dict[str, Add
     backend.add_special_tokens([token for token in named.values() if token.content not in known])
 
 
-def _by_id(item: tuple[str, Any]) -> int:
-    if not (item[0].isascii() and item[0].isdigit() and len(item[0]) < 10):
+def _by_id(item: tuple[str, Fields]) -> int:
+    number, entry = item
+    if not (number.isascii() and number.isdigit() and len(number) < 10):
         raise CheckpointError(
-            f"tokenizer_config.json has an added token under {item[0]!r:.60}, expected its number"
+            f"{entry.where}: added_tokens_decoder has a token under {shown(number)}, expected its number"
         )
-    return int(item[0])
+    return int(number)
 
 
-def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template.json, else (``default``) of tokenizer_config.json."""
+def _chat_template(directory: Path, settings: Fields) -> TemplateSource | None:
+    """chat_template.jinja, else chat_template.json, else of tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:
             return read_bytes(path, 4 * MAX_SOURCE).decode()
         except UnicodeDecodeError as error:
             raise CheckpointError(f"cannot read {path}: {error}") from None
-    template = _optional_json(directory / "chat_template.json").get(
-        "chat_template", settings.get("chat_template")
-    )
-    if isinstance(template, list):
-        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
-        template = next((entry.get("template") for entry in named), None)
-    return template if isinstance(template, str) else None
+    own = _optional(directory / "chat_template.json")
+    home = own if own.has("chat_template") else settings
+    if home.is_text("chat_template"):
+        return home.text("chat_template")
+    # Several have a name each; of two with the same name the last counts, as in transformers.
+    return {each.text("name"): each.text("template") for each in home.sections("chat_template")} or None

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import CheckpointError, PromptTooLongError, UsageError
 from ..swarm.terminal_text import one_line
-from .chat_template import ChatTemplate
+from .chat_templates import ChatTemplates, TemplateSource, texts_of
 from .token_bytes import TokenBytes
 from .tokenizer_check import takes_linear_time
 from .tokenizer_program import TextEncoder
@@ -41,7 +41,7 @@ class Tokenizer:
         *,
         eos_ids: Iterable[int],
         special_tokens: Mapping[str, str],
-        chat_template: str | None,
+        chat_template: TemplateSource | None,
         origin: str = "the model",
     ) -> None:
         backend.no_truncation()
@@ -52,7 +52,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
         self._origin = origin
-        self._template: ChatTemplate | None = None
+        self._template: ChatTemplates | None = None
         self._token_bytes = TokenBytes(backend)
         markers = self._markers()
         self._encoder = TextEncoder(backend, markers)
@@ -84,7 +84,7 @@ class Tokenizer:
 
     def _markers(self) -> list[str]:
         """Added tokens that steer the model though they are not marked as special."""
-        template = self.chat_template or ""
+        template = texts_of(self.chat_template)
         return [
             token.content
             for index, token in self._backend.get_added_tokens_decoder().items()
@@ -177,7 +177,7 @@ class Tokenizer:
 
     @property
     def chat_variables(self) -> frozenset[str]:
-        """Names that the chat template reads, such as ``tools`` where it can show some."""
+        """Names that the chat templates read, such as ``tools`` where one can show some."""
         return self.template.variables if self.has_chat_template else frozenset()
 
     def render_chat(
@@ -206,14 +206,14 @@ class Tokenizer:
                 process.close()
 
     @property
-    def template(self) -> ChatTemplate:
-        """The chat template. Raises UsageError where the model has none."""
+    def template(self) -> ChatTemplates:
+        """What renders chats. Raises UsageError where the model has none."""
         if self.chat_template is None:
             raise UsageError(
                 "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
             )
         if self._template is None:
-            self._template = ChatTemplate(self.chat_template, self.special_tokens, self._origin)
+            self._template = ChatTemplates(self.chat_template, self.special_tokens, self._origin)
         return self._template
 
 

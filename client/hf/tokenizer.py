@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import get_json_schema
 
-from ...shards.chat_template import ChatTemplate
+from ...shards.chat_templates import ChatTemplates
 from ...shards.tokenizer import Tokenizer
 from ...swarm.errors import UsageError
 from ..local_model import LocalModel
@@ -23,7 +23,7 @@ class SwarmTokenizer(PreTrainedTokenizerFast):
     """Renders the model's own chat template, which comes with the weights, in a process that can be ended.
     Templates that the caller gives are rendered by transformers itself."""
 
-    model_template: ChatTemplate | None = None
+    model_template: ChatTemplates | None = None
 
     def apply_chat_template(
         self,

@@ -44,11 +44,22 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, **options:
 )
 def test_equals_transformers(source: str) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    plain = [{key: value for key, value in message.items() if value is not None} for message in CHAT]
     rendered, _ = utils.render_jinja_template(
-        [plain], chat_template=source, add_generation_prompt=True, **SPECIAL
+        [CHAT], chat_template=source, add_generation_prompt=True, **SPECIAL
     )
     assert render(source) == rendered[0]
+
+
+def test_what_is_none_is_left_out_but_for_the_content_of_a_message_that_calls_tools() -> None:
+    source = (
+        "{% for m in messages %}{{ m.keys() | list | length }}"
+        "{{ ' calls' if m['content'] is none and m.tool_calls else '' }};{% endfor %}"
+    )
+    said = {"role": "assistant", "content": None, "name": None}
+    calls = [{"name": "f", "arguments": {}}]
+    assert render(source, [{**said, "tool_calls": calls}]) == "3 calls;"
+    assert render(source, [said, {**said, "tool_calls": None}, {**said, "tool_calls": []}]) == "1;1;2;"
+    assert render(source, [{"role": "assistant", "tool_calls": calls}]) == "2;"
 
 
 def test_tojson_keeps_html_and_unicode() -> None:

@@ -16,6 +16,7 @@ from tokenizers.models import BPE, WordPiece
 
 from swarm_node.shards import hf_tokenizer as hf_module
 from swarm_node.shards import tokenizer as tokenizer_module
+from swarm_node.shards.fields import Fields
 from swarm_node.shards.gguf_tokenizer import SPLITS, _merges_of_scores
 from swarm_node.shards.hf_tokenizer import _add_tokens, _check_texts, _read
 from swarm_node.shards.token_bytes import byte_spelling
@@ -163,7 +164,7 @@ def test_a_file_whose_tokens_take_for_ever_to_normalize_is_refused(
     assert backend.get_vocab_size() == 257
     settings = {"added_tokens_decoder": {"257": {"content": "a" * 3000, "normalized": True}}}
     with pytest.raises(UnsupportedModelError, match="normalized with expressions"):
-        _add_tokens(backend, settings, {})
+        _add_tokens(backend, Fields(settings, "tokenizer_config.json"), {})
 
 
 def test_merges_are_not_looked_for_in_huge_tokens() -> None:
