@@ -12,6 +12,7 @@ from os import PathLike, fspath
 from ..dht.directory import Directory
 from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
 from ..shards.registry import LocalRegistry
+from ..shards.stored_checkpoint import IncompleteError
 from ..swarm.demand import WantedModel
 from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName
@@ -44,9 +45,19 @@ async def open_model(
     ``wait``: seconds for somebody to begin serving a model that nobody has.
     Raises what ``resolve_model`` and the loading raise.
     """
+
+    async def load_here(path: str) -> LocalModel:
+        """What peers have sent and is damaged on this disk comes from them again."""
+        try:
+            return await _loaded(load, path)
+        except IncompleteError as damaged:
+            fetched = ModelLocation(damaged.ref.name, Source.SWARM, ref=damaged.ref, root=damaged.root)
+        joined = await asyncio.shield(joining)
+        return await _loaded(load, await joined.demand.keep(fetch(fetched, joined, on_progress)))
+
     location = None if model is None else await asyncio.to_thread(find_local, fspath(model), registry)
     if location is not None:
-        return await _loaded(load, location.path)
+        return await load_here(location.path)
     network = await asyncio.shield(joining)
     find = partial(
         find_in_swarm,
@@ -70,7 +81,7 @@ async def open_model(
     if location.source is Source.SWARM:
         path = await network.demand.keep(fetch(location, network, on_progress))
         return _checked(await _loaded(load, path), location)
-    return await _loaded(load, location.path)
+    return await load_here(location.path)
 
 
 async def find_in_swarm(

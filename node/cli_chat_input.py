@@ -46,9 +46,7 @@ class History:
         with contextlib.suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")
             self.entries = list(_entries(text.splitlines()))
-            is_torn = bool(text) and not text.endswith(
-                "\n"
-            )  # a crash left half a line: the next would join it
+            is_torn = bool(text) and not text.endswith("\n")  # a crash: the next line would join the last
             if len(self.entries) > 2 * KEPT or is_torn:
                 del self.entries[:-KEPT]
                 replace_file(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))

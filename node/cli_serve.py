@@ -304,6 +304,8 @@ class _Display:
             case "waiting" | "not_sharing":
                 what = "Waiting" if event.event == "waiting" else "Not sharing its weights"
                 console.print(f"[yellow]{what}[/]: {escape(str(details.get('message')))}")
+            case "weights_damaged":
+                console.print(f"[yellow]Damaged on this disk[/]: {escape(str(details['message']))}.")
             case "sharing":
                 size = cast(int, details["bytes"]) / 1e6
                 console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")

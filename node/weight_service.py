@@ -6,22 +6,25 @@ Nothing else on this machine can be asked for: what is shared is on the shelf by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..shards.piece_cache import DEFAULT_CACHE_BYTES, PieceCache
 from ..shards.piece_hashing import HashingStopped, Progress, manifest_of, model_files
+from ..shards.piece_holder import PieceHolder, WholeFiles
 from ..shards.piece_messages import WEIGHTS_PROTOCOL
 from ..shards.piece_server import PieceServer, PieceShelf, ServedPieces
-from ..shards.piece_store import PieceHolder, PieceStore, WholeFiles, is_store
+from ..shards.piece_store import PieceStore, is_store
 from ..shards.rate_cap import RateCap
 from ..shards.registry import weights_folder
-from ..swarm.errors import ModelError, UsageError
+from ..swarm.errors import CheckpointError, ModelError, UsageError
 from ..swarm.types import NodeInfo
 from .serve import Node
 
@@ -125,7 +128,8 @@ class WeightService:
     async def _share(self, digest: str, shared: _SharedFiles) -> None:
         node = self._node
         try:
-            holder = await asyncio.to_thread(shared.open, self._on_progress)
+            on_change = partial(self._changed, asyncio.get_running_loop(), digest, shared)
+            holder = await asyncio.to_thread(shared.open, self._on_progress, on_change)
         except HashingStopped:
             return
         except ModelError as error:
@@ -141,6 +145,21 @@ class WeightService:
         self.announce(digest, root)
         if node is not None:
             node.emit("sharing", root=root, bytes=holder.manifest.total_bytes)
+
+    def _changed(
+        self, loop: asyncio.AbstractEventLoop, digest: str, shared: _SharedFiles, error: CheckpointError
+    ) -> None:
+        """From any thread: a file is not what was hashed. What was loaded of it stays as it is."""
+
+        def stop_sharing() -> None:
+            if self._shared.get(digest) is shared:
+                self.unshare(digest)
+                if self._node is not None:
+                    self._node.emit("not_sharing", message=error.message)
+                    self._node.announce_soon()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it what it shared
+            loop.call_soon_threadsafe(stop_sharing)
 
     def _amended(self, info: NodeInfo) -> NodeInfo:
         digest = info.model.digest
@@ -158,14 +177,14 @@ class _SharedFiles:
         self.holder: WholeFiles | PieceStore | None = None
         self.stop = threading.Event()
 
-    def open(self, on_progress: Progress | None) -> PieceHolder:
+    def open(self, on_progress: Progress | None, on_change: Callable[[CheckpointError], None]) -> PieceHolder:
         """Blocks for as long as hashing takes. Raises HashingStopped, CheckpointError."""
         if is_store(self.path):
             self.holder = PieceStore(self.path)
         else:
             remembered = weights_folder() / "manifests"
             manifest = manifest_of(self.path, remembered, progress=on_progress, stop=self.stop)
-            self.holder = WholeFiles(manifest, model_files(self.path))
+            self.holder = WholeFiles(manifest, model_files(self.path), on_change)
         return self.holder
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from ..shards.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoi
 from ..shards.fetching import ModelFetch
 from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
 from ..shards.piece_hub import HubPieces
+from ..shards.piece_store import is_store
 from ..shards.piece_swarm import FetchSettings
 from ..shards.rate_cap import RateCap
+from ..shards.stored_checkpoint import IncompleteError
 from ..swarm.errors import LocalProtocolError, SwarmError
 from ..swarm.names import ModelName
 from ..swarm.types import ModelRef, Span
@@ -58,10 +61,18 @@ class FoundModel:
         """Look on this machine. Before the node starts: then a wrong path does not wait for the network."""
         if self._location is None:
             self._location = await asyncio.to_thread(find_local, self._text)
+        await self._look_into_store()
 
     @property
     def needs_network(self) -> bool:
-        return self._location is None or self._location.source is not Source.LOCAL
+        place = self._location
+        return place is None or place.source is Source.HUB or not place.path
+
+    async def _look_into_store(self) -> None:
+        """What peers have sent is the swarm's still: what of it is damaged comes from there again."""
+        place, cache = self._location, self._weights.options.cache().folder
+        if place is not None and place.source is Source.LOCAL and _is_in(Path(place.path), cache):
+            self._location = await asyncio.to_thread(_fetched_before, place)
 
     async def describe(self) -> Checkpoint:
         source = await self._found()
@@ -95,6 +106,7 @@ class FoundModel:
         if self._source is None:
             if self._location is None:
                 self._location = await self._look()
+            await self._look_into_store()
             location = self._location
             if location.source is Source.SWARM:
                 self._source = FetchedModel(location, self._weights, self._progress, self._settings)
@@ -136,9 +148,10 @@ class FoundModel:
 
 
 class FetchedModel:
-    """A ``ModelSource``: one of the swarm's models, fetched from peers and shared while it comes."""
+    """A ``ModelSource``: one of the swarm's models, fetched from peers and shared while it comes.
 
-    needs_network = True
+    ``location.path``: what an earlier run has fetched, where the model can be opened with that.
+    """
 
     def __init__(
         self,
@@ -154,7 +167,13 @@ class FetchedModel:
         self._fetch: ModelFetch | None = None
         self._checkpoint: Checkpoint | None = None
 
+    @property
+    def needs_network(self) -> bool:
+        return not self._location.path
+
     async def describe(self) -> Checkpoint:
+        if self._checkpoint is None and self._location.path:
+            self._checkpoint = await asyncio.to_thread(open_checkpoint, self._location.path)
         return self._checkpoint or await self._opened(None)
 
     async def open(self, span: Span) -> Checkpoint:
@@ -203,12 +222,29 @@ class FetchedModel:
             last_resort=HubPieces(ref.name) if in_hub else None,
             on_progress=self._progress,
             on_root=partial(self._weights.announce, ref.digest),
+            on_remark=lambda message: node.emit("weights_damaged", message=message),
         )
 
     def _close_checkpoint(self) -> None:
         if self._checkpoint is not None:
             self._checkpoint.close()
             self._checkpoint = None
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return is_store(path) and path.expanduser().resolve().parent == folder.resolve()
+
+
+def _fetched_before(place: ModelLocation) -> ModelLocation:
+    """Of a model in the cache: one of the swarm's, with its path if it can be opened without the swarm.
+    Raises ModelError."""
+    root = Path(place.path).resolve().name
+    found = ModelLocation(place.name, Source.SWARM, ref=place.ref, root=root)
+    try:
+        with open_checkpoint(place.path) as checkpoint:
+            return replace(found, name=checkpoint.ref.name, path=place.path, ref=checkpoint.ref)
+    except IncompleteError as damaged:
+        return replace(found, name=damaged.ref.name, ref=damaged.ref)
 
 
 def _node_of(weights: WeightService) -> Node:

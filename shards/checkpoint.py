@@ -97,7 +97,7 @@ def open_checkpoint(
     if is_store(path):
         from .stored_checkpoint import open_stored  # here: it needs this module
 
-        checkpoint = open_stored(path)
+        checkpoint = open_stored(path, blocks, client)
     elif path.is_dir():
         checkpoint = open_hf_directory(path)
     elif path.is_file():

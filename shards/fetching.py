@@ -38,7 +38,8 @@ class ModelFetch:
 
     ``model.digest`` may be "" where only the name is known. ``root``: believed without asking anybody.
     ``share``: where to offer what is here while it is fetched, and until this object is closed.
-    ``last_resort``: asked for pieces that no peer gives.
+    ``last_resort``: asked for pieces that no peer gives. ``on_remark(sentence)``: for people, in the event
+    loop, when pieces on this disk were damaged.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ModelFetch:
         last_resort: LastResort | None = None,
         on_progress: Progress | None = None,
         on_root: Callable[[str], None] | None = None,
+        on_remark: Callable[[str], None] | None = None,
     ) -> None:
         self.model = model
         self.root = root
@@ -69,10 +71,13 @@ class ModelFetch:
         self._last_resort = last_resort
         self._on_progress = on_progress
         self._on_root = on_root
+        self._on_remark = on_remark
         self._store: PieceStore | None = None
         self._fetched: dict[str, int] = {}
         self._banned: dict[str, str] = {}
         self._wasted = 0
+        self._damaged: frozenset[int] = frozenset()
+        self._remarked = 0
 
     async def __aenter__(self) -> ModelFetch:
         return self
@@ -141,6 +146,7 @@ class ModelFetch:
             store = self._store if own else self._cache.find(model.root)
             if store is not None and _has(store, self.model, blocks, client):
                 return store
+            self._damaged |= store.damaged if store is not None else frozenset()
             if store is not None and not own:
                 store.close()
         return None
@@ -212,7 +218,8 @@ class ModelFetch:
         return checkpoint
 
     async def _get(self, swarm: PieceSwarm, store: PieceStore, pieces: Iterable[int]) -> None:
-        missing = store.missing(pieces)
+        missing = await asyncio.to_thread(store.missing, pieces)
+        self._remark(store)
         total = sum(map(store.manifest.size_of, missing))
         if not missing:
             return
@@ -230,6 +237,15 @@ class ModelFetch:
         self._tell(0, total, f"Fetching {self.model.name}")
         await swarm.get(missing, store, on_bytes)
 
+    def _remark(self, store: PieceStore) -> None:
+        """Say it once that some of the disk is not what it was."""
+        damaged = self._damaged | store.damaged
+        if self._on_remark is not None and len(damaged) > self._remarked:
+            pieces = "1 piece" if len(damaged) == 1 else f"{len(damaged)} pieces"
+            self._on_remark(f"{pieces} of {self.model.name} on this disk were damaged: fetching them again")
+            self._remarked = len(damaged)
+        self._damaged = damaged
+
     def _tell(self, done: int, total: int, label: str) -> None:
         if self._on_progress is not None:
             self._on_progress(done, total, label)
@@ -243,9 +259,8 @@ class ModelFetch:
 
 def _has(store: PieceStore, model: ModelRef, blocks: Span | None, client: bool) -> bool:
     try:
-        with open_stored(store.folder) as checkpoint:
-            right = not model.digest or checkpoint.ref.digest == model.digest
-            return right and not store.missing(checkpoint.needed(blocks, client))
+        with open_stored(store.folder, blocks, client) as checkpoint:
+            return not model.digest or checkpoint.ref.digest == model.digest
     except IncompleteError:
         return False
 
@@ -260,6 +275,7 @@ async def fetch_model(
     cache: PieceCache,
     root: str = "",
     on_progress: Progress | None = None,
+    on_remark: Callable[[str], None] | None = None,
     settings: FetchSettings | None = None,
     last_resort: LastResort | None = None,
 ) -> Path:
@@ -271,6 +287,7 @@ async def fetch_model(
         cache=cache,
         root=root,
         on_progress=on_progress,
+        on_remark=on_remark,
         settings=settings,
         last_resort=last_resort,
     ) as fetch:

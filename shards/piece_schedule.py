@@ -68,6 +68,7 @@ class _Source:
     """Bytes that had come from it by then."""
     preferred: np.ndarray | None = None
     asked: dict[int, float] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
     whole: bool = False
 
     def is_stalled(self, now: float) -> bool:
@@ -132,7 +133,9 @@ class PieceSchedule:
         if source is None:
             return
         source.told_at = now
-        source.held[np.fromiter(pieces, dtype=np.int64)] = True
+        pieces = list(pieces)
+        source.held[pieces] = True
+        source.refused.difference_update(pieces)
         if not source.whole and source.held.all():
             source.whole = True
             self._rank_whole()
@@ -156,6 +159,8 @@ class PieceSchedule:
         self._answered(peer, piece, now)
         if self.is_wanted(piece):
             self._promised[piece] = (other, now)
+            if other in self._sources and piece in self._sources[other].refused:
+                self._break_promise(piece)
 
     def unreachable(self, other: str) -> None:
         """A peer that was said to have pieces cannot be asked."""
@@ -168,8 +173,11 @@ class PieceSchedule:
         if peer in self._sources:
             source = self._sources[peer]
             source.held[piece] = False
+            source.refused.add(piece)
             source.whole = False
             self._rank_whole()
+        if piece in self._promised and self._promised[piece][0] == peer:
+            self._break_promise(piece)
 
     def flowed(self, peer: str, received: int, now: float) -> None:
         """So many bytes have come from a source in all. A trickle does not count."""

@@ -23,6 +23,7 @@ from ..swarm.errors import (
 from ..swarm.recent import RecentMap
 from ..swarm.shares import Holder
 from ..swarm.transport import Stream
+from .piece_holder import PieceHolder
 from .piece_ledger import SentLedger
 from .piece_messages import (
     HOLDER_MAX_FRAME,
@@ -40,7 +41,6 @@ from .piece_messages import (
     PieceMessage,
     unexpected,
 )
-from .piece_store import PieceHolder
 from .piece_visitors import MAX_PEERS, ServeLimits, Visitors
 from .rate_cap import RateCap
 

@@ -180,7 +180,7 @@ class PieceSwarm:
 
         Raises NetworkError where nobody gives one for ``wait_s``, CheckpointError where the disk fails.
         """
-        missing = store.missing(pieces)
+        missing = await asyncio.to_thread(store.missing, pieces)
         if not missing:
             return
         self._store, self._on_bytes = store, on_bytes

@@ -17,7 +17,7 @@ from .hf_tensors import checked_tensors
 from .manifest import TensorSource, needed_tensors
 from .mapped_file import AbsentError
 from .piece_manifest import GGUF_NAME, TOKENIZER_NAMES
-from .piece_store import PART, PieceStore
+from .piece_store import PART, FilePresence, PieceStore
 from .safetensors_reader import LocalShard, SafetensorsSource
 
 if TYPE_CHECKING:
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
 
 
 class IncompleteError(CheckpointError):
-    """A model cannot be opened before ``pieces`` of it are here; after them, others may be missing."""
+    """A model cannot be opened before ``pieces`` of it are here; after them, others may be missing.
 
-    def __init__(self, name: str, pieces: list[int]) -> None:
+    ``ref`` and ``root`` say what to fetch; ``damaged`` pieces were here and not right."""
+
+    def __init__(self, store: PieceStore, pieces: list[int]) -> None:
+        self.damaged = store.damaged
+        damaged = f", {len(self.damaged)} of them damaged" if self.damaged else ""
         super().__init__(
-            f"{len(pieces)} pieces of {name} were not fetched", hint="Fetch it again while peers share it."
+            f"{len(pieces)} pieces of {store.model.name} are not on this disk{damaged}",
+            hint="Start the model by its name: they are fetched while peers share it.",
         )
         self.pieces = pieces
+        self.ref, self.root = store.model, store.manifest.root
 
 
 class StoredCheckpoint(Checkpoint):
@@ -42,8 +48,9 @@ class StoredCheckpoint(Checkpoint):
         self._store = store
         self._places: GGUFSource | SafetensorsSource
         _require(store, opening_pieces(store))
+        store.finish_files()  # a crash may have come between the last piece of a file and its name
         if manifest.has_file(GGUF_NAME):
-            source = self._places = GGUFSource(store.path(GGUF_NAME), store.presence(GGUF_NAME))
+            source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
 
             def make_tokenizer() -> Tokenizer:
                 from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
@@ -51,16 +58,16 @@ class StoredCheckpoint(Checkpoint):
                 return gguf_tokenizer(source.header)
 
             self._require_samples(source, source.config)
-            super().__init__(store.name, source.config, source, make_tokenizer)
+            super().__init__(store.model.name, source.config, source, make_tokenizer)
             return
         config = directory_config(folder)
         names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
-        shards = SafetensorsSource(LocalShard(store.path(name), store.presence(name)) for name in names)
+        shards = SafetensorsSource(LocalShard(store.path(name), FilePresence(store, name)) for name in names)
         self._places = shards
         try:
-            config, tensors = checked_tensors(config, shards, store.name)
+            config, tensors = checked_tensors(config, shards, store.model.name)
             self._require_samples(tensors, config)
-            super().__init__(store.name, config, tensors, lambda: _tokenizer(store))
+            super().__init__(store.model.name, config, tensors, lambda: _tokenizer(store))
         except BaseException:
             shards.close()
             raise
@@ -103,17 +110,21 @@ class StoredCheckpoint(Checkpoint):
         return sorted(set(pieces))
 
 
-def open_stored(folder: Path) -> StoredCheckpoint:
-    """IncompleteError where what every opening reads is not all here; CheckpointError."""
+def open_stored(folder: Path, blocks: Span | None = None, client: bool = False) -> StoredCheckpoint:
+    """IncompleteError where what every opening reads, or what a node of ``blocks`` or a client needs, is not
+    all here, and right; CheckpointError. Hashes all of that which this process has not hashed yet."""
     store = PieceStore(folder)
+    checkpoint: StoredCheckpoint | None = None
     try:
-        return StoredCheckpoint(store)
+        checkpoint = StoredCheckpoint(store)
+        _require(store, checkpoint.needed(blocks, client))
+        return checkpoint
     except AbsentError as absent:  # something small that only a header tells of
         pieces = store.manifest.pieces_of(absent.name, absent.start, absent.length)
         store.close()
-        raise IncompleteError(store.name, list(pieces)) from None
+        raise IncompleteError(store, list(pieces)) from None
     except BaseException:
-        store.close()
+        (checkpoint or store).close()
         raise
 
 
@@ -129,7 +140,7 @@ def opening_pieces(store: PieceStore) -> list[int]:
 
 def _require(store: PieceStore, pieces: list[int]) -> None:
     if missing := store.missing(pieces):
-        raise IncompleteError(store.name, missing)
+        raise IncompleteError(store, missing)
 
 
 def _tokenizer(store: PieceStore) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node
 from swarm_node.node.weight_service import WeightOptions, WeightService, all_private
 from swarm_node.node.weight_source import FoundModel
+from swarm_node.shards import checked_pieces
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.fetching import fetch_model
 from swarm_node.shards.piece_cache import PieceCache
+from swarm_node.shards.piece_hashing import manifest_of, model_files
+from swarm_node.shards.piece_holder import WholeFiles
 from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.piece_swarm import FetchSettings
 from swarm_node.swarm.errors import PeerUnreachableError
@@ -116,6 +120,83 @@ async def test_a_node_that_knows_only_the_name_gets_its_blocks_from_a_peer(
     )
     with open_checkpoint(str(path), blocks=Span(2, 4)) as checkpoint:
         assert checkpoint.ref == second.model
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_node_does_not_serve_the_holes_of_its_disk(
+    swarm: WeightSwarm, tiny_dir: Path, tmp_path: Path, whole: bool
+) -> None:
+    """It is told, and waits for the pieces; whether its disk claims all of the model or a part."""
+    cache = WeightOptions().cache()
+    manifest = manifest_of(tiny_dir)
+    files = WholeFiles(manifest, model_files(tiny_dir))
+    with open_checkpoint(str(tiny_dir)) as checkpoint, cache.open(manifest, checkpoint.ref) as store:
+        for piece in range(manifest.n_pieces):
+            if whole or manifest.place(piece).file.name != "tokenizer.json":
+                store.add(piece, files.read(piece))
+    checked_pieces._known.clear()
+    hole = manifest.pieces_of("model.safetensors")[0]
+    with store.path("model.safetensors").open("r+b") as file:
+        file.write(bytes(manifest.size_of(hole)))
+    starting = asyncio.create_task(swarm.start("second", tiny_dir.name, Span(2, 4)))
+    if whole:
+        await swarm.until("second", "listening")
+    await swarm.start("first", str(tiny_dir), Span(0, 2))
+    second = await starting
+    damaged = await swarm.until("second", "weights_damaged")
+    assert damaged.details["message"].startswith(f"1 piece of {tiny_dir.name} on this disk")
+    told = [event.event for event in swarm.events["second"]]
+    assert told.index("weights_damaged") < told.index("fetched") < told.index("online")
+    fetched = await swarm.until("second", "fetched")
+    assert fetched.details["bytes_by_source"] == {"first": manifest.size_of(hole)}
+    assert second.state is NodeState.ONLINE
+    with cache.find(manifest.root) as store:
+        assert hole not in store.missing([hole])
+
+
+async def test_what_was_fetched_whole_needs_nobody(swarm: WeightSwarm, tiny_dir: Path) -> None:
+    manifest = manifest_of(tiny_dir)
+    files = WholeFiles(manifest, model_files(tiny_dir))
+    with open_checkpoint(str(tiny_dir)) as checkpoint:
+        ref = checkpoint.ref
+    with WeightOptions().cache().open(manifest, ref) as store:
+        for piece in range(manifest.n_pieces):
+            store.add(piece, files.read(piece))
+    node = await swarm.start("alone", tiny_dir.name, Span(0, 4), share=True)
+    assert node.state is NodeState.ONLINE
+    assert node.model == ref
+    await swarm.until_announced("alone")
+
+
+async def test_files_that_change_are_not_shared_any_longer(
+    swarm: WeightSwarm, tiny_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "changing"
+    shutil.copytree(tiny_dir, folder)
+    node = await swarm.start("node", str(folder), Span(0, 2))
+    await swarm.until("node", "sharing")
+    await swarm.until_announced("node")
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    asking = asyncio.create_task(
+        fetch_model(
+            node.model,
+            blocks=Span(0, 4),
+            client=True,
+            nodes=swarm.announced,
+            transport=swarm.memory.transport("asker"),
+            cache=PieceCache(tmp_path / "asker"),
+            settings=SOON,
+        )
+    )
+    told = await swarm.until("node", "not_sharing")
+    assert "model.safetensors has changed" in told.details["message"]
+    assert node.info().weights_root == ""
+    assert node.state is NodeState.ONLINE
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
 
 
 async def test_a_node_waits_for_the_model_that_nobody_has_yet(swarm: WeightSwarm, tiny_dir: Path) -> None:

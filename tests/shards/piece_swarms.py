@@ -11,9 +11,9 @@ from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.fetching import ModelFetch
 from swarm_node.shards.piece_cache import PieceCache
 from swarm_node.shards.piece_hashing import manifest_of, model_files
+from swarm_node.shards.piece_holder import WholeFiles
 from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.piece_server import PieceServer, PieceShelf
-from swarm_node.shards.piece_store import WholeFiles
 from swarm_node.shards.piece_swarm import FetchSettings
 from swarm_node.shards.piece_visitors import ServeLimits
 from swarm_node.swarm.memory import MemoryNetwork, MemoryTransport

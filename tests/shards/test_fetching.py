@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from piece_swarms import SOON, PieceWorld
+from piece_swarms import PIECE, SOON, PieceWorld
 
+from swarm_node.shards import checked_pieces
 from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
 from swarm_node.shards.manifest import needed_tensors
 from swarm_node.shards.mapped_file import AbsentError
 from swarm_node.shards.piece_manifest import PieceManifest
+from swarm_node.shards.piece_store import PieceStore
 from swarm_node.shards.piece_visitors import ServeLimits
 from swarm_node.shards.rate_cap import BURST_S, RateCap
+from swarm_node.shards.stored_checkpoint import IncompleteError
 from swarm_node.swarm.errors import CheckpointError, NetworkError
 from swarm_node.swarm.types import Span
 
@@ -129,6 +133,102 @@ async def test_fetching_goes_on_where_it_was_left(world: PieceWorld) -> None:
         await world.network.transport("origin").close()
         await fetch.fetch(Span(0, 5), client=False)
         assert fetch.statistics().bytes_by_source == {}
+
+
+def zero(world: PieceWorld, folder: Path, pieces: Sequence[int]) -> int:
+    """Holes where there were bytes, as a power cut leaves them, found by the next process; how many bytes."""
+    for piece in pieces:
+        place = world.manifest.place(piece)
+        path = folder / "files" / place.file.name
+        path = path if path.exists() else path.with_name(f"{path.name}.part")
+        with path.open("r+b") as file:
+            file.seek(place.offset)
+            file.write(bytes(place.length))
+    checked_pieces._known.clear()
+    return sum(map(world.manifest.size_of, pieces))
+
+
+@pytest.mark.parametrize("where", ["header", "weights"])
+async def test_holes_in_the_cache_are_fetched_again(world: PieceWorld, where: str) -> None:
+    await world.origin()
+    peer = await world.peer("cold")
+    async with world.fetch(peer) as fetch:
+        path = await fetch.fetch(Span(0, 4), client=False)
+    name = max(world.manifest.files, key=lambda file: file.size).name
+    every = world.manifest.pieces_of(name)
+    with PieceStore(path, use=False) as store:
+        held = [piece for piece in every if store.has(piece)]
+    holes = held[:1] if where == "header" else held[2:4]
+    nbytes = zero(world, path, holes)
+    with pytest.raises(IncompleteError, match="of them damaged"):
+        open_checkpoint(str(path), blocks=Span(0, 4))
+    told: list[str] = []
+    async with world.fetch(peer, on_remark=told.append) as fetch:
+        assert await fetch.fetch(Span(0, 4), client=False) == path
+        assert sum(fetch.statistics().bytes_by_source.values()) == nbytes
+    assert told[-1].startswith(f"{len(holes)} piece")
+    assert f"of {world.ref.name} on this disk were damaged" in told[-1]
+    with open_checkpoint(str(path), blocks=Span(0, 4)) as got, open_checkpoint(str(world.model)) as right:
+        assert same_tensors(got, right, needed_tensors(right.config, Span(0, 4), client=False))
+
+
+async def test_a_peer_with_holes_shares_none_of_them(world: PieceWorld) -> None:
+    """And is not taken for a liar: what it cannot give comes from the other."""
+    await world.origin()
+    peer = await world.peer("damaged")
+    async with world.fetch(peer) as fetch:
+        path = await fetch.fetch(Span(0, world.n_blocks), client=True)
+    zero(world, path, range(0, world.manifest.n_pieces, 3))
+    with PieceStore(path) as store:
+        peer.shelf.put(store)
+        async with world.fetch(await world.peer("cold")) as fetch:
+            got = await fetch.fetch(Span(0, world.n_blocks), client=True)
+            statistics = fetch.statistics()
+    assert statistics.banned == {}
+    assert "damaged" in statistics.bytes_by_source
+    assert sum(statistics.bytes_by_source.values()) == world.manifest.total_bytes
+    with open_checkpoint(str(got)) as checkpoint, open_checkpoint(str(world.model)) as right:
+        assert same_tensors(checkpoint, right, list(right.manifest))
+
+
+_FETCHER = """
+import asyncio, sys
+from pathlib import Path
+from piece_swarms import PieceWorld
+from swarm_node.shards.rate_cap import RateCap
+from swarm_node.swarm.types import Span
+
+async def main():
+    world = PieceWorld(Path(sys.argv[1]), Path(sys.argv[2]))
+    await world.origin()
+    def told(done, total, label):
+        print(done, flush=True)
+    async with world.fetch(await world.peer("cold"), on_progress=told, rate=RateCap(2e5)) as fetch:
+        await fetch.fetch(Span(0, world.n_blocks), client=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_fetch_that_was_killed_goes_on(world: PieceWorld) -> None:
+    command = [sys.executable, "-c", _FETCHER, str(world.model), str(world.folder)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent
+    )
+    while int(await process.stdout.readline()) < 10 * PIECE:
+        pass
+    have = world.folder / "cold" / world.manifest.root / "have"
+    async with asyncio.timeout(20):
+        while not have.exists():  # noqa: ASYNC110 - another process makes it
+            await asyncio.sleep(0.01)
+    process.kill()
+    await process.wait()
+    await world.origin()
+    async with world.fetch(await world.peer("cold")) as fetch:
+        path = await fetch.fetch(Span(0, world.n_blocks), client=True)
+        assert sum(fetch.statistics().bytes_by_source.values()) < world.manifest.total_bytes
+    with open_checkpoint(str(path), client=True) as got, open_checkpoint(str(world.model)) as right:
+        assert same_tensors(got, right, list(right.manifest))
 
 
 async def test_a_model_without_anybody_who_shares_it(world: PieceWorld) -> None:

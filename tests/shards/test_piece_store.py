@@ -10,8 +10,10 @@ import pytest
 from swarm_node.shards.mapped_file import AbsentError, MappedFile
 from swarm_node.shards.piece_cache import PieceCache
 from swarm_node.shards.piece_hashing import manifest_of, model_files
+from swarm_node.shards.piece_holder import WholeFiles
 from swarm_node.shards.piece_manifest import PieceManifest
-from swarm_node.shards.piece_store import PieceStore, WholeFiles, is_used
+from swarm_node.shards.piece_store import FilePresence, PieceStore
+from swarm_node.shards.store_users import is_used
 from swarm_node.swarm.errors import CheckpointError, UsageError
 from swarm_node.swarm.types import ModelRef
 
@@ -59,8 +61,8 @@ def test_holes_are_never_read(whole: WholeFiles, cache: PieceCache) -> None:
         pieces = store.manifest.pieces_of(name)
         store.add(pieces[0], whole.read(pieces[0]))
         store.add(pieces[2], whole.read(pieces[2]))
-        file = MappedFile(store.path(name), store.presence(name))
-        assert len(file.head()) == SIZE
+        file = MappedFile(store.path(name), FilePresence(store, name))
+        assert len(file.head()) == store.manifest.file(name).head
         assert file.slice(0, SIZE).tobytes() == whole.read(pieces[0])
         for start, length in [(SIZE - 1, 2), (SIZE, 1), (2 * SIZE - 1, 2), (0, 3 * SIZE), (3 * SIZE, 1)]:
             with pytest.raises(AbsentError, match="not fetched"):
@@ -80,7 +82,6 @@ def test_a_file_gets_its_name_when_it_is_whole(whole: WholeFiles, cache: PieceCa
         assert sorted(path.name for path in files.iterdir()) == [f.name for f in store.manifest.files]
         assert store.is_whole
         assert store.bytes_held == store.manifest.total_bytes
-        assert store.presence(weights(store.manifest)) is None
     assert [(m.name, m.whole, m.nbytes) for m in cache.models()] == [
         ("tiny", True, whole.manifest.total_bytes)
     ]
@@ -123,12 +124,27 @@ def test_a_store_that_was_tampered_with_is_not_opened(whole: WholeFiles, cache: 
     assert cache.find("../" + "a" * 61) is None
 
 
-def test_a_file_that_changed_is_not_served(whole: WholeFiles, hf_llama: Callable[..., Path]) -> None:
-    path = whole._files["config.json"]
-    path.write_text(path.read_text() + " ")
-    piece = whole.manifest.pieces_of("config.json")[0]
-    with pytest.raises(CheckpointError, match="not the file any more"):
-        whole.read(piece)
+@pytest.mark.parametrize("change", ["in place", "cut", "gone"])
+def test_a_file_that_changed_is_not_served(hf_llama: Callable[..., Path], change: str) -> None:
+    path = hf_llama()
+    told: list[str] = []
+    manifest = manifest_of(path, piece_size=SIZE)
+    whole = WholeFiles(manifest, model_files(path), lambda error: told.append(error.message))
+    config, piece = path / "config.json", manifest.pieces_of("config.json")[0]
+    status = config.stat()
+    match change:
+        case "in place":
+            config.write_text(config.read_text().replace("1", "2"))
+            os.utime(config, ns=(status.st_atime_ns, status.st_mtime_ns))
+        case "cut":
+            os.truncate(config, 10)
+        case "gone":
+            config.unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            whole.read(piece)
+    assert len(told) == 1
+    assert not whole.held().any()
 
 
 def fill(cache: PieceCache, holder: WholeFiles) -> Path:
