@@ -24,7 +24,14 @@ class TextTokenizer(Protocol):
 
     eos_ids: frozenset[int]
 
-    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]: ...
+    def encode(
+        self,
+        text: str,
+        add_special: bool = True,
+        *,
+        literal: Sequence[tuple[int, int]] = (),
+        most: int | None = None,
+    ) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import ChatTemplateError, UsageError
 from ..swarm.terminal_text import one_line
+from .control_tokens import ControlTokens
 
 MAX_SOURCE = 2**20
 """Characters of a template; the longest in use have some ten thousand."""
@@ -24,14 +25,21 @@ _INSTEAD = "Send plain text instead (--raw on the command line), or get the mode
 
 class ChatTemplate:
     """``source``: Jinja text. ``special_tokens``: ``bos_token``, ``eos_token`` and the like, for its use.
-    ``origin``: the model, for messages.
+    ``origin``: the model, for messages. ``control``: which tokens only the template may write.
 
     Nothing runs before it is first used. Every use blocks, in the worst case for ``BOUNDS.wall_s``, and
     raises ChatTemplateError for a source that is no template, or that takes more than it may.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], origin: str = "the model") -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        origin: str = "the model",
+        control: ControlTokens | None = None,
+    ) -> None:
         self.source = source
+        self._control = control or ControlTokens(())
         self._origin = origin
         self._special_tokens = dict(special_tokens)
         self._process = ConfinedProcess(_PROGRAM, ("jinja2", "markupsafe"), source, BOUNDS)
@@ -51,17 +59,41 @@ class ChatTemplate:
 
         UsageError where the template refuses these messages.
         """
+        chat, variables = self._read(messages, more)
+        return self._rendered(chat, variables, add_generation_prompt)
+
+    def render_apart(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **more: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """As ``render``, and the ranges (start, end) of the text where the chat itself spells control tokens:
+        they are text there."""
+        chat, variables = self._read(messages, more)
+        marked = self._control.mark(chat, variables, self.source)
+        if marked is None:
+            return self._rendered(chat, variables, add_generation_prompt), []
+        return marked.found(self._rendered(marked.messages, marked.more, add_generation_prompt))
+
+    @staticmethod
+    def _read(
+        messages: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Both as plain JSON. Raises UsageError."""
         if not messages:
             raise UsageError("a chat needs at least one message")
         chat = [_said(message) for message in messages]
         for message in chat:
             if not isinstance(message.get("role"), str):
                 raise UsageError("each chat message needs a role, such as user, assistant or system")
+        return chat, _plain(more)
+
+    def _rendered(
+        self, chat: list[dict[str, Any]], more: Mapping[str, Any], add_generation_prompt: bool
+    ) -> str:
         variables = {
             "tools": None,
             "documents": None,
             **self._special_tokens,
-            **_plain(more),
+            **more,
             "messages": chat,
             "add_generation_prompt": add_generation_prompt,
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..swarm.errors import UsageError
 from .chat_template import ChatTemplate
+from .control_tokens import ControlTokens
 
 DEFAULT, WITH_TOOLS = "default", "tool_use"
 
@@ -20,11 +21,15 @@ class ChatTemplates:
     """
 
     def __init__(
-        self, source: TemplateSource, special_tokens: Mapping[str, str], origin: str = "the model"
+        self,
+        source: TemplateSource,
+        special_tokens: Mapping[str, str],
+        origin: str = "the model",
+        control: ControlTokens | None = None,
     ) -> None:
         self.source = source
         self._by_name = {
-            name: ChatTemplate(text, special_tokens, origin)
+            name: ChatTemplate(text, special_tokens, origin, control)
             for name, text in ({DEFAULT: source} if isinstance(source, str) else source).items()
         }
         self._origin = origin
@@ -41,6 +46,13 @@ class ChatTemplates:
         """As ``ChatTemplate.render``. UsageError also where the model has no template for such a chat."""
         template = self._chosen(with_tools=more.get("tools") is not None)
         return template.render(messages, add_generation_prompt=add_generation_prompt, **more)
+
+    def render_apart(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **more: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """As ``ChatTemplate.render_apart``, and ``render`` here."""
+        template = self._chosen(with_tools=more.get("tools") is not None)
+        return template.render_apart(messages, add_generation_prompt=add_generation_prompt, **more)
 
     def close(self) -> None:
         for template in self._by_name.values():

@@ -12,6 +12,7 @@ from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import CheckpointError, PromptTooLongError, UsageError
 from ..swarm.terminal_text import one_line
 from .chat_templates import ChatTemplates, TemplateSource, texts_of
+from .control_tokens import ControlTokens
 from .token_bytes import TokenBytes
 from .tokenizer_check import takes_linear_time
 from .tokenizer_program import TextEncoder
@@ -194,9 +195,12 @@ class Tokenizer:
         most: int | None = None,
         **more: Any,
     ) -> list[int]:
-        """The chat as token ids. The template writes begin-of-text itself where the model wants it."""
-        text = self.render_chat(messages, add_generation_prompt, **more)
-        return self.encode(text, add_special=False, most=most)
+        """The chat as token ids. The template writes begin-of-text itself where the model wants it. Control
+        tokens are those that the template writes: where the chat's own texts spell one, it is text."""
+        text, literal = self.template.render_apart(
+            messages, add_generation_prompt=add_generation_prompt, **more
+        )
+        return self.encode(text, add_special=False, literal=literal, most=most)
 
     def close(self) -> None:
         """End the processes that render chats and encode texts, if there are any; they start anew if they are
@@ -213,7 +217,11 @@ class Tokenizer:
                 "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
             )
         if self._template is None:
-            self._template = ChatTemplates(self.chat_template, self.special_tokens, self._origin)
+            added = self._backend.get_added_tokens_decoder()
+            control = ControlTokens(
+                (token.content for token in added.values() if token.special), self._markers()
+            )
+            self._template = ChatTemplates(self.chat_template, self.special_tokens, self._origin, control)
         return self._template
 
 

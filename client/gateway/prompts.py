@@ -48,7 +48,10 @@ async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> li
     found = []
     for number, prompt in enumerate(request.prompts):
         name = "prompt" if len(request.prompts) == 1 else f"prompt[{number}]"
-        ids: Sequence[int] = prompt if isinstance(prompt, tuple) else await _encoded(model, name, prompt)
+        literal = [(0, len(prompt))] if request.all_text else []
+        ids: Sequence[int] = (
+            prompt if isinstance(prompt, tuple) else await _encoded(model, name, prompt, literal)
+        )
         found.append(_checked(ids, model, name))
     return found
 
@@ -115,8 +118,12 @@ def _checked(ids: Sequence[int], model: AsyncSwarmModel, name: str) -> tuple[int
     return tuple(ids)
 
 
-async def _encoded(model: AsyncSwarmModel, name: str, text: str) -> list[int]:
-    return await _aside(model, name, lambda: model.tokenizer.encode(text, most=model.context))
+async def _encoded(
+    model: AsyncSwarmModel, name: str, text: str, literal: Sequence[tuple[int, int]]
+) -> list[int]:
+    return await _aside(
+        model, name, lambda: model.tokenizer.encode(text, literal=literal, most=model.context)
+    )
 
 
 def _decoder(model: AsyncSwarmModel, ids: Sequence[int]) -> Callable[[], str]:

