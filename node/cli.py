@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -13,28 +12,34 @@ from ..swarm.errors import SwarmError
 from ..swarm.event_loop import new_event_loop
 from .cli_output import exit_code_of, print_error, set_up_logging
 from .cli_parser import build_parser
+from .cli_streams import StandardStreams
+from .stop_signals import exiting_on_end_signals, until_ended
+
+NODES = ("serve", "bootstrap", "gateway")
+"""Commands that go on whoever reads what they say."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors become one or two lines, never a traceback."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with StandardStreams() as streams:
+        return _answer(list(sys.argv[1:] if argv is None else argv), streams)
+
+
+def _answer(words: list[str], streams: StandardStreams) -> int:
     as_json = "--json" in words
     try:
         arguments = build_parser().parse_args(words)
         as_json = arguments.json
+        if arguments.command in NODES:
+            streams.never_wait()
         set_up_logging(arguments.log_level)
         if arguments.command == "chat":
-            _run_chat(arguments)  # waits for keys in this thread, without an event loop
+            with exiting_on_end_signals():
+                _run_chat(arguments)  # waits for keys in this thread, without an event loop
         else:
-            _run(_command(arguments))
-    except KeyboardInterrupt as error:
-        return exit_code_of(error)
-    except BrokenPipeError:
-        # The reader of our output left (head, a closed pager): nobody is there to be told.
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        return 0
-    except (SwarmError, BaseExceptionGroup) as error:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                return runner.run(until_ended(_command(arguments)))
+    except (SwarmError, KeyboardInterrupt, BaseExceptionGroup) as error:
         print_error(error, as_json=as_json)
         return exit_code_of(error)
     except Exception as error:  # the last resort: two lines for people, the rest for the log
@@ -77,11 +82,6 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             return _run_gateway(arguments)
         case _:
             return _run_generate(arguments)
-
-
-def _run(command: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(command)
 
 
 def _run_chat(arguments: argparse.Namespace) -> None:

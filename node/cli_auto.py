@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from ..swarm.placement_types import gigabytes
+from .cli_output import shown
 from .config import NodeEvent
 
 
@@ -19,18 +18,18 @@ def auto_line(event: NodeEvent) -> str:
                 "and token"
             )
         case "planned":
-            return f"It will {escape(str(details['why']))}"
+            return f"It will {shown(str(details['why']))}"
         case "standing_by":
             why = str(details["why"]).removeprefix("stands by: ")
-            return f"[yellow]Standing by[/]: {escape(why)}. It looks again by itself."
+            return f"[yellow]Standing by[/]: {shown(why)}. It looks again by itself."
         case "moving":
-            return f"Moving from blocks {event.blocks} to {details['to']}: {escape(str(details['why']))}"
+            return f"Moving from blocks {event.blocks} to {details['to']}: {shown(str(details['why']))}"
         case "staying":
-            return f"Staying at blocks {event.blocks}: {escape(str(details['why']))}"
+            return f"Staying at blocks {event.blocks}: {shown(str(details['why']))}"
         case "memory_short":
             most = _number(details["max_blocks"])
             then = f"trying {most:.0f} blocks at most" if most else "not one block fits"
-            return f"[yellow]Memory is short[/]: {escape(str(details['message']))}; {then}"
+            return f"[yellow]Memory is short[/]: {shown(str(details['message']))}; {then}"
         case _:
             return ""
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..swarm.errors import SwarmError, UsageError
+from ..swarm.errors import OutputError, SwarmError, UsageError
 from ..swarm.state_files import replace_file
 from .cli_arguments import client_options, entry_options
 from .cli_chat_commands import COMMANDS, SETTINGS, Command, parse, parse_setting
@@ -109,7 +109,7 @@ class Chat:
                     raise
                 self._screen.note("Ctrl-D or /exit leaves.")
             except SwarmError as error:
-                if not self._survives:
+                if not self._survives or isinstance(error, OutputError):
                     raise
                 self._screen.error(error)
 

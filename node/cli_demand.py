@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from ..swarm.demand import Demand, is_open
-from .cli_output import short_peer_id
+from .cli_output import short_peer_id, shown
 
 
 def demand_report(demand: Sequence[Demand]) -> list[dict[str, Any]]:
@@ -37,7 +35,7 @@ def demand_lines(demand: Sequence[Demand], most: int = 8) -> list[str]:
 
 def _line(demand: Demand) -> str:
     peers = f"{len(demand.peers)} peer{'s' if len(demand.peers) > 1 else ''}"
-    parts = [f"[yellow]wanted[/]: {escape(str(demand.model))} by {peers}"]
+    parts = [f"[yellow]wanted[/]: {shown(str(demand.model))} by {peers}"]
     parts += [f"{short_peer_id(node.peer_id)} is loading {node.span}" for node in demand.loading[:2]]
     if demand.ref is None:
         parts.append("nobody serves it")

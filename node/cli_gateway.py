@@ -11,10 +11,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from rich.markup import escape
-
 from .cli_arguments import client_options, entry_options
-from .cli_output import console, events
+from .cli_output import console, events, shown
 from .stop_signals import on_stop_signals
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
@@ -88,7 +86,7 @@ class _Display:
         self._status.stop()
 
     def progress(self, text: str) -> None:
-        self._status.update(escape(text))
+        self._status.update(shown(text))
 
     def listening(self, server: Any) -> None:
         self._status.stop()
@@ -104,10 +102,10 @@ class _Display:
                 }
             )
             return
-        names = escape(", ".join(gateway.offers.ids))
-        console.print(f"[green]Listening[/] at {escape(server.url)} for {names}")
-        console.print(f"  chat page: {escape(server.url)}/")
-        console.print(f"  OpenAI base URL: {escape(server.url)}/v1")
+        names = shown(", ".join(gateway.offers.ids))
+        console.print(f"[green]Listening[/] at {shown(server.url)} for {names}")
+        console.print(f"  chat page: {shown(server.url)}/")
+        console.print(f"  OpenAI base URL: {shown(server.url)}/v1")
         if not gateway.keys.needed and not server.is_local:
             console.print("[yellow]Whoever reaches this address can use it[/]: --api-key-file asks for keys.")
         console.print("Ctrl-C leaves cleanly.")

@@ -10,12 +10,11 @@ import sys
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from ..swarm.errors import UsageError
 from .cli_arguments import client_options, decoded, entry_options
-from .cli_output import console, format_bytes, print_json, print_text, short_peer_id
+from .cli_output import console, format_bytes, print_json, print_text, short_peer_id, shown
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
@@ -38,7 +37,7 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
             model=arguments.model,
             **entry_options(arguments),
             **client_options(arguments),
-            on_progress=lambda text: status.update(escape(text)),
+            on_progress=lambda text: status.update(shown(text)),
         ) as model:
             options = {
                 "raw": arguments.raw,
@@ -123,9 +122,9 @@ def print_trace(trace: Trace) -> None:
         console.print(waterfall(trace))
     console.print(prefill_line(trace), highlight=False)
     for sentence in trace.disagreements:
-        console.print(f"Not as predicted: {escape(sentence)}", highlight=False)
+        console.print(f"Not as predicted: {shown(sentence)}", highlight=False)
     if trace.passed_over:
-        console.print(escape(trace.passed_over), highlight=False)
+        console.print(shown(trace.passed_over), highlight=False)
 
 
 def route_table(hops: list[dict[str, Any]]) -> Table:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.markup import escape
-
 from ..swarm.addresses import PeerAddress, is_loopback
 from ..swarm.entry import SwarmEntry, read_invite
 from ..swarm.errors import PeerUnreachableError
@@ -19,7 +17,7 @@ from ..swarm.invite import Invite, describe_end, make_invite
 from ..swarm.membership import KeyedSwarm, swarm_name
 from ..swarm.types import NodeInfo, NodeState
 from .cli_arguments import entry_of
-from .cli_output import console, print_json, print_text
+from .cli_output import console, print_json, print_text, shown
 from .network import read_only_network
 
 MOST_PEERS = 3
@@ -46,9 +44,9 @@ async def run_invite(arguments: argparse.Namespace) -> None:
         return
     if made_key:
         console.print(
-            f"Made the swarm's key {escape(str(arguments.swarm_key))}. Whoever has it can invite others."
+            f"Made the swarm's key {shown(str(arguments.swarm_key))}. Whoever has it can invite others."
         )
-    whose = f"swarm {escape(repr(invite.name))}" if invite.name else "the unnamed swarm"
+    whose = f"swarm {shown(repr(invite.name))}" if invite.name else "the unnamed swarm"
     kept = ", a secret" if invite.grant is not None else ""
     where = f"{len({peer.peer_id for peer in peers})} peers" if peers else "no peer's address: for this LAN"
     console.print(f"Invite to {whose} with {where}; it counts {describe_end(invite)}{kept}:")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from ..shards.registry import ModelFiles, default_registry, models_folder
@@ -19,7 +18,7 @@ from ..swarm.routing import missing_blocks
 from ..swarm.types import NodeInfo, NodeState
 from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report
-from .cli_output import answers, console, format_bytes, print_json
+from .cli_output import answers, console, format_bytes, print_json, shown
 from .cli_status import Snapshot, read_swarm
 
 
@@ -38,7 +37,7 @@ async def run_models(arguments: argparse.Namespace) -> None:
     else:
         print_report(here, snapshot.nodes, demand)
         if problem:
-            console.print(f"[yellow]The swarm was not asked[/]: {escape(problem)}.")
+            console.print(f"[yellow]The swarm was not asked[/]: {shown(problem)}.")
 
 
 def build_report(
@@ -82,12 +81,12 @@ def print_report(here: Sequence[ModelFiles], nodes: Sequence[NodeInfo], demand: 
     for heading in ("model", "where", "size", "state"):
         table.add_column(heading)
     for model in here:
-        table.add_row(escape(model.name), f"here ({model.kind})", format_bytes(model.nbytes), "complete")
+        table.add_row(shown(model.name), f"here ({model.kind})", format_bytes(model.nbytes), "complete")
     for ref, holders in _by_model(nodes):
         missing = missing_blocks(_online(holders), ref.n_blocks)
         state = f"[red]missing {', '.join(map(str, missing))}[/]" if missing else "[green]served[/]"
         nodes_of = f"{len(holders)} node{'s' if len(holders) > 1 else ''}"
-        name = f"{escape(ref.name)}[dim]@{ref.digest[:PREFIX]}[/]"
+        name = f"{shown(ref.name)}[dim]@{ref.digest[:PREFIX]}[/]"
         table.add_row(name, f"swarm ({nodes_of})", f"{ref.n_blocks} blocks", state)
     answers.print(table)
     for line in demand_lines(demand):

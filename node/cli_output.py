@@ -6,15 +6,17 @@ prints something has to think of it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.segment import Segment
 
-from ..swarm.errors import SwarmError
-from ..swarm.terminal_text import VisibleLogRecord, exact, json_line, visible
+from ..swarm.errors import OutputError, ReaderGoneError, SwarmError
+from ..swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
 
 
 class SafeConsole(Console):
@@ -37,7 +39,7 @@ console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 answers = SafeConsole(highlight=False, soft_wrap=True)
 """For what was asked for, when it is a table."""
 
-_NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
+NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
 """The keys that every event has, for an error before there is a node."""
 
 INTERRUPTED = 130
@@ -45,8 +47,8 @@ INTERRUPTED = 130
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on one line of standard output."""
-    sys.stdout.write(json_line(value) + "\n")
+    """One JSON object on one line of standard output, exact in whatever characters that takes."""
+    sys.stdout.write(json_line(value, sys.stdout.encoding or "utf-8") + "\n")
     sys.stdout.flush()
 
 
@@ -57,10 +59,14 @@ def print_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def shown(text: str) -> str:
+    """Foreign text as a part of a line of ``console.print``: no markup, no line break of its own."""
+    return escape(visible_line(text))
+
+
 def describe_error(error: BaseException) -> tuple[str, str]:
     """Message and hint of any error; those of ours carry both."""
-    if isinstance(error, BaseExceptionGroup):
-        return describe_error(error.exceptions[0])
+    error = _first(error)
     if isinstance(error, SwarmError):
         return error.message, error.hint
     text = " ".join(str(error).split()) or type(error).__name__
@@ -71,11 +77,16 @@ def describe_error(error: BaseException) -> tuple[str, str]:
 
 
 def exit_code_of(error: BaseException) -> int:
-    if isinstance(error, BaseExceptionGroup):
-        return exit_code_of(error.exceptions[0])
+    error = _first(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return error.exit_code if isinstance(error, SwarmError) else 1
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class EventPrinter:
@@ -95,18 +106,23 @@ events = EventPrinter()
 
 def print_error(error: BaseException, *, as_json: bool) -> None:
     """To standard error for people; with ``as_json`` an ``error`` event on standard output as well."""
+    error = _first(error)
+    if isinstance(error, ReaderGoneError | KeyboardInterrupt):
+        return  # nobody is there to be told, or knows it already
     message, hint = describe_error(error)
-    if as_json and not events.printed_error:
-        events.print({"event": "error", "message": message, "hint": hint, **_NO_NODE})
-    sys.stderr.write(f"error: {visible(message)}\n")
+    if as_json and not events.printed_error and not isinstance(error, OutputError):
+        with contextlib.suppress(OutputError):
+            events.print({"event": "error", "message": message, "hint": hint, **NO_NODE})
+    sys.stderr.write(f"error: {visible_line(message)}\n")
     if hint:
-        sys.stderr.write(f"       {visible(hint)}\n")
+        sys.stderr.write(f"       {visible_line(hint)}\n")
 
 
 def set_up_logging(level: str) -> None:
     """Structured logs of ours (``key=value``) to standard error; libraries only when they warn. No record can
     forge another, or control a terminal."""
     logging.setLogRecordFactory(VisibleLogRecord)
+    logging.captureWarnings(True)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.WARNING if level != "error" else logging.ERROR,

@@ -94,7 +94,7 @@ examples:
 """
 _EXIT_CODES = """
 exit codes: 0 done, 1 unexpected, 2 wrong usage, 3 the model, 4 the network, 5 no route, 6 a peer or the
-protocol, 130 interrupted
+protocol, 7 standard output cannot be written, 130 interrupted, 141 the reader of standard output left
 """
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.markup import escape
-
 from ..shards.devices import choose_device
 from ..swarm.placement_types import Serve, gigabytes
 from ..swarm.types import NodeInfo
 from .cli_arguments import entry_of
-from .cli_output import answers, console, print_json, short_peer_id
+from .cli_output import answers, console, print_json, short_peer_id, shown
 from .config import NodeConfig
 from .plan import Outlook, look_ahead
 
@@ -48,9 +46,9 @@ def lines(outlook: Outlook) -> list[str]:
     if shape.kv_bytes * shape.context_tokens:
         room += f", and {gigabytes(shape.kv_bytes * shape.context_tokens)} for {shape.context_tokens} tokens"
     return [
-        f"[bold]{escape(model.name)}[/]: {model.n_blocks} blocks, {escape(room)} of KV cache",
+        f"[bold]{shown(model.name)}[/]: {model.n_blocks} blocks, {shown(room)} of KV cache",
         f"This machine: {gigabytes(machine.memory_bytes)} usable, room for {machine.max_blocks()} blocks; "
-        f"{machine.decode_ms_per_block:.3f} ms per block and token, {escape(machine.kernels)} kernels",
+        f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels",
         _swarm(outlook),
         _verdict(outlook),
     ]
@@ -78,8 +76,8 @@ def _silent(nodes: Sequence[NodeInfo]) -> str:
 def _verdict(outlook: Outlook) -> str:
     verdict = outlook.verdict
     if not isinstance(verdict, Serve):
-        return f"[yellow]This machine would stand by[/]: {escape(verdict.why.removeprefix('stands by: '))}"
-    text = f"[green]This machine would {escape(verdict.why)}[/]"
+        return f"[yellow]This machine would stand by[/]: {shown(verdict.why.removeprefix('stands by: '))}"
+    text = f"[green]This machine would {shown(verdict.why)}[/]"
     if verdict.token_s is None:
         left = ", ".join(map(str, outlook.missing_with(verdict.span)))
         return f"{text}; blocks {left} would still be missing" if left else text

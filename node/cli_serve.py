@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import cast
 
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from ..shards.devices import DeviceChoice, choose_device
@@ -18,7 +17,7 @@ from ..swarm.types import Span
 from .bootstrap import run_bootstrap
 from .cli_arguments import entry_of
 from .cli_auto import auto_line
-from .cli_output import console, events, short_peer_id
+from .cli_output import console, events, short_peer_id, shown
 from .config import BootstrapConfig, NodeConfig, NodeEvent
 from .identity_files import IdentityClaim
 from .model_wishes import ModelWishes
@@ -67,7 +66,7 @@ async def run_serve(arguments: argparse.Namespace) -> None:
     with IdentityClaim(arguments.identity, "serve") as identity, _Display(arguments) as display:
         config = node_config(arguments, Path(identity.path))
         if not arguments.json and (note := device_of(arguments).note):
-            console.print(f"[yellow]{escape(note)}[/]")
+            console.print(f"[yellow]{shown(note)}[/]")
         weights = WeightService(weight_options(arguments), display.on_hashing)
         source = FoundModel(config.model, weights, display.on_progress)
         if config.model:
@@ -151,15 +150,15 @@ def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _print_addresses(event: NodeEvent, what: str) -> None:
-    console.print(f"{what} {escape(event.peer_id)} listens at")
+    console.print(f"{what} {shown(event.peer_id)} listens at")
     for maddr in _dialable(event.maddrs):
-        console.print(f"  {escape(maddr)}")
+        console.print(f"  {shown(maddr)}")
 
 
 def _print_network(event: NodeEvent) -> None:
     if event.event == "network_lost":
         console.print(
-            f"[yellow]Network lost[/]: {escape(str(event.details['message']))}; starting it again ..."
+            f"[yellow]Network lost[/]: {shown(str(event.details['message']))}; starting it again ..."
         )
     else:
         console.print(f"[green]Network restored[/] after {event.details['seconds']:.1f} s.")
@@ -168,9 +167,9 @@ def _print_network(event: NodeEvent) -> None:
 def _fetched(details: Mapping[str, object]) -> str:
     """``Fetched 98 MB in 1.2 s: 60 MB from …a1b2c3, 38 MB from …d4e5f6.``"""
     parts = cast(Mapping[str, int], details["bytes_by_source"])
-    shown = sorted(parts.items(), key=lambda part: -part[1])[:4]
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:4]
     sources = ", ".join(
-        f"{n / 1e6:.0f} MB from {escape(peer if ' ' in peer else '…' + peer[-6:])}" for peer, n in shown
+        f"{n / 1e6:.0f} MB from {shown(peer if ' ' in peer else '…' + peer[-6:])}" for peer, n in largest
     )
     size = cast(int, details["bytes"]) / 1e6
     return f"Fetched {size:.0f} MB of weights in {details['seconds']:.1f} s: {sources}."
@@ -207,7 +206,7 @@ def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blo
     command = join_command(arguments, event, model, blocks)
     near = "" if "--initial-peers" in command or "--join" in command else " on this network"
     console.print(f"The next peer{near} joins with:")
-    console.print(f"  {escape(command)}")
+    console.print(f"  {shown(command)}")
     if near or "--join" in command:
         prints = (
             "INVITE is what `swarm-node invite` prints" if not near else "Elsewhere: see `swarm-node invite`"
@@ -250,7 +249,7 @@ class _Display:
     def _show(self, task: TaskID, done: int, total: int, label: str) -> None:
         # rich's progress takes its own lock, so that the loading thread may call this.
         self._progress.update(
-            task, completed=done, total=total, description=escape(label), visible=done < total
+            task, completed=done, total=total, description=shown(label), visible=done < total
         )
 
     def on_event(self, event: NodeEvent) -> None:
@@ -265,13 +264,13 @@ class _Display:
             case "compiling":
                 console.print("Compiling kernels for this CPU (once, some seconds) ...")
             case "loading":
-                console.print(f"Loading blocks {event.blocks} of {escape(event.model)} ...")
+                console.print(f"Loading blocks {event.blocks} of {shown(event.model)} ...")
             case "online":
                 self._progress.stop()
                 self._was_online = True
                 console.print(
-                    f"[green]Online[/]: blocks {event.blocks} of {escape(event.model)} as "
-                    f"{escape(str(details.get('weights', '')))}, {details.get('kernels')} kernels, "
+                    f"[green]Online[/]: blocks {event.blocks} of {shown(event.model)} as "
+                    f"{shown(str(details.get('weights', '')))}, {details.get('kernels')} kernels, "
                     f"{details.get('kv_cache_tokens')} tokens of {details.get('kv_dtype')} KV cache, "
                     f"{details.get('decode_ms_per_block'):.3f} ms per block and token, "
                     f"prefill {details.get('prefill_tokens_per_s'):.0f} tokens/s"
@@ -288,24 +287,22 @@ class _Display:
                 _print_join(self._arguments, event, model, blocks)
                 console.print("Ctrl-C leaves cleanly.")
             case "unseen":
-                console.print(
-                    f"[yellow]Not seen[/]: {escape(str(details['message']))}; telling more of them."
-                )
+                console.print(f"[yellow]Not seen[/]: {shown(str(details['message']))}; telling more of them.")
             case "seen":
                 console.print("[green]Seen again[/] by the swarm's directory.")
             case "peer_found":
                 console.print(f"Found peer {short_peer_id(str(details['found']))} on this network.")
             case "wanted":
                 peers = cast(int, details["peers"])
-                console.print(f"{peers} client(s) want {escape(str(details['wanted']))}: taking it up.")
+                console.print(f"{peers} client(s) want {shown(str(details['wanted']))}: taking it up.")
             case "wish_failed":
                 wish = f"{details['wanted']}: {details['message']}"
-                console.print(f"[yellow]Cannot serve[/] {escape(wish)}")
+                console.print(f"[yellow]Cannot serve[/] {shown(wish)}")
             case "waiting" | "not_sharing":
                 what = "Waiting" if event.event == "waiting" else "Not sharing its weights"
-                console.print(f"[yellow]{what}[/]: {escape(str(details.get('message')))}")
+                console.print(f"[yellow]{what}[/]: {shown(str(details.get('message')))}")
             case "weights_damaged":
-                console.print(f"[yellow]Damaged on this disk[/]: {escape(str(details['message']))}.")
+                console.print(f"[yellow]Damaged on this disk[/]: {shown(str(details['message']))}.")
             case "sharing":
                 size = cast(int, details["bytes"]) / 1e6
                 console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")

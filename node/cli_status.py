@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from ..dht.left_out import LeftOut
@@ -18,7 +17,7 @@ from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo
 from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report
-from .cli_output import answers, console, print_json, short_peer_id
+from .cli_output import answers, console, print_json, short_peer_id, shown
 from .network import read_only_network
 from .roll_call import silent_nodes
 
@@ -148,7 +147,7 @@ _LEGEND = """\
 def _table(model: dict[str, Any]) -> Table:
     # What peers announce is their text: escaped, so that it cannot style our table.
     table = Table(
-        title=f"{escape(model['name'])}  ({model['n_blocks']} blocks, digest {model['digest'][:12]})",
+        title=f"{shown(model['name'])}  ({model['n_blocks']} blocks, digest {model['digest'][:12]})",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=0,  # the box's own gaps are enough, and all must fit into 80 columns
@@ -167,7 +166,7 @@ def _table(model: dict[str, Any]) -> Table:
             short_peer_id(node["peer_id"]),
             node["blocks"],
             node["state"],
-            escape(node["weights"]),
+            shown(node["weights"]),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
             f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
@@ -204,7 +203,7 @@ def _deterministic(model: dict[str, Any]) -> list[str]:
 def _left_out(peers: Sequence[dict[str, Any]]) -> list[str]:
     """Who announces what cannot be used: a line for each of the first few."""
     lines = [
-        f"  [yellow]left out: {short_peer_id(peer['peer_id'])}[/], {escape(peer['reason'])}"
+        f"  [yellow]left out: {short_peer_id(peer['peer_id'])}[/], {shown(peer['reason'])}"
         for peer in peers[:_LEFT_OUT_SHOWN]
     ]
     more = len(peers) - len(lines)

@@ -1,38 +1,91 @@
-"""Ctrl-C and SIGTERM, on every platform."""
+"""The signals that ask a process to end: Ctrl-C, SIGTERM, and the hang-up of its terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
+from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANG_UP = getattr(signal, "SIGHUP", None)
+"""None where there is no such signal: on Windows."""
+
+
+def _heeded(*numbers: int | None) -> list[int]:
+    """Those that count: a hang-up that the process was told to ignore, as by nohup, stays ignored."""
+    ignored = HANG_UP is not None and signal.getsignal(HANG_UP) is signal.SIG_IGN
+    return [number for number in numbers if number is not None and not (number == HANG_UP and ignored)]
 
 
 @contextlib.contextmanager
 def on_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call ``stop`` in the event loop; a second one calls it again."""
+    """Ctrl-C, SIGTERM and a hang-up call ``stop`` in the event loop; a second one calls it again. But a
+    hang-up after another signal is nothing new: shells send several, and service managers one after SIGTERM.
+    """
+    told = False
+
+    def heed(number: int) -> None:
+        nonlocal told
+        if not (told and number == HANG_UP):
+            told = True
+            stop()
+
+    with _in_loop(_heeded(signal.SIGINT, signal.SIGTERM, HANG_UP), heed):
+        yield
+
+
+async def until_ended(command: Coroutine[Any, Any, None]) -> int:
+    """Run a command in the event loop; returns its exit code. SIGTERM and a hang-up cancel it, so that it
+    closes what it opened, and their exit code is that of a program that such a signal ended."""
+    running = asyncio.ensure_future(command)
+    ended_by: list[int] = []
+
+    def end(number: int) -> None:
+        ended_by.append(number)
+        running.cancel()
+
+    try:
+        with _in_loop(_heeded(signal.SIGTERM, HANG_UP), end):
+            await running
+    except asyncio.CancelledError:
+        if not ended_by:
+            raise
+        return 128 + ended_by[0]
+    return 0
+
+
+@contextlib.contextmanager
+def exiting_on_end_signals() -> Iterator[None]:
+    """The same for a command without an event loop in its main thread: SystemExit is raised there."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    with _handled(_heeded(signal.SIGTERM, HANG_UP), end):
+        yield
+
+
+@contextlib.contextmanager
+def _in_loop(numbers: list[int], heed: Callable[[int], None]) -> Iterator[None]:
+    """``heed`` is called in the running event loop for each such signal."""
     loop = asyncio.get_running_loop()
 
     def wake(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(stop)
+        loop.call_soon_threadsafe(heed, number)
 
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    try:
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, stop)
-        of_loop = True
-    except NotImplementedError:  # Windows: its loops know no signals
-        of_loop = False
-        for number in _SIGNALS:
-            signal.signal(number, wake)
+    # Not the loop's own handlers: those of the innermost caller count, and after it those of before.
+    with _handled(numbers, wake):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(numbers: list[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number in _SIGNALS:
-            if of_loop:
-                loop.remove_signal_handler(number)
-            else:
-                signal.signal(number, before[number])
+        for number, former in before.items():
+            signal.signal(number, former)

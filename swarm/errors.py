@@ -18,9 +18,11 @@
     ├── ProtocolError               somebody broke the wire protocol                exit 6
     │   ├── RemoteProtocolError     the peer did (never trust it further)
     │   └── LocalProtocolError      we did (a bug of ours)
-    └── PeerError                   a peer answered with a typed error frame        exit 6
-        ├── NotAdmittedError        it or we are not a member of this swarm
-        └── BusyError               it has no room now; ``retry_after`` seconds
+    ├── PeerError                   a peer answered with a typed error frame        exit 6
+    │   ├── NotAdmittedError        it or we are not a member of this swarm
+    │   └── BusyError               it has no room now; ``retry_after`` seconds
+    └── OutputError                 standard output cannot be written               exit 7
+        └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
 
 A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
 so they are whole sentences without a traceback, and at most two lines together.
@@ -175,3 +177,16 @@ class BusyError(PeerError):
     def __init__(self, message: str, *, retry_after: float, hint: str = "") -> None:
         super().__init__(message, code=ErrorCode.TOO_MANY_SESSIONS, retriable=True, hint=hint)
         self.retry_after = retry_after
+
+
+class OutputError(SwarmError):
+    """What was asked for cannot be written to standard output: the disk is full, say."""
+
+    exit_code = 7
+
+
+class ReaderGoneError(OutputError):
+    """Who read standard output has left (``| head``). The exit code is the one that a shell shows for a
+    program that SIGPIPE ended."""
+
+    exit_code = 141

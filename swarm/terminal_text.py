@@ -58,11 +58,17 @@ def exact(text: str) -> str:
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def json_line(value: object) -> str:
+def json_line(value: object, encoding: str = "utf-8") -> str:
     """``value`` as JSON in one line, where what is unsafe to show is written as ``\\uXXXX``: a reader of JSON
-    gets the exact text, and a terminal nothing to obey."""
+    gets the exact text, and a terminal nothing to obey. If ``encoding`` lacks one of the characters, all that
+    is not ASCII is written so."""
     text = json.dumps(value, ensure_ascii=False)
-    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    text = _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value).replace("\x7f", "\\u007f")
+    return text
 
 
 class VisibleLogRecord(logging.LogRecord):

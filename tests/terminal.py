@@ -116,6 +116,13 @@ class Terminal:
     ) -> None:
         self.close()
 
+    def hang_up(self, timeout: float = 30.0) -> int:
+        """Close the window; the exit code of the program."""
+        for descriptor in (self.theirs, self._ours):
+            os.close(descriptor)
+        self._ours = self.theirs = -1
+        return self._process.wait(timeout)
+
     def close(self) -> None:
         """End it, whatever it does. May be called again."""
         if self._process.poll() is None:
