@@ -19,13 +19,14 @@ from ..swarm.entry import swarm_entry
 from ..swarm.errors import UsageError
 from ..swarm.link_pool import LinkPool
 from ..swarm.patience import Patience
+from ..swarm.tasks import look_at
 from ..swarm.types import ModelRef
 from .beginnings import Beginnings
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher
 from .hop import SessionSettings
 from .local_model import LocalModel, OnProgress, TextTokenizer, load_local_model
-from .model_opening import open_model
+from .model_opening import OnDecision, open_model
 from .network import ClientNetwork, open_network
 from .no_route import who_loads
 from .params import GenerateOptions, GenerationParams, Prompt, fit_context
@@ -85,6 +86,7 @@ class AsyncSwarmModel:
         self._guides = Guides(local.tokenizer, local.vocab_size)
         self._reader = PromptReader(local.tokenizer, vocab_size=local.vocab_size, context=local.context)
         self._runs: set[GenerationRun] = set()
+        self._noting: asyncio.Future[None] | None = None  # that the model has answered
         self._closed = False
         self._router = router or Router(
             network.directory,
@@ -116,6 +118,7 @@ class AsyncSwarmModel:
         prefix_salt: bytes | None = None,
         chain: bool = True,
         draft: str | PathLike[str] | None = None,
+        on_decision: OnDecision | None = None,
     ) -> Self:
         """Load the client's part of the model and join the swarm; arguments and errors as
         ``SwarmModel.connect``."""
@@ -138,7 +141,8 @@ class AsyncSwarmModel:
         )
         joining = asyncio.create_task(open_network(entry, on_progress))
         loading = asyncio.create_task(
-            open_model(model, joining, load, wait=wait, on_progress=on_progress), name="loading"
+            open_model(model, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision),
+            name="loading",
         )
         warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
         try:
@@ -247,10 +251,16 @@ class AsyncSwarmModel:
             feed=prompt.feed,
             guide=None if guide is None else lambda: self._guides.open(guide),
             draft_model=local.draft,
-            on_end=self._runs.discard,
+            on_end=self._ended,
         )
         self._runs.add(run)
         return run
+
+    def _ended(self, run: GenerationRun) -> None:
+        self._runs.discard(run)
+        if run.result is not None and self._noting is None:
+            self._noting = asyncio.ensure_future(asyncio.to_thread(self._local.answered))
+            self._noting.add_done_callback(look_at)
 
     def session(self, max_tokens: int, *, prompt_tokens: int = 1) -> SwarmSession:
         """A sequence in the swarm, of ``max_tokens`` at most: feed it token ids, go back, fork it; ``close``
@@ -287,6 +297,8 @@ class AsyncSwarmModel:
             run.close()
         self._guides.close()
         self._reader.close()
+        if self._noting is not None:
+            await asyncio.wait([self._noting])
         try:
             await self._scout.close()
             await self._links.close()

@@ -72,7 +72,8 @@ class HeadModel(Protocol):
 class LocalModel:
     """``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
     gives files back, if there are any; a draft model ends its step before. ``embedding_rms``: root mean
-    square of a usual embedding, 0 where it is not known."""
+    square of a usual embedding, 0 where it is not known. ``answered``: to be called, in a thread, after the
+    swarm has answered with it."""
 
     ref: ModelRef
     hidden_size: int
@@ -81,6 +82,7 @@ class LocalModel:
     head: HeadModel
     tokenizer: TextTokenizer
     close: Callable[[], None] = lambda: None
+    answered: Callable[[], None] = lambda: None
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
 

@@ -31,7 +31,7 @@ async def fetch_client_part(
         model,
         blocks=None,
         client=True,
-        nodes=partial(network.directory.nodes, model),
+        nodes=partial(network.directory.nodes_of, location.refs),
         transport=network.transport,
         cache=PieceCache(weights_folder()),
         root=location.root,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -10,12 +11,16 @@ from functools import partial
 from os import PathLike, fspath
 
 from ..dht.directory import Directory
+from ..shards.known_models import KnownModels, default_known
 from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
+from ..shards.name_decision import NameDecision
 from ..shards.registry import LocalRegistry
 from ..shards.stored_checkpoint import IncompleteError
 from ..swarm.demand import WantedModel
 from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName
+from ..swarm.types import ModelRef
+from ..swarm.witnesses import Witnesses
 from .demand import DemandTeller
 from .local_model import LocalModel, OnProgress
 from .model_fetching import fetch_client_part
@@ -24,6 +29,9 @@ from .network import ClientNetwork
 POLL_S = 1.0
 """Between looks for a model that nobody serves yet."""
 
+log = logging.getLogger(__name__)
+
+OnDecision = Callable[[NameDecision], None]
 Load = Callable[[str], LocalModel]
 """Reads the client's part of the model at a path, or of a name on the hub; runs in a thread."""
 Fetch = Callable[[ModelLocation, ClientNetwork, OnProgress | None], Awaitable[str]]
@@ -39,10 +47,13 @@ async def open_model(
     registry: LocalRegistry | None = None,
     wait: float = 0.0,
     on_progress: OnProgress | None = None,
+    on_decision: OnDecision | None = None,
+    known: KnownModels | None = None,
 ) -> LocalModel:
     """``model`` None: the one that the swarm serves. What is here is opened while ``joining`` goes on.
 
-    ``wait``: seconds for somebody to begin serving a model that nobody has.
+    ``wait``: seconds for somebody to begin serving a model that nobody has. ``on_decision``: told how one of
+    several models of the name was taken, before anything of it is used; a change is logged in any case.
     Raises what ``resolve_model`` and the loading raise.
     """
 
@@ -55,23 +66,35 @@ async def open_model(
         joined = await asyncio.shield(joining)
         return await _loaded(load, await joined.demand.keep(fetch(fetched, joined, on_progress)))
 
-    location = None if model is None else await asyncio.to_thread(find_local, fspath(model), registry)
+    known = known or default_known()
+    location = None if model is None else await asyncio.to_thread(find_local, fspath(model), registry, known)
     if location is not None:
         return await load_here(location.path)
     network = await asyncio.shield(joining)
-    find = partial(
-        find_in_swarm,
-        model,
-        network.directory,
-        network.demand,
-        registry=registry,
-        wait=wait,
-        on_progress=on_progress,
-    )
+
+    async def find(*, hub: bool = True) -> ModelLocation:
+        found = await find_in_swarm(
+            model,
+            network.directory,
+            network.demand,
+            registry=registry,
+            hub=hub,
+            wait=wait,
+            on_progress=on_progress,
+            witnesses=Witnesses(network.transport),
+            known=known,
+        )
+        if (decision := found.decision) is not None:
+            if decision.is_change:
+                log.warning("event=model_changed message=%r", decision.sentence)
+            if on_decision is not None:
+                on_decision(decision)
+        return found
+
     location = await find()
     if location.source is Source.HUB:
         try:
-            return await _loaded(load, location.path)
+            return _remembering(await _loaded(load, location.path), location, known)
         except (CheckpointError, NetworkError) as error:
             on_hub = error
         try:
@@ -80,7 +103,7 @@ async def open_model(
             raise type(on_hub)(on_hub.message, hint=nowhere.hint) from None
     if location.source is Source.SWARM:
         path = await network.demand.keep(fetch(location, network, on_progress))
-        return _checked(await _loaded(load, path), location)
+        return _remembering(_checked(await _loaded(load, path), location), location, known)
     return await load_here(location.path)
 
 
@@ -93,6 +116,8 @@ async def find_in_swarm(
     hub: bool = True,
     wait: float = 0.0,
     on_progress: OnProgress | None = None,
+    witnesses: Witnesses | None = None,
+    known: KnownModels | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> ModelLocation:
@@ -101,7 +126,9 @@ async def find_in_swarm(
     until, missed = clock() + wait, None
     while True:
         try:
-            location = await resolve_model(model, directory, registry, hub=hub)
+            location = await resolve_model(
+                model, directory, registry, hub=hub, witnesses=witnesses, known=known
+            )
         except ModelNotFoundError as error:
             if error.wanted is not None:
                 missed = wanted_model(error.wanted)
@@ -140,11 +167,18 @@ async def _loaded(load: Load, path: str) -> LocalModel:
         raise
 
 
+def _remembering(local: LocalModel, location: ModelLocation, known: KnownModels) -> LocalModel:
+    """``answered`` writes down that the name meant this model here."""
+    return replace(local, answered=partial(known.note_used, location.called, local.ref.digest))
+
+
 def _checked(local: LocalModel, location: ModelLocation) -> LocalModel:
-    """With the name that the swarm has for it. What peers sent must be what they said it is."""
+    """With the name that the swarm has for it. What peers sent must be what they said it is; how many blocks
+    it has is told by its files."""
     ref = location.ref
     if ref is None or local.ref.digest == ref.digest:
-        return local if ref is None else replace(local, ref=ref)
+        named = None if ref is None else ModelRef(ref.name, ref.digest, local.ref.n_blocks)
+        return local if named is None else replace(local, ref=named)
     local.close()
     raise ModelMismatchError(
         f"what peers sent as {ref} has the digest {local.ref.digest[:12]}",

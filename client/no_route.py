@@ -7,12 +7,12 @@ from collections.abc import Set as AbstractSet
 
 from ..dht.directory import Directory
 from ..swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
-from ..swarm.names import PREFIX
+from ..swarm.names import digest_prefix
 from ..swarm.routing import NoRouteError
 from ..swarm.types import ModelRef, NodeInfo, NodeState
 
 _TOLD = 2
-"""Nodes that a line of progress names."""
+"""Nodes that a line of progress names, and models of one name."""
 
 
 async def explain(
@@ -75,14 +75,15 @@ async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) ->
         models = [model for model in await directory.models() if model.digest != ours.digest]
     except NetworkError:
         return error
-    for model in models:
-        if model.name == ours.name:
-            return ModelMismatchError(
-                f"the swarm serves another model under the name {ours.name}: "
-                f"its digest is {model.digest[:12]}, that of your files {ours.digest[:12]}",
-                hint="Use the same files as the nodes, or get theirs: "
-                f"--model {model.name}@{model.digest[:PREFIX]}",
-            )
+    same = [model for model in models if model.name == ours.name]
+    if same:
+        digests = [model.digest for model in models]
+        names = " or ".join(f"{model.name}@{digest_prefix(model.digest, digests)}" for model in same[:_TOLD])
+        return ModelMismatchError(
+            f"nobody serves your {ours}; under that name another model is announced: {names}"
+            + (f" or {len(same) - _TOLD} more" if len(same) > _TOLD else ""),
+            hint=f"Use the same files as the nodes, or, if you trust who announces it, --model {names}",
+        )
     if not models:
         return error
     names = ", ".join(str(model) for model in models[:4]) + (", …" if len(models) > 4 else "")

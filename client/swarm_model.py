@@ -14,6 +14,7 @@ from .async_model import AsyncSwarmModel
 from .background import BackgroundLoop
 from .generation import Generation
 from .local_model import OnProgress, TextTokenizer
+from .model_opening import OnDecision
 from .params import GenerateOptions, Prompt
 from .streams import BridgedTextStream, SyncTextStream
 
@@ -107,6 +108,7 @@ class SwarmModel:
         prefix_salt: bytes | None = None,
         chain: bool = True,
         draft: str | PathLike[str] | None = None,
+        on_decision: OnDecision | None = None,
     ) -> Self:
         """Load the client's part of a model and join a swarm that serves it.
 
@@ -130,6 +132,8 @@ class SwarmModel:
         machine, which costs a round trip a peer. ``draft``: a small model of the same family, named as
         ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass through the
         swarm can bring several tokens; without one, guesses are taken from the text itself.
+        ``on_decision``: called, from another thread, with how one of several models of the name was taken
+        (``sentence``, ``ref``, ``reason``, ``is_change``), before anything of it is used.
 
         Raises UsageError, ModelNotFoundError, CheckpointError, UnsupportedModelError, PeerUnreachableError,
         NotAdmittedError and, with ``wait``, NoRouteError.
@@ -156,6 +160,7 @@ class SwarmModel:
                     prefix_salt=prefix_salt,
                     chain=chain,
                     draft=draft,
+                    on_decision=on_decision,
                 )
             )
         except BaseException:

@@ -40,6 +40,9 @@ class Directory(Protocol):
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
         """Every node that serves blocks of ``model`` (same digest; the name may differ), in any state."""
 
+    async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
+        """The nodes of several models, read together."""
+
     async def models(self) -> list[ModelRef]:
         """Every model that somebody serves. Two of one name with different digests are two models."""
 

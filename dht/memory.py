@@ -104,6 +104,10 @@ class MemoryDirectory:
             if (info.model.digest, info.model.n_blocks) == (model.digest, model.n_blocks)
         ]
 
+    async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
+        wanted = {(model.digest, model.n_blocks) for model in models}
+        return [info for info in self.store.live() if (info.model.digest, info.model.n_blocks) in wanted]
+
     async def models(self) -> list[ModelRef]:
         return sorted({info.model for info in self.store.live()}, key=lambda ref: (ref.name, ref.digest))
 

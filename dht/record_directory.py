@@ -161,7 +161,9 @@ class RecordDirectory(ABC, Generic[FoundT]):
         return sorted(most_said[: layout.MAX_MODELS], key=lambda ref: (ref.name, ref.digest, ref.n_blocks))
 
     async def all_nodes(self) -> list[NodeInfo]:
-        models = await self.models()
+        return await self.nodes_of(await self.models())
+
+    async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
         keys = list(dict.fromkeys(key for model in models for key in layout.node_keys(model)))
         nodes: list[NodeInfo] = []
         for start in range(0, len(keys), _KEYS_AT_ONCE):

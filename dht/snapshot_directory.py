@@ -177,8 +177,8 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
         return self._meet(await super().nodes(model))
 
-    async def all_nodes(self) -> list[NodeInfo]:
-        return self._meet(await super().all_nodes())
+    async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
+        return self._meet(await super().nodes_of(models))
 
     async def close(self) -> None:
         self._closed = True

@@ -55,6 +55,9 @@ def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> N
             **entry_options(arguments),
             **client_options(arguments),
             on_progress=screen.progress if at_terminal else None,
+            on_decision=lambda decision: screen.show(
+                "model_choice", decision.as_dict(), Text(decision.sentence, style="yellow")
+            ),
         )
     with model:
         chat = Chat(model, screen, conversation, check, survives=at_terminal)

@@ -9,11 +9,14 @@ import argparse
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cli_arguments import client_options, entry_options
-from .cli_output import console, events, shown
+from .cli_output import console, decision_line, events, shown
 from .stop_signals import on_stop_signals
+
+if TYPE_CHECKING:
+    from ..shards.name_decision import NameDecision
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -37,7 +40,9 @@ async def run_gateway(arguments: argparse.Namespace, open_gateway: Open) -> None
     opening = asyncio.current_task()
     try:
         with display, on_stop_signals(on_signal):
-            async with open_gateway(**_options(arguments), on_progress=display.progress) as running:
+            async with open_gateway(
+                **_options(arguments), on_progress=display.progress, on_decision=display.decision
+            ) as running:
                 display.listening(running)
                 await stop.wait()
                 display.draining(running, arguments.drain_seconds)
@@ -87,6 +92,12 @@ class _Display:
 
     def progress(self, text: str) -> None:
         self._status.update(shown(text))
+
+    def decision(self, decision: NameDecision) -> None:
+        if self._as_json:
+            events.print({"event": "model_choice", **decision.as_dict()})
+        else:
+            console.print(decision_line(decision))
 
     def listening(self, server: Any) -> None:
         self._status.stop()

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..swarm.errors import UsageError
 from .cli_arguments import client_options, decoded, entry_options
-from .cli_output import console, format_bytes, print_json, print_text, short_peer_id, shown
+from .cli_output import console, decision_line, format_bytes, print_json, print_text, short_peer_id, shown
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
+
+if TYPE_CHECKING:
+    from ..shards.name_decision import NameDecision
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
@@ -30,6 +33,13 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
     guide = guide_class("json_schema", read_schema(schema)) if schema is not None else None
     speak = not (arguments.json or arguments.quiet)
     status = console.status("Opening the model ...")
+    decisions: list[NameDecision] = []
+
+    def on_decision(decision: NameDecision) -> None:
+        decisions.append(decision)
+        if speak or (decision.is_change and not arguments.json):
+            console.print(decision_line(decision))
+
     if speak:
         status.start()
     try:
@@ -38,6 +48,7 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
             **entry_options(arguments),
             **client_options(arguments),
             on_progress=lambda text: status.update(shown(text)),
+            on_decision=on_decision,
         ) as model:
             options = {
                 "raw": arguments.raw,
@@ -58,6 +69,8 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
             }
             if arguments.json:
                 result = (await model.generate_detailed(prompt, **options)).as_dict()
+                if decisions:
+                    result["model_choice"] = decisions[0].as_dict()
                 if arguments.trace:
                     result["trace"] = trace_of(result).as_dict()
                 print_json(result)

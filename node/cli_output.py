@@ -10,6 +10,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -17,6 +18,9 @@ from rich.segment import Segment
 
 from ..swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ..swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
+
+if TYPE_CHECKING:
+    from ..shards.name_decision import NameDecision
 
 
 class SafeConsole(Console):
@@ -134,6 +138,16 @@ def set_up_logging(level: str) -> None:
 def short_peer_id(peer_id: str) -> str:
     """The end of a PeerID, where they differ; enough to tell the peers of a table apart."""
     return f"…{peer_id[-6:]}"
+
+
+def decision_line(decision: NameDecision) -> str:
+    """How one of several models of a name was taken, with markup: loud where it is another than before."""
+    return f"[{'bold yellow' if decision.is_change else 'yellow'}]{shown(decision.sentence)}[/]"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def format_bytes(count: float) -> str:

@@ -286,6 +286,9 @@ class _Display:
                 blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
                 _print_join(self._arguments, event, model, blocks)
                 console.print("Ctrl-C leaves cleanly.")
+            case "model_choice":
+                loud = "bold yellow" if details["is_change"] else "yellow"
+                console.print(f"[{loud}]{shown(str(details['message']))}[/]")
             case "unseen":
                 console.print(f"[yellow]Not seen[/]: {shown(str(details['message']))}; telling more of them.")
             case "seen":

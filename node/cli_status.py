@@ -11,13 +11,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..dht.left_out import LeftOut
+from ..swarm.address_groups import networks
 from ..swarm.demand import Demand, Wanted, tally
 from ..swarm.entry import SwarmEntry
+from ..swarm.names import digest_prefix
 from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo
 from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report
-from .cli_output import answers, console, print_json, short_peer_id, shown
+from .cli_output import answers, console, plural, print_json, short_peer_id, shown
 from .network import read_only_network
 from .roll_call import silent_nodes
 
@@ -80,6 +82,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
         "name": model.name,
         "digest": model.digest,
         "n_blocks": model.n_blocks,
+        "networks": networks_of(answering),
         "missing": [str(span) for span in missing_blocks(answering, model.n_blocks)],
         "silent": [node.peer_id for node in nodes if node.peer_id in silent],
         "nodes": [
@@ -114,14 +117,20 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
     }
 
 
+def networks_of(nodes: Sequence[NodeInfo]) -> int:
+    """In how many networks nodes are by their own account, at least."""
+    return networks(maddr for node in nodes for maddr in node.maddrs)
+
+
 def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
     if not report["models"]:
         answers.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
         for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
             answers.print(line)
         return
+    digests = [model["digest"] for model in report["models"]]
     for model in report["models"]:
-        answers.print(_table(model))
+        answers.print(_table(model, digests))
         for line in [*_deterministic(model), *_silent(model)]:
             answers.print(line)
         if model["missing"]:
@@ -130,7 +139,10 @@ def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
                 f"swarm-node serve --model ... --blocks {model['missing'][0]}"
             )
         else:
-            answers.print(f"  [green]all {model['n_blocks']} blocks are served[/]")
+            answers.print(
+                f"  [green]all {model['n_blocks']} blocks are served[/] "
+                f"from {plural(model['networks'], 'network')}"
+            )
     for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
         answers.print(line)
     answers.print(_LEGEND)
@@ -144,10 +156,11 @@ _LEGEND = """\
   jrnl: how full the journal is that repairs need[/]"""
 
 
-def _table(model: dict[str, Any]) -> Table:
+def _table(model: dict[str, Any], digests: Sequence[str]) -> Table:
     # What peers announce is their text: escaped, so that it cannot style our table.
     table = Table(
-        title=f"{shown(model['name'])}  ({model['n_blocks']} blocks, digest {model['digest'][:12]})",
+        title=f"{shown(model['name'])}  ({model['n_blocks']} blocks, "
+        f"digest {digest_prefix(model['digest'], digests)})",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=0,  # the box's own gaps are enough, and all must fit into 80 columns

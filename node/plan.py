@@ -20,6 +20,7 @@ from ..swarm.placement import Verdict, plan_join
 from ..swarm.placement_types import StandBy
 from ..swarm.routing import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
+from ..swarm.witnesses import Witnesses
 from .config import NodeConfig
 from .kernels import compile_kernels
 from .machine import Machine, measure_machine
@@ -131,12 +132,15 @@ async def _described(
 ) -> AsyncIterator[Checkpoint]:
     """The model as far as its weights need not be here."""
     directory: Directory | None = None if network is None else network.directory
-    place = await resolve_model(name, directory)
+    witnesses = None if network is None else Witnesses(network.transport)
+    place = await resolve_model(name, directory, witnesses=witnesses)
+    if place.decision is not None:
+        on_stage(place.decision.sentence)
     if place.source is Source.SWARM and place.ref is not None and network is not None:
         on_stage("Asking peers what the model is like ...")
         async with ModelFetch(
             place.ref,
-            nodes=partial(network.directory.nodes, place.ref),
+            nodes=partial(network.directory.nodes_of, place.refs),
             transport=network.transport,
             cache=PieceCache(weights_folder(), DEFAULT_CACHE_BYTES),
             root=place.root,

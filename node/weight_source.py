@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..shards.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoint
 from ..shards.fetching import ModelFetch
-from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
+from ..shards.known_models import default_known
+from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model, with_pin
 from ..shards.piece_hub import HubPieces
 from ..shards.piece_store import is_store
 from ..shards.piece_swarm import FetchSettings
@@ -20,6 +21,7 @@ from ..shards.stored_checkpoint import IncompleteError
 from ..swarm.errors import LocalProtocolError, SwarmError
 from ..swarm.names import ModelName
 from ..swarm.types import ModelRef, Span
+from ..swarm.witnesses import Witnesses
 from .model_source import LocalOrHubModel, ModelSource
 from .serve import Node
 from .weight_service import WeightService
@@ -84,6 +86,8 @@ class FoundModel:
         source = await self._found()
         checkpoint = await source.open(span)
         await self._share(checkpoint.ref)
+        if self._location is not None and self._location.called:
+            await asyncio.to_thread(default_known().note_used, self._location.called, checkpoint.ref.digest)
         return checkpoint
 
     def close(self) -> None:
@@ -121,7 +125,7 @@ class FoundModel:
         told = False
         while True:
             try:
-                found = await resolve_model(self._text, node.directory)
+                found = await resolve_model(self._text, node.directory, witnesses=Witnesses(node.transport))
             except ModelNotFoundError as error:
                 if (partly := await asyncio.to_thread(self._partly_here)) is not None:
                     return partly
@@ -132,11 +136,13 @@ class FoundModel:
                     told = True
             else:
                 if found.source is not Source.HUB or self._clock() - began > HUB_AFTER_S:
+                    if found.decision is not None:
+                        node.emit("model_choice", **found.decision.as_dict())
                     return found
             await asyncio.sleep(LOOK_S)
 
     def _partly_here(self) -> ModelLocation | None:
-        wanted = ModelName.parse(self._text)
+        wanted, _ = with_pin(ModelName.parse(self._text), default_known())
         for model in self._weights.options.cache().models():
             if model.name == wanted.name and wanted.root in ("", model.root) and wanted.fits(model.digest):
                 try:
@@ -212,7 +218,7 @@ class FetchedModel:
         in_hub = "/" in ref.name and is_hub_name(ref.name)
         return ModelFetch(
             ref,
-            nodes=partial(node.directory.nodes, ref),
+            nodes=partial(node.directory.nodes_of, location.refs or (ref,)),
             transport=node.transport,
             cache=options.cache(),
             root=location.root,

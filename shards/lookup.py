@@ -5,28 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..swarm.errors import ModelError, SwarmError, UsageError
-from ..swarm.names import ModelName, ambiguous, did_you_mean, listed, references
+from ..swarm.names import ModelName, ambiguous, did_you_mean, listed, plain_name
 from ..swarm.types import ModelRef
 from .checkpoint import is_hub_name, looks_like_path, open_checkpoint
+from .known_models import KnownModels, default_known
+from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
 from .registry import LocalRegistry, ModelFiles, default_registry, models_folder
+
+if TYPE_CHECKING:
+    from ..swarm.witnesses import Witnesses
 
 
 class Source(StrEnum):
     LOCAL = "local"
     SWARM = "swarm"
     HUB = "hub"
-
-
-class ModelIndex(Protocol):
-    """The part of a directory that names are looked up in."""
-
-    async def models(self) -> list[ModelRef]: ...
 
 
 class ModelNotFoundError(ModelError):
@@ -41,16 +40,28 @@ class ModelNotFoundError(ModelError):
 class ModelLocation:
     """``path``: what ``open_checkpoint`` takes; "" for a model that only the swarm has. ``ref``: the model,
     where it is known without opening it, always for one of the swarm's. ``root``: of the weights' manifest,
-    where the person gave it."""
+    where the person gave it. ``called``: the name that the person gave, "" for a path. ``decision``: how one
+    of several models was taken. ``variants``: what else is announced of one of the swarm's: its digest, with
+    another number of blocks."""
 
     name: str
     source: Source
     path: str = ""
     ref: ModelRef | None = None
     root: str = ""
+    called: str = ""
+    decision: NameDecision | None = None
+    variants: tuple[ModelRef, ...] = ()
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """What to look for in a directory."""
+        return () if self.ref is None else (self.ref, *self.variants)
 
 
-def find_local(text: str, registry: LocalRegistry | None = None) -> ModelLocation | None:
+def find_local(
+    text: str, registry: LocalRegistry | None = None, known: KnownModels | None = None
+) -> ModelLocation | None:
     """The first tier alone, without a look at the network: a path, or a name that one model here has.
 
     None where it is not here, or where several models here have that name. Reads the disk: for a thread.
@@ -58,7 +69,8 @@ def find_local(text: str, registry: LocalRegistry | None = None) -> ModelLocatio
     """
     if _is_path(text):
         return _at_path(text)
-    found = _named_here(ModelName.parse(text), registry or default_registry())
+    wanted, _ = with_pin(ModelName.parse(text), known or default_known())
+    found = _named_here(wanted, registry or default_registry())
     return found[0] if len(found) == 1 else None
 
 
@@ -68,69 +80,126 @@ async def resolve_model(
     registry: LocalRegistry | None = None,
     *,
     hub: bool = True,
+    witnesses: Witnesses | None = None,
+    known: KnownModels | None = None,
 ) -> ModelLocation:
     """The nearest of: files on this machine, the swarm's index of models, the HuggingFace hub.
 
     ``text``: a path, ``NAME``, ``NAME@DIGEST`` (its first characters) or ``NAME@sha256:ROOT``; None is the
     one model that the swarm serves. ``index`` is None outside of a swarm. ``hub``: whether the hub counts.
+    ``witnesses``: who is asked where the swarm has several models of the name. ``known``: what this machine
+    knows of names; None: ``default_known``.
 
     Raises UsageError for a name that several different models have and where none was named though there are
     several, ModelNotFoundError where nobody has it, with near names, and NetworkError.
     """
-    registry = registry or default_registry()
+    registry, known = registry or default_registry(), known or default_known()
     if text is None:
-        return await _only_one(index, registry)
+        return await _only_one(index, registry, witnesses, known)
     text = os.fspath(text)
     if _is_path(text):
         return _at_path(text)
-    return await resolve_name(ModelName.parse(text), index, registry, hub=hub)
+    wanted = ModelName.parse(text)
+    return await resolve_name(wanted, index, registry, hub=hub, witnesses=witnesses, known=known)
 
 
 async def resolve_name(
-    wanted: ModelName, index: ModelIndex | None, registry: LocalRegistry, *, hub: bool = True
+    wanted: ModelName,
+    index: ModelIndex | None,
+    registry: LocalRegistry,
+    *,
+    hub: bool = True,
+    witnesses: Witnesses | None = None,
+    known: KnownModels | None = None,
 ) -> ModelLocation:
     """``resolve_model`` for a name that may be a stranger's: it is never taken for a path. ``hub``: whether
-    the hub is asked as well."""
+    the hub is asked as well. ``known`` None: nothing."""
+    name = wanted.name
+    pinned = False
+    if known is not None:
+        wanted, pinned = await asyncio.to_thread(with_pin, wanted, known)
     here = await asyncio.to_thread(_named_here, wanted, registry)
     if len(here) == 1:
         return here[0]
     refs = [] if index is None else await index.models()
     if here:
-        served = {ref.digest for ref in refs}
-        asked = [place for place in here if place.ref is not None and place.ref.digest in served]
-        if len(asked) == 1:
-            return asked[0]
-        raise ambiguous(wanted, [place.ref for place in here if place.ref is not None], "on this machine")
-    meant = references(wanted, refs)
-    if len(meant) == 1:
-        return ModelLocation(meant[0].name, Source.SWARM, ref=meant[0], root=wanted.root)
-    if meant:
-        raise ambiguous(wanted, meant, "in this swarm")
-    if hub and "/" in wanted.name and not (wanted.digest or wanted.root) and is_hub_name(wanted.name):
-        return ModelLocation(wanted.name, Source.HUB, path=wanted.name)
-    raise await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None)
+        return await asyncio.to_thread(_one_of, wanted, here, refs, known)
+    if index is not None:
+        found = await decide_name(wanted, refs, index, witnesses=witnesses, known=known, pinned=pinned)
+        if found is not None:
+            return _in_swarm(wanted, found)
+    if hub and "/" in name and not (wanted.digest or wanted.root) and is_hub_name(name):
+        return ModelLocation(name, Source.HUB, path=name, called=name)
+    error = await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None)
+    if pinned:
+        error.hint += f" You have pinned it; swarm-node models unpin {name} takes that back."
+    raise error
 
 
-async def _only_one(index: ModelIndex | None, registry: LocalRegistry) -> ModelLocation:
+def with_pin(wanted: ModelName, known: KnownModels) -> tuple[ModelName, bool]:
+    """What the user has pinned the name to, where nothing else was said with it; whether that is so."""
+    if wanted.digest or wanted.root or (pin := known.pin(wanted.name)) is None:
+        return wanted, False
+    return ModelName(wanted.name, pin.digest, pin.root), True
+
+
+def _one_of(
+    wanted: ModelName, here: Sequence[ModelLocation], refs: Sequence[ModelRef], known: KnownModels | None
+) -> ModelLocation:
+    """Of several models on this machine the one that it used last under this name; else the one that the
+    swarm serves. Raises UsageError."""
+    places = {place.ref.digest: place for place in here if place.ref is not None}
+    used = None if known is None else known.used(wanted.name, places)
+    if used is not None:
+        return places[used.digest]
+    served = places.keys() & {ref.digest for ref in refs}
+    if len(served) == 1:
+        return places[served.pop()]
+    raise ambiguous(wanted, [place.ref for place in here if place.ref is not None], "on this machine")
+
+
+async def _only_one(
+    index: ModelIndex | None, registry: LocalRegistry, witnesses: Witnesses | None, known: KnownModels
+) -> ModelLocation:
+    """The model that the swarm serves; from this machine, if its files are here."""
     if index is None:
         raise UsageError("no model given", hint="Pass --model with a path or a name.")
-    refs = list({ref.digest: ref for ref in await index.models()}.values())
+    refs = await index.models()
     if not refs:
         raise ModelNotFoundError(
             "this swarm serves no model yet",
             hint="Start one with: swarm-node serve --model PATH_OR_NAME",
         )
-    if len(refs) > 1:
-        names = [str(ref) if _is_shared(ref, refs) else ref.name for ref in refs]
-        raise UsageError(f"this swarm serves {len(refs)} models", hint=f"Pass --model with {listed(names)}.")
-    return await asyncio.to_thread(_here_or_swarm, refs[0], registry)
+    models = list({ref.digest: ref for ref in refs}.values())
+    if len({plain_name(ref.name) for ref in refs}) > 1:
+        names = [str(ref) if _is_shared(ref, models) else ref.name for ref in models]
+        count = f"{len(models)} models" if len(models) > 1 else "a model under several names"
+        raise UsageError(f"this swarm serves {count}", hint=f"Pass --model with {listed(names)}.")
+    wanted, pinned = await asyncio.to_thread(with_pin, ModelName(refs[0].name), known)
+    found = await decide_name(wanted, refs, index, witnesses=witnesses, known=known, pinned=pinned)
+    if found is None:
+        raise UsageError(
+            f"this swarm serves another {wanted.name} than the one that you have pinned",
+            hint=f"Pass --model, or take the pin back: swarm-node models unpin {wanted.name}",
+        )
+    place = _in_swarm(wanted, found)
+    for here in await asyncio.to_thread(lambda: _with_digests(registry.find(place.name))):
+        if here.ref is not None and here.ref.digest == found.refs[0].digest:
+            return replace(here, decision=found.decision)
+    return place
 
 
-def _here_or_swarm(ref: ModelRef, registry: LocalRegistry) -> ModelLocation:
-    for place in _with_digests(registry.find(ref.name)):
-        if place.ref is not None and place.ref.digest == ref.digest:
-            return place
-    return ModelLocation(ref.name, Source.SWARM, ref=ref)
+def _in_swarm(wanted: ModelName, found: SwarmModels) -> ModelLocation:
+    ref, *variants = found.refs
+    return ModelLocation(
+        ref.name,
+        Source.SWARM,
+        ref=ref,
+        root=wanted.root,
+        called=wanted.name,
+        decision=found.decision,
+        variants=tuple(variants),
+    )
 
 
 def _is_path(text: str) -> bool:

@@ -47,3 +47,21 @@ def host_group(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 def groups_of(maddrs: Iterable[str]) -> frozenset[str]:
     """The groups of several addresses of one peer, without UNKNOWN."""
     return frozenset(map(address_group, maddrs)) - {UNKNOWN}
+
+
+def networks(maddrs: Iterable[str]) -> int:
+    """In how many networks those are who answered from these addresses, at least: what one owner of one
+    network can make is 1, with as many identities as he likes.
+
+    So the two families of IP are not added up, all addresses that are not global count as one place (a
+    machine of a LAN takes as many of these as it likes, and may have a global one as well), and what answers
+    through a relay adds nothing, since its network is not seen. 0 for no address.
+    """
+    seen: dict[int, set[str]] = {4: set(), 6: set()}
+    answered = 0
+    for maddr in maddrs:
+        answered = 1
+        group = UNKNOWN if _RELAYED in maddr else address_group(maddr)
+        if "/" in group:  # a network, so global
+            seen[6 if ":" in group else 4].add(group)
+    return max(answered, *map(len, seen.values()))

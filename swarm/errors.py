@@ -11,6 +11,7 @@
     ├── NetworkError                the network is the problem                      exit 4
     │   ├── ListenError             cannot listen (port in use, address not ours)
     │   ├── PeerUnreachableError    a peer cannot be dialled
+    │   │   └── PeerSparedError     nor was it: too many peers say that they are where it is
     │   ├── StreamClosedError       the peer closed the stream
     │   │   └── LocalNetworkError   our own end of it is gone (p2pd died or hung): no peer's fault
     │   └── PeerTimeoutError        the peer did not answer in time
@@ -108,6 +109,10 @@ class ListenError(NetworkError):
 
 
 class PeerUnreachableError(NetworkError):
+    pass
+
+
+class PeerSparedError(PeerUnreachableError):
     pass
 
 

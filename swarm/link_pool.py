@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from .dial_guard import DialGuard, for_client, public_of
-from .errors import PeerUnreachableError, StreamClosedError
+from .errors import PeerSparedError, StreamClosedError
 from .link import NodeLink
 from .patience import Patience
 from .tasks import cancel_all, look_at
@@ -88,7 +88,7 @@ class LinkPool:
             await link.close()
 
     def _chosen(self, peer_id: str, maddrs: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Where to dial a peer, and what of it the guard counts. Raises PeerUnreachableError."""
+        """Where to dial a peer, and what of it the guard counts. Raises PeerSparedError."""
         chosen = for_client(maddrs)
         if self._guard is None:
             return chosen, []
@@ -96,7 +96,7 @@ class LinkPool:
         counted = self._guard.begin(peer_id, public, asyncio.get_running_loop().time())
         left = [maddr for maddr in chosen if maddr in counted or maddr not in public]
         if chosen and not left:
-            raise PeerUnreachableError(
+            raise PeerSparedError(
                 f"peer {peer_id} is not dialled now: nobody answered where many peers say that they are"
             )
         return left, counted

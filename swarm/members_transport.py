@@ -23,7 +23,7 @@ from .address_groups import address_group
 from .connection import MessageStream
 from .errors import ErrorCode, NetworkError, NotAdmittedError, PeerError, RemoteProtocolError
 from .fields import ShortBytes, Word
-from .membership import CLOCK_SLACK_S, MAX_CREDENTIAL_BYTES, Membership
+from .membership import CLOCK_SLACK_S, MAX_CREDENTIAL_BYTES, KeyedSwarm, Membership
 from .messages import ErrorMessage, Kind
 from .replies import error_message
 from .schema import MessageSet
@@ -75,6 +75,11 @@ class MembersTransport:
     @property
     def peer_id(self) -> str:
         return self._transport.peer_id
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether only those are in the swarm whom somebody with its key has let in."""
+        return isinstance(self._membership, KeyedSwarm)
 
     async def maddrs(self) -> tuple[str, ...]:
         return await self._transport.maddrs()

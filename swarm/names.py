@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from unicodedata import normalize
 
 from .errors import UsageError
 from .types import ModelRef
@@ -66,31 +67,39 @@ class ModelName:
 
 def is_same_name(one: str, other: str) -> bool:
     """Whether a person who says ``one`` may mean ``other``."""
-    return bool(matching(one, [other]))
+    return nearness(one, other) is not None
+
+
+def nearness(name: str, known: str) -> int | None:
+    """How near ``known`` is to what a person says: 0, exactly it; 1, other letters or another file ending;
+    2, only one of them has an owner before the last slash; 3, it tells its quantization as well. None:
+    another model, as another owner's is."""
+    if name == known:
+        return 0
+    if plain_name(name) == plain_name(known):
+        return 1
+    if "/" in name and "/" in known:
+        return None
+    if _short(name) == _short(known):
+        return 2
+    return 3 if _QUANTIZATION.sub("", _short(known)) == _short(name) else None
 
 
 def matching(name: str, known: Iterable[str]) -> list[str]:
-    """The names that ``name`` means: exactly that one; else those that differ in case or the file's ending;
-    else those with an owner before the last slash where ``name`` has none, or the other way round; else those
-    that tell their quantization as well. Each once, in order."""
-    names = list(dict.fromkeys(known))
-    if name in names:
-        return [name]
-    if same := [each for each in names if _plain(each) == _plain(name)]:
-        return same
-    if "/" in name:  # an owner was given: another owner's model is another model
-        names = [each for each in names if "/" not in each]
-    if same := [each for each in names if _short(each) == _short(name)]:
-        return same
-    return [each for each in names if _QUANTIZATION.sub("", _short(each)) == _short(name)]
+    """The known names that are the nearest to ``name``, if any is near: each once, in order. For names that
+    nobody else can choose."""
+    near = {each: how for each in known if (how := nearness(name, each)) is not None}
+    nearest = min(near.values(), default=0)
+    return [each for each, how in near.items() if how == nearest]
 
 
-def references(wanted: ModelName, refs: Iterable[ModelRef]) -> list[ModelRef]:
-    """The models that ``wanted`` means, one for each digest, in order."""
-    fitting = [ref for ref in refs if wanted.fits(ref.digest)]
-    names = set(matching(wanted.name, (ref.name for ref in fitting)))
-    by_digest = {ref.digest: ref for ref in fitting if ref.name in names}
-    return sorted(by_digest.values(), key=lambda ref: (ref.name, ref.digest))
+def digest_prefix(digest: str, others: Iterable[str]) -> str:
+    """Its first characters: PREFIX of them, or more where others begin alike."""
+    length = PREFIX
+    for other in others:
+        while other != digest and length < len(digest) and other.startswith(digest[:length]):
+            length += MIN_PREFIX
+    return digest[:length]
 
 
 def ambiguous(wanted: ModelName, refs: Sequence[ModelRef], where: str) -> UsageError:
@@ -106,10 +115,10 @@ def near_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Known names that ``name`` may be a misspelling of, the likeliest first."""
     by_plain: dict[str, str] = {}
     for each in known:
-        by_plain.setdefault(_plain(each), each)
+        by_plain.setdefault(plain_name(each), each)
         by_plain.setdefault(_short(each), each)
     name = name[:MAX_NAME_CHARS]
-    found = get_close_matches(_plain(name), by_plain, n=2 * most, cutoff=_CLOSE)
+    found = get_close_matches(plain_name(name), by_plain, n=2 * most, cutoff=_CLOSE)
     found += get_close_matches(_short(name), by_plain, n=2 * most, cutoff=_CLOSE)
     return list(dict.fromkeys(by_plain[each] for each in found))[:most]
 
@@ -123,15 +132,21 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    return " or ".join(map(repr, names[:_LISTED])) + (" or others" if len(names) > _LISTED else "")
+    return " or ".join(map(quoted, names[:_LISTED])) + (" or others" if len(names) > _LISTED else "")
 
 
-def _plain(name: str) -> str:
-    return name.casefold().removesuffix(".gguf")
+def quoted(name: str) -> str:
+    """Letters of other alphabets among Latin ones are told by their numbers: they may look alike."""
+    return ascii(name) if any(letter.isascii() and letter.isalpha() for letter in name) else repr(name)
+
+
+def plain_name(name: str) -> str:
+    """What is the same for names that differ in case and the ending ``.gguf`` alone."""
+    return normalize("NFC", name).casefold().removesuffix(".gguf")
 
 
 def _short(name: str) -> str:
-    return _plain(name).rpartition("/")[2]
+    return plain_name(name).rpartition("/")[2]
 
 
 def _shown(text: str) -> str:

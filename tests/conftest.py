@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,14 @@ def no_failure_goes_unnoticed() -> Iterator[None]:
     yield
     logging.getLogger("asyncio").removeHandler(handler)
     assert not handler.said, "\n".join(handler.said)
+
+
+@pytest.fixture(autouse=True)
+def known_models(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of what this machine knows of models' names: not the one of whoever runs the tests."""
+    home = tmp_path_factory.getbasetemp() / "homes" / secrets.token_hex(8)
+    monkeypatch.setattr("swarm_node.shards.known_models.state_folder", lambda: home)
+    return home / "known_models"
 
 
 ROOT = Path(__file__).resolve().parent.parent

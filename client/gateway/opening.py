@@ -16,7 +16,7 @@ from ...swarm.entry import SwarmEntry, swarm_entry
 from ...swarm.errors import UsageError
 from ..async_model import AsyncSwarmModel, check_options
 from ..local_model import LocalModel, OnProgress, load_local_model
-from ..model_opening import Load, open_model
+from ..model_opening import Load, OnDecision, open_model
 from ..network import ClientNetwork, open_network
 from .admission import ApiKeys
 from .gateway import Gateway, GatewayLimits
@@ -55,10 +55,11 @@ async def open_gateway(
     speculate: Literal["auto", "off"] = "auto",
     draft: str | None = None,
     on_progress: OnProgress | None = None,
+    on_decision: OnDecision | None = None,
 ) -> AsyncIterator[GatewayServer]:
     """Listen, load the models' client parts, join the swarm. ``limits``: fields of GatewayLimits.
 
-    Raises UsageError, ModelErrors and NetworkErrors.
+    ``on_decision``: as of ``open_model``. Raises UsageError, ModelErrors and NetworkErrors.
     """
     check_options(wire_codec, wait)
     entry = swarm_entry(
@@ -80,7 +81,7 @@ async def open_gateway(
             on_progress=on_progress,
             draft=draft,
         )
-        network, loaded = await _open_all(models, entry, load, wait, on_progress)
+        network, loaded = await _open_all(models, entry, load, wait, on_progress, on_decision)
         stack.push_async_callback(network.close)
         opened = [
             await stack.enter_async_context(
@@ -112,6 +113,7 @@ async def _open_all(
     load: Load,
     wait: float,
     on_progress: OnProgress | None,
+    on_decision: OnDecision | None,
 ) -> tuple[ClientNetwork, list[LocalModel]]:
     """Join the swarm and load all models at once, none named: the one that the swarm serves. A model that
     cannot be opened is the better message."""
@@ -119,7 +121,9 @@ async def _open_all(
     warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
     names: list[str | None] = [*models] or [None]
     loading = [
-        asyncio.create_task(open_model(name, joining, load, wait=wait, on_progress=on_progress))
+        asyncio.create_task(
+            open_model(name, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision)
+        )
         for name in names
     ]
     try:

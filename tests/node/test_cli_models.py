@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from swarm_node.node.cli_demand import demand_lines
 from swarm_node.node.cli_models import run_models
 from swarm_node.node.cli_parser import build_parser
 from swarm_node.node.cli_status import Snapshot
+from swarm_node.shards.known_models import KnownModels
 from swarm_node.shards.registry import ModelFiles
 from swarm_node.swarm.demand import Wanted, WantedModel, tally
-from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.errors import PeerUnreachableError, UsageError
+from swarm_node.swarm.names import ModelName
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)
@@ -24,7 +28,7 @@ FILES = ModelFiles("mine.Q4_1", Path("/models/mine.Q4_1.gguf"), "gguf", 98_000_0
 
 
 def node(peer_id: str, blocks: str, state: NodeState = NodeState.ONLINE) -> NodeInfo:
-    return NodeInfo(peer_id, (), MODEL, Span.parse(blocks), state)
+    return NodeInfo(peer_id, ("/ip4/192.168.1.7/tcp/1",), MODEL, Span.parse(blocks), state)
 
 
 def asks(*names: str) -> list[Wanted]:
@@ -103,7 +107,7 @@ async def test_models_as_a_table(machine: Machine, capsys: pytest.CaptureFixture
     assert "here (gguf)" in told
     assert "98.0 MB" in told
     (row,) = (line for line in told.splitlines() if "tiny@abababababab" in line)
-    assert "swarm (2 nodes)" in row
+    assert "swarm (2 nodes, 1 network)" in row
     assert "missing 10-29" in row
     assert "wanted: other by 1 peer; nobody serves it" in told
 
@@ -122,10 +126,62 @@ async def test_models_as_json(machine: Machine, capsys: pytest.CaptureFixture[st
         }
     ]
     assert report["swarm"] == [
-        {"name": "tiny", "digest": MODEL.digest, "n_blocks": 30, "nodes": 1, "missing": []}
+        {
+            "name": "tiny",
+            "digest": MODEL.digest,
+            "n_blocks": 30,
+            "nodes": 1,
+            "networks": 1,
+            "used_since": "",
+            "missing": [],
+        }
     ]
+    assert report["pinned"] == []
     assert [each["name"] for each in report["wanted"]] == ["tiny"]
     assert report["problem"] == ""
+
+
+async def test_a_name_is_pinned_and_unpinned(
+    machine: Machine, capsys: pytest.CaptureFixture[str], known_models: Path
+) -> None:
+    machine.snapshot = Snapshot([node("a", "0-29")], ())
+    await run("pin", "TINY@abab")
+    assert capsys.readouterr().out.startswith("TINY is TINY@abababababab on this machine, and nothing else")
+    assert KnownModels(known_models).pins() == (ModelName("TINY", MODEL.digest),)
+    await run()
+    assert "TINY@abababababab: pinned" in capsys.readouterr().out
+    await run("pin", "other@sha256:" + "9" * 64, "--json")
+    assert json.loads(capsys.readouterr().out)["root"] == "9" * 64
+    await run("unpin", "tiny", "--json")
+    assert json.loads(capsys.readouterr().out)["was_pinned"] is True
+    await run("unpin", "tiny")
+    assert "was not pinned" in capsys.readouterr().out
+    await run("--json")
+    assert json.loads(capsys.readouterr().out)["pinned"] == ["other@sha256:" + "9" * 64]
+
+
+@pytest.mark.parametrize("words", [("pin",), ("pin", "tiny"), ("pin", "tiny@beef"), ("unpin",)])
+async def test_a_pin_says_one_model(machine: Machine, words: tuple[str, ...]) -> None:
+    twin = replace(node("b", "0-29"), model=replace(MODEL, digest="abac" * 16))
+    machine.snapshot = Snapshot([node("a", "0-29"), twin], ())
+    with pytest.raises(UsageError) as caught:
+        await run(*words)
+    assert caught.value.hint
+    twin = replace(twin, model=replace(MODEL, digest="abab" + "0" * 60))
+    machine.snapshot = Snapshot([node("a", "0-29"), twin], ())
+    with pytest.raises(UsageError, match="2 models of this swarm are tiny@abab"):
+        await run("pin", "tiny@abab")
+
+
+async def test_what_was_used_here_is_told(
+    machine: Machine, capsys: pytest.CaptureFixture[str], known_models: Path
+) -> None:
+    KnownModels(known_models, lambda: datetime(2026, 11, 20, tzinfo=UTC)).note_used("t", MODEL.digest)
+    machine.snapshot = Snapshot([node("a", "0-29")], ())
+    await run()
+    assert "tiny@abababababab: used here since 2026-11-20" in capsys.readouterr().out
+    await run("--json")
+    assert json.loads(capsys.readouterr().out)["swarm"][0]["used_since"] == "2026-11-20T00:00:00+00:00"
 
 
 async def test_models_without_a_swarm(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

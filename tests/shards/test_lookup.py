@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.lookup import ModelNotFoundError, Source, find_local, resolve_model
 from swarm_node.shards.registry import LocalRegistry
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.types import ModelRef
+from swarm_node.swarm.types import ModelRef, NodeInfo
 
 HFLlamaIn = Callable[..., Path]
 ONE, TWO = ModelRef("demo", "ab12" * 16, 4), ModelRef("demo", "cd34" * 16, 4)
@@ -24,6 +24,9 @@ class Index:
 
     async def models(self) -> list[ModelRef]:
         return self.refs
+
+    async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
+        return []
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ async def test_the_swarms_index_is_next(places: LocalRegistry) -> None:
     assert (location.source, location.ref, location.path) == (Source.SWARM, OTHER, "")
     with pytest.raises(UsageError, match="2 different models are called demo in this swarm") as caught:
         await resolve_model("demo", Index(ONE, TWO), places)
-    assert "demo@ab12ab12ab12 or demo@cd34cd34cd34" in caught.value.hint
+    assert "--model demo@ab12ab12ab12 or demo@cd34cd34cd34" in caught.value.hint
     assert (await resolve_model("demo@cd34", Index(ONE, TWO), places)).ref == TWO
     rooted = await resolve_model("demo@sha256:" + "9" * 64, Index(ONE), places)
     assert (rooted.ref, rooted.root) == (ONE, "9" * 64)

@@ -12,10 +12,11 @@ from swarm_node.swarm.names import (
     ModelName,
     ambiguous,
     did_you_mean,
+    digest_prefix,
     is_same_name,
     matching,
     near_names,
-    references,
+    nearness,
 )
 from swarm_node.swarm.types import ModelRef
 
@@ -82,13 +83,36 @@ def test_quantizations_need_not_be_said(suffix: str) -> None:
 
 
 def test_models_of_one_name_are_told_apart_by_digest() -> None:
-    assert references(ModelName("demo"), [TWO, ONE, ONE]) == [ONE, TWO]
-    assert references(ModelName("demo", "cd34"), [ONE, TWO]) == [TWO]
-    assert references(ModelName("demo", "ffff"), [ONE, TWO]) == []
-    assert references(ModelName("SmolLM2-135M-Instruct"), [ONE, QUANTIZED]) == [QUANTIZED]
-    assert references(ModelName("SmolLM2-135M-Instruct"), [QUANTIZED, OWNED]) == [OWNED]
-    error = ambiguous(ModelName("demo"), [ONE, TWO], "in this swarm")
+    error = ambiguous(ModelName("demo"), [ONE, TWO], "on this machine")
     assert "demo@ab12ab12ab12 or demo@cd34cd34cd34" in error.hint
+    assert digest_prefix(ONE.digest, [ONE.digest, TWO.digest]) == "ab12ab12ab12"
+    twin = ONE.digest[:30] + "0" * 34
+    assert ONE.digest.startswith(shown := digest_prefix(ONE.digest, [twin, TWO.digest]))
+    assert not twin.startswith(shown), "a stranger announces what begins alike"
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "how"),
+    [
+        ("demo", "demo", 0),
+        ("demo", "Demo.gguf", 1),
+        ("demo", "owner/demo", 2),
+        ("Owner/Demo.gguf", "demo", 2),
+        ("demo", "owner/demo-Q4_1", 3),
+        ("demo.Q4_1", "demo", None),
+        ("owner/demo", "other/demo", None),
+        ("owner/demo", "other/demo.Q4_1", None),
+        ("caf\u00e9", "cafe\u0301", 1),
+        ("demo", "d\u0435mo", None),
+    ],
+)
+def test_how_near_names_are(said: str, known: str, how: int | None) -> None:
+    assert nearness(said, known) == how
+
+
+def test_letters_that_look_alike_are_shown_as_what_they_are() -> None:
+    assert did_you_mean("demo", ["d\u0435mo"], "") == "did you mean 'd\\u0435mo'?"
+    assert did_you_mean("\u6a21", ["\u6a21\u578b"], "") == "did you mean '\u6a21\u578b'?"
 
 
 def test_misspelt_names_get_the_near_ones() -> None:
