@@ -258,8 +258,9 @@ class AsyncSwarmModel:
 
     def _ended(self, run: GenerationRun) -> None:
         self._runs.discard(run)
-        if run.result is not None and self._noting is None:
-            self._noting = asyncio.ensure_future(asyncio.to_thread(self._local.answered))
+        answered = self._local.answered
+        if run.result is not None and answered is not None and self._noting is None:
+            self._noting = asyncio.ensure_future(asyncio.to_thread(answered))
             self._noting.add_done_callback(look_at)
 
     def session(self, max_tokens: int, *, prompt_tokens: int = 1) -> SwarmSession:

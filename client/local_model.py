@@ -82,7 +82,7 @@ class LocalModel:
     head: HeadModel
     tokenizer: TextTokenizer
     close: Callable[[], None] = lambda: None
-    answered: Callable[[], None] = lambda: None
+    answered: Callable[[], None] | None = None
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
 

@@ -156,7 +156,7 @@ _LEGEND = """\
   jrnl: how full the journal is that repairs need[/]"""
 
 
-def _table(model: dict[str, Any], digests: Sequence[str]) -> Table:
+def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
     # What peers announce is their text: escaped, so that it cannot style our table.
     table = Table(
         title=f"{shown(model['name'])}  ({model['n_blocks']} blocks, "

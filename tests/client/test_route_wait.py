@@ -75,7 +75,7 @@ async def test_one_that_serves_other_weights_after_all() -> None:
 async def test_another_model_under_the_same_name_is_explained() -> None:
     swarm, router, _ = await clocked_swarm(a="0-5")
     swarm.announce("a", model=replace(MODEL, digest="cd" * 32))
-    with pytest.raises(ModelMismatchError, match=f"{'cd' * 6}.*{'ab' * 6}"):
+    with pytest.raises(ModelMismatchError, match=f"{'ab' * 6}.*{'cd' * 6}"):
         await router.plan(NEED)
 
 
