@@ -27,9 +27,12 @@ class TokenEvent:
 
 
 class PieceDecoder(Protocol):
-    """``shards.tokenizer.Detokenizer``: token ids in, whole characters out."""
+    """``shards.tokenizer.Detokenizer``: token ids in, whole characters out. ``hidden`` is what a token spells
+    that is left out of them, "" for any other."""
 
     def push(self, token: int) -> str: ...
+
+    def hidden(self, token: int) -> str: ...
 
     def flush(self) -> str: ...
 
@@ -69,6 +72,8 @@ class Answer:
             self.reason = "stop"
         else:
             text = stops.push(self._detokenizer.push(choice.token))
+            if not stops.is_empty and (spelled := self._detokenizer.hidden(choice.token)):
+                text += stops.push(spelled, hidden=True)
             if last:
                 self.reason = "stop"
             elif len(self.choices) >= self._max_tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,13 @@ class Tokenizer:
 
     def special_ids(self) -> frozenset[int]:
         """Tokens that are no text: they steer the model, and ``decode`` leaves them out."""
+        return frozenset(self.hidden_texts)
+
+    @cached_property
+    def hidden_texts(self) -> Mapping[int, str]:
+        """What the special tokens spell, by token."""
         added = self._backend.get_added_tokens_decoder()
-        return frozenset(token for token, entry in added.items() if entry.special)
+        return {token: entry.content for token, entry in added.items() if entry.special}
 
     @property
     def has_chat_template(self) -> bool:
@@ -217,10 +223,7 @@ class Tokenizer:
                 "this model has no chat template", hint="Send plain text instead (--raw on the command line)."
             )
         if self._template is None:
-            added = self._backend.get_added_tokens_decoder()
-            control = ControlTokens(
-                (token.content for token in added.values() if token.special), self._markers()
-            )
+            control = ControlTokens(self.hidden_texts.values(), self._markers())
             self._template = ChatTemplates(self.chat_template, self.special_tokens, self._origin, control)
         return self._template
 
@@ -246,6 +249,10 @@ class Detokenizer:
         if len(text) <= len(self._context_text) and held < _MAX_HELD:
             return ""  # a special token that is left out, or a space that a decoder strips for now
         return self._advance(text)
+
+    def hidden(self, token: int) -> str:
+        """What a token spells that the text leaves out; "" for any other."""
+        return self._tokenizer.hidden_texts.get(token, "") if self._skip_special else ""
 
     def flush(self) -> str:
         """What is still held back: the rest of a character that was never finished."""

@@ -93,7 +93,7 @@ def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
         "frequency_penalty": _or(body.number("frequency_penalty", -2, 2), 0.0),
         "presence_penalty": _or(body.number("presence_penalty", -2, 2), 0.0),
         "repetition_penalty": _or(body.number("repetition_penalty", 0.01, 100), 1.0),
-        "stop": body.texts("stop", most=MAX_STOPS, longest=MAX_STOP_LENGTH),
+        "stop": body.texts("stop", most=MAX_STOPS, longest=MAX_STOP_LENGTH) if body.raw("stop") != "" else (),
         "ignore_eos": body.flag("ignore_eos") or False,
     }
     if "" in options["stop"]:

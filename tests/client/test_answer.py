@@ -48,3 +48,17 @@ def test_a_token_may_be_the_last_by_itself() -> None:
 def test_probabilities_are_handed_on() -> None:
     event = _answer().push(Choice(97, -0.5, ((97, -0.5), (98, -1.5))))
     assert (event.token, event.text, event.logprob, event.top) == (97, "a", -0.5, ((97, -0.5), (98, -1.5)))
+
+
+def test_a_control_token_that_is_no_end_of_text_may_be_what_to_stop_at() -> None:
+    def answer(*stop: str) -> Answer:
+        return Answer(ToyTokenizer().stream(), frozenset(), stop, 100)
+
+    ended = answer("</s>")
+    assert _texts(ended, [*b"ab", EOS]) == ["a", "b", ""]
+    assert (ended.reason, ended.text) == ("stop_string", "ab")
+    across = answer("b</s>c")
+    assert "".join(_texts(across, [*b"ab", EOS, *b"c"])) == "a"
+    assert across.reason == "stop_string"
+    other = answer("</t>")
+    assert "".join(_texts(other, [*b"ab", EOS, *b"c"])) == "abc"

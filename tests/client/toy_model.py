@@ -65,6 +65,9 @@ class ToyDetokenizer:
     def push(self, token: int) -> str:
         return self._decoder.decode(bytes([token])) if token < 256 else ""
 
+    def hidden(self, token: int) -> str:
+        return {BOS: "<s>", EOS: "</s>"}.get(token, "")
+
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
 

@@ -111,6 +111,20 @@ async def test_stop_strings_end_an_answer_and_are_not_shown(serve: Serve, stream
     assert (text, reason) == ("one ", "stop")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_control_token_may_be_what_to_stop_at(serve: Serve, stream: bool) -> None:
+    served = await serve(head=ScriptedHead([*b"one", EOS, *b" two"]))
+    request: dict[str, Any] = {**GREEDY, "extra_body": {"ignore_eos": True}, "stop": ["</s>"]}
+    if stream:
+        chunks = [each async for each in await served.openai.chat.completions.create(**request, stream=True)]
+        text = "".join(each.choices[0].delta.content or "" for each in chunks)
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        choice = (await served.openai.chat.completions.create(**request)).choices[0]
+        text, reason = choice.message.content, choice.finish_reason
+    assert (text, reason) == ("one", "stop")
+
+
 async def test_end_of_text_counts_as_a_token_and_is_no_text(serve: Serve) -> None:
     served = await serve(head=ScriptedHead([*b"abc", EOS]))
     answer = await served.openai.chat.completions.create(**GREEDY, logprobs=True)
