@@ -108,24 +108,24 @@ def load_local_model(
     from ..shards.checkpoint import open_checkpoint
     from ..shards.client_model import load_client_model
 
-    def progress(doing: str) -> Callable[[int, int, str], None] | None:
+    def progress(doing: str = "") -> Callable[[int, int, str], None] | None:
         if on_progress is None:
             return None
         return lambda done, total, label: on_progress(
-            f"{doing} {label} ({done * 100 // total if total else 100} %)"
+            f"{doing}{label} ({done * 100 // total if total else 100} %)"
         )
 
     if on_progress is not None and device == "cpu" and not native_library.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
-    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress("Fetching"))
+    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress())
     try:
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
-        head = load_client_model(checkpoint, options, progress("Loading"), threads=threads)
+        head = load_client_model(checkpoint, options, progress("Loading "), threads=threads)
         guesser = None
         if draft is not None:
-            on_part = progress("Loading draft model,")
+            on_part = progress("Loading draft model, ")
             vocab = (tokenizer, config.vocab_size)
             guesser = load_draft_model(draft, *vocab, device=device, threads=threads, progress=on_part)
     except BaseException:

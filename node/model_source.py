@@ -29,7 +29,10 @@ class ModelSource(Protocol):
 
 
 class LocalOrHubModel:
-    """A path, or a name on the HuggingFace hub, of which only files that hold the span are fetched."""
+    """A path, or a name on the HuggingFace hub, of which only files that hold the span are fetched.
+
+    Files here are hashed in pieces as well: a node announces their root.
+    """
 
     needs_network = False  # not the swarm's
 
@@ -42,7 +45,7 @@ class LocalOrHubModel:
     async def describe(self) -> Checkpoint:
         if self._checkpoint is None:
             self._checkpoint = await asyncio.to_thread(
-                open_checkpoint, self._name, weights=False, progress=self._progress
+                open_checkpoint, self._name, weights=False, pieces=True, progress=self._progress
             )
         return self._checkpoint
 
@@ -50,7 +53,7 @@ class LocalOrHubModel:
         if self._checkpoint is None or not self._is_here:
             self.close()
             self._checkpoint = await asyncio.to_thread(
-                open_checkpoint, self._name, blocks=span, progress=self._progress
+                open_checkpoint, self._name, blocks=span, pieces=True, progress=self._progress
             )
         return self._checkpoint
 

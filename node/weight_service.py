@@ -1,6 +1,8 @@
-"""A node's sharing of weights: serves the model that it was asked to serve, whole or as it comes.
+"""A node's word about the files of its model, and their sharing: whole, or as they come.
 
-Nothing else on this machine can be asked for: what is shared is on the shelf by its root.
+A node that has a model whole announces the root of its files, also where it shares nothing: so whoever
+fetches from another hears more than one. Nothing else on this machine can be asked for: what is shared is on
+the shelf by its root.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ..shards.file_hashes import HashingStopped, Progress
 from ..shards.piece_cache import DEFAULT_CACHE_BYTES, PieceCache
-from ..shards.piece_hashing import HashingStopped, Progress, manifest_of, model_files
+from ..shards.piece_hashing import manifest_of, model_files
 from ..shards.piece_holder import PieceHolder, WholeFiles
 from ..shards.piece_messages import WEIGHTS_PROTOCOL
 from ..shards.piece_server import PieceServer, PieceShelf, ServedPieces
@@ -52,7 +55,7 @@ class WeightOptions:
 class WeightService:
     """A ``serve.Service``. ``shelf`` is what it serves: whoever fetches puts there what comes.
 
-    ``share_files`` serves a model that is here whole, once it is hashed; ``announce`` one that is on it.
+    ``add_files`` takes a model that is here whole, once it is hashed; ``announce`` tells of one that comes.
     """
 
     def __init__(self, options: WeightOptions, on_progress: Progress | None = None) -> None:
@@ -63,7 +66,7 @@ class WeightService:
         self._node: Node | None = None
         self._shares = False
         self._roots: dict[str, str] = {}  # by the model's digest
-        self._shared: dict[str, _SharedFiles] = {}  # by the model's digest
+        self._files: dict[str, _ModelFiles] = {}  # by the model's digest
 
     @property
     def node(self) -> Node | None:
@@ -81,15 +84,15 @@ class WeightService:
         self._shares = given if given is not None else all_private(node.maddrs)
         if self._shares:
             await node.transport.serve(WEIGHTS_PROTOCOL, self._server.handle)
-            node.amend.append(self._amended)
-            for digest in self._shared:
-                self._begin(digest)
+        node.amend.append(self._amended)
+        for digest in self._files:
+            self._begin(digest)
         try:
             yield
         finally:
-            hashing = [shared.hashing for shared in self._shared.values() if shared.hashing is not None]
-            for digest in list(self._shared):
-                self.unshare(digest)
+            hashing = [files.hashing for files in self._files.values() if files.hashing is not None]
+            for digest in list(self._files):
+                self.forget(digest)
             await asyncio.gather(*hashing, return_exceptions=True)
             self._node = None
 
@@ -97,63 +100,69 @@ class WeightService:
         return self._server.statistics()
 
     def announce(self, digest: str, root: str) -> None:
-        """Pieces of this root are on the shelf: the model's."""
-        if self._roots.get(digest) != root:
+        """Pieces of this root are here: the model's. "": of none."""
+        if self._roots.get(digest, "") != root:
             self._roots[digest] = root
             if self._node is not None:
                 self._node.announce_soon()
 
-    def share_files(self, digest: str, path: Path) -> None:
-        """Serve the files of a model on this machine, once the node is in its network and they are hashed."""
-        if digest not in self._shared:
-            self._shared[digest] = _SharedFiles(path.expanduser())
+    def add_files(self, digest: str, path: Path) -> None:
+        """Announce the files of a model on this machine, and serve them where this node shares, once it is in
+        its network and they are hashed."""
+        if digest not in self._files:
+            self._files[digest] = _ModelFiles(path.expanduser())
             if self._node is not None:
                 self._begin(digest)
 
-    def unshare(self, digest: str) -> None:
+    def forget(self, digest: str) -> None:
         """The model is not this node's any more."""
         self._roots.pop(digest, None)
-        if (shared := self._shared.pop(digest, None)) is not None:
-            shared.stop.set()  # what is being hashed is closed when that has stopped
-            if (holder := shared.holder) is not None and self.shelf.get(holder.manifest.root) is holder:
+        if (files := self._files.pop(digest, None)) is not None:
+            files.stop.set()  # what is being hashed is closed when that has stopped
+            if (holder := files.holder) is not None and self.shelf.get(holder.manifest.root) is holder:
                 self.shelf.remove(holder.manifest.root)
-            if shared.hashing is None or shared.hashing.done():
-                shared.close()
+            if files.hashing is None or files.hashing.done():
+                files.close()
 
     def _begin(self, digest: str) -> None:
-        shared = self._shared[digest]
-        if self._shares and shared.hashing is None:
-            shared.hashing = asyncio.create_task(self._share(digest, shared), name="weights-hashing")
+        files = self._files[digest]
+        if files.hashing is None:
+            files.hashing = asyncio.create_task(self._add(digest, files), name="weights-hashing")
 
-    async def _share(self, digest: str, shared: _SharedFiles) -> None:
-        node = self._node
+    async def _add(self, digest: str, files: _ModelFiles) -> None:
         try:
-            on_change = partial(self._changed, asyncio.get_running_loop(), digest, shared)
-            holder = await asyncio.to_thread(shared.open, self._on_progress, on_change)
+            on_change = partial(self._changed, asyncio.get_running_loop(), digest, files)
+            holder = await asyncio.to_thread(files.open, self._on_progress, on_change)
+            if (found := holder.manifest.identity.digest) != digest:
+                raise CheckpointError(
+                    f"{files.path} is another model than the one that was opened: {found[:12]}",
+                    hint="Start again when it is written.",
+                )
         except HashingStopped:
             return
         except ModelError as error:
-            log.warning("event=weights_not_shared path=%s error=%r", shared.path, error.message)
-            if node is not None:
-                node.emit("not_sharing", message=error.message)
+            log.warning("event=weights_not_shared path=%s error=%r", files.path, error.message)
+            if self._node is not None and self._shares:
+                self._node.emit("not_sharing", message=error.message)
             return
-        if shared.stop.is_set():
-            shared.close()
+        if files.stop.is_set():
+            files.close()
             return
         root = holder.manifest.root
-        self.shelf.put(holder)
+        if self._shares:
+            self.shelf.put(holder)
         self.announce(digest, root)
-        if node is not None:
-            node.emit("sharing", root=root, bytes=holder.manifest.total_bytes)
+        if self._node is not None and self._shares:
+            self._node.emit("sharing", root=root, bytes=holder.manifest.total_bytes)
 
     def _changed(
-        self, loop: asyncio.AbstractEventLoop, digest: str, shared: _SharedFiles, error: CheckpointError
+        self, loop: asyncio.AbstractEventLoop, digest: str, files: _ModelFiles, error: CheckpointError
     ) -> None:
         """From any thread: a file is not what was hashed. What was loaded of it stays as it is."""
 
         def stop_sharing() -> None:
-            if self._shared.get(digest) is shared:
-                self.unshare(digest)
+            if self._files.get(digest) is files:
+                self.forget(digest)
                 if self._node is not None:
                     self._node.emit("not_sharing", message=error.message)
                     self._node.announce_soon()
@@ -163,13 +172,15 @@ class WeightService:
 
     def _amended(self, info: NodeInfo) -> NodeInfo:
         digest = info.model.digest
-        root = self._roots.get(digest, "")
-        whole = root != "" and digest in self._shared and not is_store(self._shared[digest].path)
-        return replace(info, weights_root=root, weights_whole=whole, shares_weights=root != "")
+        if not (root := self._roots.get(digest, "")):
+            return info
+        files = self._files.get(digest)
+        whole = files is not None and isinstance(files.holder, WholeFiles)
+        return replace(info, weights_root=root, weights_whole=whole, shares_weights=self._shares)
 
 
-class _SharedFiles:
-    """A model here that is to be served whole."""
+class _ModelFiles:
+    """A model that is here whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -182,8 +193,7 @@ class _SharedFiles:
         if is_store(self.path):
             self.holder = PieceStore(self.path)
         else:
-            remembered = weights_folder() / "manifests"
-            manifest = manifest_of(self.path, remembered, progress=on_progress, stop=self.stop)
+            manifest = manifest_of(self.path, progress=on_progress, stop=self.stop)
             self.holder = WholeFiles(manifest, model_files(self.path), on_change)
         return self.holder
 

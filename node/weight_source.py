@@ -93,17 +93,17 @@ class FoundModel:
     def close(self) -> None:
         if self._source is not None:
             self._source.close()
-            self._weights.unshare(self._digest)
+            self._weights.forget(self._digest)
 
     async def _share(self, model: ModelRef) -> None:
-        """Offer what is here whole to others; what comes from peers is offered as it comes."""
+        """Announce what is here whole; what comes from peers is announced as it comes."""
         place = self._location
         if place is not None and place.source is Source.HUB:
             place = await asyncio.to_thread(
                 find_local, place.name
             )  # where all of its files have been fetched
         if place is not None and place.source is Source.LOCAL:
-            self._weights.share_files(model.digest, Path(place.path))
+            self._weights.add_files(model.digest, Path(place.path))
         self._digest = model.digest
 
     async def _found(self) -> ModelSource:

@@ -80,18 +80,6 @@ class AffineSource:
             biases=biases,
         )
 
-    def read(self, name: str, start: int, length: int) -> bytes:
-        if name not in self._matrices:
-            return self._inner.read(name, start, length)
-        found = bytearray()  # of the three tensors, one behind the other
-        for part in stored_names(name):
-            size = self._inner.manifest[part].nbytes
-            if length > 0 and start < size:
-                found += self._inner.read(part, start, taken := min(length, size - start))
-                length -= taken
-            start = max(0, start - size)
-        return bytes(found)
-
     def release(self) -> None:
         self._inner.release()
 

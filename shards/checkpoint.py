@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Self
 from ..swarm.errors import CheckpointError, UsageError
 from ..swarm.types import ModelRef, Span
 from .config import ModelConfig
-from .digest import model_digest
+from .digest import ModelIdentity
+from .file_hashes import Progress
 from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
 from .hf_tensors import checked_tensors
 from .manifest import TensorInfo, TensorSource
+from .piece_hashing import model_identity
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
 from .safetensors_reader import open_directory
@@ -23,23 +25,28 @@ from .safetensors_reader import open_directory
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-Progress = Callable[[int, int, str], None]
-"""``progress(done_bytes, total_bytes, file name)`` while files are downloaded."""
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _HUB_CACHE = re.compile(r"^models--(.+?)--(.+)$")
 
 
 class Checkpoint:
-    """``ref`` (name and digest) and ``config`` of a model; tensors under HuggingFace's names, read when used.
+    """``ref`` (name and digest), ``identity`` and ``config`` of a model; tensors under HuggingFace's names,
+    read when used.
 
     Not thread-safe while it is being closed; reading from several threads is fine.
     """
 
     def __init__(
-        self, name: str, config: ModelConfig, source: TensorSource, make_tokenizer: Callable[[], Tokenizer]
+        self,
+        name: str,
+        config: ModelConfig,
+        source: TensorSource,
+        make_tokenizer: Callable[[], Tokenizer],
+        identity: ModelIdentity,
     ) -> None:
         self.config = config
-        self.ref = ModelRef(name, model_digest(config, source), config.n_blocks)
+        self.identity = identity
+        self.ref = ModelRef(name, identity.digest, config.n_blocks)
         self._source = source
         self._make_tokenizer = make_tokenizer
         self._tokenizer: Tokenizer | None = None
@@ -82,10 +89,13 @@ def open_checkpoint(
     blocks: Span | None = None,
     client: bool = False,
     weights: bool = True,
+    pieces: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """A HuggingFace directory, a ``.gguf`` file, a model fetched from peers, or the name of one on the hub.
 
+    Blocks while the model's files are hashed for its identity, which is remembered; ``pieces``: as in
+    ``model_identity``. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
     Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
     head and tokenizer; all of them where neither is named, and without ``weights`` only what describes the
     model. UsageError where ``blocks`` are outside the model,
@@ -99,9 +109,9 @@ def open_checkpoint(
 
         checkpoint = open_stored(path, blocks, client)
     elif path.is_dir():
-        checkpoint = open_hf_directory(path)
+        checkpoint = _open_directory(path, pieces, progress)
     elif path.is_file():
-        checkpoint = _open_file(path)
+        checkpoint = _open_file(path, pieces, progress)
     elif is_hub_name(path_or_name):
         from .hub import open_hub_model  # here: huggingface_hub is imported only for hub models
 
@@ -122,9 +132,16 @@ def open_checkpoint(
     return checkpoint
 
 
-def open_hf_directory(directory: Path) -> Checkpoint:
+def _open_directory(directory: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
     config, source = checked_tensors(directory_config(directory), open_directory(directory), str(directory))
-    return Checkpoint(directory_name(directory), config, source, lambda: _tokenizer_of(directory, config))
+    try:
+        identity = model_identity(directory, pieces=pieces, progress=progress)
+    except BaseException:
+        source.close()
+        raise
+    return Checkpoint(
+        directory_name(directory), config, source, lambda: _tokenizer_of(directory, config), identity
+    )
 
 
 def directory_config(directory: Path) -> ModelConfig:
@@ -158,19 +175,24 @@ def check_span(span: Span, config: ModelConfig) -> None:
         )
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is one file of a checkpoint", hint="Give the directory that it is in.")
     if path.name.endswith(PART):
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
     source = GGUFSource(path)
+    try:
+        identity = model_identity(path, pieces=pieces, progress=progress)
+    except BaseException:
+        source.close()
+        raise
 
     def make_tokenizer() -> Tokenizer:
         from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
 
         return gguf_tokenizer(source.header)
 
-    return Checkpoint(path.stem, source.config, source, make_tokenizer)
+    return Checkpoint(path.stem, source.config, source, make_tokenizer, identity)
 
 
 def _tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer:

@@ -1,49 +1,95 @@
-"""The digest that every hop of a route must share: SHA-256 over what determines a model's output.
+"""What a model is: one digest over every file that shapes its answers.
 
-It covers the configuration, the manifest (name, shape, type of every tensor of the model) and a sample of
-the weights, so that a fine-tune or a merged LoRA differs from its base while hashing costs milliseconds, and
-a hub model of which a node holds one shard gets the same digest from a few range requests. The sample is a
-check against mistakes, not against forgery.
+The *digest* is the root of a small Merkle tree. Its leaves are the files of a model, each by its name, its
+size and its content; its branches are the four parts below, so that two models can be compared part by part:
+
+    digest  = SHA-256 of ["swarm-node model 1", settings, weights, tokenizer, template]
+    part    = SHA-256 of [[name, size, content], …], the part's files sorted by name
+
+each list as JSON without spaces, in ASCII, hashes in lowercase hexadecimal. The content of a file is its
+SHA-256. The HuggingFace hub tells that of a large file without sending the file: so a node that has fetched
+some files of a model knows the same digest as one that has all of them. A GGUF file is a whole model, and
+nobody has a part of it from the hub: its content is the SHA-256 of its piece size (8 bytes, big-endian) and
+the hashes of its pieces (``piece_manifest``). So a peer that fetches one by its digest can check every piece,
+and several threads can hash one file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
-from .config import ModelConfig
-from .manifest import FINAL_NORM, TensorSource, model_tensors
-
-_VERSION = "swarm-node model digest 1"
-_SAMPLE = 4096
-"""Bytes taken from the middle of a sampled matrix."""
-_NOT_PART = ("bos_token_id", "eos_token_ids", "native_dtype")
-"""Settings of tokenizer and files beside the weights: they change nothing of what a block computes."""
+_VERSION = "swarm-node model 1"
+GGUF_NAME = "model.gguf"
+"""What a GGUF file is called here, whatever it is called on the disk."""
 
 
-def model_digest(config: ModelConfig, source: TensorSource) -> str:
-    """64 lowercase hex characters."""
-    settings = {name: value for name, value in asdict(config).items() if name not in _NOT_PART}
-    manifest = [
-        [name, list(source.manifest[name].shape), source.manifest[name].qtype]
-        for name in sorted(model_tensors(config))
-        if name in source.manifest
-    ]
-    text = json.dumps([_VERSION, settings, manifest], sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode())
-    for name, start, length in sampled(config, source):
-        digest.update(source.read(name, start, length))
-    return digest.hexdigest()
+class Part(StrEnum):
+    """In the order of the digest; the values are for people."""
+
+    SETTINGS = "configuration"
+    WEIGHTS = "weights"
+    TOKENIZER = "tokenizer"
+    TEMPLATE = "chat template"
 
 
-def sampled(config: ModelConfig, source: TensorSource) -> Iterator[tuple[str, int, int]]:
-    """(tensor, first byte, bytes) of each sample, in order."""
-    yield FINAL_NORM, 0, source.manifest[FINAL_NORM].nbytes
-    for block in dict.fromkeys((0, config.n_blocks // 2, config.n_blocks - 1)):
-        for part in ("self_attn.q_proj", "mlp.down_proj"):
-            name = f"model.layers.{block}.{part}.weight"
-            size = source.manifest[name].nbytes
-            length = min(_SAMPLE, size)
-            yield name, (size - length) // 2, length
+SMALL_FILES = {
+    "config.json": Part.SETTINGS,
+    "generation_config.json": Part.SETTINGS,
+    "model.safetensors.index.json": Part.WEIGHTS,
+    "tokenizer.json": Part.TOKENIZER,
+    "tokenizer_config.json": Part.TOKENIZER,
+    "special_tokens_map.json": Part.TOKENIZER,
+    "chat_template.jinja": Part.TEMPLATE,
+    "chat_template.json": Part.TEMPLATE,
+}
+"""Every file beside the weights that is read of a model, where the model has it. What is not read, such as a
+README, is no part of the model: it may differ."""
+CLIENT_FILES = tuple(name for name, part in SMALL_FILES.items() if part in (Part.TOKENIZER, Part.TEMPLATE))
+"""Small files that only clients read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileHash:
+    """A leaf. ``content``: 32 bytes, as above."""
+
+    name: str
+    size: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """``parts``: each one's hash, 64 lowercase hex characters, in the order of ``Part``."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """64 lowercase hex characters."""
+        return _hash([_VERSION, *self.parts])
+
+    def differs_in(self, other: ModelIdentity) -> list[Part]:
+        return [part for part, own, its in zip(Part, self.parts, other.parts, strict=True) if own != its]
+
+
+def identity_of(files: Iterable[FileHash]) -> ModelIdentity:
+    """Of all files of a model, in any order."""
+    parts: dict[Part, list[FileHash]] = {part: [] for part in Part}
+    for file in sorted(files, key=lambda file: file.name):
+        parts[SMALL_FILES.get(file.name, Part.WEIGHTS)].append(file)
+    return ModelIdentity(
+        tuple(_hash([[f.name, f.size, f.content.hex()] for f in part]) for part in parts.values())
+    )
+
+
+def pieces_content(piece_size: int, hashes: bytes) -> bytes:
+    """The content of a file that is known by its pieces: a GGUF file."""
+    return hashlib.sha256(piece_size.to_bytes(8) + hashes).digest()
+
+
+def _hash(document: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(document, separators=(",", ":")).encode()).hexdigest()

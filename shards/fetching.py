@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from ..swarm.errors import ModelMismatchError, NetworkError
+from ..swarm.errors import ModelMismatchError, NetworkError, SwarmError
 from ..swarm.health import PeerHealth
 from ..swarm.transport import Transport
-from ..swarm.types import ModelRef, Span
+from ..swarm.types import ModelRef, NodeInfo, Span
 from .piece_cache import PieceCache
 from .piece_manifest import PieceManifest
 from .piece_server import PieceShelf
 from .piece_store import PieceStore
 from .piece_swarm import FetchSettings, FetchStatistics, LastResort, Nodes, PieceSwarm
 from .rate_cap import RateCap
-from .stored_checkpoint import IncompleteError, StoredCheckpoint, open_stored
+from .stored_checkpoint import (
+    ForgedError,
+    IncompleteError,
+    StoredCheckpoint,
+    check_whole_files,
+    open_stored,
+)
 from .weights_root import agreed_root
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """``progress(done_bytes, total_bytes, label)``, in the event loop."""
@@ -26,7 +37,10 @@ _PROGRESS_S = 0.1
 _AGREE_S = 0.5
 """Between looks for the first peer that shares the model: it may be hashing its files still."""
 _MOST_ROUNDS = 16
-"""Times that an opening may ask for more: headers, what they tell of, samples of the weights."""
+"""Times that an opening may ask for more: headers, and what they tell of."""
+
+_MOST_SET_ASIDE = 8
+"""Roots that turned out to be wrong, after which nobody's word is taken: each cost a manifest, or more."""
 
 
 class ModelFetch:
@@ -36,10 +50,13 @@ class ModelFetch:
             path = await fetch.fetch(None, client=False)      # enough to open and to look at
             path = await fetch.fetch(Span(0, 8), client=False)
 
-    ``model.digest`` may be "" where only the name is known. ``root``: believed without asking anybody.
+    ``model.digest`` may be "" where only the name and ``root`` are known. ``root``: believed without asking
+    anybody. One of the peers' that turns out to be of another model, or of files that are not the model's, is
+    set aside and not believed again.
     ``share``: where to offer what is here while it is fetched, and until this object is closed.
-    ``last_resort``: asked for pieces that no peer gives. ``on_remark(sentence)``: for people, in the event
-    loop, when pieces on this disk were damaged.
+    ``last_resort``: asked for pieces that no peer gives. ``on_root(root)``: pieces are kept under this root
+    from here on; "": under none. ``on_remark(sentence)``: for people, in the event loop, when pieces on this
+    disk were damaged.
     """
 
     def __init__(
@@ -73,6 +90,8 @@ class ModelFetch:
         self._on_root = on_root
         self._on_remark = on_remark
         self._store: PieceStore | None = None
+        self._given = bool(root)
+        self._set_aside: set[str] = set()  # roots
         self._fetched: dict[str, int] = {}
         self._banned: dict[str, str] = {}
         self._wasted = 0
@@ -106,8 +125,20 @@ class ModelFetch:
         all that every opening needs.
 
         Raises NetworkError where nobody gives it, ModelMismatchError where peers disagree about the files or
-        these are of another model, CheckpointError, UsageError where they do not fit on the disk.
+        all that they announce are of another model, CheckpointError, UsageError where they do not fit on the
+        disk.
         """
+        while True:
+            try:
+                return await self._fetch(blocks, client)
+            except (ForgedError, ModelMismatchError) as error:
+                if self._given or not self.root or len(self._set_aside) >= _MOST_SET_ASIDE:
+                    raise
+                await self._give_up_root(error)
+
+    # Steps of fetch.
+
+    async def _fetch(self, blocks: Span | None, client: bool) -> Path:
         if (here := await asyncio.to_thread(self._cached, blocks, client)) is not None:
             self.root = here.manifest.root
             return self._keep(here).folder
@@ -117,11 +148,17 @@ class ModelFetch:
         if store is None and (found := await asyncio.to_thread(self._cache.find, self.root)) is not None:
             store = self._keep(found)
         manifest = None if store is None else store.manifest
+        if manifest is not None:
+            self._check(manifest)
         async with self._swarm(manifest) as swarm:
             try:
                 if store is None:
                     self._tell(0, 0, f"Looking for the weights of {self.model.name}")
-                    opened = await asyncio.to_thread(self._cache.open, await swarm.manifest(), self.model)
+                    manifest = await swarm.manifest()
+                    self._check(manifest)
+                    opened = await asyncio.to_thread(
+                        self._cache.open, manifest, replace(self.model, digest=manifest.identity.digest)
+                    )
                     store = self._keep(opened)
                 checkpoint = await self._open(swarm, store)
                 try:
@@ -133,7 +170,42 @@ class ModelFetch:
                 self._count(swarm.statistics())
         return store.folder
 
-    # Steps of fetch.
+    def _check(self, manifest: PieceManifest) -> None:
+        """Before anything else is fetched: whether these are the files of the model."""
+        digest = manifest.identity.digest
+        if self.model.digest not in ("", digest):
+            raise ModelMismatchError(
+                f"what peers share as {self.model.name} under {self.root[:12]} is another model: "
+                f"its digest is {digest[:12]}, not {self.model.digest[:12]}",
+                hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
+            )
+
+    async def _give_up_root(self, error: SwarmError) -> None:
+        """Never believe it again, and keep nothing that came under it. Raises ``error`` where peers announce
+        no other."""
+        log.warning(
+            "event=weights_set_aside root=%s peers=%s error=%r",
+            self.root,
+            sorted(self._fetched),
+            error.message,
+        )
+        folder = None if self._store is None else self._store.folder
+        await self.close()
+        if folder is not None and isinstance(error, ForgedError):  # else it is of another model, and right
+            await asyncio.to_thread(self._cache.discard, folder)
+        self._set_aside.add(self.root)
+        self.root = ""
+        if self._on_root is not None:
+            self._on_root("")
+        try:
+            others = agreed_root(await self._believable(), self.model)
+        except NetworkError:
+            others = ""
+        if not others:
+            raise error
+
+    async def _believable(self) -> list[NodeInfo]:
+        return [node for node in await self._nodes() if node.weights_root not in self._set_aside]
 
     def _cached(self, blocks: Span | None, client: bool) -> PieceStore | None:
         """The store in the cache that has all of it. Blocks."""
@@ -144,7 +216,7 @@ class ModelFetch:
                 continue
             own = self._store is not None and self._store.folder == model.path
             store = self._store if own else self._cache.find(model.root)
-            if store is not None and _has(store, self.model, blocks, client):
+            if store is not None and _has(store, blocks, client):
                 return store
             self._damaged |= store.damaged if store is not None else frozenset()
             if store is not None and not own:
@@ -165,7 +237,7 @@ class ModelFetch:
         began = time.monotonic()
         while True:
             try:
-                self.root = agreed_root(await self._nodes(), self.model)
+                self.root = agreed_root(await self._believable(), self.model)
             except ModelMismatchError:
                 raise
             except NetworkError as error:
@@ -209,12 +281,6 @@ class ModelFetch:
             await self._get(swarm, store, pieces)
         else:
             raise ModelMismatchError(f"the weights of {self.model.name} cannot be opened piece by piece")
-        if self.model.digest and checkpoint.ref.digest != self.model.digest:
-            checkpoint.close()
-            raise ModelMismatchError(
-                f"what peers share as {self.model.name} is another model: {checkpoint.ref.digest[:12]}",
-                hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
-            )
         return checkpoint
 
     async def _get(self, swarm: PieceSwarm, store: PieceStore, pieces: Iterable[int]) -> None:
@@ -236,6 +302,8 @@ class ModelFetch:
 
         self._tell(0, total, f"Fetching {self.model.name}")
         await swarm.get(missing, store, on_bytes)
+        with suppress(IncompleteError):  # the disk has lost some again: the next opening asks for it
+            await asyncio.to_thread(check_whole_files, store)
 
     def _remark(self, store: PieceStore) -> None:
         """Say it once that some of the disk is not what it was."""
@@ -257,11 +325,11 @@ class ModelFetch:
         self._wasted += statistics.wasted_bytes
 
 
-def _has(store: PieceStore, model: ModelRef, blocks: Span | None, client: bool) -> bool:
+def _has(store: PieceStore, blocks: Span | None, client: bool) -> bool:
     try:
-        with open_stored(store.folder, blocks, client) as checkpoint:
-            return not model.digest or checkpoint.ref.digest == model.digest
-    except IncompleteError:
+        open_stored(store.folder, blocks, client).close()
+        return True
+    except (IncompleteError, ForgedError):
         return False
 
 

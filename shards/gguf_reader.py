@@ -65,10 +65,6 @@ class GGUFSource:
         values = stored.reshape(tensor.shape[0], -1)[order]
         return RawTensor(name, tensor.shape, tensor.qtype, values.reshape(1, -1))
 
-    def read(self, name: str, start: int, length: int) -> bytes:
-        offset = self._find(name).offset + start
-        return self.file.slice(offset, length).tobytes()
-
     def place(self, name: str) -> tuple[Path, int, int]:
         """Where a tensor's bytes lie: file, offset, length. CheckpointError for a name that is not there."""
         tensor = self._find(name)

@@ -1,5 +1,8 @@
 """Models on the HuggingFace hub: only the files that are needed, and range requests for the rest's headers.
 
+The hub tells the SHA-256 of a large file with every answer about it, so the model's digest is known without
+the files that are not needed. Those that are must have the SHA-256 that the hub has told.
+
 ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as everywhere in huggingface_hub.
 """
 
@@ -7,10 +10,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
@@ -20,10 +24,13 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 from ..swarm.errors import CheckpointError, NetworkError
 from ..swarm.types import Span
 from .affine import stored_names
-from .checkpoint import Checkpoint, Progress, check_span, directory_config
+from .checkpoint import Checkpoint, check_span, directory_config
 from .config import ModelConfig
+from .digest import SMALL_FILES, FileHash, ModelIdentity, identity_of
+from .file_hashes import Progress
 from .hf_tensors import checked_tensors
 from .manifest import needed_tensors, with_own_head
+from .piece_hashing import hashed
 from .raw_tensor import RawTensor
 from .safetensors_header import StoredTensor, header_length, parse_header
 from .safetensors_reader import (
@@ -45,13 +52,10 @@ _TIMEOUT = 30.0
 """Seconds without an answer to a range request."""
 _REACH_TIMEOUT = 10.0
 """Seconds to wait for a first answer."""
-_OPTIONAL_CLIENT_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
+"""As an ETag. Small files have another, which is no SHA-256 of their content."""
+_MAX_UNTOLD = 64 << 20
+"""Bytes of a file that is fetched for its SHA-256 alone, since the hub does not tell it."""
 
 
 def open_hub_model(
@@ -62,20 +66,45 @@ def open_hub_model(
     directory = repo.fetch("config.json").parent
     everything = weights and blocks is None and not client
     if client or everything:
-        repo.fetch("tokenizer.json")
-        for file in _OPTIONAL_CLIENT_FILES:
-            repo.fetch_optional(file)
+        repo.fetch("tokenizer.json")  # an error that says so where there is none
+    small = {file: path for file in SMALL_FILES if (path := repo.fetch_optional(file)) is not None}
     config = directory_config(directory)
     if blocks is not None:
         check_span(blocks, config)
-    config, source = checked_tensors(config, _open_shards(repo, config, blocks, client, weights), name)
+    if INDEX in small and repo.has(SINGLE):
+        del small[INDEX]  # as in a directory: nobody reads it
+    shards = _open_shards(repo, small.get(INDEX), config, blocks, client, weights)
+    config, source = checked_tensors(config, SafetensorsSource(shards.values()), name)
+    try:
+        identity = _identity(small, shards, progress)
+    except BaseException:
+        source.close()
+        raise
 
     def make_tokenizer() -> Tokenizer:
         from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
 
         return hf_tokenizer(directory, config)
 
-    return Checkpoint(name, config, source, make_tokenizer)
+    return Checkpoint(name, config, source, make_tokenizer, identity)
+
+
+def _identity(
+    small: Mapping[str, Path], shards: Mapping[str, ShardFile], progress: Progress | None
+) -> ModelIdentity:
+    """Of what is here by reading it, of the rest by the hub's word."""
+    told = [shard.hash for shard in shards.values() if isinstance(shard, RemoteShard)]
+    local = {name: Path(shard.where) for name, shard in shards.items() if isinstance(shard, LocalShard)}
+    files = {**small, **local}
+    here = hashed(files, progress=progress)
+    for file in here:
+        blob = files[file.name].resolve().name  # the hub's cache calls a large file by its SHA-256
+        if _SHA256.fullmatch(blob) and blob != file.content.hex():
+            raise CheckpointError(
+                f"{files[file.name]} is damaged: its SHA-256 is not the one that the hub told",
+                hint="Delete that file; it is then downloaded again.",
+            )
+    return identity_of([*here, *told])
 
 
 class HubRepo:
@@ -119,9 +148,10 @@ class HubRepo:
         return True
 
     def fetch_optional(self, file: str) -> Path | None:
-        """None where the repository has no such file. What is known of a commit needs no asking again."""
+        """None where the repository has no such file, or it is not here and the hub cannot be asked. What is
+        known of a commit needs no asking again."""
         known = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.commit)
-        if known is not None:
+        if known is not None or self._only_local:
             return Path(known) if isinstance(known, str) else None
         try:
             return self.fetch(file)
@@ -133,8 +163,19 @@ class HubRepo:
         path = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.commit)
         return Path(path) if isinstance(path, str) else None
 
-    def read_range(self, file: str, start: int, length: int) -> tuple[bytes, int]:
-        """Up to ``length`` bytes of a file from ``start`` on, and the size of the whole file."""
+    def has(self, file: str) -> bool:
+        """Whether the repository has such a file. Where the hub cannot be asked: whether it is here."""
+        if self._only_local or self.cached(file) is not None:
+            return self.cached(file) is not None
+        try:
+            with self._explained(file):
+                huggingface_hub.get_hf_file_metadata(self._url(file))
+        except _MissingFileError:
+            return False
+        return True
+
+    def read_range(self, file: str, start: int, length: int) -> HubRange:
+        """Up to ``length`` bytes of a file from ``start`` on."""
         url = self._url(file)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
         with self._explained(file):
@@ -143,7 +184,12 @@ class HubRepo:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if response.status_code != 206 or not total.isdigit():
             raise NetworkError(f"the hub does not answer range requests for {file} of {self.name}")
-        return response.content, int(total)
+        told = (
+            _SHA256.fullmatch(answer.headers.get("X-Linked-Etag", ""))
+            for answer in (*response.history, response)
+        )
+        sha256 = next((match[1] for match in told if match), "")
+        return HubRange(response.content, int(total), bytes.fromhex(sha256))
 
     @contextmanager
     def _explained(self, file: str) -> Iterator[None]:
@@ -181,32 +227,34 @@ class _MissingFileError(CheckpointError):
     """The repository exists, and has no file of this name."""
 
 
+class HubRange(NamedTuple):
+    """Bytes of a file. ``size`` and ``sha256``: of the whole file; the latter is empty where the hub does not
+    tell it."""
+
+    data: bytes
+    size: int
+    sha256: bytes
+
+
 class RemoteShard:
-    """A shard of which only the header is here; single bytes can be read, tensors not."""
+    """A shard of which only the header is here, and its ``hash``, by the hub's word."""
 
     local = False
 
-    def __init__(self, repo: HubRepo, file: str) -> None:
+    def __init__(self, repo: HubRepo, file: str, first: HubRange) -> None:
+        """``first``: the file's first bytes, _FIRST_READ of them where there are so many."""
         self.where = f"{file} of {repo.name}"
-        self._repo = repo
-        self._file = file
-        first, size = repo.read_range(file, 0, _FIRST_READ)
-        length = header_length(first[:8], size, self.where)
-        header = first[8 : 8 + length]
+        self.hash = FileHash(file, first.size, first.sha256)
+        length = header_length(first.data[:8], first.size, self.where)
+        header = first.data[8 : 8 + length]
         if len(header) < length:
-            header, _ = repo.read_range(file, 8, length)
+            header = repo.read_range(file, 8, length).data
         if len(header) != length:
             raise NetworkError(f"the hub sent {len(header)} bytes of {self.where}, expected {length}")
-        self.tensors: Mapping[str, StoredTensor] = parse_header(header, size, self.where)
+        self.tensors: Mapping[str, StoredTensor] = parse_header(header, first.size, self.where)
 
     def tensor(self, name: str) -> RawTensor:
         raise CheckpointError(f"tensor {name} is in {self.where}, which was not fetched")
-
-    def read(self, offset: int, length: int) -> bytes:
-        data, _ = self._repo.read_range(self._file, offset, length)
-        if len(data) != length:
-            raise NetworkError(f"the hub sent {len(data)} bytes of {self.where}, expected {length}")
-        return data
 
     def release(self) -> None: ...
 
@@ -214,21 +262,38 @@ class RemoteShard:
 
 
 def _open_shards(
-    repo: HubRepo, config: ModelConfig, blocks: Span | None, client: bool, weights: bool
-) -> SafetensorsSource:
-    index = repo.fetch_optional(INDEX)
+    repo: HubRepo, index: Path | None, config: ModelConfig, blocks: Span | None, client: bool, weights: bool
+) -> dict[str, ShardFile]:
+    """By file; here are those that hold tensors that are needed, and those fetched before."""
     if index is None:
-        path = repo.fetch(SINGLE) if weights else repo.cached(SINGLE)
-        return SafetensorsSource([RemoteShard(repo, SINGLE) if path is None else LocalShard(path)])
+        return {SINGLE: _open_shard(repo, SINGLE, weights)}
     weight_map = read_index(index)
     needed = needed_tensors(with_own_head(config, weight_map), blocks, client) if weights else []
     wanted = {weight_map[part] for name in needed for part in stored_names(name) if part in weight_map}
+    shards: dict[str, ShardFile] = {}
+    try:
+        for file in shard_names(weight_map):
+            shards[file] = _open_shard(repo, file, file in wanted)
+    except BaseException:
+        for shard in shards.values():
+            shard.close()
+        raise
+    return shards
 
-    def open_shard(file: str) -> ShardFile:
-        path = repo.fetch(file) if file in wanted else repo.cached(file)
-        return RemoteShard(repo, file) if path is None else LocalShard(path)
 
-    return SafetensorsSource(map(open_shard, shard_names(weight_map)))
+def _open_shard(repo: HubRepo, file: str, is_wanted: bool) -> ShardFile:
+    path = repo.fetch(file) if is_wanted else repo.cached(file)
+    if path is None:
+        first = repo.read_range(file, 0, _FIRST_READ)
+        if first.sha256:
+            return RemoteShard(repo, file, first)
+        if first.size > _MAX_UNTOLD:
+            raise NetworkError(
+                f"the hub does not tell the SHA-256 of {file} of {repo.name}, which its digest needs",
+                hint="Download the whole model and give its directory, or use another HF_ENDPOINT.",
+            )
+        path = repo.fetch(file)
+    return LocalShard(path)
 
 
 def _bar(progress: Progress, file: str) -> type:
@@ -242,7 +307,7 @@ def _bar(progress: Progress, file: str) -> type:
 
         def update(self, n: float | None = 1) -> None:
             self._done += int(n or 0)
-            progress(self._done, int(self.total or 0), file)
+            progress(self._done, int(self.total or 0), f"Fetching {file}")
 
     return Bar
 

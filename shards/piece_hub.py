@@ -6,7 +6,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..swarm.errors import NetworkError
-from .piece_manifest import GGUF_NAME, PieceManifest
+from .digest import GGUF_NAME
+from .piece_manifest import PieceManifest
 
 if TYPE_CHECKING:
     from .hub import HubRepo
@@ -31,5 +32,4 @@ class HubPieces:
                 repo.fetch("config.json")  # settles the commit
                 self._repo = repo
         place = manifest.place(piece)
-        data, _ = self._repo.read_range(place.file.name, place.offset, place.length)
-        return data
+        return self._repo.read_range(place.file.name, place.offset, place.length).data

@@ -4,11 +4,14 @@ A piece is ``piece_size`` bytes of one file (the file's last piece may be shorte
 through all files, which are sorted by name. Encoded, a manifest is this msgpack array, and its SHA-256 is the
 *root* that names the exact content of every byte:
 
-    ["swarm-node pieces 1", piece_size, [[name, size, head, hashes], …]]
+    ["swarm-node pieces 2", piece_size, [[name, size, head, hashes, content], …]]
 
 ``head``: how many bytes from the start of the file everybody reads who opens it (the header of a weights
-file, all of any other). ``hashes``: the SHA-256 of each piece, one after another. There is one encoding of a
-manifest: whoever reads another refuses it. A GGUF model is one file, always called ``model.gguf`` here.
+file, all of any other). ``hashes``: the SHA-256 of each piece, one after another. ``content``: what the
+model's digest takes of the file (``digest``), so that a manifest says of which model it is. Of a file of one
+piece, and of a GGUF file, it follows from ``hashes``; of another it is checked once all of the file is here.
+There is one encoding of a manifest: whoever reads another refuses it. A GGUF model is one file, always called
+``model.gguf`` here.
 """
 
 from __future__ import annotations
@@ -24,16 +27,9 @@ from typing import Any
 import msgpack
 
 from ..swarm.errors import CheckpointError, RemoteProtocolError
+from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
 
-FORMAT = "swarm-node pieces 1"
-GGUF_NAME = "model.gguf"
-CONFIG_NAMES = ("config.json", "generation_config.json", "model.safetensors.index.json")
-"""Small files that everybody needs, where the model has them."""
-TOKENIZER_NAMES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("chat_template.jinja", "chat_template.json"),
-)
-"""Small files that clients need, where the model has them."""
+FORMAT = "swarm-node pieces 2"
 
 MAX_FILES = 512
 MAX_PIECES = 1 << 17
@@ -55,12 +51,13 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\..*", re.IGNORECASE)  # d
 
 @dataclass(frozen=True, slots=True)
 class PieceFile:
-    """``hashes``: 32 bytes a piece."""
+    """``hashes``: 32 bytes a piece. ``content``: 32 bytes."""
 
     name: str
     size: int
     head: int
     hashes: bytes
+    content: bytes
 
     @property
     def n_pieces(self) -> int:
@@ -103,7 +100,7 @@ class PieceManifest:
 
     @cached_property
     def encoded(self) -> bytes:
-        files = [[file.name, file.size, file.head, file.hashes] for file in self.files]
+        files = [[file.name, file.size, file.head, file.hashes, file.content] for file in self.files]
         encoded: bytes = msgpack.packb([FORMAT, self.piece_size, files])
         return encoded
 
@@ -111,6 +108,11 @@ class PieceManifest:
     def root(self) -> str:
         """64 lowercase hex characters."""
         return hashlib.sha256(self.encoded).hexdigest()
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Of the model that these files are."""
+        return identity_of(FileHash(file.name, file.size, file.content) for file in self.files)
 
     def has_file(self, name: str) -> bool:
         return name in self._by_name
@@ -193,8 +195,8 @@ def piece_size_for(total_bytes: int) -> int:
 
 
 def _file(entry: Any) -> PieceFile:
-    if type(entry) is not list or [type(item) for item in entry] != [str, int, int, bytes]:
-        raise ValueError("a file without name, size, head and hashes")
+    if type(entry) is not list or [type(item) for item in entry] != [str, int, int, bytes, bytes]:
+        raise ValueError("a file without name, size, head, hashes and content")
     return PieceFile(*entry)
 
 
@@ -216,6 +218,8 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
             return f"{file.name} is not all head"
         if len(file.hashes) != -(-file.size // piece_size) * 32:
             return f"{file.name} has not as many hashes as pieces"
+        if not _may_have_content(piece_size, file):
+            return f"{file.name} has a content that its pieces do not have"
     if sum(file.head for file in files) > MAX_HEADS:
         return f"heads of more than {MAX_HEADS} bytes"
     if sum(file.n_pieces for file in files) > MAX_PIECES:
@@ -227,8 +231,14 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
     return "" if any(name.endswith(".safetensors") for name in names) else "no weights"
 
 
+def _may_have_content(piece_size: int, file: PieceFile) -> bool:
+    if file.name == GGUF_NAME:
+        return file.content == pieces_content(piece_size, file.hashes)
+    return len(file.content) == 32 and (file.n_pieces > 1 or file.content == file.hashes)
+
+
 def _may_be_called(name: str) -> bool:
     """Only plain names of files that a model has: they become files on the disk of whoever fetches them."""
-    if name in (GGUF_NAME, *CONFIG_NAMES, *TOKENIZER_NAMES):
+    if name == GGUF_NAME or name in SMALL_FILES:
         return True
     return _WEIGHTS_NAME.fullmatch(name) is not None and ".." not in name and not _RESERVED.fullmatch(name)

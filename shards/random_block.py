@@ -16,6 +16,7 @@ from ..swarm.errors import CheckpointError
 from .affine import affine_tensor
 from .checkpoint import Checkpoint
 from .config import ModelConfig
+from .digest import identity_of
 from .manifest import FINAL_NORM, TensorInfo, block_tensors
 from .qtypes import AFFINE, DENSE, row_bytes
 from .raw_tensor import RawTensor
@@ -31,7 +32,7 @@ def random_checkpoint(
     """A model of ``count`` blocks of the shape and types that block ``like`` of ``manifest`` has, 1 to the
     model's own number. All have the same values; what loads them holds each by itself."""
     source = _RandomBlocks(config, manifest, like, count)
-    return Checkpoint("random", replace(config, n_blocks=count), source, _no_tokenizer)
+    return Checkpoint("random", replace(config, n_blocks=count), source, _no_tokenizer, identity_of(()))
 
 
 class _RandomBlocks:
@@ -57,9 +58,6 @@ class _RandomBlocks:
 
     def tensor(self, name: str) -> RawTensor:
         return self._tensors[name]
-
-    def read(self, name: str, start: int, length: int) -> bytes:
-        return self._tensors[name].stored.tobytes()[start : start + length]
 
     def release(self) -> None: ...
 

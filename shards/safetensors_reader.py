@@ -34,8 +34,6 @@ class ShardFile(Protocol):
 
     def tensor(self, name: str) -> RawTensor: ...
 
-    def read(self, offset: int, length: int) -> bytes: ...
-
     def release(self) -> None: ...
 
     def close(self) -> None: ...
@@ -58,9 +56,6 @@ class LocalShard:
         rows = 1 if len(stored.shape) < 2 else stored.shape[0]
         raw = self._file.slice(stored.offset, stored.nbytes).reshape(rows, -1)
         return RawTensor(name, stored.shape, stored.dtype, raw)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._file.slice(offset, length).tobytes()
 
     def release(self) -> None:
         self._file.release()
@@ -97,10 +92,6 @@ class SafetensorsSource:
 
     def tensor(self, name: str) -> RawTensor:
         return self._shard(name).tensor(name)
-
-    def read(self, name: str, start: int, length: int) -> bytes:
-        shard = self._shard(name)
-        return shard.read(shard.tensors[name].offset + start, length)
 
     def place(self, name: str) -> tuple[Path, int, int]:
         """Where a tensor's bytes lie: file, offset, length. CheckpointError for a name that is not there."""

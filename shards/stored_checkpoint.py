@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,12 @@ from ..swarm.errors import CheckpointError
 from ..swarm.types import Span
 from .affine import stored_names
 from .checkpoint import Checkpoint, directory_config
-from .config import ModelConfig
-from .digest import sampled
+from .digest import CLIENT_FILES, GGUF_NAME
 from .gguf_reader import GGUFSource
 from .hf_tensors import checked_tensors
-from .manifest import TensorSource, needed_tensors
+from .manifest import needed_tensors
 from .mapped_file import AbsentError
-from .piece_manifest import GGUF_NAME, TOKENIZER_NAMES
+from .piece_hashing import hashed
 from .piece_store import PART, FilePresence, PieceStore
 from .safetensors_reader import LocalShard, SafetensorsSource
 
@@ -40,8 +38,12 @@ class IncompleteError(CheckpointError):
         self.ref, self.root = store.model, store.manifest.root
 
 
+class ForgedError(CheckpointError):
+    """Pieces were what their list says, and the list is of another file than it claims."""
+
+
 class StoredCheckpoint(Checkpoint):
-    """Keeps its store from being evicted until it is closed."""
+    """Its identity is its piece manifest's. Keeps its store from being evicted until it is closed."""
 
     def __init__(self, store: PieceStore) -> None:
         manifest, folder = store.manifest, store.folder / "files"
@@ -49,6 +51,7 @@ class StoredCheckpoint(Checkpoint):
         self._places: GGUFSource | SafetensorsSource
         _require(store, opening_pieces(store))
         store.finish_files()  # a crash may have come between the last piece of a file and its name
+        check_whole_files(store)
         if manifest.has_file(GGUF_NAME):
             source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
 
@@ -57,8 +60,7 @@ class StoredCheckpoint(Checkpoint):
 
                 return gguf_tokenizer(source.header)
 
-            self._require_samples(source, source.config)
-            super().__init__(store.model.name, source.config, source, make_tokenizer)
+            super().__init__(store.model.name, source.config, source, make_tokenizer, manifest.identity)
             return
         config = directory_config(folder)
         names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
@@ -66,8 +68,7 @@ class StoredCheckpoint(Checkpoint):
         self._places = shards
         try:
             config, tensors = checked_tensors(config, shards, store.model.name)
-            self._require_samples(tensors, config)
-            super().__init__(store.model.name, config, tensors, lambda: _tokenizer(store))
+            super().__init__(store.model.name, config, tensors, lambda: _tokenizer(store), manifest.identity)
         except BaseException:
             shards.close()
             raise
@@ -76,25 +77,12 @@ class StoredCheckpoint(Checkpoint):
         super().close()
         self._store.close()
 
-    def _require_samples(self, source: TensorSource, config: ModelConfig) -> None:
-        """What the model's digest reads of the weights, all at once."""
-        pieces: list[int] = []
-        for name, start, length in sampled(config, source):
-            pieces += self._pieces(name, start, length)
-        _require(self._store, pieces)
-
-    def _pieces(self, name: str, start: int = 0, length: int | None = None) -> list[int]:
-        """Those that hold ``length`` bytes (None: all) from ``start`` of a tensor. A matrix that MLX has
-        quantized is stored as three, one behind the other."""
+    def _pieces(self, name: str) -> list[int]:
+        """Those that hold a tensor. A matrix that MLX has quantized is stored as three."""
         parts = [part for part in stored_names(name) if part in self._places.manifest]
-        left = sys.maxsize if length is None else length
         pieces: list[int] = []
         for path, offset, size in map(self._places.place, parts):
-            taken = max(0, min(left, size - start))
-            file = path.name.removesuffix(PART)
-            pieces += self._store.manifest.pieces_of(file, offset + min(start, size), taken)
-            left -= taken
-            start = max(0, start - size)
+            pieces += self._store.manifest.pieces_of(path.name.removesuffix(PART), offset, size)
         return pieces
 
     def needed(self, blocks: Span | None, client: bool) -> list[int]:
@@ -105,7 +93,7 @@ class StoredCheckpoint(Checkpoint):
             if self.has(name):
                 pieces += self._pieces(name)
         if client:
-            for name in TOKENIZER_NAMES:
+            for name in CLIENT_FILES:
                 pieces += manifest.pieces_of(name) if manifest.has_file(name) else ()
         return sorted(set(pieces))
 
@@ -129,13 +117,34 @@ def open_stored(folder: Path, blocks: Span | None = None, client: bool = False) 
 
 
 def opening_pieces(store: PieceStore) -> list[int]:
-    """The headers of all files: what every opening reads first. Samples of the weights follow, for the
-    digest."""
+    """The headers of all files: what every opening reads."""
     pieces: list[int] = []
     for file in store.manifest.files:
-        if file.name not in TOKENIZER_NAMES:
+        if file.name not in CLIENT_FILES:
             pieces += store.manifest.pieces_of(file.name, 0, file.head)
     return pieces
+
+
+def check_whole_files(store: PieceStore) -> None:
+    """ForgedError unless each file that is here whole has the content that the model's digest knows of it;
+    IncompleteError where that is for damage on this disk.
+
+    Pieces prove only that they are in the list that somebody announced; of a file of one piece, or a GGUF
+    file, the digest proves the list. Blocks while files are read that are not remembered.
+    """
+    whole = {
+        file.name: path
+        for file in store.manifest.files
+        if file.name != GGUF_NAME and file.n_pieces > 1 and (path := store.path(file.name)).name == file.name
+    }
+    for found in hashed(whole):
+        if found.content != store.manifest.file(found.name).content:
+            _require(store, list(store.manifest.pieces_of(found.name)))
+            raise ForgedError(
+                f"{found.name} of {store.model.name} is not the file that the model's digest knows, "
+                f"though each of its pieces is in the list {store.manifest.root[:12]}",
+                hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
+            )
 
 
 def _require(store: PieceStore, pieces: list[int]) -> None:
@@ -146,8 +155,9 @@ def _require(store: PieceStore, pieces: list[int]) -> None:
 def _tokenizer(store: PieceStore) -> Tokenizer:
     from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
 
-    for name in TOKENIZER_NAMES:
+    for name in CLIENT_FILES:
         if store.manifest.has_file(name):
             store.require(name, 0, store.manifest.file(name).size)
+    check_whole_files(store)  # more are whole than when the model was opened
     folder = store.folder / "files"
     return hf_tokenizer(folder, directory_config(folder))

@@ -52,6 +52,17 @@ def known_models(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     return home / "known_models"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of files is no state of whoever runs the tests; the large model is hashed once."""
+    if "SWARM_NODE_HOME" in os.environ:
+        yield
+        return
+    os.environ["SWARM_NODE_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield
+    del os.environ["SWARM_NODE_HOME"]
+
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -137,8 +137,8 @@ def _manifest() -> Target:
     def prepare() -> Prepared:
         hashes = bytes(range(32))
         files = (
-            PieceFile("config.json", 10, 10, hashes),
-            PieceFile("model.safetensors", 70_000, 100, hashes * 2),
+            PieceFile("config.json", 10, 10, hashes, hashes),
+            PieceFile("model.safetensors", 70_000, 100, hashes * 2, hashes),
         )
         return Prepared([PieceManifest(65536, files).encoded], run_manifest)
 

@@ -208,9 +208,16 @@ async def test_a_node_waits_for_the_model_that_nobody_has_yet(swarm: WeightSwarm
     assert early.state is NodeState.ONLINE
 
 
-async def test_a_node_shares_nothing_unasked(swarm: WeightSwarm, tiny_dir: Path) -> None:
-    node = await swarm.start("node", str(tiny_dir), Span(0, 2), share=False)
-    assert node.info().weights_root == ""
+async def test_a_node_shares_nothing_unasked_and_bears_witness_all_the_same(
+    swarm: WeightSwarm, tiny_dir: Path
+) -> None:
+    await swarm.start("node", str(tiny_dir), Span(0, 2), share=False)
+    await swarm.until_announced("node")
+    (announced,) = await swarm.announced()
+    assert announced.weights_root == manifest_of(tiny_dir).root
+    assert announced.weights_whole
+    assert not announced.shares_weights
+    assert not any(event.event in ("sharing", "not_sharing") for event in swarm.events["node"])
     with pytest.raises(PeerUnreachableError, match="does not speak"):
         await swarm.memory.transport("asker").open_stream("node", WEIGHTS_PROTOCOL)
 

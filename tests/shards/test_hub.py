@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.digest import SMALL_FILES, Part
 from swarm_node.shards.piece_hashing import manifest_of
 from swarm_node.shards.piece_hub import HubPieces
 from swarm_node.swarm.errors import CheckpointError, NetworkError, UsageError
@@ -37,6 +38,7 @@ class FakeHub(ThreadingHTTPServer):
         self.directory = directory
         self.requests: list[tuple[str, str, str | None]] = []
         self.gated = False
+        self.tells_sha256 = True
 
     @property
     def url(self) -> str:
@@ -78,7 +80,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", '"' + hashlib.sha1(path.read_bytes()).hexdigest() + '"')
+        etag = hashlib.sha1(path.read_bytes()).hexdigest()
+        if match[2].endswith(".safetensors") and self.server.tells_sha256:  # a large file
+            etag = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.send_header("X-Linked-Etag", f'"{etag}"')
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:
@@ -121,7 +127,9 @@ def shard(number: int) -> str:
 
 def test_a_node_fetches_only_the_shards_of_its_blocks(hub: FakeHub) -> None:
     with open_checkpoint(str(hub.directory)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
-        assert hub.fetched() == {"config.json", "model.safetensors.index.json", shard(1)}
+        small = {"config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"}
+        assert hub.fetched() - {shard(1)} <= {*SMALL_FILES}
+        assert hub.fetched() >= {*small, shard(1)}
         assert model.ref.name == NAME
         assert model.ref.digest == local.ref.digest
         name = "model.layers.0.self_attn.q_proj.weight"
@@ -132,7 +140,7 @@ def test_a_node_fetches_only_the_shards_of_its_blocks(hub: FakeHub) -> None:
     asked = sum(
         int(part.split("-")[1]) - int(part[6:].split("-")[0]) + 1 for _, _, part in hub.requests if part
     )
-    assert asked < 5 * 100_000  # three headers and a few samples
+    assert asked <= 3 * 100_000  # three headers
 
 
 def test_a_client_fetches_its_shard_and_the_tokenizer(hub: FakeHub) -> None:
@@ -152,7 +160,7 @@ def test_everything(hub: FakeHub) -> None:
 def test_progress(hub: FakeHub) -> None:
     seen: list[tuple[int, int, str]] = []
     with open_checkpoint(NAME, blocks=Span(0, 1), progress=lambda *state: seen.append(state)):
-        done = [(state[0], state[1]) for state in seen if state[2] == shard(1)]
+        done = [(state[0], state[1]) for state in seen if state[2] == f"Fetching {shard(1)}"]
     size = (hub.directory / shard(1)).stat().st_size
     assert done[-1] == (size, size)
 
@@ -161,6 +169,73 @@ def test_one_file_model(hub: FakeHub, tmp_path: Path, hf_llama: HFLlama) -> None
     hub.directory = hf_llama("single")
     with open_checkpoint(NAME, blocks=Span(1, 2)) as model, open_checkpoint(str(hub.directory)) as local:
         assert model.ref.digest == local.ref.digest
+
+
+def test_every_part_of_a_hub_model_has_the_digest_of_the_whole(hub: FakeHub) -> None:
+    """With any shards here, and the rest by the hub's word."""
+    (hub.directory / "README.md").write_text("no part of the model")
+    (hub.directory / "chat_template.jinja").write_text("hello")
+    with open_checkpoint(str(hub.directory)) as local:
+        for asked in (
+            {"weights": False},
+            {"blocks": Span(2, 3)},
+            {"blocks": Span(0, 2)},
+            {"client": True},
+            {},
+        ):
+            with open_checkpoint(NAME, **asked) as model:
+                assert model.identity == local.identity
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "chat_template.jinja"])
+def test_another_small_file_on_the_hub_is_another_model(hub: FakeHub, name: str) -> None:
+    with open_checkpoint(str(hub.directory)) as local:
+        (hub.directory / name).write_bytes(b'{"version": "1.0", "model": {"type": "BPE"}}')
+        with open_checkpoint(NAME, weights=False) as model:
+            assert model.identity.differs_in(local.identity) == [SMALL_FILES[name]]
+
+
+def test_a_shard_beside_the_needed_ones_that_differs_is_another_model(hub: FakeHub) -> None:
+    with open_checkpoint(str(hub.directory)) as local:
+        path = hub.directory / shard(4)
+        path.write_bytes(path.read_bytes()[:-1] + b"\7")
+        with open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+            assert model.identity.differs_in(local.identity) == [Part.WEIGHTS]
+
+
+def test_a_model_in_one_file_has_an_index_that_nobody_reads(hub: FakeHub, hf_llama: HFLlama) -> None:
+    hub.directory = hf_llama("single")
+    (hub.directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    with open_checkpoint(NAME, blocks=Span(1, 2)) as model, open_checkpoint(str(hub.directory)) as local:
+        assert model.ref.digest == local.ref.digest
+
+
+def test_a_hub_that_tells_no_hashes_is_asked_for_small_shards_and_never_for_large_ones(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.tells_sha256 = False
+    monkeypatch.setattr("swarm_node.shards.hub._MAX_UNTOLD", 1000)
+    with pytest.raises(NetworkError, match="does not tell the SHA-256") as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert "Download" in caught.value.hint
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.directory.parent / "cache"))
+    with open_checkpoint(NAME, blocks=Span(0, 1)) as model, open_checkpoint(str(hub.directory)) as local:
+        assert model.ref.digest == local.ref.digest
+
+
+def test_a_download_that_was_damaged_on_this_disk(hub: FakeHub, tmp_path: Path) -> None:
+    with open_checkpoint(NAME, blocks=Span(0, 1)):
+        pass
+    (path,) = (tmp_path / "cache").rglob(shard(1))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.resolve().write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256") as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert "Delete" in caught.value.hint
 
 
 def test_scales_may_be_in_another_shard_than_their_integers(
@@ -173,6 +248,7 @@ def test_scales_may_be_in_another_shard_than_their_integers(
         files[shard(3 if not first else 2 if name.endswith((".scales", ".biases")) else 1)][name] = tensor
     for file, tensors in files.items():
         save_file(tensors, whole / file)
+    (whole / "model.safetensors").unlink()
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     hub.directory = whole

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards import piece_hashing
+from swarm_node.shards.digest import GGUF_NAME, pieces_content
 from swarm_node.shards.piece_hashing import manifest_of, model_files
 from swarm_node.shards.piece_manifest import (
     FORMAT,
-    GGUF_NAME,
     MAX_FILES,
     MAX_HEADS,
     MAX_MANIFEST,
@@ -34,7 +32,10 @@ SIZE = 16 * 1024
 def file(name: str, size: int = 10, head: int | None = None) -> PieceFile:
     if head is None:
         head = 0 if name.endswith((".gguf", ".safetensors")) else size
-    return PieceFile(name, size, head, bytes(32 * -(-size // SIZE)))
+    hashes = bytes(32 * -(-size // SIZE))
+    return PieceFile(
+        name, size, head, hashes, pieces_content(SIZE, hashes) if name == GGUF_NAME else bytes(32)
+    )
 
 
 def manifest(*files: PieceFile, piece_size: int = SIZE) -> PieceManifest:
@@ -121,13 +122,14 @@ def test_a_manifest_that_was_not_asked_for_is_refused() -> None:
 )
 def test_no_other_names_than_a_model_has(name: str) -> None:
     bad = [
-        [f.name, f.size, f.head, f.hashes]
+        [f.name, f.size, f.head, f.hashes, f.content]
         for f in sorted((CONFIG, WEIGHTS, file(name)), key=lambda f: f.name)
     ]
     with pytest.raises(RemoteProtocolError, match=r"malformed: .*a file called"):
         parse(encoded(bad))
 
 
+H = bytes(32)
 C, W = [[getattr(f, field) for field in PieceFile.__slots__] for f in (CONFIG, WEIGHTS)]
 
 
@@ -137,30 +139,36 @@ C, W = [[getattr(f, field) for field in PieceFile.__slots__] for f in (CONFIG, W
         (b"", "malformed"),
         (b"\xc1", "malformed"),
         (msgpack.packb({"a": 1}), "malformed"),
-        (encoded([C, W], form="swarm-node pieces 2"), "another format"),
+        (encoded([C, W], form="swarm-node pieces 1"), "another format"),
         (encoded([]), "0 files"),
         (encoded([W]), "no config.json"),
         (encoded([C]), "no weights"),
         (encoded([W, C]), "out of order"),
         (encoded([C, C, W]), "twice"),
         (encoded([C, ["MODEL.safetensors", *W[1:]], W]), "out of order|twice"),
-        (encoded([C, [GGUF_NAME, *W[1:]]]), "files beside"),
-        (encoded([C, [W[0], 0, 0, b""]]), "has 0 bytes"),
-        (encoded([C, [W[0], -1, 0, b""]]), "has -1 bytes"),
-        (encoded([C, [W[0], 2**62, 0, b""]]), "has 46"),
-        (encoded([C, [W[0], W[1], W[1] + 1, W[3]]]), "its head"),
-        (encoded([[C[0], C[1], 0, C[3]], W]), "config.json is not all head"),
-        (encoded([C, [W[0], W[1], 0, W[3][:-1]]]), "hashes"),
-        (encoded([C, [W[0], W[1], 0, W[3] + bytes(32)]]), "hashes"),
-        (encoded([C, [W[0], True, 0, W[3]]]), "without name"),
-        (encoded([C, [W[0], W[1], 0]]), "without name"),
+        (encoded([C, [GGUF_NAME, *W[1:4], pieces_content(SIZE, W[3])]]), "files beside"),
+        (encoded([C, [W[0], 0, 0, b"", H]]), "has 0 bytes"),
+        (encoded([C, [W[0], -1, 0, b"", H]]), "has -1 bytes"),
+        (encoded([C, [W[0], 2**62, 0, b"", H]]), "has 46"),
+        (encoded([C, [W[0], W[1], W[1] + 1, W[3], H]]), "its head"),
+        (encoded([[C[0], C[1], 0, C[3], H], W]), "config.json is not all head"),
+        (encoded([C, [W[0], W[1], 0, W[3][:-1], H]]), "hashes"),
+        (encoded([C, [W[0], W[1], 0, W[3] + H, H]]), "hashes"),
+        (encoded([C, [W[0], True, 0, W[3], H]]), "without name"),
+        (encoded([C, W[:4]]), "without name"),
+        (encoded([C, [*W[:4], H[1:]]]), "a content"),
+        (encoded([[*C[:4], b"x" * 32], W]), "a content"),
+        (encoded([[GGUF_NAME, *W[1:]]]), "a content"),
         (encoded([C, W], piece_size=MIN_PIECE // 2), "pieces of"),
         (encoded([C, W], piece_size=MAX_PIECE * 2), "pieces of"),
         (encoded([C, W], piece_size=SIZE + 1), "pieces of"),
         (encoded([C, W], piece_size="big"), "pieces of"),
-        (encoded([C, *([f"m{i:04}.safetensors", 1, 0, bytes(32)] for i in range(MAX_FILES))]), "malformed"),
-        (encoded([C, [W[0], SIZE * MAX_PIECES, 0, bytes(32 * MAX_PIECES)]]), "more than"),
-        (encoded([C, [W[0], MAX_HEADS + 1, MAX_HEADS + 1, bytes(32 * (MAX_HEADS // SIZE + 1))]]), "heads of"),
+        (encoded([C, *([f"m{i:04}.safetensors", 1, 0, H, H] for i in range(MAX_FILES))]), "malformed"),
+        (encoded([C, [W[0], SIZE * MAX_PIECES, 0, bytes(32 * MAX_PIECES), H]]), "more than"),
+        (
+            encoded([C, [W[0], MAX_HEADS + 1, MAX_HEADS + 1, bytes(32 * (MAX_HEADS // SIZE + 1)), H]]),
+            "heads of",
+        ),
         (bytes(MAX_MANIFEST + 1), "at most"),
         (b"\x91" * 400 + b"\x90", "malformed"),
         (msgpack.packb([[[]] * 512] * 512), "too many arrays"),
@@ -196,54 +204,14 @@ def test_a_gguf_file_is_known_by_its_content_alone(gguf_llama: Callable[..., Pat
         assert not m.is_right(piece, bytes([right[0] ^ 1]) + right[1:])
 
 
-def test_hashing_is_remembered_until_a_file_changes(
-    hf_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, memory = hf_llama(shards=2), tmp_path / "memory"
-    told: list[tuple[int, int]] = []
-    first = manifest_of(path, memory, progress=lambda done, total, label: told.append((done, total)))
-    assert told[-1] == (first.total_bytes, first.total_bytes)
-    told.clear()
-    assert manifest_of(path, memory, progress=lambda *_: told.append((0, 0))) == first
-    assert not told
-    shard = path / "model-00001-of-00002.safetensors"
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(data)
-    assert manifest_of(path, memory) != first
-    for record in memory.glob("*.manifest"):  # damaged: made again
-        record.write_bytes(record.read_bytes()[:-1])
-    assert manifest_of(path, memory) != first
-
-
 def test_only_a_whole_model_is_listed(hf_llama: Callable[..., Path]) -> None:
     path = hf_llama(shards=2)
     assert list(model_files(path)) == sorted(p.name for p in path.iterdir())
     (path / "secrets.txt").write_text("no part of a model")
     assert "secrets.txt" not in model_files(path)
     (path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="only a whole model"):
+    with pytest.raises(CheckpointError, match="all of its files"):
         model_files(path)
-
-
-def test_a_file_that_changes_while_it_is_hashed(
-    hf_llama: Callable[..., Path],
-) -> None:
-    path = hf_llama()
-
-    def touch(done: int, total: int, label: str) -> None:
-        with (path / "config.json").open("a") as opened:
-            opened.write(" ")
-
-    with pytest.raises(CheckpointError, match="changed while"):
-        manifest_of(path, progress=touch)
-
-
-def test_hashing_stops_when_told(hf_llama: Callable[..., Path]) -> None:
-    stop = threading.Event()
-    stop.set()
-    with pytest.raises(piece_hashing.HashingStopped):
-        manifest_of(hf_llama(), stop=stop)
 
 
 def test_replace_keeps_bounds() -> None:
