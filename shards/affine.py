@@ -78,6 +78,7 @@ class AffineSource:
             group=cols // scales.shape[1],
             scales=scales,
             biases=biases,
+            check=packed.check,
         )
 
     def release(self) -> None:

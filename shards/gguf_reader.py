@@ -57,7 +57,9 @@ class GGUFSource:
         heads = {"q_proj": self.config.n_heads, "k_proj": self.config.n_kv_heads}.get(name.split(".")[-2])
         if heads is None:
             rows = 1 if len(tensor.shape) == 1 else tensor.shape[0]
-            return RawTensor(name, tensor.shape, tensor.qtype, stored.reshape(rows, -1))
+            return RawTensor(
+                name, tensor.shape, tensor.qtype, stored.reshape(rows, -1), check=self.file.check
+            )
         order = _rotary_order(heads, self.config.head_dim)
         if len(tensor.shape) == 2:
             return RawTensor(name, tensor.shape, tensor.qtype, stored.reshape(tensor.shape[0], -1), order)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +39,8 @@ class Presence(Protocol):
 class MappedFile:
     """The whole file, read page by page when touched. CheckpointError where that fails.
 
-    The file must not shrink while it is open: the kernel ends a process that reads pages that are gone.
+    The kernel ends a process that reads pages which are gone: ``check`` before bytes are used that were asked
+    for long ago.
     """
 
     def __init__(self, path: Path, presence: Presence | None = None) -> None:
@@ -47,6 +50,7 @@ class MappedFile:
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._identity = _identity(os.fstat(file.fileno()))
         except ValueError:  # mmap refuses an empty file
             raise CheckpointError(f"{path} is empty", hint="Download it again.") from None
         except OSError as error:
@@ -56,10 +60,29 @@ class MappedFile:
 
     def slice(self, offset: int, length: int) -> np.ndarray:
         """``length`` bytes from ``offset`` on, (length,) uint8, not copied; fewer past the end of the file.
-        AbsentError where they are not there."""
+        AbsentError where they are not there; see ``check``."""
+        self.check()
         if self._presence is not None:
             self._presence.require(offset, min(length, self.size - offset))
         return self._array[offset : offset + length]
+
+    def check(self) -> None:
+        """CheckpointError where somebody has cut the file short or written into it since it was opened.
+
+        One that was replaced by another of its name is kept as it was. A file some of whose bytes were not
+        there is written into as they come.
+        """
+        if self._map.closed:
+            return
+        changed = self._map.size() < self.size
+        if not changed and self._presence is None:
+            with contextlib.suppress(OSError):
+                inode, mtime = _identity(self.path.stat())
+                changed = inode == self._identity[0] and mtime != self._identity[1]
+        if changed:
+            raise CheckpointError(
+                f"{self.path} was changed while it was in use", hint="Start again once it is written."
+            )
 
     def head(self) -> memoryview:
         """The file from its start on, as far as it is there without a gap; drop it before ``close``."""
@@ -78,3 +101,8 @@ class MappedFile:
             self._map.close()
         except BufferError:
             self.release()  # tensors still hold views: the map goes with the last of them
+
+
+def _identity(status: os.stat_result) -> tuple[tuple[int, int], int]:
+    """Which file it is, and when it was last written into."""
+    return (status.st_dev, status.st_ino), status.st_mtime_ns

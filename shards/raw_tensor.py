@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ class Blocks(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class RawTensor:
     """``stored``: uint8 (rows, bytes of a row) view of the memory map; nothing is read until it is used.
+    ``check``: raises CheckpointError where the file is not what it was.
 
     ``shape`` is (rows, cols) or (cols,), as HuggingFace has it. ``row_order`` maps our rows to stored ones
     where the file keeps them in another order (GGUF q and k); None means as stored.
@@ -42,6 +43,7 @@ class RawTensor:
     qtype: str
     stored: np.ndarray
     row_order: np.ndarray | None = None
+    check: Callable[[], None] | None = None
 
     @property
     def data(self) -> np.ndarray:
@@ -77,7 +79,10 @@ class RawTensor:
         return out.reshape(self.shape)
 
     def dequantize_rows(self, rows: Sequence[int] | Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
-        """(len(rows), cols) of a matrix; reads only these rows. IndexError for a row outside."""
+        """(len(rows), cols) of a matrix; reads only these rows, long after opening, too. IndexError for a row
+        outside, CheckpointError where the file has changed meanwhile."""
+        if self.check is not None:
+            self.check()
         index = np.asarray(rows, dtype=np.int64)
         if self.row_order is not None:
             index = self.row_order[index]

@@ -55,7 +55,7 @@ class LocalShard:
         stored = self.tensors[name]
         rows = 1 if len(stored.shape) < 2 else stored.shape[0]
         raw = self._file.slice(stored.offset, stored.nbytes).reshape(rows, -1)
-        return RawTensor(name, stored.shape, stored.dtype, raw)
+        return RawTensor(name, stored.shape, stored.dtype, raw, check=self._file.check)
 
     def release(self) -> None:
         self._file.release()
