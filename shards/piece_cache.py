@@ -106,8 +106,7 @@ class PieceCache:
     def discard(self, folder: Path) -> None:
         """Remove a store that holds what it should not, unless a process uses it. Blocks."""
         with self._locked():
-            if not is_used(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            _evict(folder)
 
     def make_room(self, store: PieceStore, more_bytes: int) -> None:
         """Evict other stores until ``more_bytes`` fit beside what ``store`` holds. Blocks.

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarm_node.shards import checked_pieces, piece_store
+from swarm_node.shards.digest import pieces_content
 from swarm_node.shards.mapped_file import AbsentError, MappedFile
 from swarm_node.shards.piece_cache import PieceCache
 from swarm_node.shards.piece_manifest import PieceFile, PieceManifest
@@ -38,7 +39,7 @@ def manifest_of_data() -> PieceManifest:
         pieces = [data[start : start + SIZE] for start in range(0, len(data), SIZE)]
         head = 100 if name.endswith("safetensors") else len(data)
         hashes = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
-        files.append(PieceFile(name, len(data), head, hashes))
+        files.append(PieceFile(name, len(data), head, hashes, hashlib.sha256(data).digest()))
     return PieceManifest(SIZE, tuple(files))
 
 
@@ -397,7 +398,8 @@ def test_an_eviction_cut_short_leaves_no_store(whole: Path, monkeypatch: pytest.
             (folder / "files" / "model.safetensors").unlink()
 
     cache = PieceCache(whole.parent, max_bytes=10)
-    other = PieceManifest(SIZE, (PieceFile("model.gguf", 5, 5, bytes(32)),))
+    content = pieces_content(SIZE, bytes(32))
+    other = PieceManifest(SIZE, (PieceFile("model.gguf", 5, 5, bytes(32), content),))
     with cache.open(other, REF) as store:
         monkeypatch.setattr(shutil, "rmtree", dies)
         cache.make_room(store, 5)
