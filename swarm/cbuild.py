@@ -36,6 +36,8 @@ _BASE_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno
 _LIBRARIES = ("-lm", "-pthread")
 _NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 """Tried in order: x86 and most compilers, clang on ARM, and plain code for the architecture."""
+_SCRATCH = "-scratch-"
+"""After a library's name: the folder of a compiler that works."""
 
 
 class NativeUnavailableError(Exception):
@@ -158,7 +160,7 @@ def _built(key: tuple[str, str], sources: Sequence[Path], flags: Sequence[str]) 
         path = _library_path(folder, key)
         with _locked(folder / f"{key[0]}.lock"):
             if not _is_whole(path):
-                _compile(path, sources, flags)
+                _compile(key[0], path, sources, flags)
                 _prune(folder, key[0])
     except OSError as error:
         raise NativeUnavailableError(f"cannot write the kernel cache: {error}") from error
@@ -191,9 +193,9 @@ def _is_whole(library: Path) -> bool:
         return False
 
 
-def _compile(library: Path, sources: Sequence[Path], flags: Sequence[str]) -> None:
+def _compile(name: str, library: Path, sources: Sequence[Path], flags: Sequence[str]) -> None:
     problem = ""
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"{name}{_SCRATCH}", dir=library.parent) as scratch:
         output = Path(scratch) / library.name
         for native in _NATIVE_FLAGS:
             command = [
@@ -218,6 +220,9 @@ def _compile(library: Path, sources: Sequence[Path], flags: Sequence[str]) -> No
 
 
 def _prune(folder: Path, name: str) -> None:
+    """Under the lock: whoever built before has ended, however it did."""
+    for left in folder.glob(f"{name}{_SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
     builds = sorted(folder.glob(f"{name}-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in builds[KEPT_BUILDS:]:
         old.unlink(missing_ok=True)

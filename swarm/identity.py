@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
-import weakref
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -36,17 +34,16 @@ _MAX_PEER_ID_CHARS = 64  # an Ed25519 PeerID has 52; the bound keeps decoding (q
 
 
 class Identity:
-    """An Ed25519 key pair and the file that holds it. Immutable; equal keys give equal PeerIDs."""
+    """An Ed25519 key pair, in memory only. Immutable; equal keys give equal PeerIDs."""
 
-    __slots__ = ("__weakref__", "_path", "_private", "peer_id", "public_bytes", "seed")
+    __slots__ = ("_private", "peer_id", "public_bytes", "seed")
 
-    def __init__(self, seed: bytes, path: Path | None = None) -> None:
-        """``seed``: the 32 secret bytes. ``path``: where they are kept, None for an ephemeral identity."""
+    def __init__(self, seed: bytes) -> None:
+        """``seed``: the 32 secret bytes."""
         if len(seed) != 32:
             raise UsageError(f"an Ed25519 seed has 32 bytes, not {len(seed)}")
         self.seed = seed
         self._private = Ed25519PrivateKey.from_private_bytes(seed)
-        self._path = path
         self.public_bytes: bytes = self._private.public_key().public_bytes_raw()  # 32 bytes
         self.peer_id: str = peer_id_of(self.public_bytes)
 
@@ -55,7 +52,7 @@ class Identity:
 
     @classmethod
     def generate(cls) -> Identity:
-        """A fresh identity that lives as long as this object does."""
+        """A fresh identity that nobody keeps."""
         return cls(secrets.token_bytes(32))
 
     @classmethod
@@ -68,7 +65,7 @@ class Identity:
         try:
             if not file.exists():
                 _create(file, _file_bytes(secrets.token_bytes(32)))
-            identity = cls(_seed_from(file.read_bytes(), file), file)
+            identity = cls(_seed_from(file.read_bytes(), file))
             if file.stat().st_mode & 0o077:
                 file.chmod(0o600)  # a copy made with a lax umask: whoever reads it can pose as this node
         except OSError as error:
@@ -86,19 +83,9 @@ class Identity:
             raise FileNotFoundError(file)
         return cls.load_or_create(file)
 
-    @property
-    def path(self) -> Path:
-        """The key file, for p2pd, which only reads keys from files.
-
-        An ephemeral identity writes itself to a private temporary file, removed with this object.
-        """
-        if self._path is None:
-            handle, name = tempfile.mkstemp(prefix="swarm-node-", suffix=".key")  # mode 0600
-            with os.fdopen(handle, "wb") as file:
-                file.write(_file_bytes(self.seed))
-            self._path = Path(name)
-            weakref.finalize(self, self._path.unlink, missing_ok=True)
-        return self._path
+    def key_file(self) -> bytes:
+        """What a key file of it holds, for p2pd. Secret: not for the disk."""
+        return _file_bytes(self.seed)
 
     def sign(self, data: bytes) -> bytes:
         """64 bytes of Ed25519 signature. Callers put a context string in front of ``data``."""

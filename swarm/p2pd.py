@@ -126,7 +126,7 @@ class P2pdTransport:
         identity = identity or Identity.generate()
         daemon = await P2pDaemon.launch(
             P2pdOptions(
-                identity_path=str(identity.path),
+                identity=identity,
                 host_maddrs=() if client_mode else listenable(host_maddrs),
                 announce_maddrs=tuple(announce_maddrs),
                 client_mode=client_mode,

@@ -11,6 +11,8 @@ from typing import Any
 import hivemind.hivemind_cli
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
 
+from .identity import Identity
+
 MOST_CIRCUITS = 256
 """Connections through a relay to one node."""
 CIRCUIT_LIFE = "24h"
@@ -24,7 +26,7 @@ class P2pdOptions:
     others reach us, who cannot be dialled; ``is_relay``: be one for others.
     """
 
-    identity_path: str
+    identity: Identity
     host_maddrs: tuple[str, ...] = ()
     announce_maddrs: tuple[str, ...] = ()
     client_mode: bool = False
@@ -42,10 +44,11 @@ class P2pdOptions:
     def without_relays(self) -> P2pdOptions:
         return replace(self, relays=())
 
-    def arguments(self, control_socket: Path) -> list[str]:
+    def arguments(self, control_socket: Path, key_file: str) -> list[str]:
+        """``key_file``: where it reads the identity's key."""
         options: dict[str, Any] = {
             "listen": f"/unix{control_socket}",
-            "id": self.identity_path,
+            "id": key_file,
             "autoRelay": bool(self.relays),
             "autonat": True,
             "b": False,  # we connect to the initial peers ourselves, with errors that say which and why

@@ -64,7 +64,8 @@ class P2pdProcess:
     async def start(cls, options: P2pdOptions, on_end: Callable[[], None]) -> P2pdProcess:
         """Raises ListenError if it cannot listen, NetworkError if it does not start."""
         folder = _make_folder()
-        arguments = options.arguments(folder / _DAEMON_SOCKET)
+        key = _pipe_with(options.identity.key_file())
+        arguments = options.arguments(folder / _DAEMON_SOCKET, _path_of(key))
         try:
             child = await asyncio.create_subprocess_exec(
                 *arguments,
@@ -73,6 +74,7 @@ class P2pdProcess:
                 stderr=asyncio.subprocess.STDOUT,
                 env=options.environment(),
                 start_new_session=True,  # Ctrl-C in the terminal is ours to handle
+                pass_fds=(key,),
             )
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -82,6 +84,8 @@ class P2pdProcess:
                 f"cannot run the libp2p daemon {arguments[0]}: {error.strerror or error}",
                 hint="Reinstall hivemind for this platform.",
             ) from error
+        finally:
+            os.close(key)
         self = cls(child, folder, on_end)
         try:
             async with asyncio.timeout(STARTUP_TIMEOUT):
@@ -202,6 +206,21 @@ class P2pdProcess:
         if "failed to listen" in said:
             return ListenError(f"cannot listen: {said[:300]}", hint="Check the address and the port.")
         return NetworkError(f"the libp2p daemon (p2pd) failed to start: {said[:300]}")
+
+
+def _pipe_with(data: bytes) -> int:
+    """The end to read of a pipe that holds ``data``: p2pd reads its key from a file, and none on a disk can
+    be left behind."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(data)  # far less than what a pipe holds
+    return reading
+
+
+def _path_of(descriptor: int) -> str:
+    """Under which a child that inherits it finds it."""
+    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    return f"{folder}/{descriptor}"
 
 
 def remove_stale_folders() -> None:

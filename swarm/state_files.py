@@ -7,11 +7,17 @@ data: a file of the right name with nothing, or zeros, in it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_SCRATCH = ".scratch"
+STALE_S = 60.0
+"""After so long, a file that is being written was left by a process that was killed."""
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
@@ -60,7 +66,8 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes | str) -> Iterator[str]:
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+    _remove_left_behind(path)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", suffix=_SCRATCH, dir=path.parent)  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -70,3 +77,11 @@ def _written_beside(path: Path, data: bytes | str) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(scratch)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """What processes that were killed have left of this file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*{_SCRATCH}"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - left.lstat().st_mtime > STALE_S:
+                left.unlink()

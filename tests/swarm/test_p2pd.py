@@ -525,6 +525,13 @@ async def test_the_daemon_has_a_session_of_its_own_and_private_sockets(start: St
     assert folder.stat().st_mode & 0o077 == 0
 
 
+async def test_a_key_is_on_no_disk_but_where_its_owner_keeps_it(start: Start) -> None:
+    await start()
+    (folder,) = sockets()
+    assert set(os.listdir(folder)) <= {"client.sock", "p2pd.sock"}
+    assert os.listdir(tempfile.gettempdir()) == [folder.name]
+
+
 async def test_sockets_of_killed_processes_are_removed(start: Start) -> None:
     transport = await start()
     (live,) = sockets()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.p2pd_options import P2pdOptions
 from swarm_node.swarm.p2pd_relays import GRACE_S, RETRY_S, RelayWatch, Verdict
 
+KEY = Identity.generate()
 ONE, OTHER, STRANGER = b"one", b"other", b"stranger"
 
 
@@ -63,18 +65,18 @@ def test_the_second_relay_is_enough_but_one_that_came_back_has_forgotten_us() ->
 
 
 def test_who_has_relays_announces_itself_there_and_only_a_relay_relays(tmp_path: Path) -> None:
-    plain = P2pdOptions("key")
-    assert "-relayService=0" in plain.arguments(tmp_path)
-    relay = P2pdOptions("key", is_relay=True)
-    assert {"-relayService=1", "-forceReachabilityPublic=1"} <= set(relay.arguments(tmp_path))
+    plain = P2pdOptions(KEY)
+    assert "-relayService=0" in plain.arguments(tmp_path, "key")
+    relay = P2pdOptions(KEY, is_relay=True)
+    assert {"-relayService=1", "-forceReachabilityPublic=1"} <= set(relay.arguments(tmp_path, "key"))
     assert relay.environment()["GOMAXPROCS"] == "1"
-    hidden = P2pdOptions("key", relays=("/ip4/192.0.2.1/tcp/1/p2p/R",))
+    hidden = P2pdOptions(KEY, relays=("/ip4/192.0.2.1/tcp/1/p2p/R",))
     assert hidden.circuits() == ("/ip4/192.0.2.1/tcp/1/p2p/R/p2p-circuit",)
-    words = hidden.announcing(("/ip4/10.0.0.1/tcp/2", *hidden.circuits())).arguments(tmp_path)
+    words = hidden.announcing(("/ip4/10.0.0.1/tcp/2", *hidden.circuits())).arguments(tmp_path, "key")
     assert "-trustedRelays=/ip4/192.0.2.1/tcp/1/p2p/R" in words
     assert "-announceAddrs=/ip4/10.0.0.1/tcp/2,/ip4/192.0.2.1/tcp/1/p2p/R/p2p-circuit" in words
     assert not any(
         "relay" in word.lower() and "=1" in word
-        for word in hidden.without_relays().arguments(tmp_path)
+        for word in hidden.without_relays().arguments(tmp_path, "key")
         if not word.startswith("-relay=")
     )

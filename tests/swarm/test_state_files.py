@@ -78,3 +78,15 @@ def test_what_is_damaged_is_set_aside_once(tmp_path: Path) -> None:
         (folder / "inner").mkdir(parents=True)
         assert set_aside(folder) == tmp_path / "folder.bad"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["book.bad", "folder.bad"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "state[1].key"
+    others = [tmp_path / name for name in (".state1.key-x.scratch", ".state[1].key-notes", "other.scratch")]
+    stale, fresh = tmp_path / ".state[1].key-abcdefgh.scratch", tmp_path / ".state[1].key-ijklmnop.scratch"
+    for file in (*others, stale, fresh):
+        file.write_text("secret")
+        if file != fresh:
+            os.utime(file, (1e9, 1e9))
+    replace_file(path, "one")
+    assert set(tmp_path.iterdir()) == {path, fresh, *others}
