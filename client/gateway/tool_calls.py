@@ -2,7 +2,7 @@
 
 Two forms cover the templates in use: calls between ``<tool_call>`` and ``</tool_call>`` (Hermes, Qwen), text
 around them or not; and an answer that is nothing but JSON, one call or a list of them (Llama 3, Mistral, and
-what a guide makes). A call is ``{"name": ..., "arguments": {...}}``; Llama says ``parameters``.
+what a guide makes). See ``call_text`` for what a call is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+from .call_text import KEYS, CallText
 
 OPENS, CLOSES = "<tool_call>", "</tool_call>"
 MISTRAL = "[TOOL_CALLS]"
@@ -28,71 +30,114 @@ class ToolCallReader:
     """Text in, piece by piece; out comes what is no call, to be shown, and complete calls.
 
     ``names``: the tools there are; what calls any other is shown as text. ``forced``: the whole answer is one
-    call, by its guide. ``parallel``: False lets the first call through alone.
+    call, by its guide. ``parallel``: False lets the first call through alone. Nothing is held back that can
+    no longer be a call.
     """
 
     def __init__(self, names: AbstractSet[str], *, forced: bool = False, parallel: bool = True) -> None:
         self._names = names
+        self._forced = forced
         self._parallel = parallel
         self._held = ""
-        self._whole = True if forced else None  # whether the answer is JSON as a whole; None: unknown yet
+        self._whole: CallText | None = CallText(names)  # of the answer as a whole, while it may be one
+        self._whole_read = 0  # characters of the held text that it knows
+        self._tagged: CallText | None = None  # of what follows the tag that the held text begins with
+        self._tagged_read = 0
         self._calls = 0
         self._shown = False
+        self._after_call = False  # and nothing was shown since
 
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         self._held += text
-        if self._whole is None and (begin := self._held.lstrip()):
-            self._whole = begin[0] in "{["
-        if self._whole is not False:
+        if self._forced or self._may_be_whole():
             return "", []
-        return self._tagged()
+        begin = self._held.lstrip()
+        # Space before and between calls is no text of the answer.
+        if self._after_call or (not self._shown and (begin.startswith(OPENS) or OPENS.startswith(begin))):
+            self._drop(len(self._held) - len(begin))
+        shown, calls = self._split()
+        self._shown = self._shown or bool(shown)
+        return shown, calls
 
     def flush(self) -> tuple[str, list[ToolCall]]:
         """The answer is over."""
         held, self._held = self._held, ""
-        if self._whole is not False:
+        if self._forced or self._whole is not None:
             if calls := self._read(held.strip().removeprefix(MISTRAL)):
                 return "", self._counted(calls)
         elif held.startswith(OPENS) and (calls := self._read(held[len(OPENS) :])):
             return "", self._counted(calls)  # the end came before the closing tag
         return held, []
 
-    def _tagged(self) -> tuple[str, list[ToolCall]]:
+    def _may_be_whole(self) -> bool:
+        """Whether the answer can still be nothing but JSON."""
+        if self._whole is None:
+            return False
         begin = self._held.lstrip()
-        if self._calls or (not self._shown and (begin.startswith(OPENS) or OPENS.startswith(begin))):
-            self._held = begin  # space before and between calls is no text of the answer
-        shown, calls = self._split()
-        self._shown = self._shown or bool(shown)
-        return shown, calls
+        if MISTRAL.startswith(begin[: len(MISTRAL)]) and begin != "[":
+            if len(begin) < len(MISTRAL):
+                return True
+            begin = begin[len(MISTRAL) :]
+        if not all(map(self._whole.push, begin[self._whole_read :])):
+            self._whole = None
+            return False
+        self._whole_read = len(begin)
+        return True
 
     def _split(self) -> tuple[str, list[ToolCall]]:
+        """What of the held text is no call, and the calls in it; what may become one stays."""
         shown = ""
         calls: list[ToolCall] = []
         while True:
             start = self._held.find(OPENS)
             if start < 0:
                 keep = _overlap(self._held, OPENS)
-                shown += self._held[: len(self._held) - keep]
-                self._held = self._held[len(self._held) - keep :]
+                return shown + self._let_go(len(self._held) - keep), calls
+            shown += self._let_go(start)
+            end = self._end_of_call()
+            if end is None:
                 return shown, calls
-            end = self._held.find(CLOSES, start)
-            shown += self._held[:start]
-            self._held = self._held[start:]
-            if end < 0:
-                return shown, calls
-            end -= start
-            inside, self._held = self._held[len(OPENS) : end], self._held[end + len(CLOSES) :]
-            found = self._read(inside)
+            found = self._read(self._held[len(OPENS) : end]) if end else []
             if found:
+                self._drop(end + len(CLOSES))
                 calls += self._counted(found)
-                self._held = self._held.lstrip()
+                self._after_call = True
+                self._drop(len(self._held) - len(self._held.lstrip()))
             else:
-                shown += OPENS + inside + CLOSES
+                shown += self._let_go(len(OPENS))
+
+    def _end_of_call(self) -> int | None:
+        """Where the closing tag of the call begins that the held text begins with; None where it has not
+        come, and 0 where it cannot, since this is no call."""
+        if self._tagged is None:
+            self._tagged, self._tagged_read = CallText(self._names), len(OPENS)
+        for place in range(self._tagged_read, len(self._held)):
+            character = self._held[place]
+            if self._tagged.is_complete and not character.isspace():
+                tag = self._held[place : place + len(CLOSES)]
+                self._tagged_read = place
+                return (place if tag == CLOSES else None) if CLOSES.startswith(tag) else 0
+            if not self._tagged.push(character):
+                return 0
+        self._tagged_read = len(self._held)
+        return None
+
+    def _let_go(self, count: int) -> str:
+        """So many of the held characters, to be shown."""
+        self._after_call = self._after_call and not count
+        return self._drop(count)
+
+    def _drop(self, count: int) -> str:
+        """So many of the held characters, which are held no longer."""
+        dropped, self._held = self._held[:count], self._held[count:]
+        if dropped:
+            self._tagged = None
+        return dropped
 
     def _read(self, text: str) -> list[ToolCall]:
         """The calls that ``text`` is; none where it is anything else."""
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_number)
             calls = [self._call(item) for item in (value if isinstance(value, list) else [value])]
         except (ValueError, RecursionError):
             return []
@@ -100,12 +145,15 @@ class ToolCallReader:
 
     def _call(self, value: Any) -> ToolCall | None:
         """ValueError and RecursionError for arguments that are no JSON."""
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or value.keys() - KEYS:
             return None
         name = value.get("name")
-        arguments = value.get("arguments", value.get("parameters", {}))
-        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
+        given = [value[key] for key in ("parameters", "arguments") if key in value]
+        if not isinstance(name, str) or name not in self._names:
             return None
+        if not all(isinstance(arguments, dict) for arguments in given):
+            return None
+        arguments = given[-1] if given else {}
         return ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
 
     def _counted(self, calls: list[ToolCall]) -> list[ToolCall]:
@@ -113,6 +161,10 @@ class ToolCallReader:
             calls = calls[: max(0, 1 - self._calls)]
         self._calls += len(calls)
         return calls
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.client.gateway.call_text import CallText
 from swarm_node.client.gateway.errors import ApiError
 from swarm_node.client.gateway.fields import Fields
 from swarm_node.client.gateway.tool_calls import ToolCall, ToolCallReader
@@ -65,6 +67,99 @@ def test_how_it_is_cut_makes_no_difference(
     cuts = sorted(data.draw(st.lists(st.integers(0, len(said)), max_size=8)))
     pieces = [said[a:b] for a, b in zip([0, *cuts], [*cuts, len(said)], strict=True)]
     assert _read(ToolCallReader(NAMES), pieces) == (text, calls)
+
+
+def _pieces(said: str) -> list[str]:
+    """What is shown, character by character."""
+    reader = ToolCallReader(NAMES)
+    return [reader.push(character)[0] for character in said]
+
+
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ("[1] is a note", "["),
+        ('{"answer": 5}', '{"a'),  # of "arguments"
+        ('{"name": "Bob", "age": 3}', '{"name": "'),
+        ('{"name": "weather", "arguments": "Köln"}', '{"name": "weather", "arguments": '),
+        ('{"name": "weather", "arguments": {}, "x": 1}', '{"name": "weather", "arguments": {}, "'),
+        ('{"name": "weather"} is a call', '{"name": "weather"} '),
+        ("[TOOL_CALLS]weather[ARGS]{}", "[TOOL_CALLS]"),
+        ("[TOOLS] are good", "[TOOL"),
+        ('[{"title": "a"}]', '[{"t'),
+        ("[[1]]", "["),
+        ("[]", "["),
+        ("{}", "{"),
+        ("{'name': 1}", "{"),
+        ("<tool_call>\n<function=weather>", "<tool_call>\n<"),
+        ('<tool_call>{"name": "rm"}</tool_call>', '<tool_call>{"name": "'),
+        ('<tool_call>{"name": "time"} or so', '<tool_call>{"name": "time"} '),
+        ("Write <tool_call> before it.", "Write <tool_call> "),
+        ("  words", "  "),
+    ],
+)
+def test_what_cannot_be_a_call_any_more_is_shown_at_once(said: str, held: str) -> None:
+    pieces = _pieces(said)
+    begun = held.rfind("<")
+    assert "".join(pieces[: len(held)]) == held[: max(begun, 0)]
+    assert "".join(pieces[: len(held) + 1]) == said[: len(held) + 1]
+    assert "".join(pieces) == said
+
+
+def test_a_closing_tag_in_an_argument_is_part_of_it() -> None:
+    said = '<tool_call>{"name": "weather", "arguments": {"city": "</tool_call>"}}</tool_call>'
+    assert _read(ToolCallReader(NAMES), list(said)) == ("", [ToolCall("weather", '{"city": "</tool_call>"}')])
+
+
+def test_a_call_after_what_only_looked_like_one() -> None:
+    said = f"[1] <tool_call> <tool_call>{CALL}</tool_call> \n{NOW} or  so "
+    assert _read(ToolCallReader(NAMES), list(said)) == (f"[1] <tool_call> {NOW} or  so ", [WEATHER])
+
+
+ARGUMENTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=5,
+)
+CALLS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["weather", "time", "tim", "rm", "wéather", 3]),
+        "arguments": ARGUMENTS | st.dictionaries(st.text(max_size=2), ARGUMENTS, max_size=3),
+        "parameters": ARGUMENTS | st.just({}),
+        "type": st.just("function"),
+        "id": ARGUMENTS,
+        "x": st.just(1),
+    },
+)
+
+
+@settings(max_examples=400)
+@given(
+    value=CALLS | st.lists(CALLS, max_size=3) | ARGUMENTS,
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+    place=st.integers(0, 400),
+    change=st.sampled_from(["", "", " ", '"', "}", "]", "1", "x", "\\", "-", "e", ".", "\u00e9", "\n", ","]),
+)
+def test_what_is_told_early_is_what_the_whole_text_is(
+    value: Any, indent: int | None, ascii_only: bool, place: int, change: str
+) -> None:
+    said = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    place %= len(said) + 1
+    said = said[:place] + change + said[place:]
+    expected = ToolCallReader(NAMES)._read(said.strip())
+    text = CallText(NAMES)
+    alive = all(map(text.push, said.lstrip()))
+    assert (alive and text.is_complete) == bool(expected)
+    whole = _read(ToolCallReader(NAMES), list(said))
+    assert whole == (("", expected) if expected else (said, []))
+    tagged = _read(ToolCallReader(NAMES), list(f"<tool_call>{said}</tool_call>"))
+    assert tagged == (("", expected) if expected else (f"<tool_call>{said}</tool_call>", []))
 
 
 def test_words_are_shown_as_they_come() -> None:
