@@ -232,6 +232,8 @@ class PieceStore:
                 self._written |= written
             for name in written:  # after a failed sync the system may forget what it was to write
                 self._checked.forget(name)
+            if not written:
+                return  # of a disk that is only read: a claim that stays is found out the next time, too
             raise unwritable(self.folder, error) from None
         with self._lock:
             self._held |= held & ~self._bad
@@ -285,7 +287,7 @@ class PieceStore:
             lost = [piece for piece in pieces if self._held[piece]]
             self._held[lost] = False
             self._bad[lost] = True
-            self._dirty = self._dirty or (bool(lost) and self._user is not None)
+            self._dirty = self._dirty or bool(lost)
         for name in {self.manifest.place(piece).file.name for piece in lost}:
             whole = self.folder / _FILES / name
             with contextlib.suppress(OSError):

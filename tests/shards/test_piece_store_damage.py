@@ -413,7 +413,10 @@ def test_an_eviction_cut_short_leaves_no_store(whole: Path, monkeypatch: pytest.
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_disk_that_is_only_read_is_used_as_it_is(whole: Path) -> None:
     zero(whole, 4)
-    for folder in (whole / "files", whole, whole.parent):
+    folders = [whole.parent, whole, *(path for path in whole.iterdir() if path.is_dir())]
+    for file in (whole / "files").iterdir():
+        file.chmod(0o400)
+    for folder in folders:
         folder.chmod(0o500)
     try:
         with PieceCache(whole.parent).find(MANIFEST.root) as store:
@@ -421,5 +424,5 @@ def test_a_disk_that_is_only_read_is_used_as_it_is(whole: Path) -> None:
             with pytest.raises(CheckpointError, match="cannot write"):
                 store.add(4, right(4))
     finally:
-        for folder in (whole.parent, whole, whole / "files"):
+        for folder in folders:
             folder.chmod(0o700)
