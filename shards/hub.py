@@ -22,6 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..swarm.errors import CheckpointError, NetworkError
+from ..swarm.state_files import set_aside
 from ..swarm.types import Span
 from .affine import stored_names
 from .checkpoint import Checkpoint, check_span, directory_config
@@ -61,7 +62,24 @@ _MAX_UNTOLD = 64 << 20
 def open_hub_model(
     name: str, *, blocks: Span | None, client: bool, progress: Progress | None, weights: bool = True
 ) -> Checkpoint:
-    """See ``open_checkpoint``."""
+    """See ``open_checkpoint``. A download that was damaged on this disk is fetched again, once."""
+    try:
+        return _open(name, blocks, client, progress, weights)
+    except _DamagedError as error:
+        damaged = error
+    if (aside := set_aside(damaged.blob)) is None:
+        raise damaged
+    try:
+        checkpoint = _open(name, blocks, client, progress, weights)
+    except NetworkError:
+        raise damaged from None
+    aside.unlink(missing_ok=True)
+    return checkpoint
+
+
+def _open(
+    name: str, blocks: Span | None, client: bool, progress: Progress | None, weights: bool
+) -> Checkpoint:
     repo = HubRepo(name, progress)
     directory = repo.fetch("config.json").parent
     everything = weights and blocks is None and not client
@@ -100,10 +118,7 @@ def _identity(
     for file in here:
         blob = files[file.name].resolve().name  # the hub's cache calls a large file by its SHA-256
         if _SHA256.fullmatch(blob) and blob != file.content.hex():
-            raise CheckpointError(
-                f"{files[file.name]} is damaged: its SHA-256 is not the one that the hub told",
-                hint="Delete that file; it is then downloaded again.",
-            )
+            raise _DamagedError(files[file.name])
     return identity_of([*here, *told])
 
 
@@ -221,6 +236,17 @@ class HubRepo:
             raise NetworkError(
                 f"cannot fetch {where}: {_first_line(error)}", hint="Check the connection and try again."
             ) from None
+
+
+class _DamagedError(CheckpointError):
+    """``blob``: the file itself, which the cache's snapshots lead to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is damaged: its SHA-256 is not the one that the hub told",
+            hint="It is downloaded again as soon as the hub can be reached.",
+        )
+        self.blob = path.resolve()
 
 
 class _MissingFileError(CheckpointError):

@@ -17,7 +17,12 @@ from swarm_node.client.model_opening import find_in_swarm, open_model, wanted_mo
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.directory import REFRESH_S
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.shards import checked_pieces
+from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.lookup import ModelLocation, ModelNotFoundError, Source
+from swarm_node.shards.piece_cache import PieceCache
+from swarm_node.shards.piece_hashing import manifest_of, model_files
+from swarm_node.shards.piece_holder import WholeFiles
 from swarm_node.shards.registry import LocalRegistry
 from swarm_node.swarm.demand import MAX_WANTED, Wanted, WantedModel
 from swarm_node.swarm.errors import CheckpointError, ModelMismatchError, NetworkError
@@ -247,6 +252,37 @@ async def test_what_the_hub_does_not_have_is_asked_for() -> None:
     assert caught.value.hint.startswith("Did you mean 'toy'?")
     await opening.network.demand.close()
     assert [each.models for each in opening.swarm.store.wanted()] == [(WantedModel("owner/tooy"),)]
+
+
+async def test_what_is_damaged_here_comes_from_peers_again(tmp_path: Path) -> None:
+    model = tmp_path / "mine"
+    model.mkdir()
+    write_tiny_model(model)
+    files = WholeFiles(manifest_of(model), model_files(model))
+    cache = PieceCache(tmp_path / "cache")
+    with cache.open(files.manifest, MODEL) as store:
+        for piece in range(files.manifest.n_pieces):
+            store.add(piece, files.read(piece))
+    checked_pieces._known.clear()
+    weights = store.path("model.safetensors")
+    weights.write_bytes(bytes(weights.stat().st_size))
+    opening = Opening(await FakeSwarm(a="0-5").start())
+
+    def load(path: str) -> LocalModel:
+        open_checkpoint(path, client=True).close()
+        return opening.load(path)
+
+    async def fetch(location: ModelLocation, _: ClientNetwork, __: OnProgress | None) -> str:
+        assert location == ModelLocation(MODEL.name, Source.SWARM, ref=MODEL, root=files.manifest.root)
+        with cache.find(location.root) as store:
+            for piece in store.missing(range(files.manifest.n_pieces)):
+                store.add(piece, files.read(piece))
+        return str(store.folder)
+
+    joining = asyncio.create_task(opening.join())
+    registry = LocalRegistry(fetched=cache)
+    await open_model(MODEL.name, joining, load, fetch=fetch, registry=registry)
+    assert opening.loaded == [str(store.folder)]
 
 
 async def test_what_is_here_is_opened_before_the_swarm_answers(tmp_path: Path) -> None:

@@ -226,16 +226,25 @@ def test_a_hub_that_tells_no_hashes_is_asked_for_small_shards_and_never_for_larg
         assert model.ref.digest == local.ref.digest
 
 
-def test_a_download_that_was_damaged_on_this_disk(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_download_that_was_damaged_on_this_disk(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_checkpoint(NAME, blocks=Span(0, 1)):
         pass
     (path,) = (tmp_path / "cache").rglob(shard(1))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.resolve().write_bytes(data)
+    with open_checkpoint(NAME, blocks=Span(0, 1)):
+        assert path.read_bytes()[-1] == data[-1] ^ 1
+    assert not list((tmp_path / "cache").rglob("*.bad"))
+    with open_checkpoint(NAME):
+        pass
+    path.resolve().write_bytes(data)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256") as caught:
-        open_checkpoint(NAME, blocks=Span(0, 1))
-    assert "Delete" in caught.value.hint
+        open_checkpoint(NAME)
+    assert "as soon as the hub can be reached" in caught.value.hint
 
 
 def test_scales_may_be_in_another_shard_than_their_integers(
