@@ -1,21 +1,26 @@
 """Prompts to token ids, beside the event loop.
 
 Chat templates and tokenizers come with the model and texts from strangers: either may be slow. Each model has
-one thread of its own for them, so that a slow one delays neither the loop nor other models' prompts.
+two threads of its own for them, one for short texts and one for long ones, and in each of them askers take
+turns. So a slow model delays neither the loop nor other models' prompts, and long texts delay one another
+only.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ..swarm.errors import UsageError
+from .asker import ASKER
+from .fair_thread import FairThread
 from .params import Prompt, PromptTokenizer, prompt_ids
 
 T = TypeVar("T")
 
+SHORT_BYTES = 32 * 1024
+"""Of a text that is read in some ten milliseconds: most prompts."""
 READ_S = 20.0
 """For one prompt, its turn included; usual is a millisecond. Where a template is ended for each of many
 requests, those that wait give up here."""
@@ -28,7 +33,8 @@ class PromptReader:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context = context
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="swarm-prompts")
+        self._short = FairThread("swarm-prompts")
+        self._long = FairThread("swarm-long-prompts")
 
     async def ids(self, prompt: Prompt, *, raw: bool) -> Sequence[int]:
         """As ``prompt_ids``. Raises UsageError, and ChatTemplateError where the template is at fault."""
@@ -41,22 +47,26 @@ class PromptReader:
         if is_ids(prompt):
             return read()
         try:
-            return await self.run(read)
+            return await self.run(read, len(prompt) if isinstance(prompt, str) else 0)
         except TimeoutError:
             raise UsageError(
                 f"the prompt was not read within {READ_S:.0f} s",
                 hint="Try again: prompts of others were before it, or the model's chat template is slow.",
             ) from None
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """``work`` in this model's thread. Raises TimeoutError after ``READ_S``; what has begun then still
-        goes on."""
+    async def run(self, work: Callable[[], T], nbytes: int = 0) -> T:
+        """``work`` in one of this model's threads, in the turn of the current ``ASKER``. ``nbytes``: of what
+        it reads, where that is more than the asker's request. Raises TimeoutError after ``READ_S``; the
+        processes that it waits for are ended then."""
+        nbytes = max(nbytes, ASKER.get().nbytes)
+        thread = self._short if nbytes <= SHORT_BYTES else self._long
         async with asyncio.timeout(READ_S):
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await thread.run(work)
 
     def close(self) -> None:
         """What waits is not done any more. May be called again."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._short.close()
+        self._long.close()
 
 
 def is_ids(prompt: Any) -> bool:

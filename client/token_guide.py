@@ -1,28 +1,29 @@
 """Guides at work: compiled for a vocabulary by llguidance, they say which tokens may come next.
 
-Compiling takes a thread of its own, since it can take a second; one at a time, so that a flood of hostile
-grammars takes one core at most. Its stack is large: the compiler is recursive in what it reads. What is
-compiled here was compiled before in a process that is ended where it takes too much, or crashes.
+Compiling takes a thread of its own, since it can take a second; one at a time and askers in turn, so that a
+flood of hostile grammars takes one core at most, and holds up whoever sends it. Its stack is large: the
+compiler is recursive in what it reads. What is compiled here was compiled before in a process that is ended
+where it takes too much, or crashes, or nobody waits for it any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import thread_time
 from typing import Any
 
 import numpy as np
 
+from ..swarm.confined.asking import ASKING
 from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import UsageError
 from ..swarm.recent import RecentMap
+from .fair_thread import FairThread
 from .guided import Guide, embedded_schemas
 from .vocabulary import SpelledTokenizer, Vocabulary
 
@@ -122,11 +123,11 @@ class Guides:
         """``vocab_size``: the head's; tokens of the tokenizer beyond it cannot be chosen."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._compiled: RecentMap[Guide, Future[Any]] = RecentMap(CACHED)
-        self._waiting: Counter[Future[Any]] = Counter()
+        self._compiled: RecentMap[Guide, asyncio.Task[Any]] = RecentMap(CACHED)
+        self._waiting: Counter[asyncio.Task[Any]] = Counter()
         """How many answers wait for each to be compiled."""
         self._vocabulary: Any = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._thread = FairThread("swarm-guides", stack_bytes=STACK_BYTES)
 
     async def prepare(self) -> None:
         """Build the tables now. Does nothing without llguidance.
@@ -135,15 +136,18 @@ class Guides:
         wants it over before the first of them asks.
         """
         with suppress(UsageError):
-            await asyncio.wrap_future(self._submit(self._tables))
+            await self._thread.run(self._tables)
 
     async def open(self, guide: Guide) -> TokenGuide:
         """A new answer's guide. Raises UsageError where it cannot be compiled, or llguidance is missing."""
-        compiled = self._compiled[guide] = self._compiled.get(guide) or self._submit(self._compile, guide)
+        compiled = self._compiled.get(guide)
+        if compiled is None:
+            compiled = asyncio.create_task(self._thread.run(partial(self._compile, guide)), name="guide")
+            self._compiled[guide] = compiled
         self._waiting[compiled] += 1
         try:
             async with asyncio.timeout(COMPILE_S):
-                matcher: Any = await asyncio.shield(asyncio.wrap_future(compiled))
+                matcher: Any = await asyncio.shield(compiled)
         except TimeoutError:
             raise UsageError(
                 f"{_NAMES[guide.kind]} was not compiled within {COMPILE_S:.0f} s",
@@ -156,31 +160,19 @@ class Guides:
             raise UsageError(str(matcher), hint=matcher.hint)  # anew: several may wait for the same
         return TokenGuide(matcher.deep_copy(), self._vocab_size)
 
-    def _leave(self, guide: Guide, compiled: Future[Any]) -> None:
-        """One that waited waits no more. What has not begun and nobody waits for is not compiled: else who
-        asks and hangs up, again and again, keeps everybody's guides waiting long after."""
+    def _leave(self, guide: Guide, compiled: asyncio.Task[Any]) -> None:
+        """One that waited waits no more. What nobody waits for is not compiled any further: else who asks and
+        hangs up, again and again, keeps everybody's guides waiting long after."""
         self._waiting[compiled] -= 1
         if self._waiting[compiled] > 0:
             return
         del self._waiting[compiled]
-        if compiled.cancel() and self._compiled.get(guide) is compiled:
+        if (compiled.cancel() or compiled.cancelled()) and self._compiled.get(guide) is compiled:
             del self._compiled[guide]
 
     def close(self) -> None:
         """What still waits to be compiled is not. May be called again."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
-
-    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        if self._executor is not None:
-            return self._executor.submit(work, *arguments)
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="swarm-guides")
-        before = threading.stack_size(STACK_BYTES)  # of threads that start from now on: this executor's one
-        try:
-            return self._executor.submit(work, *arguments)
-        finally:
-            threading.stack_size(before)
+        self._thread.close()
 
     def _tables(self) -> Any:
         """llguidance's own of the vocabulary. In the executor's thread."""
@@ -202,6 +194,8 @@ class Guides:
             grammar = _grammar(library, guide)
             if problem := TRIAL.ask(grammar):
                 return _refused(_NAMES[guide.kind], problem)
+            if ASKING.get().is_given_up:
+                return _refused(_NAMES[guide.kind], "nobody waits for it any more")
             limits = library.LLParserLimits(verbose_errors=False, **_LIMITS)
             matcher = library.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
             if not matcher.is_error():

@@ -37,8 +37,8 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
         await asyncio.wait(tasks)
 
 
-def look_at(task: asyncio.Task[Any]) -> None:
-    """As a task's done callback: an error that nobody waits for any more is no forgotten one."""
+def look_at(task: asyncio.Future[Any]) -> None:
+    """As the done callback of a task: an error that nobody waits for any more is no forgotten one."""
     if not task.cancelled():
         task.exception()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -10,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ...shards.bounded_json import is_deeper
 from .errors import ApiError, wrong
+from .reading import Reading
 
 MAX_DEPTH = 64
 """Of objects and lists inside each other; no honest request comes near, and templates and schemas recurse."""
@@ -17,10 +17,11 @@ MAX_DEPTH = 64
 MAX_CONTAINERS = 2**16
 """Objects and lists in a body. Python's garbage collector looks at all of them again and again while they are
 made: 700,000 fit into two megabytes, and hold the interpreter for a second."""
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?+', re.DOTALL)
-INLINE_BYTES = 32 * 1024
-"""Of a body that is read at once, in some milliseconds at worst; a larger one is read in a thread."""
-
+MAX_NAMES = 2**16
+"""Names in a body's objects. json.loads keeps the interpreter, and takes up to 0.7 ms for a thousand."""
+MAX_VALUES = 2**19
+"""Values in a body: some ten milliseconds where they are numbers, such as token ids."""
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
 T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -30,10 +31,14 @@ class ClientGoneError(Exception):
 
 
 async def read_json(
-    headers: Iterable[tuple[bytes, bytes]], receive: Receive, max_bytes: int, read: Callable[[Any], T]
+    headers: Iterable[tuple[bytes, bytes]],
+    receive: Receive,
+    max_bytes: int,
+    read: Callable[[Any], T],
+    reading: Reading,
 ) -> T:
     """What ``read`` makes of the body as JSON, beside the event loop where that may take long. Raises
-    ApiError (400, 413, 415), what ``read`` raises, and ClientGoneError."""
+    ApiError (400, 413, 415, 429), what ``read`` raises, and ClientGoneError."""
     told = dict(headers)
     # Browsers send any other type to any address without asking first: a strange web page could use up
     # this gateway.
@@ -61,16 +66,15 @@ async def read_json(
         more = message.get("more_body", False)
         if len(parts) > max_bytes:
             raise _too_large(max_bytes)
+        reading.holds(len(parts))
     data = bytes(parts)
-    if len(data) <= INLINE_BYTES:
-        return read(parse_json(data))
-    return await asyncio.to_thread(lambda: read(parse_json(data)))
+    return await reading.parsed(lambda: read(parse_json(data)))
 
 
 def parse_json(data: bytes) -> Any:
     """Raises ApiError 400 for what is no JSON, too deep, or of too many parts."""
-    if _containers(data) > MAX_CONTAINERS and _containers(_STRING.sub(b"", data)) > MAX_CONTAINERS:
-        raise wrong("", f"holds over {MAX_CONTAINERS} objects and lists", code="invalid_json")
+    if _too_many(data) and (what := _too_many(_outside_strings(data))):
+        raise wrong("", f"holds over {what}", code="invalid_json")
     try:
         value = json.loads(data.decode(), parse_constant=_no_number)
     except UnicodeDecodeError as error:
@@ -87,9 +91,22 @@ def parse_json(data: bytes) -> Any:
     return value
 
 
-def _containers(data: bytes) -> int:
-    """At most so many: those in strings are counted, too."""
-    return data.count(b"[") + data.count(b"{")
+def _too_many(data: bytes) -> str:
+    """Of what it has more than may be; characters in strings are counted, too."""
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        return f"{MAX_CONTAINERS} objects and lists"
+    if data.count(b":") > MAX_NAMES:
+        return f"{MAX_NAMES} names of values"
+    return f"{MAX_VALUES} values" if data.count(b",") > MAX_VALUES else ""
+
+
+def _outside_strings(data: bytes) -> bytes:
+    """One match at a time, so that other threads go on between them."""
+    rest, at = bytearray(), 0
+    for string in _STRING.finditer(data):
+        rest += data[at : string.start()]
+        at = string.end()
+    return bytes(rest + data[at:])
 
 
 def _no_number(name: str) -> NoReturn:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .answers import to_json
 from .body import ClientGoneError, Receive, read_json
 from .errors import ApiError
+from .reading import Reading
 
 ABORT = "swarm_node.abort"
 """Key of the ASGI scope: a function that ends the connection at once, whatever is still to be sent."""
@@ -46,21 +47,22 @@ class Call:
     def headers(self) -> list[tuple[bytes, bytes]]:
         return self.scope["headers"]
 
-    async def read(self, max_bytes: int, read: Callable[[Any], T]) -> T:
+    async def read(self, max_bytes: int, read: Callable[[Any], T], reading: Reading) -> T:
         """What ``read`` makes of the body. Raises ApiError and ClientGoneError."""
         try:
             async with asyncio.timeout(BODY_S):
-                return await read_json(self.headers, self._receive_part, max_bytes, read)
+                return await read_json(self.headers, self._receive_part, max_bytes, read, reading)
         except TimeoutError:
             self._body_left = False  # it has been waited for
             raise ApiError(
                 408, f"the request did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}
             ) from None
 
-    async def until_gone(self) -> None:
-        """Wait until the client has hung up, or has all of the reply."""
+    async def until_gone(self) -> NoReturn:
+        """Wait until the client has hung up, or has all of the reply. Raises ClientGoneError."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        raise ClientGoneError
 
     async def reply(self, text: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """A JSON text as the whole reply."""

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from ...swarm.address_groups import host_group
 from ...swarm.errors import SwarmError, UsageError
+from ..asker import ASKER, Asker
 from ..async_model import AsyncSwarmModel
 from ..guided import Guide
 from ..params import GenerateOptions
@@ -24,6 +25,7 @@ from .errors import RETRY_S, ApiError, from_swarm, internal, wrong
 from .logprobs import TokenBytes
 from .offers import Offers
 from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
+from .reading import Readings
 from .replies import Job, Reply, StreamedReply, WholeReply
 from .requests import ChatRequest, CompletionRequest, read_chat, read_completion
 
@@ -63,6 +65,7 @@ class Gateway:
         self.admission = Admission(self.limits.max_running, self.limits.max_requests)
         self.draining = False
         self._speculate = speculate
+        self._readings = Readings(self.limits.max_body_bytes)
         self._rates = RateLimit(self.limits.requests_per_minute)
         self._answering: set[Answering] = set()
 
@@ -75,6 +78,7 @@ class Gateway:
         """End every answer that is being made, with an error that says why."""
         for answering in list(self._answering):
             answering.fail(_shutting_down())
+        self._readings.close()
 
     async def health(self, call: Call) -> None:
         """Whether the process is alive; needs no key and no swarm."""
@@ -117,7 +121,7 @@ class Gateway:
         if self.draining:
             raise _shutting_down()
         with self.admission.request(caller):
-            job = await prepare(await call.read(self.limits.max_body_bytes, read))
+            job = await self._read(call, caller, read, prepare)
             try:
                 await self._run(call, job, began, caller)
             except SwarmError as error:
@@ -125,6 +129,20 @@ class Gateway:
                     # All else was checked before: what is left is a guide that cannot be compiled.
                     raise wrong(job.guide_field, f"{error.message} {error.hint}".strip()) from None
                 raise from_swarm(error, job.model.model.name, self.offers.initial_peers) from None
+
+    async def _read(
+        self,
+        call: Call,
+        caller: str,
+        read: Callable[[object], Request],
+        prepare: Callable[[Request], Awaitable[Job]],
+    ) -> Job:
+        """Raises ApiError and ClientGoneError."""
+        ASKER.set(Asker(caller))
+        with self._readings.of(caller) as reading:
+            request = await reading.until(call.read(self.limits.max_body_bytes, read, reading))
+            ASKER.set(Asker(caller, reading.nbytes))
+            return await reading.until(prepare(request), call.until_gone())
 
     async def _run(self, call: Call, job: Job, began: float, caller: str) -> None:
         answering = Answering(job.model, job.wanted, self.admission, caller)
@@ -233,8 +251,10 @@ async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None
 
 async def _watch(call: Call, answering: Answering) -> None:
     """End the answer once its client has hung up."""
-    await call.until_gone()
-    answering.fail(ClientGoneError())
+    try:
+        await call.until_gone()
+    except ClientGoneError as gone:
+        answering.fail(gone)
 
 
 def group_of_client(client: tuple[str, int] | None) -> str:

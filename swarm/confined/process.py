@@ -20,6 +20,7 @@ from time import monotonic
 from typing import IO, Any, cast
 
 from ..terminal_text import one_line
+from .asking import ASKING
 from .child import DONE, FAILED, HEAD_BYTES, decoded, encoded
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -28,6 +29,10 @@ _WATCHED = sys.platform != "linux"
 _POLL_S = 0.05
 """Between looks at the memory of a child that the system does not bound."""
 _KILLED_FOR_TIME = "SIGXCPU"
+_KILLED_BY_OTHERS = frozenset(("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
+"""By the system, which had no memory left, or by a person: nothing that the program did."""
+
+_GIVEN_UP = "nobody waits for it any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,15 @@ class EndedError(Exception):
     """The program gave no answer. ``str()`` says why, in one printable line: "it took more than …"."""
 
 
+class _KilledError(EndedError):
+    """By others: another process may do better."""
+
+
 class ConfinedProcess:
-    """Starts when it is first needed, is ended when a request goes over its bounds, and starts anew for the
-    next one. From any thread; requests are answered one at a time.
+    """Starts when it is first needed, is ended when a request goes over its bounds or is given up
+    (``asking``), and starts anew for the next one. From any thread; requests are answered one at a time.
+
+    One that others kill is replaced once a request, which then is answered after all.
 
     ``program``: a Python file whose ``opened(opening)`` returns a reply and the function that answers
     requests; it may import ``packages`` and nothing of this project. Requests and replies are JSON values.
@@ -88,6 +99,17 @@ class ConfinedProcess:
         if not self._turn.acquire(timeout=self.bounds.wall_s):
             raise EndedError("others before it took too long")
         try:
+            if ASKING.get().is_given_up:
+                raise EndedError(_GIVEN_UP)
+            try:
+                return self._exchange(frame, until)
+            except _KilledError:
+                return self._exchange(frame, until)
+        finally:
+            self._turn.release()
+
+    def _exchange(self, frame: bytes | None, until: float) -> Any:
+        try:
             if self._child is None or self._child.ended:
                 self.close()  # what ended by itself
                 child = _Child(self._program, self._packages, self.bounds)
@@ -99,8 +121,6 @@ class ConfinedProcess:
             self.close()
             self._child = None
             raise
-        finally:
-            self._turn.release()
 
 
 class _Child:
@@ -134,29 +154,33 @@ class _Child:
 
     @property
     def ended(self) -> bool:
-        return self._process.poll() is not None
+        return bool(self._reason) or self._process.poll() is not None
 
     def exchange(self, frame: bytes, until: float) -> Any:
         """The reply to a request, before ``until`` of the monotonic clock. Raises EndedError."""
-        requests, replies = self._pipes
         answered = threading.Event()
         watching = threading.Thread(target=self._watch, args=(answered, until), daemon=True)
         watching.start()
         try:
-            requests.write(frame)
-            requests.flush()
-            length = int.from_bytes(_exactly(replies, HEAD_BYTES), "big")
-            if length > self._bounds.reply_bytes:
-                raise EndedError(f"its answer is larger than {_mebibytes(self._bounds.reply_bytes)}")
-            reply = decoded(_exactly(replies, length))
+            with ASKING.get().waiting(self._give_up):
+                reply = self._reply(frame)
         except (OSError, EOFError, ValueError, RecursionError):
-            raise EndedError(self._why()) from None
+            raise self._why() from None
         finally:
             answered.set()
         if not isinstance(reply, dict) or DONE not in reply:
             failed = reply.get(FAILED) if isinstance(reply, dict) else "its answer is of no known form"
             raise EndedError(f"it failed: {one_line(str(failed))}" if failed else self._too_large())
         return reply[DONE]
+
+    def _reply(self, frame: bytes) -> Any:
+        requests, replies = self._pipes
+        requests.write(frame)
+        requests.flush()
+        length = int.from_bytes(_exactly(replies, HEAD_BYTES), "big")
+        if length > self._bounds.reply_bytes:
+            raise EndedError(f"its answer is larger than {_mebibytes(self._bounds.reply_bytes)}")
+        return decoded(_exactly(replies, length))
 
     def end(self) -> None:
         """From any thread, also of one that is stuck. May be called again."""
@@ -187,14 +211,20 @@ class _Child:
         except psutil.Error:
             return 0
 
-    def _why(self) -> str:
+    def _give_up(self) -> None:
+        self._reason = _GIVEN_UP
+        self._process.kill()
+
+    def _why(self) -> EndedError:
         """Of a process that gave no reply."""
         code = self._process.wait()
+        signal = _signal(code)
         if self._reason:
-            return self._reason
-        if _signal(code) == _KILLED_FOR_TIME:
-            return self._too_slow()
-        return f"its process ended ({_signal(code) or f'exit code {code}'})"
+            return EndedError(self._reason)
+        if signal == _KILLED_FOR_TIME:
+            return EndedError(self._too_slow())
+        kind = _KilledError if signal in _KILLED_BY_OTHERS else EndedError
+        return kind(f"its process ended ({signal or f'exit code {code}'})")
 
     def _too_slow(self) -> str:
         return f"it took more than {self._bounds.cpu_s} s"

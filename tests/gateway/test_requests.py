@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.client.gateway import body as bodies
 from swarm_node.client.gateway import errors
 from swarm_node.client.gateway.body import parse_json
 from swarm_node.client.gateway.errors import ApiError, from_swarm
@@ -178,3 +179,40 @@ def test_every_error_of_ours_has_a_status(error: SwarmError) -> None:
 def test_commands_are_safe_to_paste() -> None:
     (command,) = errors.serve_commands(["0-3"], "my model; rm -rf", "ADDR")
     assert "'my model; rm -rf'" in command
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ([[]] * 2**16, "65536 objects and lists"),
+        ({str(number): 0 for number in range(2**16 + 1)}, "65536 names"),
+        ([1] * (2**19 + 2), "524288 values"),
+    ],
+)
+def test_bodies_of_too_many_parts_are_refused_before_they_are_parsed(
+    value: object, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps(value).encode()
+    monkeypatch.setattr(bodies.json, "loads", None)
+    with pytest.raises(ApiError, match=what):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("text", ["[{:," * 2**18, '\\\\"[' * 2**17, '"' * 2**17, "\n: [" * 2**17])
+def test_what_is_in_texts_counts_for_nothing(text: str) -> None:
+    value = {"a": text, "b": ["[", text]}
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+TRICKY = st.text('"\\[{:,x', max_size=6)
+
+
+@given(st.recursive(TRICKY, lambda inner: st.lists(inner) | st.dictionaries(TRICKY, inner), max_leaves=8))
+def test_outside_of_strings_only_the_structure_is_left(value: object) -> None:
+    def structure(of: object) -> str:
+        if isinstance(of, dict):
+            return "{" + ",".join(f":{structure(each)}" for each in of.values()) + "}"
+        return "[" + ",".join(map(structure, of)) + "]" if isinstance(of, list) else ""
+
+    text = json.dumps(value, separators=(",", ":"))
+    assert bodies._outside_strings(text.encode()).decode() == structure(value)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from contextvars import copy_context
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from swarm_node.swarm.confined import process
+from swarm_node.swarm.confined.asking import ASKING, Asking
 from swarm_node.swarm.confined.process import Bounds, ConfinedProcess, EndedError
 
 PROGRAM = """
@@ -28,6 +32,10 @@ def answer(request):
     if request == "crash": os.abort()
     if request == "raise": raise ValueError("no \\x1b[31m")
     if request == "exit": sys.exit(3)
+    if request == "killed": os.kill(os.getpid(), 9)
+    if str(request).startswith("/"):
+        os.unlink(request)  # the next time it is not there
+        os.kill(os.getpid(), 9)
     if request == "large": return "a" * 2_000_000
     if request == "print": print("noise", flush=True)
     if request == "write": return os.write(os.open(__file__, os.O_WRONLY), b"x")
@@ -102,6 +110,7 @@ def test_it_inherits_nothing_and_ends_with_its_parent(program: Path) -> None:
     code = f"""
 from pathlib import Path
 from swarm_node.swarm.confined import process
+from swarm_node.swarm.confined.asking import ASKING, Asking
 from swarm_node.swarm.confined.process import Bounds, ConfinedProcess
 confined = ConfinedProcess(Path({str(program)!r}), (), None)
 print(*confined.ask("about")[0:1], *confined.ask("about")[1:], sep="|", flush=True)
@@ -136,4 +145,39 @@ def test_a_request_that_is_no_json_costs_nothing(program: Path) -> None:
     with pytest.raises(ValueError):
         confined.ask(bad)
     assert confined.ask(1) == 1
+    confined.close()
+
+
+def test_a_process_that_others_kill_is_replaced_once(program: Path, tmp_path: Path) -> None:
+    """As the system does where memory is short: nobody notices, unless it happens again."""
+    confined = ConfinedProcess(program, (), None, BOUNDS)
+    os.kill(confined.ask("about")[0], signal.SIGKILL)  # while nothing is asked
+    assert confined.ask("hello") == "hello"
+    (tmp_path / "once").touch()
+    with pytest.raises(EndedError, match="FileNotFoundError"):  # it is asked again
+        confined.ask(str(tmp_path / "once"))
+    with pytest.raises(EndedError, match=r"its process ended \(SIGKILL\)"):
+        confined.ask("killed")
+    assert confined.ask("well") == "well"
+    confined.close()
+
+
+def test_what_nobody_waits_for_any_more_is_ended(program: Path) -> None:
+    confined = ConfinedProcess(program, (), None, Bounds(cpu_s=30, wall_s=30.0))
+    pid = confined.ask("about")[0]
+    asking = Asking()
+    context = copy_context()
+    context.run(ASKING.set, asking)
+    threading.Timer(0.1, asking.give_up).start()
+    began = monotonic()
+    with pytest.raises(EndedError, match="nobody waits"):
+        context.run(confined.ask, "loop")
+    assert monotonic() - began < 10
+    with pytest.raises(EndedError, match="nobody waits"):
+        context.run(confined.ask, "hello")  # it does not even begin
+    other = confined.ask("about")[0]
+    assert other != pid
+    with pytest.raises(EndedError, match="nobody waits"):
+        context.run(confined.ask, "hello")
+    assert confined.ask("about")[0] == other  # which was not ended for it
     confined.close()
