@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..swarm.demand import Wanted, WantedModel
-from ..swarm.types import ModelRef, NodeInfo
+from ..swarm.types import Incarnation, ModelRef, NodeInfo
 from .left_out import LeftOut
 
 TTL_S = 60.0
@@ -52,6 +52,18 @@ class Directory(Protocol):
     async def is_announced(self) -> bool | None:
         """Whether others tell of what we announced; None while nothing is announced, or there is nobody to
         ask. Where few do, it is announced to more of them from now on."""
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        """Which process of its identity this is; None before an announcement was taken, and where nobody else
+        can announce under it."""
+
+    @property
+    def namesakes(self) -> Sequence[NodeInfo]:
+        """What other processes announce under our own identity at this time, as far as was seen."""
+
+    async def look_for_namesakes(self) -> None:
+        """Look where announcing does not."""
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

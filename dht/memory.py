@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, NetworkError
-from ..swarm.types import ModelRef, NodeInfo
+from ..swarm.types import Incarnation, ModelRef, NodeInfo
 from .directory import TTL_S
 from .left_out import LeftOut
 
@@ -113,6 +113,17 @@ class MemoryDirectory:
 
     async def all_nodes(self) -> list[NodeInfo]:
         return self.store.live()
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        return None
+
+    @property
+    def namesakes(self) -> Sequence[NodeInfo]:
+        return ()
+
+    async def look_for_namesakes(self) -> None:
+        pass
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -14,11 +14,13 @@ from ..swarm.demand import Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, NetworkError, NotAdmittedError, RemoteProtocolError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
-from ..swarm.types import ModelRef, NodeInfo, SignedRecord
+from ..swarm.recent import RecentMap
+from ..swarm.types import Incarnation, ModelRef, NodeInfo, SignedRecord
 from . import layout
 from .entry_check import Entry
 from .envelope import seal
 from .left_out import LeftOut, LeftOutPeers
+from .namesakes import Namesakes
 from .records import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 
 MAX_NODES = 4096
@@ -30,6 +32,7 @@ FEW_COPIES = 3
 more."""
 
 _LATER_S = 0.001  # an entry replaces another only if it expires later
+_MODELS_OF_ONE = 4  # of one identity that are looked for
 _KEYS_AT_ONCE = 64  # keys a lookup, when listing every model
 
 Clock = Callable[[], float]
@@ -59,8 +62,11 @@ class RecordDirectory(ABC, Generic[FoundT]):
         self._ttl = ttl
         self._clock = clock
         self._left_out = LeftOutPeers(clock)
+        self._namesakes = Namesakes(ttl)
         self._held: dict[str, float] = {}  # key -> expiration of our own entry under it
         self._announced_at: str | None = None  # the key of what we announce
+        self._announced: ModelRef | None = None
+        self._said_too: RecentMap[ModelRef, None] = RecentMap(_MODELS_OF_ONE)  # under our identity
         self._writing = asyncio.Lock()  # a withdrawal must not be overtaken by an announcement
 
     @abstractmethod
@@ -87,11 +93,14 @@ class RecordDirectory(ABC, Generic[FoundT]):
         """Raises NetworkError if nobody takes the announcement, LocalProtocolError if it is out of bounds."""
         if info.peer_id != self._identity.peer_id:
             raise LocalProtocolError(f"{self._identity.peer_id} cannot announce {info.peer_id}")
-        node_body, model_body = encode_node(info), encode_model(info.model)
+        mark = self._namesakes.mark(self._clock())
+        node_body = encode_node(replace(info, incarnation=mark))
+        model_body = encode_model(info.model)
         node_key, model_key = layout.node_key(info.model, info.span), layout.model_key(info.model.name)
         async with self._writing:
             former = set(self._held) - {node_key, model_key, layout.wanted_key(info.peer_id)}
             found = await self._lookup([node_key, model_key, *former])
+            self._note_namesakes(found)
             wanted = {node_key: node_body, model_key: model_body}
             wanted |= dict.fromkeys(former, encode_gone())
             errors = await self._write(wanted, found)
@@ -99,7 +108,8 @@ class RecordDirectory(ABC, Generic[FoundT]):
                 del self._held[key]
             if node_key in errors:
                 raise errors.pop(node_key)
-            self._announced_at = node_key
+            self._announced_at, self._announced = node_key, info.model
+            self._namesakes.announced(mark)
             for error in errors.values():
                 logger.warning("%s", error.message)
 
@@ -113,9 +123,35 @@ class RecordDirectory(ABC, Generic[FoundT]):
             await self._on_few_copies()
         return copies > 0
 
+    @property
+    def incarnation(self) -> Incarnation | None:
+        return self._namesakes.own
+
+    @property
+    def namesakes(self) -> Sequence[NodeInfo]:
+        return self._namesakes.live(self._clock())
+
+    async def look_for_namesakes(self) -> None:
+        """Announcing shows those that serve blocks near ours; the index of models tells of others."""
+        if (model := self._announced) is None:
+            return
+        self._note_namesakes(await self._lookup([*layout.node_keys(model), *layout.model_keys()]))
+        if self._said_too:
+            keys = dict.fromkeys(key for other in self._said_too for key in layout.node_keys(other))
+            self._note_namesakes(await self._lookup(list(keys)))
+
+    def _note_namesakes(self, found: FoundT) -> None:
+        own = self._identity.peer_id
+        for key, entries in found.entries.items():
+            for entry, said in self._decoded([entries[own]] if own in entries else []):
+                if isinstance(said, NodeInfo) and layout.node_key(said.model, said.span) == key:
+                    self._namesakes.saw(said, entry.expiration)
+                elif isinstance(said, ModelRef) and said != self._announced:
+                    self._said_too[said] = None
+
     async def withdraw(self) -> None:
         async with self._writing:
-            self._announced_at = None
+            self._announced_at = self._announced = None
             if self._held:
                 found = await self._lookup(list(self._held))
                 errors = await self._write(dict.fromkeys(self._held, encode_gone()), found)

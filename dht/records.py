@@ -3,7 +3,8 @@
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "max_blocks",
-             "weights_root", "weights_whole", "shares_weights"}   those from "queue_ms" on may be absent
+             "weights_root", "weights_whole", "shares_weights",
+             "incarnation"}                               those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
@@ -45,12 +46,14 @@ from ..swarm.figures import (
     PREFILL_TOKENS_PER_S,
     QUEUE_MS,
     TOKENS_PER_S,
+    UNIX_TIME,
 )
 from ..swarm.names import MAX_NAME_CHARS
 from ..swarm.types import (
     MAX_BLOCKS,
     MAX_PEER_LINKS,
     MAX_RECORD_BYTES,
+    Incarnation,
     ModelRef,
     NodeInfo,
     NodeState,
@@ -101,6 +104,31 @@ class LinkField:
             peer_id.write(value.peer_id),
             rtt_us.write(round(min(max(0.0, value.rtt_s) * 1e6, MAX_RTT_US))),
             round(cast(float, bytes_per_s.write(value.bytes_per_s))),
+        ]
+
+
+class IncarnationField:
+    """An Incarnation: ``[seconds of Unix time, nonce]`` on the wire; none: an empty list."""
+
+    _types: tuple[FieldType, ...] = (
+        Measured(UNIX_TIME),
+        Word(re.compile(r"[0-9a-f]{16}"), "16 lowercase hexadecimal digits"),
+    )
+
+    def read(self, value: object) -> Incarnation | None:
+        if value == []:
+            return None
+        if not isinstance(value, list) or len(value) != len(self._types):
+            raise FieldError("a list of a time and a nonce", value)
+        return Incarnation(*map(_read_item, range(len(value)), self._types, value))
+
+    def write(self, value: object) -> list[object]:
+        if value is None:
+            return []
+        if not isinstance(value, Incarnation):
+            raise FieldError("an Incarnation", value)
+        return [
+            type_.write(each) for type_, each in zip(self._types, (value.since, value.nonce), strict=True)
         ]
 
 
@@ -167,6 +195,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or none"),
     "weights_whole": Boolean(),
     "shares_weights": Boolean(),
+    "incarnation": IncarnationField(),
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
@@ -181,6 +210,7 @@ _OPTIONAL: dict[str, object] = {
     "weights_root": "",
     "weights_whole": False,
     "shares_weights": False,
+    "incarnation": None,
 }
 """What an entry may leave out, and the value that it then has."""
 
@@ -227,6 +257,7 @@ def encode_node(info: NodeInfo) -> bytes:
                 "weights_root": info.weights_root,
                 "weights_whole": info.weights_whole,
                 "shares_weights": info.shares_weights,
+                "incarnation": info.incarnation,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or maddrs):
@@ -300,6 +331,7 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         weights_root=values["weights_root"],
         weights_whole=values["weights_whole"],
         shares_weights=values["shares_weights"],
+        incarnation=values["incarnation"],
     )
 
 

@@ -291,6 +291,8 @@ class _Display:
                 console.print(f"[{loud}]{shown(str(details['message']))}[/]")
             case "unseen":
                 console.print(f"[yellow]Not seen[/]: {shown(str(details['message']))}; telling more of them.")
+            case "copied":
+                console.print(f"[bold yellow]Careful[/]: {shown(str(details['message']))}")
             case "seen":
                 console.print("[green]Seen again[/] by the swarm's directory.")
             case "peer_found":

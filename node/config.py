@@ -152,7 +152,7 @@ class BootstrapConfig:
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
     """One thing that happened: ``listening compiling measured planned standing_by moving loading online
-    network_lost network_restored draining stopped error``.
+    copied network_lost network_restored draining stopped error``.
 
     ``details`` depends on the event: measured speeds for ``online``, ``message`` and ``hint`` for ``error``.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
@@ -13,6 +14,7 @@ from ..swarm.transport import NetworkChange, NetworkRestored, Stream, StreamHand
 from ..swarm.types import ModelRef, NodeInfo
 from ..swarm.wire import PROTOCOL_ID
 from .announcer import Announcer
+from .copied_identity import CopyWatch
 from .dialler import Dialler
 from .link_probe import LinkProbe
 from .network import Network, network_event
@@ -35,12 +37,14 @@ class Presence:
         model: Callable[[], ModelRef | None],
         emit: Callable[..., None],
         announce_s: float,
+        identity: Path | None = None,
     ) -> None:
         """Use ``begin``."""
         self.network = network
         self.maddrs = maddrs
         self.announcer = Announcer(network.directory, announcement, announce_s)
         self.read_back = ReadBack(network.directory, emit, self.announcer.poke)
+        self.copies = CopyWatch(network.directory, identity, emit, self.announcer.poke)
         self.links = NodeLinks(network.transport, AGENT, model)
         self.probe = LinkProbe(network.directory, self.links, announcement)
         self._emit = emit
@@ -54,10 +58,12 @@ class Presence:
         model: Callable[[], ModelRef | None],
         emit: Callable[..., None],
         announce_s: float,
+        identity: Path | None = None,
     ) -> Presence:
         """``announcement``: None while there is nothing to announce. ``emit(event, **details)`` tells what
-        happens to the network. Nothing is announced before ``run``."""
-        presence = cls(network, await network.transport.maddrs(), announcement, model, emit, announce_s)
+        happens to the network. ``identity``: its file. Nothing is announced before ``run``."""
+        maddrs = await network.transport.maddrs()
+        presence = cls(network, maddrs, announcement, model, emit, announce_s, identity)
         network.watch(presence._on_network)
         return presence
 
@@ -70,6 +76,7 @@ class Presence:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.announcer.run())
             tasks.create_task(self.read_back.run())
+            tasks.create_task(self.copies.run())
             probing: asyncio.Task[None] | None = None
             while True:
                 await self._moved.wait()
@@ -82,6 +89,11 @@ class Presence:
         await self.links.follow(links)
         if links is not None:
             self._moved.set()  # to be measured soon: clients shall know where it is in a route
+
+    async def withdraw(self) -> None:
+        """Take the announcement back; not where it is another process's that was there before us."""
+        if self.copies.error is None:
+            await self.announcer.withdraw()
 
     async def close(self) -> None:
         """End the node's own links. Neither withdraws nor closes the network."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -75,6 +76,7 @@ class Node:
         self._exit = AsyncExitStack()
         self._stop_requested = asyncio.Event()
         self._impatient = asyncio.Event()
+        self._listens = asyncio.Event()
         self._leaving = self._stopped = False
         self._state = NodeState.JOINING
         self._model: ModelRef | None = None
@@ -200,7 +202,7 @@ class Node:
         await end(self._demanding, self._deciding, self._background)
         try:
             if self._presence is not None:
-                await self._presence.announcer.withdraw()
+                await self._presence.withdraw()
         finally:
             await self._exit.aclose()
         self.emit("stopped")
@@ -218,15 +220,21 @@ class Node:
         """
         try:
             try:
-                await first(self.start(), self._stop_requested.wait())
+                await first(self.start(), self._copied(), self._stop_requested.wait())
                 if not self._stop_requested.is_set():
-                    await first(self._failed(), self._stop_requested.wait())
+                    await first(self._failed(), self._copied(), self._stop_requested.wait())
                 await self.drain()
             except SwarmError as error:
                 self.emit("error", message=error.message, hint=error.hint)
                 raise
         finally:
             await self.stop()
+
+    async def _copied(self) -> None:
+        """Wait until another machine turns out to have run with this node's identity before; raises
+        CopiedIdentityError."""
+        await self._listens.wait()
+        await self.presence.copies.must_stop()
 
     async def _failed(self) -> None:
         """Wait until something that must run for ever does not; raises its error."""
@@ -364,7 +372,9 @@ class Node:
             lambda: self._model,
             self.emit,
             config.announce_seconds,
+            None if config.identity is None else Path(config.identity),
         )
+        self._listens.set()
         self.emit("listening")
         for service in self.services:
             await self._exit.enter_async_context(service(self))

@@ -22,8 +22,9 @@
     ├── PeerError                   a peer answered with a typed error frame        exit 6
     │   ├── NotAdmittedError        it or we are not a member of this swarm
     │   └── BusyError               it has no room now; ``retry_after`` seconds
-    └── OutputError                 standard output cannot be written               exit 7
-        └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
+    ├── OutputError                 standard output cannot be written               exit 7
+    │   └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
+    └── CopiedIdentityError         another machine runs under our identity         exit 8
 
 A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
 so they are whole sentences without a traceback, and at most two lines together.
@@ -78,6 +79,12 @@ class UsageError(SwarmError):
 
 class PromptTooLongError(UsageError):
     pass
+
+
+class CopiedIdentityError(SwarmError):
+    """Another process was there before under this process's identity. Starting again does not help."""
+
+    exit_code = 8
 
 
 class ModelError(SwarmError):

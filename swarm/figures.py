@@ -53,3 +53,5 @@ MAX_KV_TOKENS = 2**40
 MAX_JOURNAL_BYTES = 2**50
 MAX_SESSIONS = 1_000_000
 """Sessions, or steps that wait, at one node."""
+UNIX_TIME = Figure(0, 253_402_300_799)
+"""Seconds of Unix time: until the year 9999, the last that can be shown."""

@@ -108,6 +108,15 @@ class SignedRecord:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Incarnation:
+    """One of the processes that announce themselves under an identity; a healthy one has one at a time.
+    ``since``: seconds of Unix time, when the directory first took its announcement. ``nonce``: its own."""
+
+    since: float
+    nonce: str
+
+
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a node announces. Speeds are its own measurements; 0 means not measured yet.
@@ -127,6 +136,7 @@ class NodeInfo:
     ``weights_root``: of a node that has the model's files whole, or fetched some of them under this root, the
     SHA-256 of their piece manifest; else "". ``weights_whole``: it has hashed every byte of them itself, and
     no peer sent them: its root bears witness. ``shares_weights``: it gives others what it has of them.
+    ``incarnation``: which process says this, put in by the directory that announces it.
     ``record``: what all this was read from, to be handed on.
     """
 
@@ -153,6 +163,7 @@ class NodeInfo:
     weights_root: str = ""
     weights_whole: bool = False
     shares_weights: bool = False
+    incarnation: Incarnation | None = field(default=None, compare=False)
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
 
 

@@ -1,0 +1,65 @@
+"""Other processes that announce themselves under our identity: its file was copied to another machine.
+
+Only entries that the identity has signed are looked at, so no stranger can feign one. Pure: the caller brings
+the entries and the time.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from ..swarm.recent import RecentMap
+from ..swarm.types import Incarnation, NodeInfo, NodeState
+
+LATER_S = 10.0
+"""An entry that was signed so long after we first announced ourselves is not of a process that ran before.
+What a predecessor wrote is older than we are, and clocks may differ by twice the 3 s that keepers allow."""
+_REMEMBERED = 16
+
+
+class Namesakes:
+    """``ttl``: seconds that an entry lives after it was signed. All times are seconds of Unix time."""
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
+        self._nonce = secrets.token_hex(8)
+        self._since: float | None = None
+        self._seen: RecentMap[str, tuple[float, NodeInfo]] = RecentMap(_REMEMBERED)
+
+    @property
+    def own(self) -> Incarnation | None:
+        """This process; None before the directory has taken an announcement: until then our clock may be
+        wrong."""
+        return None if self._since is None else Incarnation(self._since, self._nonce)
+
+    def mark(self, now: float) -> Incarnation:
+        """What to announce now."""
+        return Incarnation(now if self._since is None else self._since, self._nonce)
+
+    def announced(self, mark: Incarnation) -> None:
+        """The directory has taken it."""
+        if self._since is None:
+            self._since = mark.since
+
+    def saw(self, info: NodeInfo, expiration: float) -> None:
+        """An entry of our own identity, whoever wrote it."""
+        other = info.incarnation
+        if other is None or other.nonce == self._nonce:
+            return
+        before = self._seen.get(other.nonce)
+        if before is None or before[0] < expiration:
+            self._seen[other.nonce] = expiration, info
+
+    def live(self, now: float) -> list[NodeInfo]:
+        """The latest words of those that run beside us, the first of them first. One that is about to end is
+        none: a successor may begin before its predecessor is gone."""
+        if self._since is None:
+            return []
+        found = [
+            info
+            for expiration, info in self._seen.values()
+            if expiration > now
+            and expiration - self._ttl > self._since + LATER_S
+            and info.state is not NodeState.DRAINING
+        ]
+        return sorted(found, key=lambda info: info.incarnation or self.mark(now))

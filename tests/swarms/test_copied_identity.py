@@ -1,0 +1,88 @@
+"""Two machines with one copied identity: both say so, the later one stops, and clients get answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import EXACT, Cli
+from local_swarm import NodeProcess, ProcessFailedError
+from nursery import Nursery
+
+pytestmark = pytest.mark.swarm
+
+NODE = ("--json", "--host", "127.0.0.1", "--port", "0", "--no-mdns")
+SMALL = ("--threads", "1", "--kv-cache-tokens", "2048", "--kernels", "torch", *EXACT)
+ASK = ("--quiet", "--max-new-tokens", "4", "--wire-codec", "none", *EXACT, "hello")
+
+
+class Machines:
+    """Processes that have homes of their own."""
+
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        self.folder = folder
+        self._nursery = nursery
+        self.started: list[NodeProcess] = []
+
+    def start(self, home: str, *words: str) -> NodeProcess:
+        environment = {"SWARM_NODE_HOME": str(self.folder / home)}
+        node = NodeProcess([*words], environment=environment, launch=self._nursery.launch)
+        self.started.append(node)
+        return node
+
+
+@pytest.fixture
+def machines(tmp_path: Path, nursery: Nursery) -> Iterator[Machines]:
+    machines = Machines(tmp_path, nursery)
+    try:
+        yield machines
+    finally:
+        for node in machines.started:
+            node.stop()
+
+
+def test_the_later_of_two_stops_and_the_first_one_serves(machines: Machines, tiny: Path, cli: Cli) -> None:
+    entry = machines.start("entry", "bootstrap", *NODE)
+    peers = ("--initial-peers", entry.wait_for("listening")["maddrs"][0])
+    serve = ("serve", *NODE, *SMALL, "--model", str(tiny), *peers)
+    first = machines.start("one", *serve)
+    peer_id = first.wait_for("online")["peer_id"]
+    shutil.copytree(machines.folder / "one", machines.folder / "two")
+    second = machines.start("two", *serve)
+    assert second.wait_for("online")["peer_id"] == peer_id
+
+    told = first.wait_for("copied", timeout=90)
+    key = machines.folder / "one" / "serve-1.key"
+    assert f"mv {key} {key}.copied and start again" in told["message"]
+    error = second.wait_for("error", timeout=90)
+    assert "another machine runs with this node's identity since" in error["message"]
+    assert f"mv {machines.folder / 'two' / 'serve-1.key'} " in error["hint"]
+    assert second.process.wait(30) == 8
+
+    answer = cli("generate", "--model", str(tiny), *peers, *ASK)
+    assert answer.returncode == 0, answer.stderr
+    (model,) = json.loads(cli("status", "--json", *peers).stdout)["models"]
+    (node,) = model["nodes"]
+    assert set(node["maddrs"]) == set(told["maddrs"]), "the directory tells of the first one"
+
+    (machines.folder / "two" / "serve-1.key").rename(machines.folder / "two" / "serve-1.key.copied")
+    third = machines.start("two", *serve)
+    assert third.wait_for("online")["peer_id"] != peer_id, "as the hint says"
+
+
+def test_a_node_that_is_killed_and_starts_again_is_no_copy(machines: Machines, tiny: Path) -> None:
+    entry = machines.start("entry", "bootstrap", *NODE)
+    peers = ("--initial-peers", entry.wait_for("listening")["maddrs"][0])
+    serve = ("serve", *NODE, *SMALL, "--model", str(tiny), *peers)
+    before = machines.start("one", *serve)
+    peer_id = before.wait_for("online")["peer_id"]
+    before.kill()
+    after = machines.start("one", *serve)
+    assert after.wait_for("online")["peer_id"] == peer_id
+    with pytest.raises(ProcessFailedError, match="no 'error' within"):
+        after.wait_for("error", timeout=45)
+    assert after.is_running
+    assert all(event["event"] != "copied" for event in after.events)
