@@ -102,14 +102,14 @@ def give_memory_back(device: str) -> None:
 def _cgroup_cpus() -> float | None:
     """CPUs of the control group's quota; None without one."""
     fields = _read(_CGROUP / "cpu.max").split()
-    if len(fields) != 2 or not fields[0].isdigit() or not fields[1].isdigit():
+    if len(fields) != 2 or not fields[0].isdecimal() or not fields[1].isdecimal():
         return None
     return int(fields[0]) / int(fields[1])
 
 
 def _cgroup_memory_left() -> int | None:
     limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
-    if not limit.isdigit() or not used.isdigit():
+    if not limit.isdecimal() or not used.isdecimal():
         return None
     return max(0, int(limit) - int(used))
 

@@ -14,7 +14,7 @@ import torch
 
 from ..swarm.cbuild import NativeUnavailableError
 from ..swarm.errors import UsageError
-from .devices import CONCRETE
+from .devices import CONCRETE, resolve_device
 from .kernel_bench import DIGIT_NAMES
 from .kernel_table import kernel_table
 from .native_library import library
@@ -167,22 +167,3 @@ def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> D
         return Digits.FAST
     # Two bytes: KL 6e-8 against float32 (SmolLM2), and a quarter faster than three.
     return Digits.EXACT if options.dtype == "float32" else Digits.CLOSE
-
-
-def resolve_device(name: str) -> torch.device:
-    """UsageError naming what torch has on this machine, if it has no such device."""
-    available = ["cpu"]
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available += ["cuda", *(f"cuda:{i}" for i in range(1, count))] if count else []
-    if torch.backends.mps.is_available():
-        available.append("mps")
-    if name == "mlx":
-        raise UsageError(
-            "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
-        )
-    device = torch.device(name)
-    if device.type not in available or (device.type == "cuda" and (device.index or 0) >= count):
-        raise UsageError(
-            f"this machine has no device {name!r}", hint=f"Available here: {', '.join(available)}."
-        )
-    return device

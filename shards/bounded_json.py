@@ -7,6 +7,7 @@ recursion. So both how much there may be and how deep it may go is the reader's 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from ..swarm.errors import CheckpointError
 
 MAX_DEPTH = 32
 """Arrays and objects inside each other; files in use have six."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a pair."""
 
 Pairs = list[tuple[str, Any]]
 
@@ -32,19 +36,24 @@ class JsonBounds:
 def parse_json(
     text: bytes, bounds: JsonBounds, pairs_hook: Callable[[Pairs], dict[str, Any]] | None = None
 ) -> Any:
-    """The document. Raises ValueError for one that is none, or beyond the bounds; takes time linear in
-    ``text``. Whole numbers have 4300 digits at most, which is Python's own bound."""
+    """The document, whose texts are all valid Unicode. Raises ValueError for one that is none, or beyond the
+    bounds; takes time linear in ``text``. Whole numbers have 4300 digits at most, as Python bounds them.
+    """
     if len(text) > bounds.nbytes:
         raise ValueError(f"it has more than {bounds.nbytes} bytes")
     values = sum(map(text.count, (b",", b"[", b"{")))
     if values > bounds.values:
         raise ValueError(f"it has more than {bounds.values} values")
     try:
-        document = json.loads(text, object_pairs_hook=pairs_hook)
+        written = text.decode(json.detect_encoding(text))
+        document = json.loads(written, object_pairs_hook=pairs_hook)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
     if is_deeper(document, MAX_DEPTH):
         raise ValueError("its values are nested too deeply")
+    if _SURROGATE.search(written):
+        # Halves of a pair by themselves are no characters: whoever prints or encodes them fails.
+        json.dumps(document, ensure_ascii=False).encode()
     return document
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..swarm.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 CONCRETE = ("cpu", "cuda", "mps", "mlx")
 DEVICES = ("auto", *CONCRETE)
@@ -27,9 +30,10 @@ def choose_device(wanted: str = "auto", *, only_cpu: bool = False) -> DeviceChoi
 
     On Apple Silicon without MLX it is torch's MPS, else the CPU; the note then says how to install MLX. CUDA
     is not chosen by itself: the machine may have other uses for it. ``only_cpu``: no other device can do what
-    is asked for.
+    is asked for. Raises UsageError for a device that this machine has not.
     """
     if wanted != "auto":
+        check_device(wanted)
         return DeviceChoice(wanted)
     if only_cpu or not is_apple_silicon():
         return DeviceChoice("cpu")
@@ -66,11 +70,41 @@ def require_mlx() -> None:
         raise UsageError("--device mlx needs MLX", hint=f"Install it: {INSTALL_MLX}{linux}") from None
 
 
+def check_device(name: str) -> None:
+    """Raises UsageError for a device that this machine has not."""
+    if name == "mlx":
+        require_mlx()
+    elif name != "cpu":
+        resolve_device(name)
+
+
+def resolve_device(name: str) -> torch.device:
+    """UsageError naming what torch has on this machine, if it has no such device."""
+    import torch  # here: it takes a second, and most commands never ask
+
+    available = ["cpu"]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available += ["cuda", *(f"cuda:{i}" for i in range(1, count))] if count else []
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name == "mlx":
+        raise UsageError(
+            "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
+        )
+    kind, _, index = name.partition(":")
+    if kind not in available or (kind == "cuda" and index.lstrip("0") and f"cuda:{index}" not in available):
+        raise UsageError(
+            f"this machine has no device {name!r}", hint=f"Available here: {', '.join(available)}."
+        )
+    return torch.device(name)
+
+
 def device_memory(name: str) -> int | None:
     """Bytes that may still be taken on device ``name``; None where it has no memory of its own account and
     what the host has free is what counts."""
     kind, _, index = name.partition(":")
     if kind == "cuda":
+        resolve_device(name)
         import torch
 
         return int(torch.cuda.mem_get_info(int(index or 0))[0])

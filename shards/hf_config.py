@@ -92,12 +92,13 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     positions = read.integer("max_position_embeddings", family.context, least=1, most=MAX_CONTEXT)
     rope = hf_rope(read, positions)
     context = lengthened(positions, rope)
-    _check_window(read, family, context)
+    n_blocks = read.integer("num_hidden_layers", 32, least=1, most=MAX_BLOCKS)
+    _check_attention(read, family, n_blocks, context)
     _check_neutral(read, family)
     check_quantization(read)
     return ModelConfig(
         family="llama",
-        n_blocks=read.integer("num_hidden_layers", 32, least=1, most=MAX_BLOCKS),
+        n_blocks=n_blocks,
         hidden_size=hidden,
         n_heads=n_heads,
         n_kv_heads=read.optional_integer("num_key_value_heads", family.n_kv_heads, least=1, most=MAX_WIDTH)
@@ -145,8 +146,8 @@ def _head_dim(read: Fields, hidden: int, n_heads: int) -> int:
     return given or hidden // n_heads
 
 
-def _check_window(read: Fields, family: Family, context: int) -> None:
-    """A window as long as the context hides nothing."""
+def _check_attention(read: Fields, family: Family, n_blocks: int, context: int) -> None:
+    """Every block attends to all that came before: a window as long as the context hides nothing."""
     window = read.optional_integer("sliding_window", family.window, least=1)
     if window is not None and window < context:
         missing = "" if read.has("sliding_window") else ", transformers' default where the key is missing"
@@ -155,11 +156,14 @@ def _check_window(read: Fields, family: Family, context: int) -> None:
             f"in a context of {context}",
             hint='If the model has no window, write "sliding_window": null into its config.json.',
         )
-    for kind in read.texts("layer_types"):
+    kinds = read.texts("layer_types")
+    for kind in kinds:
         if kind not in ("full_attention", "attention"):
             raise UnsupportedModelError(
                 f"{read.named('layer_types')} has {shown(kind)}, which is not supported"
             )
+    if kinds and len(kinds) != n_blocks:
+        raise read.wrong("layer_types", f"a type for each of {n_blocks} blocks")
 
 
 def _check_neutral(read: Fields, family: Family) -> None:

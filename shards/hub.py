@@ -197,7 +197,7 @@ class HubRepo:
             response = get_session().get(url, headers=headers, timeout=_TIMEOUT)
             hf_raise_for_status(response)
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if response.status_code != 206 or not total.isdigit():
+        if response.status_code != 206 or not (total.isdecimal() and len(total) < 20):
             raise NetworkError(f"the hub does not answer range requests for {file} of {self.name}")
         told = (
             _SHA256.fullmatch(answer.headers.get("X-Linked-Etag", ""))

@@ -11,9 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from ..swarm.errors import CheckpointError
+from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .bounded_json import JsonBounds, parse_json
-from .qtypes import QTYPES
 from .shown import shown
 
 MAX_TENSORS = 1 << 16
@@ -57,7 +56,7 @@ def header_length(first: bytes, file_size: int, where: str) -> int:
 
 def parse_header(header: bytes, file_size: int, where: str) -> dict[str, StoredTensor]:
     """The tensors by name, in time linear in the header. CheckpointError unless they fill the rest of the
-    file exactly, without overlap."""
+    file exactly, without overlap; UnsupportedModelError for a type that is none of this format's."""
     try:
         document = parse_json(header, BOUNDS, _no_duplicates)
     except ValueError as error:
@@ -106,24 +105,20 @@ def _entry(name: str, entry: Any, start: int, where: str) -> StoredTensor:
     begin, end = offsets
     if end < begin:
         raise _damaged(where, f"tensor {name} ends before it begins")
-    if dtype in _BITS:
-        expected = _BITS[dtype]
-        for size in shape:
-            expected *= size
-        if expected != 8 * (end - begin):
-            raise _damaged(
-                where, f"tensor {name} has {end - begin} bytes, its shape and type need {expected / 8:g}"
-            )
+    if dtype not in _BITS:  # another format's, or a later version's: nothing here could check its size
+        raise UnsupportedModelError(f"tensor {name} of {where} has the unknown type {dtype}")
+    expected = _BITS[dtype]
+    for size in shape:
+        expected *= size
+    if expected != 8 * (end - begin):
+        raise _damaged(
+            where, f"tensor {name} has {end - begin} bytes, its shape and type need {expected / 8:g}"
+        )
     return StoredTensor(name, tuple(shape), dtype, start + begin, end - begin)
 
 
 def _is_dtype(value: Any) -> TypeGuard[str]:
-    """A type of this format, or one of later ones; not another format's, whose size nothing would check."""
-    return (
-        isinstance(value, str)
-        and _DTYPE.fullmatch(value) is not None
-        and (value in _BITS or value not in QTYPES)
-    )
+    return isinstance(value, str) and _DTYPE.fullmatch(value) is not None
 
 
 def _counts(value: Any) -> TypeGuard[list[int]]:

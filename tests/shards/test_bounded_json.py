@@ -49,6 +49,20 @@ def test_bounds(text: bytes, problem: str | None) -> None:
         parse_json(text, bounds)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [rb'"\ud800"', rb'{"\uDfFf": 1}', b'"\xed\xa0\x80"', '"\\ud800"'.encode("utf-16"), rb'["\udc00\ud800"]'],
+)
+def test_halves_of_characters_are_no_text(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"surrogates not allowed|can't decode"):
+        parse_json(text, ROOMY)
+
+
+@pytest.mark.parametrize("text", [rb'"\ud83d\ude00"', '"😀"'.encode(), '"😀"'.encode("utf-16")])
+def test_whole_characters(text: bytes) -> None:
+    assert parse_json(text, ROOMY) == "😀"
+
+
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 @pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 500, 200_000])
 def test_depth(opening: bytes, depth: int) -> None:

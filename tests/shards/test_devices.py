@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_what_suits_a_machine(
     name, note = choose_device()
     assert name == chosen
     assert ("swarm-node[mlx]" in note) == (machine == "arm64" and not mlx)
-    assert choose_device("cuda") == DeviceChoice("cuda")
+    assert choose_device("cpu") == DeviceChoice("cpu")
     assert choose_device(only_cpu=True) == DeviceChoice("cpu")
 
 
@@ -65,6 +66,35 @@ def test_a_broken_mlx_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(devices, "has_mlx", lambda: False)
     with pytest.raises(UsageError, match="needs MLX"):
         require_mlx()
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "cuda:99999999999999999999", "mps"])
+@pytest.mark.parametrize("ask", [choose_device, device_memory, resolve_device])
+def test_a_device_that_is_not_here(
+    monkeypatch: pytest.MonkeyPatch, name: str, ask: Callable[[str], object]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    if ask is device_memory and name == "mps":
+        assert device_memory(name) is None
+        return
+    with pytest.raises(UsageError, match=f"no device '{name}'") as caught:
+        ask(name)
+    assert caught.value.hint == "Available here: cpu."
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [("cuda", True), ("cuda:0", True), ("cuda:1", True), ("cuda:2", False)]
+)
+def test_one_of_two_gpus(monkeypatch: pytest.MonkeyPatch, name: str, there: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if there:
+        assert choose_device(name) == DeviceChoice(name)
+        assert resolve_device(name) == torch.device(name)
+    else:
+        with pytest.raises(UsageError, match="no device 'cuda:2'"):
+            choose_device(name)
 
 
 def test_torch_has_no_mlx() -> None:
