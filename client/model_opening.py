@@ -19,7 +19,6 @@ from ..shards.stored_checkpoint import IncompleteError
 from ..swarm.demand import WantedModel
 from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName
-from ..swarm.types import ModelRef
 from ..swarm.witnesses import Witnesses
 from .demand import DemandTeller
 from .local_model import LocalModel, OnProgress
@@ -177,7 +176,7 @@ def _checked(local: LocalModel, location: ModelLocation) -> LocalModel:
     it has is told by its files."""
     ref = location.ref
     if ref is None or local.ref.digest == ref.digest:
-        named = None if ref is None else ModelRef(ref.name, ref.digest, local.ref.n_blocks)
+        named = None if ref is None else replace(local.ref, name=ref.name)
         return local if named is None else replace(local, ref=named)
     local.close()
     raise ModelMismatchError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from ..dht.directory import Directory
+from ..shards.digest import what_differs
 from ..swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
 from ..swarm.names import digest_prefix
 from ..swarm.routing import NoRouteError
@@ -79,9 +80,10 @@ async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) ->
     if same:
         digests = [model.digest for model in models]
         names = " or ".join(f"{model.name}@{digest_prefix(model.digest, digests)}" for model in same[:_TOLD])
+        difference = what_differs(ours.parts, same[0].parts, "; ") if len(same) == 1 else ""
         return ModelMismatchError(
             f"nobody serves your {ours}; under that name another model is announced: {names}"
-            + (f" or {len(same) - _TOLD} more" if len(same) > _TOLD else ""),
+            + (f" or {len(same) - _TOLD} more" if len(same) > _TOLD else difference),
             hint=f"Use the same files as the nodes, or, if you trust who announces it, --model {names}",
         )
     if not models:

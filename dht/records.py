@@ -5,7 +5,7 @@
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "max_blocks",
              "weights_root", "weights_whole", "shares_weights",
              "incarnation"}                               those from "queue_ms" on may be absent
-    model   {"v": 1, "kind": "model", "name", "digest", "n_blocks"}
+    model   {"v": 1, "kind": "model", "name", "digest", "n_blocks", "parts"}      "parts" may be absent
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
 
@@ -173,6 +173,9 @@ _MODEL_FIELDS: dict[str, FieldType] = {
     "digest": _DIGEST,
     "n_blocks": Integer(1, MAX_BLOCKS),
 }
+_INDEX_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
+    "parts": Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 lowercase hexadecimal digits"),
+}
 _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "span": SpanField(),
     "state": Choice(NodeState),
@@ -199,6 +202,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
+    "parts": "",
     "queue_ms": 0.0,
     "tps": 0.0,
     "sessions": 0,
@@ -267,7 +271,7 @@ def encode_node(info: NodeInfo) -> bytes:
 
 def encode_model(model: ModelRef) -> bytes:
     """The body of an entry in the index of models. Raises LocalProtocolError."""
-    return _encode("model", _MODEL_FIELDS, _model_values(model))
+    return _encode("model", _INDEX_FIELDS, {**_model_values(model), "parts": model.parts})
 
 
 def encode_wanted(models: tuple[WantedModel, ...]) -> bytes:
@@ -291,7 +295,7 @@ def decode(owner: str, body: bytes) -> Content:
     if kind == "gone":
         return Gone()
     if kind == "model":
-        return _model(_read(owner, _MODEL_FIELDS, record))
+        return _model(_read(owner, _INDEX_FIELDS, record))
     if kind == "node":
         return _node(owner, _read(owner, _NODE_FIELDS, record))
     if kind == "wanted":
@@ -336,7 +340,7 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
 
 
 def _model(values: dict[str, Any]) -> ModelRef:
-    return ModelRef(values["name"], values["digest"], values["n_blocks"])
+    return ModelRef(values["name"], values["digest"], values["n_blocks"], values.get("parts", ""))
 
 
 def _model_values(model: ModelRef) -> dict[str, object]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..shards.digest import what_differs
 from ..swarm import codecs
-from ..swarm.errors import ErrorCode, PeerError, RemoteProtocolError
+from ..swarm.errors import OTHER_ROOT_HINT, ErrorCode, PeerError, RemoteProtocolError
 from ..swarm.messages import Hello, Welcome
 from ..swarm.types import ModelRef, Span
 from ..swarm.wire import FIXED_HEADER, MAX_HEADER
@@ -42,10 +43,18 @@ def greet(hello: Hello, offer: Offer) -> Welcome:
     if hello.digest and hello.digest != model.digest:
         raise PeerError(
             f"this node serves {model.name} with digest {model.digest[:12]}, "
-            f"the client asks for {hello.digest[:12]}",
+            f"the client asks for {hello.digest[:12]}{what_differs(model.parts, hello.parts, '; ')}",
             code=ErrorCode.MODEL_MISMATCH,
             retriable=False,
             hint="Client and nodes need the same model files: same weights, same quantization source.",
+        )
+    if hello.digest and hello.root and model.root and hello.root != model.root:
+        raise PeerError(
+            f"this node has other files of {model} than the client: their root is {model.root[:12]}, "
+            f"that of the client's {hello.root[:12]}",
+            code=ErrorCode.MODEL_MISMATCH,
+            retriable=False,
+            hint=OTHER_ROOT_HINT,
         )
     shared = tuple(codec for codec in offer.codecs if codec in hello.codecs)
     if not shared:
@@ -73,4 +82,5 @@ def greet(hello: Hello, offer: Offer) -> Welcome:
         max_step_tokens=max_step_tokens,
         n_blocks=model.n_blocks,
         page_tokens=offer.page_tokens,
+        root=model.root,
     )

@@ -17,7 +17,7 @@ from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
 from .hf_tensors import checked_tensors
 from .manifest import TensorInfo, TensorSource
-from .piece_hashing import model_identity
+from .piece_hashing import identity_and_root, model_identity
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
 from .safetensors_reader import open_directory
@@ -43,10 +43,12 @@ class Checkpoint:
         source: TensorSource,
         make_tokenizer: Callable[[], Tokenizer],
         identity: ModelIdentity,
+        root: str = "",
     ) -> None:
+        """``root``: of the files' piece manifest, where it is known."""
         self.config = config
         self.identity = identity
-        self.ref = ModelRef(name, identity.digest, config.n_blocks)
+        self.ref = ModelRef(name, identity.digest, config.n_blocks, identity.brief, root)
         self._source = source
         self._make_tokenizer = make_tokenizer
         self._tokenizer: Tokenizer | None = None
@@ -94,8 +96,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """A HuggingFace directory, a ``.gguf`` file, a model fetched from peers, or the name of one on the hub.
 
-    Blocks while the model's files are hashed for its identity, which is remembered; ``pieces``: as in
-    ``model_identity``. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
+    Blocks while the model's files are hashed for its identity, which is remembered; with ``pieces`` their
+    root is known as well. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
     Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
     head and tokenizer; all of them where neither is named, and without ``weights`` only what describes the
     model. UsageError where ``blocks`` are outside the model,
@@ -135,13 +137,19 @@ def open_checkpoint(
 def _open_directory(directory: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
     config, source = checked_tensors(directory_config(directory), open_directory(directory), str(directory))
     try:
-        identity = model_identity(directory, pieces=pieces, progress=progress)
+        identity = _identified(directory, pieces, progress)
     except BaseException:
         source.close()
         raise
     return Checkpoint(
-        directory_name(directory), config, source, lambda: _tokenizer_of(directory, config), identity
+        directory_name(directory), config, source, lambda: _tokenizer_of(directory, config), *identity
     )
+
+
+def _identified(path: Path, pieces: bool, progress: Progress | None) -> tuple[ModelIdentity, str]:
+    if pieces:
+        return identity_and_root(path, progress=progress)
+    return model_identity(path, progress=progress), ""
 
 
 def directory_config(directory: Path) -> ModelConfig:
@@ -182,7 +190,7 @@ def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoin
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
     source = GGUFSource(path)
     try:
-        identity = model_identity(path, pieces=pieces, progress=progress)
+        identity = _identified(path, pieces, progress)
     except BaseException:
         source.close()
         raise
@@ -192,7 +200,7 @@ def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoin
 
         return gguf_tokenizer(source.header)
 
-    return Checkpoint(path.stem, source.config, source, make_tokenizer, identity)
+    return Checkpoint(path.stem, source.config, source, make_tokenizer, *identity)
 
 
 def _tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer:

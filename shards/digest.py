@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _VERSION = "swarm-node model 1"
+_BRIEF = 8
+"""Characters of a part's hash in ``ModelIdentity.brief``."""
 GGUF_NAME = "model.gguf"
 """What a GGUF file is called here, whatever it is called on the disk."""
 
@@ -72,6 +74,11 @@ class ModelIdentity:
         """64 lowercase hex characters."""
         return _hash([_VERSION, *self.parts])
 
+    @property
+    def brief(self) -> str:
+        """The beginnings of the parts' hashes, to tell people what differs; they prove nothing."""
+        return "".join(part[:_BRIEF] for part in self.parts)
+
     def differs_in(self, other: ModelIdentity) -> list[Part]:
         return [part for part, own, its in zip(Part, self.parts, other.parts, strict=True) if own != its]
 
@@ -89,6 +96,28 @@ def identity_of(files: Iterable[FileHash]) -> ModelIdentity:
 def pieces_content(piece_size: int, hashes: bytes) -> bytes:
     """The content of a file that is known by its pieces: a GGUF file."""
     return hashlib.sha256(piece_size.to_bytes(8) + hashes).digest()
+
+
+def what_differs(one: str, other: str, before: str = "") -> str:
+    """For people, from what peers say of two models (``brief``): ``they differ in the tokenizer``, with
+    ``before`` in front; "" where it is not known."""
+    length = _BRIEF * len(Part)
+    if len(one) != length or len(other) != length or one == other:
+        return ""
+    parts = {
+        part: (one[at : at + _BRIEF], other[at : at + _BRIEF])
+        for part, at in zip(Part, range(0, length, _BRIEF), strict=True)
+    }
+    if (none := _hash([])[:_BRIEF]) in (settings := parts[Part.SETTINGS]):
+        if settings == (none, none):
+            return f"{before}they are two GGUF files"
+        return f"{before}one is a GGUF file, the other a directory of safetensors files"
+    differing = [
+        f"the {part}" + (", which one of them lacks" if none in pair else "")
+        for part, pair in parts.items()
+        if pair[0] != pair[1]
+    ]
+    return f"{before}they differ in {' and '.join(differing)}"
 
 
 def _hash(document: Sequence[object]) -> str:

@@ -40,30 +40,27 @@ def model_files(path: Path) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def model_identity(
-    path: Path,
-    *,
-    pieces: bool = False,
-    progress: Progress | None = None,
-    stop: threading.Event | None = None,
-) -> ModelIdentity:
+def model_identity(path: Path, *, progress: Progress | None = None) -> ModelIdentity:
     """Of a GGUF file or a HuggingFace directory. Blocks while files are read that are not remembered.
+    Raises as ``hash_files``."""
+    return identity_of(hashed(model_files(path), progress=progress))
 
-    ``pieces``: hash what ``manifest_of`` will want, in the same reading. Raises as ``hash_files``.
-    """
+
+def identity_and_root(path: Path, *, progress: Progress | None = None) -> tuple[ModelIdentity, str]:
+    """As ``model_identity``, and the root of the piece manifest, from the same reading: "" for files that
+    peers would not take."""
     files = model_files(path)
-    return identity_of(hashed(files, _piece_size(files) if pieces else 0, progress=progress, stop=stop))
+    hashes = _hashed(files, _piece_size(files), progress, None)
+    identity = identity_of(FileHash(name, each.size, _content(name, each)) for name, each in hashes.items())
+    try:
+        return identity, _manifest(files, hashes).root
+    except CheckpointError:
+        return identity, ""
 
 
-def hashed(
-    files: Mapping[str, Path],
-    piece_size: int = 0,
-    *,
-    progress: Progress | None = None,
-    stop: threading.Event | None = None,
-) -> list[FileHash]:
-    """Some files of a model. ``piece_size``: of pieces to be hashed in the same reading, in bytes."""
-    hashes = _hashed(files, piece_size, progress, stop)
+def hashed(files: Mapping[str, Path], *, progress: Progress | None = None) -> list[FileHash]:
+    """Some files of a model."""
+    hashes = _hashed(files, 0, progress, None)
     return [FileHash(name, each.size, _content(name, each)) for name, each in hashes.items()]
 
 
@@ -79,9 +76,12 @@ def manifest_of(
     CheckpointError also for files that are damaged.
     """
     files = model_files(path)
-    hashes = _hashed(files, piece_size or _piece_size(files), progress, stop)
+    return _manifest(files, _hashed(files, piece_size or _piece_size(files), progress, stop))
+
+
+def _manifest(files: Mapping[str, Path], hashes: Mapping[str, FileHashes]) -> PieceManifest:
     entries = [
-        PieceFile(name, each.size, _head(name, files[name]), each.pieces, _content(name, each))
+        PieceFile(name, each.size, head_of(name, files[name]), each.pieces, _content(name, each))
         for name, each in hashes.items()
     ]
     return PieceManifest(next(iter(hashes.values())).piece_size, tuple(entries))
@@ -111,7 +111,7 @@ def _piece_size(files: Mapping[str, Path]) -> int:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror or error}") from None
 
 
-def _head(name: str, path: Path) -> int:
+def head_of(name: str, path: Path) -> int:
     """How many bytes of the file everybody reads who opens it."""
     if not name.endswith((".gguf", ".safetensors")):
         return path.stat().st_size

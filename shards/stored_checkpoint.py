@@ -14,7 +14,7 @@ from .gguf_reader import GGUFSource
 from .hf_tensors import checked_tensors
 from .manifest import needed_tensors
 from .mapped_file import AbsentError
-from .piece_hashing import hashed
+from .piece_hashing import hashed, head_of
 from .piece_store import PART, FilePresence, PieceStore
 from .safetensors_reader import LocalShard, SafetensorsSource
 
@@ -54,21 +54,30 @@ class StoredCheckpoint(Checkpoint):
         check_whole_files(store)
         if manifest.has_file(GGUF_NAME):
             source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
+            _check_head(store, GGUF_NAME, min(source.header.length, source.file.size))
 
             def make_tokenizer() -> Tokenizer:
                 from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
 
                 return gguf_tokenizer(source.header)
 
-            super().__init__(store.model.name, source.config, source, make_tokenizer, manifest.identity)
+            super().__init__(
+                *(store.model.name, source.config, source, make_tokenizer), manifest.identity, manifest.root
+            )
             return
         config = directory_config(folder)
         names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
         shards = SafetensorsSource(LocalShard(store.path(name), FilePresence(store, name)) for name in names)
         self._places = shards
         try:
+            for name in names:
+                _check_head(store, name, head_of(name, store.path(name)))
             config, tensors = checked_tensors(config, shards, store.model.name)
-            super().__init__(store.model.name, config, tensors, lambda: _tokenizer(store), manifest.identity)
+            super().__init__(
+                *(store.model.name, config, tensors, lambda: _tokenizer(store)),
+                manifest.identity,
+                manifest.root,
+            )
         except BaseException:
             shards.close()
             raise
@@ -145,6 +154,16 @@ def check_whole_files(store: PieceStore) -> None:
                 f"though each of its pieces is in the list {store.manifest.root[:12]}",
                 hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
             )
+
+
+def _check_head(store: PieceStore, name: str, head: int) -> None:
+    """A list that says another length of a header is another list, of another root, for the same files."""
+    if store.manifest.file(name).head != head:
+        raise ForgedError(
+            f"the list {store.manifest.root[:12]} of {store.model.name} says that the header of {name} has "
+            f"{store.manifest.file(name).head} bytes; it has {head}",
+            hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
+        )
 
 
 def _require(store: PieceStore, pieces: list[int]) -> None:

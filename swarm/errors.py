@@ -103,6 +103,13 @@ class UnsupportedModelError(ModelError):
     pass
 
 
+OTHER_ROOT_HINT = (
+    "One of the two was fetched from somebody who lied: fetch it again with --model NAME@sha256:ROOT and a "
+    "root that you trust."
+)
+"""For peers that have other files of the same digest."""
+
+
 class ModelMismatchError(ModelError):
     pass
 

@@ -21,6 +21,7 @@ from typing import Protocol
 from .codecs import CODECS
 from .connection import Connection
 from .errors import (
+    OTHER_ROOT_HINT,
     ErrorCode,
     ModelMismatchError,
     PeerError,
@@ -143,7 +144,13 @@ class NodeLink:
         self._unused_since: float | None = perf_counter()
         self._began = perf_counter()
         self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
-        self.post(Hello((PROTOCOL_VERSION,), model.digest, CODECS, DEFAULT_MAX_FRAME, agent))
+        self.post(
+            Hello(
+                *((PROTOCOL_VERSION,), model.digest, CODECS, DEFAULT_MAX_FRAME, agent),
+                parts=model.parts,
+                root=model.root,
+            )
+        )
         self._reader = self._loop.create_task(self._read())
         self._wake_in(IDLE_S)
 
@@ -285,6 +292,12 @@ class NodeLink:
             raise ModelMismatchError(
                 f"{self.name} serves a model with digest {welcome.digest[:12]}, ours has {model.digest[:12]}",
                 hint="Client and nodes need the same model files: same weights, same quantization.",
+            )
+        if model.root and welcome.root and welcome.root != model.root:
+            raise ModelMismatchError(
+                f"{self.name} has other files of {model}: their root is {welcome.root[:12]}, "
+                f"that of ours {model.root[:12]}",
+                hint=OTHER_ROOT_HINT,
             )
 
     # Watching.

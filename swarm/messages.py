@@ -106,6 +106,8 @@ CodecName = Annotated[str, _CODEC]
 CodecNames = Annotated[tuple[str, ...], Sequence(_CODEC, 1, 16)]
 Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex characters")]
 AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
+OptionalRoot = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a root of 64 hex characters, or empty")]
+Parts = Annotated[str, Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 hex characters")]
 FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
 Blocks = Annotated[Span, SpanField()]
 OptionalPeerId = Annotated[
@@ -175,13 +177,16 @@ def _inside(name: str, convert: Callable[[object], Any], value: object) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Client to node, first on a stream: what the client speaks. ``digest`` "" accepts any model."""
+    """Client to node, first on a stream: what the client speaks, and its model. ``digest`` "" accepts any.
+    ``parts`` and ``root``: as in ``ModelRef``."""
 
     versions: Annotated[tuple[int, ...], Sequence(Integer(1, 0xFFFF), 1, 16)]
     digest: AnyDigest
     codecs: CodecNames
     max_frame: FrameSize
     agent: Agent
+    parts: Parts = ""
+    root: OptionalRoot = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,7 @@ class Welcome:
     """The node's answer to HELLO: the version it chose and what it serves.
 
     ``page_tokens``: how many tokens one name in a ``prefix`` stands for; 0 where prefixes are not kept.
+    ``root``: as in HELLO.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -200,6 +206,7 @@ class Welcome:
     max_step_tokens: SomeTokens
     n_blocks: Annotated[int, Integer(1, MAX_BLOCKS)]
     page_tokens: Annotated[int, Integer(0, MAX_PAGE_TOKENS)] = 0
+    root: OptionalRoot = ""
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""

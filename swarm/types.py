@@ -69,12 +69,17 @@ class Span:
 class ModelRef:
     """What every hop of a route must agree on: a name for people and a digest for machines.
 
-    ``digest`` is 64 lowercase hex characters (SHA-256) over configuration and tensor manifest.
+    ``digest``: 64 lowercase hex characters, a hash over every file that shapes the model's answers.
+    ``parts``: the beginnings of the hashes of what it consists of, so that people are told what differs; ""
+    where nobody said. ``root``: that of the files here, where it is known; else "". Neither makes two
+    references of one model differ.
     """
 
     name: str
     digest: str
     n_blocks: int
+    parts: str = field(default="", compare=False)
+    root: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.digest[:12]}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from fake_swarm import ToyTokenizer
 from real_node import start_node
+from safetensors.torch import load_file, save_file
 
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
@@ -23,7 +25,7 @@ from swarm_node.node.serve import Node
 from swarm_node.shards.autoselect import LoadOptions
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.client_model import load_client_model
-from swarm_node.swarm.errors import BusyError, ErrorCode
+from swarm_node.swarm.errors import BusyError, ErrorCode, ModelMismatchError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.messages import PAGE_TOKENS, ErrorMessage
 from swarm_node.swarm.routing import NoRouteError
@@ -409,3 +411,36 @@ async def test_prompts_that_begin_alike_are_fed_once(swarm: Swarm) -> None:
         await (await swarm.client(prefix_cache=False)).generate_detailed(ids, **options) for ids in asked
     ]
     assert [one.token_ids for one in together] == [other.token_ids for other in alone]
+
+
+async def test_a_fine_tune_serves_no_route_of_its_base(swarm: Swarm, tmp_path: Path) -> None:
+    """It differs in one tensor of one block, and its node announces it as what it is."""
+    await swarm.serve(a=Span(0, 2))
+    base, swarm.folder = swarm.folder, fine_tuned(swarm.folder, tmp_path / swarm.folder.name)
+    await swarm.serve(b=Span(2, 4))
+    swarm.folder = base
+    model = await swarm.client()
+    with pytest.raises(NoRouteError, match="blocks 2-3"):
+        await model.generate(PROMPT, **OPTIONS)
+
+
+async def test_one_that_announces_itself_as_the_base_is_refused(swarm: Swarm, tmp_path: Path) -> None:
+    await swarm.serve(a=Span(0, 2))
+    base, swarm.folder = swarm.folder, fine_tuned(swarm.folder, tmp_path / swarm.folder.name)
+    await swarm.serve(b=Span(2, 4))
+    swarm.folder = base
+    model = await swarm.client()
+    lie = replace(swarm.nodes["b"].info(), model=model.model)
+    await MemoryDirectory(swarm.store, "b").announce(lie)
+    with pytest.raises(ModelMismatchError, match="digest") as raised:
+        await model.generate(PROMPT, **OPTIONS)
+    assert raised.value.hint
+
+
+def fine_tuned(folder: Path, copy: Path) -> Path:
+    """Its value projection in the last block differs; what was sampled once did not."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.3.self_attn.v_proj.weight"] *= 1.5
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy

@@ -160,6 +160,11 @@ def test_node_round_trip(info: NodeInfo) -> None:
 
 def test_model_and_gone_round_trip() -> None:
     assert decode(OWNER, encode_model(MODEL)) == MODEL
+    told = decode(OWNER, encode_model(dataclasses.replace(MODEL, parts="ab" * 16, root="cd" * 32)))
+    assert isinstance(told, ModelRef)
+    assert (told.parts, told.root) == ("ab" * 16, "")
+    with pytest.raises(RemoteProtocolError, match="parts"):
+        decode(OWNER, encode_model(MODEL).replace(b"\xa5parts\xa0", b"\xa5parts\xa1x"))
     assert decode(OWNER, encode_gone()) == Gone()
 
 

@@ -179,6 +179,7 @@ class ChainSwarm:
         limits: Limits | None = None,
         journal_bytes: int = DEFAULT_JOURNAL_BYTES,
         dials: bool = True,
+        ref: ModelRef = MODEL,
     ) -> NodeServer:
         slots = slots_for(KV_TOKENS, len(model.span), PAGE_TOKENS)
         pool = KvPool(slots, KV_HEADS, HEAD_DIM, "float32", torch.device("cpu"))
@@ -186,7 +187,7 @@ class ChainSwarm:
         engine.start()
         server = self.servers[name] = NodeServer(
             engine,
-            MODEL,
+            ref,
             context_tokens=CONTEXT,
             agent="test",
             limits=limits,
