@@ -62,7 +62,9 @@ LAST_RESORT = "the hub"
 """Among the sources; no peer id has a space."""
 _LAST_RESORT_READS = 4
 _NOT_YET_S = 1.0
-"""To leave a peer alone that shares nothing; less where another says that it sent it pieces."""
+"""To leave a peer alone that shares nothing."""
+_AGAIN_S = 0.1
+"""Between dials of such a peer while others say that it was sent pieces. What it was sent is waited for."""
 _MAX_LOST_REFERRALS = 8
 """Peers that one source named and that did not answer, after which nobody is met at its word."""
 _WRITES = 4
@@ -272,13 +274,14 @@ class PieceSwarm:
     def _can_come(self) -> bool:
         return self._schedule is not None and self._schedule.can_come()
 
-    def _meet(self, peer: str, maddrs: Sequence[str], *, after_s: float = _NOT_YET_S) -> bool:
-        """Connect to a source, unless it is banned or there are enough of them. ``after_s``: since it said
-        that it shares nothing."""
+    def _meet(self, peer: str, maddrs: Sequence[str], *, named: bool = False) -> bool:
+        """Connect to a source, unless it is banned or there are enough of them. ``named``: another says that
+        it has pieces by now, though it may have said a moment ago that it shares nothing."""
         now = self._clock()
         if peer == self._transport.peer_id or self._health.is_banned(peer, now):
             return False
-        if now - self._refused_at.get(peer, -after_s) < after_s:
+        refused_s = now - self._refused_at.get(peer, float("-inf"))
+        if refused_s < _NOT_YET_S and not named:
             return False
         if peer in self._visits and not self._visits[peer].done():
             return True
@@ -286,7 +289,8 @@ class PieceSwarm:
             del self._visits[gone]
         if len(self._visits) >= self._settings.sources:
             return False
-        self._visits[peer] = self._spawn(self._visit(peer, maddrs), "weights-source")
+        after_s = max(0.0, _AGAIN_S - refused_s)
+        self._visits[peer] = self._spawn(self._visit(peer, maddrs, after_s), "weights-source")
         return True
 
     def _meet_named(self, peer: str, maddrs: Sequence[str], source: str) -> bool:
@@ -294,15 +298,16 @@ class PieceSwarm:
         if self._lost_referrals[source] >= _MAX_LOST_REFERRALS:
             return False
         maddrs = self._announced.get(peer, maddrs)
-        if not self._meet(peer, maddrs, after_s=_NOT_YET_S / 10):
+        if not self._meet(peer, maddrs, named=True):
             return False
         if peer not in self._links:
             self._named_by[peer] = source
         return True
 
-    async def _visit(self, peer: str, maddrs: Sequence[str]) -> None:
+    async def _visit(self, peer: str, maddrs: Sequence[str], after_s: float) -> None:
         """One source, from dial to end. What it does wrong ends it alone."""
         try:
+            await asyncio.sleep(after_s)
             announced = peer in self._announced
             own = () if announced else await self._transport.maddrs()
             stream = await self._transport.open_stream(

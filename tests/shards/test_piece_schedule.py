@@ -302,3 +302,22 @@ def test_everybody_asks_the_same_whole_source_first() -> None:
         first.append(preferred)
         assert all(500 < int(mask.sum()) < 850 for mask in preferred.values())
     assert all((first[0][source] == first[1][source]).all() for source in ("x", "y", "z"))
+
+
+def test_what_a_peer_refused_is_not_awaited_from_it() -> None:
+    """A disk may lose what another says it was sent: then the whole source is asked again at once."""
+    schedule = schedule_of(1)
+    schedule.add("damaged", whole(1), 0.0)
+    assert schedule.requests(0.0) == [Request("damaged", 0)]
+    schedule.refused("damaged", 0, 0.0)
+    schedule.add("whole", whole(1), 0.0)
+    assert schedule.requests(0.0) == [Request("whole", 0)]
+    schedule.elsewhere("whole", 0, "damaged", 0.0)
+    assert schedule.requests(0.0) == [Request("whole", 0, insist=True)]
+    schedule.elsewhere("whole", 0, "another", 0.0)
+    schedule.add("another", whole(1), 0.0)
+    schedule.refused("another", 0, 0.0)  # the other way round
+    assert schedule.requests(0.0) == [Request("whole", 0, insist=True)]
+    schedule.has("another", [0], 0.0)
+    schedule.elsewhere("whole", 0, "another", 0.0)
+    assert schedule.requests(0.0) == [Request("another", 0, insist=True)]
