@@ -126,8 +126,9 @@ def prompt_ids(
 
     A text becomes one user message of the model's chat template, where it has one and ``raw`` is not set;
     otherwise it is taken as it is, after the begin-of-text token where the model wants one. A list of
-    messages goes through the chat template. Token ids are taken as they are. A text of far more than ``most``
-    tokens is refused before all of it is tokenized. Raises UsageError.
+    messages goes through the chat template; one that ends with words of the assistant is gone on with there.
+    Token ids are taken as they are. A text of far more than ``most`` tokens is refused before all of it is
+    tokenized. Raises UsageError.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
@@ -140,7 +141,9 @@ def prompt_ids(
         if all(isinstance(item, Mapping) for item in items) and items:
             if raw:
                 raise UsageError("raw takes a text, not chat messages", hint="Leave raw out, or join them.")
-            return tokenizer.apply_chat_template(items, most=most)
+            chat, continued = open_turn(items)
+            more = {"continue_final_message": True} if continued else {}
+            return tokenizer.apply_chat_template(chat, not continued, most=most, **more)
         if any(type(item) is not int or not 0 <= item < vocab_size for item in items):
             raise UsageError(
                 "the prompt is neither a text, nor a list of chat messages, nor one of token ids",
@@ -151,6 +154,16 @@ def prompt_ids(
     if not ids:
         raise UsageError("the prompt is empty", hint="Give some text.")
     return ids
+
+
+def open_turn(messages: Sequence[Message]) -> tuple[Sequence[Message], bool]:
+    """A chat as it is shown to the model, and whether its last message is gone on with: words of the
+    assistant at its end are the beginning of the answer. None at all begin nothing."""
+    last = messages[-1]
+    content = last.get("content") or ""
+    if last.get("role") != "assistant" or last.get("tool_calls") or not isinstance(content, str):
+        return messages, False
+    return (messages, True) if content else (messages[:-1] or messages, False)
 
 
 def fit_context(n_prompt: int, max_new_tokens: int, context: int) -> int:

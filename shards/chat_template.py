@@ -13,7 +13,7 @@ from typing import Any
 from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import ChatTemplateError, UsageError
 from ..swarm.terminal_text import one_line
-from .control_tokens import ControlTokens
+from .control_tokens import ControlTokens, free_characters
 
 MAX_SOURCE = 2**20
 """Characters of a template; the longest in use have some ten thousand."""
@@ -53,25 +53,62 @@ class ChatTemplate:
         return self._variables
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **more: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        **more: Any,
     ) -> str:
-        """The chat as one text, special tokens written out. ``more`` goes to the template (``tools``, …).
+        """The chat as one text, special tokens written out. ``continue_final_message``: it ends with the last
+        message's content, to be gone on with. ``more`` goes to the template (``tools``, …).
 
         UsageError where the template refuses these messages.
         """
         chat, variables = self._read(messages, more)
-        return self._rendered(chat, variables, add_generation_prompt)
+        variables["add_generation_prompt"] = add_generation_prompt
+        end = self._opened_end(chat, variables) if continue_final_message else ""
+        return self._cut(self._rendered(chat, variables), end)
 
     def render_apart(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **more: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        **more: Any,
     ) -> tuple[str, list[tuple[int, int]]]:
         """As ``render``, and the ranges (start, end) of the text where the chat itself spells control tokens:
         they are text there."""
         chat, variables = self._read(messages, more)
+        variables["add_generation_prompt"] = add_generation_prompt
+        end = self._opened_end(chat, variables) if continue_final_message else ""
         marked = self._control.mark(chat, variables, self.source)
         if marked is None:
-            return self._rendered(chat, variables, add_generation_prompt), []
-        return marked.found(self._rendered(marked.messages, marked.more, add_generation_prompt))
+            return self._cut(self._rendered(chat, variables), end), []
+        return marked.found(self._cut(self._rendered(marked.messages, marked.more), end))
+
+    def _opened_end(self, chat: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+        """Mark where the last message's content ends; the mark. Raises UsageError."""
+        content = chat[-1].get("content")
+        if not isinstance(content, str) or not content:
+            raise UsageError("the last message has no text to go on with")
+        mark = free_characters(1, self.source, [chat, variables])
+        chat[-1]["content"] = content + mark + " "  # of which a template that trims leaves the mark
+        return mark
+
+    @staticmethod
+    def _cut(text: str, end: str) -> str:
+        """The text up to the mark ``end``."""
+        if not end:
+            return text
+        before, found, after = text.rpartition(end)
+        if not found:
+            raise UsageError(
+                "the last message cannot be gone on with: the model's chat template does not show it as is",
+                hint="End the chat with a user's message, or ask for a turn of its own.",
+            )
+        return before if after.startswith(" ") else before.rstrip()
 
     @staticmethod
     def _read(
@@ -86,16 +123,13 @@ class ChatTemplate:
                 raise UsageError("each chat message needs a role, such as user, assistant or system")
         return chat, _plain(more)
 
-    def _rendered(
-        self, chat: list[dict[str, Any]], more: Mapping[str, Any], add_generation_prompt: bool
-    ) -> str:
+    def _rendered(self, chat: list[dict[str, Any]], more: Mapping[str, Any]) -> str:
         variables = {
             "tools": None,
             "documents": None,
             **self._special_tokens,
             **more,
             "messages": chat,
-            "add_generation_prompt": add_generation_prompt,
         }
         _ = self.variables  # raises for what is no template
         request = {"variables": variables, "characters": len(self.source) + _characters(variables)}

@@ -36,13 +36,7 @@ class ControlTokens:
         is nothing to mark."""
         if not any(self._all.search(text) for text in _texts([chat, more])):
             return None
-        used = {character for text in (source, *_texts([chat, more])) for character in text}
-        free = [chr(code) for code in _PRIVATE if chr(code) not in used]
-        if len(free) < 2:
-            raise UsageError(
-                "the chat uses all private characters of Unicode", hint="Leave some of them out."
-            )
-        begin, end = free[:2]
+        begin, end = tuple(free_characters(2, source, [chat, more]))
 
         def marked(value: Any, tokens: re.Pattern[str] = self._all) -> Any:
             return _changed(value, lambda text: tokens.sub(lambda found: begin + found[0] + end, text))
@@ -57,6 +51,15 @@ class ControlTokens:
                 }
             )
         return MarkedChat(messages, marked(more), (begin, end), self._all)
+
+
+def free_characters(count: int, source: str, values: Any) -> str:
+    """So many characters without a meaning that are neither in ``source`` nor in any text of ``values``."""
+    used = {character for text in (source, *_texts(values)) for character in text}
+    free = [chr(code) for code in _PRIVATE if chr(code) not in used]
+    if len(free) < count:
+        raise UsageError("the chat uses all private characters of Unicode", hint="Leave some of them out.")
+    return "".join(free[:count])
 
 
 class MarkedChat:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ...shards.bounded_json import is_deeper
+from ..params import open_turn
 from .body import MAX_DEPTH
 from .errors import refused, wrong
 from .fields import Fields, kind_of, text_of
@@ -19,12 +22,32 @@ MAX_TEXT = 16 * 1024 * 1024
 """Characters; the body's limit comes first."""
 
 
-def read_messages(body: Fields) -> list[dict[str, Any]]:
-    """``messages`` with texts as plain strings, and tool calls' arguments as objects where they are such."""
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """``messages``: texts as plain strings, and tool calls' arguments as objects where they are such.
+    ``continued``: the answer goes on with the last of them; else ``turn``: it is a turn of its own."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    continued: bool
+    turn: bool
+
+
+def read_chat_messages(body: Fields) -> Chat:
+    """``messages``, and what the fields beside it say of their end. Raises ApiError."""
     messages = [_message(item) for item in body.objects("messages", most=MAX_MESSAGES, required=True)]
     if not messages:
         raise body.wrong("messages", "must hold at least one message")
-    return messages
+    turn, continued = body.flag("add_generation_prompt"), body.flag("continue_final_message")
+    if turn and continued:
+        raise body.wrong("continue_final_message", "cannot be given beside add_generation_prompt: true")
+    if continued and not messages[-1].get("content"):
+        raise body.wrong("continue_final_message", "needs a last message with text")
+    if turn is None and continued is None:
+        if messages[-1].get("tool_calls"):
+            raise wrong(f"messages[{len(messages) - 1}].tool_calls", "no tool message answers them")
+        chat, continued = open_turn(messages)
+        return Chat(tuple(chat), continued, not continued)
+    return Chat(tuple(messages), bool(continued), turn is not False and not continued)
 
 
 def _message(item: Fields) -> dict[str, Any]:
@@ -34,6 +57,9 @@ def _message(item: Fields) -> dict[str, Any]:
     # A template knows one role of those who set the rules.
     message: dict[str, Any] = {"role": "system" if role == "developer" else role}
     content = _content(item)
+    if content is None and role == "assistant":  # it called tools, refused, or was stopped
+        refusal = item.text("refusal", longest=MAX_TEXT)
+        content = "" if refusal is None and not item.raw("tool_calls") else refusal
     if content is not None:
         message["content"] = content
     name = item.text("name", longest=NAME_LENGTH)
@@ -42,8 +68,10 @@ def _message(item: Fields) -> dict[str, Any]:
     if role == "assistant":
         if calls := [_tool_call(call) for call in item.objects("tool_calls", most=MAX_CALLS)]:
             message["tool_calls"] = calls
-            message.setdefault("content", "")
+            message["content"] = content  # templates ask whether it is none
         reasoning = item.text("reasoning_content", longest=MAX_TEXT)
+        if reasoning is None and isinstance(item.raw("reasoning"), str):
+            reasoning = item.text("reasoning", longest=MAX_TEXT)  # as vLLM calls it
         if reasoning is not None:
             message["reasoning_content"] = reasoning
     elif item.has("tool_calls"):
@@ -82,11 +110,13 @@ def _tool_call(call: Fields) -> dict[str, Any]:
     call.one_of("type", ("function",))
     function = call.required_inner("function")
     name = function.required_text("name", longest=NAME_LENGTH)
-    text = function.required_text("arguments", longest=MAX_TEXT)
+    arguments = function.raw("arguments")
+    if not isinstance(arguments, dict):
+        arguments = _arguments(function.text("arguments", longest=MAX_TEXT) or "{}")
     return {
         "id": call.text("id", longest=NAME_LENGTH) or "",
         "type": "function",
-        "function": {"name": name, "arguments": _arguments(text)},
+        "function": {"name": name, "arguments": arguments},
     }
 
 

@@ -36,9 +36,10 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
             if "tools" not in tokenizer.chat_variables:
                 raise refused("tools", "this model's chat template takes no tools")
             more["tools"] = list(request.tools.definitions)
-        return tokenizer.apply_chat_template(
-            request.messages, request.add_generation_prompt, most=model.context, **more
-        )
+        chat = request.chat
+        if chat.continued:
+            more["continue_final_message"] = True
+        return tokenizer.apply_chat_template(chat.messages, chat.turn, most=model.context, **more)
 
     return _checked(await _aside(model, "messages", read), model, "messages")
 

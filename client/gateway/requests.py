@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..guided import Guide
-from .chat_messages import read_messages
+from .chat_messages import Chat, read_chat_messages
 from .errors import wrong
 from .fields import Fields, integers, kind_of, text_of
 from .formats import read_format
@@ -18,7 +18,6 @@ MAX_MODEL_NAME = 512
 MAX_PROMPTS = 32
 MAX_PROMPT_TOKENS = 4 * 1024 * 1024
 MAX_PROMPT_TEXT = 16 * 1024 * 1024
-_NO_GENERATION_PROMPT = "add_generation_prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +26,13 @@ class ChatRequest:
     template. ``guide_field``: which field asks for the guide."""
 
     model: str | None
-    messages: tuple[Mapping[str, Any], ...]
+    chat: Chat
     sampling: Sampling
     tools: Tools
     logprobs: int | None
     guide: Guide | None
     guide_field: str
     template: Mapping[str, Any]
-    add_generation_prompt: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,12 @@ def read_chat(value: object) -> ChatRequest:
     """Raises ApiError, which names the field."""
     body = Fields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
-    messages = read_messages(body)
+    chat = read_chat_messages(body)
     for field in ("audio", "prediction", "web_search_options", "moderation", "chat_template"):
         body.refuse(field)
     body.refuse("modalities", ["text"], why="text is all that this gateway can make")
     body.refuse("echo", False, why="is for /v1/completions")
     body.refuse("split_special_tokens", True, why="is for /v1/completions; in chats they always are split")
-    body.refuse("continue_final_message", False)
     body.refuse("best_of", 1, why="is not supported by this gateway; n is")
     tools = read_tools(body)
     guide, guide_field = read_format(body, tools)
@@ -73,14 +70,13 @@ def read_chat(value: object) -> ChatRequest:
         raise body.wrong("top_logprobs", "is only possible with logprobs: true")
     return ChatRequest(
         model=model,
-        messages=tuple(messages),
+        chat=chat,
         sampling=read_sampling(body, ("max_completion_tokens", "max_tokens")),
         tools=tools,
         logprobs=(top or 0) if wanted else None,
         guide=guide,
         guide_field=guide_field,
         template=template,
-        add_generation_prompt=body.flag(_NO_GENERATION_PROMPT) is not False,
     )
 
 
@@ -108,7 +104,7 @@ def read_completion(value: object) -> CompletionRequest:
 def _template_variables(body: Fields) -> Mapping[str, Any]:
     variables = body.inner("chat_template_kwargs")
     found = dict(variables.raw_all()) if variables is not None else {}
-    for field in ("messages", "tools", _NO_GENERATION_PROMPT):
+    for field in ("messages", "tools", "add_generation_prompt", "continue_final_message"):
         if field in found:
             raise wrong(f"chat_template_kwargs.{field}", "has a field of its own")
     for field in ("self", "most"):

@@ -65,7 +65,7 @@ def test_chat_requests_are_read_or_refused_by_name(fields: Any, messages: Any, t
         _names_a_field(error, body)
         return
     _is_possible(request.sampling.options)
-    assert all(isinstance(message.get("content", ""), str) for message in request.messages)
+    assert all(isinstance(message["content"] or "", str) for message in request.chat.messages)
 
 
 @given(fields=FIELDS, prompt=st.none() | JSON | st.lists(st.integers(-1, 300), max_size=4))
@@ -141,8 +141,8 @@ def test_a_text_may_hold_any_number_of_brackets() -> None:
 def test_arguments_of_calls_that_nest_too_deep_stay_text() -> None:
     deep = '{"a":' * 900 + "1" + "}" * 900
     call = {"type": "function", "function": {"name": "f", "arguments": deep}}
-    request = read_chat({"messages": [{"role": "assistant", "tool_calls": [call]}]})
-    assert request.messages[0]["tool_calls"][0]["function"]["arguments"] == deep
+    request = read_chat({"messages": [{"role": "assistant", "tool_calls": [call]}, *CHAT["messages"]]})
+    assert request.chat.messages[0]["tool_calls"][0]["function"]["arguments"] == deep
 
 
 def _examples() -> list[SwarmError]:

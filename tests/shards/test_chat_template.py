@@ -172,3 +172,27 @@ def test_text_passes_as_it_is() -> None:
 def test_a_number_that_is_no_json_is_refused() -> None:
     with pytest.raises(UsageError, match="too large"):
         render("x", [{"role": "user", "x": 10**5000}])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>\n{% endfor %}",
+        "{% for m in messages %}{{ m.content.rstrip() + ' ' }}</s>{% endfor %}{{ messages | length }}",
+    ],
+)
+@pytest.mark.parametrize("content", ["1, 2, ", "a", " a\n\n", "x 1, x"])
+def test_a_message_that_is_gone_on_with_equals_transformers(source: str, content: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    (expected,), _ = utils.render_jinja_template([chat], chat_template=source, continue_final_message=True)
+    assert render(source, chat, continue_final_message=True, add_generation_prompt=False) == expected
+
+
+def test_only_text_can_be_gone_on_with() -> None:
+    for content in ("", None, [{"type": "text", "text": "x"}]):
+        with pytest.raises(UsageError, match="no text to go on with"):
+            render("x", [{"role": "assistant", "content": content}], continue_final_message=True)
+    with pytest.raises(UsageError, match="does not show it"):
+        render("x", [{"role": "assistant", "content": "x"}], continue_final_message=True)
