@@ -22,6 +22,7 @@ from ..swarm.addresses import PeerAddress
 from ..swarm.dial_guard import same_host
 from ..swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
 from ..swarm.faults import Faults
+from ..swarm.recent import RecentMap
 from ..swarm.resolve import resolve_all
 from ..swarm.transport import NetworkWatcher
 from .address_book import AddressBook, KnownPeer
@@ -47,6 +48,8 @@ MAX_INITIAL = 8
 """Initial peers that keep the entries of a node which others do not tell of."""
 MAX_ANNOUNCED = 64
 """Peers that wait to be taken into the book."""
+MAX_REMEMBERED = 512
+"""Peers whose clock or refusal is remembered: more than are pinged at once."""
 AT_ONCE = 8
 """Peers of the book that are dialled side by side."""
 MAX_FOUND = 32
@@ -92,8 +95,9 @@ class Bootstrap:
         self._announced: dict[str, tuple[str, ...]] = {}  # peers that may belong into the book
         self._healing: asyncio.Task[None] | None = None
         self._healed_at = -math.inf
-        self.clock_readings: dict[str, ClockReading] = {}  # by peer id, of those that answered last time
-        self.refusals: dict[str, NotAdmittedError] = {}  # by peer id, of those that do not belong with us
+        # By peer id: of those that answered last time, and of those that do not belong with us.
+        self.clock_readings: RecentMap[str, ClockReading] = RecentMap(MAX_REMEMBERED)
+        self.refusals: RecentMap[str, NotAdmittedError] = RecentMap(MAX_REMEMBERED)
 
     def initial(self) -> list[Contact]:
         """The peers that we began with, MAX_INITIAL at most, those left out that do not answer."""

@@ -26,6 +26,7 @@ from ..swarm.errors import (
 from ..swarm.faults import Faults
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
+from ..swarm.recent import RecentMap
 from ..swarm.side_by_side import ask_side_by_side
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo
@@ -60,6 +61,8 @@ SILENT_S = 2.5
 """Seconds without a byte of an answer, after which it will not come."""
 ANSWER_S = 30.0
 """Seconds for one node's whole answer, dialling it included: 4 MB on a line of 1 Mbit/s."""
+MAX_REFUSALS = 64
+"""Peers whose refusal is remembered."""
 MUTE_S = 120.0
 """Seconds for which somebody who gave no good answer is left alone, as long as others answer."""
 MAX_SOURCES = 64
@@ -110,7 +113,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         self._sources = {
             peer.peer_id: peer.maddrs for peer in self._book.peers() if peer.peer_id not in self._initial
         }
-        self._refusals: dict[str, NotAdmittedError] = {}
+        self._refusals: RecentMap[str, NotAdmittedError] = RecentMap(MAX_REFUSALS)
         self._mute: dict[str, float] = {}  # who gave no good answer, and until when others are asked
         self._closed = False
         self._faults = Faults("asking for entries")

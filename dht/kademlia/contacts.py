@@ -20,6 +20,10 @@ ID_BYTES = 20
 MAX_NAMES = 20
 """Peers that one answer may name. Kademlia's k."""
 
+KEPT_CONTACTS = 1024
+"""Contacts that are not computed anew, each 0.5 kB: those of a table and of some look-ups. Anybody can invent
+others."""
+
 _ED25519 = bytes.fromhex("002408011220")  # what each binary PeerID of an Ed25519 key begins with
 
 
@@ -33,7 +37,7 @@ class Contact:
     raw: bytes = b""
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=KEPT_CONTACTS)
 def contact_of(peer_id: str) -> Contact:
     """The contact that a PeerID (base58) is: its id is the SHA-1 of the PeerID's text. Raises
     RemoteProtocolError for what is no PeerID."""
@@ -77,7 +81,7 @@ def named(ids: Sequence[bytes], peer_ids: Sequence[bytes]) -> tuple[list[Contact
     return list(contacts.values()), lies
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=KEPT_CONTACTS)
 def _named(raw: bytes) -> Contact | None:
     if len(raw) != len(_ED25519) + 32 or not raw.startswith(_ED25519):
         return None

@@ -25,7 +25,7 @@ from ..entry_check import Entry, EntryCheck
 from ..envelope import subkey_of, unseal
 from ..kept_entries import KeptEntries
 from ..store_calls import StoreCalls
-from .contacts import ID_BYTES, MAX_NAMES, Contact, contact_of, id_bytes, named, proven
+from .contacts import ID_BYTES, KEPT_CONTACTS, MAX_NAMES, Contact, contact_of, id_bytes, named, proven
 from .dictionary import pack_dictionary, unpack_dictionary
 from .look_up import Ask, Told, look_up
 from .paths import Paths
@@ -330,6 +330,6 @@ class KademliaNode:
         return task
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=KEPT_CONTACTS)
 def _hivemind_id(peer_id: str) -> PeerID:
     return PeerID(contact_of(peer_id).raw)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
+from types import ModuleType, SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -14,10 +17,11 @@ from hivemind.proto import dht_pb2
 from memory_dht import CallNetwork, JumpingLoop, MemoryP2P
 
 from swarm_node.dht.entry_check import EntryCheck
-from swarm_node.dht.kademlia.contacts import contact_of, id_bytes
+from swarm_node.dht.kademlia import peer_notes
+from swarm_node.dht.kademlia.contacts import KEPT_CONTACTS, contact_of, id_bytes
 from swarm_node.dht.kademlia.node import KademliaNode
 from swarm_node.dht.kept_entries import KeptEntries
-from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.identity import Identity, peer_id_of
 
 T = TypeVar("T")
 
@@ -126,3 +130,41 @@ def test_liars_are_noted(kind: str) -> None:
             assert node.notes.is_distrusted(contact.peer_id)
 
     simulated(test)
+
+
+def largest(start: object) -> int:
+    """The length of the longest dictionary, set or list that an object holds, through any others of ours."""
+    seen, left, longest = set(), [start], 0
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(
+            each, CallNetwork | MemoryP2P | type | ModuleType | asyncio.AbstractEventLoop
+        ):
+            continue
+        seen.add(id(each))
+        if isinstance(each, dict | set | list | deque):
+            longest = max(longest, len(each))
+        left += gc.get_referents(each) if not callable(each) else []
+    return longest
+
+
+def test_invented_ids_leave_nothing_but_what_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each calls, is asked in return, and names more that are none."""
+    monkeypatch.setattr(peer_notes, "MAX_NOTES", 256)
+
+    async def test(network: CallNetwork) -> None:
+        node, _ = await node_in(network, 1)
+        for number in range(3000):
+            caller = contact_of(peer_id_of(number.to_bytes(32)))
+            info = dht_pb2.NodeInfo(node_id=id_bytes(caller.node_id))
+            context = SimpleNamespace(remote_id=caller.peer_id)
+            await node._on_ping(dht_pb2.PingRequest(peer=info), context)
+            await node._on_find(dht_pb2.FindRequest(keys=[id_bytes(number)], peer=info), context)
+            node.notes.lied(caller.peer_id)
+            node.table.answered(caller, f"20.{number % 500}")
+        await asyncio.sleep(60)
+        assert 100 < len(node.table) < 400
+        assert largest(node) <= 256
+
+    simulated(test)
+    assert contact_of.cache_info().currsize <= KEPT_CONTACTS
