@@ -17,6 +17,7 @@ from hivemind.proto.auth_pb2 import AccessToken
 
 from ..swarm.errors import NotAdmittedError
 from ..swarm.membership import Membership
+from ..swarm.terminal_text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def refusal_of(error: BaseException) -> NotAdmittedError | None:
     _, found, text = str(error).partition(REFUSAL)
     if not found:
         return None
-    said = "".join(character for character in text if character.isprintable())[:300].rstrip("')\"")
+    said = one_line(text)[:300].rstrip("')\"")
     return NotAdmittedError(
         f"the swarm does not admit us: {said}",
         hint="Use the swarm's --swarm name and key, or join by an invite (--join).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from .errors import NetworkError, PeerTimeoutError, PeerUnreachableError
+from .terminal_text import one_line
 
 _ATTEMPT = re.compile(r"\* \[(?P<maddr>[^\]]{0,512})\] (?P<reason>.*)")
 _WRONG_ID = re.compile(r"remote key matches ([1-9A-HJ-NP-Za-km-z]{40,128})")
@@ -99,6 +100,5 @@ def dial_error(peer_id: str, text: str, protocol_id: str = "") -> NetworkError:
 
 
 def _clean(text: str) -> str:
-    """One bounded line: parts of the text come from the other side."""
-    text = " ".join(text.removeprefix("failed to dial: ").split())
-    return "".join(character for character in text if character.isprintable())[:200]
+    """A short part of a line: parts of the text come from the other side."""
+    return one_line(text.removeprefix("failed to dial: "))[:200]
