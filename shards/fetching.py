@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..swarm.errors import ModelMismatchError, NetworkError, SwarmError
+from ..swarm.errors import LocalNetworkError, ModelMismatchError, NetworkError, SwarmError
 from ..swarm.health import PeerHealth
 from ..swarm.transport import Transport
-from ..swarm.types import ModelRef, NodeInfo, Span
+from ..swarm.types import ModelRef, Span
 from .piece_cache import PieceCache
 from .piece_manifest import PieceManifest
 from .piece_server import PieceShelf
@@ -27,7 +27,7 @@ from .stored_checkpoint import (
     check_whole_files,
     open_stored,
 )
-from .weights_root import agreed_root
+from .weights_root import likely_roots
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ _AGREE_S = 0.5
 _MOST_ROUNDS = 16
 """Times that an opening may ask for more: headers, and what they tell of."""
 
+_RIVAL_S = 15.0
+"""For a root that nobody gives, while peers announce another."""
 _MOST_SET_ASIDE = 8
 """Roots that turned out to be wrong, after which nobody's word is taken: each cost a manifest, or more."""
 
@@ -92,6 +94,8 @@ class ModelFetch:
         self._store: PieceStore | None = None
         self._given = bool(root)
         self._set_aside: set[str] = set()  # roots
+        self._unanswered: set[str] = set()  # roots under which nobody gave anything
+        self._has_rivals = False  # the root in use: others are announced
         self._fetched: dict[str, int] = {}
         self._banned: dict[str, str] = {}
         self._wasted = 0
@@ -124,15 +128,24 @@ class ModelFetch:
         """What ``open_checkpoint`` takes, with all that a node of ``blocks`` and a client need; with neither,
         all that every opening needs.
 
-        Raises NetworkError where nobody gives it, ModelMismatchError where peers disagree about the files or
-        all that they announce are of another model, CheckpointError, UsageError where they do not fit on the
-        disk.
+        Where peers announce several roots, the next is tried where one turns out to be wrong, or nobody gives
+        anything under it. Raises NetworkError where nobody gives it, ModelMismatchError where all that they
+        announce are of another model, CheckpointError, UsageError where they do not fit on the disk.
         """
         while True:
             try:
                 return await self._fetch(blocks, client)
             except (ForgedError, ModelMismatchError) as error:
                 if self._given or not self.root or len(self._set_aside) >= _MOST_SET_ASIDE:
+                    raise
+                await self._give_up_root(error)
+            except LocalNetworkError:
+                raise
+            except NetworkError as error:
+                if self._given or not self._has_rivals:
+                    if self._store is None and not self._given:
+                        self.root = ""  # who asks again may hear of another
+                        self._unanswered.clear()
                     raise
                 await self._give_up_root(error)
 
@@ -181,8 +194,8 @@ class ModelFetch:
             )
 
     async def _give_up_root(self, error: SwarmError) -> None:
-        """Never believe it again, and keep nothing that came under it. Raises ``error`` where peers announce
-        no other."""
+        """Never believe one again that was wrong, and keep nothing that came under it; pass over one that
+        nobody gives. Raises ``error`` where peers announce no other."""
         log.warning(
             "event=weights_set_aside root=%s peers=%s error=%r",
             self.root,
@@ -193,19 +206,25 @@ class ModelFetch:
         await self.close()
         if folder is not None and isinstance(error, ForgedError):  # else it is of another model, and right
             await asyncio.to_thread(self._cache.discard, folder)
-        self._set_aside.add(self.root)
+        (self._unanswered if isinstance(error, NetworkError) else self._set_aside).add(self.root)
         self.root = ""
         if self._on_root is not None:
             self._on_root("")
         try:
-            others = agreed_root(await self._believable(), self.model)
+            others = await self._believable()
         except NetworkError:
-            others = ""
-        if not others:
+            others = []
+        if not others and self._unanswered and self._settings.wait_s is None:
+            self._unanswered.clear()  # from the first again: somebody may be back
+        elif not others:
+            self._unanswered.clear()
             raise error
 
-    async def _believable(self) -> list[NodeInfo]:
-        return [node for node in await self._nodes() if node.weights_root not in self._set_aside]
+    async def _believable(self) -> list[str]:
+        """Roots that have not failed, the likeliest first."""
+        failed = self._set_aside | self._unanswered
+        nodes = [node for node in await self._nodes() if node.weights_root not in failed]
+        return await likely_roots(nodes, self.model, self._transport)
 
     def _cached(self, blocks: Span | None, client: bool) -> PieceStore | None:
         """The store in the cache that has all of it. Blocks."""
@@ -233,13 +252,12 @@ class ModelFetch:
         return store
 
     async def _agree(self) -> None:
-        """Find the root that those who share the model announce; wait for the first of them."""
+        """Find the likeliest root under which peers share the model; wait for the first of them."""
         began = time.monotonic()
         while True:
             try:
-                self.root = agreed_root(await self._believable(), self.model)
-            except ModelMismatchError:
-                raise
+                roots = await self._believable()
+                self.root, self._has_rivals = (roots or [""])[0], len(roots) > 1
             except NetworkError as error:
                 if self._is_over(began):
                     raise error
@@ -258,6 +276,9 @@ class ModelFetch:
         return wait is not None and time.monotonic() - began > wait
 
     def _swarm(self, manifest: PieceManifest | None) -> PieceSwarm:
+        settings = self._settings
+        if self._has_rivals:
+            settings = replace(settings, wait_s=min(_RIVAL_S, settings.wait_s or _RIVAL_S))
         return PieceSwarm(
             self.root,
             self._nodes,
@@ -266,7 +287,7 @@ class ModelFetch:
             serves=self._share is not None,
             rate=self._rate,
             health=self._health,
-            settings=self._settings,
+            settings=settings,
             last_resort=self._last_resort,
         )
 

@@ -1,11 +1,19 @@
-"""Whom to believe about what a model's files contain."""
+"""Which files of a model to try first, where peers announce several roots for one digest.
+
+What comes is checked against the digest, so a wrong root is found out, but only after something was fetched.
+So the order is by what a stranger cannot make: networks that answer. Nodes that have hashed every byte of the
+files themselves bear witness; those that fetched them repeat what they were told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 
-from ..swarm.errors import ModelMismatchError
+from ..swarm.address_groups import UNKNOWN, groups_of, networks
+from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo
+from ..swarm.witnesses import Witnesses
 
 
 def holders(nodes: Iterable[NodeInfo], root: str) -> list[NodeInfo]:
@@ -13,21 +21,35 @@ def holders(nodes: Iterable[NodeInfo], root: str) -> list[NodeInfo]:
     return [node for node in nodes if node.shares_weights and node.weights_root == root]
 
 
-def agreed_root(nodes: Sequence[NodeInfo], model: ModelRef) -> str:
-    """The root that all who share files of ``model`` announce; "" where nobody does.
+async def likely_roots(nodes: Sequence[NodeInfo], model: ModelRef, transport: Transport) -> list[str]:
+    """The roots under which peers share files of ``model``, the likeliest first. Where there are several,
+    nodes are asked whether they are there."""
+    said = [node for node in nodes if node.weights_root and model.digest in ("", node.model.digest)]
+    if len({node.weights_root for node in said}) < 2:
+        return in_order(said)
+    answers = await Witnesses(transport).ask(said)
+    return in_order(said, answers.came_from, salt=transport.peer_id)
 
-    ModelMismatchError where they announce different ones: then a person must say which to believe.
-    """
-    said: dict[str, list[str]] = {}
+
+def in_order(
+    nodes: Iterable[NodeInfo], came_from: Mapping[str, str] | None = None, *, salt: str = ""
+) -> list[str]:
+    """The roots that somebody shares. ``came_from``: where those nodes answered that did, by peer id.
+    ``salt``: orders what nothing else tells apart, so that nobody can choose a root that comes first."""
+    answered = came_from or {}
+    by_root: dict[str, list[NodeInfo]] = {}
     for node in nodes:
-        if node.weights_root and (not model.digest or node.model.digest == model.digest):
-            said.setdefault(node.weights_root, []).append(node.peer_id)
-    if len(said) <= 1:
-        return next(iter(said), "")
-    listed = ", ".join(
-        f"{root[:12]} ({len(peers)}, such as …{peers[0][-6:]})" for root, peers in sorted(said.items())[:4]
-    )
-    raise ModelMismatchError(
-        f"peers share different files as {model.name}: {listed}",
-        hint=f"Say which you trust: --model {model.name}@sha256:ROOT (`status --json` shows whole roots).",
-    )
+        by_root.setdefault(node.weights_root, []).append(node)
+
+    def rank(root: str) -> tuple[int, int, int, bytes]:
+        found = by_root[root]
+        whole = [node for node in found if node.weights_whole]
+        return (
+            -networks(answered[node.peer_id] for node in whole if node.peer_id in answered),
+            -networks(answered[node.peer_id] for node in found if node.peer_id in answered),
+            # Of nobody who answered: one network a node, whatever addresses it names.
+            -len({min(groups_of(node.maddrs), default=UNKNOWN) for node in whole}),
+            hashlib.sha256(f"{salt}/{root}".encode()).digest(),
+        )
+
+    return sorted((root for root in by_root if root and holders(by_root[root], root)), key=rank)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from piece_swarms import SOON, PieceWorld
 
-from swarm_node.shards import piece_schedule
+from swarm_node.shards import piece_schedule, weights_root
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.piece_hashing import manifest_of
 from swarm_node.shards.piece_manifest import PieceManifest
@@ -43,6 +43,7 @@ from swarm_node.swarm.errors import (
 from swarm_node.swarm.shares import Holder
 from swarm_node.swarm.transport import Stream
 from swarm_node.swarm.types import Span
+from swarm_node.swarm.witnesses import Answers
 
 IMPATIENT = replace(SOON, wait_s=0.3)
 Liar = Callable[[PieceWorld, MessageStream[PieceMessage], Get], Awaitable[None]]
@@ -245,16 +246,49 @@ async def test_one_who_points_to_nobody_costs_nothing(world: PieceWorld) -> None
         assert fetch.statistics().bytes_by_source.keys() == {"origin"}
 
 
-async def test_peers_that_disagree_are_not_believed(world: PieceWorld) -> None:
+@pytest.mark.parametrize("liars", [1, 5])
+async def test_another_root_in_a_record_stops_no_fetch(
+    world: PieceWorld, liars: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is tried first: nobody gives anything under the others."""
     await world.origin()
-    other = await world.peer("other")
-    other.root = "ab" * 32
-    async with world.fetch(await world.peer("cold")) as fetch:
-        with pytest.raises(ModelMismatchError, match="different files as tiny") as raised:
+    for number in range(liars):
+        (await world.peer(f"other{number}")).root = f"{number:x}" * 64
+    tried: list[str] = []
+    monkeypatch.setattr(weights_root.Witnesses, "ask", nobody_answers)
+    settings = replace(SOON, wait_s=0.1)
+    for number in range(4):
+        name = f"cold{number}"  # orders them differently each time
+        async with world.fetch(await world.peer(name, shares=False), settings=settings) as fetch:
             await fetch.fetch(None, client=False)
-        assert "@sha256:" in raised.value.hint
+            assert fetch.root == world.manifest.root
+            tried += fetch._unanswered
+    assert tried, "some were tried first"
+
+
+async def test_what_nobody_gives_under_any_root_is_said_and_may_come_later(world: PieceWorld) -> None:
+    for number in range(2):
+        (await world.peer(f"other{number}")).root = f"{number:x}" * 64
+    async with world.fetch(await world.peer("cold"), settings=replace(SOON, wait_s=0.2)) as fetch:
+        with pytest.raises(NetworkError, match="no peer gave"):
+            await fetch.fetch(None, client=False)
+        await world.origin()
+        await fetch.fetch(None, client=False)
+        assert fetch.root == world.manifest.root
+
+
+async def test_a_root_that_is_given_is_not_left_for_another(world: PieceWorld) -> None:
+    await world.origin()
+    (await world.peer("other")).root = "ab" * 32
     async with world.fetch(await world.peer("sure"), root=world.manifest.root) as fetch:
         await fetch.fetch(None, client=False)
+    async with world.fetch(await world.peer("wrong"), root="ab" * 32) as fetch:
+        with pytest.raises(NetworkError):
+            await fetch.fetch(None, client=False)
+
+
+async def nobody_answers(*_: object) -> Answers:
+    return Answers()
 
 
 async def test_another_model_under_the_name(world: PieceWorld) -> None:
