@@ -147,10 +147,12 @@ def lengthened(positions: int, rope: RopeConfig) -> int:
     """Tokens of the longest sequence: ``positions`` of the file, or what rope scaling makes of the positions
     that the model was trained on, where that is more.
 
-    Many files keep the trained length beside a factor, as transformers documents it; others have
-    multiplied it already. Files with llama3 scaling always have, by less than their factor.
+    Many files keep the trained length beside a factor, as transformers documents it; others have multiplied
+    it already. Files with llama3 scaling always have, by less than their factor. What dynamic scaling makes
+    of a token beyond the trained length depends on the tokens that are computed with it. But a swarm cuts a
+    text as it likes, and computes parts of it again: so there the context ends.
     """
-    if rope.type not in ("linear", "dynamic", "yarn"):
+    if rope.type not in ("linear", "yarn"):
         return positions
     return max(positions, int(min(MAX_CONTEXT, rope.original_max_position_embeddings * rope.factor)))
 

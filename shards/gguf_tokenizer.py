@@ -13,6 +13,7 @@ from ..swarm.errors import CheckpointError, UnsupportedModelError
 from ..swarm.terminal_text import one_line
 from .gguf_config import gguf_eos_ids
 from .gguf_header import GGUFHeader
+from .gguf_templates import gguf_templates
 from .token_bytes import byte_spelling
 from .tokenizer import Tokenizer, is_panic
 from .tokenizer_check import GPT4O_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
@@ -74,12 +75,11 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
         raise CheckpointError(
             f"{header.file.path} has a damaged vocabulary: {one_line(str(error))}"
         ) from error
-    template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         backend,
         eos_ids=gguf_eos_ids(header),
         special_tokens=special,
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=gguf_templates(header),
         origin=header.file.path.name,
     )
 

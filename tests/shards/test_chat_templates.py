@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
+from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.config import ModelConfig
 from swarm_node.shards.hf_config import hf_config
 from swarm_node.shards.hf_tokenizer import hf_tokenizer
 from swarm_node.shards.tokenizer import Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UsageError
 
+GGUFLlama = Callable[..., Path]
 CHAT = [{"role": "user", "content": "x"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tone }}"
@@ -121,3 +125,36 @@ def test_values_of_the_wrong_type(tmp_path: Path, file: str, document: object, m
     with pytest.raises(CheckpointError, match=message) as caught:
         opened(tmp_path)
     assert file in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, None),
+        ({"chat_template": "a"}, "a"),
+        ({"chat_template": "a", "chat_template.tool_use": "b"}, "a"),  # not listed
+        ({"chat_template": "a", "chat_templates": ["tool_use"], "chat_template.tool_use": "b"}, None),
+        ({"chat_templates": ["tool_use"], "chat_template.tool_use": "b"}, {"tool_use": "b"}),
+    ],
+)
+def test_templates_of_a_gguf_file(gguf_llama: GGUFLlama, keys: dict[str, Any], expected: object) -> None:
+    def extra(writer: gguf.GGUFWriter) -> None:
+        for key, value in keys.items():
+            add = writer.add_array if isinstance(value, list) else writer.add_string
+            add(f"tokenizer.{key}", value)
+
+    several = {"default": "a", "tool_use": "b"}
+    with open_checkpoint(str(gguf_llama(extra=extra))) as model:
+        tokenizer = model.tokenizer()
+        assert tokenizer.chat_template == (several if len(keys) == 3 else expected)
+        if len(keys) == 3:
+            assert tokenizer.render_chat(CHAT, tools=TOOLS) == "b"
+        tokenizer.close()
+
+
+def test_a_gguf_template_that_is_no_text(gguf_llama: GGUFLlama) -> None:
+    with (
+        open_checkpoint(str(gguf_llama(extra=lambda w: w.add_uint32("tokenizer.chat_template", 5)))) as model,
+        pytest.raises(CheckpointError, match=r"tokenizer\.chat_template is 5, expected a text"),
+    ):
+        model.tokenizer()

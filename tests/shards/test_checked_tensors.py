@@ -124,7 +124,7 @@ def test_tied_without_a_head_in_the_file(tmp_path: Path, assert_as_transformers:
     ("settings", "count"),
     [
         ({"rope_type": "linear", "factor": 4.0}, 60),
-        ({"rope_type": "dynamic", "factor": 4.0}, 60),
+        ({"rope_type": "dynamic", "factor": 4.0}, CONTEXT),
         ({"rope_type": "yarn", "factor": 4.0}, 60),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}, 60),
         ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 8}, CONTEXT),

@@ -95,7 +95,7 @@ def test_equals_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     rope = dict(theirs.rope_parameters)
     rope.pop("type", None)
     assert ours.rope.type == rope.pop("rope_type")
-    stretch = rope.get("factor", 1) if ours.rope.type in ("linear", "dynamic", "yarn") else 1
+    stretch = rope.get("factor", 1) if ours.rope.type in ("linear", "yarn") else 1
     trained = rope.get("original_max_position_embeddings", theirs.max_position_embeddings)
     assert ours.max_position_embeddings == max(theirs.max_position_embeddings, trained * stretch)
     assert ours.rope.theta == rope.pop("rope_theta")
