@@ -118,6 +118,7 @@ async def resolve_name(
     pinned = False
     if known is not None:
         wanted, pinned = await asyncio.to_thread(with_pin, wanted, known)
+    on_hub = hub and "/" in name and not (wanted.digest or wanted.root) and is_hub_name(name)
     here = await asyncio.to_thread(_named_here, wanted, registry)
     if len(here) == 1:
         return here[0]
@@ -125,15 +126,35 @@ async def resolve_name(
     if here:
         return await asyncio.to_thread(_one_of, wanted, here, refs, known)
     if index is not None:
-        found = await decide_name(wanted, refs, index, witnesses=witnesses, known=known, pinned=pinned)
+        found = await decide_name(
+            wanted,
+            refs,
+            index,
+            witnesses=witnesses,
+            known=known,
+            pinned=pinned,
+            hub_digest=hub_digest if on_hub else None,
+        )
         if found is not None:
             return _in_swarm(wanted, found)
-    if hub and "/" in name and not (wanted.digest or wanted.root) and is_hub_name(name):
+    if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
     error = await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None)
     if pinned:
         error.hint += f" You have pinned it; swarm-node models unpin {name} takes that back."
     raise error
+
+
+def hub_digest(name: str) -> str:
+    """The digest of a model of the hub by the hub's own hashes, its large files unread; "" where it has none
+    that we read, or cannot be asked. Blocks."""
+    from .hub import open_hub_model  # here: huggingface_hub takes half a second to import
+
+    try:
+        with open_hub_model(name, blocks=None, client=False, progress=None, weights=False) as checkpoint:
+            return checkpoint.ref.digest
+    except SwarmError:
+        return ""
 
 
 def with_pin(wanted: ModelName, known: KnownModels) -> tuple[ModelName, bool]:

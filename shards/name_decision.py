@@ -4,7 +4,7 @@ asks who answers where that matters, and lets ``swarm.model_choice`` decide."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +18,8 @@ from .known_models import KnownModels, UsedModel
 if TYPE_CHECKING:
     from ..swarm.witnesses import Witnesses
 
+_HUB_S = 8.0
+"""For the hub to tell its hashes: as long as nodes have to answer."""
 _LISTED = 4
 """Models that a message names."""
 
@@ -70,10 +72,13 @@ async def decide_name(
     witnesses: Witnesses | None = None,
     known: KnownModels | None = None,
     pinned: bool = False,
+    hub_digest: Callable[[str], str] | None = None,
 ) -> SwarmModels | None:
     """What is meant of ``refs``, all that the swarm serves; None: nothing of it.
 
     ``witnesses``: to ask who answers; without, several models are told apart only by what was used before.
+    ``hub_digest``: the digest that the hub's own hashes give for one of its names, or ""; it may block for
+    long.
     Raises UsageError where a person must say which, and NetworkError.
     """
     meant: dict[str, list[ModelRef]] = {}
@@ -92,9 +97,12 @@ async def decide_name(
     members = witnesses is not None and witnesses.members
     if wanted.root and len(candidates) > 1:
         candidates = await _with_root(candidates, wanted.root, meant, index)
+    hub = ""
     if needs_answers(candidates, used=used_digest):
-        candidates = await _asked(candidates, meant, index, witnesses)
-    choice = choose(candidates, used=used_digest, members=members)
+        candidates, hub = await asyncio.gather(
+            _asked(candidates, meant, index, witnesses), _of_hub(hub_digest, wanted.name)
+        )
+    choice = choose(candidates, used=used_digest, hub=hub, members=members)
     say = _Words(wanted, meant, used, members)
     if choice is None:
         raise say.undecided(candidates)
@@ -130,6 +138,16 @@ async def _asked(
             )
         )
     return found
+
+
+async def _of_hub(hub_digest: Callable[[str], str] | None, name: str) -> str:
+    if hub_digest is None:
+        return ""
+    try:
+        async with asyncio.timeout(_HUB_S):
+            return await asyncio.to_thread(hub_digest, name)
+    except TimeoutError:
+        return ""
 
 
 async def _with_root(

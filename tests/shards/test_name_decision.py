@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.shards import lookup, name_decision
 from swarm_node.shards.known_models import KnownModels
 from swarm_node.shards.lookup import ModelLocation, ModelNotFoundError, resolve_model
 from swarm_node.shards.registry import LocalRegistry
@@ -75,14 +78,12 @@ class World:
 
         return handle
 
-    async def find(self, text: str | None = "demo", *, ask: bool = True) -> ModelLocation:
+    async def find(self, text: str | None = "demo", *, ask: bool = True, hub: bool = False) -> ModelLocation:
         witnesses = Witnesses(self.network.transport("client")) if ask else None
         if witnesses is not None:
             witnesses.members = self.members
         index = MemoryDirectory(self.store, "client")
-        return await resolve_model(
-            text, index, NOTHING_HERE, hub=False, witnesses=witnesses, known=self.known
-        )
+        return await resolve_model(text, index, NOTHING_HERE, hub=hub, witnesses=witnesses, known=self.known)
 
     async def refusal(self, text: str | None = "demo") -> UsageError:
         with pytest.raises(UsageError) as caught:
@@ -261,6 +262,36 @@ async def test_the_mute_hold_up_nobody_for_long(world: World, monkeypatch: pytes
         world.network.partition("client", peer_id)
     async with asyncio.timeout(2):
         assert (await world.find()).ref == TRUE
+
+
+async def test_the_hubs_own_hashes_come_before_everything_that_peers_say(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "owner/demo"
+    true, lie = replace(TRUE, name=name), replace(LIE, name=name)
+    await world.add(true, "192.168.1.1", mute=True)
+    await world.add(lie, "9.9.9.1", "8.8.8.1", "7.7.7.1")
+    asked: list[str] = []
+
+    def hub_digest(text: str) -> str:
+        asked.append(text)
+        return TRUE.digest
+
+    monkeypatch.setattr(lookup, "hub_digest", hub_digest)
+    found = await world.find(name, hub=True)
+    assert found.ref == true
+    assert found.decision is not None
+    assert found.decision.reason == "hub"
+    assert asked == [name]
+    assert (await world.find(name)).ref == lie, "where the hub is not to be asked"
+    monkeypatch.setattr(lookup, "hub_digest", lambda text: time.sleep(0.3) or TRUE.digest)
+    monkeypatch.setattr(name_decision, "_HUB_S", 0.01)
+    assert (await world.find(name, hub=True)).ref == lie, "nor waited for"
+
+
+def test_a_hub_that_cannot_be_asked_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert lookup.hub_digest("nobody/has-such-a-model") == ""
 
 
 def test_only_a_key_makes_members() -> None:
