@@ -6,6 +6,7 @@ text is compared with the tokens that come even when it was not sent: its chance
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from time import perf_counter
@@ -26,6 +27,8 @@ ANY_PRIOR = 0.6
 FORCED: Kind = ("guide", 0)
 FORCED_PRIOR = 0.97
 """A text may be cut into other tokens than the guide would cut it into."""
+READ_AT_ONCE = 4096
+"""Tokens of a prompt: a millisecond of the event loop."""
 CONFIDENCES = 8
 """Classes of the draft model's own probabilities."""
 
@@ -43,7 +46,7 @@ class Drafter:
         self.speculation = Speculation()
         self._ids = list(prompt)
         self._stop_ids = stop_ids
-        self._lookup = PromptLookup(prompt)
+        self._lookup = PromptLookup()
         self._sequence = sequence
         self._guess_times = PassTimes()
         self._offered = NO_DRAFT
@@ -56,6 +59,14 @@ class Drafter:
     def speculated(self) -> Speculated:
         passes, drafted, accepted = self._counts
         return Speculated(passes, drafted, accepted, self._all_draft_s)
+
+    async def read(self) -> None:
+        """Index the prompt, before anything else is asked; a long one in parts, as others wait meanwhile."""
+        ids = list(self._ids)
+        for start in range(0, len(ids), READ_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            self._lookup.extend(ids[start : start + READ_AT_ONCE])
 
     async def draft(self, room: int, forced: Sequence[int] = ()) -> tuple[int, ...]:
         """What to send along with the next token: at most ``room`` tokens, often none. ``forced``: those that

@@ -147,6 +147,8 @@ class GenerationRun:
             guide = await self._guide() if self._guide is not None else None  # refused before it costs a hop
             sampler = Sampler(params.sampling, self._prompt, guide)
             drafter = self._drafter()
+            if drafter is not None:
+                await drafter.read()
             while answer.reason is None:
                 begin, repairs, pass_began = session.length, len(session.repaired), perf_counter()
                 if begin:

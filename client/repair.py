@@ -44,6 +44,7 @@ from .route_memory import RouteMemory
 from .route_session import NoChains, RouteSession, RouteSettings
 from .route_wait import OnWait, Waiting, WaitLimits
 from .router import Router
+from .rows import EmbeddedLater
 from .scout import Scout
 from .slow_search import SlowHop
 from .slow_watch import Rewire, SlowWatch
@@ -283,9 +284,8 @@ class SwarmSession:
         session = self._session
         if session is None:
             raise LocalProtocolError("the session is not open")
-        if x is None:
-            x = self._embed(start, end)
-        hidden = await session.forward(x, start, want)
+        rows = x if x is not None else EmbeddedLater(self._embed, start, end)
+        hidden = await session.forward(rows, start, want)
         if not self._proven:
             self._proven = True
             for hop in session.hops:

@@ -37,6 +37,7 @@ from .diagnosis import EdgeFailedError, diagnose
 from .hop import HopClient, HopFailedError, Seat, SessionSettings
 from .prefix import HopPlace, PageNames, PrefixKey, page_names
 from .row_watch import RowWatch
+from .rows import Rows
 from .segment import BrokenError, Patient, Segment
 
 SHORT_TOKENS = 33
@@ -216,8 +217,8 @@ class RouteSession:
         if self.closed:
             raise StreamClosedError("the session was closed on this side")
 
-    async def forward(self, x: Tensor, position: int, want: Want = Want.LAST) -> Tensor:
-        """Push ``x`` (tokens, hidden) through all blocks at ``position``.
+    async def forward(self, x: Rows, position: int, want: Want = Want.LAST) -> Tensor:
+        """Push ``x`` (tokens, hidden) through all blocks at ``position``; a long one is asked for in parts.
 
         Returns (0, hidden), (1, hidden) or (tokens, hidden) float32 as ``want`` says. A ``position`` below
         what was pushed before rolls every hop back to it. Raises HopFailedError and EdgeFailedError.
@@ -251,10 +252,10 @@ class RouteSession:
         for hop in self.hops:
             hop.close(ids)
 
-    async def _short_step(self, x: Tensor, position: int, want: Want) -> Tensor:
+    async def _short_step(self, x: Rows, position: int, want: Want) -> Tensor:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
-        payload: Payload = codecs.encode(first.codec, x)
+        payload: Payload = codecs.encode(first.codec, x[:])
         self._codec_cost(first, perf_counter() - began, self._fed)
         step = self.take_steps(1)
         for segment in self.segments:
@@ -266,7 +267,7 @@ class RouteSession:
         self.acked = position + tokens
         return hidden
 
-    async def _prefill(self, x: Tensor, position: int, want: Want) -> Tensor:
+    async def _prefill(self, x: Rows, position: int, want: Want) -> Tensor:
         """In chunks; each segment has a task that feeds it and one that takes its results."""
         size = chunk_tokens(len(x), len(self.hops), self._max_step_tokens)
         starts = range(0, len(x), size)
@@ -282,8 +283,8 @@ class RouteSession:
 
         async def encode_chunks() -> None:
             for start in starts:
-                began = perf_counter()
                 piece = x[start : start + size]
+                began = perf_counter()
                 payload = codecs.encode(self.hops[0].codec, piece)
                 self._codec_cost(self.hops[0], perf_counter() - began, False)
                 await queues[0].put((payload, len(piece), position + start))

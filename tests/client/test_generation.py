@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, expected, settle, until
+from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, ToyHead, expected, settle, until
+from torch import Tensor
 
 from swarm_node.client.attempts import MAX_STRANGE_FAILURES
 from swarm_node.client.reserves import TRIAL_TOKENS
@@ -40,6 +42,26 @@ async def test_greedy_tokens_are_those_of_one_machine() -> None:
     assert answer.timings.new_tokens == N
     assert answer.timings.tokens_per_s > 0
     assert all(hop.decode.steps == N - 1 for hop in answer.hops)
+
+
+async def test_a_prompt_is_embedded_as_it_is_fed() -> None:
+    """A whole long one would hold up everybody's answers, and take gigabytes."""
+
+    class Counting(ToyHead):
+        def embed(self, ids: Sequence[int]) -> Tensor:
+            sizes.append(len(ids))
+            return super().embed(ids)
+
+    sizes: list[int] = []
+    swarm = await FakeSwarm(a="0-2", b="3-5").start()
+    for node in swarm.nodes.values():
+        node.behaviour.max_step_tokens = 16
+    async with swarm.client(Counting()) as model:
+        sizes.clear()
+        answer = await model.generate_detailed(PROMPT, max_new_tokens=N, ignore_eos=True)
+    assert list(answer.token_ids) == GREEDY
+    assert max(sizes) <= 16
+    assert sum(sizes) == len(PROMPT) + N
 
 
 async def test_the_result_is_json() -> None:

@@ -256,8 +256,22 @@ async def test_a_guide_that_is_over_inside_a_draft() -> None:
     await heads.close()
 
 
+async def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And found in as it would be in one."""
+    monkeypatch.setattr("swarm_node.client.drafting.READ_AT_ONCE", 3)
+    drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7])
+    reading = asyncio.create_task(drafter.read())
+    await asyncio.sleep(0)
+    assert not reading.done()
+    await reading
+    drafter.begin(8, None)
+    await drafter.draft(3)
+    assert drafter._offered.tokens[:3] == (9, 1, 2)
+
+
 async def test_what_a_guide_leaves_no_choice_about_is_drafted() -> None:
     drafter = Drafter([7, 8, 9, 7], frozenset({5}))
+    await drafter.read()
     drafter.begin(8, None)
     assert await drafter.draft(3) == (9, 7, 8)  # of the text
     assert await drafter.draft(4, forced=[1, 2, 3]) == (1, 2, 3)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.tokenizer import DECODED_AT_ONCE, Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 
 HFLlama = Callable[..., Path]
@@ -136,6 +136,15 @@ class TestSmolLM2:
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
     stream = tokenizer.stream()
     return "".join(stream.push(token) for token in ids) + stream.flush()
+
+
+def test_many_tokens_are_decoded_as_few_are(smollm2_pair: tuple[Tokenizer, Any]) -> None:
+    ours, _ = smollm2_pair
+    text = "".join(TEXTS) * 20
+    ids = ours.encode(text)
+    assert len(ids) > DECODED_AT_ONCE
+    for skip_special in (True, False):
+        assert ours.decode(ids, skip_special) == ours._backend.decode(ids, skip_special_tokens=skip_special)
 
 
 def byte_level_gguf(path: Path, pre: str | None, **keys: Any) -> Path:
