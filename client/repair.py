@@ -183,7 +183,7 @@ class SwarmSession:
             self._scout.look(self._session.route)
             await self._look_for_slow_hops()
         self._ids.extend(ids)
-        if self._was_open or self._beginnings is None:
+        if self._was_open or self._beginnings is None or want is Want.ALL:  # which takes feeding it all
             return await self._append(begin, fed, x, want)
         async with self._beginnings.feeding(self._ids) as feed:
             self._feed = feed

@@ -431,6 +431,36 @@ async def test_what_nobody_waits_for_any_more_is_not_compiled(tokenizer: Tokeniz
     guides.close()
 
 
+async def test_a_guide_that_compiles_for_ever_ends_with_its_asker(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+def opened(opening):
+    return None, answer
+
+def answer(grammar):
+    while "slow" in grammar: pass
+    return ""
+"""
+    )
+    trial = ConfinedProcess(program, (), None, Bounds(cpu_s=60, wall_s=60.0))
+    monkeypatch.setattr(token_guide, "TRIAL", trial)
+    guides = Guides(tokenizer, tokenizer.vocab_size)
+    trial.opened()
+    before = trial._child
+    slow = [asyncio.create_task(guides.open(Guide("regex", f"slow{number}"))) for number in (1, 2)]
+    await asyncio.sleep(0.1)
+    for task in slow:
+        task.cancel()
+    async with asyncio.timeout(20):
+        assert (await guides.open(Guide("regex", "fast"))).allowed().tolist()
+    assert trial._child is not before
+    trial.close()
+    guides.close()
+
+
 async def test_one_thread_compiles_and_leaves_stacks_as_they_were() -> None:
     tokenizer = KINDS["characters"]()
     guides = Guides(tokenizer, tokenizer.vocab_size)
