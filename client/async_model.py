@@ -25,7 +25,7 @@ from .beginnings import Beginnings
 from .generation import Generation, GenerationRun
 from .head_batch import HeadBatcher
 from .hop import SessionSettings
-from .local_model import LocalModel, OnProgress, TextTokenizer, load_local_model
+from .local_model import LocalModel, OnProgress, TextTokenizer, hashing_told, load_local_model
 from .model_opening import OnDecision, open_model
 from .network import ClientNetwork, open_network
 from .no_route import who_loads
@@ -141,7 +141,10 @@ class AsyncSwarmModel:
         )
         joining = asyncio.create_task(open_network(entry, on_progress))
         loading = asyncio.create_task(
-            open_model(model, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision),
+            hashing_told(
+                open_model(model, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision),
+                on_progress,
+            ),
             name="loading",
         )
         warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from ..shards.file_hashes import hashing_watched
 from ..swarm.types import ModelRef
 from .answer import PieceDecoder
 from .draft_model import DraftModel, load_draft_model
 from .params import Message
 from .row_watch import usual_embedding_rms
 
+T = TypeVar("T")
 OnProgress = Callable[[str], None]
 """Called with one short line for people: what is being loaded, or waited for."""
+
+
+async def hashing_told(opening: Awaitable[T], on_progress: OnProgress | None) -> T:
+    """What comes of ``opening``. People are told while it hashes files; that ends when this is cancelled."""
+    with hashing_watched(None if on_progress is None else _lines(on_progress)):
+        return await opening
+
+
+def _lines(on_progress: OnProgress, doing: str = "") -> Callable[[int, int, str], None]:
+    return lambda done, total, label: on_progress(
+        f"{doing}{label} ({done * 100 // total if total else 100} %)"
+    )
 
 
 class TextTokenizer(Protocol):
@@ -109,11 +123,7 @@ def load_local_model(
     from ..shards.client_model import load_client_model
 
     def progress(doing: str = "") -> Callable[[int, int, str], None] | None:
-        if on_progress is None:
-            return None
-        return lambda done, total, label: on_progress(
-            f"{doing}{label} ({done * 100 // total if total else 100} %)"
-        )
+        return None if on_progress is None else _lines(on_progress, doing)
 
     if on_progress is not None and device == "cpu" and not native_library.is_ready():
         on_progress("Compiling kernels, once on this machine")

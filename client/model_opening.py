@@ -11,6 +11,7 @@ from functools import partial
 from os import PathLike, fspath
 
 from ..dht.directory import Directory
+from ..shards.file_hashes import stop_hashing
 from ..shards.known_models import KnownModels, default_known
 from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
 from ..shards.name_decision import NameDecision
@@ -160,6 +161,7 @@ async def _loaded(load: Load, path: str) -> LocalModel:
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
+        stop_hashing()
         await asyncio.wait([thread])
         if thread.exception() is None:
             thread.result().close()

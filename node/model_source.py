@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..shards.checkpoint import Checkpoint, Progress, open_checkpoint
+from ..shards.file_hashes import hashing_watched
 from ..swarm.types import Span
 
 
@@ -44,17 +45,19 @@ class LocalOrHubModel:
 
     async def describe(self) -> Checkpoint:
         if self._checkpoint is None:
-            self._checkpoint = await asyncio.to_thread(
-                open_checkpoint, self._name, weights=False, pieces=True, progress=self._progress
-            )
+            with hashing_watched():
+                self._checkpoint = await asyncio.to_thread(
+                    open_checkpoint, self._name, weights=False, pieces=True, progress=self._progress
+                )
         return self._checkpoint
 
     async def open(self, span: Span) -> Checkpoint:
         if self._checkpoint is None or not self._is_here:
             self.close()
-            self._checkpoint = await asyncio.to_thread(
-                open_checkpoint, self._name, blocks=span, pieces=True, progress=self._progress
-            )
+            with hashing_watched():
+                self._checkpoint = await asyncio.to_thread(
+                    open_checkpoint, self._name, blocks=span, pieces=True, progress=self._progress
+                )
         return self._checkpoint
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from ..dht.directory import Directory
 from ..shards.checkpoint import Checkpoint, Progress, open_checkpoint
 from ..shards.fetching import ModelFetch
+from ..shards.file_hashes import hashing_watched
 from ..shards.lookup import Source, resolve_model
 from ..shards.piece_cache import DEFAULT_CACHE_BYTES, PieceCache
 from ..shards.registry import weights_folder
@@ -133,7 +134,8 @@ async def _described(
     """The model as far as its weights need not be here."""
     directory: Directory | None = None if network is None else network.directory
     witnesses = None if network is None else Witnesses(network.transport)
-    place = await resolve_model(name, directory, witnesses=witnesses)
+    with hashing_watched(on_progress):
+        place = await resolve_model(name, directory, witnesses=witnesses)
     if place.decision is not None:
         on_stage(place.decision.sentence)
     if place.source is Source.SWARM and place.ref is not None and network is not None:
@@ -151,6 +153,7 @@ async def _described(
             with checkpoint:
                 yield checkpoint
         return
-    checkpoint = await asyncio.to_thread(open_checkpoint, place.path, weights=False, progress=on_progress)
+    with hashing_watched():
+        checkpoint = await asyncio.to_thread(open_checkpoint, place.path, weights=False, progress=on_progress)
     with checkpoint:
         yield checkpoint

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..shards.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoint
 from ..shards.fetching import ModelFetch
+from ..shards.file_hashes import hashing_watched
 from ..shards.known_models import default_known
 from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model, with_pin
 from ..shards.piece_hub import HubPieces
@@ -62,7 +63,8 @@ class FoundModel:
     async def locate(self) -> None:
         """Look on this machine. Before the node starts: then a wrong path does not wait for the network."""
         if self._location is None:
-            self._location = await asyncio.to_thread(find_local, self._text)
+            with hashing_watched(self._progress):
+                self._location = await asyncio.to_thread(find_local, self._text)
         await self._look_into_store()
 
     @property
@@ -77,14 +79,16 @@ class FoundModel:
             self._location = await asyncio.to_thread(_fetched_before, place)
 
     async def describe(self) -> Checkpoint:
-        source = await self._found()
-        checkpoint = await source.describe()
+        with hashing_watched(self._progress):
+            source = await self._found()
+            checkpoint = await source.describe()
         await self._share(checkpoint.ref)
         return checkpoint
 
     async def open(self, span: Span) -> Checkpoint:
-        source = await self._found()
-        checkpoint = await source.open(span)
+        with hashing_watched(self._progress):
+            source = await self._found()
+            checkpoint = await source.open(span)
         await self._share(checkpoint.ref)
         if self._location is not None and self._location.called:
             await asyncio.to_thread(default_known().note_used, self._location.called, checkpoint.ref.digest)

@@ -96,14 +96,26 @@ class FileState:
 
 
 @contextmanager
-def hashing_watched(progress: Progress | None = None, stop: threading.Event | None = None) -> Iterator[None]:
+def hashing_watched(progress: Progress | None = None) -> Iterator[None]:
     """Whatever is hashed inside, in this task and in threads that it starts with ``asyncio.to_thread``, tells
-    ``progress``, and ends with HashingStopped once ``stop`` is set."""
-    token = _WATCH.set((progress, stop))
+    ``progress``. It ends, with HashingStopped in its thread, when an exception leaves this block, such as
+    CancelledError, or after ``stop_hashing``."""
+    outer, _ = _WATCH.get()
+    token = _WATCH.set((progress or outer, threading.Event()))
     try:
         yield
+    except BaseException:
+        stop_hashing()
+        raise
     finally:
         _WATCH.reset(token)
+
+
+def stop_hashing() -> None:
+    """For whoever has to wait for a thread before an exception may leave the block: what is hashed ends."""
+    _, stop = _WATCH.get()
+    if stop is not None:
+        stop.set()
 
 
 _WATCH: ContextVar[tuple[Progress | None, threading.Event | None]] = ContextVar("watch", default=(None, None))

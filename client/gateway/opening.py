@@ -15,7 +15,7 @@ from ...swarm import native_codec
 from ...swarm.entry import SwarmEntry, swarm_entry
 from ...swarm.errors import UsageError
 from ..async_model import AsyncSwarmModel, check_options
-from ..local_model import LocalModel, OnProgress, load_local_model
+from ..local_model import LocalModel, OnProgress, hashing_told, load_local_model
 from ..model_opening import Load, OnDecision, open_model
 from ..network import ClientNetwork, open_network
 from .admission import ApiKeys
@@ -122,7 +122,10 @@ async def _open_all(
     names: list[str | None] = [*models] or [None]
     loading = [
         asyncio.create_task(
-            open_model(name, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision)
+            hashing_told(
+                open_model(name, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision),
+                on_progress,
+            )
         )
         for name in names
     ]

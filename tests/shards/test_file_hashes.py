@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import threading
@@ -208,10 +209,35 @@ def test_hashing_stops_when_told_however_large_the_file(tmp_path: Path) -> None:
             stop.set()
 
     began = time.monotonic()
-    with pytest.raises(HashingStopped), hashing_watched(soon, stop):
-        hash_files({"it": Wanted(path, False, 8 << 20)})
+    with pytest.raises(HashingStopped):
+        hash_files({"it": Wanted(path, False, 8 << 20)}, progress=soon, stop=stop)
     assert time.monotonic() - began < 5
     assert len(told) < 10
+
+
+async def test_a_thread_stops_hashing_when_its_task_is_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(40 << 30)
+    told, ended = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hashing() -> None:
+        try:
+            hash_files({"it": Wanted(path, True)})
+        except HashingStopped:
+            ended.set()
+
+    async def opening() -> None:
+        with hashing_watched(lambda *_: loop.call_soon_threadsafe(told.set)), hashing_watched():
+            await asyncio.to_thread(hashing)
+
+    task = asyncio.create_task(opening())
+    await told.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(ended.wait, 5)
 
 
 def test_a_state_is_that_of_the_file_a_link_leads_to(tmp_path: Path) -> None:
