@@ -44,7 +44,7 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
         allow_origins=list(cors_origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["Server-Timing", "X-Swarm-Route", "Retry-After"],
+        expose_headers=["Server-Timing", "X-Swarm-Route", "X-Ignored-Fields", "Retry-After"],
     )
 
 

@@ -18,34 +18,44 @@ class Fields:
             raise wrong(where, f"must be an object, not {kind_of(value)}")
         self._values: dict[str, Any] = value
         self.where = where
+        self.read: set[str] = set()
+        """Names that were asked for."""
 
     def name(self, field: str) -> str:
         return f"{self.where}.{field}" if self.where else field
 
+    @property
+    def unread(self) -> list[str]:
+        """Fields that nobody asked for, but for those that are null."""
+        return [
+            field for field, value in self._values.items() if value is not None and field not in self.read
+        ]
+
     def has(self, field: str) -> bool:
-        return self._values.get(field) is not None
+        return self._get(field) is not None
 
     def raw(self, field: str) -> Any:
-        return self._values.get(field)
+        return self._get(field)
 
     def raw_all(self) -> dict[str, Any]:
         """All of it, as it came."""
+        self.read.update(self._values)
         return self._values
 
     def wrong(self, field: str, problem: str) -> ApiError:
         return wrong(self.name(field), problem)
 
     def text(self, field: str, *, longest: int) -> str | None:
-        value = self._values.get(field)
+        value = self._get(field)
         return None if value is None else text_of(value, self.name(field), longest)
 
     def required_text(self, field: str, *, longest: int) -> str:
-        if self._values.get(field) is None:
+        if self._get(field) is None:
             self._absent(field)
-        return text_of(self._values[field], self.name(field), longest)
+        return text_of(self._get(field), self.name(field), longest)
 
     def number(self, field: str, low: float, high: float) -> float | None:
-        value = self._values.get(field)
+        value = self._get(field)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -55,19 +65,19 @@ class Fields:
         return float(value)
 
     def integer(self, field: str, low: int, high: int) -> int | None:
-        value = self._values.get(field)
+        value = self._get(field)
         if value is None:
             return None
         return integer_of(value, self.name(field), low, high)
 
     def flag(self, field: str) -> bool | None:
-        value = self._values.get(field)
+        value = self._get(field)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(field, f"must be true or false, not {kind_of(value)}")
         return value
 
     def one_of(self, field: str, choices: Collection[str], *, required: bool = False) -> str | None:
-        value = self._values.get(field)
+        value = self._get(field)
         if value is None and not required:
             return None
         if value is None:
@@ -77,14 +87,14 @@ class Fields:
         return value
 
     def inner(self, field: str) -> Fields | None:
-        value = self._values.get(field)
+        value = self._get(field)
         return None if value is None else Fields(value, self.name(field))
 
     def required_inner(self, field: str) -> Fields:
-        return Fields(self._values.get(field), self.name(field))
+        return Fields(self._get(field), self.name(field))
 
     def items(self, field: str, *, most: int, required: bool = False) -> list[Any] | None:
-        value = self._values.get(field)
+        value = self._get(field)
         if value is None and not required:
             return None
         if value is None:
@@ -101,7 +111,7 @@ class Fields:
 
     def texts(self, field: str, *, most: int, longest: int) -> tuple[str, ...]:
         """One text, or a list of them."""
-        value = self._values.get(field)
+        value = self._get(field)
         if value is None:
             return ()
         if isinstance(value, str):
@@ -113,9 +123,13 @@ class Fields:
 
     def refuse(self, field: str, *allowed: object, why: str = "is not supported by this gateway") -> None:
         """Raise for a field that asks for something; ``allowed`` values ask for nothing."""
-        value = self._values.get(field)
+        value = self._get(field)
         if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
             raise refused(self.name(field), why)
+
+    def _get(self, field: str) -> Any:
+        self.read.add(field)
+        return self._values.get(field)
 
     def _absent(self, field: str) -> NoReturn:
         raise self.wrong(field, "is required")

@@ -11,6 +11,7 @@ from ..guided import Guide
 from ..schema_forms import plain, shape
 from .errors import wrong
 from .fields import Fields
+from .known_fields import passed_over
 from .tools import Tools
 
 MAX_SOURCE = 256 * 1024
@@ -79,6 +80,8 @@ def _structured_outputs(body: Fields) -> Guide | None:
         outputs.refuse(name, False)
     outputs.refuse("structural_tag")
     given = [name for name in ("json", "regex", "grammar", "choice", "json_object") if outputs.has(name)]
+    if unknown := passed_over(outputs):
+        raise outputs.wrong(unknown[0], "is not known to this gateway")
     if len(given) != 1:
         raise body.wrong("structured_outputs", "must have one of json, regex, grammar, choice, json_object")
     field = outputs.name(given[0])

@@ -218,6 +218,7 @@ class Gateway:
             n=sampling.n,
             streaming=sampling.streaming,
             guide_field=request.guide_field,
+            ignored=request.ignored,
         )
 
 

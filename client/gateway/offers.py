@@ -51,7 +51,7 @@ class Offers:
 
     def find(self, name: str | None) -> tuple[str, AsyncSwarmModel]:
         """The model's id and the model. No name will do where there is one model only. Raises ApiError."""
-        if name is None:
+        if not name:
             if len(self._by_id) == 1:
                 return next(iter(self._by_id.items()))
             raise ApiError(400, f"model: is required; there are {listed(self.ids)}", param="model")

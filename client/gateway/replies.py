@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from urllib.parse import quote
 
 from ...swarm.types import Route
 from ..async_model import AsyncSwarmModel
@@ -16,11 +17,14 @@ from .answers import ChoiceShape, Envelope, to_json, usage_of
 from .calls import Call
 from .sampling_fields import Streaming
 
+MAX_TOLD = 20
+"""Fields that a header names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A request that is ready to run. ``prompt_tokens``: of all prompts together. ``n``: choices for each of
-    them. ``guide_field``: which field asks for a guide, if any does."""
+    them. ``guide_field``: which field asks for a guide, if any does. ``ignored``: fields nobody knows."""
 
     model: AsyncSwarmModel
     envelope: Envelope
@@ -30,6 +34,7 @@ class Job:
     n: int
     streaming: Streaming | None
     guide_field: str
+    ignored: Sequence[str] = ()
 
 
 class Reply(ABC):
@@ -66,6 +71,8 @@ class Reply(ABC):
         headers = {
             "Server-Timing": ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in seconds.items())
         }
+        if self._job.ignored:
+            headers["X-Ignored-Fields"] = ", ".join(map(quote, self._job.ignored[:MAX_TOLD]))
         if route is not None:
             headers["X-Swarm-Route"] = ", ".join(f"{hop.peer_id}={hop.span}" for hop in route.hops)
         return headers

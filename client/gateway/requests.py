@@ -11,10 +11,24 @@ from .chat_messages import Chat, read_chat_messages
 from .errors import wrong
 from .fields import Fields, integers, kind_of, text_of
 from .formats import read_format
+from .known_fields import passed_over
 from .sampling_fields import MAX_CHOICES, MAX_LOGPROBS, Sampling, read_sampling
 from .tools import Tools, read_tools
 
 MAX_MODEL_NAME = 512
+_OF_CHATS = (
+    *(
+        "messages",
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "parallel_tool_calls",
+        "top_logprobs",
+    ),
+    *("reasoning_effort", "verbosity", "chat_template_kwargs", "max_completion_tokens"),
+    *("add_generation_prompt", "continue_final_message", "enable_thinking"),
+)
 MAX_PROMPTS = 32
 MAX_PROMPT_TOKENS = 4 * 1024 * 1024
 MAX_PROMPT_TEXT = 16 * 1024 * 1024
@@ -23,7 +37,7 @@ MAX_PROMPT_TEXT = 16 * 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """``logprobs``: None, or how many likely tokens beside each. ``template``: further variables for the chat
-    template. ``guide_field``: which field asks for the guide."""
+    template. ``guide_field``: which field asks for the guide. ``ignored``: fields that nobody knows."""
 
     model: str | None
     chat: Chat
@@ -33,6 +47,7 @@ class ChatRequest:
     guide: Guide | None
     guide_field: str
     template: Mapping[str, Any]
+    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,7 @@ class CompletionRequest:
     guide: Guide | None
     guide_field: str
     all_text: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 def read_chat(value: object) -> ChatRequest:
@@ -55,9 +71,8 @@ def read_chat(value: object) -> ChatRequest:
     body = Fields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
     chat = read_chat_messages(body)
-    for field in ("audio", "prediction", "web_search_options", "moderation", "chat_template"):
-        body.refuse(field)
-    body.refuse("modalities", ["text"], why="text is all that this gateway can make")
+    body.refuse("prompt", why="is for /v1/completions; this takes messages")
+    body.refuse("suffix", "", why="is for /v1/completions")
     body.refuse("echo", False, why="is for /v1/completions")
     body.refuse("split_special_tokens", True, why="is for /v1/completions; in chats they always are split")
     body.refuse("best_of", 1, why="is not supported by this gateway; n is")
@@ -68,15 +83,17 @@ def read_chat(value: object) -> ChatRequest:
     top = body.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top and not wanted:
         raise body.wrong("top_logprobs", "is only possible with logprobs: true")
+    sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"))
     return ChatRequest(
         model=model,
         chat=chat,
-        sampling=read_sampling(body, ("max_completion_tokens", "max_tokens")),
+        sampling=sampling,
         tools=tools,
         logprobs=(top or 0) if wanted else None,
         guide=guide,
         guide_field=guide_field,
         template=template,
+        ignored=passed_over(body),
     )
 
 
@@ -84,10 +101,8 @@ def read_completion(value: object) -> CompletionRequest:
     """Raises ApiError, which names the field."""
     body = Fields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
-    body.refuse("best_of", why="is not supported by this gateway; n is")
+    body.refuse("best_of", 1, why="is not supported by this gateway; n is")
     body.refuse("suffix", "")
-    for field in ("tools", "tool_choice", "messages"):
-        body.refuse(field, why="is for /v1/chat/completions")
     guide, guide_field = read_format(body, Tools())
     echo = body.flag("echo") or False
     logprobs = body.integer("logprobs", 0, MAX_LOGPROBS)
@@ -98,7 +113,11 @@ def read_completion(value: object) -> CompletionRequest:
     if len(prompts) * sampling.n > MAX_CHOICES:
         raise body.wrong("n", f"times the prompts are more than {MAX_CHOICES} answers")
     all_text = body.flag("split_special_tokens") or False
-    return CompletionRequest(model, prompts, sampling, echo, logprobs, guide, guide_field, all_text)
+    for field in _OF_CHATS:
+        body.refuse(field, "none", "auto", [], {}, False, why="is for /v1/chat/completions")
+    return CompletionRequest(
+        model, prompts, sampling, echo, logprobs, guide, guide_field, all_text, passed_over(body)
+    )
 
 
 def _template_variables(body: Fields) -> Mapping[str, Any]:
@@ -114,6 +133,8 @@ def _template_variables(body: Fields) -> Mapping[str, Any]:
         word = body.text(field, longest=64)
         if word is not None:
             found[field] = word
+    if (thinking := body.flag("enable_thinking")) is not None:
+        found["enable_thinking"] = thinking
     return found
 
 

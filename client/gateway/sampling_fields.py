@@ -1,5 +1,4 @@
-"""Fields that chat and text completions share: sampling, length, streaming. All that OpenAI and vLLM know is
-either honoured or refused by name; what nobody knows is ignored, as they do."""
+"""Fields that chat and text completions share: sampling, length, streaming."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..params import GenerateOptions
 from .fields import Fields, integer_of
+from .known_fields import check_known, passed_over
 
 MAX_CHOICES = 32
 """Answers of one request, over all its prompts."""
@@ -17,42 +17,8 @@ MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 _SEED = 2**63
 _UNLIMITED = 2**31 - 1
-
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    # Values that ask for nothing; any other is refused by name.
-    "add_special_tokens": (True,),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "cache_salt": (),
-    "documents": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
-    "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "min_tokens": (0,),
-    "priority": (0,),
-    "prompt_logprobs": (0, False),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "store": (False,),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-}
-_WHY = {
-    "guided_choice": "use structured_outputs.choice",
-    "guided_grammar": "use structured_outputs.grammar",
-    "guided_json": "use response_format, or structured_outputs.json",
-    "guided_regex": "use structured_outputs.regex",
-    "store": "this gateway keeps no answers",
-}
+_LENGTHS = ("n_predict", "num_predict", "max_new_tokens")
+"""What llama.cpp, Ollama and transformers call ``max_tokens``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +45,7 @@ class Sampling:
 
 def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
     """``length_fields``: the names of ``max_tokens`` there; two that differ are wrong."""
-    for name, neutral in _NEUTRAL.items():
-        body.refuse(name, *neutral, why=_WHY.get(name, "is not supported by this gateway"))
-    for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
-        body.text(name, longest=4096)  # they concern whoever bills and caches, and change no answer
-    body.inner("metadata")
+    check_known(body)
     options: GenerateOptions = {
         "temperature": _or(body.number("temperature", 0, 2), 1.0),
         # 0 means as little as possible there: the most likely token alone
@@ -92,17 +54,16 @@ def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
         "min_p": _or(body.number("min_p", 0, 1), 0.0),
         "frequency_penalty": _or(body.number("frequency_penalty", -2, 2), 0.0),
         "presence_penalty": _or(body.number("presence_penalty", -2, 2), 0.0),
-        "repetition_penalty": _or(body.number("repetition_penalty", 0.01, 100), 1.0),
+        "repetition_penalty": _or(_either(body, "repetition_penalty", "repeat_penalty"), 1.0),
         "stop": body.texts("stop", most=MAX_STOPS, longest=MAX_STOP_LENGTH) if body.raw("stop") != "" else (),
         "ignore_eos": body.flag("ignore_eos") or False,
     }
     if "" in options["stop"]:
         raise body.wrong("stop", "holds an empty text")
-    lengths = {
-        name: length for name in length_fields if (length := body.integer(name, 1, _UNLIMITED)) is not None
-    }
+    lengths = {name: length for name in (*length_fields, *_LENGTHS) if (length := _length(body, name))}
     if len(set(lengths.values())) > 1:
-        raise body.wrong(length_fields[0], f"differs from {length_fields[1]}; give one of them")
+        first, second = list(lengths)[:2]
+        raise body.wrong(first, f"differs from {second}; give one of them")
     return Sampling(
         options,
         n=body.integer("n", 1, MAX_CHOICES) or 1,
@@ -113,16 +74,31 @@ def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
     )
 
 
+def _length(body: Fields, name: str) -> int | None:
+    """-1 names none, as in llama.cpp's server and LM Studio, under the names that those know."""
+    named = body.raw(name) != -1 or name == "max_completion_tokens"
+    return body.integer(name, 1, _UNLIMITED) if named else None
+
+
+def _either(body: Fields, name: str, other: str) -> float | None:
+    """A factor by one of its names."""
+    values = [value for each in (name, other) if (value := body.number(each, 0.01, 100)) is not None]
+    if len(set(values)) > 1:
+        raise body.wrong(name, f"differs from {other}; give one of them")
+    return values[0] if values else None
+
+
 def _streaming(body: Fields) -> Streaming | None:
     on = body.flag("stream") or False
     options = body.inner("stream_options")
     if options is None:
         return Streaming() if on else None
-    if not on:
-        raise body.wrong("stream_options", "is only possible with stream: true")
     options.flag("include_obfuscation")  # padding against onlookers who count bytes: optional by its meaning
     usage = options.flag("include_usage") or False
     continuous = options.flag("continuous_usage_stats") or False
+    passed_over(options)
+    if not on:
+        return None  # an answer in one piece always tells its usage
     return Streaming(usage=usage, continuous=usage and continuous)
 
 

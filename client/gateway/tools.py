@@ -92,7 +92,7 @@ def _arguments(function: Fields) -> object:
 def _choice(body: Fields, parameters: Mapping[str, Any]) -> tuple[Choice, tuple[str, ...]]:
     if not isinstance(body.raw("tool_choice"), dict):
         word = body.one_of("tool_choice", ("none", "auto", "required"))
-        if word in ("auto", "required") and not parameters:
+        if word == "required" and not parameters:
             raise body.wrong("tool_choice", f"{word!r} needs tools")
         if word == "none":
             return "none", ()

@@ -210,8 +210,9 @@ async def test_a_repair_in_the_middle_is_invisible(serve: Serve) -> None:
     assert text == text_of(expected(served.prompt_of(USER), 20))
 
 
-async def test_unknown_fields_are_ignored_and_harmless_ones_taken(serve: Serve) -> None:
+async def test_unknown_fields_are_told_of_and_harmless_ones_taken(serve: Serve) -> None:
     served = await serve()
     fields = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "frobnicate": [1]}
     answer = await served.chat(max_tokens=2, temperature=0, **fields, logit_bias=None, stop=None, tools=[])
     assert answer.status_code == 200
+    assert answer.headers["x-ignored-fields"] == "frobnicate"

@@ -54,7 +54,17 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"stream": "yes"}, "stream"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream_options": {"include_usag": True}}, "stream_options.include_usag"),
+    ({"temprature": 1}, "temprature"),
+    ({"max_token": 1}, "max_token"),
+    ({"stop_sequences": ["x"]}, "stop_sequences"),
+    ({"options": {"temperature": 0}}, "options.temperature"),
+    ({"mirostat": 2}, "mirostat"),
+    ({"enable_thinking": False}, "enable_thinking"),
+    ({"max_tokens": 5, "n_predict": 6}, "max_tokens"),
+    ({"repetition_penalty": 1.1, "repeat_penalty": 1.2}, "repetition_penalty"),
+    ({"prompt": "x"}, "prompt"),
+    ({"structured_outputs": {"regex": "a", "mystery": 1}}, "structured_outputs.mystery"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     (
@@ -93,12 +103,14 @@ WRONG_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [1] * CONTEXT}, "prompt"),
     ({"prompt": ["x"] * 20, "n": 2}, "n"),
-    ({"best_of": 1}, "best_of"),
+    ({"best_of": 2}, "best_of"),
+    ({"messages": [{}]}, "messages"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"suffix": "x"}, "suffix"),
     ({"echo": True, "logprobs": 1}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
     ({"logprobs": 21}, "logprobs"),
-    ({"tools": []}, "tools"),
+    ({"tools": [{}]}, "tools"),
 ]
 
 
@@ -110,8 +122,8 @@ async def test_each_wrong_field_is_named(serve: Serve) -> None:
         # What is wrong has its status before a stream begins, too.
         stream = {"stream": True} if number % 2 and not {"stream", "stream_options"} & set(change) else {}
         response = await served.http.post(path, json={**base, **stream, **change})
+        assert response.status_code == 400, (change, response.text)
         error = response.json()["error"]
-        assert response.status_code == 400, (change, error)
         assert error["param"] == field, (change, error)
         assert field.split(".")[-1] in error["message"]
         assert error["type"] == "invalid_request_error"

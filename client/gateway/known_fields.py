@@ -1,0 +1,132 @@
+"""Fields of OpenAI, vLLM, llama.cpp, Ollama and others that this gateway knows and does not act on: what they
+may say. Nothing is accepted that would be without effect, and what nobody knows is told of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from .errors import refused
+from .fields import Fields
+
+UNCHANGING = frozenset(
+    ("user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention")
+    + ("prompt_cache_options", "cache_prompt", "keep_alive", "id_slot", "slot_id", "num_ctx", "session_id")
+    + ("chat_id", "conversation_id", "message_id", "request_id", "id", "trace_id", "timings_per_token")
+    + ("return_progress", "provider")
+)
+"""They concern who bills, caches, schedules and traces, and change no answer by their nature."""
+_OFF: Mapping[str, tuple[str, ...]] = {
+    "mirostat": ("mirostat_tau", "mirostat_eta"),
+    "dry_multiplier": (
+        *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+        "dry_range",
+    ),
+    "xtc_probability": ("xtc_threshold",),
+    "dynatemp_range": ("dynatemp_exponent",),
+    "smoothing_factor": ("smoothing_curve",),
+}
+"""Samplers that are off, at 0, and what then says nothing."""
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    # Values that ask for nothing; any other is refused by name.
+    "add_bos_token": (True,),
+    "add_special_tokens": (True,),
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "cache_salt": (),
+    "chat_template": (),
+    "do_sample": (True,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "epsilon_cutoff": (0, 0.0),
+    "eta_cutoff": (0, 0.0),
+    "grammar": ("",),
+    "guidance_scale": (1, 1.0),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "json_schema": ({},),
+    "kv_transfer_params": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_logprobs": (0, False),
+    "repeat_last_n": (-1,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "samplers": ([],),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_sequences": ([],),
+    "stop_token_ids": ([],),
+    "stopping_strings": ([],),
+    "store": (False,),
+    "tfs_z": (1, 1.0),
+    "top_a": (0, 0.0),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1, 1.0, 0, 0.0),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+_WHY = {
+    "grammar": "use structured_outputs.grammar",
+    "guided_choice": "use structured_outputs.choice",
+    "guided_grammar": "use structured_outputs.grammar",
+    "guided_json": "use response_format, or structured_outputs.json",
+    "guided_regex": "use structured_outputs.regex",
+    "json_schema": "use response_format",
+    "modalities": "text is all that this gateway can make",
+    "repeat_last_n": "penalties count the whole text here, which -1 asks for",
+    "stop_sequences": "is called stop here",
+    "stopping_strings": "is called stop here",
+    "store": "this gateway keeps no answers",
+}
+_RESOURCES = frozenset(
+    ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "low_vram", "numa")
+)
+MAX_SHOWN = 100
+"""Characters of an unknown name."""
+_CLOSE = 0.85
+"""difflib's ratio; ``temprature`` and ``max_token`` are nearer."""
+_NOT_HERE = "is not supported by this gateway"
+
+
+def check_known(body: Fields) -> None:
+    """Raises ApiError for a field that asks for what is not done here."""
+    for name in UNCHANGING:
+        body.raw(name)
+    for name, neutral in _NEUTRAL.items():
+        body.refuse(name, *neutral, why=_WHY.get(name, _NOT_HERE))
+    for name, more in _OFF.items():
+        body.refuse(name, 0, 0.0, why=_NOT_HERE)
+        for other in more:
+            body.raw(other)
+    options = body.inner("options")
+    for name in options.raw_all() if options is not None else ():
+        if name not in _RESOURCES:
+            raise refused(f"options.{name}", f"is not read there: say {name!r} beside the messages")
+
+
+def passed_over(fields: Fields) -> tuple[str, ...]:
+    """What nothing has read and nobody here knows: the reply tells of it. Raises ApiError for what is nearly
+    the name of something, as a misspelled option would change nothing without a word."""
+    known = sorted(fields.read)
+    unknown = [name[:MAX_SHOWN] for name in fields.unread if fields.raw(name) not in _NOTHING]
+    for name in unknown:
+        if near := get_close_matches(name, known, 1, cutoff=_CLOSE):
+            raise refused(fields.name(name), f"is not known to this gateway; did you mean {near[0]!r}?")
+    return tuple(unknown)
+
+
+_NOTHING: tuple[Any, ...] = ({}, [], "")
