@@ -74,7 +74,8 @@ class CheckedPieces:
         with self._lock:
             self._found_wrong.update(wrong)
             if self._changes[name] == change:  # else some of it was read before the change
-                self._right[np.setdiff1d(todo, wrong)] = True
+                self._right[todo] = True
+                self._right[wrong] = False
         return wrong
 
     @contextlib.contextmanager
