@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from ..shards.devices import DEVICES
+from ..swarm.addresses import EVERY_INTERFACE
 from ..swarm.errors import UsageError
 from .cli_arguments import (
     MODEL_HELP,
@@ -94,7 +95,8 @@ examples:
 """
 _EXIT_CODES = """
 exit codes: 0 done, 1 unexpected, 2 wrong usage, 3 the model, 4 the network, 5 no route, 6 a peer or the
-protocol, 7 standard output cannot be written, 130 interrupted, 141 the reader of standard output left
+protocol, 7 standard output cannot be written, 8 a copied identity, 130 interrupted, 141 the reader of
+standard output left
 """
 
 
@@ -147,7 +149,13 @@ def _command(
 
 
 def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
-    command.add_argument("--host", default="0.0.0.0", help="address to listen on (default: every interface)")
+    command.add_argument(
+        "--host",
+        default=EVERY_INTERFACE,
+        metavar="IP",
+        help="address to listen on: 127.0.0.1 or ::1 for this machine only, 0.0.0.0 or :: for all of IPv4 or "
+        "of IPv6 (default: any, which is all of both)",
+    )
     command.add_argument(
         "--port", type=port_number, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
     )

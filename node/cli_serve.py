@@ -13,6 +13,7 @@ from typing import cast
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from ..shards.devices import DeviceChoice, choose_device
+from ..swarm.addresses import all_loopback
 from ..swarm.types import Span
 from .bootstrap import run_bootstrap
 from .cli_arguments import entry_of
@@ -40,7 +41,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
         elif event.event.startswith("network_"):
             _print_network(event)
         elif event.event == "listening":
-            _print_addresses(event, "Bootstrap node")
+            _print_addresses(arguments, event, "Bootstrap node")
             _print_join(arguments, event, "PATH_OR_NAME", "")
             console.print("Ctrl-C stops it.")
 
@@ -149,10 +150,21 @@ def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(maddrs, key=lambda maddr: maddr.startswith(("/ip4/127.", "/ip6/::1/"))))
 
 
-def _print_addresses(event: NodeEvent, what: str) -> None:
+def _print_addresses(arguments: argparse.Namespace, event: NodeEvent, what: str) -> None:
     console.print(f"{what} {shown(event.peer_id)} listens at")
     for maddr in _dialable(event.maddrs):
         console.print(f"  {shown(maddr)}")
+    if note := reach_note(arguments.host, event.maddrs):
+        console.print(f"[yellow]{shown(note)}[/]")
+
+
+def reach_note(host: str, maddrs: tuple[str, ...]) -> str:
+    """What is to be known of a node that only its own computer reaches; "" of others."""
+    if not all_loopback([maddr.partition("/p2p/")[0] for maddr in maddrs]):
+        return ""
+    if host in ONLY_HERE:
+        return f"With --host {host} only this computer reaches it, and no peer of the network is looked for."
+    return "Only this computer reaches it: there is no other address. --announce names one that others dial."
 
 
 def _print_network(event: NodeEvent) -> None:
@@ -183,7 +195,7 @@ def suggest_blocks(event: NodeEvent) -> str:
     return str(Span(0, span.start)) if span.start else str(span)
 
 
-ONLY_HERE = ("127.0.0.1", "::1", "localhost")
+ONLY_HERE = ("127.0.0.1", "::1", "[::1]", "localhost")
 """Hosts to listen on that no other machine reaches."""
 
 
@@ -260,7 +272,7 @@ class _Display:
         details = event.details
         match event.event:
             case "listening":
-                _print_addresses(event, "Node")
+                _print_addresses(self._arguments, event, "Node")
             case "compiling":
                 console.print("Compiling kernels for this CPU (once, some seconds) ...")
             case "loading":

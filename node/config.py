@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..swarm.addresses import EVERY_INTERFACE
 from ..swarm.errors import UsageError
 from ..swarm.membership import Membership
 from ..swarm.types import Span
@@ -51,7 +52,7 @@ class NodeConfig:
     mdns: bool = True
     pure_python: bool = False
     identity: Path | None = None
-    host: str = "0.0.0.0"
+    host: str = EVERY_INTERFACE
     port: int = 0
     announce_maddrs: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()
@@ -135,7 +136,7 @@ class BootstrapConfig:
     on connections to peers that cannot be dialled, too."""
 
     identity: Path | None = None
-    host: str = "0.0.0.0"
+    host: str = EVERY_INTERFACE
     port: int = 0
     announce_maddrs: tuple[str, ...] = ()
     initial_peers: tuple[str, ...] = ()

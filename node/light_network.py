@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..dht.lan import Meetings
 from ..dht.snapshot_network import join_by_snapshot
-from ..swarm.addresses import is_loopback, listen_maddr
+from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
 from ..swarm.errors import UsageError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
@@ -34,7 +34,7 @@ async def open_light_network(
             "a pure-Python peer cannot begin a swarm of its own, and nothing says where one is",
             hint="Start one elsewhere (swarm-node bootstrap) and give its address with --initial-peers.",
         )
-    where = listen_maddr(host, port)
+    where = listen_maddrs(host, port)
     callbacks: list[Callable[[str], None]] = []
 
     def on_met(peer_id: str) -> None:
@@ -55,7 +55,7 @@ async def open_light_network(
     transport, directory, listening = await join_by_snapshot(
         identity,
         initial_peers,
-        host_maddrs=() if client_mode else (where,),
+        host_maddrs=() if client_mode else where,
         announce_maddrs=announce_maddrs,
         membership=membership,
     )
@@ -68,9 +68,11 @@ async def open_light_network(
     )
     network = LightNetwork(transport, directory)
     try:
+        if not client_mode and not await transport.maddrs():
+            raise no_own_address(host)
         await meetings.begin(
             may_meet,
-            mdns=mdns and not (initial_peers if client_mode else is_loopback(where)),
+            mdns=mdns and not (initial_peers if client_mode else all_loopback(where)),
             joined=bool(initial_peers),
             needed=True,
         )

@@ -95,7 +95,8 @@ async def open_network(
     mdns: bool = False,
     pure_python: bool = False,
 ) -> Network:
-    """Start a p2pd that listens on TCP ``host:port`` and join the DHT through ``initial_peers``.
+    """Start a p2pd that listens on TCP ``host:port`` and join the DHT through ``initial_peers``. ``host`` may
+    be EVERY_INTERFACE.
 
     ``client_mode``: do not listen, and hold no records for others; for those who only read. ``relays``: peers
     through which others reach us, whom they cannot dial; ``is_relay``: be one for others. Both are tried
@@ -104,7 +105,7 @@ async def open_network(
     peers on this LAN and be found, now and later; not where ``host`` is this machine only. ``pure_python``:
     be a light node, without p2pd and the DHT; so is every node where there is no p2pd.
 
-    Raises ListenError (port in use), PeerUnreachableError, NotAdmittedError, UsageError and other
+    Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
     NetworkErrors; in client mode also if nobody is found.
     """
     if client_mode and not (initial_peers or may_meet or mdns):
@@ -134,7 +135,7 @@ async def open_network(
     from ..dht.hivemind_directory import HivemindDirectory
     from ..dht.lan import Meetings
     from ..dht.way_in import connect_in
-    from ..swarm.addresses import is_loopback, listen_maddr
+    from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
     from ..swarm.members_transport import MembersTransport
     from ..swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
 
@@ -161,13 +162,13 @@ async def open_network(
             await meetings.close()
             await super().close()
 
-    where = listen_maddr(host, port)
+    where = listen_maddrs(host, port)
     book = open_book(identity, initial_peers, membership)
     p2pd = await connect_in(
         identity,
         initial_peers,
         book,
-        host_maddrs=(where,),
+        host_maddrs=where,
         announce_maddrs=announce_maddrs,
         client_mode=client_mode,
         relays=relays,
@@ -181,6 +182,8 @@ async def open_network(
             callback(peer_id)
 
     try:
+        if not client_mode and not await transport.maddrs():
+            raise no_own_address(host)
         if relays:
             await check_relaying(relays)
             await check_reachable(p2pd.peer_id, relays)
@@ -201,7 +204,7 @@ async def open_network(
         try:
             await meetings.begin(
                 may_meet,
-                mdns=mdns and not (initial_peers if client_mode else is_loopback(where)),
+                mdns=mdns and not (initial_peers if client_mode else all_loopback(where)),
                 joined=bool(initial_peers),
                 needed=client_mode,
             )

@@ -33,6 +33,8 @@ from .serve import Node
 
 log = logging.getLogger(__name__)
 
+_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 @dataclass(frozen=True, slots=True)
 class WeightOptions:
@@ -203,15 +205,34 @@ class _ModelFiles:
 
 
 def all_private(maddrs: Sequence[str]) -> bool:
-    """Whether every one of these addresses is of a private network, or of this machine."""
-    return bool(maddrs) and all(_is_private(maddr) for maddr in maddrs)
+    """Whether every one of these addresses is of a private network, or of this machine.
+
+    Beside a private IPv4 address a public one of IPv6 counts as private: the same router is before both, and
+    lets nobody in by itself (RFC 6092).
+    """
+    addresses = [_ip_of(maddr) for maddr in maddrs]
+    behind = any(each is not None and each.version == 4 and _is_lan(each) for each in addresses)
+
+    def fits(maddr: str, address: _Ip | None) -> bool:
+        if address is None:
+            return maddr.startswith("/memory/")
+        return address.is_private or (behind and address.version == 6)
+
+    return bool(maddrs) and all(map(fits, maddrs, addresses))
 
 
-def _is_private(maddr: str) -> bool:
+def _is_lan(address: _Ip) -> bool:
+    return address.is_private and not address.is_loopback
+
+
+def _ip_of(maddr: str) -> _Ip | None:
+    """None of other addresses, such as one through a relay."""
     parts = maddr.split("/")
-    if len(parts) < 3 or parts[1] not in ("ip4", "ip6") or "p2p-circuit" in parts:
-        return parts[1:2] == ["memory"]
     try:
-        return ipaddress.ip_address(parts[2]).is_private
-    except ValueError:
-        return False
+        return (
+            None
+            if "p2p-circuit" in parts or parts[1] not in ("ip4", "ip6")
+            else ipaddress.ip_address(parts[2])
+        )
+    except (ValueError, IndexError):
+        return None

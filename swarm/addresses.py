@@ -14,12 +14,22 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .errors import ListenError, UsageError
 
+EVERY_INTERFACE = "any"
+"""A host to listen on: each address of this machine, of IPv4 and of IPv6."""
+
 _EXAMPLE = (
     "An address looks like /ip4/192.0.2.1/tcp/31330/p2p/12D3KooW…, as `swarm-node bootstrap` prints it."
+)
+_FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
+_ALL_OF = {"ip4": "0.0.0.0", "ip6": "::"}
+_WHERE_TO_LISTEN = (
+    f"{EVERY_INTERFACE}, 127.0.0.1 for this machine only, 0.0.0.0 or :: for all of IPv4 or of IPv6, "
+    "or an address of this machine"
 )
 _PEER_MADDR = re.compile(r"(/[!-~]+)/(?:p2p|ipfs)/([1-9A-HJ-NP-Za-km-z]{40,128})/?")
 _SOCKET_MADDR = re.compile(r"/(ip4|ip6)/([0-9A-Fa-f.:]+)/(tcp|udp)/(\d{1,5})(/.*)?")
@@ -45,18 +55,40 @@ class PeerAddress:
         return cls(peer_id=match[2], maddr=match[1])
 
 
-def listen_maddr(host: str, port: int) -> str:
-    """``("127.0.0.1", 0)`` -> ``/ip4/127.0.0.1/tcp/0``. Raises UsageError if the host is no IP address."""
+_LINK_LOCAL_V6 = ipaddress.ip_network("fe80::/10")
+
+
+def listen_maddrs(host: str, port: int) -> tuple[str, ...]:
+    """``("127.0.0.1", 0)`` -> ``/ip4/127.0.0.1/tcp/0``; an address for each kind that this machine has for
+    EVERY_INTERFACE. Raises UsageError if the host is no IP address."""
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is not between 0 and 65535", hint="0 picks a free one.")
+    if host == EVERY_INTERFACE:
+        kinds = [kind for kind, family in _FAMILIES.items() if _has(family)] or ["ip4"]
+        return tuple(f"/{kind}/{_ALL_OF[kind]}/tcp/{port}" for kind in kinds)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        address = ipaddress.ip_address("127.0.0.1" if bare == "localhost" else bare)
     except ValueError:
         raise UsageError(
-            f"cannot listen on {host[:200]!r}: not an IP address",
-            hint="Use 127.0.0.1 for this machine only, 0.0.0.0 for every network, or one of its addresses.",
+            f"cannot listen on {host[:200]!r}: not an IP address", hint=f"Use {_WHERE_TO_LISTEN}."
         ) from None
-    return f"/ip{address.version}/{address}/tcp/{port}"
+    if address.version == 6 and address in _LINK_LOCAL_V6:
+        raise UsageError(
+            f"cannot listen on {host[:200]!r}: others cannot dial a link-local address",
+            hint=f"Use {_WHERE_TO_LISTEN}.",
+        )
+    return (f"/ip{address.version}/{address}/tcp/{port}",)
+
+
+def _has(family: socket.AddressFamily) -> bool:
+    """Whether this machine has such addresses at all."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind((_ALL_OF["ip4" if family == socket.AF_INET else "ip6"], 0))
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +118,63 @@ def is_loopback(maddr: str) -> bool:
     return parsed is not None and parsed.host.is_loopback
 
 
+def all_loopback(maddrs: Sequence[str]) -> bool:
+    """Whether no other machine can reach any of these."""
+    return all(map(is_loopback, maddrs))
+
+
+def no_own_address(host: str) -> ListenError:
+    """Of a process that listens where this machine has no address that others could be told."""
+    where = "this machine" if host == EVERY_INTERFACE else f"host {host}"
+    return ListenError(
+        f"nobody could reach this node: {where} has no address to tell others",
+        hint="Connect it to a network, or name the addresses with --announce.",
+    )
+
+
 def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
-    """The addresses, with a free port in place of 0, which a daemon keeps when it is started again.
+    """The addresses, with a free port in place of 0, which a daemon keeps when it is started again; the same
+    one for all, if it is free for all.
 
     Raises ListenError if a port is taken or an address is not ours, UsageError if it is none. p2pd shares
     ports (SO_REUSEPORT): two daemons on one port both start, and dials then fail at random. So a plain socket
     tries the port first.
     """
-    found = []
+    found: list[str] = []
+    chosen = 0
     for maddr in host_maddrs:
-        match = _SOCKET_MADDR.fullmatch(maddr)
-        if match is None:
+        parsed = parse_socket_maddr(maddr)
+        if parsed is None:
             raise UsageError(
                 f"cannot listen on {maddr[:200]!r}", hint="Use /ip4/0.0.0.0/tcp/31330, for example."
             )
         try:
-            host, port = ipaddress.ip_address(match[2]), int(match[4])
-            listen_maddr(match[2], port)
-        except ValueError:
-            raise UsageError(f"cannot listen on {maddr[:200]!r}: {match[2]} is no IP address") from None
-        family = socket.AF_INET if host.version == 4 else socket.AF_INET6
-        kind = socket.SOCK_STREAM if match[3] == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(family, kind) as trial:
-            if kind == socket.SOCK_STREAM:
-                # Lets the port of a process that has just ended be used again; a live listener still refuses.
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                trial.bind((str(host), port))
-            except OSError as error:
-                raise listen_error(str(host), port, error) from error
-            port = trial.getsockname()[1]
-        found.append(f"/{match[1]}/{match[2]}/{match[3]}/{port}{match[5] or ''}")
+            port = _try_port(parsed, chosen if not parsed.port and _is_free(parsed, chosen) else parsed.port)
+        except OSError as error:
+            raise listen_error(str(parsed.host), parsed.port, error) from error
+        chosen = chosen or port
+        found.append(f"/ip{parsed.host.version}/{parsed.host}/{parsed.kind}/{port}{parsed.rest}")
     return tuple(found)
+
+
+def _is_free(where: SocketMaddr, port: int) -> bool:
+    with suppress(OSError):
+        return bool(_try_port(where, port))
+    return False
+
+
+def _try_port(where: SocketMaddr, port: int) -> int:
+    """A port that is free there: ``port``, or any for 0. Raises OSError."""
+    family = socket.AF_INET if where.host.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if where.kind == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as trial:
+        if kind == socket.SOCK_STREAM:
+            # Lets the port of a process that has just ended be used again; a live listener still refuses.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        trial.bind((str(where.host), port))
+        return int(trial.getsockname()[1])
 
 
 def listen_error(host: str, port: int, error: OSError) -> ListenError:
@@ -131,7 +186,7 @@ def listen_error(host: str, port: int, error: OSError) -> ListenError:
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenError(
             f"cannot listen on {host}: it is not an address of this machine",
-            hint="Use 127.0.0.1 for this machine only or 0.0.0.0 for every network.",
+            hint=f"Use {_WHERE_TO_LISTEN}.",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return ListenError(f"not allowed to listen on port {port}", hint="Choose a port from 1024 up.")

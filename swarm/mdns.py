@@ -131,11 +131,17 @@ class LanDiscovery:
         from zeroconf.asyncio import AsyncZeroconf
 
         logging.getLogger("zeroconf").setLevel(logging.ERROR)  # what a network refuses is in ``problem``
-        # One kind of address will do to be heard by all; IPv4 is where all implementations are.
         fours = [address for address in addresses if ":" not in address]
-        self._zeroconf = AsyncZeroconf(
-            interfaces=[*(fours or addresses)], ip_version=IPVersion.V4Only if fours else IPVersion.V6Only
-        )
+        versions = {0: IPVersion.V6Only, len(addresses): IPVersion.V4Only}
+        try:
+            self._zeroconf = AsyncZeroconf(
+                interfaces=[*addresses], ip_version=versions.get(len(fours), IPVersion.All)
+            )
+        except OSError:
+            if not fours:
+                raise
+            # IPv4 is where all implementations are.
+            self._zeroconf = AsyncZeroconf(interfaces=[*fours], ip_version=IPVersion.V4Only)
         await self._zeroconf.zeroconf.async_wait_for_start()
         maddrs = dialable_maddrs(self._listen_maddrs, addresses)
         if self._own_id and maddrs:
@@ -205,11 +211,11 @@ class LanDiscovery:
         from zeroconf.asyncio import AsyncServiceInfo
 
         loopback = any(address.startswith("127.") for address in self._addresses)
-        peer = read_txt(_texts(zeroconf, name), loopback=loopback)
+        peer = read_txt(_texts(zeroconf, name), loopback=loopback, own=self._addresses)
         if peer is None:
             with suppress(OSError):
                 await AsyncServiceInfo(self._type, name).async_request(zeroconf, ASK_S * 1000)
-            peer = read_txt(_texts(zeroconf, name), loopback=loopback)
+            peer = read_txt(_texts(zeroconf, name), loopback=loopback, own=self._addresses)
         former = self._names.get(name)
         if peer is None or peer.peer_id == self._own_id or peer == former or name not in self._names:
             return

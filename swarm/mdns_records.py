@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .addresses import PeerAddress, parse_socket_maddr
 from .errors import UsageError
 from .identity import is_peer_id
-from .lan import is_lan
+from .lan import is_lan, is_near
 
 MAX_STRINGS = 32
 """Strings of a TXT record that are read."""
@@ -52,11 +52,12 @@ def txt_record(peer_id: str, maddrs: Sequence[str]) -> bytes:
     return b"".join(bytes([len(string)]) + string for string in strings if len(string) < 256)
 
 
-def read_txt(records: Iterable[bytes], *, loopback: bool = False) -> LanPeer | None:
+def read_txt(records: Iterable[bytes], *, loopback: bool = False, own: Sequence[str] = ()) -> LanPeer | None:
     """The peer that TXT records of one name speak of; None if of none that could be dialled on a LAN.
 
     They come from anybody on the network: only addresses of private networks are taken, so that nobody can
-    make us dial elsewhere. ``loopback``: those of this machine too.
+    make us dial elsewhere. ``loopback``: those of this machine too; ``own``: and those of an IPv6 link of
+    these of ours.
     """
     peers: dict[str, list[str]] = {}
     for string in _strings(records):
@@ -69,7 +70,8 @@ def read_txt(records: Iterable[bytes], *, loopback: bool = False) -> LanPeer | N
         parsed = parse_socket_maddr(address.maddr)
         if parsed is None or parsed.kind != "tcp" or parsed.rest or not parsed.port:
             continue
-        if is_lan(str(parsed.host)) or (loopback and parsed.host.is_loopback):
+        host = str(parsed.host)
+        if is_lan(host) or is_near(host, own) or (loopback and parsed.host.is_loopback):
             peers.setdefault(address.peer_id, []).append(address.maddr)
     if len(peers) != 1:
         return None

@@ -16,7 +16,7 @@ from hivemind.p2p import P2PDaemonError, PeerID
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from .addresses import PeerAddress, is_loopback, listenable
+from .addresses import PeerAddress, all_loopback, listenable
 from .dial_errors import dial_error, self_dial_error
 from .errors import (
     LocalNetworkError,
@@ -130,7 +130,7 @@ class P2pdTransport:
                 host_maddrs=() if client_mode else listenable(host_maddrs),
                 announce_maddrs=tuple(announce_maddrs),
                 client_mode=client_mode,
-                nat_port_map=not client_mode and not all(map(is_loopback, host_maddrs)),
+                nat_port_map=not client_mode and not all_loopback(host_maddrs),
                 relays=tuple(map(str, through)),
                 is_relay=is_relay,
             )

@@ -42,7 +42,10 @@ async def check_reachable(peer_id: str, relays: Sequence[str]) -> None:
 
 async def make_relay(transport: P2pdTransport) -> None:
     """Return once ``transport`` relays as it should. Raises NetworkError."""
-    here = (maddr.replace("/ip4/0.0.0.0/", "/ip4/127.0.0.1/") for maddr in transport.listen_maddrs)
+    here = (
+        maddr.replace("/ip4/0.0.0.0/", "/ip4/127.0.0.1/").replace("/ip6/::/", "/ip6/::1/")
+        for maddr in transport.listen_maddrs
+    )
     maddrs = [f"{maddr}/p2p/{transport.peer_id}" for maddr in here]
     for attempt in range(ATTEMPTS):
         try:

@@ -129,8 +129,9 @@ def allowed_connections(wished: int) -> int:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound there (0: any free port); connections come once it serves. Raises ListenError."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        found: Any = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found: Any = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(found[0], socket.SOCK_STREAM)
     except OSError as error:
         raise _cannot_listen(host, port, error) from None

@@ -9,7 +9,7 @@ import pytest
 
 from swarm_node.node.cli_arguments import byte_size
 from swarm_node.node.cli_parser import build_parser
-from swarm_node.node.cli_serve import join_command, node_config, suggest_blocks
+from swarm_node.node.cli_serve import join_command, node_config, reach_note, suggest_blocks
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.swarm.types import Span
 
@@ -37,6 +37,24 @@ def test_the_next_peer_is_told_how_to_get_in(words: tuple[str, ...], command: st
     arguments = build_parser().parse_args(["serve", "--model", "m", *words])
     event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
     assert join_command(arguments, event, "m", "") == command
+
+
+@pytest.mark.parametrize(
+    ("host", "maddrs", "says"),
+    [
+        ("127.0.0.1", ("/ip4/127.0.0.1/tcp/1/p2p/x",), "no peer of the network is looked for"),
+        ("[::1]", ("/ip6/::1/tcp/1/p2p/x",), "no peer of the network is looked for"),
+        ("any", ("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip6/::1/tcp/1/p2p/x"), "--announce"),
+        ("any", ("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip6/2001:db8::1/tcp/1/p2p/x"), ""),
+        ("127.0.0.1", ("/dns4/example.org/tcp/1/p2p/x",), ""),
+    ],
+)
+def test_a_node_that_only_its_own_computer_reaches_says_so(
+    host: str, maddrs: tuple[str, ...], says: str
+) -> None:
+    note = reach_note(host, maddrs)
+    assert says in note
+    assert bool(note) == bool(says)
 
 
 KEY = Path("k.key")

@@ -230,6 +230,9 @@ async def test_a_node_shares_nothing_unasked_and_bears_witness_all_the_same(
         (("/ip4/192.168.1.7/tcp/1", "/ip4/8.8.8.8/tcp/1"), False),
         (("/ip4/10.0.0.1/tcp/1/p2p/R/p2p-circuit/p2p/Q",), False),
         (("/dns4/home.example/tcp/1",), False),
+        (("/ip4/127.0.0.1/tcp/1", "/ip4/192.168.1.7/tcp/1", "/ip6/2a01:4f8::7/tcp/1"), True),
+        (("/ip4/127.0.0.1/tcp/1", "/ip6/2a01:4f8::7/tcp/1"), False),
+        (("/ip4/192.168.1.7/tcp/1", "/ip6/2a01:4f8::7/tcp/1/p2p/R/p2p-circuit/p2p/Q"), False),
         ((), False),
     ],
 )

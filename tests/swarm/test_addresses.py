@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.addresses import PeerAddress, is_loopback, listen_maddr, listenable
+from swarm_node.swarm import addresses
+from swarm_node.swarm.addresses import (
+    EVERY_INTERFACE,
+    PeerAddress,
+    is_loopback,
+    listen_maddrs,
+    listenable,
+)
 from swarm_node.swarm.dial_errors import dial_error
 from swarm_node.swarm.errors import (
     ListenError,
@@ -35,12 +42,43 @@ def test_anything_else_is_a_usage_error(text: str) -> None:
 
 
 def test_listen_addresses() -> None:
-    assert listen_maddr("localhost", 0) == "/ip4/127.0.0.1/tcp/0"
-    assert listen_maddr("0.0.0.0", 31330) == "/ip4/0.0.0.0/tcp/31330"
-    assert listen_maddr("::1", 5) == "/ip6/::1/tcp/5"
+    assert listen_maddrs("localhost", 0) == ("/ip4/127.0.0.1/tcp/0",)
+    assert listen_maddrs("0.0.0.0", 31330) == ("/ip4/0.0.0.0/tcp/31330",)
+    assert listen_maddrs("::1", 5) == listen_maddrs("[::1]", 5) == ("/ip6/::1/tcp/5",)
+    assert listen_maddrs("[::]", 5) == ("/ip6/::/tcp/5",)
     for host, port in (("example.org", 1), ("127.0.0.1", 65536), ("127.0.0.1", -1)):
         with pytest.raises(UsageError):
-            listen_maddr(host, port)
+            listen_maddrs(host, port)
+    for host in ("fe80::1", "fe80::1%eth0"):
+        with pytest.raises(UsageError, match="link-local"):
+            listen_maddrs(host, 0)
+
+
+def test_every_interface_is_those_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {socket.AF_INET, socket.AF_INET6}
+    monkeypatch.setattr(addresses, "_has", kinds.__contains__)
+    assert listen_maddrs(EVERY_INTERFACE, 9) == ("/ip4/0.0.0.0/tcp/9", "/ip6/::/tcp/9")
+    kinds.discard(socket.AF_INET6)
+    assert listen_maddrs(EVERY_INTERFACE, 9) == ("/ip4/0.0.0.0/tcp/9",)
+    kinds.clear()
+    assert listen_maddrs(EVERY_INTERFACE, 9)  # to fail with the system's own words
+
+
+def test_one_port_for_both_kinds_of_address() -> None:
+    where = listen_maddrs(EVERY_INTERFACE, 0)
+    assert len({maddr.rpartition("/")[2] for maddr in listenable(where)}) == 1
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("needs IPv6")
+        taken.listen()
+        port = taken.getsockname()[1]
+        first, second = listenable([f"/ip4/127.0.0.1/tcp/{port}", "/ip6/::1/tcp/0"])
+        assert first.endswith(f"/{port}")
+        assert not second.endswith((f"/{port}", "/0"))
+        with pytest.raises(ListenError, match=f"port {port} on ::1 is in use"):
+            listenable([f"/ip4/127.0.0.1/tcp/{port}", f"/ip6/::1/tcp/{port}"])
 
 
 def test_loopback_is_recognised() -> None:
@@ -113,7 +151,7 @@ ALL_FAILED = f"failed to dial: failed to dial {PEER}: all dials failed"
         (
             "\x1b[31mnew trouble\n" + "x" * 900,
             PeerUnreachableError,
-            r"cannot reach peer .*: \[31mnew trouble x",
+            r"cannot reach peer .*: ␛\[31mnew trouble x",
         ),
     ],
 )

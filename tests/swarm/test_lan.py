@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from swarm_node.swarm.lan import dialable_maddrs, is_lan, lan_addresses
+from swarm_node.swarm.lan import dialable_maddrs, is_lan, is_near, lan_addresses
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ def test_of_the_interfaces_those_that_are_up_and_take_multicast(monkeypatch: pyt
     addresses = {
         "lo": [entry("127.0.0.1")],
         "eth0": [entry("192.168.1.7"), entry("fd00::7"), entry("fe80::1%eth0"), entry("203.0.113.4")],
-        "wlan0": [entry("10.0.0.7")],
+        "wlan0": [entry("10.0.0.7"), entry("2a01:4f8:1:2::7")],
+        "six0": [entry("2a01:4f8:1:3::7"), entry("fe80::8%six0")],  # IPv6 only
+        "cloud0": [entry("203.0.113.5"), entry("2a01:4f8:1:4::7")],
         "down0": [entry("10.9.0.7")],
         "tun0": [entry("10.8.0.7")],
         "gone0": [entry("10.7.0.7")],
@@ -45,13 +47,23 @@ def test_of_the_interfaces_those_that_are_up_and_take_multicast(monkeypatch: pyt
         "lo": SimpleNamespace(isup=True, flags="up,loopback,running"),
         "eth0": SimpleNamespace(isup=True, flags="up,broadcast,running,multicast"),
         "wlan0": SimpleNamespace(isup=True, flags=""),  # a system that does not tell
+        "six0": SimpleNamespace(isup=True, flags="up,broadcast,running,multicast"),
+        "cloud0": SimpleNamespace(isup=True, flags="up,broadcast,running,multicast"),
         "down0": SimpleNamespace(isup=False, flags="multicast"),
         "tun0": SimpleNamespace(isup=True, flags="up,pointopoint,running"),
     }
     fixed: Callable[[Any], Callable[[], Any]] = lambda value: lambda: value  # noqa: E731
     monkeypatch.setattr(psutil, "net_if_addrs", fixed(addresses))
     monkeypatch.setattr(psutil, "net_if_stats", fixed(states))
-    assert lan_addresses() == ["10.0.0.7", "192.168.1.7", "fd00::7"]
+    assert lan_addresses() == ["10.0.0.7", "192.168.1.7", "fd00::7", "2a01:4f8:1:2::7", "2a01:4f8:1:3::7"]
+
+
+def test_a_public_address_is_near_if_the_same_router_gave_it() -> None:
+    own = ["192.168.1.7", "2a01:4f8:1:2::7"]
+    assert is_near("2a01:4f8:1:2:ffff::1", own)
+    for address in ("2a01:4f8:1:3::1", "192.168.1.8", "fe80::1", "::1", "x"):
+        assert not is_near(address, own)
+    assert not is_near("2a01:4f8:1:2::1", ["192.168.1.7"])
 
 
 def test_a_host_of_zeros_is_every_address_of_its_kind() -> None:

@@ -110,3 +110,10 @@ def test_damaged_records_are_read(junk: bytes, place: int) -> None:
     text = txt_record(PEER, MADDRS)
     peer = read_txt([text[:place] + junk + text[place:]])
     assert peer is None or len(peer.maddrs) <= MAX_MADDRS
+
+
+def test_a_public_address_counts_on_its_own_link_only() -> None:
+    records = [txt_record(PEER, ["/ip6/2a01:4f8:1:2::9/tcp/5", "/ip6/2a01:4f8:1:3::9/tcp/5"])]
+    assert read_txt(records) is None
+    near = LanPeer(PEER, ("/ip6/2a01:4f8:1:2::9/tcp/5",))
+    assert read_txt(records, own=["192.168.1.7", "2a01:4f8:1:2::7"]) == near
