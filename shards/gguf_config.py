@@ -34,9 +34,11 @@ ARCHITECTURE = "llama"
 READ_WITH_METADATA = frozenset(("rope_freqs.weight",))
 """Tensors that belong to the settings."""
 HARMLESS = frozenset(
-    ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "expert_used_count")
+    ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id")
+    + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon")
 )
-"""Keys that change nothing: the embedding's shape says the vocabulary, and no experts means none used."""
+"""Keys that change nothing: of other heads than a language model's, or of norms that Llama has not. Nor do
+those of experts and of windows where there are none."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention.causal",), (True,)),
     **dict.fromkeys(
@@ -46,7 +48,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
         (0,),
     ),
     **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), (0, 1)),
-    **dict.fromkeys(("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"), (1,)),
+    **dict.fromkeys(("rope.scaling.yarn_ext_factor",), (1, -1)),
+    **dict.fromkeys(("rope.scaling.yarn_attn_factor",), (1,)),
 }
 """Keys that we do not read, and the values with which they change nothing."""
 _OF_HEADS = {
@@ -160,7 +163,9 @@ def _check_neutral(read: Fields, config: ModelConfig) -> None:
         if not read.is_one_of(key, values):
             raise UnsupportedModelError(f"{read.named(key)} is {read.shown(key)}, which is not supported")
     for key in read.unread():
-        if key not in HARMLESS:
+        # What is zero is off: some tools write every key that llama.cpp has, for any architecture.
+        of_others = key.startswith("expert_") or key.endswith("_swa")
+        if not (key in HARMLESS or of_others or read.is_one_of(key, (0,))):
             raise UnsupportedModelError(
                 f"{read.named(key)} is {read.shown(key)}: what it means is not known here",
                 hint="Use a file that a current converter of llama.cpp has made.",

@@ -25,7 +25,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from swarm_node.shards.checkpoint import directory_config, open_checkpoint
+from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.config import ModelConfig
 from swarm_node.shards.hf_config import hf_config
 from swarm_node.shards.rope import dynamic_inv_freq, frequencies
@@ -243,7 +243,7 @@ def copy_of(model: Path, folder: Path) -> Path:
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FILES += ("special_tokens_map.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors")
 MANY = settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -269,14 +269,20 @@ def test_json_files(model: Path, tmp_path: Path, file: str, data: st.DataObject)
     text = encoded(document)
     copy_of(model, tmp_path)
     (tmp_path / file).write_bytes(len(text).to_bytes(8, "little") + text + tail if tail else text)
-    use(tmp_path)
-    if file == "config.json":
-        try:
-            config = directory_config(tmp_path)
-        except ModelError:
-            return
+    config = use(tmp_path)
+    if file == "config.json" and config is not None:
+        (tmp_path / file).write_bytes(encoded(as_transformers_wants_it(document)))
         expected = of_transformers(tmp_path)
         assert computes_the_same(ours(config), expected or whole), (document, config, expected)
+
+
+def as_transformers_wants_it(document: dict[str, Any]) -> dict[str, Any]:
+    """What older files have, and transformers 5 refuses: no model_type, a whole number for a fraction."""
+    if document.get("model_type") is None:
+        document = {**document, "model_type": "llama"}
+    if type(document.get("rms_norm_eps")) is int:
+        document = {**document, "rms_norm_eps": float(document["rms_norm_eps"])}
+    return document
 
 
 GGUF_TYPES: list[tuple[int, bytes]] = [

@@ -22,7 +22,7 @@ from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.digest import SMALL_FILES, Part
 from swarm_node.shards.piece_hashing import manifest_of
 from swarm_node.shards.piece_hub import HubPieces
-from swarm_node.swarm.errors import CheckpointError, NetworkError, UsageError
+from swarm_node.swarm.errors import CheckpointError, NetworkError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 
 HFLlama = Callable[..., Path]
@@ -267,6 +267,28 @@ def test_scales_may_be_in_another_shard_than_their_integers(
         name = "model.layers.0.self_attn.q_proj.weight"
         assert model.tensor(name).qtype == "MLX4_32_F32"
         assert torch.equal(model.tensor(name).dequantize(), local.tensor(name).dequantize())
+
+
+def test_a_head_beside_a_tied_embedding_is_fetched(hub: FakeHub) -> None:
+    config, index = hub.directory / "config.json", hub.directory / "model.safetensors.index.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
+    tensors = load_file(hub.directory / shard(4))
+    save_file({"lm_head.weight": tensors.pop("lm_head.weight")}, hub.directory / "head.safetensors")
+    save_file(tensors, hub.directory / shard(4))
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**places, "lm_head.weight": "head.safetensors"}}))
+    with open_checkpoint(NAME, client=True) as model:
+        assert not model.config.tie_word_embeddings
+        assert model.tensor("lm_head.weight").shape == (50, 64)
+
+
+def test_a_tensor_that_nobody_reads_in_a_shard_that_is_not_fetched(hub: FakeHub) -> None:
+    tensors = load_file(hub.directory / shard(3))
+    tensors["model.layers.2.self_attn.q_norm.weight"] = torch.ones(16)
+    save_file(tensors, hub.directory / shard(3))
+    with pytest.raises(UnsupportedModelError, match=r"use for: 'model\.layers\.2\.self_attn\.q_norm"):
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert shard(3) not in hub.fetched()
 
 
 def test_second_opening_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
