@@ -15,7 +15,7 @@ def load_transformers(path: Path) -> tuple[Any, Any]:
     """
     import gguf
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     # transformers opens the file three times, and makes the same map of names for every module of the model.
@@ -26,7 +26,23 @@ def load_transformers(path: Path) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = load_transformers_tokenizer(path)
     model.load_state_dict(weights, strict=False)  # a tied head is not in the file
     model.tie_weights()
     return model.eval(), tokenizer
+
+
+def load_transformers_tokenizer(path: Path) -> Any:
+    """Of a GGUF file. Of SmolLM's kind, each digit is split off, as the original tokenizer.json does:
+    transformers reads all byte-level vocabularies in GGUF files that it does not know as GPT-2's."""
+    import gguf
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    kind = gguf.GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if kind is not None and kind.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return tokenizer

@@ -1,72 +1,54 @@
-"""The tokenizer that a GGUF file describes, with the same ids as transformers builds from the same file."""
+"""The tokenizer that a GGUF file describes, with the ids that the model's original tokenizer gives."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from ..swarm.terminal_text import one_line
-from .gguf_config import gguf_eos_ids
+from .fields import Fields
 from .gguf_header import GGUFHeader
 from .gguf_templates import gguf_templates
+from .gguf_vocabulary import GGUFVocabulary, TokenType, read_vocabulary
+from .shown import shown
+from .splitting import DEFAULT, GPT2_SPLIT, NOT_BYTE_LEVEL, SPLITTINGS, Splitting
 from .token_bytes import byte_spelling
 from .tokenizer import Tokenizer, is_panic
-from .tokenizer_check import GPT4O_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
 
-_CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp
+log = logging.getLogger(__name__)
 
-MAX_TOKEN_CHARACTERS = 8 * 1024
-"""Of one token's spelling; the longest in use have some hundred."""
 MAX_CUT_CHARACTERS = 2**28
 """The squares of all tokens' lengths together, where merges are made by cutting each token everywhere: a
 vocabulary of 256,000 has a tenth of it."""
-
-SPLITS: dict[str, str] = {
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "dbrx", "smaug-bpe"),
-        LLAMA3_SPLIT,
-    ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), QWEN2_SPLIT),
-    "tekken": TEKKEN_SPLIT,
-    **dict.fromkeys(("gpt-4o", "llama4"), GPT4O_SPLIT),
-}
-"""``tokenizer.ggml.pre`` → how text is split before merging. All others split as GPT-2 does.
-
-``smollm`` is among the others, as in transformers; the model's original tokenizer also splits off each digit,
-which differs only for digits after two or more spaces or line ends.
-"""
+_SPACE = "▁"
+_KEPT_BESIDE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
+"""Special tokens of Phi-3 that leave the whitespace behind them alone."""
 
 
 def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
     """CheckpointError for a vocabulary missing or damaged, UnsupportedModelError for kinds we cannot read."""
-    metadata = header.metadata
-    model = metadata.get("tokenizer.ggml.model")
-    tokens = header.strings("tokenizer.ggml.tokens")
-    if not tokens:
-        raise CheckpointError(f"{header.file.path} holds no vocabulary")
-    if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
-        raise CheckpointError(f"{header.file.path} has a token of over {MAX_TOKEN_CHARACTERS} characters")
-    types = header.numbers("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if len(types) != len(tokens):
-        raise CheckpointError(f"{header.file.path} has {len(tokens)} tokens but {len(types)} token types")
-    special = _special_tokens(metadata, tokens)
+    vocabulary = read_vocabulary(header)
+    read = Fields(header.metadata, str(header.file.path))
+    model = read.optional_text("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
+        raise UnsupportedModelError(
+            f"tokenizer {shown(model)} is not supported",
+            hint="Supported in GGUF files: gpt2 (BPE) and llama (SPM).",
+        )
     try:
         if model == "gpt2":
-            backend = _byte_level(header, tokens, types, special)
-        elif model == "llama":
-            backend = _sentencepiece(header, tokens)
+            splitting = _splitting(read.optional_text("tokenizer.ggml.pre"), header.file.path.name)
+            backend, begins = _byte_level(header, vocabulary, splitting), splitting.begins
         else:
-            raise UnsupportedModelError(
-                f"tokenizer {model!r} is not supported",
-                hint="Supported in GGUF files: gpt2 (BPE) and llama (SPM).",
-            )
-        _add_special_tokens(backend, tokens, types, special)
-        _add_post_processor(backend, metadata, special, by_default=model == "llama")
+            backend, begins = _sentencepiece(header, vocabulary, read), True
+        _add_special_tokens(backend, vocabulary, eats_space=_is_phi3(read))
+        _add_post_processor(backend, read, vocabulary.special, begins=begins)
     except (CheckpointError, UnsupportedModelError):
         raise
     except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
@@ -77,72 +59,72 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
         ) from error
     return Tokenizer(
         backend,
-        eos_ids=gguf_eos_ids(header),
-        special_tokens=special,
+        eos_ids=vocabulary.ends,
+        special_tokens=vocabulary.special,
         chat_template=gguf_templates(header),
         origin=header.file.path.name,
     )
 
 
-def _special_tokens(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
-    """``bos_token`` and so on, spelled out, as chat templates want them."""
-    special = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if token is None:
-            continue
-        if not isinstance(token, int) or not 0 <= token < len(tokens):
-            raise CheckpointError(f"the {name} token {token!r} is outside the vocabulary of {len(tokens)}")
-        special[f"{name}_token"] = tokens[token]
-    return special
+def _splitting(name: str | None, where: str) -> Splitting:
+    """As llama.cpp does: a file without a name is read with a guess, one with an unknown name is refused."""
+    if not name:
+        log.warning(
+            "%s does not say how it splits text (tokenizer.ggml.pre): a guess is used, answers may be worse. "
+            "Convert the model anew.",
+            where,
+        )
+        return DEFAULT
+    if name not in SPLITTINGS:
+        reason = "spells its tokens in characters" if name in NOT_BYTE_LEVEL else "is not known"
+        raise UnsupportedModelError(
+            f"{where} splits text by {shown(name)} (tokenizer.ggml.pre), which {reason}",
+            hint="Use the model's HuggingFace directory, which describes its tokenizer in full.",
+        )
+    return SPLITTINGS[name]
 
 
-def _byte_level(
-    header: GGUFHeader, tokens: list[str], types: list[int], special: Mapping[str, str]
-) -> Backend:
+def _byte_level(header: GGUFHeader, vocabulary: GGUFVocabulary, splitting: Splitting) -> Backend:
     """Byte-level BPE, as GPT-2 has it: each byte of the text is spelled as one letter."""
+    if "tokenizer.ggml.merges" not in header.metadata:
+        raise CheckpointError(f"{header.file.path} has no merges, so its tokens cannot be put together")
     spelling = byte_spelling()
     alphabet = set(spelling)
-    whole = set(special.values())
-    vocabulary = {}
-    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if not alphabet.issuperset(token) and kind not in (_CONTROL, _USER_DEFINED) and token not in whole:
-            token = "".join(spelling[byte] for byte in token.encode())
-        vocabulary[token] = index
-    backend = Backend(BPE(vocab=vocabulary, merges=_merges(header), fuse_unk=False))
-    split = SPLITS.get(str(header.metadata.get("tokenizer.ggml.pre")))
-    if split is None:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(split), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+    ids = dict(vocabulary.ids)
+    for token, index in vocabulary.ids.items():
+        if vocabulary.types[index] == TokenType.NORMAL and not alphabet.issuperset(token):
+            spelled = "".join(spelling[byte] for byte in token.encode())
+            if spelled not in ids:
+                del ids[token]
+                ids[spelled] = index
+    backend = Backend(
+        BPE(vocab=ids, merges=_merges(header), fuse_unk=False, ignore_merges=splitting.ignore_merges)
+    )
+    *before, last = splitting.expressions
+    steps: list[Any] = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in before]
+    by_itself = last == GPT2_SPLIT  # the step that spells bytes can do that one
+    if not by_itself:
+        steps.append(pre_tokenizers.Split(Regex(last), behavior="isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_itself))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
-def _sentencepiece(header: GGUFHeader, tokens: list[str]) -> Backend:
-    """SentencePiece BPE of Llama 1 and 2: spaces are ``▁``, unknown characters their bytes."""
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = _merges(header)
-    if not merges:
-        scores = header.numbers("tokenizer.ggml.scores")
-        if len(scores) != len(tokens):
-            raise CheckpointError(f"{header.file.path} has {len(tokens)} tokens but {len(scores)} scores")
-        merges = _merges_of_scores(vocabulary, dict(zip(tokens, scores, strict=True)))
-    backend = Backend(BPE(vocab=vocabulary, merges=merges, fuse_unk=True, byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(content=" ", left=1),
-        ]
-    )
+def _sentencepiece(header: GGUFHeader, vocabulary: GGUFVocabulary, read: Fields) -> Backend:
+    """SentencePiece BPE of Llama 1 and 2: spaces are ``▁``, unknown characters their bytes.
+
+    A text, and what follows a special token in it, begins with a space of its own unless the file says no.
+    """
+    merges = _merges(header) or _merges_by_score(header, vocabulary)
+    backend = Backend(BPE(vocab=vocabulary.ids, merges=merges, fuse_unk=True, byte_fallback=True))
+    spaces: list[Any] = [normalizers.Replace(" ", _SPACE)]
+    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if read.flag("tokenizer.ggml.add_space_prefix", True):
+        spaces.insert(0, normalizers.Prepend(_SPACE))
+        steps.append(decoders.Strip(content=" ", left=1))
+    backend.normalizer = normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(steps)
     return backend
 
 
@@ -151,14 +133,31 @@ def _merges(header: GGUFHeader) -> list[tuple[str, str]]:
     for merge in header.strings("tokenizer.ggml.merges"):
         left, space, right = merge.partition(" ")
         if not space or " " in right:
-            raise CheckpointError(f"{header.file.path} has a merge that is no pair: {merge!r}")
+            raise CheckpointError(f"{header.file.path} has a merge that is no pair: {shown(merge)}")
         merges.append((left, right))
     return merges
 
 
-def _merges_of_scores(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Each way to make a token of two others: best score first, then longest left, then longest right."""
-    if sum(len(token) ** 2 for token in vocabulary) > MAX_CUT_CHARACTERS:
+def _merges_by_score(header: GGUFHeader, vocabulary: GGUFVocabulary) -> list[tuple[str, str]]:
+    scores = header.numbers("tokenizer.ggml.scores")
+    if len(scores) != len(vocabulary.types):
+        raise CheckpointError(
+            f"{header.file.path} has {len(vocabulary.types)} tokens but {len(scores)} scores"
+        )
+    made = {token: scores[index] for token, index in vocabulary.ids.items() if vocabulary.is_text(index)}
+    merges = merges_of_scores(vocabulary.ids, made)
+    if len(merges) > 1 and len({made[left + right] for left, right in merges}) == 1:
+        raise CheckpointError(
+            f"{header.file.path} gives all tokens the same score, so how they are put together is lost",
+            hint="Convert the model anew, or get it from another source.",
+        )
+    return merges
+
+
+def merges_of_scores(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Each way to make a token of two others: best score first, then longest left, then longest right.
+    ``scores``: of tokens that are made so."""
+    if sum(len(token) ** 2 for token in scores) > MAX_CUT_CHARACTERS:
         raise CheckpointError("the vocabulary has too many long tokens")
     found: list[tuple[float, str, str]] = []
     for token, score in scores.items():
@@ -170,28 +169,32 @@ def _merges_of_scores(vocabulary: Mapping[str, int], scores: Mapping[str, float]
     return [(left, right) for _, left, right in found]
 
 
-def _add_special_tokens(
-    backend: Backend, tokens: list[str], types: list[int], special: Mapping[str, str]
-) -> None:
+def _add_special_tokens(backend: Backend, vocabulary: GGUFVocabulary, *, eats_space: bool) -> None:
     """Control tokens and user-defined ones stay whole wherever they stand in a text."""
     known = backend.get_vocab(with_added_tokens=False)
-    control = [
-        token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL and token in known
-    ]
-    control += [token for token in special.values() if token in known and token not in set(control)]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-    user = [
-        token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED and token in known
-    ]
-    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in user])
+    control, user = [], []
+    for token, index in vocabulary.ids.items():
+        if known.get(token) != index:
+            continue
+        kind = vocabulary.types[index]
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            eats = eats_space and token not in _KEPT_BESIDE
+            control.append(AddedToken(token, normalized=False, special=True, rstrip=eats))
+        elif kind == TokenType.USER_DEFINED:
+            user.append(AddedToken(token, normalized=False, special=False, rstrip=eats_space))
+    backend.add_special_tokens(control)
+    backend.add_tokens(user)
 
 
-def _add_post_processor(
-    backend: Backend, metadata: Mapping[str, Any], special: Mapping[str, str], *, by_default: bool
-) -> None:
-    """Begin-of-text and end-of-text around an encoded text, where the file asks for them."""
-    before = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", by_default) else None
-    after = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None
+def _is_phi3(read: Fields) -> bool:
+    name = read.optional_text("general.name") or ""
+    return any(spelling in name.lower() for spelling in ("phi-3", "phi3"))
+
+
+def _add_post_processor(backend: Backend, read: Fields, special: Mapping[str, str], *, begins: bool) -> None:
+    """Begin-of-text and end-of-text around an encoded text. ``begins``: where the file does not say."""
+    before = special.get("bos_token") if read.flag("tokenizer.ggml.add_bos_token", begins) else None
+    after = special.get("eos_token") if read.flag("tokenizer.ggml.add_eos_token", False) else None
     used = [token for token in dict.fromkeys((before, after)) if token is not None]
     template = [*([before] if before else []), "$A", *([after] if after else [])]
     backend.post_processor = processors.TemplateProcessing(

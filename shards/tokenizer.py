@@ -14,6 +14,7 @@ from ..swarm.errors import CheckpointError, PromptTooLongError, UsageError
 from ..swarm.terminal_text import one_line
 from .chat_templates import ChatTemplates, TemplateSource, texts_of
 from .control_tokens import ControlTokens
+from .end_tokens import looks_like_a_mark
 from .token_bytes import TokenBytes
 from .tokenizer_check import takes_linear_time
 from .tokenizer_program import TextEncoder
@@ -94,7 +95,7 @@ class Tokenizer:
             token.content
             for index, token in self._backend.get_added_tokens_decoder().items()
             if not token.special
-            and (index in self.eos_ids or (_looks_like_a_mark(token.content) and token.content in template))
+            and (index in self.eos_ids or (looks_like_a_mark(token.content) and token.content in template))
         ]
 
     def _check_length(self, text: str, most: int) -> None:
@@ -272,11 +273,6 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, self._skip_special)
-
-
-def _looks_like_a_mark(token: str) -> bool:
-    """As ``<start_of_turn>`` or ``[INST]`` do, and words and whitespace do not."""
-    return len(token) > 2 and not any(end.isalnum() or end.isspace() for end in (token[0], token[-1]))
 
 
 def is_failure(error: BaseException) -> bool:

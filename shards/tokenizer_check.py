@@ -1,8 +1,8 @@
 """What a model's tokenizer may do with a text: bounded growth, and expressions that take linear time.
 
 Expressions in a tokenizer.json come with the weights and run on texts of strangers; the library's engine
-backtracks, and panics after ten million steps. The expressions below were tried with long runs of each kind
-of character; a tokenizer with any other encodes in a process that can be ended.
+backtracks, and panics after ten million steps. Those of ``splitting.LINEAR`` were tried with long runs of
+each kind of character; a tokenizer with any other encodes in a process that can be ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
+from .splitting import LINEAR
 
 MAX_GROWTH = 64
 """How many times longer its replacements together may make a text, or a token; usual is 3, in bytes."""
@@ -23,36 +24,6 @@ MAX_WORD_CHARACTERS = 1000
 """Of a word that WordPiece looks up, which takes quadratic time; usual is 100."""
 MAX_POST_PROCESSOR = 64 * 1024
 """Characters of what is put around a text; usual is a thousand."""
-
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT4O_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-DEEPSEEK3_SPLIT = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LINEAR = frozenset(
-    {GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT, GPT4O_SPLIT, DEEPSEEK3_SPLIT}
-    | {r"\p{N}", r"\p{N}{1,3}", r"[0-9][0-9][0-9]", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"\d", r" {2,}"}
-    | {r"[一-龥\u3040-ゟ゠-ヿ]+", "[一-龥぀-ゟ゠-ヿ]+", "[一-龥ࠀ-一가-퟿]+"}
-)
-"""Expressions of models in use that take linear time on any text."""
 
 _MODELS = frozenset(("BPE", "WordLevel"))
 """Unigram takes the length of its longest token at each character, WordPiece the square of a word's length
