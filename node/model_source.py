@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..shards.checkpoint import Checkpoint, Progress, open_checkpoint
 from ..shards.file_hashes import hashing_watched
+from ..shards.piece_store import is_store
 from ..swarm.types import Span
 
 
@@ -52,7 +53,7 @@ class LocalOrHubModel:
         return self._checkpoint
 
     async def open(self, span: Span) -> Checkpoint:
-        if self._checkpoint is None or not self._is_here:
+        if self._checkpoint is None or not self._is_here or is_store(Path(self._name)):
             self.close()
             with hashing_watched():
                 self._checkpoint = await asyncio.to_thread(

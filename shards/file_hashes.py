@@ -252,10 +252,14 @@ def _record(folder: Path, state: FileState) -> Path:
 
 
 def _recall(folder: Path, state: FileState) -> FileHashes | None:
-    """None also for a damaged record. Whoever can write the folder can forge it, as all of our state."""
+    """None also for a damaged record: it begins with its own SHA-256. Whoever can write the folder can forge
+    it, as all of our state."""
     record = _record(folder, state)
     try:
-        form, sha256, piece_size, pieces = msgpack.unpackb(read_bytes(record, _MAX_RECORD))
+        data = read_bytes(record, _MAX_RECORD)
+        if data[:32] != hashlib.sha256(data[32:]).digest():
+            return None
+        form, sha256, piece_size, pieces = msgpack.unpackb(data[32:])
         n_pieces = -(-state.size // piece_size) if piece_size else 0
         if form != _FORMAT or len(sha256) not in (0, 32) or len(pieces) != 32 * n_pieces:
             return None
@@ -273,7 +277,7 @@ def _remember(folder: Path, hashes: Mapping[FileState, FileHashes]) -> None:
             if 0 <= now - max(state.mtime_ns, state.ctime_ns) < SETTLED_S * 1e9:
                 continue
             data = msgpack.packb([_FORMAT, each.sha256, each.piece_size, each.pieces])
-            replace_file(_record(folder, state), data)
+            replace_file(_record(folder, state), hashlib.sha256(data).digest() + data)
         records = sorted(folder.glob("*.hashes"), key=lambda path: path.stat().st_mtime_ns)
         for old in records[:-_REMEMBERED]:
             old.unlink(missing_ok=True)

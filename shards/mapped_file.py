@@ -14,12 +14,15 @@ from ..swarm.errors import CheckpointError
 
 
 class AbsentError(CheckpointError):
-    """``length`` bytes from ``start`` of the file called ``name`` were never fetched."""
+    """``length`` bytes from ``start`` of the file called ``name`` were never fetched, or some of them are
+    ``damaged``."""
 
-    def __init__(self, name: str, start: int, length: int) -> None:
+    def __init__(self, name: str, start: int, length: int, *, damaged: bool = False) -> None:
         super().__init__(
-            f"bytes {start} to {start + length} of {name} were not fetched",
-            hint="They belong to blocks, or to a client's part, that this process did not ask for.",
+            f"bytes {start} to {start + length} of {name} {'are damaged' if damaged else 'were not fetched'}",
+            hint="Start the model by its name: they are fetched again while peers share it."
+            if damaged
+            else "They belong to blocks, or to a client's part, that this process did not ask for.",
         )
         self.name = name
         self.start = start

@@ -47,6 +47,8 @@ PART = ".part"
 _MANIFEST, _ABOUT, _HAVE, _FILES = "manifest", "about.json", "have", "files"
 FLUSH_S = 1.0
 """At most so much fetching is lost when the process dies."""
+_LOCK_S = 30.0
+"""To wait for another process to write its claims, which takes milliseconds unless it is stopped."""
 _MAX_NAME = 128
 _ABOUT_BOUNDS = JsonBounds(nbytes=4096, values=16)
 
@@ -223,7 +225,7 @@ class PieceStore:
             for name in written:
                 with contextlib.suppress(FileNotFoundError), self.path(name).open("rb") as opened:
                     _to_disk(opened.fileno())
-            with FileLock(self.folder / (_HAVE + ".lock")):
+            with FileLock(self.folder / (_HAVE + ".lock"), timeout=_LOCK_S):
                 held |= self._read_have() & ~bad
                 replace_file(self.folder / _HAVE, np.packbits(held).tobytes())
         except OSError as error:
@@ -264,7 +266,7 @@ class PieceStore:
         if not self._held[pieces.start : pieces.stop].all():
             self._merge()  # another process, or another opening of this store, may have brought them
         if self.missing(pieces):
-            raise AbsentError(name, start, length)
+            raise AbsentError(name, start, length, damaged=not self.damaged.isdisjoint(pieces))
 
     def _merge(self) -> None:
         held = self._read_have()

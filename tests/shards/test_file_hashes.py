@@ -171,6 +171,18 @@ def test_a_state_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, h
     assert hashes_of(path) == hashes_of(path)
 
 
+def test_a_bit_that_flips_in_a_record_changes_no_hash(tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100_000)
+    wanted = {"file": Wanted(path, whole=True, piece_size=PIECE)}
+    right = hash_files(wanted)
+    (record,) = (home / "hashes").glob("*.hashes")
+    data = record.read_bytes()
+    for at in range(0, len(data), 7):
+        record.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        assert hash_files(wanted) == right
+
+
 def test_old_records_go(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_hashes, "_REMEMBERED", 3)
     for number in range(5):
