@@ -8,6 +8,7 @@ from typing import Protocol
 from ..swarm.demand import Wanted, WantedModel
 from ..swarm.types import Incarnation, ModelRef, NodeInfo
 from .left_out import LeftOut
+from .namesakes import Namesake
 
 TTL_S = 60.0
 """Seconds that an announcement lives: how long a node that was killed may still be listed."""
@@ -59,8 +60,8 @@ class Directory(Protocol):
         can announce under it."""
 
     @property
-    def namesakes(self) -> Sequence[NodeInfo]:
-        """What other processes announce under our own identity at this time, as far as was seen."""
+    def namesakes(self) -> Sequence[Namesake]:
+        """Other processes that run under our own identity at this time, as far as was seen."""
 
     async def look_for_namesakes(self) -> None:
         """Look where announcing does not."""

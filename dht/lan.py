@@ -38,7 +38,8 @@ class MeetingDirectory(Protocol):
 class Meetings:
     """Meets peers in ``directory``. ``begin`` starts it.
 
-    ``on_met`` is called with the PeerID of each that was met for the first time, or again after it was lost.
+    ``on_met`` is called with the PeerID of each that was met for the first time, or again after it was lost;
+    ``on_namesake`` with what mDNS tells of one that says it is us.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Meetings:
         listen_maddrs: tuple[str, ...] = (),
         on_met: Callable[[str], None] = lambda peer_id: None,
         interfaces: Callable[[], list[str]] = lan_addresses,
+        on_namesake: Callable[[LanPeer], None] = lambda peer: None,
     ) -> None:
         self.met: set[str] = set()
         self._directory = directory
@@ -64,6 +66,7 @@ class Meetings:
             own_id=own_id,
             listen_maddrs=listen_maddrs,
             interfaces=interfaces,
+            on_namesake=on_namesake,
         )
         self._open = True
 

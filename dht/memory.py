@@ -11,6 +11,7 @@ from ..swarm.errors import LocalProtocolError, NetworkError
 from ..swarm.types import Incarnation, ModelRef, NodeInfo
 from .directory import TTL_S
 from .left_out import LeftOut
+from .namesakes import Namesake
 
 
 class MemoryStore:
@@ -119,7 +120,7 @@ class MemoryDirectory:
         return None
 
     @property
-    def namesakes(self) -> Sequence[NodeInfo]:
+    def namesakes(self) -> Sequence[Namesake]:
         return ()
 
     async def look_for_namesakes(self) -> None:

@@ -7,6 +7,7 @@ the entries and the time.
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 
 from ..swarm.recent import RecentMap
 from ..swarm.types import Incarnation, NodeInfo, NodeState
@@ -17,6 +18,14 @@ What a predecessor wrote is older than we are, and clocks may differ by twice th
 _REMEMBERED = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Namesake:
+    """Another process of our identity. ``incarnation``: None while all that is known is that it answers."""
+
+    maddrs: tuple[str, ...]
+    incarnation: Incarnation | None = None
+
+
 class Namesakes:
     """``ttl``: seconds that an entry lives after it was signed. All times are seconds of Unix time."""
 
@@ -25,6 +34,8 @@ class Namesakes:
         self._nonce = secrets.token_hex(8)
         self._since: float | None = None
         self._seen: RecentMap[str, tuple[float, NodeInfo]] = RecentMap(_REMEMBERED)
+        self._met: RecentMap[str, None] = RecentMap(_REMEMBERED)
+        self._silent: RecentMap[tuple[str, ...], float] = RecentMap(_REMEMBERED)  # until when it counts
 
     @property
     def own(self) -> Incarnation | None:
@@ -50,16 +61,28 @@ class Namesakes:
         if before is None or before[0] < expiration:
             self._seen[other.nonce] = expiration, info
 
-    def live(self, now: float) -> list[NodeInfo]:
-        """The latest words of those that run beside us, the first of them first. One that is about to end is
-        none: a successor may begin before its predecessor is gone."""
+    def met(self, info: NodeInfo, expiration: float) -> None:
+        """The same of one that has just answered elsewhere: no predecessor, however old its entry is."""
+        if info.incarnation is not None:
+            self._met[info.incarnation.nonce] = None
+        self.saw(info, expiration)
+
+    def met_silent(self, maddrs: tuple[str, ...], now: float) -> None:
+        """One has just answered at these addresses, and announces nothing yet."""
+        self._silent[maddrs] = now + self._ttl
+
+    def live(self, now: float) -> list[Namesake]:
+        """Those that run beside us, the first of them first. One that is about to end is none: a successor
+        may begin before its predecessor is gone."""
         if self._since is None:
             return []
         found = [
             info
-            for expiration, info in self._seen.values()
+            for nonce, (expiration, info) in self._seen.items()
             if expiration > now
-            and expiration - self._ttl > self._since + LATER_S
+            and (expiration - self._ttl > self._since + LATER_S or nonce in self._met)
             and info.state is not NodeState.DRAINING
         ]
-        return sorted(found, key=lambda info: info.incarnation or self.mark(now))
+        told = [Namesake(info.maddrs, info.incarnation) for info in found]
+        silent = [Namesake(maddrs) for maddrs, until in self._silent.items() if until > now]
+        return sorted(told, key=lambda each: each.incarnation or self.mark(now)) + silent

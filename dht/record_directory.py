@@ -20,7 +20,7 @@ from . import layout
 from .entry_check import Entry
 from .envelope import seal
 from .left_out import LeftOut, LeftOutPeers
-from .namesakes import Namesakes
+from .namesakes import Namesake, Namesakes
 from .records import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 
 MAX_NODES = 4096
@@ -128,8 +128,23 @@ class RecordDirectory(ABC, Generic[FoundT]):
         return self._namesakes.own
 
     @property
-    def namesakes(self) -> Sequence[NodeInfo]:
+    def namesakes(self) -> Sequence[Namesake]:
         return self._namesakes.live(self._clock())
+
+    def met_namesake(self, maddrs: Sequence[str], knows: Sequence[NodeInfo]) -> None:
+        """A process of our identity has just answered at these addresses (without /p2p/). ``knows``: the
+        nodes that it tells of."""
+        under_ours = [info for info in knows if info.peer_id == self._identity.peer_id]
+        there = False
+        for info in under_ours:
+            if info.record is not None and any(
+                maddr.partition("/p2p/")[0] in maddrs for maddr in info.maddrs
+            ):
+                self._namesakes.met(info, info.record.expiration)
+                there = True
+        own = self._namesakes.own
+        if not there and own is not None and all(info.incarnation != own for info in under_ours):  # not us
+            self._namesakes.met_silent(tuple(maddrs), self._clock())
 
     async def look_for_namesakes(self) -> None:
         """Announcing shows those that serve blocks near ours; the index of models tells of others."""

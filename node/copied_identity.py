@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..dht.directory import Directory
+from ..dht.namesakes import Namesake
 from ..swarm.errors import CopiedIdentityError, SwarmError
 from ..swarm.faults import Faults
-from ..swarm.types import Incarnation, NodeInfo
 
 TICK_S = 2.0
 """Between looks at what announcing has shown anyhow."""
@@ -47,7 +47,7 @@ class CopyWatch:
         self._identity = identity
         self._emit = emit
         self._announce_soon = announce_soon
-        self._told: set[Incarnation] = set()
+        self._told: set[Namesake] = set()
         self._must_stop = asyncio.Event()
         self._faults = Faults("looking for copies of this identity")
 
@@ -82,29 +82,27 @@ class CopyWatch:
         if own is None or self.error is not None:
             return
         for other in self._directory.namesakes:
-            if (incarnation := other.incarnation) is None:
-                continue
-            if incarnation < own:
-                self.error = self._error(other, incarnation)
+            if other.incarnation is not None and other.incarnation < own:
+                self.error = self._error(other)
                 self._must_stop.set()
                 return
             self._announce_soon()
-            if incarnation not in self._told:
-                self._told.add(incarnation)
-                self._emit("copied", message=self._message(other, incarnation), maddrs_of_copy=other.maddrs)
+            if other not in self._told:
+                self._told.add(other)
+                self._emit("copied", message=self._message(other), maddrs_of_copy=other.maddrs)
 
-    def _error(self, other: NodeInfo, incarnation: Incarnation) -> CopiedIdentityError:
+    def _error(self, other: Namesake) -> CopiedIdentityError:
         return CopiedIdentityError(
-            f"another machine runs with this node's identity since {_moment(incarnation)}, {_where(other)}; "
+            f"another machine runs with this node's identity{_since(other)}, {_where(other)}; "
             "this one began later, so it stops",
             hint=f"Its identity file was copied. To give this machine its own, {self._cure()}",
         )
 
-    def _message(self, other: NodeInfo, incarnation: Incarnation) -> str:
+    def _message(self, other: Namesake) -> str:
+        later = "That one began later and" if other.incarnation is not None else "Whichever began later"
         return (
-            f"another machine runs with this node's identity since {_moment(incarnation)}, {_where(other)}. "
-            "That one began later and stops by itself; its identity file was copied: there, "
-            f"{self._cure()}"
+            f"another machine runs with this node's identity{_since(other)}, {_where(other)}. "
+            f"{later} stops by itself; its identity file was copied: there, {self._cure()}"
         )
 
     def _cure(self) -> str:
@@ -115,9 +113,11 @@ class CopyWatch:
         return f"mv {path} {path}.copied and start again."
 
 
-def _where(node: NodeInfo) -> str:
-    return f"at {node.maddrs[0]}" if node.maddrs else "where nobody can dial it"
+def _where(other: Namesake) -> str:
+    return f"at {other.maddrs[0]}" if other.maddrs else "where nobody can dial it"
 
 
-def _moment(incarnation: Incarnation) -> str:
-    return datetime.fromtimestamp(incarnation.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+def _since(other: Namesake) -> str:
+    if other.incarnation is None:
+        return ""
+    return f" since {datetime.fromtimestamp(other.incarnation.since, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from ..dht.lan import Meetings
@@ -10,6 +11,7 @@ from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
 from ..swarm.errors import UsageError
 from ..swarm.identity import Identity
 from ..swarm.membership import Membership
+from .lan_copies import LanCopies, read_in_process
 from .network import GivenNetwork, Network, membership_over
 
 
@@ -50,6 +52,7 @@ async def open_light_network(
 
         async def close(self) -> None:
             await meetings.close()
+            await copies.close()
             await super().close()
 
     transport, directory, listening = await join_by_snapshot(
@@ -59,12 +62,19 @@ async def open_light_network(
         announce_maddrs=announce_maddrs,
         membership=membership,
     )
+    copies = LanCopies(
+        identity.peer_id,
+        directory,
+        lambda addresses: read_in_process(addresses, membership),
+        clock=time.monotonic,
+    )
     meetings = Meetings(
         directory,
         tag="" if membership is None else membership.tag,
         own_id=identity.peer_id,
         listen_maddrs=listening,
         on_met=on_met,
+        on_namesake=copies.found,
     )
     network = LightNetwork(transport, directory)
     try:

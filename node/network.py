@@ -138,6 +138,7 @@ async def open_network(
     from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
     from ..swarm.members_transport import MembersTransport
     from ..swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
+    from .lan_copies import LanCopies, read_by_p2pd
 
     class P2pdNetwork(GivenNetwork):
         def watch(self, watcher: NetworkWatcher) -> None:
@@ -160,6 +161,7 @@ async def open_network(
 
         async def close(self) -> None:
             await meetings.close()
+            await copies.close()
             await super().close()
 
     where = listen_maddrs(host, port)
@@ -194,12 +196,19 @@ async def open_network(
         )
         if not client_mode:
             await serve_snapshots(transport, directory, membership)
+        copies = LanCopies(
+            p2pd.peer_id,
+            directory,
+            lambda addresses: read_by_p2pd(addresses, membership),
+            clock=time.monotonic,
+        )
         meetings = Meetings(
             directory,
             tag="" if membership is None else membership.tag,
             own_id=p2pd.peer_id,
             listen_maddrs=() if client_mode else p2pd.listen_maddrs,
             on_met=on_met,
+            on_namesake=copies.found,
         )
         try:
             await meetings.begin(

@@ -42,7 +42,8 @@ class LanDiscovery:
 
     ``own_id`` and ``listen_maddrs`` (with real ports): who we are and where we listen; nothing is told of a
     process that does not listen. ``on_found`` is called for each peer, and again when its addresses change;
-    ``on_lost`` when it says good-bye, or nothing any more. Both in the event loop; they must not block.
+    ``on_lost`` when it says good-bye, or nothing any more; ``on_namesake``, now and then, for one that says
+    it is us, elsewhere. All in the event loop; they must not block.
     ``interfaces``: this computer's addresses to speak on.
     """
 
@@ -55,8 +56,11 @@ class LanDiscovery:
         own_id: str = "",
         listen_maddrs: tuple[str, ...] = (),
         interfaces: Callable[[], list[str]] = lan_addresses,
+        on_namesake: Callable[[LanPeer], None] = lambda peer: None,
     ) -> None:
         self.problem = ""
+        self._on_namesake = on_namesake
+        self._own_maddrs: set[str] = set()
         self._type = service_type(tag)
         self._on_found = on_found
         self._on_lost = on_lost
@@ -144,6 +148,7 @@ class LanDiscovery:
             self._zeroconf = AsyncZeroconf(interfaces=[*fours], ip_version=IPVersion.V4Only)
         await self._zeroconf.zeroconf.async_wait_for_start()
         maddrs = dialable_maddrs(self._listen_maddrs, addresses)
+        self._own_maddrs = set(maddrs)
         if self._own_id and maddrs:
             name = peer_name()
             info = ServiceInfo(
@@ -217,6 +222,8 @@ class LanDiscovery:
                 await AsyncServiceInfo(self._type, name).async_request(zeroconf, ASK_S * 1000)
             peer = read_txt(_texts(zeroconf, name), loopback=loopback, own=self._addresses)
         former = self._names.get(name)
+        if peer is not None and peer.peer_id == self._own_id and self._own_maddrs.isdisjoint(peer.maddrs):
+            self._on_namesake(peer)
         if peer is None or peer.peer_id == self._own_id or peer == former or name not in self._names:
             return
         self._names[name] = peer

@@ -182,6 +182,26 @@ async def test_strangers_cannot_feign_a_copy() -> None:
     assert directory.namesakes == []
 
 
+async def test_one_that_has_just_answered_elsewhere_is_a_copy_however_old_its_words() -> None:
+    """As of two machines that share a LAN and no directory."""
+    first, later = KeptDirectory(keeper := Keeper()), KeptDirectory(Keeper())
+    await first.announce(HERE)
+    later._keeper.now = keeper.now + 1
+    there = ("/ip4/8.8.8.1/tcp/1",)
+    later.met_namesake(there, await KeptDirectory(keeper, STRANGER).nodes(MODEL))
+    assert later.namesakes == [], "nothing is announced yet"
+    await later.announce(THERE)
+    assert [each.maddrs for each in later.namesakes] == [HERE.maddrs]
+    first.met_namesake(there, await first.nodes(MODEL))
+    first.met_namesake(("/ip4/10.0.0.1/tcp/1",), await first.nodes(MODEL))  # an address that we had before
+    assert first.namesakes == [], "nobody is his own copy"
+    first.met_namesake(("/ip4/9.9.9.1/tcp/1",), [])
+    (silent,) = first.namesakes
+    assert (silent.maddrs, silent.incarnation) == (("/ip4/9.9.9.1/tcp/1",), None)
+    first._keeper.now += TTL_S
+    assert first.namesakes == []
+
+
 def test_incarnations_travel() -> None:
     mark = Incarnation(1.5e9, "0123456789abcdef")
     told = decode(OURS.peer_id, encode_node(NodeInfo(**{**_fields(HERE), "incarnation": mark})))

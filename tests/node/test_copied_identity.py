@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from swarm_node.dht.memory import MemoryDirectory
+from swarm_node.dht.namesakes import Namesake
 from swarm_node.node import copied_identity
 from swarm_node.node.copied_identity import CopyWatch
 from swarm_node.swarm.errors import CopiedIdentityError, NetworkError
-from swarm_node.swarm.types import Incarnation, ModelRef, NodeInfo, NodeState, Span
+from swarm_node.swarm.types import Incarnation
 
 OWN = Incarnation(1000.0, "aa" * 8)
 EARLIER, LATER = replace(OWN, since=999.0), replace(OWN, since=1001.0)
@@ -34,12 +35,8 @@ class Mirror(MemoryDirectory):
         return self.own
 
     @property
-    def namesakes(self) -> list[NodeInfo]:
-        model = ModelRef("tiny", "ab" * 32, 4)
-        return [
-            NodeInfo("us", ("/ip4/9.9.9.1/tcp/1",), model, Span(0, 4), NodeState.ONLINE, incarnation=each)
-            for each in self.others
-        ]
+    def namesakes(self) -> list[Namesake]:
+        return [Namesake(("/ip4/9.9.9.1/tcp/1",), each) for each in self.others]
 
     async def look_for_namesakes(self) -> None:
         self.looks += 1
@@ -100,9 +97,18 @@ async def test_the_later_one_has_to_stop(node: Node) -> None:
 def test_before_it_is_announced_it_judges_nobody(node: Node) -> None:
     node.directory.own, node.directory.others = None, [EARLIER]
     node.watch.judge()
-    node.directory.own, node.directory.others = OWN, [None]
-    node.watch.judge()
     assert (node.events, node.watch.error) == ([], None)
+
+
+def test_one_that_only_answers_is_told_of_and_stops_nobody(node: Node) -> None:
+    node.directory.others = [None]
+    for _ in range(2):
+        node.watch.judge()
+    (event,) = node.events
+    assert "with this node's identity, at /ip4/9.9.9.1/tcp/1. Whichever began later stops" in str(
+        event["message"]
+    )
+    assert node.watch.error is None
 
 
 def test_an_identity_without_a_file_has_another_cure() -> None:

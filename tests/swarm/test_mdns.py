@@ -22,6 +22,7 @@ class Party:
 
     def __init__(self, tag: str, own_id: str = "", port: int = 0) -> None:
         self.told: asyncio.Queue[LanPeer | str] = asyncio.Queue()
+        self.namesakes: asyncio.Queue[LanPeer] = asyncio.Queue()
         self.addresses = ["127.0.0.1"]
         self.discovery = LanDiscovery(
             tag,
@@ -30,6 +31,7 @@ class Party:
             own_id=own_id,
             listen_maddrs=(f"/ip4/127.0.0.1/tcp/{port}",) if port else (),
             interfaces=lambda: self.addresses,
+            on_namesake=self.namesakes.put_nowait,
         )
 
     async def next(self) -> LanPeer | str:
@@ -68,6 +70,18 @@ async def test_peers_find_each_other_and_part(begin: Callable[..., Party]) -> No
     assert alice.discovery.peers == []
     assert reader.discovery.peers == [at_alice]
     assert stranger.told.empty()  # another swarm is not heard, and does not hear
+
+
+async def test_one_who_says_that_he_is_us_is_told_of(begin: Callable[..., Party]) -> None:
+    tag = secrets.token_hex(16)
+    alice, copy = begin(tag, ALICE, 4001), begin(tag, ALICE, 4002)
+    for party in (alice, copy):
+        await party.discovery.start()
+    async with asyncio.timeout(PATIENCE_S):
+        assert await alice.namesakes.get() == LanPeer(ALICE, ("/ip4/127.0.0.1/tcp/4002",))
+        assert await copy.namesakes.get() == LanPeer(ALICE, ("/ip4/127.0.0.1/tcp/4001",))
+    assert alice.told.empty(), "he is no peer"
+    assert alice.namesakes.empty(), "nor are we our own copy"
 
 
 async def test_a_new_network_is_taken_up_and_a_lost_one_given_up(

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from event_process import stop_all
 from harness import EXACT, Cli
 from local_swarm import NodeProcess, ProcessFailedError
 from nursery import Nursery
+from wan_lab_network import WanLab, why_not_here
 
 pytestmark = pytest.mark.swarm
 
@@ -71,6 +73,30 @@ def test_the_later_of_two_stops_and_the_first_one_serves(machines: Machines, tin
     (machines.folder / "two" / "serve-1.key").rename(machines.folder / "two" / "serve-1.key.copied")
     third = machines.start("two", *serve)
     assert third.wait_for("online")["peer_id"] != peer_id, "as the hint says"
+
+
+@pytest.mark.skipif(bool(why_not_here()), reason=f"no laboratory here: {why_not_here()}")
+def test_two_machines_alone_on_a_lan_find_out_too(tiny: Path, nursery: Nursery, tmp_path: Path) -> None:
+    """They do not meet in a directory: nobody dials himself."""
+    machines = Machines(tmp_path, nursery)
+    serve = ("serve", "--json", *SMALL, "--model", str(tiny))
+    with WanLab(multicast=True) as lab:
+        try:
+            lab.add("one")
+            with lab.inside("one"):
+                first = machines.start("one", *serve)
+            peer_id = first.wait_for("online")["peer_id"]
+            shutil.copytree(tmp_path / "one", tmp_path / "two")
+            lab.add("two")
+            with lab.inside("two"):
+                second = machines.start("two", *serve)
+            error = second.wait_for("error", timeout=120)
+            assert "another machine runs with this node's identity" in error["message"]
+            assert second.process.wait(30) == 8
+            assert first.wait_for("copied", timeout=60)["peer_id"] == peer_id
+            assert first.is_running
+        finally:
+            stop_all(machines.started)
 
 
 def test_a_node_that_is_killed_and_starts_again_is_no_copy(machines: Machines, tiny: Path) -> None:

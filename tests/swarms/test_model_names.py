@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,55 @@ def test_the_only_model_of_the_swarm_needs_no_name(place: Place, cli: Cli) -> No
     near = cli("generate", "--model", "tinny-a", *place.peers, *ASK)
     assert (near.returncode, near.stdout) == (3, "")
     assert near.stderr.splitlines()[-1].strip().startswith("Did you mean 'tiny-a'?")
+
+
+def test_a_second_model_of_a_name_takes_nobody_by_surprise(
+    place: Place, cli: Cli, nursery: Nursery, tmp_path: Path
+) -> None:
+    """One stranger announces another model under the name. Who has used the first one keeps it; a newcomer
+    is asked, since both are served from one place. What was said once is remembered, or pinned."""
+    first = json.loads(cli("generate", "--json", "--model", "tiny-a", *place.peers, *ASK[1:]).stdout)
+    assert "model_choice" not in first
+    other = tmp_path / "stranger" / "models" / "tiny-a"
+    other.mkdir(parents=True)
+    write_tiny_model(other, seed=7)
+    environment = {"SWARM_NODE_HOME": str(tmp_path / "stranger")}
+    stranger = NodeProcess(
+        ["serve", *NODE, *SMALL, "--model", str(other), *place.peers],
+        environment=environment,
+        launch=nursery.launch,
+    )
+    try:
+        stranger.wait_for("online")
+        again = json.loads(cli("generate", "--json", "--model", "tiny-a", *place.peers, *ASK[1:]).stdout)
+        assert again["model"] == first["model"]
+        assert again["text"] == first["text"]
+        assert (again["model_choice"]["reason"], again["model_choice"]["is_change"]) == ("used", False)
+
+        def anew(*words: str) -> subprocess.CompletedProcess[str]:
+            return nursery.run(
+                ["-m", "swarm_node.node.cli", *words],
+                environment={"SWARM_NODE_HOME": str(tmp_path / "newcomer"), "COLUMNS": "200"},
+                stdin="",
+                timeout=90,
+            )
+
+        refused = anew("generate", "--model", "tiny-a", *place.peers, *ASK)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "2 different models are called tiny-a" in refused.stderr
+        assert f"{first['model']} (1 node answers from 1 network)" in refused.stderr
+        pinned = anew("models", "pin", first["model"], *place.peers)
+        assert pinned.returncode == 0, pinned.stderr
+        chosen = anew("generate", "--json", "--model", "tiny-a", *place.peers, *ASK[1:])
+        assert json.loads(chosen.stdout)["model_choice"]["reason"] == "pinned"
+        assert json.loads(chosen.stdout)["text"] == first["text"]
+        assert anew("models", "unpin", "tiny-a").returncode == 0
+        remembered = json.loads(
+            anew("generate", "--json", "--model", "tiny-a", *place.peers, *ASK[1:]).stdout
+        )
+        assert remembered["model_choice"]["reason"] == "used"
+    finally:
+        stranger.stop()
 
 
 def test_an_idle_node_loads_what_is_asked_for(place: Place, cli: Cli) -> None:
