@@ -13,8 +13,10 @@ from typing import cast
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from ..shards.devices import DeviceChoice, choose_device
+from ..shards.known_models import default_known
 from ..swarm.addresses import all_loopback
 from ..swarm.types import Span
+from ..swarm.witnesses import Witnesses
 from .bootstrap import run_bootstrap
 from .cli_arguments import entry_of
 from .cli_auto import auto_line
@@ -76,7 +78,13 @@ async def run_serve(arguments: argparse.Namespace) -> None:
         def on_demand(node: Node) -> OnDemand:
             return OnDemand(
                 node,
-                ModelWishes(node.directory, node.peer_id, config.models),
+                ModelWishes(
+                    node.directory,
+                    node.peer_id,
+                    config.models,
+                    witnesses=Witnesses(node.transport),
+                    known=default_known(),
+                ),
                 lambda place: FoundModel(place.name, weights, display.on_progress, location=place),
                 home=source if config.model else None,
             )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..dht.directory import Directory
+from ..shards.known_models import KnownModels
 from ..shards.lookup import ModelLocation, resolve_name
 from ..shards.registry import LocalRegistry, default_registry
 from ..swarm.demand import Demand, Idle, next_model, tally
@@ -16,6 +17,7 @@ from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
 from ..swarm.names import ModelName, matching
 from ..swarm.types import NodeInfo
+from ..swarm.witnesses import Witnesses
 
 ANY = "any"
 """Among the allowed models: whatever is on this machine's disk, or shared by peers. Never the hub: a
@@ -37,7 +39,8 @@ class Wish:
 
 
 class ModelWishes:
-    """``allowed``: names of models that the owner named, or ``any`` among them. ``clock`` in seconds."""
+    """``allowed``: names of models that the owner named, or ``any`` among them. ``clock`` in seconds.
+    ``witnesses`` and ``known``: by whom and by what a name that several models have is decided."""
 
     def __init__(
         self,
@@ -47,8 +50,12 @@ class ModelWishes:
         *,
         registry: LocalRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
+        witnesses: Witnesses | None = None,
+        known: KnownModels | None = None,
     ) -> None:
         self._directory = directory
+        self._witnesses = witnesses
+        self._known = known
         self._peer_id = peer_id
         self._any = ANY in allowed
         self._allowed = [ModelName.parse(name) for name in allowed if name != ANY]
@@ -114,9 +121,14 @@ class ModelWishes:
         named, model = self._named(demand), demand.model
         try:
             return await resolve_name(
-                ModelName(model.name, model.digest), self._directory, self._registry, hub=False
+                ModelName(model.name, model.digest),
+                self._directory,
+                self._registry,
+                hub=False,
+                witnesses=self._witnesses,
+                known=self._known,
             )
         except SwarmError:
             if named is None:
                 raise
-            return await resolve_name(named, None, self._registry)
+            return await resolve_name(named, None, self._registry, known=self._known)

@@ -97,6 +97,10 @@ async def decide_name(
     members = witnesses is not None and witnesses.members
     if wanted.root and len(candidates) > 1:
         candidates = await _with_root(candidates, wanted.root, meant, index)
+    if used_digest in meant and len(candidates) > 1:  # its nodes are to be dialled in any case
+        mine = [each for each in candidates if each.identity == used_digest]
+        (mine[0],) = await _asked(mine, meant, index, witnesses)
+        candidates = mine + [each for each in candidates if each.identity != used_digest]
     hub = ""
     if needs_answers(candidates, used=used_digest):
         candidates, hub = await asyncio.gather(
@@ -184,7 +188,7 @@ class _Words:
             why += f"; also announced: {self._listed(others)}"
         sentence = f"{self.wanted} is {self._name(taken.identity)} here: {why}."
         if choice.before and self.used is not None:
-            sentence = f"{self._before(self.used)}; nobody announces that now. {sentence}"
+            sentence = f"{self._before(self.used)}; nobody serves that now. {sentence}"
         return NameDecision(str(self.wanted), ref, str(choice.reason), sentence, bool(choice.before))
 
     def pinned(self, ref: ModelRef, known: KnownModels | None) -> NameDecision:
@@ -194,11 +198,12 @@ class _Words:
 
     def undecided(self, candidates: Sequence[Candidate]) -> UsageError:
         ordered = in_order(candidates, members=self.members)
-        first = self._name(ordered[0].identity)
+        others = [each for each in ordered if self.used is None or self.used.digest != each.identity]
+        first = self._name((others or ordered)[0].identity)
         keep = f"`swarm-node models pin {first}` keeps that choice"
-        if len(candidates) == 1 and self.used is not None:
+        if self.used is not None:
             return UsageError(
-                f"{self._before(self.used)}; now another model is announced as such: {self._listed(ordered)}",
+                f"{self._before(self.used)}; now another model is announced as such: {self._listed(others)}",
                 hint=f"If that is right, say --model {first}; {keep}.",
             )
         more = " or others" if len(ordered) > _LISTED else ""

@@ -5,7 +5,8 @@ to answer from. So a model counts by the networks from which its nodes answer (`
 and where only members are let in, by the members that answer. In this order:
 
 1. what a trusted third party says it is: the hub, of one of its own names;
-2. what this machine has used under the name before, while somebody still announces it;
+2. what this machine has used under the name before, while somebody still announces it; where all of these
+   were asked and nobody answers, it is gone;
 3. the only one, if nothing else is announced, or nobody answers for anything else;
 4. the one for which nodes in ENOUGH networks answer, and in more than for any other name as near to what was
    said; a name that is nearer, but has one network alone, does not stand in front of it;
@@ -71,7 +72,8 @@ def choose(
     """
     for known, reason in ((hub, Reason.HUB), (used, Reason.USED)):
         for candidate in candidates:
-            if known and candidate.identity == known:
+            gone = reason is Reason.USED and candidate.is_silent and len(candidates) > 1
+            if known and candidate.identity == known and not gone:
                 return _choice(candidate, reason, candidates)
     chosen = _only(candidates) or _most(candidates, members)
     if chosen is None or not used:
@@ -81,10 +83,9 @@ def choose(
     return replace(chosen, before=used)
 
 
-def needs_answers(candidates: Sequence[Candidate], *, used: str = "", hub: str = "") -> bool:
+def needs_answers(candidates: Sequence[Candidate], *, used: str = "") -> bool:
     """Whether the choice depends on who answers."""
-    known = {used, hub} - {""}
-    if any(candidate.identity in known for candidate in candidates):
+    if any(each.identity == used and not each.is_silent for each in candidates):
         return False
     return len(candidates) > 1 or (len(candidates) == 1 and bool(used))
 

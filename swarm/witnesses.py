@@ -18,9 +18,9 @@ from .tasks import cancel_all
 from .transport import Transport
 from .types import ModelRef, NodeInfo, NodeState
 
-MOST_ASKED = 96
+MOST_ASKED = 192
 """Nodes that are dialled, of all models together."""
-AT_ONCE = 24
+AT_ONCE = 32
 ANSWER_S = 3.0
 """For one node to be dialled and to answer HELLO."""
 ALL_S = 8.0
@@ -47,7 +47,7 @@ class Witnesses:
         self._random = rng or random.SystemRandom()
 
     async def ask(self, nodes: Sequence[NodeInfo]) -> Answers:
-        """Ask as many of the nodes as the bounds allow, of every model in turn."""
+        """Ask as many of the nodes as the bounds allow, of every network in turn."""
         answers = Answers()
         by_model: dict[ModelRef, list[NodeInfo]] = {}
         for node in nodes:
@@ -63,8 +63,8 @@ class Witnesses:
             async with slots:
                 await _ask(pools[node.model], node, answers)
 
-        queues = [self._in_turn(of_model) for of_model in by_model.values()]
-        tasks = [asyncio.create_task(ask(node)) for node in _dealt(queues)[:MOST_ASKED]]
+        known = [node for of_model in by_model.values() for node in of_model]
+        tasks = [asyncio.create_task(ask(node)) for node in self._in_turn(known)[:MOST_ASKED]]
         try:
             if tasks:
                 await asyncio.wait(tasks, timeout=ALL_S)
@@ -77,11 +77,13 @@ class Witnesses:
         return answers
 
     def _in_turn(self, nodes: Iterable[NodeInfo]) -> list[NodeInfo]:
-        """One of each network that they name, by chance, then the next of each."""
-        groups: dict[str, list[NodeInfo]] = {}
+        """One of each network that they name, by chance, then the next of each, of another model if there is
+        one: whoever announces a hundred models from one network has one turn in each round."""
+        groups: dict[str, dict[ModelRef, list[NodeInfo]]] = {}
         for node in self._random.sample(found := list(nodes), len(found)):
-            groups.setdefault(min(groups_of(node.maddrs), default=UNKNOWN), []).append(node)
-        return _dealt(list(groups.values()))
+            group = groups.setdefault(min(groups_of(node.maddrs), default=UNKNOWN), {})
+            group.setdefault(node.model, []).append(node)
+        return _dealt([_dealt(list(by_model.values())) for by_model in groups.values()])
 
 
 def _dealt(queues: Sequence[Sequence[NodeInfo]]) -> list[NodeInfo]:

@@ -161,7 +161,7 @@ async def test_what_was_used_stays_and_its_successor_needs_two_networks(world: W
         "announced as such: demo@cd34cd34cd34 (2 nodes answer from 1 network)"
     )
     assert "--model demo@cd34cd34cd34; " in error.hint
-    await world.add(TRUE, "8.8.8.1", mute=True)
+    await world.add(TRUE, "8.8.8.1")
     found = await world.find()
     assert found.ref == TRUE
     assert found.decision is not None
@@ -172,6 +172,26 @@ async def test_what_was_used_stays_and_its_successor_needs_two_networks(world: W
     assert (await world.find()).ref == LIE, "a person said so, and it answered"
 
 
+async def test_a_record_that_keeps_a_model_alive_which_nobody_serves_hides_no_successor(world: World) -> None:
+    world.known.note_used("demo", TRUE.digest)
+    await world.add(TRUE, "9.9.9.1", mute=True)
+    await world.add(LIE, "8.8.8.1")
+    assert "when this machine used it last" in (await world.refusal()).message, "one network is not enough"
+    await world.add(LIE, "7.7.7.1")
+    found = await world.find()
+    assert found.ref == LIE
+    assert found.decision is not None
+    assert found.decision.is_change
+
+
+async def test_a_hundred_models_of_one_network_keep_nobody_from_being_asked(world: World) -> None:
+    for number in range(300):
+        await world.add(ModelRef("demo", f"{number:064x}", 4), f"9.9.9.{number % 250}")
+    await world.add(TRUE, "8.8.8.1", "7.7.7.1")
+    assert (await world.find()).ref == TRUE
+    assert len(world.dialled) <= bounds.MOST_ASKED
+
+
 async def test_a_change_is_said_loudly(world: World) -> None:
     world.known.note_used("demo", TRUE.digest)
     await world.add(LIE, "9.9.9.1", "8.8.8.1")
@@ -179,7 +199,7 @@ async def test_a_change_is_said_loudly(world: World) -> None:
     assert decision is not None
     assert decision.is_change
     assert decision.sentence == (
-        "demo was demo@ab12ab12ab12 when this machine used it last, on 2026-11-20; nobody announces that "
+        "demo was demo@ab12ab12ab12 when this machine used it last, on 2026-11-20; nobody serves that "
         "now. demo is demo@cd34cd34cd34 here: 2 nodes answer from 2 networks."
     )
 

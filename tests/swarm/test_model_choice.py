@@ -155,20 +155,21 @@ def test_a_nearer_name_is_taken_where_it_is_not_one_network_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "used", "hub", "asks"),
+    ("names", "used", "asks"),
     [
-        (["a"], "", "", False),
-        (["a"], "a", "", False),
-        (["a"], "b", "", True),
-        (["a", "b"], "", "", True),
-        (["a", "b"], "b", "", False),
-        (["a", "b"], "", "a", False),
-        ([], "a", "", False),
+        (["a"], "", False),
+        (["a"], "a", False),
+        (["a"], "b", True),
+        (["a", "b"], "", True),
+        (["a", "b"], "b", False),
+        ([], "a", False),
     ],
 )
-def test_nobody_is_dialled_for_what_is_known(names: list[str], used: str, hub: str, asks: bool) -> None:
+def test_nobody_is_dialled_for_what_is_known(names: list[str], used: str, asks: bool) -> None:
     candidates = [Candidate(name) for name in names]
-    assert needs_answers(candidates, used=used, hub=hub) is asks
+    assert needs_answers(candidates, used=used) is asks
+    silent = [Candidate(name, is_silent=name == used) for name in names]
+    assert needs_answers(silent, used=used) is (len(names) > 1 or asks or used in names)
 
 
 def test_people_read_first_what_most_vouch_for() -> None:
