@@ -15,7 +15,7 @@ from ..swarm.health import PeerHealth
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, Span
 from .piece_cache import PieceCache
-from .piece_manifest import PieceManifest
+from .piece_manifest import PieceManifest, piece_size_for
 from .piece_server import PieceShelf
 from .piece_store import PieceStore
 from .piece_swarm import FetchSettings, FetchStatistics, LastResort, Nodes, PieceSwarm
@@ -184,12 +184,19 @@ class ModelFetch:
         return store.folder
 
     def _check(self, manifest: PieceManifest) -> None:
-        """Before anything else is fetched: whether these are the files of the model."""
+        """Before anything else is fetched: whether these are the files of the model, cut as everybody cuts
+        them. Other pieces of the same files have another root, so those who have it would be refused."""
         digest = manifest.identity.digest
         if self.model.digest not in ("", digest):
             raise ModelMismatchError(
                 f"what peers share as {self.model.name} under {self.root[:12]} is another model: "
                 f"its digest is {digest[:12]}, not {self.model.digest[:12]}",
+                hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
+            )
+        if manifest.piece_size != (usual := piece_size_for(manifest.total_bytes)):
+            raise ModelMismatchError(
+                f"what peers share as {self.model.name} under {self.root[:12]} is cut into pieces of "
+                f"{manifest.piece_size} bytes, not {usual}",
                 hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
             )
 

@@ -13,6 +13,7 @@ import torch
 from gguf_files import write_gguf_llama
 from safetensors.torch import save_file
 
+from swarm_node.shards import piece_manifest
 from swarm_node.shards.backend import KvMemory, SpanBackend
 from swarm_node.shards.hf_config import hf_config
 from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
@@ -35,8 +36,16 @@ TINY: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+PIECE = 16 * 1024
 HFLlama = Callable[..., Path]
 GGUFLlama = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where peers share models: these are small here, and have many pieces all the same."""
+    if hasattr(request.module, "PieceWorld"):
+        monkeypatch.setattr(piece_manifest, "USUAL_PIECE", PIECE)
 
 
 class Sessions:

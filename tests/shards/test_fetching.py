@@ -10,7 +10,7 @@ import pytest
 import torch
 from piece_swarms import PIECE, SOON, PieceWorld
 
-from swarm_node.shards import checked_pieces, piece_manifest
+from swarm_node.shards import checked_pieces
 from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
 from swarm_node.shards.manifest import needed_tensors
 from swarm_node.shards.mapped_file import AbsentError
@@ -24,11 +24,7 @@ from swarm_node.swarm.types import Span
 
 
 @pytest.fixture
-async def gguf_world(
-    gguf_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[PieceWorld]:
-    """In small pieces: those of a GGUF file are part of what its digest says."""
-    monkeypatch.setattr(piece_manifest, "USUAL_PIECE", PIECE)
+async def gguf_world(gguf_llama: Callable[..., Path], tmp_path: Path) -> AsyncIterator[PieceWorld]:
     world = PieceWorld(gguf_llama("F32"), tmp_path / "peers")
     yield world
     await world.close()
@@ -193,9 +189,12 @@ async def test_a_peer_with_holes_shares_none_of_them(world: PieceWorld) -> None:
 _FETCHER = """
 import asyncio, sys
 from pathlib import Path
-from piece_swarms import PieceWorld
+from piece_swarms import PIECE, PieceWorld
+from swarm_node.shards import piece_manifest
 from swarm_node.shards.rate_cap import RateCap
 from swarm_node.swarm.types import Span
+
+piece_manifest.USUAL_PIECE = PIECE
 
 async def main():
     world = PieceWorld(Path(sys.argv[1]), Path(sys.argv[2]))

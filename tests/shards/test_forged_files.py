@@ -137,6 +137,19 @@ async def test_after_a_forger_the_honest_are_believed(world: PieceWorld, name: s
     assert (path / "files" / LARGE).read_bytes() == (world.model / LARGE).read_bytes()
 
 
+async def test_other_pieces_of_the_right_files_are_another_root_for_them_and_refused(
+    world: PieceWorld,
+) -> None:
+    peer = await world.peer("origin")
+    manifest = manifest_of(world.model, piece_size=2 * PIECE)
+    assert manifest.identity.digest == world.ref.digest
+    peer.shelf.put(WholeFiles(manifest, model_files(world.model)))
+    peer.root = manifest.root
+    async with world.fetch(await world.peer("cold"), settings=IMPATIENT) as fetch:
+        with pytest.raises(ModelMismatchError, match="cut into pieces of 32768 bytes"):
+            await fetch.fetch(None, client=False)
+
+
 async def test_a_root_that_a_person_named_is_not_replaced(world: PieceWorld) -> None:
     peer = await forger(world, LARGE)
     await world.origin()
