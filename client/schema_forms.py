@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ..swarm.errors import UsageError
 from .json_schema import (
@@ -44,6 +44,8 @@ _UNPROMISED = frozenset(
     ("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames")
     + ("dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties")
 )
+_MAX_REFERENCES = 8
+"""From one to the next."""
 _ANYTHING: tuple[object, ...] = (True, {})
 _SHAPE = frozenset(("$ref", "$anchor", "type", "const", "enum", "required")) | NAMED | MANY | ONE
 _TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean", "null"))
@@ -53,7 +55,7 @@ def plain(schema: Any, *, lenient: bool = False) -> Any:
     """The schema without what says nothing. What is no schema stays as it is, to be refused by name; if
     ``lenient``, it goes, together with what cannot be promised. Raises UsageError for one too deep."""
     check_depth(schema)
-    cleaned = _Cleaner(_ids("", schema), lenient).cleaned(schema)
+    cleaned = _Cleaner(schema, lenient).cleaned(schema)
     return _with_living_references(cleaned) if lenient else cleaned
 
 
@@ -68,10 +70,11 @@ def shape(schema: Any) -> Any:
 
 
 class _Cleaner:
-    """``ids``: where the schemas with a name of their own are, which references may call them by."""
+    """``root``: the whole schema, to which references in it lead."""
 
-    def __init__(self, ids: Mapping[str, str], lenient: bool) -> None:
-        self._ids = ids
+    def __init__(self, root: object, lenient: bool) -> None:
+        self._root = root
+        self._ids = _ids("", root)  # places of the schemas that references may call by a name of their own
         self._lenient = lenient
 
     def cleaned(self, schema: object) -> object:
@@ -89,9 +92,28 @@ class _Cleaner:
             found = _named_properties(found)
         if self._lenient:
             found.pop("propertyNames", None)
-            if "anyOf" not in found and "oneOf" in found:
-                found = {"anyOf" if key == "oneOf" else key: value for key, value in found.items()}
+        forms = found.get("oneOf")
+        if isinstance(forms, list) and "anyOf" not in found and (self._lenient or self._are_apart(forms)):
+            found = {"anyOf" if key == "oneOf" else key: value for key, value in found.items()}
         return found
+
+    def _are_apart(self, forms: list[Any]) -> bool:
+        """Whether they are objects of which each names another value for the same property: no value fits
+        two."""
+        tags = [_tags(self._referred(form)) for form in forms]
+        for name in frozenset.intersection(*(frozenset(each) for each in tags)) if tags else ():
+            values = [value for each in tags for value in each[name]]
+            if len(set(values)) == len(values):
+                return True
+        return False
+
+    def _referred(self, schema: object) -> object:
+        """Where a schema that only refers to another leads."""
+        for _ in range(_MAX_REFERENCES):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                return schema
+            schema = _at(self._root, schema["$ref"])
+        return None
 
     def _stays(self, schema: Mapping[str, Any], key: str, value: object) -> bool:
         if key in ANNOTATIONS or (key.startswith("x-") and key != "x-guidance"):
@@ -133,6 +155,33 @@ class _Cleaner:
         if key == "required" and self._lenient:
             return [name for name in value if isinstance(name, str)]
         return _below(key, value, self.cleaned)
+
+
+def _at(root: object, reference: object) -> object:
+    """What a JSON pointer leads to in the schema; None for nothing."""
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return root if reference == "#" else None
+    for part in unquote(reference[2:]).split("/"):
+        key = part.replace("~1", "/").replace("~0", "~")
+        root = root.get(key) if isinstance(root, dict) else None
+    return root
+
+
+def _tags(schema: object) -> dict[str, list[str]]:
+    """Of a schema of objects, the texts that a property may have which must be there."""
+    if not isinstance(schema, dict) or schema.get("type") != "object" or schema.get("nullable"):
+        return {}
+    properties, required = schema.get("properties"), schema.get("required")
+    found: dict[str, list[str]] = {}
+    if not isinstance(required, list) or not isinstance(properties, dict):
+        return {}
+    for name in required:
+        inner = properties.get(name) if isinstance(name, str) else None
+        if isinstance(inner, dict) and not inner.get("nullable"):
+            values = [inner["const"]] if "const" in inner else inner.get("enum")
+            if isinstance(values, list) and all(isinstance(value, str) for value in values):
+                found[name] = values
+    return found
 
 
 def _below(key: str, value: Any, change: Callable[[object], object]) -> Any:

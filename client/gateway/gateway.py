@@ -99,7 +99,8 @@ class Gateway:
 
     async def model(self, call: Call) -> None:
         self._check(call)
-        await call.reply(to_json(await self.offers.one(call.scope["path_params"]["name"])))
+        name = call.scope["path_params"]["name"]
+        await call.reply(to_json(await (self.offers.one(name) if name else self.offers.listing())))
 
     async def chat(self, call: Call) -> None:
         await self._answer(call, read_chat, self._chat_job)

@@ -46,6 +46,30 @@ FORMS: list[tuple[object, object]] = [
     ),
     ({"$id": "Node", "items": {"$ref": "Node"}}, {"items": {"$ref": "#"}}),
 ]
+TAGGED: dict[str, Any] = {
+    "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+    "$defs": {
+        "cat": {"type": "object", "properties": {"kind": {"const": "cat"}}, "required": ["kind"]},
+        "dog": {"type": "object", "properties": {"kind": {"enum": ["dog", "wolf"]}}, "required": ["kind"]},
+    },
+}
+
+
+def test_forms_that_a_property_tells_apart_are_any_of_them() -> None:
+    assert plain(TAGGED) == {"anyOf": TAGGED["oneOf"], "$defs": TAGGED["$defs"]}
+    for name, change in (
+        ("cat", {"required": []}),
+        ("cat", {"type": ["object", "null"]}),
+        ("dog", {"properties": {"kind": {"enum": ["dog", "cat"]}}}),
+        ("dog", {"properties": {"sort": {"const": "dog"}}}),
+        ("dog", {"nullable": True}),
+    ):
+        definitions = {**TAGGED["$defs"], name: {**TAGGED["$defs"][name], **change}}
+        assert "oneOf" in plain({**TAGGED, "$defs": definitions})
+    loop = {"oneOf": [{"$ref": "#"}, {"$ref": "#/$defs/none"}, {"$ref": 3}]}
+    assert plain(loop) == loop
+
+
 LENIENT: list[tuple[object, object]] = [
     ({"not": {}, "uniqueItems": True, "surprise": 1, "x-guidance": {}}, {}),
     ({"pattern": "^(?=a)", "format": "iri", "maxLength": 3}, {"maxLength": 3}),
@@ -112,6 +136,7 @@ LEAVES = st.sampled_from(
         *({"type": "array", "uniqueItems": True}, {"not": {"type": "string"}}, {"pattern": "^(?!b)"}),
         *({"required": ["a"]}, {"propertyNames": {"enum": ["a"]}}, {"contains": {"const": 1}}),
         *({"uniqueItems": False, "title": "t"}, {"dependentRequired": {"a": ["b"]}}, {"maxProperties": 1}),
+        *({"type": "object", "properties": {"a": {"const": each}}, "required": ["a"]} for each in "ab"),
         *({"$ref": "#/$defs/d"}, {"if": {"type": "string"}, "then": {"const": "a"}}, {"minItems": 1}),
     ]
 )

@@ -196,3 +196,20 @@ def test_only_text_can_be_gone_on_with() -> None:
             render("x", [{"role": "assistant", "content": content}], continue_final_message=True)
     with pytest.raises(UsageError, match="does not show it"):
         render("x", [{"role": "assistant", "content": "x"}], continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0].content }}|", "|"),
+        ("{{ messages[0]['content'] + '|' }}", "|"),
+        ("{% if messages[0]['content'] is none %}nothing{% endif %}", "nothing"),
+        ("{% if messages[0].content is not none and 1 %}{{ messages[0].content }}{% endif %}", ""),
+        ("{% set m = messages[0] %}{% if m.content is string %}x{% endif %}{{ m.content }}", "None"),
+    ],
+)
+def test_a_message_that_only_calls_says_nothing_as_the_template_can_take_it(source: str, text: str) -> None:
+    call = {"function": {"name": "f", "arguments": {}}}
+    chat = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    template = ChatTemplate(source, SPECIAL)
+    assert template.render_apart(chat, add_generation_prompt=True) == (text, [])
