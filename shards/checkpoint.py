@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,12 +12,12 @@ from ..swarm.errors import CheckpointError, UsageError
 from ..swarm.types import ModelRef, Span
 from .config import ModelConfig
 from .digest import ModelIdentity
-from .file_hashes import Progress
+from .file_hashes import FileState, Progress
 from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
 from .hf_tensors import checked_tensors
 from .manifest import TensorInfo, TensorSource
-from .piece_hashing import identity_and_root, model_identity
+from .piece_hashing import identity_and_root, model_files, model_identity
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
 from .safetensors_reader import open_directory
@@ -44,12 +44,14 @@ class Checkpoint:
         make_tokenizer: Callable[[], Tokenizer],
         identity: ModelIdentity,
         root: str = "",
+        files: Sequence[FileState] = (),
     ) -> None:
-        """``root``: of the files' piece manifest, where it is known."""
+        """``root``: of the files' piece manifest, where it is known. ``files``: as they were hashed."""
         self.config = config
         self.identity = identity
         self.ref = ModelRef(name, identity.digest, config.n_blocks, identity.brief, root)
         self._source = source
+        self._files = files
         self._make_tokenizer = make_tokenizer
         self._tokenizer: Tokenizer | None = None
 
@@ -72,8 +74,17 @@ class Checkpoint:
         return self._tokenizer
 
     def release(self) -> None:
-        """Give the file pages read so far back, once the weights were copied out of them."""
+        """Give the file pages read so far back, once the weights were copied out of them.
+
+        CheckpointError where somebody has written into a file since it was hashed: then these are weights of
+        another model.
+        """
         self._source.release()
+        for file in self._files:
+            if file.is_overwritten():
+                raise CheckpointError(
+                    f"{file.path} changed while it was loaded", hint="Start again when it is written."
+                )
 
     def close(self) -> None:
         self._source.close()
@@ -146,10 +157,13 @@ def _open_directory(directory: Path, pieces: bool, progress: Progress | None) ->
     )
 
 
-def _identified(path: Path, pieces: bool, progress: Progress | None) -> tuple[ModelIdentity, str]:
+def _identified(
+    path: Path, pieces: bool, progress: Progress | None
+) -> tuple[ModelIdentity, str, list[FileState]]:
+    files = [FileState.of(file) for file in model_files(path).values()]
     if pieces:
-        return identity_and_root(path, progress=progress)
-    return model_identity(path, progress=progress), ""
+        return *identity_and_root(path, progress=progress), files
+    return model_identity(path, progress=progress), "", files
 
 
 def directory_config(directory: Path) -> ModelConfig:

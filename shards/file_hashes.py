@@ -94,6 +94,17 @@ class FileState:
         times = (status.st_mtime_ns, status.st_ctime_ns)
         return cls(str(path.resolve()), status.st_dev, status.st_ino, status.st_size, *times)
 
+    def is_overwritten(self) -> bool:
+        """Whether somebody has written into this very file since. One that was moved, removed or replaced by
+        another is what it was to whoever has it open."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        if (status.st_dev, status.st_ino) != (self.device, self.inode):
+            return False
+        return (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+
 
 @contextmanager
 def hashing_watched(progress: Progress | None = None) -> Iterator[None]:

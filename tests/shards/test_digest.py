@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +159,31 @@ def test_a_manifest_says_of_which_model_it_is(whole: Path, gguf_llama: Callable[
             assert manifest_of(path).identity == checkpoint.identity
     small = manifest_of(whole, piece_size=16 * 1024)  # in other pieces it is the same model
     assert small.identity == model_identity(whole)
+
+
+@pytest.mark.parametrize("change", ["overwrite", "move", "replace", "remove"])
+def test_weights_that_change_between_hashing_and_loading_are_not_served(whole: Path, change: str) -> None:
+    path = whole / "model-00002-of-00002.safetensors"
+    with open_checkpoint(str(whole)) as checkpoint:
+        checkpoint.release()
+        time.sleep(0.02)  # times of change have the kernel's tick
+        match change:
+            case "overwrite":
+                with path.open("r+b") as file:
+                    file.seek(-1, os.SEEK_END)
+                    file.write(b"x")
+                with pytest.raises(CheckpointError, match="changed while it was loaded"):
+                    checkpoint.release()
+                return
+            case "move":
+                path.rename(path.with_name("elsewhere"))
+            case "replace":
+                other = path.with_name("other")
+                other.write_bytes(bytes(path.stat().st_size))
+                other.replace(path)
+            case "remove":
+                path.unlink()
+        checkpoint.release()  # what is open is what was hashed
 
 
 def test_a_directory_that_lacks_a_shard_has_no_identity(whole: Path) -> None:
