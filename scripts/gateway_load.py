@@ -23,12 +23,12 @@ DESCRIPTION = """\
 Starts a swarm and a gateway as processes of their own, and measures in one run:
 
   strangers  the longest pause of a running stream, and the time of a short answer: alone, while one client
-             posts a text of 1.8 MB, and while four post texts of 2 MB again and again. All are refused.
+             posts a text of 1.8 MB, and while 4 or 12 post texts of 2 MB again and again. All are refused.
   choices    one request with a long prompt that nobody holds yet, with n = 1, 2 and 8.
   beginnings eight requests at once that share a long system prompt: time to first token, tokens computed.
 """
-LARGE, LARGER = "ab " * 600_000, "ab " * 690_000
-"""Texts that no context holds."""
+LARGE, LARGER, SPACES = "ab " * 600_000, "ab " * 690_000, " " * 2_000_000
+"""Texts that no context holds; of spaces a token covers so many that nearly all must be looked at to know."""
 SYSTEM_WORDS, LONG_WORDS = 950, 1400
 """Of prompts that do fit: about as many tokens."""
 PARTS = ("strangers", "choices", "beginnings")
@@ -72,7 +72,9 @@ class GatewayLoad:
     async def strangers(self) -> dict[str, Any]:
         await self._answer(chat(question(0), 8))  # links and caches are warm
         report: dict[str, Any] = {}
-        for name, posters, text in (("alone", 0, ""), ("one 1.8 MB", 1, LARGE), ("four 2 MB", 4, LARGER)):
+        cases = [("alone", 0, ""), ("one 1.8 MB", 1, LARGE), ("four 2 MB", 4, LARGER)]
+        cases += [("four 2 MB of spaces", 4, SPACES), ("twelve 2 MB of spaces", 12, SPACES)]
+        for name, posters, text in cases:
             report[name] = await self._beside(posters, text, again=posters > 1)
         return report
 

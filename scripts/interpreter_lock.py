@@ -118,6 +118,7 @@ def _bodies() -> Iterator[tuple[str, Call]]:
     yield "json.loads, 2 MB: long floats", lambda: json.loads(numbers)
     digits = b'{"prompt":[' + b",".join([b"9" * 4300] * (BODY // 4301)) + b"]}"
     yield "json.loads, 2 MB: numbers of 4300 digits", lambda: json.loads(digits)
+    yield "read a body, 2 MB: numbers of 4300 digits", lambda: _read(digits, read_completion)
     for count in (BODY // 11, 2**16):
         names = b"{" + b",".join(b'"%d":0' % number for number in range(count)) + b"}"
         yield f"json.loads: {count} names", lambda names=names: json.loads(names)

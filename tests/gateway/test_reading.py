@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,6 +74,20 @@ async def test_who_hangs_up_while_a_prompt_is_read_ends_the_reading(serve: Serve
     await until(lambda: tokenizer.given_up == 1)
     assert served.gateway._readings.held == 0
     assert served.gateway.admission.requests == 0
+
+
+async def test_a_template_that_others_kill_costs_its_request_nothing(serve: Serve) -> None:
+    tokenizer = TemplateTokenizer()
+    served = await serve(tokenizer=tokenizer)
+    assert (await served.chat(max_tokens=1)).status_code == 200
+    child = tokenizer._template._process._child
+    assert child is not None
+    os.kill(child._process.pid, signal.SIGSTOP)
+    asked = asyncio.create_task(served.chat(max_tokens=1))
+    await until(lambda: served.gateway._readings.held > 0)
+    os.kill(child._process.pid, signal.SIGKILL)
+    assert (await asked).status_code == 200
+    assert (await served.chat(max_tokens=1)).status_code == 200
 
 
 async def test_bodies_are_bounded_together_and_who_holds_most_loses(

@@ -216,3 +216,9 @@ def test_outside_of_strings_only_the_structure_is_left(value: object) -> None:
 
     text = json.dumps(value, separators=(",", ":"))
     assert bodies._outside_strings(text.encode()).decode() == structure(value)
+
+
+@pytest.mark.parametrize("digits", [3, 63, 64, 65, 4000])
+def test_long_numbers_are_read_exactly(digits: int) -> None:
+    value = {"a": [-int("9" * digits), int("1" * digits)], "b": "7" * digits, "c": 1.5}
+    assert parse_json(json.dumps(value).encode()) == value
