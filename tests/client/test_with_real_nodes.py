@@ -437,6 +437,19 @@ async def test_one_that_announces_itself_as_the_base_is_refused(swarm: Swarm, tm
     assert raised.value.hint
 
 
+async def test_where_only_a_fine_tune_is_served_the_base_is_told_what_differs(
+    swarm: Swarm, tmp_path: Path
+) -> None:
+    base, swarm.folder = swarm.folder, fine_tuned(swarm.folder, tmp_path / swarm.folder.name)
+    await swarm.serve(a=Span(0, 4))
+    swarm.folder = base
+    model = await swarm.client()
+    with pytest.raises(
+        ModelMismatchError, match=r"another model is announced: .*; they differ in the weights"
+    ):
+        await model.generate(PROMPT, **OPTIONS)
+
+
 def fine_tuned(folder: Path, copy: Path) -> Path:
     """Its value projection in the last block differs; what was sampled once did not."""
     shutil.copytree(folder, copy)
