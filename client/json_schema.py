@@ -70,17 +70,14 @@ class _Seen:
     anchors: set[str] = field(default_factory=set)
     references: list[tuple[str, str]] = field(default_factory=list)  # (place, reference)
     multiples: list[Fraction] = field(default_factory=list)  # values of multipleOf
-    characters: int = 0  # of the places
 
 
 def check_schema(schema: object) -> None:
     """Raises UsageError, naming the place, for a JSON value that is no schema we can promise to keep to."""
     _check_size(schema)
     seen = _Seen()
-    waiting: list[tuple[str, object]] = [("", schema)]
-    while waiting:
-        place, schema = waiting.pop()
-        waiting += _visit(place, schema, seen)
+    for place, inner in walk(schema):
+        _visit(place, inner, seen)
     for place, reference in seen.references:
         if not refers_to(reference, seen.places, seen.anchors):
             raise UsageError(
@@ -96,8 +93,23 @@ def refers_to(reference: str, places: AbstractSet[str], anchors: AbstractSet[str
     return reference.startswith("#") and target in (anchors if target and target[0] != "/" else places)
 
 
-def subschemas(place: str, schema: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """The schemas in a schema, with their places."""
+def walk(schema: object) -> Iterator[tuple[str, object]]:
+    """A schema and all schemas in it, with their places. Raises UsageError where the places are too long."""
+    waiting: list[tuple[str, object]] = [("", schema)]
+    characters = 0
+    while waiting:
+        place, schema = waiting.pop()
+        yield place, schema
+        for inner in _subschemas(place, schema) if isinstance(schema, dict) else ():
+            characters += len(inner[0])
+            if characters > MAX_PLACES:
+                raise UsageError(
+                    "the schema's names are too long", hint="Shorten those that many schemas are under."
+                )
+            waiting.append(inner)
+
+
+def _subschemas(place: str, schema: dict[str, Any]) -> Iterator[tuple[str, object]]:
     for keyword, value in schema.items():
         below = f"{place}/{_escape(keyword)}"
         if keyword in MANY and isinstance(value, list):
@@ -133,11 +145,8 @@ def check_multiples(multiples: list[Fraction]) -> None:
         )
 
 
-def _visit(place: str, schema: object, seen: _Seen) -> Iterator[tuple[str, object]]:
-    """Check one schema; the schemas in it, with their places."""
-    seen.characters += len(place)
-    if seen.characters > MAX_PLACES:
-        raise UsageError("the schema's names are too long", hint="Shorten those that many schemas are under.")
+def _visit(place: str, schema: object, seen: _Seen) -> None:
+    """Check one schema."""
     seen.places.add(place)
     if isinstance(schema, bool):
         return
@@ -159,7 +168,6 @@ def _visit(place: str, schema: object, seen: _Seen) -> Iterator[tuple[str, objec
         ):
             kind = "a list" if keyword in MANY else "an object"
             raise UsageError(f"{keyword} at {_show(place)} of the schema is not {kind} of schemas")
-    yield from subschemas(place, schema)
 
 
 def _check_keyword(place: str, keyword: str, schema: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from .json_schema import (
     is_possible_pattern,
     listed,
     refers_to,
-    subschemas,
+    walk,
 )
 
 ANNOTATIONS = frozenset(
@@ -44,6 +44,8 @@ _UNPROMISED = frozenset(
     ("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames")
     + ("dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties")
 )
+_MAX_FORMS = 64
+"""That are told apart, properties of each that may do it, and values of those."""
 _MAX_REFERENCES = 8
 """From one to the next."""
 _ANYTHING: tuple[object, ...] = (True, {})
@@ -74,7 +76,7 @@ class _Cleaner:
 
     def __init__(self, root: object, lenient: bool) -> None:
         self._root = root
-        self._ids = _ids("", root)  # places of the schemas that references may call by a name of their own
+        self._ids = _ids(root)  # places of the schemas that references may call by a name of their own
         self._lenient = lenient
 
     def cleaned(self, schema: object) -> object:
@@ -100,6 +102,8 @@ class _Cleaner:
     def _are_apart(self, forms: list[Any]) -> bool:
         """Whether they are objects of which each names another value for the same property: no value fits
         two."""
+        if len(forms) > _MAX_FORMS:
+            return False
         tags = [_tags(self._referred(form)) for form in forms]
         for name in frozenset.intersection(*(frozenset(each) for each in tags)) if tags else ():
             values = [value for each in tags for value in each[name]]
@@ -135,7 +139,9 @@ class _Cleaner:
             case "unevaluatedItems" | "unevaluatedProperties":
                 return value in _ANYTHING
             case "propertyNames":
-                return self.cleaned(value) in (*_ANYTHING, {"type": "string"})
+                said = value.items() if isinstance(value, dict) else ()
+                kept = {name: inner for name, inner in said if name not in ANNOTATIONS}
+                return value is True or (isinstance(value, dict) and kept in ({}, {"type": "string"}))
             case "dependencies" | "dependentRequired" | "dependentSchemas":
                 return value == {}
             case "if":
@@ -175,11 +181,15 @@ def _tags(schema: object) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if not isinstance(required, list) or not isinstance(properties, dict):
         return {}
-    for name in required:
+    for name in required[:_MAX_FORMS]:
         inner = properties.get(name) if isinstance(name, str) else None
         if isinstance(inner, dict) and not inner.get("nullable"):
             values = [inner["const"]] if "const" in inner else inner.get("enum")
-            if isinstance(values, list) and all(isinstance(value, str) for value in values):
+            if (
+                isinstance(values, list)
+                and len(values) <= _MAX_FORMS
+                and all(isinstance(value, str) for value in values)
+            ):
                 found[name] = values
     return found
 
@@ -285,18 +295,14 @@ def _named_properties(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _ids(place: str, schema: object) -> dict[str, str]:
+def _ids(schema: object) -> dict[str, str]:
     """Places of the schemas that have a name of their own, by name."""
     found: dict[str, str] = {}
-    waiting: list[tuple[str, object]] = [(place, schema)]
-    while waiting:
-        place, schema = waiting.pop()
-        if isinstance(schema, dict):
-            for key in ("$id", "id"):
-                name = schema.get(key)
-                if isinstance(name, str) and name and not name.startswith("#/"):
-                    found.setdefault(name, place)
-            waiting += subschemas(place, schema)
+    for place, inner in walk(schema):
+        for key in ("$id", "id") if isinstance(inner, dict) else ():
+            name = inner.get(key) if isinstance(inner, dict) else None
+            if isinstance(name, str) and name and not name.startswith("#/"):
+                found.setdefault(name, place)
     return found
 
 
@@ -305,14 +311,11 @@ def _with_living_references(schema: object) -> object:
     places: set[str] = set()
     anchors: set[str] = set()
     multiples: list[Fraction] = []
-    waiting: list[tuple[str, object]] = [("", schema)]
-    while waiting:
-        place, inner = waiting.pop()
+    for place, inner in walk(schema):
         places.add(place)
         if isinstance(inner, dict):
             anchors |= {inner["$anchor"]} if "$anchor" in inner else set()
             multiples += [exact(inner["multipleOf"])] if "multipleOf" in inner else []
-            waiting += subschemas(place, inner)
     gone = set() if _can_be_joined(multiples) else {"multipleOf"}
 
     def living(inner: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class ControlTokens:
 
 def free_characters(count: int, source: str, values: Any) -> str:
     """So many characters without a meaning that are neither in ``source`` nor in any text of ``values``."""
-    used = {character for text in (source, *_texts(values)) for character in text}
+    used = set(source).union(*_texts(values))
     free = [chr(code) for code in _PRIVATE if chr(code) not in used]
     if len(free) < count:
         raise UsageError("the chat uses all private characters of Unicode", hint="Leave some of them out.")

@@ -16,6 +16,8 @@ KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
 _SPACE = " \t\n\r"
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _NUMBER_BEGIN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:(?<=[0-9])[eE][+-]?[0-9]*)?)?")
+_LONGEST = 1024
+"""Characters of a number, and of a name or key with escapes; each is looked at anew with every character."""
 _WORDS = ("true", "false", "null")
 Role = Literal["calls", "call", "name", "object", "anything"]
 """What a value must be: one call or a list of them, a call, a tool's name, an object; or it may be
@@ -95,11 +97,15 @@ class CallText:
         if self._words is None:
             return True
         self._word += character
-        return "\\" in self._word or any(word.startswith(self._word) for word in self._words)
+        if "\\" in self._word:
+            return len(self._word) <= _LONGEST
+        return any(word.startswith(self._word) for word in self._words)
 
     def _escape(self, character: str) -> bool:
         if self._words is not None:
             self._word += "\\" + character
+            if len(self._word) > _LONGEST:
+                return False
         if character == "u":
             self._digits = 4
             return self._then(self._hexadecimal)
@@ -133,7 +139,7 @@ class CallText:
     def _number(self, character: str) -> bool:
         if _NUMBER_BEGIN.fullmatch(self._word + character):
             self._word += character
-            return True
+            return len(self._word) <= _LONGEST
         return bool(_NUMBER.fullmatch(self._word)) and self._ended() and self._step(character)
 
     def _literal(self, character: str) -> bool:

@@ -95,7 +95,9 @@ _WHY = {
 _RESOURCES = frozenset(
     ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "low_vram", "numa")
 )
-MAX_SHOWN = 100
+MAX_UNKNOWN = 32
+"""Unknown fields in one object."""
+MAX_SHOWN = 40
 """Characters of an unknown name."""
 _CLOSE = 0.85
 """difflib's ratio; ``temprature`` and ``max_token`` are nearer."""
@@ -123,6 +125,10 @@ def passed_over(fields: Fields) -> tuple[str, ...]:
     the name of something, as a misspelled option would change nothing without a word."""
     known = sorted(fields.read)
     unknown = [name[:MAX_SHOWN] for name in fields.unread if fields.raw(name) not in _NOTHING]
+    if len(unknown) > MAX_UNKNOWN:
+        raise refused(
+            fields.name(unknown[0]), f"is one of {len(unknown)} fields that this gateway does not know"
+        )
     for name in unknown:
         if near := get_close_matches(name, known, 1, cutoff=_CLOSE):
             raise refused(fields.name(name), f"is not known to this gateway; did you mean {near[0]!r}?")

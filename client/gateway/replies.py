@@ -17,7 +17,7 @@ from .answers import ChoiceShape, Envelope, to_json, usage_of
 from .calls import Call
 from .sampling_fields import Streaming
 
-MAX_TOLD = 20
+MAX_TOLD = 10
 """Fields that a header names."""
 
 

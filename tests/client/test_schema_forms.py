@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from time import process_time
 from typing import Any
 
 import jsonschema
@@ -185,3 +187,30 @@ def test_forms_say_the_same_and_lenient_ones_no_more(schema: Any, definition: An
         assert same(value) == valid(value)
         assert not valid(value) or all(allows(value) for allows in wider)
     assert json.dumps(schema) == kept
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"n" * 30_000: {"anyOf": [{}] * 9000}}},
+        {
+            "oneOf": [{"$ref": "#/$defs/a"}] * 9000,
+            "$defs": {"a": {"type": "object", "required": ["x"] * 100_000}},
+        },
+        {"items": [{"oneOf": [{"$ref": "#/$defs/a"}] * 60}] * 500, "$defs": {"a": {"enum": ["x"] * 100_000}}},
+        {"enum": ["x" * 100] * 10_000, "title": "t" * 1_000_000},
+    ],
+)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_hostile_schemas_take_no_time(schema: Any, lenient: bool) -> None:
+    began = process_time()
+    with contextlib.suppress(UsageError):
+        plain(schema, lenient=lenient)
+    assert process_time() - began < 1.5
+
+
+def test_nested_names_of_properties_are_read_once() -> None:
+    nested: dict[str, Any] = {"minLength": 1}
+    for _ in range(50):
+        nested = {"propertyNames": nested}
+    assert plain(nested) == nested
