@@ -75,7 +75,7 @@ class FoundModel:
     async def _look_into_store(self) -> None:
         """What peers have sent is the swarm's still: what of it is damaged comes from there again."""
         place, cache = self._location, self._weights.options.cache().folder
-        if place is not None and place.source is Source.LOCAL and _is_in(Path(place.path), cache):
+        if place is not None and place.source is Source.LOCAL and _is_in(place.path, cache):
             self._location = await asyncio.to_thread(_fetched_before, place)
 
     async def describe(self) -> Checkpoint:
@@ -241,14 +241,15 @@ class FetchedModel:
             self._checkpoint = None
 
 
-def _is_in(path: Path, folder: Path) -> bool:
-    return is_store(path) and path.expanduser().resolve().parent == folder.resolve()
+def _is_in(place: str, folder: Path) -> bool:
+    path = Path(place).expanduser()
+    return is_store(path) and path.resolve().parent == folder.resolve()
 
 
 def _fetched_before(place: ModelLocation) -> ModelLocation:
     """Of a model in the cache: one of the swarm's, with its path if it can be opened without the swarm.
     Raises ModelError."""
-    root = Path(place.path).resolve().name
+    root = Path(place.path).expanduser().resolve().name
     found = ModelLocation(place.name, Source.SWARM, ref=place.ref, root=root)
     try:
         with open_checkpoint(place.path) as checkpoint:
