@@ -248,7 +248,7 @@ class AsyncSwarmModel:
             params.limited_to(new_tokens),
             model=local.ref,
             heads=self._heads,
-            detokenizer=local.tokenizer.stream(),
+            detokenizer=local.tokenizer.stream(after=ids),
             eos_ids=local.tokenizer.eos_ids,
             session=session,
             feed=prompt.feed,

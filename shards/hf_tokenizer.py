@@ -15,8 +15,9 @@ from ..swarm.errors import CheckpointError, UnsupportedModelError
 from ..swarm.terminal_text import one_line
 from .bounded_json import read_bytes
 from .chat_template import MAX_SOURCE
-from .chat_templates import TemplateSource
+from .chat_templates import TemplateSource, texts_of
 from .config import ModelConfig
+from .end_tokens import TURN_ENDS, end_tokens
 from .fields import Fields
 from .hf_config import read_json
 from .shown import shown
@@ -57,16 +58,28 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     named = _named_tokens(_optional(directory / "special_tokens_map.json"), settings)
     _add_tokens(backend, settings, named)
     special = {name: token.content for name, token in named.items()}
-    eos = set(config.eos_token_ids)
-    if not eos and (token := special.get("eos_token")) and (index := backend.token_to_id(token)) is not None:
-        eos.add(index)
+    templates = _chat_template(directory, settings)
     return Tokenizer(
         backend,
-        eos_ids=eos,
+        eos_ids=_ends(backend, config, special.get("eos_token"), texts_of(templates)),
         special_tokens=special,
-        chat_template=_chat_template(directory, settings),
+        chat_template=templates,
         origin=directory.name,
     )
+
+
+def _ends(backend: Backend, config: ModelConfig, eos: str | None, template: str) -> frozenset[int]:
+    """Those that config.json, generation_config.json or tokenizer_config.json names, and ends of turns known
+    by their text, among tokens that are special or that the chat template writes."""
+    found = {
+        token.content: index
+        for index, token in backend.get_added_tokens_decoder().items()
+        if token.content in TURN_ENDS and (token.special or token.content in template)
+    }
+    named = {*config.eos_token_ids}
+    if eos is not None and (index := backend.token_to_id(eos)) is not None:
+        named.add(index)
+    return frozenset(token for token in end_tokens(named, found) if token < config.vocab_size)
 
 
 def _read(path: Path) -> Backend:

@@ -152,8 +152,18 @@ class Tokenizer:
             hint="Get the model from another source.",
         )
 
-    def stream(self, skip_special: bool = True) -> Detokenizer:
-        return Detokenizer(self, skip_special)
+    def stream(self, skip_special: bool = True, *, after: Sequence[int] = ()) -> Detokenizer:
+        """``after``: ids that come before, such as a prompt's: a text that goes on keeps the space between
+        words, which SentencePiece leaves out at the beginning of a text."""
+        return Detokenizer(self, skip_special, self._whole_end(after))
+
+    def _whole_end(self, ids: Sequence[int]) -> list[int]:
+        """As few of the last as are whole characters; none where that takes too many."""
+        for count in range(1, min(len(ids), _MAX_HELD) + 1):
+            end = list(ids[-count:])
+            if _UNFINISHED not in self.decode(end):
+                return end
+        return []
 
     def to_json(self) -> str:
         """The content of a ``tokenizer.json``, special tokens' roles and chat template left out."""
@@ -237,13 +247,13 @@ class Tokenizer:
 class Detokenizer:
     """Ids one by one to pieces of text; pieces hold whole characters only, and join to the whole text."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         # A window of ids: [context | held back]. The context decides how the next is spelled (leading space).
-        self._ids: list[int] = []
-        self._n_context = 0
-        self._context_text = ""
+        self._ids = list(context)
+        self._n_context = len(self._ids)
+        self._context_text = self._decode(self._ids)
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; may be empty."""

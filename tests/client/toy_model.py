@@ -99,7 +99,7 @@ class ToyTokenizer:
     def special_ids(self) -> frozenset[int]:
         return frozenset({BOS, EOS})
 
-    def stream(self) -> ToyDetokenizer:
+    def stream(self, *, after: Sequence[int] = ()) -> ToyDetokenizer:
         return ToyDetokenizer()
 
     def apply_chat_template(

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizer_cases import sentencepiece, write_vocabulary
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers_oracle import load_transformers_tokenizer
 
 from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.gguf_header import GGUFHeader
+from swarm_node.shards.gguf_tokenizer import gguf_tokenizer
+from swarm_node.shards.mapped_file import MappedFile
 from swarm_node.shards.tokenizer import DECODED_AT_ONCE, Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 
@@ -248,7 +252,7 @@ def test_hf_directory_equals_transformers(hf_llama: HFLlama, settings: dict[str,
         ours = model.tokenizer()
         for text in TEXTS:
             assert ours.encode(text) == theirs.encode(text, truncation=False), text
-        assert ours.eos_ids == {2}  # config.json's
+        assert ours.eos_ids == {1, 2}  # tokenizer_config.json's and config.json's
         messages = [{"role": "user", "content": "x"}]
         assert ours.render_chat(messages) == "<s>[x]"
         assert ours.apply_chat_template(messages) == theirs.apply_chat_template(messages)["input_ids"]
@@ -266,6 +270,37 @@ def test_generation_config_wins_and_template_file(hf_llama: HFLlama) -> None:
     (directory / "chat_template.jinja").write_bytes(b"x" * (2**22 + 1))
     with open_checkpoint(str(directory)) as model, pytest.raises(CheckpointError, match="has more than"):
         model.tokenizer()
+
+
+@pytest.mark.parametrize("template", [None, "<start_of_turn>{{ messages }}<end_of_turn>"])
+def test_turns_end_by_their_text_where_no_file_says_so(hf_llama: HFLlama, template: str | None) -> None:
+    directory = hf_llama(vocab_size=512)
+    hf_tokenizer_files(
+        directory,
+        chat_template=template,
+        added_tokens_decoder={
+            "500": {"content": "<|im_end|>", "special": True},
+            "501": {"content": "<end_of_turn>", "special": False},  # an end where the template writes it
+            "502": {"content": "<|fim_pad|>", "special": True},
+        },
+    )
+    with open_checkpoint(str(directory)) as model:
+        ours = model.tokenizer()
+        ends = {1, 2, ours.token_id("<|im_end|>"), *([ours.token_id("<end_of_turn>")] if template else [])}
+        assert ours.eos_ids == ends
+
+
+def test_a_text_that_goes_on_keeps_the_space_between_words(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "x.gguf", sentencepiece())
+    ours = gguf_tokenizer(GGUFHeader(MappedFile(path)))
+    ids = ours.encode("the quick 😀 brown", False)
+    for cut in range(len(ids) + 1):
+        stream = ours.stream(after=ids[:cut])
+        rest = "".join(map(stream.push, ids[cut:])) + stream.flush()
+        if "\ufffd" not in rest:  # the cut is between characters
+            assert ours.decode(ids[:cut]) + rest == "the quick 😀 brown"
+    after_special = ours.stream(after=ours.encode("the<s>", False))
+    assert after_special.push(ours.encode("the", False)[0]) == "the"
 
 
 def test_hf_directory_without_tokenizer(hf_llama: HFLlama) -> None:
