@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 _FRAME_TEXT = "a"
 """What is encoded to see which tokens go around a text."""
+_REST = ""
+"""A name for what is no added token, which none can have."""
 
 
 class TextEncoder:
@@ -20,68 +21,71 @@ class TextEncoder:
 
     def __init__(self, backend: Tokenizer, markers: Sequence[str] = ()) -> None:
         self._backend = backend
-        added = sorted(backend.get_added_tokens_decoder().items())
         names = frozenset(markers)
+        added = backend.get_added_tokens_decoder().items()
         self._steering = {
-            token.content: (index, token)
-            for index, token in added
-            if token.content and (token.special or token.content in names)
+            token.content: index for index, token in added if token.special or token.content in names
         }
-        by_length = sorted(self._steering, key=len, reverse=True)
-        self._longest = len(by_length[0]) if by_length else 0
-        spelled = "|".join(map(re.escape, by_length))
-        self._found = re.compile(spelled) if by_length else None
         unknown = getattr(backend.model, "unk_token", None)
-        self._forbidden = {index for index, token in self._steering.values() if token.content != unknown}
+        self._forbidden = {index for spelled, index in self._steering.items() if spelled != unknown}
         self._plain: tuple[Tokenizer, Tokenizer] | None = None
+        self._finder: Tokenizer | None = None
 
     def encode(self, text: str, add_special: bool, literal: Sequence[tuple[int, int]] = ()) -> list[int]:
         """``literal``: ranges of ``text``, in order, that hold nothing but text: special tokens and markers
         written out in them, or reaching into them, are encoded as any other characters."""
-        if not any(self._spells_token(text, start, end) for start, end in literal):
+        if not self._touches(text, literal):
             # The batch call lets other threads go on, which ``encode`` does not.
             return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special)[0].ids)
         ids: list[int] = []
-        for start, fragment, token in self._fragments(text, literal):
-            ids += [token] if token is not None else self._encode_plain(fragment, first=start == 0)
+        at = 0
+        for start, end, token in self._outside(text, literal):
+            if at < start:
+                ids += self._encode_plain(text[at:start], first=at == 0)
+            ids.append(token)
+            at = end
+        if at < len(text):
+            ids += self._encode_plain(text[at:], first=at == 0)
         if not add_special:
             return ids
         before, after = self._frame()
         return [*before, *ids, *after]
 
-    def _spells_token(self, text: str, start: int, end: int) -> bool:
-        if self._found is None:
+    def _touches(self, text: str, literal: Sequence[tuple[int, int]]) -> bool:
+        """Whether a token that steers the model reaches into a range, as the library would read the text."""
+        ranges = (pair for pair in literal if pair[0] < pair[1])
+        start, end = next(ranges, (len(text), len(text)))
+        if start == len(text):
             return False
-        at = max(0, start - self._longest + 1)
-        while (match := self._found.search(text, at)) and match.start() < end:
-            if match.end() > start:
+        for found, found_end, _ in self._find(text):
+            while end <= found:
+                start, end = next(ranges, (len(text) + 1, len(text) + 1))
+            if found_end > start:
                 return True
-            at = match.start() + 1
         return False
 
-    def _fragments(
-        self, text: str, literal: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[int, str, int | None]]:
-        """(where, text, id) of each special token outside of ``literal``, and (where, text, None) between."""
-        start = at = 0  # of the text not yet given out, and of what is searched
-        for literal_start, literal_end in (*literal, (len(text), len(text))):
-            while self._found and (match := self._found.search(text, at, literal_start)):
-                at = match.end()
-                index, token = self._steering[match[0]]
-                if token.single_word and _in_word(text, match.start(), match.end()):
-                    continue
-                before = text[start : match.start()]
-                before = before.rstrip() if token.lstrip else before
-                if before:
-                    yield start, before, None
-                yield match.start(), match[0], index
-                start = at
-                if token.rstrip:
-                    start += len(text[at:]) - len(text[at:].lstrip())
-                    at = max(at, min(start, literal_start))
-            at = max(at, literal_end)
-        if start < len(text):
-            yield start, text[start:], None
+    def _outside(self, text: str, literal: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+        """(start, end, id) of each that steers the model, found in what is between the ranges."""
+        at = 0
+        for start, end in (*literal, (len(text), len(text))):
+            for found, found_end, token in self._find(text[at:start]):
+                yield at + found, at + found_end, token
+            at = end
+
+    def _find(self, text: str) -> list[tuple[int, int, int]]:
+        """(start, end, id) of each, with the whitespace beside it that the token takes."""
+        if self._finder is None:
+            self._finder = finder = Tokenizer(models.WordLevel({_REST: 0}, unk_token=_REST))
+            if self._backend.normalizer is not None:
+                finder.normalizer = self._backend.normalizer
+            finder.add_tokens([token for token in self._added() if token.content in self._steering])
+        encoded = self._finder.encode_batch([text], add_special_tokens=False)[0]
+        found = zip(map(self._finder.id_to_token, encoded.ids), encoded.offsets, strict=True)
+        return [(*span, self._steering[token]) for token, span in found if token in self._steering]
+
+    def _added(self) -> list[AddedToken]:
+        """The added tokens, in order."""
+        return [token for _, token in sorted(self._backend.get_added_tokens_decoder().items())]
 
     def _encode_plain(self, text: str, *, first: bool) -> list[int]:
         """No special token may come of it, not even by merging: where one does, the text is cut."""
@@ -110,7 +114,7 @@ class TextEncoder:
         ours = self._backend
         plain = Tokenizer(ours.model)  # shares the vocabulary
         tokens = []
-        for _, token in sorted(ours.get_added_tokens_decoder().items()):
+        for token in self._added():
             flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
             tokens.append(AddedToken(token.content, special=token.content in self._steering, **flags))
         plain.add_tokens(tokens)
@@ -136,11 +140,6 @@ class TextEncoder:
         extra = len(framed) - len(bare)
         n_before = next((n for n in range(extra + 1) if framed[n : n + len(bare)] == bare), extra)
         return framed[:n_before], framed[n_before + len(bare) :]
-
-
-def _in_word(text: str, start: int, end: int) -> bool:
-    """Whether a letter, digit or underscore stands on either side."""
-    return bool(re.match(r"\w", text[end : end + 1]) or re.match(r"\w", text[max(0, start - 1) : start]))
 
 
 def _continuing(state: bytes) -> bytes:
