@@ -29,7 +29,7 @@ from .local_model import LocalModel, OnProgress, TextTokenizer, hashing_told, lo
 from .model_opening import OnDecision, open_model
 from .network import ClientNetwork, open_network
 from .no_route import who_loads
-from .params import GenerateOptions, GenerationParams, Prompt, fit_context
+from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
 from .prefix import check_salt, new_salt
 from .prompt_reader import PromptReader
 from .repair import SwarmSession
@@ -227,13 +227,13 @@ class AsyncSwarmModel:
         same hops.
         """
         many = [GenerationParams.of(options, vocab_size=self._local.vocab_size) for options in answers]
-        raw = {options.get("raw", False) for options in answers}
+        raw: set[Raw] = {options.get("raw", False) for options in answers}
         if len(raw) > 1:
             raise UsageError(
                 "raw is the prompt's, not an answer's", hint="Give it to all answers, or to none."
             )
         self._check_open()
-        shared = SharedPrompt(lambda: self._reader.ids(prompt, raw=raw == {True}))
+        shared = SharedPrompt(lambda: self._reader.ids(prompt, raw=next(iter(raw), False)))
         return [TextStream(partial(self._begin, shared, params)) for params in many]
 
     async def _begin(self, prompt: SharedPrompt, params: GenerationParams) -> GenerationRun:

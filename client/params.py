@@ -19,6 +19,8 @@ Message = Mapping[str, Any]
 """A chat message, such as ``{"role": "user", "content": "Hello"}``."""
 Prompt = str | Sequence[Message] | Sequence[int]
 """A text, a chat as a list of messages, or token ids."""
+Raw = bool | Literal["text"]
+"""Whether a text goes without the chat template; "text": and control tokens spelled out in it are text."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -36,7 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
-    raw: bool
+    raw: Raw
     logprobs: int | None
     guide: Guide | None
     speculate: Literal["auto", "off"]
@@ -76,7 +78,9 @@ class GenerationParams:
                 hint=f"Options: {', '.join(GenerateOptions.__annotations__)}.",
             )
         given = cast(dict[str, Any], dict(options))
-        _check_flag("raw", given.pop("raw", False))
+        if given.get("raw") != "text":
+            _check_flag("raw", given.get("raw", False))
+        given.pop("raw", None)
         sampling = {name: given.pop(name) for name in _SAMPLING & given.keys()}
         given["stop"] = _stop_strings(given.get("stop"))
         params = cls(sampling=SamplingParams(**sampling), **given)
@@ -104,7 +108,14 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 class PromptTokenizer(Protocol):
     """The part of ``shards.tokenizer.Tokenizer`` that reads prompts."""
 
-    def encode(self, text: str, add_special: bool = True, *, most: int | None = None) -> list[int]: ...
+    def encode(
+        self,
+        text: str,
+        add_special: bool = True,
+        *,
+        literal: Sequence[tuple[int, int]] = (),
+        most: int | None = None,
+    ) -> list[int]: ...
 
     @property
     def has_chat_template(self) -> bool: ...
@@ -120,7 +131,7 @@ class PromptTokenizer(Protocol):
 
 
 def prompt_ids(
-    tokenizer: PromptTokenizer, prompt: Prompt, *, raw: bool, vocab_size: int, most: int | None = None
+    tokenizer: PromptTokenizer, prompt: Prompt, *, raw: Raw, vocab_size: int, most: int | None = None
 ) -> list[int]:
     """The token ids of a prompt. Blocks for as long as template and tokenizer take.
 
@@ -135,7 +146,8 @@ def prompt_ids(
             raise UsageError("the prompt is empty", hint="Give some text.")
         if tokenizer.has_chat_template and not raw:
             return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], most=most)
-        ids = tokenizer.encode(prompt, most=most)
+        literal = [(0, len(prompt))] if raw == "text" else []
+        ids = tokenizer.encode(prompt, literal=literal, most=most)
     else:
         items: list[Any] = list(prompt)
         if all(isinstance(item, Mapping) for item in items) and items:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ..swarm.errors import UsageError
 from .asker import ASKER
 from .fair_thread import FairThread
-from .params import Prompt, PromptTokenizer, prompt_ids
+from .params import Prompt, PromptTokenizer, Raw, prompt_ids
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class PromptReader:
         self._short = FairThread("swarm-prompts")
         self._long = FairThread("swarm-long-prompts")
 
-    async def ids(self, prompt: Prompt, *, raw: bool) -> Sequence[int]:
+    async def ids(self, prompt: Prompt, *, raw: Raw) -> Sequence[int]:
         """As ``prompt_ids``. Raises UsageError, and ChatTemplateError where the template is at fault."""
 
         def read() -> list[int]:

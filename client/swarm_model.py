@@ -63,7 +63,8 @@ class SwarmModel:
         Let one pass through the swarm check several guesses of the next tokens, where that is measured to be
         faster; the answer is the same. "off" is plain decoding.
     ``raw`` (False)
-        Send a text as it is, without the chat template.
+        Send a text as it is, without the chat template. Control tokens spelled out in it are such; not with
+        "text", nor in chats.
     ``logprobs`` (None, off)
         Log-probability of each token, and of so many most likely ones (0 to 20), in ``Generation.logprobs``
         and the stream's events: of the model's own distribution, before anything above changes it.

@@ -338,8 +338,14 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add_model(command)
     add_peers(command)
     command.add_argument("prompt", help="the text; - reads standard input")
-    command.add_argument(
-        "--raw", action="store_true", help="send the text as it is, without the chat template"
+    raw = command.add_mutually_exclusive_group()
+    raw.add_argument("--raw", action="store_true", help="send the text as it is, without the chat template")
+    raw.add_argument(
+        "--raw-text",
+        action="store_const",
+        const="text",
+        dest="raw",
+        help="as --raw; control tokens spelled out in it, such as </s>, are text too",
     )
     command.add_argument("--max-new-tokens", type=positive_int, default=256, help="default: %(default)s")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")

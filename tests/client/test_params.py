@@ -14,7 +14,7 @@ class Plain(ToyTokenizer):
     has_chat_template = False
 
 
-def _ids(prompt: Any, *, raw: bool = False, tokenizer: ToyTokenizer | None = None) -> list[int]:
+def _ids(prompt: Any, *, raw: Any = False, tokenizer: ToyTokenizer | None = None) -> list[int]:
     return prompt_ids(tokenizer or ToyTokenizer(), prompt, raw=raw, vocab_size=VOCAB)
 
 
@@ -40,6 +40,21 @@ def test_an_empty_prompt(prompt: object) -> None:
 def test_what_is_no_prompt(prompt: object) -> None:
     with pytest.raises(UsageError, match="neither"):
         _ids(prompt)
+
+
+def test_a_raw_text_may_be_nothing_but_text() -> None:
+    asked: list[Any] = []
+
+    class Asked(ToyTokenizer):
+        def encode(self, text: str, add_special: bool = True, *, literal: Any = (), **more: Any) -> list[int]:
+            asked.append(list(literal))
+            return super().encode(text, add_special, **more)
+
+    for raw in (True, "text"):
+        assert _ids("a</s>", raw=raw, tokenizer=Asked()) == [BOS, *b"a</s>"]
+    assert asked == [[], [(0, 5)]]
+    with pytest.raises(UsageError, match="raw"):
+        _ids([{"role": "user", "content": "u"}], raw="text")
 
 
 def test_raw_messages_are_refused() -> None:

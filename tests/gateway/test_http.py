@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import logging
+import random
+import re
 import socket
 
 import pytest
@@ -231,3 +234,31 @@ async def test_a_refused_connection_is_not_kept(serve: Serve, monkeypatch: pytes
         assert _statuses(received) == [503]
         await until(lambda: served.server.connections == 1)
         assert first.fileno() >= 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_requests_in_a_row_are_answered_in_order_however_they_are_cut(serve: Serve, seed: int) -> None:
+    served = await serve()
+    chance = random.Random(seed)
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"z" * 30_000 + b"\r\n\r\n"
+    body = json.dumps({"messages": [{"role": "user", "content": "a" * 90_000}]}).encode()  # over the context
+    sized = POST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    parts = [body[at : at + 977] for at in range(0, len(body), 977)] + [b""]
+    chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    chunked += b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    sent = chance.choices([(get, 200), (sized, 400), (chunked, 400)], k=6)
+    data = b"".join(request for request, _ in sent) + b"GET /health HTTP/1.0\r\n\r\n"
+    cuts = [0, *sorted(chance.sample(range(len(data)), 20)), len(data)]
+
+    def exchange() -> bytes:
+        with socket.create_connection(served.address, timeout=20) as raw:
+            for begin, end in itertools.pairwise(cuts):
+                raw.sendall(data[begin:end])
+            received = b""
+            while part := raw.recv(65536):
+                received += part
+            return received
+
+    received = await asyncio.to_thread(exchange)
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
+    assert statuses == [*(status for _, status in sent), 200]
