@@ -327,7 +327,7 @@ class _Display:
                 what = "Waiting" if event.event == "waiting" else "Not sharing its weights"
                 console.print(f"[yellow]{what}[/]: {shown(str(details.get('message')))}")
             case "weights_damaged":
-                console.print(f"[yellow]Damaged on this disk[/]: {shown(str(details['message']))}.")
+                console.print(f"[yellow]{shown(str(details['message']))}.[/]")
             case "sharing":
                 size = cast(int, details["bytes"]) / 1e6
                 console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")

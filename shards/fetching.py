@@ -25,6 +25,7 @@ from .stored_checkpoint import (
     IncompleteError,
     StoredCheckpoint,
     check_whole_files,
+    counted,
     open_stored,
 )
 from .weights_root import likely_roots
@@ -337,8 +338,8 @@ class ModelFetch:
         """Say it once that some of the disk is not what it was."""
         damaged = self._damaged | store.damaged
         if self._on_remark is not None and len(damaged) > self._remarked:
-            pieces = "1 piece" if len(damaged) == 1 else f"{len(damaged)} pieces"
-            self._on_remark(f"{pieces} of {self.model.name} on this disk were damaged: fetching them again")
+            pieces = f"{counted(len(damaged))} of {self.model.name}"
+            self._on_remark(f"Damaged on this disk: {pieces}; fetched again before it is used")
             self._remarked = len(damaged)
         self._damaged = damaged
 

@@ -31,7 +31,7 @@ class IncompleteError(CheckpointError):
         self.damaged = store.damaged
         damaged = f", {len(self.damaged)} of them damaged" if self.damaged else ""
         super().__init__(
-            f"{len(pieces)} pieces of {store.model.name} are not on this disk{damaged}",
+            f"{counted(len(pieces))} of {store.model.name} not on this disk{damaged}",
             hint="Start the model by its name: they are fetched while peers share it.",
         )
         self.pieces = pieces
@@ -123,6 +123,10 @@ def open_stored(folder: Path, blocks: Span | None = None, client: bool = False) 
     except BaseException:
         (checkpoint or store).close()
         raise
+
+
+def counted(n_pieces: int) -> str:
+    return "1 piece" if n_pieces == 1 else f"{n_pieces} pieces"
 
 
 def opening_pieces(store: PieceStore) -> list[int]:

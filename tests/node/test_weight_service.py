@@ -144,7 +144,7 @@ async def test_a_node_does_not_serve_the_holes_of_its_disk(
     await swarm.start("first", str(tiny_dir), Span(0, 2))
     second = await starting
     damaged = await swarm.until("second", "weights_damaged")
-    assert damaged.details["message"].startswith(f"1 piece of {tiny_dir.name} on this disk")
+    assert damaged.details["message"].startswith(f"Damaged on this disk: 1 piece of {tiny_dir.name};")
     told = [event.event for event in swarm.events["second"]]
     assert told.index("weights_damaged") < told.index("fetched") < told.index("online")
     fetched = await swarm.until("second", "fetched")

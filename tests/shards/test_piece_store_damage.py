@@ -15,12 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards import checked_pieces, piece_store
+from swarm_node.shards import checked_pieces, piece_cache, piece_store
 from swarm_node.shards.digest import pieces_content
 from swarm_node.shards.mapped_file import AbsentError, MappedFile
 from swarm_node.shards.piece_cache import PieceCache
 from swarm_node.shards.piece_manifest import PieceFile, PieceManifest
 from swarm_node.shards.piece_store import FilePresence, PieceStore
+from swarm_node.shards.store_users import is_used
 from swarm_node.swarm.errors import CheckpointError
 from swarm_node.swarm.types import ModelRef
 
@@ -408,6 +409,25 @@ def test_an_eviction_cut_short_leaves_no_store(whole: Path, monkeypatch: pytest.
         assert len(cache.models()) == 1
         cache.make_room(store, 5)
     assert [path.name for path in whole.parent.iterdir() if path.is_dir()] == [other.root]
+
+
+def test_a_store_that_is_opened_while_it_is_evicted_stays(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[PieceStore] = []
+
+    def opened_just_after(folder: Path) -> bool:
+        if not opened:
+            opened.append(PieceStore(folder))
+            return False
+        return is_used(folder)
+
+    monkeypatch.setattr(piece_cache, "is_used", opened_just_after)
+    assert not piece_cache._evict(whole)
+    assert opened[0].missing(PIECES) == []
+    opened[0].close()
+    assert piece_cache._evict(whole)
+    assert list(whole.parent.glob(f"{MANIFEST.root}*")) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
