@@ -181,8 +181,9 @@ class ChatTemplate:
 
 
 def _said(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None: many templates print it, or fail on it, where they handle a missing key well. But
-    a message that only calls tools says nothing, and templates ask for that by ``content is none``."""
+    """Without what is None, as in transformers: many templates print it, or fail on it, where they handle a
+    missing key well. But a message that only calls tools says nothing, and some templates ask for that by
+    ``content is none``; the program that renders leaves it to those alone."""
     kept = ("content",) if message.get("tool_calls") else ()
     return {key: _plain(value) for key, value in message.items() if value is not None or key in kept}
 

@@ -47,17 +47,42 @@ def opened(source: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict
     environment.globals["strftime_now"] = _strftime_now
     try:
         template = environment.from_string(source)
-        variables = sorted(meta.find_undeclared_variables(environment.parse(source)))
+        tree = environment.parse(source)
+        variables, asks = sorted(meta.find_undeclared_variables(tree)), _asks_for_no_content(tree)
     except RecursionError:
         return {"damaged": "it is nested too deep"}, lambda _: {}
     except (jinja2.TemplateError, SyntaxError, ValueError, ArithmeticError, TypeError) as error:
         return {"damaged": str(error)[:SHOWN]}, lambda _: {}
-    return {"variables": variables}, lambda request: _rendered(template, request)
+    return {"variables": variables}, lambda request: _rendered(template, asks, request)
 
 
-def _rendered(template: jinja2.Template, request: dict[str, Any]) -> dict[str, str]:
-    """``request``: ``variables``, and ``characters``, of them and the template. The ``text``; or what the
+def _asks_for_no_content(tree: nodes.Template) -> bool:
+    """Whether it looks if something called ``content`` is none, as DeepSeek's do of messages that only call
+    tools."""
+    asked = [test.node for test in tree.find_all(nodes.Test) if test.name == "none"]
+    asked += (
+        comparison.expr
+        for comparison in tree.find_all(nodes.Compare)
+        if any(isinstance(each.expr, nodes.Const) and each.expr.value is None for each in comparison.ops)
+    )
+    return any(_is_content(node) for node in asked)
+
+
+def _is_content(node: nodes.Node) -> bool:
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
+    return isinstance(node, nodes.Name) and node.name == "content"
+
+
+def _rendered(template: jinja2.Template, asks: bool, request: dict[str, Any]) -> dict[str, str]:
+    """``request``: ``variables``, and ``characters``, of them and the template. ``asks``: the template knows
+    messages whose content is none; from others, transformers too leaves it out. The ``text``; or what the
     template said against them (``refused``), failed of (``failed``), or that it writes ``too_much``."""
+    for message in () if asks else request["variables"]["messages"]:
+        if message.get("content") is None:
+            message.pop("content", None)
     room = min(MAX_CHARACTERS, CHARACTERS + PER_CHARACTER * request["characters"])
     pieces = []
     try:

@@ -44,22 +44,38 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, **options:
 )
 def test_equals_transformers(source: str) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    plain = [{key: value for key, value in message.items() if value is not None} for message in CHAT]
     rendered, _ = utils.render_jinja_template(
-        [CHAT], chat_template=source, add_generation_prompt=True, **SPECIAL
+        [plain], chat_template=source, add_generation_prompt=True, **SPECIAL
     )
     assert render(source) == rendered[0]
 
 
-def test_what_is_none_is_left_out_but_for_the_content_of_a_message_that_calls_tools() -> None:
-    source = (
-        "{% for m in messages %}{{ m.keys() | list | length }}"
-        "{{ ' calls' if m['content'] is none and m.tool_calls else '' }};{% endfor %}"
-    )
+@pytest.mark.parametrize(
+    ("asked", "reaches"),
+    [
+        ("m['content'] is none", True),
+        ("m.content is not none", True),
+        ("m.get('x') or m.content == none", True),
+        ("m.content != None", True),
+        ("m['tool_calls'] is none", False),
+        ("m['content'] is defined", False),
+        ("m.content is string", False),
+    ],
+)
+def test_a_template_that_asks_for_it_sees_that_a_message_has_no_content(asked: str, reaches: bool) -> None:
+    source = "{% for m in messages %}{{ m.keys() | list | length }}{% if ASKED %}{% endif %};{% endfor %}"
+    source = source.replace("ASKED", asked)
     said = {"role": "assistant", "content": None, "name": None}
     calls = [{"name": "f", "arguments": {}}]
-    assert render(source, [{**said, "tool_calls": calls}]) == "3 calls;"
+    assert render(source, [{**said, "tool_calls": calls}]) == ("3;" if reaches else "2;")
     assert render(source, [said, {**said, "tool_calls": None}, {**said, "tool_calls": []}]) == "1;1;2;"
     assert render(source, [{"role": "assistant", "tool_calls": calls}]) == "2;"
+
+
+def test_content_that_is_set_aside_first() -> None:
+    source = "{% for m in messages %}{% set content = m.content %}{{ content is none }}{% endfor %}"
+    assert render(source, [{"role": "assistant", "content": None, "tool_calls": [1]}]) == "True"
 
 
 def test_tojson_keeps_html_and_unicode() -> None:
@@ -205,7 +221,7 @@ def test_only_text_can_be_gone_on_with() -> None:
         ("{{ messages[0]['content'] + '|' }}", "|"),
         ("{% if messages[0]['content'] is none %}nothing{% endif %}", "nothing"),
         ("{% if messages[0].content is not none and 1 %}{{ messages[0].content }}{% endif %}", ""),
-        ("{% set m = messages[0] %}{% if m.content is string %}x{% endif %}{{ m.content }}", "None"),
+        ("{% set m = messages[0] %}{% if m.content is string %}x{% endif %}{{ m.content }}", ""),
     ],
 )
 def test_a_message_that_only_calls_says_nothing_as_the_template_can_take_it(source: str, text: str) -> None:
