@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def test_a_second_model_of_a_name_takes_nobody_by_surprise(
     )
     try:
         stranger.wait_for("online")
+        shutil.rmtree(tmp_path / "home" / "weights")  # what is on this machine needs no choice
         again = json.loads(cli("generate", "--json", "--model", "tiny-a", *place.peers, *ASK[1:]).stdout)
         assert again["model"] == first["model"]
         assert again["text"] == first["text"]
@@ -111,6 +113,7 @@ def test_a_second_model_of_a_name_takes_nobody_by_surprise(
         assert json.loads(chosen.stdout)["model_choice"]["reason"] == "pinned"
         assert json.loads(chosen.stdout)["text"] == first["text"]
         assert anew("models", "unpin", "tiny-a").returncode == 0
+        shutil.rmtree(tmp_path / "newcomer" / "weights")
         remembered = json.loads(
             anew("generate", "--json", "--model", "tiny-a", *place.peers, *ASK[1:]).stdout
         )
