@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from typing import Any
 
@@ -226,6 +227,18 @@ def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What every command that answers hands on to the client."""
     names = ("wire_codec", "quantize", "dtype", "threads", "draft", "wait")
     return {name: getattr(arguments, name) for name in names}
+
+
+def typed_text(word: str) -> str:
+    """A text on the command line: UTF-8, also where the locale knows ASCII only (``LC_ALL=C``)."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes that Python could not read stand in it as lone surrogates
+        try:
+            return os.fsencode(word).decode()
+        except UnicodeError:
+            raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+    return word
 
 
 def decoded(data: bytes, what: str, of: str = "") -> str:

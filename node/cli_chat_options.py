@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_arguments import add_compute, add_model, add_peers, add_wait, add_wire_codec, positive_int
+from .cli_arguments import (
+    add_compute,
+    add_model,
+    add_peers,
+    add_wait,
+    add_wire_codec,
+    positive_int,
+    typed_text,
+)
 
 CHAT_EXAMPLES = """\
 examples:
@@ -33,7 +41,7 @@ _SAMPLING = {
 def add_chat(command: argparse.ArgumentParser) -> None:
     add_model(command)
     add_peers(command)
-    command.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    command.add_argument("--system", type=typed_text, default="", metavar="TEXT", help="the system prompt")
     command.add_argument(
         "--load", default=None, metavar="FILE", help="go on with a chat that /save has written"
     )

@@ -27,6 +27,7 @@ from .cli_arguments import (
     positive_int,
     seconds,
     share,
+    typed_text,
 )
 from .cli_chat_options import CHAT_EXAMPLES, add_chat
 from .cli_gateway_options import add_gateway
@@ -337,7 +338,7 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
 def _add_generate(command: argparse.ArgumentParser) -> None:
     add_model(command)
     add_peers(command)
-    command.add_argument("prompt", help="the text; - reads standard input")
+    command.add_argument("prompt", type=typed_text, help="the text; - reads standard input")
     raw = command.add_mutually_exclusive_group()
     raw.add_argument("--raw", action="store_true", help="send the text as it is, without the chat template")
     raw.add_argument(
@@ -357,7 +358,12 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--presence-penalty", type=float, default=0.0, help="-2 to 2; 0 is off (default)")
     command.add_argument("--seed", type=int, default=None, help="makes sampling repeatable")
     command.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)"
+        "--stop",
+        type=typed_text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text (repeatable)",
     )
     command.add_argument("--ignore-eos", action="store_true", help="go on to --max-new-tokens")
     command.add_argument(

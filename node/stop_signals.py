@@ -33,8 +33,12 @@ def on_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
             told = True
             stop()
 
-    with _in_loop(_heeded(signal.SIGINT, signal.SIGTERM, HANG_UP), heed):
-        yield
+    try:
+        with _in_loop(_heeded(signal.SIGINT, signal.SIGTERM, HANG_UP), heed):
+            yield
+    finally:
+        if told and HANG_UP is not None:
+            signal.signal(HANG_UP, signal.SIG_IGN)  # one that is late must not change the exit code
 
 
 async def until_ended(command: Coroutine[Any, Any, None]) -> int:
@@ -44,8 +48,9 @@ async def until_ended(command: Coroutine[Any, Any, None]) -> int:
     ended_by: list[int] = []
 
     def end(number: int) -> None:
-        ended_by.append(number)
-        running.cancel()
+        if not (ended_by and number == HANG_UP):
+            ended_by.append(number)
+            running.cancel()
 
     try:
         with _in_loop(_heeded(signal.SIGTERM, HANG_UP), end):
@@ -88,4 +93,5 @@ def _handled(numbers: list[int], handler: Callable[[int, FrameType | None], None
         yield
     finally:
         for number, former in before.items():
-            signal.signal(number, former)
+            if signal.getsignal(number) is handler:  # what was set meanwhile is to stay
+                signal.signal(number, former)

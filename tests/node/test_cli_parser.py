@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,19 @@ def test_a_wrong_call_names_what_is_wrong(call: list[str], names: str) -> None:
 def test_initial_peers_may_be_repeated_or_listed() -> None:
     parsed = build_parser().parse_args(["status", "--initial-peers", "a,b", "--initial-peers", "c"])
     assert parsed.initial_peers == ["a", "b", "c"]
+
+
+def test_a_text_is_utf_8_whatever_the_locale_knows() -> None:
+    typed = "café 日本語"
+    words = ["generate", "--stop", typed, typed]
+    arguments = build_parser().parse_args(words)
+    assert (arguments.prompt, arguments.stop) == (typed, [typed])
+    # As Python gives it where the locale is of another encoding, and its bytes are no text there.
+    script = (
+        "from swarm_node.node.cli_parser import build_parser; import sys;"
+        f"assert build_parser().parse_args(sys.argv[1:]).prompt.encode() == bytes({list(typed.encode())})"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script, "generate", typed], env=environment, check=True, timeout=60)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        build_parser().parse_args(["generate", "caf\udce9"])

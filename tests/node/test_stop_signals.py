@@ -24,11 +24,13 @@ def loop(request: pytest.FixtureRequest) -> Loop:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """They are as before after each test."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
+    """They are as before after each test; a hang-up may be ignored."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    after = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before[2])
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before[:2]
+    assert after in (before[2], signal.SIG_IGN)
 
 
 def send(*numbers: int) -> None:
@@ -93,6 +95,19 @@ def test_a_hang_up_never_cuts_short(loop: Loop, numbers: tuple[int, ...], stops:
 
     with asyncio.Runner(loop_factory=loop) as runner:
         assert runner.run(main()) == stops
+
+
+def test_a_hang_up_that_comes_when_a_node_has_ended_changes_nothing(loop: Loop) -> None:
+    async def node() -> None:
+        with on_stop_signals(lambda: None):
+            send(signal.SIGHUP)
+            await asyncio.sleep(0.01)
+        send(signal.SIGHUP)
+        await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(until_ended(node())) == 0
+    send(signal.SIGHUP)
 
 
 def test_nohup_counts(loop: Loop) -> None:
