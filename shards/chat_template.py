@@ -6,7 +6,6 @@ or hold the interpreter. What it says is bounded, and errors of its own wording 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,6 @@ from .control_tokens import ControlTokens, free_characters
 
 MAX_SOURCE = 2**20
 """Characters of a template; the longest in use have some ten thousand."""
-_ASKS_FOR_NONE = re.compile(
-    r"\bcontent['\"]?\]?\)?\s+is\s+(?:not\s+)?(?:none|string|iterable|mapping|sequence)", re.I
-)
-"""Of a template that can tell a message that says nothing from one that has a text."""
 BOUNDS = Bounds()
 """Of rendering one chat; usual is a millisecond, and a few MiB."""
 _PROGRAM = Path(__file__).with_name("template_program.py")
@@ -49,7 +44,6 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._process = ConfinedProcess(_PROGRAM, ("jinja2", "markupsafe"), source, BOUNDS)
         self._variables: frozenset[str] | None = None
-        self._knows_none = bool(_ASKS_FOR_NONE.search(source))
 
     @property
     def variables(self) -> frozenset[str]:
@@ -85,11 +79,8 @@ class ChatTemplate:
         **more: Any,
     ) -> tuple[str, list[tuple[int, int]]]:
         """As ``render``, and the ranges (start, end) of the text where the chat itself spells control tokens:
-        they are text there. A message that says nothing says an empty text to a template that would print
-        None, or add it to a text."""
+        they are text there."""
         chat, variables = self._read(messages, more)
-        if not self._knows_none:
-            chat = [{key: "" if value is None else value for key, value in each.items()} for each in chat]
         variables["add_generation_prompt"] = add_generation_prompt
         end = self._opened_end(chat, variables) if continue_final_message else ""
         marked = self._control.mark(chat, variables, self.source)
@@ -183,7 +174,7 @@ class ChatTemplate:
 def _said(message: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is None, as in transformers: many templates print it, or fail on it, where they handle a
     missing key well. But a message that only calls tools says nothing, and some templates ask for that by
-    ``content is none``; the program that renders leaves it to those alone."""
+    ``content is none``: it is None here, and what renders makes of it what the template can take."""
     kept = ("content",) if message.get("tool_calls") else ()
     return {key: _plain(value) for key, value in message.items() if value is not None or key in kept}
 

@@ -78,11 +78,24 @@ def _is_content(node: nodes.Node) -> bool:
 
 def _rendered(template: jinja2.Template, asks: bool, request: dict[str, Any]) -> dict[str, str]:
     """``request``: ``variables``, and ``characters``, of them and the template. ``asks``: the template knows
-    messages whose content is none; from others, transformers too leaves it out. The ``text``; or what the
-    template said against them (``refused``), failed of (``failed``), or that it writes ``too_much``."""
-    for message in () if asks else request["variables"]["messages"]:
-        if message.get("content") is None:
-            message.pop("content", None)
+    messages whose content is none. From others it is left out, as in transformers; and where the template
+    fails then, such as one that adds the content to a text, it is empty. The answer: see ``_written``."""
+    silent = [
+        each for each in request["variables"]["messages"] if each.get("content", "") is None and not asks
+    ]
+    for message in silent:
+        del message["content"]
+    answer = _written(template, request)
+    if "text" in answer or not silent:
+        return answer
+    for message in silent:
+        message["content"] = ""
+    return _written(template, request)
+
+
+def _written(template: jinja2.Template, request: dict[str, Any]) -> dict[str, str]:
+    """The ``text``; or what the template said against the messages (``refused``), failed of (``failed``), or
+    that it writes ``too_much``."""
     room = min(MAX_CHARACTERS, CHARACTERS + PER_CHARACTER * request["characters"])
     pieces = []
     try:
