@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,6 +23,7 @@ RESERVED_FILES = 256
 """Descriptors that are kept for all else: peers, models, logs."""
 _LINE = 4
 """Bytes that a header takes beside its name and value."""
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 
 class Connection(HttpToolsProtocol):
@@ -30,6 +32,7 @@ class Connection(HttpToolsProtocol):
     max_connections = 1024
     _timer: asyncio.TimerHandle | None = None
     _refused = False
+    _in_request = False
     _in_head = False
     _progress = False  # a head or a body ended, or a part of a body came, in the data that is being read
     _head_bytes = 0  # of the request's lines and headers
@@ -49,7 +52,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)[ABORT] = self.transport.abort
-        self._in_head, self._head_bytes, self._raw_bytes = True, 0, 0
+        self._in_request = self._in_head = True
+        self._head_bytes = self._raw_bytes = 0
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
@@ -77,7 +81,7 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._progress = True
+        self._in_request, self._progress = False, True
         if not self._refused:
             super().on_message_complete()
 
@@ -85,7 +89,7 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             return
         self._progress = False
-        super().data_received(data)
+        super().data_received(data if self._in_request and not self._in_head else _without_offer(data))
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()  # what came is no request yet, and ended uvicorn's own waiting
         self._raw_bytes = 0 if self._progress else self._raw_bytes + len(data)
@@ -127,6 +131,13 @@ class Connection(HttpToolsProtocol):
             return
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_S, self._too_slow)
+
+
+def _without_offer(data: bytes) -> bytes:
+    """The beginning of a request, without its offer of another protocol, such as Java's clients make. Nothing
+    is taken up here, and the parser would pass over the body."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nX-Offered:", head) + end + rest if _UPGRADE.search(head) else data
 
 
 def _too_large_head() -> ApiError:

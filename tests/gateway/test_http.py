@@ -185,6 +185,27 @@ async def test_bodies_that_are_packed_are_refused(serve: Serve) -> None:
     assert (await served.http.post("/v1/chat/completions", content=BODY, headers=headers)).status_code == 200
 
 
+@pytest.mark.parametrize("cut", [0, 30, 400])
+async def test_an_offer_of_another_protocol_is_not_taken_up(serve: Serve, cut: int) -> None:
+    """As Java's client makes it with every request."""
+    served = await serve()
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    ask = POST + offer + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+    last = b"GET /health HTTP/1.0\r\nupgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+
+    def exchange() -> bytes:
+        with socket.create_connection(served.address, timeout=20) as raw:
+            raw.sendall(ask[:cut])
+            raw.sendall(ask[cut:])
+            received = raw.recv(65536)
+            raw.sendall(last)
+            while part := raw.recv(65536):
+                received += part
+            return received
+
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", await asyncio.to_thread(exchange)) == [b"200", b"200"]
+
+
 async def test_what_is_no_http_is_told_so(serve: Serve) -> None:
     served = await serve()
     for data in (
