@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 _ANCHOR = "\x02"
@@ -20,7 +21,9 @@ class SpelledTokenizer(Protocol):
 
     eos_ids: frozenset[int]
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+    def encode(
+        self, text: str, add_special: bool = True, *, literal: Sequence[tuple[int, int]] = ()
+    ) -> list[int]: ...
 
     @property
     def is_confined(self) -> bool: ...
@@ -54,14 +57,17 @@ class Vocabulary:
         text = spelled.encode()
         if self._tokenizer.is_confined or len(text) > MAX_TEXT_BYTES:  # the event loop waits for it
             return self._greedy(text[:MAX_TEXT_BYTES])
-        ids = self._tokenizer.encode(spelled, add_special=False)
+        ids = self._encode(spelled)
         if self._are(ids, text):
             return ids
-        ids = self._tokenizer.encode(_ANCHOR + spelled, add_special=False)
+        ids = self._encode(_ANCHOR + spelled)
         for number, token in enumerate(ids):
             if self.tokens[token].endswith(_ANCHOR.encode()) and self._are(ids[number + 1 :], text):
                 return ids[number + 1 :]
         return self._greedy(text)
+
+    def _encode(self, spelled: str) -> list[int]:
+        return self._tokenizer.encode(spelled, add_special=False, literal=[(0, len(spelled))])
 
     def _are(self, ids: list[int], text: bytes) -> bool:
         known = all(token < len(self.tokens) and token not in self._special for token in ids)

@@ -497,6 +497,10 @@ def test_a_text_is_tokens_of_exactly_its_bytes(tokenizer: Tokenizer) -> None:
         assert b"".join(vocabulary.tokens[token] for token in ids) == text.encode()
         assert not set(ids) & set(vocabulary.special_token_ids)
     assert vocabulary.tokens[-2:] == [b"", b""]
+    spelled = f"x{END}y"
+    ids = tokenizer.encode(spelled, False, literal=[(0, len(spelled))])
+    if b"".join(map(tokenizer.token_bytes, ids)) == spelled.encode() and not tokenizer.is_confined:
+        assert vocabulary(spelled) == ids  # cut as any other text is
 
 
 class Talker(ToyHead):
