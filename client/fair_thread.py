@@ -35,6 +35,7 @@ class FairThread:
         self._executor: ThreadPoolExecutor | None = None
         self._turns: FairQueue[_Turn] = FairQueue()
         self._is_busy = False
+        self._asking = Asking()  # of what runs
         self._is_closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -49,7 +50,8 @@ class FairThread:
         if self._is_closed:
             raise StreamClosedError("the client is closed", hint="Connect again.")
         self._is_busy = True
-        asking, context = Asking(), copy_context()
+        self._asking = asking = Asking()
+        context = copy_context()
         context.run(ASKING.set, asking)
         job = self._thread().submit(context.run, work)
 
@@ -67,8 +69,9 @@ class FairThread:
             raise
 
     def close(self) -> None:
-        """What waits is not done any more. May be called again."""
+        """What waits is not done any more, and what runs is given up. May be called again."""
         self._is_closed = True
+        self._asking.give_up()
         for turn in list(self._turns.in_turn()):
             if not turn.begin.done():
                 turn.begin.set_result(None)

@@ -83,7 +83,12 @@ async def test_what_is_cancelled_is_given_up_and_keeps_the_thread_until_it_ends(
 
 async def test_closing_ends_what_waits() -> None:
     thread, go_on = FairThread("test"), threading.Event()
-    running = asyncio.create_task(thread.run(lambda: go_on.wait(20)))
+
+    def work() -> bool:
+        go_on.wait(20)
+        return ASKING.get().is_given_up
+
+    running = asyncio.create_task(thread.run(work))
     await settle()
     waiting = asyncio.create_task(thread.run(lambda: 7))
     await settle()
