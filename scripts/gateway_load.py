@@ -28,7 +28,7 @@ Starts a swarm and a gateway as processes of their own, and measures in one run:
   beginnings eight requests at once that share a long system prompt: time to first token, tokens computed.
 """
 LARGE, LARGER, SPACES = "ab " * 600_000, "ab " * 690_000, " " * 2_000_000
-"""Texts that no context holds; of spaces a token covers so many that nearly all must be looked at to know."""
+"""Texts that no context holds. A token stands for so many spaces that counting in parts takes longest."""
 SYSTEM_WORDS, LONG_WORDS = 950, 1400
 """Of prompts that do fit: about as many tokens."""
 PARTS = ("strangers", "choices", "beginnings")

@@ -16,7 +16,7 @@ from .chat_templates import ChatTemplates, TemplateSource, texts_of
 from .control_tokens import ControlTokens
 from .end_tokens import looks_like_a_mark
 from .token_bytes import TokenBytes
-from .tokenizer_check import takes_linear_time
+from .tokenizer_check import TokenReach, takes_linear_time, token_reach
 from .tokenizer_program import TextEncoder
 
 _UNFINISHED = "\ufffd"
@@ -98,11 +98,21 @@ class Tokenizer:
             and (index in self.eos_ids or (looks_like_a_mark(token.content) and token.content in template))
         ]
 
+    @cached_property
+    def _reach(self) -> TokenReach | None:
+        return token_reach(self._backend)
+
     def _check_length(self, text: str, most: int) -> None:
         """Cut anywhere, a text has a few tokens more or less at each cut: the last quarter is not refused
         here."""
         if len(text) <= 4 * most:
             return
+        if self._reach is not None and (fewest := self._reach.fewest(text)) > most:
+            raise PromptTooLongError(
+                f"the prompt has {fewest} tokens or more, but the model's context holds {most}, answer "
+                "included",
+                hint="Shorten the prompt.",
+            )
         counted = 0
         for at in range(0, len(text), CHECKED_CHARACTERS):
             counted += len(self._encode(text[at : at + CHECKED_CHARACTERS], add_special=False, literal=()))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .splitting import LINEAR
+from .token_bytes import byte_spelling
 
 MAX_GROWTH = 64
 """How many times longer its replacements together may make a text, or a token; usual is 3, in bytes."""
@@ -39,6 +41,12 @@ _PRE_TOKENIZERS = frozenset(
     ("ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "Metaspace")
     + ("BertPreTokenizer", "CharDelimiterSplit", "UnicodeScripts", "FixedLength")
 )
+_KEEPING = frozenset(
+    ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "ByteLevel", "Digits", "Metaspace")
+)
+"""Steps that take nothing away."""
+_COMPOSED = 4
+"""Characters that NFC makes one of, at most."""
 _DECODERS = frozenset(
     ("ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "Replace", "WordPiece", "BPEDecoder", "CTC")
 )
@@ -78,6 +86,52 @@ def takes_linear_time(backend: Backend, where: str) -> bool:
         and all(step["type"] in _NORMALIZERS for step in normalizing)
         and all(step["type"] in _PRE_TOKENIZERS for step in splitting)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReach:
+    """No token stands for more than ``characters`` of a text, those in ``ignored`` not counted: it makes
+    nothing of them, or one token of many."""
+
+    characters: int
+    ignored: str
+
+    def fewest(self, text: str) -> int:
+        """Tokens that ``text`` has at least."""
+        return -(-(len(text) - sum(map(text.count, self.ignored))) // self.characters)
+
+
+def token_reach(backend: Backend) -> TokenReach | None:
+    """So that a text is known to be too long before it is encoded. None where a step or a token may swallow
+    text without bound."""
+    normalizing = list(_steps(backend.normalizer, "normalizers"))
+    steps = [*normalizing, *_steps(backend.pre_tokenizer, "pretokenizers")]
+    if type(backend.model).__name__ != "BPE" or not all(map(_keeps_all, steps)):
+        return None
+    if any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values()):
+        return None  # with all the space beside it
+    tokens = backend.get_vocab()
+    if any(step["type"] == "ByteLevel" for step in steps):
+        known = [spelling in tokens for spelling in byte_spelling()]
+    elif getattr(backend.model, "byte_fallback", False):
+        known = [f"<0x{byte:02X}>" in tokens for byte in range(256)]
+    else:
+        return None
+    if not all(known[0x80:0xC0]):
+        return None  # every character beyond ASCII has one of these bytes
+    composed = any(step["type"] in ("NFC", "NFKC") for step in normalizing)
+    ignored = "".join(chr(byte) for byte in range(0x80) if not known[byte])
+    return TokenReach(max(map(len, tokens)) * (_COMPOSED if composed else 1), ignored)
+
+
+def _keeps_all(step: dict[str, Any]) -> bool:
+    """Whether a step of normalizing or splitting leaves a text no shorter than it was, but for composing."""
+    if step["type"] == "Replace":
+        pattern = step["pattern"].get("String")
+        return bool(pattern) and len(step["content"]) >= len(pattern)
+    if step["type"] in ("Split", "Punctuation"):
+        return step.get("behavior") != "Removed"
+    return step["type"] in _KEEPING
 
 
 def normalizes_in_linear_time(backend: Backend) -> bool:

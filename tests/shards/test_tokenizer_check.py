@@ -10,7 +10,9 @@ from time import process_time
 from typing import Any
 
 import pytest
-from tokenizers import Regex, pre_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, WordPiece
 
@@ -22,7 +24,7 @@ from swarm_node.shards.hf_tokenizer import _add_tokens, _check_texts, _read
 from swarm_node.shards.splitting import LINEAR, SPLITTINGS
 from swarm_node.shards.token_bytes import byte_spelling
 from swarm_node.shards.tokenizer import Tokenizer
-from swarm_node.shards.tokenizer_check import takes_linear_time
+from swarm_node.shards.tokenizer_check import takes_linear_time, token_reach
 from swarm_node.swarm.confined.process import Bounds
 from swarm_node.swarm.errors import CheckpointError, PromptTooLongError, UnsupportedModelError, UsageError
 
@@ -222,3 +224,65 @@ def test_other_threads_run_while_a_text_is_encoded() -> None:
     over.set()
     thread.join()
     assert during > 1000
+
+
+def merged(**parts: Any) -> dict[str, Any]:
+    """Single bytes but one, as in vocabularies that are in use, and runs of up to eight spaces or dashes."""
+    letters = byte_spelling()
+    vocabulary = {letter: index for index, letter in enumerate(letters[:4] + letters[5:])}
+    merges = []
+    for letter in (letters[32], "-"):
+        for length in (1, 2, 4):
+            merges.append((letter * length, letter * length))
+            vocabulary[letter * 2 * length] = len(vocabulary)
+    backend = Backend(BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return {**json.loads(backend.to_str()), **parts}
+
+
+PIECES = st.sampled_from([" " * 9, "-" * 17, "é", "😀", "a", "e\u0301", "<|x|>", "\x04" * 30])
+
+
+@given(st.lists(PIECES, max_size=20).map("".join))
+def test_a_text_has_no_fewer_tokens_than_is_said(text: str) -> None:
+    for normalizer in (None, {"type": "NFC"}):
+        backend = Backend.from_str(json.dumps(merged(normalizer=normalizer)))
+        backend.add_special_tokens([AddedToken("<|x|>")])
+        reach = token_reach(backend)
+        assert reach is not None
+        assert (reach.characters, reach.ignored) == (8 if normalizer is None else 32, "\x04")
+        assert reach.fewest(text) <= len(backend.encode(text).ids)
+
+
+REMOVING = {"type": "Split", "pattern": {"String": "a"}, "behavior": "Removed", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "aa"}, "content": "a"}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "aaaa"}},
+        {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+        {"pre_tokenizer": REMOVING},
+        {"pre_tokenizer": None},  # it leaves out what its vocabulary of bytes has not
+    ],
+)
+def test_what_may_swallow_text_bounds_nothing(parts: Mapping[str, Any]) -> None:
+    assert token_reach(Backend.from_str(json.dumps(merged(**parts)))) is None
+
+
+def test_a_token_that_takes_the_space_beside_it_bounds_nothing() -> None:
+    backend = Backend.from_str(json.dumps(merged()))
+    backend.add_special_tokens([AddedToken("<|x|>", rstrip=True)])
+    assert token_reach(backend) is None
+    assert token_reach(Backend(WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"))) is None
+
+
+def test_a_text_that_can_never_fit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Backend.from_str(json.dumps(merged()))
+    tokenizer = Tokenizer(backend, eos_ids=(), special_tokens={}, chat_template=None)
+    assert len(tokenizer.encode(" " * 8000, most=1000)) == 1000
+    monkeypatch.setattr(tokenizer, "_encode", None)
+    with pytest.raises(PromptTooLongError, match="1001 tokens or more"):
+        tokenizer.encode(" " * 8001, most=1000)
