@@ -46,7 +46,7 @@ _NAMES = {
     "json_object": "the JSON object",
     "json_schema": "the JSON schema",
     "regex": "the regular expression",
-    "lark": "the grammar",
+    "lark": "the Lark grammar",
 }
 _LIMITS = {"step_lexer_fuel": 50_000, "max_items_in_row": 5_000, "max_lexer_states": 50_000}
 """Of llguidance, where its defaults let one mask take over a second, or half a gigabyte; the first is four

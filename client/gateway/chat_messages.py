@@ -54,6 +54,7 @@ def _message(item: Fields) -> dict[str, Any]:
     role = item.one_of("role", ROLES, required=True)
     item.refuse("function_call", why="is the old form; use tool_calls")
     item.refuse("audio")
+    item.refuse("images", [], why="text is all that this gateway reads")
     # A template knows one role of those who set the rules.
     message: dict[str, Any] = {"role": "system" if role == "developer" else role}
     content = _content(item)

@@ -86,9 +86,15 @@ def serve_commands(blocks: Sequence[str], model: str, initial_peers: str) -> lis
     return [f"{begin} {span}{through}" for span in blocks]
 
 
+def said(error: SwarmError) -> str:
+    """In one line: what is wrong, and what to do about it."""
+    end = "" if not error.hint or error.message.endswith((".", "!", "?", ":")) else "."
+    return f"{error.message}{end} {error.hint}".strip()
+
+
 def from_swarm(error: SwarmError, model: str = "", initial_peers: str = "ADDR") -> ApiError:
     """How a SwarmError looks over HTTP. ``model`` and ``initial_peers`` are for the command that helps."""
-    text = f"{error.message} {error.hint}".strip()
+    text = said(error)
     if isinstance(error, NoRouteError):
         blocks = [str(span) for span in error.missing]
         return ApiError(

@@ -20,16 +20,22 @@ class Fields:
         self.where = where
         self.read: set[str] = set()
         """Names that were asked for."""
+        self._inner: dict[str, Fields] = {}  # by their ``where``
+        self._is_whole = False
 
     def name(self, field: str) -> str:
         return f"{self.where}.{field}" if self.where else field
 
-    @property
-    def unread(self) -> list[str]:
-        """Fields that nobody asked for, but for those that are null."""
-        return [
-            field for field, value in self._values.items() if value is not None and field not in self.read
-        ]
+    def unread(self) -> Iterator[tuple[Fields, str, Any]]:
+        """What nobody asked for, here and in the objects inside that were: the object, the field, its value.
+        Those that are null are left out."""
+        if self._is_whole:
+            return
+        for field, value in self._values.items():
+            if value is not None and field not in self.read:
+                yield self, field, value
+        for inner in self._inner.values():
+            yield from inner.unread()
 
     def has(self, field: str) -> bool:
         return self._get(field) is not None
@@ -39,7 +45,7 @@ class Fields:
 
     def raw_all(self) -> dict[str, Any]:
         """All of it, as it came."""
-        self.read.update(self._values)
+        self._is_whole = True
         return self._values
 
     def wrong(self, field: str, problem: str) -> ApiError:
@@ -88,10 +94,10 @@ class Fields:
 
     def inner(self, field: str) -> Fields | None:
         value = self._get(field)
-        return None if value is None else Fields(value, self.name(field))
+        return None if value is None else self._object(value, self.name(field))
 
     def required_inner(self, field: str) -> Fields:
-        return Fields(self._get(field), self.name(field))
+        return self._object(self._get(field), self.name(field))
 
     def items(self, field: str, *, most: int, required: bool = False) -> list[Any] | None:
         value = self._get(field)
@@ -107,7 +113,7 @@ class Fields:
 
     def objects(self, field: str, *, most: int, required: bool = False) -> Iterator[Fields]:
         for number, item in enumerate(self.items(field, most=most, required=required) or ()):
-            yield Fields(item, f"{self.name(field)}[{number}]")
+            yield self._object(item, f"{self.name(field)}[{number}]")
 
     def texts(self, field: str, *, most: int, longest: int) -> tuple[str, ...]:
         """One text, or a list of them."""
@@ -126,6 +132,12 @@ class Fields:
         value = self._get(field)
         if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
             raise refused(self.name(field), why)
+
+    def _object(self, value: object, where: str) -> Fields:
+        """The same each time: what has been read of it stays so."""
+        if where not in self._inner:
+            self._inner[where] = Fields(value, where)
+        return self._inner[where]
 
     def _get(self, field: str) -> Any:
         self.read.add(field)

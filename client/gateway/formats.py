@@ -9,7 +9,7 @@ from typing import Any
 from ...swarm.errors import UsageError
 from ..guided import Guide
 from ..schema_forms import plain, shape
-from .errors import wrong
+from .errors import said, wrong
 from .fields import Fields
 from .known_fields import passed_over
 from .tools import Tools
@@ -42,7 +42,7 @@ def made(field: str, make: Callable[[], Guide]) -> Guide:
     try:
         return make()
     except UsageError as error:
-        raise wrong(field, f"{error.message} {error.hint}".strip()) from None
+        raise wrong(field, said(error)) from None
 
 
 def _response_format(body: Fields) -> Guide | None:
@@ -50,10 +50,18 @@ def _response_format(body: Fields) -> Guide | None:
     if form is None:
         return None
     kind = form.one_of("type", ("text", "json_object", "json_schema"), required=True)
+    if kind != "json_schema":
+        form.refuse("json_schema", why="is for type 'json_schema'")
     if kind == "text":
+        form.refuse("schema", why="is for type 'json_object'")
         return None
     if kind == "json_object":
-        return Guide("json_object", "")
+        beside = form.inner("schema")  # as llama.cpp and others have it
+        if beside is None:
+            return Guide("json_object", "")
+        wished = beside.raw_all()
+        return made(form.name("schema"), lambda: schema_guide(wished, strict=False))
+    form.refuse("schema", why="belongs into json_schema, beside its name")
     inner = form.required_inner("json_schema")
     inner.text("name", longest=256)
     inner.text("description", longest=64 * 1024)
@@ -81,7 +89,7 @@ def _structured_outputs(body: Fields) -> Guide | None:
     outputs.refuse("structural_tag")
     given = [name for name in ("json", "regex", "grammar", "choice", "json_object") if outputs.has(name)]
     if unknown := passed_over(outputs):
-        raise outputs.wrong(unknown[0], "is not known to this gateway")
+        raise wrong(unknown[0], "is not known to this gateway")
     if len(given) != 1:
         raise body.wrong("structured_outputs", "must have one of json, regex, grammar, choice, json_object")
     field = outputs.name(given[0])

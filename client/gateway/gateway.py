@@ -21,7 +21,7 @@ from .answering import Answering
 from .answers import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
 from .body import ClientGoneError
 from .calls import Call
-from .errors import RETRY_S, ApiError, from_swarm, internal, wrong
+from .errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
 from .logprobs import TokenBytes
 from .offers import Offers
 from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
@@ -128,7 +128,7 @@ class Gateway:
             except SwarmError as error:
                 if isinstance(error, UsageError) and job.guide_field:
                     # All else was checked before: what is left is a guide that cannot be compiled.
-                    raise wrong(job.guide_field, f"{error.message} {error.hint}".strip()) from None
+                    raise wrong(job.guide_field, said(error)) from None
                 raise from_swarm(error, job.model.model.name, self.offers.initial_peers) from None
 
     async def _read(

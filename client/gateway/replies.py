@@ -72,7 +72,9 @@ class Reply(ABC):
             "Server-Timing": ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in seconds.items())
         }
         if self._job.ignored:
-            headers["X-Ignored-Fields"] = ", ".join(map(quote, self._job.ignored[:MAX_TOLD]))
+            headers["X-Ignored-Fields"] = ", ".join(
+                quote(name, safe="/[]") for name in self._job.ignored[:MAX_TOLD]
+            )
         if route is not None:
             headers["X-Swarm-Route"] = ", ".join(f"{hop.peer_id}={hop.span}" for hop in route.hops)
         return headers

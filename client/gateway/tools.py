@@ -11,13 +11,16 @@ from ...swarm.errors import UsageError
 from ..guided import Guide
 from ..json_schema import check_schema
 from ..schema_forms import plain, shape
-from .errors import wrong
+from .errors import said, wrong
 from .fields import Fields
 
 MAX_TOOLS = 128
 NAME_LENGTH = 256
 MAX_DESCRIPTION = 64 * 1024
 _NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
+
+_NONE = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Of a tool that names no parameters, as at OpenAI: there are none."""
 
 Choice = Literal["none", "auto", "required"]
 
@@ -50,6 +53,7 @@ def read_tools(body: Fields) -> Tools:
         function.text("description", longest=MAX_DESCRIPTION)
         function.flag("strict")
         function.inner("parameters")
+        function.raw_all()  # the template shows it as it came
         functions[name] = function
     choice, forced = _choice(body, functions)
     parallel = body.flag("parallel_tool_calls")
@@ -75,17 +79,17 @@ def _guide(functions: Mapping[str, Fields]) -> Guide:
         weaker = Guide("json_schema", answer_schema(weak)) if weak != schemas else None
         return Guide("json_schema", answer_schema(schemas), weaker)
     except UsageError as error:
-        raise wrong("tools", f"{error.message} {error.hint}".strip()) from None
+        raise wrong("tools", said(error)) from None
 
 
 def _arguments(function: Fields) -> object:
     """The schema of a tool's arguments."""
     given = function.inner("parameters")
     try:
-        schema = plain(given.raw_all() if given is not None else {}, lenient=not function.flag("strict"))
+        schema = plain(given.raw_all() if given is not None else _NONE, lenient=not function.flag("strict"))
         check_schema(schema)
     except UsageError as error:
-        raise function.wrong("parameters", f"{error.message} {error.hint}".strip()) from None
+        raise function.wrong("parameters", said(error)) from None
     return schema
 
 

@@ -80,6 +80,17 @@ REFUSED: dict[str, Any] = {
     "grammar": "root ::= x",
     "json_schema": {"type": "object"},
     "num_beams": 4,
+    "format": "json",
+    "think": True,
+    "thinking": {"type": "enabled"},
+    "reasoning": {"effort": "low"},
+    "system": "Be brief.",
+    "template": "{{ .Prompt }}",
+    "raw": True,
+    "context": [1],
+    "images": ["AA=="],
+    "n_probs": 5,
+    "t_max_predict_ms": 1000,
 }
 NEUTRAL: list[dict[str, Any]] = [
     {"best_of": 1, "suffix": "", "functions": [], "function_call": "auto", "store": False, "stop": ""},
@@ -145,3 +156,62 @@ def test_what_nobody_knows_is_told_of_unless_it_is_a_misspelling() -> None:
     for wrong, right in (("temprature", "temperature"), ("max_token", "max_tokens")):
         with pytest.raises(ApiError, match=f"did you mean '{right}'"):
             _seen("chat", **{wrong: 1})
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def test_objects_inside_are_read_as_closely() -> None:
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a", "cache_control": {"type": "x"}, "odd": 1}],
+        },
+        *(
+            {"role": "assistant", "content": "b", "id": "m1", "at": 5, "tool_calls": [CALL]}
+            for _ in range(40)
+        ),
+        {"role": "user", "content": "c", "at": 6},
+    ]
+    tool = {"type": "function", "odd": 1, "function": {"name": "f", "odd": 1, "parameters": {"odd": 1}}}
+    told = ("messages[].content[].odd", "messages[].at", "tools[].odd")
+    seen = _seen("chat", messages=messages, tools=[tool])
+    assert sorted(seen.ignored) == sorted(told)
+    assert seen.tools.definitions[0]["function"] == tool["function"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": "assistant", "content": "a", "tool_cals": [CALL]}]}, "messages[0].tool_cals"),
+        ({"messages": [{"role": "user", "content": "a", "images": ["AA=="]}]}, "messages[0].images"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"a": 1}}},
+            "response_format.json_schema",
+        ),
+        ({"response_format": {"type": "json_object", "shema": {"a": 1}}}, "response_format.shema"),
+        ({"response_format": {"type": "text", "schema": {"a": 1}}}, "response_format.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strct": True}}},
+            "response_format.json_schema.strct",
+        ),
+    ],
+)
+def test_what_is_misplaced_or_misspelled_inside_is_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        _seen("chat", **fields)
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+
+
+def test_the_schema_beside_json_object_is_kept_to() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    beside = _seen("chat", response_format={"type": "json_object", "schema": schema})
+    own = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert beside == _seen("chat", response_format=own)
+
+
+def test_a_tool_without_parameters_takes_none() -> None:
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    bare = _seen("chat", tools=[TOOL], tool_choice="required").tools.forced
+    full = {"type": "function", "function": {"name": "f", "parameters": nothing}}
+    assert bare == _seen("chat", tools=[full], tool_choice="required").tools.forced
