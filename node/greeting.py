@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..shards.digest import what_differs
 from ..swarm import codecs
-from ..swarm.errors import OTHER_ROOT_HINT, ErrorCode, PeerError, RemoteProtocolError
+from ..swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
 from ..swarm.messages import Hello, Welcome
 from ..swarm.types import ModelRef, Span
 from ..swarm.wire import FIXED_HEADER, MAX_HEADER
@@ -54,7 +54,7 @@ def greet(hello: Hello, offer: Offer) -> Welcome:
             f"that of the client's {hello.root[:12]}",
             code=ErrorCode.MODEL_MISMATCH,
             retriable=False,
-            hint=OTHER_ROOT_HINT,
+            hint=other_root_hint(model.name, model.root),
         )
     shared = tuple(codec for codec in offer.codecs if codec in hello.codecs)
     if not shared:

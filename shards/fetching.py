@@ -14,6 +14,7 @@ from ..swarm.errors import LocalNetworkError, ModelMismatchError, NetworkError, 
 from ..swarm.health import PeerHealth
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, Span
+from .digest import GGUF_NAME
 from .piece_cache import PieceCache
 from .piece_manifest import PieceManifest, piece_size_for
 from .piece_server import PieceShelf
@@ -28,7 +29,7 @@ from .stored_checkpoint import (
     counted,
     open_stored,
 )
-from .weights_root import likely_roots
+from .weights_root import LikelyRoots, likely_roots
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ _MOST_ROUNDS = 16
 
 _RIVAL_S = 15.0
 """For a root that nobody gives, while peers announce another."""
+_MOST_PROOF = 4_000_000_000
+"""Bytes of a model that is fetched whole to learn which of several roots lies: half a minute on a LAN."""
 _MOST_SET_ASIDE = 8
 """Roots that turned out to be wrong, after which nobody's word is taken: each cost a manifest, or more."""
 
@@ -97,6 +100,7 @@ class ModelFetch:
         self._set_aside: set[str] = set()  # roots
         self._unanswered: set[str] = set()  # roots under which nobody gave anything
         self._has_rivals = False  # the root in use: others are announced
+        self._in_doubt = False  # and it may be the one that lies
         self._fetched: dict[str, int] = {}
         self._banned: dict[str, str] = {}
         self._wasted = 0
@@ -176,7 +180,7 @@ class ModelFetch:
                     store = self._keep(opened)
                 checkpoint = await self._open(swarm, store)
                 try:
-                    pieces = checkpoint.needed(blocks, client)
+                    pieces = self._with_proof(store, checkpoint.needed(blocks, client))
                 finally:
                     checkpoint.close()
                 await self._get(swarm, store, pieces)
@@ -201,6 +205,15 @@ class ModelFetch:
                 hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
             )
 
+    def _with_proof(self, store: PieceStore, pieces: list[int]) -> list[int]:
+        """Where it is in doubt which of several roots lies: all pieces, as the digest proves whole files, and
+        a root that is wrong in one file is refused by all who have the right one. Of a model of more than
+        ``_MOST_PROOF`` bytes only ``pieces``."""
+        manifest = store.manifest
+        if not self._in_doubt or manifest.has_file(GGUF_NAME) or manifest.total_bytes > _MOST_PROOF:
+            return pieces
+        return list(range(manifest.n_pieces))
+
     async def _give_up_root(self, error: SwarmError) -> None:
         """Never believe one again that was wrong, and keep nothing that came under it; pass over one that
         nobody gives. Raises ``error`` where peers announce no other."""
@@ -219,7 +232,7 @@ class ModelFetch:
         if self._on_root is not None:
             self._on_root("")
         try:
-            others = await self._believable()
+            others = (await self._believable()).roots
         except NetworkError:
             others = []
         if not others and self._unanswered and self._settings.wait_s is None:
@@ -228,8 +241,8 @@ class ModelFetch:
             self._unanswered.clear()
             raise error
 
-    async def _believable(self) -> list[str]:
-        """Roots that have not failed, the likeliest first."""
+    async def _believable(self) -> LikelyRoots:
+        """Those that have not failed."""
         failed = self._set_aside | self._unanswered
         nodes = [node for node in await self._nodes() if node.weights_root not in failed]
         return await likely_roots(nodes, self.model, self._transport)
@@ -264,8 +277,9 @@ class ModelFetch:
         began = time.monotonic()
         while True:
             try:
-                roots = await self._believable()
-                self.root, self._has_rivals = (roots or [""])[0], len(roots) > 1
+                found = await self._believable()
+                self.root, self._has_rivals = (found.roots or [""])[0], len(found.roots) > 1
+                self._in_doubt = found.in_doubt
             except NetworkError as error:
                 if self._is_over(began):
                     raise error

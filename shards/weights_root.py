@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..swarm.address_groups import UNKNOWN, groups_of, networks
+from ..swarm.model_choice import ENOUGH
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo
 from ..swarm.witnesses import Witnesses
@@ -21,14 +23,30 @@ def holders(nodes: Iterable[NodeInfo], root: str) -> list[NodeInfo]:
     return [node for node in nodes if node.shares_weights and node.weights_root == root]
 
 
-async def likely_roots(nodes: Sequence[NodeInfo], model: ModelRef, transport: Transport) -> list[str]:
-    """The roots under which peers share files of ``model``, the likeliest first. Where there are several,
-    nodes are asked whether they are there."""
+@dataclass(frozen=True, slots=True)
+class LikelyRoots:
+    """``roots``: the likeliest first. ``in_doubt``: another is announced, and witnesses to the first answer
+    from less than ENOUGH networks, or from no more than to another."""
+
+    roots: list[str]
+    in_doubt: bool = False
+
+
+async def likely_roots(nodes: Sequence[NodeInfo], model: ModelRef, transport: Transport) -> LikelyRoots:
+    """Those under which peers share files of ``model``. Where there are several, nodes are asked whether they
+    are there."""
     said = [node for node in nodes if node.weights_root and model.digest in ("", node.model.digest)]
     if len({node.weights_root for node in said}) < 2:
-        return in_order(said)
-    answers = await Witnesses(transport).ask(said)
-    return in_order(said, answers.came_from, salt=transport.peer_id)
+        return LikelyRoots(in_order(said))
+    came_from = (await Witnesses(transport).ask(said)).came_from
+    roots = in_order(said, came_from, salt=transport.peer_id)
+    witnesses = [node for node in said if node.weights_whole and node.peer_id in came_from]
+    places = {
+        root: networks(came_from[node.peer_id] for node in witnesses if node.weights_root == root)
+        for root in {node.weights_root for node in said}
+    }
+    first = places.pop(roots[0]) if roots else 0
+    return LikelyRoots(roots, in_doubt=first < max(ENOUGH, max(places.values()) + 1))
 
 
 def in_order(

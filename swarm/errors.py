@@ -103,11 +103,12 @@ class UnsupportedModelError(ModelError):
     pass
 
 
-OTHER_ROOT_HINT = (
-    "One of the two was fetched from somebody who lied: fetch it again with --model NAME@sha256:ROOT and a "
-    "root that you trust."
-)
-"""For peers that have other files of the same digest."""
+def other_root_hint(name: str, root: str) -> str:
+    """For who has other files of the same digest than a node, whose files have this ``root``."""
+    return (
+        "One of the two was fetched from somebody who lied. "
+        f"If you trust the node: --model {name}@sha256:{root}"
+    )
 
 
 class ModelMismatchError(ModelError):

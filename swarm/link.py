@@ -21,7 +21,6 @@ from typing import Protocol
 from .codecs import CODECS
 from .connection import Connection
 from .errors import (
-    OTHER_ROOT_HINT,
     ErrorCode,
     ModelMismatchError,
     PeerError,
@@ -29,6 +28,7 @@ from .errors import (
     RemoteProtocolError,
     StreamClosedError,
     SwarmError,
+    other_root_hint,
 )
 from .messages import (
     MAX_ABOUT,
@@ -297,7 +297,7 @@ class NodeLink:
             raise ModelMismatchError(
                 f"{self.name} has other files of {model}: their root is {welcome.root[:12]}, "
                 f"that of ours {model.root[:12]}",
-                hint=OTHER_ROOT_HINT,
+                hint=other_root_hint(model.name, welcome.root),
             )
 
     # Watching.

@@ -71,6 +71,10 @@ class PieceWorld:
     async def nodes(self) -> Sequence[NodeInfo]:
         return [self.info(peer) for peer in self.peers.values() if peer.root]
 
+    async def nodes_of(self, *peers: Peer) -> Sequence[NodeInfo]:
+        """As told to somebody who hears of these alone."""
+        return [self.info(peer) for peer in peers]
+
     def info(self, peer: Peer, model: ModelRef | None = None) -> NodeInfo:
         ref = model or self.ref
         return NodeInfo(

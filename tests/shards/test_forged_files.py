@@ -137,6 +137,23 @@ async def test_after_a_forger_the_honest_are_believed(world: PieceWorld, name: s
     assert (path / "files" / LARGE).read_bytes() == (world.model / LARGE).read_bytes()
 
 
+@pytest.mark.parametrize(("blocks", "client"), [(Span(1, 2), False), (None, True)])
+async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stays(
+    world: PieceWorld, blocks: Span | None, client: bool
+) -> None:
+    """Forger and origin answer from one network: nothing but the whole file tells them apart."""
+    peer = await forger(world, "model-00001-of-00002.safetensors")
+    origin = await world.origin()
+    first = set()
+    for number in range(12):
+        cold = await world.peer(f"cold{number}", shares=False)
+        async with world.fetch(cold, nodes=lambda: world.nodes_of(peer, origin)) as fetch:
+            await fetch.fetch(blocks, client=client)
+            assert fetch.root == world.manifest.root
+            first.add("forger" in fetch.statistics().bytes_by_source)
+    assert first == {True, False}, "the first root is anybody's"
+
+
 async def test_other_pieces_of_the_right_files_are_another_root_for_them_and_refused(
     world: PieceWorld,
 ) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.shards.weights_root import in_order
+from swarm_node.shards.weights_root import in_order, likely_roots
+from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from swarm_node.swarm.witnesses import Answers, Witnesses
 
 MODEL = ModelRef("demo", "ab12" * 16, 4)
 TRUE, LIE = "11" * 32, "22" * 32
@@ -61,3 +66,26 @@ def test_nobody_chooses_a_root_that_comes_first() -> None:
     roots = [f"{number:064x}" for number in range(20)]
     nodes = [node(root, root, "192.168.1.5") for root in roots]
     assert len({in_order(nodes, salt=f"client {number}")[0] for number in range(40)}) > 8
+
+
+@pytest.mark.parametrize(
+    ("true", "lie", "in_doubt"),
+    [
+        (["8.8.8.1"], [], False),
+        (["8.8.8.1"], ["9.9.9.1"], True),
+        (["8.8.8.1", "7.7.7.1"], ["9.9.9.1"], False),
+    ],
+    ids=["one root", "one network each", "two networks against one"],
+)
+async def test_a_root_is_in_doubt_while_a_stranger_with_one_network_could_have_put_it_first(
+    monkeypatch: pytest.MonkeyPatch, true: list[str], lie: list[str], in_doubt: bool
+) -> None:
+    nodes = [node(host, root, host) for root, hosts in ((TRUE, true), (LIE, lie)) for host in hosts]
+
+    async def ask(self: Witnesses, asked: Sequence[NodeInfo]) -> Answers:
+        return Answers(came(*asked))
+
+    monkeypatch.setattr(Witnesses, "ask", ask)
+    found = await likely_roots(nodes, MODEL, MemoryNetwork().transport("client"))
+    assert found.in_doubt == in_doubt
+    assert found.roots[0] == TRUE or in_doubt
