@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +22,8 @@ MAX_NAMES = 2**16
 """Names in a body's objects. json.loads keeps the interpreter, and takes up to 0.7 ms for a thousand."""
 MAX_VALUES = 2**19
 """Values in a body: some ten milliseconds where they are numbers, such as token ids."""
+MAX_SHOWN = 40
+"""Characters of a name in an error."""
 _LONG_NUMBER = b"0" * 64
 """Digits that take long to read: the time grows with the square of their number."""
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
@@ -81,7 +84,9 @@ def parse_json(data: bytes) -> Any:
     try:
         # A function of Python's own lets other threads go on between long numbers.
         parse_int = _integer if _LONG_NUMBER in data.translate(_DIGITS) else None
-        value = json.loads(data.decode(), parse_constant=_no_number, parse_int=parse_int)
+        value = json.loads(
+            data.decode(), parse_constant=_no_number, parse_int=parse_int, object_pairs_hook=_object
+        )
     except UnicodeDecodeError as error:
         raise wrong("", f"is not UTF-8 (byte {error.start})", code="invalid_json") from None
     except json.JSONDecodeError as error:
@@ -116,6 +121,16 @@ def _outside_strings(data: bytes) -> bytes:
 
 def _integer(digits: str) -> int:
     return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values with one name, one would be without effect, and who looks at the request on its way here
+    may have looked at the other."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise wrong("", f"has {twice[:MAX_SHOWN]!r} more than once in one object", code="invalid_json")
+    return values
 
 
 def _no_number(name: str) -> NoReturn:

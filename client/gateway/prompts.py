@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ...swarm.errors import PromptTooLongError
+from ...swarm.errors import PromptTooLongError, UsageError
 from ..async_model import AsyncSwarmModel
 from ..params import GenerateOptions
 from .answering import Wanted
@@ -39,9 +39,42 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
         chat = request.chat
         if chat.continued:
             more["continue_final_message"] = True
-        return tokenizer.apply_chat_template(chat.messages, chat.turn, most=model.context, **more)
+
+        def rendered(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+            return tokenizer.apply_chat_template(messages, chat.turn, most=model.context, **more)
+
+        ids = rendered(chat.messages)
+        if "tools" not in tokenizer.chat_variables:  # it may show calls nevertheless, as DeepSeek's do
+            _check_calls_are_shown(chat.messages, ids, rendered)
+        return ids
 
     return _checked(await _aside(model, "messages", read), model, "messages")
+
+
+def _check_calls_are_shown(
+    messages: Sequence[Mapping[str, Any]], ids: Sequence[int], rendered: Callable[[Any], Sequence[int]]
+) -> None:
+    """Raises ApiError where the prompt ``ids`` says nothing of the calls in ``messages``: without them, it
+    would be the same."""
+    calling = [number for number, message in enumerate(messages) if "tool_calls" in message]
+    if not calling:
+        return
+    silent = [
+        {**message, "tool_calls": None, "content": message["content"] or ""}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+    try:
+        without = rendered(silent)
+    except UsageError:
+        return  # it asks for them
+    if without == ids:
+        raise refused(
+            f"messages[{calling[0]}].tool_calls",
+            "this model's chat template shows no calls of tools; leave such messages out, or say as text "
+            "what was called",
+        )
 
 
 async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> list[tuple[int, ...]]:

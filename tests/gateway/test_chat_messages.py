@@ -130,3 +130,29 @@ def test_arguments_in_the_forms_that_clients_keep_them() -> None:
     assert _called(arguments="not JSON") == "not JSON"
     with pytest.raises(ApiError, match=r"tool_calls\[0\].function.arguments"):
         _called(arguments=3)
+
+
+SHOWS_CALLS = TEMPLATE.replace("{{ m.content }}", "{{ m.content or '' }}{{ m.tool_calls }}")
+ADDS_CONTENT = TEMPLATE.replace("m.content", "'' + m.content")
+NEEDS_CALLS = TEMPLATE.replace(
+    "{{ m.content }}", "{{ m.content }}{% if m.role == 'assistant' %}{{ m.tool_calls[0].id }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "status"),
+    [(TEMPLATE, 400), (ADDS_CONTENT, 400), (SHOWS_CALLS, 200), (NEEDS_CALLS, 200)],
+)
+async def test_calls_that_the_template_does_not_show_are_refused(
+    serve: Serve, template: str, status: int
+) -> None:
+    served = await serve(tokenizer=TemplateTokenizer(template))
+    calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    messages = [USER, calling, {"role": "tool", "tool_call_id": "c1", "content": "3"}, USER]
+    body = {"messages": messages, "max_tokens": 1}
+    answer = await served.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert answer.json()["error"]["param"] == "messages[1].tool_calls"
+        messages[1] = {"role": "assistant", "content": "f()"}
+        assert (await served.http.post("/v1/chat/completions", json=body)).status_code == 200

@@ -222,3 +222,11 @@ def test_outside_of_strings_only_the_structure_is_left(value: object) -> None:
 def test_long_numbers_are_read_exactly(digits: int) -> None:
     value = {"a": [-int("9" * digits), int("1" * digits)], "b": "7" * digits, "c": 1.5}
     assert parse_json(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '{"b": [{"c": {"a": 1, "a": 2}}]}'])
+def test_a_name_that_is_there_twice_is_refused(text: str) -> None:
+    with pytest.raises(ApiError, match="'a' more than once") as caught:
+        parse_json(text.encode())
+    assert caught.value.code == "invalid_json"
+    assert parse_json(b'[{"a": 1}, {"a": 1}]') == [{"a": 1}, {"a": 1}]
