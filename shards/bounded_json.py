@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..swarm.errors import CheckpointError
+from .not_a_model import download_hint
 
 MAX_DEPTH = 32
 """Arrays and objects inside each other; files in use have six."""
@@ -70,10 +71,11 @@ def is_deeper(document: Any, most: int) -> bool:
 
 def read_json(path: Path, bounds: JsonBounds) -> Any:
     """As ``parse_json``, of a file. CheckpointError for one that cannot be read, or is not so."""
+    content = read_bytes(path, bounds.nbytes)
     try:
-        return parse_json(read_bytes(path, bounds.nbytes), bounds)
+        return parse_json(content, bounds)
     except ValueError as error:
-        raise CheckpointError(f"{path} is no usable JSON: {error}", hint="Download it again.") from None
+        raise CheckpointError(f"{path} is no usable JSON: {error}", hint=download_hint(content)) from None
 
 
 def read_bytes(path: Path, most: int) -> bytes:

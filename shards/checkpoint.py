@@ -17,6 +17,7 @@ from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
 from .hf_tensors import checked_tensors
 from .manifest import TensorInfo, TensorSource
+from .not_a_model import no_model_error
 from .piece_hashing import identity_and_root, model_files, model_identity
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
@@ -169,10 +170,7 @@ def _identified(
 def directory_config(directory: Path) -> ModelConfig:
     """From config.json, and generation_config.json where there is one."""
     if not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory} holds no config.json",
-            hint="A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file.",
-        )
+        raise no_model_error(directory, "no config.json")
     generation = directory / "generation_config.json"
     return hf_config(
         read_json(directory / "config.json"),

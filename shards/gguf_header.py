@@ -15,6 +15,7 @@ import numpy as np
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .mapped_file import MappedFile
+from .not_a_model import download_hint
 from .qtypes import qtype_of_number, row_bytes
 from .shown import shown
 
@@ -122,7 +123,8 @@ class GGUFHeader:
         buffer = self._head()
         if bytes(buffer[:4]) != b"GGUF":
             raise CheckpointError(
-                f"{self.file.path} is not a GGUF file", hint="A GGUF file begins with the letters GGUF."
+                f"{self.file.path} is not a GGUF file: it does not begin with the letters GGUF",
+                hint=download_hint(bytes(buffer[:8])),
             )
         (version,) = struct.unpack_from("<I", buffer, 4)
         if version not in (2, 3):

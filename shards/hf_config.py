@@ -126,13 +126,16 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
 
 def _family(read: Fields) -> Family:
     """By ``model_type``, as in transformers; by the architecture where that is missing."""
-    ours = {family.architecture: name for name, family in FAMILIES.items()}
+    ours = {family.architecture.lower(): name for name, family in FAMILIES.items()}
     architectures = read.texts("architectures")
-    name = read.optional_text("model_type") or next(filter(None, map(ours.get, architectures)), None)
+    known = [
+        ours[each.lower()] for each in architectures if each.lower() in ours
+    ]  # "LLaMAForCausalLM" of 2023
+    name = read.optional_text("model_type") or next(iter(known), None)
     family = FAMILIES.get(name or "")
     if family is None:
         raise unsupported_family(name or (architectures[0] if architectures else None))
-    if architectures and not any(each in ours for each in architectures):
+    if architectures and not known:
         raise unsupported_family(architectures[0])
     return family
 

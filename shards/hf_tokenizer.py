@@ -20,6 +20,7 @@ from .config import ModelConfig
 from .end_tokens import TURN_ENDS, end_tokens
 from .fields import Fields
 from .hf_config import read_json
+from .not_a_model import download_hint, tokenizer_hint
 from .shown import shown
 from .tokenizer import Tokenizer, is_panic
 from .tokenizer_check import normalizes_in_linear_time, takes_linear_time
@@ -50,7 +51,7 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(
             f"{directory} holds no tokenizer.json",
-            hint="Save it from transformers once: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+            hint=tokenizer_hint(directory),
         )
     backend = _read(path)
     takes_linear_time(backend, directory.name)  # raises for steps that multiply, before more tokens take them
@@ -93,7 +94,7 @@ def _read(path: Path) -> Backend:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise CheckpointError(
-            f"{path} is damaged: {one_line(str(error))}", hint="Download it again."
+            f"{path} is damaged: {one_line(str(error))}", hint=download_hint(content)
         ) from error
 
 

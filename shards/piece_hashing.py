@@ -14,6 +14,7 @@ from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of
 from .file_hashes import FileHashes, Progress, Wanted, hash_files
 from .gguf_header import GGUFHeader
 from .mapped_file import MappedFile
+from .not_a_model import no_model_error
 from .piece_manifest import PieceFile, PieceManifest, piece_size_for
 from .safetensors_header import header_length
 from .safetensors_reader import INDEX, SINGLE, read_index, shard_names
@@ -33,7 +34,7 @@ def model_files(path: Path) -> dict[str, Path]:
     elif INDEX in files:
         files |= {name: path / name for name in shard_names(read_index(path / INDEX))}
     else:
-        raise CheckpointError(f"{path} holds neither {SINGLE} nor {INDEX}")
+        raise no_model_error(path, f"neither {SINGLE} nor {INDEX}")
     for name, file in files.items():
         if not file.is_file():
             raise CheckpointError(f"{path} does not hold {name}: a model is all of its files")

@@ -34,6 +34,11 @@ _TABLE: dict[str, tuple[int, int, int]] = {
     "BF16": (30, 1, 2),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in _TABLE.items()}
+_OTHERS = dict(
+    [(16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (21, "IQ3_S"), (22, "IQ2_S")]
+    + [(28, "F64"), (29, "IQ1_M"), (34, "TQ1_0"), (35, "TQ2_0"), (39, "MXFP4"), (40, "NVFP4")]
+)
+"""Types of ggml.h in which files of models come, too, and which are not read."""
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
@@ -63,7 +68,7 @@ def qtype_of_number(number: int, tensor: str) -> str:
         return _BY_NUMBER[number]
     except KeyError:
         raise UnsupportedModelError(
-            f"tensor {tensor} has GGUF type {number}, which is not supported",
+            f"tensor {tensor} has GGUF type {_OTHERS.get(number, number)}, which is not supported",
             hint=SUPPORTED,
         ) from None
 

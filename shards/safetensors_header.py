@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from ..swarm.errors import CheckpointError, UnsupportedModelError
 from .bounded_json import JsonBounds, parse_json
+from .not_a_model import download_hint
 from .shown import shown
 
 MAX_TENSORS = 1 << 16
@@ -50,7 +51,9 @@ def header_length(first: bytes, file_size: int, where: str) -> int:
         raise _damaged(where, f"it has only {file_size} bytes")
     length = int.from_bytes(first[:8], "little")
     if length > BOUNDS.nbytes or 8 + length > file_size:
-        raise _damaged(where, f"it claims a header of {length} bytes in a file of {file_size}")
+        raise _damaged(
+            where, f"it claims a header of {length} bytes in a file of {file_size}", download_hint(first)
+        )
     return length
 
 
@@ -133,5 +136,5 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _damaged(where: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{where} is not a usable safetensors file: {what}", hint="Download it again.")
+def _damaged(where: str, what: str, hint: str = "Download it again.") -> CheckpointError:
+    return CheckpointError(f"{where} is not a usable safetensors file: {what}", hint=hint)

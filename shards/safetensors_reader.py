@@ -11,6 +11,7 @@ from ..swarm.errors import CheckpointError
 from .bounded_json import JsonBounds, read_json
 from .manifest import TensorInfo
 from .mapped_file import MappedFile, Presence
+from .not_a_model import no_model_error
 from .raw_tensor import RawTensor
 from .safetensors_header import StoredTensor, header_length, parse_header
 from .shown import shown
@@ -120,11 +121,14 @@ def open_directory(directory: Path) -> SafetensorsSource:
         return SafetensorsSource([LocalShard(directory / SINGLE)])
     index = directory / INDEX
     if not index.is_file():
+        raise no_model_error(directory, f"neither {SINGLE} nor {INDEX}")
+    names = shard_names(read_index(index))
+    if missing := [name for name in names if not (directory / name).is_file()]:
         raise CheckpointError(
-            f"{directory} holds neither {SINGLE} nor {INDEX}",
-            hint="A model is a HuggingFace directory with safetensors files, or a .gguf file.",
+            f"{directory} lacks {len(missing)} of its {len(names)} safetensors files: {missing[0]}",
+            hint=f"Download them, too: {INDEX} names them all.",
         )
-    return SafetensorsSource(LocalShard(directory / name) for name in shard_names(read_index(index)))
+    return SafetensorsSource(LocalShard(directory / name) for name in names)
 
 
 def read_index(path: Path) -> dict[str, str]:

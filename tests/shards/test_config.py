@@ -139,6 +139,10 @@ def test_a_window_shorter_than_what_scaling_makes_of_the_context() -> None:
         read(**scaled)
 
 
+def test_the_first_name_of_the_architecture() -> None:
+    assert read(architectures=["LLaMAForCausalLM"]) == read()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -208,6 +208,21 @@ def test_damaged_vocabulary(
         model.tokenizer()
 
 
+@pytest.mark.parametrize("padding", [5, 2**32 - 1])
+def test_a_padding_token_that_is_none(tmp_path: Path, padding: int) -> None:
+    """Files of fine-tunes say so. It shapes no answer, and llama.cpp passes over it, too."""
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(["a", "b", "ab"])
+        writer.add_token_merges(["a b"])
+        writer.add_pad_token_id(padding)
+
+    with open_checkpoint(str(tiny_gguf(tmp_path / "x.gguf", 2, extra))) as model:
+        assert model.tokenizer().encode("ab", False) == [2]
+
+
 def hf_tokenizer_files(directory: Path, **settings: Any) -> None:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,0 +1,75 @@
+"""What a folder or a file has in place of a model, and what makes a model of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ..swarm.errors import CheckpointError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OF_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")
+
+
+def download_hint(first: bytes) -> str:
+    """For a file that cannot be read. ``first``: at least 8 bytes that it begins with, if it has as many."""
+    if len(first) >= 8 and _POINTER.startswith(first[: len(_POINTER)]):
+        return "Git left a pointer in place of the file: run `git lfs pull` in its folder."
+    return "Download it again."
+
+
+def no_model_error(directory: Path, lacks: str) -> CheckpointError:
+    """For a directory without the file or files ``lacks``: by what is there instead."""
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        return CheckpointError(f"cannot read {directory}: {error.strerror or error}")
+    if "adapter_config.json" in names:
+        return CheckpointError(
+            f"{directory} holds an adapter of a model (adapter_config.json), and {lacks}",
+            hint="Merge the two, and give the result: "
+            + _python(
+                "from peft import AutoPeftModelForCausalLM as M; "
+                f"M.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained({f'{directory}-merged'!r})"
+            ),
+        )
+    if files := _those(names, ("*.gguf",)):
+        return CheckpointError(
+            f"{directory} is a folder with GGUF files, and holds {lacks}",
+            hint=f"Give the path of a file: {directory / files[0]}",
+        )
+    if _those(names, ("model-*.safetensors",)):
+        return CheckpointError(
+            f"{directory} holds parts of a model, and {lacks}",
+            hint="Download the files that are missing: the index says which tensor is in which part.",
+        )
+    if files := [name for name in _those(names, _PICKLES) if not _those([name], _OF_TRAINING)]:
+        return CheckpointError(
+            f"{directory} holds weights as a pickle ({files[0]}), which is not read, and {lacks}",
+            hint="A pickle may run any program. If you trust this one: "
+            + _python(
+                "from transformers import AutoModelForCausalLM as M; "
+                f"M.from_pretrained({str(directory)!r}, dtype='auto').save_pretrained({str(directory)!r})"
+            ),
+        )
+    return CheckpointError(
+        f"{directory} holds {lacks}",
+        hint="A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file.",
+    )
+
+
+def tokenizer_hint(directory: Path) -> str:
+    """For a directory without tokenizer.json."""
+    saved = f"AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+    return f"Have transformers write it: {_python(f'from transformers import AutoTokenizer; {saved}')}"
+
+
+def _python(program: str) -> str:
+    return f"python -c {shlex.quote(program)}"
+
+
+def _those(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

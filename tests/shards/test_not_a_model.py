@@ -1,0 +1,108 @@
+"""What people have in place of a model: the refusal names it, and says what makes a model of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.piece_hashing import model_files
+from swarm_node.shards.qtypes import qtype_of_number
+from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
+
+from .conftest import HFLlama
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.fixture
+def model(hf_llama: HFLlama) -> Path:
+    return hf_llama("it's mine")
+
+
+def pickled(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model-00001-of-00001.bin")
+    (model / "training_args.bin").touch()
+
+
+def adapter(model: Path) -> None:
+    for path in model.iterdir():
+        path.unlink()
+    (model / "adapter_config.json").write_text("{}")
+    (model / "adapter_model.safetensors").touch()
+
+
+def gguf_files(model: Path) -> None:
+    for path in model.iterdir():
+        path.unlink()
+    (model / "model-Q4_K_M.gguf").touch()
+
+
+def without_index(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+
+
+def without_a_part(model: Path) -> None:
+    parts = {"model.norm.weight": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    save_file({"x": torch.zeros(1)}, model / "model-00002-of-00002.safetensors")
+
+
+def unknown(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "consolidated.safetensors")
+    (model / "training_args.bin").touch()
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (pickled, "a pickle (pytorch_model-00001-of-00001.bin)", "AutoModelForCausalLM"),
+        (adapter, "holds an adapter", "merge_and_unload"),
+        (gguf_files, "is a folder with GGUF files", "it's mine/model-Q4_K_M.gguf"),
+        (without_index, "holds parts of a model", "Download the files that are missing"),
+        (without_a_part, "lacks 1 of its 2 safetensors files: model-00001-of-00002", "Download them, too"),
+        (unknown, "neither model.safetensors nor", "A model is a HuggingFace directory"),
+    ],
+)
+def test_folders(model: Path, change: Callable[[Path], None], message: str, hint: str) -> None:
+    change(model)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(model))
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+    if "python -c" in caught.value.hint:
+        *_, program = shlex.split(caught.value.hint.partition("python -c")[2])
+        compile(program, "the hint", "exec")
+    with pytest.raises(CheckpointError):
+        model_files(model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_pointers_of_git(model: Path, name: str) -> None:
+    """As a clone without Git LFS has them."""
+    (model / name).write_bytes(POINTER)
+    with pytest.raises(CheckpointError) as caught, open_checkpoint(str(model)) as opened:
+        opened.tokenizer()
+    assert name in str(caught.value)
+    assert "git lfs pull" in caught.value.hint
+
+
+def test_a_pointer_to_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(POINTER)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(tmp_path / "x.gguf"))
+    assert "git lfs pull" in caught.value.hint
+
+
+def test_types_of_gguf_files_are_named() -> None:
+    with pytest.raises(UnsupportedModelError, match="has GGUF type IQ3_S, which"):
+        qtype_of_number(21, "x")
+    with pytest.raises(UnsupportedModelError, match="has GGUF type 99, which"):
+        qtype_of_number(99, "x")
