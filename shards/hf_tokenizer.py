@@ -21,6 +21,7 @@ from .end_tokens import TURN_ENDS, end_tokens
 from .fields import Fields
 from .hf_config import read_json
 from .not_a_model import download_hint, tokenizer_hint
+from .prefix_space import says_no_space, take_prefix_space_off
 from .shown import shown
 from .tokenizer import Tokenizer, is_panic
 from .tokenizer_check import normalizes_in_linear_time, takes_linear_time
@@ -49,13 +50,12 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise CheckpointError(
-            f"{directory} holds no tokenizer.json",
-            hint=tokenizer_hint(directory),
-        )
+        raise CheckpointError(f"{directory} holds no tokenizer.json", hint=tokenizer_hint(directory))
     backend = _read(path)
     takes_linear_time(backend, directory.name)  # raises for steps that multiply, before more tokens take them
     settings = _optional(directory / "tokenizer_config.json")
+    if says_no_space(settings):
+        take_prefix_space_off(backend)
     named = _named_tokens(_optional(directory / "special_tokens_map.json"), settings)
     _add_tokens(backend, settings, named)
     special = {name: token.content for name, token in named.items()}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.piece_hashing import model_files
@@ -48,13 +45,6 @@ def without_index(model: Path) -> None:
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
 
 
-def without_a_part(model: Path) -> None:
-    parts = {"model.norm.weight": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}
-    (model / "model.safetensors").unlink()
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-    save_file({"x": torch.zeros(1)}, model / "model-00002-of-00002.safetensors")
-
-
 def unknown(model: Path) -> None:
     (model / "model.safetensors").rename(model / "consolidated.safetensors")
     (model / "training_args.bin").touch()
@@ -67,7 +57,6 @@ def unknown(model: Path) -> None:
         (adapter, "holds an adapter", "merge_and_unload"),
         (gguf_files, "is a folder with GGUF files", "it's mine/model-Q4_K_M.gguf"),
         (without_index, "holds parts of a model", "Download the files that are missing"),
-        (without_a_part, "lacks 1 of its 2 safetensors files: model-00001-of-00002", "Download them, too"),
         (unknown, "neither model.safetensors nor", "A model is a HuggingFace directory"),
     ],
 )

@@ -222,8 +222,9 @@ def test_damaged_index(hf_llama: HFLlama, index: str) -> None:
 def test_missing_shard(hf_llama: HFLlama) -> None:
     directory = hf_llama(shards=2)
     (directory / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="No such file"):
+    with pytest.raises(CheckpointError, match="lacks 1 of its 2 safetensors files: model-00001") as caught:
         open_checkpoint(str(directory))
+    assert "Download them" in caught.value.hint
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
