@@ -4,7 +4,8 @@ known_hosts. What others say of a model's age never comes in here.
     pin DIGEST NAME                  the user's: nothing else is taken under this name
     used DIGEST FIRST LAST NAME      a client got answers from it, or a node served it; times in UTC
 
-DIGEST: the model's, or ``sha256:`` and the root of its weights. Lines of other kinds are left as they are.
+DIGEST: the model's, or ``sha256:`` and the root of its weights. ``#`` begins a remark, which stays. A file
+with any other line is refused: it may have been meant for a pin.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ class UsedModel:
 class _Lines:
     pins: tuple[ModelName, ...] = ()
     used: tuple[UsedModel, ...] = ()
-    others: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class KnownModels:
     """The file at ``path``, read anew by every call, which blocks. Case and ``.gguf`` of names do not count.
 
-    Raises UsageError for a file that cannot be read or written: a pin that nobody sees would protect nobody.
+    Raises UsageError for a file that cannot be written, and for one of which a line cannot be read: a pin
+    that nobody sees would protect nobody.
     """
 
     def __init__(self, path: Path, now: Now = lambda: datetime.now(UTC)) -> None:
@@ -140,15 +142,14 @@ class KnownModels:
             with FileLock(self.path.with_name(self.path.name + ".lock"), mode=0o600):
                 lines = change(self._read())
                 pins = [f"pin {_suffix(pin)} {pin.name}" for pin in lines.pins]
-                text = "\n".join([*lines.others, *pins, *map(str, lines.used)])
-                replace_file(self.path, ("" if lines.others else _HEADER) + text + "\n")
+                text = "\n".join([*lines.remarks, *pins, *map(str, lines.used)])
+                replace_file(self.path, ("" if lines.remarks else _HEADER) + text + "\n")
         except OSError as error:
-            raise self._unusable(f"cannot be written: {error.strerror}") from None
+            hint = "Set SWARM_NODE_HOME to a folder that this user can write."
+            raise self._unusable(f"cannot be written: {error.strerror}", hint) from None
 
-    def _unusable(self, why: str) -> UsageError:
-        return UsageError(
-            f"the file of models that this machine knows, {self.path}, {why}", hint="Mend or remove it."
-        )
+    def _unusable(self, why: str, hint: str = "Mend or remove it.") -> UsageError:
+        return UsageError(f"the file of models that this machine knows, {self.path}, {why}", hint=hint)
 
 
 def default_known() -> KnownModels:
@@ -157,37 +158,39 @@ def default_known() -> KnownModels:
 
 
 def _parsed(lines: Sequence[str]) -> _Lines:
-    """Raises ValueError for a pin that cannot be read."""
+    """Raises ValueError for a line that cannot be read, and for two pins of one name."""
     pins: list[ModelName] = []
     used: list[UsedModel] = []
-    others: list[str] = []
-    for line in lines:
-        kind, _, rest = line.partition(" ")
-        if kind == "pin":
-            pins.append(_pin(rest, line))
-        elif kind == "used" and (entry := _used(rest)) is not None:
-            used.append(entry)
-        elif line.strip():
-            others.append(line)
-    return _Lines(tuple(pins), tuple(used), tuple(others))
+    remarks: list[str] = []
+    for number, line in enumerate(lines, 1):
+        words = line.split(None, 4)
+        try:
+            match words:
+                case []:
+                    pass
+                case [first, *_] if first.startswith("#"):
+                    remarks.append(line)
+                case ["used", digest, first, last, name]:
+                    read = ModelName.parse(f"{name.strip()}@{digest}")
+                    used.append(UsedModel(read.name, read.digest, _time(first), _time(last)))
+                case ["pin", digest, _, *_] if not _is_time(words[2]):
+                    pins.append(ModelName.parse(f"{line.split(None, 2)[2].strip()}@{digest}"))
+                case _:
+                    raise ValueError
+        except (ValueError, SwarmError):
+            raise ValueError(
+                f"has a line {number} that says nothing: {line[:80]!r}. Pins are: pin DIGEST NAME"
+            ) from None
+        if pins and _without(pins[:-1], pins[-1].name) != pins[:-1]:
+            raise ValueError(f"has two pins of {pins[-1].name!r}, the second in line {number}")
+    return _Lines(tuple(pins), tuple(used), tuple(remarks))
 
 
-def _pin(text: str, line: str) -> ModelName:
-    digest, _, name = text.strip().partition(" ")
+def _is_time(text: str) -> bool:
     try:
-        return ModelName.parse(f"{name.strip()}@{digest}")
-    except SwarmError:
-        raise ValueError(f"has a pin that is none: {line[:80]!r}") from None
-
-
-def _used(text: str) -> UsedModel | None:
-    parts = text.split(" ", 3)
-    try:
-        digest, first, last, name = parts
-        read = ModelName.parse(f"{name}@{digest}")
-        return UsedModel(read.name, read.digest, _time(first), _time(last))
-    except (ValueError, SwarmError):
-        return None
+        return bool(_time(text))
+    except ValueError:
+        return False
 
 
 def _time(text: str) -> datetime:
