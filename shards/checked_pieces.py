@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +63,7 @@ class CheckedPieces:
         checked yet; blocks. CheckpointError for a file that may not be read."""
         pieces = list(pieces)
         try:
-            change = self._notice(name, _identity(path.stat()))
+            change = self._notice(name, _identity(file_status(path)))
         except OSError as error:
             _raise_unless_lost(path, error)
             return pieces
@@ -124,6 +125,14 @@ class CheckedPieces:
 
 _known: RecentMap[tuple[int, int], CheckedPieces] = RecentMap(64)  # by the folder's inode
 _knowing = threading.Lock()
+
+
+def file_status(path: Path) -> os.stat_result:
+    """OSError also for what is no file: whoever opens a named pipe waits, and a device may have no end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EISDIR, "is no file", str(path))
+    return status
 
 
 def is_lost(error: OSError) -> bool:

@@ -126,14 +126,15 @@ class PieceCache:
                     free += sizes[folder]
         if held + more_bytes > self.max_bytes:
             raise UsageError(
-                f"{more_bytes / 1e9:.2f} GB of weights do not fit beside {held / 1e9:.2f} GB in use "
-                f"into a cache of {self.max_bytes / 1e9:.2f} GB",
+                f"{more_bytes / 1e6:.1f} MB of weights do not fit beside {held / 1e6:.1f} MB in use "
+                f"into a cache of {self.max_bytes / 1e6:.1f} MB",
                 hint="Choose a larger --cache-size, or fewer blocks.",
             )
         if more_bytes > free:
             raise UsageError(
-                f"{more_bytes / 1e9:.2f} GB of weights do not fit on the disk of {self.folder}: "
-                f"{max(0, free) / 1e9:.2f} GB are free",
+                f"{more_bytes / 1e6:.1f} MB of weights do not fit on the disk of {self.folder}: "
+                f"of {(free + SPARE_DISK_BYTES) / 1e6:.0f} MB that are free "
+                f"{SPARE_DISK_BYTES / 1e6:.0f} stay so",
                 hint="Free some space, or set SWARM_NODE_HOME to a folder on another disk.",
             )
 

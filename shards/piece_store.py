@@ -37,7 +37,7 @@ from ..swarm.errors import CheckpointError, RemoteProtocolError
 from ..swarm.state_files import replace_file
 from ..swarm.types import ModelRef
 from .bounded_json import JsonBounds, read_json
-from .checked_pieces import CheckedPieces, is_lost
+from .checked_pieces import CheckedPieces, file_status, is_lost
 from .mapped_file import AbsentError
 from .piece_holder import Watcher, read_at
 from .piece_manifest import MAX_MANIFEST, PieceManifest
@@ -276,7 +276,8 @@ class PieceStore:
     def _read_have(self) -> np.ndarray:
         n = self.manifest.n_pieces
         try:
-            bits = np.frombuffer((self.folder / _HAVE).read_bytes(), dtype=np.uint8)
+            file_status(have := self.folder / _HAVE)
+            bits = np.frombuffer(have.read_bytes(), dtype=np.uint8)
         except OSError:  # as after a crash: what is there is fetched again
             return np.zeros(n, dtype=bool)
         if len(bits) != -(-n // 8):
@@ -307,10 +308,14 @@ class PieceStore:
     def _opened(self, name: str, mode: Literal["rb", "r+b"]) -> FileIO:
         for _ in range(2):  # another process may rename it at this moment
             with contextlib.suppress(FileNotFoundError):
-                return self.path(name).open(mode, buffering=0)
+                return self._opened_once(name, mode)
         with contextlib.suppress(FileNotFoundError):  # then the folder is gone as well
             _make_files(self.folder, self.manifest)
-        return self.path(name).open(mode, buffering=0)
+        return self._opened_once(name, mode)
+
+    def _opened_once(self, name: str, mode: Literal["rb", "r+b"]) -> FileIO:
+        file_status(path := self.path(name))
+        return path.open(mode, buffering=0)
 
 
 class FilePresence:
@@ -340,6 +345,8 @@ def is_store(path: Path) -> bool:
 def _described(folder: Path) -> tuple[PieceManifest, ModelRef]:
     """The manifest, and the model as it was asked for. OSError, KeyError, TypeError, CheckpointError or
     RemoteProtocolError where they are not to be read."""
+    for name in (_MANIFEST, _ABOUT):
+        file_status(folder / name)
     with (folder / _MANIFEST).open("rb") as file:
         manifest = PieceManifest.parse(file.read(MAX_MANIFEST + 1), folder.name)
     about = read_json(folder / _ABOUT, _ABOUT_BOUNDS)
@@ -354,7 +361,7 @@ def _make_files(folder: Path, manifest: PieceManifest) -> None:
     for file in manifest.files:
         whole = folder / _FILES / file.name
         path = whole if whole.exists() else whole.with_name(file.name + PART)
-        if not path.is_file() or path.stat().st_size != file.size:
+        if not path.exists() or file_status(path).st_size != file.size:
             with path.open("ab") as opened:
                 opened.truncate(file.size)
 

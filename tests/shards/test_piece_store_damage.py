@@ -347,7 +347,7 @@ def test_a_bad_sector_costs_what_lies_on_it(whole: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["manifest", "about.json", "have"])
-@pytest.mark.parametrize("damage", ["emptied", "cut", "zeroed", "gone"])
+@pytest.mark.parametrize("damage", ["emptied", "cut", "zeroed", "gone", "a pipe"])
 def test_small_files_are_written_anew(whole: Path, name: str, damage: str) -> None:
     path = whole / name
     data = path.read_bytes()
@@ -360,6 +360,9 @@ def test_small_files_are_written_anew(whole: Path, name: str, damage: str) -> No
             path.write_bytes(bytes(len(data)))
         case "gone":
             path.unlink()
+        case "a pipe":  # whoever opens one waits
+            path.unlink()
+            os.mkfifo(path)
     cache = PieceCache(whole.parent)
     with cache.open(MANIFEST, REF) as store:
         expected = list(PIECES) if name == "have" else []
@@ -391,6 +394,21 @@ def test_a_folder_that_cannot_be_used_is_set_aside(whole: Path, thing: str) -> N
         cache.make_room(store, 1)  # what was set aside goes first, though there is room
     assert not aside.exists()
     assert whole.exists()
+
+
+def test_what_is_no_file_is_missing_and_set_aside(whole: Path) -> None:
+    """To open a pipe is to wait for whoever writes into it."""
+    cache = PieceCache(whole.parent)
+    with PieceStore(whole) as store:
+        (whole / "files" / "tokenizer.json").unlink()
+        os.mkfifo(whole / "files" / "tokenizer.json")
+        pieces = list(MANIFEST.pieces_of("tokenizer.json"))
+        with pytest.raises(CheckpointError):
+            store.read(pieces[0])
+        assert store.missing(PIECES) == pieces
+    with cache.open(MANIFEST, REF) as store:
+        assert store.missing(PIECES) == list(PIECES)
+    assert whole.with_suffix(".bad").exists()
 
 
 def test_an_eviction_cut_short_leaves_no_store(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
