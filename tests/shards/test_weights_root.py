@@ -62,6 +62,22 @@ def test_what_nobody_shares_cannot_be_fetched() -> None:
     assert in_order([node("a", "", "8.8.8.1")]) == []
 
 
+@given(st.integers(1, 60), st.text(max_size=5), st.booleans())
+def test_a_hundred_roots_of_one_machine_have_one_turn_before_anothers(
+    roots: int, salt: str, more: bool
+) -> None:
+    """``more``: each is also announced by nodes that name other machines, and do not answer."""
+    honest = node("a", TRUE, "192.168.1.5")
+    liars = [node(f"liar{n}", f"{n:064x}", "192.168.1.66") for n in range(roots)]
+    silent = [
+        node(f"silent{n}.{k}", f"{n:064x}", f"{k}.{n}.1.1") for n in range(roots) for k in (20, 21) if more
+    ]
+    came_from = {each.peer_id: "/ip4/192.168.1.66/tcp/1" for each in liars} | came(honest)
+    found = in_order([*liars, *silent, honest], came_from, salt=salt)
+    assert found.index(TRUE) < 2
+    assert len(found) == roots + 1
+
+
 def test_nobody_chooses_a_root_that_comes_first() -> None:
     roots = [f"{number:064x}" for number in range(20)]
     nodes = [node(root, root, "192.168.1.5") for root in roots]
