@@ -172,7 +172,6 @@ class Gateway:
             Envelope("chat.completion", "chatcmpl", model_id, model.model.digest),
             lambda index, token_bytes: ChatChoice(index, token_bytes, model.tokenizer.eos_ids, request.tools),
             default_tokens=self.limits.default_max_tokens,
-            length_field="max_completion_tokens",
         )
 
     async def _completion_job(self, request: CompletionRequest) -> Job:
@@ -189,7 +188,6 @@ class Gateway:
                 index, token_bytes, model.tokenizer.eos_ids, echoes[index // n]
             ),
             default_tokens=COMPLETION_TOKENS,
-            length_field="max_tokens",
         )
 
     def _job(
@@ -201,14 +199,11 @@ class Gateway:
         shape: Callable[[int, TokenBytes | None], ChoiceShape],
         *,
         default_tokens: int,
-        length_field: str,
     ) -> Job:
         """``shape``: a choice of that number, with what tells a token's bytes where they are asked for."""
         sampling = request.sampling
         extra = self._options(request.logprobs, request.guide)
-        generations = wanted(
-            model, prompts, sampling, extra, default_tokens=default_tokens, length_field=length_field
-        )
+        generations = wanted(model, prompts, sampling, extra, default_tokens=default_tokens)
         token_bytes = model.tokenizer.token_bytes if request.logprobs is not None else None
         return Job(
             model=model,

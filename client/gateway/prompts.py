@@ -108,7 +108,6 @@ def wanted(
     extra: GenerateOptions,
     *,
     default_tokens: int,
-    length_field: str,
 ) -> list[Wanted]:
     """``n`` generations for each prompt, in order. Raises ApiError where one cannot fit the context."""
     for token in sampling.logit_bias:
@@ -120,7 +119,7 @@ def wanted(
         tokens = min(default_tokens, room) if sampling.max_tokens is None else sampling.max_tokens
         if tokens > room:
             raise wrong(
-                length_field,
+                sampling.length_field,
                 f"{tokens} new tokens and the prompt's {len(prompt)} are more than the {model.context} that "
                 "the model's context holds",
                 code="context_length_exceeded",

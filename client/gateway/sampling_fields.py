@@ -32,13 +32,14 @@ class Streaming:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """``options``: for ``AsyncSwarmModel.stream``, without ``max_new_tokens`` and ``seed``, which depend on
-    the prompt and on the number of the choice. ``max_tokens``: None where the request names none.
-    ``streaming``: None for one answer in one piece."""
+    the prompt and on the number of the choice. ``max_tokens``: None where the request names none;
+    ``length_field``: how it calls it. ``streaming``: None for one answer in one piece."""
 
     options: GenerateOptions
     n: int = 1
     seed: int | None = None
     max_tokens: int | None = None
+    length_field: str = "max_tokens"
     streaming: Streaming | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
@@ -64,11 +65,13 @@ def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
     if len(set(lengths.values())) > 1:
         first, second = list(lengths)[:2]
         raise body.wrong(first, f"differs from {second}; give one of them")
+    length_field = next(iter(lengths), "max_tokens")
     return Sampling(
         options,
         n=body.integer("n", 1, MAX_CHOICES) or 1,
         seed=body.integer("seed", -_SEED, _SEED - 1),
-        max_tokens=next(iter(lengths.values()), None),
+        max_tokens=lengths.get(length_field),
+        length_field=length_field,
         streaming=_streaming(body),
         logit_bias=_logit_bias(body),
     )
