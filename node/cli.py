@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from ..swarm.errors import SwarmError
 from ..swarm.event_loop import new_event_loop
-from .cli_output import exit_code_of, print_error, set_up_logging
+from .cli_output import exit_code_of, print_error, set_up_logging, starting_line
 from .cli_parser import build_parser
+from .cli_pasting import pasteable
 from .cli_streams import StandardStreams
 from .stop_signals import exiting_on_end_signals, until_ended
 
@@ -27,20 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(words: list[str], streams: StandardStreams) -> int:
     as_json = "--json" in words
+    arguments = argparse.Namespace()
     try:
         arguments = build_parser().parse_args(words)
         as_json = arguments.json
+        speak = not (as_json or getattr(arguments, "quiet", False))
         if arguments.command in NODES:
             streams.never_wait()
         set_up_logging(arguments.log_level)
         if arguments.command == "chat":
             with exiting_on_end_signals():
-                _run_chat(arguments)  # waits for keys in this thread, without an event loop
+                with starting_line(speak=speak):
+                    chat = _chat(arguments)
+                chat()  # waits for keys in this thread, without an event loop
         else:
+            with starting_line(speak=speak):
+                command = _command(arguments)
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                return runner.run(until_ended(_command(arguments)))
+                return runner.run(until_ended(command))
     except (SwarmError, KeyboardInterrupt, BaseExceptionGroup) as error:
-        print_error(error, as_json=as_json)
+        print_error(error, as_json=as_json, say=partial(pasteable, arguments=arguments))
         return exit_code_of(error)
     except Exception as error:  # the last resort: two lines for people, the rest for the log
         import logging
@@ -52,7 +60,8 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
-    # Each command imports what it needs: --help and a wrong option answer at once.
+    # Each command imports what it needs: --help and a wrong option answer at once. It does so before there is
+    # an event loop, in which Ctrl-C would have to wait for the imports.
     match arguments.command:
         case "serve":
             from .cli_serve import run_serve
@@ -79,12 +88,12 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
 
             return run_invite(arguments)
         case "gateway":
-            return _run_gateway(arguments)
+            return _gateway(arguments)
         case _:
-            return _run_generate(arguments)
+            return _generate(arguments)
 
 
-def _run_chat(arguments: argparse.Namespace) -> None:
+def _chat(arguments: argparse.Namespace) -> Callable[[], None]:
     from ..client import SwarmModel
     from ..client.params import GenerationParams
     from .cli_chat import run_chat
@@ -92,24 +101,24 @@ def _run_chat(arguments: argparse.Namespace) -> None:
     def check(options: dict[str, Any]) -> None:
         GenerationParams.of(options, vocab_size=1)  # type: ignore[arg-type] # no option of a chat names tokens
 
-    run_chat(arguments, SwarmModel, check)
+    return partial(run_chat, arguments, SwarmModel, check)
 
 
-async def _run_gateway(arguments: argparse.Namespace) -> None:
+def _gateway(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from ..client.gateway import require_extra
     from .cli_gateway import run_gateway
 
     require_extra()
     from ..client.gateway.opening import open_gateway
 
-    await run_gateway(arguments, open_gateway)
+    return run_gateway(arguments, open_gateway)
 
 
-async def _run_generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from ..client import AsyncSwarmModel, Guide
     from .cli_generate import run_generate
 
-    await run_generate(arguments, AsyncSwarmModel, Guide)
+    return run_generate(arguments, AsyncSwarmModel, Guide)
 
 
 if __name__ == "__main__":

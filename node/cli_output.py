@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.control import Control
 from rich.markup import escape
-from rich.segment import Segment
+from rich.segment import ControlType, Segment
 
 from ..swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ..swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
@@ -108,18 +109,34 @@ events = EventPrinter()
 """Standard output of this process has one reader, so it has one printer."""
 
 
-def print_error(error: BaseException, *, as_json: bool) -> None:
-    """To standard error for people; with ``as_json`` an ``error`` event on standard output as well."""
+def print_error(error: BaseException, *, as_json: bool, say: Callable[[str], str] = str) -> None:
+    """To standard error for people; with ``as_json`` an ``error`` event on standard output as well. ``say``
+    completes the commands that the hint names."""
     error = _first(error)
     if isinstance(error, ReaderGoneError | KeyboardInterrupt):
         return  # nobody is there to be told, or knows it already
     message, hint = describe_error(error)
+    hint = say(hint)
     if as_json and not events.printed_error and not isinstance(error, OutputError):
         with contextlib.suppress(OutputError):
             events.print({"event": "error", "message": message, "hint": hint, **NO_NODE})
     sys.stderr.write(f"error: {visible_line(message)}\n")
     if hint:
         sys.stderr.write(f"       {visible_line(hint)}\n")
+
+
+@contextlib.contextmanager
+def starting_line(*, speak: bool) -> Iterator[None]:
+    """A word on a terminal while the imports of a command take their seconds; erased after them. Unlike a
+    spinner it hides no cursor, which a signal in these seconds would leave hidden."""
+    if not speak or not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    console.print("Starting ...", end="")
+    try:
+        yield
+    finally:
+        console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
 
 
 def set_up_logging(level: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from difflib import get_close_matches
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..shards.devices import DEVICES
 from ..swarm.addresses import EVERY_INTERFACE
@@ -106,6 +107,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"See {self.prog} --help.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """A command refuses the words that it does not know itself, since it knows which ones are near.
+        argparse would hand them back to the program, which knows none."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if not unknown:
+            return known, unknown
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+        near = get_close_matches(option, self._option_string_actions, 1) if option else []
+        did_you_mean = f"Did you mean {near[0]}? " if near else ""
+        what = f"there is no option {option}" if option else f"unexpected: {' '.join(unknown)}"
+        raise UsageError(what, hint=f"{did_you_mean}See {self.prog} --help.")
 
 
 def build_parser() -> argparse.ArgumentParser:

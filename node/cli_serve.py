@@ -240,7 +240,7 @@ class _Display:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._as_json = bool(arguments.json)
-        self._was_online = self._stands_by = False
+        self._was_online = self._stands_by = self._failed = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -342,8 +342,12 @@ class _Display:
                 )
             case _ if line := auto_line(event):
                 console.print(line)
-            case "stopped":
-                console.print("Stopped; the announcement is withdrawn." if self._was_online else "Stopped.")
+            case "error":
+                self._failed = True  # which is said at the end
+            case "stopped" if self._was_online:
+                console.print("Stopped; the announcement is withdrawn.")
+            case "stopped" if not self._failed:
+                console.print("Stopped.")
 
     @contextlib.asynccontextmanager
     async def status_line(self, node: Node) -> AsyncIterator[None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from shlex import quote
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +22,7 @@ from ..swarm.types import ModelRef, NodeInfo
 from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report
 from .cli_output import answers, console, plural, print_json, short_peer_id, shown
+from .cli_pasting import pasteable
 from .network import read_only_network
 from .roll_call import silent_nodes
 
@@ -32,7 +35,7 @@ async def run_status(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(report)
     else:
-        print_tables(report, demand)
+        print_tables(report, demand, say=partial(pasteable, arguments=arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +125,19 @@ def networks_of(nodes: Sequence[NodeInfo]) -> int:
     return networks(maddr for node in nodes for maddr in node.maddrs)
 
 
-def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
+def _said(model: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+    """What names it for ``--model``: its name, with the digest where another has it, too."""
+    alike = [other["digest"] for other in models if other["name"] == model["name"]]
+    return model["name"] if len(alike) == 1 else f"{model['name']}@{digest_prefix(model['digest'], alike)}"
+
+
+def print_tables(
+    report: dict[str, Any], demand: Sequence[Demand] = (), *, say: Callable[[str], str] = str
+) -> None:
+    """``say`` completes the commands that are named."""
     if not report["models"]:
-        answers.print("Nobody serves anything in this swarm yet. Start with: swarm-node serve --model ...")
+        start = say("Start with: `swarm-node serve --model PATH_OR_NAME`")
+        answers.print(f"Nobody serves anything in this swarm yet. {shown(start)}")
         for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
             answers.print(line)
         return
@@ -134,9 +147,10 @@ def print_tables(report: dict[str, Any], demand: Sequence[Demand] = ()) -> None:
         for line in [*_deterministic(model), *_silent(model)]:
             answers.print(line)
         if model["missing"]:
+            which = quote(_said(model, report["models"]))
+            fill = say(f"`swarm-node serve --model {which} --blocks {model['missing'][0]}`")
             answers.print(
-                f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: "
-                f"swarm-node serve --model ... --blocks {model['missing'][0]}"
+                f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: {shown(fill)}"
             )
         else:
             answers.print(

@@ -141,7 +141,7 @@ async def resolve_name(
         return ModelLocation(name, Source.HUB, path=name, called=name)
     error = await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None)
     if pinned:
-        error.hint += f" You have pinned it; swarm-node models unpin {name} takes that back."
+        error.hint += f" You have pinned it; `swarm-node models unpin {name}` takes that back."
     raise error
 
 
@@ -189,7 +189,7 @@ async def _only_one(
     if not refs:
         raise ModelNotFoundError(
             "this swarm serves no model yet",
-            hint="Start one with: swarm-node serve --model PATH_OR_NAME",
+            hint="Start one with: `swarm-node serve --model PATH_OR_NAME`",
         )
     models = list({ref.digest: ref for ref in refs}.values())
     if len({plain_name(ref.name) for ref in refs}) > 1:
@@ -201,7 +201,7 @@ async def _only_one(
     if found is None:
         raise UsageError(
             f"this swarm serves another {wanted.name} than the one that you have pinned",
-            hint=f"Pass --model, or take the pin back: swarm-node models unpin {wanted.name}",
+            hint=f"Pass --model, or take the pin back: `swarm-node models unpin {wanted.name}`",
         )
     place = _in_swarm(wanted, found)
     for here in await asyncio.to_thread(lambda: _with_digests(registry.find(place.name))):

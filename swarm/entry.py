@@ -84,7 +84,8 @@ def load_swarm_key(path: str | os.PathLike[str]) -> Identity:
     except FileNotFoundError:
         raise UsageError(
             f"there is no swarm key at {os.fspath(path)}",
-            hint=f"Make one, once: swarm-node invite --swarm-key {os.fspath(path)}",
+            hint="Machines of one swarm need the same key file: check the name, or copy it. "
+            f"A swarm of your own begins with: `swarm-node invite --swarm-key {os.fspath(path)}`",
         ) from None
 
 

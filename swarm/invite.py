@@ -105,7 +105,9 @@ class Invite:
         if not text.startswith(PREFIX):
             later = re.match(r"swn\d", text) is not None
             raise UsageError(
-                "the invite is of a later version" if later else f"{text[:20]!r} does not begin an invite",
+                "the invite is of a later version"
+                if later
+                else f"{text[:20]!r} is neither an invite nor a file with one",
                 hint="Install a newer swarm-node." if later else f"An invite begins with {PREFIX}. {_WHOLE}",
             )
         if len(text) > MAX_INVITE_CHARS:

@@ -300,5 +300,5 @@ def _no_route(nodes: Sequence[NodeInfo], request: RouteRequest, missing: tuple[S
             f"Ask for fewer tokens than {request.kv_tokens}, or let another peer serve --blocks {missing[0]}."
         )
     else:
-        hint = f"Start a peer with: swarm-node serve --model … --blocks {missing[0]} --initial-peers …"
+        hint = f"Start a peer with: `swarm-node serve --model … --blocks {missing[0]} --initial-peers …`"
     return NoRouteError(message, hint=hint, missing=missing, seen=tuple(nodes))

@@ -30,7 +30,8 @@ class Span:
         if not 0 <= self.start < self.end <= MAX_BLOCKS:
             raise UsageError(
                 f"blocks {self.start}:{self.end} are not a span",
-                hint="A span needs 0 <= start < end, such as 0-20 (inclusive) or 0:21 (half-open).",
+                hint="The first block comes first: 0-20 (inclusive) or 0:21 (half-open); the last is "
+                f"{MAX_BLOCKS - 1} at most.",
             )
 
     def __len__(self) -> int:
@@ -54,15 +55,20 @@ class Span:
         """
         text = text.strip()
         if match := _INCLUSIVE.match(text):
-            return cls(int(match[1]), int(match[2]) + 1)
-        if match := _HALF_OPEN.match(text):
-            return cls(int(match[1]), int(match[2]))
-        if match := _SINGLE.match(text):
-            return cls(int(match[1]), int(match[1]) + 1)
-        raise UsageError(
-            f"cannot read {text!r} as a span of blocks",
-            hint="Write 0-20 (blocks 0 to 20), 0:21 (the same, half-open) or 7 (one block).",
-        )
+            start, end = int(match[1]), int(match[2]) + 1
+        elif match := _HALF_OPEN.match(text):
+            start, end = int(match[1]), int(match[2])
+        elif match := _SINGLE.match(text):
+            start, end = int(match[1]), int(match[1]) + 1
+        else:
+            raise UsageError(
+                f"cannot read {text!r} as a span of blocks",
+                hint="Write 0-20 (blocks 0 to 20), 0:21 (the same, half-open) or 7 (one block).",
+            )
+        try:
+            return cls(start, end)
+        except UsageError as error:
+            raise UsageError(f"{text!r} is not a span of blocks", hint=error.hint) from None
 
 
 @dataclass(frozen=True, slots=True)

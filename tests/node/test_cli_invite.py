@@ -113,7 +113,7 @@ def test_what_is_no_duration(text: str) -> None:
     ("words", "message"),
     [
         (("status", "--join", "swn1AJuX", "--no-mdns"), "cut off"),
-        (("generate", "--model", "x", "--join", "hello", "hi"), "does not begin an invite"),
+        (("generate", "--model", "x", "--join", "hello", "hi"), "is neither an invite nor a file with one"),
         (("serve", "--model", "x", "--swarm-key", "/nonexistent/k"), "no swarm key at /nonexistent/k"),
         (("status", "--no-mdns"), "nothing says where the swarm is"),
         (("chat", "--model", "x", "--swarm", "a\nb"), "cannot be the name of a swarm"),

@@ -93,6 +93,30 @@ def test_a_wrong_call_names_what_is_wrong(call: list[str], names: str) -> None:
     assert error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("call", "told", "hint"),
+    [
+        (
+            ["serve", "--modell", "x"],
+            "no option --modell",
+            "Did you mean --model? See swarm-node serve --help.",
+        ),
+        (["chat", "--temprature=3"], "no option --temprature", "Did you mean --temperature? "),
+        (["generate", "hi", "--zzz"], "no option --zzz", "See swarm-node generate --help."),
+        (["generate", "hi", "there"], "unexpected: there", "See swarm-node generate --help."),
+    ],
+)
+def test_an_unknown_word_is_named_with_the_one_that_was_meant(call: list[str], told: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=told) as error:
+        build_parser().parse_args(call)
+    assert error.value.hint.startswith(hint)
+
+
+def test_an_impossible_span_is_told_as_it_was_written() -> None:
+    with pytest.raises(UsageError, match="'9-3' is not a span of blocks"):
+        build_parser().parse_args(["serve", "--model", "m", "--blocks", "9-3"])
+
+
 def test_initial_peers_may_be_repeated_or_listed() -> None:
     parsed = build_parser().parse_args(["status", "--initial-peers", "a,b", "--initial-peers", "c"])
     assert parsed.initial_peers == ["a", "b", "c"]

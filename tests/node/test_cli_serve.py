@@ -9,7 +9,7 @@ import pytest
 
 from swarm_node.node.cli_arguments import byte_size
 from swarm_node.node.cli_parser import build_parser
-from swarm_node.node.cli_serve import join_command, node_config, reach_note, suggest_blocks
+from swarm_node.node.cli_serve import _Display, join_command, node_config, reach_note, suggest_blocks
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards import devices
 from swarm_node.swarm.types import Span
@@ -135,3 +135,16 @@ def test_every_option_reaches_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
         assert getattr(config, name.replace("-", "_")) == value
     assert config.announce_maddrs == ("x",)
     assert config.prefix_cache is False
+
+
+@pytest.mark.parametrize(
+    ("events", "told"), [(["listening", "stopped"], True), (["error", "stopped"], False)]
+)
+def test_what_never_ran_is_not_said_to_have_stopped(
+    events: list[str], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error is said last, and alone."""
+    display = _Display(build_parser().parse_args(["serve", "--model", "m"]))
+    for name in events:
+        display.on_event(NodeEvent(name, details={"message": "there is no model at m", "hint": ""}))
+    assert ("Stopped." in capsys.readouterr().err) == told

@@ -69,7 +69,7 @@ def test_an_invite_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="cannot read an invite"):
         swarm_entry(join=str(tmp_path / "binary"))
-    with pytest.raises(UsageError, match="does not begin an invite"):
+    with pytest.raises(UsageError, match="is neither an invite nor a file with one"):
         swarm_entry(join=str(tmp_path / "missing"))
 
 

@@ -93,8 +93,8 @@ def test_a_changed_character_never_passes(place: int, character: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "does not begin an invite"),
-        ("/ip4/1.2.3.4/tcp/1/p2p/x", "does not begin an invite"),
+        ("", "is neither an invite nor a file with one"),
+        ("/ip4/1.2.3.4/tcp/1/p2p/x", "is neither an invite nor a file with one"),
         ("swn2abc", "later version"),
         (TEXT[:20] + "=" + TEXT[20:], "'=' at place 21"),
         (TEXT[:20] + "é" + TEXT[20:], "'é' at place 21"),

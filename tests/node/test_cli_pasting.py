@@ -1,0 +1,78 @@
+"""Commands that messages name lead where the failed command went."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from swarm_node.node.cli import main
+from swarm_node.node.cli_parser import build_parser
+from swarm_node.node.cli_pasting import pasteable
+from swarm_node.node.cli_status import print_tables
+from swarm_node.swarm.edges import Edges
+from swarm_node.swarm.routing import NoRouteError, RouteRequest, find_route
+
+ADDR = "/ip4/192.0.2.7/tcp/31330/p2p/12D3KooWx"
+
+
+@pytest.mark.parametrize(
+    ("call", "text", "told"),
+    [
+        ("generate hi", "`swarm-node models` lists them.", "`swarm-node models` lists them."),
+        (
+            f"generate hi --swarm 'my den' --initial-peers {ADDR} --no-mdns",
+            "Pin it: `swarm-node models pin a@12`.",
+            f"Pin it: `swarm-node models pin a@12 --swarm 'my den' --initial-peers {ADDR} --no-mdns`.",
+        ),
+        (
+            f"generate hi --model 'a b.gguf' --initial-peers {ADDR},{ADDR}",
+            "`swarm-node serve --model … --blocks 1-2 --initial-peers …`",
+            f"`swarm-node serve --model 'a b.gguf' --blocks 1-2 --initial-peers {ADDR},{ADDR}`",
+        ),
+        ("status --join me.txt", "`swarm-node invite`", "`swarm-node invite --join me.txt`"),
+        ("status --join swn1secret", "`swarm-node invite`", "`swarm-node invite --join INVITE`"),
+        (
+            "serve --swarm home --swarm-key k",
+            "`swarm-node invite --swarm-key k`",
+            "`swarm-node invite --swarm-key k --swarm home`",
+        ),
+        ("models unpin x --swarm a", "`swarm-node models unpin y`", "`swarm-node models unpin y`"),
+        (
+            "status --swarm a",
+            "see `swarm-node bootstrap`, or 'swarm-node'",
+            "see `swarm-node bootstrap`, or 'swarm-node'",
+        ),
+    ],
+)
+def test_a_command_in_backticks_goes_into_the_same_swarm(call: str, text: str, told: str) -> None:
+    assert pasteable(text, build_parser().parse_args(shlex.split(call))) == told
+
+
+def test_a_hole_in_a_route_is_filled_by_the_command_that_is_named() -> None:
+    call = ["generate", "--model", "m.gguf", "--swarm", "den", "--initial-peers", ADDR, "hi"]
+    with pytest.raises(NoRouteError) as raised:
+        find_route([], Edges([], {}), RouteRequest(n_blocks=30, kv_tokens=1))
+    hint = pasteable(raised.value.hint, build_parser().parse_args(call))
+    pasted = build_parser().parse_args(shlex.split(hint.split("`")[1])[1:])
+    assert (pasted.command, pasted.model, str(pasted.blocks)) == ("serve", "m.gguf", "0-29")
+    assert (pasted.swarm, pasted.initial_peers) == ("den", [ADDR])
+
+
+def test_errors_of_the_program_say_it_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    key = tmp_path / "hme.key"
+    assert main(["status", "--swarm", "home", "--swarm-key", str(key)]) == 2
+    told = capsys.readouterr().err
+    assert f"`swarm-node invite --swarm-key {key} --swarm home`" in told
+    assert "check the name" in told
+
+
+def test_status_names_the_model_whose_blocks_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"name": "a", "n_blocks": 4, "networks": 0, "missing": ["0-3"], "silent": [], "nodes": []}
+    models = [{**model, "digest": "ab" * 32}, {**model, "digest": "cd" * 32}]
+    print_tables({"models": models, "wanted": [], "left_out": []})
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"`swarm-node serve --model a@{'ab' * 6} --blocks 0-3`" in told
+    print_tables({"models": models[:1], "wanted": [], "left_out": []})
+    assert "`swarm-node serve --model a --blocks 0-3`" in " ".join(capsys.readouterr().out.split())

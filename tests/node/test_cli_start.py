@@ -1,0 +1,54 @@
+"""The first seconds of a command, in which it is imported: a word at once, and Ctrl-C counts."""
+
+from __future__ import annotations
+
+import inspect
+import io
+
+import pytest
+
+from swarm_node.node import cli, cli_output
+from swarm_node.node.cli_output import SafeConsole, starting_line
+from swarm_node.node.cli_parser import build_parser
+
+CALLS = [
+    ["bootstrap"],
+    ["serve", "--model", "x"],
+    ["generate", "hi"],
+    ["gateway"],
+    ["invite"],
+    ["models"],
+    ["plan", "--model", "x"],
+    ["status"],
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: str(call[0]))
+def test_a_command_is_imported_before_there_is_an_event_loop(call: list[str]) -> None:
+    """In a loop Ctrl-C only cancels what waits, and imports do not."""
+    command = cli._command(build_parser().parse_args(call))
+    try:
+        assert inspect.iscoroutine(command)
+        assert command.cr_code.co_filename != cli.__file__
+    finally:
+        command.close()
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, speak: bool = True) -> str:
+    written = io.StringIO()
+    monkeypatch.setattr(
+        cli_output, "console", SafeConsole(file=written, force_terminal=terminal, _environ={"TERM": "xterm"})
+    )
+    with starting_line(speak=speak):
+        assert ("Starting" in written.getvalue()) == (terminal and speak)
+    return written.getvalue()
+
+
+def test_a_terminal_sees_a_word_that_goes_again_and_keeps_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True)
+    assert text.endswith("\r\x1b[2K")
+    assert "\x1b[?25l" not in text
+
+
+def test_nobody_else_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, terminal=False) == shown(monkeypatch, terminal=True, speak=False) == ""
