@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Self
 
-from ..swarm.errors import OutputError, ReaderGoneError
+from ..swarm.errors import HungUpError, OutputError, ReaderGoneError
 from ..swarm.terminal_text import json_line
 from .cli_output import NO_NODE
 
@@ -97,12 +97,15 @@ def text_stream(raw: io.RawIOBase, send: Send, encoding: str) -> io.TextIOWrappe
 
 def answers_to(raw: io.RawIOBase) -> Send:
     """Raises ReaderGoneError if nobody reads any more, OutputError if it cannot be written otherwise."""
+    terminal = raw.isatty()  # asked before it is closed: after that it says no
 
     def send(data: bytes) -> None:
         try:
             write_all(raw, data)
         except OSError as error:
-            if error.errno in _GONE or (error.errno == errno.EIO and raw.isatty()):
+            if terminal and error.errno == errno.EIO:
+                raise HungUpError("the terminal was closed") from None
+            if error.errno in _GONE:
                 raise ReaderGoneError("nobody reads standard output any more") from None
             raise OutputError(
                 f"cannot write standard output: {error.strerror or error}",

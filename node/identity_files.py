@@ -67,8 +67,9 @@ def _try_lock(path: Path) -> FileLock | None:
     except Timeout:
         return None
     except OSError as error:
+        in_the_way = isinstance(error, FileExistsError)  # a file, or a link that leads nowhere
         raise UsageError(
-            f"cannot write {lock_path}: {error.strerror}",
+            f"{path.parent} is not a folder" if in_the_way else f"cannot write {lock_path}: {error.strerror}",
             hint="Choose a writable place with --identity FILE or SWARM_NODE_HOME.",
         ) from error
     return lock

@@ -24,6 +24,7 @@
     │   └── BusyError               it has no room now; ``retry_after`` seconds
     ├── OutputError                 standard output cannot be written               exit 7
     │   └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
+    │       └── HungUpError         it is a terminal that was closed                exit 129
     └── CopiedIdentityError         another machine runs under our identity         exit 8
 
 A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
@@ -210,3 +211,10 @@ class ReaderGoneError(OutputError):
     program that SIGPIPE ended."""
 
     exit_code = 141
+
+
+class HungUpError(ReaderGoneError):
+    """Standard output is a terminal that was closed. The exit code is that of a program that SIGHUP ended,
+    which comes at the same time: a write may fail before the signal is heard."""
+
+    exit_code = 129

@@ -70,8 +70,8 @@ class Identity:
                 file.chmod(0o600)  # a copy made with a lax umask: whoever reads it can pose as this node
         except OSError as error:
             raise UsageError(
-                f"cannot use the identity file {file}: {error.strerror or error}",
-                hint="Choose another place with --identity, one that this user can read and write.",
+                f"cannot use the key file {file}: {error.strerror or error}",
+                hint="Name a file that this user can read and write.",
             ) from error
         return identity
 
@@ -158,8 +158,8 @@ def _seed_from(data: bytes, file: Path) -> bytes:
     else:
         return data[4:36]
     raise UsageError(
-        f"the identity file {file} is damaged: it holds {what}",
-        hint="Restore it from a copy; without one rename it, and the next start makes a new identity.",
+        f"the key file {file} is damaged: it holds {what}",
+        hint="Restore it from a copy; without one rename it, and the next start makes another key.",
     )
 
 

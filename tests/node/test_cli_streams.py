@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from swarm_node.node.cli_streams import (
     remarks_to,
     write_all,
 )
-from swarm_node.swarm.errors import OutputError, ReaderGoneError
+from swarm_node.swarm.errors import HungUpError, OutputError, ReaderGoneError
 from swarm_node.swarm.terminal_text import json_line
 
 
@@ -33,12 +34,9 @@ from swarm_node.swarm.terminal_text import json_line
 def pipe() -> Iterator[tuple[int, io.FileIO]]:
     """Its end to read and, unbuffered, the other."""
     reading, writing = os.pipe()
-    yield reading, io.FileIO(writing, "w")
-    for number in (reading, writing):
-        try:
-            os.close(number)
-        except OSError:
-            pass
+    yield reading, io.FileIO(writing, "w")  # closed by who holds it last: a thread may still write
+    with contextlib.suppress(OSError):
+        os.close(reading)
 
 
 def read_all(reading: int) -> bytes:
@@ -53,6 +51,19 @@ def test_an_answer_that_nobody_reads_ends_its_command_quietly(pipe: tuple[int, i
         answers_to(pipe[1])(b"x")
     assert raised.value.exit_code == 141
     remarks_to(pipe[1])(b"x")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_terminal_that_was_closed_ends_its_command_as_the_signal_does() -> None:
+    ours, theirs = os.openpty()
+    with io.FileIO(theirs, "w") as raw:
+        answer, remark = answers_to(raw), remarks_to(raw)
+        answer(b"x")
+        os.close(ours)
+        with pytest.raises(HungUpError) as raised:
+            answer(b"x")
+        assert raised.value.exit_code == 129
+        remark(b"x")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")

@@ -32,4 +32,13 @@ def test_a_named_identity_in_use_is_refused(tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
-        IdentityClaim(tmp_path / "file" / "a.key", "serve")
+        IdentityClaim(tmp_path / "file" / "folder" / "a.key", "serve")
+
+
+def test_what_is_in_the_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "nowhere", "loop"):
+        with pytest.raises(UsageError, match=f"{name} is not a folder"):
+            IdentityClaim(tmp_path / name / "a.key", "serve")

@@ -76,8 +76,9 @@ def test_damaged_file_is_refused(tmp_path: Path, damage) -> None:  # type: ignor
 def test_unusable_place_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file" / "identity.key", tmp_path):
-        with pytest.raises(UsageError, match="cannot use the identity file"):
+        with pytest.raises(UsageError, match="cannot use the key file") as caught:
             Identity.load_or_create(place)
+        assert "--" not in caught.value.hint  # it may be of --identity or of --swarm-key
 
 
 def test_what_p2pd_is_given_is_a_key_file(tmp_path: Path) -> None:
