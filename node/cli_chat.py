@@ -293,9 +293,11 @@ def _load(name: str, check: Check) -> Conversation:
     """Raises UsageError, also for settings that this client does not take."""
     path = Path(name).expanduser()
     try:
-        if path.stat().st_size > MAX_SAVED_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_SAVED_BYTES + 1)
+        if len(data) > MAX_SAVED_BYTES:
             raise UsageError(f"{path} is over {MAX_SAVED_BYTES} bytes: no saved chat")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"cannot read {path}: {_reason(error)}", hint="Give a file that /save has written."

@@ -7,6 +7,7 @@ prints something has to think of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,10 +76,31 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     if isinstance(error, SwarmError):
         return error.message, error.hint
     text = " ".join(str(error).split()) or type(error).__name__
+    if (lack := _lack_of(error, text)) is not None:
+        return lack
     return (
         f"unexpected {type(error).__name__}: {text}",
         "This is a fault of swarm-node; --log-level debug shows where.",
     )
+
+
+_NO_MEMORY = ("this machine has no more memory for this process", "Close other programs, or allow it more.")
+_NO_FILES = ("too many open files", "Allow more: ulimit -n 1024, or LimitNOFILE=1024 in systemd.")
+_NO_DISK = ("no room on the disk", "Make room in the temporary folder and in ~/.swarm-node, or name others.")
+_LACKS = {
+    errno.ENOMEM: _NO_MEMORY,
+    errno.EMFILE: _NO_FILES,
+    errno.ENFILE: _NO_FILES,
+    errno.ENOSPC: _NO_DISK,
+    errno.EDQUOT: _NO_DISK,
+}
+
+
+def _lack_of(error: BaseException, text: str) -> tuple[str, str] | None:
+    """What the machine has too little of, if that is what an unexpected error is about: no fault of ours."""
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "not enough memory" in text:
+        return _NO_MEMORY  # the last two as C++ and torch say it, in a RuntimeError
+    return _LACKS.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
 def exit_code_of(error: BaseException) -> int:

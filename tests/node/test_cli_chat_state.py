@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from swarm_node.node import cli_chat
 from swarm_node.node.cli_chat_state import FORMAT, Conversation, Message
 from swarm_node.swarm.errors import UsageError
 
@@ -126,3 +128,11 @@ def test_damaged_files(changes: dict[str, object], says: str) -> None:
 def test_files_that_are_something_else(text: str) -> None:
     with pytest.raises(UsageError, match="no saved chat"):
         Conversation.loads(text)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_chat, "MAX_SAVED_BYTES", 1000)
+    if not Path("/dev/zero").exists():
+        pytest.skip("needs /dev/zero")
+    with pytest.raises(UsageError, match="over 1000 bytes"):
+        cli_chat._load("/dev/zero", lambda settings: None)

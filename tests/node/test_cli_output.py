@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from swarm_node.node.cli_output import SafeConsole, print_error, print_json, print_text
+from swarm_node.node.cli_output import SafeConsole, describe_error, print_error, print_json, print_text
 from swarm_node.swarm.errors import UsageError
 
 HOSTILE = "evil\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r"
@@ -90,3 +92,25 @@ def test_errors_and_json_carry_no_control_characters(capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1]) == {"text": HOSTILE}
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out + err)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "memory"),
+        (RuntimeError("std::bad_alloc"), "memory"),
+        (ExceptionGroup("tasks", [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))]), "memory"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "open files"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x"), "disk"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_ours(error: BaseException, said: str) -> None:
+    message, hint = describe_error(error)
+    assert said in message
+    assert hint
+    assert "fault" not in hint
+
+
+def test_other_errors_that_nobody_expected_are_faults_of_ours() -> None:
+    for error in (OSError(errno.EINVAL, "Invalid argument"), OSError("no number"), RuntimeError("x")):
+        assert "fault of swarm-node" in describe_error(error)[1]
