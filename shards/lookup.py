@@ -139,10 +139,7 @@ async def resolve_name(
             return _in_swarm(wanted, found)
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
-    error = await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None)
-    if pinned:
-        error.hint += f" You have pinned it; `swarm-node models unpin {name}` takes that back."
-    raise error
+    raise await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None, pinned)
 
 
 def hub_digest(name: str) -> str:
@@ -257,17 +254,19 @@ def _with_digests(models: Sequence[ModelFiles]) -> list[ModelLocation]:
 
 
 def _not_found(
-    wanted: ModelName, refs: Sequence[ModelRef], registry: LocalRegistry, in_swarm: bool
+    wanted: ModelName, refs: Sequence[ModelRef], registry: LocalRegistry, in_swarm: bool, pinned: bool
 ) -> ModelNotFoundError:
     names = [ref.name for ref in refs] + [model.name for model in registry.models()]
     advice = did_you_mean(wanted.name, names, "known:") or (
         f"give a path or a name on the HuggingFace hub, or put the model into {models_folder()}"
     )
+    hint = advice[0].upper() + advice[1:].rstrip(".?") + ("?" if advice.endswith("?") else ".")
+    if pinned:  # what is near is nearer than the pin allows
+        hint = f"`swarm-node models unpin {wanted.name}` takes the pin back."
+    is_yours = ", which you have pinned," if pinned else ""
     swarm = " and nobody in this swarm serves one" if in_swarm else ""
     return ModelNotFoundError(
-        f"there is no model {str(wanted)!r} on this machine{swarm}",
-        hint=advice[0].upper() + advice[1:].rstrip(".?") + ("?" if advice.endswith("?") else "."),
-        wanted=wanted,
+        f"there is no model {str(wanted)!r}{is_yours} on this machine{swarm}", hint=hint, wanted=wanted
     )
 
 

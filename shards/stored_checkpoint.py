@@ -178,6 +178,11 @@ def _require(store: PieceStore, pieces: list[int]) -> None:
 def _tokenizer(store: PieceStore) -> Tokenizer:
     from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
 
+    if not store.manifest.has_file("tokenizer.json"):
+        raise CheckpointError(
+            f"{store.model} is served without a tokenizer.json, so nobody can ask it by its name",
+            hint="Who serves it has to add that file; with it, it is another model, for all of its nodes.",
+        )
     for name in CLIENT_FILES:
         if store.manifest.has_file(name):
             store.require(name, 0, store.manifest.file(name).size)

@@ -210,3 +210,20 @@ async def test_a_whole_file_that_this_disk_has_damaged_is_found_at_the_next_open
         assert await fetch.fetch(Span(0, 4), client=True) == path
     with open_checkpoint(str(path)) as checkpoint:
         assert checkpoint.ref.digest == world.ref.digest
+
+
+async def test_of_a_model_without_tokenizer_those_who_serve_it_are_told_what_to_do(
+    hf_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    world = PieceWorld(hf_llama(), tmp_path / "peers")
+    assert not world.manifest.has_file("tokenizer.json")
+    await world.origin()
+    async with world.fetch(await world.peer("cold")) as fetch:
+        path = await fetch.fetch(None, client=True)
+    with (
+        open_checkpoint(str(path)) as checkpoint,
+        pytest.raises(CheckpointError, match=r"tiny@.* is served without a tokenizer\.json") as raised,
+    ):
+        checkpoint.tokenizer()
+    assert "add that file" in raised.value.hint
+    await world.close()

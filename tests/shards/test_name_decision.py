@@ -212,7 +212,8 @@ async def test_a_pin_is_all_that_counts(world: World) -> None:
     await world.add(LIE, "9.9.9.1", "8.8.8.1", "7.7.7.1")
     with pytest.raises(ModelNotFoundError) as caught:
         await world.find()
-    assert "You have pinned it; `swarm-node models unpin demo`" in caught.value.hint
+    assert "which you have pinned," in caught.value.message
+    assert caught.value.hint == "`swarm-node models unpin demo` takes the pin back."
     await world.add(TRUE, "192.168.1.1", mute=True)
     found = await world.find()
     assert found.ref == TRUE
