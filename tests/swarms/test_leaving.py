@@ -48,10 +48,11 @@ def test_a_node_that_is_killed_mid_answer_costs_no_token(
             model=swarm.model, initial_peers=swarm.initial_peers, prefix_cache=False, **asking
         ) as model,
     ):
-        undisturbed = model.generate_detailed(PROMPT, max_new_tokens=40, ignore_eos=True)
-        used = {hop.peer_id for hop in undisturbed.route.hops}
-        stream = model.stream(PROMPT, max_new_tokens=40, ignore_eos=True)
+        undisturbed = model.generate_detailed(PROMPT, max_new_tokens=80, ignore_eos=True)
+        stream = model.stream(PROMPT, max_new_tokens=80, ignore_eos=True)
         text = next(stream)
+        assert stream.route is not None
+        used = {hop.peer_id for hop in stream.route.hops}  # perhaps not those of the answer before
         for node in swarm.nodes[1:]:
             if node.events[-1]["peer_id"] in used:
                 node.kill()
