@@ -169,7 +169,7 @@ def test_another_model(new_swarm: Any, tmp_path: Path) -> None:
     other.mkdir()
     new_swarm.folder = write_tiny_model(other, seed=8)
     model = new_swarm.client()
-    with pytest.raises(ModelMismatchError, match="digest") as caught:
+    with pytest.raises(ModelMismatchError, match="differ in the weights") as caught:
         model.generate(PROMPT, max_new_tokens=3)
     assert caught.value.hint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -31,22 +30,20 @@ from swarm_node.swarm.terminal_text import json_line
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, io.FileIO]]:
-    """Its end to read and, unbuffered, the other."""
+def pipe() -> Iterator[tuple[io.FileIO, io.FileIO]]:
+    """Its end to read and the other, both unbuffered."""
     reading, writing = os.pipe()
-    yield reading, io.FileIO(writing, "w")  # closed by who holds it last: a thread may still write
-    with contextlib.suppress(OSError):
-        os.close(reading)
+    with io.FileIO(reading) as source:
+        yield source, io.FileIO(writing, "w")  # closed by who holds it last: a thread may still write
 
 
-def read_all(reading: int) -> bytes:
+def read_all(reading: io.FileIO) -> bytes:
     """Until the other end is closed."""
-    with io.FileIO(reading, closefd=False) as file:
-        return file.readall()
+    return reading.readall()
 
 
-def test_an_answer_that_nobody_reads_ends_its_command_quietly(pipe: tuple[int, io.FileIO]) -> None:
-    os.close(pipe[0])
+def test_an_answer_that_nobody_reads_ends_its_command_quietly(pipe: tuple[io.FileIO, io.FileIO]) -> None:
+    pipe[0].close()
     with pytest.raises(ReaderGoneError) as raised:
         answers_to(pipe[1])(b"x")
     assert raised.value.exit_code == 141
@@ -75,7 +72,7 @@ def test_an_answer_for_which_there_is_no_room_is_an_error() -> None:
         remarks_to(full)(b"x")
 
 
-def test_a_descriptor_that_somebody_made_non_blocking_takes_all(pipe: tuple[int, io.FileIO]) -> None:
+def test_a_descriptor_that_somebody_made_non_blocking_takes_all(pipe: tuple[io.FileIO, io.FileIO]) -> None:
     reading, raw = pipe
     os.set_blocking(raw.fileno(), False)
     data = os.urandom(2**20)
@@ -94,7 +91,9 @@ def numbered(lines: bytes) -> list[int]:
     return found
 
 
-def test_a_reader_that_never_reads_makes_nobody_wait_and_is_told_later(pipe: tuple[int, io.FileIO]) -> None:
+def test_a_reader_that_never_reads_makes_nobody_wait_and_is_told_later(
+    pipe: tuple[io.FileIO, io.FileIO],
+) -> None:
     reading, raw = pipe
     queue = WriterQueue(lambda data: write_all(raw, data), lost_remark)
     began, sent = time.perf_counter(), 20_000
@@ -123,7 +122,7 @@ def test_a_reader_that_never_reads_makes_nobody_wait_and_is_told_later(pipe: tup
 
 
 def test_the_end_of_a_node_does_not_wait_for_a_reader(
-    pipe: tuple[int, io.FileIO], monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[io.FileIO, io.FileIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli_streams, "CLOSE_S", 0.05)
     queue = WriterQueue(lambda data: write_all(pipe[1], data), lost_remark)
@@ -184,9 +183,11 @@ def test_json_is_exact_in_any_encoding(text: str, encoding: str) -> None:
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"? caf? ?"), ("latin-1", b"? caf\xe9 ?")])
-def test_what_cannot_be_encoded_is_replaced(encoding: str, shown: bytes, pipe: tuple[int, io.FileIO]) -> None:
+def test_what_cannot_be_encoded_is_replaced(
+    encoding: str, shown: bytes, pipe: tuple[io.FileIO, io.FileIO]
+) -> None:
     stream = cli_streams.text_stream(pipe[1], answers_to(pipe[1]), encoding)
     stream.write("\N{PARTY POPPER} café 日")
-    assert os.read(pipe[0], 100) == shown
+    assert pipe[0].read(100) == shown
     assert stream.fileno() == pipe[1].fileno()
     assert not stream.isatty()
