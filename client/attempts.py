@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..swarm.errors import BusyError, LocalNetworkError, PeerLateError
 from ..swarm.types import Hop, Span
@@ -37,7 +37,12 @@ met."""
 STRANGERS_S = 30.0
 """For so long, without a token in between, strangers are tried that open no session."""
 
-T = TypeVar("T")
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=Closeable)
 
 
 class Attempts:
@@ -101,7 +106,8 @@ class Attempts:
         self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None
     ) -> T:
         """What ``opening``, of a route or of hops for the blocks ``gap``, gives. While some of ``hops`` are
-        mute others are asked, and preferred to them if they could do without. Raises HopFailedError."""
+        mute others are asked, and preferred to them if they could do without. What opens too late for whoever
+        was cancelled is closed. Raises HopFailedError."""
         task = asyncio.create_task(opening)
         try:
             strange = any(self._router.is_stranger(hop.peer_id) for hop in hops)
@@ -109,10 +115,11 @@ class Attempts:
             if not task.done() and (mute := self._scout.mute(hops)):
                 await self._prefer_others(task, mute, gap)
             return await task
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+        except BaseException:
+            task.cancel()
+            task.add_done_callback(_close)  # it may be over already, or end well in spite of that
+            await asyncio.wait([task])
+            raise
 
     async def _prefer_others(self, opening: asyncio.Task[T], mute: frozenset[str], gap: Span | None) -> None:
         """Raises HopFailedError when others than the ``mute`` ones are there."""
@@ -137,3 +144,8 @@ class Attempts:
     def _note(self, failures: list[HopFailedError]) -> None:
         for failure in failures:
             self.passed_over.setdefault(failure.peer_id, failure.cause.message)
+
+
+def _close(opening: asyncio.Task[T]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
