@@ -93,7 +93,8 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     rope = hf_rope(read, positions)
     context = lengthened(positions, rope)
     n_blocks = read.integer("num_hidden_layers", 32, least=1, most=MAX_BLOCKS)
-    _check_attention(read, family, n_blocks, context)
+    _check_window(read, family, context, is_scaled=rope.type != "default")
+    _check_layers(read, n_blocks)
     _check_neutral(read, family)
     check_quantization(read)
     return ModelConfig(
@@ -149,16 +150,27 @@ def _head_dim(read: Fields, hidden: int, n_heads: int) -> int:
     return given or hidden // n_heads
 
 
-def _check_attention(read: Fields, family: Family, n_blocks: int, context: int) -> None:
-    """Every block attends to all that came before: a window as long as the context hides nothing."""
+def _check_window(read: Fields, family: Family, context: int, *, is_scaled: bool) -> None:
+    """A window as long as the context hides nothing."""
     window = read.optional_integer("sliding_window", family.window, least=1)
     if window is not None and window < context:
         missing = "" if read.has("sliding_window") else ", transformers' default where the key is missing"
         raise UnsupportedModelError(
             f"{read.named('sliding_window')} is {window}{missing}: sliding-window attention is not supported "
             f"in a context of {context}",
-            hint='If the model has no window, write "sliding_window": null into its config.json.',
+            hint=_window_hint(window, is_scaled),
         )
+
+
+def _window_hint(window: int, is_scaled: bool) -> str:
+    without = 'If the model has no window, write "sliding_window": null into its config.json.'
+    if is_scaled:  # then what is computed may depend on max_position_embeddings
+        return without
+    return f'Texts of up to {window} tokens need none: write "max_position_embeddings": {window}. {without}'
+
+
+def _check_layers(read: Fields, n_blocks: int) -> None:
+    """Every block attends to all that came before."""
     kinds = read.texts("layer_types")
     for kind in kinds:
         if kind not in ("full_attention", "attention"):

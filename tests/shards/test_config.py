@@ -123,8 +123,12 @@ def test_mistral_without_window_is_llama() -> None:
     assert read(**mistral, sliding_window=None) == read(num_key_value_heads=2, max_position_embeddings=1024)
     assert read(**mistral).max_position_embeddings == 1024  # of a window of 4096
     assert read(**mistral, sliding_window=1024).max_position_embeddings == 1024
-    with pytest.raises(UnsupportedModelError, match="sliding_window is 128: sliding-window"):
+    with pytest.raises(UnsupportedModelError, match="sliding_window is 128: sliding-window") as caught:
         read(**mistral, sliding_window=128)
+    assert '"max_position_embeddings": 128.' in caught.value.hint
+    assert (
+        read(**{**mistral, "max_position_embeddings": 128}, sliding_window=128).max_position_embeddings == 128
+    )
     with pytest.raises(UnsupportedModelError, match="4096, transformers' default where the key is missing"):
         read(**{**mistral, "max_position_embeddings": 8192})
     del mistral["max_position_embeddings"]
@@ -135,8 +139,9 @@ def test_mistral_without_window_is_llama() -> None:
 def test_a_window_shorter_than_what_scaling_makes_of_the_context() -> None:
     scaled = {"rope_scaling": {"type": "linear", "factor": 2.0}, "sliding_window": 3000}
     assert read(sliding_window=3000).max_position_embeddings == 2048
-    with pytest.raises(UnsupportedModelError, match="in a context of 4096"):
+    with pytest.raises(UnsupportedModelError, match="in a context of 4096") as caught:
         read(**scaled)
+    assert "max_position_embeddings" not in caught.value.hint
 
 
 def test_the_first_name_of_the_architecture() -> None:
