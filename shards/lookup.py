@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..swarm.errors import ModelError, SwarmError, UsageError
-from ..swarm.names import ModelName, ambiguous, did_you_mean, listed, plain_name
+from ..swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, plain_name
 from ..swarm.types import ModelRef
 from .checkpoint import is_hub_name, looks_like_path, open_checkpoint
 from .known_models import KnownModels, default_known
@@ -165,14 +165,24 @@ def _one_of(
     wanted: ModelName, here: Sequence[ModelLocation], refs: Sequence[ModelRef], known: KnownModels | None
 ) -> ModelLocation:
     """Of several models on this machine the one that it used last under this name; else the one that the
-    swarm serves. Raises UsageError."""
+    swarm serves. It says so. Raises UsageError."""
     places = {place.ref.digest: place for place in here if place.ref is not None}
+
+    def taken(digest: str, reason: str, why: str) -> ModelLocation:
+        digests = sorted(places, key=lambda each: each != digest)
+        name, *others = (f"{places[each].name}@{digest_prefix(each, places)}" for each in digests)
+        also = f"; also here: {', '.join(others)}" if others else ""
+        sentence = f"{wanted} is {name} here: {why}{also}."
+        place = places[digest]
+        assert place.ref is not None
+        return replace(place, decision=NameDecision(str(wanted), place.ref, reason, sentence))
+
     used = None if known is None else known.used(wanted.name, places)
     if used is not None:
-        return places[used.digest]
+        return taken(used.digest, "used", f"the one that this machine used last, on {used.last:%Y-%m-%d}")
     served = places.keys() & {ref.digest for ref in refs}
     if len(served) == 1:
-        return places[served.pop()]
+        return taken(served.pop(), "served", "the only one that the swarm serves")
     raise ambiguous(wanted, [place.ref for place in here if place.ref is not None], "on this machine")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.known_models import KnownModels
 from swarm_node.shards.lookup import ModelNotFoundError, Source, find_local, resolve_model
 from swarm_node.shards.registry import LocalRegistry
 from swarm_node.swarm.errors import UsageError
@@ -79,6 +80,25 @@ async def test_variants_here_are_told_apart(places: LocalRegistry) -> None:
     assert found[0].path != found[1].path
     served = ref_of(found[1].path)
     assert (await resolve_model("variants", Index(served), places)).path == found[1].path, "the swarm's one"
+
+
+async def test_it_is_said_which_variant_here_was_taken(places: LocalRegistry, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        await resolve_model("variants", None, places)
+    names = caught.value.hint.removeprefix("Say which: ").rstrip(".").split(" or ")
+    refs = [ref_of((await resolve_model(name, None, places)).path) for name in names]
+    served = (await resolve_model("variants", Index(refs[0]), places)).decision
+    assert served is not None
+    assert (served.reason, served.ref) == ("served", refs[0])
+    assert (
+        f"is {names[0]} here: the only one that the swarm serves; also here: {names[1]}." in served.sentence
+    )
+    known = KnownModels(tmp_path / "known_models")
+    known.note_used("variants", refs[1].digest)
+    used = (await resolve_model("variants", Index(refs[0]), places, known=known)).decision
+    assert used is not None
+    assert (used.reason, used.ref) == ("used", refs[1])
+    assert "that this machine used last, on " in used.sentence
 
 
 async def test_the_swarms_index_is_next(places: LocalRegistry) -> None:
