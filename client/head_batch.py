@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..swarm.errors import LocalProtocolError, StreamClosedError, SwarmError
+from ..swarm.tasks import in_thread
 from .sampling import Choice, Sampler
 
 MAX_ROWS = 16
@@ -156,7 +157,7 @@ class HeadBatcher:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
-            await asyncio.to_thread(thread.join)
+            await in_thread(thread.join)
 
     def _serve(self) -> None:
         with torch.inference_mode():

@@ -24,6 +24,7 @@ from ..swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
 from ..swarm.faults import Faults
 from ..swarm.recent import RecentMap
 from ..swarm.resolve import resolve_all
+from ..swarm.tasks import in_thread
 from ..swarm.transport import NetworkWatcher
 from .address_book import AddressBook, KnownPeer
 from .clocks import ClockReading, clock_problem
@@ -200,7 +201,7 @@ class Bootstrap:
         for peer_id, maddrs in announced.items():
             if contact_of(peer_id) in self._node.table:
                 self._book.answered(peer_id, same_host(maddrs, await self._transport.remote_maddr(peer_id)))
-        await asyncio.to_thread(self._book.save)
+        await in_thread(self._book.save)
 
     async def close(self) -> None:
         """End what ``heal`` began, and keep the book."""

@@ -28,6 +28,7 @@ from ..swarm.identity import Identity
 from ..swarm.membership import Membership
 from ..swarm.recent import RecentMap
 from ..swarm.side_by_side import ask_side_by_side
+from ..swarm.tasks import in_thread
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo
 from . import layout
@@ -185,7 +186,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
 
     async def close(self) -> None:
         self._closed = True
-        await asyncio.to_thread(self._book.save)
+        await in_thread(self._book.save)
 
     # RecordDirectory
 

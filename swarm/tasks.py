@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 
@@ -26,6 +26,17 @@ async def all_of(*coroutines: Coroutine[Any, Any, object]) -> None:
     failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
     if failures:
         raise failures[0]
+
+
+async def in_thread(function: Callable[[], object]) -> None:
+    """Call a function that may block, in a thread of the loop's. Where the interpreter is ending there are no
+    threads to be had any more: it is called here then, so that what closes at the end can close."""
+    try:
+        call = asyncio.get_running_loop().run_in_executor(None, function)
+    except RuntimeError:  # "cannot schedule new futures after shutdown"
+        function()
+    else:
+        await call
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:

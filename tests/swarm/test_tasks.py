@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from swarm_node.swarm.tasks import all_of, cancel_all, look_at
+from swarm_node.swarm.tasks import all_of, cancel_all, in_thread, look_at
 
 
 async def fail(error: Exception) -> None:
@@ -87,3 +90,30 @@ async def test_tasks_that_are_cancelled_are_over() -> None:
     await cancel_all([])
     for task in tasks:
         look_at(task)  # neither raises
+
+
+async def test_what_blocks_is_called_in_a_thread_and_its_error_is_raised() -> None:
+    threads: list[int] = []
+    await in_thread(lambda: threads.append(threading.get_ident()))
+    assert threads
+    assert threads[0] != threading.get_ident()
+
+    def fail() -> None:
+        threads.append(0)
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        await in_thread(fail)
+    assert threads.count(0) == 1  # not once more here
+
+
+def test_what_closes_at_the_interpreters_end_needs_no_thread() -> None:
+    code = (
+        "import asyncio, atexit\n"
+        "from swarm_node.swarm.tasks import in_thread\n"
+        "atexit.register(lambda: asyncio.run(in_thread(lambda: print('saved'))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
