@@ -17,7 +17,7 @@ from ..swarm.invite import Invite, describe_end, make_invite
 from ..swarm.membership import KeyedSwarm, swarm_name
 from ..swarm.types import NodeInfo, NodeState
 from .cli_arguments import entry_of
-from .cli_output import console, print_json, print_text, shown
+from .cli_output import console, plural, print_json, print_text, shown
 from .network import read_only_network
 
 MOST_PEERS = 3
@@ -47,9 +47,10 @@ async def run_invite(arguments: argparse.Namespace) -> None:
             f"Made the swarm's key {shown(str(arguments.swarm_key))}. Whoever has it can invite others."
         )
     whose = f"swarm {shown(repr(invite.name))}" if invite.name else "the unnamed swarm"
-    kept = ", a secret" if invite.grant is not None else ""
-    where = f"{len({peer.peer_id for peer in peers})} peers" if peers else "no peer's address: for this LAN"
-    console.print(f"Invite to {whose} with {where}; it counts {describe_end(invite)}{kept}:")
+    kept = " Keep it secret." if invite.grant is not None else ""
+    named = len({peer.peer_id for peer in peers})
+    where = f"addresses of {plural(named, 'peer')}" if named else "no peer's address: it works on this LAN"
+    console.print(f"Invite to {whose} with {where}. It is valid {describe_end(invite)}.{kept}")
     print_text(f"{invite}\n")
 
 

@@ -136,7 +136,11 @@ async def _change_pin(arguments: argparse.Namespace, known: KnownModels) -> dict
     wanted = ModelName.parse(arguments.name)
     if arguments.action == "unpin":
         was = await asyncio.to_thread(known.remove_pin, wanted.name)
-        message = f"{wanted.name} {'is pinned no more' if was else 'was not pinned'} ({known.path})."
+        pins = ", ".join(str(pin) for pin in known.pins()) or "nothing"
+        message = (
+            f"{wanted.name} {'is' if was else 'was'} not pinned{' any more' if was else ''} ({known.path})"
+        )
+        message += "." if was else f"; pinned: {pins}."
         return {"action": "unpin", "name": wanted.name, "was_pinned": was, "message": message}
     pin = await _whole(wanted, arguments)
     await asyncio.to_thread(known.add_pin, pin)

@@ -155,7 +155,9 @@ async def test_a_name_is_pinned_and_unpinned(
     await run("unpin", "tiny", "--json")
     assert json.loads(capsys.readouterr().out)["was_pinned"] is True
     await run("unpin", "tiny")
-    assert "was not pinned" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "tiny was not pinned" in told
+    assert f"; pinned: other@sha256:{'9' * 64}." in " ".join(told.split())
     await run("--json")
     assert json.loads(capsys.readouterr().out)["pinned"] == ["other@sha256:" + "9" * 64]
 
