@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -33,7 +34,7 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
             hint="Merge the two, and give the result: "
             + _python(
                 "from peft import AutoPeftModelForCausalLM as M; "
-                f"M.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained({f'{directory}-merged'!r})"
+                f"M.from_pretrained({_text(directory)}).merge_and_unload().save_pretrained({_text(f'{directory}-merged')})"
             ),
         )
     if files := _those(names, ("*.gguf",)):
@@ -52,7 +53,7 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
             hint="A pickle may run any program. If you trust this one: "
             + _python(
                 "from transformers import AutoModelForCausalLM as M; "
-                f"M.from_pretrained({str(directory)!r}, dtype='auto').save_pretrained({str(directory)!r})"
+                f'M.from_pretrained({_text(directory)}, dtype="auto").save_pretrained({_text(directory)})'
             ),
         )
     return CheckpointError(
@@ -63,8 +64,13 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
 
 def tokenizer_hint(directory: Path) -> str:
     """For a directory without tokenizer.json."""
-    saved = f"AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+    saved = f"AutoTokenizer.from_pretrained({_text(directory)}).save_pretrained({_text(directory)})"
     return f"Have transformers write it: {_python(f'from transformers import AutoTokenizer; {saved}')}"
+
+
+def _text(path: object) -> str:
+    """As Python reads it, in the quotes that a shell leaves alone between others."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _python(program: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.not_a_model import tokenizer_hint
 from swarm_node.shards.piece_hashing import model_files
 from swarm_node.shards.qtypes import qtype_of_number
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
@@ -81,6 +82,13 @@ def test_pointers_of_git(model: Path, name: str) -> None:
         opened.tokenizer()
     assert name in str(caught.value)
     assert "git lfs pull" in caught.value.hint
+
+
+def test_a_command_is_easily_read() -> None:
+    assert tokenizer_hint(Path("/models/x")).endswith(
+        """python -c 'from transformers import AutoTokenizer; """
+        """AutoTokenizer.from_pretrained("/models/x").save_pretrained("/models/x")'"""
+    )
 
 
 def test_a_pointer_to_a_gguf_file(tmp_path: Path) -> None:
