@@ -73,9 +73,12 @@ def listen_maddrs(host: str, port: int) -> tuple[str, ...]:
         raise UsageError(
             f"cannot listen on {host[:200]!r}: not an IP address", hint=f"Use {_WHERE_TO_LISTEN}."
         ) from None
-    if address.version == 6 and address in _LINK_LOCAL_V6:
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_multicast or (address.version == 6 and address in _LINK_LOCAL_V6):
+        kind = "multicast" if address.is_multicast else "link-local"
         raise UsageError(
-            f"cannot listen on {host[:200]!r}: others cannot dial a link-local address",
+            f"cannot listen on {host[:200]!r}: others cannot dial a {kind} address",
             hint=f"Use {_WHERE_TO_LISTEN}.",
         )
     return (f"/ip{address.version}/{address}/tcp/{port}",)

@@ -49,6 +49,10 @@ def test_listen_addresses() -> None:
     for host, port in (("example.org", 1), ("127.0.0.1", 65536), ("127.0.0.1", -1)):
         with pytest.raises(UsageError):
             listen_maddrs(host, port)
+    assert listen_maddrs("::ffff:127.0.0.1", 5) == ("/ip4/127.0.0.1/tcp/5",)
+    for host in ("224.0.0.1", "ff02::1", "::ffff:224.0.0.1"):
+        with pytest.raises(UsageError, match="multicast"):
+            listen_maddrs(host, 0)
     for host in ("fe80::1", "fe80::1%eth0"):
         with pytest.raises(UsageError, match="link-local"):
             listen_maddrs(host, 0)
