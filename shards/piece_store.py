@@ -55,7 +55,7 @@ _ABOUT_BOUNDS = JsonBounds(nbytes=4096, values=16)
 
 class PieceStore:
     """A folder of pieces, which must be there already; ``create`` makes one, or mends one. CheckpointError
-    where its list of pieces cannot be read.
+    where its list of pieces cannot be read, or one of its files is none.
 
     ``close`` it when done: until then it is not evicted. ``use`` False: only to look at what it claims.
     """
@@ -68,6 +68,7 @@ class PieceStore:
                 self._user = StoreUser(folder)
         try:
             self.manifest, self.model = _described(folder)
+            _check_kinds(folder, self.manifest)
             self._checked = CheckedPieces.of(folder, self.manifest)
         except (OSError, KeyError, TypeError, CheckpointError, RemoteProtocolError) as error:
             self._release()
@@ -100,6 +101,7 @@ class PieceStore:
         except (OSError, KeyError, TypeError, CheckpointError, RemoteProtocolError):
             replace_file(folder / _ABOUT, json.dumps(asdict(model)))
             replace_file(folder / _MANIFEST, manifest.encoded)
+        _check_kinds(folder, manifest)
         _make_files(folder, manifest)
         return cls(folder)
 
@@ -354,6 +356,14 @@ def _described(folder: Path) -> tuple[PieceManifest, ModelRef]:
     if (type(name), type(digest), type(n_blocks)) != (str, str, int):
         raise CheckpointError(f"{folder / _ABOUT} names no model")
     return manifest, ModelRef(name[:_MAX_NAME], digest, n_blocks)
+
+
+def _check_kinds(folder: Path, manifest: PieceManifest) -> None:
+    """OSError where something else than a file has the name of one: it can be neither read nor mended."""
+    for file in manifest.files:
+        for name in (file.name, file.name + PART):
+            with contextlib.suppress(FileNotFoundError):
+                file_status(folder / _FILES / name)
 
 
 def _make_files(folder: Path, manifest: PieceManifest) -> None:

@@ -396,16 +396,19 @@ def test_a_folder_that_cannot_be_used_is_set_aside(whole: Path, thing: str) -> N
     assert whole.exists()
 
 
-def test_what_is_no_file_is_missing_and_set_aside(whole: Path) -> None:
+@pytest.mark.parametrize("kind", ["a pipe", "a folder"])
+def test_what_is_no_file_is_missing_and_set_aside(whole: Path, kind: str) -> None:
     """To open a pipe is to wait for whoever writes into it."""
-    cache = PieceCache(whole.parent)
+    cache, path = PieceCache(whole.parent), whole / "files" / "tokenizer.json"
     with PieceStore(whole) as store:
-        (whole / "files" / "tokenizer.json").unlink()
-        os.mkfifo(whole / "files" / "tokenizer.json")
+        path.unlink()
+        os.mkfifo(path) if kind == "a pipe" else path.mkdir()
         pieces = list(MANIFEST.pieces_of("tokenizer.json"))
         with pytest.raises(CheckpointError):
             store.read(pieces[0])
         assert store.missing(PIECES) == pieces
+    assert cache.models() == []
+    assert cache.find(MANIFEST.root) is None
     with cache.open(MANIFEST, REF) as store:
         assert store.missing(PIECES) == list(PIECES)
     assert whole.with_suffix(".bad").exists()
