@@ -128,8 +128,9 @@ _knowing = threading.Lock()
 
 
 def file_status(path: Path) -> os.stat_result:
-    """OSError also for what is no file: whoever opens a named pipe waits, and a device may have no end."""
-    status = path.stat()
+    """OSError also for what is no file of the folder's own: whoever opens a named pipe waits, a device may
+    have no end, and what is written through a link overwrites a file somewhere else."""
+    status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EISDIR, "is no file", str(path))
     return status

@@ -396,13 +396,20 @@ def test_a_folder_that_cannot_be_used_is_set_aside(whole: Path, thing: str) -> N
     assert whole.exists()
 
 
-@pytest.mark.parametrize("kind", ["a pipe", "a folder"])
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link"])
 def test_what_is_no_file_is_missing_and_set_aside(whole: Path, kind: str) -> None:
     """To open a pipe is to wait for whoever writes into it."""
     cache, path = PieceCache(whole.parent), whole / "files" / "tokenizer.json"
     with PieceStore(whole) as store:
         path.unlink()
-        os.mkfifo(path) if kind == "a pipe" else path.mkdir()
+        (elsewhere := whole.parent / "elsewhere").write_bytes(b"mine")
+        match kind:
+            case "a pipe":
+                os.mkfifo(path)
+            case "a folder":
+                path.mkdir()
+            case "a link":
+                path.symlink_to(elsewhere)
         pieces = list(MANIFEST.pieces_of("tokenizer.json"))
         with pytest.raises(CheckpointError):
             store.read(pieces[0])
@@ -411,7 +418,10 @@ def test_what_is_no_file_is_missing_and_set_aside(whole: Path, kind: str) -> Non
     assert cache.find(MANIFEST.root) is None
     with cache.open(MANIFEST, REF) as store:
         assert store.missing(PIECES) == list(PIECES)
+        for piece in pieces:
+            store.add(piece, right(piece))
     assert whole.with_suffix(".bad").exists()
+    assert elsewhere.read_bytes() == b"mine"
 
 
 def test_an_eviction_cut_short_leaves_no_store(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
