@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from swarm_node.node import __main__ as entry
 from swarm_node.node import cli, cli_output
 from swarm_node.node.cli_output import SafeConsole, starting_line
 from swarm_node.node.cli_parser import build_parser
+
+INTERRUPTED_AT_ONCE = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from swarm_node.node.__main__ import main
+
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "swarm_node.node.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
 
 CALLS = [
     ["bootstrap"],
@@ -52,3 +71,20 @@ def test_a_terminal_sees_a_word_that_goes_again_and_keeps_its_cursor(monkeypatch
 
 def test_nobody_else_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, terminal=False) == shown(monkeypatch, terminal=True, speak=False) == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its signals are others")
+def test_ctrl_c_before_the_command_line_is_there_ends_without_a_word() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_ONCE], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, b"")
+
+
+def test_an_ignored_ctrl_c_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "main", lambda: int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+        assert entry.main() == 1
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,21 @@
+"""The entry of ``swarm-node``. Until the command line is imported, Ctrl-C ends the process without a word."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> int:
+    """Run one command; returns its exit code."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from .cli import main as run  # here: its imports take a moment
+
+    signal.signal(signal.SIGINT, before)
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
