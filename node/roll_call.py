@@ -1,4 +1,9 @@
-"""Who of the announced nodes answers, asked once: for people who look at a swarm from outside."""
+"""Who of the announced nodes answers, asked once: for people who look at a swarm from outside.
+
+Asked as a client asks, at the addresses of each node's own announcement. A process that only looks announces
+none, so by a node's rule it would dial no private address, and find such a node only by what others tell:
+they may tell an address where nobody is any more.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..swarm.dial_guard import DialGuard
+from ..swarm.link_pool import LinkPool
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo, PeerLink
+from .dialler import MAX_ANSWER_FRAME
 from .liveness import Liveness
-from .node_links import NodeLinks
 from .presence import AGENT
 
 MODELS_AT_ONCE = 8
@@ -26,10 +33,14 @@ class RollCall:
     links: tuple[PeerLink, ...] = ()
 
 
-async def call_roll(transport: Transport, model: ModelRef, nodes: Sequence[NodeInfo]) -> RollCall:
-    """Ask nodes of one model; of many, a few whose claims decide."""
+async def call_roll(
+    transport: Transport, model: ModelRef, nodes: Sequence[NodeInfo], guard: DialGuard | None = None
+) -> RollCall:
+    """Ask nodes of one model; of many, a few whose claims decide. ``guard``: a client's, shared by several
+    calls."""
     rtts: dict[str, float] = {}
-    links = NodeLinks(transport, AGENT, lambda: model)
+    guard = guard or DialGuard(for_client=True)
+    links = LinkPool(transport, model, agent=AGENT, max_frame=MAX_ANSWER_FRAME, guard=guard)
     liveness = Liveness(links, rtts.__setitem__)
     try:
         living = await liveness.living(nodes, transport.peer_id)
@@ -46,10 +57,11 @@ async def silent_nodes(transport: Transport, nodes: Sequence[NodeInfo]) -> froze
     for node in nodes:
         by_model.setdefault(node.model, []).append(node)
     slots = asyncio.Semaphore(MODELS_AT_ONCE)
+    guard = DialGuard(for_client=True)
 
     async def call(model: ModelRef, of_model: Sequence[NodeInfo]) -> RollCall:
         async with slots:
-            return await call_roll(transport, model, of_model)
+            return await call_roll(transport, model, of_model, guard)
 
     calls = await asyncio.gather(*(call(*each) for each in by_model.items()))
     return frozenset(node.peer_id for found in calls for node in found.silent)

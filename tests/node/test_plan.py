@@ -78,7 +78,7 @@ def swarm(tiny_dir, monkeypatch):
         return GivenNetwork(MemoryNetwork().transport("me"), MemoryDirectory(found.store))
 
     monkeypatch.setattr(plan, "read_only_network", network)
-    monkeypatch.setattr(roll_call, "NodeLinks", lambda *_: Links(found.silent))
+    monkeypatch.setattr(roll_call, "LinkPool", lambda *_, **__: Links(found.silent))
     monkeypatch.setattr("swarm_node.node.self_bench.DECODE_SECONDS", 0.02)
     monkeypatch.setattr("swarm_node.node.self_bench.PREFILL_SECONDS", 0.02)
     threads = torch.get_num_threads()

@@ -69,6 +69,7 @@ def test_the_later_of_two_stops_and_the_first_one_serves(machines: Machines, tin
     (model,) = json.loads(cli("status", "--json", *peers).stdout)["models"]
     (node,) = model["nodes"]
     assert set(node["maddrs"]) == set(told["maddrs"]), "the directory tells of the first one"
+    assert (model["silent"], model["missing"]) == ([], []), "asked there, wherever the copy was met"
 
     (machines.folder / "two" / "serve-1.key").rename(machines.folder / "two" / "serve-1.key.copied")
     third = machines.start("two", *serve)
