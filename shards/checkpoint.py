@@ -17,7 +17,7 @@ from .gguf_reader import GGUFSource
 from .hf_config import hf_config, read_json
 from .hf_tensors import checked_tensors
 from .manifest import TensorInfo, TensorSource
-from .not_a_model import no_model_error
+from .not_a_model import no_model_error, no_path_error
 from .piece_hashing import identity_and_root, model_files, model_identity
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
@@ -71,7 +71,7 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """Built at the first call: a node that needs none never reads the vocabulary."""
         if self._tokenizer is None:
-            self._tokenizer = self._make_tokenizer()
+            self._tokenizer = self._tokenizer_source.build()
         return self._tokenizer
 
     def release(self) -> None:

@@ -16,6 +16,7 @@ from ..swarm.types import ModelRef
 from .checkpoint import is_hub_name, looks_like_path, open_checkpoint
 from .known_models import KnownModels, default_known
 from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
+from .not_a_model import models_in
 from .registry import LocalRegistry, ModelFiles, default_registry, models_folder
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ async def resolve_model(
     if _is_path(text):
         return _at_path(text)
     wanted = ModelName.parse(text)
-    return await resolve_name(wanted, index, registry, hub=hub, witnesses=witnesses, known=known)
+    return await resolve_name(
+        wanted, index, registry, hub=hub, witnesses=witnesses, known=known, folder=Path()
+    )
 
 
 async def resolve_name(
@@ -111,9 +114,11 @@ async def resolve_name(
     hub: bool = True,
     witnesses: Witnesses | None = None,
     known: KnownModels | None = None,
+    folder: Path | None = None,
 ) -> ModelLocation:
     """``resolve_model`` for a name that may be a stranger's: it is never taken for a path. ``hub``: whether
-    the hub is asked as well. ``known`` None: nothing."""
+    the hub is asked as well. ``known`` None: nothing. ``folder``: where a person may have meant a file, whose
+    models count among the near names."""
     name = wanted.name
     pinned = False
     if known is not None:
@@ -139,7 +144,7 @@ async def resolve_name(
             return _in_swarm(wanted, found)
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
-    raise await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None, pinned)
+    raise await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None, pinned, folder)
 
 
 def hub_digest(name: str) -> str:
@@ -264,9 +269,16 @@ def _with_digests(models: Sequence[ModelFiles]) -> list[ModelLocation]:
 
 
 def _not_found(
-    wanted: ModelName, refs: Sequence[ModelRef], registry: LocalRegistry, in_swarm: bool, pinned: bool
+    wanted: ModelName,
+    refs: Sequence[ModelRef],
+    registry: LocalRegistry,
+    in_swarm: bool,
+    pinned: bool,
+    folder: Path | None,
 ) -> ModelNotFoundError:
     names = [ref.name for ref in refs] + [model.name for model in registry.models()]
+    if folder is not None:
+        names += models_in(folder)
     advice = did_you_mean(wanted.name, names, "known:") or (
         f"give a path or a name on the HuggingFace hub, or put the model into {models_folder()}"
     )

@@ -6,10 +6,14 @@ import json
 import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
 from ..swarm.errors import CheckpointError
+from ..swarm.names import listed, near_names
 
+MAX_ENTRIES = 1000
+"""Of a folder that is looked through for names: each may cost a look at the disk."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _OF_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")
@@ -60,6 +64,28 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
         f"{directory} holds {lacks}",
         hint="A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file.",
     )
+
+
+def no_path_error(text: str) -> CheckpointError:
+    """For a path at which there is nothing: with names beside it that may be meant."""
+    folder = Path(text).expanduser().parent
+    near = [str(folder / name) for name in near_names(Path(text).name, models_in(folder))]
+    return CheckpointError(
+        f"there is no model at {text}",
+        hint=f"Did you mean {listed(near)}?"
+        if near
+        else "Give a .gguf file, a HuggingFace directory, or a hub name such as meta-llama/Llama-3.2-1B.",
+    )
+
+
+def models_in(folder: Path) -> list[str]:
+    """Names of the GGUF files and HuggingFace directories in a folder, of its first MAX_ENTRIES entries. A
+    folder that cannot be read has none."""
+    try:
+        entries = list(islice(folder.iterdir(), MAX_ENTRIES))
+    except OSError:
+        return []
+    return sorted(path.name for path in entries if path.suffix == ".gguf" or (path / "config.json").is_file())
 
 
 def tokenizer_hint(directory: Path) -> str:

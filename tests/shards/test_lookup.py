@@ -9,9 +9,10 @@ import pytest
 
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.known_models import KnownModels
-from swarm_node.shards.lookup import ModelNotFoundError, Source, find_local, resolve_model
+from swarm_node.shards.lookup import ModelNotFoundError, Source, find_local, resolve_model, resolve_name
 from swarm_node.shards.registry import LocalRegistry
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.names import ModelName
 from swarm_node.swarm.types import ModelRef, NodeInfo
 
 HFLlamaIn = Callable[..., Path]
@@ -131,6 +132,19 @@ async def test_unknown_names_get_near_ones(places: LocalRegistry) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         await resolve_model("demo", None, LocalRegistry())
     assert "models" in caught.value.hint
+
+
+async def test_a_file_in_the_working_directory_is_near_what_its_owner_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "SmolLM2.Q4_1.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError) as caught:
+        await resolve_model("SmolLM2.Q4_1.guf", Index(OTHER), LocalRegistry())
+    assert caught.value.hint == "Did you mean 'SmolLM2.Q4_1.gguf'?"
+    with pytest.raises(ModelNotFoundError) as caught:
+        await resolve_name(ModelName("SmolLM2.Q4_1.guf"), Index(OTHER), LocalRegistry())
+    assert "Q4_1" not in caught.value.hint  # a stranger's word: what lies here is not told
 
 
 async def test_the_only_model_needs_no_name(places: LocalRegistry) -> None:

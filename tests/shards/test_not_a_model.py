@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.not_a_model import tokenizer_hint
+from swarm_node.shards.not_a_model import models_in, tokenizer_hint
 from swarm_node.shards.piece_hashing import model_files
 from swarm_node.shards.qtypes import qtype_of_number
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
@@ -89,6 +89,31 @@ def test_a_command_is_easily_read() -> None:
         """python -c 'from transformers import AutoTokenizer; """
         """AutoTokenizer.from_pretrained("/models/x").save_pretrained("/models/x")'"""
     )
+
+
+@pytest.mark.parametrize("typed", ["SmolLM2.Q4_1.guff", "smollm2.q4_1.gguf", "SmolLM2-Q4_1.gguf"])
+def test_a_wrong_path_gets_near_names_beside_it(tmp_path: Path, typed: str) -> None:
+    (tmp_path / "SmolLM2.Q4_1.gguf").touch()
+    (tmp_path / "SmolLM2.Q4_1.txt").touch()
+    with pytest.raises(CheckpointError, match="no model at") as caught:
+        open_checkpoint(str(tmp_path / typed))
+    assert caught.value.hint == f"Did you mean {str(tmp_path / 'SmolLM2.Q4_1.gguf')!r}?"
+
+
+def test_a_wrong_path_into_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model at") as caught:
+        open_checkpoint(str(tmp_path / "nothing" / "x.gguf"))
+    assert caught.value.hint.startswith("Give a .gguf file")
+
+
+def test_what_may_be_a_model_in_a_folder(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.txt"):
+        (tmp_path / name).touch()
+    for name in ("c", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "c" / "config.json").touch()
+    assert models_in(tmp_path) == ["a.gguf", "c"]
+    assert models_in(tmp_path / "a.gguf") == models_in(tmp_path / "none") == []
 
 
 def test_a_pointer_to_a_gguf_file(tmp_path: Path) -> None:
