@@ -323,9 +323,16 @@ class _Display:
             case "wish_failed":
                 wish = f"{details['wanted']}: {details['message']}"
                 console.print(f"[yellow]Cannot serve[/] {shown(wish)}")
-            case "waiting" | "not_sharing":
-                what = "Waiting" if event.event == "waiting" else "Not sharing its weights"
-                console.print(f"[yellow]{what}[/]: {shown(str(details.get('message')))}")
+            case "waiting":
+                line = f"{details['message']}. {details['hint']}"
+                console.print(f"[yellow]Waiting[/]: {shown(line)}")
+            case "not_sharing":
+                console.print(f"[yellow]Not sharing its weights[/]: {shown(str(details.get('message')))}")
+            case "tokenizer_unreadable":
+                line = f"{details['message']}. It is served as it is until the node starts with other files."
+                console.print(
+                    f"[yellow]No client can read this model[/]: {shown(line)} {shown(str(details['hint']))}"
+                )
             case "weights_damaged":
                 console.print(f"[yellow]{shown(str(details['message']))}.[/]")
             case "sharing":

@@ -13,7 +13,7 @@ import torch
 
 from ..dht.directory import Directory
 from ..shards.checkpoint import Checkpoint
-from ..swarm.errors import LocalProtocolError, SwarmError, UsageError
+from ..swarm.errors import LocalProtocolError, ModelError, SwarmError, UsageError
 from ..swarm.identity import Identity
 from ..swarm.transport import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
@@ -346,6 +346,10 @@ class Node:
                 f"blocks {span} are outside the model, which has {n_blocks} (0 to {n_blocks - 1})",
                 hint=f"Choose --blocks within 0-{n_blocks - 1}.",
             )
+        try:
+            await asyncio.to_thread(checkpoint.check_tokenizer)
+        except ModelError as fault:  # served all the same: a client of another version may read it
+            self.emit("tokenizer_unreadable", message=fault.message, hint=fault.hint)
         self._span = span
         return checkpoint
 

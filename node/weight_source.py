@@ -32,6 +32,8 @@ FIND_S = 120.0
 HUB_AFTER_S = 5.0
 """How long to look for peers that have a model before the hub is asked: LANs answer within seconds."""
 LOOK_S = 0.5
+MOST_HINTS = 3
+"""Times that a node which waits for a model tells of near names: others come as peers are found."""
 
 
 class FoundModel:
@@ -126,7 +128,7 @@ class FoundModel:
         """Look in the swarm, and in what an earlier run has fetched of the model."""
         node = _node_of(self._weights)
         began = self._clock()
-        told = False
+        told: set[str] = set()
         while True:
             try:
                 found = await resolve_model(self._text, node.directory, witnesses=Witnesses(node.transport))
@@ -135,9 +137,10 @@ class FoundModel:
                     return partly
                 if self._clock() - began > FIND_S:
                     raise
-                if not told:
-                    node.emit("waiting", message=f"{error.message}; waiting for somebody who has it")
-                    told = True
+                if error.hint not in told and len(told) < MOST_HINTS:
+                    message = f"{error.message}; waiting for somebody who has it"
+                    node.emit("waiting", message=message, hint=error.hint)
+                    told.add(error.hint)
             else:
                 if found.source is not Source.HUB or self._clock() - began > HUB_AFTER_S:
                     if found.decision is not None:

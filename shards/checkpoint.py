@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +22,7 @@ from .piece_hashing import identity_and_root, model_files, model_identity
 from .piece_store import PART, is_store
 from .raw_tensor import RawTensor
 from .safetensors_reader import open_directory
+from .tokenizer_source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Checkpoint:
         name: str,
         config: ModelConfig,
         source: TensorSource,
-        make_tokenizer: Callable[[], Tokenizer],
+        tokenizer_source: TokenizerSource,
         identity: ModelIdentity,
         root: str = "",
         files: Sequence[FileState] = (),
@@ -53,7 +54,7 @@ class Checkpoint:
         self.ref = ModelRef(name, identity.digest, config.n_blocks, identity.brief, root)
         self._source = source
         self._files = files
-        self._make_tokenizer = make_tokenizer
+        self._tokenizer_source = tokenizer_source
         self._tokenizer: Tokenizer | None = None
 
     def tensor(self, name: str) -> RawTensor:
@@ -67,6 +68,11 @@ class Checkpoint:
     def manifest(self) -> Mapping[str, TensorInfo]:
         """What is known of every tensor, those that were not fetched too."""
         return self._source.manifest
+
+    def check_tokenizer(self) -> None:
+        """Raises the ModelError for which every client refuses the model, where that shows without building
+        the tokenizer. For a thread: it reads the disk."""
+        self._tokenizer_source.check()
 
     def tokenizer(self) -> Tokenizer:
         """Built at the first call: a node that needs none never reads the vocabulary."""
@@ -133,10 +139,7 @@ def open_checkpoint(
             path_or_name, blocks=blocks, client=client, weights=weights, progress=progress
         )
     else:
-        raise CheckpointError(
-            f"there is no model at {path_or_name}",
-            hint="Give a .gguf file, a HuggingFace directory, or a hub name such as meta-llama/Llama-3.2-1B.",
-        )
+        raise no_path_error(path_or_name)
     if blocks is not None:
         try:
             check_span(blocks, checkpoint.config)
@@ -154,7 +157,7 @@ def _open_directory(directory: Path, pieces: bool, progress: Progress | None) ->
         source.close()
         raise
     return Checkpoint(
-        directory_name(directory), config, source, lambda: _tokenizer_of(directory, config), *identity
+        directory_name(directory), config, source, DirectoryTokenizer(directory, config), *identity
     )
 
 
@@ -206,19 +209,7 @@ def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoin
     except BaseException:
         source.close()
         raise
-
-    def make_tokenizer() -> Tokenizer:
-        from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
-
-        return gguf_tokenizer(source.header)
-
-    return Checkpoint(path.stem, source.config, source, make_tokenizer, *identity)
-
-
-def _tokenizer_of(directory: Path, config: ModelConfig) -> Tokenizer:
-    from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
-
-    return hf_tokenizer(directory, config)
+    return Checkpoint(path.stem, source.config, source, GGUFTokenizer(source.header), *identity)
 
 
 def is_hub_name(text: str) -> bool:

@@ -91,6 +91,11 @@ class GGUFHeader:
             items.append(str(buffer[position - length : position], "utf-8", "replace"))
         return items
 
+    def count(self, key: str) -> int:
+        """Items of an array, which is not read; 0 where the key is missing."""
+        array = self._array(key)
+        return 0 if array is None else array.count
+
     def numbers(self, key: str) -> list[Any]:
         """The whole of an array of numbers; empty where the key is missing."""
         array = self._array(key)

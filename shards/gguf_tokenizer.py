@@ -17,9 +17,10 @@ from .gguf_header import GGUFHeader
 from .gguf_templates import gguf_templates
 from .gguf_vocabulary import GGUFVocabulary, TokenType, read_vocabulary
 from .shown import shown
-from .splitting import DEFAULT, GPT2_SPLIT, NOT_BYTE_LEVEL, SPLITTINGS, Splitting
+from .splitting import DEFAULT, GPT2_SPLIT, Splitting
 from .token_bytes import byte_spelling
 from .tokenizer import Tokenizer, is_panic
+from .tokenizer_source import gguf_kind
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +34,12 @@ _KEPT_BESIDE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 
 def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
     """CheckpointError for a vocabulary missing or damaged, UnsupportedModelError for kinds we cannot read."""
+    kind = gguf_kind(header)
     vocabulary = read_vocabulary(header)
     read = Fields(header.metadata, str(header.file.path))
-    model = read.optional_text("tokenizer.ggml.model")
-    if model not in ("gpt2", "llama"):
-        raise UnsupportedModelError(
-            f"tokenizer {shown(model)} is not supported",
-            hint="Supported in GGUF files: gpt2 (BPE) and llama (SPM).",
-        )
     try:
-        if model == "gpt2":
-            splitting = _splitting(read.optional_text("tokenizer.ggml.pre"), header.file.path.name)
+        if kind.is_byte_level:
+            splitting = kind.splitting or _guessed(header.file.path.name)
             backend, begins = _byte_level(header, vocabulary, splitting), splitting.begins
         else:
             backend, begins = _sentencepiece(header, vocabulary, read), True
@@ -66,28 +62,18 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
     )
 
 
-def _splitting(name: str | None, where: str) -> Splitting:
-    """As llama.cpp does: a file without a name is read with a guess, one with an unknown name is refused."""
-    if not name:
-        log.warning(
-            "%s does not say how it splits text (tokenizer.ggml.pre): a guess is used, answers may be worse. "
-            "Convert the model anew.",
-            where,
-        )
-        return DEFAULT
-    if name not in SPLITTINGS:
-        reason = "spells its tokens in characters" if name in NOT_BYTE_LEVEL else "is not known"
-        raise UnsupportedModelError(
-            f"{where} splits text by {shown(name)} (tokenizer.ggml.pre), which {reason}",
-            hint="Use the model's HuggingFace directory, which describes its tokenizer in full.",
-        )
-    return SPLITTINGS[name]
+def _guessed(where: str) -> Splitting:
+    """For a file that names no way to split text, as llama.cpp does it."""
+    log.warning(
+        "%s does not say how it splits text (tokenizer.ggml.pre): a guess is used, answers may be worse. "
+        "Convert the model anew.",
+        where,
+    )
+    return DEFAULT
 
 
 def _byte_level(header: GGUFHeader, vocabulary: GGUFVocabulary, splitting: Splitting) -> Backend:
     """Byte-level BPE, as GPT-2 has it: each byte of the text is spelled as one letter."""
-    if "tokenizer.ggml.merges" not in header.metadata:
-        raise CheckpointError(f"{header.file.path} has no merges, so its tokens cannot be put together")
     spelling = byte_spelling()
     alphabet = set(spelling)
     ids = dict(vocabulary.ids)

@@ -54,11 +54,9 @@ class GGUFVocabulary:
 
 
 def read_vocabulary(header: GGUFHeader) -> GGUFVocabulary:
-    """CheckpointError for one that is missing or damaged."""
+    """CheckpointError for one that is damaged. It must not be empty."""
     path = header.file.path
     tokens = header.strings("tokenizer.ggml.tokens")
-    if not tokens:
-        raise CheckpointError(f"{path} holds no vocabulary")
     if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
         raise CheckpointError(f"{path} has a token of over {MAX_TOKEN_CHARACTERS} characters")
     types = header.numbers("tokenizer.ggml.token_type")

@@ -20,11 +20,12 @@ from .config import ModelConfig
 from .end_tokens import TURN_ENDS, end_tokens
 from .fields import Fields
 from .hf_config import read_json
-from .not_a_model import download_hint, tokenizer_hint
+from .not_a_model import download_hint
 from .prefix_space import says_no_space, take_prefix_space_off
 from .shown import shown
 from .tokenizer import Tokenizer, is_panic
 from .tokenizer_check import normalizes_in_linear_time, takes_linear_time
+from .tokenizer_source import check_directory
 
 MAX_FILE_BYTES = 128 * 2**20
 """Of a tokenizer.json; the largest in use have 35 MB."""
@@ -48,10 +49,8 @@ def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     What is put around a text (begin-of-text, …) is tokenizer.json's word: transformers, too, ignores
     ``add_bos_token`` beside it. CheckpointError for files that are missing or damaged.
     """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory} holds no tokenizer.json", hint=tokenizer_hint(directory))
-    backend = _read(path)
+    check_directory(directory)
+    backend = _read(directory / "tokenizer.json")
     takes_linear_time(backend, directory.name)  # raises for steps that multiply, before more tokens take them
     settings = _optional(directory / "tokenizer_config.json")
     if says_no_space(settings):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
@@ -43,9 +43,7 @@ from .safetensors_reader import (
     read_index,
     shard_names,
 )
-
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+from .tokenizer_source import DirectoryTokenizer
 
 _FIRST_READ = 100_000
 """Bytes asked for at first: most headers fit, which saves a round trip."""
@@ -98,13 +96,28 @@ def _open(
     except BaseException:
         source.close()
         raise
+    return Checkpoint(name, config, source, _HubTokenizer(repo, directory, config), identity)
 
-    def make_tokenizer() -> Tokenizer:
-        from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
 
-        return hf_tokenizer(directory, config)
+class _HubTokenizer(DirectoryTokenizer):
+    def __init__(self, repo: HubRepo, directory: Path, config: ModelConfig) -> None:
+        super().__init__(directory, config)
+        self._repo = repo
 
-    return Checkpoint(name, config, source, make_tokenizer, identity)
+    def check(self) -> None:
+        if self._repo.cached("tokenizer.json") is not None:
+            super().check()
+        elif self._repo.only_local:
+            raise CheckpointError(
+                f"tokenizer.json of {self._repo.name} is not here, and the HuggingFace hub cannot be reached",
+                hint="Start again when it can be reached.",
+            )
+        else:
+            raise CheckpointError(
+                f"{self._repo.name} has no tokenizer.json on the HuggingFace hub",
+                hint="Take another model; or download this one, have transformers write its tokenizer.json, "
+                "and give the path of the directory.",
+            )
 
 
 def _identity(
@@ -123,7 +136,9 @@ def _identity(
 
 
 class HubRepo:
-    """One model repository at one commit: the one that ``main`` was at when its first file was fetched."""
+    """One model repository at one commit: the one that ``main`` was at when its first file was fetched.
+
+    ``only_local``: the hub did not answer, so there is what was fetched before, and nothing else."""
 
     def __init__(self, name: str, progress: Progress | None = None) -> None:
         self.name = name
@@ -131,11 +146,11 @@ class HubRepo:
         self._progress = progress
         # None lets huggingface_hub decide; given here because it reads the variable at import only.
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
-        self._only_local = not self._reachable()
+        self.only_local = not self._reachable()
 
     def fetch(self, file: str) -> Path:
         """The file in the local cache, downloaded if it is not there yet."""
-        options: dict[str, Any] = {"endpoint": self._endpoint, "local_files_only": self._only_local}
+        options: dict[str, Any] = {"endpoint": self._endpoint, "local_files_only": self.only_local}
         if (
             self._progress is not None
             and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
@@ -166,7 +181,7 @@ class HubRepo:
         """None where the repository has no such file, or it is not here and the hub cannot be asked. What is
         known of a commit needs no asking again."""
         known = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.commit)
-        if known is not None or self._only_local:
+        if known is not None or self.only_local:
             return Path(known) if isinstance(known, str) else None
         try:
             return self.fetch(file)
@@ -180,7 +195,7 @@ class HubRepo:
 
     def has(self, file: str) -> bool:
         """Whether the repository has such a file. Where the hub cannot be asked: whether it is here."""
-        if self._only_local or self.cached(file) is not None:
+        if self.only_local or self.cached(file) is not None:
             return self.cached(file) is not None
         try:
             with self._explained(file):

@@ -32,7 +32,7 @@ def random_checkpoint(
     """A model of ``count`` blocks of the shape and types that block ``like`` of ``manifest`` has, 1 to the
     model's own number. All have the same values; what loads them holds each by itself."""
     source = _RandomBlocks(config, manifest, like, count)
-    return Checkpoint("random", replace(config, n_blocks=count), source, _no_tokenizer, identity_of(()))
+    return Checkpoint("random", replace(config, n_blocks=count), source, _NoTokenizer(), identity_of(()))
 
 
 class _RandomBlocks:
@@ -77,5 +77,11 @@ def _made(info: TensorInfo, rng: np.random.Generator) -> RawTensor:
     return RawTensor(info.name, info.shape, info.qtype, stored)
 
 
-def _no_tokenizer() -> Tokenizer:
-    raise CheckpointError("made-up blocks have no tokenizer")
+class _NoTokenizer:
+    """A ``TokenizerSource``."""
+
+    def check(self) -> None:
+        raise CheckpointError("made-up blocks have no tokenizer")
+
+    def build(self) -> Tokenizer:
+        raise CheckpointError("made-up blocks have no tokenizer")

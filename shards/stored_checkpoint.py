@@ -17,6 +17,7 @@ from .mapped_file import AbsentError
 from .piece_hashing import hashed, head_of
 from .piece_store import PART, FilePresence, PieceStore
 from .safetensors_reader import LocalShard, SafetensorsSource
+from .tokenizer_source import DirectoryTokenizer, GGUFTokenizer
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -55,14 +56,10 @@ class StoredCheckpoint(Checkpoint):
         if manifest.has_file(GGUF_NAME):
             source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
             _check_head(store, GGUF_NAME, min(source.header.length, source.file.size))
-
-            def make_tokenizer() -> Tokenizer:
-                from .gguf_tokenizer import gguf_tokenizer  # here: nodes need no tokenizer
-
-                return gguf_tokenizer(source.header)
-
             super().__init__(
-                *(store.model.name, source.config, source, make_tokenizer), manifest.identity, manifest.root
+                *(store.model.name, source.config, source, GGUFTokenizer(source.header)),
+                manifest.identity,
+                manifest.root,
             )
             return
         config = directory_config(folder)
@@ -74,7 +71,7 @@ class StoredCheckpoint(Checkpoint):
                 _check_head(store, name, head_of(name, store.path(name)))
             config, tensors = checked_tensors(config, shards, store.model.name)
             super().__init__(
-                *(store.model.name, config, tensors, lambda: _tokenizer(store)),
+                *(store.model.name, config, tensors, _StoredTokenizer(store)),
                 manifest.identity,
                 manifest.root,
             )
@@ -175,17 +172,25 @@ def _require(store: PieceStore, pieces: list[int]) -> None:
         raise IncompleteError(store, missing)
 
 
-def _tokenizer(store: PieceStore) -> Tokenizer:
-    from .hf_tokenizer import hf_tokenizer  # here: nodes need no tokenizer
+class _StoredTokenizer:
+    """A ``TokenizerSource``: of a HuggingFace directory whose files may not be here yet."""
 
-    if not store.manifest.has_file("tokenizer.json"):
-        raise CheckpointError(
-            f"{store.model} is served without a tokenizer.json, so nobody can ask it by its name",
-            hint="Who serves it has to add that file; with it, it is another model, for all of its nodes.",
-        )
-    for name in CLIENT_FILES:
-        if store.manifest.has_file(name):
-            store.require(name, 0, store.manifest.file(name).size)
-    check_whole_files(store)  # more are whole than when the model was opened
-    folder = store.folder / "files"
-    return hf_tokenizer(folder, directory_config(folder))
+    def __init__(self, store: PieceStore) -> None:
+        self._store = store
+
+    def check(self) -> None:
+        if not self._store.manifest.has_file("tokenizer.json"):
+            raise CheckpointError(
+                f"{self._store.model} is served without a tokenizer.json, so nobody can ask it by its name",
+                hint="Who serves it has to add that file; with it, it is another model for all of its nodes.",
+            )
+
+    def build(self) -> Tokenizer:
+        self.check()
+        store = self._store
+        for name in CLIENT_FILES:
+            if store.manifest.has_file(name):
+                store.require(name, 0, store.manifest.file(name).size)
+        check_whole_files(store)  # more are whole than when the model was opened
+        folder = store.folder / "files"
+        return DirectoryTokenizer(folder, directory_config(folder)).build()

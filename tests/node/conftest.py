@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 from torch import Tensor
 
 from swarm_node.node.engine import Engine, EngineSettings
@@ -49,7 +51,7 @@ torch.set_num_threads(1)
 
 
 def write_tiny_checkpoint(folder: Path) -> None:
-    """A random Llama model in HuggingFace's form, float32."""
+    """A random Llama model in HuggingFace's form, float32, with a tokenizer that knows no token."""
     generator = torch.Generator().manual_seed(7)
 
     def weight(*shape: int) -> Tensor:
@@ -90,6 +92,7 @@ def write_tiny_checkpoint(folder: Path) -> None:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
+    Backend(models.BPE()).save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="session")

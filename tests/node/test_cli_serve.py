@@ -137,6 +137,19 @@ def test_every_option_reaches_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.prefix_cache is False
 
 
+def test_remarks_are_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    display = _Display(build_parser().parse_args(["serve", "--model", "m"]))
+    details = {"message": "m holds no [red]tokenizer.json", "hint": "Have it written: python -c 'x'"}
+    display.on_event(NodeEvent("tokenizer_unreadable", details=details))
+    display.on_event(NodeEvent("waiting", details={"message": "nobody has m", "hint": "Did you mean 'n'?"}))
+    remark, waiting = capsys.readouterr().err.splitlines()
+    assert remark == (
+        "No client can read this model: m holds no [red]tokenizer.json. It is served as it is until the node "
+        "starts with other files. Have it written: python -c 'x'"
+    )
+    assert waiting == "Waiting: nobody has m. Did you mean 'n'?"
+
+
 @pytest.mark.parametrize(
     ("events", "told"), [(["listening", "stopped"], True), (["error", "stopped"], False)]
 )

@@ -208,6 +208,46 @@ async def test_a_node_waits_for_the_model_that_nobody_has_yet(swarm: WeightSwarm
     assert early.state is NodeState.ONLINE
 
 
+async def test_a_node_that_waits_tells_of_near_names_once_they_are_known(
+    swarm: WeightSwarm, tiny_dir: Path
+) -> None:
+    starting = asyncio.create_task(swarm.start("early", f"{tiny_dir.name}.guf", Span(2, 4)))
+    first = await swarm.until("early", "waiting")
+    assert "Did you mean" not in first.details["hint"]
+    await swarm.start("late", str(tiny_dir), Span(0, 2))
+    hint = f"Did you mean {tiny_dir.name!r}?"
+    async with asyncio.timeout(20):
+        while swarm.events["early"][-1].details.get("hint") != hint:  # noqa: ASYNC110 - polls a list
+            await asyncio.sleep(0.005)
+    assert [event.event for event in swarm.events["early"]].count("waiting") == 2
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+async def test_a_model_that_no_client_can_read_is_served_with_a_remark(
+    swarm: WeightSwarm, tiny_dir: Path, tmp_path: Path
+) -> None:
+    """By who has its files, and by who fetches them from him."""
+    model = shutil.copytree(tiny_dir, tmp_path / "unreadable")
+    (model / "tokenizer.json").unlink()
+    await swarm.start("node", str(model), Span(0, 2))
+    await swarm.start("other", "unreadable", Span(2, 4))
+    for name, message in (("node", "holds no tokenizer.json"), ("other", "without a tokenizer.json")):
+        told = [event.event for event in swarm.events[name]]
+        assert told.count("tokenizer_unreadable") == 1
+        assert told.index("tokenizer_unreadable") < told.index("online")
+        remark = await swarm.until(name, "tokenizer_unreadable")
+        assert message in remark.details["message"]
+        assert remark.details["hint"]
+
+
+async def test_a_model_that_clients_can_read_gets_no_remark(swarm: WeightSwarm, tiny_dir: Path) -> None:
+    await swarm.start("node", str(tiny_dir), Span(0, 2))
+    await swarm.start("other", tiny_dir.name, Span(2, 4))
+    for events in swarm.events.values():
+        assert "tokenizer_unreadable" not in [event.event for event in events]
+
+
 async def test_a_node_shares_nothing_unasked_and_bears_witness_all_the_same(
     swarm: WeightSwarm, tiny_dir: Path
 ) -> None:

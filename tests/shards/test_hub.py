@@ -302,6 +302,21 @@ def test_second_opening_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPa
     assert hub.requests == []
 
 
+def test_a_node_is_told_of_a_repository_without_tokenizer(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint(NAME, weights=False) as model:
+        model.check_tokenizer()
+    (hub.directory / "tokenizer.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{constants.HF_HUB_CACHE}-2")
+    with (
+        open_checkpoint(NAME, weights=False) as model,
+        pytest.raises(CheckpointError, match=r"has no tokenizer\.json on the HuggingFace hub") as caught,
+    ):
+        model.check_tokenizer()
+    assert caught.value.hint
+
+
 def test_unknown_model(hub: FakeHub) -> None:
     with pytest.raises(CheckpointError, match="no model nobody/nothing") as caught:
         open_checkpoint("nobody/nothing")

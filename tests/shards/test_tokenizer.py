@@ -185,12 +185,20 @@ def test_unknown_tokenizer(tmp_path: Path) -> None:
         model.tokenizer()
 
 
+def merge(writer: gguf.GGUFWriter) -> None:
+    writer.add_token_merges(["a a"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda w: None, "no vocabulary"),
-        (lambda w: (w.add_token_list(["a"]), w.add_token_types([1, 1])), "1 tokens but 2 token types"),
-        (lambda w: (w.add_token_list(["a"]), w.add_bos_token_id(5)), "outside the vocabulary"),
+        (lambda w: w.add_token_list(["a"]), "no merges"),
+        (
+            lambda w: (w.add_token_list(["a"]), w.add_token_types([1, 1]), merge(w)),
+            "1 tokens but 2 token types",
+        ),
+        (lambda w: (w.add_token_list(["a"]), w.add_bos_token_id(5), merge(w)), "outside the vocabulary"),
         (lambda w: (w.add_token_list(["a", "b"]), w.add_token_merges(["ab"])), "no pair"),
         (lambda w: (w.add_token_list(["a", "b"]), w.add_token_merges(["a c"])), "damaged vocabulary"),
     ],
