@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..swarm.errors import OutputError, SwarmError, UsageError
+from ..swarm.given_files import read_given
 from ..swarm.state_files import replace_file
 from .cli_arguments import client_options, entry_options
 from .cli_chat_commands import COMMANDS, SETTINGS, Command, parse, parse_setting
@@ -293,11 +294,7 @@ def _load(name: str, check: Check) -> Conversation:
     """Raises UsageError, also for settings that this client does not take."""
     path = Path(name).expanduser()
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SAVED_BYTES + 1)
-        if len(data) > MAX_SAVED_BYTES:
-            raise UsageError(f"{path} is over {MAX_SAVED_BYTES} bytes: no saved chat")
-        text = data.decode()
+        text = read_given(path, MAX_SAVED_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"cannot read {path}: {_reason(error)}", hint="Give a file that /save has written."

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..swarm.errors import UsageError
+from ..swarm.given_files import read_given
 from .cli_arguments import client_options, decoded, entry_options
 from .cli_output import console, decision_line, format_bytes, print_json, print_text, short_peer_id, shown
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
@@ -104,11 +105,11 @@ def read_prompt(text: str) -> str:
 def read_schema(path: str) -> str:
     """The text of a JSON schema. Raises UsageError for a file that cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read(MAX_PROMPT_BYTES).decode()
+        return read_given(path, MAX_PROMPT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"cannot read the schema {path}: {error}", hint="Give a JSON file in UTF-8."
+            f"cannot read the schema {path}: {getattr(error, 'strerror', None) or error}",
+            hint="Give a JSON file in UTF-8.",
         ) from None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UsageError
+from .given_files import read_given
 from .identity import Identity
 from .invite import MAX_INVITE_CHARS, PREFIX, Invite
 from .membership import KeyedSwarm, Membership, NamedSwarm, swarm_name
@@ -94,10 +95,10 @@ def read_invite(text: str) -> str:
     if text.lstrip().startswith(PREFIX) or len(text) > 1024:
         return text
     path = Path(text).expanduser()
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         return text
     try:
-        with path.open("rb") as file:
-            return file.read(2 * MAX_INVITE_CHARS).decode("ascii")
+        return read_given(path, 2 * MAX_INVITE_CHARS).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read an invite from {text[:200]}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read an invite from {text[:200]}: {reason}") from None

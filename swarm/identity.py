@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from .errors import RemoteProtocolError, UsageError
+from .given_files import read_given
 from .state_files import create_file
 
 SIGNATURE_BYTES = 64
@@ -65,7 +66,7 @@ class Identity:
         try:
             if not file.exists():
                 _create(file, _file_bytes(secrets.token_bytes(32)))
-            identity = cls(_seed_from(file.read_bytes(), file))
+            identity = cls(_seed_from(read_given(file, _FILE_BYTES + 1), file))
             if file.stat().st_mode & 0o077:
                 file.chmod(0o600)  # a copy made with a lax umask: whoever reads it can pose as this node
         except OSError as error:

@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from os import PathLike
-from pathlib import Path
 
 from ...swarm.buckets import Buckets
 from ...swarm.errors import UsageError
+from ...swarm.given_files import read_given
 from ...swarm.recent import RecentMap
 from .errors import ApiError, too_many
 
 MAX_KEYS = 10_000
+MAX_KEYS_BYTES = 1024 * MAX_KEYS
+"""Of their file, comments included."""
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; whoever has not been seen for longest is forgotten first."""
 SHORTEST_KEY = 8
@@ -34,7 +36,7 @@ class ApiKeys:
     def read(cls, path: str | PathLike[str]) -> ApiKeys:
         """Raises UsageError."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_given(path, MAX_KEYS_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
             problem = getattr(error, "strerror", None) or "it is not UTF-8"
             raise UsageError(f"the API keys in {path} cannot be read: {problem}") from None

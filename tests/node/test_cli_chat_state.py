@@ -134,5 +134,5 @@ def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli_chat, "MAX_SAVED_BYTES", 1000)
     if not Path("/dev/zero").exists():
         pytest.skip("needs /dev/zero")
-    with pytest.raises(UsageError, match="over 1000 bytes"):
+    with pytest.raises(UsageError, match="more than 1000 bytes"):
         cli_chat._load("/dev/zero", lambda settings: None)
