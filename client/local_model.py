@@ -13,7 +13,7 @@ from ..shards.file_hashes import hashing_watched
 from ..swarm.types import ModelRef
 from .answer import PieceDecoder
 from .draft_model import DraftModel, load_draft_model
-from .params import Message
+from .params import PromptTokenizer
 from .row_watch import usual_embedding_rms
 
 T = TypeVar("T")
@@ -33,19 +33,10 @@ def _lines(on_progress: OnProgress, doing: str = "") -> Callable[[int, int, str]
     )
 
 
-class TextTokenizer(Protocol):
+class TextTokenizer(PromptTokenizer, Protocol):
     """The part of ``shards.tokenizer.Tokenizer`` that a client uses."""
 
     eos_ids: frozenset[int]
-
-    def encode(
-        self,
-        text: str,
-        add_special: bool = True,
-        *,
-        literal: Sequence[tuple[int, int]] = (),
-        most: int | None = None,
-    ) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 
@@ -59,19 +50,7 @@ class TextTokenizer(Protocol):
     def stream(self, *, after: Sequence[int] = ()) -> PieceDecoder: ...
 
     @property
-    def has_chat_template(self) -> bool: ...
-
-    @property
     def chat_variables(self) -> frozenset[str]: ...
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool = True,
-        *,
-        most: int | None = None,
-        **more: Any,
-    ) -> list[int]: ...
 
 
 class HeadModel(Protocol):

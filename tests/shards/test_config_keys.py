@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import pytest
 from transformers import AutoConfig, LlamaConfig, MistralConfig
+from transformers_words import shape_of
 
 from swarm_node.shards.config import ModelConfig
 from swarm_node.shards.gguf_config import HARMLESS
@@ -52,19 +53,9 @@ class Asked(dict[str, Any]):
 
 def of_transformers(document: dict[str, Any]) -> dict[str, Any]:
     theirs = CLASSES[document["model_type"]](**document)
-    return {
-        "n_blocks": theirs.num_hidden_layers,
-        "hidden_size": theirs.hidden_size,
-        "n_heads": theirs.num_attention_heads,
-        "n_kv_heads": theirs.num_key_value_heads,
-        "head_dim": theirs.head_dim,
-        "intermediate_size": theirs.intermediate_size,
-        "vocab_size": theirs.vocab_size,
-        "rms_norm_eps": theirs.rms_norm_eps,
+    return shape_of(theirs) | {
         "max_position_embeddings": theirs.max_position_embeddings,
         "tie_word_embeddings": theirs.tie_word_embeddings,
-        "attention_bias": getattr(theirs, "attention_bias", False),
-        "mlp_bias": getattr(theirs, "mlp_bias", False),
         "bos_token_id": theirs.bos_token_id,
         "theta": theirs.rope_parameters["rope_theta"],
     }

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers_words import shape_of
 
 from swarm_node.shards.checkpoint import open_checkpoint
 from swarm_node.shards.config import ModelConfig
@@ -164,17 +165,7 @@ def of_transformers(directory: Path) -> dict[str, Any] | None:
         return None
     if not (rotary.inv_freq.isfinite().all() and isinstance(theirs.head_dim, int)):
         return None
-    return {
-        "n_blocks": theirs.num_hidden_layers,
-        "hidden_size": theirs.hidden_size,
-        "n_heads": theirs.num_attention_heads,
-        "n_kv_heads": theirs.num_key_value_heads,
-        "head_dim": theirs.head_dim,
-        "intermediate_size": theirs.intermediate_size,
-        "vocab_size": theirs.vocab_size,
-        "rms_norm_eps": theirs.rms_norm_eps,
-        "attention_bias": getattr(theirs, "attention_bias", False),
-        "mlp_bias": getattr(theirs, "mlp_bias", False),
+    return shape_of(theirs) | {
         "inv_freq": rotary.inv_freq,
         "attention_scaling": float(rotary.attention_scaling),
     }
