@@ -65,9 +65,7 @@ class ChatTemplate:
 
         UsageError where the template refuses these messages.
         """
-        chat, variables = self._read(messages, more)
-        variables["add_generation_prompt"] = add_generation_prompt
-        end = self._opened_end(chat, variables) if continue_final_message else ""
+        chat, variables, end = self._begun(messages, more, add_generation_prompt, continue_final_message)
         return self._cut(self._rendered(chat, variables), end)
 
     def render_apart(
@@ -80,13 +78,24 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         """As ``render``, and the ranges (start, end) of the text where the chat itself spells control tokens:
         they are text there."""
-        chat, variables = self._read(messages, more)
-        variables["add_generation_prompt"] = add_generation_prompt
-        end = self._opened_end(chat, variables) if continue_final_message else ""
+        chat, variables, end = self._begun(messages, more, add_generation_prompt, continue_final_message)
         marked = self._control.mark(chat, variables, self.source)
         if marked is None:
             return self._cut(self._rendered(chat, variables), end), []
         return marked.found(self._cut(self._rendered(marked.messages, marked.more), end))
+
+    def _begun(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        more: Mapping[str, Any],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
+        """The chat, what else the template gets, and the mark at which the text is to end, or "". Raises
+        UsageError."""
+        chat, variables = self._read(messages, more)
+        variables["add_generation_prompt"] = add_generation_prompt
+        return chat, variables, self._opened_end(chat, variables) if continue_final_message else ""
 
     def _opened_end(self, chat: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         """Mark where the last message's content ends; the mark. Raises UsageError."""

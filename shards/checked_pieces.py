@@ -22,6 +22,7 @@ import numpy as np
 
 from ..swarm.errors import CheckpointError
 from ..swarm.recent import RecentMap
+from .file_hashes import fill
 from .piece_manifest import PieceManifest
 
 _THREADS = min(4, os.cpu_count() or 1)
@@ -92,8 +93,8 @@ class CheckedPieces:
                 with self._lock:
                     self._identities[name] = _identity(os.fstat(file.fileno()))
                     self._right[piece] = done
-                if done:
-                    self._found_wrong.discard(piece)
+                    if done:
+                        self._found_wrong.discard(piece)
 
     @property
     def found_wrong(self) -> frozenset[int]:
@@ -164,11 +165,10 @@ def _wrong_in_turn(manifest: PieceManifest, path: Path, pieces: Sequence[int]) -
         with path.open("rb", buffering=0) as file:
             for piece in pieces:
                 place = manifest.place(piece)
-                data, n = buffer[: place.length], 0
+                data = buffer[: place.length]
                 try:
                     file.seek(place.offset)
-                    while n < place.length and (more := file.readinto(data[n:])):
-                        n += more
+                    n = fill(file, data)
                 except OSError as error:
                     _raise_unless_lost(path, error)
                     n = 0

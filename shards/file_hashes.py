@@ -231,7 +231,7 @@ class _Reading:
             with wanted.path.open("rb", buffering=0) as file:
                 file.seek(start)
                 for offset in range(start, end, step):  # no further, should it grow meanwhile
-                    data = buffer[: _fill(file, buffer[: min(step, end - offset)])]
+                    data = buffer[: fill(file, buffer[: min(step, end - offset)])]
                     if self._ended.is_set():
                         raise HashingStopped
                     if wanted.whole:
@@ -249,7 +249,7 @@ class _Reading:
         return FileHashes(self._sizes[key], stretches[0][0], self._files[key].piece_size, pieces)
 
 
-def _fill(file: BinaryIO, buffer: memoryview) -> int:
+def fill(file: BinaryIO, buffer: memoryview) -> int:
     """Read until the buffer is full or the file ends; a single read may give less."""
     n = 0
     while n < len(buffer) and (more := file.readinto(buffer[n:])):  # type: ignore[attr-defined]

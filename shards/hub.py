@@ -195,8 +195,9 @@ class HubRepo:
 
     def has(self, file: str) -> bool:
         """Whether the repository has such a file. Where the hub cannot be asked: whether it is here."""
-        if self.only_local or self.cached(file) is not None:
-            return self.cached(file) is not None
+        is_here = self.cached(file) is not None
+        if is_here or self.only_local:
+            return is_here
         try:
             with self._explained(file):
                 huggingface_hub.get_hf_file_metadata(self._url(file))

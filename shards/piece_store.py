@@ -44,7 +44,9 @@ from .piece_manifest import MAX_MANIFEST, PieceManifest
 from .store_users import StoreUser
 
 PART = ".part"
-_MANIFEST, _ABOUT, _HAVE, _FILES = "manifest", "about.json", "have", "files"
+FILES = "files"
+"""Folder of a store that holds what was fetched."""
+_MANIFEST, _ABOUT, _HAVE = "manifest", "about.json", "have"
 FLUSH_S = 1.0
 """At most so much fetching is lost when the process dies."""
 _LOCK_S = 30.0
@@ -95,7 +97,7 @@ class PieceStore:
     def create(cls, folder: Path, manifest: PieceManifest, model: ModelRef) -> PieceStore:
         """Opens the store, made if it is not there, with its small files written anew where they are damaged.
         OSError where the disk does not allow it."""
-        (folder / _FILES).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / FILES).mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             _described(folder)
         except (OSError, KeyError, TypeError, CheckpointError, RemoteProtocolError):
@@ -149,7 +151,7 @@ class PieceStore:
 
     def path(self, name: str) -> Path:
         """The whole file, or the one with holes."""
-        whole = self.folder / _FILES / name
+        whole = self.folder / FILES / name
         return whole if whole.exists() else whole.with_name(name + PART)
 
     def read(self, piece: int) -> bytes:
@@ -294,7 +296,7 @@ class PieceStore:
             self._bad[lost] = True
             self._dirty = self._dirty or bool(lost)
         for name in {self.manifest.place(piece).file.name for piece in lost}:
-            whole = self.folder / _FILES / name
+            whole = self.folder / FILES / name
             with contextlib.suppress(OSError):
                 whole.replace(whole.with_name(name + PART))
 
@@ -302,10 +304,10 @@ class PieceStore:
         """Take the ``.part`` from files of which every piece is on the disk, and right."""
         for file in self.manifest.files:
             pieces = self.manifest.pieces_of(file.name)
-            part = self.folder / _FILES / (file.name + PART)
+            part = self.folder / FILES / (file.name + PART)
             if self._held[pieces.start : pieces.stop].all() and part.exists() and not self.missing(pieces):
                 with contextlib.suppress(OSError):
-                    part.replace(self.folder / _FILES / file.name)
+                    part.replace(self.folder / FILES / file.name)
 
     def _opened(self, name: str, mode: Literal["rb", "r+b"]) -> FileIO:
         for _ in range(2):  # another process may rename it at this moment
@@ -341,7 +343,7 @@ class FilePresence:
 
 
 def is_store(path: Path) -> bool:
-    return (path / _MANIFEST).is_file() and (path / _FILES).is_dir()
+    return (path / _MANIFEST).is_file() and (path / FILES).is_dir()
 
 
 def _described(folder: Path) -> tuple[PieceManifest, ModelRef]:
@@ -363,13 +365,13 @@ def _check_kinds(folder: Path, manifest: PieceManifest) -> None:
     for file in manifest.files:
         for name in (file.name, file.name + PART):
             with contextlib.suppress(FileNotFoundError):
-                file_status(folder / _FILES / name)
+                file_status(folder / FILES / name)
 
 
 def _make_files(folder: Path, manifest: PieceManifest) -> None:
     """Give every file its size, with a hole where there is none of it. OSError."""
     for file in manifest.files:
-        whole = folder / _FILES / file.name
+        whole = folder / FILES / file.name
         path = whole if whole.exists() else whole.with_name(file.name + PART)
         if not path.exists() or file_status(path).st_size != file.size:
             with path.open("ab") as opened:

@@ -15,7 +15,7 @@ from .hf_tensors import checked_tensors
 from .manifest import needed_tensors
 from .mapped_file import AbsentError
 from .piece_hashing import hashed, head_of
-from .piece_store import PART, FilePresence, PieceStore
+from .piece_store import FILES, PART, FilePresence, PieceStore
 from .safetensors_reader import LocalShard, SafetensorsSource
 from .tokenizer_source import DirectoryTokenizer, GGUFTokenizer
 
@@ -47,7 +47,7 @@ class StoredCheckpoint(Checkpoint):
     """Its identity is its piece manifest's. Keeps its store from being evicted until it is closed."""
 
     def __init__(self, store: PieceStore) -> None:
-        manifest, folder = store.manifest, store.folder / "files"
+        manifest, folder = store.manifest, store.folder / FILES
         self._store = store
         self._places: GGUFSource | SafetensorsSource
         _require(store, opening_pieces(store))
@@ -192,5 +192,5 @@ class _StoredTokenizer:
             if store.manifest.has_file(name):
                 store.require(name, 0, store.manifest.file(name).size)
         check_whole_files(store)  # more are whole than when the model was opened
-        folder = store.folder / "files"
+        folder = store.folder / FILES
         return DirectoryTokenizer(folder, directory_config(folder)).build()
