@@ -52,6 +52,7 @@ ENFORCED = frozenset(
     + ("required", "minProperties", "maxProperties", "minimum", "maximum", "exclusiveMinimum")
     + ("exclusiveMaximum", "multipleOf")
 )
+_KNOWN = ENFORCED | ONE | MANY | NAMED
 FORMATS = frozenset(
     ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
@@ -172,7 +173,7 @@ def _visit(place: str, schema: object, seen: _Seen) -> None:
 
 def _check_keyword(place: str, keyword: str, schema: dict[str, Any]) -> None:
     value = schema[keyword]
-    known = keyword in ENFORCED | ONE | MANY | NAMED
+    known = keyword in _KNOWN
     of_text = "string" in listed(schema.get("type", "string"))
     if keyword == "format" and of_text and (not isinstance(value, str) or value not in FORMATS):
         raise UsageError(

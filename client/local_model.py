@@ -23,11 +23,13 @@ OnProgress = Callable[[str], None]
 
 async def hashing_told(opening: Awaitable[T], on_progress: OnProgress | None) -> T:
     """What comes of ``opening``. People are told while it hashes files; that ends when this is cancelled."""
-    with hashing_watched(None if on_progress is None else _lines(on_progress)):
+    with hashing_watched(_lines(on_progress)):
         return await opening
 
 
-def _lines(on_progress: OnProgress, doing: str = "") -> Callable[[int, int, str], None]:
+def _lines(on_progress: OnProgress | None, doing: str = "") -> Callable[[int, int, str], None] | None:
+    if on_progress is None:
+        return None
     return lambda done, total, label: on_progress(
         f"{doing}{label} ({done * 100 // total if total else 100} %)"
     )
@@ -101,20 +103,17 @@ def load_local_model(
     from ..shards.checkpoint import open_checkpoint
     from ..shards.client_model import load_client_model
 
-    def progress(doing: str = "") -> Callable[[int, int, str], None] | None:
-        return None if on_progress is None else _lines(on_progress, doing)
-
     if on_progress is not None and device == "cpu" and not native_library.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
-    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress())
+    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=_lines(on_progress))
     try:
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
-        head = load_client_model(checkpoint, options, progress("Loading "), threads=threads)
+        head = load_client_model(checkpoint, options, _lines(on_progress, "Loading "), threads=threads)
         guesser = None
         if draft is not None:
-            on_part = progress("Loading draft model, ")
+            on_part = _lines(on_progress, "Loading draft model, ")
             vocab = (tokenizer, config.vocab_size)
             guesser = load_draft_model(draft, *vocab, device=device, threads=threads, progress=on_part)
     except BaseException:

@@ -178,8 +178,7 @@ def _checked(local: LocalModel, location: ModelLocation) -> LocalModel:
     it has is told by its files."""
     ref = location.ref
     if ref is None or local.ref.digest == ref.digest:
-        named = None if ref is None else replace(local.ref, name=ref.name)
-        return local if named is None else replace(local, ref=named)
+        return local if ref is None else replace(local, ref=replace(local.ref, name=ref.name))
     local.close()
     raise ModelMismatchError(
         f"what peers sent as {ref} has the digest {local.ref.digest[:12]}",

@@ -99,11 +99,7 @@ class MemoryDirectory:
         return self.store.wanted()
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
-        return [
-            info
-            for info in self.store.live()
-            if (info.model.digest, info.model.n_blocks) == (model.digest, model.n_blocks)
-        ]
+        return await self.nodes_of([model])
 
     async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
         wanted = {(model.digest, model.n_blocks) for model in models}

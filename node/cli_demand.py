@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..swarm.demand import Demand, is_open
-from .cli_output import short_peer_id, shown
+from .cli_output import plural, short_peer_id, shown
 
 
 def demand_report(demand: Sequence[Demand]) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def demand_lines(demand: Sequence[Demand], most: int = 8) -> list[str]:
 
 
 def _line(demand: Demand) -> str:
-    peers = f"{len(demand.peers)} peer{'s' if len(demand.peers) > 1 else ''}"
+    peers = plural(len(demand.peers), "peer")
     parts = [f"[yellow]wanted[/]: {shown(str(demand.model))} by {peers}"]
     parts += [f"{short_peer_id(node.peer_id)} is loading {node.span}" for node in demand.loading[:2]]
     if demand.ref is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -59,6 +60,7 @@ def build_report(
     known: KnownModels | None = None,
 ) -> dict[str, Any]:
     """The object that ``models --json`` prints."""
+    used_since = {} if known is None else known.first_used()
     return {
         "here": [
             {
@@ -77,7 +79,7 @@ def build_report(
                 "n_blocks": ref.n_blocks,
                 "nodes": len(holders),
                 "networks": networks_of(holders),
-                "used_since": _since(known, ref),
+                "used_since": _since(used_since, ref),
                 "missing": [str(span) for span in missing_blocks(_online(holders), ref.n_blocks)],
             }
             for ref, holders in _by_model(nodes)
@@ -95,6 +97,7 @@ def print_report(
     known: KnownModels | None = None,
 ) -> None:
     pins = () if known is None else known.pins()
+    used_since = {} if known is None else known.first_used()
     if not here and not nodes and not demand:
         answers.print(
             f"There is no model yet. Put a GGUF file or a HuggingFace directory into {models_folder()}, or "
@@ -115,7 +118,7 @@ def print_report(
         name = f"{shown(ref.name)}[dim]@{digest_prefix(ref.digest, digests)}[/]"
         places = f"swarm ({nodes_of}, {plural(networks_of(holders), 'network')})"
         table.add_row(name, places, f"{ref.n_blocks} blocks", state)
-        if since := _since(known, ref):
+        if since := _since(used_since, ref):
             used.append(
                 f"{shown(ref.name)}@{digest_prefix(ref.digest, digests)}: used here since {since[:10]}"
             )
@@ -175,9 +178,9 @@ async def _whole(wanted: ModelName, arguments: argparse.Namespace) -> ModelName:
     return ModelName(wanted.name, found.pop())
 
 
-def _since(known: KnownModels | None, ref: ModelRef) -> str:
+def _since(first: Mapping[str, datetime], ref: ModelRef) -> str:
     """Since when this machine has used the model, under any name."""
-    used = None if known is None else known.first_used(ref.digest)
+    used = first.get(ref.digest)
     return "" if used is None else used.isoformat(timespec="seconds")
 
 

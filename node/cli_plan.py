@@ -9,7 +9,7 @@ from ..shards.devices import choose_device
 from ..swarm.placement_types import Serve, gigabytes
 from ..swarm.types import NodeInfo
 from .cli_arguments import entry_of
-from .cli_output import answers, console, print_json, short_peer_id, shown
+from .cli_output import answers, console, plural, print_json, short_peer_id, shown
 from .config import NodeConfig
 from .plan import Outlook, look_ahead
 
@@ -60,7 +60,7 @@ def _swarm(outlook: Outlook) -> str:
     if not outlook.nodes:
         return f"Nobody in the swarm serves this model yet{_silent(outlook.silent) or '.'}"
     missing = ", ".join(map(str, outlook.missing))
-    nodes = f"{len(outlook.nodes)} node{'s' if len(outlook.nodes) > 1 else ''}"
+    nodes = plural(len(outlook.nodes), "node")
     text = f"The swarm: {nodes}; {f'blocks {missing} are missing' if missing else 'every block is served'}"
     return text + _silent(outlook.silent)
 

@@ -80,11 +80,7 @@ async def read_by_p2pd(addresses: Sequence[str], membership: Membership | None) 
 
     identity = Identity.generate()
     p2pd = await P2pdTransport.create(identity, initial_peers=addresses, client_mode=True)
-    transport: Transport = p2pd if membership is None else MembersTransport(p2pd, membership)
-    try:
-        return await SnapshotDirectory(transport, identity, addresses, membership=membership).all_nodes()
-    finally:
-        await transport.close()
+    return await _read_over(p2pd, identity, addresses, membership)
 
 
 async def read_in_process(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
@@ -93,6 +89,13 @@ async def read_in_process(addresses: Sequence[str], membership: Membership | Non
 
     identity = Identity.generate()
     plain = await PyLibp2pTransport.create(identity, client_mode=True)
+    return await _read_over(plain, identity, addresses, membership)
+
+
+async def _read_over(
+    plain: Transport, identity: Identity, addresses: Sequence[str], membership: Membership | None
+) -> list[NodeInfo]:
+    """Closes the transport."""
     transport: Transport = plain if membership is None else MembersTransport(plain, membership)
     try:
         return await SnapshotDirectory(transport, identity, addresses, membership=membership).all_nodes()

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -376,7 +375,7 @@ class Node:
             lambda: self._model,
             self.emit,
             config.announce_seconds,
-            None if config.identity is None else Path(config.identity),
+            config.identity,
         )
         self._listens.set()
         self.emit("listening")

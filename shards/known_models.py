@@ -83,9 +83,12 @@ class KnownModels:
         ]
         return max(fitting, key=lambda each: (each.last, each.digest), default=None)
 
-    def first_used(self, digest: str) -> datetime | None:
-        """Since when this machine has used a model, under any name."""
-        return min((each.first for each in self._read().used if each.digest == digest), default=None)
+    def first_used(self) -> dict[str, datetime]:
+        """Since when this machine has used each model, under any name, by digest."""
+        first: dict[str, datetime] = {}
+        for each in self._read().used:
+            first[each.digest] = min(each.first, first.get(each.digest, each.first))
+        return first
 
     def note_used(self, name: str, digest: str) -> None:
         """A model has answered under this name, here. A disk that cannot be written is only logged."""

@@ -58,6 +58,11 @@ class PeerAddress:
 _LINK_LOCAL_V6 = ipaddress.ip_network("fe80::/10")
 
 
+def bare_host(host: str) -> str:
+    """Without the brackets that stand around an IPv6 address in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 def listen_maddrs(host: str, port: int) -> tuple[str, ...]:
     """``("127.0.0.1", 0)`` -> ``/ip4/127.0.0.1/tcp/0``; an address for each kind that this machine has for
     EVERY_INTERFACE. Raises UsageError if the host is no IP address."""
@@ -66,7 +71,7 @@ def listen_maddrs(host: str, port: int) -> tuple[str, ...]:
     if host == EVERY_INTERFACE:
         kinds = [kind for kind, family in _FAMILIES.items() if _has(family)] or ["ip4"]
         return tuple(f"/{kind}/{_ALL_OF[kind]}/tcp/{port}" for kind in kinds)
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare = bare_host(host)
     try:
         address = ipaddress.ip_address("127.0.0.1" if bare == "localhost" else bare)
     except ValueError:

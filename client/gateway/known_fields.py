@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from .body import MAX_SHOWN
 from .errors import refused
 from .fields import Fields
 
@@ -127,8 +128,6 @@ _RESOURCES = frozenset(
 )
 MAX_UNKNOWN = 32
 """Unknown fields in one object."""
-MAX_SHOWN = 40
-"""Characters of an unknown name."""
 _CLOSE = 0.85
 """difflib's ratio; ``temprature`` and ``max_token`` are nearer."""
 _NOT_HERE = "is not supported by this gateway"

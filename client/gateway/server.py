@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import uvicorn
 
+from ...swarm.addresses import bare_host
 from ...swarm.errors import ListenError
 from .app import create_app
 from .connection import KEEP_ALIVE_S, RESERVED_FILES, Connection
@@ -129,7 +130,7 @@ def allowed_connections(wished: int) -> int:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound there (0: any free port); connections come once it serves. Raises ListenError."""
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare = bare_host(host)
     try:
         found: Any = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(found[0], socket.SOCK_STREAM)
