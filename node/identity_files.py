@@ -20,12 +20,17 @@ class IdentityClaim:
 
     With ``path`` None takes the first default ``<role>-N.key`` that is free, so that several nodes can be
     started on one machine without a word, each keeping its PeerID over restarts.
-    Raises UsageError when the file is taken, or its folder cannot be written.
+    Raises UsageError when the file is taken, is no ordinary file, or its folder cannot be written.
     """
 
     def __init__(self, path: str | Path | None, role: str) -> None:
         if path is not None:
             self.path = Path(path)
+            if not self.path.name or (self.path.exists() and not self.path.is_file()):
+                raise UsageError(
+                    f"{str(path)!r} names no ordinary file, and an identity is locked while it is in use",
+                    hint="Give --identity the name of a file; a missing one is created.",
+                )
             lock = _try_lock(self.path)
             if lock is None:
                 raise UsageError(

@@ -42,3 +42,12 @@ def test_what_is_in_the_place_of_the_folder_is_said(tmp_path: Path) -> None:
     for name in ("file", "nowhere", "loop"):
         with pytest.raises(UsageError, match=f"{name} is not a folder"):
             IdentityClaim(tmp_path / name / "a.key", "serve")
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder", "/dev/null"])
+def test_an_identity_is_an_ordinary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="no ordinary file"):
+        IdentityClaim(name, "node")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
