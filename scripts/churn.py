@@ -11,7 +11,7 @@ Machines have between 1/20 and 1/3 of a model in memory; speeds differ by a fact
 one in eight has its blocks chosen by a person. "covered" is the time in which every block of a model has a
 living server that takes sessions, averaged over models; it starts once all have come.
 
-  scripts/churn                         10,000 nodes, a day: the figures in docs/placement.md
+  scripts/churn                         10,000 nodes, a day: the figures in docs/internals/placement.md
   scripts/churn --quick                 seconds: 60 nodes, an hour
   scripts/churn --json FILE --svg FILE  the figures, and lines over the day
 

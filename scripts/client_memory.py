@@ -1,4 +1,4 @@
-"""Prints the table of docs/client-memory.md: what a client needs for which model, from their shapes alone."""
+"""Prints the table of docs/internals/client-memory.md: a client's memory per model, from shapes alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from swarm_node.shards.client_memory import HeadShape, client_memory
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "client-memory.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs/internals/client-memory.md"
 
 MODELS = {
     "SmolLM2-135M": HeadShape(49152, 576, tied=True),

@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--window", type=int, default=256, help="tokens seen at once (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
-    texts = [options.text] if options.text else sorted(DOCS.glob("*.md"))
+    texts = [options.text] if options.text else sorted(DOCS.rglob("*.md"))
     try:
         text = "\n\n".join(path.read_text(encoding="utf-8") for path in texts)
         report = measure(options.model, text, options.tokens, options.window)

@@ -109,7 +109,9 @@ def check_room(shape: HeadShape, *, quantize: str, native: bool) -> None:
     if need <= free:
         return
     less = client_memory(shape, quantize="auto", native=native).weights
-    hint = "Close other programs, or take a smaller model; docs/client-memory.md says what each needs."
+    hint = (
+        "Close other programs, or take a smaller model; docs/internals/client-memory.md says what each needs."
+    )
     if less <= free:
         hint = f"With --quantize auto it takes {less / 1e9:.2f} GB."
     raise UsageError(

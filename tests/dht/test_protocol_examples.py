@@ -1,4 +1,4 @@
-"""The worked examples of docs/protocol.md are what the code does."""
+"""The worked examples of docs/reference/protocol.md are what the code does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from swarm_node.swarm.membership import (
 )
 from swarm_node.swarm.types import MAX_RECORD_BYTES, ModelRef, Span
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+TEXT = (Path(__file__).resolve().parents[2] / "docs/reference/protocol.md").read_text()
 OWNER = Identity(bytes(range(32)))
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/transformers.md, run one after the other as they stand there."""
+"""The examples of docs/guides/transformers.md, run one after the other as they stand there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/transformers.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/guides/transformers.md"
 
 
 def test_the_examples_run(served: Any, tiny_folder: Path, capsys: Any) -> None:

@@ -14,7 +14,7 @@ from swarm_node.node.cli_parser import build_parser
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
-DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs/reference/cli.md"
 COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "status"]
 
 

@@ -1,4 +1,4 @@
-"""Exit codes of commands whose work is their output, whatever becomes of it (docs/cli.md)."""
+"""Exit codes of commands whose work is their output, whatever becomes of it (docs/reference/cli.md)."""
 
 from __future__ import annotations
 

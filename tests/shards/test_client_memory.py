@@ -145,7 +145,7 @@ def test_what_cannot_be() -> None:
 
 
 def test_the_document_says_what_the_arithmetic_says() -> None:
-    """docs/client-memory.md holds the table that scripts/client_memory.py prints."""
+    """docs/internals/client-memory.md holds the table that scripts/client_memory.py prints."""
     assert table() in DOCUMENT.read_text()
     assert len(MODELS) >= 12
 

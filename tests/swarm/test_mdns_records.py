@@ -30,7 +30,7 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 
 def test_the_unnamed_swarms_name_is_fixed() -> None:
-    """docs/protocol.md gives it: other implementations look for it."""
+    """docs/reference/protocol.md gives it: other implementations look for it."""
     assert service_type("") == "_p2p-2aa98cff267d06e11a46e1c01c160efd._udp.local."
 
 

@@ -1,4 +1,4 @@
-"""docs/recipes.md, block by block, and ``swarm-node chat``, over one swarm of real processes."""
+"""docs/guides/python.md, block by block, and ``swarm-node chat``, over one swarm of real processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from terminal import CTRL_C, CTRL_D, ENTER, Terminal
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
-RECIPES = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+RECIPES = Path(__file__).resolve().parents[2] / "docs/guides/python.md"
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
 EXPECTED = "# → "
 
