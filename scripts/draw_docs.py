@@ -1,0 +1,211 @@
+"""Draws the pictures of the documentation: docs/pictures/*.svg, for light and dark pages."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+PACKAGES = ("swarm", "dht", "shards", "client", "node")
+WIDTH, FLOOR = 860, 34
+Room = tuple[str, ...]
+DESCRIPTION = (
+    """Draw docs/pictures/*.svg anew. --check only compares: exit code 1 if one of them is out of date."""
+)
+
+STYLE = """<style>
+  text { font: 13px sans-serif; fill: #1f2328; }
+  .small { font-size: 11px; fill: #57606a; }
+  .title { font-weight: bold; }
+  .band { fill: none; stroke: #d0d7de; }
+  .box { fill: #f6f8fa; stroke: #57606a; }
+  .mine { fill: #ddf4ff; stroke: #0969da; }
+  .spare { stroke-dasharray: 5 4; }
+  .way { stroke: #0969da; stroke-width: 2; fill: none; }
+  .lost { stroke-dasharray: 5 4; }
+  .head { fill: #0969da; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3; }
+    .small { fill: #9198a1; }
+    .band { fill: none; stroke: #d0d7de; }
+  .box { fill: #21262d; stroke: #9198a1; }
+    .mine { fill: #0c2d6b; stroke: #4493f8; }
+    .way { stroke: #4493f8; }
+    .head { fill: #4493f8; }
+  }
+</style>
+<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0 L8 4 L0 8 z" class="head"/></marker></defs>"""
+
+
+def swarm() -> str:
+    """One client, three nodes that hold a model together, and one that may take a lost one's place."""
+    parts = [
+        *box(
+            20,
+            90,
+            190,
+            130,
+            "mine",
+            "your computer",
+            ["tokenizer, embedding, head", "asks, chooses the tokens"],
+        ),
+        *box(290, 90, 140, 70, "box", "node A", ["blocks 0–9"]),
+        *box(490, 90, 140, 70, "box", "node B", ["blocks 10–19"]),
+        *box(690, 90, 140, 70, "box", "node C", ["blocks 20–29"]),
+        *box(490, 190, 140, 70, "box spare", "node D", ["blocks 10–19 too"]),
+        *box(
+            290,
+            14,
+            540,
+            36,
+            "box",
+            "",
+            ["directory (DHT): signed records of who serves which blocks, and how fast"],
+        ),
+        way([(210, 125), (288, 125)]),
+        way([(430, 125), (488, 125)]),
+        way([(630, 125), (688, 125)]),
+        way([(760, 160), (760, 290), (115, 290), (115, 222)]),
+        way([(430, 145), (460, 145), (460, 225), (488, 225)], "way lost"),
+        way([(630, 225), (660, 225), (660, 145), (688, 145)], "way lost"),
+        way([(115, 90), (115, 32), (288, 32)]),
+        text(249, 116, "activations", "small", "middle"),
+        text(440, 310, "the last node answers the client: one token a round", "small", "middle"),
+        text(560, 278, "takes over when B is lost; the answer goes on", "small", "middle"),
+        text(125, 26, "finds a route", "small"),
+    ]
+    return svg(
+        850,
+        324,
+        "A client passes activations through three nodes; a fourth takes over when one is lost",
+        parts,
+    )
+
+
+def rooms() -> str:
+    """Every room, above all rooms of its package that it imports; packages above those that they import."""
+    imports = room_imports()
+    parts: list[str] = []
+    y = 10.0
+    for package in reversed(PACKAGES):
+        levels = [*layers({room: found for room, found in imports.items() if room[0] == package})]
+        height = 14 + FLOOR * len(levels)
+        parts.append(f'<rect x="10" y="{y:g}" width="{WIDTH - 20}" height="{height}" rx="8" class="band"/>')
+        parts.append(text(24, y + height / 2 + 5, f"{package}/", "title"))
+        for number, level in enumerate(reversed(levels)):
+            width = (WIDTH - 120) / len(level) - 8
+            for place, (_, *names) in enumerate(sorted(level)):
+                label = "/".join(names) or "modules at the top"
+                x = 100 + place * (width + 8)
+                parts.extend(box(x, y + 10 + FLOOR * number, width, FLOOR - 6, "box", "", [label]))
+        y += height + 8
+    return svg(WIDTH, int(y + 4), "The rooms of the five packages; each imports only rooms below it", parts)
+
+
+def room_imports() -> dict[Room, set[Room]]:
+    """Which rooms each room imports; imports for types only do not count."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found: dict[Room, set[Room]] = {}
+    for path in files:
+        room = path.relative_to(ROOT).parts[:-1]
+        found.setdefault(room, set()).update(
+            each for name in imported(path) if (each := _room_of(name)) and each != room
+        )
+    return {
+        room: others
+        for room, others in found.items()
+        if others or len(list((ROOT.joinpath(*room)).glob("*.py"))) > 1
+    }
+
+
+def imported(path: Path) -> Iterator[tuple[str, ...]]:
+    """What a module imports from this project, as parts of paths, but for types."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for statement in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            base = package[: len(package) - statement.level + 1]
+            module = (*base, *(statement.module or "").split(".")) if statement.module else base
+            yield from ((*module, alias.name) for alias in statement.names)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _statements(child)
+
+
+def _room_of(name: Sequence[str]) -> Room | None:
+    """The folder of the module that ``name`` is in, or is."""
+    for end in range(len(name), 0, -1):
+        path = ROOT.joinpath(*name[:end])
+        if path.with_suffix(".py").is_file():
+            return tuple(name[: end - 1])
+        if path.is_dir():
+            return tuple(name[:end])
+    return None
+
+
+def layers(imports: Mapping[Room, set[Room]]) -> Iterator[list[Room]]:
+    """Rooms in levels from below: each imports only rooms of levels before its own."""
+    left = {room: others & imports.keys() for room, others in imports.items()}
+    while left:
+        level = [room for room, others in left.items() if not others & left.keys()] or list(left)
+        yield level
+        left = {room: others for room, others in left.items() if room not in level}
+
+
+def box(
+    x: float, y: float, width: float, height: float, kind: str, title: str, lines: Sequence[str]
+) -> list[str]:
+    middle = x + width / 2
+    line_y = y + height / 2 + 4 - 9 * (len(lines) - (0 if title else 1))
+    parts = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" class="{kind}"/>']
+    if title:
+        parts.append(text(middle, line_y, title, "title", "middle"))
+        line_y += 20
+    return [*parts, *(text(middle, line_y + 18 * n, line, "small", "middle") for n, line in enumerate(lines))]
+
+
+def way(points: Sequence[tuple[float, float]], kind: str = "way") -> str:
+    joined = " ".join(f"{x},{y}" for x, y in points)
+    return f'<polyline points="{joined}" class="{kind}" marker-end="url(#head)"/>'
+
+
+def text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, *parts, "</svg>"]) + "\n"
+
+
+DRAWN: dict[str, Callable[[], str]] = {"swarm": swarm, "rooms": rooms}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = []
+    for name, draw in DRAWN.items():
+        path, drawn = PICTURES / f"{name}.svg", draw()
+        if not path.exists() or path.read_text(encoding="utf-8") != drawn:
+            stale.append(path.name)
+            if not check:
+                path.write_text(drawn, encoding="utf-8")
+    print("\n".join(stale) or "all up to date")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
