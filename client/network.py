@@ -15,9 +15,9 @@ from .demand import DemandTeller
 from .local_model import OnProgress
 
 if TYPE_CHECKING:
-    from ..dht.hivemind_directory import HivemindDirectory
-    from ..dht.lan import Meetings
-    from ..dht.snapshot_directory import SnapshotDirectory
+    from ..dht.delegated.directory import SnapshotDirectory
+    from ..dht.joining.meetings import Meetings
+    from ..dht.kademlia.directory import HivemindDirectory
     from ..swarm.identity import Identity
 
 
@@ -58,7 +58,7 @@ async def open_network(
             "nothing says where the swarm is",
             hint="Give the addresses that swarm-node bootstrap or serve prints, or an invite, or allow mDNS.",
         )
-    from ..dht.lan import Meetings
+    from ..dht.joining.meetings import Meetings
     from ..swarm.identity import Identity
     from ..swarm.py_libp2p_import import lacks_p2pd
 
@@ -87,8 +87,8 @@ async def _by_dht(identity: Identity, entry: SwarmEntry) -> tuple[Transport, Hiv
     # hivemind and torch cost a second and 240 MB at import: only those who dial a swarm pay that.
     make_lazy()
     from ..dht.address_book import open_book
-    from ..dht.hivemind_directory import HivemindDirectory
-    from ..dht.way_in import connect_in
+    from ..dht.joining.way_in import connect_in
+    from ..dht.kademlia.directory import HivemindDirectory
     from ..swarm.members_transport import MembersTransport
 
     membership = entry.membership
@@ -106,7 +106,7 @@ async def _by_dht(identity: Identity, entry: SwarmEntry) -> tuple[Transport, Hiv
 
 
 async def _by_snapshot(identity: Identity, entry: SwarmEntry) -> tuple[Transport, SnapshotDirectory]:
-    from ..dht.snapshot_network import join_by_snapshot
+    from ..dht.joining.snapshot_network import join_by_snapshot
 
     transport, directory, _ = await join_by_snapshot(
         identity, entry.initial_peers, membership=entry.membership

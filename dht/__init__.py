@@ -13,9 +13,9 @@ from .directory import REFRESH_S, TTL_S, Directory
 from .memory import MemoryDirectory, MemoryStore
 
 if TYPE_CHECKING:
-    from .hivemind_directory import HivemindDirectory as HivemindDirectory
+    from .kademlia.directory import HivemindDirectory as HivemindDirectory
 
-_LAZY = {"HivemindDirectory": ".hivemind_directory"}
+_LAZY = {"HivemindDirectory": ".kademlia.directory"}
 """Names whose modules import hivemind, which costs a second and 280 MB: loaded when first used."""
 
 __all__ = [

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from ..dht.snapshot_directory import SnapshotDirectory
+from ..dht.delegated.directory import SnapshotDirectory
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
 from ..swarm.identity import Identity

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ..dht.lan import Meetings
-from ..dht.snapshot_network import join_by_snapshot
+from ..dht.joining.meetings import Meetings
+from ..dht.joining.snapshot_network import join_by_snapshot
 from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
 from ..swarm.errors import UsageError
 from ..swarm.identity import Identity

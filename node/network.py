@@ -132,9 +132,9 @@ async def open_network(
     # hivemind and torch cost a second and 240 MB at import: not for those who bring a network of their own.
     make_lazy()
     from ..dht.address_book import open_book
-    from ..dht.hivemind_directory import HivemindDirectory
-    from ..dht.lan import Meetings
-    from ..dht.way_in import connect_in
+    from ..dht.joining.meetings import Meetings
+    from ..dht.joining.way_in import connect_in
+    from ..dht.kademlia.directory import HivemindDirectory
     from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
     from ..swarm.members_transport import MembersTransport
     from ..swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..dht.node_records import NodeRecords
+from ..dht.records.node_records import NodeRecords
 from ..swarm.errors import (
     ErrorCode,
     PeerError,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..dht.node_records import NodeRecords
+from ..dht.records.node_records import NodeRecords
 from ..shards.kv_pool import PAGE_TOKENS
 from ..swarm import codecs
 from ..swarm.address_groups import address_group

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from ..dht.node_records import NodeRecords
+from ..dht.records.node_records import NodeRecords
 from ..shards.autoselect import LoadOptions
 from ..shards.backend import KvMemory, SpanBackend
 from ..shards.checkpoint import Checkpoint

@@ -13,12 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from ..dht.directory import TTL_S
-from ..dht.entry_check import Entry, EntryCheck
-from ..dht.envelope import subkey_of
-from ..dht.kept_entries import KeptEntries
-from ..dht.layout import MAX_KEYS_OF_OWNER, key_hash
-from ..dht.snapshot_messages import (
+from ..dht.delegated.messages import (
     MAX_FRAME,
     SNAPSHOT_MESSAGES,
     SNAPSHOT_PROTOCOL,
@@ -31,6 +26,11 @@ from ..dht.snapshot_messages import (
     Stored,
     pack_entries,
 )
+from ..dht.directory import TTL_S
+from ..dht.records.entry_check import Entry, EntryCheck
+from ..dht.records.envelope import subkey_of
+from ..dht.records.kept_entries import KeptEntries
+from ..dht.records.keys import MAX_KEYS_OF_OWNER, key_hash
 from ..swarm.address_groups import address_group
 from ..swarm.buckets import Buckets
 from ..swarm.connection import MessageStream

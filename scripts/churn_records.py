@@ -6,9 +6,9 @@ from collections.abc import Callable
 from time import process_time
 
 from swarm_node.dht.directory import TTL_S
-from swarm_node.dht.envelope import is_signed, seal, subkey_of, unseal
-from swarm_node.dht.layout import key_hash, node_key
-from swarm_node.dht.records import decode, encode_node
+from swarm_node.dht.records.bodies import decode, encode_node
+from swarm_node.dht.records.envelope import is_signed, seal, subkey_of, unseal
+from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import NodeInfo
 

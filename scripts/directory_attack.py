@@ -34,9 +34,9 @@ from report_script import run_and_report
 from rich.console import Console
 from rich.table import Table
 
-from swarm_node.dht.hivemind_directory import HivemindDirectory
 from swarm_node.dht.kademlia.contacts import contact_of
-from swarm_node.dht.layout import key_hash, node_key
+from swarm_node.dht.kademlia.directory import HivemindDirectory
+from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span

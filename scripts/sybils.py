@@ -1,7 +1,8 @@
 """What an attacker of so many identities, in so many networks (address groups), can do to the directory.
 
-In memory, with the code that DHT nodes keep entries with (dht/kept_entries.py), on a clock of its own. The
-attacker is there first, refreshes as often as he can, and comes back before everybody else. Told is:
+In memory, with the code that DHT nodes keep entries with (dht/records/kept_entries.py), on a clock of its
+own. The attacker is there first, refreshes as often as he can, and comes back before everybody else. Told
+is:
 
   key      of honest nodes that come later, each from a network of its own, how many one key keeps out for a
            minute, and how many that were there before are lost
@@ -31,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from swarm_node.dht.directory import REFRESH_S, TTL_S
-from swarm_node.dht.kept_entries import KeptEntries
-from swarm_node.dht.layout import INDEX_SPEAKERS, MAX_ENTRIES, MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES
+from swarm_node.dht.records.kept_entries import KeptEntries
+from swarm_node.dht.records.keys import INDEX_SPEAKERS, MAX_ENTRIES, MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES
 
 KEY, INDEX = b"k" * 20, b"i" * 20
 MODEL, GONE = b"model", b"gone"

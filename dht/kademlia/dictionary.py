@@ -9,7 +9,7 @@ import msgpack
 
 from ...swarm.errors import RemoteProtocolError
 from ...swarm.types import MAX_RECORD_BYTES
-from ..layout import MAX_ENTRIES
+from ..records.keys import MAX_ENTRIES
 
 _EXT = 0x50  # hivemind's DictionaryDHTValue
 _MAX_BYTES = MAX_ENTRIES * (MAX_RECORD_BYTES + 100)

@@ -21,16 +21,16 @@ from hivemind.proto import dht_pb2
 
 from ...swarm.errors import RemoteProtocolError
 from ...swarm.shares import Holder
-from ..entry_check import Entry, EntryCheck
-from ..envelope import subkey_of, unseal
-from ..kept_entries import KeptEntries
-from ..store_calls import StoreCalls
+from ..records.entry_check import Entry, EntryCheck
+from ..records.envelope import subkey_of, unseal
+from ..records.kept_entries import KeptEntries
 from .contacts import ID_BYTES, KEPT_CONTACTS, MAX_NAMES, Contact, contact_of, id_bytes, named, proven
 from .dictionary import pack_dictionary, unpack_dictionary
 from .look_up import Ask, Told, look_up
 from .paths import Paths
 from .peer_notes import PeerNotes
 from .routing_table import RoutingTable
+from .store_calls import StoreCalls
 
 RPC_TIMEOUT_S = 2.0
 """One answer of one DHT node, dialling it included."""

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from swarm_node.dht.entry_check import EntryCheck
-from swarm_node.dht.envelope import seal, subkey_of
-from swarm_node.dht.layout import key_hash, node_key
-from swarm_node.dht.records import decode, encode_gone, encode_model, encode_node, encode_wanted
+from swarm_node.dht.records.bodies import decode, encode_gone, encode_model, encode_node, encode_wanted
+from swarm_node.dht.records.entry_check import EntryCheck
+from swarm_node.dht.records.envelope import seal, subkey_of
+from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.node import cli_status
 from swarm_node.swarm.demand import Wanted, WantedModel, tally
 from swarm_node.swarm.edges import Edges
@@ -154,7 +154,7 @@ def _texts() -> Target:
 
 
 def run_text(data: bytes) -> str:
-    from swarm_node.dht.maddrs import is_dialable
+    from swarm_node.dht.records.maddrs import is_dialable
     from swarm_node.swarm.address_groups import address_group
     from swarm_node.swarm.addresses import PeerAddress
     from swarm_node.swarm.errors import UsageError

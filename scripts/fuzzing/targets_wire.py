@@ -6,7 +6,7 @@ import hashlib
 from random import Random
 from typing import Any
 
-from swarm_node.dht.snapshot_messages import (
+from swarm_node.dht.delegated.messages import (
     MAX_FRAME,
     SNAPSHOT_MESSAGES,
     Entries,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hivemind.dht.validation import DHTRecord
 
-from swarm_node.dht.entry_check import EntryCheck
+from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.swarm.errors import RemoteProtocolError
 
 

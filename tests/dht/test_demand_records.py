@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.dht import HivemindDirectory, MemoryDirectory, MemoryStore
-from swarm_node.dht.envelope import seal
-from swarm_node.dht.layout import MAX_ENTRIES, key_hash, wanted_key, wanted_keys
-from swarm_node.dht.records import RECORD_VERSION, decode, encode_node, encode_wanted
+from swarm_node.dht.records.bodies import RECORD_VERSION, decode, encode_node, encode_wanted
+from swarm_node.dht.records.envelope import seal
+from swarm_node.dht.records.keys import MAX_ENTRIES, key_hash, wanted_key, wanted_keys
 from swarm_node.swarm.demand import MAX_WANTED, Wanted, WantedModel
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity

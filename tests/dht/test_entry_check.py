@@ -13,9 +13,9 @@ from hivemind.utils import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.entry_check import EXPIRATION_SLACK_S, EntryCheck
-from swarm_node.dht.envelope import seal
-from swarm_node.dht.layout import key_hash
+from swarm_node.dht.records.entry_check import EXPIRATION_SLACK_S, EntryCheck
+from swarm_node.dht.records.envelope import seal
+from swarm_node.dht.records.keys import key_hash
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import MAX_RECORD_BYTES

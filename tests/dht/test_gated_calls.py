@@ -9,7 +9,7 @@ import pytest
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import dht_pb2
 
-from swarm_node.dht.gated_calls import (
+from swarm_node.dht.kademlia.gated_calls import (
     BYTES_PER_MS,
     CALL_MS,
     DISCONNECT_AFTER,
@@ -18,7 +18,7 @@ from swarm_node.dht.gated_calls import (
     GatedP2P,
     cost_ms,
 )
-from swarm_node.dht.store_calls import MAX_STORED_AT_ONCE
+from swarm_node.dht.kademlia.store_calls import MAX_STORED_AT_ONCE
 from swarm_node.swarm.fair_gate import FairGate, GateLimits
 from swarm_node.swarm.identity import Identity
 

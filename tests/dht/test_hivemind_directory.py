@@ -22,13 +22,13 @@ from hivemind.utils.timed_storage import ValueWithExpiration
 
 from swarm_node.dht import TTL_S, HivemindDirectory
 from swarm_node.dht.address_book import AddressBook
-from swarm_node.dht.envelope import seal
+from swarm_node.dht.joining.way_in import connect_in
 from swarm_node.dht.kademlia.contacts import Contact, contact_of
 from swarm_node.dht.kademlia.node import Answer, KademliaNode
-from swarm_node.dht.kept_entries import Kept
-from swarm_node.dht.layout import MAX_ENTRIES, key_hash, model_key, node_key
-from swarm_node.dht.records import encode_model, encode_node
-from swarm_node.dht.way_in import connect_in
+from swarm_node.dht.records.bodies import encode_model, encode_node
+from swarm_node.dht.records.envelope import seal
+from swarm_node.dht.records.kept_entries import Kept
+from swarm_node.dht.records.keys import MAX_ENTRIES, key_hash, model_key, node_key
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, PeerUnreachableError, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.p2pd import P2pdTransport

@@ -16,11 +16,11 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from memory_dht import CallNetwork, JumpingLoop, MemoryP2P
 
-from swarm_node.dht.entry_check import EntryCheck
 from swarm_node.dht.kademlia import peer_notes
 from swarm_node.dht.kademlia.contacts import KEPT_CONTACTS, contact_of, id_bytes
 from swarm_node.dht.kademlia.node import KademliaNode
-from swarm_node.dht.kept_entries import KeptEntries
+from swarm_node.dht.records.entry_check import EntryCheck
+from swarm_node.dht.records.kept_entries import KeptEntries
 from swarm_node.swarm.identity import Identity, peer_id_of
 
 T = TypeVar("T")

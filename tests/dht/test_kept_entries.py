@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.kept_entries import KeptEntries
-from swarm_node.dht.layout import INDEX_SPEAKERS, MAX_KEYS_OF_OWNER
+from swarm_node.dht.records.kept_entries import KeptEntries
+from swarm_node.dht.records.keys import INDEX_SPEAKERS, MAX_KEYS_OF_OWNER
 
 KEY, INDEX = b"k" * 20, b"i" * 20
 

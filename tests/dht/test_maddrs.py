@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.maddrs import is_dialable
+from swarm_node.dht.records.maddrs import is_dialable
 from swarm_node.swarm.identity import Identity
 
 OWNER, RELAY = Identity(bytes(32)).peer_id, Identity(b"r" * 32).peer_id

@@ -18,13 +18,13 @@ from hivemind.p2p import PeerID
 from hivemind.utils import MSGPackSerializer
 
 from swarm_node.dht import HivemindDirectory
-from swarm_node.dht.entry_check import EntryCheck
-from swarm_node.dht.envelope import seal
-from swarm_node.dht.hivemind_members import refusal_of
+from swarm_node.dht.joining.meetings import Meetings
 from swarm_node.dht.kademlia.contacts import contact_of
-from swarm_node.dht.lan import Meetings
-from swarm_node.dht.layout import key_hash, node_key
-from swarm_node.dht.records import encode_node
+from swarm_node.dht.kademlia.members import refusal_of
+from swarm_node.dht.records.bodies import encode_node
+from swarm_node.dht.records.entry_check import EntryCheck
+from swarm_node.dht.records.envelope import seal
+from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.swarm.errors import NotAdmittedError, PeerUnreachableError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership import CLOCK_SLACK_S, KeyedSwarm, Membership, NamedSwarm, grant, swarm_tag
@@ -287,7 +287,7 @@ async def test_who_needs_somebody_is_told_why_there_is_nobody(
     error: type[Exception],
     said: str,
 ) -> None:
-    monkeypatch.setattr("swarm_node.dht.lan.FIND_S", 0.05)
+    monkeypatch.setattr("swarm_node.dht.joining.meetings.FIND_S", 0.05)
     directory = Alone(refusals)
     meetings = Meetings(directory)
     address = f"/ip4/10.1.2.3/tcp/4/p2p/{OWNER.peer_id}"

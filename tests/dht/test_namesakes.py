@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.entry_check import Entry, EntryCheck
-from swarm_node.dht.envelope import subkey_of
-from swarm_node.dht.layout import key_hash
 from swarm_node.dht.namesakes import LATER_S, Namesakes
-from swarm_node.dht.record_directory import RecordDirectory
-from swarm_node.dht.records import decode, encode_node
+from swarm_node.dht.records.bodies import decode, encode_node
+from swarm_node.dht.records.directory import RecordDirectory
+from swarm_node.dht.records.entry_check import Entry, EntryCheck
+from swarm_node.dht.records.envelope import subkey_of
+from swarm_node.dht.records.keys import key_hash
 from swarm_node.swarm.errors import NetworkError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import Incarnation, ModelRef, NodeInfo, NodeState, Span

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from swarm_node.dht.directory import TTL_S
-from swarm_node.dht.envelope import seal
-from swarm_node.dht.layout import key_hash, node_key
-from swarm_node.dht.node_records import STALE_S, NodeRecords
-from swarm_node.dht.records import encode_gone, encode_node
+from swarm_node.dht.records.bodies import encode_gone, encode_node
+from swarm_node.dht.records.envelope import seal
+from swarm_node.dht.records.keys import key_hash, node_key
+from swarm_node.dht.records.node_records import STALE_S, NodeRecords
 from swarm_node.swarm.errors import RemoteProtocolError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership import NamedSwarm

@@ -6,8 +6,9 @@ import struct
 from pathlib import Path
 
 from swarm_node.dht.directory import REFRESH_S, TTL_S
-from swarm_node.dht.envelope import seal
-from swarm_node.dht.layout import (
+from swarm_node.dht.records.bodies import encode_gone
+from swarm_node.dht.records.envelope import seal
+from swarm_node.dht.records.keys import (
     GROUP_BLOCKS,
     INDEX_SPEAKERS,
     MAX_ENTRIES,
@@ -20,7 +21,6 @@ from swarm_node.dht.layout import (
     model_key,
     node_key,
 )
-from swarm_node.dht.records import encode_gone
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.invite import MAX_INVITE_CHARS, MAX_PEER_MADDRS, MAX_PEERS
 from swarm_node.swarm.mdns_records import MAX_MADDRS, service_type

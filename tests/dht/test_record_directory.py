@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import msgpack
 import pytest
 
-from swarm_node.dht import record_directory
-from swarm_node.dht.entry_check import Entry
-from swarm_node.dht.layout import node_key
-from swarm_node.dht.record_directory import RecordDirectory
-from swarm_node.dht.records import Content, decode, encode_node
+from swarm_node.dht.records import directory as record_directory
+from swarm_node.dht.records.bodies import Content, decode, encode_node
+from swarm_node.dht.records.directory import RecordDirectory
+from swarm_node.dht.records.entry_check import Entry
+from swarm_node.dht.records.keys import node_key
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span

@@ -10,20 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.layout import (
-    GROUP_BLOCKS,
-    model_key,
-    node_key,
-    node_keys,
-)
-from swarm_node.dht.records import (
-    MAX_MADDRS,
-    Gone,
-    decode,
-    encode_gone,
-    encode_model,
-    encode_node,
-)
+from swarm_node.dht.records.bodies import MAX_MADDRS, Gone, decode, encode_gone, encode_model, encode_node
+from swarm_node.dht.records.keys import GROUP_BLOCKS, model_key, node_key, node_keys
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.figures import (
     BYTES_PER_S,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hivemind.proto import dht_pb2
 
-from swarm_node.dht.entry_check import EntryCheck
-from swarm_node.dht.envelope import seal, subkey_of
-from swarm_node.dht.kept_entries import KeptEntries
-from swarm_node.dht.layout import MAX_KEYS_OF_OWNER
-from swarm_node.dht.store_calls import MAX_STORED_AT_ONCE, StoreCalls
+from swarm_node.dht.kademlia.store_calls import MAX_STORED_AT_ONCE, StoreCalls
+from swarm_node.dht.records.entry_check import EntryCheck
+from swarm_node.dht.records.envelope import seal, subkey_of
+from swarm_node.dht.records.kept_entries import KeptEntries
+from swarm_node.dht.records.keys import MAX_KEYS_OF_OWNER
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.shares import Holder
 

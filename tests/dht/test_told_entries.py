@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from swarm_node.dht.entry_check import Entry
-from swarm_node.dht.layout import MAX_ENTRIES
-from swarm_node.dht.told_entries import ToldEntries
+from swarm_node.dht.records.entry_check import Entry
+from swarm_node.dht.records.keys import MAX_ENTRIES
+from swarm_node.dht.records.told_entries import ToldEntries
 
 NOW = 1000.0
 

@@ -14,14 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.dht import snapshot_directory
 from swarm_node.dht.address_book import AddressBook
-from swarm_node.dht.entry_check import Entry, EntryCheck
-from swarm_node.dht.envelope import seal, subkey_of
-from swarm_node.dht.layout import key_hash, node_key
-from swarm_node.dht.records import encode_node
-from swarm_node.dht.snapshot_directory import ASKED, SnapshotDirectory
-from swarm_node.dht.snapshot_messages import (
+from swarm_node.dht.delegated import directory as snapshot_directory
+from swarm_node.dht.delegated.directory import ASKED, SnapshotDirectory
+from swarm_node.dht.delegated.messages import (
     MAX_FRAME,
     MAX_PAYLOAD,
     SNAPSHOT_MESSAGES,
@@ -35,6 +31,10 @@ from swarm_node.dht.snapshot_messages import (
     pack_entries,
     unpack_entries,
 )
+from swarm_node.dht.records.bodies import encode_node
+from swarm_node.dht.records.entry_check import Entry, EntryCheck
+from swarm_node.dht.records.envelope import seal, subkey_of
+from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.node import snapshot_service
 from swarm_node.node.snapshot_service import SnapshotService
 from swarm_node.swarm import side_by_side

@@ -79,8 +79,8 @@ def test_imports_follow_the_direction(file: str) -> None:
     [
         ("swarm/wire.py", "from ..dht import records"),
         ("swarm/routing.py", "import torch"),
-        ("dht/snapshot_directory.py", "from libp2p.peer.id import ID"),
-        ("dht/records.py", "from ..shards.config import ModelConfig"),
+        ("dht/delegated/directory.py", "from libp2p.peer.id import ID"),
+        ("dht/records/bodies.py", "from ...shards.formats.config import ModelConfig"),
         ("client/hop.py", "from .. import node"),
         ("client/hop.py", "def f():\n    from ..node.server import Server"),
         ("node/server.py", "import swarm_node.client"),

@@ -9,7 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from swarm_node.dht.hivemind_directory import HivemindDirectory
+from swarm_node.dht.kademlia.directory import HivemindDirectory
 from swarm_node.swarm import p2pd_keeper
 
 

@@ -13,23 +13,23 @@ from typing import Any
 
 from hivemind.p2p import P2PDaemonError
 
-from ..swarm.address_groups import address_group
-from ..swarm.errors import NetworkError, NotAdmittedError
-from ..swarm.fair_gate import FairGate
-from ..swarm.identity import Identity
-from ..swarm.membership import Membership
-from ..swarm.transport import NetworkChange, NetworkRestored
-from ..swarm.types import ModelRef, NodeInfo
-from . import layout
-from .address_book import AddressBook
+from ...swarm.address_groups import address_group
+from ...swarm.errors import NetworkError, NotAdmittedError
+from ...swarm.fair_gate import FairGate
+from ...swarm.identity import Identity
+from ...swarm.membership import Membership
+from ...swarm.transport import NetworkChange, NetworkRestored
+from ...swarm.types import ModelRef, NodeInfo
+from ..address_book import AddressBook
+from ..directory import TTL_S
+from ..records import keys as layout
+from ..records.directory import Clock, RecordDirectory
+from ..records.entry_check import Entry, EntryCheck
+from ..records.kept_entries import KeptEntries
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
-from .directory import TTL_S
-from .entry_check import Entry, EntryCheck
 from .gated_calls import RATES, GatedP2P
-from .hivemind_members import MembersP2P
-from .kademlia.node import KademliaNode
-from .kept_entries import KeptEntries
-from .record_directory import Clock, RecordDirectory
+from .members import MembersP2P
+from .node import KademliaNode
 from .replicas import Lookup, Replicas
 
 SHUTDOWN_S = 3.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..swarm.errors import RemoteProtocolError
-from ..swarm.shares import Holder
-from .entry_check import EntryCheck
-from .envelope import subkey_of, unseal
-from .kept_entries import KeptEntries
+from ...swarm.errors import RemoteProtocolError
+from ...swarm.shares import Holder
+from ..records.entry_check import EntryCheck
+from ..records.envelope import subkey_of, unseal
+from ..records.kept_entries import KeptEntries
 
 MAX_STORED_AT_ONCE = 8
 """Entries of one request; ours have one."""

@@ -14,32 +14,33 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..swarm.addresses import PeerAddress
-from ..swarm.connection import MessageStream
-from ..swarm.errors import (
+from ...swarm.addresses import PeerAddress
+from ...swarm.connection import MessageStream
+from ...swarm.errors import (
     NetworkError,
     NotAdmittedError,
     PeerUnreachableError,
     RemoteProtocolError,
     SwarmError,
 )
-from ..swarm.faults import Faults
-from ..swarm.identity import Identity
-from ..swarm.membership import Membership
-from ..swarm.recent import RecentMap
-from ..swarm.side_by_side import ask_side_by_side
-from ..swarm.tasks import in_thread
-from ..swarm.transport import Transport
-from ..swarm.types import ModelRef, NodeInfo
-from . import layout
-from .address_book import AddressBook
-from .clocks import ClockReading, clock_problem
-from .directory import TTL_S
-from .entry_check import Entry, EntryCheck
-from .envelope import subkey_of
-from .layout import MAX_ENTRIES, key_hash
-from .record_directory import Clock, RecordDirectory
-from .snapshot_messages import (
+from ...swarm.faults import Faults
+from ...swarm.identity import Identity
+from ...swarm.membership import Membership
+from ...swarm.recent import RecentMap
+from ...swarm.side_by_side import ask_side_by_side
+from ...swarm.tasks import in_thread
+from ...swarm.transport import Transport
+from ...swarm.types import ModelRef, NodeInfo
+from ..address_book import AddressBook
+from ..directory import TTL_S
+from ..records import keys as layout
+from ..records.clock_skew import ClockReading, clock_problem
+from ..records.directory import Clock, RecordDirectory
+from ..records.entry_check import Entry, EntryCheck
+from ..records.envelope import subkey_of
+from ..records.keys import MAX_ENTRIES, key_hash
+from ..records.told_entries import ToldEntries
+from .messages import (
     MAX_FRAME,
     MAX_KEYS,
     SNAPSHOT_MESSAGES,
@@ -52,7 +53,6 @@ from .snapshot_messages import (
     Stored,
     unpack_entries,
 )
-from .told_entries import ToldEntries
 
 ASKED = 3
 """Nodes whose answers make a lookup: all of them must lie to hide somebody."""

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..swarm.errors import NotAdmittedError, RemoteProtocolError
-from ..swarm.membership import Membership
-from ..swarm.recent import RecentMap
-from .directory import TTL_S
+from ...swarm.errors import NotAdmittedError, RemoteProtocolError
+from ...swarm.membership import Membership
+from ...swarm.recent import RecentMap
+from ..directory import TTL_S
 from .envelope import Sealed, is_signed, unseal
 
 MAX_CLOCK_SKEW_S = 3.0

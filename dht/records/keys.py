@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from ..swarm.types import MAX_BLOCKS, ModelRef, Span
+from ...swarm.types import MAX_BLOCKS, ModelRef, Span
 
 GROUP_BLOCKS = 16
 """Blocks a group: few keys to read for a model of 100 blocks, yet large swarms are spread over several."""

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from ..swarm.shares import Holder, ShareLimits, Shares
-from .layout import INDEX_SPEAKERS, MAX_ENTRIES, MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES
+from ...swarm.shares import Holder, ShareLimits, Shares
+from .keys import INDEX_SPEAKERS, MAX_ENTRIES, MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES
 
 _DEAD = 1024  # expirations of entries that are gone: so many, and as many as there are entries, may wait
 

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import msgpack
 
-from ..swarm.errors import LocalProtocolError, RemoteProtocolError
-from ..swarm.identity import SIGNATURE_BYTES, Identity, is_peer_id, verify
-from ..swarm.membership import MAX_CREDENTIAL_BYTES
-from ..swarm.types import MAX_RECORD_BYTES
+from ...swarm.errors import LocalProtocolError, RemoteProtocolError
+from ...swarm.identity import SIGNATURE_BYTES, Identity, is_peer_id, verify
+from ...swarm.membership import MAX_CREDENTIAL_BYTES
+from ...swarm.types import MAX_RECORD_BYTES
 
 ENVELOPE_VERSION = 1
 MEMBERS_VERSION = 2

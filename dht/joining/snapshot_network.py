@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..swarm.identity import Identity
-from ..swarm.members_transport import MembersTransport
-from ..swarm.membership import Membership
-from ..swarm.py_libp2p import PyLibp2pTransport
-from ..swarm.transport import Transport
-from .address_book import open_book
-from .snapshot_directory import SnapshotDirectory
+from ...swarm.identity import Identity
+from ...swarm.members_transport import MembersTransport
+from ...swarm.membership import Membership
+from ...swarm.py_libp2p import PyLibp2pTransport
+from ...swarm.transport import Transport
+from ..address_book import open_book
+from ..delegated.directory import SnapshotDirectory
 
 
 async def join_by_snapshot(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .entry_check import Entry
-from .layout import MAX_ENTRIES, in_fair_order
+from .keys import MAX_ENTRIES, in_fair_order
 
 
 class ToldEntries:

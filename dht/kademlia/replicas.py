@@ -12,13 +12,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .entry_check import Entry
-from .kademlia.contacts import Contact
-from .kademlia.look_up import Told
-from .kademlia.node import KademliaNode
-from .kademlia.paths import HEDGE_S
-from .layout import REPLICAS, in_fair_order, key_hash
-from .told_entries import ToldEntries
+from ..records.entry_check import Entry
+from ..records.keys import REPLICAS, in_fair_order, key_hash
+from ..records.told_entries import ToldEntries
+from .contacts import Contact
+from .look_up import Told
+from .node import KademliaNode
+from .paths import HEDGE_S
 
 LOOKUP_TIMEOUT_S = 5.0
 """A lookup returns what it has found by then, whatever others do."""

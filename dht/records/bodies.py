@@ -21,9 +21,9 @@ from typing import Any, cast
 
 import msgpack
 
-from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
-from ..swarm.errors import LocalProtocolError, RemoteProtocolError
-from ..swarm.fields import (
+from ...swarm.demand import MAX_WANTED, Wanted, WantedModel
+from ...swarm.errors import LocalProtocolError, RemoteProtocolError
+from ...swarm.fields import (
     Boolean,
     Choice,
     Count,
@@ -36,7 +36,7 @@ from ..swarm.fields import (
     SpanField,
     Word,
 )
-from ..swarm.figures import (
+from ...swarm.figures import (
     BYTES_PER_S,
     DECODE_MS,
     MAX_JOURNAL_BYTES,
@@ -48,8 +48,8 @@ from ..swarm.figures import (
     TOKENS_PER_S,
     UNIX_TIME,
 )
-from ..swarm.names import MAX_NAME_CHARS
-from ..swarm.types import (
+from ...swarm.names import MAX_NAME_CHARS
+from ...swarm.types import (
     MAX_BLOCKS,
     MAX_PEER_LINKS,
     MAX_RECORD_BYTES,

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ..swarm.errors import PeerTimeoutError, PeerUnreachableError
-from ..swarm.identity import Identity
-from ..swarm.p2pd import P2pdTransport
-from .address_book import AddressBook
+from ...swarm.errors import PeerTimeoutError, PeerUnreachableError
+from ...swarm.identity import Identity
+from ...swarm.p2pd import P2pdTransport
+from ..address_book import AddressBook
 
 MOST_TRIED = 8
 """Peers of the book that a start tries besides the initial peers: those that are known for longest."""

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from ..swarm.demand import Wanted, WantedModel
-from ..swarm.errors import LocalProtocolError, NetworkError, NotAdmittedError, RemoteProtocolError
-from ..swarm.identity import Identity
-from ..swarm.membership import Membership
-from ..swarm.recent import RecentMap
-from ..swarm.types import Incarnation, ModelRef, NodeInfo, SignedRecord
-from . import layout
+from ...swarm.demand import Wanted, WantedModel
+from ...swarm.errors import LocalProtocolError, NetworkError, NotAdmittedError, RemoteProtocolError
+from ...swarm.identity import Identity
+from ...swarm.membership import Membership
+from ...swarm.recent import RecentMap
+from ...swarm.types import Incarnation, ModelRef, NodeInfo, SignedRecord
+from ..left_out import LeftOut, LeftOutPeers
+from ..namesakes import Namesake, Namesakes
+from . import keys as layout
+from .bodies import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 from .entry_check import Entry
 from .envelope import seal
-from .left_out import LeftOut, LeftOutPeers
-from .namesakes import Namesake, Namesakes
-from .records import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 
 MAX_NODES = 4096
 """Nodes of one model that a reader takes: all that 8 full keys hold, so that of a model of up to 128 blocks

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..swarm.errors import RemoteProtocolError
-from ..swarm.membership import Membership
-from ..swarm.types import ModelRef, NodeInfo, SignedRecord
-from . import layout
+from ...swarm.errors import RemoteProtocolError
+from ...swarm.membership import Membership
+from ...swarm.types import ModelRef, NodeInfo, SignedRecord
+from . import keys
+from .bodies import decode
 from .entry_check import EntryCheck
 from .envelope import subkey_of, unseal
-from .records import decode
 
 STALE_S = 24 * 3600.0
 """So long after its end a record still tells where its owner listens: sessions keep those they began with."""
@@ -41,7 +41,7 @@ class NodeRecords:
         info = decode(sealed.owner, sealed.body)  # says under which key it was signed
         if not isinstance(info, NodeInfo) or info.model.digest != self._model.digest:
             raise RemoteProtocolError(f"a record of {peer_id} that is of no node of this model")
-        key = layout.key_hash(layout.node_key(info.model, info.span), self._tag)
+        key = keys.key_hash(keys.node_key(info.model, info.span), self._tag)
         self._check.check(key, subkey, record.expiration, record.value)
         if record.expiration + STALE_S < self._clock():
             raise RemoteProtocolError(f"a record of {peer_id} that ended long ago")

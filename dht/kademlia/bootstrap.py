@@ -18,19 +18,19 @@ from typing import Protocol
 
 from hivemind.p2p import P2P
 
-from ..swarm.addresses import PeerAddress
-from ..swarm.dial_guard import same_host
-from ..swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
-from ..swarm.faults import Faults
-from ..swarm.recent import RecentMap
-from ..swarm.resolve import resolve_all
-from ..swarm.tasks import in_thread
-from ..swarm.transport import NetworkWatcher
-from .address_book import AddressBook, KnownPeer
-from .clocks import ClockReading, clock_problem
-from .hivemind_members import refusal_of
-from .kademlia.contacts import Contact, contact_of
-from .kademlia.node import KademliaNode
+from ...swarm.addresses import PeerAddress
+from ...swarm.dial_guard import same_host
+from ...swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
+from ...swarm.faults import Faults
+from ...swarm.recent import RecentMap
+from ...swarm.resolve import resolve_all
+from ...swarm.tasks import in_thread
+from ...swarm.transport import NetworkWatcher
+from ..address_book import AddressBook, KnownPeer
+from ..records.clock_skew import ClockReading, clock_problem
+from .contacts import Contact, contact_of
+from .members import refusal_of
+from .node import KademliaNode
 from .replicas import LOOKUP_TIMEOUT_S
 
 PING_INTERVAL_S = 15.0

@@ -1,0 +1,1 @@
+"""Signed announcements: keys, bodies, checks, and what a keeper keeps of them. No sockets, no hivemind."""
