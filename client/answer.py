@@ -27,8 +27,8 @@ class TokenEvent:
 
 
 class PieceDecoder(Protocol):
-    """``shards.tokenizer.Detokenizer``: token ids in, whole characters out. ``hidden`` is what a token spells
-    that is left out of them, "" for any other."""
+    """``shards.tokenizer.tokenizer.Detokenizer``: token ids in, whole characters out. ``hidden`` is what a
+    token spells that is left out of them, "" for any other."""
 
     def push(self, token: int) -> str: ...
 

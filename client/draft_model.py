@@ -20,10 +20,10 @@ from ..swarm.errors import UsageError
 from ..swarm.types import Span
 
 if TYPE_CHECKING:
-    from ..shards.checkpoint import Checkpoint
-    from ..shards.client_model import ClientModel
-    from ..shards.span_model import SpanModel
-    from ..shards.tokenizer import Tokenizer
+    from ..shards.checkpoint.checkpoint import Checkpoint
+    from ..shards.models.client_part import ClientModel
+    from ..shards.models.span import SpanModel
+    from ..shards.tokenizer.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 256
 """Of one call: an answer that ends early does not keep the others waiting for its prompt."""
@@ -66,7 +66,7 @@ class DraftSequence:
     """One answer's draft. ``guess`` is called in the model's thread, the rest in the event loop's."""
 
     def __init__(self, model: DraftModel, prompt: Sequence[int], max_tokens: int) -> None:
-        from ..shards.kv_pool import PAGE_TOKENS, KvPool
+        from ..shards.layers.kv_pool import PAGE_TOKENS, KvPool
 
         config, blocks = model.blocks.config, len(model.blocks.span)
         pages = -(-max_tokens // PAGE_TOKENS)
@@ -138,7 +138,7 @@ class DraftSequence:
     @torch.inference_mode()
     def _feed(self, ids: Sequence[int]) -> Tensor:
         """(tokens, hidden) after all blocks."""
-        from ..shards.kv_pool import Piece
+        from ..shards.layers.kv_pool import Piece
 
         model = self._model
         piece = Piece(self._table, 0, 0, len(self._ids), len(ids))
@@ -162,10 +162,10 @@ def load_draft_model(
     Raises UsageError for another vocabulary, CheckpointError, UnsupportedModelError, and NetworkError for a
     hub model.
     """
-    from ..shards.autoselect import LoadOptions
-    from ..shards.checkpoint import open_checkpoint
-    from ..shards.client_model import load_client_model
-    from ..shards.span_model import load_span
+    from ..shards.checkpoint.checkpoint import open_checkpoint
+    from ..shards.models.client_part import load_client_model
+    from ..shards.models.load_plan import LoadOptions
+    from ..shards.models.span import load_span
 
     checkpoint = open_checkpoint(fspath(path_or_name), progress=progress)
     try:

@@ -48,7 +48,7 @@ NEWEST_WEIGHT = 0.1
 
 
 class Head(Protocol):
-    """The part of ``shards.client_model.ClientModel`` that ends a step and begins the next."""
+    """The part of ``shards.models.client_part.ClientModel`` that ends a step and begins the next."""
 
     def logits(self, hidden: Tensor) -> Tensor: ...  # (tokens, hidden) -> (tokens, vocab) float32
 

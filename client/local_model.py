@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from ..shards.file_hashes import hashing_watched
+from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.types import ModelRef
 from .answer import PieceDecoder
 from .draft_model import DraftModel, load_draft_model
@@ -36,7 +36,7 @@ def _lines(on_progress: OnProgress | None, doing: str = "") -> Callable[[int, in
 
 
 class TextTokenizer(PromptTokenizer, Protocol):
-    """The part of ``shards.tokenizer.Tokenizer`` that a client uses."""
+    """The part of ``shards.tokenizer.tokenizer.Tokenizer`` that a client uses."""
 
     eos_ids: frozenset[int]
 
@@ -56,7 +56,7 @@ class TextTokenizer(PromptTokenizer, Protocol):
 
 
 class HeadModel(Protocol):
-    """The part of ``shards.client_model.ClientModel`` that a client uses."""
+    """The part of ``shards.models.client_part.ClientModel`` that a client uses."""
 
     def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
 
@@ -98,12 +98,12 @@ def load_local_model(
 
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
-    from ..shards import native_library
-    from ..shards.autoselect import LoadOptions
-    from ..shards.checkpoint import open_checkpoint
-    from ..shards.client_model import load_client_model
+    from ..shards.checkpoint.checkpoint import open_checkpoint
+    from ..shards.kernels import library
+    from ..shards.models.client_part import load_client_model
+    from ..shards.models.load_plan import LoadOptions
 
-    if on_progress is not None and device == "cpu" and not native_library.is_ready():
+    if on_progress is not None and device == "cpu" and not library.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
     checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=_lines(on_progress))

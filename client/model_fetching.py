@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..shards.lookup import ModelLocation
-from ..shards.piece_cache import PieceCache
-from ..shards.registry import weights_folder
+from ..shards.checkpoint.local_models import weights_folder
+from ..shards.checkpoint.lookup import ModelLocation
+from ..shards.pieces.cache import PieceCache
 from ..swarm.errors import LocalProtocolError
 from .local_model import OnProgress
 from .network import ClientNetwork
@@ -17,7 +17,7 @@ async def fetch_client_part(
 ) -> str:
     """Returns what ``open_checkpoint`` takes. Embedding, final norm, head and tokenizer are then in the cache
     of this machine, where they are found the next time. Raises ModelError, NetworkError."""
-    from ..shards.fetching import fetch_model  # here: most clients have their model
+    from ..shards.transfer.fetch import fetch_model  # here: most clients have their model
 
     model = location.ref
     if model is None:

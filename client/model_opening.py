@@ -11,12 +11,12 @@ from functools import partial
 from os import PathLike, fspath
 
 from ..dht.directory import Directory
-from ..shards.file_hashes import stop_hashing
-from ..shards.known_models import KnownModels, default_known
-from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
-from ..shards.name_decision import NameDecision
-from ..shards.registry import LocalRegistry
-from ..shards.stored_checkpoint import IncompleteError
+from ..shards.checkpoint.known_models import KnownModels, default_known
+from ..shards.checkpoint.local_models import LocalRegistry
+from ..shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
+from ..shards.checkpoint.name_decision import NameDecision
+from ..shards.checkpoint.stored import IncompleteError
+from ..shards.pieces.file_hashes import stop_hashing
 from ..swarm.demand import WantedModel
 from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName

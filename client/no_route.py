@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from ..dht.directory import Directory
-from ..shards.digest import what_differs
+from ..shards.pieces.digest import what_differs
 from ..swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
 from ..swarm.names import digest_prefix
 from ..swarm.routing import NoRouteError

@@ -106,7 +106,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 
 
 class PromptTokenizer(Protocol):
-    """The part of ``shards.tokenizer.Tokenizer`` that reads prompts."""
+    """The part of ``shards.tokenizer.tokenizer.Tokenizer`` that reads prompts."""
 
     def encode(
         self,

@@ -57,7 +57,7 @@ GAP_LOOK_S = 5.0
 
 
 class Embedding(Protocol):
-    """The part of ``shards.client_model.ClientModel`` that feeds a session."""
+    """The part of ``shards.models.client_part.ClientModel`` that feeds a session."""
 
     def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
 

@@ -17,7 +17,7 @@ MAX_TOKEN_BYTES = 128
 
 
 class SpelledTokenizer(Protocol):
-    """The part of ``shards.tokenizer.Tokenizer`` that guides need."""
+    """The part of ``shards.tokenizer.tokenizer.Tokenizer`` that guides need."""
 
     eos_ids: frozenset[int]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from ..shards.checkpoint import Checkpoint
+from ..shards.checkpoint.checkpoint import Checkpoint
 from ..swarm.types import NodeInfo, NodeState, PeerLink, Span
 from .auto import AutoBlocks
 from .liveness import Liveness

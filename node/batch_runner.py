@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shards.backend import Memory, SpanBackend
-from ..shards.kv_pool import Piece
+from ..shards.layers.kv_pool import Piece
+from ..shards.models.backend import Memory, SpanBackend
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ..swarm.messages import Want

@@ -16,7 +16,7 @@ from .cli_output import console, decision_line, events, shown
 from .stop_signals import on_stop_signals
 
 if TYPE_CHECKING:
-    from ..shards.name_decision import NameDecision
+    from ..shards.checkpoint.name_decision import NameDecision
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 

@@ -19,7 +19,7 @@ from .cli_output import console, decision_line, format_bytes, print_json, print_
 from .cli_trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
-    from ..shards.name_decision import NameDecision
+    from ..shards.checkpoint.name_decision import NameDecision
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""

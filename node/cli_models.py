@@ -12,9 +12,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..shards.known_models import KnownModels, default_known
-from ..shards.lookup import find_local
-from ..shards.registry import ModelFiles, default_registry, models_folder
+from ..shards.checkpoint.known_models import KnownModels, default_known
+from ..shards.checkpoint.local_models import ModelFiles, default_registry, models_folder
+from ..shards.checkpoint.lookup import find_local
 from ..swarm.demand import Demand, tally
 from ..swarm.errors import NetworkError, UsageError
 from ..swarm.names import DIGEST_CHARS, ModelName, digest_prefix, is_same_name

@@ -22,7 +22,7 @@ from ..swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ..swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
 
 if TYPE_CHECKING:
-    from ..shards.name_decision import NameDecision
+    from ..shards.checkpoint.name_decision import NameDecision
 
 
 class SafeConsole(Console):

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from ..shards.devices import DEVICES
+from ..shards.models.devices import DEVICES
 from ..swarm.addresses import EVERY_INTERFACE
 from ..swarm.errors import UsageError
 from .cli_arguments import (

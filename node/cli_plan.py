@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..shards.devices import choose_device
+from ..shards.models.devices import choose_device
 from ..swarm.placement_types import Serve, gigabytes
 from ..swarm.types import NodeInfo
 from .cli_arguments import entry_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..shards.devices import DEVICES
+from ..shards.models.devices import DEVICES
 from .cli_arguments import MODEL_HELP, add_compute, add_memory, add_peers, positive_int
 from .config import KERNELS, KV_DTYPES
 

@@ -12,8 +12,8 @@ from typing import cast
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-from ..shards.devices import DeviceChoice, choose_device
-from ..shards.known_models import default_known
+from ..shards.checkpoint.known_models import default_known
+from ..shards.models.devices import DeviceChoice, choose_device
 from ..swarm.addresses import all_loopback
 from ..swarm.types import Span
 from ..swarm.witnesses import Witnesses

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..shards.backend import KvMemory, Memory, SpanBackend
+from ..shards.models.backend import KvMemory, Memory, SpanBackend
 from ..swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ..swarm.messages import PAGE_TOKENS
 from ..swarm.shares import Holder

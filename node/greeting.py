@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..shards.digest import what_differs
+from ..shards.pieces.digest import what_differs
 from ..swarm import codecs
 from ..swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
 from ..swarm.messages import Hello, Welcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..shards import native_library
+from ..shards.kernels import library
 from ..swarm import native_codec
 from ..swarm.cbuild import NativeUnavailableError
 
@@ -17,11 +17,11 @@ def compile_kernels(device: str, on_compiling: Callable[[], None]) -> None:
     that is told to the log by who tried.
     """
     blocks = device == "cpu"
-    if not native_codec.is_ready() or (blocks and not native_library.is_ready()):
+    if not native_codec.is_ready() or (blocks and not library.is_ready()):
         on_compiling()
     native_codec.warm_up()
     if blocks:
         try:
-            native_library.library()
+            library.library()
         except NativeUnavailableError:
             pass  # logged once by the build; the span model then computes with torch

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..shards.config import ModelConfig
-from ..shards.kv_pool import PAGE_TOKENS, slot_bytes
-from ..shards.manifest import TensorInfo, block_tensors
-from ..shards.random_block import random_checkpoint
-from ..shards.span_model import load_backend
+from ..shards.formats.config import ModelConfig
+from ..shards.formats.tensors import TensorInfo, block_tensors
+from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ..shards.models.random_blocks import random_checkpoint
+from ..shards.models.span import load_backend
 from ..swarm import codecs
 from ..swarm.placement_types import ModelShape, NodeOffer, gigabytes
 from ..swarm.types import PeerLink, Span

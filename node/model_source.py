@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
-from ..shards.checkpoint import Checkpoint, Progress, open_checkpoint
-from ..shards.file_hashes import hashing_watched
-from ..shards.piece_store import is_store
+from ..shards.checkpoint.checkpoint import Checkpoint, Progress, open_checkpoint
+from ..shards.pieces.file_hashes import hashing_watched
+from ..shards.pieces.store import is_store
 from ..swarm.types import Span
 
 

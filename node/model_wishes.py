@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..dht.directory import Directory
-from ..shards.known_models import KnownModels
-from ..shards.lookup import ModelLocation, resolve_name
-from ..shards.registry import LocalRegistry, default_registry
+from ..shards.checkpoint.known_models import KnownModels
+from ..shards.checkpoint.local_models import LocalRegistry, default_registry
+from ..shards.checkpoint.lookup import ModelLocation, resolve_name
 from ..swarm.demand import Demand, Idle, next_model, tally
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from ..shards.lookup import ModelLocation
+from ..shards.checkpoint.lookup import ModelLocation
 from ..swarm.demand import UNUSED_S, Idle
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..dht.directory import Directory
-from ..shards.checkpoint import Checkpoint, Progress, open_checkpoint
-from ..shards.fetching import ModelFetch
-from ..shards.file_hashes import hashing_watched
-from ..shards.lookup import Source, resolve_model
-from ..shards.piece_cache import DEFAULT_CACHE_BYTES, PieceCache
-from ..shards.registry import weights_folder
+from ..shards.checkpoint.checkpoint import Checkpoint, Progress, open_checkpoint
+from ..shards.checkpoint.local_models import weights_folder
+from ..shards.checkpoint.lookup import Source, resolve_model
+from ..shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
+from ..shards.pieces.file_hashes import hashing_watched
+from ..shards.transfer.fetch import ModelFetch
 from ..swarm.entry import SwarmEntry
 from ..swarm.errors import NetworkError
 from ..swarm.placement import Verdict, plan_join

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..shards.backend import SpanBackend
-from ..shards.kv_pool import Piece
+from ..shards.layers.kv_pool import Piece
+from ..shards.models.backend import SpanBackend
 from .page_tables import pages_for
 
 PREFILL_TOKENS = 256

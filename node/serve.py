@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 
 from ..dht.directory import Directory
-from ..shards.checkpoint import Checkpoint
+from ..shards.checkpoint.checkpoint import Checkpoint
 from ..swarm.errors import LocalProtocolError, ModelError, SwarmError, UsageError
 from ..swarm.identity import Identity
 from ..swarm.transport import Stream, Transport

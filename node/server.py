@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..dht.records.node_records import NodeRecords
-from ..shards.kv_pool import PAGE_TOKENS
+from ..shards.layers.kv_pool import PAGE_TOKENS
 from ..swarm import codecs
 from ..swarm.address_groups import address_group
 from ..swarm.connection import Connection

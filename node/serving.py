@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 
 from ..dht.records.node_records import NodeRecords
-from ..shards.autoselect import LoadOptions
-from ..shards.backend import KvMemory, SpanBackend
-from ..shards.checkpoint import Checkpoint
-from ..shards.kv_pool import PAGE_TOKENS, slot_bytes
-from ..shards.row_check import check_rows
-from ..shards.span_model import SpanModel, load_backend
+from ..shards.checkpoint.checkpoint import Checkpoint
+from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ..shards.models.backend import KvMemory, SpanBackend
+from ..shards.models.determinism_check import check_rows
+from ..shards.models.load_plan import LoadOptions
+from ..shards.models.span import SpanModel, load_backend
 from ..swarm.transport import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
 from ..swarm.wire import DEFAULT_MAX_FRAME

@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..shards.file_hashes import HashingStopped, Progress
-from ..shards.piece_cache import DEFAULT_CACHE_BYTES, PieceCache
-from ..shards.piece_hashing import manifest_of, model_files
-from ..shards.piece_holder import PieceHolder, WholeFiles
-from ..shards.piece_messages import WEIGHTS_PROTOCOL
-from ..shards.piece_server import PieceServer, PieceShelf, ServedPieces
-from ..shards.piece_store import PieceStore, is_store
-from ..shards.rate_cap import RateCap
-from ..shards.registry import weights_folder
+from ..shards.checkpoint.local_models import weights_folder
+from ..shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
+from ..shards.pieces.file_hashes import HashingStopped, Progress
+from ..shards.pieces.hashing import manifest_of, model_files
+from ..shards.pieces.holder import PieceHolder, WholeFiles
+from ..shards.pieces.store import PieceStore, is_store
+from ..shards.transfer.messages import WEIGHTS_PROTOCOL
+from ..shards.transfer.rate_limit import RateCap
+from ..shards.transfer.server import PieceServer, PieceShelf, ServedPieces
 from ..swarm.errors import CheckpointError, ModelError, UsageError
 from ..swarm.types import NodeInfo
 from .serve import Node

@@ -9,16 +9,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..shards.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoint
-from ..shards.fetching import ModelFetch
-from ..shards.file_hashes import hashing_watched
-from ..shards.known_models import default_known
-from ..shards.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model, with_pin
-from ..shards.piece_hub import HubPieces
-from ..shards.piece_store import is_store
-from ..shards.piece_swarm import FetchSettings
-from ..shards.rate_cap import RateCap
-from ..shards.stored_checkpoint import IncompleteError
+from ..shards.checkpoint.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoint
+from ..shards.checkpoint.known_models import default_known
+from ..shards.checkpoint.lookup import (
+    ModelLocation,
+    ModelNotFoundError,
+    Source,
+    find_local,
+    resolve_model,
+    with_pin,
+)
+from ..shards.checkpoint.stored import IncompleteError
+from ..shards.pieces.file_hashes import hashing_watched
+from ..shards.pieces.store import is_store
+from ..shards.transfer.downloader import FetchSettings
+from ..shards.transfer.fetch import ModelFetch
+from ..shards.transfer.hub_source import HubPieces
+from ..shards.transfer.rate_limit import RateCap
 from ..swarm.errors import LocalProtocolError, SwarmError
 from ..swarm.names import ModelName
 from ..swarm.types import ModelRef, Span

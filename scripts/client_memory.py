@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from swarm_node.shards.client_memory import HeadShape, client_memory
+from swarm_node.shards.models.client_memory import HeadShape, client_memory
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/internals/client-memory.md"
 

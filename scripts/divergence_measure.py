@@ -16,11 +16,11 @@ import torch
 from bench_prompts import long_prompt, question
 from torch import Tensor
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
-from swarm_node.shards.client_model import load_client_model
-from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs import DEFAULT_CODEC, decode, encode
 from swarm_node.swarm.types import Span
 

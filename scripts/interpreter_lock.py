@@ -25,9 +25,9 @@ from swarm_node.client.prefix import PageChain
 from swarm_node.client.prompt_lookup import PromptLookup
 from swarm_node.client.sampling import Sampler, SamplingParams
 from swarm_node.client.token_guide import Guides
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.client_model import load_client_model
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm import codecs
 
 DESCRIPTION = """\

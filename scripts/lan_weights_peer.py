@@ -11,14 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.fetching import ModelFetch
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_holder import WholeFiles
-from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.piece_server import PieceServer, PieceShelf
-from swarm_node.shards.rate_cap import RateCap
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
+from swarm_node.shards.transfer.fetch import ModelFetch
+from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
+from swarm_node.shards.transfer.rate_limit import RateCap
+from swarm_node.shards.transfer.server import PieceServer, PieceShelf
 from swarm_node.swarm.p2pd import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 

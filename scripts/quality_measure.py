@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
-from swarm_node.shards.client_model import ClientModel, load_client_model
-from swarm_node.shards.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Piece
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.models.client_part import ClientModel, load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span

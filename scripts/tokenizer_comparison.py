@@ -21,12 +21,12 @@ import gguf  # noqa: E402
 from hostile_texts import LONG_TEXTS, TEXTS  # noqa: E402
 from tokenizer_cases import ALL_TEXTS, CASES, universal, write_vocabulary  # noqa: E402
 
-from swarm_node.shards.gguf_header import GGUFHeader  # noqa: E402
-from swarm_node.shards.gguf_tokenizer import gguf_tokenizer  # noqa: E402
-from swarm_node.shards.mapped_file import MappedFile  # noqa: E402
-from swarm_node.shards.splitting import SPLITTINGS  # noqa: E402
-from swarm_node.shards.token_bytes import byte_of_letter  # noqa: E402
-from swarm_node.shards.tokenizer import Tokenizer  # noqa: E402
+from swarm_node.shards.formats.gguf.header import GGUFHeader  # noqa: E402
+from swarm_node.shards.formats.mapped_file import MappedFile  # noqa: E402
+from swarm_node.shards.tokenizer.gguf import gguf_tokenizer  # noqa: E402
+from swarm_node.shards.tokenizer.splitting import SPLITTINGS  # noqa: E402
+from swarm_node.shards.tokenizer.token_bytes import byte_of_letter  # noqa: E402
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer  # noqa: E402
 from swarm_node.swarm.errors import SwarmError  # noqa: E402
 
 DEMO = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -55,7 +55,7 @@ def no_failure_goes_unnoticed() -> Iterator[None]:
 def known_models(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of what this machine knows of models' names: not the one of whoever runs the tests."""
     home = tmp_path_factory.getbasetemp() / "homes" / secrets.token_hex(8)
-    monkeypatch.setattr("swarm_node.shards.known_models.state_folder", lambda: home)
+    monkeypatch.setattr("swarm_node.shards.checkpoint.known_models.state_folder", lambda: home)
     return home / "known_models"
 
 
@@ -86,7 +86,7 @@ def smollm2_path() -> Path:
 @cache
 def why_not_native() -> str:
     """Why this machine has no native kernels; empty if it has them."""
-    from swarm_node.shards.native_library import library
+    from swarm_node.shards.kernels.library import library
 
     try:
         library()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, NoReturn, TypeVar
 
-from ...shards.bounded_json import is_deeper
+from ...shards.formats.bounded_json import is_deeper
 from .errors import ApiError, wrong
 from .reading import Reading
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...shards.bounded_json import is_deeper
+from ...shards.formats.bounded_json import is_deeper
 from ..params import open_turn
 from .body import MAX_DEPTH
 from .errors import refused, wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...shards.client_model import ClientModel
+from ...shards.models.client_part import ClientModel
 from ...swarm.errors import UsageError
 from ..local_model import LocalModel
 

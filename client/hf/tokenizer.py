@@ -8,8 +8,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import get_json_schema
 
-from ...shards.chat_templates import ChatTemplates
-from ...shards.tokenizer import Tokenizer
+from ...shards.chat.template_set import ChatTemplates
+from ...shards.tokenizer.tokenizer import Tokenizer
 from ...swarm.errors import UsageError
 from ..local_model import LocalModel
 

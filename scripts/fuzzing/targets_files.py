@@ -13,9 +13,9 @@ from random import Random
 import numpy as np
 from tiny_model import write_tiny_model
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.piece_manifest import PieceFile, PieceManifest
-from swarm_node.shards.safetensors_reader import read_index
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.hf.safetensors_reader import read_index
+from swarm_node.shards.pieces.manifest import PieceFile, PieceManifest
 
 from .mutation import havoc, json_tree, msgpack_tree
 from .target import Prepared, Target

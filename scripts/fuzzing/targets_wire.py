@@ -18,7 +18,7 @@ from swarm_node.dht.delegated.messages import (
     pack_entries,
     unpack_entries,
 )
-from swarm_node.shards import piece_messages as pieces
+from swarm_node.shards.transfer import messages as pieces
 from swarm_node.swarm import messages as m
 from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
 from swarm_node.swarm.schema import MessageSet

@@ -15,12 +15,12 @@ import numpy as np
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.types import Span
-from ..kv_pool import PAGE_TOKENS, Piece
+from ..layers.kv_pool import PAGE_TOKENS, Piece
 from .device import index
 from .pool import MlxKvPool, Stored
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
+    from ..formats.config import ModelConfig
 
 MOST_PADDING = 2
 """How many times longer than the shortest the longest context of a group may be."""

@@ -12,7 +12,7 @@ from .linear import MlxLinear
 from .rope import Rotation
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
+    from ..formats.config import ModelConfig
     from .weights import MlxLoader
 
 Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..kv_pool import KV_DTYPES, PAGE_TOKENS, slot_bytes
+from ..layers.kv_pool import KV_DTYPES, PAGE_TOKENS, slot_bytes
 from .device import fused
 
 _STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "int8": mx.int8}

@@ -1,4 +1,4 @@
-"""Rotary position embedding by ``mx.fast.rope``, with the frequencies of ``shards.rope``."""
+"""Rotary position embedding by ``mx.fast.rope``, with the frequencies of ``shards.layers.rope``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from ..kv_pool import Piece
-from ..rope import dynamic_inv_freq, frequencies
+from ..layers.kv_pool import Piece
+from ..layers.rope import dynamic_inv_freq, frequencies
 from .device import to_mlx
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
+    from ..formats.config import ModelConfig
 
 
 class MlxRope:

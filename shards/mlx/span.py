@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.types import Span
-from ..autoselect import LoadOptions
-from ..checkpoint import Checkpoint, check_span
-from ..kv_pool import Piece, resolve_kv_dtype
-from ..manifest import block_tensors
+from ..checkpoint.checkpoint import Checkpoint, check_span
+from ..formats.tensors import block_tensors
+from ..layers.kv_pool import Piece, resolve_kv_dtype
+from ..models.load_plan import LoadOptions
 from .attention import PagedAttention
 from .device import DTYPES, device_name, on_gpu, prepare, to_mlx, to_torch
 from .llama import MlxBlock, load_block
@@ -23,8 +23,8 @@ from .rope import MlxRope
 from .weights import MlxLoader, MlxPlan
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
-    from ..weights import Progress
+    from ..formats.config import ModelConfig
+    from ..models.weight_loader import Progress
 
 
 class MlxSpan:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ...swarm.errors import UsageError
-from ..affine import AffineTensor
-from ..autoselect import DTYPES as TORCH_DTYPES
-from ..autoselect import LoadOptions
-from ..quantize import (
+from ..formats.hf.mlx_affine import AffineTensor
+from ..formats.raw_tensor import RawTensor
+from ..layers.quantize import (
     GROUP,
     INT4_SOURCES,
     INT8_SOURCES,
@@ -26,14 +25,15 @@ from ..quantize import (
     to_int4,
     to_int8_groups,
 )
-from ..raw_tensor import RawTensor
-from ..weights import TensorReader, check_shape, in_pieces, whole
+from ..models.load_plan import DTYPES as TORCH_DTYPES
+from ..models.load_plan import LoadOptions
+from ..models.weight_loader import TensorReader, check_shape, in_pieces, whole
 from .device import on_gpu, to_mlx
 from .linear import DenseLinear, GroupedLinear, MlxLinear, StackedLinear
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from ..weights import Progress
+    from ..checkpoint.checkpoint import Checkpoint
+    from ..models.weight_loader import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ from swarm_node.client.model_opening import find_in_swarm, open_model, wanted_mo
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.directory import REFRESH_S
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.shards import checked_pieces
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.lookup import ModelLocation, ModelNotFoundError, Source
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_holder import WholeFiles
-from swarm_node.shards.registry import LocalRegistry
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source
+from swarm_node.shards.pieces import checked
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
 from swarm_node.swarm.demand import MAX_WANTED, Wanted, WantedModel
 from swarm_node.swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from swarm_node.swarm.memory import MemoryNetwork
@@ -263,7 +263,7 @@ async def test_what_is_damaged_here_comes_from_peers_again(tmp_path: Path) -> No
     with cache.open(files.manifest, MODEL) as store:
         for piece in range(files.manifest.n_pieces):
             store.add(piece, files.read(piece))
-    checked_pieces._known.clear()
+    checked._known.clear()
     weights = store.path("model.safetensors")
     weights.write_bytes(bytes(weights.stat().st_size))
     opening = Opening(await FakeSwarm(a="0-5").start())

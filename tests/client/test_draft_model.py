@@ -20,8 +20,8 @@ from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.speculation import Speculation
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.types import Span

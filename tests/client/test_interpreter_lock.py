@@ -12,8 +12,8 @@ from interpreter_lock import measured
 from swarm_node.client.gateway.body import MAX_NAMES, parse_json
 from swarm_node.client.guided import Guide
 from swarm_node.client.token_guide import Guides
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 
 KEPT, LET_GO = 0.7, 0.5
 """Part of a call's time for which another thread stands still: with the lock kept, and at most without."""

@@ -25,7 +25,7 @@ from swarm_node.client.guided import Guide
 from swarm_node.client.sampling import Sampler, SamplingParams
 from swarm_node.client.token_guide import Guides, TokenGuide
 from swarm_node.client.vocabulary import Vocabulary
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.confined.process import Bounds, ConfinedProcess
 from swarm_node.swarm.errors import UsageError
 

@@ -22,9 +22,9 @@ from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.serve import Node
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.client_model import load_client_model
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import BusyError, ErrorCode, ModelMismatchError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.messages import PAGE_TOKENS, ErrorMessage

@@ -7,8 +7,8 @@ from itertools import product
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from swarm_node.shards.token_bytes import byte_spelling
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.tokenizer.token_bytes import byte_spelling
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 
 END = "<|end|>"
 _WORDS = [

@@ -14,7 +14,7 @@ from toy_model import BOS, ToyTokenizer
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.gateway.gateway import Gateway
 from swarm_node.client.gateway.server import GatewayServer
-from swarm_node.shards.chat_template import ChatTemplate
+from swarm_node.shards.chat.template import ChatTemplate
 
 TOOL_TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"

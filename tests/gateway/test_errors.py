@@ -11,7 +11,7 @@ import pytest
 from fake_swarm import CONTEXT, until
 from gateway_case import Serve, TemplateTokenizer
 
-from swarm_node.shards import chat_template
+from swarm_node.shards.chat import template
 from swarm_node.swarm.confined.process import Bounds
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
@@ -257,7 +257,7 @@ async def test_a_fault_inside_tells_nothing_of_it(serve: Serve, monkeypatch: pyt
 async def test_a_hostile_template_fails_its_own_requests_alone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "BOUNDS", Bounds(cpu_s=0))
+    monkeypatch.setattr(template, "BOUNDS", Bounds(cpu_s=0))
     endless = (
         "{% if messages[0].content == 'go' %}{{ (9 ** (9 ** (messages|length + 8)))|string }}{% endif %}hi"
     )

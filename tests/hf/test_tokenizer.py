@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from swarm_node.client.hf.tokenizer import fast_tokenizer
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
 TEMPLATE = (
@@ -29,7 +29,7 @@ def backend() -> Any:
     from tokenizers import decoders, pre_tokenizers
     from tokenizers.models import BPE
 
-    from swarm_node.shards.token_bytes import byte_spelling
+    from swarm_node.shards.tokenizer.token_bytes import byte_spelling
 
     vocabulary = {letter: number for number, letter in enumerate([*byte_spelling(), "<s>"])}
     made = Backend(BPE(vocab=vocabulary, merges=[]))

@@ -17,8 +17,8 @@ from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.page_tables import slots_for
 from swarm_node.node.quotas import Limits
 from swarm_node.node.server import DEFAULT_JOURNAL_BYTES, NodeServer
-from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool
-from swarm_node.shards.span_model import SpanModel
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
+from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm import codecs
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import SwarmError

@@ -23,10 +23,10 @@ from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.page_tables import slots_for
 from swarm_node.node.quotas import Limits
 from swarm_node.node.server import NodeServer
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm import codecs
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.memory import MemoryNetwork

@@ -16,8 +16,8 @@ from swarm_node.node.cli_demand import demand_lines
 from swarm_node.node.cli_models import run_models
 from swarm_node.node.cli_parser import build_parser
 from swarm_node.node.cli_status import Snapshot
-from swarm_node.shards.known_models import KnownModels
-from swarm_node.shards.registry import ModelFiles
+from swarm_node.shards.checkpoint.known_models import KnownModels
+from swarm_node.shards.checkpoint.local_models import ModelFiles
 from swarm_node.swarm.demand import Wanted, WantedModel, tally
 from swarm_node.swarm.errors import PeerUnreachableError, UsageError
 from swarm_node.swarm.names import ModelName

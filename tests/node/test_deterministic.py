@@ -20,9 +20,9 @@ from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepJob
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.page_tables import slots_for
 from swarm_node.node.serve import Node
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm import codecs
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.memory import MemoryNetwork

@@ -9,8 +9,8 @@ import torch
 
 from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.jobs import StepDone, StepDropped, StepFailed, StepJob
-from swarm_node.shards.kv_pool import KvPool
-from swarm_node.shards.span_model import SpanModel
+from swarm_node.shards.layers.kv_pool import KvPool
+from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm import codecs
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from swarm_node.swarm.messages import Want

@@ -11,7 +11,7 @@ from chain_swarm import MODEL, ChainSwarm
 
 from swarm_node.node.dialler import Dialler
 from swarm_node.node.greeting import Offer, greet
-from swarm_node.shards.digest import FileHash, identity_of, what_differs
+from swarm_node.shards.pieces.digest import FileHash, identity_of, what_differs
 from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, PeerError
 from swarm_node.swarm.link_pool import LinkPool

@@ -19,8 +19,8 @@ from swarm_node.node.on_demand import OnDemand
 from swarm_node.node.serve import Node
 from swarm_node.node.weight_service import WeightOptions, WeightService
 from swarm_node.node.weight_source import FoundModel
-from swarm_node.shards.lookup import ModelLocation, Source
-from swarm_node.shards.registry import LocalRegistry
+from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.lookup import ModelLocation, Source
 from swarm_node.swarm.demand import UNUSED_S, Demand, Idle, WantedModel
 from swarm_node.swarm.errors import CheckpointError, NetworkError, RemoteProtocolError, UsageError
 from swarm_node.swarm.memory import MemoryNetwork

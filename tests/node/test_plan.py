@@ -15,7 +15,7 @@ from swarm_node.node.cli_plan import lines
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.plan import look_ahead
-from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.swarm.entry import SwarmEntry
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.memory import MemoryNetwork

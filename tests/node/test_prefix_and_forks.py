@@ -10,7 +10,7 @@ import random
 import pytest
 import torch
 
-from swarm_node.shards.kv_pool import PAGE_TOKENS
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS
 from swarm_node.swarm import messages
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.messages import (

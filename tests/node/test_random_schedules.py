@@ -23,11 +23,11 @@ from torch import Tensor
 from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.node.page_tables import pages_for
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.backend import Memory, SpanBackend
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.kv_pool import PAGE_TOKENS, Piece
-from swarm_node.shards.span_model import SpanModel, load_backend
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, Piece
+from swarm_node.shards.models.backend import Memory, SpanBackend
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_backend
 from swarm_node.swarm import codecs
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.messages import Want

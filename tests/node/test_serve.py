@@ -165,7 +165,7 @@ async def test_events_are_flat_json(swarm):
 
 
 async def test_kernels_that_must_be_compiled_are_told_of_before(swarm, monkeypatch):
-    monkeypatch.setattr("swarm_node.shards.native_library.is_ready", lambda: False)
+    monkeypatch.setattr("swarm_node.shards.kernels.library.is_ready", lambda: False)
     node = swarm.node()
     await node.start()
     await node.stop()
@@ -184,7 +184,7 @@ async def test_kernels_that_must_be_compiled_are_told_of_before(swarm, monkeypat
     ],
 )
 def test_what_is_compiled_is_told_once(monkeypatch, device, library, codec, told):
-    monkeypatch.setattr("swarm_node.shards.native_library.is_ready", lambda: library)
+    monkeypatch.setattr("swarm_node.shards.kernels.library.is_ready", lambda: library)
     monkeypatch.setattr("swarm_node.swarm.native_codec.is_ready", lambda: codec)
     calls: list[None] = []
     compile_kernels(device, lambda: calls.append(None))
@@ -195,7 +195,7 @@ def test_without_a_compiler_a_node_goes_on(monkeypatch):
     def fail() -> None:
         raise NativeUnavailableError("no compiler")
 
-    monkeypatch.setattr("swarm_node.shards.native_library.library", fail)
+    monkeypatch.setattr("swarm_node.shards.kernels.library.library", fail)
     compile_kernels("cpu", lambda: None)
 
 

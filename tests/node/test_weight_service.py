@@ -17,14 +17,14 @@ from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node
 from swarm_node.node.weight_service import WeightOptions, WeightService, all_private
 from swarm_node.node.weight_source import FoundModel
-from swarm_node.shards import checked_pieces
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.fetching import fetch_model
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_holder import WholeFiles
-from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.piece_swarm import FetchSettings
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces import checked
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
+from swarm_node.shards.transfer.downloader import FetchSettings
+from swarm_node.shards.transfer.fetch import fetch_model
+from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
@@ -134,7 +134,7 @@ async def test_a_node_does_not_serve_the_holes_of_its_disk(
         for piece in range(manifest.n_pieces):
             if whole or manifest.place(piece).file.name != "tokenizer.json":
                 store.add(piece, files.read(piece))
-    checked_pieces._known.clear()
+    checked._known.clear()
     hole = manifest.pieces_of("model.safetensors")[0]
     with store.path("model.safetensors").open("r+b") as file:
         file.write(bytes(manifest.size_of(hole)))

@@ -57,7 +57,7 @@ def violations(source: str, file: str) -> list[str]:
             found.append(f"{file} imports {name}: only swarm/py_libp2p*.py may")
         if top == "torch" and (not file.startswith(TORCH_FILES) or file.startswith(TORCH_FREE_NODE_FILES)):
             found.append(f"{file} imports torch: it belongs to the engine, shards, client and codecs")
-        if top == "mlx" and not file.startswith(("shards/mlx/", "shards/devices.py")):
+        if top == "mlx" and not file.startswith(("shards/mlx/", "shards/models/devices.py")):
             found.append(f"{file} imports mlx: only shards/mlx/ may, and what asks whether it is there")
         if top == "transformers" and not file.startswith("client/hf/"):
             found.append(f"{file} imports transformers: only client/hf/ may")
@@ -86,10 +86,10 @@ def test_imports_follow_the_direction(file: str) -> None:
         ("node/server.py", "import swarm_node.client"),
         ("node/server.py", "import hivemind"),
         ("node/scheduler.py", "import torch"),
-        ("shards/llama.py", "from transformers import AutoModel"),
-        ("shards/llama.py", "import mlx.core as mx"),
+        ("shards/models/llama.py", "from transformers import AutoModel"),
+        ("shards/models/llama.py", "import mlx.core as mx"),
         ("client/generation.py", "def f():\n    from transformers import Cache"),
-        ("shards/llama.py", "from swarm.types import Span"),
+        ("shards/models/llama.py", "from swarm.types import Span"),
     ],
 )
 def test_the_check_sees_a_wrong_import(file: str, line: str) -> None:

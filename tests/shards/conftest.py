@@ -13,11 +13,11 @@ import torch
 from gguf_files import write_gguf_llama
 from safetensors.torch import save_file
 
-from swarm_node.shards import piece_manifest
-from swarm_node.shards.backend import KvMemory, SpanBackend
-from swarm_node.shards.hf_config import hf_config
-from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
-from swarm_node.shards.manifest import model_tensors
+from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.formats.tensors import model_tensors
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.models.backend import KvMemory, SpanBackend
+from swarm_node.shards.pieces import manifest
 from swarm_node.swarm.types import Span
 
 TINY: dict[str, Any] = {
@@ -45,7 +45,7 @@ GGUFLlama = Callable[..., Path]
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where peers share models: these are small here, and have many pieces all the same."""
     if hasattr(request.module, "PieceWorld"):
-        monkeypatch.setattr(piece_manifest, "USUAL_PIECE", PIECE)
+        monkeypatch.setattr(manifest, "USUAL_PIECE", PIECE)
 
 
 class Sessions:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from swarm_node.shards.kv_pool import PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece
 
 CPU = torch.device("cpu")
 

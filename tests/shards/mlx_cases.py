@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.mlx.span import MlxSpan
-from swarm_node.shards.span_model import SpanModel, load_backend, load_span
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_backend, load_span
 from swarm_node.swarm.types import Span
 
 ALL = Span(0, 4)

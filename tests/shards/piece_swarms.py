@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.fetching import ModelFetch
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_holder import WholeFiles
-from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.piece_server import PieceServer, PieceShelf
-from swarm_node.shards.piece_swarm import FetchSettings
-from swarm_node.shards.piece_visitors import ServeLimits
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
+from swarm_node.shards.transfer.downloader import FetchSettings
+from swarm_node.shards.transfer.fetch import ModelFetch
+from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
+from swarm_node.shards.transfer.server import PieceServer, PieceShelf
+from swarm_node.shards.transfer.upload_limits import ServeLimits
 from swarm_node.swarm.memory import MemoryNetwork, MemoryTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 

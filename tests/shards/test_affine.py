@@ -13,13 +13,13 @@ import torch
 from mlx_checkpoints import quantize_directory
 from safetensors.torch import load_file, save_file
 
-from swarm_node.shards.affine import AffineTensor, stored_names
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
-from swarm_node.shards.client_model import load_client_model
-from swarm_node.shards.manifest import EMBEDDING
-from swarm_node.shards.qtypes import AFFINE_BITS, AFFINE_GROUPS, row_bytes
-from swarm_node.shards.span_model import load_span
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.formats.hf.mlx_affine import AffineTensor, stored_names
+from swarm_node.shards.formats.qtypes import AFFINE_BITS, AFFINE_GROUPS, row_bytes
+from swarm_node.shards.formats.tensors import EMBEDDING
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 from swarm_node.swarm.types import Span
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from kv_cases import PagedSession, shuffled_sessions, softmax_attention, soiled_pool, stored
 
-from swarm_node.shards.attention import PagedAttention
-from swarm_node.shards.kv_pool import KV_DTYPES, PAGE_TOKENS, Piece
+from swarm_node.shards.layers.attention import PagedAttention
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, Piece
 from swarm_node.swarm.errors import LocalProtocolError
 
 

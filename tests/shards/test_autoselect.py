@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from swarm_node.shards import autoselect
-from swarm_node.shards.autoselect import Kind, LoadOptions, resolve
-from swarm_node.shards.kernel_bench import NATIVE_WAYS, TORCH_WAYS
-from swarm_node.shards.kernel_table import KernelTable
-from swarm_node.shards.native_linear import Digits
-from swarm_node.shards.raw_tensor import RawTensor
+from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.kernels.bench import NATIVE_WAYS, TORCH_WAYS
+from swarm_node.shards.kernels.linear import Digits
+from swarm_node.shards.kernels.table import KernelTable
+from swarm_node.shards.models import load_plan
+from swarm_node.shards.models.load_plan import Kind, LoadOptions, resolve
 from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.errors import UsageError
 
@@ -36,8 +36,8 @@ def use(monkeypatch: pytest.MonkeyPatch, table: KernelTable) -> None:
             raise NativeUnavailableError("no C compiler found")
         return object()
 
-    monkeypatch.setattr(autoselect, "kernel_table", lambda: table)
-    monkeypatch.setattr(autoselect, "library", library)
+    monkeypatch.setattr(load_plan, "kernel_table", lambda: table)
+    monkeypatch.setattr(load_plan, "library", library)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.shards.bounded_json import MAX_DEPTH, JsonBounds, parse_json, read_bytes, read_json
+from swarm_node.shards.formats.bounded_json import MAX_DEPTH, JsonBounds, parse_json, read_bytes, read_json
 from swarm_node.swarm.errors import CheckpointError
 
 ROOMY = JsonBounds(10**6, 10**6)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from swarm_node.shards.chat_template import ChatTemplate
+from swarm_node.shards.chat.template import ChatTemplate
 from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

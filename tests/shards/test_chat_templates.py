@@ -13,11 +13,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.hf_config import hf_config
-from swarm_node.shards.hf_tokenizer import hf_tokenizer
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.tokenizer.hf import hf_tokenizer
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UsageError
 
 GGUFLlama = Callable[..., Path]

@@ -21,10 +21,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.client_model import load_client_model
-from swarm_node.shards.span_model import load_span
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 from swarm_node.swarm.types import Span
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
-from swarm_node.shards.client_model import ClientModel, load_client_model
-from swarm_node.shards.head import EXACT_ROWS
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.models.client_part import ClientModel, load_client_model
+from swarm_node.shards.models.head import EXACT_ROWS
+from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError
 
 HFLlama = Callable[..., Path]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from swarm_node.shards.checkpoint import directory_config, open_checkpoint
-from swarm_node.shards.config import ModelConfig, RopeConfig
-from swarm_node.shards.hf_config import hf_config
+from swarm_node.shards.checkpoint.checkpoint import directory_config, open_checkpoint
+from swarm_node.shards.formats.config import ModelConfig, RopeConfig
+from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 BASE: dict[str, Any] = {
@@ -218,7 +218,7 @@ def test_missing_path_is_not_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatc
     def no_hub(*_: object, **__: object) -> None:
         pytest.fail("the hub was asked")
 
-    monkeypatch.setattr("swarm_node.shards.hub.open_hub_model", no_hub)
+    monkeypatch.setattr("swarm_node.shards.checkpoint.hub.open_hub_model", no_hub)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(name)
     assert caught.value.hint

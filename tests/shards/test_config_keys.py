@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoConfig, LlamaConfig, MistralConfig
 from transformers_words import shape_of
 
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.gguf_config import HARMLESS
-from swarm_node.shards.hf_config import FAMILIES, NEUTRAL, hf_config
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.gguf.config import HARMLESS
+from swarm_node.shards.formats.hf.config import FAMILIES, NEUTRAL, hf_config
 from swarm_node.swarm.errors import UnsupportedModelError
 
 CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-from swarm_node.shards.control_tokens import ControlTokens
-from swarm_node.shards.tokenizer import Tokenizer as OurTokenizer
+from swarm_node.shards.chat.control_tokens import ControlTokens
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer as OurTokenizer
 from swarm_node.swarm.errors import UsageError
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "</s>", '<|"|>', "[INST]"]

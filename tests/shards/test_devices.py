@@ -14,10 +14,10 @@ import psutil
 import pytest
 import torch
 
-from swarm_node.shards import devices
-from swarm_node.shards.autoselect import LoadOptions, resolve_device
-from swarm_node.shards.devices import DeviceChoice, choose_device, device_memory, require_mlx
 from swarm_node.shards.mlx import device as mlx_device
+from swarm_node.shards.models import devices
+from swarm_node.shards.models.devices import DeviceChoice, choose_device, device_memory, require_mlx
+from swarm_node.shards.models.load_plan import LoadOptions, resolve_device
 from swarm_node.swarm.errors import UsageError
 
 
@@ -51,7 +51,7 @@ def test_what_suits_a_machine(
 
 def test_asking_imports_neither_mlx_nor_torch() -> None:
     code = (
-        "import sys; from swarm_node.shards.devices import choose_device, has_mlx; choose_device(); "
+        "import sys; from swarm_node.shards.models.devices import choose_device, has_mlx; choose_device(); "
         "print(has_mlx(), sorted({'mlx.core', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

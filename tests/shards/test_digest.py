@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.digest import (
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.digest import (
     GGUF_NAME,
     SMALL_FILES,
     FileHash,
@@ -25,7 +25,7 @@ from swarm_node.shards.digest import (
     identity_of,
     pieces_content,
 )
-from swarm_node.shards.piece_hashing import manifest_of, model_identity
+from swarm_node.shards.pieces.hashing import manifest_of, model_identity
 from swarm_node.swarm.errors import CheckpointError
 
 HFLlama = Callable[..., Path]
@@ -197,6 +197,6 @@ def test_the_real_model_opens_again_without_being_read(
 ) -> None:
     with open_checkpoint(str(smollm2_path)) as checkpoint:
         identity = checkpoint.identity
-    monkeypatch.setattr("swarm_node.shards.file_hashes._Reading", None)
+    monkeypatch.setattr("swarm_node.shards.pieces.file_hashes._Reading", None)
     with open_checkpoint(str(smollm2_path)) as checkpoint:
         assert checkpoint.identity == identity == ModelIdentity(identity.parts)

@@ -26,10 +26,10 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers_words import shape_of
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.hf_config import hf_config
-from swarm_node.shards.rope import dynamic_inv_freq, frequencies
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.layers.rope import dynamic_inv_freq, frequencies
 from swarm_node.swarm.errors import ModelError, UsageError
 
 HFLlama = Callable[..., Path]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from piece_swarms import PIECE, SOON, PieceWorld
 
-from swarm_node.shards import checked_pieces
-from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
-from swarm_node.shards.manifest import needed_tensors
-from swarm_node.shards.mapped_file import AbsentError
-from swarm_node.shards.piece_manifest import PieceManifest
-from swarm_node.shards.piece_store import PieceStore
-from swarm_node.shards.piece_visitors import ServeLimits
-from swarm_node.shards.rate_cap import BURST_S, RateCap
-from swarm_node.shards.stored_checkpoint import IncompleteError
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.checkpoint.stored import IncompleteError
+from swarm_node.shards.formats.mapped_file import AbsentError
+from swarm_node.shards.formats.tensors import needed_tensors
+from swarm_node.shards.pieces import checked
+from swarm_node.shards.pieces.manifest import PieceManifest
+from swarm_node.shards.pieces.store import PieceStore
+from swarm_node.shards.transfer.rate_limit import BURST_S, RateCap
+from swarm_node.shards.transfer.upload_limits import ServeLimits
 from swarm_node.swarm.errors import CheckpointError, NetworkError
 from swarm_node.swarm.types import Span
 
@@ -139,7 +139,7 @@ def zero(world: PieceWorld, folder: Path, pieces: Sequence[int]) -> int:
         with path.open("r+b") as file:
             file.seek(place.offset)
             file.write(bytes(place.length))
-    checked_pieces._known.clear()
+    checked._known.clear()
     return sum(map(world.manifest.size_of, pieces))
 
 
@@ -191,7 +191,7 @@ import asyncio, sys
 from pathlib import Path
 from piece_swarms import PIECE, PieceWorld
 from swarm_node.shards import piece_manifest
-from swarm_node.shards.rate_cap import RateCap
+from swarm_node.shards.transfer.rate_limit import RateCap
 from swarm_node.swarm.types import Span
 
 piece_manifest.USUAL_PIECE = PIECE

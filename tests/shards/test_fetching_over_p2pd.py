@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from piece_swarms import PieceWorld
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.piece_server import PieceServer
-from swarm_node.shards.rate_cap import RateCap
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
+from swarm_node.shards.transfer.rate_limit import RateCap
+from swarm_node.shards.transfer.server import PieceServer
 from swarm_node.swarm.p2pd import P2pdTransport
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards import file_hashes
-from swarm_node.shards.file_hashes import (
+from swarm_node.shards.pieces import file_hashes
+from swarm_node.shards.pieces.file_hashes import (
     FileHashes,
     FileState,
     HashingStopped,

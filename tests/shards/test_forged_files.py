@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from piece_swarms import PIECE, SOON, Peer, PieceWorld
 
-from swarm_node.shards import piece_manifest
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_holder import WholeFiles
-from swarm_node.shards.piece_manifest import PieceManifest
-from swarm_node.shards.stored_checkpoint import ForgedError, IncompleteError
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.stored import ForgedError, IncompleteError
+from swarm_node.shards.pieces import manifest as piece_manifest
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
+from swarm_node.shards.pieces.manifest import PieceManifest
 from swarm_node.swarm.errors import CheckpointError, ModelMismatchError, RemoteProtocolError
 from swarm_node.swarm.types import NodeInfo, Span
 

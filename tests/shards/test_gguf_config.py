@@ -14,10 +14,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.gguf_config import NEUTRAL
-from swarm_node.shards.rope import Rope, frequencies
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.gguf.config import NEUTRAL
+from swarm_node.shards.layers.rope import Rope, frequencies
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 GGUFLlama = Callable[..., Path]

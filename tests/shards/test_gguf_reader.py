@@ -14,10 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards import gguf_header
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.gguf_reader import GGUFSource
-from swarm_node.shards.qtypes import GGUF_QTYPES
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.gguf import header as gguf_header
+from swarm_node.shards.formats.gguf.reader import GGUFSource
+from swarm_node.shards.formats.qtypes import GGUF_QTYPES
 from swarm_node.swarm.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 

@@ -15,12 +15,12 @@ from hostile_texts import LONG_TEXTS, TEXTS
 from tokenizer_cases import ALL_TEXTS, CASES, byte_level, sentencepiece, write_vocabulary
 from tokenizers import Tokenizer as Backend
 
-from swarm_node.shards.gguf_header import GGUFHeader
-from swarm_node.shards.gguf_tokenizer import gguf_tokenizer
-from swarm_node.shards.mapped_file import MappedFile
-from swarm_node.shards.splitting import NOT_BYTE_LEVEL, SPLITTINGS
-from swarm_node.shards.token_bytes import byte_spelling
-from swarm_node.shards.tokenizer import Tokenizer
+from swarm_node.shards.formats.gguf.header import GGUFHeader
+from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.tokenizer.gguf import gguf_tokenizer
+from swarm_node.shards.tokenizer.splitting import NOT_BYTE_LEVEL, SPLITTINGS
+from swarm_node.shards.tokenizer.token_bytes import byte_spelling
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "llama_cpp_tokens.json").read_text())

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from piece_swarms import SOON, PieceWorld
 
-from swarm_node.shards import piece_schedule, weights_root
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.piece_hashing import manifest_of
-from swarm_node.shards.piece_manifest import PieceManifest
-from swarm_node.shards.piece_messages import (
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.hashing import manifest_of
+from swarm_node.shards.pieces.manifest import PieceManifest
+from swarm_node.shards.transfer import schedule, weights_root
+from swarm_node.shards.transfer.messages import (
     ASKER_MAX_FRAME,
     HOLDER_MAX_FRAME,
     PIECE_MESSAGES,
@@ -31,8 +31,8 @@ from swarm_node.shards.piece_messages import (
     PieceError,
     PieceMessage,
 )
-from swarm_node.shards.piece_visitors import ServeLimits, Visitors
-from swarm_node.shards.rate_cap import BURST_S, RateCap
+from swarm_node.shards.transfer.rate_limit import BURST_S, RateCap
+from swarm_node.shards.transfer.upload_limits import ServeLimits, Visitors
 from swarm_node.swarm.connection import MessageStream
 from swarm_node.swarm.errors import (
     ErrorCode,
@@ -223,7 +223,7 @@ async def test_sources_that_say_nothing_hold_up_nobody(
     world: PieceWorld, leaves: type, drips: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than places, and all are there before the honest one."""
-    monkeypatch.setattr(piece_schedule, "STALL_S", 0.1)
+    monkeypatch.setattr(schedule, "STALL_S", 0.1)
     settings = replace(SOON, sources=3, answer_s=0.2, hedge_s=0.1, wait_s=10.0)
     for number in range(5):
         await mute(world, f"a{number}", leaves, drips)

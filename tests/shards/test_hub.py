@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.digest import SMALL_FILES, Part
-from swarm_node.shards.piece_hashing import manifest_of
-from swarm_node.shards.piece_hub import HubPieces
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.digest import SMALL_FILES, Part
+from swarm_node.shards.pieces.hashing import manifest_of
+from swarm_node.shards.transfer.hub_source import HubPieces
 from swarm_node.swarm.errors import CheckpointError, NetworkError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 
@@ -214,7 +214,7 @@ def test_a_hub_that_tells_no_hashes_is_asked_for_small_shards_and_never_for_larg
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.tells_sha256 = False
-    monkeypatch.setattr("swarm_node.shards.hub._MAX_UNTOLD", 1000)
+    monkeypatch.setattr("swarm_node.shards.checkpoint.hub._MAX_UNTOLD", 1000)
     with pytest.raises(NetworkError, match="does not tell the SHA-256") as caught:
         open_checkpoint(NAME, blocks=Span(0, 1))
     assert "Download" in caught.value.hint

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from swarm_node.shards import kernel_bench, kernel_table
-from swarm_node.shards.kernel_bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
-from swarm_node.shards.kernel_table import KernelTable
+from swarm_node.shards.kernels import bench
+from swarm_node.shards.kernels import table as kernel_table
+from swarm_node.shards.kernels.bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
+from swarm_node.shards.kernels.table import KernelTable
 from swarm_node.swarm.cbuild import NativeUnavailableError
 
 PLAIN = dict.fromkeys(TORCH_WAYS + NATIVE_WAYS, (1e-4, 4e-4, 2e-3))
@@ -173,7 +174,7 @@ def test_no_compiler_means_torch_only(
 def test_the_measurement_has_every_way(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if native and not kernel_table.kernel_table().native:
         pytest.skip("no native kernels on this machine")
-    monkeypatch.setattr(kernel_bench, "_SIZE", 64)
+    monkeypatch.setattr(bench, "_SIZE", 64)
     seconds = measure(native)
     assert tuple(seconds) == TORCH_WAYS + (NATIVE_WAYS if native else ())
     assert all(len(times) == len(ROWS) and min(times) > 0 for times in seconds.values())
@@ -189,6 +190,6 @@ def test_slow_ways_are_not_measured_with_many_rows() -> None:
         return x
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_bench.time, "perf_counter", lambda: clock[0])
-        assert kernel_bench._times(product) == pytest.approx((0.003, 0.024, 0.192))
+        patch.setattr(bench.time, "perf_counter", lambda: clock[0])
+        assert bench._times(product) == pytest.approx((0.003, 0.024, 0.192))
     assert set(rows_seen) == {1}

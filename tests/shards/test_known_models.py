@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.shards import known_models as module
-from swarm_node.shards.known_models import KnownModels
+from swarm_node.shards.checkpoint import known_models as module
+from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.swarm.errors import SwarmError, UsageError
 from swarm_node.swarm.names import ModelName
 

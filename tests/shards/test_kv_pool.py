@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.kv_pool import (
+from swarm_node.shards.layers.kv_pool import (
     KV_DTYPES,
     PAGE_TOKENS,
     KvPool,

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swarm_node.shards import linear as linears
-from swarm_node.shards.linear import DenseLinear, Int4Linear, Int8Linear, Scratch, int4_block
-from swarm_node.shards.quantize import Int4Groups, to_int4, to_int8
+from swarm_node.shards.layers import linear as linears
+from swarm_node.shards.layers.linear import DenseLinear, Int4Linear, Int8Linear, Scratch, int4_block
+from swarm_node.shards.layers.quantize import Int4Groups, to_int4, to_int8
 
 ROWS = (1, 3, 16, 17, 40, 41, 70)
 SHAPES = ((64, 64), (192, 96), (80, 32), (48, 160), (7, 64), (320, 64))

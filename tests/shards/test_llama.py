@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.client_model import ClientModel, load_client_model
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.models.client_part import ClientModel, load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -229,7 +229,7 @@ def test_packed_and_16_bit_spans_against_their_own_weights(
 ) -> None:
     """torch's kernels against float32 products with the same quantized weights: what is left is their own
     rounding."""
-    from swarm_node.shards import autoselect
+    from swarm_node.shards.models import load_plan
 
     x = torch.randn(count, 64, generator=torch.Generator().manual_seed(0))
     options = replace(options, kernels="torch")
@@ -237,7 +237,7 @@ def test_packed_and_16_bit_spans_against_their_own_weights(
         span = load_span(checkpoint, Span(0, 2), options)
         with pytest.MonkeyPatch.context() as patch:
             # As on a device without packed kernels: the quantized values, held dense in float32.
-            patch.setattr(autoselect.Plan, "packed", False)
+            patch.setattr(load_plan.Plan, "packed", False)
             dense = load_span(checkpoint, Span(0, 2), replace(options, dtype="float32"))
     got, want = sessions(span).forward(x), sessions(dense).forward(x)
     assert got.dtype == span.dtype

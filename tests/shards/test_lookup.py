@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.known_models import KnownModels
-from swarm_node.shards.lookup import ModelNotFoundError, Source, find_local, resolve_model, resolve_name
-from swarm_node.shards.registry import LocalRegistry
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.known_models import KnownModels
+from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.lookup import (
+    ModelNotFoundError,
+    Source,
+    find_local,
+    resolve_model,
+    resolve_name,
+)
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.names import ModelName
 from swarm_node.swarm.types import ModelRef, NodeInfo

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.client_model import load_client_model
-from swarm_node.shards.mapped_file import MappedFile
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError
 
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_cases import CLOSE, MLX, Pair, agree, both
 
-from swarm_node.shards import span_model
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.kv_pool import KV_DTYPES, Piece
-from swarm_node.shards.span_model import load_backend
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, Piece
+from swarm_node.shards.models import span as span_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import load_backend
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.types import Span
 

@@ -12,11 +12,11 @@ import torch
 from mlx_cases import agree, both, outputs
 from mlx_checkpoints import quantize_directory
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.mlx import weights as mlx_weights
-from swarm_node.shards.random_block import random_checkpoint
-from swarm_node.shards.span_model import load_backend
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.random_blocks import random_checkpoint
+from swarm_node.shards.models.span import load_backend
 from swarm_node.swarm.types import Span
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.shards import lookup, name_decision
-from swarm_node.shards.known_models import KnownModels
-from swarm_node.shards.lookup import ModelLocation, ModelNotFoundError, resolve_model
-from swarm_node.shards.registry import LocalRegistry
+from swarm_node.shards.checkpoint import lookup, name_decision
+from swarm_node.shards.checkpoint.known_models import KnownModels
+from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, resolve_model
 from swarm_node.swarm import witnesses as bounds
 from swarm_node.swarm.codecs import CODECS
 from swarm_node.swarm.connection import Connection

@@ -14,12 +14,12 @@ from kv_cases import PagedSession, shuffled_sessions, softmax_attention, soiled_
 from torch import Tensor
 
 import swarm_node.shards
-from swarm_node.shards.attention import PagedAttention
-from swarm_node.shards.kv_pool import KV_DTYPES, KvPool, Piece
-from swarm_node.shards.native_pages import SnPiece, kv_struct
+from swarm_node.shards.kernels.pages import SnPiece, kv_struct
+from swarm_node.shards.layers.attention import PagedAttention
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, Piece
 from swarm_node.swarm.cbuild import NativeUnavailableError, load_library
 
-SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "csrc"
+SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "kernels/csrc"
 X86 = platform.machine() in ("x86_64", "AMD64")
 # Every width of vector that this machine can run; SSE2 is plain C without fused multiply-add.
 BUILDS: dict[str, tuple[str, ...]] = {"this CPU": ()}

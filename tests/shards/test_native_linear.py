@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from gguf.quants import quantize
 from torch import Tensor
 
-from swarm_node.shards import native_linear
-from swarm_node.shards.native_linear import (
+from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.kernels import linear as native_linear
+from swarm_node.shards.kernels.linear import (
     Digits,
     NativeLinear,
     native_dense,
@@ -25,7 +26,7 @@ from swarm_node.shards.native_linear import (
     native_int4,
     native_int8,
 )
-from swarm_node.shards.quantize import (
+from swarm_node.shards.layers.quantize import (
     Int4Groups,
     Int8Groups,
     file_groups,
@@ -33,7 +34,6 @@ from swarm_node.shards.quantize import (
     to_int4,
     to_int8_groups,
 )
-from swarm_node.shards.raw_tensor import RawTensor
 from swarm_node.swarm.cbuild import NativeUnavailableError
 
 try:

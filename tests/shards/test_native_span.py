@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarm_node.shards import native_library
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.kv_pool import KvPool, Piece
-from swarm_node.shards.linear import DenseLinear, Scratch
-from swarm_node.shards.llama import LlamaBlock
-from swarm_node.shards.native_library import library
-from swarm_node.shards.native_linear import NativeLinear
-from swarm_node.shards.native_threads import ThreadPool
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.kernels import library as native_library
+from swarm_node.shards.kernels.library import library
+from swarm_node.shards.kernels.linear import NativeLinear
+from swarm_node.shards.kernels.threads import ThreadPool
+from swarm_node.shards.layers.kv_pool import KvPool, Piece
+from swarm_node.shards.layers.linear import DenseLinear, Scratch
+from swarm_node.shards.models.llama import LlamaBlock
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.types import Span

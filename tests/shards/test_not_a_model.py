@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.not_a_model import models_in, tokenizer_hint
-from swarm_node.shards.piece_hashing import model_files
-from swarm_node.shards.qtypes import qtype_of_number
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.not_a_model import models_in, tokenizer_hint
+from swarm_node.shards.formats.qtypes import qtype_of_number
+from swarm_node.shards.pieces.hashing import model_files
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 from .conftest import HFLlama

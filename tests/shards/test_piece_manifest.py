@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.digest import GGUF_NAME, pieces_content
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_manifest import (
+from swarm_node.shards.pieces.digest import GGUF_NAME, pieces_content
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.manifest import (
     FORMAT,
     MAX_FILES,
     MAX_HEADS,

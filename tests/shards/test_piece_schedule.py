@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.piece_ledger import SentLedger
-from swarm_node.shards.piece_schedule import (
+from swarm_node.shards.transfer.schedule import (
     BACKLOG_S,
     DEAD_S,
     LATE_S,
@@ -17,6 +16,7 @@ from swarm_node.shards.piece_schedule import (
     PieceSchedule,
     Request,
 )
+from swarm_node.shards.transfer.sent_log import SentLedger
 
 PIECE = 256 * 1024
 

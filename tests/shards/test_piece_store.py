@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swarm_node.shards.mapped_file import AbsentError, MappedFile
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.piece_holder import WholeFiles
-from swarm_node.shards.piece_manifest import PieceManifest
-from swarm_node.shards.piece_store import FilePresence, PieceStore
-from swarm_node.shards.store_users import is_used
+from swarm_node.shards.formats.mapped_file import AbsentError, MappedFile
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
+from swarm_node.shards.pieces.manifest import PieceManifest
+from swarm_node.shards.pieces.store import FilePresence, PieceStore
+from swarm_node.shards.pieces.store_users import is_used
 from swarm_node.swarm.errors import CheckpointError, UsageError
 from swarm_node.swarm.types import ModelRef
 
@@ -199,7 +199,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     whole: WholeFiles, cache: PieceCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), {"free": 10**9 + 5})
-    monkeypatch.setattr("swarm_node.shards.piece_cache.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("swarm_node.shards.pieces.cache.shutil.disk_usage", lambda path: usage)
     with cache.open(whole.manifest, REF) as store:
         cache.make_room(store, 5)
         with pytest.raises(UsageError, match=r"do not fit on the disk .* MB that are free [0-9]+ stay so"):

@@ -15,13 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards import checked_pieces, piece_cache, piece_store
-from swarm_node.shards.digest import pieces_content
-from swarm_node.shards.mapped_file import AbsentError, MappedFile
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_manifest import PieceFile, PieceManifest
-from swarm_node.shards.piece_store import FilePresence, PieceStore
-from swarm_node.shards.store_users import is_used
+from swarm_node.shards.formats.mapped_file import AbsentError, MappedFile
+from swarm_node.shards.pieces import cache as piece_cache
+from swarm_node.shards.pieces import checked
+from swarm_node.shards.pieces import store as piece_store
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.digest import pieces_content
+from swarm_node.shards.pieces.manifest import PieceFile, PieceManifest
+from swarm_node.shards.pieces.store import FilePresence, PieceStore
+from swarm_node.shards.pieces.store_users import is_used
 from swarm_node.swarm.errors import CheckpointError
 from swarm_node.swarm.types import ModelRef
 
@@ -57,13 +59,13 @@ def right(piece: int) -> bytes:
 @contextmanager
 def another_process() -> Iterator[None]:
     """What this process has checked says nothing inside of it."""
-    before = dict(checked_pieces._known)
-    checked_pieces._known.clear()
+    before = dict(checked._known)
+    checked._known.clear()
     try:
         yield
     finally:
-        checked_pieces._known.clear()
-        checked_pieces._known.update(before)
+        checked._known.clear()
+        checked._known.update(before)
 
 
 def assert_honest(store: PieceStore) -> None:
@@ -124,7 +126,7 @@ class Disk:
     def end(self) -> None:
         """As a killed process does: nothing is written any more."""
         self.store._release()
-        checked_pieces._known.clear()
+        checked._known.clear()
 
     def flip(self, piece: int, byte: int) -> None:
         """Bit rot: no time of change tells of it."""
@@ -140,7 +142,7 @@ class Disk:
 
     def reopen(self) -> None:
         self.store.close()
-        checked_pieces._known.clear()
+        checked._known.clear()
         self.store = self.cache.open(MANIFEST, REF)
         self.sync()
 
@@ -204,7 +206,7 @@ def whole(tmp_path: Path) -> Path:
     with PieceCache(tmp_path).open(MANIFEST, REF) as store:
         for piece in PIECES:
             store.add(piece, right(piece))
-    checked_pieces._known.clear()
+    checked._known.clear()
     return store.folder
 
 
@@ -311,7 +313,7 @@ def test_a_sync_that_fails_claims_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_bad_sector_costs_what_lies_on_it(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = checked_pieces._wrong_in_turn
+    really = checked._wrong_in_turn
     bad = MANIFEST.place(4)
 
     class Sector:
@@ -339,9 +341,7 @@ def test_a_bad_sector_costs_what_lies_on_it(whole: Path, monkeypatch: pytest.Mon
         def open(self, *given: object, **named: object) -> Sector:
             return Sector(self._path.open(*given, **named))
 
-    monkeypatch.setattr(
-        checked_pieces, "_wrong_in_turn", lambda m, path, some: really(m, BadPath(path), some)
-    )
+    monkeypatch.setattr(checked, "_wrong_in_turn", lambda m, path, some: really(m, BadPath(path), some))
     with PieceStore(whole) as store:
         assert store.missing(MANIFEST.pieces_of("model.safetensors")) == [4]
 

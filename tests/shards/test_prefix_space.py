@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from swarm_node.shards.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 
 from .conftest import HFLlama
 

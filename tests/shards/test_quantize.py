@@ -8,7 +8,8 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 
-from swarm_node.shards.quantize import (
+from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.layers.quantize import (
     GROUP,
     file_groups,
     file_int8_groups,
@@ -17,7 +18,6 @@ from swarm_node.shards.quantize import (
     to_int8,
     to_int8_groups,
 )
-from swarm_node.shards.raw_tensor import RawTensor
 
 
 def weights(rows: int, cols: int, seed: int = 0) -> torch.Tensor:

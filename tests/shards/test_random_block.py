@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.kv_pool import KvPool, Piece
-from swarm_node.shards.manifest import FINAL_NORM, TensorInfo, block_tensors
-from swarm_node.shards.qtypes import AFFINE, DENSE, GGUF_QTYPES, row_bytes
-from swarm_node.shards.random_block import random_checkpoint
-from swarm_node.shards.span_model import load_span
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.qtypes import AFFINE, DENSE, GGUF_QTYPES, row_bytes
+from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tensors
+from swarm_node.shards.layers.kv_pool import KvPool, Piece
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.random_blocks import random_checkpoint
+from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.types import Span
 
 CONFIG = ModelConfig("llama", 8, 256, 4, 2, 64, 512, 1000, 1e-5, 512)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.shards.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, DenseHead, RefinedHead
-from swarm_node.shards.linear import Int4Linear, Int8Linear, Scratch
-from swarm_node.shards.native_head import NativeHead
-from swarm_node.shards.native_linear import Digits, native_int8
-from swarm_node.shards.norm import RmsNorm
-from swarm_node.shards.quantize import Int4Groups, as_torch_holds, to_int4, to_int8, to_int8_groups
-from swarm_node.shards.raw_tensor import RawTensor
-from swarm_node.shards.row_errors import RowErrors, native_rounding, torch_rounding
+from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.kernels.head import NativeHead
+from swarm_node.shards.kernels.linear import Digits, native_int8
+from swarm_node.shards.layers.linear import Int4Linear, Int8Linear, Scratch
+from swarm_node.shards.layers.norm import RmsNorm
+from swarm_node.shards.layers.quantize import Int4Groups, as_torch_holds, to_int4, to_int8, to_int8_groups
+from swarm_node.shards.models.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, DenseHead, RefinedHead
+from swarm_node.shards.models.rounding_bounds import RowErrors, native_rounding, torch_rounding
 
 QTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 KERNELS = ["native", "torch int8", "torch int4"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.piece_cache import PieceCache
-from swarm_node.shards.piece_hashing import manifest_of, model_files
-from swarm_node.shards.registry import LocalRegistry, default_registry, gguf_title, hub_cache
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.local_models import LocalRegistry, default_registry, gguf_title, hub_cache
+from swarm_node.shards.pieces.cache import PieceCache
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.swarm.types import ModelRef
 
 PARTS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")

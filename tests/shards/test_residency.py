@@ -20,8 +20,8 @@ pytestmark = [
 SCRIPT = """
 import sys
 from pathlib import Path
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.manifest import block_tensors
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.tensors import block_tensors
 from swarm_node.swarm.types import Span
 
 def resident():

@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.hf_config import hf_config
-from swarm_node.shards.rope import Rope
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.layers.rope import Rope
 
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},

@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards import native_library, native_linear
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.kv_pool import KV_DTYPES
-from swarm_node.shards.row_check import check_rows
-from swarm_node.shards.span_model import SpanModel, load_span
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.kernels import library, linear
+from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.models.determinism_check import check_rows
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -207,7 +207,7 @@ def test_where_nothing_can_be_compiled_torch_computes_row_by_row(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWARM_NODE_NATIVE", "0")
-    native_library.library.cache_clear()
+    library.library.cache_clear()
     try:
         with torch.inference_mode():
             WAYS["torch because it must"] = {"quantize": "int4"}
@@ -217,7 +217,7 @@ def test_where_nothing_can_be_compiled_torch_computes_row_by_row(
             assert check_rows(model, "int8")
     finally:
         del WAYS["torch because it must"]
-        native_library.library.cache_clear()
+        library.library.cache_clear()
 
 
 @pytest.fixture(params=["avx2", "plain C"])
@@ -232,12 +232,12 @@ def other_instructions(
         flags += ("-march=x86-64-v3",)
     elif not flags:
         pytest.skip("this is no x86-64 CPU")
-    monkeypatch.setattr(native_library, "_FLAGS", (*native_library._FLAGS, *flags))
-    native_library.library.cache_clear()
-    native_linear._kernels.cache_clear()
+    monkeypatch.setattr(library, "_FLAGS", (*library._FLAGS, *flags))
+    library.library.cache_clear()
+    linear._kernels.cache_clear()
     yield flags
-    native_library.library.cache_clear()
-    native_linear._kernels.cache_clear()
+    library.library.cache_clear()
+    linear._kernels.cache_clear()
 
 
 NATIVE = [way for way in WAYS if way.startswith("native")]

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from swarm_node.shards import safetensors_reader
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.raw_tensor import RawTensor
-from swarm_node.shards.safetensors_header import StoredTensor, header_length, parse_header
-from swarm_node.shards.safetensors_reader import SafetensorsSource
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.hf import safetensors_reader
+from swarm_node.shards.formats.hf.safetensors_header import StoredTensor, header_length, parse_header
+from swarm_node.shards.formats.hf.safetensors_reader import SafetensorsSource
+from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.swarm.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 

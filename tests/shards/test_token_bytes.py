@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.token_bytes import TokenBytes, byte_spelling
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.tokenizer.token_bytes import TokenBytes, byte_spelling
 
 
 def test_byte_level_tokens_are_the_bytes_that_they_spell() -> None:

@@ -17,11 +17,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers_oracle import load_transformers_tokenizer
 
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.gguf_header import GGUFHeader
-from swarm_node.shards.gguf_tokenizer import gguf_tokenizer
-from swarm_node.shards.mapped_file import MappedFile
-from swarm_node.shards.tokenizer import DECODED_AT_ONCE, Tokenizer
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.formats.gguf.header import GGUFHeader
+from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.tokenizer.gguf import gguf_tokenizer
+from swarm_node.shards.tokenizer.tokenizer import DECODED_AT_ONCE, Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 
 HFLlama = Callable[..., Path]

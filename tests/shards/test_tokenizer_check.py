@@ -16,15 +16,15 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, WordPiece
 
-from swarm_node.shards import hf_tokenizer as hf_module
-from swarm_node.shards import tokenizer as tokenizer_module
-from swarm_node.shards.fields import Fields
-from swarm_node.shards.gguf_tokenizer import merges_of_scores
-from swarm_node.shards.hf_tokenizer import _add_tokens, _check_texts, _read
-from swarm_node.shards.splitting import LINEAR, SPLITTINGS
-from swarm_node.shards.token_bytes import byte_spelling
-from swarm_node.shards.tokenizer import Tokenizer
-from swarm_node.shards.tokenizer_check import takes_linear_time, token_reach
+from swarm_node.shards.formats.fields import Fields
+from swarm_node.shards.tokenizer import hf as hf_module
+from swarm_node.shards.tokenizer import tokenizer as tokenizer_module
+from swarm_node.shards.tokenizer.check import takes_linear_time, token_reach
+from swarm_node.shards.tokenizer.gguf import merges_of_scores
+from swarm_node.shards.tokenizer.hf import _add_tokens, _check_texts, _read
+from swarm_node.shards.tokenizer.splitting import LINEAR, SPLITTINGS
+from swarm_node.shards.tokenizer.token_bytes import byte_spelling
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.confined.process import Bounds
 from swarm_node.swarm.errors import CheckpointError, PromptTooLongError, UnsupportedModelError, UsageError
 

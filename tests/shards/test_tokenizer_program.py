@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
-from swarm_node.shards.tokenizer import Tokenizer as OurTokenizer
-from swarm_node.shards.tokenizer_program import TextEncoder, opened
+from swarm_node.shards.tokenizer.program import TextEncoder, opened
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|im"]
 WORDS = [*SPECIAL, "<table>", "the", " the", "x", "\n", "  ", "<", "|>", "é", "12"]

@@ -11,12 +11,12 @@ import gguf
 import pytest
 from tokenizer_cases import byte_level, sentencepiece, write_vocabulary
 
-from swarm_node.shards.config import ModelConfig
-from swarm_node.shards.gguf_header import GGUFHeader
-from swarm_node.shards.hf_config import hf_config
-from swarm_node.shards.mapped_file import MappedFile
-from swarm_node.shards.not_a_model import tokenizer_hint
-from swarm_node.shards.tokenizer_source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.gguf.header import GGUFHeader
+from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.not_a_model import tokenizer_hint
+from swarm_node.shards.tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 from swarm_node.swarm.errors import ModelError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -116,7 +116,7 @@ def test_gguf_files_that_clients_read(
 def test_a_check_loads_no_tokenizer_library(gguf_llama: Callable[..., Path]) -> None:
     """A node never uses it."""
     program = (
-        "import sys; from swarm_node.shards.checkpoint import open_checkpoint\n"
+        "import sys; from swarm_node.shards.checkpoint.checkpoint import open_checkpoint\n"
         "with open_checkpoint(sys.argv[1]) as model: model.check_tokenizer()\n"
         "assert 'tokenizers' not in sys.modules"
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm_node.shards.autoselect import Kind, LoadOptions, resolve
-from swarm_node.shards.checkpoint import Checkpoint, open_checkpoint
-from swarm_node.shards.kernel_table import kernel_table
-from swarm_node.shards.linear import DenseLinear, Int4Linear, Int8Linear, Linear
-from swarm_node.shards.native_linear import NativeLinear
-from swarm_node.shards.weights import WeightLoader
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.kernels.linear import NativeLinear
+from swarm_node.shards.kernels.table import kernel_table
+from swarm_node.shards.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear
+from swarm_node.shards.models.load_plan import Kind, LoadOptions, resolve
+from swarm_node.shards.models.weight_loader import WeightLoader
 from swarm_node.swarm.errors import UsageError
 
 GGUFLlama = Callable[..., Path]
@@ -106,9 +106,9 @@ def test_widths_without_groups_are_dense(hf_llama: HFLlama) -> None:
 
 PROBE = """
 import sys
-from swarm_node.shards.autoselect import LoadOptions, resolve
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.weights import WeightLoader
+from swarm_node.shards.models.load_plan import LoadOptions, resolve
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.models.weight_loader import WeightLoader
 with open_checkpoint(sys.argv[1]) as checkpoint:
     loader = WeightLoader(checkpoint, resolve(LoadOptions(), "Q4_1"))
     linear = loader.linear(["model.layers.0.mlp.down_proj"], [256], 512)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.shards.weights_root import in_order, likely_roots
+from swarm_node.shards.transfer.weights_root import in_order, likely_roots
 from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 from swarm_node.swarm.witnesses import Answers, Witnesses

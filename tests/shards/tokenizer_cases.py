@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 from hostile_texts import TEXTS
 
-from swarm_node.shards.token_bytes import byte_spelling
+from swarm_node.shards.tokenizer.token_bytes import byte_spelling
 
 SPECIAL_TEXTS = (
     "<s>[INST] Hello [/INST]",

@@ -19,11 +19,11 @@ from nursery import Nursery
 from tiny_model import VOCAB, write_tiny_model
 
 from swarm_node.client import SwarmModel
-from swarm_node.shards.autoselect import LoadOptions
-from swarm_node.shards.checkpoint import open_checkpoint
-from swarm_node.shards.client_model import load_client_model
-from swarm_node.shards.kv_pool import KvPool, Piece
-from swarm_node.shards.span_model import load_span
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.layers.kv_pool import KvPool, Piece
+from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.types import Span
 
 pytestmark = [pytest.mark.swarm]

@@ -12,7 +12,7 @@ from local_swarm import LocalSwarm
 from nursery import Nursery
 
 from swarm_node.client import SwarmModel
-from swarm_node.shards.native_library import library
+from swarm_node.shards.kernels.library import library
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

@@ -1,0 +1,163 @@
+"""The models on this machine, by name: GGUF files, HuggingFace directories, what the hub's cache and the
+swarm's own cache hold whole.
+
+A listing reads the folders and nothing else: no file is opened before its name is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...swarm.errors import SwarmError
+from ...swarm.names import matching
+from ...swarm.state_folder import state_folder
+from ..formats.gguf.header import GGUFHeader
+from ..formats.mapped_file import MappedFile
+from ..pieces.cache import PieceCache
+from ..pieces.hashing import model_files
+from .checkpoint import directory_name
+
+MAX_MODELS = 1000
+"""Of one folder: a folder that holds more is none of models."""
+_DEPTH = 2  # folder/NAME/config.json, folder/OWNER/NAME/config.json
+_MAX_TITLE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """``name``: what a node calls it that serves it. ``path``: what ``open_checkpoint`` takes. ``kind``:
+    ``gguf``, ``huggingface``, ``hub`` (its cache) or ``fetched`` (from peers). ``root``: of the manifest of
+    fetched weights, else ""."""
+
+    name: str
+    path: Path
+    kind: str
+    nbytes: int
+    root: str = ""
+
+
+class LocalRegistry:
+    """``folders``: where people put models. ``hub_cache``: huggingface_hub's. ``fetched``: what peers sent.
+    What cannot be read is left out: a folder that is not there holds no models."""
+
+    def __init__(
+        self,
+        folders: Sequence[Path] = (),
+        hub_cache: Path | None = None,
+        fetched: PieceCache | None = None,
+    ) -> None:
+        self._folders = folders
+        self._hub_cache = hub_cache
+        self._fetched = fetched
+
+    def models(self) -> list[ModelFiles]:
+        """Complete models, by name; those of earlier folders before those of later ones."""
+        found = [model for folder in self._folders for model in _in_folder(folder, _DEPTH)][:MAX_MODELS]
+        if self._hub_cache is not None:
+            found += _in_hub_cache(self._hub_cache)
+        if self._fetched is not None:
+            found += [
+                ModelFiles(model.name, model.path, "fetched", model.nbytes, model.root)
+                for model in self._fetched.models()
+                if model.whole
+            ]
+        once: dict[Path, ModelFiles] = {}
+        for model in found:
+            once.setdefault(model.path, model)
+        return sorted(once.values(), key=lambda model: model.name)
+
+    def find(self, name: str) -> list[ModelFiles]:
+        """Those that ``name`` means: by file or directory, else by the title inside a GGUF file."""
+        models = self.models()
+        if names := set(matching(name, (model.name for model in models))):
+            return [model for model in models if model.name in names]
+        titles = {model.path: gguf_title(model.path) for model in models if model.kind == "gguf"}
+        meant = set(matching(name, filter(None, titles.values())))
+        return [model for model in models if titles.get(model.path) in meant]
+
+
+def default_registry() -> LocalRegistry:
+    """``models`` in the state folder ($SWARM_NODE_HOME, else ~/.swarm-node), huggingface_hub's cache, and
+    what peers sent."""
+    return LocalRegistry([models_folder()], hub_cache(), PieceCache(weights_folder()))
+
+
+def models_folder() -> Path:
+    """Where a person puts models to call them by name."""
+    return state_folder() / "models"
+
+
+def weights_folder() -> Path:
+    """Where what peers sent is kept."""
+    return state_folder() / "weights"
+
+
+def hub_cache() -> Path:
+    """As huggingface_hub finds it, which is not imported for that: it costs half a second."""
+    if given := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(given).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HOME") or cache).expanduser() / "hub"
+
+
+def gguf_title(path: Path) -> str:
+    """``general.name`` of a GGUF file; "" where it has none, or is none."""
+    with suppress(SwarmError, OSError):
+        file = MappedFile(path)
+        try:
+            title = GGUFHeader(file).metadata.get("general.name")
+        finally:
+            file.close()
+        if isinstance(title, str) and title.isprintable() and len(title) <= _MAX_TITLE:
+            return title
+    return ""
+
+
+def _in_folder(folder: Path, depth: int) -> Iterator[ModelFiles]:
+    for entry in _entries(folder):
+        if entry.suffix == ".gguf" and entry.is_file():
+            yield ModelFiles(entry.stem, entry, "gguf", _size(entry))
+        elif entry.is_dir():
+            if (entry / "config.json").is_file():
+                yield from _directory(entry, "huggingface")
+            elif depth > 1:
+                yield from _in_folder(entry, depth - 1)
+
+
+def _in_hub_cache(cache: Path) -> Iterator[ModelFiles]:
+    """Of each model the snapshot that its ``main`` was at last."""
+    for repo in _entries(cache):
+        if repo.name.startswith("models--"):
+            with suppress(OSError, UnicodeDecodeError):
+                commit = (repo / "refs" / "main").read_text().strip()
+                snapshot = repo / "snapshots" / commit
+                if (
+                    commit
+                    and snapshot.parent == repo / "snapshots"
+                    and (snapshot / "tokenizer.json").is_file()
+                ):
+                    yield from _directory(snapshot, "hub")
+
+
+def _directory(path: Path, kind: str) -> Iterator[ModelFiles]:
+    """A HuggingFace directory, if all of its files are there."""
+    with suppress(SwarmError, OSError):
+        yield ModelFiles(directory_name(path), path, kind, sum(map(_size, model_files(path).values())))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())[:MAX_MODELS]
+    except OSError:
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

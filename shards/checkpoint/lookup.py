@@ -1,0 +1,296 @@
+"""From what a person calls a model to where it is: on this machine, in the swarm, or on the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...swarm.errors import ModelError, SwarmError, UsageError
+from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, plain_name
+from ...swarm.types import ModelRef
+from ..formats.not_a_model import models_in
+from .checkpoint import is_hub_name, looks_like_path, open_checkpoint
+from .known_models import KnownModels, default_known
+from .local_models import LocalRegistry, ModelFiles, default_registry, models_folder
+from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
+
+if TYPE_CHECKING:
+    from ...swarm.witnesses import Witnesses
+
+
+class Source(StrEnum):
+    LOCAL = "local"
+    SWARM = "swarm"
+    HUB = "hub"
+
+
+class ModelNotFoundError(ModelError):
+    """Nobody has a model of this name. ``wanted`` is what to ask the swarm for; None if none was named."""
+
+    def __init__(self, message: str, *, hint: str, wanted: ModelName | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.wanted = wanted
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """``path``: what ``open_checkpoint`` takes; "" for a model that only the swarm has. ``ref``: the model,
+    where it is known without opening it, always for one of the swarm's. ``root``: of the weights' manifest,
+    where the person gave it. ``called``: the name that the person gave, "" for a path. ``decision``: how one
+    of several models was taken. ``variants``: what else is announced of one of the swarm's: its digest, with
+    another number of blocks."""
+
+    name: str
+    source: Source
+    path: str = ""
+    ref: ModelRef | None = None
+    root: str = ""
+    called: str = ""
+    decision: NameDecision | None = None
+    variants: tuple[ModelRef, ...] = ()
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """What to look for in a directory."""
+        return () if self.ref is None else (self.ref, *self.variants)
+
+
+def find_local(
+    text: str, registry: LocalRegistry | None = None, known: KnownModels | None = None
+) -> ModelLocation | None:
+    """The first tier alone, without a look at the network: a path, or a name that one model here has.
+
+    None where it is not here, or where several models here have that name. Reads the disk: for a thread.
+    Raises UsageError for what is no name.
+    """
+    if _is_path(text):
+        return _at_path(text)
+    wanted, _ = with_pin(ModelName.parse(text), known or default_known())
+    found = _named_here(wanted, registry or default_registry())
+    return found[0] if len(found) == 1 else None
+
+
+async def resolve_model(
+    text: str | os.PathLike[str] | None,
+    index: ModelIndex | None,
+    registry: LocalRegistry | None = None,
+    *,
+    hub: bool = True,
+    witnesses: Witnesses | None = None,
+    known: KnownModels | None = None,
+) -> ModelLocation:
+    """The nearest of: files on this machine, the swarm's index of models, the HuggingFace hub.
+
+    ``text``: a path, ``NAME``, ``NAME@DIGEST`` (its first characters) or ``NAME@sha256:ROOT``; None is the
+    one model that the swarm serves. ``index`` is None outside of a swarm. ``hub``: whether the hub counts.
+    ``witnesses``: who is asked where the swarm has several models of the name. ``known``: what this machine
+    knows of names; None: ``default_known``.
+
+    Raises UsageError for a name that several different models have and where none was named though there are
+    several, ModelNotFoundError where nobody has it, with near names, and NetworkError.
+    """
+    registry, known = registry or default_registry(), known or default_known()
+    if text is None:
+        return await _only_one(index, registry, witnesses, known)
+    text = os.fspath(text)
+    if _is_path(text):
+        return _at_path(text)
+    wanted = ModelName.parse(text)
+    return await resolve_name(
+        wanted, index, registry, hub=hub, witnesses=witnesses, known=known, folder=Path()
+    )
+
+
+async def resolve_name(
+    wanted: ModelName,
+    index: ModelIndex | None,
+    registry: LocalRegistry,
+    *,
+    hub: bool = True,
+    witnesses: Witnesses | None = None,
+    known: KnownModels | None = None,
+    folder: Path | None = None,
+) -> ModelLocation:
+    """``resolve_model`` for a name that may be a stranger's: it is never taken for a path. ``hub``: whether
+    the hub is asked as well. ``known`` None: nothing. ``folder``: where a person may have meant a file, whose
+    models count among the near names."""
+    name = wanted.name
+    pinned = False
+    if known is not None:
+        wanted, pinned = await asyncio.to_thread(with_pin, wanted, known)
+    on_hub = hub and "/" in name and not (wanted.digest or wanted.root) and is_hub_name(name)
+    here = await asyncio.to_thread(_named_here, wanted, registry)
+    if len(here) == 1:
+        return here[0]
+    refs = [] if index is None else await index.models()
+    if here:
+        return await asyncio.to_thread(_one_of, wanted, here, refs, known)
+    if index is not None:
+        found = await decide_name(
+            wanted,
+            refs,
+            index,
+            witnesses=witnesses,
+            known=known,
+            pinned=pinned,
+            hub_digest=hub_digest if on_hub else None,
+        )
+        if found is not None:
+            return _in_swarm(wanted, found)
+    if on_hub:
+        return ModelLocation(name, Source.HUB, path=name, called=name)
+    raise await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None, pinned, folder)
+
+
+def hub_digest(name: str) -> str:
+    """The digest of a model of the hub by the hub's own hashes, its large files unread; "" where it has none
+    that we read, or cannot be asked. Blocks."""
+    from .hub import open_hub_model  # here: huggingface_hub takes half a second to import
+
+    try:
+        with open_hub_model(name, blocks=None, client=False, progress=None, weights=False) as checkpoint:
+            return checkpoint.ref.digest
+    except SwarmError:
+        return ""
+
+
+def with_pin(wanted: ModelName, known: KnownModels) -> tuple[ModelName, bool]:
+    """What the user has pinned the name to, where nothing else was said with it; whether that is so."""
+    if wanted.digest or wanted.root or (pin := known.pin(wanted.name)) is None:
+        return wanted, False
+    return ModelName(wanted.name, pin.digest, pin.root), True
+
+
+def _one_of(
+    wanted: ModelName, here: Sequence[ModelLocation], refs: Sequence[ModelRef], known: KnownModels | None
+) -> ModelLocation:
+    """Of several models on this machine the one that it used last under this name; else the one that the
+    swarm serves. It says so. Raises UsageError."""
+    places = {place.ref.digest: place for place in here if place.ref is not None}
+
+    def taken(digest: str, reason: str, why: str) -> ModelLocation:
+        digests = sorted(places, key=lambda each: each != digest)
+        name, *others = (f"{places[each].name}@{digest_prefix(each, places)}" for each in digests)
+        also = f"; also here: {', '.join(others)}" if others else ""
+        sentence = f"{wanted} is {name} here: {why}{also}."
+        place = places[digest]
+        assert place.ref is not None
+        return replace(place, decision=NameDecision(str(wanted), place.ref, reason, sentence))
+
+    used = None if known is None else known.used(wanted.name, places)
+    if used is not None:
+        return taken(used.digest, "used", f"the one that this machine used last, on {used.last:%Y-%m-%d}")
+    served = places.keys() & {ref.digest for ref in refs}
+    if len(served) == 1:
+        return taken(served.pop(), "served", "the only one that the swarm serves")
+    raise ambiguous(wanted, [place.ref for place in here if place.ref is not None], "on this machine")
+
+
+async def _only_one(
+    index: ModelIndex | None, registry: LocalRegistry, witnesses: Witnesses | None, known: KnownModels
+) -> ModelLocation:
+    """The model that the swarm serves; from this machine, if its files are here."""
+    if index is None:
+        raise UsageError("no model given", hint="Pass --model with a path or a name.")
+    refs = await index.models()
+    if not refs:
+        raise ModelNotFoundError(
+            "this swarm serves no model yet",
+            hint="Start one with: `swarm-node serve --model PATH_OR_NAME`",
+        )
+    models = list({ref.digest: ref for ref in refs}.values())
+    if len({plain_name(ref.name) for ref in refs}) > 1:
+        names = [str(ref) if _is_shared(ref, models) else ref.name for ref in models]
+        count = f"{len(models)} models" if len(models) > 1 else "a model under several names"
+        raise UsageError(f"this swarm serves {count}", hint=f"Pass --model with {listed(names)}.")
+    wanted, pinned = await asyncio.to_thread(with_pin, ModelName(refs[0].name), known)
+    found = await decide_name(wanted, refs, index, witnesses=witnesses, known=known, pinned=pinned)
+    if found is None:
+        raise UsageError(
+            f"this swarm serves another {wanted.name} than the one that you have pinned",
+            hint=f"Pass --model, or take the pin back: `swarm-node models unpin {wanted.name}`",
+        )
+    place = _in_swarm(wanted, found)
+    for here in await asyncio.to_thread(lambda: _with_digests(registry.find(place.name))):
+        if here.ref is not None and here.ref.digest == found.refs[0].digest:
+            return replace(here, decision=found.decision)
+    return place
+
+
+def _in_swarm(wanted: ModelName, found: SwarmModels) -> ModelLocation:
+    ref, *variants = found.refs
+    return ModelLocation(
+        ref.name,
+        Source.SWARM,
+        ref=ref,
+        root=wanted.root,
+        called=wanted.name,
+        decision=found.decision,
+        variants=tuple(variants),
+    )
+
+
+def _is_path(text: str) -> bool:
+    path = Path(text).expanduser()
+    return looks_like_path(text) or path.is_file() or (path / "config.json").is_file()
+
+
+def _at_path(text: str) -> ModelLocation:
+    return ModelLocation(Path(text).name, Source.LOCAL, path=text)
+
+
+def _named_here(wanted: ModelName, registry: LocalRegistry) -> list[ModelLocation]:
+    """What is meant on this machine: nothing, one place, or one for each of several different models."""
+    found = [model for model in registry.find(wanted.name) if wanted.root in ("", model.root)]
+    if len(found) <= 1 and not wanted.digest:
+        return [ModelLocation(model.name, Source.LOCAL, str(model.path), root=model.root) for model in found]
+    places = [
+        place for place in _with_digests(found) if place.ref is not None and wanted.fits(place.ref.digest)
+    ]
+    return list({place.ref: place for place in reversed(places)}.values())[::-1]
+
+
+def _with_digests(models: Sequence[ModelFiles]) -> list[ModelLocation]:
+    """With the digest of each; what cannot be opened is left out."""
+    places = []
+    for model in models:
+        try:
+            with open_checkpoint(str(model.path)) as checkpoint:
+                ref = checkpoint.ref
+        except SwarmError:
+            continue
+        places.append(ModelLocation(model.name, Source.LOCAL, str(model.path), ref, model.root))
+    return places
+
+
+def _not_found(
+    wanted: ModelName,
+    refs: Sequence[ModelRef],
+    registry: LocalRegistry,
+    in_swarm: bool,
+    pinned: bool,
+    folder: Path | None,
+) -> ModelNotFoundError:
+    names = [ref.name for ref in refs] + [model.name for model in registry.models()]
+    if folder is not None:
+        names += models_in(folder)
+    advice = did_you_mean(wanted.name, names, "known:") or (
+        f"give a path or a name on the HuggingFace hub, or put the model into {models_folder()}"
+    )
+    hint = advice[0].upper() + advice[1:].rstrip(".?") + ("?" if advice.endswith("?") else ".")
+    if pinned:  # what is near is nearer than the pin allows
+        hint = f"`swarm-node models unpin {wanted.name}` takes the pin back."
+    is_yours = ", which you have pinned," if pinned else ""
+    swarm = " and nobody in this swarm serves one" if in_swarm else ""
+    return ModelNotFoundError(
+        f"there is no model {str(wanted)!r}{is_yours} on this machine{swarm}", hint=hint, wanted=wanted
+    )
+
+
+def _is_shared(ref: ModelRef, refs: Sequence[ModelRef]) -> bool:
+    return sum(ref.name == other.name for other in refs) > 1

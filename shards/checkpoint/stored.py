@@ -1,0 +1,196 @@
+"""A model of which only some pieces are here, as a Checkpoint; and which pieces are needed for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...swarm.errors import CheckpointError
+from ...swarm.types import Span
+from ..formats.gguf.reader import GGUFSource
+from ..formats.hf.mlx_affine import stored_names
+from ..formats.hf.safetensors_reader import LocalShard, SafetensorsSource
+from ..formats.hf.tensors import checked_tensors
+from ..formats.mapped_file import AbsentError
+from ..formats.tensors import needed_tensors
+from ..pieces.digest import CLIENT_FILES, GGUF_NAME
+from ..pieces.hashing import hashed, head_of
+from ..pieces.store import FILES, PART, FilePresence, PieceStore
+from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer
+from .checkpoint import Checkpoint, directory_config
+
+if TYPE_CHECKING:
+    from ..tokenizer.tokenizer import Tokenizer
+
+
+class IncompleteError(CheckpointError):
+    """A model cannot be opened before ``pieces`` of it are here; after them, others may be missing.
+
+    ``ref`` and ``root`` say what to fetch; ``damaged`` pieces were here and not right."""
+
+    def __init__(self, store: PieceStore, pieces: list[int]) -> None:
+        self.damaged = store.damaged
+        damaged = f", {len(self.damaged)} of them damaged" if self.damaged else ""
+        super().__init__(
+            f"{counted(len(pieces))} of {store.model.name} not on this disk{damaged}",
+            hint="Start the model by its name: they are fetched while peers share it.",
+        )
+        self.pieces = pieces
+        self.ref, self.root = store.model, store.manifest.root
+
+
+class ForgedError(CheckpointError):
+    """Pieces were what their list says, and the list is of another file than it claims."""
+
+
+class StoredCheckpoint(Checkpoint):
+    """Its identity is its piece manifest's. Keeps its store from being evicted until it is closed."""
+
+    def __init__(self, store: PieceStore) -> None:
+        manifest, folder = store.manifest, store.folder / FILES
+        self._store = store
+        self._places: GGUFSource | SafetensorsSource
+        _require(store, opening_pieces(store))
+        store.finish_files()  # a crash may have come between the last piece of a file and its name
+        check_whole_files(store)
+        if manifest.has_file(GGUF_NAME):
+            source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
+            _check_head(store, GGUF_NAME, min(source.header.length, source.file.size))
+            super().__init__(
+                *(store.model.name, source.config, source, GGUFTokenizer(source.header)),
+                manifest.identity,
+                manifest.root,
+            )
+            return
+        config = directory_config(folder)
+        names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
+        shards = SafetensorsSource(LocalShard(store.path(name), FilePresence(store, name)) for name in names)
+        self._places = shards
+        try:
+            for name in names:
+                _check_head(store, name, head_of(name, store.path(name)))
+            config, tensors = checked_tensors(config, shards, store.model.name)
+            super().__init__(
+                *(store.model.name, config, tensors, _StoredTokenizer(store)),
+                manifest.identity,
+                manifest.root,
+            )
+        except BaseException:
+            shards.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._store.close()
+
+    def _pieces(self, name: str) -> list[int]:
+        """Those that hold a tensor. A matrix that MLX has quantized is stored as three."""
+        parts = [part for part in stored_names(name) if part in self._places.manifest]
+        pieces: list[int] = []
+        for path, offset, size in map(self._places.place, parts):
+            pieces += self._store.manifest.pieces_of(path.name.removesuffix(PART), offset, size)
+        return pieces
+
+    def needed(self, blocks: Span | None, client: bool) -> list[int]:
+        """The pieces that a node of ``blocks``, or a client, reads, in the file's order."""
+        manifest = self._store.manifest
+        pieces: list[int] = []
+        for name in needed_tensors(self.config, blocks, client) if blocks or client else ():
+            if self.has(name):
+                pieces += self._pieces(name)
+        if client:
+            for name in CLIENT_FILES:
+                pieces += manifest.pieces_of(name) if manifest.has_file(name) else ()
+        return sorted(set(pieces))
+
+
+def open_stored(folder: Path, blocks: Span | None = None, client: bool = False) -> StoredCheckpoint:
+    """IncompleteError where what every opening reads, or what a node of ``blocks`` or a client needs, is not
+    all here, and right; CheckpointError. Hashes all of that which this process has not hashed yet."""
+    store = PieceStore(folder)
+    checkpoint: StoredCheckpoint | None = None
+    try:
+        checkpoint = StoredCheckpoint(store)
+        _require(store, checkpoint.needed(blocks, client))
+        return checkpoint
+    except AbsentError as absent:  # something small that only a header tells of
+        pieces = store.manifest.pieces_of(absent.name, absent.start, absent.length)
+        store.close()
+        raise IncompleteError(store, list(pieces)) from None
+    except BaseException:
+        (checkpoint or store).close()
+        raise
+
+
+def counted(n_pieces: int) -> str:
+    return "1 piece" if n_pieces == 1 else f"{n_pieces} pieces"
+
+
+def opening_pieces(store: PieceStore) -> list[int]:
+    """The headers of all files: what every opening reads."""
+    pieces: list[int] = []
+    for file in store.manifest.files:
+        if file.name not in CLIENT_FILES:
+            pieces += store.manifest.pieces_of(file.name, 0, file.head)
+    return pieces
+
+
+def check_whole_files(store: PieceStore) -> None:
+    """ForgedError unless each file that is here whole has the content that the model's digest knows of it;
+    IncompleteError where that is for damage on this disk.
+
+    Pieces prove only that they are in the list that somebody announced; of a file of one piece, or a GGUF
+    file, the digest proves the list. Blocks while files are read that are not remembered.
+    """
+    whole = {
+        file.name: path
+        for file in store.manifest.files
+        if file.name != GGUF_NAME and file.n_pieces > 1 and (path := store.path(file.name)).name == file.name
+    }
+    for found in hashed(whole):
+        if found.content != store.manifest.file(found.name).content:
+            _require(store, list(store.manifest.pieces_of(found.name)))
+            raise ForgedError(
+                f"{found.name} of {store.model.name} is not the file that the model's digest knows, "
+                f"though each of its pieces is in the list {store.manifest.root[:12]}",
+                hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
+            )
+
+
+def _check_head(store: PieceStore, name: str, head: int) -> None:
+    """A list that says another length of a header is another list, of another root, for the same files."""
+    if store.manifest.file(name).head != head:
+        raise ForgedError(
+            f"the list {store.manifest.root[:12]} of {store.model.name} says that the header of {name} has "
+            f"{store.manifest.file(name).head} bytes; it has {head}",
+            hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
+        )
+
+
+def _require(store: PieceStore, pieces: list[int]) -> None:
+    if missing := store.missing(pieces):
+        raise IncompleteError(store, missing)
+
+
+class _StoredTokenizer:
+    """A ``TokenizerSource``: of a HuggingFace directory whose files may not be here yet."""
+
+    def __init__(self, store: PieceStore) -> None:
+        self._store = store
+
+    def check(self) -> None:
+        if not self._store.manifest.has_file("tokenizer.json"):
+            raise CheckpointError(
+                f"{self._store.model} is served without a tokenizer.json, so nobody can ask it by its name",
+                hint="Who serves it has to add that file; with it, it is another model for all of its nodes.",
+            )
+
+    def build(self) -> Tokenizer:
+        self.check()
+        store = self._store
+        for name in CLIENT_FILES:
+            if store.manifest.has_file(name):
+                store.require(name, 0, store.manifest.file(name).size)
+        check_whole_files(store)  # more are whole than when the model was opened
+        folder = store.folder / FILES
+        return DirectoryTokenizer(folder, directory_config(folder)).build()

@@ -1,0 +1,1 @@
+"""Bytes of model files, read within bounds: configurations, headers, tensors. Computes nothing."""

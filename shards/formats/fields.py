@@ -1,0 +1,193 @@
+"""The values of one object of a file, each read by its type.
+
+Whatever a file has in place of a number, a text or a list ends in one line that names the file and the key,
+shows what is there, and says what belongs there. Every number has bounds, so no value of a file reaches a
+computation unchecked. True and false are no numbers, and 1.0 is no whole number, as in transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+from ...swarm.errors import CheckpointError
+from .shown import shown
+
+MAX_LIST = 4096
+"""Entries of a list that is read whole."""
+_MAX_INTEGER = 2**63 - 1
+
+
+class _Required(Enum):
+    """Stands for the default of a key that a file must have."""
+
+    REQUIRED = "required"
+
+
+REQUIRED: Final = _Required.REQUIRED
+
+
+class Fields:
+    """``values``: the object. ``where``: the file, for messages. ``inside``: the object's own key in the
+    file, with a dot behind it, or nothing for the outermost.
+
+    Methods named ``optional_…`` give None for null and for a key that is missing, unless ``default`` says
+    otherwise; for all others null is a value of the wrong type. CheckpointError for a value of another type,
+    or outside its bounds.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, inside: str = "") -> None:
+        self._values = values
+        self.where = where
+        self._inside = inside
+        self._read: set[str] = set()
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, with whatever value."""
+        self._read.add(key)
+        return key in self._values
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and its value is null."""
+        return self.has(key) and self._values[key] is None
+
+    def is_text(self, key: str) -> bool:
+        return self.has(key) and isinstance(self._values[key], str)
+
+    def unread(self) -> list[str]:
+        """Keys that nobody has asked for."""
+        return sorted(self._values.keys() - self._read)
+
+    def named(self, key: str) -> str:
+        """File and key, as a message begins."""
+        return f"{self.where}: {self._inside}{key}"
+
+    def shown(self, key: str) -> str:
+        """The value as a message shows it."""
+        return shown(self._values.get(key))
+
+    def integer(
+        self,
+        key: str,
+        default: int | _Required = REQUIRED,
+        *,
+        least: int = 0,
+        most: int = _MAX_INTEGER,
+    ) -> int:
+        value = self._get(key, default)
+        if type(value) is not int or not least <= value <= most:
+            raise self.wrong(key, f"a whole number {_between(least, most)}")
+        return value
+
+    def optional_integer(
+        self, key: str, default: int | None = None, *, least: int = 0, most: int = _MAX_INTEGER
+    ) -> int | None:
+        """``default``: for a missing key only; null is None."""
+        if default is None or self.has(key):
+            return None if self._is_none(key) else self.integer(key, least=least, most=most)
+        return default
+
+    def number(
+        self,
+        key: str,
+        default: float | _Required = REQUIRED,
+        *,
+        above: float = -sys.float_info.max,
+        below: float = sys.float_info.max,
+    ) -> float:
+        """Finite, and between the bounds. A whole number is one, too."""
+        value = self._get(key, default)
+        if type(value) in (int, float):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if above < number < below:
+                return number
+        raise self.wrong(key, f"a number above {above:g} and below {below:g}")
+
+    def optional_number(
+        self, key: str, *, above: float = -sys.float_info.max, below: float = sys.float_info.max
+    ) -> float | None:
+        return None if self._is_none(key) else self.number(key, above=above, below=below)
+
+    def flag(self, key: str, default: bool | _Required = REQUIRED) -> bool:
+        value = self._get(key, default)
+        if type(value) is not bool:
+            raise self.wrong(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str | _Required = REQUIRED) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self._is_none(key) else self.text(key)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts; empty for null and for a missing key."""
+        return tuple(self._list(key, str, "a list of texts"))
+
+    def integers(self, key: str, *, most: int, entries: int = MAX_LIST) -> tuple[int, ...]:
+        """One whole number or a list of them, each from 0 to ``most``, every one once; empty for null and for
+        a missing key."""
+        if self.has(key) and type(self._values[key]) is int:
+            return (self.integer(key, most=most),)
+        wanted = f"a whole number {_between(0, most)}, or a list of up to {entries} of them"
+        found = self._list(key, int, wanted)
+        if len(found) > entries or not all(type(each) is int and 0 <= each <= most for each in found):
+            raise self.wrong(key, wanted)
+        return tuple(dict.fromkeys(found))
+
+    def section(self, key: str) -> Fields | None:
+        """An object inside of this one; None for an empty one, for null and for a missing key."""
+        value = None if self._is_none(key) else self._values[key]
+        if value is not None and not isinstance(value, Mapping):
+            raise self.wrong(key, "an object")
+        return Fields(value, self.where, f"{self._inside}{key}.") if value else None
+
+    def sections(self, key: str) -> list[Fields]:
+        """Every object of a list; none for null and for a missing key."""
+        found = self._list(key, Mapping, "a list of objects")
+        return [Fields(each, self.where, f"{self._inside}{key}[{at}].") for at, each in enumerate(found)]
+
+    def inner(self) -> list[tuple[str, Fields]]:
+        """Those values that are objects, under their keys."""
+        objects = [(key, value) for key, value in self._values.items() if isinstance(value, Mapping)]
+        return [(key, Fields(value, self.where, f"{self._inside}{key}.")) for key, value in objects]
+
+    def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
+        """Whether the key is missing, or its value, of any type, is among ``allowed``."""
+        return not self.has(key) or any(self._values[key] == each for each in allowed)
+
+    def wrong(self, key: str, expected: str) -> CheckpointError:
+        """What to raise for a value that is not what it should be."""
+        there = f"is {self.shown(key)}" if key in self._values else "is missing"
+        return CheckpointError(f"{self.named(key)} {there}, expected {expected}")
+
+    def _is_none(self, key: str) -> bool:
+        return not self.has(key) or self._values[key] is None
+
+    def _get(self, key: str, default: Any) -> Any:
+        if self.has(key):
+            return self._values[key]
+        return None if default is REQUIRED else default
+
+    def _list(self, key: str, kind: type, expected: str) -> list[Any]:
+        value = [] if self._is_none(key) else self._values[key]
+        if (
+            not isinstance(value, list)
+            or len(value) > MAX_LIST
+            or not all(isinstance(each, kind) for each in value)
+        ):
+            raise self.wrong(key, expected)
+        return value
+
+
+def _between(least: int, most: int) -> str:
+    return f"of {least} or more" if most == _MAX_INTEGER else f"from {least} to {most}"

@@ -1,0 +1,1 @@
+"""GGUF files: header, settings, tensors. Knows no other format."""

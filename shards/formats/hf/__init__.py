@@ -1,0 +1,1 @@
+"""HuggingFace directories: config.json, safetensors, MLX's quantization. Knows no GGUF."""

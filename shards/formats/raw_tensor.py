@@ -1,0 +1,130 @@
+"""One tensor as it lies in the file: raw bytes with a type, and the ways out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...swarm.errors import UnsupportedModelError
+from .qtypes import DENSE, dequantize_rows, row_bytes
+
+_CHUNK_VALUES = 1 << 22
+"""Values dequantized at a time (16 MiB in float32), so that the float32 copy of a big matrix never exists."""
+
+
+class Blocks(NamedTuple):
+    """A 32-group quantized matrix taken apart: ``value = q * scale + minimum``, exactly.
+
+    ``q``: (rows, cols), uint8 0..15 for Q4_0 and Q4_1, int8 for Q8_0.
+    ``scale``, ``minimum``: (rows, cols // 32) float32. ``minimum`` is -8 * scale for Q4_0, 0 for Q8_0.
+    """
+
+    q: Tensor
+    scale: Tensor
+    minimum: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """``stored``: uint8 (rows, bytes of a row) view of the memory map; nothing is read until it is used.
+    ``check``: raises CheckpointError where the file is not what it was.
+
+    ``shape`` is (rows, cols) or (cols,), as HuggingFace has it. ``row_order`` maps our rows to stored ones
+    where the file keeps them in another order (GGUF q and k); None means as stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    qtype: str
+    stored: np.ndarray
+    row_order: np.ndarray | None = None
+    check: Callable[[], None] | None = None
+
+    @property
+    def data(self) -> np.ndarray:
+        """uint8 (rows, bytes of a row), rows in our order. A view where that is the file's, else a copy."""
+        return self.stored if self.row_order is None else self.stored[self.row_order]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    @property
+    def is_dense(self) -> bool:
+        """Plain F32, F16 or BF16 values."""
+        return self.qtype in DENSE
+
+    @property
+    def cols(self) -> int:
+        return self.shape[-1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values, computed exactly in float32, then cast: a fresh tensor of ``shape``."""
+        rows = self.stored.shape[0]
+        if self.is_dense and DENSE[self.qtype] == dtype:
+            return _dense(self.data, dtype).reshape(self.shape)
+        out = torch.empty((rows, self.cols), dtype=dtype)
+        step = max(1, _CHUNK_VALUES // max(1, self.cols))
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            index: slice | np.ndarray = slice(start, stop)
+            if self.row_order is not None:
+                index = self.row_order[index]
+            out[start:stop] = self.values(index)
+        return out.reshape(self.shape)
+
+    def dequantize_rows(self, rows: Sequence[int] | Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
+        """(len(rows), cols) of a matrix; reads only these rows, long after opening, too. IndexError for a row
+        outside, CheckpointError where the file has changed meanwhile."""
+        if self.check is not None:
+            self.check()
+        index = np.asarray(rows, dtype=np.int64)
+        if self.row_order is not None:
+            index = self.row_order[index]
+        return self.values(index).to(dtype)
+
+    def values(self, rows: slice | np.ndarray) -> Tensor:
+        """Stored rows as float32 (rows, cols), a copy."""
+        data = self.stored[rows]
+        if self.is_dense:
+            return _dense(data, DENSE[self.qtype]).float()
+        return torch.from_numpy(dequantize_rows(data, self.qtype))
+
+    def blocks(self) -> Blocks:
+        """Taken apart for kernels that keep the groups: Q4_0, Q4_1, Q8_0; else UnsupportedModelError."""
+        if self.qtype not in ("Q4_0", "Q4_1", "Q8_0"):
+            raise UnsupportedModelError(f"tensor {self.name} is {self.qtype}, not stored in groups of 32")
+        data = self.data
+        groups = data.reshape(
+            data.shape[0], -1, row_bytes(self.qtype, 32)
+        )  # (rows, groups, bytes of a group)
+        shape = groups.shape[:2]
+        if self.qtype == "Q8_0":
+            scale = _half(groups[..., :2])
+            q = torch.from_numpy(np.ascontiguousarray(groups[..., 2:]).view(np.int8))
+            return Blocks(q.reshape(shape[0], -1), scale, torch.zeros(shape))
+        if self.qtype == "Q4_0":
+            scale = _half(groups[..., :2])
+            return Blocks(_nibbles(groups[..., 2:]), scale, scale * -8.0)
+        return Blocks(_nibbles(groups[..., 4:]), _half(groups[..., :2]), _half(groups[..., 2:4]))
+
+
+def _dense(data: np.ndarray, dtype: torch.dtype) -> Tensor:
+    # Copied first: the memory map is read-only, and may start at an address that is no multiple of 4.
+    return torch.from_numpy(np.array(data, order="C")).view(dtype)
+
+
+def _half(data: np.ndarray) -> Tensor:
+    """uint8 (rows, groups, 2) → float32 (rows, groups)."""
+    return torch.from_numpy(np.ascontiguousarray(data).view(np.float16)[..., 0].astype(np.float32))
+
+
+def _nibbles(data: np.ndarray) -> Tensor:
+    """uint8 (rows, groups, 16) → uint8 (rows, groups * 32): low nibbles are the group's first half."""
+    low, high = data & 0x0F, data >> 4
+    return torch.from_numpy(np.concatenate((low, high), axis=-1).reshape(data.shape[0], -1))

@@ -1,0 +1,278 @@
+"""Linears for the C kernels (``csrc/linear*.c``): weights packed once, products in float32.
+
+Integer weights keep the file's own groups and scales. Activations are not rounded to bfloat16, as torch's
+packed kernels do, but to fixed point of one to three bytes (``Digits``). A row of the output has the same
+bits in any batch, on any thread and any CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..formats.qtypes import row_bytes
+from ..layers.quantize import GROUP, Int4Groups, Int8Groups
+from .library import library
+
+if TYPE_CHECKING:
+    from ..formats.raw_tensor import RawTensor
+
+TILE = 32
+"""Output rows that a kernel computes together: packed rows are padded to a multiple of this."""
+BLOCK_ROWS = 64
+"""Input rows that are prepared at a time, so that scratch memory does not grow with the batch."""
+
+_KIND_F32, _KIND_F16, _KIND_BF16, _KIND_INT8, _KIND_INT4 = range(5)
+_FILE_KINDS = {
+    "Q4_0": _KIND_INT4 | 1 << 4 | 1 << 6,
+    "Q4_1": _KIND_INT4 | 1 << 4 | 1 << 7,
+    "Q4_K": _KIND_INT4 | 3 << 4 | 1 << 7,
+    "Q8_0": _KIND_INT8 | 1 << 4,
+}
+"""What GGUF's types are packed as, bytes as they are: see ``sn_pack_file``."""
+_SCALE_TYPES = {torch.float32: 0 << 4, torch.float16: 1 << 4, torch.bfloat16: 2 << 4}
+_CENTRED, _MINIMUM = 1 << 6, 1 << 7
+_DENSE_KINDS = {torch.float32: _KIND_F32, torch.float16: _KIND_F16, torch.bfloat16: _KIND_BF16}
+
+
+class Digits(IntEnum):
+    """Bytes of a fixed-point activation; errors are relative to the largest of its group of 32."""
+
+    FAST = 1  # 2**-8
+    CLOSE = 2  # 2**-16
+    EXACT = 3  # 2**-24: as float32 sums
+
+
+class SnLinear(ctypes.Structure):
+    """``sn_linear`` of ``csrc/sn.h``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("variant", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("cols", ctypes.c_int32),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class NativeLinear:
+    """``struct``: what C code takes; valid for as long as this object lives. For any thread."""
+
+    __slots__ = ("_bias", "_weights", "nbytes", "struct")
+
+    def __init__(self, struct: SnLinear, weights: Tensor, bias: Tensor | None) -> None:
+        self._weights = weights
+        self._bias = None
+        if bias is not None:
+            self._bias = torch.zeros(-(-struct.rows // TILE) * TILE)
+            self._bias[: struct.rows] = bias
+        struct.weights = weights.data_ptr()
+        struct.bias = None if self._bias is None else self._bias.data_ptr()
+        self.struct = struct
+        self.nbytes: int = weights.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` (T, in) of any float type, on the CPU → (T, out) float32."""
+        rows, cols = x.shape
+        if cols != self.struct.cols or x.device.type != "cpu":
+            raise ValueError(f"{tuple(x.shape)} on {x.device} times a matrix of {self.struct.cols} columns")
+        if x.dtype is not torch.float32 or x.stride(1) != 1:
+            x = x.float().contiguous()
+        out = torch.empty(rows, self.struct.rows)
+        kernels = _kernels()
+        scratch = _scratch.take(kernels.sn_linear_scratch(self.struct, min(rows, BLOCK_ROWS)))
+        kernels.sn_linear_forward(
+            self.struct, x.data_ptr(), x.stride(0), rows, out.data_ptr(), out.stride(0), 0, scratch.data_ptr()
+        )
+        return out
+
+
+def native_file(raws: Sequence[RawTensor], bias: Tensor | None, digits: Digits) -> NativeLinear | None:
+    """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
+
+    None where their types are not all one of Q4_0, Q4_1, Q4_K, Q8_0.
+    """
+    qtype = raws[0].qtype
+    if qtype not in _FILE_KINDS or any(raw.qtype != qtype for raw in raws):
+        return None
+    rows, cols = sum(raw.shape[0] for raw in raws), raws[0].cols
+    if any(raw.stored.shape != (raw.shape[0], row_bytes(qtype, cols)) for raw in raws):
+        raise ValueError("the parts of a linear differ in columns")
+    struct = SnLinear(_FILE_KINDS[qtype], digits, rows, cols)
+    packed = _memory(struct)
+    row = 0
+    for raw in raws:
+        stored = np.ascontiguousarray(raw.stored)
+        order = None if raw.row_order is None else np.ascontiguousarray(raw.row_order, dtype=np.int64)
+        if order is not None and not (
+            len(order) == len(stored) and 0 <= order.min() <= order.max() < len(stored)
+        ):
+            raise ValueError(f"the row order of {raw.name} is not one of its rows")
+        _kernels().sn_pack_file(
+            *(struct, row, len(stored), stored.ctypes.data, stored.shape[1]),
+            *(None if order is None else order.ctypes.data, packed.data_ptr()),
+        )
+        row += len(stored)
+    return NativeLinear(struct, packed, bias)
+
+
+def native_int4(parts: Sequence[Int4Groups], bias: Tensor | None, digits: Digits) -> NativeLinear:
+    """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
+    scale_type, flags = _int4_form(parts)
+    centred = flags == _CENTRED | _MINIMUM
+    struct = _struct(_KIND_INT4 | _SCALE_TYPES[scale_type] | flags, digits, [part.q for part in parts])
+    packed = _memory(struct)
+    row = 0
+    for q, scale, minimum in parts:
+        if centred:
+            minimum = _centre(scale, minimum)
+        _pack_int(struct, row, q, scale, minimum, packed)
+        row += len(q)
+    return NativeLinear(struct, packed, bias)
+
+
+def native_int8(parts: Sequence[Int8Groups], bias: Tensor | None, digits: Digits) -> NativeLinear:
+    """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
+    scale_type = _narrowest(part.scale for part in parts)
+    struct = _struct(_KIND_INT8 | _SCALE_TYPES[scale_type], digits, [part.q for part in parts])
+    packed = _memory(struct)
+    row = 0
+    for q, scale in parts:
+        _pack_int(struct, row, q.view(torch.uint8), scale, None, packed)
+        row += len(q)
+    return NativeLinear(struct, packed, bias)
+
+
+def native_int8_pieces(
+    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, digits: Digits
+) -> NativeLinear:
+    """One linear of ``rows`` that come in pieces, each packed when it comes, so that they are never held
+    twice. Their scales are float16 values, as ``quantize.to_int8_groups`` makes them."""
+    if cols % GROUP:
+        raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
+    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES[torch.float16], digits, rows, cols)
+    packed = _memory(struct)
+    row = 0
+    for q, scale in pieces:
+        if q.shape[1] != cols or row + len(q) > rows:
+            raise ValueError(f"pieces {tuple(q.shape)} of {rows} rows of {cols} columns")
+        _pack_int(struct, row, q.view(torch.uint8), scale, None, packed)
+        row += len(q)
+    if row != rows:
+        raise ValueError(f"{row} rows came of {rows}")
+    return NativeLinear(struct, packed, bias)
+
+
+def native_dense(parts: Sequence[Tensor], bias: Tensor | None) -> NativeLinear:
+    """One linear of the rows of all ``parts`` (equal columns), all float32, float16 or bfloat16."""
+    struct = _struct(_DENSE_KINDS[parts[0].dtype], 0, parts)
+    packed = _memory(struct)
+    row = 0
+    for part in parts:
+        part = part.contiguous()
+        _kernels().sn_pack_dense(struct, row, len(part), part.data_ptr(), packed.data_ptr())
+        row += len(part)
+    return NativeLinear(struct, packed, bias)
+
+
+class _Scratch(threading.local):
+    """Memory for prepared activations, one piece a thread."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> Tensor:
+        if nbytes > self._held.numel():
+            self._held = torch.empty(nbytes, dtype=torch.uint8)
+        return self._held
+
+
+_scratch = _Scratch()
+
+
+@cache
+def _kernels() -> ctypes.CDLL:
+    kernels = library()
+    pointer, address, number = ctypes.POINTER(SnLinear), ctypes.c_void_p, ctypes.c_int64
+    kernels.sn_linear_scratch.restype = kernels.sn_packed_bytes.restype = ctypes.c_int64
+    kernels.sn_linear_scratch.argtypes = (pointer, number)
+    kernels.sn_packed_bytes.argtypes = (pointer,)
+    kernels.sn_linear_forward.restype = None
+    kernels.sn_linear_forward.argtypes = (
+        *(pointer, address, number, number),
+        *(address, number, ctypes.c_int32, address),
+    )
+    kernels.sn_pack_int.restype = kernels.sn_pack_dense.restype = None
+    kernels.sn_pack_int.argtypes = (pointer, number, number, address, address, address, address)
+    kernels.sn_pack_file.restype = None
+    kernels.sn_pack_file.argtypes = (pointer, number, number, address, number, address, address)
+    kernels.sn_pack_dense.argtypes = (pointer, number, number, address, address)
+    return kernels
+
+
+def _struct(kind: int, digits: int, parts: Sequence[Tensor]) -> SnLinear:
+    rows, cols = sum(len(part) for part in parts), parts[0].shape[1]
+    if any(part.shape[1] != cols or part.dtype != parts[0].dtype for part in parts):
+        raise ValueError("the parts of a linear differ in columns or type")
+    if kind & 15 in (_KIND_INT8, _KIND_INT4) and cols % GROUP:
+        raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
+    return SnLinear(kind, digits, rows, cols)
+
+
+def _memory(struct: SnLinear) -> Tensor:
+    return torch.zeros(_kernels().sn_packed_bytes(struct), dtype=torch.uint8)
+
+
+def _pack_int(
+    struct: SnLinear, row: int, q: Tensor, scale: Tensor, minimum: Tensor | None, packed: Tensor
+) -> None:
+    q, scale = q.contiguous(), scale.float().contiguous()
+    minimum = None if minimum is None else minimum.float().contiguous()
+    _kernels().sn_pack_int(
+        struct,
+        *(row, len(q), q.data_ptr(), scale.data_ptr()),
+        *(None if minimum is None else minimum.data_ptr(), packed.data_ptr()),
+    )
+
+
+def _int4_form(parts: Sequence[Int4Groups]) -> tuple[torch.dtype, int]:
+    """The fewest bytes that hold scales and minima exactly: their type, and flags of the kind."""
+    if all(torch.equal(part.minimum, -8.0 * part.scale) for part in parts):
+        return _narrowest(part.scale for part in parts), _CENTRED
+    plain = _narrowest(tensor for part in parts for tensor in part[1:])
+    if plain == torch.float32:  # weights that we quantized: (q - 8) * scale + centre, both bfloat16
+        centres = [_centre(part.scale, part.minimum) for part in parts]
+        same = all(
+            torch.equal(centre - 8.0 * part.scale, part.minimum)
+            for centre, part in zip(centres, parts, strict=True)
+        )
+        if same and _exact(centres, torch.bfloat16) and _exact((p.scale for p in parts), torch.bfloat16):
+            return torch.bfloat16, _CENTRED | _MINIMUM
+    return plain, _MINIMUM
+
+
+def _centre(scale: Tensor, minimum: Tensor) -> Tensor:
+    """What ``quantize.to_int4`` made the minimum from; elsewhere an approximation that callers check."""
+    return (minimum + 8.0 * scale).to(torch.bfloat16).float()
+
+
+def _narrowest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The narrowest type that holds all values exactly."""
+    held = list(tensors)
+    for dtype in (torch.float16, torch.bfloat16):
+        if _exact(held, dtype):
+            return dtype
+    return torch.float32
+
+
+def _exact(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    return all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in tensors)

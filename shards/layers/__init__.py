@@ -1,0 +1,1 @@
+"""Attention, linear layers, norms and rotary positions on torch, and the memory of keys and values."""

@@ -1,0 +1,187 @@
+"""Rotary position embedding: frequencies of every scaling variant, and the cos/sin rows of packed tokens.
+
+The formulas are those of transformers (``modeling_rope_utils``), so that logits agree to float32 rounding.
+Only "dynamic" depends on how long a sequence is by now; all others have one table for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..formats.config import ModelConfig
+
+_FIRST_TABLE = 512
+"""Positions in a new table; it doubles when a longer sequence comes."""
+_KEPT_LENGTHS = 64
+"""Dynamic NTK: how many sequence lengths' frequencies are remembered (batched sessions repeat theirs)."""
+
+
+class Rope:
+    """cos/sin rows for one model, on ``device`` in ``dtype`` (computed in float32).
+
+    The half-rotation's minus sign is folded into sin: with ``half = rotary_dim // 2``,
+    ``x * cos + x.roll(half, -1) * sin`` equals the usual ``x * cos + rotate_half(x) * sin``.
+    """
+
+    __slots__ = (
+        "_config",
+        "_dtype",
+        "_dynamic",
+        "_inv_freq",
+        "_rowwise",
+        "_table",
+        "attention_factor",
+        "device",
+    )
+
+    def __init__(
+        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, *, rowwise: bool = False
+    ) -> None:
+        """``rowwise``: for "dynamic", each row's end is its own, as if tokens came one by one."""
+        self._config = config
+        self._rowwise = rowwise
+        self.device = device
+        self._dtype = dtype
+        self._inv_freq, self.attention_factor = frequencies(config)
+        self._table = (torch.empty(0), torch.empty(0))
+        self._dynamic: dict[int, Tensor] | None = {} if config.rope.type == "dynamic" else None
+
+    def rows(self, pieces: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """``pieces``: (start position, tokens) of each packed session → cos, sin, both (T, 1, rotary_dim).
+
+        T is the sum of tokens; the middle dimension broadcasts over heads. May be views: read only.
+        """
+        tables = [self.piece_rows(start, count) for start, count in pieces]
+        if len(tables) == 1:
+            return tables[0]
+        return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+
+    def piece_rows(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """``rows`` of one session: (count, 1, rotary_dim), contiguous."""
+        if self._dynamic is not None:
+            return self._dynamic_rows(start, count, self._dynamic)
+        cos, sin = self._whole(start + count)
+        return cos[start : start + count], sin[start : start + count]
+
+    def table(self, positions: int) -> tuple[Tensor, Tensor] | None:
+        """``piece_rows`` of position 0 and at least ``positions`` tokens; None where there is no one table.
+
+        Read only, and replaced by a longer one in time.
+        """
+        return None if self._dynamic is not None else self._whole(positions)
+
+    def _whole(self, positions: int) -> tuple[Tensor, Tensor]:
+        if positions > self._table[0].shape[0]:
+            self._grow(positions)
+        return self._table
+
+    def _grow(self, longest: int) -> None:
+        size = _FIRST_TABLE
+        while size < longest:
+            size *= 2
+        self._table = self._cos_sin(torch.arange(size), self._inv_freq)
+
+    def _dynamic_rows(self, start: int, count: int, known: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each piece's end is its sequence length, as transformers has it for each forward pass."""
+        length = max(start + count, self._config.rope.original_max_position_embeddings)
+        if self._rowwise and count > 1 and start + count > self._config.rope.original_max_position_embeddings:
+            rows = [self._dynamic_rows(position, 1, known) for position in range(start, start + count)]
+            return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
+        if length not in known:
+            if len(known) >= _KEPT_LENGTHS:
+                known.pop(next(iter(known)))
+            known[length] = dynamic_inv_freq(self._config, length)
+        return self._cos_sin(torch.arange(start, start + count), known[length])
+
+    def _cos_sin(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        # In float64, so that after rounding to float32 no CPU's way to compute a cosine shows.
+        angles = (positions.float()[:, None] * inv_freq).double()  # (positions, rotary_dim / 2)
+        cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+        return (
+            torch.cat((cos, cos), -1)[:, None].to(self.device, self._dtype),
+            torch.cat((-sin, sin), -1)[:, None].to(self.device, self._dtype),
+        )
+
+
+def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+    """Inverse frequencies (rotary_dim / 2,) float32, and the factor on cos and sin."""
+    rope = config.rope
+    dim = config.rotary_dim
+    base = _base_inv_freq(rope.theta, dim)
+    factor = 1.0 if rope.attention_factor is None else rope.attention_factor
+    if rope.type == "linear":
+        base = base / rope.factor
+    elif rope.type == "llama3":
+        base = _llama3(config, base)
+    elif rope.type == "yarn":
+        base, factor = _yarn(config)
+    if rope.frequency_factors:
+        base = base / torch.tensor(rope.frequency_factors, dtype=torch.float32)
+    return base, factor
+
+
+def dynamic_inv_freq(config: ModelConfig, length: int) -> Tensor:
+    """NTK-aware scaling for a sequence of ``length`` tokens, at least as many as the model was trained on."""
+    rope, dim = config.rope, config.rotary_dim
+    stretch = rope.factor * length / rope.original_max_position_embeddings - (rope.factor - 1)
+    # A two-dimensional rotation has one frequency, theta**0, which no base changes.
+    theta = rope.theta * stretch ** (dim / (dim - 2)) if dim > 2 else rope.theta
+    return _base_inv_freq(theta, dim)
+
+
+def _base_inv_freq(theta: float, dim: int) -> Tensor:
+    return 1.0 / _powers(theta, dim)
+
+
+def _powers(theta: float, dim: int) -> Tensor:
+    """theta ** (2 i / dim), of float32 numbers and rounded to float32, but in float64: see ``_cos_sin``."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    return (torch.tensor(theta, dtype=torch.float32).double() ** exponents.double()).float()
+
+
+def _llama3(config: ModelConfig, inv_freq: Tensor) -> Tensor:
+    """Llama 3.1: long wavelengths are stretched by ``factor``, short ones kept, a smooth blend between."""
+    rope = config.rope
+    context = rope.original_max_position_embeddings
+    wavelength = 2 * math.pi / inv_freq
+    blend = (context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blended = (1 - blend) * inv_freq / rope.factor + blend * inv_freq
+    scaled = torch.where(wavelength > context / rope.low_freq_factor, inv_freq / rope.factor, blended)
+    return torch.where(wavelength < context / rope.high_freq_factor, inv_freq, scaled)
+
+
+def _yarn(config: ModelConfig) -> tuple[Tensor, float]:
+    """YaRN (arXiv 2309.00071): interpolate slow dimensions, extrapolate fast ones, and scale attention."""
+    rope, dim = config.rope, config.rotary_dim
+
+    def mscale(scale: float, by: float = 1.0) -> float:
+        return 1.0 if scale <= 1 else 0.1 * by * math.log(scale) + 1.0
+
+    attention_factor = rope.attention_factor
+    if attention_factor is None:
+        if rope.mscale and rope.mscale_all_dim:
+            attention_factor = mscale(rope.factor, rope.mscale) / mscale(rope.factor, rope.mscale_all_dim)
+        else:
+            attention_factor = mscale(rope.factor)
+
+    def correction_dim(rotations: float) -> float:
+        context = rope.original_max_position_embeddings
+        return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = correction_dim(rope.beta_fast), correction_dim(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # the ramp needs a width
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    # Rounded in the order transformers rounds: at position 10,000 the last bit of a frequency is visible.
+    wavelengths = _powers(rope.theta, dim)
+    kept = 1 - ramp
+    return 1.0 / (rope.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept, attention_factor

@@ -1,0 +1,1 @@
+"""Model families built of layers and kernels: spans for nodes, embedding and head for clients."""

@@ -1,0 +1,103 @@
+"""What the engine asks of whatever computes a span: torch's ``SpanModel``, MLX's ``MlxSpan``.
+
+The engine's compute thread is the only caller once a span is loaded and its memory is made. Rows go in and
+come out as torch tensors, since that is what the wire codecs read and write; what happens in between is the
+backend's own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...swarm.types import Span
+from ..layers.kv_pool import Piece
+
+if TYPE_CHECKING:
+    from ..formats.config import ModelConfig
+
+
+class KvMemory(Protocol):
+    """Memory for keys and values in ``n_slots`` slots, each one page of one block.
+
+    What a slot holds before it was written is undefined, and no result may depend on it. Who holds which slot
+    is kept by the engine; a slot may be one block's now and another's later.
+    """
+
+    @property
+    def n_slots(self) -> int: ...
+
+    @property
+    def kv_dtype(self) -> str:
+        """A name in ``kv_pool.KV_DTYPES``."""
+        ...
+
+    def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy each source slot to the target beside it. No slot may be both, no target named twice."""
+        ...
+
+
+Memory = TypeVar("Memory", bound=KvMemory)
+
+
+class SpanBackend(Protocol[Memory]):
+    """Blocks ``span`` of a model, ready to run. After loading, all calls are of one thread.
+
+    ``device``: where rows best come from and where results are; a backend may compute elsewhere. ``dtype``:
+    what activations have: rows that do not fit it are refused before they get here. ``weights`` and
+    ``kernels`` are for people: how the weights are held, what computes with them. ``mixes``: rows of prompts
+    and decode steps are best computed together, as a GPU likes it.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def span(self) -> Span: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def kernels(self) -> str: ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory that the weights take."""
+        ...
+
+    @property
+    def mixes(self) -> bool: ...
+
+    def kv_dtype(self, wanted: str, *, exact: bool) -> str:
+        """What ``--kv-dtype wanted`` means here. ``exact``: the person asked for float32 activations.
+
+        Raises UsageError for an unknown name.
+        """
+        ...
+
+    def new_pool(self, n_slots: int, kv_dtype: str) -> Memory:
+        """Memory for this span's keys and values. Raises RuntimeError where there is not enough."""
+        ...
+
+    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: Memory, span: Span | None = None) -> Tensor:
+        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
+
+        ``pieces`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
+        into ``pool``, as the pieces' tables say; what a page holds beyond a piece's end counts for nothing.
+        A call that raises has changed nothing before the first position of any piece.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Return once everything that ``forward`` began is computed; its errors are raised here at last."""
+        ...

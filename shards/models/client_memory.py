@@ -1,0 +1,134 @@
+"""How much memory a client needs for a model: arithmetic on its shape, before anything is loaded.
+
+What it holds is the head, as ``client_model`` keeps it. The embedding stays in the file: only the rows of
+the tokens in use are read from the memory map, and of a head held in eight bits the rows of the best tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...swarm.errors import UsageError
+from ..formats.qtypes import QTYPES, SUPPORTED
+from ..formats.qtypes import row_bytes as file_row_bytes
+from ..kernels.linear import TILE
+from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
+
+PROGRAM_BYTES = 300_000_000
+"""Python, torch, hivemind and the rest of the imports: measured on Linux, the same for every model."""
+DAEMON_BYTES = 40_000_000
+"""The p2pd process beside the client, which holds its connections."""
+TOKENIZER_BYTES_PER_TOKEN = 320
+"""Of a vocabulary, with its merges: measured on byte-level BPE vocabularies of 32,000 and 128,000 tokens."""
+MOST_ROWS = 16
+"""Answers whose logits are computed together (``client.head_batch``)."""
+
+_NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "Q8_0": 34, "int8": 34}
+"""Bytes of 32 values in the C kernels' layouts; ``int8``: what we round ourselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """``qtype``: the head's type in the file, such as "BF16"; the embedding's where ``tied``."""
+
+    vocab_size: int
+    hidden_size: int
+    tied: bool = False
+    qtype: str = "BF16"
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1 or self.hidden_size < 1 or self.qtype not in QTYPES:
+            raise UsageError(
+                f"no head has {self.vocab_size} rows of {self.hidden_size} {self.qtype} values",
+                hint=SUPPORTED,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientMemory:
+    """Bytes. ``weights``: held all the time, with the kernels' working memory. ``in_file``: of embedding and
+    head on disk, read where needed; pages that the system may take back. ``tokenizer``: about. ``logits``: of
+    MOST_ROWS answers made side by side. ``per_prompt_token``: while a prompt is fed. ``program`` and
+    ``daemon``: the same for every model.
+    """
+
+    weights: int
+    in_file: int
+    tokenizer: int
+    logits: int
+    per_prompt_token: int
+    program: int = PROGRAM_BYTES
+    daemon: int = DAEMON_BYTES
+
+    @property
+    def total(self) -> int:
+        """Of both processes, beside the file's pages and the prompts."""
+        return self.weights + self.tokenizer + self.logits + self.program + self.daemon
+
+
+def client_memory(shape: HeadShape, *, quantize: str = "auto", native: bool = True) -> ClientMemory:
+    """What a client on a CPU with activations in float32 needs. ``native``: our C kernels compute the head
+    (a compiler is there); otherwise torch's do. Raises UsageError for an unknown ``quantize``."""
+    vocab, hidden = shape.vocab_size, shape.hidden_size
+    row_in_file = file_row_bytes(shape.qtype, hidden)
+    return ClientMemory(
+        weights=head_bytes(shape, quantize, native) + 8 * hidden,  # with the final norm
+        in_file=vocab * row_in_file * (1 if shape.tied else 2),
+        tokenizer=vocab * TOKENIZER_BYTES_PER_TOKEN,
+        logits=4 * vocab * MOST_ROWS,
+        per_prompt_token=4 * hidden + hidden * 17 // 16,  # float32, and about a byte a value on the wire
+    )
+
+
+def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
+    """The head's matrix as ``load_client_model`` holds it, with the bounds of its rows where it is refined,
+    and the C kernels' working memory: 64 normed rows, in float32 and as two digits with their scales."""
+    vocab, hidden, qtype = shape.vocab_size, shape.hidden_size, shape.qtype
+    form = head_form(qtype, hidden, quantize, native)
+    padded = -(-vocab // TILE) * TILE
+    bounds = 4 * vocab
+    if form in ("float32", "bfloat16"):
+        size = 4 if form == "float32" else 2
+        return padded * hidden * size + 64 * 4 * hidden if native else vocab * hidden * size
+    if native:
+        matrix = round(padded * hidden // GROUP * _NATIVE_GROUPS[form]) + 64 * 7 * hidden
+        return matrix + bounds + 4 * vocab if form == "int8" else matrix  # and room for the ids to refine
+    if form == "int8":
+        return vocab * hidden + 2 * vocab + bounds
+    padded = -(-vocab // 64) * 64
+    # Integers, bfloat16 scales and centres, and the file's own, which are finer, beside them.
+    return padded * hidden // 2 + padded * hidden // GROUP * (12 if form == "Q4_K" else 8) + bounds
+
+
+def check_room(shape: HeadShape, *, quantize: str, native: bool) -> None:
+    """Raises UsageError where the head does not fit into the memory that is free, swap included."""
+    import psutil
+
+    need = client_memory(shape, quantize=quantize, native=native).weights
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if need <= free:
+        return
+    less = client_memory(shape, quantize="auto", native=native).weights
+    hint = (
+        "Close other programs, or take a smaller model; docs/internals/client-memory.md says what each needs."
+    )
+    if less <= free:
+        hint = f"With --quantize auto it takes {less / 1e9:.2f} GB."
+    raise UsageError(
+        f"the model's output head takes {need / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free",
+        hint=hint,
+    )
+
+
+def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
+    """How a head is held: "int8" (rounded by us), a file type (as it is in the file), or a torch type."""
+    if quantize not in ("auto", "none", "int8", "int4"):
+        raise UsageError(f"unknown quantization {quantize!r}", hint="Choose from auto, none, int8, int4.")
+    dense = "bfloat16" if qtype == "BF16" else "float32"
+    if quantize == "none" or hidden % GROUP:
+        return dense
+    if quantize == "auto" and qtype == "F32":
+        return dense
+    if qtype in INT4_SOURCES and quantize in ("auto", "int4"):
+        return "Q4_1" if qtype.startswith("MLX") else qtype  # held alike
+    return qtype if qtype in INT8_SOURCES and native else "int8"

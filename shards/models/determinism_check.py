@@ -1,0 +1,116 @@
+"""Proof, on a loaded span, that a row's result is the same bits however it is batched and cut.
+
+One sequence is computed token by token. Then again: as one chunk behind another session's rows; in ragged
+chunks before them, over pages full of another try's keys and values, one half of the blocks after the other,
+as a route with other hops would enter it. Every row must come out with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from ...swarm.errors import UsageError
+from ...swarm.types import Span
+from ..layers.kv_pool import PAGE_TOKENS, KvPool, Piece
+from .span import SpanModel
+
+TOKENS = 44
+"""Of the sequence: past a page, and past several tiles of rows."""
+OTHER_TOKENS = 3
+"""Of the session beside it: shifts the sequence's rows to other places in their tiles."""
+CHUNKS = (1, 19, 2, 17)
+"""Tokens of each chunk when cut; the rest is the last one."""
+
+
+def check_rows(model: SpanModel, kv_dtype: str) -> str:
+    """A digest of the results, in hexadecimal: nodes that serve the same blocks and have the same digest
+    compute alike. Takes the time of some fifty decode steps. Call it under inference mode, in the thread that
+    computes.
+
+    Raises UsageError where the property does not hold.
+    """
+    tokens = max(1, min(TOKENS, model.config.max_position_embeddings))
+    x = _rows(tokens, model, seed=1)
+    alone = _Sessions(model, kv_dtype).feed(x, [1] * tokens)
+    trials = {
+        "in one chunk beside another session": _Sessions(model, kv_dtype).feed(x, [tokens], before=True),
+        "in chunks over a step that was taken back": _Sessions(model, kv_dtype)
+        .soiled(tokens)
+        .feed(x, CHUNKS),
+    }
+    for how, rows in trials.items():
+        wrong = (rows != alone).any(1).nonzero()
+        if len(wrong):
+            raise UsageError(
+                f"--deterministic does not hold here with {model.kernels} kernels and {model.weights} weights"
+                f": token {int(wrong[0])} has other bits {how} than alone",
+                hint="Try --kernels native, another --dtype or --quantize, or serve without --deterministic.",
+            )
+    return blake2b(alone.float().cpu().numpy().tobytes(), digest_size=6).hexdigest()
+
+
+class _Sessions:
+    """The checked session and the one beside it, with KV memory of their own."""
+
+    def __init__(self, model: SpanModel, kv_dtype: str) -> None:
+        config, blocks = model.config, len(model.span)
+        pages = -(-TOKENS // PAGE_TOKENS)
+        self._model = model
+        self._pool = KvPool(2 * pages * blocks, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
+        tables = torch.arange(2 * pages * blocks, dtype=torch.int32).view(2, blocks, pages)
+        self._table, self._other_table = tables[0].contiguous(), tables[1].contiguous()
+
+    def soiled(self, tokens: int) -> _Sessions:
+        """Another sequence was computed in the same pages and taken back."""
+        self.feed(_rows(tokens, self._model, seed=3), [tokens])
+        return self
+
+    def feed(self, x: Tensor, chunks: Sequence[int], *, before: bool = False) -> Tensor:
+        """The results of all rows of ``x`` (T, hidden). ``before``: the other session's rows come first."""
+        alone = len(chunks) == len(x)
+        out: list[Tensor] = []
+        at = 0
+        while at < len(x):
+            count = chunks[len(out)] if len(out) < len(chunks) else len(x) - at
+            count = min(count, len(x) - at)
+            rows = x[at : at + count]
+            out.append(self._one(rows, at) if alone else self._beside(rows, at, before))
+            at += count
+        return torch.cat(out)
+
+    def _one(self, rows: Tensor, start: int) -> Tensor:
+        first = self._model.span.start
+        return self._model.forward(rows, [Piece(self._table, first, 0, start, len(rows))], self._pool)
+
+    def _beside(self, rows: Tensor, start: int, before: bool) -> Tensor:
+        model, count = self._model, len(rows)
+        others = _rows(min(OTHER_TOKENS, model.config.max_position_embeddings), model, seed=2)
+        own = len(others) if before else 0
+        other = 0 if before else count
+        pieces = [
+            Piece(self._table, model.span.start, own, start, count),
+            Piece(self._other_table, model.span.start, other, 0, len(others)),
+        ]
+        batch = torch.cat([others, rows] if before else [rows, others])
+        pieces.sort(key=lambda piece: piece.row)
+        for span in [model.span] if before else _halves(model.span):
+            batch = model.forward(batch, pieces, self._pool, span)
+        return batch[own : own + count]
+
+
+def _halves(span: Span) -> list[Span]:
+    middle = (span.start + span.end) // 2
+    return [Span(span.start, middle), Span(middle, span.end)] if len(span) > 1 else [span]
+
+
+def _rows(tokens: int, model: SpanModel, seed: int) -> Tensor:
+    """(tokens, hidden): whole numbers over a power of two, so the same on every machine; one channel is
+    large, as in real hidden states."""
+    shape = (tokens, model.config.hidden_size)
+    values = torch.randint(-255, 256, shape, generator=torch.Generator().manual_seed(seed)) / 128.0
+    values[:, seed % shape[1]] *= 64.0
+    return values.to(model.device, model.dtype)

@@ -1,0 +1,116 @@
+"""Which devices there are, which one is taken where nobody says, and how much memory they have."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...swarm.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+CONCRETE = ("cpu", "cuda", "mps", "mlx")
+DEVICES = ("auto", *CONCRETE)
+"""What ``--device`` takes."""
+INSTALL_MLX = "pip install 'swarm-node[mlx]'"
+
+
+class DeviceChoice(NamedTuple):
+    """``note``: what a person should know of the choice; empty where there is nothing to say."""
+
+    name: str
+    note: str = ""
+
+
+def choose_device(wanted: str = "auto", *, only_cpu: bool = False) -> DeviceChoice:
+    """``wanted``, or for "auto" what suits this machine: MLX on Apple Silicon, else the CPU.
+
+    On Apple Silicon without MLX it is torch's MPS, else the CPU; the note then says how to install MLX. CUDA
+    is not chosen by itself: the machine may have other uses for it. ``only_cpu``: no other device can do what
+    is asked for. Raises UsageError for a device that this machine has not.
+    """
+    if wanted != "auto":
+        check_device(wanted)
+        return DeviceChoice(wanted)
+    if only_cpu or not is_apple_silicon():
+        return DeviceChoice("cpu")
+    if has_mlx():
+        return DeviceChoice("mlx")
+    import torch  # here: it takes a second, and this is asked while the command line is read
+
+    note = f"MLX computes faster on this Mac: {INSTALL_MLX}"
+    return DeviceChoice("mps" if torch.backends.mps.is_available() else "cpu", note)
+
+
+def is_apple_silicon() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def has_mlx() -> bool:
+    """Whether MLX is installed; it is not imported."""
+    try:
+        return importlib.util.find_spec("mlx.core") is not None
+    except ImportError:
+        return False
+
+
+def require_mlx() -> None:
+    """Raises UsageError where MLX cannot be imported."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        if has_mlx():
+            raise UsageError(
+                f"MLX is installed but cannot be used: {error}", hint=f"Install it again: {INSTALL_MLX}"
+            ) from None
+        linux = "" if is_apple_silicon() else " On Linux it computes on the CPU, for tests."
+        raise UsageError("--device mlx needs MLX", hint=f"Install it: {INSTALL_MLX}{linux}") from None
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError for a device that this machine has not."""
+    if name == "mlx":
+        require_mlx()
+    elif name != "cpu":
+        resolve_device(name)
+
+
+def resolve_device(name: str) -> torch.device:
+    """UsageError naming what torch has on this machine, if it has no such device."""
+    import torch  # here: it takes a second, and most commands never ask
+
+    available = ["cpu"]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available += ["cuda", *(f"cuda:{i}" for i in range(1, count))] if count else []
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name == "mlx":
+        raise UsageError(
+            "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
+        )
+    kind, _, index = name.partition(":")
+    if kind not in available or (kind == "cuda" and index.lstrip("0") and f"cuda:{index}" not in available):
+        raise UsageError(
+            f"this machine has no device {name!r}", hint=f"Available here: {', '.join(available)}."
+        )
+    return torch.device(name)
+
+
+def device_memory(name: str) -> int | None:
+    """Bytes that may still be taken on device ``name``; None where it has no memory of its own account and
+    what the host has free is what counts."""
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
+        resolve_device(name)
+        import torch
+
+        return int(torch.cuda.mem_get_info(int(index or 0))[0])
+    if kind == "mlx":
+        require_mlx()
+        from ..mlx.device import memory_left
+
+        return memory_left()
+    return None

@@ -1,0 +1,100 @@
+"""A Llama block: RMSNorm, rotary grouped-query attention, SwiGLU, over packed tokens of many sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers.linear import Linear
+from ..layers.norm import RmsNorm
+
+if TYPE_CHECKING:
+    from ..formats.config import ModelConfig
+    from .weight_loader import WeightLoader
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""``attend(block, q (T, heads, head_dim), k (T, kv_heads, head_dim), v) -> (T, heads * head_dim)``.
+
+``block`` is absolute. The caller owns the KV cache, causality and softmax (scale ``head_dim ** -0.5``).
+"""
+
+
+class LlamaBlock:
+    """One block. Not an ``nn.Module``: its call overhead is most of a decode token at this size."""
+
+    __slots__ = (
+        "_head_dim",
+        "_heads",
+        "_intermediate",
+        "_kv_heads",
+        "down",
+        "gate_up",
+        "mlp_norm",
+        "norm",
+        "out",
+        "qkv",
+    )
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        norm: RmsNorm,
+        qkv: Linear,
+        out: Linear,
+        mlp_norm: RmsNorm,
+        gate_up: Linear,
+        down: Linear,
+    ) -> None:
+        self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self._intermediate = config.intermediate_size
+        self.norm, self.mlp_norm = norm, mlp_norm
+        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
+
+    def __call__(self, block: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
+        """``x`` (T, hidden) becomes its own output. ``cos``, ``sin`` (T, 1, head_dim) from ``Rope.rows``."""
+        dtype = x.dtype
+        tokens, heads, kv_heads, head_dim = x.shape[0], self._heads, self._kv_heads, self._head_dim
+        rotated = heads + kv_heads
+
+        qkv = self.qkv(self.norm(x))
+        qkv = (qkv if qkv.dtype is dtype else qkv.to(dtype)).view(tokens, rotated + kv_heads, head_dim)
+        qk = qkv[:, :rotated]  # (T, heads + kv_heads, head_dim): q and k turn in one go
+        qk = torch.addcmul(qk * cos, qk.roll(head_dim // 2, -1), sin)
+        attended = attend(block, qk[:, :heads], qk[:, heads:], qkv[:, rotated:])
+        x.add_(self.out(attended))  # in place: keeps the type where a product is of a wider one
+
+        gate_up = self.gate_up(self.mlp_norm(x))
+        gated = F.silu(gate_up[:, : self._intermediate]).mul_(gate_up[:, self._intermediate :])
+        x.add_(self.down(gated))
+
+
+def load_block(
+    loader: WeightLoader, config: ModelConfig, block: int, make: type[LlamaBlock] = LlamaBlock
+) -> LlamaBlock:
+    """Block number ``block`` of the model, with q, k, v and gate, up fused into one product each."""
+    loader.label = f"block {block}"
+    prefix = f"model.layers.{block}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    hidden, q_size, kv_size, inner = (
+        config.hidden_size,
+        config.q_size,
+        config.kv_size,
+        config.intermediate_size,
+    )
+    return make(
+        config,
+        norm=loader.norm(f"{prefix}.input_layernorm.weight", config),
+        qkv=loader.linear(
+            [f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"],
+            [q_size, kv_size, kv_size],
+            hidden,
+        ),
+        out=loader.linear([f"{attention}.o_proj"], [hidden], q_size),
+        mlp_norm=loader.norm(f"{prefix}.post_attention_layernorm.weight", config),
+        gate_up=loader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], hidden),
+        down=loader.linear([f"{mlp}.down_proj"], [hidden], inner),
+    )

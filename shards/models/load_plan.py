@@ -1,0 +1,169 @@
+"""How weights are held on a device: what the person asked for, and what ``auto`` means.
+
+``auto`` on CPU keeps the file's own precision and takes the fastest form that does: 4-bit and 8-bit files
+stay so (packed without loss), 16-bit files 16-bit, float32 float32. What is fast is measured, once a machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...swarm.cbuild import NativeUnavailableError
+from ...swarm.errors import UsageError
+from ..kernels.bench import DIGIT_NAMES
+from ..kernels.library import library
+from ..kernels.linear import Digits
+from ..kernels.table import kernel_table
+from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
+from .devices import CONCRETE, resolve_device
+
+if TYPE_CHECKING:
+    from ..formats.raw_tensor import RawTensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZE = ("auto", "none", "int8", "int4")
+KERNELS = ("auto", "native", "fast", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """``device``: cpu, cuda, cuda:1, mps, mlx (for blocks). ``dtype``: auto or a name in DTYPES.
+    ``quantize``: one of QUANTIZE.
+
+    ``kernels``, on the CPU: ``auto`` takes our C kernels where they pay, ``native`` and ``torch`` force one
+    side. ``fast`` is ``native`` with activations rounded to 8 bits in groups of 32: up to twice as fast for
+    many rows, at a measured KL divergence of 3e-3 (SmolLM2), which is why it is never chosen by itself.
+    ``deterministic``: only arithmetic that gives a row the same bits in any batch and cut into any chunks.
+    The C kernels are of that kind, so ``auto`` takes them wherever they can run; elsewhere see ``rowwise``.
+    Raises UsageError for anything else; whether the device is there is checked by ``resolve``.
+    """
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    quantize: str = "auto"
+    kernels: str = "auto"
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.device.partition(":")
+        if kind not in CONCRETE or (":" in self.device and not index.isdecimal()):
+            raise UsageError(
+                f"unknown device {self.device!r}",
+                hint=f"Choose from {', '.join(CONCRETE)} (or cuda:1 and so on).",
+            )
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {self.dtype!r}", hint=f"Choose from auto, {', '.join(DTYPES)}.")
+        if self.quantize not in QUANTIZE:
+            raise UsageError(
+                f"unknown quantization {self.quantize!r}", hint=f"Choose from {', '.join(QUANTIZE)}."
+            )
+        if self.kernels not in KERNELS:
+            raise UsageError(
+                f"unknown choice of kernels {self.kernels!r}", hint=f"Choose from {', '.join(KERNELS)}."
+            )
+
+
+class Kind(StrEnum):
+    """How one matrix is held."""
+
+    DENSE = "dense"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``dtype``: activations, keys and values. ``wide``: what torch computes many rows of packed weights in.
+
+    ``digits``: how the C kernels hold activations; None where only torch's kernels can be used.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    wide: torch.dtype
+    options: LoadOptions
+    digits: Digits | None = None
+
+    @property
+    def packed(self) -> bool:
+        """The packed kernels are CPU kernels; elsewhere quantized values are held dense."""
+        return self.device.type == "cpu"
+
+    def native(self, form: Kind | torch.dtype) -> bool:
+        """Whether the C kernels multiply by weights held as INT4, as INT8 or in this type."""
+        if self.digits is None:
+            return False
+        if self.options.deterministic:
+            return True
+        name = str(form).removeprefix("torch.")
+        return self.options.kernels != "auto" or kernel_table().native_pays(name, DIGIT_NAMES[self.digits])
+
+    def kind(self, tensor: RawTensor) -> Kind:
+        """How to hold the matrix ``tensor`` (rows, cols)."""
+        wanted = self.options.quantize
+        groups = tensor.shape[-1] % GROUP == 0
+        if wanted == "none" or not groups:
+            return Kind.DENSE
+        if wanted in ("int4", "int8"):
+            return Kind(wanted)
+        if not self.packed:
+            return Kind.DENSE
+        if tensor.qtype in INT4_SOURCES and (self.native(Kind.INT4) or kernel_table().torch_int4_pays):
+            return Kind.INT4
+        # torch's packed kernel has one scale a row: the file's groups would be rounded again.
+        if tensor.qtype in INT8_SOURCES and self.native(Kind.INT8):
+            return Kind.INT8
+        return Kind.DENSE
+
+    def dense_dtype(self, qtype: str) -> torch.dtype:
+        """What a dense matrix from a file's ``qtype`` is held in."""
+        if self.options.dtype != "auto":
+            return DTYPES[self.options.dtype]
+        if self.device.type != "cpu":
+            return self.dtype
+        if qtype == "F16" and self.options.quantize == "auto" and self.native(torch.float16):
+            return torch.float16
+        # torch's float16 products overflow where bfloat16-trained models have large activations: F16 widens.
+        if qtype in ("F32", "F16") or (self.options.quantize == "none" and qtype != "BF16"):
+            return torch.float32
+        pays = self.native(torch.bfloat16) or kernel_table().torch_bf16_pays
+        return torch.bfloat16 if pays else torch.float32
+
+
+def resolve(options: LoadOptions, native_dtype: str) -> Plan:
+    """Settle ``auto`` for a file of mainly ``native_dtype``. UsageError if there is no such device."""
+    device = resolve_device(options.device)
+    if options.dtype != "auto":
+        dtype = DTYPES[options.dtype]
+    elif device.type == "cpu":
+        dtype = torch.float32  # activations are small; float32 costs nothing beside the weights
+    else:
+        dtype = {"F32": torch.float32, "F16": torch.float16}.get(native_dtype, torch.bfloat16)
+    wide = torch.float32
+    if device.type == "cpu" and options.dtype != "float32" and kernel_table().wide_bf16:
+        wide = torch.bfloat16
+    return Plan(device, dtype, wide, options, _digits(options, device, dtype))
+
+
+def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> Digits | None:
+    """UsageError where kernels are asked for that cannot run."""
+    problem = ""
+    if device.type != "cpu" or dtype != torch.float32:
+        problem = "they compute in float32 on the CPU"
+    elif options.kernels != "torch":
+        try:
+            library()
+        except NativeUnavailableError as error:
+            problem = str(error)
+    if problem and options.kernels in ("native", "fast"):
+        raise UsageError(f"the native kernels cannot be used: {problem}", hint="Use --kernels auto.")
+    if problem or options.kernels == "torch":
+        return None
+    if options.kernels == "fast":
+        return Digits.FAST
+    # Two bytes: KL 6e-8 against float32 (SmolLM2), and a quarter faster than three.
+    return Digits.EXACT if options.dtype == "float32" else Digits.CLOSE

@@ -1,0 +1,83 @@
+"""How far products with rounded weights can be from the exact ones: a bound for each row of a matrix.
+
+A row w of the file is held as v. For an input x, |w.x - v.x| <= |w - v| |x| (norms; Cauchy-Schwarz), and what
+a kernel makes of v.x is off by its own rounding. For eight bits in groups of 32 the bound is about a half of
+a percent of |w| |x|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..kernels.linear import Digits
+from ..layers.quantize import GROUP
+
+_STEPS = {Digits.FAST: 127.0, Digits.CLOSE: 32639.0, Digits.EXACT: 8355700.0}
+"""Of a group's largest activation, as ``csrc/linear_int.c`` has them."""
+
+
+class Quantized(Protocol):
+    def dequantize(self) -> Tensor: ...  # (rows, cols) float32
+
+
+_Parts = TypeVar("_Parts", bound=Quantized)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What a kernel adds to the error of the weights. ``of_input``: times the norms of row and input;
+    ``of_output``: times the magnitude of the product."""
+
+    of_input: float
+    of_output: float = 0.0
+
+
+def native_rounding(digits: Digits, cols: int) -> Rounding:
+    """Of the C kernels: activations to fixed point, at most half a step of their group's largest, which is
+    at most the group's norm; sums in float32, exact within a group."""
+    return Rounding(GROUP**0.5 / (2 * _STEPS[digits]) + (cols / GROUP + 32) * 2.0**-24)
+
+
+def torch_rounding(cols: int) -> Rounding:
+    """Of torch's packed kernels: activations, and in four bits weights, to bfloat16; sums in float32; the
+    product to bfloat16."""
+    return Rounding(2 * 2.0**-9 + (cols + 32) * 2.0**-24, 2.0**-8)
+
+
+class RowErrors:
+    """Collects the errors of a matrix whose rows are rounded piece by piece; ``bounds`` in the end."""
+
+    def __init__(self) -> None:
+        self._errors: list[Tensor] = []
+        self._norms: list[Tensor] = []
+
+    @property
+    def known(self) -> bool:
+        """Whether any rows were rounded."""
+        return bool(self._errors)
+
+    def add(self, weight: Tensor, held: Tensor) -> None:
+        """The next rows, as the file has them and as they are held: both (rows, cols) float32."""
+        self._errors.append(torch.linalg.vector_norm(weight - held, dim=1))
+        self._norms.append(torch.linalg.vector_norm(weight, dim=1))
+
+    def watched(self, quantize: Callable[[Tensor], _Parts]) -> Callable[[Tensor], _Parts]:
+        """``quantize``, with what it makes of each piece added here."""
+
+        def watching(weight: Tensor) -> _Parts:
+            parts = quantize(weight)
+            self.add(weight, parts.dequantize())
+            return parts
+
+        return watching
+
+    def bounds(self, rounding: Rounding) -> Tensor:
+        """(rows,) float32: times the norm of an input, how far each row's product can be off, apart from
+        ``rounding.of_output``."""
+        errors, norms = torch.cat(self._errors), torch.cat(self._norms)
+        return (errors + rounding.of_input * (norms + errors)) * (1 + 1e-4)  # norms are rounded as well

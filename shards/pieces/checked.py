@@ -1,0 +1,185 @@
+"""Which pieces of a folder's files were read, and found to be what the manifest says.
+
+A disk claims more than it holds after a power cut, a bad sector, a copy that was cut short. So nothing of it
+is used before it was hashed: once in a process, by all who use the folder in it together. A check counts for
+the file as it was then; one that somebody else has changed since is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from ...swarm.errors import CheckpointError
+from ...swarm.recent import RecentMap
+from .file_hashes import fill
+from .manifest import PieceManifest
+
+_THREADS = min(4, os.cpu_count() or 1)
+"""Hashing is done beside reading; four threads hash 6 GB/s, more than most disks give."""
+_FEW = 8
+"""So many pieces are hashed in the time that it takes to start a thread for them."""
+_LOST = (errno.ENOENT, errno.EIO, errno.ENODATA, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ESTALE)
+"""What reading a damaged file or disk says. The rest, such as missing rights, tells nothing of the bytes."""
+
+_Identity = tuple[int, int, int, int]
+
+
+class CheckedPieces:
+    """Of one folder. Methods may be called from any thread."""
+
+    def __init__(self, manifest: PieceManifest) -> None:
+        self._manifest = manifest
+        self._right = np.zeros(manifest.n_pieces, dtype=bool)
+        self._found_wrong: set[int] = set()
+        self._identities: dict[str, _Identity] = {}
+        self._changes: Counter[str] = Counter()
+        self._lock = threading.Lock()  # of what is above
+        self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the file's name
+
+    @classmethod
+    def of(cls, folder: Path, manifest: PieceManifest) -> CheckedPieces:
+        """The one that all in this process share who use this folder. OSError."""
+        status = folder.stat()
+        key = (status.st_dev, status.st_ino)
+        with _knowing:
+            found = _known.get(key)
+            if found is None or found._manifest != manifest:
+                found = cls(manifest)
+            _known[key] = found
+            return found
+
+    def wrong(self, name: str, path: Path, pieces: Iterable[int]) -> list[int]:
+        """Those of a file's ``pieces`` whose bytes are not there, or are not right. Reads those that were not
+        checked yet; blocks. CheckpointError for a file that may not be read."""
+        pieces = list(pieces)
+        try:
+            change = self._notice(name, _identity(file_status(path)))
+        except OSError as error:
+            _raise_unless_lost(path, error)
+            return pieces
+        with self._lock:
+            todo = [piece for piece in pieces if not self._right[piece]]
+        if not todo:
+            return []
+        wrong = _wrong(self._manifest, path, todo)
+        with self._lock:
+            self._found_wrong.update(wrong)
+            if self._changes[name] == change:  # else some of it was read before the change
+                self._right[todo] = True
+                self._right[wrong] = False
+        return wrong
+
+    @contextlib.contextmanager
+    def write(self, name: str, piece: int, file: FileIO) -> Iterator[None]:
+        """Around writing a piece, whose bytes are right, into an open file: the file changes by our doing."""
+        with self._writing[name]:
+            self._notice(name, _identity(os.fstat(file.fileno())))
+            done = False
+            try:
+                yield
+                done = True
+            finally:
+                with self._lock:
+                    self._identities[name] = _identity(os.fstat(file.fileno()))
+                    self._right[piece] = done
+                    if done:
+                        self._found_wrong.discard(piece)
+
+    @property
+    def found_wrong(self) -> frozenset[int]:
+        """Pieces that were not right when they were looked at, and have not been written since."""
+        with self._lock:
+            return frozenset(self._found_wrong)
+
+    def note_wrong(self, piece: int) -> None:
+        """Somebody has read it, and its bytes were not right."""
+        with self._lock:
+            self._right[piece] = False
+            self._found_wrong.add(piece)
+
+    def forget(self, name: str) -> None:
+        """Nothing is known of the file any more."""
+        with self._lock:
+            self._identities.pop(name, None)
+
+    def _notice(self, name: str, identity: _Identity) -> int:
+        """What the file is; how often it has changed by others' doing."""
+        with self._lock:
+            if self._identities.get(name) != identity:
+                self._identities[name] = identity
+                self._changes[name] += 1
+                every = self._manifest.pieces_of(name)
+                self._right[every.start : every.stop] = False
+            return self._changes[name]
+
+
+_known: RecentMap[tuple[int, int], CheckedPieces] = RecentMap(64)  # by the folder's inode
+_knowing = threading.Lock()
+
+
+def file_status(path: Path) -> os.stat_result:
+    """OSError also for what is no file of the folder's own: whoever opens a named pipe waits, a device may
+    have no end, and what is written through a link overwrites a file somewhere else."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EISDIR, "is no file", str(path))
+    return status
+
+
+def is_lost(error: OSError) -> bool:
+    """Whether what could not be read is gone, or damaged; otherwise it may be there."""
+    return error.errno in _LOST
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    """Changes whenever somebody writes into a file, or puts another one in its place."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _wrong(manifest: PieceManifest, path: Path, pieces: Sequence[int]) -> list[int]:
+    """Those that are not right, hashed in several threads where they are many."""
+    if len(pieces) <= _FEW or _THREADS == 1:
+        return _wrong_in_turn(manifest, path, pieces)
+    step = max(_FEW, -(-len(pieces) // (4 * _THREADS)))
+    parts = [pieces[start : start + step] for start in range(0, len(pieces), step)]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="checking-weights") as threads:
+        found = threads.map(lambda part: _wrong_in_turn(manifest, path, part), parts)
+        return [piece for part in found for piece in part]
+
+
+def _wrong_in_turn(manifest: PieceManifest, path: Path, pieces: Sequence[int]) -> list[int]:
+    wrong = []
+    buffer = memoryview(bytearray(manifest.piece_size))
+    try:
+        with path.open("rb", buffering=0) as file:
+            for piece in pieces:
+                place = manifest.place(piece)
+                data = buffer[: place.length]
+                try:
+                    file.seek(place.offset)
+                    n = fill(file, data)
+                except OSError as error:
+                    _raise_unless_lost(path, error)
+                    n = 0
+                if n < place.length or not manifest.is_right(piece, data):
+                    wrong.append(piece)
+    except OSError as error:
+        _raise_unless_lost(path, error)
+        return list(pieces)
+    return wrong
+
+
+def _raise_unless_lost(path: Path, error: OSError) -> None:
+    if not is_lost(error):
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None

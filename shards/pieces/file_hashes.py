@@ -1,0 +1,296 @@
+"""Hashes of files on this disk: read once, by several threads, and remembered.
+
+What is remembered belongs to a file as it was: its path, device and inode, size, times of change. A file that
+differs in any of them is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgpack
+
+from ...swarm.errors import CheckpointError
+from ...swarm.state_files import replace_file
+from ...swarm.state_folder import state_folder
+from ..formats.bounded_json import read_bytes
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done_bytes, total_bytes, label)``."""
+HASHING = "Hashing the model's files"
+"""The label."""
+THREADS = 4
+"""At most: a disk is then as fast as it gets."""
+SETTLED_S = 2.0
+"""A file that changed less than so long ago is not remembered: another change may leave its times as they are
+(FAT's have two seconds)."""
+_TICK_S = 0.1
+"""Between looks at whether to stop, and lines of progress."""
+_READ = 1 << 20
+"""Bytes read at once where no pieces are wanted."""
+_STRETCH = 32 << 20
+"""Bytes of a file of pieces that a thread takes at once."""
+_REMEMBERED = 4096
+"""Files whose hashes are kept: the largest models have some hundreds."""
+_MAX_RECORD = 8 << 20
+_FORMAT = "swarm-node hashes 1"
+
+
+class HashingStopped(Exception):  # noqa: N818 - no error: somebody asked for it
+    """``stop`` was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """``whole``: the SHA-256 of all of the file. ``piece_size``: of the pieces to be hashed, in bytes; 0 for
+    none."""
+
+    path: Path
+    whole: bool
+    piece_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileHashes:
+    """``sha256`` of the whole file, empty where nobody wanted it. ``pieces``: 32 bytes for each."""
+
+    size: int
+    sha256: bytes
+    piece_size: int
+    pieces: bytes
+
+    def answers(self, wanted: Wanted) -> bool:
+        return (bool(self.sha256) or not wanted.whole) and wanted.piece_size in (0, self.piece_size)
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What tells whether a file is still the one that was hashed."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        return cls(str(path.resolve()), status.st_dev, status.st_ino, status.st_size, *times)
+
+    def is_overwritten(self) -> bool:
+        """Whether somebody has written into this very file since. One that was moved, removed or replaced by
+        another is what it was to whoever has it open."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        if (status.st_dev, status.st_ino) != (self.device, self.inode):
+            return False
+        return (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+
+
+@contextmanager
+def hashing_watched(progress: Progress | None = None) -> Iterator[None]:
+    """Whatever is hashed inside, in this task and in threads that it starts with ``asyncio.to_thread``, tells
+    ``progress``. It ends, with HashingStopped in its thread, when an exception leaves this block, such as
+    CancelledError, or after ``stop_hashing``."""
+    outer, _ = _WATCH.get()
+    token = _WATCH.set((progress or outer, threading.Event()))
+    try:
+        yield
+    except BaseException:
+        stop_hashing()
+        raise
+    finally:
+        _WATCH.reset(token)
+
+
+def stop_hashing() -> None:
+    """For whoever has to wait for a thread before an exception may leave the block: what is hashed ends."""
+    _, stop = _WATCH.get()
+    if stop is not None:
+        stop.set()
+
+
+_WATCH: ContextVar[tuple[Progress | None, threading.Event | None]] = ContextVar("watch", default=(None, None))
+
+
+def hash_files(
+    files: Mapping[str, Wanted],
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    remembered: Path | None = None,
+) -> dict[str, FileHashes]:
+    """By the same keys. Blocks for as long as reading takes; where all is remembered, no file is opened.
+
+    ``remembered``: the folder for results, by default one in the state folder. CheckpointError for files that
+    cannot be read or change meanwhile; HashingStopped.
+    """
+    watching, stopped = _WATCH.get()
+    progress, stop = progress or watching, stop or stopped
+    folder = remembered or state_folder() / "hashes"
+    states = {key: FileState.of(wanted.path) for key, wanted in files.items()}
+    found: dict[str, FileHashes] = {}
+    for key, wanted in files.items():
+        known = _recall(folder, states[key])
+        if known is not None and known.answers(wanted):
+            found[key] = known
+    unknown = {key: wanted for key, wanted in files.items() if key not in found}
+    if unknown:
+        fresh = _Reading(unknown, states, progress, stop).hashes()
+        for key, wanted in unknown.items():
+            if FileState.of(wanted.path) != states[key]:
+                raise CheckpointError(
+                    f"{wanted.path} changed while it was hashed", hint="Start again when it is written."
+                )
+        _remember(folder, {states[key]: hashes for key, hashes in fresh.items()})
+        found |= fresh
+    return found
+
+
+class _Reading:
+    """One reading of all these files, side by side."""
+
+    def __init__(
+        self,
+        files: Mapping[str, Wanted],
+        states: Mapping[str, FileState],
+        progress: Progress | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self._files = files
+        self._sizes = {key: states[key].size for key in files}
+        self._progress = progress
+        self._stop = stop
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def hashes(self) -> dict[str, FileHashes]:
+        total = sum(self._sizes.values())
+        self._tell(total)
+        pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "hashing")
+        try:
+            parts = {
+                key: [pool.submit(self._read, key, *stretch) for stretch in self._stretches(key)]
+                for key in sorted(self._files, key=lambda key: -self._sizes[key])
+            }
+            self._wait([each for stretches in parts.values() for each in stretches], total)
+        finally:
+            self._ended.set()  # what still reads, because something went wrong, ends with its next read
+            pool.shutdown(cancel_futures=True)
+        return {key: self._joined(key, [each.result() for each in parts[key]]) for key in self._files}
+
+    def _stretches(self, key: str) -> list[tuple[int, int]]:
+        """Start and end of what one thread reads: a SHA-256 needs all of a file in order, pieces do not."""
+        wanted, size = self._files[key], self._sizes[key]
+        if wanted.whole or not wanted.piece_size:
+            return [(0, size)]
+        step = max(_STRETCH, wanted.piece_size)
+        return [(start, min(start + step, size)) for start in range(0, size, step)] or [(0, 0)]
+
+    def _wait(self, stretches: list[Future[tuple[bytes, bytes]]], total: int) -> None:
+        left = set(stretches)
+        while left:
+            if self._stop is not None and self._stop.is_set():
+                raise HashingStopped
+            ended, left = wait(left, _TICK_S, FIRST_EXCEPTION)
+            for each in ended:
+                each.result()
+            self._tell(total)
+
+    def _tell(self, total: int) -> None:
+        if self._progress is not None:
+            self._progress(self._done, total, HASHING)
+
+    def _read(self, key: str, start: int, end: int) -> tuple[bytes, bytes]:
+        """(SHA-256, hashes of pieces) of a stretch; what nobody wants is empty."""
+        wanted = self._files[key]
+        step = wanted.piece_size or _READ
+        buffer = memoryview(bytearray(min(step, end - start)))
+        whole, pieces = hashlib.sha256(), bytearray()
+        try:
+            with wanted.path.open("rb", buffering=0) as file:
+                file.seek(start)
+                for offset in range(start, end, step):  # no further, should it grow meanwhile
+                    data = buffer[: fill(file, buffer[: min(step, end - offset)])]
+                    if self._ended.is_set():
+                        raise HashingStopped
+                    if wanted.whole:
+                        whole.update(data)
+                    if wanted.piece_size:
+                        pieces += hashlib.sha256(data).digest()
+                    with self._lock:
+                        self._done += len(data)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {wanted.path}: {error.strerror or error}") from None
+        return whole.digest() if wanted.whole else b"", bytes(pieces)
+
+    def _joined(self, key: str, stretches: list[tuple[bytes, bytes]]) -> FileHashes:
+        pieces = b"".join(hashes for _, hashes in stretches)
+        return FileHashes(self._sizes[key], stretches[0][0], self._files[key].piece_size, pieces)
+
+
+def fill(file: BinaryIO, buffer: memoryview) -> int:
+    """Read until the buffer is full or the file ends; a single read may give less."""
+    n = 0
+    while n < len(buffer) and (more := file.readinto(buffer[n:])):  # type: ignore[attr-defined]
+        n += more
+    return n
+
+
+def _record(folder: Path, state: FileState) -> Path:
+    key = json.dumps([state.path, state.device, state.inode, state.size, state.mtime_ns, state.ctime_ns])
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()}.hashes"
+
+
+def _recall(folder: Path, state: FileState) -> FileHashes | None:
+    """None also for a damaged record: it begins with its own SHA-256. Whoever can write the folder can forge
+    it, as all of our state."""
+    record = _record(folder, state)
+    try:
+        data = read_bytes(record, _MAX_RECORD)
+        if data[:32] != hashlib.sha256(data[32:]).digest():
+            return None
+        form, sha256, piece_size, pieces = msgpack.unpackb(data[32:])
+        n_pieces = -(-state.size // piece_size) if piece_size else 0
+        if form != _FORMAT or len(sha256) not in (0, 32) or len(pieces) != 32 * n_pieces:
+            return None
+        os.utime(record)
+    except (OSError, ValueError, TypeError, CheckpointError):
+        return None
+    return FileHashes(state.size, sha256, piece_size, pieces)
+
+
+def _remember(folder: Path, hashes: Mapping[FileState, FileHashes]) -> None:
+    now = time.time_ns()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for state, each in hashes.items():
+            if 0 <= now - max(state.mtime_ns, state.ctime_ns) < SETTLED_S * 1e9:
+                continue
+            data = msgpack.packb([_FORMAT, each.sha256, each.piece_size, each.pieces])
+            replace_file(_record(folder, state), hashlib.sha256(data).digest() + data)
+        records = sorted(folder.glob("*.hashes"), key=lambda path: path.stat().st_mtime_ns)
+        for old in records[:-_REMEMBERED]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        pass  # they are hashed again next time

@@ -1,0 +1,125 @@
+"""A model's files on this disk: which they are, its identity, and its piece manifest.
+
+All of it is hashed together: whoever wants the identity and the pieces reads the disk once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...swarm.errors import CheckpointError
+from ..formats.gguf.header import GGUFHeader
+from ..formats.hf.safetensors_header import header_length
+from ..formats.hf.safetensors_reader import INDEX, SINGLE, read_index, shard_names
+from ..formats.mapped_file import MappedFile
+from ..formats.not_a_model import no_model_error
+from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
+from .file_hashes import FileHashes, Progress, Wanted, hash_files
+from .manifest import PieceFile, PieceManifest, piece_size_for
+
+
+def model_files(path: Path) -> dict[str, Path]:
+    """The files that shape a model's answers by their names in a manifest, sorted: all of them must be here.
+
+    ``path``: a GGUF file or a HuggingFace directory. CheckpointError where a file is missing.
+    """
+    if path.is_file():
+        return {GGUF_NAME: path}
+    files = {name: path / name for name in SMALL_FILES if (path / name).is_file()}
+    if (path / SINGLE).is_file():  # an index beside it is not read by anybody
+        files.pop(INDEX, None)
+        files[SINGLE] = path / SINGLE
+    elif INDEX in files:
+        files |= {name: path / name for name in shard_names(read_index(path / INDEX))}
+    else:
+        raise no_model_error(path, f"neither {SINGLE} nor {INDEX}")
+    for name, file in files.items():
+        if not file.is_file():
+            raise CheckpointError(f"{path} does not hold {name}: a model is all of its files")
+    return dict(sorted(files.items()))
+
+
+def model_identity(path: Path, *, progress: Progress | None = None) -> ModelIdentity:
+    """Of a GGUF file or a HuggingFace directory. Blocks while files are read that are not remembered.
+    Raises as ``hash_files``."""
+    return identity_of(hashed(model_files(path), progress=progress))
+
+
+def identity_and_root(path: Path, *, progress: Progress | None = None) -> tuple[ModelIdentity, str]:
+    """As ``model_identity``, and the root of the piece manifest, from the same reading: "" for files that
+    peers would not take."""
+    files = model_files(path)
+    hashes = _hashed(files, _piece_size(files), progress, None)
+    identity = identity_of(FileHash(name, each.size, _content(name, each)) for name, each in hashes.items())
+    try:
+        return identity, _manifest(files, hashes).root
+    except CheckpointError:
+        return identity, ""
+
+
+def hashed(files: Mapping[str, Path], *, progress: Progress | None = None) -> list[FileHash]:
+    """Some files of a model."""
+    hashes = _hashed(files, 0, progress, None)
+    return [FileHash(name, each.size, _content(name, each)) for name, each in hashes.items()]
+
+
+def manifest_of(
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    piece_size: int | None = None,
+) -> PieceManifest:
+    """As ``model_identity``. ``piece_size`` None is what all peers take.
+
+    CheckpointError also for files that are damaged.
+    """
+    files = model_files(path)
+    return _manifest(files, _hashed(files, piece_size or _piece_size(files), progress, stop))
+
+
+def _manifest(files: Mapping[str, Path], hashes: Mapping[str, FileHashes]) -> PieceManifest:
+    entries = [
+        PieceFile(name, each.size, head_of(name, files[name]), each.pieces, _content(name, each))
+        for name, each in hashes.items()
+    ]
+    return PieceManifest(next(iter(hashes.values())).piece_size, tuple(entries))
+
+
+def _hashed(
+    files: Mapping[str, Path], piece_size: int, progress: Progress | None, stop: threading.Event | None
+) -> dict[str, FileHashes]:
+    """A GGUF file is known by its pieces, every other by its SHA-256."""
+    wanted = {
+        name: Wanted(path, False, piece_size or _piece_size({name: path}))
+        if name == GGUF_NAME
+        else Wanted(path, True, piece_size)
+        for name, path in files.items()
+    }
+    return hash_files(wanted, progress=progress, stop=stop)
+
+
+def _content(name: str, hashes: FileHashes) -> bytes:
+    return pieces_content(hashes.piece_size, hashes.pieces) if name == GGUF_NAME else hashes.sha256
+
+
+def _piece_size(files: Mapping[str, Path]) -> int:
+    try:
+        return piece_size_for(sum(path.stat().st_size for path in files.values()))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror or error}") from None
+
+
+def head_of(name: str, path: Path) -> int:
+    """How many bytes of the file everybody reads who opens it."""
+    if not name.endswith((".gguf", ".safetensors")):
+        return path.stat().st_size
+    file = MappedFile(path)
+    try:
+        if name.endswith(".gguf"):
+            return min(GGUFHeader(file).length, file.size)
+        return 8 + header_length(file.slice(0, 8).tobytes(), file.size, str(path))
+    finally:
+        file.close()

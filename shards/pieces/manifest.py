@@ -1,0 +1,244 @@
+"""What a model's files consist of, as pieces that anybody can check.
+
+A piece is ``piece_size`` bytes of one file (the file's last piece may be shorter); pieces are numbered
+through all files, which are sorted by name. Encoded, a manifest is this msgpack array, and its SHA-256 is the
+*root* that names the exact content of every byte:
+
+    ["swarm-node pieces 2", piece_size, [[name, size, head, hashes, content], …]]
+
+``head``: how many bytes from the start of the file everybody reads who opens it (the header of a weights
+file, all of any other). ``hashes``: the SHA-256 of each piece, one after another. ``content``: what the
+model's digest takes of the file (``digest``), so that a manifest says of which model it is. Of a file of one
+piece, and of a GGUF file, it follows from ``hashes``; of another it is checked once all of the file is here.
+There is one encoding of a manifest: whoever reads another refuses it. A GGUF model is one file, always called
+``model.gguf`` here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import msgpack
+
+from ...swarm.errors import CheckpointError, RemoteProtocolError
+from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
+
+FORMAT = "swarm-node pieces 2"
+
+MAX_FILES = 512
+MAX_PIECES = 1 << 17
+"""1 TiB in the largest pieces."""
+MAX_HEADS = 512 * 1024 * 1024
+"""Bytes of all files' heads together, which are fetched before anything is known of the model."""
+MIN_PIECE, MAX_PIECE = 16 * 1024, 8 * 1024 * 1024
+USUAL_PIECE = 256 * 1024
+"""Small enough that the ends of a span's tensors bring little that is not needed; hashes are 1/8000 of it."""
+_FEW_PIECES = 1 << 14
+"""Above so many the pieces get larger, so that a manifest stays below half a megabyte up to 128 GiB."""
+MAX_MANIFEST = 6 * 1024 * 1024
+"""Bytes: the hashes of MAX_PIECES, and names."""
+_MAX_NAME = 256
+"""Bytes of a text in a manifest: any name that is allowed."""
+_WEIGHTS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.safetensors")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\..*", re.IGNORECASE)  # devices, on Windows
+
+
+@dataclass(frozen=True, slots=True)
+class PieceFile:
+    """``hashes``: 32 bytes a piece. ``content``: 32 bytes."""
+
+    name: str
+    size: int
+    head: int
+    hashes: bytes
+    content: bytes
+
+    @property
+    def n_pieces(self) -> int:
+        return len(self.hashes) // 32
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a piece lies: ``length`` bytes from ``offset`` of a file."""
+
+    file: PieceFile
+    offset: int
+    length: int
+
+
+class PieceManifest:
+    """Raises CheckpointError for files that are no model, or beyond the bounds above."""
+
+    def __init__(self, piece_size: int, files: tuple[PieceFile, ...]) -> None:
+        self.piece_size = piece_size
+        self.files = files
+        if problem := _problem(piece_size, files):
+            raise CheckpointError(f"this is no list of a model's pieces: {problem}")
+        self._ends = list(accumulate(file.n_pieces for file in files))
+        self._by_name = {file.name: number for number, file in enumerate(files)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PieceManifest) and self.root == other.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    @property
+    def n_pieces(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        files = [[file.name, file.size, file.head, file.hashes, file.content] for file in self.files]
+        encoded: bytes = msgpack.packb([FORMAT, self.piece_size, files])
+        return encoded
+
+    @cached_property
+    def root(self) -> str:
+        """64 lowercase hex characters."""
+        return hashlib.sha256(self.encoded).hexdigest()
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Of the model that these files are."""
+        return identity_of(FileHash(file.name, file.size, file.content) for file in self.files)
+
+    def has_file(self, name: str) -> bool:
+        return name in self._by_name
+
+    def file(self, name: str) -> PieceFile:
+        return self.files[self._by_name[name]]
+
+    def place(self, piece: int) -> Place:
+        number = bisect_right(self._ends, piece)
+        file = self.files[number]
+        offset = (piece - self._ends[number] + file.n_pieces) * self.piece_size
+        return Place(file, offset, min(self.piece_size, file.size - offset))
+
+    def pieces_of(self, name: str, start: int = 0, length: int | None = None) -> range:
+        """The pieces that hold ``length`` bytes (None: all) from ``start`` of a file."""
+        number = self._by_name[name]
+        file = self.files[number]
+        end = file.size if length is None else min(start + length, file.size)
+        first = self._ends[number] - file.n_pieces
+        if start >= end:
+            return range(first, first)
+        return range(first + start // self.piece_size, first - (-end // self.piece_size))
+
+    def size_of(self, piece: int) -> int:
+        return self.place(piece).length
+
+    def is_right(self, piece: int, data: bytes | bytearray | memoryview) -> bool:
+        """Whether these are the bytes of the piece."""
+        place = self.place(piece)
+        at = place.offset // self.piece_size * 32
+        return len(data) == place.length and hashlib.sha256(data).digest() == place.file.hashes[at : at + 32]
+
+    @classmethod
+    def parse(cls, encoded: bytes | bytearray | memoryview, root: str) -> PieceManifest:
+        """RemoteProtocolError unless these bytes are the manifest that ``root`` names, within the bounds."""
+        if len(encoded) > MAX_MANIFEST:
+            raise RemoteProtocolError(f"a manifest of {len(encoded)} bytes, at most {MAX_MANIFEST}")
+        if hashlib.sha256(encoded).hexdigest() != root:
+            raise RemoteProtocolError("a manifest that is not the one asked for")
+        try:
+            document = msgpack.unpackb(
+                encoded,
+                max_array_len=MAX_FILES,
+                max_map_len=0,
+                max_ext_len=0,
+                max_bin_len=32 * MAX_PIECES,
+                max_str_len=_MAX_NAME,
+                list_hook=_ArrayCounter(),
+            )
+            form, piece_size, files = document
+            if form != FORMAT or type(files) is not list:
+                raise ValueError("another format")
+            manifest = cls(piece_size, tuple(_file(entry) for entry in files))
+        except (ValueError, TypeError, CheckpointError) as error:
+            raise RemoteProtocolError(f"a manifest that is malformed: {str(error)[:200]}") from None
+        if manifest.encoded != bytes(encoded):
+            raise RemoteProtocolError("a manifest that is not in its one encoding")
+        return manifest
+
+
+class _ArrayCounter:
+    """Refuses more arrays than a manifest has: an empty one takes 60 times its byte."""
+
+    def __init__(self) -> None:
+        self._left = MAX_FILES + 2
+
+    def __call__(self, array: list[Any]) -> list[Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many arrays")
+        return array
+
+
+def piece_size_for(total_bytes: int) -> int:
+    """The piece size of a model of so many bytes: the same for everybody who lists its files."""
+    size = USUAL_PIECE
+    while size < MAX_PIECE and total_bytes > size * _FEW_PIECES:
+        size *= 2
+    return size
+
+
+def _file(entry: Any) -> PieceFile:
+    if type(entry) is not list or [type(item) for item in entry] != [str, int, int, bytes, bytes]:
+        raise ValueError("a file without name, size, head, hashes and content")
+    return PieceFile(*entry)
+
+
+def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
+    """What is wrong with a manifest; empty where nothing is."""
+    if type(piece_size) is not int or not MIN_PIECE <= piece_size <= MAX_PIECE or piece_size.bit_count() != 1:
+        return f"pieces of {piece_size!r} bytes"
+    if not 0 < len(files) <= MAX_FILES:
+        return f"{len(files)} files"
+    names = [file.name for file in files]
+    if names != sorted(names) or len({name.casefold() for name in names}) != len(names):
+        return "files out of order, or twice"
+    for file in files:
+        if not _may_be_called(file.name):
+            return f"a file called {file.name[:60]!a}"
+        if not 0 < file.size <= MAX_PIECES * MAX_PIECE or not 0 <= file.head <= file.size:
+            return f"{file.name} has {file.size} bytes, {file.head} of them its head"
+        if file.head < file.size and not file.name.endswith((".gguf", ".safetensors")):
+            return f"{file.name} is not all head"
+        if len(file.hashes) != -(-file.size // piece_size) * 32:
+            return f"{file.name} has not as many hashes as pieces"
+        if not _may_have_content(piece_size, file):
+            return f"{file.name} has a content that its pieces do not have"
+    if sum(file.head for file in files) > MAX_HEADS:
+        return f"heads of more than {MAX_HEADS} bytes"
+    if sum(file.n_pieces for file in files) > MAX_PIECES:
+        return f"more than {MAX_PIECES} pieces"
+    if GGUF_NAME in names:
+        return "" if len(names) == 1 else f"files beside {GGUF_NAME}"
+    if "config.json" not in names:
+        return "no config.json"
+    return "" if any(name.endswith(".safetensors") for name in names) else "no weights"
+
+
+def _may_have_content(piece_size: int, file: PieceFile) -> bool:
+    if file.name == GGUF_NAME:
+        return file.content == pieces_content(piece_size, file.hashes)
+    return len(file.content) == 32 and (file.n_pieces > 1 or file.content == file.hashes)
+
+
+def _may_be_called(name: str) -> bool:
+    """Only plain names of files that a model has: they become files on the disk of whoever fetches them."""
+    if name == GGUF_NAME or name in SMALL_FILES:
+        return True
+    return _WEIGHTS_NAME.fullmatch(name) is not None and ".." not in name and not _RESERVED.fullmatch(name)

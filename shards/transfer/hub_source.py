@@ -1,0 +1,35 @@
+"""Pieces of a model from the HuggingFace hub, for those that no peer gives: checked like everybody's."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from ...swarm.errors import NetworkError
+from ..pieces.digest import GGUF_NAME
+from ..pieces.manifest import PieceManifest
+
+if TYPE_CHECKING:
+    from ..checkpoint.hub import HubRepo
+
+
+class HubPieces:
+    """A ``piece_swarm.LastResort``. Asks the hub for nothing before the first piece is wanted of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._repo: HubRepo | None = None
+
+    def __call__(self, manifest: PieceManifest, piece: int) -> bytes:
+        from ..checkpoint.hub import HubRepo  # here: huggingface_hub is imported only where it is used
+
+        if manifest.has_file(GGUF_NAME):
+            raise NetworkError("which GGUF file of the hub this is, nobody said")
+        with self._lock:
+            if self._repo is None:
+                repo = HubRepo(self._name)
+                repo.fetch("config.json")  # settles the commit
+                self._repo = repo
+        place = manifest.place(piece)
+        return self._repo.read_range(place.file.name, place.offset, place.length).data

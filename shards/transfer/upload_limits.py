@@ -1,0 +1,112 @@
+"""What one peer may take from somebody who serves pieces. Pure: every call brings ``now`` in seconds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from ...swarm.errors import UsageError
+from ...swarm.shares import Holder, ShareLimits, Shares
+
+HOUR_S = 3600.0
+MAX_PEERS = 1024
+"""Peers whose use is remembered; above it the one that came least lately is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeLimits:
+    """``streams`` at once, of all peers together and of one; ``asks_per_minute`` that one peer may begin.
+    While all ``streams`` are open, a peer of a lighter address group gets the place of one of the heaviest.
+    ``copies_per_hour``: how often one peer may take the size of the whole model. ``manifests`` and
+    ``refusals`` (GETs of what is not here) on one stream. Times in seconds: for the first message, without a
+    request, and for a peer to read what it asked for.
+    """
+
+    streams: int = 64
+    streams_per_peer: int = 4
+    asks_per_minute: int = 60
+    copies_per_hour: float = 4.0
+    manifests: int = 2
+    refusals: int = 256
+    hello_s: float = 10.0
+    idle_s: float = 300.0
+    send_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} {getattr(self, name)} must be more than 0")
+
+
+@dataclass(slots=True)
+class _Visitor:
+    streams: int = 0
+    asks: deque[float] = field(default_factory=deque)
+    taken: float = 0.0
+    """In bytes; what was allowed since is taken off."""
+    counted_at: float = 0.0
+
+
+class Visitors:
+    def __init__(self, limits: ServeLimits) -> None:
+        self._limits = limits
+        self._visitors: OrderedDict[str, _Visitor] = OrderedDict()
+        self._shares = Shares(ShareLimits(limits.streams))
+
+    @property
+    def streams(self) -> int:
+        return int(self._shares.held)
+
+    def enter(self, holder: Holder, now: float) -> str:
+        """Count a stream of the peer; or, with nothing counted, say which limit it is beyond."""
+        peer = holder.peer_id
+        visitor = self._visitors.setdefault(peer, _Visitor(counted_at=now))
+        self._visitors.move_to_end(peer)
+        if why := self._refusal(visitor, now):
+            return why
+        if self._shares.take(holder):
+            return f"{self._limits.streams} streams are open"
+        visitor.asks.append(now)
+        visitor.streams += 1
+        self._forget()
+        return ""
+
+    def _refusal(self, visitor: _Visitor, now: float) -> str:
+        """Which limit of its own the visitor is at."""
+        limits = self._limits
+        while visitor.asks and now - visitor.asks[0] > 60.0:
+            visitor.asks.popleft()
+        if len(visitor.asks) >= limits.asks_per_minute:
+            return f"a peer may ask {limits.asks_per_minute} times a minute"
+        if visitor.streams >= limits.streams_per_peer:
+            return f"{limits.streams_per_peer} streams of yours are open"
+        return ""
+
+    def leave(self, holder: Holder) -> None:
+        self._visitors[holder.peer_id].streams -= 1
+        self._shares.give_back(holder)
+
+    def loser(self, holder: Holder, now: float) -> Holder | None:
+        """Whose stream is to end so that this peer can have one, while too many are open."""
+        visitor = self._visitors.get(holder.peer_id)
+        if self.streams < self._limits.streams or (visitor is not None and self._refusal(visitor, now)):
+            return None
+        return self._shares.loser(holder)
+
+    def take(self, peer: str, n_bytes: int, model_bytes: int, now: float) -> bool:
+        """Count bytes that the peer wants; False, and nothing counted, where it took too many lately."""
+        visitor = self._visitors[peer]
+        most = self._limits.copies_per_hour * model_bytes
+        visitor.taken = max(0.0, visitor.taken - (now - visitor.counted_at) * most / HOUR_S)
+        visitor.counted_at = now
+        if visitor.taken + n_bytes > most:
+            return False
+        visitor.taken += n_bytes
+        return True
+
+    def _forget(self) -> None:
+        for peer in list(self._visitors):
+            if len(self._visitors) <= MAX_PEERS:
+                return
+            if not self._visitors[peer].streams:
+                del self._visitors[peer]
