@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..dht.directory import Directory
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
-from ..swarm.tasks import look_at
+from ..swarm.runtime.tasks import look_at
 from ..swarm.types import ModelRef, NodeInfo
 
 LOOK_AGAIN_S = 2.5

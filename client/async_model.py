@@ -12,14 +12,14 @@ from typing import Self, Unpack
 
 import torch
 
-from ..swarm import native_codec
-from ..swarm.codecs import CODECS, DEFAULT_CODEC, payload_bytes
-from ..swarm.dial_guard import DialGuard
-from ..swarm.entry import swarm_entry
+from ..swarm.codecs import native
+from ..swarm.codecs.activations import CODECS, DEFAULT_CODEC, payload_bytes
 from ..swarm.errors import UsageError
-from ..swarm.link_pool import LinkPool
-from ..swarm.patience import Patience
-from ..swarm.tasks import look_at
+from ..swarm.links.pool import LinkPool
+from ..swarm.membership.entry import swarm_entry
+from ..swarm.runtime.tasks import look_at
+from ..swarm.timeouts import Patience
+from ..swarm.transport.dial_guard import DialGuard
 from ..swarm.types import ModelRef
 from .beginnings import Beginnings
 from .generation import Generation, GenerationRun
@@ -147,7 +147,7 @@ class AsyncSwarmModel:
             ),
             name="loading",
         )
-        warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
+        warming = asyncio.create_task(asyncio.to_thread(native.warm_up))
         try:
             # All at once; but a model that cannot be opened is the better message.
             await asyncio.wait((loading, joining, warming))

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ..dht.directory import REFRESH_S, Directory
-from ..swarm.demand import MAX_WANTED, WantedModel
 from ..swarm.errors import SwarmError
+from ..swarm.placement.demand import MAX_WANTED, WantedModel
 
 PAUSE_S = 5.0
 """Least time between two records of one client, whatever changes."""

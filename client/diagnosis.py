@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..swarm import codecs
+from ..swarm.codecs import activations
 from ..swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, StreamClosedError, SwarmError
 from .hop import HopClient, HopFailedError
 
@@ -102,7 +102,7 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
             awaited = hop.listener.awaited_payload if hop.listener is not None else None
             try:
                 if awaited is not None:
-                    codecs.decode(hop.codec, awaited[0], awaited[1], hidden_size)
+                    activations.decode(hop.codec, awaited[0], awaited[1], hidden_size)
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return

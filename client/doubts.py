@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
-from ..swarm.patience import doubt_within_s
-from ..swarm.tasks import look_at
+from ..swarm.runtime.tasks import look_at
+from ..swarm.timeouts import doubt_within_s
 from ..swarm.types import Hop
 from .evidence import Standing
 from .reserves import Wanted

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from time import perf_counter
 
-from ..swarm.prediction import Prediction
+from ..swarm.routing.prediction import Prediction
 from .draft_model import DraftSequence
 from .drafts import NO_DRAFT, Draft
 from .prompt_lookup import PromptLookup

@@ -18,9 +18,9 @@ from hashlib import blake2b
 from math import inf
 from statistics import median_low
 
-from ..swarm.address_groups import UNKNOWN, groups_of
-from ..swarm.prediction import decode_seconds, prefill_seconds
-from ..swarm.recent import RecentMap
+from ..swarm.fairness.recent import RecentMap
+from ..swarm.routing.prediction import decode_seconds, prefill_seconds
+from ..swarm.transport.address_groups import UNKNOWN, groups_of
 from ..swarm.types import NodeInfo
 
 PROVEN_S = 900.0

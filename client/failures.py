@@ -18,7 +18,7 @@ from ..swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
-from ..swarm.health import MAX_PEERS, PeerHealth
+from ..swarm.peer_health import MAX_PEERS, PeerHealth
 from ..swarm.types import NodeInfo, NodeState
 
 DISTRUST_S = 300.0

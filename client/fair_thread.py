@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from ..swarm.confined.asking import ASKING, Asking
 from ..swarm.errors import StreamClosedError
-from ..swarm.fair_queue import FairQueue
-from ..swarm.tasks import look_at
+from ..swarm.fairness.queue import FairQueue
+from ..swarm.runtime.tasks import look_at
 from .asker import ASKER
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from time import perf_counter
 
 from torch import Tensor
 
-from ..swarm.messages import Want
-from ..swarm.prediction import Prediction
+from ..swarm.protocol.messages import Want
+from ..swarm.routing.prediction import Prediction
 from ..swarm.types import ModelRef, Route
 from .answer import Answer, FinishReason, PieceDecoder, TokenEvent
 from .draft_model import DraftModel

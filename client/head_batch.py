@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..swarm.errors import LocalProtocolError, StreamClosedError, SwarmError
-from ..swarm.tasks import in_thread
+from ..swarm.runtime.tasks import in_thread
 from .sampling import Choice, Sampler
 
 MAX_ROWS = 16

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, TypeVar
 
-from ..swarm.codecs import payload_bytes
+from ..swarm.codecs.activations import payload_bytes
 from ..swarm.errors import (
     ErrorCode,
     NetworkError,
@@ -22,9 +22,10 @@ from ..swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.link import NodeLink, Reply, Told, span_problem
-from ..swarm.link_pool import LinkPool
-from ..swarm.messages import (
+from ..swarm.links.link import NodeLink, Reply, Told, span_problem
+from ..swarm.links.pool import LinkPool
+from ..swarm.protocol.error_frames import error_of
+from ..swarm.protocol.messages import (
     MAX_RETRY_MS,
     PAGE_TOKENS,
     Attach,
@@ -43,11 +44,10 @@ from ..swarm.messages import (
     Result,
     Welcome,
 )
-from ..swarm.patience import DIAL_CHAIN_S, work_within_s
-from ..swarm.prediction import decode_seconds, prefill_seconds
-from ..swarm.replies import error_of
+from ..swarm.protocol.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
+from ..swarm.routing.prediction import decode_seconds, prefill_seconds
+from ..swarm.timeouts import DIAL_CHAIN_S, work_within_s
 from ..swarm.types import Hop, NodeInfo
-from ..swarm.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
 from .prefix import PageNames
 from .trace import HopTrace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from ..swarm.codecs import payload_bytes
+from ..swarm.codecs.activations import payload_bytes
 from .mend import Mending
 from .route_session import RouteSession
 from .trace import Repair, RepairKind

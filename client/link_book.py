@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..swarm.edges import UNMEASURED_LINK, Edges, Link, Pair
-from ..swarm.health import PeerHealth
-from ..swarm.recent import RecentMap
+from ..swarm.fairness.recent import RecentMap
+from ..swarm.peer_health import PeerHealth
+from ..swarm.routing.edges import UNMEASURED_LINK, Edges, Link, Pair
 from ..swarm.types import NodeInfo
 
 NEWEST_WEIGHT = 0.3

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..swarm.errors import PeerError, PeerTimeoutError, RemoteProtocolError, SwarmError
-from ..swarm.messages import Downstream
-from ..swarm.tasks import all_of
+from ..swarm.protocol.messages import Downstream
+from ..swarm.runtime.tasks import all_of
 from ..swarm.types import Hop, Span
 from .diagnosis import Diagnosis, diagnose
 from .failures import NO_FAULT

@@ -17,10 +17,10 @@ from ..shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source
 from ..shards.checkpoint.name_decision import NameDecision
 from ..shards.checkpoint.stored import IncompleteError
 from ..shards.pieces.file_hashes import stop_hashing
-from ..swarm.demand import WantedModel
 from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName
-from ..swarm.witnesses import Witnesses
+from ..swarm.naming.witnesses import Witnesses
+from ..swarm.placement.demand import WantedModel
 from .demand import DemandTeller
 from .local_model import LocalModel, OnProgress
 from .model_fetching import fetch_client_part

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..dht.directory import Directory
-from ..swarm.entry import SwarmEntry
 from ..swarm.errors import UsageError
-from ..swarm.lazy_scipy import make_lazy
-from ..swarm.transport import Transport
+from ..swarm.membership.entry import SwarmEntry
+from ..swarm.runtime.lazy_scipy import make_lazy
+from ..swarm.transport.interface import Transport
 from .demand import DemandTeller
 from .local_model import OnProgress
 
@@ -60,7 +60,7 @@ async def open_network(
         )
     from ..dht.joining.meetings import Meetings
     from ..swarm.identity import Identity
-    from ..swarm.py_libp2p_import import lacks_p2pd
+    from ..swarm.transport.pure_python.imports import lacks_p2pd
 
     identity = Identity.generate()
     join = _by_snapshot if entry.pure_python or lacks_p2pd() else _by_dht
@@ -89,7 +89,7 @@ async def _by_dht(identity: Identity, entry: SwarmEntry) -> tuple[Transport, Hiv
     from ..dht.address_book import open_book
     from ..dht.joining.way_in import connect_in
     from ..dht.kademlia.directory import HivemindDirectory
-    from ..swarm.members_transport import MembersTransport
+    from ..swarm.membership.transport import MembersTransport
 
     membership = entry.membership
     book = open_book(identity, entry.initial_peers, membership)

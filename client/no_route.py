@@ -9,7 +9,7 @@ from ..dht.directory import Directory
 from ..shards.pieces.digest import what_differs
 from ..swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
 from ..swarm.names import digest_prefix
-from ..swarm.routing import NoRouteError
+from ..swarm.routing.best_route import NoRouteError
 from ..swarm.types import ModelRef, NodeInfo, NodeState
 
 _TOLD = 2

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 
-from ..swarm.slow_hop import GROSS_STEPS, ChainSpent, HopSpent
+from ..swarm.routing.slow_hop import GROSS_STEPS, ChainSpent, HopSpent
 from .hop import HopClient
 from .segment import Segment
 from .trace import Phase

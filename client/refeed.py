@@ -12,11 +12,11 @@ from time import perf_counter
 
 from torch import Tensor
 
-from ..swarm import codecs
+from ..swarm.codecs import activations
 from ..swarm.errors import RemoteProtocolError
-from ..swarm.messages import Result, Want
-from ..swarm.tasks import all_of
-from ..swarm.wire import Payload
+from ..swarm.protocol.messages import Result, Want
+from ..swarm.protocol.wire import Payload
+from ..swarm.runtime.tasks import all_of
 from .hop import HopClient, StepTold
 from .segment import BrokenError, Segment, check_size
 
@@ -103,7 +103,7 @@ async def feed_ids(
     async def chunks() -> AsyncIterator[_Chunk]:
         for at in range(start, until, size):
             x = embed(at, min(until, at + size))  # (tokens, hidden)
-            yield codecs.encode(port.hop.codec, x), len(x), at
+            yield activations.encode(port.hop.codec, x), len(x), at
 
     await _feed(port, chunks(), step, fed)
 
@@ -112,7 +112,7 @@ async def relay_rows(source: Port, target: Port, start: int, until: int, step: i
     """Let ``source`` replay positions [start, until) to us, and pass them on to ``target``; from then on its
     results come to us. Raises BrokenError and what ``HopClient.replay`` raises."""
     hop, hidden_size = source.hop, source.hidden_size
-    row = codecs.payload_bytes(hop.reply_codec, 1, hidden_size)
+    row = activations.payload_bytes(hop.reply_codec, 1, hidden_size)
 
     async def chunks() -> AsyncIterator[_Chunk]:
         at = start

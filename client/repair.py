@@ -25,9 +25,9 @@ from ..swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.link_pool import LinkPool
-from ..swarm.messages import Want
-from ..swarm.prediction import Prediction
+from ..swarm.links.pool import LinkPool
+from ..swarm.protocol.messages import Want
+from ..swarm.routing.prediction import Prediction
 from ..swarm.types import Route, Span
 from .attempts import MAX_OPENINGS, Attempts
 from .beginnings import Beginnings, Feed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..swarm.health import PeerHealth
-from ..swarm.routing import missing_blocks, why_unusable
+from ..swarm.peer_health import PeerHealth
+from ..swarm.routing.best_route import missing_blocks, why_unusable
 from ..swarm.types import NodeInfo, Route, Span
 from .announcements import Announcements
 from .evidence import Evidence, Standing

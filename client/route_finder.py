@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ..swarm.edges import Edges
 from ..swarm.faults import Faults
-from ..swarm.prediction import Prediction
-from ..swarm.routing import NoRouteError, RouteRequest, find_route, predict_route
-from ..swarm.slow_hop import Replacement
+from ..swarm.routing.best_route import NoRouteError, RouteRequest, find_route, predict_route
+from ..swarm.routing.edges import Edges
+from ..swarm.routing.prediction import Prediction
+from ..swarm.routing.slow_hop import Replacement
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Route
 from .evidence import Evidence
 from .link_book import LinkBook

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from secrets import token_bytes
 
-from ..swarm.edges import Edges
-from ..swarm.messages import PAGE_TOKENS
-from ..swarm.recent import RecentMap
-from ..swarm.routing import RouteRequest, route_price_ns, why_unusable
+from ..swarm.fairness.recent import RecentMap
+from ..swarm.protocol.messages import PAGE_TOKENS
+from ..swarm.routing.best_route import RouteRequest, route_price_ns, why_unusable
+from ..swarm.routing.edges import Edges
 from ..swarm.types import NodeInfo, Route, Span
 from .prefix import PageChain
 

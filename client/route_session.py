@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..swarm import codecs
+from ..swarm.codecs import activations
 from ..swarm.errors import (
     LocalNetworkError,
     PeerTimeoutError,
@@ -27,12 +27,12 @@ from ..swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from ..swarm.link_pool import LinkPool
-from ..swarm.messages import Downstream, Want
-from ..swarm.prediction import chunk_tokens
-from ..swarm.tasks import all_of
+from ..swarm.links.pool import LinkPool
+from ..swarm.protocol.messages import Downstream, Want
+from ..swarm.protocol.wire import Payload
+from ..swarm.routing.prediction import chunk_tokens
+from ..swarm.runtime.tasks import all_of
 from ..swarm.types import Hop, NodeInfo, Route
-from ..swarm.wire import Payload
 from .diagnosis import EdgeFailedError, diagnose
 from .hop import HopClient, HopFailedError, Seat, SessionSettings
 from .prefix import HopPlace, PageNames, PrefixKey, page_names
@@ -86,7 +86,7 @@ class RouteSettings:
 
     def codec_between(self, before: str | None, after: str | None) -> str:
         """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
-        spoken: tuple[str, ...] = codecs.CODECS
+        spoken: tuple[str, ...] = activations.CODECS
         last = before or after or ""
         for peer_id in (before, after):
             node = self.nodes.get(peer_id) if peer_id is not None else None
@@ -94,7 +94,7 @@ class RouteSettings:
                 spoken = tuple(codec for codec in spoken if codec in node.codecs)
                 last = peer_id
         try:
-            return codecs.negotiate(codecs.CODECS, spoken, self.wire_codec)
+            return activations.negotiate(activations.CODECS, spoken, self.wire_codec)
         except RemoteProtocolError as error:
             raise HopFailedError(last, error) from error
 
@@ -255,7 +255,7 @@ class RouteSession:
     async def _short_step(self, x: Rows, position: int, want: Want) -> Tensor:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
-        payload: Payload = codecs.encode(first.codec, x[:])
+        payload: Payload = activations.encode(first.codec, x[:])
         self._codec_cost(first, perf_counter() - began, self._fed)
         step = self.take_steps(1)
         for segment in self.segments:
@@ -285,7 +285,7 @@ class RouteSession:
             for start in starts:
                 piece = x[start : start + size]
                 began = perf_counter()
-                payload = codecs.encode(self.hops[0].codec, piece)
+                payload = activations.encode(self.hops[0].codec, piece)
                 self._codec_cost(self.hops[0], perf_counter() - began, False)
                 await queues[0].put((payload, len(piece), position + start))
 
@@ -317,7 +317,7 @@ class RouteSession:
         hop = self.hops[-1]
         began = perf_counter()
         try:
-            x = codecs.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
+            x = activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
         except RemoteProtocolError as error:
             hop.end(error)
             raise BrokenError from error

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..dht.directory import Directory
-from ..swarm.demand import WantedModel
 from ..swarm.errors import BusyError
-from ..swarm.health import PeerHealth
-from ..swarm.routing import NoRouteError
+from ..swarm.peer_health import PeerHealth
+from ..swarm.placement.demand import WantedModel
+from ..swarm.routing.best_route import NoRouteError
 from ..swarm.types import ModelRef, NodeInfo, Span
 from .announcements import Announcements
 from .demand import DemandTeller

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from ..dht.directory import REFRESH_S, Directory
 from ..swarm.faults import Faults
-from ..swarm.health import PeerHealth
-from ..swarm.prediction import Prediction, decode_seconds, queue_seconds
-from ..swarm.slow_hop import ChainSpent, HopSpent
+from ..swarm.peer_health import PeerHealth
+from ..swarm.routing.prediction import Prediction, decode_seconds, queue_seconds
+from ..swarm.routing.slow_hop import ChainSpent, HopSpent
 from ..swarm.types import ModelRef, NodeInfo, Route, Span
 from .announcements import Announcements
 from .demand import DemandTeller

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..swarm import codecs
+from ..swarm.codecs import activations
+from ..swarm.codecs.magnitudes import SMALLEST_MAGNITUDE, magnitudes
 from ..swarm.errors import ErrorCode, RemoteProtocolError
-from ..swarm.magnitudes import SMALLEST_MAGNITUDE, magnitudes
-from ..swarm.recent import RecentMap
-from ..swarm.wire import Payload
+from ..swarm.fairness.recent import RecentMap
+from ..swarm.protocol.wire import Payload
 
 MOST_GROWTH = 2.0**24
 """Root mean square of a row, in those of the embeddings. Some of SmolLM2's reach 2^14, and the largest that
@@ -76,7 +76,7 @@ class RowWatch:
         """``rows``: the last of the ``tokens`` that were ``sent``, the first at ``position``; both of the
         right size. Raises RemoteProtocolError for a row that cannot be."""
         hidden = self._hidden
-        size = codecs.payload_bytes(reply_codec, 1, hidden)
+        size = activations.payload_bytes(reply_codec, 1, hidden)
         count = len(rows) // size
         if not count:
             return
@@ -92,7 +92,7 @@ class RowWatch:
                 self._compare(name, codec, came, reply_codec, row, position + index)
 
     def _input(self, codec: str, sent: Payload, index: int) -> memoryview:
-        size = codecs.payload_bytes(codec, 1, self._hidden)
+        size = activations.payload_bytes(codec, 1, self._hidden)
         return memoryview(sent)[index * size : (index + 1) * size]
 
     def _judge(self, name: str, magnitude: float, codec: str, came: memoryview, position: int) -> None:
@@ -136,7 +136,7 @@ class RowWatch:
     def _differ(self, codec: str, one: bytes, other: bytes) -> bool:
         if one == other:
             return False
-        a, b = (codecs.decode(codec, row, 1, self._hidden) for row in (one, other))
+        a, b = (activations.decode(codec, row, 1, self._hidden) for row in (one, other))
         return bool((a - b).abs().max() > UNLIKE * a.abs().max())
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ..swarm.errors import PeerTimeoutError, SwarmError
-from ..swarm.link_pool import LinkPool
-from ..swarm.tasks import cancel_all
+from ..swarm.links.pool import LinkPool
+from ..swarm.runtime.tasks import cancel_all
 from ..swarm.types import Hop, NodeInfo, Route
 from .evidence import Standing
 from .hop import HopFailedError

@@ -14,7 +14,7 @@ from math import inf
 from time import perf_counter
 from typing import Protocol
 
-from ..swarm.codecs import payload_bytes
+from ..swarm.codecs.activations import payload_bytes
 from ..swarm.errors import (
     ErrorCode,
     LocalProtocolError,
@@ -25,11 +25,11 @@ from ..swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
-from ..swarm.messages import Progress, Result, Step, Want
-from ..swarm.patience import transit_within_s
-from ..swarm.step_watch import Fault, StepWatch, Verdict
+from ..swarm.protocol.messages import Progress, Result, Step, Want
+from ..swarm.protocol.step_watch import Fault, StepWatch, Verdict
+from ..swarm.protocol.wire import Payload
+from ..swarm.timeouts import transit_within_s
 from ..swarm.types import Hop
-from ..swarm.wire import Payload
 from .hop import HopClient, StepTold
 from .row_watch import RowWatch
 from .trace import ChainTrace

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ..swarm.edges import Edges
-from ..swarm.prediction import Prediction
-from ..swarm.slow_hop import (
+from ..swarm.routing.edges import Edges
+from ..swarm.routing.prediction import Prediction
+from ..swarm.routing.slow_hop import (
     GROSS_STEPS,
     ChainSpent,
     HopSpent,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import perf_counter
 
-from ..swarm.slow_hop import GROSS_STEPS, ChainSpent, HopSpent
+from ..swarm.routing.slow_hop import GROSS_STEPS, ChainSpent, HopSpent
 from .pace import Pace
 from .route_session import RouteSession
 from .router import Router

@@ -8,7 +8,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Self, Unpack
 
-from ..swarm.codecs import DEFAULT_CODEC
+from ..swarm.codecs.activations import DEFAULT_CODEC
 from ..swarm.types import ModelRef
 from .async_model import AsyncSwarmModel
 from .background import BackgroundLoop

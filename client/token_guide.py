@@ -22,7 +22,7 @@ import numpy as np
 from ..swarm.confined.asking import ASKING
 from ..swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ..swarm.errors import UsageError
-from ..swarm.recent import RecentMap
+from ..swarm.fairness.recent import RecentMap
 from .fair_thread import FairThread
 from .guided import Guide, embedded_schemas
 from .vocabulary import SpelledTokenizer, Vocabulary

@@ -13,10 +13,10 @@ from time import perf_counter
 
 from torch import Tensor
 
-from ..swarm import codecs
+from ..swarm.codecs import activations
 from ..swarm.errors import NetworkError, SwarmError
-from ..swarm.link_pool import LinkPool
-from ..swarm.messages import Want
+from ..swarm.links.pool import LinkPool
+from ..swarm.protocol.messages import Want
 from ..swarm.types import Hop, NodeInfo
 from .hop import HopClient, HopFailedError, Seat, SessionSettings, TrialLostError
 from .reserves import TRIAL_TOKENS
@@ -51,19 +51,19 @@ async def try_peer(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) 
 
 async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
     hidden_size = x.shape[1]
-    codec = codecs.negotiate(codecs.CODECS, node.codecs or codecs.CODECS, wire_codec)
+    codec = activations.negotiate(activations.CODECS, node.codecs or activations.CODECS, wire_codec)
     seat = Seat(Hop(node.peer_id, node.span, node.maddrs), 0, 1, new_session(), codec, codec)
     hop = await HopClient.open(links, seat, SessionSettings(hidden_size, TRIAL_TOKENS))
     try:
         segment = Segment([hop], hidden_size)
-        payload = codecs.encode(codec, x)
+        payload = activations.encode(codec, x)
         times = []
         for number in range(TRIAL_STEPS):
             began = perf_counter()
             segment.post(number + 1, payload, 1, number, Want.LAST)
             result = await segment.receive()
             times.append(perf_counter() - began)
-            codecs.decode(codec, result.payload, 1, hidden_size)
+            activations.decode(codec, result.payload, 1, hidden_size)
         round_trip_s = min(hop.link.round_trip_s, await hop.link.ping())
     except NetworkError as error:
         raise (hop.failure or hop.step_error or error) from error

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..swarm.address_groups import address_group
-from ..swarm.addresses import PeerAddress
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity, is_peer_id
-from ..swarm.membership import Membership
-from ..swarm.state_files import replace_file, set_aside
-from ..swarm.state_folder import state_folder
+from ..swarm.membership.membership import Membership
+from ..swarm.runtime.state_files import replace_file, set_aside
+from ..swarm.runtime.state_folder import state_folder
+from ..swarm.transport.address_groups import address_group
+from ..swarm.transport.addresses import PeerAddress
 
 MAX_PEERS = 64
 """Peers of a book."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..swarm.demand import Wanted, WantedModel
+from ..swarm.placement.demand import Wanted, WantedModel
 from ..swarm.types import Incarnation, ModelRef, NodeInfo
 from .left_out import LeftOut
 from .namesakes import Namesake

@@ -6,8 +6,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from ..swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.errors import LocalProtocolError, NetworkError
+from ..swarm.placement.demand import MAX_WANTED, Wanted, WantedModel
 from ..swarm.types import Incarnation, ModelRef, NodeInfo
 from .directory import TTL_S
 from .left_out import LeftOut

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from ..swarm.recent import RecentMap
+from ..swarm.fairness.recent import RecentMap
 from ..swarm.types import Incarnation, NodeInfo, NodeState
 
 LATER_S = 10.0

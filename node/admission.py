@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..swarm.errors import UsageError
-from ..swarm.shares import Holder
+from ..swarm.fairness.shares import Holder
 
 WANT_SECONDS = 30.0
 """How long a peer that found no room counts as waiting: it was told to be back before."""

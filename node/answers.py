@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..swarm.messages import MAX_CHAIN, Result, Spent, Step, Want
-from ..swarm.wire import Payload
+from ..swarm.protocol.messages import MAX_CHAIN, Result, Spent, Step, Want
+from ..swarm.protocol.wire import Payload
 
 
 @dataclass(slots=True)

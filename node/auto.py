@@ -1,6 +1,7 @@
 """The node that decides for itself: which blocks it serves, when it changes them, and when it stands by.
 
-It looks at the directory, asks the planner (``swarm.placement``, which is pure), and does what it says:
+It looks at the directory, asks the planner (``swarm.placement.planner``, which is pure), and does what it
+says:
 
     join    announce JOINING with the span it means to serve, wait until those who start at the same time have
             settled, announce that it loads, load, go online
@@ -25,10 +26,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from ..swarm import placement
 from ..swarm.errors import NetworkError, SwarmError
 from ..swarm.faults import Faults
-from ..swarm.placement_types import NodeOffer, Serve, StandBy, Stay, Verdict
+from ..swarm.placement import planner as placement
+from ..swarm.placement.types import NodeOffer, Serve, StandBy, Stay, Verdict
 from ..swarm.types import NodeInfo, PeerLink, Span
 from .machine import Machine
 from .resources import MemoryShortError
@@ -113,7 +114,7 @@ class Host(Protocol):
 
 
 class Planner(Protocol):
-    """The part of ``swarm.placement`` that is used here."""
+    """The part of ``swarm.placement.planner`` that is used here."""
 
     def plan_join(
         self, snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: placement.ModelShape

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..shards.layers.kv_pool import Piece
 from ..shards.models.backend import Memory, SpanBackend
-from ..swarm import codecs
+from ..swarm.codecs import activations
 from ..swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from ..swarm.messages import Want
+from ..swarm.protocol.messages import Want
 from ..swarm.types import Span
 from .jobs import Lane, StepDone, StepFailed, StepJob, StepOutcome
 from .scheduler import DECODE_TOKENS, Batch, Slice
@@ -56,7 +56,9 @@ class BatchRunner:
         self._model: SpanBackend[Any] = model
         self._pool = pool
         self._hidden = model.config.hidden_size
-        self._row_bytes = {codec: codecs.payload_bytes(codec, 1, self._hidden) for codec in codecs.CODECS}
+        self._row_bytes = {
+            codec: activations.payload_bytes(codec, 1, self._hidden) for codec in activations.CODECS
+        }
 
     def admit(self, job: StepJob) -> None:
         """Bring the table of the step's lane up to date, in the order in which steps were submitted.
@@ -198,7 +200,9 @@ class BatchRunner:
             if i == last or work[i + 1][0].lane.codec != codec:
                 payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
                 parts.append(
-                    codecs.decode(codec, payload, tokens, self._hidden, self._model.dtype, self._model.device)
+                    activations.decode(
+                        codec, payload, tokens, self._hidden, self._model.dtype, self._model.device
+                    )
                 )
                 payloads, tokens = [], 0
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -275,7 +279,7 @@ class BatchRunner:
             rows = hidden[takes[0][1] : takes[0][1] + total]
         else:
             rows = torch.cat([hidden[first : first + count] for _, first, count in takes])
-        payload = codecs.encode(codec, rows)
+        payload = activations.encode(codec, rows)
         if len(takes) == 1:
             takes[0][0].parts.append(payload)
             takes[0][0].rows += total

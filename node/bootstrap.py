@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity
-from ..swarm.transport import NetworkChange, NetworkRestored
+from ..swarm.transport.interface import NetworkChange, NetworkRestored
 from .config import BootstrapConfig, NodeEvent, OnEvent
 from .network import Network, network_event, open_network
 

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 
 from ..swarm.errors import ErrorCode, PeerError, SwarmError
-from ..swarm.messages import Downstream, ErrorMessage, Opened, Replay
+from ..swarm.protocol.messages import Downstream, ErrorMessage, Opened, Replay
 from .forwarder import Forwarder, lost
 from .next_hops import NextHops
 from .node_session import NodeSession

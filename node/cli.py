@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..swarm.errors import SwarmError
-from ..swarm.event_loop import new_event_loop
+from ..swarm.runtime.event_loop import new_event_loop
 from .cli_output import exit_code_of, print_error, set_up_logging, starting_line
 from .cli_parser import build_parser
 from .cli_pasting import pasteable

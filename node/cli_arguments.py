@@ -7,8 +7,8 @@ import os
 import re
 from typing import Any
 
-from ..swarm.entry import SwarmEntry, swarm_entry
 from ..swarm.errors import UsageError
+from ..swarm.membership.entry import SwarmEntry, swarm_entry
 from ..swarm.types import Span
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

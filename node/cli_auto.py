@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..swarm.placement_types import gigabytes
+from ..swarm.placement.types import gigabytes
 from .cli_output import shown
 from .config import NodeEvent
 

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..swarm.errors import OutputError, SwarmError, UsageError
-from ..swarm.given_files import read_given
-from ..swarm.state_files import replace_file
+from ..swarm.runtime.given_files import read_given
+from ..swarm.runtime.state_files import replace_file
 from .cli_arguments import client_options, entry_options
 from .cli_chat_commands import COMMANDS, SETTINGS, Command, parse, parse_setting
 from .cli_chat_input import EditorSource, History, PipeSource, ReadlineSource, Source, default_history

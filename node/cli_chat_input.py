@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..swarm.errors import UsageError
-from ..swarm.state_files import replace_file
-from ..swarm.state_folder import state_folder
+from ..swarm.runtime.state_files import replace_file
+from ..swarm.runtime.state_folder import state_folder
 from .cli_arguments import decoded
 from .cli_chat_commands import COMMANDS, LineJoiner
 from .cli_output import print_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..swarm.demand import Demand, is_open
+from ..swarm.placement.demand import Demand, is_open
 from .cli_output import plural, short_peer_id, shown
 
 

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..swarm.errors import UsageError
-from ..swarm.given_files import read_given
+from ..swarm.runtime.given_files import read_given
 from .cli_arguments import client_options, decoded, entry_options
 from .cli_output import console, decision_line, format_bytes, print_json, print_text, short_peer_id, shown
 from .cli_trace import Trace, prefill_line, trace_of, waterfall

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..swarm.addresses import PeerAddress, is_loopback
-from ..swarm.entry import SwarmEntry, read_invite
 from ..swarm.errors import PeerUnreachableError
 from ..swarm.identity import Identity
-from ..swarm.invite import Invite, describe_end, make_invite
-from ..swarm.membership import KeyedSwarm, swarm_name
+from ..swarm.membership.entry import SwarmEntry, read_invite
+from ..swarm.membership.invite import Invite, describe_end, make_invite
+from ..swarm.membership.membership import KeyedSwarm, swarm_name
+from ..swarm.transport.addresses import PeerAddress, is_loopback
 from ..swarm.types import NodeInfo, NodeState
 from .cli_arguments import entry_of
 from .cli_output import console, plural, print_json, print_text, shown

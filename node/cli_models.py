@@ -15,10 +15,10 @@ from rich.table import Table
 from ..shards.checkpoint.known_models import KnownModels, default_known
 from ..shards.checkpoint.local_models import ModelFiles, default_registry, models_folder
 from ..shards.checkpoint.lookup import find_local
-from ..swarm.demand import Demand, tally
 from ..swarm.errors import NetworkError, UsageError
 from ..swarm.names import DIGEST_CHARS, ModelName, digest_prefix, is_same_name
-from ..swarm.routing import missing_blocks
+from ..swarm.placement.demand import Demand, tally
+from ..swarm.routing.best_route import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo, NodeState
 from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report

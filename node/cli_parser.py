@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..shards.models.devices import DEVICES
-from ..swarm.addresses import EVERY_INTERFACE
 from ..swarm.errors import UsageError
+from ..swarm.transport.addresses import EVERY_INTERFACE
 from .cli_arguments import (
     MODEL_HELP,
     above_zero,

@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 
-from ..swarm.invite import PREFIX
+from ..swarm.membership.invite import PREFIX
 
 _COMMAND = re.compile(r"`(swarm-node (?:serve|plan|generate|chat|gateway|status|models|invite)\b[^`]*)`")
 _NEEDS_NO_SWARM = ("models unpin", "generate --raw")

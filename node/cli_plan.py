@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..shards.models.devices import choose_device
-from ..swarm.placement_types import Serve, gigabytes
+from ..swarm.placement.types import Serve, gigabytes
 from ..swarm.types import NodeInfo
 from .cli_arguments import entry_of
 from .cli_output import answers, console, plural, print_json, short_peer_id, shown

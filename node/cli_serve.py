@@ -14,9 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from ..shards.checkpoint.known_models import default_known
 from ..shards.models.devices import DeviceChoice, choose_device
-from ..swarm.addresses import all_loopback
+from ..swarm.naming.witnesses import Witnesses
+from ..swarm.transport.addresses import all_loopback
 from ..swarm.types import Span
-from ..swarm.witnesses import Witnesses
 from .bootstrap import run_bootstrap
 from .cli_arguments import entry_of
 from .cli_auto import auto_line

@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..dht.left_out import LeftOut
-from ..swarm.address_groups import networks
-from ..swarm.demand import Demand, Wanted, tally
-from ..swarm.entry import SwarmEntry
+from ..swarm.membership.entry import SwarmEntry
 from ..swarm.names import digest_prefix
-from ..swarm.routing import missing_blocks
+from ..swarm.placement.demand import Demand, Wanted, tally
+from ..swarm.routing.best_route import missing_blocks
+from ..swarm.transport.address_groups import networks
 from ..swarm.types import ModelRef, NodeInfo
 from .cli_arguments import entry_of
 from .cli_demand import demand_lines, demand_report

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..swarm.addresses import EVERY_INTERFACE
 from ..swarm.errors import UsageError
-from ..swarm.membership import Membership
+from ..swarm.membership.membership import Membership
+from ..swarm.transport.addresses import EVERY_INTERFACE
 from ..swarm.types import Span
 from .scheduler import DECODE_TOKENS
 

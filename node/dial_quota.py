@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..swarm.recent import RecentEvents
-from ..swarm.shares import Holder, ShareLimits, Shares
+from ..swarm.fairness.recent import RecentEvents
+from ..swarm.fairness.shares import Holder, ShareLimits, Shares
 from .quotas import Limits
 
 MINUTE_S = 60.0

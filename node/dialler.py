@@ -7,15 +7,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ..swarm.dial_guard import DialGuard, Reach, choose, reach_of, reaches, socket_of
 from ..swarm.errors import LocalNetworkError, NetworkError, PeerUnreachableError, StreamClosedError
-from ..swarm.link import NodeLink
-from ..swarm.link_pool import LinkPool
-from ..swarm.patience import Patience
-from ..swarm.resolve import resolve_all
-from ..swarm.transport import Transport
+from ..swarm.links.link import NodeLink
+from ..swarm.links.pool import LinkPool
+from ..swarm.protocol.wire import FIXED_HEADER, MAX_HEADER
+from ..swarm.timeouts import Patience
+from ..swarm.transport.dial_guard import DialGuard, Reach, choose, reach_of, reaches, socket_of
+from ..swarm.transport.interface import Transport
+from ..swarm.transport.resolve import resolve_all
 from ..swarm.types import ModelRef
-from ..swarm.wire import FIXED_HEADER, MAX_HEADER
 
 log = logging.getLogger(__name__)
 

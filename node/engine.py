@@ -22,8 +22,8 @@ import torch
 
 from ..shards.models.backend import KvMemory, Memory, SpanBackend
 from ..swarm.errors import ErrorCode, LocalProtocolError, UsageError
-from ..swarm.messages import PAGE_TOKENS
-from ..swarm.shares import Holder
+from ..swarm.fairness.shares import Holder
+from ..swarm.protocol.messages import PAGE_TOKENS
 from ..swarm.types import Span
 from .batch_runner import BatchReport, BatchRunner
 from .engine_load import EngineLoad, LoadMeter

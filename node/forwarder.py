@@ -10,10 +10,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..swarm.errors import ErrorCode, PeerError, PeerMuteError, PeerTimeoutError, SwarmError
-from ..swarm.link import Reply, Told
-from ..swarm.messages import Downstream, ErrorMessage, Message, Pong, Progress, Result, Step, Want
-from ..swarm.replies import error_of
-from ..swarm.step_watch import Fault
+from ..swarm.links.link import Reply, Told
+from ..swarm.protocol.error_frames import error_of
+from ..swarm.protocol.messages import Downstream, ErrorMessage, Message, Pong, Progress, Result, Step, Want
+from ..swarm.protocol.step_watch import Fault
 from .answers import Answer
 from .next_hops import NextHop, NextHops
 from .quotas import Ledger, PeerAccount

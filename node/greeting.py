@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..shards.pieces.digest import what_differs
-from ..swarm import codecs
+from ..swarm.codecs import activations
 from ..swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
-from ..swarm.messages import Hello, Welcome
+from ..swarm.protocol.messages import Hello, Welcome
+from ..swarm.protocol.wire import FIXED_HEADER, MAX_HEADER
 from ..swarm.types import ModelRef, Span
-from ..swarm.wire import FIXED_HEADER, MAX_HEADER
 
 PROTOCOL_VERSION = 1
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
@@ -64,7 +64,7 @@ def greet(hello: Hello, offer: Offer) -> Welcome:
             retriable=False,
         )
     frame = min(offer.max_frame, hello.max_frame)
-    row = max(codecs.payload_bytes(codec, 1, offer.hidden_size) for codec in offer.codecs)
+    row = max(activations.payload_bytes(codec, 1, offer.hidden_size) for codec in offer.codecs)
     max_step_tokens = min(offer.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
     if max_step_tokens < 1:
         raise PeerError(

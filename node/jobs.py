@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import Want
+from ..swarm.protocol.messages import Want
 from ..swarm.types import Span
 from .page_tables import PageChange, PageTable
 

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..swarm.errors import LocalProtocolError
-from ..swarm.messages import PAGE_TOKENS
-from ..swarm.shares import Holder
+from ..swarm.fairness.shares import Holder
+from ..swarm.protocol.messages import PAGE_TOKENS
+from ..swarm.protocol.wire import Payload
 from ..swarm.types import Span
-from ..swarm.wire import Payload
 from .owner_lru import OwnerLru
 
 PageKey = tuple[str, int, int, str, bytes]

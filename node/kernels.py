@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..shards.kernels import library
-from ..swarm import native_codec
-from ..swarm.cbuild import NativeUnavailableError
+from ..swarm.codecs import native
+from ..swarm.runtime.c_build import NativeUnavailableError
 
 
 def compile_kernels(device: str, on_compiling: Callable[[], None]) -> None:
@@ -17,9 +17,9 @@ def compile_kernels(device: str, on_compiling: Callable[[], None]) -> None:
     that is told to the log by who tried.
     """
     blocks = device == "cpu"
-    if not native_codec.is_ready() or (blocks and not library.is_ready()):
+    if not native.is_ready() or (blocks and not library.is_ready()):
         on_compiling()
-    native_codec.warm_up()
+    native.warm_up()
     if blocks:
         try:
             library.library()

@@ -12,14 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from ..dht.delegated.directory import SnapshotDirectory
+from ..swarm.discovery.mdns_records import LanPeer
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
 from ..swarm.identity import Identity
-from ..swarm.mdns_records import LanPeer
-from ..swarm.members_transport import MembersTransport
-from ..swarm.membership import Membership
-from ..swarm.tasks import cancel_all
-from ..swarm.transport import Transport
+from ..swarm.membership.membership import Membership
+from ..swarm.membership.transport import MembersTransport
+from ..swarm.runtime.tasks import cancel_all
+from ..swarm.transport.interface import Transport
 from ..swarm.types import NodeInfo
 
 PAUSE_S = 20.0
@@ -76,7 +76,7 @@ class LanCopies:
 
 async def read_by_p2pd(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
     """A ``Read`` with a daemon and an identity of its own. Raises SwarmError."""
-    from ..swarm.p2pd import P2pdTransport  # here: it needs hivemind
+    from ..swarm.transport.p2pd.transport import P2pdTransport  # here: it needs hivemind
 
     identity = Identity.generate()
     p2pd = await P2pdTransport.create(identity, initial_peers=addresses, client_mode=True)
@@ -85,7 +85,7 @@ async def read_by_p2pd(addresses: Sequence[str], membership: Membership | None) 
 
 async def read_in_process(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
     """The same without p2pd. Raises SwarmError."""
-    from ..swarm.py_libp2p import PyLibp2pTransport
+    from ..swarm.transport.pure_python.transport import PyLibp2pTransport
 
     identity = Identity.generate()
     plain = await PyLibp2pTransport.create(identity, client_mode=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from ..dht.joining.meetings import Meetings
 from ..dht.joining.snapshot_network import join_by_snapshot
-from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
 from ..swarm.errors import UsageError
 from ..swarm.identity import Identity
-from ..swarm.membership import Membership
+from ..swarm.membership.membership import Membership
+from ..swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
 from .lan_copies import LanCopies, read_in_process
 from .network import GivenNetwork, Network, membership_over
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from ..dht.directory import Directory
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
-from ..swarm.health import PeerHealth
+from ..swarm.peer_health import PeerHealth
 from ..swarm.types import MAX_PEER_LINKS, NodeInfo, NodeState, PeerLink, Span
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ NEWEST_WEIGHT = 0.3
 
 
 class PingableLink(Protocol):
-    """The part of ``swarm.link.NodeLink`` that is used here."""
+    """The part of ``swarm.links.link.NodeLink`` that is used here."""
 
     async def ping(self) -> float:
         """Seconds of a round trip. Raises NetworkError's subclasses."""
 
 
 class Links(Protocol):
-    """The part of ``swarm.link_pool.LinkPool`` that is used here."""
+    """The part of ``swarm.links.pool.LinkPool`` that is used here."""
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> PingableLink: ...
 

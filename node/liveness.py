@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..swarm.errors import PeerError, SwarmError
+from ..swarm.fairness.recent import RecentMap
 from ..swarm.faults import Faults
-from ..swarm.health import PeerHealth
-from ..swarm.recent import RecentMap
+from ..swarm.peer_health import PeerHealth
 from ..swarm.types import NodeInfo, NodeState
 from .link_probe import Links
 

@@ -16,8 +16,8 @@ from ..shards.formats.tensors import TensorInfo, block_tensors
 from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
 from ..shards.models.random_blocks import random_checkpoint
 from ..shards.models.span import load_backend
-from ..swarm import codecs
-from ..swarm.placement_types import ModelShape, NodeOffer, gigabytes
+from ..swarm.codecs import activations
+from ..swarm.placement.types import ModelShape, NodeOffer, gigabytes
 from ..swarm.types import PeerLink, Span
 from .config import NodeConfig
 from .resources import MemoryShortError, give_memory_back, usable_memory
@@ -112,7 +112,7 @@ def measure_machine(
         block_bytes=-(-weight_bytes // count),
         kv_bytes=slot_bytes(model.n_kv_heads, model.head_dim, kv_dtype) // PAGE_TOKENS,
         context_tokens=config.kv_cache_tokens or model.max_position_embeddings,
-        activation_bytes=codecs.payload_bytes("int8", 1, model.hidden_size),
+        activation_bytes=activations.payload_bytes("int8", 1, model.hidden_size),
     )
     return Machine(
         shape=shape,

@@ -12,12 +12,12 @@ from ..dht.directory import Directory
 from ..shards.checkpoint.known_models import KnownModels
 from ..shards.checkpoint.local_models import LocalRegistry, default_registry
 from ..shards.checkpoint.lookup import ModelLocation, resolve_name
-from ..swarm.demand import Demand, Idle, next_model, tally
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
 from ..swarm.names import ModelName, matching
+from ..swarm.naming.witnesses import Witnesses
+from ..swarm.placement.demand import Demand, Idle, next_model, tally
 from ..swarm.types import NodeInfo
-from ..swarm.witnesses import Witnesses
 
 ANY = "any"
 """Among the allowed models: whatever is on this machine's disk, or shared by peers. Never the hub: a

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..dht.directory import Directory
-from ..swarm.entry import SwarmEntry
 from ..swarm.errors import NotAdmittedError, UsageError
 from ..swarm.identity import Identity
-from ..swarm.lazy_scipy import make_lazy
-from ..swarm.membership import Membership, moment
-from ..swarm.py_libp2p_import import lacks_p2pd
-from ..swarm.transport import NetworkChange, NetworkLost, NetworkRestored, NetworkWatcher, Transport
+from ..swarm.membership.entry import SwarmEntry
+from ..swarm.membership.membership import Membership, moment
+from ..swarm.runtime.lazy_scipy import make_lazy
+from ..swarm.transport.interface import NetworkChange, NetworkLost, NetworkRestored, NetworkWatcher, Transport
+from ..swarm.transport.pure_python.imports import lacks_p2pd
 from .snapshot_service import serve_snapshots
 
 LOOK_S = 60.0
@@ -135,9 +135,9 @@ async def open_network(
     from ..dht.joining.meetings import Meetings
     from ..dht.joining.way_in import connect_in
     from ..dht.kademlia.directory import HivemindDirectory
-    from ..swarm.addresses import all_loopback, listen_maddrs, no_own_address
-    from ..swarm.members_transport import MembersTransport
-    from ..swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
+    from ..swarm.membership.transport import MembersTransport
+    from ..swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
+    from ..swarm.transport.p2pd.relay_check import check_reachable, check_relaying, make_relay
     from .lan_copies import LanCopies, read_by_p2pd
 
     class P2pdNetwork(GivenNetwork):

@@ -21,12 +21,12 @@ from ..swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
-from ..swarm.link import LinkUser, NodeLink
-from ..swarm.messages import Downstream, Step
-from ..swarm.patience import Patience
-from ..swarm.shares import Holder
-from ..swarm.tasks import cancel_all, look_at
-from ..swarm.transport import Transport
+from ..swarm.fairness.shares import Holder
+from ..swarm.links.link import LinkUser, NodeLink
+from ..swarm.protocol.messages import Downstream, Step
+from ..swarm.runtime.tasks import cancel_all, look_at
+from ..swarm.timeouts import Patience
+from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef
 from .dial_quota import DialQuota
 from .dialler import Dialler, HiddenDialError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..swarm.errors import StreamClosedError
-from ..swarm.link import NodeLink
-from ..swarm.transport import Transport
+from ..swarm.links.link import NodeLink
+from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef
 from .dialler import Dialler
 

@@ -8,9 +8,9 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from ..swarm.errors import ErrorCode, RemoteProtocolError
-from ..swarm.messages import ErrorMessage, Message, Open, Opened, Progress, Result, Spent, Step, Want
-from ..swarm.replies import error_message
-from ..swarm.session import Duplicate, HopSession
+from ..swarm.protocol.error_frames import error_message
+from ..swarm.protocol.hop_session import Duplicate, HopSession
+from ..swarm.protocol.messages import ErrorMessage, Message, Open, Opened, Progress, Result, Spent, Step, Want
 from .answers import Answer
 from .engine import Engine
 from .forwarder import Forwarder

@@ -1,8 +1,8 @@
 """The node that serves what is asked for: it takes up a model that clients miss, and changes it when unused.
 
-Which model (``--models any|NAME,...``) is for ``swarm.demand.next_model`` to say. A model that the owner
-named with ``--model`` comes first: others are taken up only while the node stands by for it, and it comes
-back to it when they are not used any more.
+Which model (``--models any|NAME,...``) is for ``swarm.placement.demand.next_model`` to say. A model that the
+owner named with ``--model`` comes first: others are taken up only while the node stands by for it, and it
+comes back to it when they are not used any more.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from ..shards.checkpoint.lookup import ModelLocation
-from ..swarm.demand import UNUSED_S, Idle
 from ..swarm.errors import SwarmError
 from ..swarm.faults import Faults
+from ..swarm.placement.demand import UNUSED_S, Idle
 from ..swarm.types import ModelRef
 from .model_source import ModelSource
 from .model_wishes import ModelWishes, Wish

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import Open, Refused
+from ..swarm.protocol.messages import Open, Refused
 from .greeting import Offer
 from .node_session import NodeSession
 

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from ..swarm.errors import LocalProtocolError
-from ..swarm.shares import Holder, Ranking
+from ..swarm.fairness.shares import Holder, Ranking
 
 T = TypeVar("T", bound=Hashable)
 

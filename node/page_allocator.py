@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..swarm.errors import LocalProtocolError, UsageError
-from ..swarm.shares import Holder
+from ..swarm.fairness.shares import Holder
 from .owner_lru import OwnerLru
 
 PrefixKey = tuple[str, int, int, bytes]

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..swarm.connection import Connection
 from ..swarm.errors import (
     ErrorCode,
     LocalProtocolError,
@@ -24,7 +23,9 @@ from ..swarm.errors import (
     RemoteProtocolError,
     StreamClosedError,
 )
-from ..swarm.messages import (
+from ..swarm.links.message_stream import Connection
+from ..swarm.protocol.error_frames import error_message
+from ..swarm.protocol.messages import (
     Attach,
     Attached,
     Busy,
@@ -41,8 +42,7 @@ from ..swarm.messages import (
     Step,
     encode,
 )
-from ..swarm.replies import error_message
-from ..swarm.wire import Payload, encode_frame
+from ..swarm.protocol.wire import Payload, encode_frame
 from .chaining import make_chain, replay
 from .greeting import greet
 from .node_session import NodeSession

@@ -15,13 +15,13 @@ from ..shards.checkpoint.lookup import Source, resolve_model
 from ..shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
 from ..shards.pieces.file_hashes import hashing_watched
 from ..shards.transfer.fetch import ModelFetch
-from ..swarm.entry import SwarmEntry
 from ..swarm.errors import NetworkError
-from ..swarm.placement import Verdict, plan_join
-from ..swarm.placement_types import StandBy
-from ..swarm.routing import missing_blocks
+from ..swarm.membership.entry import SwarmEntry
+from ..swarm.naming.witnesses import Witnesses
+from ..swarm.placement.planner import Verdict, plan_join
+from ..swarm.placement.types import StandBy
+from ..swarm.routing.best_route import missing_blocks
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
-from ..swarm.witnesses import Witnesses
 from .config import NodeConfig
 from .kernels import compile_kernels
 from .machine import Machine, measure_machine

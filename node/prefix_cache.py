@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..swarm.shares import Holder
+from ..swarm.fairness.shares import Holder
 from ..swarm.types import Span
 from .page_allocator import Page, PageAllocator, PrefixKey
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from ..swarm.connection import Connection
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import ErrorMessage
-from ..swarm.transport import NetworkChange, NetworkRestored, Stream, StreamHandler
+from ..swarm.links.message_stream import Connection
+from ..swarm.protocol.messages import ErrorMessage
+from ..swarm.protocol.wire import PROTOCOL_ID
+from ..swarm.transport.interface import NetworkChange, NetworkRestored, Stream, StreamHandler
 from ..swarm.types import ModelRef, NodeInfo
-from ..swarm.wire import PROTOCOL_ID
 from .announcer import Announcer
 from .copied_identity import CopyWatch
 from .dialler import Dialler

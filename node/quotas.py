@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..swarm.errors import LocalProtocolError, UsageError
-from ..swarm.shares import Holder, ShareLimits, Shares
+from ..swarm.fairness.shares import Holder, ShareLimits, Shares
 
 
 @dataclass(frozen=True, slots=True)

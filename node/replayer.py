@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Protocol
 
 from ..swarm.errors import ErrorCode, PeerError, SwarmError
-from ..swarm.messages import Message, Progress, Replay, Replayed, Result
-from ..swarm.patience import work_within_s
-from ..swarm.step_watch import StepWatch, Verdict
+from ..swarm.protocol.messages import Message, Progress, Replay, Replayed, Result
+from ..swarm.protocol.step_watch import StepWatch, Verdict
+from ..swarm.timeouts import work_within_s
 from .forwarder import Forwarder
 from .journal import Journal
 from .next_hops import NextHops

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..swarm.dial_guard import DialGuard
-from ..swarm.link_pool import LinkPool
-from ..swarm.transport import Transport
+from ..swarm.links.pool import LinkPool
+from ..swarm.transport.dial_guard import DialGuard
+from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, PeerLink
 from .dialler import MAX_ANSWER_FRAME
 from .liveness import Liveness

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..swarm.messages import Busy, Open
-from ..swarm.shares import Holder
+from ..swarm.fairness.shares import Holder
+from ..swarm.protocol.messages import Busy, Open
 from .admission import Admission, Holding, Reclaimable
 from .engine import Engine
 from .node_session import NodeSession

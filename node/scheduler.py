@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..swarm.errors import LocalProtocolError, UsageError
-from ..swarm.fair_queue import FairQueue
+from ..swarm.fairness.queue import FairQueue
 from .prefill_pace import MIN_SLICE, PrefillPace
 
 Key = TypeVar("Key", bound=Hashable)

@@ -14,7 +14,7 @@ from ..dht.directory import Directory
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..swarm.errors import LocalProtocolError, ModelError, SwarmError, UsageError
 from ..swarm.identity import Identity
-from ..swarm.transport import Stream, Transport
+from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
 from .kernels import compile_kernels

@@ -10,17 +10,26 @@ from dataclasses import dataclass
 
 from ..dht.records.node_records import NodeRecords
 from ..shards.layers.kv_pool import PAGE_TOKENS
-from ..swarm import codecs
-from ..swarm.address_groups import address_group
-from ..swarm.connection import Connection
+from ..swarm.codecs import activations
 from ..swarm.errors import ErrorCode
-from ..swarm.messages import BATCH_SCALE, MAX_HELLO_FRAME, Busy, ErrorMessage, Open, Pong, Progress, Refused
-from ..swarm.session import HopSession
-from ..swarm.shares import Holder
-from ..swarm.transport import Stream, Transport
+from ..swarm.fairness.shares import Holder
+from ..swarm.fairness.unfinished import UnfinishedFrames
+from ..swarm.links.message_stream import Connection
+from ..swarm.protocol.hop_session import HopSession
+from ..swarm.protocol.messages import (
+    BATCH_SCALE,
+    MAX_HELLO_FRAME,
+    Busy,
+    ErrorMessage,
+    Open,
+    Pong,
+    Progress,
+    Refused,
+)
+from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
+from ..swarm.transport.address_groups import address_group
+from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeState
-from ..swarm.unfinished import UnfinishedFrames
-from ..swarm.wire import DEFAULT_MAX_FRAME
 from .engine import Engine
 from .greeting import Offer
 from .jobs import Lane
@@ -84,7 +93,7 @@ class NodeServer:
         self.offer = Offer(
             model=model,
             span=engine.model.span,
-            codecs=codecs.CODECS,
+            codecs=activations.CODECS,
             hidden_size=engine.model.config.hidden_size,
             max_frame=max_frame,
             max_step_tokens=self.limits.max_step_tokens,
@@ -97,7 +106,7 @@ class NodeServer:
         self._rooms = Rooms(engine, self.limits, self.ledger)
         self._journals = JournalBook(journal_bytes)
         self._row_bytes = {
-            codec: codecs.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
+            codec: activations.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
         }
         self.sessions: dict[bytes, NodeSession] = {}
         self.next_hops = NextHops(transport, model, agent, self.limits, self.ledger, clock, records)

@@ -19,9 +19,9 @@ from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_rows
 from ..shards.models.load_plan import LoadOptions
 from ..shards.models.span import SpanModel, load_backend
-from ..swarm.transport import Transport
+from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
+from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
-from ..swarm.wire import DEFAULT_MAX_FRAME
 from .config import NodeConfig
 from .engine import Engine, EngineLoad, EngineSettings
 from .page_tables import slots_for

@@ -31,15 +31,15 @@ from ..dht.records.entry_check import Entry, EntryCheck
 from ..dht.records.envelope import subkey_of
 from ..dht.records.kept_entries import KeptEntries
 from ..dht.records.keys import MAX_KEYS_OF_OWNER, key_hash
-from ..swarm.address_groups import address_group
-from ..swarm.buckets import Buckets
-from ..swarm.connection import MessageStream
 from ..swarm.errors import NetworkError, RemoteProtocolError
-from ..swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
-from ..swarm.membership import Membership
-from ..swarm.recent import RecentMap
-from ..swarm.shares import Holder, ShareLimits, Shares
-from ..swarm.transport import Stream, Transport
+from ..swarm.fairness.buckets import Buckets
+from ..swarm.fairness.gate import FairGate, GateLimits, TurnedAwayError
+from ..swarm.fairness.recent import RecentMap
+from ..swarm.fairness.shares import Holder, ShareLimits, Shares
+from ..swarm.links.message_stream import MessageStream
+from ..swarm.membership.membership import Membership
+from ..swarm.transport.address_groups import address_group
+from ..swarm.transport.interface import Stream, Transport
 
 log = logging.getLogger(__name__)
 

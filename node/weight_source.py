@@ -28,8 +28,8 @@ from ..shards.transfer.hub_source import HubPieces
 from ..shards.transfer.rate_limit import RateCap
 from ..swarm.errors import LocalProtocolError, SwarmError
 from ..swarm.names import ModelName
+from ..swarm.naming.witnesses import Witnesses
 from ..swarm.types import ModelRef, Span
-from ..swarm.witnesses import Witnesses
 from .model_source import LocalOrHubModel, ModelSource
 from .serve import Node
 from .weight_service import WeightService

@@ -41,10 +41,10 @@ from fake_swarm import BOS, FakeSwarm
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.figures import DECODE_MS, PREFILL_TOKENS_PER_S
-from swarm_node.swarm.link import Patience
-from swarm_node.swarm.messages import Step
+from swarm_node.swarm.links.link import Patience
+from swarm_node.swarm.protocol.messages import Step
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import PROTOCOL_ID
 
 KINDS = ("closed", "silent", "mute", "slow")
 LIVE = ("mute", "slow")

@@ -15,12 +15,12 @@ import uvloop
 from chaos_client import next_order, tell
 from hostile_bytes import HELLO
 
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import SwarmError
-from swarm_node.swarm.messages import Busy, Open, Opened, Welcome
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import Busy, Open, Opened, Welcome
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 TOKENS = 256
 """Of one session. When no more of these fit, smaller ones are tried."""

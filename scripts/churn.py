@@ -40,7 +40,7 @@ from rich.table import Table
 from svg_lines import Panel, draw
 
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.placement import ModelShape, NodeOffer
+from swarm_node.swarm.placement.planner import ModelShape, NodeOffer
 from swarm_node.swarm.types import PeerLink, Span
 
 WARM_UP_S = 3600.0

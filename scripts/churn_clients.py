@@ -9,8 +9,8 @@ from time import process_time
 
 from placement_world import World
 
-from swarm_node.swarm.edges import Edges, Link
-from swarm_node.swarm.routing import NoRouteError, RouteRequest, find_route
+from swarm_node.swarm.routing.best_route import NoRouteError, RouteRequest, find_route
+from swarm_node.swarm.routing.edges import Edges, Link
 
 MEASURED = 24
 """Nodes whose round trip a client knows; of the others it knows nothing."""

@@ -21,7 +21,7 @@ from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
-from swarm_node.swarm.codecs import DEFAULT_CODEC, decode, encode
+from swarm_node.swarm.codecs.activations import DEFAULT_CODEC, decode, encode
 from swarm_node.swarm.types import Span
 
 TOGETHER = 8

@@ -15,9 +15,9 @@ from typing import Any
 
 from swarm_node.node.network import Network
 from swarm_node.swarm.errors import StreamClosedError
-from swarm_node.swarm.messages import Message, Result, Step, decode, encode
-from swarm_node.swarm.transport import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler
-from swarm_node.swarm.wire import PROTOCOL_ID, FrameParser, encode_frame
+from swarm_node.swarm.protocol.messages import Message, Result, Step, decode, encode
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID, FrameParser, encode_frame
+from swarm_node.swarm.transport.interface import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler
 
 KINDS = ("garbage", "size", "nan", "rows")
 """Bytes that are no frame; a payload cut short; activations that are no numbers; more rows than were asked

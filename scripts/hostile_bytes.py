@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from swarm_node.swarm.messages import Hello, Message, Open, encode
+from swarm_node.swarm.protocol.messages import Hello, Message, Open, encode
+from swarm_node.swarm.protocol.wire import encode_frame
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import encode_frame
 
 HELLO = Hello(versions=(1,), digest="", codecs=("none", "int8"), max_frame=1 << 20, agent="fuzz")
 OVERSIZE = b"SW" + bytes([7, 0]) + b"\xff\xff" + b"\xff\xff\xff\xff"

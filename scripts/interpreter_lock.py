@@ -28,7 +28,7 @@ from swarm_node.client.token_guide import Guides
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm import codecs
+from swarm_node.swarm.codecs import activations
 
 DESCRIPTION = """\
 Each call of the client and the gateway that may take long runs in a thread of its own, on the largest input
@@ -172,7 +172,7 @@ def _prompts() -> Iterator[tuple[str, Call]]:
     yield "page names of 100,000 tokens", lambda: PageChain(b"x" * 32).digests(ids)
     x = torch.randn(1024, 4096)
     for codec in ("int8", "bf16"):
-        yield f"codecs.encode {codec}, 1024 tokens of 4096", lambda codec=codec: codecs.encode(codec, x)
+        yield f"codecs.encode {codec}, 1024 tokens of 4096", lambda codec=codec: activations.encode(codec, x)
     yield "prompt lookup of 100,000 tokens", lambda: PromptLookup(ids)
     params = SamplingParams(temperature=1.0, repetition_penalty=1.1)
     yield "Sampler with penalties, 100,000 tokens", lambda: Sampler(params, ids)

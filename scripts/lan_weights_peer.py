@@ -19,7 +19,7 @@ from swarm_node.shards.transfer.fetch import ModelFetch
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.transfer.rate_limit import RateCap
 from swarm_node.shards.transfer.server import PieceServer, PieceShelf
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 

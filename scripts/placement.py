@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from swarm_node.swarm.placement import ModelShape, assign
-from swarm_node.swarm.placement_picture import Machine, Picture, Ways
+from swarm_node.swarm.placement.planner import ModelShape, assign
+from swarm_node.swarm.placement.swarm_view import Machine, Picture, Ways
 from swarm_node.swarm.types import NodeInfo, Span
 
 WITHIN = 1.05

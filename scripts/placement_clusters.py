@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from swarm_node.swarm.placement_picture import Machine
-from swarm_node.swarm.placement_types import NodeOffer
+from swarm_node.swarm.placement.swarm_view import Machine
+from swarm_node.swarm.placement.types import NodeOffer
 from swarm_node.swarm.types import NodeInfo, PeerLink, Span
 
 BLOCK_BYTES = 100

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 
-from swarm_node.swarm.placement_picture import Machine, Picture, Ways
-from swarm_node.swarm.placement_types import ModelShape
-from swarm_node.swarm.prediction import decode_seconds
+from swarm_node.swarm.placement.swarm_view import Machine, Picture, Ways
+from swarm_node.swarm.placement.types import ModelShape
+from swarm_node.swarm.routing.prediction import decode_seconds
 from swarm_node.swarm.types import NodeInfo, Span
 
 

@@ -1,8 +1,8 @@
 """A swarm of one model with a clock of its own: machines come, load, move, slow down, go and die.
 
 Machines do what ``node`` does (announce early, settle, load, look again now and then, drain before a move)
-and decide with ``swarm.placement`` alone, from what the directory shows: an entry of a machine that was
-killed stays until it expires.
+and decide with ``swarm.placement.planner`` alone, from what the directory shows: an entry of a machine that
+was killed stays until it expires.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from time import process_time
 
 from swarm_node.dht.directory import REFRESH_S, TTL_S
 from swarm_node.dht.memory import MemoryStore
-from swarm_node.swarm.placement import (
+from swarm_node.swarm.placement.planner import (
     ModelShape,
     NodeOffer,
     Serve,
@@ -26,7 +26,7 @@ from swarm_node.swarm.placement import (
     plan_move,
     why_not_leave,
 )
-from swarm_node.swarm.routing import missing_blocks
+from swarm_node.swarm.routing.best_route import missing_blocks
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 SETTLE_S = 2.0

@@ -20,7 +20,7 @@ from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Pie
 from swarm_node.shards.models.client_part import ClientModel, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
-from swarm_node.swarm.codecs import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
+from swarm_node.swarm.codecs.activations import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 

@@ -13,12 +13,12 @@ import uvloop
 from hostile_bytes import HELLO, OVERSIZE, hostile_streams, to_bytes, valid_opening
 from worker_process import say_ready, wait_for_parent
 
-from swarm_node.swarm.codecs import payload_bytes
+from swarm_node.swarm.codecs.activations import payload_bytes
 from swarm_node.swarm.errors import NetworkError
-from swarm_node.swarm.messages import Close, Open, Ping, Step, Want
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.protocol.messages import Close, Open, Ping, Step, Want
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import PROTOCOL_ID
 
 AT_ONCE = 4
 HOLD_S = (0.05, 2.0)

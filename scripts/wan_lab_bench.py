@@ -129,7 +129,7 @@ class WanBench:
 
     def _row_bytes(self) -> int:
         """Of one token's activations."""
-        from swarm_node.swarm.codecs import payload_bytes
+        from swarm_node.swarm.codecs.activations import payload_bytes
 
         return payload_bytes(self.arguments.wire_codec, 1, HIDDEN)
 

@@ -122,7 +122,7 @@ async def _by_sockets(*, folder: str, number: int, machines: int, host: str) -> 
 
 
 async def _by_daemons(*, folder: str, number: int, machines: int, host: str) -> None:
-    from swarm_node.swarm.p2pd import P2pdTransport
+    from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 
     transport = await P2pdTransport.create(host_maddrs=[f"/ip4/{host}/tcp/0"])
     streams: asyncio.Queue[Any] = asyncio.Queue()

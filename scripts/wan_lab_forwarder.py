@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wan_lab_kernel import LabUnavailableError
 
-from swarm_node.swarm.cbuild import NativeUnavailableError, load_library
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
 
 MAX_MACHINES = 64
 """As in the C source."""

@@ -19,8 +19,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from .errors import RemoteProtocolError, UsageError
-from .given_files import read_given
-from .state_files import create_file
+from .runtime.given_files import read_given
+from .runtime.state_files import create_file
 
 SIGNATURE_BYTES = 64
 

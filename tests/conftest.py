@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
 # The same examples every time, so that a run tells of the change and not of chance; to look for new ones:
 # HYPOTHESIS_PROFILE=explore scripts/test

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.py_libp2p import PyLibp2pTransport
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 
 ECHO = "/echo/1"
 STRANGER = Identity(b"s" * 32).peer_id

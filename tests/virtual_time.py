@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from swarm_node.client import head_batch
-from swarm_node.swarm import link, native_codec
+from swarm_node.swarm.codecs import native
+from swarm_node.swarm.links import link
 
 T = TypeVar("T")
 
@@ -50,6 +51,6 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Coroutine[Any, Any, T], loop: Vir
             monkeypatch.setattr(module, "perf_counter", loop.time)
     monkeypatch.setattr(link, "_clock_difference", lambda: 0.0)
     monkeypatch.setattr(head_batch, "LONGEST_INLINE_S", float("inf"))
-    monkeypatch.setattr(native_codec, "warm_up", lambda: None)
+    monkeypatch.setattr(native, "warm_up", lambda: None)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(work)

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from os import PathLike
 
-from ...swarm.buckets import Buckets
 from ...swarm.errors import UsageError
-from ...swarm.given_files import read_given
-from ...swarm.recent import RecentMap
+from ...swarm.fairness.buckets import Buckets
+from ...swarm.fairness.recent import RecentMap
+from ...swarm.runtime.given_files import read_given
 from .errors import ApiError, too_many
 
 MAX_KEYS = 10_000

@@ -20,7 +20,7 @@ from ...swarm.errors import (
     SwarmError,
     UsageError,
 )
-from ...swarm.routing import NoRouteError
+from ...swarm.routing.best_route import NoRouteError
 
 RETRY_S = 2
 """What ``Retry-After`` says where nobody knows better."""

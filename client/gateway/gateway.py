@@ -10,8 +10,8 @@ from ipaddress import ip_address
 from time import perf_counter
 from typing import Literal, TypeVar
 
-from ...swarm.address_groups import host_group
 from ...swarm.errors import SwarmError, UsageError
+from ...swarm.transport.address_groups import host_group
 from ..asker import ASKER, Asker
 from ..async_model import AsyncSwarmModel
 from ..guided import Guide

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...dht.directory import Directory
 from ...swarm.names import did_you_mean, listed
-from ...swarm.routing import missing_blocks
+from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
 from .errors import ApiError, serve_commands

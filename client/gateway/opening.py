@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from ...swarm import native_codec
-from ...swarm.entry import SwarmEntry, swarm_entry
+from ...swarm.codecs import native
 from ...swarm.errors import UsageError
+from ...swarm.membership.entry import SwarmEntry, swarm_entry
 from ..async_model import AsyncSwarmModel, check_options
 from ..local_model import LocalModel, OnProgress, hashing_told, load_local_model
 from ..model_opening import Load, OnDecision, open_model
@@ -118,7 +118,7 @@ async def _open_all(
     """Join the swarm and load all models at once, none named: the one that the swarm serves. A model that
     cannot be opened is the better message."""
     joining = asyncio.create_task(open_network(entry, on_progress))
-    warming = asyncio.create_task(asyncio.to_thread(native_codec.warm_up))
+    warming = asyncio.create_task(asyncio.to_thread(native.warm_up))
     names: list[str | None] = [*models] or [None]
     loading = [
         asyncio.create_task(

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from ...swarm.shares import Holder, ShareLimits
-from ...swarm.unfinished import UnfinishedFrames
+from ...swarm.fairness.shares import Holder, ShareLimits
+from ...swarm.fairness.unfinished import UnfinishedFrames
 from ..fair_thread import FairThread
 from .errors import too_many
 

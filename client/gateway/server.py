@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import uvicorn
 
-from ...swarm.addresses import bare_host
 from ...swarm.errors import ListenError
+from ...swarm.transport.addresses import bare_host
 from .app import create_app
 from .connection import KEEP_ALIVE_S, RESERVED_FILES, Connection
 from .gateway import Gateway

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...swarm.errors import BusyError, RouteError, UsageError
-from ...swarm.messages import Want
-from ...swarm.tasks import all_of
+from ...swarm.protocol.messages import Want
+from ...swarm.runtime.tasks import all_of
 from ..async_model import AsyncSwarmModel
 from ..repair import SwarmSession
 from ..trace import Repair

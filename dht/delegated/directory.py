@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...swarm.addresses import PeerAddress
-from ...swarm.connection import MessageStream
 from ...swarm.errors import (
     NetworkError,
     NotAdmittedError,
@@ -23,13 +21,14 @@ from ...swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
+from ...swarm.fairness.recent import RecentMap
 from ...swarm.faults import Faults
 from ...swarm.identity import Identity
-from ...swarm.membership import Membership
-from ...swarm.recent import RecentMap
-from ...swarm.side_by_side import ask_side_by_side
-from ...swarm.tasks import in_thread
-from ...swarm.transport import Transport
+from ...swarm.links.message_stream import MessageStream
+from ...swarm.membership.membership import Membership
+from ...swarm.runtime.tasks import in_thread
+from ...swarm.transport.addresses import PeerAddress
+from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S
@@ -53,6 +52,7 @@ from .messages import (
     Stored,
     unpack_entries,
 )
+from .side_by_side import ask_side_by_side
 
 ASKED = 3
 """Nodes whose answers make a lookup: all of them must lie to hide somebody."""

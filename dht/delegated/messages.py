@@ -24,11 +24,11 @@ from enum import IntEnum
 from typing import Annotated
 
 from ...swarm.errors import RemoteProtocolError
-from ...swarm.fields import Boolean, Integer, Prose, Real, Word
-from ...swarm.fields import Sequence as SequenceField
-from ...swarm.schema import MessageSet
+from ...swarm.protocol.fields import Boolean, Integer, Prose, Real, Word
+from ...swarm.protocol.fields import Sequence as SequenceField
+from ...swarm.protocol.schema import MessageSet
+from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER, Payload
 from ...swarm.types import MAX_RECORD_BYTES
-from ...swarm.wire import FIXED_HEADER, MAX_HEADER, Payload
 
 SNAPSHOT_PROTOCOL = "/swarm-node/snapshot/1"
 MAX_KEYS = 64

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from ...swarm.addresses import PeerAddress
+from ...swarm.discovery.local_networks import lan_addresses
+from ...swarm.discovery.mdns import LanDiscovery
+from ...swarm.discovery.mdns_records import LanPeer
 from ...swarm.errors import NotAdmittedError, PeerUnreachableError
-from ...swarm.lan import lan_addresses
-from ...swarm.mdns import LanDiscovery
-from ...swarm.mdns_records import LanPeer
-from ...swarm.tasks import cancel_all
+from ...swarm.runtime.tasks import cancel_all
+from ...swarm.transport.addresses import PeerAddress
 
 JOIN_S = 1.5
 """For a node that is alone to find others before it begins; whoever comes later is met then."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...swarm.identity import Identity
-from ...swarm.members_transport import MembersTransport
-from ...swarm.membership import Membership
-from ...swarm.py_libp2p import PyLibp2pTransport
-from ...swarm.transport import Transport
+from ...swarm.membership.membership import Membership
+from ...swarm.membership.transport import MembersTransport
+from ...swarm.transport.interface import Transport
+from ...swarm.transport.pure_python.transport import PyLibp2pTransport
 from ..address_book import open_book
 from ..delegated.directory import SnapshotDirectory
 

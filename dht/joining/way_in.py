@@ -9,7 +9,7 @@ from typing import Any
 
 from ...swarm.errors import PeerTimeoutError, PeerUnreachableError
 from ...swarm.identity import Identity
-from ...swarm.p2pd import P2pdTransport
+from ...swarm.transport.p2pd.transport import P2pdTransport
 from ..address_book import AddressBook
 
 MOST_TRIED = 8

@@ -18,14 +18,14 @@ from typing import Protocol
 
 from hivemind.p2p import P2P
 
-from ...swarm.addresses import PeerAddress
-from ...swarm.dial_guard import same_host
 from ...swarm.errors import NetworkError, NotAdmittedError, PeerUnreachableError
+from ...swarm.fairness.recent import RecentMap
 from ...swarm.faults import Faults
-from ...swarm.recent import RecentMap
-from ...swarm.resolve import resolve_all
-from ...swarm.tasks import in_thread
-from ...swarm.transport import NetworkWatcher
+from ...swarm.runtime.tasks import in_thread
+from ...swarm.transport.addresses import PeerAddress
+from ...swarm.transport.dial_guard import same_host
+from ...swarm.transport.interface import NetworkWatcher
+from ...swarm.transport.resolve import resolve_all
 from ..address_book import AddressBook, KnownPeer
 from ..records.clock_skew import ClockReading, clock_problem
 from .contacts import Contact, contact_of

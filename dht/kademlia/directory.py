@@ -13,12 +13,12 @@ from typing import Any
 
 from hivemind.p2p import P2PDaemonError
 
-from ...swarm.address_groups import address_group
 from ...swarm.errors import NetworkError, NotAdmittedError
-from ...swarm.fair_gate import FairGate
+from ...swarm.fairness.gate import FairGate
 from ...swarm.identity import Identity
-from ...swarm.membership import Membership
-from ...swarm.transport import NetworkChange, NetworkRestored
+from ...swarm.membership.membership import Membership
+from ...swarm.transport.address_groups import address_group
+from ...swarm.transport.interface import NetworkChange, NetworkRestored
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S

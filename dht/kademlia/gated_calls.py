@@ -15,9 +15,9 @@ from typing import Any
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import dht_pb2
 
-from ...swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
-from ...swarm.recent import RecentMap
-from ...swarm.shares import Holder
+from ...swarm.fairness.gate import FairGate, GateLimits, TurnedAwayError
+from ...swarm.fairness.recent import RecentMap
+from ...swarm.fairness.shares import Holder
 from ...swarm.types import MAX_RECORD_BYTES
 from .store_calls import MAX_STORED_AT_ONCE
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from ...swarm.faults import Faults
-from ...swarm.tasks import cancel_all
+from ...swarm.runtime.tasks import cancel_all
 from .contacts import Contact
 from .paths import Paths
 from .peer_notes import DEAD_NAMES_S, PeerNotes

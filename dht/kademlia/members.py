@@ -16,7 +16,7 @@ from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto.auth_pb2 import AccessToken
 
 from ...swarm.errors import NotAdmittedError
-from ...swarm.membership import Membership
+from ...swarm.membership.membership import Membership
 from ...swarm.terminal_text import one_line
 
 logger = logging.getLogger(__name__)

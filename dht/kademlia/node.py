@@ -20,7 +20,7 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
 from ...swarm.errors import RemoteProtocolError
-from ...swarm.shares import Holder
+from ...swarm.fairness.shares import Holder
 from ..records.entry_check import Entry, EntryCheck
 from ..records.envelope import subkey_of, unseal
 from ..records.kept_entries import KeptEntries

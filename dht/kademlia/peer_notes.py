@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...swarm.recent import RecentMap
+from ...swarm.fairness.recent import RecentMap
 
 SILENT_S = 5.0
 """Seconds for which a peer that did not answer is not asked; doubled each further time."""

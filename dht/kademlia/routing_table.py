@@ -12,8 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ...swarm.address_groups import UNKNOWN
-from ...swarm.recent import RecentMap
+from ...swarm.fairness.recent import RecentMap
+from ...swarm.transport.address_groups import UNKNOWN
 from .contacts import Contact
 
 BUCKET_SIZE = 20

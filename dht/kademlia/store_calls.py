@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ...swarm.errors import RemoteProtocolError
-from ...swarm.shares import Holder
+from ...swarm.fairness.shares import Holder
 from ..records.entry_check import EntryCheck
 from ..records.envelope import subkey_of, unseal
 from ..records.kept_entries import KeptEntries

@@ -21,21 +21,7 @@ from typing import Any, cast
 
 import msgpack
 
-from ...swarm.demand import MAX_WANTED, Wanted, WantedModel
 from ...swarm.errors import LocalProtocolError, RemoteProtocolError
-from ...swarm.fields import (
-    Boolean,
-    Choice,
-    Count,
-    FieldError,
-    FieldType,
-    Integer,
-    Measured,
-    Prose,
-    Sequence,
-    SpanField,
-    Word,
-)
 from ...swarm.figures import (
     BYTES_PER_S,
     DECODE_MS,
@@ -49,6 +35,20 @@ from ...swarm.figures import (
     UNIX_TIME,
 )
 from ...swarm.names import MAX_NAME_CHARS
+from ...swarm.placement.demand import MAX_WANTED, Wanted, WantedModel
+from ...swarm.protocol.fields import (
+    Boolean,
+    Choice,
+    Count,
+    FieldError,
+    FieldType,
+    Integer,
+    Measured,
+    Prose,
+    Sequence,
+    SpanField,
+    Word,
+)
 from ...swarm.types import (
     MAX_BLOCKS,
     MAX_PEER_LINKS,

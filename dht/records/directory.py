@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from ...swarm.demand import Wanted, WantedModel
 from ...swarm.errors import LocalProtocolError, NetworkError, NotAdmittedError, RemoteProtocolError
+from ...swarm.fairness.recent import RecentMap
 from ...swarm.identity import Identity
-from ...swarm.membership import Membership
-from ...swarm.recent import RecentMap
+from ...swarm.membership.membership import Membership
+from ...swarm.placement.demand import Wanted, WantedModel
 from ...swarm.types import Incarnation, ModelRef, NodeInfo, SignedRecord
 from ..left_out import LeftOut, LeftOutPeers
 from ..namesakes import Namesake, Namesakes

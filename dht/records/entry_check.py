@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...swarm.errors import NotAdmittedError, RemoteProtocolError
-from ...swarm.membership import Membership
-from ...swarm.recent import RecentMap
+from ...swarm.fairness.recent import RecentMap
+from ...swarm.membership.membership import Membership
 from ..directory import TTL_S
 from .envelope import Sealed, is_signed, unseal
 

@@ -25,7 +25,7 @@ import msgpack
 
 from ...swarm.errors import LocalProtocolError, RemoteProtocolError
 from ...swarm.identity import SIGNATURE_BYTES, Identity, is_peer_id, verify
-from ...swarm.membership import MAX_CREDENTIAL_BYTES
+from ...swarm.membership.membership import MAX_CREDENTIAL_BYTES
 from ...swarm.types import MAX_RECORD_BYTES
 
 ENVELOPE_VERSION = 1

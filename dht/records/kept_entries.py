@@ -1,10 +1,10 @@
 """What one DHT node keeps for others, and who gives way when there is no room left.
 
 Anyone may invent identities, so room is divided among the networks that entries come from (address groups,
-``swarm.shares``) before it is divided among their owners. While there is room, anybody gets it. When a key or
-everything is full, a newcomer takes the place of the heaviest group's heaviest owner, and only if its own
-group holds less: so a newcomer from another network always finds room, and a network of few is never pushed
-out by one of many. Of equals the last to come gives way, and whoever is in may stay and refresh.
+``swarm.fairness.shares``) before it is divided among their owners. While there is room, anybody gets it. When
+a key or everything is full, a newcomer takes the place of the heaviest group's heaviest owner, and only if
+its own group holds less: so a newcomer from another network always finds room, and a network of few is never
+pushed out by one of many. Of equals the last to come gives way, and whoever is in may stay and refresh.
 
 In the index of models many owners say the same. It is enough that INDEX_SPEAKERS do, from as many networks as
 there are: that is for the keeper to bound, not for owners who trust that others will speak.
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from ...swarm.shares import Holder, ShareLimits, Shares
+from ...swarm.fairness.shares import Holder, ShareLimits, Shares
 from .keys import INDEX_SPEAKERS, MAX_ENTRIES, MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES
 
 _DEAD = 1024  # expirations of entries that are gone: so many, and as many as there are entries, may wait

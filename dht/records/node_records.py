@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from ...swarm.errors import RemoteProtocolError
-from ...swarm.membership import Membership
+from ...swarm.membership.membership import Membership
 from ...swarm.types import ModelRef, NodeInfo, SignedRecord
 from . import keys
 from .bodies import decode

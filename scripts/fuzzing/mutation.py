@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from swarm_node.swarm.wire import FIXED_HEADER, MAGIC
+from swarm_node.swarm.protocol.wire import FIXED_HEADER, MAGIC
 
 INTERESTING_BYTES = (0x00, 0x01, 0x7F, 0x80, 0xC1, 0xDC, 0xDF, 0xFE, 0xFF)
 INTERESTING_INTEGERS = (

@@ -27,12 +27,12 @@ from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node, NodeConfig
 from swarm_node.swarm.errors import NetworkError
-from swarm_node.swarm.link import Patience
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import MESSAGES, Close, Hello, Open, Ping, Step, Want
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.links.link import Patience
+from swarm_node.swarm.protocol.messages import MESSAGES, Close, Hello, Open, Ping, Step, Want
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import PROTOCOL_ID
 
 from .mutation import frames_of, json_tree
 from .target import Prepared, Target

@@ -14,13 +14,19 @@ from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
 from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.node import cli_status
-from swarm_node.swarm.demand import Wanted, WantedModel, tally
-from swarm_node.swarm.edges import Edges
+from swarm_node.swarm.discovery.mdns_records import read_txt, txt_record
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.invite import Invite, make_invite
-from swarm_node.swarm.mdns_records import read_txt, txt_record
-from swarm_node.swarm.placement import ModelShape, NodeOffer, plan_join, plan_move
-from swarm_node.swarm.routing import NoRouteError, RouteRequest, find_route, missing_blocks, predict_route
+from swarm_node.swarm.membership.invite import Invite, make_invite
+from swarm_node.swarm.placement.demand import Wanted, WantedModel, tally
+from swarm_node.swarm.placement.planner import ModelShape, NodeOffer, plan_join, plan_move
+from swarm_node.swarm.routing.best_route import (
+    NoRouteError,
+    RouteRequest,
+    find_route,
+    missing_blocks,
+    predict_route,
+)
+from swarm_node.swarm.routing.edges import Edges
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 from .mutation import havoc, msgpack_tree
@@ -155,10 +161,10 @@ def _texts() -> Target:
 
 def run_text(data: bytes) -> str:
     from swarm_node.dht.records.maddrs import is_dialable
-    from swarm_node.swarm.address_groups import address_group
-    from swarm_node.swarm.addresses import PeerAddress
     from swarm_node.swarm.errors import UsageError
     from swarm_node.swarm.identity import is_peer_id
+    from swarm_node.swarm.transport.address_groups import address_group
+    from swarm_node.swarm.transport.addresses import PeerAddress
 
     text = data.decode(errors="replace")
     is_dialable(text, IDENTITY.peer_id)

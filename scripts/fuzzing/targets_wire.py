@@ -19,12 +19,12 @@ from swarm_node.dht.delegated.messages import (
     unpack_entries,
 )
 from swarm_node.shards.transfer import messages as pieces
-from swarm_node.swarm import messages as m
 from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
-from swarm_node.swarm.schema import MessageSet
+from swarm_node.swarm.protocol import messages as m
+from swarm_node.swarm.protocol.schema import MessageSet
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
+from swarm_node.swarm.transport.pure_python.yamux import YamuxSession
 from swarm_node.swarm.types import NodeState, SignedRecord, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
-from swarm_node.swarm.yamux import YamuxSession
 
 from .mutation import frames_of, havoc
 from .target import Prepared, Target

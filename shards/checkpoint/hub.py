@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ...swarm.errors import CheckpointError, NetworkError
-from ...swarm.state_files import set_aside
+from ...swarm.runtime.state_files import set_aside
 from ...swarm.types import Span
 from ..formats.config import ModelConfig
 from ..formats.hf.mlx_affine import stored_names

@@ -20,8 +20,8 @@ from filelock import FileLock
 
 from ...swarm.errors import SwarmError, UsageError
 from ...swarm.names import ModelName, plain_name
-from ...swarm.state_files import replace_file
-from ...swarm.state_folder import state_folder
+from ...swarm.runtime.state_files import replace_file
+from ...swarm.runtime.state_folder import state_folder
 
 MAX_USED = 512
 """Lines of models that were used; of more, those not used for longest are dropped."""

@@ -20,7 +20,7 @@ from .local_models import LocalRegistry, ModelFiles, default_registry, models_fo
 from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
 
 if TYPE_CHECKING:
-    from ...swarm.witnesses import Witnesses
+    from ...swarm.naming.witnesses import Witnesses
 
 
 class Source(StrEnum):

@@ -1,5 +1,5 @@
 """Which of the swarm's models a name means, said so that a person can judge it: reads who announces what,
-asks who answers where that matters, and lets ``swarm.model_choice`` decide."""
+asks who answers where that matters, and lets ``swarm.naming.model_choice`` decide."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from ...swarm.address_groups import networks
 from ...swarm.errors import UsageError
-from ...swarm.model_choice import Candidate, Choice, Reason, choose, in_order, needs_answers
 from ...swarm.names import ModelName, digest_prefix, nearness
+from ...swarm.naming.model_choice import Candidate, Choice, Reason, choose, in_order, needs_answers
+from ...swarm.transport.address_groups import networks
 from ...swarm.types import ModelRef, NodeInfo
 from .known_models import KnownModels, UsedModel
 
 if TYPE_CHECKING:
-    from ...swarm.witnesses import Witnesses
+    from ...swarm.naming.witnesses import Witnesses
 
 _HUB_S = 8.0
 """For the hub to tell its hashes: as long as nodes have to answer."""

@@ -6,7 +6,7 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-from ...swarm.cbuild import is_built, load_library
+from ...swarm.runtime.c_build import is_built, load_library
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-ffp-contract=off",)

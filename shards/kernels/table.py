@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ...swarm.cbuild import NativeUnavailableError, cache_home, cpu_identity
-from ...swarm.state_files import replace_file
+from ...swarm.runtime.c_build import NativeUnavailableError, cache_home, cpu_identity
+from ...swarm.runtime.state_files import replace_file
 from .bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
 from .library import library
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...swarm.cbuild import NativeUnavailableError
 from ...swarm.errors import UsageError
+from ...swarm.runtime.c_build import NativeUnavailableError
 from ..kernels.bench import DIGIT_NAMES
 from ..kernels.library import library
 from ..kernels.linear import Digits

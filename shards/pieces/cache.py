@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ...swarm.errors import CheckpointError, UsageError
-from ...swarm.state_files import set_aside
+from ...swarm.runtime.state_files import set_aside
 from ...swarm.types import ModelRef
 from .manifest import PieceManifest
 from .store import PieceStore, is_store, unwritable

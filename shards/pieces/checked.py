@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ...swarm.errors import CheckpointError
-from ...swarm.recent import RecentMap
+from ...swarm.fairness.recent import RecentMap
 from .file_hashes import fill
 from .manifest import PieceManifest
 

@@ -34,7 +34,7 @@ import numpy as np
 from filelock import FileLock
 
 from ...swarm.errors import CheckpointError, RemoteProtocolError
-from ...swarm.state_files import replace_file
+from ...swarm.runtime.state_files import replace_file
 from ...swarm.types import ModelRef
 from ..formats.bounded_json import JsonBounds, read_json
 from ..formats.mapped_file import AbsentError

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ...swarm.connection import MessageStream
-from ...swarm.dial_guard import choose, for_client, reaches
 from ...swarm.errors import (
     CheckpointError,
     NetworkError,
@@ -27,8 +25,10 @@ from ...swarm.errors import (
     SwarmError,
 )
 from ...swarm.faults import Faults
-from ...swarm.health import PeerHealth
-from ...swarm.transport import Transport
+from ...swarm.links.message_stream import MessageStream
+from ...swarm.peer_health import PeerHealth
+from ...swarm.transport.dial_guard import choose, for_client, reaches
+from ...swarm.transport.interface import Transport
 from ...swarm.types import NodeInfo, NodeState
 from ..pieces.manifest import MAX_PIECES, PieceManifest
 from ..pieces.store import PieceStore

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...swarm.errors import LocalNetworkError, ModelMismatchError, NetworkError, SwarmError
-from ...swarm.health import PeerHealth
-from ...swarm.transport import Transport
+from ...swarm.peer_health import PeerHealth
+from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, Span
 from ..checkpoint.stored import (
     ForgedError,

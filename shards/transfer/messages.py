@@ -20,9 +20,9 @@ from typing import Annotated
 import numpy as np
 
 from ...swarm.errors import ErrorCode, RemoteProtocolError
-from ...swarm.fields import Blob, Boolean, Choice, Integer, Maybe, Prose, Sequence, Word
-from ...swarm.schema import MessageSet
-from ...swarm.wire import FIXED_HEADER, MAX_HEADER, Payload
+from ...swarm.protocol.fields import Blob, Boolean, Choice, Integer, Maybe, Prose, Sequence, Word
+from ...swarm.protocol.schema import MessageSet
+from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER, Payload
 from ..pieces.manifest import MAX_MANIFEST, MAX_PIECE, MAX_PIECES
 
 WEIGHTS_PROTOCOL = "/swarm-node/weights/1"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...swarm.patience import LEAST_RATE_BYTES_PER_S
+from ...swarm.timeouts import LEAST_RATE_BYTES_PER_S
 
 STALL_S = 2.0
 """A source that was asked and sends nothing for so long is asked for nothing more until it does, and others

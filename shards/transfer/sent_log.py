@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...swarm.recent import RecentMap
+from ...swarm.fairness.recent import RecentMap
 
 REMEMBER_S = 300.0
 """A peer that got a piece so long ago may have gone."""

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from ...swarm.address_groups import address_group
-from ...swarm.connection import MessageStream
-from ...swarm.dial_guard import same_host
 from ...swarm.errors import CheckpointError, ErrorCode, NetworkError, RemoteProtocolError
-from ...swarm.recent import RecentMap
-from ...swarm.shares import Holder
-from ...swarm.transport import Stream
+from ...swarm.fairness.recent import RecentMap
+from ...swarm.fairness.shares import Holder
+from ...swarm.links.message_stream import MessageStream
+from ...swarm.transport.address_groups import address_group
+from ...swarm.transport.dial_guard import same_host
+from ...swarm.transport.interface import Stream
 from ..pieces.holder import PieceHolder
 from .messages import (
     HOLDER_MAX_FRAME,

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ...swarm.errors import UsageError
-from ...swarm.shares import Holder, ShareLimits, Shares
+from ...swarm.fairness.shares import Holder, ShareLimits, Shares
 
 HOUR_S = 3600.0
 MAX_PEERS = 1024

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ...swarm.address_groups import UNKNOWN, address_group, groups_of, networks
-from ...swarm.model_choice import ENOUGH
-from ...swarm.transport import Transport
+from ...swarm.naming.model_choice import ENOUGH
+from ...swarm.naming.witnesses import Witnesses
+from ...swarm.transport.address_groups import UNKNOWN, address_group, groups_of, networks
+from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, NodeInfo
-from ...swarm.witnesses import Witnesses
 
 
 def holders(nodes: Iterable[NodeInfo], root: str) -> list[NodeInfo]:

@@ -11,7 +11,7 @@ from fake_swarm import BOS, FakeSwarm, expected
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.client.router import Router
-from swarm_node.swarm.patience import Patience
+from swarm_node.swarm.timeouts import Patience
 
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]
 N = 24
@@ -76,7 +76,7 @@ class ChainCase:
 
     async def revive(self, name: str) -> None:
         """A killed node is back, without what it held."""
-        from swarm_node.swarm.wire import PROTOCOL_ID
+        from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 
         node = self.swarm.nodes[name]
         await self.swarm.network.transport(name).serve(PROTOCOL_ID, node.handle)

@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 from toy_model import HIDDEN, MODEL, N_BLOCKS, run_block
 
-from swarm_node.swarm import codecs
-from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, SwarmError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.error_frames import error_message
+from swarm_node.swarm.protocol.hop_session import HopSession
+from swarm_node.swarm.protocol.messages import (
     PAGE_TOKENS,
     Attach,
     Attached,
@@ -42,11 +43,10 @@ from swarm_node.swarm.messages import (
     Want,
     Welcome,
 )
-from swarm_node.swarm.replies import error_message
-from swarm_node.swarm.session import HopSession
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
-from swarm_node.swarm.wire import PROTOCOL_ID
 
 REPLAY_TOKENS = 16
 """Of one replayed step."""
@@ -67,7 +67,7 @@ class Behaviour:
     """What a fake node does wrong, and when; step numbers are a session's, from 1."""
 
     max_step_tokens: int = 64
-    codecs: tuple[str, ...] = codecs.CODECS
+    activations: tuple[str, ...] = activations.CODECS
     digest: str = MODEL.digest
     busy_times: int = 0
     retry_after_ms: int = 20
@@ -144,7 +144,7 @@ class _Session:
 
     @property
     def row(self) -> int:
-        return codecs.payload_bytes(self.opened.reply_codec, 1, HIDDEN)
+        return activations.payload_bytes(self.opened.reply_codec, 1, HIDDEN)
 
     def take(self, pages: dict[bytes, _Page]) -> None:
         """Begin with the pages that are there already."""
@@ -463,7 +463,7 @@ class FakeNode:
             raise RemoteProtocolError(f"{step.tokens} tokens in a step")
         try:
             session.machine.on_step(step.step, step.position, step.tokens)
-            x = codecs.decode(session.opened.codec, step.payload, step.tokens, HIDDEN)
+            x = activations.decode(session.opened.codec, step.payload, step.tokens, HIDDEN)
         except RemoteProtocolError as error:
             return error_message(error, step.session, step.step)
         came = x
@@ -472,7 +472,7 @@ class FakeNode:
             x = run_block(block, x, history)
         if how.lie is not None and step.step >= how.lie_from_step:
             x = how.lie(came, x)
-        rows = bytearray(codecs.encode(session.opened.reply_codec, x))
+        rows = bytearray(activations.encode(session.opened.reply_codec, x))
         if how.once("nan_at_step", step.step) or (how.nan_from_step or 1 << 60) <= step.step:
             rows[-session.row :][:4] = b""
             rows[-session.row : len(rows) - session.row + 4] = b"\x00\x00\xc0\x7f"
@@ -545,7 +545,7 @@ class FakeNode:
                 raise NetworkError(f"{peer_id} cannot be reached from {self.peer_id}")
             stream = await self.network.transport(self.peer_id).open_stream(peer_id, PROTOCOL_ID, timeout=0.3)
             hop = _NextHop(Connection(stream))
-            await hop.connection.send(Hello((1,), MODEL.digest, codecs.CODECS, 1 << 20, "fake"))
+            await hop.connection.send(Hello((1,), MODEL.digest, activations.CODECS, 1 << 20, "fake"))
             await hop.connection.receive()
             self._next[peer_id] = hop
             self._spawn(self._read_next(peer_id, hop))

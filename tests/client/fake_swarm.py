@@ -31,10 +31,10 @@ from swarm_node.client.route_session import NoChains, RouteSettings
 from swarm_node.client.router import Router
 from swarm_node.client.row_watch import usual_embedding_rms
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.patience import Patience
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.timeouts import Patience
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
-from swarm_node.swarm.wire import PROTOCOL_ID
 
 __all__ = [
     "BOS",

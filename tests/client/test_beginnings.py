@@ -10,7 +10,7 @@ from fake_swarm import BOS, FakeSwarm, expected, settle, until
 
 from swarm_node.client import beginnings
 from swarm_node.client.beginnings import Beginnings, Feed
-from swarm_node.swarm.messages import PAGE_TOKENS
+from swarm_node.swarm.protocol.messages import PAGE_TOKENS
 
 SYSTEM = [BOS, *b"You are a patient captain who answers in short sentences, and never without a story. " * 2]
 WHOLE = len(SYSTEM) // PAGE_TOKENS * PAGE_TOKENS

@@ -15,7 +15,7 @@ from fake_swarm import HIDDEN, settle
 
 from swarm_node.client.slow_search import SlowHop
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import ErrorMessage, Step
+from swarm_node.swarm.protocol.messages import ErrorMessage, Step
 
 EVERY_HOP = [(hops, victim) for hops in (1, 2, 3, 4) for victim in range(hops)]
 ROW = 4 * HIDDEN
@@ -401,7 +401,7 @@ async def test_without_a_replica_the_others_are_kept_until_it_is_back(victim: in
 
 
 async def test_without_a_replica_and_without_hope() -> None:
-    from swarm_node.swarm.routing import NoRouteError
+    from swarm_node.swarm.routing.best_route import NoRouteError
 
     case = await ChainCase(2, spares=False).start()
     loop = asyncio.get_running_loop()

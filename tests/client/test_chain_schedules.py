@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import ErrorMessage
+from swarm_node.swarm.protocol.messages import ErrorMessage
 
 KINDS = (
     "kill",

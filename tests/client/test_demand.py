@@ -24,11 +24,11 @@ from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.holder import WholeFiles
-from swarm_node.swarm.demand import MAX_WANTED, Wanted, WantedModel
 from swarm_node.swarm.errors import CheckpointError, ModelMismatchError, NetworkError
-from swarm_node.swarm.memory import MemoryNetwork
 from swarm_node.swarm.names import ModelName
-from swarm_node.swarm.routing import NoRouteError
+from swarm_node.swarm.placement.demand import MAX_WANTED, Wanted, WantedModel
+from swarm_node.swarm.routing.best_route import NoRouteError
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeState
 
 NOTHING_HERE = LocalRegistry()

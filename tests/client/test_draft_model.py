@@ -23,7 +23,7 @@ from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
 PROMPT = [(37 * number) % 400 + 5 for number in range(300)]

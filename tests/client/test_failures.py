@@ -19,7 +19,7 @@ from swarm_node.swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from swarm_node.swarm.health import MAX_PEERS, PeerHealth
+from swarm_node.swarm.peer_health import MAX_PEERS, PeerHealth
 from swarm_node.swarm.types import NodeState, Span
 
 

@@ -16,8 +16,8 @@ from swarm_node.client.route_finder import Need
 from swarm_node.client.route_wait import WaitLimits
 from swarm_node.client.scout import Scout
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, StreamClosedError
-from swarm_node.swarm.link_pool import LinkPool
-from swarm_node.swarm.messages import Refused, Want
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.protocol.messages import Refused, Want
 from swarm_node.swarm.types import ModelRef
 
 PROMPT = list(b"A prompt of more than one page of tokens, or of two of them, whichever it is.")

@@ -23,8 +23,8 @@ from swarm_node.swarm.errors import (
     SwarmError,
     UsageError,
 )
-from swarm_node.swarm.messages import ErrorMessage, Refused
-from swarm_node.swarm.routing import NoRouteError
+from swarm_node.swarm.protocol.messages import ErrorMessage, Refused
+from swarm_node.swarm.routing.best_route import NoRouteError
 
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]
 N = 24

@@ -9,8 +9,8 @@ import pytest
 
 from swarm_node.client.hop import HopClient, ReplayRefusedError, Seat, SessionSettings
 from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
-from swarm_node.swarm.link import NodeLink
-from swarm_node.swarm.messages import Attached, ErrorMessage, Replayed
+from swarm_node.swarm.links.link import NodeLink
+from swarm_node.swarm.protocol.messages import Attached, ErrorMessage, Replayed
 from swarm_node.swarm.types import Hop, Span
 
 SESSION = bytes(16)

@@ -13,14 +13,14 @@ from fake_swarm import BOS, FAST, HIDDEN, MODEL, FakeSwarm, ToyHead, expected, s
 from swarm_node.client import segment as segment_module
 from swarm_node.client.hop import HopFailedError
 from swarm_node.client.route_session import RouteSession
-from swarm_node.swarm import link as link_module
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import PeerTimeoutError, StreamClosedError, SwarmError
-from swarm_node.swarm.link_pool import LinkPool
-from swarm_node.swarm.messages import Hello, Open, Opened, Result, Step, Welcome
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.links import link as link_module
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.protocol.messages import Hello, Open, Opened, Result, Step, Welcome
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.types import Hop, Route, Span
-from swarm_node.swarm.wire import PROTOCOL_ID
 
 ROUTE = Route((Hop("a", Span(0, 6)),))
 X = ToyHead().embed(list(b"thirty-odd tokens of some prompt"))

@@ -6,7 +6,7 @@ import pytest
 
 from swarm_node.client import link_book
 from swarm_node.client.link_book import FIRST_DISTRUST_S, PAIR_S, LinkBook, transfer_rate
-from swarm_node.swarm.edges import UNMEASURED_LINK, Link
+from swarm_node.swarm.routing.edges import UNMEASURED_LINK, Link
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 

@@ -12,11 +12,11 @@ from fake_node import Behaviour, Claims, FakeNode
 from virtual_time import VirtualLoop, run
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.swarm.link import IDLE_S
-from swarm_node.swarm.messages import Attach, Hello, Open, Ping, Replay, Step, encode
-from swarm_node.swarm.patience import COLD_LEAST_S, Patience
-from swarm_node.swarm.transport import Stream
-from swarm_node.swarm.wire import PROTOCOL_ID, encode_frame
+from swarm_node.swarm.links.link import IDLE_S
+from swarm_node.swarm.protocol.messages import Attach, Hello, Open, Ping, Replay, Step, encode
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID, encode_frame
+from swarm_node.swarm.timeouts import COLD_LEAST_S, Patience
+from swarm_node.swarm.transport.interface import Stream
 
 MOST_S = 3.0
 PLACES = [(1, 0, True), (3, 0, True), (3, 1, True), (3, 2, True), (3, 1, False), (3, 2, False)]

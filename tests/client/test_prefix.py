@@ -19,7 +19,7 @@ from swarm_node.client.prefix import (
     page_names,
 )
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.messages import MAX_PREFIX_PAGES, PAGE_TOKENS
+from swarm_node.swarm.protocol.messages import MAX_PREFIX_PAGES, PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 SALT, DIGEST = bytes(range(32)), "ab" * 32

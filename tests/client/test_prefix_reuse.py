@@ -10,7 +10,7 @@ from fake_swarm import BOS, FakeSwarm, expected, settle
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.swarm.errors import ErrorCode, UsageError
-from swarm_node.swarm.messages import PAGE_TOKENS, ErrorMessage
+from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage
 
 FIRST = [BOS, *b"A chat that begins with a rather long question, so that there are some whole pages of it."]
 MORE = [*b" And then there is more."]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swarm_node.client.route_finder import Need
 from swarm_node.client.route_memory import Held, RouteMemory
-from swarm_node.swarm.messages import PAGE_TOKENS
+from swarm_node.swarm.protocol.messages import PAGE_TOKENS
 from swarm_node.swarm.types import Hop, Route, Span
 
 A, B = (Route((Hop(peer, Span(0, 6)),)) for peer in "ab")

@@ -24,9 +24,9 @@ from swarm_node.swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from swarm_node.swarm.link_pool import LinkPool
-from swarm_node.swarm.messages import ErrorMessage, Refused, Want
-from swarm_node.swarm.patience import Patience
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.protocol.messages import ErrorMessage, Refused, Want
+from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.types import Hop, Route, Span
 
 X = ToyHead().embed(list(b"a prompt of some length, long enough for more than one chunk of tokens"))

@@ -15,7 +15,7 @@ from swarm_node.swarm.errors import (
     PeerTimeoutError,
     RemoteProtocolError,
 )
-from swarm_node.swarm.routing import NoRouteError
+from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.types import Span
 
 

@@ -15,7 +15,7 @@ from swarm_node.client.row_watch import (
     RowWatch,
     usual_embedding_rms,
 )
-from swarm_node.swarm.codecs import CODECS, OUTLIERS, encode
+from swarm_node.swarm.codecs.activations import CODECS, OUTLIERS, encode
 from swarm_node.swarm.errors import RemoteProtocolError
 
 HIDDEN = 64

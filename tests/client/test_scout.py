@@ -14,10 +14,10 @@ from swarm_node.client.reserves import Wanted
 from swarm_node.client.route_finder import Need
 from swarm_node.client.scout import AT_ONCE, MOST_AT_ONCE, Scout
 from swarm_node.swarm.errors import PeerUnreachableError, SwarmError
-from swarm_node.swarm.link import Patience
-from swarm_node.swarm.link_pool import LinkPool
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import Step
+from swarm_node.swarm.links.link import Patience
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.protocol.messages import Step
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 FAKES = 400

@@ -14,7 +14,7 @@ from swarm_node.client.generation import Generation
 from swarm_node.client.guided import Guide
 from swarm_node.client.swarm_model import SwarmModel
 from swarm_node.swarm.errors import ErrorCode, UsageError
-from swarm_node.swarm.messages import Refused
+from swarm_node.swarm.protocol.messages import Refused
 
 PROMPT = [BOS, *b"A prompt of more than one page of tokens, which several answers are asked for."]
 N = 8

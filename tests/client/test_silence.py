@@ -10,11 +10,11 @@ from fake_swarm import FAST, HIDDEN, MODEL, FakeSwarm, ToyHead
 
 from swarm_node.client.hop import HopFailedError
 from swarm_node.client.route_session import RouteSession
-from swarm_node.swarm import link as link_module
 from swarm_node.swarm.errors import PeerTimeoutError
-from swarm_node.swarm.link_pool import LinkPool
-from swarm_node.swarm.patience import Patience
-from swarm_node.swarm.round_trips import SLOW_LINE_BYTES, RoundTrips
+from swarm_node.swarm.links import link as link_module
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.links.round_trips import SLOW_LINE_BYTES, RoundTrips
+from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.types import Hop, Route, Span
 
 X = ToyHead().embed(list(b"some tokens"))

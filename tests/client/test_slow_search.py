@@ -15,7 +15,7 @@ from swarm_node.client.slow_search import (
     SlowChain,
     SlowHop,
 )
-from swarm_node.swarm.slow_hop import ENOUGH_STEPS, GROSS_STEPS, ChainSpent, HopSpent
+from swarm_node.swarm.routing.slow_hop import ENOUGH_STEPS, GROSS_STEPS, ChainSpent, HopSpent
 
 
 async def _slow(steps: int = ENOUGH_STEPS) -> tuple[FakeSwarm, Router, Clock, Planned, list[HopSpent]]:

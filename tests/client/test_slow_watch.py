@@ -21,7 +21,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_node.client.scout.TRIAL_PAUSE_S", 0.0)
     monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.05)
     monkeypatch.setattr("swarm_node.client.slow_search.LOOK_PAUSE_S", 0.0)
-    monkeypatch.setattr("swarm_node.swarm.slow_hop.FIXED_COST_S", 0.05)
+    monkeypatch.setattr("swarm_node.swarm.routing.slow_hop.FIXED_COST_S", 0.05)
 
 
 async def _swarm(**spans: str) -> FakeSwarm:

@@ -20,7 +20,7 @@ from swarm_node.client.head_batch import HeadBatcher
 from swarm_node.client.sampling import Sampler, SamplingParams
 from swarm_node.client.speculation import Speculation
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import PAGE_TOKENS, ErrorMessage, Want
+from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage, Want
 
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]
 N = 48

@@ -17,7 +17,7 @@ import swarm_node.client
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.swarm.errors import CheckpointError, SwarmError, UsageError
-from swarm_node.swarm.routing import NoRouteError
+from swarm_node.swarm.routing.best_route import NoRouteError
 
 PROMPT = [BOS, *b"a prompt"]
 

@@ -10,8 +10,8 @@ from fake_swarm import BOS, MODEL, FakeSwarm, ToyHead, until
 from swarm_node.client.hop import HopFailedError
 from swarm_node.client.scout import Scout
 from swarm_node.client.trial import TRIAL_STEPS, try_peer
-from swarm_node.swarm.link import Patience
-from swarm_node.swarm.link_pool import LinkPool
+from swarm_node.swarm.links.link import Patience
+from swarm_node.swarm.links.pool import LinkPool
 
 X = ToyHead().embed([0])
 

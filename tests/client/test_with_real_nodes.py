@@ -26,9 +26,9 @@ from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import BusyError, ErrorCode, ModelMismatchError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import PAGE_TOKENS, ErrorMessage
-from swarm_node.swarm.routing import NoRouteError
+from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage
+from swarm_node.swarm.routing.best_route import NoRouteError
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
 BLOCKS, CONTEXT, KV_TOKENS = 4, 256, 7 * PAGE_TOKENS

@@ -14,10 +14,10 @@ from swarm_node.dht import HivemindDirectory, MemoryDirectory, MemoryStore
 from swarm_node.dht.records.bodies import RECORD_VERSION, decode, encode_node, encode_wanted
 from swarm_node.dht.records.envelope import seal
 from swarm_node.dht.records.keys import MAX_ENTRIES, key_hash, wanted_key, wanted_keys
-from swarm_node.swarm.demand import MAX_WANTED, Wanted, WantedModel
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.placement.demand import MAX_WANTED, Wanted, WantedModel
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 OWNER = Identity(bytes(32)).peer_id

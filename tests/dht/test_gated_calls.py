@@ -19,7 +19,7 @@ from swarm_node.dht.kademlia.gated_calls import (
     cost_ms,
 )
 from swarm_node.dht.kademlia.store_calls import MAX_STORED_AT_ONCE
-from swarm_node.swarm.fair_gate import FairGate, GateLimits
+from swarm_node.swarm.fairness.gate import FairGate, GateLimits
 from swarm_node.swarm.identity import Identity
 
 SENDER = PeerID.from_base58(Identity(b"s" * 32).peer_id)

@@ -31,7 +31,7 @@ from swarm_node.dht.records.kept_entries import Kept
 from swarm_node.dht.records.keys import MAX_ENTRIES, key_hash, model_key, node_key
 from swarm_node.swarm.errors import LocalProtocolError, NetworkError, PeerUnreachableError, UsageError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 pytestmark = pytest.mark.swarm

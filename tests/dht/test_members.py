@@ -27,8 +27,15 @@ from swarm_node.dht.records.envelope import seal
 from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.swarm.errors import NotAdmittedError, PeerUnreachableError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.membership import CLOCK_SLACK_S, KeyedSwarm, Membership, NamedSwarm, grant, swarm_tag
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.membership.membership import (
+    CLOCK_SLACK_S,
+    KeyedSwarm,
+    Membership,
+    NamedSwarm,
+    grant,
+    swarm_tag,
+)
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 NOW = 1_800_000_000.0

@@ -13,7 +13,7 @@ from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.dht.records.node_records import STALE_S, NodeRecords
 from swarm_node.swarm.errors import RemoteProtocolError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.membership import NamedSwarm
+from swarm_node.swarm.membership.membership import NamedSwarm
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, SignedRecord, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)

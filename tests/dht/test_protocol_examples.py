@@ -21,17 +21,17 @@ from swarm_node.dht.records.keys import (
     model_key,
     node_key,
 )
+from swarm_node.swarm.discovery.mdns_records import MAX_MADDRS, service_type
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.invite import MAX_INVITE_CHARS, MAX_PEER_MADDRS, MAX_PEERS
-from swarm_node.swarm.mdns_records import MAX_MADDRS, service_type
-from swarm_node.swarm.members_transport import MEMBER_KIND
-from swarm_node.swarm.membership import (
+from swarm_node.swarm.membership.invite import MAX_INVITE_CHARS, MAX_PEER_MADDRS, MAX_PEERS
+from swarm_node.swarm.membership.membership import (
     CLOCK_SLACK_S,
     MAX_CREDENTIAL_BYTES,
     Grant,
     KeyedSwarm,
     swarm_tag,
 )
+from swarm_node.swarm.membership.transport import MEMBER_KIND
 from swarm_node.swarm.types import MAX_RECORD_BYTES, ModelRef, Span
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/reference/protocol.md").read_text()

@@ -13,8 +13,8 @@ from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
 from swarm_node.dht.records.kept_entries import KeptEntries
 from swarm_node.dht.records.keys import MAX_KEYS_OF_OWNER
+from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.shares import Holder
 
 NOW = 1_700_000_000.0
 OWNER, OTHER = Identity(b"s" * 32), Identity(b"o" * 32)

@@ -17,7 +17,7 @@ from swarm_node.client.gateway.requests import read_chat, read_completion
 from swarm_node.client.params import GenerationParams
 from swarm_node.swarm import errors as swarm_errors
 from swarm_node.swarm.errors import BusyError, PeerError, RemoteProtocolError, SwarmError
-from swarm_node.swarm.routing import NoRouteError
+from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.types import Span
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}

@@ -25,7 +25,7 @@ from swarm_node.client.swarm_model import SwarmModel
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node, NodeConfig
-from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
 BLOCKS = 4

@@ -22,7 +22,7 @@ from swarm_node.swarm.errors import (
     RouteError,
     SwarmError,
 )
-from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
 PROMPT = torch.tensor([list(range(5, 45))])

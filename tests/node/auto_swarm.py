@@ -16,7 +16,7 @@ from swarm_node.node.auto import AutoBlocks, Planner
 from swarm_node.node.machine import Machine
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.swarm.errors import NetworkError, SwarmError
-from swarm_node.swarm.placement_types import ModelShape
+from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 SHAPE = ModelShape(n_blocks=12, block_bytes=1000, kv_bytes=1, context_tokens=100, activation_bytes=600)

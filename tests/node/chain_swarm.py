@@ -19,11 +19,10 @@ from swarm_node.node.quotas import Limits
 from swarm_node.node.server import DEFAULT_JOURNAL_BYTES, NodeServer
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
 from swarm_node.shards.models.span import SpanModel
-from swarm_node.swarm import codecs
-from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import SwarmError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,
     Close,
@@ -40,8 +39,9 @@ from swarm_node.swarm.messages import (
     Want,
     Welcome,
 )
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 MODEL = ModelRef("tiny", "ab" * 32, 4)
 KV_HEADS, HEAD_DIM, CONTEXT = 2, 16, 256
@@ -204,7 +204,7 @@ class ChainSwarm:
         stream = await self.network.transport(peer).open_stream(node, PROTOCOL_ID)
         control = Control(Connection(stream))
         self.controls.append(control)
-        await control.send(Hello((1,), "", codecs.CODECS, DEFAULT_MAX_FRAME, "test"))
+        await control.send(Hello((1,), "", activations.CODECS, DEFAULT_MAX_FRAME, "test"))
         await control.take(Welcome)
         return control
 
@@ -296,4 +296,4 @@ async def swarm_of(
 
 
 def rows(x: Tensor, codec: str = "none") -> bytes:
-    return bytes(codecs.encode(codec, x))
+    return bytes(activations.encode(codec, x))

@@ -27,21 +27,12 @@ from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
-from swarm_node.swarm import codecs
-from swarm_node.swarm.connection import Connection
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import (
-    Hello,
-    Message,
-    Open,
-    Opened,
-    Result,
-    Step,
-    Want,
-    Welcome,
-)
+from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Result, Step, Want, Welcome
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ``chain_swarm``
 
@@ -154,7 +145,7 @@ class RawClient:
         self.opened_length = 0
 
     async def hello(self, digest: str = "", versions: tuple[int, ...] = (1,)) -> Message:
-        await self.send(Hello(versions, digest, codecs.CODECS, DEFAULT_MAX_FRAME, "test"))
+        await self.send(Hello(versions, digest, activations.CODECS, DEFAULT_MAX_FRAME, "test"))
         answer = await self.receive()
         if isinstance(answer, Welcome):
             self.welcome = answer
@@ -195,7 +186,7 @@ class RawClient:
         **more: int,
     ) -> Step:
         self.step_number += 1
-        payload = codecs.encode(codec, x)
+        payload = activations.encode(codec, x)
         return Step(session, self.step_number, position, len(x), want, payload=payload)
 
     async def forward(
@@ -207,7 +198,7 @@ class RawClient:
     def rows(self, answer: Message, codec: str = "none") -> Tensor:
         if not isinstance(answer, Result):
             raise TypeError(f"no result: {answer}")
-        return codecs.decode(codec, answer.payload, answer.tokens, HIDDEN)
+        return activations.decode(codec, answer.payload, answer.tokens, HIDDEN)
 
 
 class Harness:

@@ -18,7 +18,7 @@ from swarm_node.node.admission import (
     Reclaimable,
 )
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.shares import Holder
 
 A, B, C, ME = (Holder(name) for name in ("a", "b", "c", "me"))
 FREE = Holding(NO_BOUND, NO_BOUND)

@@ -8,7 +8,7 @@ from auto_swarm import MODEL, ROOM, SHAPE, FakeSwarm, machine
 from swarm_node.node.auto import LONGEST_SETTLE_S, SETTLE_S
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.swarm.errors import CheckpointError, NetworkError
-from swarm_node.swarm.placement_types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict
+from swarm_node.swarm.placement.types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 

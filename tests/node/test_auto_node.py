@@ -15,12 +15,12 @@ from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, UsageError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import ErrorMessage, Hello, Open, Opened, Welcome
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Open, Opened, Welcome
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 BLOCK_BYTES = 124_000
 KV_BYTES = 256 * 2 * 2 * 16 * 4

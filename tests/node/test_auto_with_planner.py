@@ -8,11 +8,11 @@ import pytest
 from auto_swarm import SHAPE, FakeSwarm, machine
 
 from swarm_node.node.auto import LONGEST_SETTLE_S, SETTLE_S
-from swarm_node.swarm import placement
+from swarm_node.swarm.placement import planner
 
 
 async def test_a_cold_cluster_of_four_settles_in_seconds():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         for peer, blocks, decode_ms in (("a", 4, 2.0), ("b", 6, 1.0), ("c", 3, 4.0), ("d", 5, 1.0)):
             swarm.start(peer, machine(blocks, decode_ms), load_s=0.0)
         took = await swarm.covered(within=30)
@@ -22,13 +22,13 @@ async def test_a_cold_cluster_of_four_settles_in_seconds():
         assert not swarm.holes
         # Whatever the order was, the route is the one that the planner finds with everybody in view.
         offers = [host.machine.offer(host.peer_id, host.links()) for host in swarm.hosts.values()]
-        best = placement.assign(offers, SHAPE)
+        best = planner.assign(offers, SHAPE)
         assert best
         assert set(best) == {peer for peer, span in swarm.spans.items() if span}
 
 
 async def test_nodes_that_start_one_after_another_cover_the_model():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         for peer in "abcd":
             swarm.start(peer, machine(4))
             await swarm.time.pass_by(1.5)
@@ -36,7 +36,7 @@ async def test_nodes_that_start_one_after_another_cover_the_model():
 
 
 async def test_where_memory_is_too_small_for_all_the_missing_blocks_are_left():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         host = swarm.start("a", machine(5))
         await swarm.time.until(lambda: host.is_online, within=30)
         assert len(host.loaded) == 5
@@ -45,7 +45,7 @@ async def test_where_memory_is_too_small_for_all_the_missing_blocks_are_left():
 
 
 async def test_a_faster_newcomer_makes_the_route_faster_without_a_hole():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         for peer in "ab":
             swarm.start(peer, machine(6, 4.0))
         await swarm.covered(within=60)
@@ -61,7 +61,7 @@ async def test_a_faster_newcomer_makes_the_route_faster_without_a_hole():
 
 
 async def test_others_take_over_what_a_killed_node_served():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         for peer in "abc":
             swarm.start(peer, machine(8))
         await swarm.covered(within=60)
@@ -73,7 +73,7 @@ async def test_others_take_over_what_a_killed_node_served():
 
 
 async def test_what_nobody_noticed_expires():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         for peer in "abc":
             swarm.start(peer, machine(8))
         await swarm.covered(within=60)
@@ -82,7 +82,7 @@ async def test_what_nobody_noticed_expires():
 
 
 async def test_a_standing_by_node_replaces_a_killed_one():
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         for peer in ("a", "b"):
             swarm.start(peer, machine(6))
         await swarm.covered(within=60)
@@ -99,7 +99,7 @@ async def test_in_any_order_nothing_flaps_and_no_hole_opens(seed):
     """Machines at random, joining at random: every block is served as soon as memory allows, stays served,
     and in the end nobody moves any more."""
     rng = random.Random(seed)
-    async with FakeSwarm(placement) as swarm:
+    async with FakeSwarm(planner) as swarm:
         room = 0
         for number in range(rng.randint(3, 9)):
             blocks = rng.randint(2, 12)

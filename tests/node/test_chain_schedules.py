@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from swarm_node.node.next_hops import NOT_REACHED
 from swarm_node.swarm.errors import ErrorCode, SwarmError
-from swarm_node.swarm.messages import Close, ErrorMessage, Opened, Replayed
+from swarm_node.swarm.protocol.messages import Close, ErrorMessage, Opened, Replayed
 from swarm_node.swarm.types import Span
 
 NODES = "abcde"

@@ -14,10 +14,10 @@ import pytest
 from swarm_node.node.cli import main
 from swarm_node.node.cli_invite import MOST_MADDRS, MOST_PEERS, choose_addresses
 from swarm_node.node.cli_invite_options import duration
-from swarm_node.swarm.addresses import PeerAddress
-from swarm_node.swarm.entry import swarm_entry
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.invite import Invite
+from swarm_node.swarm.membership.entry import swarm_entry
+from swarm_node.swarm.membership.invite import Invite
+from swarm_node.swarm.transport.addresses import PeerAddress
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("toy", "ab" * 32, 8)

@@ -18,9 +18,9 @@ from swarm_node.node.cli_parser import build_parser
 from swarm_node.node.cli_status import Snapshot
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import ModelFiles
-from swarm_node.swarm.demand import Wanted, WantedModel, tally
 from swarm_node.swarm.errors import PeerUnreachableError, UsageError
 from swarm_node.swarm.names import ModelName
+from swarm_node.swarm.placement.demand import Wanted, WantedModel, tally
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)

@@ -11,8 +11,8 @@ from swarm_node.node.cli import main
 from swarm_node.node.cli_parser import build_parser
 from swarm_node.node.cli_pasting import pasteable
 from swarm_node.node.cli_status import print_tables
-from swarm_node.swarm.edges import Edges
-from swarm_node.swarm.routing import NoRouteError, RouteRequest, find_route
+from swarm_node.swarm.routing.best_route import NoRouteError, RouteRequest, find_route
+from swarm_node.swarm.routing.edges import Edges
 
 ADDR = "/ip4/192.0.2.7/tcp/31330/p2p/12D3KooWx"
 

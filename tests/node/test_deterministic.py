@@ -23,14 +23,14 @@ from swarm_node.node.serve import Node
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
-from swarm_node.swarm import codecs
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import Want
+from swarm_node.swarm.protocol.messages import Want
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
 FIRST, SECOND = Span(0, 2), Span(2, 4)
-CODEC = codecs.DEFAULT_CODEC
+CODEC = activations.DEFAULT_CODEC
 WAYS = {
     "native float32": {"kernels": "native"},
     "native int8": {"kernels": "native", "quantize": "int8", "dtype": "auto"},
@@ -67,7 +67,7 @@ class Hop:
                 lane=lane,
                 step=self.steps,
                 position=position,
-                tokens=len(payload) // codecs.payload_bytes(CODEC, 1, 64),
+                tokens=len(payload) // activations.payload_bytes(CODEC, 1, 64),
                 want=want,
                 payload=payload,
                 arrived_ns=perf_counter_ns(),
@@ -92,11 +92,11 @@ async def test_a_replayed_session_goes_on_with_the_same_bytes(tiny_span, hidden_
     lost, replacement = (Hop(tiny_span(SECOND, **options), kv_dtype, max_batch_tokens=n) for n in (512, 48))
     rng = random.Random(f"{way} {kv_dtype}")
     prompt, total = 70, 90
-    rows = codecs.encode(CODEC, hidden_states(total))
+    rows = activations.encode(CODEC, hidden_states(total))
     size = len(rows) // total
     lane, lost_lane = first.open(total), lost.open(total)
     others = [hop.open(total, "other") for hop in (lost, replacement)]
-    noise = codecs.encode(CODEC, hidden_states(total, 5))
+    noise = activations.encode(CODEC, hidden_states(total, 5))
 
     journal, answers, at = b"", b"", 0
     while at < total:  # a prompt in chunks, then tokens
@@ -142,10 +142,10 @@ async def test_a_replay_stands_back_behind_other_sessions_tokens(tiny_span, hidd
 
     monkeypatch.setattr(SpanModel, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), prefill_target_ms=TARGET_MS)
-    size = codecs.payload_bytes(CODEC, 1, 64)
-    journal = codecs.encode(CODEC, hidden_states(2048))
+    size = activations.payload_bytes(CODEC, 1, 64)
+    journal = activations.encode(CODEC, hidden_states(2048))
     chat, replayed = hop.open(600, "chat"), hop.open(2100, "client")
-    token = codecs.encode(CODEC, hidden_states(1))
+    token = activations.encode(CODEC, hidden_states(1))
     for position in range(3):
         await hop.feed(chat, token, position)
     batches.clear()
@@ -193,7 +193,7 @@ async def test_a_prompt_that_nobody_waits_for_any_more_is_not_computed(tiny_span
     monkeypatch.setattr(SpanModel, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), max_batch_tokens=32)
     lane = hop.open(600)
-    rows = codecs.encode(CODEC, hidden_states(256))
+    rows = activations.encode(CODEC, hidden_states(256))
     steps = [hop.submit(lane, rows, 0, Want.NOTHING), hop.submit(lane, rows, 256, Want.LAST)]
     await asyncio.to_thread(second.wait, 10)
     hop.engine.close_lane(lane)

@@ -11,9 +11,9 @@ from swarm_node.node.engine import Engine, EngineSettings
 from swarm_node.node.jobs import StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.span import SpanModel
-from swarm_node.swarm import codecs
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
-from swarm_node.swarm.messages import Want
+from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 
 ALL = Span(0, 4)
@@ -58,7 +58,7 @@ class Driver:
                 position=position,
                 tokens=tokens or len(x),
                 want=want,
-                payload=codecs.encode(lane.codec, x) if payload is None else payload,
+                payload=activations.encode(lane.codec, x) if payload is None else payload,
                 arrived_ns=perf_counter_ns(),
                 done=lambda _, outcome: future.set_result(outcome),
                 deadline_ns=deadline_ns,
@@ -69,7 +69,7 @@ class Driver:
     async def rows(self, *args, **more):
         outcome = await self.submit(*args, **more)
         assert isinstance(outcome, StepDone), outcome
-        return codecs.decode("none", outcome.payload, outcome.rows, 64)
+        return activations.decode("none", outcome.payload, outcome.rows, 64)
 
     def lane(self, tokens=256, span=ALL, codec="none", owner="peer", **more):
         return self.engine.open_lane(owner, span, tokens, codec, "none", **more)
@@ -485,7 +485,7 @@ async def test_sessions_with_their_own_codecs_share_a_batch(driver, plain, hidde
         assert outcome.batch == 5
         rows = {Want.ALL: 5, Want.LAST: 1, Want.NOTHING: 0}[want]
         assert (outcome.rows, outcome.position) == (rows, 5 - rows)
-        got = codecs.decode(lane.reply_codec, outcome.payload, rows, 64)
+        got = activations.decode(lane.reply_codec, outcome.payload, rows, 64)
         torch.testing.assert_close(got, wanted[5 - rows : 5], atol=0.1, rtol=0.1)
 
 
@@ -550,7 +550,7 @@ async def test_a_callback_that_fails_harms_nobody_else(driver, hidden_states):
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    payload = codecs.encode("none", hidden_states(1))
+    payload = activations.encode("none", hidden_states(1))
     driver.engine.submit(StepJob(lane, 1, 0, 1, Want.ALL, payload, perf_counter_ns(), fails))
     fine = driver.submit(other, hidden_states(1), 0)
     lane.on_released = fails

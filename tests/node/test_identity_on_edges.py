@@ -12,11 +12,11 @@ from chain_swarm import MODEL, ChainSwarm
 from swarm_node.node.dialler import Dialler
 from swarm_node.node.greeting import Offer, greet
 from swarm_node.shards.pieces.digest import FileHash, identity_of, what_differs
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, PeerError
-from swarm_node.swarm.link_pool import LinkPool
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import ErrorMessage, Hello, Opened, Replay, Welcome
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Opened, Replay, Welcome
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
 
 ONE, OTHER = "12" * 32, "34" * 32

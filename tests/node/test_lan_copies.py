@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from swarm_node.node.lan_copies import PAUSE_S, LanCopies
+from swarm_node.swarm.discovery.mdns_records import LanPeer
 from swarm_node.swarm.errors import PeerUnreachableError, SwarmError
-from swarm_node.swarm.mdns_records import LanPeer
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 THERE = LanPeer("us", ("/ip4/192.168.1.5/tcp/1",))

@@ -27,7 +27,7 @@ from swarm_node.node.link_probe import (
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node
 from swarm_node.swarm.errors import PeerUnreachableError, RemoteProtocolError
-from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 MODEL = ModelRef("m", "d" * 64, 12)

@@ -12,7 +12,7 @@ from swarm_node.node.model_wishes import BACK_OFF_S, ModelWishes
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import Source
-from swarm_node.swarm.demand import SPREAD_S, Idle, WantedModel
+from swarm_node.swarm.placement.demand import SPREAD_S, Idle, WantedModel
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 SHARED = ModelRef("owner/shared", "ab" * 32, 10)

@@ -9,10 +9,10 @@ import pytest
 
 from swarm_node.node import network
 from swarm_node.node.network import membership_over, read_only_network
-from swarm_node.swarm.entry import SwarmEntry
 from swarm_node.swarm.errors import NotAdmittedError, UsageError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.membership import KeyedSwarm, NamedSwarm, grant, swarm_tag
+from swarm_node.swarm.membership.entry import SwarmEntry
+from swarm_node.swarm.membership.membership import KeyedSwarm, NamedSwarm, grant, swarm_tag
 
 KEY = Identity(bytes(range(32)))
 

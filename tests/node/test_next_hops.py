@@ -12,10 +12,11 @@ from chain_swarm import MODEL, rows, swarm_of, until
 from swarm_node.node.dialler import HiddenDialError
 from swarm_node.node.next_hops import NOT_REACHED, UNCOUNTED_BYTES, NextHop, NextHops
 from swarm_node.node.quotas import Ledger, Limits
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, PeerError, PeerUnreachableError, StreamClosedError
-from swarm_node.swarm.link import NodeLink
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.fairness.shares import Holder
+from swarm_node.swarm.links.link import NodeLink
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import (
     Downstream,
     ErrorMessage,
     Hello,
@@ -26,9 +27,8 @@ from swarm_node.swarm.messages import (
     Want,
     Welcome,
 )
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.types import SignedRecord, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 PLACES = [("a", Span(0, 2)), ("b", Span(2, 4))]
 SPANS = {"a": Span(0, 4), "b": Span(0, 4)}

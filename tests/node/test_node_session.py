@@ -12,9 +12,18 @@ from swarm_node.node.journal import JournalBook
 from swarm_node.node.node_session import MAX_KEPT_ANSWER, NodeSession
 from swarm_node.node.quotas import Ledger, Limits
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import MAX_CHAIN, ErrorMessage, Message, Open, Result, Step, Want, encode
-from swarm_node.swarm.session import HopSession
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.shares import Holder
+from swarm_node.swarm.protocol.hop_session import HopSession
+from swarm_node.swarm.protocol.messages import (
+    MAX_CHAIN,
+    ErrorMessage,
+    Message,
+    Open,
+    Result,
+    Step,
+    Want,
+    encode,
+)
 from swarm_node.swarm.types import Span
 
 OPENING = Open(b"s" * 16, Span(0, 1), 64, "none", "none")

@@ -21,10 +21,10 @@ from swarm_node.node.weight_service import WeightOptions, WeightService
 from swarm_node.node.weight_source import FoundModel
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import ModelLocation, Source
-from swarm_node.swarm.demand import UNUSED_S, Demand, Idle, WantedModel
 from swarm_node.swarm.errors import CheckpointError, NetworkError, RemoteProtocolError, UsageError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.routing import missing_blocks
+from swarm_node.swarm.placement.demand import UNUSED_S, Demand, Idle, WantedModel
+from swarm_node.swarm.routing.best_route import missing_blocks
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState
 
 MEMORY = 700_000
@@ -313,7 +313,7 @@ async def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     for name in ("node.on_demand.LOOK_S", "node.on_demand.SERVING_LOOK_S", "node.auto.SETTLE_S"):
         monkeypatch.setattr(f"swarm_node.{name}", 0.02)
     for name in ("SPREAD_S", "COOL_DOWN_S", "UNUSED_S"):
-        monkeypatch.setattr(f"swarm_node.swarm.demand.{name}", 0.05)
+        monkeypatch.setattr(f"swarm_node.swarm.placement.demand.{name}", 0.05)
     monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path / "home"))
     models = tmp_path / "models"
     for seed, name in enumerate(("first", "second")):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from swarm_node.node.owner_lru import OwnerLru
 from swarm_node.swarm.errors import LocalProtocolError
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.shares import Holder
 
 OWNERS = [Holder("a", "home"), Holder("b", "home"), Holder("c", "office")]
 moves = st.lists(

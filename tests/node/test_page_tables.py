@@ -12,7 +12,7 @@ from swarm_node.node.page_allocator import PageAllocator
 from swarm_node.node.page_tables import PageChange, PageTable, pages_for, slots_for
 from swarm_node.node.prefix_cache import PrefixCache
 from swarm_node.swarm.errors import LocalProtocolError
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span
 
 PAGE, TOTAL = 4, 40

@@ -16,10 +16,10 @@ from swarm_node.node.config import NodeConfig
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.plan import look_ahead
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
-from swarm_node.swarm.entry import SwarmEntry
 from swarm_node.swarm.errors import PeerUnreachableError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.placement_types import Gain, Serve, StandBy
+from swarm_node.swarm.membership.entry import SwarmEntry
+from swarm_node.swarm.placement.types import Gain, Serve, StandBy
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 HERE = SwarmEntry(initial_peers=("/memory/a",), mdns=False)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS
-from swarm_node.swarm import messages
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.protocol import messages
+from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,
     Busy,

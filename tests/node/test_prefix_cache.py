@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from swarm_node.node.page_allocator import Page, PageAllocator
 from swarm_node.node.prefix_cache import PrefixCache
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span
 
 SPAN, OTHER = Span(0, 2), Span(2, 4)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from swarm_node.node.quotas import Ledger, Limits, PeerAccount, WorkRate
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.shares import Holder
 
 LIMITS = Limits(max_connections_per_peer=3, queued_tokens_per_peer=100, queued_bytes_per_peer=1000)
 PEERS = st.sampled_from(["a", "b", "c"])

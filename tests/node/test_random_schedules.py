@@ -28,9 +28,9 @@ from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, Piece
 from swarm_node.shards.models.backend import Memory, SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_backend
-from swarm_node.swarm import codecs
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import Want
+from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 
 HIDDEN, VOCAB, LONGEST = 64, 128, 150
@@ -85,7 +85,7 @@ class Client:
 
         def done(job: StepJob, outcome: object) -> None:
             if isinstance(outcome, StepDone):
-                rows = codecs.decode("none", outcome.payload, outcome.rows, HIDDEN)
+                rows = activations.decode("none", outcome.payload, outcome.rows, HIDDEN)
                 assert outcome.position == len(tokens) - outcome.rows
                 log.records.append(Record(tokens, start, rows))
                 future.set_result(rows)

@@ -12,9 +12,9 @@ import hashlib
 import pytest
 from chain_swarm import MODEL, ChainSwarm, Hop, rows, stalled, swarm_of, until
 
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import (
     Downstream,
     Hello,
     Open,
@@ -29,9 +29,9 @@ from swarm_node.swarm.messages import (
     Welcome,
     encode,
 )
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID, encode_frame
+from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.types import NodeState, Span
-from swarm_node.swarm.wire import PROTOCOL_ID, encode_frame
 
 PLACES = [("a", Span(0, 1)), ("b", Span(1, 3)), ("c", Span(3, 4))]
 SPANS = {"a": Span(0, 4), "b": Span(1, 3), "c": Span(2, 4), "d": Span(0, 4), "e": Span(0, 4)}

@@ -14,9 +14,7 @@ from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
 from swarm_node.node.network import GivenNetwork
 from swarm_node.node.serve import Node, run_node
-from swarm_node.swarm import codecs
-from swarm_node.swarm.cbuild import NativeUnavailableError
-from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import (
     CheckpointError,
     ErrorCode,
@@ -24,10 +22,12 @@ from swarm_node.swarm.errors import (
     PeerUnreachableError,
     UsageError,
 )
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import Hello, Open, Opened, Refused, Result, Step, Want, Welcome
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import Hello, Open, Opened, Refused, Result, Step, Want, Welcome
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 
 
 class FailingNetwork(GivenNetwork):
@@ -134,7 +134,7 @@ async def test_what_a_journal_holds_is_announced(swarm):
     node = swarm.node(journal_mib=1)
     await node.start()
     client = await swarm.client()
-    session, size = os.urandom(16), codecs.payload_bytes("none", 3, 64)
+    session, size = os.urandom(16), activations.payload_bytes("none", 3, 64)
     await client.send(Open(session, Span(1, 3), 10, "none", "none", journal=True))
     assert isinstance(await client.receive(), Opened)
     await client.send(Step(session, 0, 0, 3, Want.ALL, payload=bytes(size)))
@@ -185,7 +185,7 @@ async def test_kernels_that_must_be_compiled_are_told_of_before(swarm, monkeypat
 )
 def test_what_is_compiled_is_told_once(monkeypatch, device, library, codec, told):
     monkeypatch.setattr("swarm_node.shards.kernels.library.is_ready", lambda: library)
-    monkeypatch.setattr("swarm_node.swarm.native_codec.is_ready", lambda: codec)
+    monkeypatch.setattr("swarm_node.swarm.codecs.native.is_ready", lambda: codec)
     calls: list[None] = []
     compile_kernels(device, lambda: calls.append(None))
     assert len(calls) == told

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from swarm_node.node.quotas import Limits
-from swarm_node.swarm import codecs
+from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.protocol.messages import (
     Close,
     ErrorMessage,
     Hello,
@@ -26,8 +26,8 @@ from swarm_node.swarm.messages import (
     Welcome,
     encode,
 )
+from swarm_node.swarm.protocol.wire import FIXED_HEADER, Frame, encode_frame
 from swarm_node.swarm.types import NodeState, Span
-from swarm_node.swarm.wire import FIXED_HEADER, Frame, encode_frame
 
 ALL = Span(0, 4)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -47,7 +47,7 @@ async def test_welcome_says_what_is_served(serving):
             version=1,
             digest="ab" * 32,
             span=Span(1, 3),
-            codecs=codecs.CODECS,
+            codecs=activations.CODECS,
             max_frame=100_000,
             agent="test",
             max_step_tokens=(100_000 - 10 - 65535) // 256,
@@ -56,7 +56,7 @@ async def test_welcome_says_what_is_served(serving):
         )
 
 
-@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("codec", activations.CODECS)
 async def test_a_session_computes_what_the_plain_forward_does(serving, plain, hidden_states, codec):
     async with serving() as node:
         client = await node.connect()
@@ -229,9 +229,9 @@ async def test_bad_steps_are_told_and_hurt_nothing(serving, plain, hidden_states
         session = await client.open(max_tokens=50)
         x = hidden_states(30)
         await client.forward(session, x[:10], 0)
-        row = codecs.encode("none", x[:1])
-        many = codecs.encode("none", hidden_states(41))
-        nan = codecs.encode("none", x[:1]).__class__(torch.full((1, 64), float("nan")).numpy().tobytes())
+        row = activations.encode("none", x[:1])
+        many = activations.encode("none", hidden_states(41))
+        nan = activations.encode("none", x[:1]).__class__(torch.full((1, 64), float("nan")).numpy().tobytes())
         cases = [
             (Step(os.urandom(16), 1, 0, 1, Want.ALL, payload=row), ErrorCode.UNKNOWN_SESSION),
             (Step(session, 1, 3, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # a used number

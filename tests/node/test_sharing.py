@@ -13,7 +13,7 @@ import torch
 
 from swarm_node.node.quotas import Limits
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.protocol.messages import (
     Busy,
     Close,
     ErrorMessage,
@@ -27,8 +27,8 @@ from swarm_node.swarm.messages import (
     Want,
     encode,
 )
+from swarm_node.swarm.protocol.wire import encode_frame
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import encode_frame
 
 if TYPE_CHECKING:
     from conftest import RawClient

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from swarm_node.dht.address_book import AddressBook
 from swarm_node.dht.delegated import directory as snapshot_directory
+from swarm_node.dht.delegated import side_by_side
 from swarm_node.dht.delegated.directory import ASKED, SnapshotDirectory
 from swarm_node.dht.delegated.messages import (
     MAX_FRAME,
@@ -37,16 +38,15 @@ from swarm_node.dht.records.envelope import seal, subkey_of
 from swarm_node.dht.records.keys import key_hash, node_key
 from swarm_node.node import snapshot_service
 from swarm_node.node.snapshot_service import SnapshotService
-from swarm_node.swarm import side_by_side
-from swarm_node.swarm.connection import MessageStream
-from swarm_node.swarm.demand import WantedModel
 from swarm_node.swarm.errors import NetworkError, PeerUnreachableError, RemoteProtocolError, UsageError
-from swarm_node.swarm.fair_gate import GateLimits
+from swarm_node.swarm.fairness.gate import GateLimits
+from swarm_node.swarm.fairness.shares import ShareLimits
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.membership import NamedSwarm
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.shares import ShareLimits
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.links.message_stream import MessageStream
+from swarm_node.swarm.membership.membership import NamedSwarm
+from swarm_node.swarm.placement.demand import WantedModel
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("smol", "ab" * 32, 30)

@@ -26,7 +26,7 @@ from swarm_node.shards.transfer.downloader import FetchSettings
 from swarm_node.shards.transfer.fetch import fetch_model
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.swarm.errors import PeerUnreachableError
-from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
 
 SOON = FetchSettings(wait_s=5.0, look_s=0.02, answer_s=1.0, tick_s=0.01)

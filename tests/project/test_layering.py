@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "node": {"node", "shards", "dht", "swarm"},
 }
 COMPOSITION_ROOT = "node/cli.py"  # the only file that may join client and node
-HIVEMIND_FILES = ("dht/", "swarm/p2pd")
-TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs.py", "swarm/native_codec.py")
+HIVEMIND_FILES = ("dht/", "swarm/transport/p2pd/")
+TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs/")
 TORCH_FREE_NODE_FILES = (
     *("node/cli", "node/admission.py", "node/announcer.py", "node/page_allocator.py"),
     *("node/page_tables.py", "node/prefill_pace.py", "node/prefix_cache.py", "node/quotas.py"),
@@ -53,8 +53,8 @@ def violations(source: str, file: str) -> list[str]:
                 found.append(f"{file} imports {name}: {package} may import {', '.join(sorted(allowed))}")
         if top == "hivemind" and not file.startswith(HIVEMIND_FILES):
             found.append(f"{file} imports hivemind: only dht/ and the p2pd transport may")
-        if top in ("libp2p", "trio") and not file.startswith("swarm/py_libp2p"):
-            found.append(f"{file} imports {name}: only swarm/py_libp2p*.py may")
+        if top in ("libp2p", "trio") and not file.startswith("swarm/transport/pure_python/"):
+            found.append(f"{file} imports {name}: only swarm/transport/pure_python/ may")
         if top == "torch" and (not file.startswith(TORCH_FILES) or file.startswith(TORCH_FREE_NODE_FILES)):
             found.append(f"{file} imports torch: it belongs to the engine, shards, client and codecs")
         if top == "mlx" and not file.startswith(("shards/mlx/", "shards/models/devices.py")):
@@ -77,8 +77,8 @@ def test_imports_follow_the_direction(file: str) -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("swarm/wire.py", "from ..dht import records"),
-        ("swarm/routing.py", "import torch"),
+        ("swarm/protocol/wire.py", "from ...dht import records"),
+        ("swarm/routing/best_route.py", "import torch"),
         ("dht/delegated/directory.py", "from libp2p.peer.id import ID"),
         ("dht/records/bodies.py", "from ...shards.formats.config import ModelConfig"),
         ("client/hop.py", "from .. import node"),

@@ -16,7 +16,7 @@ from swarm_node.shards.transfer.fetch import ModelFetch
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.transfer.server import PieceServer, PieceShelf
 from swarm_node.shards.transfer.upload_limits import ServeLimits
-from swarm_node.swarm.memory import MemoryNetwork, MemoryTransport
+from swarm_node.swarm.transport.memory import MemoryNetwork, MemoryTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 PIECE = 16 * 1024

@@ -12,8 +12,8 @@ from swarm_node.shards.kernels.linear import Digits
 from swarm_node.shards.kernels.table import KernelTable
 from swarm_node.shards.models import load_plan
 from swarm_node.shards.models.load_plan import Kind, LoadOptions, resolve
-from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
 SLOW = (1.0, 8.0, 64.0)
 FAST = KernelTable({**dict.fromkeys(TORCH_WAYS, (0.1, 0.8, 6.4)), "torch float32": SLOW})

@@ -14,7 +14,7 @@ from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.transfer.rate_limit import RateCap
 from swarm_node.shards.transfer.server import PieceServer
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 pytestmark = pytest.mark.swarm

@@ -33,17 +33,17 @@ from swarm_node.shards.transfer.messages import (
 )
 from swarm_node.shards.transfer.rate_limit import BURST_S, RateCap
 from swarm_node.shards.transfer.upload_limits import ServeLimits, Visitors
-from swarm_node.swarm.connection import MessageStream
 from swarm_node.swarm.errors import (
     ErrorCode,
     ModelMismatchError,
     NetworkError,
     StreamClosedError,
 )
-from swarm_node.swarm.shares import Holder
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.fairness.shares import Holder
+from swarm_node.swarm.links.message_stream import MessageStream
+from swarm_node.swarm.naming.witnesses import Answers
+from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.witnesses import Answers
 
 IMPATIENT = replace(SOON, wait_s=0.3)
 Liar = Callable[[PieceWorld, MessageStream[PieceMessage], Get], Awaitable[None]]

@@ -13,7 +13,7 @@ from swarm_node.shards.kernels import bench
 from swarm_node.shards.kernels import table as kernel_table
 from swarm_node.shards.kernels.bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
 from swarm_node.shards.kernels.table import KernelTable
-from swarm_node.swarm.cbuild import NativeUnavailableError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
 PLAIN = dict.fromkeys(TORCH_WAYS + NATIVE_WAYS, (1e-4, 4e-4, 2e-3))
 

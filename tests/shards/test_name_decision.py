@@ -16,19 +16,19 @@ from swarm_node.shards.checkpoint import lookup, name_decision
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, resolve_model
-from swarm_node.swarm import witnesses as bounds
-from swarm_node.swarm.codecs import CODECS
-from swarm_node.swarm.connection import Connection
+from swarm_node.swarm.codecs.activations import CODECS
 from swarm_node.swarm.errors import ErrorCode, UsageError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.members_transport import MembersTransport
-from swarm_node.swarm.membership import KeyedSwarm, NamedSwarm
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import ErrorMessage, Hello, Welcome
-from swarm_node.swarm.transport import Stream
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.membership.membership import KeyedSwarm, NamedSwarm
+from swarm_node.swarm.membership.transport import MembersTransport
+from swarm_node.swarm.naming import witnesses as bounds
+from swarm_node.swarm.naming.witnesses import Witnesses
+from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Welcome
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
-from swarm_node.swarm.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
-from swarm_node.swarm.witnesses import Witnesses
 
 TRUE, LIE = ModelRef("demo", "ab12" * 16, 4), ModelRef("demo", "cd34" * 16, 4)
 NOTHING_HERE = LocalRegistry()

@@ -17,7 +17,7 @@ import swarm_node.shards
 from swarm_node.shards.kernels.pages import SnPiece, kv_struct
 from swarm_node.shards.layers.attention import PagedAttention
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, Piece
-from swarm_node.swarm.cbuild import NativeUnavailableError, load_library
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
 
 SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "kernels/csrc"
 X86 = platform.machine() in ("x86_64", "AMD64")

@@ -34,7 +34,7 @@ from swarm_node.shards.layers.quantize import (
     to_int4,
     to_int8_groups,
 )
-from swarm_node.swarm.cbuild import NativeUnavailableError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
 try:
     native_linear.library()

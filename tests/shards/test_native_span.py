@@ -26,8 +26,8 @@ from swarm_node.shards.layers.linear import DenseLinear, Scratch
 from swarm_node.shards.models.llama import LlamaBlock
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
-from swarm_node.swarm.cbuild import NativeUnavailableError
 from swarm_node.swarm.errors import LocalProtocolError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 from swarm_node.swarm.types import Span
 
 HFLlama = Callable[..., Path]

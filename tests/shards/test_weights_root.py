@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.shards.transfer.weights_root import in_order, likely_roots
-from swarm_node.swarm.memory import MemoryNetwork
+from swarm_node.swarm.naming.witnesses import Answers, Witnesses
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
-from swarm_node.swarm.witnesses import Answers, Witnesses
 
 MODEL = ModelRef("demo", "ab12" * 16, 4)
 TRUE, LIE = "11" * 32, "22" * 32

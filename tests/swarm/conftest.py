@@ -8,7 +8,7 @@ import pytest
 from pure_peers import StartPure
 
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.py_libp2p import PyLibp2pTransport
+from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 
 
 @pytest.fixture

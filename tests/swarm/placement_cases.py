@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from placement_clusters import BLOCK_BYTES
 
-from swarm_node.swarm.placement_picture import Machine
-from swarm_node.swarm.placement_types import ModelShape
+from swarm_node.swarm.placement.swarm_view import Machine
+from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.swarm.address_groups import UNKNOWN, address_group, groups_of
+from swarm_node.swarm.transport.address_groups import UNKNOWN, address_group, groups_of
 
 PEER = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
 

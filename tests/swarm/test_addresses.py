@@ -6,15 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm import addresses
-from swarm_node.swarm.addresses import (
-    EVERY_INTERFACE,
-    PeerAddress,
-    is_loopback,
-    listen_maddrs,
-    listenable,
-)
-from swarm_node.swarm.dial_errors import dial_error
 from swarm_node.swarm.errors import (
     ListenError,
     NetworkError,
@@ -22,6 +13,15 @@ from swarm_node.swarm.errors import (
     PeerUnreachableError,
     UsageError,
 )
+from swarm_node.swarm.transport import addresses
+from swarm_node.swarm.transport.addresses import (
+    EVERY_INTERFACE,
+    PeerAddress,
+    is_loopback,
+    listen_maddrs,
+    listenable,
+)
+from swarm_node.swarm.transport.dial_errors import dial_error
 
 PEER = "12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
 RELAY = "12D3KooWF4xJdYKZAo5WyDC8s81LqQ3kzsPNbmyC1kxfSMBRCvVc"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from swarm_node.swarm.buckets import Bucket, Buckets
+from swarm_node.swarm.fairness.buckets import Bucket, Buckets
 
 
 def test_bucket() -> None:

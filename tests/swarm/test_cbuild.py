@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.swarm import cbuild
-from swarm_node.swarm.cbuild import NativeUnavailableError, is_built, load_library
+from swarm_node.swarm.runtime import c_build
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError, is_built, load_library
 
 try:
-    cbuild.compiler()
+    c_build.compiler()
 except NativeUnavailableError as error:
     pytestmark = pytest.mark.skip(reason=str(error))
 
@@ -25,9 +25,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SWARM_NODE_NATIVE", raising=False)
     monkeypatch.delenv("SWARM_NODE_CC", raising=False)
-    monkeypatch.setattr(cbuild, "_loaded", {})
-    monkeypatch.setattr(cbuild, "_failed", {})
-    cbuild.compiler.cache_clear()
+    monkeypatch.setattr(c_build, "_loaded", {})
+    monkeypatch.setattr(c_build, "_failed", {})
+    c_build.compiler.cache_clear()
     return tmp_path / "cache" / "swarm-node" / "native"
 
 
@@ -52,7 +52,7 @@ def test_a_library_is_built_once_and_found_again(home: Path, write: Write, tmp_p
     assert is_built("thing", sources)
     (built,) = home.glob("*.so")
     before = built.stat().st_mtime_ns
-    cbuild._loaded.clear()
+    c_build._loaded.clear()
     assert load_library("thing", sources).answer() == 42
     assert built.stat().st_mtime_ns == before
 
@@ -75,7 +75,7 @@ def test_a_damaged_library_is_built_again(home: Path, write: Write) -> None:
     built.write_bytes(b"\x7fELF truncated")
     assert not is_built("other", sources)
     program = (
-        "import sys; from pathlib import Path; from swarm_node.swarm.cbuild import load_library;"
+        "import sys; from pathlib import Path; from swarm_node.swarm.runtime.c_build import load_library;"
         "sys.exit(load_library('thing', [Path(sys.argv[1])]).answer())"
     )
     assert subprocess.run([sys.executable, "-c", program, str(sources[0])], timeout=120).returncode == 7
@@ -83,9 +83,9 @@ def test_a_damaged_library_is_built_again(home: Path, write: Write) -> None:
 
 
 def test_old_builds_go(home: Path, write: Write) -> None:
-    for number in range(cbuild.KEPT_BUILDS + 3):
+    for number in range(c_build.KEPT_BUILDS + 3):
         load_library("thing", write(f"int answer(void) {{ return {number}; }}\n"))
-    assert len(list(home.glob("*.so"))) == len(list(home.glob("*.sha256"))) == cbuild.KEPT_BUILDS
+    assert len(list(home.glob("*.so"))) == len(list(home.glob("*.sha256"))) == c_build.KEPT_BUILDS
 
 
 def test_a_source_that_does_not_compile_says_why_and_is_not_tried_again(home: Path, write: Write) -> None:
@@ -106,7 +106,7 @@ def test_it_can_be_turned_off(home: Path, write: Write, monkeypatch: pytest.Monk
 
 def test_no_compiler_is_a_clear_reason(home: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home))
-    monkeypatch.setattr(cbuild.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(c_build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NativeUnavailableError, match="no C compiler"):
         load_library("thing", write("int answer(void) { return 1; }\n"))
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.swarm import native_codec
-from swarm_node.swarm.codecs import (
+from swarm_node.swarm.codecs import native
+from swarm_node.swarm.codecs.activations import (
     CODECS,
     MAX_MAGNITUDE,
     OUTLIERS,
@@ -33,8 +33,8 @@ def _path(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test sees both ways of the int8 codec."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr(native_codec, "_codec", None)
-        elif not native_codec.warm_up():
+            patch.setattr(native, "_codec", None)
+        elif not native.warm_up():
             pytest.skip("no C compiler here")
         yield
 

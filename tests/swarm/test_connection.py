@@ -5,14 +5,14 @@ from collections.abc import Iterable
 
 import pytest
 
-from swarm_node.swarm import connection as connection_module
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, StreamClosedError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import ErrorMessage, Ping, Pong, Step, Want, encode
-from swarm_node.swarm.transport import READ_SIZE, Buffer, Stream
+from swarm_node.swarm.links import message_stream as connection_module
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import ErrorMessage, Ping, Pong, Step, Want, encode
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID, Frame, encode_frame
+from swarm_node.swarm.transport.interface import READ_SIZE, Buffer, Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState
-from swarm_node.swarm.wire import PROTOCOL_ID, Frame, encode_frame
 
 SESSION = bytes(16)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from swarm_node.swarm.demand import (
+from swarm_node.swarm.placement.demand import (
     COOL_DOWN_S,
     MAX_DEMAND,
     MAX_WANTED,

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from swarm_node.swarm.dial_guard import (
+from swarm_node.swarm.transport.dial_guard import (
     FAILURES_NEARBY,
     FAILURES_PER_GROUP,
     FAILURES_PER_HOST,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.edges import MAX_BYTES_PER_S, UNMEASURED_LINK, Edges, Link
+from swarm_node.swarm.routing.edges import MAX_BYTES_PER_S, UNMEASURED_LINK, Edges, Link
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 MODEL = ModelRef("m", "d" * 64, 6)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.swarm.addresses import PeerAddress
-from swarm_node.swarm.entry import SwarmEntry, swarm_entry
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.invite import make_invite
-from swarm_node.swarm.membership import KeyedSwarm, NamedSwarm
+from swarm_node.swarm.membership.entry import SwarmEntry, swarm_entry
+from swarm_node.swarm.membership.invite import make_invite
+from swarm_node.swarm.membership.membership import KeyedSwarm, NamedSwarm
+from swarm_node.swarm.transport.addresses import PeerAddress
 
 NOW = 1_800_000_000.0
 PEER = PeerAddress(Identity(b"p" * 32).peer_id, "/ip4/192.168.1.5/tcp/31330")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from swarm_node.swarm.fair_gate import FairGate, GateLimits, TurnedAwayError
-from swarm_node.swarm.shares import Holder
+from swarm_node.swarm.fairness.gate import FairGate, GateLimits, TurnedAwayError
+from swarm_node.swarm.fairness.shares import Holder
 
 
 @dataclass(eq=False)

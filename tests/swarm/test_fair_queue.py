@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.fair_queue import FairQueue
+from swarm_node.swarm.fairness.queue import FairQueue
 
 
 def fill(keys: str) -> FairQueue[str]:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.swarm.edges import Edges, Link
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.figures import (
     BYTES_PER_S,
@@ -22,12 +21,13 @@ from swarm_node.swarm.figures import (
     TOKENS_PER_S,
     Figure,
 )
-from swarm_node.swarm.placement import assign, plan_join, plan_move
-from swarm_node.swarm.placement_types import ModelShape, NodeOffer, Serve
-from swarm_node.swarm.prediction import Prediction, decode_seconds, prefill_seconds, queue_seconds
-from swarm_node.swarm.routing import RouteRequest, find_route, predict_route, route_price_ns
-from swarm_node.swarm.slow_hop import HopSpent, Replacement, hop_to_replace
-from swarm_node.swarm.throughput import throughput
+from swarm_node.swarm.placement.planner import assign, plan_join, plan_move
+from swarm_node.swarm.placement.throughput import throughput
+from swarm_node.swarm.placement.types import ModelShape, NodeOffer, Serve
+from swarm_node.swarm.routing.best_route import RouteRequest, find_route, predict_route, route_price_ns
+from swarm_node.swarm.routing.edges import Edges, Link
+from swarm_node.swarm.routing.prediction import Prediction, decode_seconds, prefill_seconds, queue_seconds
+from swarm_node.swarm.routing.slow_hop import HopSpent, Replacement, hop_to_replace
 from swarm_node.swarm.types import MAX_BLOCKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 N_BLOCKS = 6

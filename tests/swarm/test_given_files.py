@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.swarm.given_files import read_given
+from swarm_node.swarm.runtime.given_files import read_given
 
 on_posix = pytest.mark.skipif(os.name == "nt", reason="it has no such files")
 

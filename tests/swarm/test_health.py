@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.health import PeerHealth
+from swarm_node.swarm.peer_health import PeerHealth
 
 
 def make() -> PeerHealth:

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.addresses import PeerAddress
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.invite import (
+from swarm_node.swarm.membership.invite import (
     MAX_INVITE_CHARS,
     MAX_PEER_MADDRS,
     MAX_PEERS,
@@ -21,7 +20,8 @@ from swarm_node.swarm.invite import (
     describe_end,
     make_invite,
 )
-from swarm_node.swarm.membership import KeyedSwarm, NamedSwarm
+from swarm_node.swarm.membership.membership import KeyedSwarm, NamedSwarm
+from swarm_node.swarm.transport.addresses import PeerAddress
 
 NOW = 1_800_000_000.0
 KEY = Identity(bytes(range(32)))

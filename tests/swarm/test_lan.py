@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from swarm_node.swarm.lan import dialable_maddrs, is_lan, is_near, lan_addresses
+from swarm_node.swarm.discovery.local_networks import dialable_maddrs, is_lan, is_near, lan_addresses
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import sys
-from swarm_node.swarm.lazy_scipy import make_lazy
+from swarm_node.swarm.runtime.lazy_scipy import make_lazy
 
 make_lazy()
 make_lazy()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.swarm.dial_guard import CLIENT_FAILURES_PER_HOST, DialGuard
 from swarm_node.swarm.errors import PeerUnreachableError
-from swarm_node.swarm.link_pool import LinkPool
+from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.transport.dial_guard import CLIENT_FAILURES_PER_HOST, DialGuard
 from swarm_node.swarm.types import ModelRef
 
 MODEL = ModelRef("tiny", "ab" * 32, 4)

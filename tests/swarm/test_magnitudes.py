@@ -6,8 +6,8 @@ import struct
 import pytest
 import torch
 
-from swarm_node.swarm.codecs import CODECS, encode
-from swarm_node.swarm.magnitudes import SMALLEST_MAGNITUDE, magnitudes
+from swarm_node.swarm.codecs.activations import CODECS, encode
+from swarm_node.swarm.codecs.magnitudes import SMALLEST_MAGNITUDE, magnitudes
 
 
 def int8_row(scale: float, outlier: float) -> bytes:

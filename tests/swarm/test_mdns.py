@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from swarm_node.swarm.discovery.mdns import LanDiscovery
+from swarm_node.swarm.discovery.mdns_records import LanPeer
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.mdns import LanDiscovery
-from swarm_node.swarm.mdns_records import LanPeer
 
 ALICE, BOB = Identity(b"a" * 32).peer_id, Identity(b"b" * 32).peer_id
 PATIENCE_S = 10.0
@@ -87,7 +87,7 @@ async def test_one_who_says_that_he_is_us_is_told_of(begin: Callable[..., Party]
 async def test_a_new_network_is_taken_up_and_a_lost_one_given_up(
     begin: Callable[..., Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm_node.swarm.mdns.LOOK_S", 0.05)
+    monkeypatch.setattr("swarm_node.swarm.discovery.mdns.LOOK_S", 0.05)
     tag = secrets.token_hex(16)
     alice, bob = begin(tag, ALICE, 4001), begin(tag, BOB, 4002)
     alice.addresses = []
@@ -106,7 +106,7 @@ async def test_a_new_network_is_taken_up_and_a_lost_one_given_up(
 async def test_what_a_flood_of_names_can_take_is_bounded(
     begin: Callable[..., Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm_node.swarm.mdns.MAX_PEERS", 2)
+    monkeypatch.setattr("swarm_node.swarm.discovery.mdns.MAX_PEERS", 2)
     tag = secrets.token_hex(16)
     flood = [begin(tag, Identity(bytes([number]) * 32).peer_id, 4000 + number) for number in range(1, 6)]
     for party in flood:

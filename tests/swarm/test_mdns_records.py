@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.mdns_records import (
+from swarm_node.swarm.discovery.mdns_records import (
     MAX_MADDRS,
     MAX_STRINGS,
     LanPeer,
@@ -16,6 +15,7 @@ from swarm_node.swarm.mdns_records import (
     service_type,
     txt_record,
 )
+from swarm_node.swarm.identity import Identity
 
 PEER, OTHER = Identity(b"a" * 32).peer_id, Identity(b"b" * 32).peer_id
 MADDRS = ["/ip4/192.168.1.5/tcp/31330", "/ip6/fd00::1/tcp/31330", "/ip4/169.254.3.4/tcp/1"]

@@ -8,26 +8,33 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, NotAdmittedError, StreamClosedError
+from swarm_node.swarm.fairness.shares import ShareLimits, Shares
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.link import NodeLink
-from swarm_node.swarm.members_transport import (
+from swarm_node.swarm.links.link import NodeLink
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.membership.membership import (
+    CLOCK_SLACK_S,
+    KeyedSwarm,
+    Membership,
+    NamedSwarm,
+    grant,
+    swarm_tag,
+)
+from swarm_node.swarm.membership.transport import (
     GREETING_S,
     MAX_GREETING,
     MEMBER_KIND,
     Member,
     MembersTransport,
 )
-from swarm_node.swarm.membership import CLOCK_SLACK_S, KeyedSwarm, Membership, NamedSwarm, grant, swarm_tag
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import ErrorMessage, Hello
-from swarm_node.swarm.patience import Patience
-from swarm_node.swarm.replies import error_of
-from swarm_node.swarm.shares import ShareLimits, Shares
-from swarm_node.swarm.transport import Stream, Transport
+from swarm_node.swarm.protocol.error_frames import error_of
+from swarm_node.swarm.protocol.messages import ErrorMessage, Hello
+from swarm_node.swarm.protocol.wire import Frame, encode_frame
+from swarm_node.swarm.timeouts import Patience
+from swarm_node.swarm.transport.interface import Stream, Transport
+from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef
-from swarm_node.swarm.wire import Frame, encode_frame
 
 NOW = 1_800_000_000.0
 PROTOCOL = "/test/1"
@@ -316,7 +323,7 @@ async def test_who_shows_nothing_is_dropped_in_time(
     network: MemoryNetwork, node: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert GREETING_S <= 10
-    monkeypatch.setattr("swarm_node.swarm.members_transport.GREETING_S", 0.02)
+    monkeypatch.setattr("swarm_node.swarm.membership.transport.GREETING_S", 0.02)
     stream = await network.transport(CLIENT).open_stream(NODE, PROTOCOL)
     async with asyncio.timeout(2):
         assert await stream.read() == b""

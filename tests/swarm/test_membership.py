@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import ErrorCode, NotAdmittedError, UsageError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.membership import (
+from swarm_node.swarm.membership.membership import (
     CLOCK_SLACK_S,
     MAX_CREDENTIAL_BYTES,
     RENEWAL_S,
@@ -153,7 +153,7 @@ def test_what_is_no_peer_id_is_no_member(peer_id: str) -> None:
 
 
 def test_good_credentials_are_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.swarm.membership._REMEMBERED", 3)
+    monkeypatch.setattr("swarm_node.swarm.membership.membership._REMEMBERED", 3)
     swarm = holder()
     peers = [Identity(bytes([number]) * 32).peer_id for number in range(6)]
     credentials = {peer: invited().credential(peer, NOW) for peer in peers}

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from swarm_node.swarm.errors import PeerTimeoutError, PeerUnreachableError, StreamClosedError
-from swarm_node.swarm.memory import HIGH_WATER, RETRANSMIT_S, MemoryNetwork, MemoryTransport
-from swarm_node.swarm.transport import Stream, Transport
+from swarm_node.swarm.transport.interface import Stream, Transport
+from swarm_node.swarm.transport.memory import HIGH_WATER, RETRANSMIT_S, MemoryNetwork, MemoryTransport
 
 ECHO = "/echo/1"
 

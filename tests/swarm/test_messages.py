@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm import fields as wire_fields
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,
@@ -19,7 +18,9 @@ from swarm_node.swarm.errors import (
     RemoteProtocolError,
     UsageError,
 )
-from swarm_node.swarm.messages import (
+from swarm_node.swarm.protocol import fields as wire_fields
+from swarm_node.swarm.protocol.error_frames import error_message, error_of
+from swarm_node.swarm.protocol.messages import (
     MAX_PREFIX_PAGES,
     MAX_TEXT,
     MESSAGE_TYPES,
@@ -50,9 +51,8 @@ from swarm_node.swarm.messages import (
     decode,
     encode,
 )
-from swarm_node.swarm.replies import error_message, error_of
+from swarm_node.swarm.protocol.wire import Frame, FrameParser, encode_frame
 from swarm_node.swarm.types import NodeState, SignedRecord, Span
-from swarm_node.swarm.wire import Frame, FrameParser, encode_frame
 
 SESSION = bytes(range(16))
 DIGEST = "ab" * 32

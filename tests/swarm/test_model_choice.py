@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.address_groups import networks
-from swarm_node.swarm.model_choice import (
-    ENOUGH,
-    Candidate,
-    Reason,
-    choose,
-    in_order,
-    needs_answers,
-)
+from swarm_node.swarm.naming.model_choice import ENOUGH, Candidate, Reason, choose, in_order, needs_answers
+from swarm_node.swarm.transport.address_groups import networks
 
 PEER = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
 

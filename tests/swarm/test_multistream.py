@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import RemoteProtocolError, StreamClosedError
-from swarm_node.swarm.multistream import MAX_LINE, MAX_PROPOSALS, MULTISTREAM, answer, propose
+from swarm_node.swarm.transport.pure_python.multistream import (
+    MAX_LINE,
+    MAX_PROPOSALS,
+    MULTISTREAM,
+    answer,
+    propose,
+)
 
 
 class Script:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.swarm import native_codec
-from swarm_node.swarm.cbuild import NativeUnavailableError
-from swarm_node.swarm.codecs import decode, encode
+from swarm_node.swarm.codecs import native as native_codec
+from swarm_node.swarm.codecs.activations import decode, encode
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -17,9 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swarm_node.swarm import p2pd, p2pd_keeper
-from swarm_node.swarm.address_groups import address_group
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import (
     ErrorCode,
     ListenError,
@@ -32,14 +29,18 @@ from swarm_node.swarm.errors import (
     UsageError,
 )
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.messages import ErrorMessage, Step, Want
-from swarm_node.swarm.p2pd import P2pdTransport
-from swarm_node.swarm.p2pd_maddrs import encode_maddr
-from swarm_node.swarm.p2pd_process import STALE_AGE, remove_stale_folders
-from swarm_node.swarm.p2pd_stream import P2pdStream
-from swarm_node.swarm.replies import error_message
-from swarm_node.swarm.transport import NetworkChange, NetworkLost, NetworkRestored, Stream
-from swarm_node.swarm.wire import PROTOCOL_ID
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.error_frames import error_message
+from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.address_groups import address_group
+from swarm_node.swarm.transport.interface import NetworkChange, NetworkLost, NetworkRestored, Stream
+from swarm_node.swarm.transport.p2pd import supervisor
+from swarm_node.swarm.transport.p2pd import transport as p2pd
+from swarm_node.swarm.transport.p2pd.maddrs import encode_maddr
+from swarm_node.swarm.transport.p2pd.process import STALE_AGE, remove_stale_folders
+from swarm_node.swarm.transport.p2pd.stream import P2pdStream
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 
 pytestmark = pytest.mark.swarm
 
@@ -450,7 +451,7 @@ async def test_a_daemon_that_is_replaced_listens_where_it_did_and_meets_whom_it_
 
 
 async def test_a_daemon_that_hangs_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(p2pd_keeper, "HUNG_AFTER_S", 0.5)
+    monkeypatch.setattr(supervisor, "HUNG_AFTER_S", 0.5)
     server, client, stream = await linked(start)
     where, watcher = await server.maddrs(), Watcher(client)
     os.kill(daemon_pid(client), signal.SIGSTOP)
@@ -476,7 +477,7 @@ async def test_a_hung_daemon_is_told_from_a_silent_peer(start: Start) -> None:
 async def test_a_daemon_that_cannot_be_kept_is_given_up(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(p2pd_keeper, "MOST_DEATHS", 2)
+    monkeypatch.setattr(supervisor, "MOST_DEATHS", 2)
     server, client, _ = await linked(start)
     watcher, died = Watcher(client), asyncio.create_task(client.died())
     os.kill(daemon_pid(client), signal.SIGKILL)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from swarm_node.swarm.errors import LocalNetworkError, NetworkError
-from swarm_node.swarm.p2pd_keeper import (
+from swarm_node.swarm.transport.interface import NetworkChange, NetworkLost, NetworkRestored
+from swarm_node.swarm.transport.p2pd.supervisor import (
     BACK_OFF_S,
     HUNG_AFTER_S,
     MOST_DEATHS,
@@ -17,7 +18,6 @@ from swarm_node.swarm.p2pd_keeper import (
     SLEPT_S,
     Keeper,
 )
-from swarm_node.swarm.transport import NetworkChange, NetworkLost, NetworkRestored
 
 
 class Daemon:

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from swarm_node.swarm import p2pd_relay_check
 from swarm_node.swarm.errors import NetworkError, PeerUnreachableError
-from swarm_node.swarm.p2pd import P2pdTransport
-from swarm_node.swarm.p2pd_relay_check import check_reachable, check_relaying, make_relay
+from swarm_node.swarm.transport.p2pd import relay_check
+from swarm_node.swarm.transport.p2pd.relay_check import check_reachable, check_relaying, make_relay
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 
 pytestmark = pytest.mark.swarm
 
@@ -37,7 +37,7 @@ async def test_of_a_relay_that_is_not_there_the_address_is_named() -> None:
 
 
 async def test_a_peer_that_is_no_relay_is_told_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(p2pd_relay_check, "PLACE_S", 3.0)
+    monkeypatch.setattr(relay_check, "PLACE_S", 3.0)
     plain, alone = await asyncio.gather(P2pdTransport.create(), P2pdTransport.create())
     try:
         where = await plain.maddrs()

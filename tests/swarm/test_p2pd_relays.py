@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.p2pd_options import P2pdOptions
-from swarm_node.swarm.p2pd_relays import GRACE_S, RETRY_S, RelayWatch, Verdict
+from swarm_node.swarm.transport.p2pd.options import P2pdOptions
+from swarm_node.swarm.transport.p2pd.relay_watch import GRACE_S, RETRY_S, RelayWatch, Verdict
 
 KEY = Identity.generate()
 ONE, OTHER, STRANGER = b"one", b"other", b"stranger"

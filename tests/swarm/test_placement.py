@@ -14,7 +14,7 @@ from placement_cases import node, shape
 from placement_clusters import BLOCK_BYTES, links_between
 
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.placement import (
+from swarm_node.swarm.placement.planner import (
     MOVE_COOL_DOWN_S,
     Gain,
     ModelShape,
@@ -27,8 +27,8 @@ from swarm_node.swarm.placement import (
     plan_move,
     why_not_leave,
 )
-from swarm_node.swarm.placement_picture import Machine
-from swarm_node.swarm.routing import missing_blocks
+from swarm_node.swarm.placement.swarm_view import Machine
+from swarm_node.swarm.routing.best_route import missing_blocks
 from swarm_node.swarm.types import NodeInfo, NodeState, PeerLink, Span
 
 N = 12

@@ -11,9 +11,9 @@ from placement_clusters import cluster, offers
 from placement_optimum import all_pictures, least_token_s
 from placement_world import Clock, World
 
-from swarm_node.swarm.placement import assign
-from swarm_node.swarm.placement_picture import Machine, Picture, Ways
-from swarm_node.swarm.placement_types import ModelShape
+from swarm_node.swarm.placement.planner import assign
+from swarm_node.swarm.placement.swarm_view import Machine, Picture, Ways
+from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import NodeInfo, Span
 
 WITHIN = 1.05

@@ -11,7 +11,7 @@ from placement_clusters import cluster, offers
 from placement_world import Clock, World
 
 from swarm_node.dht.directory import TTL_S
-from swarm_node.swarm.placement_types import NodeOffer
+from swarm_node.swarm.placement.types import NodeOffer
 from swarm_node.swarm.types import Span
 
 HOUR = 3600.0

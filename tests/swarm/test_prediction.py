@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.swarm.edges import Edges, Link
 from swarm_node.swarm.figures import QUEUE_MS
-from swarm_node.swarm.prediction import chunk_tokens, predict
+from swarm_node.swarm.routing.edges import Edges, Link
+from swarm_node.swarm.routing.prediction import chunk_tokens, predict
 from swarm_node.swarm.types import Hop, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 MODEL = ModelRef("m", "d" * 64, 6)

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from pure_peers import ECHO, STRANGER, StartPure, echo, linked, until
 
-from swarm_node.swarm import py_libp2p_connection
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import (
     ErrorCode,
     ListenError,
@@ -26,14 +24,16 @@ from swarm_node.swarm.errors import (
     UsageError,
 )
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.messages import ErrorMessage, Step, Want
-from swarm_node.swarm.py_libp2p import PyLibp2pTransport
-from swarm_node.swarm.py_libp2p_security import Security, dial_problem
-from swarm_node.swarm.replies import error_message
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.error_frames import error_message
+from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.tcp_addresses import parse_tcp_maddr
-from swarm_node.swarm.transport import Stream, Transport
-from swarm_node.swarm.wire import PROTOCOL_ID
-from swarm_node.swarm.yamux import INITIAL_WINDOW
+from swarm_node.swarm.transport.interface import Stream, Transport
+from swarm_node.swarm.transport.pure_python import connection as py_libp2p_connection
+from swarm_node.swarm.transport.pure_python.security import Security, dial_problem
+from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
+from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW
 
 
 async def test_streams_both_ways_with_proven_identities(start_pure: StartPure) -> None:

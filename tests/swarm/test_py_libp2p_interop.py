@@ -10,15 +10,15 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from swarm_node.swarm.connection import Connection
 from swarm_node.swarm.errors import ErrorCode, PeerUnreachableError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.messages import ErrorMessage, Step, Want
-from swarm_node.swarm.p2pd import P2pdTransport
-from swarm_node.swarm.py_libp2p import PyLibp2pTransport
-from swarm_node.swarm.replies import error_message
-from swarm_node.swarm.transport import Stream
-from swarm_node.swarm.wire import PROTOCOL_ID
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.error_frames import error_message
+from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
+from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 
 pytestmark = [
     pytest.mark.swarm,

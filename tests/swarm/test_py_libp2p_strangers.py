@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pure_peers import ECHO, STRANGER, StartPure, echo, linked, until
 
-from swarm_node.swarm import py_libp2p
 from swarm_node.swarm.errors import (
     PeerUnreachableError,
     RemoteProtocolError,
 )
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.multistream import propose
-from swarm_node.swarm.py_libp2p import MAX_HANDSHAKES, PyLibp2pTransport
-from swarm_node.swarm.py_libp2p_channel import NoiseChannel, TcpChannel
-from swarm_node.swarm.py_libp2p_relay import HOP, _fields
-from swarm_node.swarm.py_libp2p_security import NOISE, Security
-from swarm_node.swarm.py_libp2p_stream import PyLibp2pStream
 from swarm_node.swarm.tcp_addresses import parse_tcp_maddr
-from swarm_node.swarm.transport import Stream
-from swarm_node.swarm.yamux import INITIAL_WINDOW, MAX_INBOUND
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.pure_python import transport
+from swarm_node.swarm.transport.pure_python.channel import NoiseChannel, TcpChannel
+from swarm_node.swarm.transport.pure_python.multistream import propose
+from swarm_node.swarm.transport.pure_python.relay import HOP, _fields
+from swarm_node.swarm.transport.pure_python.security import NOISE, Security
+from swarm_node.swarm.transport.pure_python.stream import PyLibp2pStream
+from swarm_node.swarm.transport.pure_python.transport import MAX_HANDSHAKES, PyLibp2pTransport
+from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW, MAX_INBOUND
 
 
 async def intruder(server: PyLibp2pTransport) -> NoiseChannel:
@@ -65,7 +65,7 @@ async def test_streams_without_end_are_refused(start_pure: StartPure) -> None:
 async def test_connections_that_nobody_uses_make_room(
     start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(py_libp2p, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 3)
     server, _, good = await linked(start_pure)
     strangers = [await intruder(server) for _ in range(6)]
     await until(lambda: len(server._all_connections()) == 3 and not server._handshakes)
@@ -100,7 +100,7 @@ async def test_a_flood_of_single_bytes_takes_little_more_than_its_size(start_pur
 async def test_what_nobody_reads_is_bounded_over_all_connections(
     start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(py_libp2p, "MAX_UNREAD_BYTES", 5 * INITIAL_WINDOW)
+    monkeypatch.setattr(transport, "MAX_UNREAD_BYTES", 5 * INITIAL_WINDOW)
     server, _, good = await linked(start_pure)
 
     async def rest(stream: Stream) -> None:
@@ -137,7 +137,7 @@ async def test_bytes_that_were_altered_end_the_connection(start_pure: StartPure)
 async def test_plaintext_and_silence_do_not_get_in(
     start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(py_libp2p, "HANDSHAKE_S", 1.5)
+    monkeypatch.setattr(transport, "HANDSHAKE_S", 1.5)
     server, client = await start_pure(), await start_pure(client_mode=True)
     host, port = parse_tcp_maddr((await server.maddrs())[0].partition("/p2p/")[0])
     loop = asyncio.get_running_loop()

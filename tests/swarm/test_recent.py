@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from swarm_node.swarm.recent import RecentEvents, RecentMap
+from swarm_node.swarm.fairness.recent import RecentEvents, RecentMap
 
 
 def test_events_count_for_a_while():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from swarm_node.swarm.errors import PeerTimeoutError, PeerUnreachableError
-from swarm_node.swarm.resolve import MOST_ADDRESSES, resolve, resolve_all
+from swarm_node.swarm.transport.resolve import MOST_ADDRESSES, resolve, resolve_all
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.swarm.edges import Edges, Link
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.routing import (
+from swarm_node.swarm.routing.best_route import (
     NoRouteError,
     Prices,
     RouteRequest,
@@ -20,6 +19,7 @@ from swarm_node.swarm.routing import (
     missing_blocks,
     route_price_ns,
 )
+from swarm_node.swarm.routing.edges import Edges, Link
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Route, Span
 
 NEAR = Link(rtt_s=0.001, bytes_per_s=1e8)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError, UsageError
-from swarm_node.swarm.session import Apply, Duplicate, HopSession
+from swarm_node.swarm.protocol.hop_session import Apply, Duplicate, HopSession
 
 
 def refusal(session: HopSession, step: int, position: int, tokens: int) -> ErrorCode:

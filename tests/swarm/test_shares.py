@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
-from swarm_node.swarm.shares import Holder, ShareLimits, Shares
+from swarm_node.swarm.fairness.shares import Holder, ShareLimits, Shares
 
 
 def test_each_limit_is_named_when_it_is_reached() -> None:

@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from virtual_time import VirtualLoop, run
 
-from swarm_node.swarm.connection import Connection
+from swarm_node.dht.delegated.side_by_side import HEDGE_S, REST_S, ask_side_by_side
 from swarm_node.swarm.errors import NetworkError, PeerTimeoutError
-from swarm_node.swarm.memory import MemoryNetwork
-from swarm_node.swarm.messages import Ping, encode
-from swarm_node.swarm.side_by_side import HEDGE_S, REST_S, ask_side_by_side
-from swarm_node.swarm.transport import Stream
-from swarm_node.swarm.wire import encode_frame
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.messages import Ping, encode
+from swarm_node.swarm.protocol.wire import encode_frame
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
 
 
 async def seconds_of(peers: str, loop: VirtualLoop, wanted: int = 3) -> tuple[float, dict[str, object], int]:

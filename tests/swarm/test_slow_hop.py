@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.prediction import EdgePrediction, HopPrediction, Prediction
-from swarm_node.swarm.slow_hop import (
+from swarm_node.swarm.routing.prediction import EdgePrediction, HopPrediction, Prediction
+from swarm_node.swarm.routing.slow_hop import (
     ENOUGH_STEPS,
     GROSS_STEPS,
     ChainSpent,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.swarm import state_files
-from swarm_node.swarm.state_files import create_file, replace_file, set_aside
+from swarm_node.swarm.runtime import state_files
+from swarm_node.swarm.runtime.state_files import create_file, replace_file, set_aside
 
 
 def test_a_file_is_replaced_for_its_owner_alone(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.messages import Progress
-from swarm_node.swarm.patience import (
+from swarm_node.swarm.protocol.messages import Progress
+from swarm_node.swarm.protocol.step_watch import Fault, StepWatch
+from swarm_node.swarm.timeouts import (
     COLD_LEAST_S,
     LEAST_RATE_BYTES_PER_S,
     TRANSIT_LEAST_S,
@@ -18,7 +19,6 @@ from swarm_node.swarm.patience import (
     transit_within_s,
     work_within_s,
 )
-from swarm_node.swarm.step_watch import Fault, StepWatch
 
 WORK_S, TRANSIT_S = 10.0, 1.0
 

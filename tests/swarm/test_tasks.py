@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from swarm_node.swarm.tasks import all_of, cancel_all, in_thread, look_at
+from swarm_node.swarm.runtime.tasks import all_of, cancel_all, in_thread, look_at
 
 
 async def fail(error: Exception) -> None:
@@ -110,7 +110,7 @@ async def test_what_blocks_is_called_in_a_thread_and_its_error_is_raised() -> No
 def test_what_closes_at_the_interpreters_end_needs_no_thread() -> None:
     code = (
         "import asyncio, atexit\n"
-        "from swarm_node.swarm.tasks import in_thread\n"
+        "from swarm_node.swarm.runtime.tasks import in_thread\n"
         "atexit.register(lambda: asyncio.run(in_thread(lambda: print('saved'))))\n"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from swarm_node.swarm.throughput import PRECISION, throughput
+from swarm_node.swarm.placement.throughput import PRECISION, throughput
 
 
 def by_linear_programme(rates: dict[tuple[int, int], float], n_blocks: int) -> float:

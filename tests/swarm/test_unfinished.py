@@ -5,8 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.shares import Holder, ShareLimits
-from swarm_node.swarm.unfinished import GROWTH_WINDOW_S, MIN_BYTES_PER_S, UnfinishedFrame, UnfinishedFrames
+from swarm_node.swarm.fairness.shares import Holder, ShareLimits
+from swarm_node.swarm.fairness.unfinished import (
+    GROWTH_WINDOW_S,
+    MIN_BYTES_PER_S,
+    UnfinishedFrame,
+    UnfinishedFrames,
+)
 
 
 class Bench:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
-from swarm_node.swarm.wire import (
+from swarm_node.swarm.protocol.wire import (
     DEFAULT_MAX_FRAME,
     FIXED_HEADER,
     MAGIC,

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from swarm_node.dht.kademlia.directory import HivemindDirectory
-from swarm_node.swarm import p2pd_keeper
+from swarm_node.swarm.transport.p2pd import supervisor
 
 
 def main() -> None:
     ttl, slept, *program = sys.argv[1:]
     HivemindDirectory.create.__func__.__kwdefaults__["ttl"] = float(ttl)  # type: ignore[attr-defined]
-    p2pd_keeper.SLEPT_S = float(slept)
+    supervisor.SLEPT_S = float(slept)
     if program[0] == "-m":
         sys.argv = program[1:]
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)

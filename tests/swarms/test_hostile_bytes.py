@@ -11,9 +11,9 @@ from local_swarm import LocalSwarm
 
 from swarm_node.client import SwarmModel
 from swarm_node.swarm.errors import NetworkError
-from swarm_node.swarm.p2pd import P2pdTransport
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID, FrameParser
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import Span
-from swarm_node.swarm.wire import PROTOCOL_ID, FrameParser
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

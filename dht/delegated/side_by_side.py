@@ -1,0 +1,64 @@
+"""Asking several peers of many the same, so that the silent ones hold up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from ...swarm.errors import PeerTimeoutError
+from ...swarm.runtime.tasks import cancel_all
+
+HEDGE_S = 0.7
+"""Seconds after which somebody else is asked beside one that is silent: a dial, a handshake and an answer
+over half the world."""
+REST_S = 1.0
+"""Seconds that the silent ones have, once there is an answer and nobody else to ask."""
+MOST_AT_ONCE = 16
+"""Peers asked at a time."""
+
+
+async def ask_side_by_side(
+    turn: Callable[[bool], Sequence[str]],
+    ask: Callable[[str], Coroutine[Any, Any, None]],
+    wanted: int,
+) -> dict[str, BaseException | None]:
+    """Ask until ``wanted`` have answered, or nobody is left to ask. What became of each: None, it answered;
+    or what was raised, PeerTimeoutError for one that was given up for others.
+
+    ``turn(answered)``: whom to ask, the first first; ``answered``: whether anybody has. Of those that still
+    have to answer when all is over only the late are told of.
+    """
+    clock = asyncio.get_running_loop().time
+    asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # who, and since when
+    outcomes: dict[str, BaseException | None] = {}
+    answers, last_news = 0, clock()
+    try:
+        while answers < wanted:
+            now = clock()
+            lively = [at + HEDGE_S - now for _, at in asking.values() if now - at < HEDGE_S]
+            tried = outcomes.keys() | {peer_id for peer_id, _ in asking.values()}
+            room = min(wanted - answers - len(lively), MOST_AT_ONCE - len(asking))
+            for peer_id in [each for each in turn(answers > 0) if each not in tried][: max(0, room)]:
+                asking[asyncio.create_task(ask(peer_id))] = peer_id, now
+                lively.append(HEDGE_S)
+                last_news = now
+            if not asking:
+                break
+            rest_s = REST_S - (now - last_news) if answers else HEDGE_S
+            if not lively and rest_s <= 0:
+                break
+            wait_s = max(0.001, min(lively, default=rest_s))
+            done, _ = await asyncio.wait(asking, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                peer_id, _ = asking.pop(task)
+                outcomes[peer_id] = task.exception()
+                answers += outcomes[peer_id] is None
+                last_news = clock()
+    finally:
+        await cancel_all(asking)
+    now = clock()
+    for peer_id, at in asking.values():
+        if now - at >= HEDGE_S:
+            outcomes[peer_id] = PeerTimeoutError(f"peer {peer_id[-8:]} was silent while others answered")
+    return outcomes

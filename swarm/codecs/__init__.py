@@ -1,0 +1,1 @@
+"""Activations as bytes: quantized, packed, measured. The only room of ``swarm`` that imports torch."""

@@ -1,0 +1,264 @@
+"""How activations (tokens, hidden) travel: exact, in 16 bits, or in 8 with the outliers kept exact.
+
+All numbers are little-endian, rows follow each other without padding, and every row (token) stands alone:
+the payloads of two steps, joined, are the payload of both, and a payload cut at a row is one of fewer
+tokens.
+
+======  =============  ===========================================================================
+codec   bytes per row  a row
+======  =============  ===========================================================================
+none    4 · hidden     float32 values
+bf16    2 · hidden     bfloat16 values (the upper half of the float32, rounded to nearest even)
+fp16    2 · hidden     IEEE binary16 values; larger than ±65504 is sent as ±65504
+int8    28 + hidden    see below
+======  =============  ===========================================================================
+
+int8, with k = min(4, hidden) outliers (a row takes 4 + 6·k + hidden bytes):
+
+======  =========  ================================================================================
+offset  type       meaning
+======  =========  ================================================================================
+0       float32    scale, finite, >= 0
+4       k uint16   outlier channels, strictly ascending, each < hidden
+4+2k    k float32  the values of those channels, exact and finite
+4+6k    hidden i8  q; the value of a channel that is no outlier is q · scale. Written as -127 to 127,
+                   as 0 at outliers; a reader takes -128 as it is and ignores q at outliers
+======  =========  ================================================================================
+
+The writer takes the k channels of largest magnitude (the lower channel first among equals) as outliers, and
+scale = (largest magnitude of the others) / 127, q = round half to even(value / scale). Any other choice
+decodes as well: only the table above binds. hidden is at most 65536 here.
+
+Why so: a few channels carry values hundreds of times the median, and the first token's reach thousands, so
+one scale for all would leave nothing for the rest. ``scripts/quality`` measures what each codec costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ..errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
+from . import native as native_codec
+
+CODECS = ("none", "bf16", "fp16", "int8")
+DEFAULT_CODEC = "int8"
+OUTLIERS = 4
+"""Channels per token kept exact by int8. Part of the format."""
+MAX_HIDDEN = 65536
+"""An outlier's channel is a uint16."""
+MAX_MAGNITUDE = 2.0**40
+"""Of a value that is believed. The largest that is known of any model's blocks is about 2^20. The squares of
+a row of values up to this have a finite sum in float32: what is accepted makes no next block overflow."""
+
+_EXACTNESS = ("int8", "bf16", "fp16", "none")
+"""By rising exactness; also by how willingly they are fallen back to."""
+_SMALLEST_SCALED = 1e-30
+"""The smallest magnitude that sets a scale: keeps 1 / scale finite for rows of zeros."""
+_ROWS_AT_ONCE = 64
+"""Rows encoded together: their float32 temporaries stay in the second-level cache."""
+_INFINITY_BITS = {"bf16": 0x7F80, "fp16": 0x7C00}
+_LARGEST_BITS = {"bf16": (127 + 40) << 7, "fp16": 0x7BFF}
+"""Of the largest magnitude that is believed: MAX_MAGNITUDE, or the type's largest value."""
+_CPU = torch.device("cpu")
+_TORCH_16 = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def payload_bytes(codec: str, tokens: int, hidden: int) -> int:
+    """The exact size of an encoded (tokens, hidden) tensor. Raises UsageError for an unknown codec."""
+    if codec not in CODECS:
+        raise UsageError(f"unknown wire codec {codec!r}", hint=f"Known codecs: {', '.join(CODECS)}.")
+    if tokens < 0 or not 0 < hidden <= MAX_HIDDEN:
+        raise UsageError(f"no codec holds {tokens} tokens of {hidden} values")
+    if codec == "int8":
+        return tokens * (4 + 6 * min(OUTLIERS, hidden) + hidden)
+    return tokens * hidden * (4 if codec == "none" else 2)
+
+
+def encode(codec: str, x: torch.Tensor) -> bytes | memoryview:
+    """The payload of ``x`` (tokens, hidden), any float dtype and device; it shares no memory with ``x``.
+
+    Raises LocalProtocolError when a value is not finite: our own computation failed, and no peer may get it.
+    """
+    if x.ndim != 2 or not x.dtype.is_floating_point:
+        raise UsageError(f"activations are floats of (tokens, hidden), not {x.dtype} of {tuple(x.shape)}")
+    tokens, hidden = x.shape
+    size = payload_bytes(codec, tokens, hidden)
+    if size == 0:
+        return b""
+    # Every step that is left out counts: after an idle moment a call into torch costs tens of microseconds.
+    ready = x.dtype is torch.float32 and x.is_cpu
+    if codec == "int8" and (native := native_codec.loaded()) is not None:
+        if (payload := native.encode_int8(x if ready else x.to("cpu", torch.float32), size)) is None:
+            raise _not_finite()
+        return payload
+    values = x.detach() if ready else x.detach().to("cpu", torch.float32)
+    if codec == "int8":
+        return _encode_int8(values.numpy())
+    if codec == "none":
+        array = values.numpy()
+        if not np.isfinite(array).all():
+            raise _not_finite()
+        return array.astype("<f4", copy=False).tobytes()
+    if codec == "fp16":
+        values = values.clamp(-65504.0, 65504.0)  # NaN stays NaN
+    bits = values.to(_TORCH_16[codec]).contiguous().view(torch.int16).numpy().view(np.uint16)
+    if (bits & 0x7FFF).max() >= _INFINITY_BITS[codec]:
+        raise _not_finite()
+    return bits.astype("<u2", copy=False).tobytes()
+
+
+def decode(
+    codec: str,
+    payload: bytes | bytearray | memoryview,
+    tokens: int,
+    hidden: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The (tokens, hidden) tensor of a peer's payload, in memory of its own, every value finite.
+
+    Raises RemoteProtocolError (BAD_TENSOR) for a wrong size, values that are not finite, beyond
+    MAX_MAGNITUDE or do not fit ``dtype``, and outlier channels that are out of range or order.
+    """
+    size = payload_bytes(codec, tokens, hidden)
+    got = memoryview(payload).nbytes
+    if got != size:
+        raise _bad_tensor(f"{tokens} tokens of {hidden} values take {size} bytes in codec {codec}, not {got}")
+    if size == 0:
+        return torch.empty(tokens, hidden, dtype=dtype, device=device)
+    limit = _largest(dtype)
+    if codec == "int8":
+        if (native := native_codec.loaded()) is None:
+            tensor = torch.from_numpy(_decode_int8(payload, tokens, hidden, limit))
+        elif isinstance(done := native.decode_int8(payload, tokens, hidden, limit), int):
+            raise _bad_row(done, hidden)
+        else:
+            tensor = done
+            if dtype is torch.float32 and device in ("cpu", _CPU):
+                return tensor
+    elif codec == "none":
+        array = np.frombuffer(payload, "<f4").astype(np.float32)
+        if not (array.max() <= limit and array.min() >= -limit):  # false for NaN too
+            raise _bad_values(dtype)
+        tensor = torch.from_numpy(array).view(tokens, hidden)
+    else:
+        bits = np.frombuffer(payload, "<u2").astype(np.uint16)
+        if (bits & 0x7FFF).max() > _LARGEST_BITS[codec]:
+            raise _bad_values(dtype)
+        tensor = torch.from_numpy(bits.view(np.int16)).view(_TORCH_16[codec]).view(tokens, hidden)
+        if limit < min(torch.finfo(tensor.dtype).max, MAX_MAGNITUDE) and not bool(
+            tensor.abs().max() <= limit
+        ):
+            raise _bad_values(dtype)
+    return tensor.to(device, dtype)
+
+
+def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_CODEC) -> str:
+    """The codec for a link: ``wanted`` if both speak it, else the smallest shared one that is more exact.
+
+    Raises UsageError when we do not know ``wanted``, RemoteProtocolError (UNSUPPORTED_CODEC) when the peer
+    speaks nothing at least as exact: precision is never lost in silence.
+    """
+    if wanted not in ours or wanted not in CODECS:
+        raise UsageError(f"unknown wire codec {wanted!r}", hint=f"Known codecs: {', '.join(ours)}.")
+    for codec in _EXACTNESS[_EXACTNESS.index(wanted) :]:
+        if codec in ours and codec in theirs:
+            return codec
+    raise RemoteProtocolError(
+        f"the peer speaks no wire codec as exact as {wanted}: {', '.join(theirs)[:100] or 'none at all'}",
+        code=ErrorCode.UNSUPPORTED_CODEC,
+    )
+
+
+@lru_cache(maxsize=16)
+def _largest(dtype: torch.dtype) -> float:
+    return min(float(torch.finfo(dtype).max), MAX_MAGNITUDE)
+
+
+@lru_cache(maxsize=16)
+def row_type(hidden: int) -> np.dtype[np.void]:
+    """One int8 row, packed as the module's docstring says."""
+    k = min(OUTLIERS, hidden)
+    return np.dtype([("scale", "<f4"), ("channel", "<u2", k), ("value", "<f4", k), ("q", "i1", hidden)])
+
+
+def _encode_int8(x: np.ndarray) -> memoryview:
+    """``x``: (tokens, hidden) float32, tokens >= 1."""
+    tokens, hidden = x.shape
+    payload = np.empty(tokens, row_type(hidden))
+    for first in range(0, tokens, _ROWS_AT_ONCE):
+        _encode_rows(x[first : first + _ROWS_AT_ONCE], payload[first : first + _ROWS_AT_ONCE])
+    return payload.view(np.uint8).data
+
+
+def _encode_rows(x: np.ndarray, out: np.ndarray) -> None:
+    rows, hidden = x.shape
+    x = np.ascontiguousarray(x)
+    scratch = np.abs(x)  # (rows, hidden)
+    flat = scratch.reshape(-1)
+    row_starts = np.arange(0, rows * hidden, hidden)
+    k = min(OUTLIERS, hidden)
+    channels = np.empty((k, rows), np.intp)
+    for i in range(k):  # a few passes over the cache beat a partial sort; argmax finds NaN first
+        channels[i] = scratch.argmax(axis=1)
+        flat[channels[i] + row_starts] = -1.0  # below any magnitude: never taken again
+    channels.sort(axis=0)
+    places = channels + row_starts  # (k, rows) into the flat rows
+    values = x.reshape(-1)[places]
+    scale = np.maximum(np.maximum.reduce(scratch, axis=1), _SMALLEST_SCALED) / np.float32(127)
+    if not np.isfinite(values).all():  # whatever is not finite is among the largest
+        raise _not_finite()
+    with np.errstate(over="ignore"):  # at outliers, which are set to 0
+        np.multiply(x, (np.float32(1) / scale)[:, None], out=scratch)
+    flat[places] = 0.0
+    np.rint(scratch, out=scratch)
+    out["scale"] = scale
+    out["channel"] = channels.T
+    out["value"] = values.T
+    out["q"] = scratch
+
+
+def _decode_int8(
+    payload: bytes | bytearray | memoryview, tokens: int, hidden: int, limit: float
+) -> np.ndarray:
+    """(tokens, hidden) float32, every magnitude at most ``limit``."""
+    rows = np.frombuffer(payload, row_type(hidden))
+    scale, channels, values = rows["scale"], rows["channel"], rows["value"]
+    if not (np.maximum.reduce(scale) <= limit / 128 and np.minimum.reduce(scale) >= 0):  # false for NaN too
+        raise _bad_row(native_codec.BAD_SCALE, hidden)
+    if not np.maximum.reduce(np.abs(values), axis=None) <= limit:
+        raise _bad_row(native_codec.BAD_VALUE, hidden)
+    if np.maximum.reduce(channels[:, -1]) >= hidden or (channels[:, 1:] <= channels[:, :-1]).any():
+        raise _bad_row(native_codec.BAD_CHANNEL, hidden)
+    x = np.multiply(rows["q"], scale[:, None], dtype=np.float32)
+    x.reshape(-1)[channels + np.arange(0, tokens * hidden, hidden)[:, None]] = values
+    return x
+
+
+def _not_finite() -> LocalProtocolError:
+    return LocalProtocolError(
+        "the computed activations hold values that are not finite",
+        hint="With float16 activations the model may overflow: try bfloat16 or float32.",
+    )
+
+
+def _bad_row(complaint: int, hidden: int) -> RemoteProtocolError:
+    """For one of the numbers in ``native_codec``."""
+    if complaint == native_codec.BAD_SCALE:
+        return _bad_tensor("an int8 row's scale is negative, not finite or too large")
+    if complaint == native_codec.BAD_VALUE:
+        return _bad_tensor("an int8 row's outlier is not finite or too large")
+    return _bad_tensor(f"an int8 row's outlier channels are not strictly ascending below {hidden}")
+
+
+def _bad_tensor(message: str) -> RemoteProtocolError:
+    return RemoteProtocolError(message, code=ErrorCode.BAD_TENSOR)
+
+
+def _bad_values(dtype: torch.dtype) -> RemoteProtocolError:
+    name = str(dtype).removeprefix("torch.")
+    return _bad_tensor(f"activations hold values that are not finite, too large or do not fit {name}")

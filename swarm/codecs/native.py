@@ -1,0 +1,101 @@
+"""The int8 wire codec in C, once ``warm_up`` has loaded it; ``codecs`` takes its plain path until then.
+
+Loading compiles where the cache has no library for this machine, which takes seconds: programs call
+``warm_up`` in a thread as they start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..runtime.c_build import NativeUnavailableError, is_built, load_library
+
+log = logging.getLogger(__name__)
+
+GIL_ROWS = 16
+"""Up to so many rows are done without releasing the interpreter lock: a few microseconds, while getting the
+lock back from a busy thread takes milliseconds at worst."""
+
+_first_byte = ctypes.c_char.from_buffer
+NOT_FINITE, BAD_SCALE, BAD_VALUE, BAD_CHANNEL = 1, 2, 3, 4
+"""What the kernels answer instead of 0."""
+
+
+class NativeCodec:
+    """Encodes and decodes as ``codecs`` documents. Pointers and sizes are the caller's to get right."""
+
+    __slots__ = ("_decode", "_decode_brief", "_encode", "_encode_brief")
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        brief = ctypes.PyDLL(library._name, handle=library._handle)  # the same functions, keeping the lock
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self._encode, self._encode_brief = library.swarm_int8_encode, brief.swarm_int8_encode
+        self._decode, self._decode_brief = library.swarm_int8_decode, brief.swarm_int8_decode
+        for function in (self._encode, self._encode_brief):
+            function.argtypes = (pointer, size, size, size, pointer)
+        for function in (self._decode, self._decode_brief):
+            function.argtypes = (pointer, size, size, ctypes.c_float, pointer)
+
+    def encode_int8(self, x: torch.Tensor, size: int) -> memoryview | None:
+        """The payload of ``size`` bytes of ``x`` (tokens, hidden), float32 on the CPU, or None if a value is
+        not finite."""
+        tokens, hidden = x.shape
+        row_step, step = x.stride()
+        if step != 1:
+            x, row_step = x.contiguous(), hidden
+        payload = bytearray(size)
+        function = self._encode_brief if tokens <= GIL_ROWS else self._encode
+        place = _first_byte(payload)
+        verdict = function(x.data_ptr(), row_step, tokens, hidden, ctypes.byref(place))
+        return None if verdict else memoryview(payload)
+
+    def decode_int8(
+        self, payload: bytes | bytearray | memoryview, tokens: int, hidden: int, limit: float
+    ) -> torch.Tensor | int:
+        """(tokens, hidden) float32, every magnitude at most ``limit``, or the first complaint. ``payload``
+        has the size of so many tokens."""
+        x = torch.empty((tokens, hidden), dtype=torch.float32)
+        function = self._decode_brief if tokens <= GIL_ROWS else self._decode
+        if isinstance(payload, bytes):
+            place: object = payload
+        elif isinstance(payload, bytearray) or not payload.readonly:
+            place = ctypes.byref(_first_byte(payload))
+        else:
+            place = np.frombuffer(payload, np.uint8).ctypes.data
+        return function(place, tokens, hidden, limit, x.data_ptr()) or x
+
+
+_FLAGS = ("-ffp-contract=off",)
+_codec: NativeCodec | None = None
+
+
+def is_ready() -> bool:
+    """Whether ``warm_up`` would answer without compiling."""
+    return _codec is not None or is_built("swarm", _sources(), _FLAGS)
+
+
+def _sources() -> list[Path]:
+    return sorted((Path(__file__).parent / "csrc").glob("*.c"))
+
+
+def loaded() -> NativeCodec | None:
+    """The kernels, if ``warm_up`` has loaded them."""
+    return _codec
+
+
+def warm_up() -> bool:
+    """Load the kernels, compiling them first if need be: blocks for seconds then. False, with a line in the
+    log, where they cannot be had. May be called from any thread and more than once."""
+    global _codec
+    if _codec is None and sys.byteorder == "little":
+        try:
+            _codec = NativeCodec(load_library("swarm", _sources(), _FLAGS))
+        except NativeUnavailableError as error:
+            log.debug("event=plain_codec reason=%r", str(error))
+    return _codec is not None

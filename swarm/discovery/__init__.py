@@ -1,0 +1,1 @@
+"""Peers on the local network, found by multicast DNS. Knows no DHT."""

@@ -1,0 +1,79 @@
+"""Which networks of this computer are private, and which addresses belong to them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import psutil
+
+from ..transport.addresses import parse_socket_maddr
+
+_PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7"),
+    )
+)
+
+
+LINK_BITS = 64
+"""Of an IPv6 address those that its link has in common (RFC 4291)."""
+
+
+def is_lan(address: str) -> bool:
+    """Whether an IP address is one of a private network, dialled without naming an interface."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed.version == network.version and parsed in network for network in _PRIVATE)
+
+
+def is_near(address: str, own: Sequence[str]) -> bool:
+    """Whether an IPv6 address is of the same link as one of ``own``, those that a link's router gives out
+    being public: of the same /64."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    links = (ipaddress.IPv6Network((each, LINK_BITS), strict=False) for each in own if ":" in each)
+    return parsed.is_global and any(parsed in link for link in links)
+
+
+def lan_addresses() -> list[str]:
+    """This computer's own addresses on private networks, of interfaces that are up and take multicast, in
+    order. A network is private by an address of ours there; or it has no IPv4, which says nothing else."""
+    states = psutil.net_if_stats()
+    found: set[str] = set()
+    for name, addresses in psutil.net_if_addrs().items():
+        state = states.get(name)
+        flags = getattr(state, "flags", "")  # empty where the system does not tell
+        if state is None or not state.isup or (flags and "multicast" not in flags.split(",")):
+            continue
+        fours = {each.address for each in addresses if each.family == socket.AF_INET}
+        sixes = {each.address for each in addresses if each.family == socket.AF_INET6}
+        private = set(filter(is_lan, fours | sixes))
+        if private or not fours:
+            found.update(private, (each for each in sixes if _is_public(each)))
+    return sorted(found, key=lambda text: (":" in text, not is_lan(text), text))
+
+
+def _is_public(address: str) -> bool:
+    return "%" not in address and ipaddress.ip_address(address).is_global
+
+
+def dialable_maddrs(listen_maddrs: tuple[str, ...], addresses: list[str]) -> list[str]:
+    """Where a process that listens at ``listen_maddrs`` can be dialled from the networks of ``addresses``; a
+    host of zeros is all of them."""
+    found = []
+    for maddr in listen_maddrs:
+        parsed = parse_socket_maddr(maddr)
+        if parsed is None or parsed.kind != "tcp" or parsed.rest:
+            continue
+        for address in addresses:
+            same_kind = (":" in address) == (parsed.host.version == 6)
+            if same_kind and (parsed.host.is_unspecified or str(parsed.host) == address):
+                found.append(f"/ip{parsed.host.version}/{address}/tcp/{parsed.port}")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""What is scarce, divided among strangers: shares, queues, buckets, bounded memories. Pure; no sockets."""

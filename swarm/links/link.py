@@ -1,0 +1,505 @@
+"""One stream to one node, shared by all sessions that its opener, a client or the node before, has there.
+
+OPEN follows HELLO at once, so that a first session costs one round trip after the dial; every other session
+on a live link costs one round trip and no dial. What several sessions send in one turn of the event loop
+leaves in one write. A node that is silent while somebody waits for it gets a PING, once a link; when that is
+not answered either, or the stream ends, every session on the link fails with the same error.
+
+Silence is a peer's fault only while others are heard. When every link falls silent together it is this
+side's network that is away, and all of them wait for it; what was under way is then delivered by TCP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from ..codecs.activations import CODECS
+from ..errors import (
+    ErrorCode,
+    ModelMismatchError,
+    PeerError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    StreamClosedError,
+    SwarmError,
+    other_root_hint,
+)
+from ..protocol.error_frames import error_of
+from ..protocol.messages import (
+    MAX_ABOUT,
+    Attached,
+    Busy,
+    ErrorMessage,
+    Hello,
+    Message,
+    Opened,
+    Ping,
+    Pong,
+    Progress,
+    Refused,
+    Replayed,
+    Result,
+    Welcome,
+    encode,
+)
+from ..protocol.wire import DEFAULT_MAX_FRAME, Payload, encode_frame
+from ..timeouts import Patience, is_trickle
+from ..transport.interface import Stream
+from ..types import Hop, ModelRef
+from .message_stream import Connection
+from .round_trips import RoundTrips
+
+PROTOCOL_VERSION = 1
+IDLE_S = 5.0
+"""A link outlives its last session for so long: the next turn of a chat, or a repair, finds it open."""
+LATE_S = 0.1
+"""A look that comes later than this found the event loop blocked: what the node said is not read yet."""
+SLEPT_S = 1.0
+"""A wall clock that ran so much further than ours: the computer was asleep."""
+KEEP_ALIVE_S = 30.0
+"""Between PINGs on a link whose sessions ask for nothing, such as those of a reader who pauses."""
+OWN_LOSS_LOOK_S = 0.1
+"""Between looks whether anybody is heard again."""
+
+Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
+"""What a node says to one session."""
+
+
+Told = Callable[[Progress | None, Pong], None]
+"""Takes what the node tells of one session, None: nothing; and the PONG that it comes in."""
+
+
+class LinkUser(Protocol):
+    """A session on a link. None of these waits."""
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When (perf_counter) it sent what it has no answer to yet, the oldest; None: it wants nothing."""
+
+    def question(self) -> Told | None:
+        """What it has to ask about its session now; who takes the answer."""
+
+    def deliver(self, reply: Reply) -> None: ...
+
+    def fail(self, error: SwarmError) -> None:
+        """Nothing more will come."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A PING without its PONG. ``since`` and ``received``: from when on, and after how many bytes, its answer
+    is missed. ``answer``: who wants its round trip. ``about``: who waits for what is told of each session."""
+
+    at: float
+    since: float
+    received: int
+    answer: asyncio.Future[float] | None
+    about: dict[bytes, Told]
+
+
+class NodeLink:
+    """A live stream. ``welcome`` is done when the node has answered HELLO, or the link has failed.
+
+    ``siblings``: the links of the same pool, this one too. ``max_frame``: bytes of a frame that is accepted.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        model: ModelRef,
+        agent: str,
+        patience: Patience,
+        on_end: Callable[[], None],
+        siblings: Collection[NodeLink] = (),
+        max_frame: int = DEFAULT_MAX_FRAME,
+    ) -> None:
+        self.failure: SwarmError | None = None
+        self._connection = Connection(stream, max_frame)
+        self._model = model
+        self._patience = patience
+        self._on_end = on_end
+        self._users: dict[bytes, LinkUser] = {}
+        self._outgoing: list[Payload] = []
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when it goes off, on the loop's clock
+        self._siblings = siblings
+        self._round_trips = RoundTrips()
+        self._pinged_at: float | None = None  # the oldest PING since which nothing was heard
+        self._pings = 0
+        self._asked: dict[int, _Asked] = {}  # by nonce, the oldest first
+        self._asked_at = 0.0  # about sessions that wait, the last time
+        self._ask_again_s = patience.ping_after_s
+        self._alone_since: float | None = None  # when all links had fallen silent
+        self._excused_at = 0.0  # silence before it was this process's
+        self._excused_s = 0.0  # more patience than usual, after all were silent
+        self._clocks = _clock_difference()
+        self._posted = 0  # bytes since the peer was heard
+        self._posted_at = 0.0
+        self._unused_since: float | None = perf_counter()
+        self._began = perf_counter()
+        self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
+        self.post(
+            Hello(
+                *((PROTOCOL_VERSION,), model.digest, CODECS, DEFAULT_MAX_FRAME, agent),
+                parts=model.parts,
+                root=model.root,
+            )
+        )
+        self._reader = self._loop.create_task(self._read())
+        self._wake_in(IDLE_S)
+
+    @property
+    def peer_id(self) -> str:
+        return self._connection.peer_id
+
+    @property
+    def remote_maddr(self) -> str:
+        """Where the node is, as far as the transport knows."""
+        return self._connection.remote_maddr
+
+    @property
+    def name(self) -> str:
+        return f"peer {self.peer_id[-8:]}"
+
+    @property
+    def round_trip_s(self) -> float:
+        """Of HELLO and PINGs, smoothed; 0 before the first."""
+        return self._round_trips.mean_s
+
+    @property
+    def heard_at(self) -> float:
+        """When (perf_counter) the peer's last bytes came, or the link was made."""
+        return self._connection.heard_at
+
+    def join(self, session: bytes, user: LinkUser) -> None:
+        """Deliver to ``user`` what the node says to ``session``, until ``leave``."""
+        self._users[session] = user
+        self._unused_since = None
+
+    def leave(self, session: bytes) -> None:
+        """May be called again. Answers under way are passed over when they come."""
+        self._users.pop(session, None)
+        if not self._users and self.failure is None:
+            self._unused_since = perf_counter()
+            self._wake_in(IDLE_S)
+
+    def post(self, message: Message) -> None:
+        """Send: in this turn of the event loop, or with what others send in it. Never waits.
+
+        There is no other back-pressure than the sessions': each bounds what it has under way. Raises what the
+        link failed of.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if not self._outgoing and len(self._users) > 1:
+            self._loop.call_soon(self._flush)
+        buffers = encode_frame(encode(message))
+        self._outgoing += buffers
+        if self._posted_at < self.heard_at:
+            self._posted, self._posted_at = 0, self.heard_at
+        self._posted += len(buffers[-1])
+        if len(self._users) <= 1:
+            self._flush()
+
+    async def drain(self) -> None:
+        """Wait until little enough of what was posted waits to be sent. Raises what the link failed of."""
+        self._flush()
+        if self.failure is not None:
+            raise self.failure
+        await self._connection.stream.drain()
+
+    def watch(self) -> None:
+        """Somebody waits from now on: be sure to notice if the node falls silent."""
+        patience = self._patience.ping_after_s
+        if self._timer is None or self._due > self._loop.time() + patience:
+            self._wake_in(patience)
+
+    async def ping(self) -> float:
+        """Ask whether the node is there; the seconds until it answered. Raises what the link failed of."""
+        if self.failure is not None:
+            raise self.failure
+        answer: asyncio.Future[float] = self._loop.create_future()
+        self._ping(answer)
+        self._wake_in(self._pong_within())
+        return await answer
+
+    async def check(self) -> None:
+        """Wait until the node has answered a PING, or the link has failed."""
+        try:
+            await self.ping()
+        except SwarmError:
+            pass  # it is in ``failure``
+
+    async def close(self) -> None:
+        """End the stream and wait for its reader. What was posted is still written."""
+        self._flush()
+        self._end(StreamClosedError("the link was closed on this side"))
+        await asyncio.wait([self._reader])
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if not outgoing or self.failure is not None:
+            return
+        try:
+            self._connection.stream.write(outgoing)
+        except SwarmError as error:
+            self._end(error)
+
+    # Receiving.
+
+    async def _read(self) -> None:
+        error: SwarmError = StreamClosedError("the link was closed on this side")
+        try:
+            while True:
+                self._dispatch(await self._connection.receive())
+        except SwarmError as caught:
+            error = caught
+        finally:
+            self._end(error)
+
+    def _dispatch(self, message: Message) -> None:
+        match message:
+            case Result() | Opened() | Busy() | Refused() | Replayed() | Attached():
+                if (user := self._users.get(message.session)) is not None:
+                    user.deliver(message)
+            case Pong() if self.welcome.done():
+                self._heard_pong(message)
+            case ErrorMessage(session=None):
+                raise error_of(message, self.peer_id)
+            case ErrorMessage():
+                if message.session is not None and (user := self._users.get(message.session)) is not None:
+                    user.deliver(message)
+            case Welcome() if not self.welcome.done():
+                self._check(message)
+                self._connection.peer_max_frame = message.max_frame
+                self._round_trips.measured(perf_counter() - self._began)
+                self.welcome.set_result(message)
+            case _:
+                name = type(message).__name__.upper()
+                raise RemoteProtocolError(f"{self.name}: {name} is no answer here")
+
+    def _check(self, welcome: Welcome) -> None:
+        model = self._model
+        if welcome.version != PROTOCOL_VERSION:
+            raise RemoteProtocolError(f"{self.name}: chose protocol version {welcome.version}, not offered")
+        if welcome.digest != model.digest or welcome.n_blocks != model.n_blocks:
+            raise ModelMismatchError(
+                f"{self.name} serves a model with digest {welcome.digest[:12]}, ours has {model.digest[:12]}",
+                hint="Client and nodes need the same model files: same weights, same quantization.",
+            )
+        if model.root and welcome.root and welcome.root != model.root:
+            raise ModelMismatchError(
+                f"{self.name} has other files of {model}: their root is {welcome.root[:12]}, "
+                f"that of ours {model.root[:12]}",
+                hint=other_root_hint(model.name, welcome.root),
+            )
+
+    # Watching.
+
+    def _wake_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        """Ping a silent node, give a dead one up, end a link that nobody uses; or look again later."""
+        self._timer = None
+        if self.failure is not None:
+            return
+        if self._was_away():
+            self._wake_in(LATE_S / 2)
+            return
+        now, patience, heard = perf_counter(), self._patience, self.heard_at
+        if self._unused_since is not None and not self._asked:
+            left = self._unused_since + IDLE_S - now
+            if left <= 0:
+                self._end(StreamClosedError("nobody used the link"))
+            else:
+                self._wake_in(left)
+            return
+        self._give_up_overdue(now)
+        if self._is_trickling(now):
+            self._end(PeerTimeoutError(f"{self.name} sends next to nothing, and answers no PING"))
+            return
+        if self._pinged_at is not None and heard > self._pinged_at:
+            self._pinged_at = self._alone_since = None
+            self._excused_s = 0.0
+        if self._pinged_at is not None:
+            left = self._pinged_at + self._pong_within() - now
+            if left > 0:
+                self._wake_in(left)
+            else:
+                self._judge_silence(now)
+            return
+        since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
+        if since is None:
+            last, allowed = heard, KEEP_ALIVE_S
+        elif since > self._asked_at:
+            last, allowed = since, patience.ping_after_s
+        else:
+            last, allowed = self._asked_at, self._ask_again_s
+        quiet = now - max(last, self._excused_at)
+        if quiet < allowed:
+            self._wake_in(allowed - quiet)
+        elif any(asked.about for asked in self._asked.values()):
+            self._wake_in(allowed)  # what it sends meanwhile stands before the answer
+        else:
+            self._ask(now)
+            for link in list(self._siblings):  # one that finds itself dead leaves them
+                if link is not self and now - link.heard_at >= patience.ping_after_s:
+                    link._bear_witness(now)
+
+    def _ask(self, now: float) -> None:
+        """Is the node there, and where are the requests that wait?"""
+        self._asked_at = now
+        waiting = [
+            (since, session, told)
+            for session, user in self._users.items()
+            if (since := user.waiting_since) is not None and (told := user.question()) is not None
+        ]
+        waiting.sort(key=lambda each: each[0])
+        self._ask_again_s = self._patience.ping_after_s / (2 if waiting else 1)
+        self._ping(None, {session: told for _, session, told in waiting[:MAX_ABOUT]})
+        self._wake_in(self._pong_within())
+
+    def _is_trickling(self, now: float) -> bool:
+        """It has said something since it was asked, but so little that no answer is on its way."""
+        oldest = next(iter(self._asked.values()), None)
+        if oldest is None or self.heard_at <= oldest.since:
+            return False
+        received = self._connection.bytes_received - oldest.received
+        return is_trickle(received, now - oldest.since, self._pong_within())
+
+    def _forgive(self) -> None:
+        """Answers to what was asked before may need as long again."""
+        for asked in self._asked.values():
+            asked.since, asked.received = perf_counter(), self._connection.bytes_received
+
+    def _judge_silence(self, now: float) -> None:
+        """A PING was not answered in time: the peer's fault, unless nobody else is heard either."""
+        pinged_at = self._pinged_at or now
+        others = [
+            link
+            for link in self._siblings
+            if link is not self and link.failure is None and link.welcome.done()
+        ]
+        speaking = any(link.heard_at > (self._alone_since or pinged_at) for link in others)
+        if self._alone_since is not None and speaking:  # our network is back: TCP may need as long again
+            self._excused_s = now - self._alone_since
+            self._alone_since = self._pinged_at = None
+            self._forgive()
+            self._ping(None)
+            self._wake_in(self._pong_within())
+        elif others and not speaking and now - pinged_at < self._patience.own_loss_s:
+            self._alone_since = self._alone_since or now
+            self._wake_in(OWN_LOSS_LOOK_S)
+        else:
+            silent = now - max(self.heard_at, pinged_at - self._patience.ping_after_s)
+            self._end(PeerTimeoutError(f"{self.name} is silent for {silent:.1f} s"))
+
+    def _was_away(self) -> bool:
+        """This process was blocked, or the computer asleep: what the node said is not read yet, and its
+        silence up to now means nothing."""
+        late, now = self._loop.time() - self._due, perf_counter()
+        clocks, self._clocks = self._clocks, _clock_difference()
+        slept = self._clocks - clocks > SLEPT_S
+        if late <= LATE_S and not slept:
+            return False
+        self._excused_at = now
+        self._forgive()
+        if self._pinged_at is not None:
+            self._pinged_at = now if slept else min(now, self._pinged_at + late)
+            if slept:
+                self._ping(None)
+        return True
+
+    def _bear_witness(self, now: float) -> None:
+        """Another link is silent: find out whether this one is, too."""
+        if self.failure is None and self._pinged_at is None:
+            self._ask(now)
+
+    def _ping(self, answer: asyncio.Future[float] | None, about: dict[bytes, Told] | None = None) -> None:
+        now, about = perf_counter(), about or {}
+        self._pings += 1
+        self._asked[self._pings] = _Asked(now, now, self._connection.bytes_received, answer, about)
+        if self._pinged_at is None or self.heard_at > self._pinged_at:
+            self._pinged_at = now
+        self.post(Ping(self._pings, tuple(about)))
+
+    def _heard_pong(self, pong: Pong) -> None:
+        asked = self._asked.pop(pong.nonce, None)
+        if asked is None:
+            return
+        seconds = perf_counter() - asked.at
+        if self._alone_since is None and not self._excused_s and seconds <= self._pong_within():
+            self._round_trips.measured(seconds)  # others waited for a network that was away
+        if asked.answer is not None and not asked.answer.done():
+            asked.answer.set_result(seconds)
+        self._wake_in(self._ask_again_s)
+        told = {progress.session: progress for progress in pong.tells}
+        for session, take in asked.about.items():
+            if session in self._users:
+                take(told.get(session), pong)
+
+    def _pong_within(self) -> float:
+        """Seconds for an answer to PING."""
+        return max(
+            self._excused_s, self._round_trips.answer_within(self._patience.pong_within_s, self._posted)
+        )
+
+    def _give_up_overdue(self, now: float) -> None:
+        limit = self._patience.step_s
+        for user in list(self._users.values()):
+            since = user.waiting_since
+            if since is not None and now - since > limit:
+                user.fail(PeerTimeoutError(f"{self.name} answered no step for {limit:g} s"))
+
+    def _end(self, error: SwarmError) -> None:
+        """Once, whatever ended it."""
+        if self.failure is not None:
+            return
+        self.failure = error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reader.cancel()
+        self._connection.close()
+        if not self.welcome.done():
+            self.welcome.set_exception(error)
+            self.welcome.exception()  # nobody may be waiting: then it is no forgotten error
+        users, self._users = list(self._users.values()), {}
+        for user in users:
+            user.fail(error)
+        pending, self._asked = list(self._asked.values()), {}
+        for asked in pending:
+            if asked.answer is not None and not asked.answer.done():
+                asked.answer.set_exception(error)
+        self._on_end()
+
+
+def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError | None:
+    """Why a node that welcomed us cannot be this hop of a route, though it announced that it could."""
+    if not welcome.span.covers(hop.span):
+        return PeerError(
+            f"{name} serves blocks {welcome.span}, not {hop.span} as announced",
+            code=ErrorCode.SPAN_NOT_SERVED,
+            retriable=False,
+        )
+    if codec not in welcome.codecs:
+        return PeerError(
+            f"{name} does not speak the codec {codec}, as announced",
+            code=ErrorCode.UNSUPPORTED_CODEC,
+            retriable=False,
+        )
+    return None
+
+
+def _clock_difference() -> float:
+    """Seconds by which the wall clock is ahead of ours, which stands still while the computer sleeps."""
+    return time.time() - perf_counter()

@@ -1,0 +1,128 @@
+"""The links that this side has opened: one a node, dialled when somebody first wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ..errors import PeerSparedError, StreamClosedError
+from ..protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
+from ..runtime.tasks import cancel_all, look_at
+from ..timeouts import Patience
+from ..transport.dial_guard import DialGuard, for_client, public_of
+from ..transport.interface import Transport
+from ..types import ModelRef
+from .link import NodeLink
+
+
+class LinkPool:
+    """The links of a client, one a node. Used in one event loop; ``close`` ends them all. ``max_frame``:
+    bytes of a frame that is accepted on one. ``guard`` spares hosts on the Internet that many records name
+    and where nobody is."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: ModelRef,
+        *,
+        agent: str = "swarm-node",
+        patience: Patience | None = None,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        guard: DialGuard | None = None,
+    ) -> None:
+        self.patience = patience or Patience()
+        self._transport = transport
+        self._model = model
+        self._agent = agent
+        self._max_frame = max_frame
+        self._guard = guard
+        self._dials: dict[str, asyncio.Task[NodeLink]] = {}
+        self._links: set[NodeLink] = set()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def has(self, peer_id: str) -> bool:
+        """Whether ``get`` would dial nobody: there is a link, or one is being made."""
+        return peer_id in self._dials
+
+    async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
+        """The live link to a node; dials it where there is none.
+
+        Raises NetworkError's subclasses. Those who ask at the same time share one dial.
+        """
+        if self._closed:
+            raise StreamClosedError("the client is closed")
+        dial = self._dials.get(peer_id)
+        if dial is None:
+            dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
+            dial.add_done_callback(look_at)  # everybody who wanted it may have given up
+        # Shielded: that one session is cancelled must not cost the others their dial.
+        try:
+            return await asyncio.shield(dial)
+        except asyncio.CancelledError:
+            asker = asyncio.current_task()
+            if dial.cancelled() and not (asker and asker.cancelling()):  # by close, not the one who asks
+                raise StreamClosedError("the client is closed") from None
+            raise
+
+    def is_met(self, peer_id: str) -> bool:
+        """Whether the link to a node stands, and the node has answered HELLO."""
+        dial = self._dials.get(peer_id)
+        if dial is None or not dial.done() or dial.cancelled() or dial.exception() is not None:
+            return False
+        return dial.result().welcome.done()
+
+    async def check(self) -> None:
+        """Raises LocalNetworkError if it is our own network that does not answer."""
+        await self._transport.check()
+
+    async def close(self) -> None:
+        self._closed = True
+        dials = list(self._dials.values())
+        await cancel_all(dials)
+        links = [dial.result() for dial in dials if not dial.cancelled() and dial.exception() is None]
+        for link in links:
+            await link.close()
+
+    def _chosen(self, peer_id: str, maddrs: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Where to dial a peer, and what of it the guard counts. Raises PeerSparedError."""
+        chosen = for_client(maddrs)
+        if self._guard is None:
+            return chosen, []
+        public = public_of(chosen)
+        counted = self._guard.begin(peer_id, public, asyncio.get_running_loop().time())
+        left = [maddr for maddr in chosen if maddr in counted or maddr not in public]
+        if chosen and not left:
+            raise PeerSparedError(
+                f"peer {peer_id} is not dialled now: nobody answered where many peers say that they are"
+            )
+        return left, counted
+
+    async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> NodeLink:
+        link: NodeLink | None = None
+
+        def forget() -> None:
+            if link is not None:
+                self._links.discard(link)
+            if self._dials.get(peer_id) is task:
+                del self._dials[peer_id]
+
+        task = asyncio.current_task()
+        try:
+            chosen, counted = self._chosen(peer_id, maddrs)
+            stream = await self._transport.open_stream(
+                peer_id, PROTOCOL_ID, chosen, timeout=self.patience.dial_s
+            )
+            if self._guard is not None:
+                self._guard.met(peer_id, counted, stream.remote_maddr)
+            link = NodeLink(
+                stream, self._model, self._agent, self.patience, forget, self._links, self._max_frame
+            )
+            self._links.add(link)
+            return link
+        except BaseException:
+            forget()
+            raise

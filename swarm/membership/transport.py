@@ -1,0 +1,291 @@
+"""A transport whose every stream is between members of one swarm: each side shows its credential first.
+
+Before a protocol's own bytes, each side sends one MEMBER frame. The opener does not wait for the other's:
+what it sends next follows at once, and the other's credential is checked before anything of the other is
+read, so that this costs no round trip. Who opens a stream must not send secrets before it has an answer; our
+protocols send activations only to a session that was opened. The PeerID that a credential must name is the
+one that the transport's handshake proved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+from weakref import WeakSet
+
+from ..errors import ErrorCode, NetworkError, NotAdmittedError, PeerError, RemoteProtocolError
+from ..fairness.shares import Holder, ShareLimits, Shares
+from ..links.message_stream import MessageStream
+from ..protocol.error_frames import error_message
+from ..protocol.fields import ShortBytes, Word
+from ..protocol.messages import ErrorMessage, Kind
+from ..protocol.schema import MessageSet
+from ..protocol.wire import encode_frame
+from ..transport.address_groups import address_group
+from ..transport.interface import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler, Transport
+from .membership import CLOCK_SLACK_S, MAX_CREDENTIAL_BYTES, KeyedSwarm, Membership
+
+logger = logging.getLogger(__name__)
+
+MEMBER_KIND = 17
+GREETING_S = 5.0
+"""For a peer that opened a stream to show its credential."""
+MAX_GREETING = 64
+"""Streams of one peer that have not shown one yet; more are closed at once."""
+MAX_GREETINGS = 512
+"""The same of all peers; one more ends one of whoever has most, the oldest."""
+MAX_GREETING_BYTES = 4096
+"""Of the frame: a credential, or an error in its place."""
+SWEEP_S = 15.0
+"""Between looks for members whose time is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """First on a stream, from both sides: the swarm's tag, and what proves that the sender belongs to it."""
+
+    swarm: Annotated[str, Word(re.compile(r"[0-9a-f]{32}"), "a swarm's tag of 32 hex characters")]
+    credential: Annotated[bytes, ShortBytes(MAX_CREDENTIAL_BYTES)] = b""
+
+
+_MESSAGES = MessageSet({MEMBER_KIND: Member, Kind.ERROR: ErrorMessage})
+
+
+class MembersTransport:
+    """``transport``, for members of one swarm only; implements Transport. ``clock``: Unix time."""
+
+    def __init__(
+        self, transport: Transport, membership: Membership, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._transport = transport
+        self._membership = membership
+        self._clock = clock
+        self._greeting = Shares(ShareLimits(MAX_GREETINGS, per_peer=MAX_GREETING))
+        self._greeted: dict[Stream, Holder] = {}  # that have not shown one yet, the oldest first
+        self._bounded: WeakSet[MemberStream] = WeakSet()  # with members whose time will be over
+        self._sweeping: asyncio.TimerHandle | None = None
+        self.refused = 0  # peers' streams, since the start
+
+    @property
+    def peer_id(self) -> str:
+        return self._transport.peer_id
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether only those are in the swarm whom somebody with its key has let in."""
+        return isinstance(self._membership, KeyedSwarm)
+
+    async def maddrs(self) -> tuple[str, ...]:
+        return await self._transport.maddrs()
+
+    async def serve(self, protocol_id: str, handler: StreamHandler) -> None:
+        async def accept(stream: Stream) -> None:
+            if (admitted := await self._admit(stream)) is not None:
+                await handler(admitted)
+
+        await self._transport.serve(protocol_id, accept)
+
+    async def open_stream(
+        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+    ) -> Stream:
+        """As Transport's, or NotAdmittedError if our own membership is over; the stream's ``read`` raises
+        NotAdmittedError if the peer is no member, or does not take us for one."""
+        greeting = self._own_greeting()
+        stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout)
+        try:
+            stream.write(greeting)
+        except BaseException:
+            stream.close()
+            raise
+        return MemberStream(self, stream)
+
+    async def check(self) -> None:
+        await self._transport.check()
+
+    async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        await self._transport.close()
+
+    # Greeting.
+
+    def _own_greeting(self) -> list[Buffer]:
+        credential = self._membership.credential(self._transport.peer_id, self._clock())
+        return [*encode_frame(_MESSAGES.encode(Member(self._membership.tag, credential)))]
+
+    async def _admit(self, stream: Stream) -> Stream | None:
+        """The stream behind the greetings; None if the peer was told that it is not admitted."""
+        peer_id = stream.peer_id
+        if not self._begin_greeting(stream):
+            return None
+        messages: MessageStream[Member | ErrorMessage] = MessageStream(stream, _MESSAGES, MAX_GREETING_BYTES)
+        try:
+            async with asyncio.timeout(GREETING_S):
+                member = await messages.receive()
+            until = self.checked(peer_id, member)
+            stream.write(self._own_greeting())
+        except TimeoutError:
+            logger.info("event=not_admitted peer=%s message='it showed no credential in time'", peer_id)
+            return None
+        except NotAdmittedError as error:
+            await self._refuse(messages, error)
+            return None
+        except RemoteProtocolError:
+            await self._refuse(messages, _stranger(peer_id))
+            return None
+        except NetworkError:
+            return None
+        finally:
+            self._end_greeting(stream)
+        admitted = MemberStream(self, stream, messages)
+        self.watch(admitted, until)
+        return admitted
+
+    def _begin_greeting(self, stream: Stream) -> bool:
+        holder = Holder(stream.peer_id, address_group(stream.remote_maddr))
+        if self._greeting.take(holder):
+            loser = self._greeting.loser(holder)
+            if loser is None or self._greeting.of_peer(holder) >= MAX_GREETING:
+                return False
+            oldest = next(each for each, whose in self._greeted.items() if whose == loser)
+            oldest.close()
+            self._end_greeting(oldest)
+            self._greeting.take(holder)
+        self._greeted[stream] = holder
+        return True
+
+    def _end_greeting(self, stream: Stream) -> None:
+        """May be called again."""
+        if (holder := self._greeted.pop(stream, None)) is not None:
+            self._greeting.give_back(holder)
+
+    async def _refuse(self, messages: MessageStream[Member | ErrorMessage], error: NotAdmittedError) -> None:
+        self.refused += 1
+        logger.info("event=not_admitted peer=%s message=%r", messages.peer_id, error.message)
+        await messages.close_with(error_message(error))
+
+    def checked(self, peer_id: str, said: Member | ErrorMessage) -> float:
+        """Until when the peer is a member. Raises NotAdmittedError."""
+        if isinstance(said, ErrorMessage):
+            if said.code is ErrorCode.NOT_ADMITTED:
+                raise NotAdmittedError(
+                    f"peer {peer_id[-8:]} does not admit us: {said.message}", hint=said.hint
+                )
+            if said.code in (ErrorCode.UNKNOWN_KIND, ErrorCode.BAD_FRAME):
+                raise _outsider(peer_id)
+            raise PeerError(
+                f"peer {peer_id[-8:]}: {said.message}",
+                code=said.code,
+                retriable=said.retriable,
+                hint=said.hint,
+            )
+        if said.swarm != self._membership.tag:
+            raise NotAdmittedError(
+                f"peer {peer_id[-8:]} belongs to another swarm",
+                hint="Use the same --swarm name and key on both sides, or join by an invite.",
+            )
+        return self._membership.check(peer_id, said.credential, self._clock())
+
+    # Members whose time is over.
+
+    def watch(self, stream: MemberStream, until: float) -> None:
+        """End the stream some time after ``until``."""
+        stream.until = until
+        if until != math.inf:
+            self._bounded.add(stream)
+            if self._sweeping is None:
+                self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
+
+    def sweep(self) -> None:
+        """End the streams with peers whose membership is over. Called every SWEEP_S."""
+        now = self._clock()
+        for stream in list(self._bounded):
+            if stream.until + CLOCK_SLACK_S < now:
+                self._bounded.discard(stream)
+                logger.info("event=membership_over peer=%s", stream.peer_id)
+                stream.close()
+        self._sweeping = None
+        if self._bounded:
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
+
+
+class MemberStream:
+    """A stream behind the greeting; implements Stream. Once the other's greeting is read it costs nothing.
+
+    ``admitted``: the other's greeting was read by these, whose unread bytes come first.
+    """
+
+    def __init__(
+        self,
+        transport: MembersTransport,
+        stream: Stream,
+        admitted: MessageStream[Member | ErrorMessage] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._stream = stream
+        self._messages = admitted or MessageStream(stream, _MESSAGES, MAX_GREETING_BYTES)
+        self._rest = b"" if admitted is None else admitted.unread()
+        self._greeted = admitted is not None
+        self.until = math.inf  # Unix time at which the other's membership ends
+        self.peer_id = stream.peer_id
+        self.drain = stream.drain
+        self.close = stream.close
+        self._step_aside()
+
+    @property
+    def remote_maddr(self) -> str:
+        return self._stream.remote_maddr
+
+    def write(self, buffers: Iterable[Buffer]) -> None:
+        self._stream.write(buffers)
+
+    async def read(self, max_bytes: int = READ_SIZE) -> bytes:
+        if not self._greeted:
+            await self._greet()
+        if self._rest:
+            data, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
+            self._step_aside()
+            return data
+        return await self._stream.read(max_bytes)
+
+    async def _greet(self) -> None:
+        """Read the other's greeting. Raises NotAdmittedError, or as ``read``."""
+        try:
+            said = await self._messages.receive()
+            until = self._transport.checked(self.peer_id, said)
+        except RemoteProtocolError:
+            self.close()
+            raise _outsider(self.peer_id) from None
+        except PeerError:
+            self.close()
+            raise
+        self._greeted = True
+        self._rest = self._messages.unread()
+        self._transport.watch(self, until)
+        self._step_aside()
+
+    def _step_aside(self) -> None:
+        if self._greeted and not self._rest:
+            self.read = self._stream.read  # type: ignore[method-assign]
+        self.write = self._stream.write  # type: ignore[method-assign]
+
+
+def _stranger(peer_id: str) -> NotAdmittedError:
+    return NotAdmittedError(
+        f"peer {peer_id[-8:]} showed no credential, and this swarm admits members only",
+        hint="Join it by an invite of one of its members: --join INVITE.",
+    )
+
+
+def _outsider(peer_id: str) -> NotAdmittedError:
+    return NotAdmittedError(
+        f"peer {peer_id[-8:]} is not a member of this swarm",
+        hint="It runs without --swarm, or speaks something else; check the addresses given.",
+    )

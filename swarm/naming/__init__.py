@@ -1,0 +1,3 @@
+"""Which of several models one name means, and which announced peers are really there. Decides nothing
+else.
+"""

@@ -1,0 +1,1 @@
+"""Which blocks a node should serve, as pure functions of a snapshot. No sockets, no asyncio."""

@@ -1,0 +1,106 @@
+"""Spans for many machines at once: the best found, not proven.
+
+The fastest chain first, then every other machine where it helps most; then machines are taken out and placed
+again, as long as that makes the whole better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..types import NodeInfo, Span
+from .best_span import Choice, choose
+from .chain_search import fastest_chain
+from .swarm_view import Machine, Picture, Ways
+from .types import ModelShape
+
+FINE = 0.002
+"""Part of a token's time for which a machine is placed elsewhere while planning: nothing is loaded yet."""
+FEW = 8
+"""Machines, up to which they are placed again up to ROUNDS times."""
+ROUNDS = 4
+SEVERAL = 16
+"""Machines, up to which each is placed again once: a fraction of a second. Of more, each is placed once."""
+
+
+def assign_machines(
+    machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, ways: Ways
+) -> dict[str, Span]:
+    """Spans by peer id beside the spans of ``fixed``; who would not help is left out. The same for any order
+    of ``machines``. ``ways`` knows all of them."""
+    fit = sorted(
+        (machine for machine in machines if machine.max_blocks > 0),
+        key=lambda machine: (machine.decode_ms_per_block, -machine.max_blocks, machine.peer_id),
+    )
+    plan = _Plan(fit, fixed, shape, ways)
+    best = plan.insert({}, fit)
+    chain = fastest_chain(fit, fixed, plan.picture({}), plan.picture(best).cost_s)
+    if chain is not None:
+        best = plan.insert(chain, fit)
+    return plan.improve(best)
+
+
+def better(one: Picture, other: Picture, worth: float = FINE) -> bool:
+    """Whether ``one`` has fewer holes, or a faster best route, or one as fast and more throughput."""
+    if one.n_missing != other.n_missing:
+        return one.n_missing < other.n_missing
+    if one.cost_s < other.cost_s * (1 - worth):
+        return True
+    if one.cost_s > other.cost_s * (1 + worth / 10):
+        return False
+    if one.missing:
+        return one.singles < other.singles
+    if not one.reaches(other.tokens_per_s * (1 - worth)):
+        return False
+    return one.reaches(other.tokens_per_s * (1 + 5 * worth)) or one.shortage < other.shortage * (
+        1 - 5 * worth
+    )
+
+
+class _Plan:
+    def __init__(
+        self, machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, ways: Ways
+    ) -> None:
+        self._machines = {machine.peer_id: machine for machine in machines}
+        self._fixed = fixed
+        self._shape = shape
+        self._ways = ways
+
+    def picture(self, spans: dict[str, Span], without: Iterable[str] = ()) -> Picture:
+        out = set(without)
+        served = [
+            self._machines[peer_id].serving(span, self._shape.n_blocks)
+            for peer_id, span in spans.items()
+            if peer_id not in out
+        ]
+        return Picture([*self._fixed, *served], self._shape, self._ways, self._machines)
+
+    def insert(self, spans: dict[str, Span], machines: Iterable[Machine]) -> dict[str, Span]:
+        """``spans``, and those of ``machines`` that are not in them placed one after another."""
+        spans = dict(spans)
+        for machine in machines:
+            if machine.peer_id not in spans:
+                choice = choose(self.picture(spans), machine)
+                if isinstance(choice, Choice):
+                    spans[machine.peer_id] = choice.span
+        return spans
+
+    def improve(self, spans: dict[str, Span]) -> dict[str, Span]:
+        rounds = ROUNDS if len(spans) <= FEW else int(len(spans) <= SEVERAL)
+        for _ in range(rounds):
+            changed = False
+            for peer_id in sorted(spans):
+                again = self._again(spans, peer_id)
+                if again != spans:
+                    changed, spans = True, again
+            if not changed:
+                break
+        return spans
+
+    def _again(self, spans: dict[str, Span], peer_id: str) -> dict[str, Span]:
+        """One machine placed again, where that is better."""
+        others = {other: span for other, span in spans.items() if other != peer_id}
+        choice = choose(self.picture(others), self._machines[peer_id], worth=FINE)
+        if not isinstance(choice, Choice) or choice.span == spans[peer_id]:
+            return spans
+        return {**spans, peer_id: choice.span} if better(choice.after, self.picture(spans)) else spans

@@ -1,0 +1,212 @@
+"""Which blocks a node should serve, and when it should change them: snapshot in, verdict out.
+
+The aim, in this order: every block is served; the best route takes as little time per token as it can; all
+nodes together compute as many tokens per second as they can. A verdict is a pure function of the
+announcements, so nodes that see the same need not talk about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import UsageError
+from ..types import NodeInfo, NodeState, Span
+from .assign import assign_machines
+from .best_span import Choice, choose
+from .moves import can_spare, next_move
+from .swarm_view import Machine, Picture, Ways
+from .types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict, gigabytes
+
+__all__ = [
+    "Gain",
+    "ModelShape",
+    "NodeOffer",
+    "Serve",
+    "StandBy",
+    "Stay",
+    "Verdict",
+    "assign",
+    "plan_join",
+    "plan_move",
+    "why_not_leave",
+]
+
+MOVE_COOL_DOWN_S = 300.0
+"""After a node's last move before it moves for a gain again; a hole is closed at any time."""
+PLACED_TOGETHER = 32
+"""Nodes that start at once and are placed together; of more, this many at a time."""
+
+
+def plan_join(snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: ModelShape) -> Verdict:
+    """What a node that serves nothing yet should serve.
+
+    ``snapshot``: announcements of one model; the node's own may be among them. DRAINING nodes count as gone,
+    JOINING ones as if they served already, except those that have not begun to load (``max_blocks`` above 0):
+    they and this node are placed together, the same for each of them that sees the same snapshot.
+    """
+    own = Machine.offering(offer, shape)
+    others = [
+        node
+        for node in _of_shape(snapshot, shape)
+        if node.peer_id != own.peer_id and node.state != "draining"
+    ]
+    told = next((node for node in _undecided(snapshot, shape) if node.peer_id == own.peer_id), None)
+    if told is not None and own.max_blocks > 0:
+        own = Machine.announced(told)  # what all others reckon with
+    undecided = _undecided(others, shape)
+    if undecided and own.max_blocks > 0:
+        return _join_together(others, undecided, own, shape)
+    picture = Picture(others, shape, Ways([*others, own]), [own.peer_id])
+    choice = choose(picture, own)
+    if not isinstance(choice, Choice):
+        return StandBy(f"stands by: {choice.why}")
+    return _serve(choice.span, choice.gain, picture, choice.after)
+
+
+def plan_move(
+    snapshot: Sequence[NodeInfo],
+    offer: NodeOffer,
+    shape: ModelShape,
+    *,
+    now: float,
+    last_move_at: float | None = None,
+) -> Serve | Stay:
+    """Whether the node ``offer.peer_id``, ONLINE in ``snapshot``, should serve other blocks now.
+
+    Serve only if it is this node's turn: nobody joins or drains, no block that others serve loses its last
+    server meanwhile, and the gain is worth it. ``last_move_at``: when this node last moved or joined, on the
+    clock of ``now``.
+    """
+    nodes = _of_shape(snapshot, shape)
+    own = next((node for node in nodes if node.peer_id == offer.peer_id), None)
+    if own is None or own.state is not NodeState.ONLINE:
+        return Stay("stays: the directory does not show it online")
+    for state in (NodeState.DRAINING, NodeState.JOINING):
+        busy = next((node for node in nodes if node.state is state), None)
+        if busy is not None and (state is NodeState.DRAINING or _is_whole(nodes, shape)):
+            return Stay(f"stays: …{busy.peer_id[-6:]} is {state}, and one node moves at a time")
+    machines = {
+        node.peer_id: Machine.announced(node)
+        for node in nodes
+        if node.max_blocks > 0 and node.state is NodeState.ONLINE
+    }
+    if own.peer_id not in machines:
+        return Stay("stays: its blocks are not up for a change")
+    # As announced, for all must come to the same; but no more than its memory holds by now.
+    holds = min(machines[own.peer_id].max_blocks, shape.max_blocks(offer.memory_bytes))
+    machines[own.peer_id] = replace(machines[own.peer_id], max_blocks=holds)
+    move = next_move(nodes, machines, shape)
+    if move is None:
+        return Stay("stays: no move would gain enough")
+    if move.peer_id != own.peer_id:
+        return Stay(f"stays: …{move.peer_id[-6:]} should move to {move.span} first", move.peer_id)
+    resting = last_move_at is not None and now - last_move_at < MOVE_COOL_DOWN_S
+    if resting and move.gain is not Gain.COVER:
+        return Stay(f"stays: it moved less than {MOVE_COOL_DOWN_S:.0f} s ago", move.peer_id)
+    return _serve(move.span, move.gain, move.before, move.after)
+
+
+def why_not_leave(snapshot: Sequence[NodeInfo], peer_id: str, n_blocks: int) -> str:
+    """Why ``peer_id`` must not stop serving its span now, in a few words; "" when it may.
+
+    For a last look after a node has announced DRAINING in order to move: of two that drain at once the one
+    with the smaller peer id goes on. Where the swarm has a hole already, a new one costs no route.
+    """
+    rival = min((node.peer_id for node in snapshot if node.state is NodeState.DRAINING), default=peer_id)
+    if rival < peer_id:
+        return f"…{rival[-6:]} is draining, and one node moves at a time"
+    ready = [node for node in snapshot if node.state is NodeState.ONLINE or node.peer_id == peer_id]
+    if Picture.covered(ready, n_blocks) and (alone := can_spare(ready, peer_id, n_blocks)):
+        return f"nobody else serves blocks {alone}"
+    return ""
+
+
+def assign(
+    offers: Sequence[NodeOffer], shape: ModelShape, *, fixed: Sequence[NodeInfo] = ()
+) -> dict[str, Span]:
+    """The best spans found for all ``offers`` at once, by peer id, beside nodes that are ``fixed``. Who
+    would not help is left out."""
+    machines = [Machine.offering(offer, shape) for offer in offers]
+    if len({machine.peer_id for machine in machines}) < len(machines):
+        raise UsageError("two offers are of one peer")
+    return assign_machines(machines, fixed, shape, Ways([*fixed, *machines]))
+
+
+def _join_together(
+    others: Sequence[NodeInfo], undecided: Sequence[NodeInfo], own: Machine, shape: ModelShape
+) -> Verdict:
+    everybody = sorted([*undecided, own.serving(Span(0, 1), shape.n_blocks)], key=lambda node: node.peer_id)
+    place = next(place for place, node in enumerate(everybody) if node.peer_id == own.peer_id)
+    first = place - place % PLACED_TOGETHER
+    group = {node.peer_id: Machine.announced(node) for node in everybody[first : first + PLACED_TOGETHER]}
+    group[own.peer_id] = own
+    fixed = [node for node in others if node.peer_id not in group]
+    ways = Ways([*fixed, *group.values()])
+    spans = assign_machines(list(group.values()), fixed, shape, ways)
+    beside = [
+        group[peer_id].serving(span, shape.n_blocks)
+        for peer_id, span in spans.items()
+        if peer_id != own.peer_id
+    ]
+    before = Picture([*fixed, *beside], shape, ways, [own.peer_id])
+    if own.peer_id not in spans:
+        choice = choose(before, own)
+        return StandBy(f"stands by: {'others start too' if isinstance(choice, Choice) else choice.why}")
+    span = spans[own.peer_id]
+    after = before.with_node(own.serving(span, shape.n_blocks))
+    if after.n_missing < before.n_missing:
+        gain = Gain.COVER
+    elif after.cost_s < before.cost_s:
+        gain = Gain.FASTER
+    else:
+        gain = Gain.THROUGHPUT if after.tokens_per_s > before.tokens_per_s else Gain.SPARE
+    return _serve(span, gain, before, after)
+
+
+def _of_shape(snapshot: Sequence[NodeInfo], shape: ModelShape) -> list[NodeInfo]:
+    return [node for node in snapshot if node.model.n_blocks == shape.n_blocks]
+
+
+def _undecided(nodes: Sequence[NodeInfo], shape: ModelShape) -> list[NodeInfo]:
+    return [
+        node for node in _of_shape(nodes, shape) if node.state is NodeState.JOINING and node.max_blocks > 0
+    ]
+
+
+def _is_whole(nodes: Sequence[NodeInfo], shape: ModelShape) -> bool:
+    return Picture.covered([node for node in nodes if node.state is not NodeState.DRAINING], shape.n_blocks)
+
+
+def _serve(span: Span, gain: Gain, before: Picture, after: Picture) -> Serve:
+    memory = len(span) * before.shape.room_per_block
+    return Serve(
+        span,
+        gain,
+        f"serve {_blocks(span)}, {gigabytes(memory)}, {_good_for(span, gain, before, after)}",
+        memory,
+        after.token_s,
+        before.token_s,
+        after.tokens_per_s,
+        before.tokens_per_s,
+    )
+
+
+def _blocks(span: Span) -> str:
+    return str(span) if len(span) > 1 else str(span.start)
+
+
+def _good_for(span: Span, gain: Gain, before: Picture, after: Picture) -> str:
+    if gain is Gain.COVER:
+        closed = [hole for hole in before.missing if hole.start < span.end and span.start < hole.end]
+        blocks = [Span(max(hole.start, span.start), min(hole.end, span.end)) for hole in closed]
+        return (
+            f"nobody else serves {', '.join(map(_blocks, blocks))}" if blocks else "holes can be closed then"
+        )
+    if gain is Gain.FASTER:
+        return f"the route gets {100 * (before.cost_s / after.cost_s - 1):.0f} % faster"
+    if gain is Gain.THROUGHPUT:
+        return (
+            f"all together compute {100 * (after.tokens_per_s / before.tokens_per_s - 1):.0f} % more tokens"
+        )
+    return "another copy of blocks of which there are few"

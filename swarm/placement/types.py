@@ -1,0 +1,143 @@
+"""What the planner is told of a machine and a model, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..errors import UsageError
+from ..types import PeerLink, Span
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What serving a model costs. ``block_bytes``: one block's weights as the node would hold them.
+
+    ``kv_bytes``: keys and values of one token in one block. ``context_tokens``: a node keeps room for at
+    least so many tokens in each of its blocks. ``activation_bytes``: one token's hidden state on the wire,
+    one way.
+    """
+
+    n_blocks: int
+    block_bytes: int
+    kv_bytes: int = 0
+    context_tokens: int = 0
+    activation_bytes: int = 4096
+
+    def __post_init__(self) -> None:
+        Span(0, self.n_blocks)  # raises for an impossible number
+        if self.block_bytes < 1 or min(self.kv_bytes, self.context_tokens, self.activation_bytes) < 0:
+            raise UsageError("a model's shape needs block_bytes of at least 1, and no negative number")
+
+    @property
+    def room_per_block(self) -> int:
+        """Bytes: weights, and keys and values of one context."""
+        return self.block_bytes + self.kv_bytes * self.context_tokens
+
+    def max_blocks(self, memory_bytes: int) -> int:
+        """How many blocks fit into a node's memory with room for their KV cache; 0 to ``n_blocks``."""
+        return max(0, min(self.n_blocks, memory_bytes // self.room_per_block))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOffer:
+    """What a machine could do, before it has loaded anything.
+
+    ``memory_bytes``: free for weights and KV cache. ``decode_ms_per_block``: one decode token through one
+    block, batch 1. ``prefill_tokens_per_s``: tokens of a prompt through **one** block, 0: not measured (a
+    NodeInfo's figure is for its whole span). ``links``: its round trips to other nodes.
+    """
+
+    peer_id: str
+    memory_bytes: int
+    decode_ms_per_block: float
+    prefill_tokens_per_s: float = 0.0
+    links: tuple[PeerLink, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.peer_id:
+            raise UsageError("an offer needs the peer id of its node")
+        for name in ("memory_bytes", "decode_ms_per_block", "prefill_tokens_per_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} of an offer is {getattr(self, name)}")
+
+
+class Gain(StrEnum):
+    """What a span would be served for."""
+
+    COVER = "cover"
+    """Blocks that nobody serves."""
+    FASTER = "faster"
+    """The best route takes less time per token."""
+    THROUGHPUT = "throughput"
+    """The swarm computes more tokens per second for all."""
+    SPARE = "spare"
+    """Another copy where there are few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Serve ``span``. ``why``: for people, such as "serve 12-20, 2.1 GB, the route gets 18 % faster".
+
+    ``memory_bytes``: weights, and KV cache of one context. ``token_s``: seconds per token of the best route
+    with it, and ``token_s_before`` without; None where blocks are missing. ``tokens_per_s`` and
+    ``tokens_per_s_before``: what all nodes together could compute, one token at a time each (batches give
+    more); 0 where blocks are missing.
+    """
+
+    span: Span
+    gain: Gain
+    why: str
+    memory_bytes: int
+    token_s: float | None
+    token_s_before: float | None
+    tokens_per_s: float
+    tokens_per_s_before: float
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "verdict": "serve",
+            "blocks": str(self.span),
+            "gain": str(self.gain),
+            "why": self.why,
+            "memory_bytes": self.memory_bytes,
+            "token_ms": _ms(self.token_s),
+            "token_ms_before": _ms(self.token_s_before),
+            "tokens_per_s": round(self.tokens_per_s, 3),
+            "tokens_per_s_before": round(self.tokens_per_s_before, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StandBy:
+    """Serve nothing for now. ``why``: one line for people."""
+
+    why: str
+
+    def as_dict(self) -> dict[str, object]:
+        return {"verdict": "stand_by", "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Keep the span that is served. ``why``: one line for people. ``mover``: the peer that should move first,
+    "" when nobody should."""
+
+    why: str
+    mover: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        return {"verdict": "stay", "why": self.why, "mover": self.mover}
+
+
+Verdict = Serve | StandBy
+
+
+def gigabytes(count: float) -> str:
+    """For people: ``2.1 GB``, ``350 MB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 4)

@@ -1,0 +1,514 @@
+"""The messages of the wire protocol, strictly typed, and their translation to frames and back.
+
+A message is a frozen dataclass whose fields carry their wire type and bounds in the annotation. A field with
+a default is optional on the wire; fields that we do not know are ignored, so that later versions may add
+some.
+``session`` is 16 random bytes chosen by the client. Times are relative: peers' clocks are never compared.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any
+
+from ..errors import ErrorCode
+from ..figures import MAX_JOURNAL_BYTES, MAX_KV_TOKENS, MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US, TOKENS_PER_S
+from ..types import MAX_BLOCKS, MAX_RECORD_BYTES, NodeState, SignedRecord, Span
+from .fields import (
+    Blob,
+    Boolean,
+    Choice,
+    Count,
+    FieldError,
+    FieldType,
+    Integer,
+    Maybe,
+    Prose,
+    Sequence,
+    SpanField,
+    Word,
+)
+from .schema import MessageSet
+from .wire import Frame, Payload
+
+MAX_TOKENS = 2**31 - 1
+"""Tokens, positions and lengths in tokens."""
+MAX_COUNTER = 2**53 - 1
+"""Step numbers and nonces: exact in every language's numbers."""
+MIN_MAX_FRAME = 1024
+MAX_HELLO_FRAME = 4096
+"""Bytes of a whole HELLO: nothing larger is taken from a peer that has not said what it wants."""
+MAX_TEXT = 500
+"""Characters of a message or hint for people."""
+MAX_RETRY_MS = 3_600_000
+MAX_PREFIX_PAGES = 1024
+"""KV pages that OPEN and CLOSE may name: they fit into a header, and cover any usual context."""
+PAGE_TOKENS = 32
+"""Tokens that one name of a prefix stands for, at every node and client that keeps prefixes."""
+MAX_PAGE_TOKENS = 4096
+MAX_CHAIN = 256
+"""Hops of a chain that say what a step has cost them."""
+BATCH_SCALE = 100
+"""PONG counts its mean batch size in hundredths."""
+MAX_ABOUT = 64
+"""Sessions that one PING asks about; those that wait longest come first."""
+
+
+class Kind(IntEnum):
+    """A frame's kind byte. Part of the protocol: never renumber one."""
+
+    HELLO = 1
+    WELCOME = 2
+    OPEN = 3
+    OPENED = 4
+    BUSY = 5
+    REFUSED = 6
+    STEP = 7
+    RESULT = 8
+    REPLAY = 9
+    CLOSE = 10
+    PING = 11
+    PONG = 12
+    ERROR = 13
+    REPLAYED = 14
+    ATTACH = 15
+    ATTACHED = 16
+
+
+class Want(IntEnum):
+    """Which tokens' hidden states a STEP asks back."""
+
+    NOTHING = 0
+    LAST = 1
+    ALL = 2
+
+
+_PEER_ID = Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")
+_CODEC = Word(re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}"), "a codec's name")
+
+SessionId = Annotated[bytes, Blob(16)]
+Tokens = Annotated[int, Integer(0, MAX_TOKENS)]
+SomeTokens = Annotated[int, Integer(1, MAX_TOKENS)]
+Counter = Annotated[int, Integer(0, MAX_COUNTER)]
+MAX_BATCH = 0xFFFF
+_STEP_US = Count(MAX_STEP_US)
+_BATCH = Count(MAX_BATCH)
+StepMicroseconds = Annotated[int, _STEP_US]
+RoundTripMicroseconds = Annotated[int, Count(MAX_RTT_US)]
+Sessions = Annotated[int, Count(MAX_SESSIONS)]
+Text = Annotated[str, Prose(MAX_TEXT)]
+Agent = Annotated[str, Prose(128)]
+CodecName = Annotated[str, _CODEC]
+CodecNames = Annotated[tuple[str, ...], Sequence(_CODEC, 1, 16)]
+Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex characters")]
+AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
+OptionalRoot = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a root of 64 hex characters, or empty")]
+Parts = Annotated[str, Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 hex characters")]
+FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
+Blocks = Annotated[Span, SpanField()]
+OptionalPeerId = Annotated[
+    str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
+]
+Flag = Annotated[bool, Boolean()]
+Spent = Annotated[tuple[tuple[int, int, int, int], ...], Sequence(Sequence(_STEP_US, 4, 4), 0, MAX_CHAIN)]
+PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
+Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
+
+
+@dataclass(frozen=True, slots=True)
+class Downstream:
+    """A session at a peer whom the receiver may have to dial: whose it is, and the peer's own record, which
+    says where it listens."""
+
+    peer_id: str
+    session: bytes
+    record: SignedRecord | None = None
+
+
+class RecordField:
+    """A SignedRecord: an array of its expiration, a float, and its value."""
+
+    _expected = f"a record: a time, and at most {MAX_RECORD_BYTES} bytes"
+
+    def read(self, value: object) -> SignedRecord:
+        if isinstance(value, list) and len(value) == 2:
+            expiration, record = value
+            timed = type(expiration) is float and math.isfinite(expiration)
+            if timed and type(record) is bytes and len(record) <= MAX_RECORD_BYTES:
+                return SignedRecord(expiration, record)
+        raise FieldError(self._expected, value)
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, SignedRecord) or len(value.value) > MAX_RECORD_BYTES:
+            raise FieldError(self._expected, value)
+        return [value.expiration, value.value]
+
+
+class DownstreamField:
+    """A Downstream: a map with ``peer_id``, ``session`` and ``record`` on the wire."""
+
+    _types: tuple[tuple[str, FieldType], ...] = (
+        ("peer_id", _PEER_ID),
+        ("session", Blob(16)),
+        ("record", Maybe(RecordField())),
+    )
+
+    def read(self, value: object) -> Downstream:
+        if not isinstance(value, dict):
+            raise FieldError("a map with peer_id, session and record", value)
+        return Downstream(**{name: _inside(name, type_.read, value.get(name)) for name, type_ in self._types})
+
+    def write(self, value: object) -> dict[str, object]:
+        if not isinstance(value, Downstream):
+            raise FieldError("a Downstream", value)
+        return {name: _inside(name, type_.write, getattr(value, name)) for name, type_ in self._types}
+
+
+def _inside(name: str, convert: Callable[[object], Any], value: object) -> Any:
+    try:
+        return convert(value)
+    except FieldError as error:
+        raise error.inside(f".{name}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Client to node, first on a stream: what the client speaks, and its model. ``digest`` "" accepts any.
+    ``parts`` and ``root``: as in ``ModelRef``."""
+
+    versions: Annotated[tuple[int, ...], Sequence(Integer(1, 0xFFFF), 1, 16)]
+    digest: AnyDigest
+    codecs: CodecNames
+    max_frame: FrameSize
+    agent: Agent
+    parts: Parts = ""
+    root: OptionalRoot = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The node's answer to HELLO: the version it chose and what it serves.
+
+    ``page_tokens``: how many tokens one name in a ``prefix`` stands for; 0 where prefixes are not kept.
+    ``root``: as in HELLO.
+    """
+
+    version: Annotated[int, Integer(1, 0xFFFF)]
+    digest: Digest
+    span: Blocks
+    codecs: CodecNames
+    max_frame: FrameSize
+    agent: Agent
+    max_step_tokens: SomeTokens
+    n_blocks: Annotated[int, Integer(1, MAX_BLOCKS)]
+    page_tokens: Annotated[int, Integer(0, MAX_PAGE_TOKENS)] = 0
+    root: OptionalRoot = ""
+
+    def problem(self) -> str:
+        return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a session on a hop: reserve KV cache for ``max_tokens`` in ``span``.
+
+    ``codec`` is of the STEP payloads that come, ``reply_codec`` of what is sent on or back. ``hop`` of
+    ``hops`` is the place in the route, ``prefix`` the client's names of leading KV pages that the node may
+    hold for it already. ``parent`` is a session of this stream, of the same span and codecs, whose first
+    ``parent_tokens`` tokens the new session begins with: a fork.
+
+    A chain: results go as STEPs to ``downstream`` (None: back on this stream, as RESULTs), STEPs come from
+    the peer ``upstream`` ("": on this stream). Everything else, such as errors, CLOSE and the RESULTs of the
+    last hop, is between this stream's client and the node.
+    ``journal``: keep what is sent, for REPLAY.
+    """
+
+    session: SessionId
+    span: Blocks
+    max_tokens: SomeTokens
+    codec: CodecName
+    reply_codec: CodecName
+    batch: Annotated[int, Integer(1, 4096)] = 1
+    hop: Annotated[int, Integer(0, MAX_BLOCKS - 1)] = 0
+    hops: Annotated[int, Integer(1, MAX_BLOCKS)] = 1
+    downstream: Annotated[Downstream | None, Maybe(DownstreamField())] = None
+    prefix: PrefixHashes = ()
+    parent: Annotated[bytes | None, Maybe(Blob(16))] = None
+    parent_tokens: Tokens = 0
+    upstream: OptionalPeerId = ""
+    journal: Flag = False
+
+    def problem(self) -> str:
+        if self.hop >= self.hops:
+            return f"hop {self.hop} is outside a route of {self.hops} hops"
+        if self.parent is None:
+            return f"parent_tokens is {self.parent_tokens} without a parent" if self.parent_tokens else ""
+        if self.parent == self.session:
+            return "a session cannot be its own parent"
+        if self.parent_tokens > self.max_tokens:
+            return f"parent_tokens is {self.parent_tokens}, but max_tokens is {self.max_tokens}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The session is open; ``length`` tokens, of its prefix or parent, are in the KV cache already.
+
+    ``chained``: the peer ``downstream`` is connected and gets the results; ``link_us`` is the round trip to
+    it. Where one was asked for and it is not, ``reason`` says why, and results come back on this stream.
+    """
+
+    session: SessionId
+    length: Tokens
+    max_step_tokens: SomeTokens
+    chained: Flag = False
+    link_us: RoundTripMicroseconds = 0
+    reason: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """No room for the session now; ``retry_after_ms`` is when the node expects to have some."""
+
+    session: SessionId
+    retry_after_ms: Annotated[int, Integer(0, MAX_RETRY_MS)]
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The session will not be opened here, now or later."""
+
+    session: SessionId
+    code: Code
+    message: Text
+    hint: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Hidden states of ``tokens`` tokens, the first at ``position``, in the session's codec.
+
+    A ``position`` below the session's length rolls its KV cache back to it. ``deadline_ms``: drop the step if
+    it cannot start within this time of its arrival; 0 for none.
+
+    ``want`` is what the last hop of a chain answers; the hops before it send every row on. ``hold``: compute
+    and journal, send nothing on; the answer, a RESULT without rows, goes where the step came from. ``spent``:
+    (queue_us, compute_us, codec_us, batch) of each hop that the step has passed.
+    """
+
+    session: SessionId
+    step: Counter
+    position: Tokens
+    tokens: SomeTokens
+    want: Annotated[Want, Choice(Want)]
+    deadline_ms: Annotated[int, Integer(0, MAX_RETRY_MS)] = 0
+    hold: Flag = False
+    spent: Spent = ()
+    payload: Payload = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to STEP: ``tokens`` rows of hidden states, the first at ``position``.
+
+    ``queue_us``, ``compute_us`` and ``codec_us`` say where the time went, ``batch`` with how many sessions
+    the step was computed. ``spent``: the same four numbers of each hop before this one, in a chain.
+    """
+
+    session: SessionId
+    step: Counter
+    position: Tokens
+    tokens: Tokens
+    payload: Payload = b""
+    queue_us: StepMicroseconds = 0
+    compute_us: StepMicroseconds = 0
+    codec_us: StepMicroseconds = 0
+    batch: Annotated[int, _BATCH] = 1
+    spent: Spent = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """From now on send results to ``to``, and first of all the journal's rows from ``from_position`` up to
+    ``until``, as STEPs with ``hold`` numbered from ``step`` on. ``to`` None: on this stream, as RESULTs.
+
+    Rows that are not computed yet are sent when they are. Answered by REPLAYED, when all are computed over
+    there (or sent here), or by ERROR without a step: JOURNAL_LOST or DOWNSTREAM_LOST, the session as it was.
+    """
+
+    session: SessionId
+    from_position: Tokens
+    until: Tokens
+    step: Counter
+    to: Annotated[Downstream | None, Maybe(DownstreamField())] = None
+
+    def problem(self) -> str:
+        if self.from_position > self.until:
+            return f"until is {self.until}, before from_position {self.from_position}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The replay asked for is done: ``tokens`` rows in ``payload_bytes`` bytes, in ``took_us`` microseconds.
+    ``link_us``: the round trip to the new downstream."""
+
+    session: SessionId
+    tokens: Tokens
+    payload_bytes: Annotated[int, Count(MAX_JOURNAL_BYTES)]
+    took_us: StepMicroseconds = 0
+    link_us: RoundTripMicroseconds = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """From now on take the session's STEPs from the peer ``upstream`` ("": from this stream) and nobody
+    else. ``unnamed``: others compute them than before, so the names that OPEN gave end with the pages that
+    are computed."""
+
+    session: SessionId
+    upstream: OptionalPeerId
+    unnamed: Flag = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The answer to ATTACH; ``length`` tokens are in the session's KV cache, or on their way into it."""
+
+    session: SessionId
+    length: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The session is over: free its KV cache.
+
+    ``prefix`` names all whole pages that the session holds, so that the client's next session which begins
+    with the same tokens finds them.
+    """
+
+    session: SessionId
+    prefix: PrefixHashes = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a node has of one session: the numbers of the last step that it ``received`` and of the last that
+    is ``done``, that is answered, sent on or refused (0: none). ``work`` changes whenever something was
+    computed or replayed for the session. ``busy``: OPEN or REPLAY is not answered yet."""
+
+    session: bytes
+    received: int
+    done: int
+    work: int
+    busy: bool
+
+
+class ProgressField:
+    """A Progress: an array of its fields, in their order, on the wire."""
+
+    _types: tuple[FieldType, ...] = (Blob(16), *(Integer(0, MAX_COUNTER),) * 3, Boolean())
+
+    def read(self, value: object) -> Progress:
+        if not isinstance(value, list) or len(value) != len(self._types):
+            raise FieldError("an array [session, received, done, work, busy]", value)
+        items = zip(self._types, value, strict=True)
+        return Progress(*(_inside(f"[{n}]", type_.read, item) for n, (type_, item) in enumerate(items)))
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, Progress):
+            raise FieldError("a Progress", value)
+        fields = (value.session, value.received, value.done, value.work, value.busy)
+        items = zip(self._types, fields, strict=True)
+        return [_inside(f"[{n}]", type_.write, item) for n, (type_, item) in enumerate(items)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there, and where are the requests of the sessions ``about``? Answered by PONG with the same
+    nonce."""
+
+    nonce: Counter
+    about: Annotated[tuple[bytes, ...], Sequence(Blob(16), 0, MAX_ABOUT)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Alive, and how busy: open sessions, steps not answered, free KV cache in tokens of the whole span.
+
+    ``running``: sessions in the last batch. ``batch``: the lately usual number of them, in hundredths.
+    ``tokens_per_s``: computed over the last seconds. ``queue_us``: how long decode steps lately waited before
+    they were computed. ``tells``: of the sessions asked about those that were opened on this stream, or that
+    its opener may feed.
+    """
+
+    nonce: Counter
+    sessions: Sessions
+    queued: Sessions
+    free_kv_tokens: Annotated[int, Count(MAX_KV_TOKENS)]
+    state: Annotated[NodeState, Choice(NodeState)]
+    running: Sessions = 0
+    batch: Annotated[int, Count(BATCH_SCALE * MAX_BATCH)] = 0
+    tokens_per_s: Annotated[int, Count(int(TOKENS_PER_S.high))] = 0
+    queue_us: StepMicroseconds = 0
+    tells: Annotated[tuple[Progress, ...], Sequence(ProgressField(), 0, MAX_ABOUT)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorMessage:
+    """What went wrong, for one step, one session (``step`` None) or the whole stream (both None)."""
+
+    session: Annotated[bytes | None, Maybe(Blob(16))]
+    step: Annotated[int | None, Maybe(Integer(0, MAX_COUNTER))]
+    code: Code
+    message: Text
+    retriable: Annotated[bool, Boolean()]
+    hint: Text = ""
+
+
+Message = (
+    Hello
+    | Welcome
+    | Open
+    | Opened
+    | Busy
+    | Refused
+    | Step
+    | Result
+    | Replay
+    | Close
+    | Ping
+    | Pong
+    | ErrorMessage
+    | Replayed
+    | Attach
+    | Attached
+)
+
+MESSAGE_TYPES: dict[Kind, type[Any]] = {
+    Kind.HELLO: Hello,
+    Kind.WELCOME: Welcome,
+    Kind.OPEN: Open,
+    Kind.OPENED: Opened,
+    Kind.BUSY: Busy,
+    Kind.REFUSED: Refused,
+    Kind.STEP: Step,
+    Kind.RESULT: Result,
+    Kind.REPLAY: Replay,
+    Kind.CLOSE: Close,
+    Kind.PING: Ping,
+    Kind.PONG: Pong,
+    Kind.ERROR: ErrorMessage,
+    Kind.REPLAYED: Replayed,
+    Kind.ATTACH: Attach,
+    Kind.ATTACHED: Attached,
+}
+
+MESSAGES = MessageSet(MESSAGE_TYPES)
+encode: Callable[[Message], Frame] = MESSAGES.encode
+decode: Callable[[Frame], Message] = MESSAGES.decode

@@ -1,0 +1,304 @@
+"""Which hops should carry a session: a pure function of a directory snapshot and measured links.
+
+A step goes from the client to the first hop, from hop to hop and from the last one back, and through the
+client where two neighbours must not be chained. It costs these one-way trips with its activations, and per
+hop the wait in the node's queue and the blocks' compute. A route is the cheapest chain of hops, predicted
+over the whole request (prefill plus decode); among equals the one of fewest hops, and then the one a ``salt``
+picks, so that many sessions spread over equal peers. A node may be entered and left anywhere inside its span,
+but carries one hop of a route at most: it reserves KV cache once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+
+from ..errors import RouteError, UsageError
+from ..types import Hop, NodeInfo, NodeState, Route, Span
+from .edges import Edges, Link
+from .load_spread import Pick, spread_out
+from .prediction import Prediction, decode_seconds, predict, prefill_seconds, queue_seconds
+from .same_borders import WORTH, cheapest_with_cuts
+from .search import Offer, cheapest_chain
+
+DEFAULT_BYTES_PER_TOKEN = 4096
+"""One token's activations on the wire, one way, when the caller does not say."""
+_PEERS_IN_MESSAGE = 4
+"""How many of the nodes seen an error names, so that it stays readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """What the route is for: blocks ``start`` to ``end`` (None: to the last), and how much will flow through.
+
+    ``kv_tokens``: KV cache each hop must have free. ``bytes_per_token``: activations one way, encoded.
+    ``banned``: peers to leave out. ``digest``: the model's; "" takes nodes of any. ``before`` and ``after``:
+    the peers that the route's ends are joined to, "" for the client. ``cuts``: borders between hops that the
+    route should have inside, and no others, where that costs little more; None: any will do.
+    """
+
+    n_blocks: int
+    kv_tokens: int
+    prompt_tokens: int = 1
+    new_tokens: int = 1
+    bytes_per_token: int = DEFAULT_BYTES_PER_TOKEN
+    banned: frozenset[str] = frozenset()
+    start: int = 0
+    end: int | None = None
+    digest: str = ""
+    before: str = ""
+    after: str = ""
+    cuts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.span.end > self.n_blocks:  # the span itself raises for an impossible one
+            raise UsageError(f"blocks {self.span} are outside a model of {self.n_blocks}")
+        if min(self.kv_tokens, self.prompt_tokens, self.new_tokens, self.bytes_per_token) < 0:
+            raise UsageError("a route request counts tokens and bytes from 0 up")
+
+    @property
+    def wanted_spans(self) -> list[Span]:
+        """The hops' spans that ``cuts`` ask for; those outside the route's blocks ask for nothing."""
+        inside = sorted({cut for cut in self.cuts or () if self.span.start < cut < self.span.end})
+        return [Span(a, b) for a, b in pairwise([self.span.start, *inside, self.span.end])]
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.n_blocks if self.end is None else self.end)
+
+
+class NoRouteError(RouteError):
+    """No usable node for ``missing``; ``seen`` are all nodes of the snapshot, usable or not."""
+
+    def __init__(
+        self, message: str, *, hint: str, missing: tuple[Span, ...], seen: tuple[NodeInfo, ...]
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.missing = missing
+        self.seen = seen
+
+
+class Prices:
+    """What hops and ways cost for one request, in whole nanoseconds over all of its tokens."""
+
+    def __init__(self, edges: Edges, request: RouteRequest) -> None:
+        self._edges = edges
+        self._request = request
+        self._legs: dict[str, int] = {}
+
+    def hop(self, node: NodeInfo) -> tuple[int, int]:
+        """(for using the node at all, for each block on it)."""
+        request = self._request
+        enter = (request.new_tokens + (request.prompt_tokens > 0)) * queue_seconds(node)
+        block = request.new_tokens * decode_seconds(node) + request.prompt_tokens * prefill_seconds(node)
+        return round(enter * 1e9), round(block * 1e9)
+
+    def leg(self, peer_id: str) -> int:
+        """All that is sent to a hop, on the client's own link."""
+        price = self._legs.get(peer_id)
+        if price is None:
+            price = self._legs[peer_id] = self._sent(self._edges.leg(peer_id), self._request.prompt_tokens)
+        return price
+
+    def way(self, a: str, b: str) -> int:
+        """All that is sent from ``a`` to ``b``; "" is the client, who is sent one row of a prompt only."""
+        if not a:
+            return self.leg(b)
+        if not b:
+            return self._sent(self._edges.leg(a), 1 if self._request.prompt_tokens else 0)
+        return min(self._direct(a, b), self.leg(a) + self.leg(b))
+
+    def ways(self, nodes: Sequence[NodeInfo]) -> dict[tuple[str, str], int]:
+        """The ways between ``nodes`` of which more is known than the client's own links tell."""
+        spans = {node.peer_id: node.span for node in nodes}
+        ways: dict[tuple[str, str], int] = {}
+        for pairs in (self._edges.told, self._edges.unchained):
+            for a, b in pairs:
+                if a in spans and b in spans and _may_follow(spans[a], spans[b]):
+                    alike = self._edges.may_chain(a, b) and self._edges.may_chain(b, a)
+                    back = ways.get((b, a)) if alike else None
+                    ways[a, b] = self.way(a, b) if back is None else back
+        return ways
+
+    def route(self, picks: Sequence[Pick]) -> int:
+        """A whole route, from ``before`` to ``after``."""
+        peers = [self._request.before, *(node.peer_id for node, _ in picks), self._request.after]
+        total = sum(self.way(a, b) for a, b in pairwise(peers))
+        for node, span in picks:
+            enter, block = self.hop(node)
+            total += enter + len(span) * block
+        return total
+
+    def _direct(self, a: str, b: str) -> int:
+        edges, request = self._edges, self._request
+        if not edges.may_chain(a, b):
+            return self.leg(a) + self.leg(b)
+        if not edges.is_measured(a, b):
+            return max(self.leg(a), self.leg(b))  # as ``Edges.estimate``
+        return self._sent(edges.between(a, b, request.bytes_per_token), request.prompt_tokens)
+
+    def _sent(self, link: Link, prompt_tokens: int) -> int:
+        request = self._request
+        seconds = request.new_tokens * link.one_way_s(request.bytes_per_token)
+        if prompt_tokens:
+            seconds += link.one_way_s(prompt_tokens * request.bytes_per_token)
+        return round(seconds * 1e9)
+
+
+def find_route(
+    nodes: Sequence[NodeInfo], edges: Edges, request: RouteRequest, *, salt: str = "", spread: float = 0.0
+) -> Route:
+    """The cheapest route over usable nodes, the same for every order of ``nodes``.
+
+    ``spread``: by which part a route may cost more than the cheapest, so that sessions of different ``salt``
+    do not all take the same one. ``seconds_per_token`` of the answer predicts a decode step. Raises
+    NoRouteError, which says which blocks are missing and why.
+    """
+    usable = (node for node in nodes if not why_unusable(node, request))
+    by_peer = {node.peer_id: node for node in sorted(usable, key=_record_order)}
+    missing = missing_blocks(list(by_peer.values()), request.span.end, start=request.start)
+    if missing:
+        raise _no_route(nodes, request, missing)
+    candidates = [node for node in by_peer.values() if _overlap(node.span, request.span)]
+    prices = Prices(edges, request)
+    offers = [_offer(node, prices, request, salt, spread) for node in candidates]
+    chain = cheapest_chain(offers, request.span.start, request.span.end, prices.ways(candidates))
+    picks = [(by_peer[offer.peer_id], span) for offer, span in chain]
+    ends = {"before": request.before, "after": request.after}
+    if request.cuts is not None and [span for _, span in picks] != request.wanted_spans:
+        same = cheapest_with_cuts(
+            candidates, request.wanted_spans, prices, lambda peer_id: _rank(salt, peer_id), **ends
+        )
+        if same is not None and prices.route(same) <= WORTH * prices.route(picks):
+            picks = same
+    if spread > 0:
+        picks = spread_out(
+            picks,
+            candidates,
+            prices,
+            lambda peer_id: _fraction(_rank(f"{salt}/drawn", peer_id)),
+            spread,
+            **ends,
+        )
+    hops = tuple(Hop(node.peer_id, span, node.maddrs, node.record) for node, span in picks)
+    return price_route(hops, by_peer, edges, request)
+
+
+def price_route(
+    hops: Sequence[Hop], nodes: Mapping[str, NodeInfo], edges: Edges, request: RouteRequest
+) -> Route:
+    """A route over ``hops``, with its prediction for a decode step."""
+    prediction = predict_route(hops, nodes, edges, request)
+    return Route(tuple(hops), seconds_per_token=prediction.token_s)
+
+
+def predict_route(
+    hops: Sequence[Hop], nodes: Mapping[str, NodeInfo], edges: Edges, request: RouteRequest
+) -> Prediction:
+    """What ``request`` costs on ``hops``, whose announcements ``nodes`` holds by peer id."""
+    return predict(
+        hops,
+        [nodes[hop.peer_id] for hop in hops],
+        edges,
+        prompt_tokens=request.prompt_tokens,
+        bytes_per_token=request.bytes_per_token,
+        before=request.before,
+        after=request.after,
+    )
+
+
+def route_price_ns(picks: Sequence[Pick], edges: Edges, request: RouteRequest) -> int:
+    """What the search minimises: the nanoseconds of the whole request, stages one after another."""
+    return Prices(edges, request).route(picks)
+
+
+def missing_blocks(nodes: Sequence[NodeInfo], n_blocks: int, *, start: int = 0) -> tuple[Span, ...]:
+    """The spans of blocks ``start`` to ``n_blocks`` that none of ``nodes`` serves, ascending."""
+    missing = []
+    reached = start
+    for span in sorted(node.span for node in nodes):
+        if span.start >= n_blocks:
+            break
+        if span.start > reached:
+            missing.append(Span(reached, span.start))
+        reached = max(reached, span.end)
+    if reached < n_blocks:
+        missing.append(Span(reached, n_blocks))
+    return tuple(missing)
+
+
+def why_unusable(node: NodeInfo, request: RouteRequest) -> str:
+    """Why the node cannot take the request, in a few words; "" when it can."""
+    if node.model.n_blocks != request.n_blocks or node.span.end > request.n_blocks:
+        return "another model"
+    if request.digest and node.model.digest != request.digest:
+        return "another model"
+    if node.peer_id in request.banned:
+        return "failed lately"
+    if node.state is not NodeState.ONLINE:
+        return str(node.state)
+    if node.free_kv_tokens < request.kv_tokens:
+        return f"full, {node.free_kv_tokens} of {node.total_kv_tokens} tokens free"
+    return ""
+
+
+def _offer(node: NodeInfo, prices: Prices, request: RouteRequest, salt: str, spread: float) -> Offer:
+    enter, block = prices.hop(node)
+    leg = prices.leg(node.peer_id)
+    first, last = prices.way(request.before, node.peer_id), prices.way(node.peer_id, request.after)
+    rank = _rank(salt, node.peer_id)
+    if spread > 0:
+        more = 1 + spread * _fraction(rank)
+        enter, block, leg, first, last = (round(price * more) for price in (enter, block, leg, first, last))
+    return Offer(node.peer_id, node.span, enter, block, rank, leg, first, last)
+
+
+def _rank(salt: str, peer_id: str) -> bytes:
+    return blake2b(f"{salt}\0{peer_id}".encode(), digest_size=8).digest()
+
+
+def _fraction(rank: bytes) -> float:
+    """Above 0, at most 1."""
+    return (int.from_bytes(rank) + 1) / 2**64
+
+
+def _may_follow(a: Span, b: Span) -> bool:
+    """Whether a route may go from inside ``a`` to ``b``."""
+    return b.start <= a.end and b.end > a.start + 1
+
+
+def _overlap(a: Span, b: Span) -> bool:
+    return a.start < b.end and b.start < a.end
+
+
+def _record_order(node: NodeInfo) -> tuple[str, int, int, float]:
+    """Of two announcements of one peer the later in this order is taken: the longer span first of all."""
+    return (node.peer_id, len(node.span), node.span.start, node.decode_ms_per_block)
+
+
+def _blocks(node: NodeInfo) -> range:
+    return range(node.span.start, node.span.end)
+
+
+def _no_route(nodes: Sequence[NodeInfo], request: RouteRequest, missing: tuple[Span, ...]) -> NoRouteError:
+    blocks = ", ".join(str(span) for span in missing)
+    holes = {block for span in missing for block in range(span.start, span.end)}
+    seen = []
+    # First those that would have served a missing block.
+    for node in sorted(nodes, key=lambda n: (holes.isdisjoint(_blocks(n)), n.span, n.peer_id)):
+        reason = why_unusable(node, request) or "online"
+        seen.append(f"…{node.peer_id[-6:]} has {node.span} ({reason})")
+    more = len(seen) - _PEERS_IN_MESSAGE
+    listed = "; ".join(seen[:_PEERS_IN_MESSAGE]) + (f"; and {more} more" if more > 0 else "")
+    message = f"no peer can serve blocks {blocks} of {request.n_blocks} now. " + (
+        f"Seen: {listed}." if seen else "No peer of this model was seen at all."
+    )
+    if any(why_unusable(node, request).startswith("full") for node in nodes):
+        hint = (
+            f"Ask for fewer tokens than {request.kv_tokens}, or let another peer serve --blocks {missing[0]}."
+        )
+    else:
+        hint = f"Start a peer with: `swarm-node serve --model … --blocks {missing[0]} --initial-peers …`"
+    return NoRouteError(message, hint=hint, missing=missing, seen=tuple(nodes))

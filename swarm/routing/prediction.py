@@ -1,0 +1,178 @@
+"""What a route should cost: by hop and edge for a decoded token, and as a pipeline for a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ..figures import DECODE_MS, PREFILL_TOKENS_PER_S, QUEUE_MS
+from ..types import Hop, NodeInfo, Span
+from .edges import Edges
+
+UNMEASURED_DECODE_MS_PER_BLOCK = 5.0
+"""For a node that has not measured itself: slow enough that any measured one is preferred."""
+UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
+CHUNKS_PER_HOP = 4
+"""Chunks a prefill is cut into for each hop of a route of several: a hop then idles for under a fifth. Where
+each is computed in slices of 25 ms, they cost no more than larger ones; see ``scripts/bench``."""
+SMALLEST_CHUNK = 64
+"""Tokens; below it kernels lose more than the overlap gains."""
+
+
+@dataclass(frozen=True, slots=True)
+class HopPrediction:
+    """One hop, in seconds: ``queue_s`` and ``compute_s`` for a decoded token, ``prefill_s`` of compute for
+    the whole prompt."""
+
+    peer_id: str
+    span: Span
+    queue_s: float
+    compute_s: float
+    prefill_s: float
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "peer_id": self.peer_id,
+            "blocks": str(self.span),
+            "queue_ms": round(self.queue_s * 1000, 4),
+            "compute_ms": round(self.compute_s * 1000, 4),
+            "prefill_ms": round(self.prefill_s * 1000, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePrediction:
+    """The way from ``source`` to ``target`` ("": the client): ``wire_s`` for a decoded token, one way.
+
+    ``chained``: direct, not through the client. ``measured``: by somebody; else an estimate.
+    """
+
+    source: str
+    target: str
+    wire_s: float
+    chained: bool
+    measured: bool
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "from": self.source,
+            "to": self.target,
+            "wire_ms": round(self.wire_s * 1000, 4),
+            "chained": self.chained,
+            "measured": self.measured,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A route's cost before it is used. ``edges`` are one more than ``hops``: the way in, those between, the
+    way back. ``prefill_s``: from the first chunk sent to the last token's row, hops working at the same time;
+    of ``prompt_tokens``, in chunks."""
+
+    hops: tuple[HopPrediction, ...]
+    edges: tuple[EdgePrediction, ...]
+    prefill_s: float
+    prompt_tokens: int = 0
+
+    @property
+    def token_s(self) -> float:
+        """Seconds for a decoded token."""
+        return self.wire_s + sum(hop.queue_s + hop.compute_s for hop in self.hops)
+
+    @property
+    def wire_s(self) -> float:
+        """The part of ``token_s`` on the way."""
+        return sum(edge.wire_s for edge in self.edges)
+
+    def around(self, number: int) -> float:
+        """Seconds of a decoded token at hop ``number`` and on the ways to and from it."""
+        hop = self.hops[number]
+        return hop.queue_s + hop.compute_s + self.edges[number].wire_s + self.edges[number + 1].wire_s
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON, times in milliseconds."""
+        return {
+            "token_ms": round(self.token_s * 1000, 4),
+            "prefill_ms": round(self.prefill_s * 1000, 4),
+            "prompt_tokens": self.prompt_tokens,
+            "hops": [hop.as_dict() for hop in self.hops],
+            "edges": [edge.as_dict() for edge in self.edges],
+        }
+
+
+def queue_seconds(node: NodeInfo) -> float:
+    """How long a step waits at the node before it is computed."""
+    return QUEUE_MS.nearest(node.queue_ms) / 1000
+
+
+def decode_seconds(node: NodeInfo) -> float:
+    """Of one token, for each block."""
+    return max(node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK, DECODE_MS.low) / 1000
+
+
+def prefill_seconds(node: NodeInfo) -> float:
+    """Of one token of a prompt, for each block."""
+    tokens_per_s = PREFILL_TOKENS_PER_S.nearest(node.prefill_tokens_per_s) or UNMEASURED_PREFILL_TOKENS_PER_S
+    return 1 / (tokens_per_s * len(node.span))
+
+
+def chunk_tokens(tokens: int, hops: int, max_step_tokens: int) -> int:
+    """How many tokens a chunk of a prefill has: what every hop takes, and so few that the hops overlap."""
+    if hops == 1:
+        return max(1, min(max_step_tokens, tokens))
+    overlapping = -(-tokens // (CHUNKS_PER_HOP * hops))
+    return max(1, min(max_step_tokens, max(SMALLEST_CHUNK, overlapping), tokens))
+
+
+def predict(
+    hops: Sequence[Hop],
+    nodes: Sequence[NodeInfo],
+    edges: Edges,
+    *,
+    prompt_tokens: int,
+    bytes_per_token: int,
+    before: str = "",
+    after: str = "",
+    max_step_tokens: int = 1 << 30,
+) -> Prediction:
+    """``nodes``: the hops' announcements, in their order. ``before`` and ``after``: who feeds the first hop
+    and takes what the last gives, "" for the client, who is sent one row of a prompt only."""
+    peers = [before, *(hop.peer_id for hop in hops), after]
+    ways = list(pairwise(peers))
+    edge_predictions = tuple(
+        EdgePrediction(
+            a, b, edges.one_way_s(a, b, bytes_per_token), edges.may_chain(a, b), edges.is_measured(a, b)
+        )
+        for a, b in ways
+    )
+    hop_predictions = tuple(
+        HopPrediction(
+            hop.peer_id,
+            hop.span,
+            queue_seconds(node),
+            len(hop.span) * decode_seconds(node),
+            prompt_tokens * len(hop.span) * prefill_seconds(node),
+        )
+        for hop, node in zip(hops, nodes, strict=True)
+    )
+    prefill_s = 0.0
+    if prompt_tokens:
+        chunk = chunk_tokens(prompt_tokens, len(hops), max_step_tokens)
+        # A pipeline: the first chunk passes all stages, the others follow as fast as the slowest stage lets.
+        stages = [hop.prefill_s * chunk / prompt_tokens for hop in hop_predictions]
+        fill = sum(stages) + sum(hop.queue_s for hop in hop_predictions)
+        for a, b in ways:
+            last = (a, b) == ways[-1] and not b
+            fill += edges.one_way_s(a, b, bytes_per_token * (1 if last else chunk))
+            if not last:
+                stages += _transfers(a, b, edges, bytes_per_token * chunk)
+        prefill_s = fill + (prompt_tokens / chunk - 1) * max(stages)
+    return Prediction(hop_predictions, edge_predictions, prefill_s, prompt_tokens)
+
+
+def _transfers(a: str, b: str, edges: Edges, payload_bytes: int) -> list[float]:
+    """Seconds that a payload keeps each line busy on the way from ``a`` to ``b``."""
+    if a and b and not edges.may_chain(a, b):
+        return _transfers(a, "", edges, payload_bytes) + _transfers("", b, edges, payload_bytes)
+    return [edges.one_way_s(a, b, payload_bytes) - edges.one_way_s(a, b, 0)]

@@ -1,0 +1,48 @@
+"""The cheapest hops for a gap with the borders of the hops that were there.
+
+A border more or less is an edge more or less whose codec rounds activations, so that a replayed sequence
+would differ from the undisturbed one in its last bits; and journals are cut where the hops were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..types import NodeInfo, Span
+from .load_spread import Pick, Prices
+
+WORTH = 1.25
+"""Times the cheapest route's price that one with the same borders may cost."""
+
+
+def cheapest_with_cuts(
+    nodes: Sequence[NodeInfo],
+    spans: Sequence[Span],
+    prices: Prices,
+    rank: Callable[[str], bytes],
+    *,
+    before: str = "",
+    after: str = "",
+) -> list[Pick] | None:
+    """One hop for each of ``spans``, no node twice, cheapest first, then by ``rank``; None if there are none.
+
+    Exact but for swarms where the best hop of one span is also the best of another: then a good choice.
+    """
+    reached: dict[str, tuple[int, list[Pick]]] = {before: (0, [])}
+    for span in spans:
+        onward: dict[str, tuple[int, list[Pick]]] = {}
+        for node in sorted(nodes, key=lambda node: (rank(node.peer_id), node.peer_id)):
+            if not node.span.covers(span):
+                continue
+            enter, block = prices.hop(node)
+            ways = [
+                (cost + prices.way(peer_id, node.peer_id), picks)
+                for peer_id, (cost, picks) in reached.items()
+                if all(other.peer_id != node.peer_id for other, _ in picks)
+            ]
+            if ways:
+                cost, picks = min(ways, key=lambda way: way[0])
+                onward[node.peer_id] = (cost + enter + len(span) * block, [*picks, (node, span)])
+        reached = onward
+    ends = [(cost + prices.way(peer_id, after), picks) for peer_id, (cost, picks) in reached.items()]
+    return min(ends, key=lambda end: end[0])[1] if ends else None

@@ -1,0 +1,208 @@
+"""One connection to an authenticated peer, with its streams: yamux over Noise, in callbacks, not in tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from ...errors import LocalProtocolError, NetworkError, RemoteProtocolError, StreamClosedError
+from ..interface import Buffer
+from .channel import NoiseChannel
+from .stream import PyLibp2pStream
+from .yamux import Data, Ended, GoneAway, Incoming, YamuxSession
+
+logger = logging.getLogger(__name__)
+
+LINGER_S = 5.0
+"""Seconds that a peer has to take what was written to a stream that is closed here, and to close it too."""
+KEEP_ALIVE_S = 15.0
+"""Silence after which a connection is asked whether it lives."""
+MUCH_UNREAD = 256 * 1024
+"""Bytes of one connection that wait to be read, beyond which it is asked how much all of them hold."""
+SILENT_S = 30.0
+"""Silence after which it does not: two questions were not answered."""
+
+
+class Owner(Protocol):
+    def on_stream(self, stream: PyLibp2pStream) -> None:
+        """The peer has opened a stream."""
+
+    def on_unread(self) -> None:
+        """Much of what the peer sent was not read yet."""
+
+    def on_end(self, connection: YamuxConnection) -> None:
+        """The connection is over; called once."""
+
+
+class YamuxConnection:
+    """``initiator``: we dialled. Tells its owner what the peer does."""
+
+    def __init__(self, channel: NoiseChannel, peer_id: str, *, initiator: bool, owner: Owner) -> None:
+        self.peer_id = peer_id
+        self.initiator = initiator
+        self.ended_of: NetworkError | None = None
+        self.unread = 0  # bytes that came and were not read
+        self.draining: set[PyLibp2pStream] = set()  # streams whose writers wait for room
+        self._channel = channel
+        self._session = YamuxSession(initiator)
+        self._streams: dict[int, PyLibp2pStream] = {}
+        self._lingering: dict[int, asyncio.TimerHandle] = {}
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()
+        self._timer = self._loop.call_later(KEEP_ALIVE_S, self._look)
+        channel.attach(self)
+
+    @property
+    def remote_maddr(self) -> str:
+        return self._channel.remote_maddr
+
+    @property
+    def usable(self) -> bool:
+        """Whether new streams may be opened."""
+        return self.ended_of is None and not self._session.going_away
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there are streams."""
+        return bool(self._streams)
+
+    @property
+    def heard_at(self) -> float:
+        """When (the loop's time) the peer's last bytes came."""
+        return self._heard_at
+
+    def open(self) -> PyLibp2pStream:
+        """Raises StreamClosedError."""
+        try:
+            if self.ended_of is not None:
+                raise self.ended_of
+            stream = self._add(self._session.open())
+        except LocalProtocolError as error:
+            raise StreamClosedError(error.message) from None
+        self._flush()
+        return stream
+
+    def close(self) -> None:
+        """End the connection and all its streams; what was written is still sent, if the peer reads it."""
+        for stream in list(self._streams.values()):
+            stream.close()
+        self._session.go_away()
+        self._flush()
+        self._over(StreamClosedError("the connection was closed on this side"))
+        self._channel.shut()
+
+    def abort(self, error: NetworkError) -> None:
+        """End it at once."""
+        self._over(error)
+        self._channel.abort()
+
+    # For the streams.
+
+    def write(self, stream: PyLibp2pStream, buffers: Iterable[Buffer]) -> None:
+        self._session.write(stream.id, buffers)
+        self._flush()
+
+    def queued(self, stream: PyLibp2pStream) -> int:
+        return self._session.queued(stream.id)
+
+    def release(self, stream: PyLibp2pStream, size: int) -> None:
+        self.unread -= size
+        self._session.release(stream.id, size)
+        self._flush()
+
+    def finish(self, stream: PyLibp2pStream, unread: int) -> None:
+        """``unread``: bytes of it that nobody will read any more."""
+        self.unread -= unread
+        if self._streams.pop(stream.id, None) is None or self.ended_of is not None:
+            return
+        self._session.finish(stream.id)
+        self._flush()
+        if self._session.knows(stream.id):
+            self._lingering[stream.id] = self._loop.call_later(LINGER_S, self._cut, stream.id)
+
+    # Sink of the channel.
+
+    def received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        if self.ended_of is not None:
+            return
+        try:
+            for event in self._session.receive(data):
+                match event:
+                    case Data(id, piece):
+                        if (stream := self._streams.get(id)) is not None:
+                            self.unread += len(piece)
+                            stream.deliver(piece)
+                    case Incoming(id):
+                        self._owner.on_stream(self._add(id))
+                    case Ended(id, reset):
+                        self._ended(id, reset)
+                    case GoneAway():
+                        logger.debug("peer %s takes no new streams", self.peer_id)
+        except RemoteProtocolError as error:
+            logger.info("peer %s breaks the rules: %s", self.peer_id, error.message)
+            self.abort(StreamClosedError(error.message))
+            return
+        self._flush()
+        if self.unread > MUCH_UNREAD:
+            self._owner.on_unread()
+
+    def ended(self, error: NetworkError) -> None:
+        self._over(error)
+
+    def writable(self) -> None:
+        self._flush()
+
+    def _add(self, id: int) -> PyLibp2pStream:
+        stream = self._streams[id] = PyLibp2pStream(self, id)
+        return stream
+
+    def _ended(self, id: int, reset: bool) -> None:
+        if (timer := self._lingering.get(id)) is not None and not self._session.knows(id):
+            timer.cancel()
+            del self._lingering[id]
+        if (stream := self._streams.get(id)) is not None:
+            stream.end(StreamClosedError("it was reset") if reset else None)
+
+    def _flush(self) -> None:
+        """Send what there is to send, as long as the socket takes it."""
+        if self.ended_of is not None:
+            return
+        wrote = False
+        while not self._channel.full and (data := self._session.next_output()):
+            self._channel.write(data)
+            wrote = True
+        if wrote:
+            for stream in list(self.draining):
+                stream.wake()
+
+    def _cut(self, id: int) -> None:
+        del self._lingering[id]
+        self._session.reset(id)
+        self._flush()
+
+    def _look(self) -> None:
+        silent = self._loop.time() - self._heard_at
+        if silent > SILENT_S:
+            self.abort(StreamClosedError(f"the peer is silent for {silent:.0f} s"))
+            return
+        if silent > KEEP_ALIVE_S / 2:
+            self._session.ping()
+            self._flush()
+        self._timer = self._loop.call_later(KEEP_ALIVE_S, self._look)
+
+    def _over(self, error: NetworkError) -> None:
+        if self.ended_of is not None:
+            return
+        self.ended_of = error
+        self._timer.cancel()
+        for timer in self._lingering.values():
+            timer.cancel()
+        self._lingering.clear()
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.end(error)
+        self._owner.on_end(self)

@@ -1,0 +1,42 @@
+"""Who gives way when too many connect: of the address group that has most. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+from ..address_groups import address_group
+from .connection import YamuxConnection
+
+T = TypeVar("T")
+
+
+def oldest_of_the_largest(groups: Mapping[T, str]) -> T:
+    """Of things, the oldest first, and their address groups."""
+    crowd = Counter(groups.values()).most_common(1)[0][0]
+    return next(thing for thing, group in groups.items() if group == crowd)
+
+
+def loser_to(newcomer: str, accepted: Collection[YamuxConnection]) -> YamuxConnection | None:
+    """Which of the connections that others have opened ends for one from the address ``newcomer``: one that
+    is not in use, of its own group or a larger one; or else one of a larger group. None: there is none."""
+    sizes = Counter(address_group(each.remote_maddr) for each in accepted)
+    own = sizes[address_group(newcomer)]
+
+    def may_go(each: YamuxConnection) -> bool:
+        size = sizes[address_group(each.remote_maddr)]
+        return size > own + 1 if each.in_use else size >= own
+
+    def order(each: YamuxConnection) -> tuple[bool, int, float]:
+        return each.in_use, -sizes[address_group(each.remote_maddr)], each.heard_at
+
+    return min(filter(may_go, accepted), key=order, default=None)
+
+
+def most_unread(connections: Collection[YamuxConnection]) -> YamuxConnection:
+    """The one that holds most unread bytes, of the group that does."""
+    of_group: Counter[str] = Counter()
+    for each in connections:
+        of_group[address_group(each.remote_maddr)] += each.unread
+    return max(connections, key=lambda each: (of_group[address_group(each.remote_maddr)], each.unread))

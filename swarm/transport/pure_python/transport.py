@@ -1,0 +1,402 @@
+"""The transport without a daemon: libp2p over TCP, Noise and yamux in this process, for machines that have no
+p2pd. It speaks with p2pd's nodes and with its like, directly or through their relays, and knows no DHT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from ...errors import (
+    NetworkError,
+    PeerTimeoutError,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    StreamClosedError,
+)
+from ...identity import Identity
+from ...runtime.tasks import cancel_all
+from ...tcp_addresses import parse_tcp_maddr, tcp_maddrs
+from ..address_groups import address_group
+from ..addresses import listen_error
+from ..dial_errors import not_spoken, self_dial_error
+from ..interface import DIAL_TIMEOUT, Stream, StreamHandler
+from .addresses import Target, targets_of
+from .channel import RawChannel, TcpChannel
+from .connection import YamuxConnection
+from .crowds import loser_to, most_unread, oldest_of_the_largest
+from .identify import IDENTIFY, identify_message
+from .multistream import answer, propose
+from .relay import HOP, connect_through
+from .security import Security, dial_problem
+from .stream import PyLibp2pStream
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_S = 10.0
+"""Seconds that a peer has to prove who it is, and then, on each stream, to say what it wants."""
+NEXT_ADDRESS_S = 0.25
+"""Seconds after which a further address of a peer is tried beside one that has not answered (RFC 8305)."""
+MAX_HANDSHAKES = 64
+"""Connections whose other side is not known yet; one more ends the oldest of the address group that has most:
+the slow keep nobody out."""
+MAX_CONNECTIONS = 512
+"""Connections that others have opened; one more ends one that is not in use, or one of an address group that
+has more than the newcomer's."""
+MAX_CONNECTIONS_OF_PEER = 4
+"""Of those, with one peer id. Two come of two peers that dial each other at once."""
+PING = "/ipfs/ping/1.0.0"
+PING_BYTES = 32
+PING_IDLE_S = 60.0
+"""Without a ping, after which its stream ends: it would keep a connection in use for nothing."""
+MAX_UNREAD_BYTES = 128 * 1024 * 1024
+"""Of all that came over all connections and was not read yet; beyond it, of the address group that holds most
+the connection that holds most ends."""
+
+_PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
+
+
+class PyLibp2pTransport:
+    """One libp2p peer. Made by ``await PyLibp2pTransport.create()``."""
+
+    def __init__(self, identity: Identity, security: Security, announce_maddrs: Sequence[str]) -> None:
+        """Use ``create``."""
+        self._identity = identity
+        self._security = security
+        self._announce = tuple(announce_maddrs)
+        self._servers: list[asyncio.Server] = []
+        self._handlers: dict[str, StreamHandler] = {PING: _answer_pings, IDENTIFY: self._identify}
+        self._connections: dict[str, list[YamuxConnection]] = {}
+        self._dials: dict[str, _Dial] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[TcpChannel, str] = {}  # and the address group, oldest first
+        self._accepted = 0  # connections that others have opened
+        self._closed = False
+
+    @classmethod
+    async def create(
+        cls,
+        identity: Identity | None = None,
+        *,
+        host_maddrs: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        announce_maddrs: Sequence[str] = (),
+        client_mode: bool = False,
+    ) -> PyLibp2pTransport:
+        """Listen, unless ``client_mode``. ``identity`` None: a new key that nobody keeps. ``announce_maddrs``
+        replaces the addresses that we tell others.
+
+        Raises ListenError if a port is taken, UsageError for an address that is none or if py-libp2p is
+        missing.
+        """
+        identity = identity or Identity.generate()
+        for maddr in announce_maddrs:
+            parse_tcp_maddr(maddr)
+        security = await asyncio.to_thread(Security, identity)
+        transport = cls(identity, security, announce_maddrs)
+        try:
+            for maddr in () if client_mode else host_maddrs:
+                await transport._listen(maddr)
+        except BaseException:
+            await transport.close()
+            raise
+        return transport
+
+    @property
+    def peer_id(self) -> str:
+        return self._identity.peer_id
+
+    @property
+    def listen_maddrs(self) -> tuple[str, ...]:
+        """Where this process listens, whatever it announces; a host of zeros is all of its addresses."""
+        names = [socket.getsockname() for server in self._servers for socket in server.sockets]
+        return tuple(f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}" for host, port, *_ in names)
+
+    async def maddrs(self) -> tuple[str, ...]:
+        """Where others can dial us, each with /p2p/; empty in client mode."""
+        self._check_open()
+        listening = [maddr for where in self.listen_maddrs for maddr in tcp_maddrs(*parse_tcp_maddr(where))]
+        return tuple(f"{maddr}/p2p/{self.peer_id}" for maddr in self._announce or dict.fromkeys(listening))
+
+    async def serve(self, protocol_id: str, handler: StreamHandler) -> None:
+        self._check_open()
+        self._handlers[protocol_id] = handler
+
+    async def open_stream(
+        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+    ) -> Stream:
+        self._check_open()
+        if peer_id == self.peer_id:
+            raise self_dial_error(peer_id)
+        if not _PEER_ID.fullmatch(peer_id):
+            raise PeerUnreachableError(f"{peer_id[:128]!r} is not a peer id")
+        connection: YamuxConnection | None = None
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(timeout):
+                if (connection := self._connected(peer_id)) is not None:
+                    try:
+                        return await self._negotiate(connection, protocol_id)
+                    except StreamClosedError:
+                        if connection.usable or self._closed:
+                            raise
+                        # It had ended without our knowing.
+                connection = await self._dial(peer_id, maddrs)
+                return await self._negotiate(connection, protocol_id)
+        except TimeoutError:
+            if connection is not None and connection.heard_at < began:
+                connection.abort(StreamClosedError("the peer is silent"))  # what comes next dials anew
+            raise PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s") from None
+
+    async def check(self) -> None:
+        self._check_open()
+
+    async def close(self) -> None:
+        self._closed = True
+        for server in self._servers:
+            server.close()
+        tasks: set[asyncio.Task[Any]] = {*self._tasks, *(dial.task for dial in self._dials.values())}
+        if (current := asyncio.current_task()) is not None:
+            tasks.discard(current)
+        await cancel_all(tasks)
+        for connection in self._all_connections():
+            connection.close()
+        self._servers.clear()
+
+    # Dialling.
+
+    def _connected(self, peer_id: str) -> YamuxConnection | None:
+        return next((each for each in self._connections.get(peer_id, ()) if each.usable), None)
+
+    async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> YamuxConnection:
+        """A new connection. Those who ask at the same time share it, and the last who gives up ends it."""
+        dial = self._dials.get(peer_id)
+        if dial is None:
+            dial = self._dials[peer_id] = _Dial(asyncio.create_task(self._connect(peer_id, maddrs)))
+        dial.askers += 1
+        try:
+            return await asyncio.shield(dial.task)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise StreamClosedError("the transport is closed") from None
+            raise
+        finally:
+            dial.askers -= 1
+            if not dial.askers:
+                dial.task.cancel()
+                if self._dials.get(peer_id) is dial:
+                    del self._dials[peer_id]
+
+    async def _connect(self, peer_id: str, maddrs: Sequence[str]) -> YamuxConnection:
+        """Try the addresses, a new one whenever those before have failed or are slow. Raises the first's
+        error if all fail."""
+        targets = targets_of(peer_id, maddrs)
+        pending: set[asyncio.Task[YamuxConnection]] = set()
+        errors: list[NetworkError] = []
+        try:
+            while targets or pending:
+                if targets:
+                    pending.add(asyncio.create_task(self._connect_to(peer_id, targets.pop(0))))
+                done, pending = await asyncio.wait(
+                    pending,
+                    timeout=NEXT_ADDRESS_S if targets else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    error = task.exception()
+                    if error is None:
+                        return task.result()
+                    if not isinstance(error, NetworkError):
+                        raise error
+                    errors.append(error)
+        finally:
+            await cancel_all(pending)
+        raise errors[0]
+
+    async def _connect_to(self, peer_id: str, target: Target) -> YamuxConnection:
+        way: RawChannel | None = None
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                way = await self._way_to(peer_id, target)
+                channel = await self._security.dialled(way, peer_id)
+        except asyncio.CancelledError:
+            if way is not None:
+                way.abort()
+            raise
+        except Exception as error:
+            if way is not None:
+                way.abort()
+            raise dial_problem(peer_id, target.maddr, error) from error
+        return self._add(YamuxConnection(channel, peer_id, initiator=True, owner=self))
+
+    async def _way_to(self, peer_id: str, target: Target) -> RawChannel:
+        if not target.relay:
+            tcp = TcpChannel()
+            await asyncio.get_running_loop().create_connection(lambda: tcp, target.host, target.port)
+            return tcp
+        where = f"/{target.kind}/{target.host}/tcp/{target.port}"
+        stream = await self.open_stream(target.relay, HOP, [where], HANDSHAKE_S)
+        try:
+            return await connect_through(stream, peer_id, self._run)
+        except BaseException:
+            stream.close()
+            raise
+
+    async def _negotiate(self, connection: YamuxConnection, protocol_id: str) -> PyLibp2pStream:
+        stream = connection.open()
+        try:
+            if not await propose(_Lines(stream), protocol_id):
+                raise not_spoken(connection.peer_id, protocol_id)
+        except RemoteProtocolError as error:
+            stream.close()
+            raise StreamClosedError(f"peer {connection.peer_id}: {error.message}") from None
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    # Being dialled.
+
+    async def _listen(self, maddr: str) -> None:
+        host, port = parse_tcp_maddr(maddr)
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: TcpChannel(self._accept), host, port
+            )
+        except OSError as error:
+            raise listen_error(host, port, error) from error
+        self._servers.append(server)
+
+    def _accept(self, tcp: TcpChannel) -> None:
+        if self._closed:
+            tcp.abort()
+            return
+        self._handshakes[tcp] = address_group(tcp.remote_maddr)
+        if len(self._handshakes) > MAX_HANDSHAKES:
+            oldest = oldest_of_the_largest(self._handshakes)
+            del self._handshakes[oldest]
+            oldest.abort()
+        self._run(self._welcome(tcp))
+
+    async def _welcome(self, tcp: TcpChannel) -> None:
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                channel, peer_id = await self._security.accepted(tcp)
+        except asyncio.CancelledError:
+            tcp.abort()
+            raise
+        except Exception as error:  # noqa: BLE001  whatever libp2p says of a stranger's bytes
+            logger.debug("a connection from %s came to nothing: %r", tcp.remote_host, error)
+            tcp.abort()
+            return
+        finally:
+            self._handshakes.pop(tcp, None)
+        of_peer = len(self._connections.get(peer_id, ()))
+        if (
+            peer_id == self.peer_id
+            or of_peer >= MAX_CONNECTIONS_OF_PEER
+            or not self._make_room(tcp.remote_maddr)
+        ):
+            tcp.abort()
+            return
+        self._accepted += 1
+        self._add(YamuxConnection(channel, peer_id, initiator=False, owner=self))
+
+    def on_stream(self, stream: PyLibp2pStream) -> None:
+        """A peer has opened a stream: find out what for, and serve it."""
+        self._run(self._serve_stream(stream))
+
+    async def _serve_stream(self, stream: PyLibp2pStream) -> None:
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                protocol_id = await answer(_Lines(stream), self._handlers.__contains__)
+            await self._handlers[protocol_id](stream)
+        except (TimeoutError, StreamClosedError, RemoteProtocolError) as error:
+            logger.debug("a stream from %s ended: %s", stream.peer_id, error)
+        except Exception:
+            logger.exception("the handler of a stream from %s failed", stream.peer_id)
+        finally:
+            stream.close()
+
+    async def _identify(self, stream: Stream) -> None:
+        """Tell who we are, as go-libp2p asks of everybody it meets."""
+        maddrs = [maddr.partition("/p2p/")[0] for maddr in await self.maddrs()]
+        stream.write([identify_message(self._identity.public_bytes, maddrs, list(self._handlers))])
+        await stream.drain()
+
+    # Keeping count.
+
+    def _make_room(self, remote_maddr: str) -> bool:
+        """Whether one more connection may be accepted, perhaps in place of another."""
+        if self._accepted < MAX_CONNECTIONS:
+            return True
+        accepted = [each for each in self._all_connections() if not each.initiator]
+        loser = loser_to(remote_maddr, accepted)
+        if loser is not None:
+            loser.close()
+        return loser is not None
+
+    def on_unread(self) -> None:
+        """Some connection holds much that nobody has read."""
+        connections = self._all_connections()
+        if sum(each.unread for each in connections) > MAX_UNREAD_BYTES:
+            error = StreamClosedError("too much of what the peer sent waits to be read")
+            most_unread(connections).abort(error)
+
+    def _add(self, connection: YamuxConnection) -> YamuxConnection:
+        if connection.ended_of is None:
+            self._connections.setdefault(connection.peer_id, []).append(connection)
+        return connection
+
+    def on_end(self, connection: YamuxConnection) -> None:
+        """A connection is over."""
+        if not connection.initiator:
+            self._accepted -= 1
+        known = self._connections.get(connection.peer_id, [])
+        if connection in known:
+            known.remove(connection)
+        if not known:
+            self._connections.pop(connection.peer_id, None)
+
+    def _all_connections(self) -> list[YamuxConnection]:
+        return [connection for known in self._connections.values() for connection in known]
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError("the transport is closed")
+
+
+class _Dial:
+    """A dial under way, and how many wait for it."""
+
+    def __init__(self, task: asyncio.Task[YamuxConnection]) -> None:
+        self.task = task
+        self.askers = 0
+
+
+class _Lines:
+    """A stream as multistream-select wants it."""
+
+    def __init__(self, stream: PyLibp2pStream) -> None:
+        self._stream = stream
+        self.read_exactly = stream.read_exactly
+
+    def write(self, data: bytes) -> None:
+        self._stream.write([data])
+
+
+async def _answer_pings(stream: Stream) -> None:
+    while True:
+        async with asyncio.timeout(PING_IDLE_S):
+            data = await stream.read(PING_BYTES)
+        if not data:
+            return
+        stream.write([data])
+        await stream.drain()
