@@ -11,14 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .answer import TokenEvent
     from .async_model import AsyncSwarmModel
+    from .decoding.answer import TokenEvent
+    from .decoding.sampling import SamplingParams
     from .generation import Generation
-    from .guided import Guide
-    from .sampling import SamplingParams
+    from .guided.guide import Guide
+    from .hops.trace import HopTimings, Timings
     from .streams import BridgedTextStream, SyncTextStream, TextStream
     from .swarm_model import SwarmModel, generate
-    from .trace import HopTimings, Timings
 
 __all__ = [
     "AsyncSwarmModel",
@@ -39,14 +39,14 @@ _HOMES = {
     "AsyncSwarmModel": "async_model",
     "BridgedTextStream": "streams",
     "Generation": "generation",
-    "Guide": "guided",
-    "HopTimings": "trace",
-    "SamplingParams": "sampling",
+    "Guide": "guided.guide",
+    "HopTimings": "hops.trace",
+    "SamplingParams": "decoding.sampling",
     "SwarmModel": "swarm_model",
     "SyncTextStream": "streams",
     "TextStream": "streams",
-    "Timings": "trace",
-    "TokenEvent": "answer",
+    "Timings": "hops.trace",
+    "TokenEvent": "decoding.answer",
     "generate": "swarm_model",
 }
 

@@ -21,26 +21,26 @@ from ..swarm.runtime.tasks import look_at
 from ..swarm.timeouts import Patience
 from ..swarm.transport.dial_guard import DialGuard
 from ..swarm.types import ModelRef
-from .beginnings import Beginnings
+from .decoding.head_batch import HeadBatcher
 from .generation import Generation, GenerationRun
-from .head_batch import HeadBatcher
-from .hop import SessionSettings
+from .guided.token_guide import Guides
+from .hops.hop import SessionSettings
 from .local_model import LocalModel, OnProgress, TextTokenizer, hashing_told, load_local_model
 from .model_opening import OnDecision, open_model
 from .network import ClientNetwork, open_network
-from .no_route import who_loads
 from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
-from .prefix import check_salt, new_salt
 from .prompt_reader import PromptReader
-from .repair import SwarmSession
-from .route_finder import Need
-from .route_memory import RouteMemory
-from .route_wait import Waiting, WaitLimits
-from .router import Router
-from .scout import Scout
-from .shared_prompt import SharedPrompt
+from .routing.no_route import who_loads
+from .routing.prefix import check_salt, new_salt
+from .routing.route_finder import Need
+from .routing.route_memory import RouteMemory
+from .routing.route_wait import Waiting, WaitLimits
+from .routing.router import Router
+from .session.beginnings import Beginnings
+from .session.scout import Scout
+from .session.shared_prompt import SharedPrompt
+from .session.swarm_session import SwarmSession
 from .streams import TextStream
-from .token_guide import Guides
 
 
 class AsyncSwarmModel:

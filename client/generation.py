@@ -11,14 +11,14 @@ from torch import Tensor
 from ..swarm.protocol.messages import Want
 from ..swarm.routing.prediction import Prediction
 from ..swarm.types import ModelRef, Route
-from .answer import Answer, FinishReason, PieceDecoder, TokenEvent
-from .draft_model import DraftModel
-from .drafting import Drafter
-from .head_batch import HeadBatcher
+from .decoding.answer import Answer, FinishReason, PieceDecoder, TokenEvent
+from .decoding.head_batch import HeadBatcher
+from .decoding.sampling import Choice, Sampler, TokenRule
+from .drafting.draft_model import DraftModel
+from .drafting.drafter import Drafter
+from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
-from .repair import SwarmSession
-from .sampling import Choice, Sampler, TokenRule
-from .trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
+from .session.swarm_session import SwarmSession
 
 __all__ = ["FinishReason", "Generation", "GenerationRun", "TokenEvent"]
 

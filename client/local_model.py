@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.types import ModelRef
-from .answer import PieceDecoder
-from .draft_model import DraftModel, load_draft_model
+from .decoding.answer import PieceDecoder
+from .drafting.draft_model import DraftModel, load_draft_model
+from .hops.row_watch import usual_embedding_rms
 from .params import PromptTokenizer
-from .row_watch import usual_embedding_rms
 
 T = TypeVar("T")
 OnProgress = Callable[[str], None]

@@ -21,10 +21,10 @@ from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName
 from ..swarm.naming.witnesses import Witnesses
 from ..swarm.placement.demand import WantedModel
-from .demand import DemandTeller
 from .local_model import LocalModel, OnProgress
 from .model_fetching import fetch_client_part
 from .network import ClientNetwork
+from .routing.demand import DemandTeller
 
 POLL_S = 1.0
 """Between looks for a model that nobody serves yet."""

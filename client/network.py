@@ -11,8 +11,8 @@ from ..swarm.errors import UsageError
 from ..swarm.membership.entry import SwarmEntry
 from ..swarm.runtime.lazy_scipy import make_lazy
 from ..swarm.transport.interface import Transport
-from .demand import DemandTeller
 from .local_model import OnProgress
+from .routing.demand import DemandTeller
 
 if TYPE_CHECKING:
     from ..dht.delegated.directory import SnapshotDirectory

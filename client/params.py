@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypedDict, cast
 
 from ..swarm.errors import PromptTooLongError, UsageError
-from .checks import check_integer, impossible
-from .guided import Guide
-from .sampling import SamplingParams
-from .stopping import StopStrings
+from .decoding.checks import check_integer, impossible
+from .decoding.sampling import SamplingParams
+from .decoding.stopping import StopStrings
+from .guided.guide import Guide
 
 DEFAULT_MAX_NEW_TOKENS = 256
 SPECULATE = ("auto", "off")

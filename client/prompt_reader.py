@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..swarm.errors import UsageError
-from .asker import ASKER
-from .fair_thread import FairThread
+from ..swarm.fairness.asker import ASKER
+from ..swarm.fairness.thread import FairThread
 from .params import Prompt, PromptTokenizer, Raw, prompt_ids
 
 T = TypeVar("T")

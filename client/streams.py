@@ -11,10 +11,10 @@ from typing import Final, Self
 
 from ..swarm.errors import UsageError
 from ..swarm.types import Route
-from .answer import TokenEvent
 from .background import BackgroundLoop, Job
+from .decoding.answer import TokenEvent
 from .generation import Generation, GenerationRun
-from .trace import Repair
+from .hops.trace import Repair
 
 _END: Final = None
 

@@ -202,7 +202,7 @@ def summary(result: Any) -> str:
 
 
 def repair_sentence(repair: Any, before: Any, after: Any) -> tuple[str, list[str]]:
-    """A line on one repair, and the peer ids of who took over. ``repair``: ``client.trace.Repair``;
+    """A line on one repair, and the peer ids of who took over. ``repair``: ``client.hops.trace.Repair``;
     ``before`` and ``after``: routes, None where none was known."""
     old = {hop.peer_id for hop in before.hops} if before is not None else set()
     new = [hop.peer_id for hop in after.hops if hop.peer_id not in old] if after is not None else []

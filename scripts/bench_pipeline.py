@@ -83,7 +83,7 @@ async def _prefill(model: Any, prompt: list[int]) -> Any:
 @contextmanager
 def _whole_prompts() -> Iterator[None]:
     """Make the client send what is as long as a hop takes in one piece."""
-    from swarm_node.client import route_session
+    from swarm_node.client.hops import route_session
 
     chunked = route_session.chunk_tokens
     route_session.chunk_tokens = lambda tokens, hops, most: min(tokens, most)

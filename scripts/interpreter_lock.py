@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from bench_prompts import MODEL
 
-from swarm_node.client.gateway.body import parse_json
-from swarm_node.client.gateway.requests import read_chat, read_completion
-from swarm_node.client.guided import Guide
-from swarm_node.client.prefix import PageChain
-from swarm_node.client.prompt_lookup import PromptLookup
-from swarm_node.client.sampling import Sampler, SamplingParams
-from swarm_node.client.token_guide import Guides
+from swarm_node.client.decoding.sampling import Sampler, SamplingParams
+from swarm_node.client.drafting.prompt_lookup import PromptLookup
+from swarm_node.client.gateway.http.body import parse_json
+from swarm_node.client.gateway.openai.requests import read_chat, read_completion
+from swarm_node.client.guided.guide import Guide
+from swarm_node.client.guided.token_guide import Guides
+from swarm_node.client.routing.prefix import PageChain
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from swarm_node.client import head_batch
+from swarm_node.client.decoding import head_batch
 from swarm_node.swarm.codecs import native
 from swarm_node.swarm.links import link
 

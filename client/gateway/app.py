@@ -8,11 +8,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .calls import Call
-from .errors import ApiError
 from .gateway import Gateway, answer
-from .hosts import check_host
-from .page import send_page
+from .http.call import Call
+from .http.errors import ApiError
+from .http.hosts import check_host
+from .http.page import send_page
 
 Handler = Callable[[Call], Awaitable[None]]
 

@@ -11,23 +11,23 @@ from time import perf_counter
 from typing import Literal, TypeVar
 
 from ...swarm.errors import SwarmError, UsageError
+from ...swarm.fairness.asker import ASKER, Asker
 from ...swarm.transport.address_groups import host_group
-from ..asker import ASKER, Asker
 from ..async_model import AsyncSwarmModel
-from ..guided import Guide
+from ..guided.guide import Guide
 from ..params import GenerateOptions
-from .admission import Admission, ApiKeys, RateLimit
-from .answering import Answering
-from .answers import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
-from .body import ClientGoneError
-from .calls import Call
-from .errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
-from .logprobs import TokenBytes
-from .offers import Offers
-from .prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
-from .reading import Readings
-from .replies import Job, Reply, StreamedReply, WholeReply
-from .requests import ChatRequest, CompletionRequest, read_chat, read_completion
+from .http.admission import Admission, ApiKeys, RateLimit
+from .http.body import ClientGoneError
+from .http.call import Call
+from .http.errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
+from .http.reading import Readings
+from .models import Offers
+from .openai.generations import Answering
+from .openai.logprobs import TokenBytes
+from .openai.prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
+from .openai.replies import Job, Reply, StreamedReply, WholeReply
+from .openai.requests import ChatRequest, CompletionRequest, read_chat, read_completion
+from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
 
 _logger = logging.getLogger(__name__)
 

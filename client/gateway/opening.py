@@ -18,9 +18,9 @@ from ..async_model import AsyncSwarmModel, check_options
 from ..local_model import LocalModel, OnProgress, hashing_told, load_local_model
 from ..model_opening import Load, OnDecision, open_model
 from ..network import ClientNetwork, open_network
-from .admission import ApiKeys
 from .gateway import Gateway, GatewayLimits
-from .offers import Offers
+from .http.admission import ApiKeys
+from .models import Offers
 from .server import GatewayServer, listen
 
 

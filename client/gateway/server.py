@@ -15,8 +15,8 @@ import uvicorn
 from ...swarm.errors import ListenError
 from ...swarm.transport.addresses import bare_host
 from .app import create_app
-from .connection import KEEP_ALIVE_S, RESERVED_FILES, Connection
 from .gateway import Gateway
+from .http.connection import KEEP_ALIVE_S, RESERVED_FILES, Connection
 
 BACKLOG = 2048
 

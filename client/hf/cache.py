@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from ...swarm.errors import UsageError
-from ..trace import Repair
+from ..hops.trace import Repair
 from .rows import RowBatch
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..repair import SwarmSession
+from ..session.swarm_session import SwarmSession
 
 MOST_TOKENS = 16
 """More than that is never fed again where a fork would do."""

@@ -18,8 +18,8 @@ from ...swarm.errors import BusyError, RouteError, UsageError
 from ...swarm.protocol.messages import Want
 from ...swarm.runtime.tasks import all_of
 from ..async_model import AsyncSwarmModel
-from ..repair import SwarmSession
-from ..trace import Repair
+from ..hops.trace import Repair
+from ..session.swarm_session import SwarmSession
 from .cheap import cheap_tokens
 
 SPARE_TOKENS = 256

@@ -20,7 +20,7 @@ from tiny_model import BLOCKS, write_tiny_model
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.gateway.app import create_app
 from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
-from swarm_node.client.gateway.offers import Offers
+from swarm_node.client.gateway.models import Offers
 from swarm_node.client.local_model import LocalModel, load_local_model
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore

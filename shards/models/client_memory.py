@@ -21,7 +21,7 @@ DAEMON_BYTES = 40_000_000
 TOKENIZER_BYTES_PER_TOKEN = 320
 """Of a vocabulary, with its merges: measured on byte-level BPE vocabularies of 32,000 and 128,000 tokens."""
 MOST_ROWS = 16
-"""Answers whose logits are computed together (``client.head_batch``)."""
+"""Answers whose logits are computed together (``client.decoding.head_batch``)."""
 
 _NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "Q8_0": 34, "int8": 34}
 """Bytes of 32 values in the C kernels' layouts; ``int8``: what we round ourselves."""

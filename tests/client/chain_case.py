@@ -10,7 +10,7 @@ from fake_swarm import BOS, FakeSwarm, expected
 
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
-from swarm_node.client.router import Router
+from swarm_node.client.routing.router import Router
 from swarm_node.swarm.timeouts import Patience
 
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]

@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from swarm_node.client.scout import Scout
-from swarm_node.client.speculation import Plan, Speculation
+from swarm_node.client.drafting.draft_length import Plan, Speculation
+from swarm_node.client.session.scout import Scout
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,12 @@ from toy_model import (
 )
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.client.hop import SessionSettings
+from swarm_node.client.hops.hop import SessionSettings
+from swarm_node.client.hops.route_session import NoChains, RouteSettings
+from swarm_node.client.hops.row_watch import usual_embedding_rms
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
-from swarm_node.client.route_session import NoChains, RouteSettings
-from swarm_node.client.router import Router
-from swarm_node.client.row_watch import usual_embedding_rms
+from swarm_node.client.routing.router import Router
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.timeouts import Patience

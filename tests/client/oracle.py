@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swarm_node.client.speculation import Plan
+from swarm_node.client.drafting.draft_length import Plan
 
 
 class Oracle:

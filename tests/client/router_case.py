@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fake_swarm import FakeSwarm
 
-from swarm_node.client.hop import HopFailedError
-from swarm_node.client.route_finder import Need
-from swarm_node.client.router import Router
+from swarm_node.client.hops.hop import HopFailedError
+from swarm_node.client.routing.route_finder import Need
+from swarm_node.client.routing.router import Router
 from swarm_node.swarm.errors import (
     StreamClosedError,
     SwarmError,

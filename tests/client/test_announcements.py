@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from router_case import NEED, clocked_swarm, failure, hops
 
-from swarm_node.client.announcements import UNSETTLED_S
+from swarm_node.client.routing.announcements import UNSETTLED_S
 from swarm_node.dht.memory import MemoryDirectory
 from swarm_node.swarm.errors import (
     NetworkError,
@@ -28,7 +28,7 @@ async def test_a_directory_that_is_down_leaves_the_last_snapshot() -> None:
 async def test_after_a_failure_the_directory_is_read_again_and_again_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("swarm_node.client.announcements.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("swarm_node.client.routing.announcements.LOOK_AGAIN_S", 0.01)
     swarm, router, clock = await clocked_swarm(a="0-5", b="0-5")
     await router.plan(NEED)
     router.failed(failure("a"))

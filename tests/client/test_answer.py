@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fake_swarm import EOS, ToyTokenizer
 
-from swarm_node.client.answer import Answer
-from swarm_node.client.sampling import Choice
+from swarm_node.client.decoding.answer import Answer
+from swarm_node.client.decoding.sampling import Choice
 
 
 def _answer(*stop: str, most: int = 100) -> Answer:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from swarm_node.client.attempts import Attempts
-from swarm_node.client.route_finder import Need
+from swarm_node.client.routing.route_finder import Need
+from swarm_node.client.session.attempts import Attempts
 
 
 class Opened:

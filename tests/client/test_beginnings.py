@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fake_swarm import BOS, FakeSwarm, expected, settle, until
 
-from swarm_node.client import beginnings
-from swarm_node.client.beginnings import Beginnings, Feed
+from swarm_node.client.session import beginnings
+from swarm_node.client.session.beginnings import Beginnings, Feed
 from swarm_node.swarm.protocol.messages import PAGE_TOKENS
 
 SYSTEM = [BOS, *b"You are a patient captain who answers in short sentences, and never without a story. " * 2]

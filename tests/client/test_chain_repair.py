@@ -13,7 +13,7 @@ import torch
 from chain_case import CHUNK, OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
 from fake_swarm import HIDDEN, settle
 
-from swarm_node.client.slow_search import SlowHop
+from swarm_node.client.routing.slow_search import SlowHop
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import ErrorMessage, Step
 
@@ -457,7 +457,7 @@ async def test_a_silent_edge_between_two_hops_is_found_by_the_nodes() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.hops.step_times.LOOK_S", 0.0)
     case = await ChainCase(3).start()
     asked: list[int] = []
 
@@ -478,7 +478,7 @@ async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_planned_move_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.hops.step_times.LOOK_S", 0.0)
     case = await ChainCase(3).start()
     monkeypatch.setattr(case.router, "find_slow", lambda *_: SlowHop(1))
     case.swarm.nodes["sb"].behaviour.die_at_open = True

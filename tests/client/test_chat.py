@@ -17,8 +17,8 @@ from toy_model import CONTEXT, ScriptedHead
 
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
+from swarm_node.client.hops.trace import Repair
 from swarm_node.client.params import GenerationParams
-from swarm_node.client.trace import Repair
 from swarm_node.node.cli_chat import Chat
 from swarm_node.node.cli_chat_screen import LiveScreen, repair_sentence
 from swarm_node.node.cli_chat_state import Conversation

@@ -11,10 +11,10 @@ import pytest
 from fake_swarm import MODEL, FakeSwarm, until
 from tiny_model import write_tiny_model
 
-from swarm_node.client.demand import PAUSE_S, DemandTeller
 from swarm_node.client.local_model import LocalModel, OnProgress
 from swarm_node.client.model_opening import find_in_swarm, open_model, wanted_model
 from swarm_node.client.network import ClientNetwork
+from swarm_node.client.routing.demand import PAUSE_S, DemandTeller
 from swarm_node.dht.directory import REFRESH_S
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
@@ -131,7 +131,7 @@ async def test_a_directory_that_takes_nothing_harms_nobody(
 async def test_waiting_for_work_keeps_what_is_missed(
     teller: DemandTeller, directory: CountingDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm_node.client.demand.PAUSE_S", 0.001)
+    monkeypatch.setattr("swarm_node.client.routing.demand.PAUSE_S", 0.001)
     teller.miss(A)
 
     async def work() -> str:

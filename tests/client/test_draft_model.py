@@ -15,10 +15,10 @@ from test_with_real_nodes import Swarm
 from tiny_model import CONTEXT, VOCAB, write_tiny_model
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.client.draft_model import DraftModel, load_draft_model
+from swarm_node.client.drafting.draft_length import Speculation
+from swarm_node.client.drafting.draft_model import DraftModel, load_draft_model
 from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
-from swarm_node.client.speculation import Speculation
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer

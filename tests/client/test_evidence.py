@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toy_model import MODEL
 
-from swarm_node.client.evidence import (
+from swarm_node.client.routing.evidence import (
     AGE_S,
     CREDIT,
     HONEST,

@@ -6,8 +6,8 @@ import random
 import pytest
 from router_case import NEED, clocked_swarm, failure, hops
 
-from swarm_node.client.failures import BUSY_JITTER, Failures
-from swarm_node.client.route_wait import WaitLimits
+from swarm_node.client.routing.bans import BUSY_JITTER, Failures
+from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,

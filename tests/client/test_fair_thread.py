@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 from fake_swarm import settle, until
 
-from swarm_node.client.asker import ASKER, Asker
-from swarm_node.client.fair_thread import FairThread
 from swarm_node.swarm.confined.asking import ASKING
 from swarm_node.swarm.errors import StreamClosedError
+from swarm_node.swarm.fairness.asker import ASKER, Asker
+from swarm_node.swarm.fairness.thread import FairThread
 
 
 async def run_as(thread: FairThread, name: str, work: Callable[[], object]) -> object:

@@ -10,11 +10,11 @@ import torch
 from fake_swarm import FAST, HIDDEN, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
 from torch import Tensor
 
-from swarm_node.client.hop import SessionSettings
-from swarm_node.client.repair import SwarmSession
-from swarm_node.client.route_finder import Need
-from swarm_node.client.route_wait import WaitLimits
-from swarm_node.client.scout import Scout
+from swarm_node.client.hops.hop import SessionSettings
+from swarm_node.client.routing.route_finder import Need
+from swarm_node.client.routing.route_wait import WaitLimits
+from swarm_node.client.session.scout import Scout
+from swarm_node.client.session.swarm_session import SwarmSession
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, StreamClosedError
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import Refused, Want

@@ -12,9 +12,9 @@ import pytest
 from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, ToyHead, expected, settle, until
 from torch import Tensor
 
-from swarm_node.client.attempts import MAX_STRANGE_FAILURES
-from swarm_node.client.reserves import TRIAL_TOKENS
-from swarm_node.client.route_wait import WaitLimits
+from swarm_node.client.routing.reserves import TRIAL_TOKENS
+from swarm_node.client.routing.route_wait import WaitLimits
+from swarm_node.client.session.attempts import MAX_STRANGE_FAILURES
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,

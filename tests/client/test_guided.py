@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from swarm_node.client.guided import MAX_SOURCE, Guide, embedded_schemas
-from swarm_node.client.json_schema import MAX_DEPTH, MAX_VALUES, check_schema
+from swarm_node.client.guided.guide import MAX_SOURCE, Guide, embedded_schemas
+from swarm_node.client.guided.json_schema import MAX_DEPTH, MAX_VALUES, check_schema
 from swarm_node.swarm.errors import UsageError
 
 PERSON: dict[str, Any] = {

@@ -12,8 +12,8 @@ import torch
 from fake_swarm import HIDDEN, FakeSwarm, ToyHead, expected, settle
 from torch import Tensor
 
-from swarm_node.client.head_batch import HeadBatcher
-from swarm_node.client.sampling import Sampler, SamplingParams
+from swarm_node.client.decoding.head_batch import HeadBatcher
+from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError, StreamClosedError
 
 

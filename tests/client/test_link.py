@@ -10,9 +10,9 @@ import pytest
 import torch
 from fake_swarm import BOS, FAST, HIDDEN, MODEL, FakeSwarm, ToyHead, expected, settle, until
 
-from swarm_node.client import segment as segment_module
-from swarm_node.client.hop import HopFailedError
-from swarm_node.client.route_session import RouteSession
+from swarm_node.client.hops import segment as segment_module
+from swarm_node.client.hops.hop import HopFailedError
+from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import PeerTimeoutError, StreamClosedError, SwarmError
 from swarm_node.swarm.links import link as link_module
 from swarm_node.swarm.links.message_stream import Connection

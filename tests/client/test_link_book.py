@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.client import link_book
-from swarm_node.client.link_book import FIRST_DISTRUST_S, PAIR_S, LinkBook, transfer_rate
+from swarm_node.client.routing import link_table
+from swarm_node.client.routing.link_table import FIRST_DISTRUST_S, PAIR_S, LinkBook, transfer_rate
 from swarm_node.swarm.routing.edges import UNMEASURED_LINK, Link
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
@@ -127,7 +127,7 @@ def test_what_a_chain_took_shows_that_a_node_lied() -> None:
 
 
 def test_it_forgets_who_was_not_met_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_book, "MAX_LINKS", 3)
+    monkeypatch.setattr(link_table, "MAX_LINKS", 3)
     book = LinkBook()
     for peer in "abcda":
         book.measured(peer, 0.01)

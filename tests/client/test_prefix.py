@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.prefix import (
-    HopPlace,
-    PageChain,
-    PrefixKey,
-    check_salt,
-    new_salt,
-    page_names,
-)
+from swarm_node.client.routing.prefix import HopPlace, PageChain, PrefixKey, check_salt, new_salt, page_names
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.messages import MAX_PREFIX_PAGES, PAGE_TOKENS
 from swarm_node.swarm.types import Span

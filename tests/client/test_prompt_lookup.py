@@ -8,8 +8,8 @@ from time import perf_counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.drafts import NO_DRAFT, Draft
-from swarm_node.client.prompt_lookup import CANDIDATES, LONGEST_MATCH, PromptLookup
+from swarm_node.client.drafting.draft import NO_DRAFT, Draft
+from swarm_node.client.drafting.prompt_lookup import CANDIDATES, LONGEST_MATCH, PromptLookup
 
 
 def _plain(ids: list[int], length: int) -> list[int]:

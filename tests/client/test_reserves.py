@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from router_case import NEED, clocked_swarm, failure
 
-from swarm_node.client.evidence import Standing
-from swarm_node.client.reserves import EXPLORE_S, Wanted
+from swarm_node.client.routing.evidence import Standing
+from swarm_node.client.routing.reserves import EXPLORE_S, Wanted
 from swarm_node.swarm.types import Span
 
 

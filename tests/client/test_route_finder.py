@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from router_case import NEED, clocked_swarm, failure, hops
 
-from swarm_node.client import route_finder as finder_module
+from swarm_node.client.routing import route_finder as finder_module
 from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.types import NodeInfo, NodeState, PeerLink, Route, Span
 

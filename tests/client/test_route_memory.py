@@ -9,8 +9,8 @@ from fake_swarm import BOS, FakeSwarm, expected, settle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.route_finder import Need
-from swarm_node.client.route_memory import Held, RouteMemory
+from swarm_node.client.routing.route_finder import Need
+from swarm_node.client.routing.route_memory import Held, RouteMemory
 from swarm_node.swarm.protocol.messages import PAGE_TOKENS
 from swarm_node.swarm.types import Hop, Route, Span
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from fake_swarm import FAST, HIDDEN, MODEL, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
 
-from swarm_node.client.diagnosis import EdgeFailedError
-from swarm_node.client.hop import HopFailedError
-from swarm_node.client.route_session import RouteSession
+from swarm_node.client.hops.diagnosis import EdgeFailedError
+from swarm_node.client.hops.hop import HopFailedError
+from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,

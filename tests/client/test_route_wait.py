@@ -7,8 +7,8 @@ import pytest
 from fake_swarm import MODEL
 from router_case import NEED, clocked_swarm, failure, hops
 
-from swarm_node.client.failures import BUSY_JITTER
-from swarm_node.client.route_wait import Waiting, WaitLimits
+from swarm_node.client.routing.bans import BUSY_JITTER
+from swarm_node.client.routing.route_wait import Waiting, WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
     ModelMismatchError,

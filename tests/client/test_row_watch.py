@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.row_watch import (
+from swarm_node.client.hops.row_watch import (
     EXPLAINED,
     LEAST_GROWTH,
     MOST_GROWTH,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarm_node.client.sampling import Choice, Sampler, SamplingParams, candidates, penalize
+from swarm_node.client.decoding.sampling import Choice, Sampler, SamplingParams, candidates, penalize
 from swarm_node.swarm.errors import RemoteProtocolError, UsageError
 
 VOCAB = 3000

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.client.json_schema import MAX_DEPTH, check_schema
-from swarm_node.client.schema_forms import ANNOTATIONS, plain, shape
+from swarm_node.client.guided.json_schema import MAX_DEPTH, check_schema
+from swarm_node.client.guided.schema_forms import ANNOTATIONS, plain, shape
 from swarm_node.swarm.errors import UsageError
 
 FORMS: list[tuple[object, object]] = [

@@ -10,9 +10,9 @@ import pytest
 from fake_swarm import BOS, MODEL, FakeSwarm, ToyHead
 from virtual_time import VirtualLoop, run
 
-from swarm_node.client.reserves import Wanted
-from swarm_node.client.route_finder import Need
-from swarm_node.client.scout import AT_ONCE, MOST_AT_ONCE, Scout
+from swarm_node.client.routing.reserves import Wanted
+from swarm_node.client.routing.route_finder import Need
+from swarm_node.client.session.scout import AT_ONCE, MOST_AT_ONCE, Scout
 from swarm_node.swarm.errors import PeerUnreachableError, SwarmError
 from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.links.pool import LinkPool

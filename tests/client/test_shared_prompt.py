@@ -11,7 +11,7 @@ from fake_swarm import BOS, FakeSwarm, expected, settle, until
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.client.generation import Generation
-from swarm_node.client.guided import Guide
+from swarm_node.client.guided.guide import Guide
 from swarm_node.client.swarm_model import SwarmModel
 from swarm_node.swarm.errors import ErrorCode, UsageError
 from swarm_node.swarm.protocol.messages import Refused

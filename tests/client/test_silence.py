@@ -8,8 +8,8 @@ from time import perf_counter
 import pytest
 from fake_swarm import FAST, HIDDEN, MODEL, FakeSwarm, ToyHead
 
-from swarm_node.client.hop import HopFailedError
-from swarm_node.client.route_session import RouteSession
+from swarm_node.client.hops.hop import HopFailedError
+from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import PeerTimeoutError
 from swarm_node.swarm.links import link as link_module
 from swarm_node.swarm.links.pool import LinkPool

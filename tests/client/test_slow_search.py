@@ -5,9 +5,9 @@ import asyncio
 from fake_swarm import FakeSwarm
 from router_case import NEED, Clock, clocked_swarm, hops
 
-from swarm_node.client.route_finder import Planned
-from swarm_node.client.router import Router
-from swarm_node.client.slow_search import (
+from swarm_node.client.routing.route_finder import Planned
+from swarm_node.client.routing.router import Router
+from swarm_node.client.routing.slow_search import (
     FRESH_S,
     LOOK_PAUSE_S,
     REPLACE_PAUSE_S,

@@ -18,9 +18,9 @@ TOKENS = 50
 @pytest.fixture(autouse=True)
 def trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time runs faster in here."""
-    monkeypatch.setattr("swarm_node.client.scout.TRIAL_PAUSE_S", 0.0)
-    monkeypatch.setattr("swarm_node.client.pace.LOOK_S", 0.05)
-    monkeypatch.setattr("swarm_node.client.slow_search.LOOK_PAUSE_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.session.scout.TRIAL_PAUSE_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.hops.step_times.LOOK_S", 0.05)
+    monkeypatch.setattr("swarm_node.client.routing.slow_search.LOOK_PAUSE_S", 0.0)
     monkeypatch.setattr("swarm_node.swarm.routing.slow_hop.FIXED_COST_S", 0.05)
 
 

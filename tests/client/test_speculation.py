@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.client.speculation import (
+from swarm_node.client.drafting.draft_length import (
     FIRST_DRAFT,
     FIRST_STAKE,
     LOSS_PART,

@@ -15,10 +15,10 @@ from fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, s
 from oracle import Oracle, send_all
 from torch import Tensor
 
-from swarm_node.client.drafting import Drafter
-from swarm_node.client.head_batch import HeadBatcher
-from swarm_node.client.sampling import Sampler, SamplingParams
-from swarm_node.client.speculation import Speculation
+from swarm_node.client.decoding.head_batch import HeadBatcher
+from swarm_node.client.decoding.sampling import Sampler, SamplingParams
+from swarm_node.client.drafting.draft_length import Speculation
+from swarm_node.client.drafting.drafter import Drafter
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage, Want
 
@@ -258,7 +258,7 @@ async def test_a_guide_that_is_over_inside_a_draft() -> None:
 
 async def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And found in as it would be in one."""
-    monkeypatch.setattr("swarm_node.client.drafting.READ_AT_ONCE", 3)
+    monkeypatch.setattr("swarm_node.client.drafting.drafter.READ_AT_ONCE", 3)
     drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7])
     reading = asyncio.create_task(drafter.read())
     await asyncio.sleep(0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.stopping import StopStrings
+from swarm_node.client.decoding.stopping import StopStrings
 from swarm_node.swarm.errors import UsageError
 
 

@@ -20,11 +20,11 @@ from fake_swarm import EOS, FakeSwarm
 from toy_model import ToyHead
 from vocabularies import END, KINDS
 
-from swarm_node.client import token_guide
-from swarm_node.client.guided import Guide
-from swarm_node.client.sampling import Sampler, SamplingParams
-from swarm_node.client.token_guide import Guides, TokenGuide
-from swarm_node.client.vocabulary import Vocabulary
+from swarm_node.client.decoding.sampling import Sampler, SamplingParams
+from swarm_node.client.guided import token_guide
+from swarm_node.client.guided.guide import Guide
+from swarm_node.client.guided.token_guide import Guides, TokenGuide
+from swarm_node.client.guided.vocabulary import Vocabulary
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.confined.process import Bounds, ConfinedProcess
 from swarm_node.swarm.errors import UsageError

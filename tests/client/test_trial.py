@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from fake_swarm import BOS, MODEL, FakeSwarm, ToyHead, until
 
-from swarm_node.client.hop import HopFailedError
-from swarm_node.client.scout import Scout
-from swarm_node.client.trial import TRIAL_STEPS, try_peer
+from swarm_node.client.hops.hop import HopFailedError
+from swarm_node.client.session.scout import Scout
+from swarm_node.client.session.trial import TRIAL_STEPS, try_peer
 from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.links.pool import LinkPool
 
@@ -18,7 +18,7 @@ X = ToyHead().embed([0])
 
 @pytest.fixture(autouse=True)
 def trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.client.scout.TRIAL_PAUSE_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.session.scout.TRIAL_PAUSE_S", 0.0)
 
 
 async def test_a_trial_measures_work_and_way() -> None:
@@ -37,7 +37,7 @@ async def test_a_trial_measures_work_and_way() -> None:
     "wrong", [{"nan_at_step": 2}, {"die_at_step": 3}, {"busy_times": 1}, {"mute_at_step": 1}]
 )
 async def test_a_trial_that_is_not_passed(wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.client.trial.TRIAL_S", 0.2)
+    monkeypatch.setattr("swarm_node.client.session.trial.TRIAL_S", 0.2)
     swarm = await FakeSwarm(a="0-5").start()
     for name, value in wrong.items():
         setattr(swarm.nodes["a"].behaviour, name, value)
@@ -68,7 +68,7 @@ async def test_reserves_are_found_while_an_answer_is_made() -> None:
 
 
 async def test_trials_end_with_the_work_and_with_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_node.client.scout.TRIALS_S", 0.0)
+    monkeypatch.setattr("swarm_node.client.session.scout.TRIALS_S", 0.0)
     swarm = await FakeSwarm(a="0-5", b="0-5", c="0-5").start()
     async with swarm.client() as model:
         await model.generate([BOS, 3], max_new_tokens=1)

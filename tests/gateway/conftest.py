@@ -14,9 +14,9 @@ from fake_swarm import FakeSwarm, ScriptedHead
 from gateway_case import Serve, Served
 from openai import AsyncOpenAI
 
-from swarm_node.client.gateway.admission import ApiKeys
 from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
-from swarm_node.client.gateway.offers import Offers
+from swarm_node.client.gateway.http.admission import ApiKeys
+from swarm_node.client.gateway.models import Offers
 from swarm_node.client.gateway.server import GatewayServer, listen
 
 

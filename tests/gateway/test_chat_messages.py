@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from gateway_case import Serve, TemplateTokenizer
 
-from swarm_node.client.gateway.errors import ApiError
-from swarm_node.client.gateway.requests import read_chat
+from swarm_node.client.gateway.http.errors import ApiError
+from swarm_node.client.gateway.openai.requests import read_chat
 from swarm_node.client.params import prompt_ids
 
 USER = {"role": "user", "content": "Count."}

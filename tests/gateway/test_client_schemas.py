@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from swarm_node.client.gateway.errors import ApiError
-from swarm_node.client.gateway.fields import Fields
-from swarm_node.client.gateway.requests import read_chat
-from swarm_node.client.gateway.tools import read_tools
-from swarm_node.client.guided import Guide
-from swarm_node.client.token_guide import TRIAL, _grammar
+from swarm_node.client.gateway.http.errors import ApiError
+from swarm_node.client.gateway.openai.fields import Fields
+from swarm_node.client.gateway.openai.requests import read_chat
+from swarm_node.client.gateway.openai.tools import read_tools
+from swarm_node.client.guided.guide import Guide
+from swarm_node.client.guided.token_guide import TRIAL, _grammar
 
 llguidance = pytest.importorskip("llguidance")
 

@@ -15,8 +15,8 @@ import pytest
 from fake_swarm import until
 from gateway_case import Serve, Served
 
-from swarm_node.client.gateway import calls, connection
-from swarm_node.client.gateway.hosts import is_local
+from swarm_node.client.gateway.http import call, connection
+from swarm_node.client.gateway.http.hosts import is_local
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}).encode()
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -138,7 +138,7 @@ async def test_a_body_that_is_too_large_is_told_so(serve: Serve) -> None:
 
 
 async def test_a_body_without_an_end_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "LEFT_BYTES", 2**20)
+    monkeypatch.setattr(call, "LEFT_BYTES", 2**20)
     served = await serve()
     head = POST + b"Content-Length: %d\r\n\r\n" % 10**15
     with socket.create_connection(served.address) as raw:

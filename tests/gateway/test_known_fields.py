@@ -8,9 +8,9 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
-from swarm_node.client.gateway.errors import ApiError
-from swarm_node.client.gateway.known_fields import UNCHANGING
-from swarm_node.client.gateway.requests import read_chat, read_completion
+from swarm_node.client.gateway.http.errors import ApiError
+from swarm_node.client.gateway.openai.known_fields import UNCHANGING
+from swarm_node.client.gateway.openai.requests import read_chat, read_completion
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"prompt": "hi"}

@@ -12,9 +12,9 @@ import pytest
 from fake_swarm import until
 from gateway_case import Serve, Served
 
-from swarm_node.client.gateway import connection
-from swarm_node.client.gateway.admission import Admission, ApiKeys, RateLimit
-from swarm_node.client.gateway.errors import ApiError
+from swarm_node.client.gateway.http import connection
+from swarm_node.client.gateway.http.admission import Admission, ApiKeys, RateLimit
+from swarm_node.client.gateway.http.errors import ApiError
 from swarm_node.swarm.errors import UsageError
 
 LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}

@@ -15,10 +15,10 @@ from fake_swarm import settle, until
 from gateway_case import Serve, TemplateTokenizer
 
 from swarm_node.client import prompt_reader
-from swarm_node.client.gateway import reading
-from swarm_node.client.gateway.body import ClientGoneError
-from swarm_node.client.gateway.errors import ApiError
-from swarm_node.client.gateway.reading import Reading, Readings
+from swarm_node.client.gateway.http import reading
+from swarm_node.client.gateway.http.body import ClientGoneError
+from swarm_node.client.gateway.http.errors import ApiError
+from swarm_node.client.gateway.http.reading import Reading, Readings
 from swarm_node.swarm.confined.asking import ASKING
 
 LARGE = "x" * (prompt_reader.SHORT_BYTES + 1)

@@ -11,10 +11,10 @@ from tiny_model import write_tiny_model
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from swarm_node.client import repair
 from swarm_node.client.hf import SwarmCache
-from swarm_node.client.hop import HopFailedError
-from swarm_node.client.route_wait import WaitLimits
+from swarm_node.client.hops.hop import HopFailedError
+from swarm_node.client.routing.route_wait import WaitLimits
+from swarm_node.client.session import swarm_session
 from swarm_node.swarm.errors import (
     BusyError,
     ModelMismatchError,
@@ -98,7 +98,7 @@ def test_forks_that_are_refused_are_fed_again(
         refusals += 1
         raise HopFailedError(parent.hops[0].peer_id, PeerUnreachableError("no forks today"))
 
-    monkeypatch.setattr(repair, "fork_route", refuse)
+    monkeypatch.setattr(swarm_session, "fork_route", refuse)
     arguments = {"do_sample": False, "max_new_tokens": 12, **MODES[mode]}
     results = []
     for one in (oracle, model):
@@ -115,7 +115,7 @@ def test_beams_far_away_take_over_sessions_instead_of_forking(
 ) -> None:
     """Where a round trip takes longer than some tokens, these are fed again with the next step."""
     forks: list[int] = []
-    fork_route = repair.fork_route
+    fork_route = swarm_session.fork_route
 
     async def counted(parent: Any, tokens: int, *more: Any) -> Any:
         forks.append(tokens)
@@ -129,7 +129,7 @@ def test_beams_far_away_take_over_sessions_instead_of_forking(
         splits += len(set(beams.tolist())) < 4
         reorder(cache, beams)
 
-    monkeypatch.setattr(repair, "fork_route", counted)
+    monkeypatch.setattr(swarm_session, "fork_route", counted)
     monkeypatch.setattr(SwarmCache, "reorder_cache", count)
     new_swarm.memory = MemoryNetwork(0.03)
     new_swarm.serve(a=Span(0, 2), b=Span(2, 4), c=Span(2, 4))
@@ -191,7 +191,7 @@ def test_a_batch_too_large(new_swarm: Any, how: dict[str, Any]) -> None:
 def test_a_cache_is_as_before_after_a_step_that_failed(
     oracle: Any, new_swarm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair, "REPAIR_LIMITS", IMPATIENT)
+    monkeypatch.setattr(swarm_session, "REPAIR_LIMITS", IMPATIENT)
     new_swarm.serve(a=Span(0, 2), b=Span(2, 4))
     model = new_swarm.client()
     model.swarm.core._limits = IMPATIENT

@@ -15,7 +15,7 @@ from transformers_oracle import load_transformers
 
 from swarm_node.client import async_model
 from swarm_node.client.hf import AutoSwarmModelForCausalLM, SwarmCache
-from swarm_node.client.repair import SwarmSession
+from swarm_node.client.session.swarm_session import SwarmSession
 from swarm_node.swarm.errors import CheckpointError, SwarmError, UsageError
 
 PEERS = ["/ip4/127.0.0.1/tcp/1/p2p/somebody"]

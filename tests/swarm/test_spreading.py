@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from swarm_node.client.route_finder import SPREAD
+from swarm_node.client.routing.route_finder import SPREAD
 from swarm_node.swarm.routing.best_route import RouteRequest, find_route
 from swarm_node.swarm.routing.edges import Edges, Link
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span

@@ -1,0 +1,111 @@
+"""Stop strings in streamed text: nothing of a stop string is ever shown, however tokens cut it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...swarm.errors import UsageError
+from .checks import impossible
+
+MAX_STOP_STRINGS = 64
+
+
+class StopStrings:
+    """Text in, piece by piece; out comes what cannot belong to a stop string any more.
+
+    The text ends where the first stop string to be complete begins; of two that are complete with the same
+    character, where the longer begins. How the text was cut into pieces makes no difference. Control tokens
+    are no part of what is shown; a stop string may be in the text with them or without.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        for stop in stops:
+            if not isinstance(stop, str):
+                raise impossible("stop string", stop, "a text")
+            if not stop:
+                raise UsageError("a stop string is empty", hint="Leave it out, or give the text to stop at.")
+        if len(stops) > MAX_STOP_STRINGS:
+            raise UsageError(f"{len(stops)} stop strings are too many", hint=f"At most {MAX_STOP_STRINGS}.")
+        self._stops = tuple(dict.fromkeys(stops))
+        self._held = ""  # not shown yet: it may be the beginning of a stop string
+        self._hidden: list[range] = []  # of it, what control tokens spell
+        self.matched: str | None = None
+        """The stop string that ended the text."""
+
+    @property
+    def is_empty(self) -> bool:
+        """There is nothing to stop at."""
+        return not self._stops
+
+    def push(self, text: str, *, hidden: bool = False) -> str:
+        """What of the text so far may be shown now. After a match: nothing, ever. ``hidden``: the text is a
+        control token's."""
+        if self.matched is not None:
+            return ""
+        if not self._stops:
+            return "" if hidden else text
+        if hidden:
+            self._hidden.append(range(len(self._held), len(self._held) + len(text)))
+        self._held += text
+        found = self._first_match()
+        if found is not None:
+            start, self.matched = found
+            shown = self._shown(start)
+            self._held, self._hidden = "", []
+            return shown
+        return self._let_go(min(self._beginning(view) for view in self._views()))
+
+    def flush(self) -> str:
+        """The text is over: what was held back belongs to it after all."""
+        return self._let_go(len(self._held))
+
+    def _let_go(self, end: int) -> str:
+        """The held text up to there, as it is shown."""
+        shown = self._shown(end)
+        self._held = self._held[end:]
+        self._hidden = [
+            range(max(0, each.start - end), each.stop - end) for each in self._hidden if each.stop > end
+        ]
+        return shown
+
+    def _shown(self, end: int) -> str:
+        if not self._hidden:
+            return self._held[:end]
+        return "".join(self._held[place] for place in self._places() if place < end)
+
+    def _places(self) -> list[int]:
+        """Of the held characters that are shown."""
+        hidden = {place for each in self._hidden for place in each}
+        return [place for place in range(len(self._held)) if place not in hidden]
+
+    def _views(self) -> list[tuple[str, Sequence[int]]]:
+        """The held text with control tokens and without, each with its characters' places in it."""
+        views: list[tuple[str, Sequence[int]]] = [(self._held, range(len(self._held)))]
+        if self._hidden:
+            places = self._places()
+            views.append(("".join(self._held[place] for place in places), places))
+        return views
+
+    def _first_match(self) -> tuple[int, str] | None:
+        """(where it begins, the stop string) of the match that ends first."""
+        complete = [
+            (places[start + len(stop) - 1], places[start], stop)
+            for text, places in self._views()
+            for stop in self._stops
+            if (start := text.find(stop)) >= 0
+        ]
+        if not complete:
+            return None
+        _, start, stop = min(complete)
+        return start, stop
+
+    def _beginning(self, view: tuple[str, Sequence[int]]) -> int:
+        """Where the longest end of the view that begins a stop string begins; the held text's end for
+        none."""
+        text, places = view
+        longest = min(len(text), max(map(len, self._stops)) - 1)
+        for length in range(longest, 0, -1):
+            end = text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return places[-length]
+        return len(self._held)

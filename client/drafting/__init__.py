@@ -1,0 +1,1 @@
+"""Tokens guessed ahead, to be verified by the swarm in one pass."""

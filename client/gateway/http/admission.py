@@ -1,0 +1,175 @@
+"""Who may ask, how often, and how much runs at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from os import PathLike
+
+from ....swarm.errors import UsageError
+from ....swarm.fairness.buckets import Buckets
+from ....swarm.fairness.recent import RecentMap
+from ....swarm.runtime.given_files import read_given
+from .errors import ApiError, too_many
+
+MAX_KEYS = 10_000
+MAX_KEYS_BYTES = 1024 * MAX_KEYS
+"""Of their file, comments included."""
+MAX_CALLERS = 10_000
+"""Callers whose rate is remembered; whoever has not been seen for longest is forgotten first."""
+SHORTEST_KEY = 8
+SPARE_REQUESTS = 64
+"""Beyond those that one caller may have, kept for others: who fills the house locks nobody out."""
+
+
+class ApiKeys:
+    """Keys out of a file, one a line; ``#`` begins a comment. Without a file everybody may ask."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._digests = frozenset(map(_digest, keys))
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> ApiKeys:
+        """Raises UsageError."""
+        try:
+            text = read_given(path, MAX_KEYS_BYTES).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            problem = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UsageError(f"the API keys in {path} cannot be read: {problem}") from None
+        keys = [line for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
+        if not keys or len(keys) > MAX_KEYS:
+            raise UsageError(f"{path} holds {len(keys)} API keys", hint=f"Write 1 to {MAX_KEYS}, one a line.")
+        if short := [key for key in keys if len(key) < SHORTEST_KEY or not key.isascii() or " " in key]:
+            raise UsageError(
+                f"{path} holds an API key of {len(short[0])} characters that can be none",
+                hint=f"Use {SHORTEST_KEY} or more ASCII characters without spaces.",
+            )
+        return cls(keys)
+
+    @property
+    def needed(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Who asks; None where everybody may. Raises ApiError 401."""
+        if not self._digests:
+            return None
+        words = dict(headers).get(b"authorization", b"").decode("latin-1").split()
+        if len(words) == 2 and words[0].lower() == "bearer":
+            given = _digest(words[1])
+            if given in self._digests:  # how long this takes tells nothing of a key: it is of its digest
+                return given.hex()
+        raise ApiError(
+            401,
+            "an API key is needed: send the header Authorization: Bearer KEY"
+            if not words
+            else "the API key is not one of this gateway's",
+            kind="authentication_error",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+class RateLimit:
+    """So many requests a minute for each caller, all of them at once if need be; 0 is no limit."""
+
+    def __init__(self, per_minute: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._buckets = Buckets(per_minute / 60, per_minute, MAX_CALLERS)
+        self._clock = clock
+
+    def take(self, caller: str) -> None:
+        """Raises ApiError 429."""
+        if not self._per_minute:
+            return
+        now = self._clock()
+        if wait_s := self._buckets.of(caller, now).take(1, now):
+            raise too_many(f"more than {self._per_minute:g} requests a minute", wait_s)
+
+
+class Admission:
+    """``most_running``: generations at once; others wait for their turn. ``most_requests``: answered or
+    waiting at once; more are refused, but for SPARE_REQUESTS of callers who have less than an equal part.
+    Callers take turns: next is who has the fewest running, of these who had no turn for longest."""
+
+    def __init__(self, most_running: int, most_requests: int) -> None:
+        self.running = 0
+        self._most_running = most_running
+        self._most_requests = most_requests
+        self._requests: Counter[str] = Counter()  # by caller
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[asyncio.Future[None], str] = {}  # whose turn is to come, in order
+        # Of callers who have been waiting, the last turn's number: who is forgotten had none for longest.
+        self._turns: RecentMap[str, int] = RecentMap(MAX_CALLERS)
+        self._taken = 0  # turns
+
+    @property
+    def requests(self) -> int:
+        return self._requests.total()
+
+    @contextmanager
+    def request(self, caller: str = "") -> Iterator[None]:
+        """Raises ApiError 429."""
+        requests, own = self.requests, self._requests[caller]
+        part = self._most_requests / (len(self._requests) + 1)
+        most = self._most_requests + SPARE_REQUESTS * (bool(self._requests) and own < part and own < requests)
+        if requests >= most:
+            raise too_many(f"{requests} requests are being answered; try again soon", 1)
+        self._requests[caller] += 1
+        try:
+            yield
+        finally:
+            _less(self._requests, caller)
+
+    @asynccontextmanager
+    async def generation(self, caller: str = "") -> AsyncIterator[None]:
+        if self.running >= self._most_running or self._waiting:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting[turn] = caller
+            try:
+                await turn  # who ends hands its place over
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._end(caller)
+                self._waiting.pop(turn, None)
+                raise
+        else:
+            self.running += 1
+            self._running[caller] += 1
+        try:
+            yield
+        finally:
+            self._end(caller)
+
+    def _end(self, caller: str) -> None:
+        _less(self._running, caller)
+        turns = [turn for turn in self._waiting if not turn.done()]
+        if not turns:
+            self.running -= 1
+            self._turns.clear()
+            return
+
+        def order(turn: asyncio.Future[None]) -> tuple[int, int]:
+            whose = self._waiting[turn]
+            return self._running[whose], self._turns.get(whose, 0)
+
+        turn = min(turns, key=order)  # of equals the first
+        whose = self._waiting.pop(turn)
+        self._running[whose] += 1
+        self._taken += 1
+        self._turns[whose] = self._taken
+        turn.set_result(None)
+
+
+def _less(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

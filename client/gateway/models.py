@@ -1,0 +1,133 @@
+"""The models that a gateway offers, and which of them the swarm can serve now."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...dht.directory import Directory
+from ...swarm.names import did_you_mean, listed
+from ...swarm.routing.best_route import missing_blocks
+from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
+from ..async_model import AsyncSwarmModel
+from .http.errors import ApiError, serve_commands
+
+FRESH_S = 2.0
+"""Age up to which the answer to "who serves what" is given again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Of one model: nodes that are online, and blocks that none of them serves."""
+
+    nodes: int
+    missing: tuple[Span, ...]
+
+
+class Offers:
+    """``initial_peers``: an address to join through, for the commands in errors."""
+
+    def __init__(
+        self, models: Sequence[AsyncSwarmModel], directory: Directory, *, initial_peers: str = "ADDR"
+    ) -> None:
+        self.initial_peers = initial_peers
+        self._created = int(time.time())
+        self._directory = directory
+        names = [model.model.name for model in models]
+        self._by_id = {
+            model.model.name if names.count(model.model.name) == 1 else str(model.model): model
+            for model in models
+        }
+        self._reading = asyncio.Lock()
+        self._read_at = float("-inf")
+        self._nodes: list[NodeInfo] = []
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._by_id)
+
+    def find(self, name: str | None) -> tuple[str, AsyncSwarmModel]:
+        """The model's id and the model. No name will do where there is one model only. Raises ApiError."""
+        if not name:
+            if len(self._by_id) == 1:
+                return next(iter(self._by_id.items()))
+            raise ApiError(400, f"model: is required; there are {listed(self.ids)}", param="model")
+        for model_id, model in self._by_id.items():
+            if name in (model_id, str(model.model)):
+                return model_id, model
+        raise self._unknown(name)
+
+    async def listing(self) -> dict[str, Any]:
+        """The body of /v1/models: what can be served now, and under ``unavailable`` the rest. Raises
+        NetworkError."""
+        nodes = await self._all_nodes()
+        models: list[dict[str, Any]] = []
+        unavailable: list[dict[str, Any]] = []
+        for model_id, model in self._by_id.items():
+            entry = self._entry(model_id, model, _coverage(nodes, model.model))
+            (models if entry["swarm"]["available"] else unavailable).append(entry)
+        offered = {model.model.digest for model in self._by_id.values()}
+        others = {node.model.digest: node.model for node in nodes if node.model.digest not in offered}
+        unavailable += (
+            {
+                "id": str(ref),
+                "object": "model",
+                "swarm": {**self._swarm(ref, _coverage(nodes, ref)), "available": False},
+                "reason": "the swarm serves blocks of it, but this gateway was not started with it",
+            }
+            for ref in sorted(others.values(), key=str)
+        )
+        return {"object": "list", "data": models, "unavailable": unavailable}
+
+    async def available(self) -> int:
+        """How many models have all their blocks served now. Raises NetworkError."""
+        nodes = await self._all_nodes()
+        return sum(not _coverage(nodes, model.model).missing for model in self._by_id.values())
+
+    async def one(self, name: str) -> dict[str, Any]:
+        """The body of /v1/models/NAME, whether it can be served now or not."""
+        model_id, model = self.find(name)
+        return self._entry(model_id, model, _coverage(await self._all_nodes(), model.model))
+
+    def _entry(self, model_id: str, model: AsyncSwarmModel, coverage: Coverage) -> dict[str, Any]:
+        return {
+            "id": model_id,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "swarm",
+            "max_model_len": model.context,
+            "swarm": self._swarm(model.model, coverage),
+        }
+
+    def _swarm(self, ref: ModelRef, coverage: Coverage) -> dict[str, Any]:
+        missing = [str(span) for span in coverage.missing]
+        return {
+            "digest": ref.digest,
+            "n_blocks": ref.n_blocks,
+            "nodes": coverage.nodes,
+            "available": not missing,
+            "missing_blocks": missing,
+            "serve_commands": serve_commands(missing, ref.name, self.initial_peers),
+        }
+
+    async def _all_nodes(self) -> list[NodeInfo]:
+        async with self._reading:  # those who ask meanwhile get the same answer
+            if time.monotonic() - self._read_at > FRESH_S:
+                self._nodes = await self._directory.all_nodes()
+                self._read_at = time.monotonic()
+            return self._nodes
+
+    def _unknown(self, name: str) -> ApiError:
+        shown = name[:100]
+        advice = did_you_mean(shown, self.ids, "there are")
+        return ApiError(
+            404, f"there is no model {shown!r} here; {advice}", param="model", code="model_not_found"
+        )
+
+
+def _coverage(nodes: Sequence[NodeInfo], ref: ModelRef) -> Coverage:
+    online = [node for node in nodes if node.model.digest == ref.digest and node.state is NodeState.ONLINE]
+    return Coverage(len(online), missing_blocks(online, ref.n_blocks))

@@ -1,0 +1,1 @@
+"""OpenAI's requests and responses, field by field. Opens no connections."""

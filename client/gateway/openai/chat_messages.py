@@ -1,0 +1,130 @@
+"""The messages of a chat request, as a chat template takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ....shards.formats.bounded_json import is_deeper
+from ...params import open_turn
+from ..http.body import MAX_DEPTH
+from ..http.errors import refused, wrong
+from .fields import Fields, kind_of, text_of
+from .tools import NAME_LENGTH
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 4096
+MAX_PARTS = 256
+MAX_CALLS = 128
+MAX_TEXT = 16 * 1024 * 1024
+"""Characters; the body's limit comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """``messages``: texts as plain strings, and tool calls' arguments as objects where they are such.
+    ``continued``: the answer goes on with the last of them; else ``turn``: it is a turn of its own."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    continued: bool
+    turn: bool
+
+
+def read_chat_messages(body: Fields) -> Chat:
+    """``messages``, and what the fields beside it say of their end. Raises ApiError."""
+    messages = [_message(item) for item in body.objects("messages", most=MAX_MESSAGES, required=True)]
+    if not messages:
+        raise body.wrong("messages", "must hold at least one message")
+    turn, continued = body.flag("add_generation_prompt"), body.flag("continue_final_message")
+    if turn and continued:
+        raise body.wrong("continue_final_message", "cannot be given beside add_generation_prompt: true")
+    if continued and not messages[-1].get("content"):
+        raise body.wrong("continue_final_message", "needs a last message with text")
+    if turn is None and continued is None:
+        if messages[-1].get("tool_calls"):
+            raise wrong(f"messages[{len(messages) - 1}].tool_calls", "no tool message answers them")
+        chat, continued = open_turn(messages)
+        return Chat(tuple(chat), continued, not continued)
+    return Chat(tuple(messages), bool(continued), turn is not False and not continued)
+
+
+def _message(item: Fields) -> dict[str, Any]:
+    role = item.one_of("role", ROLES, required=True)
+    item.refuse("function_call", why="is the old form; use tool_calls")
+    item.refuse("audio")
+    item.refuse("images", [], why="text is all that this gateway reads")
+    # A template knows one role of those who set the rules.
+    message: dict[str, Any] = {"role": "system" if role == "developer" else role}
+    content = _content(item)
+    if content is None and role == "assistant":  # it called tools, refused, or was stopped
+        refusal = item.text("refusal", longest=MAX_TEXT)
+        content = "" if refusal is None and not item.raw("tool_calls") else refusal
+    if content is not None:
+        message["content"] = content
+    name = item.text("name", longest=NAME_LENGTH)
+    if name is not None:
+        message["name"] = name
+    if role == "assistant":
+        if calls := [_tool_call(call) for call in item.objects("tool_calls", most=MAX_CALLS)]:
+            message["tool_calls"] = calls
+            message["content"] = content  # templates ask whether it is none
+        reasoning = item.text("reasoning_content", longest=MAX_TEXT)
+        if reasoning is None and isinstance(item.raw("reasoning"), str):
+            reasoning = item.text("reasoning", longest=MAX_TEXT)  # as vLLM calls it
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+    elif item.has("tool_calls"):
+        raise item.wrong("tool_calls", "only assistant messages have some")
+    if role == "tool":
+        call_id = item.required_text("tool_call_id", longest=NAME_LENGTH)
+        message["tool_call_id"] = call_id
+    if "content" not in message:
+        raise item.wrong("content", "is required")
+    return message
+
+
+def _content(item: Fields) -> str | None:
+    """The texts of a list of parts become one, a line each."""
+    value = item.raw("content")
+    if value is None:
+        return None
+    name = item.name("content")
+    if isinstance(value, str):
+        return text_of(value, name, MAX_TEXT)
+    if not isinstance(value, list):
+        raise wrong(name, f"must be a text or a list of parts, not {kind_of(value)}")
+    texts = []
+    for part in item.objects("content", most=MAX_PARTS):
+        kind = part.required_text("type", longest=64)
+        if kind == "refusal":
+            texts.append(part.required_text("refusal", longest=MAX_TEXT))
+        elif kind in ("text", "input_text", "output_text"):
+            texts.append(part.required_text("text", longest=MAX_TEXT))
+        else:
+            raise refused(part.name("type"), f"parts of type {kind!r} are not possible: text only")
+    return "\n".join(texts)
+
+
+def _tool_call(call: Fields) -> dict[str, Any]:
+    call.one_of("type", ("function",))
+    function = call.required_inner("function")
+    name = function.required_text("name", longest=NAME_LENGTH)
+    arguments = function.raw("arguments")
+    if not isinstance(arguments, dict):
+        arguments = _arguments(function.text("arguments", longest=MAX_TEXT) or "{}")
+    return {
+        "id": call.text("id", longest=NAME_LENGTH) or "",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """As an object, where it is one: templates write objects out themselves."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) and not is_deeper(arguments, MAX_DEPTH) else text

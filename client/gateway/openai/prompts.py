@@ -1,0 +1,179 @@
+"""From a request's messages or prompts to token ids that fit the model, and what to generate after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ....swarm.errors import PromptTooLongError, UsageError
+from ...async_model import AsyncSwarmModel
+from ...params import GenerateOptions
+from ..http.errors import ApiError, refused, wrong
+from .generations import Wanted
+from .requests import ChatRequest, CompletionRequest
+from .sampling_fields import Sampling
+
+T = TypeVar("T")
+
+COMPLETION_TOKENS = 16
+"""``max_tokens`` of a text completion that names none, as at OpenAI."""
+
+
+async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int, ...]:
+    """Raises ApiError, and UsageError where the template refuses the messages."""
+    tokenizer = model.tokenizer
+    if not tokenizer.has_chat_template:
+        raise ApiError(
+            400, "messages: this model has no chat template; use /v1/completions", param="messages"
+        )
+
+    def read() -> list[int]:
+        more: dict[str, Any] = dict(request.template)
+        for name in more:
+            if name not in tokenizer.chat_variables:
+                raise refused(name, "this model's chat template does not know it")
+        if request.tools.definitions:
+            if "tools" not in tokenizer.chat_variables:
+                raise refused("tools", "this model's chat template takes no tools")
+            more["tools"] = list(request.tools.definitions)
+        chat = request.chat
+        if chat.continued:
+            more["continue_final_message"] = True
+
+        def rendered(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+            return tokenizer.apply_chat_template(messages, chat.turn, most=model.context, **more)
+
+        ids = rendered(chat.messages)
+        if "tools" not in tokenizer.chat_variables:  # it may show calls nevertheless, as DeepSeek's do
+            _check_calls_are_shown(chat.messages, ids, rendered)
+        return ids
+
+    return _checked(await _aside(model, "messages", read), model, "messages")
+
+
+def _check_calls_are_shown(
+    messages: Sequence[Mapping[str, Any]], ids: Sequence[int], rendered: Callable[[Any], Sequence[int]]
+) -> None:
+    """Raises ApiError where the prompt ``ids`` says nothing of the calls in ``messages``: without them, it
+    would be the same."""
+    calling = [number for number, message in enumerate(messages) if "tool_calls" in message]
+    if not calling:
+        return
+    silent = [
+        {**message, "tool_calls": None, "content": message["content"] or ""}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+    try:
+        without = rendered(silent)
+    except UsageError:
+        return  # it asks for them
+    if without == ids:
+        raise refused(
+            f"messages[{calling[0]}].tool_calls",
+            "this model's chat template shows no calls of tools; leave such messages out, or say as text "
+            "what was called",
+        )
+
+
+async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> list[tuple[int, ...]]:
+    """Token ids of each prompt. Raises ApiError."""
+    found = []
+    for number, prompt in enumerate(request.prompts):
+        name = "prompt" if len(request.prompts) == 1 else f"prompt[{number}]"
+        literal = [(0, len(prompt))] if request.all_text else []
+        ids: Sequence[int] = (
+            prompt if isinstance(prompt, tuple) else await _encoded(model, name, prompt, literal)
+        )
+        found.append(_checked(ids, model, name))
+    return found
+
+
+async def prompt_texts(
+    model: AsyncSwarmModel, request: CompletionRequest, prompts: Sequence[Sequence[int]]
+) -> list[str]:
+    """The prompts as they are echoed."""
+    texts = []
+    for prompt, ids in zip(request.prompts, prompts, strict=True):
+        text = prompt if isinstance(prompt, str) else await _aside(model, "prompt", _decoder(model, ids))
+        texts.append(text)
+    return texts
+
+
+def wanted(
+    model: AsyncSwarmModel,
+    prompts: Sequence[tuple[int, ...]],
+    sampling: Sampling,
+    extra: GenerateOptions,
+    *,
+    default_tokens: int,
+) -> list[Wanted]:
+    """``n`` generations for each prompt, in order. Raises ApiError where one cannot fit the context."""
+    for token in sampling.logit_bias:
+        if token >= model.vocab_size:
+            raise wrong("logit_bias", f"token ids are below {model.vocab_size}")
+    found = []
+    for prompt in prompts:
+        room = model.context - len(prompt)
+        tokens = min(default_tokens, room) if sampling.max_tokens is None else sampling.max_tokens
+        if tokens > room:
+            raise wrong(
+                sampling.length_field,
+                f"{tokens} new tokens and the prompt's {len(prompt)} are more than the {model.context} that "
+                "the model's context holds",
+                code="context_length_exceeded",
+            )
+        for number in range(sampling.n):
+            seed = None if sampling.seed is None else sampling.seed + number
+            options: GenerateOptions = {
+                **sampling.options,
+                **extra,
+                "max_new_tokens": tokens,
+                "seed": seed,
+                "logit_bias": sampling.logit_bias,
+            }
+            found.append(Wanted(prompt, options))
+    return found
+
+
+def _checked(ids: Sequence[int], model: AsyncSwarmModel, name: str) -> tuple[int, ...]:
+    if not ids:
+        raise wrong(name, "is empty")
+    if len(ids) >= model.context:
+        raise wrong(
+            name,
+            f"has {len(ids)} tokens, but the model's context holds {model.context}, answer included",
+            code="context_length_exceeded",
+        )
+    if any(not 0 <= token < model.vocab_size for token in ids):
+        raise wrong(name, f"holds token ids outside 0 to {model.vocab_size - 1}")
+    return tuple(ids)
+
+
+async def _encoded(
+    model: AsyncSwarmModel, name: str, text: str, literal: Sequence[tuple[int, int]]
+) -> list[int]:
+    return await _aside(
+        model, name, lambda: model.tokenizer.encode(text, literal=literal, most=model.context)
+    )
+
+
+def _decoder(model: AsyncSwarmModel, ids: Sequence[int]) -> Callable[[], str]:
+    return lambda: model.tokenizer.decode(ids)
+
+
+async def _aside(model: AsyncSwarmModel, name: str, work: Callable[[], T]) -> T:
+    """``work`` on the field ``name`` in the model's own thread: the event loop has others to serve."""
+    try:
+        return await model.reader.run(work)
+    except PromptTooLongError as error:
+        raise wrong(name, error.message, code="context_length_exceeded") from None
+    except TimeoutError:
+        raise ApiError(
+            503,
+            f"{name}: it was not read in time, since too many prompts of this model are being read",
+            kind="server_error",
+            code="overloaded",
+            headers={"Retry-After": "5"},
+        ) from None

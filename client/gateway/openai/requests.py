@@ -1,0 +1,175 @@
+"""Chat and text completion requests, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...guided.guide import Guide
+from ..http.errors import wrong
+from .chat_messages import Chat, read_chat_messages
+from .fields import Fields, integers, kind_of, text_of
+from .formats import read_format
+from .known_fields import passed_over
+from .sampling_fields import MAX_CHOICES, MAX_LOGPROBS, Sampling, read_sampling
+from .tools import Tools, read_tools
+
+MAX_MODEL_NAME = 512
+_OF_CHATS = (
+    *(
+        "messages",
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "parallel_tool_calls",
+        "top_logprobs",
+    ),
+    *("reasoning_effort", "verbosity", "chat_template_kwargs", "max_completion_tokens"),
+    *("add_generation_prompt", "continue_final_message", "enable_thinking"),
+)
+MAX_PROMPTS = 32
+MAX_PROMPT_TOKENS = 4 * 1024 * 1024
+MAX_PROMPT_TEXT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """``logprobs``: None, or how many likely tokens beside each. ``template``: further variables for the chat
+    template. ``guide_field``: which field asks for the guide. ``ignored``: fields that nobody knows."""
+
+    model: str | None
+    chat: Chat
+    sampling: Sampling
+    tools: Tools
+    logprobs: int | None
+    guide: Guide | None
+    guide_field: str
+    template: Mapping[str, Any]
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """``prompts``: texts, or lists of token ids. ``all_text``: control tokens spelled out in them are text
+    too."""
+
+    model: str | None
+    prompts: tuple[str | tuple[int, ...], ...]
+    sampling: Sampling
+    echo: bool
+    logprobs: int | None
+    guide: Guide | None
+    guide_field: str
+    all_text: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+def read_chat(value: object) -> ChatRequest:
+    """Raises ApiError, which names the field."""
+    body = Fields(value)
+    model = body.text("model", longest=MAX_MODEL_NAME)
+    chat = read_chat_messages(body)
+    body.refuse("prompt", why="is for /v1/completions; this takes messages")
+    body.refuse("suffix", "", why="is for /v1/completions")
+    body.refuse("echo", False, why="is for /v1/completions")
+    body.refuse("split_special_tokens", True, why="is for /v1/completions; in chats they always are split")
+    body.refuse("best_of", 1, why="is not supported by this gateway; n is")
+    tools = read_tools(body)
+    guide, guide_field = read_format(body, tools)
+    template = dict(_template_variables(body))
+    wanted = body.flag("logprobs") or False
+    top = body.integer("top_logprobs", 0, MAX_LOGPROBS)
+    if top and not wanted:
+        raise body.wrong("top_logprobs", "is only possible with logprobs: true")
+    sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"))
+    return ChatRequest(
+        model=model,
+        chat=chat,
+        sampling=sampling,
+        tools=tools,
+        logprobs=(top or 0) if wanted else None,
+        guide=guide,
+        guide_field=guide_field,
+        template=template,
+        ignored=passed_over(body),
+    )
+
+
+def read_completion(value: object) -> CompletionRequest:
+    """Raises ApiError, which names the field."""
+    body = Fields(value)
+    model = body.text("model", longest=MAX_MODEL_NAME)
+    body.refuse("best_of", 1, why="is not supported by this gateway; n is")
+    body.refuse("suffix", "")
+    guide, guide_field = read_format(body, Tools())
+    echo = body.flag("echo") or False
+    logprobs = body.integer("logprobs", 0, MAX_LOGPROBS)
+    if echo and logprobs is not None:
+        raise body.wrong("logprobs", "cannot be given beside echo: the prompt's are not computed")
+    sampling = read_sampling(body, ("max_tokens",))
+    prompts = _prompts(body)
+    if len(prompts) * sampling.n > MAX_CHOICES:
+        raise body.wrong("n", f"times the prompts are more than {MAX_CHOICES} answers")
+    all_text = body.flag("split_special_tokens") or False
+    for field in _OF_CHATS:
+        body.refuse(field, "none", "auto", [], {}, False, why="is for /v1/chat/completions")
+    return CompletionRequest(
+        model, prompts, sampling, echo, logprobs, guide, guide_field, all_text, passed_over(body)
+    )
+
+
+def _template_variables(body: Fields) -> Mapping[str, Any]:
+    variables = body.inner("chat_template_kwargs")
+    found = dict(variables.raw_all()) if variables is not None else {}
+    for field in ("messages", "tools", "add_generation_prompt", "continue_final_message"):
+        if field in found:
+            raise wrong(f"chat_template_kwargs.{field}", "has a field of its own")
+    for field in ("self", "most"):
+        if field in found:
+            raise wrong(f"chat_template_kwargs.{field}", "is no variable of chat templates")
+    for field in ("reasoning_effort", "verbosity"):
+        word = body.text(field, longest=64)
+        if word is not None:
+            found[field] = word
+    if (thinking := body.flag("enable_thinking")) is not None:
+        found["enable_thinking"] = thinking
+    return found
+
+
+def _prompts(body: Fields) -> tuple[str | tuple[int, ...], ...]:
+    value = body.raw("prompt")
+    if isinstance(value, str):
+        return (_text(value, "prompt"),)
+    if value is None:
+        raise body.wrong("prompt", "is required")
+    if not isinstance(value, list):
+        raise body.wrong("prompt", f"must be a text, a list of texts, or token ids, not {kind_of(value)}")
+    if not value:
+        raise body.wrong("prompt", "is empty")
+    if integers(value):
+        return (_ids(value, "prompt"),)
+    if len(value) > MAX_PROMPTS:
+        raise body.wrong("prompt", f"has {len(value)} items, {MAX_PROMPTS} are possible")
+    return tuple(
+        _ids(item, f"prompt[{number}]") if isinstance(item, list) else _text(item, f"prompt[{number}]")
+        for number, item in enumerate(value)
+    )
+
+
+def _text(value: object, name: str) -> str:
+    text = text_of(value, name, MAX_PROMPT_TEXT)
+    if not text:
+        raise wrong(name, "is empty")
+    return text
+
+
+def _ids(value: list[Any], name: str) -> tuple[int, ...]:
+    if not value:
+        raise wrong(name, "is empty")
+    if len(value) > MAX_PROMPT_TOKENS:
+        raise wrong(name, f"has {len(value)} token ids, {MAX_PROMPT_TOKENS} are possible")
+    if not integers(value):
+        raise wrong(name, "must hold token ids, which are whole numbers")
+    return tuple(value)

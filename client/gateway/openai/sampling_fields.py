@@ -1,0 +1,126 @@
+"""Fields that chat and text completions share: sampling, length, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...params import GenerateOptions
+from .fields import Fields, integer_of
+from .known_fields import check_known, passed_over
+
+MAX_CHOICES = 32
+"""Answers of one request, over all its prompts."""
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
+_SEED = 2**63
+_UNLIMITED = 2**31 - 1
+_LENGTHS = ("n_predict", "num_predict", "max_new_tokens")
+"""What llama.cpp, Ollama and transformers call ``max_tokens``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """``usage``: a last chunk tells it; ``continuous``: every chunk does."""
+
+    usage: bool = False
+    continuous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """``options``: for ``AsyncSwarmModel.stream``, without ``max_new_tokens`` and ``seed``, which depend on
+    the prompt and on the number of the choice. ``max_tokens``: None where the request names none;
+    ``length_field``: how it calls it. ``streaming``: None for one answer in one piece."""
+
+    options: GenerateOptions
+    n: int = 1
+    seed: int | None = None
+    max_tokens: int | None = None
+    length_field: str = "max_tokens"
+    streaming: Streaming | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
+    """``length_fields``: the names of ``max_tokens`` there; two that differ are wrong."""
+    check_known(body)
+    options: GenerateOptions = {
+        "temperature": _or(body.number("temperature", 0, 2), 1.0),
+        # 0 means as little as possible there: the most likely token alone
+        "top_p": _or(body.number("top_p", 0, 1), 1.0) or 1e-9,
+        "top_k": max(0, body.integer("top_k", -1, _UNLIMITED) or 0),
+        "min_p": _or(body.number("min_p", 0, 1), 0.0),
+        "frequency_penalty": _or(body.number("frequency_penalty", -2, 2), 0.0),
+        "presence_penalty": _or(body.number("presence_penalty", -2, 2), 0.0),
+        "repetition_penalty": _or(_either(body, "repetition_penalty", "repeat_penalty"), 1.0),
+        "stop": body.texts("stop", most=MAX_STOPS, longest=MAX_STOP_LENGTH) if body.raw("stop") != "" else (),
+        "ignore_eos": body.flag("ignore_eos") or False,
+    }
+    if "" in options["stop"]:
+        raise body.wrong("stop", "holds an empty text")
+    lengths = {name: length for name in (*length_fields, *_LENGTHS) if (length := _length(body, name))}
+    if len(set(lengths.values())) > 1:
+        first, second = list(lengths)[:2]
+        raise body.wrong(first, f"differs from {second}; give one of them")
+    length_field = next(iter(lengths), "max_tokens")
+    return Sampling(
+        options,
+        n=body.integer("n", 1, MAX_CHOICES) or 1,
+        seed=body.integer("seed", -_SEED, _SEED - 1),
+        max_tokens=lengths.get(length_field),
+        length_field=length_field,
+        streaming=_streaming(body),
+        logit_bias=_logit_bias(body),
+    )
+
+
+def _length(body: Fields, name: str) -> int | None:
+    """-1 names none, as in llama.cpp's server and LM Studio, under the names that those know."""
+    named = body.raw(name) != -1 or name == "max_completion_tokens"
+    return body.integer(name, 1, _UNLIMITED) if named else None
+
+
+def _either(body: Fields, name: str, other: str) -> float | None:
+    """A factor by one of its names."""
+    values = [value for each in (name, other) if (value := body.number(each, 0.01, 100)) is not None]
+    if len(set(values)) > 1:
+        raise body.wrong(name, f"differs from {other}; give one of them")
+    return values[0] if values else None
+
+
+def _streaming(body: Fields) -> Streaming | None:
+    on = body.flag("stream") or False
+    options = body.inner("stream_options")
+    if options is None:
+        return Streaming() if on else None
+    options.flag("include_obfuscation")  # padding against onlookers who count bytes: optional by its meaning
+    usage = options.flag("include_usage") or False
+    continuous = options.flag("continuous_usage_stats") or False
+    passed_over(options)
+    if not on:
+        return None  # an answer in one piece always tells its usage
+    return Streaming(usage=usage, continuous=usage and continuous)
+
+
+def _logit_bias(body: Fields) -> dict[int, float]:
+    biases = body.inner("logit_bias")
+    if biases is None:
+        return {}
+    found: dict[int, float] = {}
+    words = biases.raw_all()
+    if len(words) > MAX_BIASES:
+        raise body.wrong("logit_bias", f"has {len(words)} entries, {MAX_BIASES} are possible")
+    for word in words:
+        if not word.isascii() or not word.isdecimal() or len(word) > 9:
+            raise body.wrong("logit_bias", "its keys must be token ids")
+        bias = biases.number(word, -100, 100)
+        if bias is not None:
+            found[integer_of(int(word), "logit_bias", 0, 10**9)] = bias
+    return found
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

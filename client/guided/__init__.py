@@ -1,0 +1,1 @@
+"""Answers held to a schema, an expression or a grammar. Knows no transport."""

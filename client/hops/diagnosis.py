@@ -1,0 +1,112 @@
+"""What is wrong with a route: which hops are gone, which edges between living hops, and who says nonsense.
+
+What a hop says of its neighbour is a hint. Whether that neighbour lives, the client's own link to it tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ...swarm.codecs import activations
+from ...swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, StreamClosedError, SwarmError
+from .hop import HopClient, HopFailedError
+
+REFUSED_INPUT = frozenset(
+    {
+        ErrorCode.BAD_TENSOR,
+        ErrorCode.BAD_STEP,
+        ErrorCode.CONTEXT_EXCEEDED,
+        ErrorCode.OVERLOADED,  # who feeds may send more than was asked for
+        ErrorCode.DEADLINE,  # and say that it is urgent
+    }
+)
+"""Codes of steps whose sender may be at fault."""
+MISCOUNTED = frozenset({ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
+"""Of these those that may come of what was sent before."""
+
+
+class EdgeFailedError(NetworkError):
+    """Two living hops of a chain, ``number - 1`` and ``number`` of the route, do not work together."""
+
+    def __init__(self, number: int, cause: SwarmError) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.number = number
+        self.cause = cause
+
+
+@dataclass(slots=True)
+class Diagnosis:
+    """By place in the route: hops that are lost, hops whose sessions are of no use any more, and edges (named
+    by the hop they lead to) that are lost."""
+
+    lost: dict[int, SwarmError] = field(default_factory=dict)
+    spoilt: dict[int, SwarmError] = field(default_factory=dict)
+    edges: dict[int, SwarmError] = field(default_factory=dict)
+
+    def worst(self, hops: Sequence[HopClient]) -> HopFailedError | EdgeFailedError:
+        """Nonsense before loss, loss before edges."""
+        by_gravity = sorted(
+            self.lost, key=lambda number: not isinstance(self.lost[number], RemoteProtocolError)
+        )
+        if by_gravity:
+            return HopFailedError(hops[by_gravity[0]].peer_id, self.lost[by_gravity[0]])
+        for number, cause in self.edges.items():
+            return EdgeFailedError(number, cause)
+        return HopFailedError(hops[0].peer_id, StreamClosedError("the route ended for no reason it told"))
+
+
+async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
+    """Look at every hop; where they say that a neighbour is lost, ask that neighbour itself."""
+    found = Diagnosis()
+    suspects: set[int] = set()
+    for number, hop in enumerate(hops):
+        if hop.upstream_lost is not None and number and hop.upstream == hops[number - 1].peer_id:
+            found.edges[number] = hop.upstream_lost
+            suspects |= {number - 1, number}
+        after = hops[number + 1] if number + 1 < len(hops) else None
+        if hop.downstream_lost is not None and after is not None and hop.lost_downstream == after.session:
+            found.edges[number + 1] = hop.downstream_lost
+            suspects |= {number, number + 1}
+        if hop.stalled is not None:
+            for edge in range(1, len(hops)):
+                if hops[edge].listener is hop.listener is hops[edge - 1].listener:
+                    found.edges[edge] = hop.stalled
+        if hop.step_error is not None:
+            _judge(hops, number, hidden_size, found)
+    asked = [hops[number].link.check() for number in sorted(suspects) if hops[number].failure is None]
+    await asyncio.gather(*asked)
+    for number, hop in enumerate(hops):
+        if hop.failure is not None:
+            found.lost[number] = hop.failure
+    for number in list(found.edges):
+        if number in found.lost or number - 1 in found.lost:
+            del found.edges[number]
+    return found
+
+
+def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diagnosis) -> None:
+    """A hop could not take a step. Input that came from another hop may be to blame: where the client carried
+    it, its bytes tell; elsewhere it has to be carried to see. A session that another hop has fed counts
+    as that hop made it count: a new one will show who is to blame."""
+    hop = hops[number]
+    error = hop.step_error
+    if error is None:
+        return
+    if number and hop.step_error_code in REFUSED_INPUT:
+        if hop.upstream:
+            found.edges[number] = error
+            return
+        if hop.step_error_code is ErrorCode.BAD_TENSOR:
+            awaited = hop.listener.awaited_payload if hop.listener is not None else None
+            try:
+                if awaited is not None:
+                    activations.decode(hop.codec, awaited[0], awaited[1], hidden_size)
+            except RemoteProtocolError as damaged:
+                found.lost[number - 1] = damaged
+                return
+        elif hop.was_fed and hop.step_error_code in MISCOUNTED:
+            found.spoilt[number] = error
+            return
+    found.lost[number] = error

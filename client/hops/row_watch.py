@@ -1,0 +1,150 @@
+"""Rows that no model computes, told from those that one may: for hops that lie or are broken.
+
+Rows that come to this client are looked at, cheaply and with bounds so wide that an honest row never meets
+them. This cannot show that a row is right: only computing it again can.
+
+- Magnitude: the root mean square of a row, beside that of the model's embeddings. A model's blocks add to
+  what comes in, so that rows grow from block to block; some tokens' rows are thousands of times larger.
+- Echo: a row that leaves the blocks as it came in.
+- Repetition: one row for two positions whose inputs differ.
+
+Blame must be certain. So a row is held against a hop only if what it was sent does not explain it, and the
+last two are looked at only where the input is this client's own: another hop could send rows in which what
+an honest one adds is lost in rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ...swarm.codecs import activations
+from ...swarm.codecs.magnitudes import SMALLEST_MAGNITUDE, magnitudes
+from ...swarm.errors import ErrorCode, RemoteProtocolError
+from ...swarm.fairness.recent import RecentMap
+from ...swarm.protocol.wire import Payload
+
+MOST_GROWTH = 2.0**24
+"""Root mean square of a row, in those of the embeddings. Some of SmolLM2's reach 2^14, and the largest that
+are known of other models 2^17."""
+LEAST_GROWTH = 2.0**-16
+"""The same of the smallest row. Blocks add to a row, which hardly makes it smaller: the smallest of SmolLM2
+has ten times the root mean square of its embeddings."""
+EXPLAINED = 2.0**8
+"""A row up to so many times as large as the hop's input may not be of its making: what is told of an int8 row
+is its magnitude, or up to sqrt(hidden) times as much."""
+EXPLAINED_SMALL = 2.0**-10
+"""A row of this part of the hop's input, or more, may not be of its making either."""
+ECHO_BLOCKS = 4
+"""Fewer blocks may be without effect: models are made larger by blocks that do nothing yet."""
+REMEMBERED = 32
+"""Rows of a session that later ones are compared with."""
+SAMPLED = 256
+"""Tokens whose embeddings tell what is usual."""
+UNLIKE = 0.25
+"""Part of an input's largest value by which another must differ to count as another: tokens that were never
+trained have nearly the same embedding."""
+
+
+class RowWatch:
+    """The rows of one run of hops. ``blocks``: how many they compute; ``own_input``: it is this client that
+    feeds them embeddings, and not another hop; ``embedding_rms``: root mean square of the model's usual
+    embedding, 0 where it is not known; magnitudes are not looked at then."""
+
+    def __init__(self, hidden_size: int, blocks: int, *, own_input: bool, embedding_rms: float) -> None:
+        self._hidden = hidden_size
+        self._own_input = own_input
+        self._echo = own_input and blocks >= ECHO_BLOCKS
+        known = embedding_rms > 0
+        self._least = max(embedding_rms * LEAST_GROWTH, SMALLEST_MAGNITUDE) if known else -math.inf
+        self._most = embedding_rms * MOST_GROWTH if known else math.inf
+        # By a row's hash: its position, and its input.
+        self._seen: RecentMap[int, tuple[int, bytes]] = RecentMap(REMEMBERED)
+
+    def check(
+        self,
+        name: str,
+        codec: str,
+        sent: Payload,
+        tokens: int,
+        reply_codec: str,
+        rows: Payload,
+        position: int,
+    ) -> None:
+        """``rows``: the last of the ``tokens`` that were ``sent``, the first at ``position``; both of the
+        right size. Raises RemoteProtocolError for a row that cannot be."""
+        hidden = self._hidden
+        size = activations.payload_bytes(reply_codec, 1, hidden)
+        count = len(rows) // size
+        if not count:
+            return
+        first = tokens - count  # of the inputs
+        sizes = magnitudes(reply_codec, rows, count, hidden)
+        for index, magnitude in enumerate(sizes):
+            if not self._least < magnitude <= self._most:
+                self._judge(name, magnitude, codec, self._input(codec, sent, first + index), position + index)
+        if self._own_input:
+            for index in range(max(0, count - REMEMBERED), count):
+                row = bytes(memoryview(rows)[index * size : (index + 1) * size])
+                came = bytes(self._input(codec, sent, first + index))
+                self._compare(name, codec, came, reply_codec, row, position + index)
+
+    def _input(self, codec: str, sent: Payload, index: int) -> memoryview:
+        size = activations.payload_bytes(codec, 1, self._hidden)
+        return memoryview(sent)[index * size : (index + 1) * size]
+
+    def _judge(self, name: str, magnitude: float, codec: str, came: memoryview, position: int) -> None:
+        """A row is out of bounds: raises unless what came in was so, too. What is not finite is refused where
+        it is decoded, and is certainly of its sender's making."""
+        if not math.isfinite(magnitude):
+            return
+        (before,) = magnitudes(codec, came, 1, self._hidden)
+        if magnitude <= self._least:
+            if magnitude >= before * EXPLAINED_SMALL:
+                return
+            what = "nothing but zeros"
+            if magnitude > SMALLEST_MAGNITUDE:
+                what = f"next to nothing (rms {magnitude:.3g})"
+        elif magnitude <= EXPLAINED * before:
+            return
+        else:
+            what = f"values larger than any model's (rms {magnitude:.3g})"
+        raise impossible(f"{name}: the row of position {position} holds {what}")
+
+    def _compare(
+        self, name: str, codec: str, came: bytes, reply_codec: str, row: bytes, position: int
+    ) -> None:
+        if self._echo and codec == reply_codec and self._is_echo(codec, came, row):
+            raise impossible(f"{name}: the row of position {position} is what was sent, not computed")
+        key = hash(row)
+        known = self._seen.get(key)
+        if known is not None and known[0] != position and self._differ(codec, known[1], came):
+            raise impossible(f"{name}: the rows of positions {known[0]} and {position} are one and the same")
+        self._seen[key] = position, came
+
+    def _is_echo(self, codec: str, came: bytes, row: bytes) -> bool:
+        """Whether two rows hold the same values. Of an int8 row all but the scale counts, whose last bit may
+        change when a row is encoded again."""
+        skipped = 4 if codec == "int8" else 0
+        if memoryview(came)[skipped:] != memoryview(row)[skipped:]:  # honest ones differ in the first bytes
+            return False
+        # Nothing comes of nothing: blocks without biases leave a row of zeros as it is.
+        return magnitudes(codec, came, 1, self._hidden)[0] > SMALLEST_MAGNITUDE
+
+    def _differ(self, codec: str, one: bytes, other: bytes) -> bool:
+        if one == other:
+            return False
+        a, b = (activations.decode(codec, row, 1, self._hidden) for row in (one, other))
+        return bool((a - b).abs().max() > UNLIKE * a.abs().max())
+
+
+def impossible(message: str) -> RemoteProtocolError:
+    return RemoteProtocolError(message, code=ErrorCode.BAD_TENSOR)
+
+
+def usual_embedding_rms(embed: Callable[[Sequence[int]], Tensor], vocab_size: int) -> float:
+    """The median root mean square of embeddings, of tokens from all over the vocabulary."""
+    rows = embed(range(0, vocab_size, max(1, vocab_size // SAMPLED)))  # (tokens, hidden)
+    return float(rows.float().square().mean(dim=1).sqrt().median()) if len(rows) else 0.0

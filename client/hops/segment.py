@@ -1,0 +1,355 @@
+"""Hops chained one to the next: steps go in at the first, results come out of the last.
+
+Steps may be sent ahead of their results, which come back in order. A hop that nobody chains is a segment of
+its own, and the client carries what it says to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from time import perf_counter
+from typing import Protocol
+
+from ...swarm.codecs.activations import payload_bytes
+from ...swarm.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    NetworkError,
+    PeerLateError,
+    PeerMuteError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    SwarmError,
+)
+from ...swarm.protocol.messages import Progress, Result, Step, Want
+from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
+from ...swarm.protocol.wire import Payload
+from ...swarm.timeouts import transit_within_s
+from ...swarm.types import Hop
+from .hop import HopClient, StepTold
+from .row_watch import RowWatch
+from .trace import ChainTrace
+
+IN_FLIGHT_BYTES = 1024 * 1024
+"""Payload that one session has under way to a node: what a prefill may put before other sessions' decode
+steps on a link, and enough to fill a line of 100 Mbit/s with a round trip of 80 ms."""
+STEPS_IN_FLIGHT = 2
+"""So many steps a hop may be under way whatever their size: one that computes and one that waits."""
+
+
+class BrokenError(NetworkError):
+    """A hop is in trouble: look at all of them to see which, and what it is."""
+
+    def __init__(self) -> None:
+        super().__init__("the route is broken")
+
+
+class Patient(Protocol):
+    """Who decides how long hops are waited for that say they work: ``doubts.Doubts``."""
+
+    def within_s(self, expected_s: float, queue_s: float) -> float:
+        """Seconds for which a hop may show no progress before ``leave`` is asked."""
+
+    def leave(self, hop: Hop) -> bool:
+        """Whether to go elsewhere."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A step whose result is still to come. ``payload`` is kept to find out who is to blame for a bad one."""
+
+    step: int
+    position: int
+    tokens: int
+    want: Want
+    hold: bool
+    payload: Payload
+    at: float
+    decoding: bool
+
+
+class Segment:
+    """A run of open hops between two places where the client takes part; a ``hop.Listener`` of them all.
+
+    All that goes wrong raises BrokenError and is written at the hop concerned. ``rows`` looks at those that
+    come out, ``doubts`` at hops that may only be slow.
+    """
+
+    def __init__(
+        self,
+        hops: Sequence[HopClient],
+        hidden_size: int,
+        rows: RowWatch | None = None,
+        doubts: Patient | None = None,
+    ) -> None:
+        self.hops = tuple(hops)
+        self.first, self.last = self.hops[0], self.hops[-1]
+        self.trace = ChainTrace(tuple(hop.peer_id for hop in hops))
+        self.slowest_wire_s = 0.0  # of a decode step, since somebody set it back
+        self._hidden_size = hidden_size
+        self._rows = rows
+        self._sent: deque[_Sent] = deque()
+        self._inbox: deque[Result] = deque()
+        self._in_flight = 0  # bytes of payload
+        self._doubts = doubts
+        self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s, self._doubt_within_s)
+        self._queue_s = 0.0  # that the hop which told last says of its steps
+        self._broken = any(hop.troubled for hop in hops)
+        self._waiter: asyncio.Future[None] | None = None  # of who receives
+        self._room: asyncio.Future[None] | None = None  # of who waits to send
+        for hop in hops:
+            hop.listener = self
+
+    @property
+    def is_chain(self) -> bool:
+        return len(self.hops) > 1
+
+    @property
+    def codec(self) -> str:
+        """Of what goes in."""
+        return self.first.codec
+
+    @property
+    def reply_codec(self) -> str:
+        """Of what comes out."""
+        return self.last.reply_codec
+
+    @property
+    def awaited_payload(self) -> tuple[Payload, int] | None:
+        """The payload and token count of the oldest step without a result: what an error is about."""
+        return (self._sent[0].payload, self._sent[0].tokens) if self._sent else None
+
+    @property
+    def awaited(self) -> int:
+        """Steps without a result."""
+        return len(self._sent)
+
+    def post(
+        self,
+        step: int,
+        payload: Payload,
+        tokens: int,
+        position: int,
+        want: Want,
+        *,
+        decoding: bool = False,
+        hold: bool = False,
+    ) -> None:
+        """Send a step of ``tokens`` encoded tokens. Never waits; who sends many awaits ``room`` before."""
+        if self._broken:
+            raise BrokenError
+        first = self.first
+        message = Step(first.session, step, position, tokens, want, first.deadline_ms, hold, payload=payload)
+        try:
+            first.link.post(message)
+        except LocalProtocolError:
+            raise  # a fault of this process: no other hop would help
+        except SwarmError as error:
+            first.end(error)
+            raise BrokenError from error
+        self._sent.append(_Sent(step, position, tokens, want, hold, payload, perf_counter(), decoding))
+        self._in_flight += len(payload)
+        for hop in self.hops:
+            hop.link.watch()
+
+    async def room(self, size: int) -> None:
+        """Wait until a step of ``size`` bytes may be sent: every hop has one to compute and one that waits,
+        and the line is full. One task at a time."""
+        steps = STEPS_IN_FLIGHT * len(self.hops)
+        while len(self._sent) >= steps and self._in_flight + size > IN_FLIGHT_BYTES:
+            if self._broken:
+                raise BrokenError
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    async def receive(self) -> Result:
+        """The result of the oldest step that has none yet: of the right size, its values not decoded yet."""
+        while not self._inbox:
+            if self._broken:
+                raise BrokenError
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._broken and self._inbox[0].step != self._sent[0].step:
+            raise BrokenError  # a step was refused, and those behind it went on
+        result, sent = self._inbox.popleft(), self._sent.popleft()
+        now = perf_counter()
+        self._in_flight -= len(sent.payload)
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        try:
+            check_size(self.last, result, self._hidden_size)
+        except RemoteProtocolError as error:
+            self._sent.appendleft(sent)  # what it is about
+            self.last.end(error)  # whatever it was sent, it could count the rows that it made of it
+            raise BrokenError from error
+        if (problem := self._problem(result, sent) or self._oddity(result, sent)) is not None:
+            self._sent.appendleft(sent)
+            self._mismatch(problem)
+            raise BrokenError from problem
+        self._account(result, sent, now)
+        return result
+
+    # What the hops tell.
+
+    @property
+    def _oldest(self) -> _Sent | None:
+        """The oldest step whose result has not come. Those in the inbox have, and wait for their turn."""
+        return self._sent[len(self._inbox)] if len(self._sent) > len(self._inbox) else None
+
+    @property
+    def waiting_since(self) -> float | None:
+        oldest = self._oldest
+        return oldest.at if oldest is not None else None
+
+    def question(self, hop: HopClient) -> StepTold | None:
+        asked = self._oldest
+        if asked is None:
+            return None
+
+        def told(progress: Progress, queue_s: float) -> None:
+            if self._oldest is not asked or self._broken:
+                return
+            self._queue_s = queue_s
+            number = self.hops.index(hop)
+            verdict = self._watch.heard(number, progress, asked.step, perf_counter(), tokens=asked.tokens)
+            if verdict is not None:
+                self._convict(verdict)
+
+        return told
+
+    def _convict(self, verdict: Verdict) -> None:
+        hop = self.hops[verdict.number]
+        text = f"{hop.link.name} answers PING, but {verdict.reason}"
+        match verdict.fault:
+            case Fault.MUTE:
+                hop.end(PeerMuteError(text))
+            case Fault.LATE:
+                hop.end(PeerTimeoutError(text))
+            case Fault.SLOW:
+                if self._doubts is not None and self._doubts.leave(hop.hop):
+                    hop.end(PeerLateError(text))
+            case Fault.LOST:
+                hop.upstream_lost = PeerTimeoutError(text)
+                self.trouble()
+
+    def _work_within_s(self, number: int) -> float:
+        oldest = self._oldest
+        return self.hops[number].work_within_s(oldest.tokens if oldest is not None else 1, self._queue_s)
+
+    def _doubt_within_s(self, number: int) -> float:
+        oldest = self._oldest
+        if self._doubts is None or oldest is None:
+            return inf
+        return self._doubts.within_s(self.hops[number].expected_s(oldest.tokens), self._queue_s)
+
+    def _transit_within_s(self, number: int) -> float:
+        before, hop = self.hops[number - 1], self.hops[number]
+        row = payload_bytes(hop.codec, 1, self._hidden_size)
+        size = row * sum(sent.tokens for sent in self._sent)
+        return transit_within_s(size, max(before.link.round_trip_s, hop.link.round_trip_s))
+
+    def take(self, hop: HopClient, result: Result) -> None:
+        if hop is not self.last:
+            hop.end(RemoteProtocolError(f"{hop.link.name} answers what it was to send on"))
+            return
+        if len(self._inbox) >= len(self._sent):
+            self._mismatch(
+                RemoteProtocolError(f"{hop.link.name}: RESULT of step {result.step}, and none is awaited")
+            )
+            return
+        self._inbox.append(result)
+        self._wake(self._waiter)
+
+    def trouble(self) -> None:
+        self._broken = True
+        self._wake(self._waiter)
+        self._wake(self._room)
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _mismatch(self, error: RemoteProtocolError) -> None:
+        """A result that fits no step of ours: of a hop that was sent our step, nonsense; of one that another
+        hop feeds, or has fed, it may be the right answer to a wrong step."""
+        if self.is_chain or self.last.was_fed:
+            self.last.doubt(error)
+        else:
+            self.last.end(error)
+
+    def _problem(self, result: Result, sent: _Sent) -> RemoteProtocolError | None:
+        rows = 0 if sent.hold else {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: sent.tokens}[sent.want]
+        name = self.last.link.name
+        if result.step != sent.step or result.tokens != rows:
+            return RemoteProtocolError(
+                f"{name}: RESULT of step {result.step} with {result.tokens} rows, "
+                f"not of step {sent.step} with {rows}"
+            )
+        if rows and result.position != sent.position + sent.tokens - rows:
+            return RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
+        return None
+
+    def _oddity(self, result: Result, sent: _Sent) -> RemoteProtocolError | None:
+        """What is wrong with rows that no model computes."""
+        if self._rows is None:
+            return None
+        name, codec, reply_codec = self.last.link.name, self.codec, self.reply_codec
+        try:
+            self._rows.check(
+                name, codec, sent.payload, sent.tokens, reply_codec, result.payload, result.position
+            )
+        except RemoteProtocolError as error:
+            return error
+        return None
+
+    def _account(self, result: Result, sent: _Sent, now: float) -> None:
+        """Each hop says what a step cost it, no more in all than it took; the rest is the chain's wire."""
+        hops, last = self.hops, self.last
+        spent: list[tuple[int, int, int]] = []
+        if len(result.spent) == len(hops) - 1:  # else somebody left something out: believe none of it
+            spent = [(queue, compute, codec) for queue, compute, codec, _ in result.spent]
+        spent.append((result.queue_us, result.compute_us, result.codec_us))
+        elapsed_s = now - sent.at
+        told_s = sum(map(sum, spent)) * 1e-6
+        unit_s = 1e-6 if told_s <= elapsed_s else 1e-6 * elapsed_s / told_s
+        for hop, (queue, compute, codec) in zip(hops[-len(spent) :], spent, strict=True):
+            phase = hop.trace.decode if sent.decoding else hop.trace.prefill
+            phase.queue_s += queue * unit_s
+            phase.compute_s += compute * unit_s
+            phase.codec_s += codec * unit_s
+        for hop in hops:
+            phase = hop.trace.decode if sent.decoding else hop.trace.prefill
+            phase.steps += 1
+            phase.tokens += sent.tokens
+            phase.bytes_sent += payload_bytes(hop.codec, sent.tokens, self._hidden_size)
+            phase.bytes_received += (
+                len(result.payload)
+                if hop is last
+                else payload_bytes(hop.reply_codec, sent.tokens, self._hidden_size)
+            )
+        whole = self.trace.decode if sent.decoding else self.trace.prefill
+        wire_s = max(0.0, elapsed_s - told_s)
+        if sent.decoding:
+            self.slowest_wire_s = max(self.slowest_wire_s, wire_s)
+        whole.steps += 1
+        whole.tokens += sent.tokens
+        whole.wire_s += wire_s
+        whole.bytes_sent += len(sent.payload)
+        whole.bytes_received += len(result.payload)
+        if hops[0] is last:
+            phase.wire_s += wire_s
+
+
+def check_size(hop: HopClient, result: Result, hidden_size: int) -> None:
+    """Raises RemoteProtocolError where a payload has not the size of its rows."""
+    size = payload_bytes(hop.reply_codec, result.tokens, hidden_size)
+    if len(result.payload) != size:
+        raise RemoteProtocolError(
+            f"{hop.link.name}: RESULT of {len(result.payload)} bytes; {result.tokens} rows take {size}",
+            code=ErrorCode.BAD_TENSOR,
+        )

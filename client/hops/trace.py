@@ -1,0 +1,264 @@
+"""Where the time of a generation went: per hop queue, compute and codec, per chain the wire; and on this
+side. What repairs have cost, and whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ...swarm.types import Span
+
+PASSED_OVER_TOLD = 8
+"""Peers passed over that are told one by one; there may be hundreds."""
+
+
+@dataclass(slots=True)
+class Phase:
+    """Sums over the steps of a prefill or of decoding at one hop, or on a chain of hops. Times in seconds.
+
+    ``queue_s`` and ``compute_s`` are the nodes' own measurements. ``codec_s`` is encoding and decoding on
+    both sides. ``wire_s`` is the rest of the time between sending a step and having its result: the
+    network, and event loops that were busy; 0 at a hop that is chained with others, since only the sum of
+    their ways can be measured. In a prefill hops work at the same time, so their times overlap.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    codec_s: float = 0.0
+    wire_s: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.queue_s + self.compute_s + self.codec_s + self.wire_s
+
+    def as_dict(self) -> dict[str, object]:
+        """Totals for JSON, times in milliseconds."""
+        times = {
+            name.replace("_s", "_ms"): round(getattr(self, name) * 1000, 4)
+            for name in ("queue_s", "compute_s", "codec_s", "wire_s")
+        }
+        counts = {name: getattr(self, name) for name in ("steps", "tokens", "bytes_sent", "bytes_received")}
+        return {**counts, **times}
+
+
+@dataclass(slots=True)
+class HopTrace:
+    """What one hop's session has cost so far; the session writes it."""
+
+    peer_id: str
+    span: Span
+    codec: str
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
+
+    def timings(self) -> HopTimings:
+        return HopTimings(self.peer_id, self.span, self.codec, replace(self.prefill), replace(self.decode))
+
+
+@dataclass(slots=True)
+class ChainTrace:
+    """What steps through a run of chained hops have cost so far, as the client sees it."""
+
+    peer_ids: tuple[str, ...]
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
+
+    def timings(self) -> ChainTimings:
+        return ChainTimings(self.peer_ids, replace(self.prefill), replace(self.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTimings:
+    """Hops that pass activations on to each other; one hop where the client carries them on both sides.
+
+    ``wire_s`` of the phases is all that the hops did not account for: the way to the first of them, between
+    them, and back from the last. ``bytes_sent`` and ``bytes_received`` are this client's.
+    """
+
+    peer_ids: tuple[str, ...]
+    prefill: Phase
+    decode: Phase
+
+    @property
+    def wire_ms_per_token(self) -> float:
+        """Milliseconds a decoded token spent on the way; a prompt token if none was decoded."""
+        phase = self.decode if self.decode.tokens else self.prefill
+        return phase.wire_s * 1000 / max(1, phase.tokens)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; ``wire_ms`` for one token."""
+        return {
+            "peer_ids": list(self.peer_ids),
+            "wire_ms": round(self.wire_ms_per_token, 4),
+            "prefill": _wire(self.prefill),
+            "decode": _wire(self.decode),
+        }
+
+
+def _wire(phase: Phase) -> dict[str, object]:
+    counts = {name: getattr(phase, name) for name in ("steps", "tokens", "bytes_sent", "bytes_received")}
+    return {**counts, "wire_ms": round(phase.wire_s * 1000, 4)}
+
+
+RepairKind = Literal["replay", "relay", "reopen", "planned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One repair of a route. ``lost``: peer ids of the hops that were replaced. ``seconds``: from when it was
+    noticed until tokens came again.
+
+    ``kind``: "replay", hops were replaced and fed from their neighbours' journals; "relay", an edge between
+    two hops goes through the client now; "reopen", another route was fed from the token ids; "planned", a
+    slow hop was replaced while it worked. ``replayed_tokens``: computed once more, at all hops together.
+    ``replayed_bytes_nodes`` and ``replayed_bytes_client``: activations that nodes, and the client, had to
+    send once more.
+    """
+
+    kind: RepairKind
+    lost: tuple[str, ...]
+    cause: str
+    seconds: float
+    replayed_tokens: int = 0
+    replayed_bytes_nodes: int = 0
+    replayed_bytes_client: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "kind": self.kind,
+            "lost": list(self.lost),
+            "cause": self.cause,
+            "seconds": round(self.seconds, 6),
+            "replayed_tokens": self.replayed_tokens,
+            "replayed_bytes_nodes": self.replayed_bytes_nodes,
+            "replayed_bytes_client": self.replayed_bytes_client,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A peer that was tried for a route and is in none, and why."""
+
+    peer_id: str
+    cause: str
+
+
+def passed_over_dict(peers: Sequence[PassedOver]) -> dict[str, object]:
+    """For JSON: how many, and the first of them."""
+    first = [{"peer_id": peer.peer_id, "cause": peer.cause} for peer in peers[:PASSED_OVER_TOLD]]
+    return {"count": len(peers), "first": first}
+
+
+@dataclass(frozen=True, slots=True)
+class HopTimings:
+    """One hop of a route and what it cost. ``codec`` is how activations travelled to it. ``bytes_sent`` and
+    ``bytes_received`` are what went into and out of it, whoever its neighbours are."""
+
+    peer_id: str
+    span: Span
+    codec: str
+    prefill: Phase
+    decode: Phase
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds a decoded token spent at this hop, and on the way unless it is chained with others; of
+        a prompt token if none was decoded."""
+        return self._per_token(self._phase.seconds)
+
+    @property
+    def bytes_sent(self) -> int:
+        return self.prefill.bytes_sent + self.decode.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self.prefill.bytes_received + self.decode.bytes_received
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON. ``blocks`` inclusive, as the command line writes them; ``ms_per_token`` and its four
+        parts for one decoded token (of the prompt where none was), ``prefill`` and ``decode`` totals."""
+        phase = self._phase
+        return {
+            "peer_id": self.peer_id,
+            "blocks": str(self.span),
+            "codec": self.codec,
+            "ms_per_token": round(self.ms_per_token, 4),
+            "queue_ms": round(self._per_token(phase.queue_s), 4),
+            "compute_ms": round(self._per_token(phase.compute_s), 4),
+            "codec_ms": round(self._per_token(phase.codec_s), 4),
+            "wire_ms": round(self._per_token(phase.wire_s), 4),
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "prefill": self.prefill.as_dict(),
+            "decode": self.decode.as_dict(),
+        }
+
+    @property
+    def _phase(self) -> Phase:
+        return self.decode if self.decode.tokens else self.prefill
+
+    def _per_token(self, seconds: float) -> float:
+        """Milliseconds."""
+        return seconds * 1000 / max(1, self._phase.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one generation as its client saw them.
+
+    ``route_s``: until the hops of the first route were open. ``prefill_s``: from then to the first token.
+    ``decode_s``: from the first token to the last. ``local_s``: the part of all this that embedding, head and
+    sampling took on this machine, waiting for other generations' included. ``repair_s``: the part lost to
+    hops that failed. ``cached_tokens``: the part of ``prompt_tokens`` that the hops held already.
+    """
+
+    route_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    local_s: float = 0.0
+    repair_s: float = 0.0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def first_token_s(self) -> float:
+        return self.route_s + self.prefill_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoding speed: tokens after the first over the time they took; 0 for a single token."""
+        return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 and self.decode_s > 0 else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        times = ("route_s", "prefill_s", "decode_s", "local_s", "repair_s", "first_token_s", "tokens_per_s")
+        counts = {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "new_tokens": self.new_tokens,
+        }
+        return {**{name: round(getattr(self, name), 6) for name in times}, **counts}
+
+
+@dataclass(frozen=True, slots=True)
+class Speculated:
+    """What drafts have brought: in ``passes`` through the route, after the prompt's, ``drafted`` tokens were
+    fed before they were chosen, of which ``accepted`` were. ``draft_s``: seconds that drafting took."""
+
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_s: float = 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "passes": self.passes,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "draft_s": round(self.draft_s, 6),
+        }

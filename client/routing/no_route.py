@@ -1,0 +1,97 @@
+"""Why there is no route, said as helpfully as what is known allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from ...dht.directory import Directory
+from ...shards.pieces.digest import what_differs
+from ...swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
+from ...swarm.names import digest_prefix
+from ...swarm.routing.best_route import NoRouteError
+from ...swarm.types import ModelRef, NodeInfo, NodeState
+
+_TOLD = 2
+"""Nodes that a line of progress names, and models of one name."""
+
+
+async def explain(
+    error: NoRouteError,
+    kv_tokens: int,
+    model: ModelRef,
+    directory: Directory,
+    causes: Mapping[str, SwarmError],
+    banned: AbstractSet[str],
+) -> SwarmError:
+    """The error to raise in place of ``error``. ``causes``: what peers failed of, by peer id."""
+    if not error.seen:
+        return await _absence(error, model, directory)
+    causes = {
+        node.peer_id: causes[node.peer_id]
+        for node in error.seen
+        if node.peer_id in banned and node.peer_id in causes
+    }
+    if not causes:
+        return error
+    text = "; ".join(f"…{peer_id[-6:]}: {cause.message}" for peer_id, cause in list(causes.items())[:2])
+    kinds = {type(cause) for cause in causes.values()}
+    if kinds == {ModelMismatchError}:
+        return ModelMismatchError(f"no route: {text}", hint=next(iter(causes.values())).hint)
+    if kinds == {BusyError}:
+        pause = min(cause.retry_after for cause in causes.values() if isinstance(cause, BusyError))
+        return BusyError(
+            f"every peer that could serve {kv_tokens} tokens is busy ({text})",
+            retry_after=pause,
+            hint="Try again later, or ask for fewer new tokens.",
+        )
+    return NoRouteError(
+        f"{error.message} Why they failed: {text}",
+        hint=error.hint,
+        missing=error.missing,
+        seen=error.seen,
+    )
+
+
+def nobody_opens(tried: int, cause: SwarmError) -> NetworkError:
+    """The error where many are announced, and of those that were tried none opens a session."""
+    return NetworkError(
+        f"{tried} peers are announced that do not serve; the last one: {cause.message}",
+        hint="Try again, or ask who runs the swarm; swarm-node status shows who is announced.",
+    )
+
+
+def who_loads(seen: Sequence[NodeInfo]) -> str:
+    """``…abc123 is loading 0-10 and …def456 is loading 11-20``; "" where nobody is."""
+    coming = sorted((node.span, node.peer_id) for node in seen if node.state is NodeState.JOINING)
+    told = [f"…{peer_id[-6:]} is loading {span}" for span, peer_id in coming[:_TOLD]]
+    if len(coming) > _TOLD:
+        told.append(f"{len(coming) - _TOLD} more are loading")
+    return " and ".join(told)
+
+
+async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) -> SwarmError:
+    """Nobody serves this model: say what is served instead."""
+    try:
+        models = [model for model in await directory.models() if model.digest != ours.digest]
+    except NetworkError:
+        return error
+    same = [model for model in models if model.name == ours.name]
+    if same:
+        digests = [model.digest for model in models]
+        names = " or ".join(f"{model.name}@{digest_prefix(model.digest, digests)}" for model in same[:_TOLD])
+        difference = what_differs(ours.parts, same[0].parts, "; ") if len(same) == 1 else ""
+        return ModelMismatchError(
+            f"nobody serves your {ours}; under that name another model is announced: {names}"
+            + (f" or {len(same) - _TOLD} more" if len(same) > _TOLD else difference),
+            hint=f"Use the same files as the nodes, or, if you trust who announces it, --model {names}",
+        )
+    if not models:
+        return error
+    names = ", ".join(str(model) for model in models[:4]) + (", …" if len(models) > 4 else "")
+    return NoRouteError(
+        f"nobody serves {ours}. The swarm serves: {names}.",
+        hint=error.hint,
+        missing=error.missing,
+        seen=(),
+    )

@@ -1,0 +1,154 @@
+"""Waiting for a route: for blocks that nobody serves, or for peers that are busy or failed a moment ago."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ...dht.directory import Directory
+from ...swarm.errors import BusyError
+from ...swarm.peer_health import PeerHealth
+from ...swarm.placement.demand import WantedModel
+from ...swarm.routing.best_route import NoRouteError
+from ...swarm.types import ModelRef, NodeInfo, Span
+from .announcements import Announcements
+from .bans import Failures
+from .demand import DemandTeller
+from .no_route import explain
+from .route_finder import Planned
+
+SNAPSHOT_S = 5.0
+"""Age up to which announcements are used as they are: new nodes need not be seen at once."""
+REPAIR_SNAPSHOT_S = 60.0
+"""The same after a failure: where nodes died, reads stall for seconds, and a replacement is mostly known. The
+life of an announcement."""
+POLL_S = 0.5
+"""Between looks at the directory while no route covers the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitLimits:
+    """Seconds to wait for a route: while blocks are ``missing``, while peers that ``failed`` a moment ago
+    are all that is in the way (they may be restarting), or ``busy`` ones."""
+
+    missing_s: float = 0.0
+    failed_s: float = 8.0
+    busy_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why there is no route yet; given to ``on_wait`` about twice a second. ``missing`` may be empty while
+    all that could serve are busy or failed lately."""
+
+    message: str
+    missing: tuple[Span, ...]
+    seen: tuple[NodeInfo, ...]
+    seconds_left: float
+
+
+OnWait = Callable[[Waiting], None]
+Search = Callable[[Sequence[NodeInfo], frozenset[str]], Planned]
+"""A route of these nodes, without the banned. Raises NoRouteError."""
+
+
+class RouteWait:
+    """Of one client. ``clock`` and ``sleep`` in seconds. ``demand`` is told while there is no route."""
+
+    def __init__(
+        self,
+        model: ModelRef,
+        directory: Directory,
+        announcements: Announcements,
+        *,
+        health: PeerHealth,
+        failures: Failures,
+        demand: DemandTeller | None,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._model = model
+        self._wanted = WantedModel(model.name, model.digest)
+        self._directory = directory
+        self._announcements = announcements
+        self._health = health
+        self._failures = failures
+        self._demand = demand
+        self._now = clock
+        self._sleep = sleep
+
+    async def first(
+        self,
+        search: Search,
+        *,
+        kv_tokens: int,
+        began: float | None,
+        limits: WaitLimits | None,
+        on_wait: OnWait | None,
+        max_age_s: float,
+    ) -> Planned:
+        """The first route that ``search`` finds. ``began``: since when the caller waits (None: now).
+        ``max_age_s``: of announcements that are searched without a look at the directory first.
+
+        Raises NoRouteError, BusyError or ModelMismatchError, whichever explains best why there is none.
+        """
+        began = self._now() if began is None else began
+        limits = limits or WaitLimits()
+        self._announcements.refresh_after(SNAPSHOT_S)
+        fresh = False
+        while True:
+            nodes = await self._announcements.within(0.0 if fresh else max_age_s)
+            try:
+                planned = search(nodes, self._health.banned(self._now()))
+            except NoRouteError as error:
+                problem = error
+            else:
+                if self._demand is not None:
+                    self._demand.found(self._wanted)
+                return planned
+            if not fresh:
+                fresh = True
+                continue
+            if self._demand is not None:
+                self._demand.miss(self._wanted)
+            now = self._now()
+            barred = self._failures.barred(now)
+            if limits.missing_s and barred != self._health.banned(now):
+                with suppress(NoRouteError):
+                    return search(nodes, barred)
+            limit, until = self._worth_waiting(nodes, search, began, limits)
+            patient = began + limits.missing_s  # who waits for missing blocks waits for anybody new
+            if until > limit > now and not limits.missing_s:
+                # Those that failed are banned for longer than anybody wants to wait: better them than nobody.
+                await self._sleep(min(POLL_S, limit - now))
+                with suppress(NoRouteError):
+                    return search(nodes, self._failures.hopeless(self._now()))
+            if now >= (patient if until > limit else limit):
+                raise await explain(
+                    problem,
+                    kv_tokens,
+                    self._model,
+                    self._directory,
+                    self._failures.causes,
+                    self._health.banned(now),
+                )
+            if on_wait is not None:
+                on_wait(Waiting(problem.message, problem.missing, problem.seen, limit - now))
+            await self._sleep(min(POLL_S, max(until, now + 0.01) - now, limit - now))
+
+    def _worth_waiting(
+        self, nodes: Sequence[NodeInfo], search: Search, began: float, limits: WaitLimits
+    ) -> tuple[float, float]:
+        """(until when waiting makes sense at most, when something may change at the earliest)."""
+        now = self._now()
+        try:
+            search(nodes, frozenset())
+        except NoRouteError:
+            return began + limits.missing_s, now
+        # Only bans are in the way.
+        banned = self._health.banned(now) & {node.peer_id for node in nodes}
+        busy = all(isinstance(self._failures.causes.get(peer_id), BusyError) for peer_id in banned)
+        release = self._health.next_release(now)
+        longest = max(limits.missing_s, limits.busy_s if busy else limits.failed_s)
+        return began + longest, now if release is None else release

@@ -1,0 +1,300 @@
+"""Routes for a client's sessions, and all that it learns of peers from them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from ...dht.directory import REFRESH_S, Directory
+from ...swarm.faults import Faults
+from ...swarm.peer_health import PeerHealth
+from ...swarm.routing.prediction import Prediction, decode_seconds, queue_seconds
+from ...swarm.routing.slow_hop import ChainSpent, HopSpent
+from ...swarm.types import ModelRef, NodeInfo, Route, Span
+from ..hops.hop import HopFailedError, TrialLostError
+from .announcements import Announcements
+from .bans import Failures, is_fault
+from .demand import DemandTeller
+from .evidence import Evidence, Standing
+from .link_table import LinkBook
+from .reserves import Reserves
+from .route_finder import Need, Planned, RouteFinder
+from .route_memory import Held
+from .route_wait import REPAIR_SNAPSHOT_S, SNAPSHOT_S, OnWait, RouteWait, WaitLimits
+from .slow_search import NOISE_S, SlowChain, SlowHop, SlowSearch
+
+LIE_FACTOR = 10.0
+"""A token that took so many times what was announced, and NOISE_S, was announced by a liar, or by one that
+has no time."""
+
+
+class Router:
+    """Plans routes for one model. Everything that is learned of peers goes in here: failures, round trips.
+
+    ``bytes_per_token``: activations of a token on the wire, one way. ``clock`` in seconds. ``demand`` is told
+    while there is no route. ``reserves``: who could serve besides those in use.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        model: ModelRef,
+        *,
+        bytes_per_token: int,
+        health: PeerHealth | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        salt: str | None = None,
+        demand: DemandTeller | None = None,
+    ) -> None:
+        self.model = model
+        self.health = health or PeerHealth()
+        self.now = clock
+        salt = secrets.token_hex(8) if salt is None else salt
+        self._bytes_per_token = bytes_per_token
+        self._failures = Failures(self.health, random.Random(salt))
+        self._book = LinkBook()
+        self._faults = Faults("routing")
+        self._evidence = Evidence(salt)
+        self._slow = SlowSearch(self._evidence, bytes_per_token)
+        self._announcements = Announcements(
+            directory, model, clock=clock, faults=self._faults, on_read=self._saw
+        )
+        self._finder = RouteFinder(
+            model,
+            bytes_per_token,
+            evidence=self._evidence,
+            links=self._book,
+            slow=self._slow,
+            faults=self._faults,
+            salt=salt,
+            clock=clock,
+        )
+        self.reserves = Reserves(
+            model.n_blocks,
+            self._announcements,
+            finder=self._finder,
+            evidence=self._evidence,
+            slow=self._slow,
+            health=self.health,
+            clock=clock,
+        )
+        self._wait = RouteWait(
+            model,
+            directory,
+            self._announcements,
+            health=self.health,
+            failures=self._failures,
+            demand=demand,
+            clock=clock,
+            sleep=sleep,
+        )
+
+    async def plan(
+        self,
+        need: Need,
+        *,
+        began: float | None = None,
+        limits: WaitLimits | None = None,
+        on_wait: OnWait | None = None,
+        held: Held | None = None,
+    ) -> Planned:
+        """A route for ``need``. Waits for one as ``limits`` say, counted from ``began`` (default: now).
+
+        ``held``, a route that need not be fed all of the prompt, is taken where that makes it the cheapest.
+
+        Raises NoRouteError, BusyError or ModelMismatchError, whichever explains best why there is none.
+        """
+
+        def search(nodes: Sequence[NodeInfo], banned: frozenset[str]) -> Planned:
+            return self._finder.search(nodes, self._finder.request(need, banned), held)
+
+        max_age_s = REPAIR_SNAPSHOT_S if self._announcements.is_reading else SNAPSHOT_S
+        self._finder.begin_plan()
+        return await self._wait.first(
+            search, kv_tokens=need.kv_tokens, began=began, limits=limits, on_wait=on_wait, max_age_s=max_age_s
+        )
+
+    async def plan_gap(
+        self,
+        need: Need,
+        gap: Span,
+        *,
+        before: str | None,
+        after: str | None,
+        keep: frozenset[str],
+        cuts: Sequence[int] = (),
+        began: float | None = None,
+        limits: WaitLimits | None = None,
+        on_wait: OnWait | None = None,
+    ) -> Planned:
+        """Hops for exactly the blocks ``gap``, between the peers ``before`` and ``after`` (None: the client).
+
+        ``keep``: peers that cannot be among them, because they stay in the route, or shall leave it.
+        ``cuts``: where the hops that were there had their borders, inside the gap; kept where that costs
+        little more. ``need.prompt_tokens`` is what must be replayed. Waits and raises as ``plan``.
+        """
+
+        def search(nodes: Sequence[NodeInfo], banned: frozenset[str]) -> Planned:
+            request = self._finder.request(need, banned | keep)
+            request = replace(request, start=gap.start, end=gap.end, cuts=tuple(cuts))
+            return self._finder.search(nodes, replace(request, before=before or "", after=after or ""))
+
+        self._finder.begin_plan()
+        return await self._wait.first(
+            search,
+            kv_tokens=need.kv_tokens,
+            began=began,
+            limits=limits,
+            on_wait=on_wait,
+            max_age_s=REPAIR_SNAPSHOT_S,
+        )
+
+    def failed(self, failure: HopFailedError) -> None:
+        """Keep away from a hop that failed, for as long as the reason suggests."""
+        self._note(failure)
+        self._announcements.unsettled()
+
+    def passed_by(self, failure: HopFailedError) -> None:
+        """As ``failed``, of a peer that no session was at: the swarm is no more unsettled than before."""
+        self._note(failure)
+
+    def _note(self, failure: HopFailedError) -> None:
+        if is_fault(failure.cause):
+            self._evidence.failed(failure.peer_id, self.now())
+        self._failures.failed(failure.peer_id, failure.cause, self._announcements.nodes, self.now())
+
+    def succeeded(self, peer_id: str) -> None:
+        """It has computed a part of an answer."""
+        self._evidence.served(peer_id, self.now())
+        self._failures.succeeded(peer_id)
+
+    def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float) -> None:
+        """What a step of so many tokens took there and back by our clock, on average."""
+        edges, size = self._book.edges(self._announcements.nodes, self.now()), self._bytes_per_token * tokens
+        way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
+        self._is_liar(peer_id, blocks, (step_s - way_s) / tokens)
+
+    def _is_liar(self, peer_id: str, blocks: int, token_s: float) -> bool:
+        """Whether a token took far longer at a peer than it says. It has to prove itself anew then; noise and
+        load are forgiven."""
+        node = self._announcements.of(peer_id)
+        if (
+            node is None
+            or token_s <= LIE_FACTOR * (queue_seconds(node) + blocks * decode_seconds(node)) + NOISE_S
+        ):
+            return False
+        self._evidence.doubted(peer_id, token_s / blocks, self.now())
+        return True
+
+    def answered(self, peer_id: str) -> None:
+        """It is there, and serves the model."""
+        self._evidence.answered(peer_id, self.now())
+
+    def is_stranger(self, peer_id: str) -> bool:
+        """It has not answered us lately."""
+        return self._evidence.standing(peer_id, self.now()) is Standing.STRANGER
+
+    def is_wary(self) -> bool:
+        """Somebody was found lately who is far slower than he says: there may be more of them."""
+        return self.now() < self._evidence.wary_until
+
+    def is_proven(self, peer_id: str) -> bool:
+        """It has computed for us lately."""
+        return self._evidence.standing(peer_id, self.now()) is Standing.PROVEN
+
+    def tried(self, peer_id: str, block_s: float, round_trip_s: float) -> None:
+        """It has come through a trial of all of its blocks; seconds for each of them, and of the way there
+        and back."""
+        self.answered(peer_id)
+        self._book.measured(peer_id, round_trip_s)
+        node = self._announcements.of(peer_id)
+        blocks = 1 if node is None else len(node.span)
+        if not self._is_liar(peer_id, blocks, blocks * block_s):
+            self._evidence.measured(peer_id, block_s, self.now())
+            self._evidence.proved(peer_id, self.now())
+            self._failures.succeeded(peer_id)
+
+    def failed_trial(self, failure: HopFailedError) -> None:
+        """It did not pass. One that was too slow may be busy, and is kept away from trials only."""
+        if isinstance(failure.cause, TrialLostError):
+            self._evidence.failed(failure.peer_id, self.now())
+        else:
+            self._note(failure)
+
+    def measured(self, peer_id: str, round_trip_s: float, *, bytes_per_s: float | None = None) -> None:
+        """A round trip to a peer, without the node's own work; and what a large payload got of the line."""
+        self._book.measured(peer_id, round_trip_s, bytes_per_s)
+
+    def chain_measured(self, peer_ids: Sequence[str], wire_s: float) -> None:
+        """What decode steps took on all ways of a chain of hops, from here and back: for the ways between
+        them, of which otherwise only the nodes tell."""
+        now = self.now()
+        edges = self._book.edges(self._announcements.nodes, now)
+        self._book.chain_measured(peer_ids, wire_s, self._bytes_per_token, edges, now)
+
+    def edge_failed(self, a: str, b: str) -> None:
+        """Two nodes that work cannot be chained: do not, for some time, longer with each failure in a row."""
+        self._book.edge_failed(a, b, self.now())
+
+    def edge_worked(self, a: str, b: str, rtt_s: float | None = None) -> None:
+        """Activations go from ``a`` to ``b``, whose round trip ``a`` says is ``rtt_s``."""
+        self._book.edge_worked(a, b, rtt_s, self.now())
+
+    def may_chain(self, a: str, b: str) -> bool:
+        return self._book.may_chain(a, b, self.now())
+
+    def predict(self, route: Route, need: Need) -> Prediction | None:
+        """What a whole route should cost by what is known now, such as its links once it is open; None when
+        one of its nodes is not announced any more."""
+        return self._finder.predict(route, self._announcements.nodes, need)
+
+    def find_slow(
+        self,
+        route: Route,
+        spent: Sequence[HopSpent],
+        chains: Sequence[ChainSpent],
+        tokens_to_come: int,
+        context: int,
+    ) -> SlowHop | SlowChain | None:
+        """A hop that pays to be replaced now; then plan for its blocks with it among ``keep``. Or a chain
+        whose hops have to be timed one by one.
+
+        ``spent`` and ``chains``: what decode steps took lately. ``context``: tokens to replay. May be asked
+        after every token: it looks now and then only.
+        """
+        with self._faults.survived():  # a generation goes on as it is
+            now = self.now()
+            self._announcements.refresh_after(REFRESH_S)  # so that a repair finds what it needs
+            if len(spent) != len(route.hops) or not self._slow.is_time(spent, now):
+                return None
+            need = Need(context + tokens_to_come, context, tokens_to_come)
+            banned = self.health.banned(now) | {hop.peer_id for hop in route.hops}
+            request = self._finder.request(need, banned)
+            predicted = self.predict(route, need)
+            if predicted is None:
+                return None
+            proven = self.reserves.proven()
+            return self._slow.find(
+                route,
+                predicted,
+                spent,
+                chains,
+                tokens_to_come,
+                edges=self._book.edges(self._announcements.nodes, now),
+                stand_in=lambda number: self._finder.stand_in(route, number, proven, request),
+                now=now,
+            )
+        return None
+
+    async def close(self) -> None:
+        """End what still reads the directory."""
+        await self._announcements.close()
+
+    def _saw(self, nodes: list[NodeInfo], now: float) -> None:
+        self._evidence.saw(nodes, now)
+        self._failures.look(nodes, now)

@@ -1,0 +1,151 @@
+"""How many failures a session puts up with, and what it does about them besides planning again.
+
+Failures of peers that have worked for this client count: many in a row, and something is wrong with what it
+asks. Failures of strangers cost nobody anything, so a few hundred of them must not end a request: others are
+asked side by side whether they are there, and time bounds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from ...swarm.errors import BusyError, LocalNetworkError, PeerLateError
+from ...swarm.types import Hop, Span
+from ..hops.hop import HopFailedError
+from ..routing.evidence import Standing
+from ..routing.no_route import nobody_opens
+from ..routing.reserves import Wanted
+from ..routing.route_finder import Need
+from ..routing.router import Router
+from .scout import MUTE_S, Scout
+
+MAX_OPENINGS = 32
+"""Routes, or hops for a gap, that proven peers fail to open before it is given up, apart from busy ones. Bans
+grow, so time usually ends it first."""
+MAX_FAILURES = 8
+"""Failures of proven peers without a token in between. A prompt that brings nodes down must not walk through
+the swarm."""
+MAX_STRANGE_FAILURES = 16
+"""The same of peers that never worked for this client: some may be there to fail, and a new client knows
+nobody."""
+WARY_S = 2.0
+"""For so long peers are put on trial before a route is opened, where too few are proven and liars were
+met."""
+STRANGERS_S = 30.0
+"""For so long, without a token in between, strangers are tried that open no session."""
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=Closeable)
+
+
+class Attempts:
+    """Of one session. ``passed_over``: peers that were tried in vain, and why."""
+
+    def __init__(self, router: Router, scout: Scout, need: Need) -> None:
+        self.passed_over: dict[str, str] = {}
+        self._router = router
+        self._scout = scout
+        self._need = need
+        self._openings = self._failures = self._strange = 0
+        self._since: float | None = None  # of strangers that do not open
+        self._lacking: Standing | None = None  # what others failed to be
+
+    def succeeded(self) -> None:
+        """Tokens come again."""
+        self._openings = self._failures = self._strange = 0
+        self._since = None
+
+    def failed(self, failure: HopFailedError, opening: bool) -> None:
+        """Tell the router. Raises what the peer failed of, or why nobody opens, when it was too much."""
+        proven = self._router.is_proven(failure.peer_id)
+        self._router.failed(failure)
+        if isinstance(failure.cause, LocalNetworkError):
+            return
+        self.passed_over[failure.peer_id] = failure.cause.message
+        if not opening and not proven:
+            self._lacking = Standing.PROVEN
+        if isinstance(failure.cause, BusyError) or (isinstance(failure.cause, PeerLateError) and not opening):
+            return  # it may only be slow, and was left for one that is there
+        if not opening:
+            self._failures += proven
+            self._strange += not proven
+        elif proven:
+            self._openings += 1
+        else:
+            self._lacking = self._lacking or Standing.ANSWERED
+            now = self._router.now()
+            self._since = now if self._since is None else self._since
+            if now - self._since > STRANGERS_S:
+                raise nobody_opens(len(self.passed_over), failure.cause) from failure
+        if (
+            self._failures >= MAX_FAILURES
+            or self._strange >= MAX_STRANGE_FAILURES
+            or self._openings >= MAX_OPENINGS
+        ):
+            raise failure.cause from failure
+
+    async def look_around(self, gap: Span | None = None) -> None:
+        """If strangers have failed: find out who is there, for the whole model or the blocks ``gap``; and who
+        works, if some were there and did not. For some seconds at most if liars were met lately."""
+        if self._lacking is not None:
+            least, self._lacking = self._lacking, None
+            self._note(await self._scout.meet(self._need, Wanted(gap, least=least)))
+        elif self._router.is_wary():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WARY_S):
+                    await self._scout.meet(self._need, Wanted(gap, least=Standing.PROVEN))
+
+    async def opened(
+        self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None
+    ) -> T:
+        """What ``opening``, of a route or of hops for the blocks ``gap``, gives. While some of ``hops`` are
+        mute others are asked, and preferred to them if they could do without. What opens too late for whoever
+        was cancelled is closed. Raises HopFailedError."""
+        task = asyncio.create_task(opening)
+        try:
+            strange = any(self._router.is_stranger(hop.peer_id) for hop in hops)
+            await asyncio.wait([task], timeout=MUTE_S if strange else self._scout.hedge_s)
+            if not task.done() and (mute := self._scout.mute(hops)):
+                await self._prefer_others(task, mute, gap)
+            return await task
+        except BaseException:
+            task.cancel()
+            task.add_done_callback(_close)  # it may be over already, or end well in spite of that
+            await asyncio.wait([task])
+            raise
+
+    async def _prefer_others(self, opening: asyncio.Task[T], mute: frozenset[str], gap: Span | None) -> None:
+        """Raises HopFailedError when others than the ``mute`` ones are there."""
+        wanted = Wanted(gap, mute)
+        meeting = asyncio.create_task(self._scout.meet(self._need, wanted))
+        try:
+            await asyncio.wait([opening, meeting], return_when=asyncio.FIRST_COMPLETED)
+            if not meeting.done():
+                return
+            self._note(meeting.result())
+        finally:
+            meeting.cancel()
+        if not opening.done() and not self._router.reserves.unmet(self._need, wanted):
+            first, *others = [
+                HopFailedError(peer_id, PeerLateError(f"peer {peer_id[-8:]} does not answer, and others do"))
+                for peer_id in sorted(mute)
+            ]
+            for failure in others:
+                self._router.passed_by(failure)
+            raise first
+
+    def _note(self, failures: list[HopFailedError]) -> None:
+        for failure in failures:
+            self.passed_over.setdefault(failure.peer_id, failure.cause.message)
+
+
+def _close(opening: asyncio.Task[T]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,184 @@
+"""Finding out who is there, before and beside what a user waits for.
+
+Where no route of peers that have answered can be had, strangers are dialled side by side, a few at first and
+more as those fail, until the ones that answered cover the model: hundreds of records of nobody cost as long
+as a few, and one that is silent holds up nobody. An answer is a connection and a right WELCOME. Where peers
+answered and then did not work, candidates are put on trial side by side in the same way.
+
+Beside what is under way, peers that have not worked for this client are put on trial, one at a time, and
+rarely once enough have passed: those become reserves, known to work before a hop is lost, and a newcomer that
+is honest is soon as good as the others. What a user waits for never depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...swarm.errors import PeerTimeoutError, SwarmError
+from ...swarm.links.pool import LinkPool
+from ...swarm.runtime.tasks import cancel_all
+from ...swarm.types import Hop, NodeInfo, Route
+from ..hops.hop import HopFailedError
+from ..routing.evidence import Standing
+from ..routing.reserves import Wanted
+from ..routing.route_finder import Need
+from ..routing.router import Router
+from .trial import try_peer
+
+AT_ONCE = 4
+"""Strangers asked side by side at first."""
+PATIENT = 4
+"""One more side by side for so many that were asked in vain."""
+MOST_AT_ONCE = 32
+"""Dials under way at most: what records of nobody, or of somebody else, can make this client do."""
+MUTE_S = 0.3
+"""One that has not answered for so long is waited for, but holds up nobody any more: twice the round trip of
+an antipode."""
+MEET_S = 20.0
+"""After so long strangers are not looked through any further."""
+TRIALS_S = 10.0
+"""Trials go on for so long after somebody was last at work."""
+TRIAL_PAUSE_S = 0.5
+"""Between two trials: each is a few steps of work for somebody, and some for this machine."""
+
+
+@dataclass(slots=True)
+class _Meeting:
+    task: asyncio.Task[list[HopFailedError]]
+    wanted: int = 0  # by so many sessions
+
+
+class Scout:
+    """One a client; its sessions share what it does. ``embed``: token ids to (tokens, hidden). ``close`` ends
+    it."""
+
+    def __init__(
+        self,
+        links: LinkPool,
+        router: Router,
+        embed: Callable[[Sequence[int]], Tensor],
+        wire_codec: str,
+    ) -> None:
+        self._links = links
+        self._router = router
+        self._embed = embed
+        self._wire_codec = wire_codec
+        self._trials: asyncio.Task[None] | None = None
+        self._until = 0.0  # when to end them, on perf_counter
+        self._meetings: dict[Wanted, _Meeting] = {}
+
+    async def meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
+        """Find out who is there, or with ``wanted.least`` PROVEN who works, until those who are could carry
+        ``need``, or nobody is left. Those that were asked in vain. Who wants the same shares one search."""
+        meeting = self._meetings.get(wanted)
+        if meeting is None:
+            task = asyncio.create_task(self._meet(need, wanted))
+            meeting = self._meetings[wanted] = _Meeting(task)
+        meeting.wanted += 1
+        try:
+            return await asyncio.shield(meeting.task)
+        finally:
+            meeting.wanted -= 1
+            if not meeting.wanted:
+                # At once: who comes while it is still ending must not wait for what is cancelled.
+                del self._meetings[wanted]
+                meeting.task.cancel()
+
+    def look(self, route: Route) -> None:
+        """Put peers on trial for some seconds if that is worth it; ``route`` is in use. Never waits."""
+        self._until = perf_counter() + TRIALS_S
+        if self._trials is None or self._trials.done():
+            self._trials = asyncio.create_task(self._try_some(route))
+
+    async def _try_some(self, route: Route) -> None:
+        while perf_counter() < self._until and (node := self._router.reserves.to_try(route)) is not None:
+            self._router.reserves.asked(node)
+            await self._try(node)
+            await asyncio.sleep(TRIAL_PAUSE_S)
+
+    async def _try(self, node: NodeInfo) -> HopFailedError | None:
+        """Whether a peer works; the router learns of it."""
+        with torch.inference_mode():
+            x = self._embed([0])  # (1, hidden)
+        try:
+            tried = await try_peer(self._links, node, x, self._wire_codec)
+        except HopFailedError as failure:
+            self._router.failed_trial(failure)
+            return failure
+        self._router.tried(node.peer_id, tried.block_s, tried.round_trip_s)
+        return None
+
+    async def close(self) -> None:
+        tasks: list[asyncio.Task[Any]] = [meeting.task for meeting in self._meetings.values()]
+        tasks += [] if self._trials is None else [self._trials]
+        await cancel_all(tasks)
+
+    def mute(self, hops: Sequence[Hop]) -> frozenset[str]:
+        """Those of ``hops`` to whom no link stands yet."""
+        return frozenset(hop.peer_id for hop in hops if not self._links.is_met(hop.peer_id))
+
+    @property
+    def hedge_s(self) -> float:
+        """How long one that is known may be mute before others are looked for."""
+        return self._links.patience.hedge_s
+
+    async def _meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
+        ask = self._try if wanted.least is Standing.PROVEN else self._ask
+        began = perf_counter()
+        asked = set(wanted.without)
+        failures: list[HopFailedError] = []
+        dials: dict[asyncio.Task[HopFailedError | None], float] = {}  # and since when
+        try:
+            while perf_counter() - began < MEET_S and self._router.reserves.unmet(need, wanted):
+                for node in self._next(need, wanted, asked, len(failures), list(dials.values())):
+                    asked.add(node.peer_id)
+                    self._router.reserves.asked(node)
+                    dials[asyncio.create_task(ask(node))] = perf_counter()
+                if not dials:
+                    break
+                done, _ = await asyncio.wait(dials, timeout=MUTE_S, return_when=asyncio.FIRST_COMPLETED)
+                for dial in done:
+                    del dials[dial]
+                    if (failure := dial.result()) is not None:
+                        failures.append(failure)
+        finally:
+            await cancel_all(dials)
+        return failures
+
+    def _next(
+        self, need: Need, wanted: Wanted, asked: set[str], in_vain: int, since: list[float]
+    ) -> list[NodeInfo]:
+        """Whom to dial now, besides those dialled ``since`` and still to answer."""
+        now = perf_counter()
+        mute = sum(now - at > MUTE_S for at in since)
+        at_once = min(MOST_AT_ONCE, AT_ONCE + (in_vain + mute) // PATIENT)
+        free = min(at_once - (len(since) - mute), MOST_AT_ONCE - len(since))
+        if free <= 0:
+            return []
+        candidates = self._router.reserves.to_meet(need, wanted)
+        return [node for node in candidates if node.peer_id not in asked][:free]
+
+    async def _ask(self, node: NodeInfo) -> HopFailedError | None:
+        """Whether a stranger is there; the router learns of it."""
+        try:
+            link = await self._links.get(node.peer_id, node.maddrs)
+            async with asyncio.timeout(self._links.patience.dial_s):
+                await asyncio.shield(link.welcome)
+        except TimeoutError:
+            error: SwarmError = PeerTimeoutError(f"peer {node.peer_id[-8:]} does not answer")
+        except SwarmError as caught:
+            error = caught
+        else:
+            self._router.answered(node.peer_id)
+            self._router.measured(node.peer_id, link.round_trip_s)
+            return None
+        failure = HopFailedError(node.peer_id, error)
+        self._router.passed_by(failure)
+        return failure

@@ -1,0 +1,73 @@
+"""A peer on trial: a short session with a few steps of one token, timed by this client's own clock.
+
+What it computes is the embedding of a token that nobody wrote. A trial costs the peer what a few decoded
+tokens do, and shows what no record can: that it opens, computes, and how fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+from torch import Tensor
+
+from ...swarm.codecs import activations
+from ...swarm.errors import NetworkError, SwarmError
+from ...swarm.links.pool import LinkPool
+from ...swarm.protocol.messages import Want
+from ...swarm.types import Hop, NodeInfo
+from ..hops.hop import HopClient, HopFailedError, Seat, SessionSettings, TrialLostError
+from ..hops.route_session import new_session
+from ..hops.segment import Segment
+from ..routing.reserves import TRIAL_TOKENS
+
+TRIAL_STEPS = 4
+"""The first may have to warm something up; of the others the median counts."""
+TRIAL_S = 3.0
+"""A trial is lost after so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Seconds: of a step at the peer for each of its blocks, and of the way there and back."""
+
+    block_s: float
+    round_trip_s: float
+
+
+async def try_peer(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
+    """``x``: (1, hidden), an embedding. Raises HopFailedError."""
+    try:
+        async with asyncio.timeout(TRIAL_S):
+            return await _try(links, node, x, wire_codec)
+    except TimeoutError:
+        error: SwarmError = TrialLostError(f"peer {node.peer_id[-8:]} did not pass a trial in {TRIAL_S:g} s")
+    except SwarmError as caught:
+        error = caught
+    raise HopFailedError(node.peer_id, error)
+
+
+async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
+    hidden_size = x.shape[1]
+    codec = activations.negotiate(activations.CODECS, node.codecs or activations.CODECS, wire_codec)
+    seat = Seat(Hop(node.peer_id, node.span, node.maddrs), 0, 1, new_session(), codec, codec)
+    hop = await HopClient.open(links, seat, SessionSettings(hidden_size, TRIAL_TOKENS))
+    try:
+        segment = Segment([hop], hidden_size)
+        payload = activations.encode(codec, x)
+        times = []
+        for number in range(TRIAL_STEPS):
+            began = perf_counter()
+            segment.post(number + 1, payload, 1, number, Want.LAST)
+            result = await segment.receive()
+            times.append(perf_counter() - began)
+            activations.decode(codec, result.payload, 1, hidden_size)
+        round_trip_s = min(hop.link.round_trip_s, await hop.link.ping())
+    except NetworkError as error:
+        raise (hop.failure or hop.step_error or error) from error
+    finally:
+        hop.listener = None
+        hop.close()
+    return Tried(max(0.0, median(times[1:]) - round_trip_s) / len(node.span), round_trip_s)
