@@ -11,7 +11,7 @@ def main() -> int:
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from .cli import main as run  # here: its imports take a moment
+    from .cli.main import main as run  # here: its imports take a moment
 
     signal.signal(signal.SIGINT, before)
     return run()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from ..dht.joining.network import Network, network_event, open_network
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity
 from ..swarm.transport.interface import NetworkChange, NetworkRestored
 from .config import BootstrapConfig, NodeEvent, OnEvent
-from .network import Network, network_event, open_network
 
 __all__ = ["BootstrapConfig", "run_bootstrap"]
 

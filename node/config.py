@@ -10,7 +10,7 @@ from ..swarm.errors import UsageError
 from ..swarm.membership.membership import Membership
 from ..swarm.transport.addresses import EVERY_INTERFACE
 from ..swarm.types import Span
-from .scheduler import DECODE_TOKENS
+from .engine.scheduler import DECODE_TOKENS
 
 KERNELS = ("auto", "native", "fast", "torch")
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")

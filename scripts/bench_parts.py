@@ -245,7 +245,7 @@ def interference_costs(
     At each hop it may wait for a slice of prefill; on a CPU it is not computed together with one. The nodes'
     own counts say how many rows a batch had in those ``seconds``, and how many were prefill.
     """
-    from swarm_node.node.engine import EngineSettings
+    from swarm_node.node.engine.engine import EngineSettings
 
     slice_ms = EngineSettings().prefill_target_ms
 

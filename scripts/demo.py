@@ -11,8 +11,8 @@ from pathlib import Path
 
 from local_swarm import LocalSwarm, ProcessFailedError, split_evenly
 
-from swarm_node.node.cli_generate import route_table
-from swarm_node.node.cli_output import console, print_text
+from swarm_node.node.cli.generate import route_table
+from swarm_node.node.cli.shared.output import console, print_text
 from swarm_node.swarm.errors import SwarmError
 
 ROOT = Path(__file__).resolve().parent.parent

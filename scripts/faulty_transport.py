@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from swarm_node.node.network import Network
+from swarm_node.dht.joining.network import Network
 from swarm_node.swarm.errors import StreamClosedError
 from swarm_node.swarm.protocol.messages import Message, Result, Step, decode, encode
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID, FrameParser, encode_frame

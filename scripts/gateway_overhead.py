@@ -40,7 +40,7 @@ def main() -> int:
         peer = swarm.initial_peers[0]
         words = ["gateway", "--json", "--model", str(MODEL), "--port", "0", "--threads", str(options.threads)]
         words += ["--initial-peers", peer, "--speculate", "off"]
-        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli", *words])
+        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli.main", *words])
         # A process like the gateway's: a busy machine's scheduler shall not tell them apart.
         client = EventProcess("client", [__file__, "--client-of", peer, *sys.argv[1:]], asked=True)
         try:

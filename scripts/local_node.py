@@ -32,11 +32,11 @@ import skewed_clock
 import uvloop
 from faulty_transport import Faults, FaultyNetwork
 
-from swarm_node.node import serve as serving
-from swarm_node.node.cli_output import events, exit_code_of, print_error, set_up_logging
-from swarm_node.node.cli_parser import build_parser
-from swarm_node.node.cli_serve import node_config
-from swarm_node.node.serve import Node
+from swarm_node.node import node as serving
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.serve import node_config
+from swarm_node.node.cli.shared.output import events, exit_code_of, print_error, set_up_logging
+from swarm_node.node.node import Node
 from swarm_node.swarm.errors import SwarmError
 
 

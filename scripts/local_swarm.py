@@ -36,7 +36,7 @@ class NodeProcess(EventProcess):
         launch: Launch = launch_python,
     ) -> None:
         self.arguments = list(arguments)
-        program = ["-m", "swarm_node.node.cli"]
+        program = ["-m", "swarm_node.node.cli.main"]
         if overrides is not None:
             program = [str(LOCAL_NODE), json.dumps(overrides)]
         super().__init__(

@@ -241,7 +241,7 @@ def _import_everything() -> None:
 
     import swarm_node.client.async_model
     import swarm_node.dht.hivemind_directory
-    import swarm_node.node.cli
+    import swarm_node.node.cli.main
     import swarm_node.shards.span_model
     import swarm_node.swarm.p2pd  # noqa: F401
 

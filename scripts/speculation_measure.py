@@ -18,9 +18,9 @@ from swarm_node.client import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.client.local_model import LocalModel, load_local_model
 from swarm_node.client.network import ClientNetwork
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node, NodeConfig
+from swarm_node.node.node import Node, NodeConfig
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node, NodeConfig
+from swarm_node.node.node import Node, NodeConfig
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 

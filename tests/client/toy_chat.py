@@ -13,7 +13,7 @@ from toy_model import EOS
 
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
-from swarm_node.node import cli
+from swarm_node.node.cli import main
 
 TIMES = 20
 """Answers that there are."""
@@ -36,4 +36,4 @@ if __name__ == "__main__":
         sys.modules["prompt_toolkit"] = None  # type: ignore[assignment]
     SwarmModel.connect = connect  # type: ignore[method-assign,assignment]
     words = ["chat", "--model", "toy", "--initial-peers", "/ip4/127.0.0.1/tcp/1", "--speculate", "off"]
-    sys.exit(cli.main([*words, *sys.argv[4:]]))
+    sys.exit(main.main([*words, *sys.argv[4:]]))

@@ -22,9 +22,9 @@ from swarm_node.client.hf.loading import configurations
 from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.swarm_model import SwarmModel
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node, NodeConfig
+from swarm_node.node.node import Node, NodeConfig
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 

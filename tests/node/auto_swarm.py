@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.auto import AutoBlocks, Planner
-from swarm_node.node.machine import Machine
+from swarm_node.node.auto.blocks import AutoBlocks, Planner
+from swarm_node.node.auto.machine import Machine
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.swarm.errors import NetworkError, SwarmError
 from swarm_node.swarm.placement.types import ModelShape

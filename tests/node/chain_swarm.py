@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from swarm_node.node.engine import Engine, EngineSettings
-from swarm_node.node.page_tables import slots_for
-from swarm_node.node.quotas import Limits
-from swarm_node.node.server import DEFAULT_JOURNAL_BYTES, NodeServer
+from swarm_node.node.engine.engine import Engine, EngineSettings
+from swarm_node.node.engine.page_tables import slots_for
+from swarm_node.node.limits.quotas import Limits
+from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
 from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor
 
-from swarm_node.node.engine import Engine, EngineSettings
-from swarm_node.node.page_tables import slots_for
-from swarm_node.node.quotas import Limits
-from swarm_node.node.server import NodeServer
+from swarm_node.node.engine.engine import Engine, EngineSettings
+from swarm_node.node.engine.page_tables import slots_for
+from swarm_node.node.limits.quotas import Limits
+from swarm_node.node.sessions.server import NodeServer
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions

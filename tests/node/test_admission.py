@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.admission import (
+from swarm_node.node.limits.admission import (
     MAX_RETRY_S,
     MAX_WANTING,
     MIN_RETRY_S,

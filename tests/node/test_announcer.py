@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import announcer as announcer_module
-from swarm_node.node.announcer import EARLY_S, MUCH_KV, Announcer, is_due, moved_much
+from swarm_node.node.presence import announcer as announcer_module
+from swarm_node.node.presence.announcer import EARLY_S, MUCH_KV, Announcer, is_due, moved_much
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 

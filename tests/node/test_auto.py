@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from auto_swarm import MODEL, ROOM, SHAPE, FakeSwarm, machine
 
-from swarm_node.node.auto import LONGEST_SETTLE_S, SETTLE_S
+from swarm_node.node.auto.blocks import LONGEST_SETTLE_S, SETTLE_S
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.swarm.errors import CheckpointError, NetworkError
 from swarm_node.swarm.placement.types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict

@@ -9,12 +9,12 @@ import weakref
 import pytest
 import torch
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import serving
+from swarm_node.node import loaded_span
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node
+from swarm_node.node.node import Node
 from swarm_node.swarm.errors import ErrorCode, UsageError
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Open, Opened, Welcome
@@ -72,9 +72,9 @@ def compiled():
 
 @pytest.fixture
 def swarm(tiny_dir, monkeypatch):
-    monkeypatch.setattr("swarm_node.node.auto.SETTLE_S", 0.1)
-    monkeypatch.setattr("swarm_node.node.self_bench.DECODE_SECONDS", 0.02)
-    monkeypatch.setattr("swarm_node.node.self_bench.PREFILL_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.auto.blocks.SETTLE_S", 0.1)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.DECODE_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.PREFILL_SECONDS", 0.02)
     threads = torch.get_num_threads()
     yield Swarm(str(tiny_dir))
     torch.set_num_threads(threads)
@@ -146,7 +146,7 @@ async def test_a_move_frees_the_memory_and_ends_sessions(swarm):
 
 
 async def test_memory_that_runs_short_while_loading(swarm, monkeypatch):
-    load, calls = serving.load_backend, []
+    load, calls = loaded_span.load_backend, []
 
     def short(checkpoint, span, *arguments, **options):
         calls.append(span)
@@ -154,7 +154,7 @@ async def test_memory_that_runs_short_while_loading(swarm, monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         return load(checkpoint, span, *arguments, **options)
 
-    monkeypatch.setattr(serving, "load_backend", short)
+    monkeypatch.setattr(loaded_span, "load_backend", short)
     node = swarm.node("a")
     await node.start()
     assert [len(span) for span in calls] == [4, 3, 2]
@@ -170,7 +170,7 @@ async def test_with_blocks_given_it_is_an_error(swarm, monkeypatch):
     def short(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(serving, "load_backend", short)
+    monkeypatch.setattr(loaded_span, "load_backend", short)
     with pytest.raises(UsageError, match="do not fit"):
         await swarm.node("a", auto=False).run()
     assert swarm.events["a"][-2].details["hint"]

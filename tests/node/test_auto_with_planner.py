@@ -7,7 +7,7 @@ import random
 import pytest
 from auto_swarm import SHAPE, FakeSwarm, machine
 
-from swarm_node.node.auto import LONGEST_SETTLE_S, SETTLE_S
+from swarm_node.node.auto.blocks import LONGEST_SETTLE_S, SETTLE_S
 from swarm_node.swarm.placement import planner
 
 

@@ -12,7 +12,7 @@ from chain_swarm import KV_TOKENS, ChainSwarm, Hop, rows, swarm_of, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm_node.node.next_hops import NOT_REACHED
+from swarm_node.node.sessions.next_hops import NOT_REACHED
 from swarm_node.swarm.errors import ErrorCode, SwarmError
 from swarm_node.swarm.protocol.messages import Close, ErrorMessage, Opened, Replayed
 from swarm_node.swarm.types import Span

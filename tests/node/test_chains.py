@@ -9,7 +9,7 @@ import pytest
 import torch
 from chain_swarm import ChainSwarm, Hop, rows, stalled, swarm_of, until
 
-from swarm_node.node.quotas import Limits
+from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import (

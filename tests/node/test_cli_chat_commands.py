@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm_node.client.params import GenerateOptions
-from swarm_node.node.cli_chat_commands import COMMANDS, SETTINGS, Command, LineJoiner, parse, parse_setting
+from swarm_node.node.cli.chat.commands import COMMANDS, SETTINGS, Command, LineJoiner, parse, parse_setting
 from swarm_node.swarm.errors import UsageError
 
 

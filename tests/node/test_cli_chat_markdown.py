@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from swarm_node.node.cli_chat_markdown import LastLines, finished, rendered
+from swarm_node.node.cli.chat.markdown import LastLines, finished, rendered
 
 
 def shown(renderable: object, *, height: int = 25, color: bool = False) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.node import cli_chat
-from swarm_node.node.cli_chat_state import FORMAT, Conversation, Message
+from swarm_node.node.cli.chat import chat as cli_chat
+from swarm_node.node.cli.chat.conversation import FORMAT, Conversation, Message
 from swarm_node.swarm.errors import UsageError
 
 

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import pytest
 
-from swarm_node.node.cli_generate import run_generate
-from swarm_node.node.cli_parser import build_parser
+from swarm_node.node.cli.generate import run_generate
+from swarm_node.node.cli.parser import build_parser
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jhello\u202e"
 

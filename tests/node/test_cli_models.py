@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.node import cli_models, cli_status
-from swarm_node.node.cli_demand import demand_lines
-from swarm_node.node.cli_models import run_models
-from swarm_node.node.cli_parser import build_parser
-from swarm_node.node.cli_status import Snapshot
+from swarm_node.node.cli import models, status
+from swarm_node.node.cli.demand import demand_lines
+from swarm_node.node.cli.models import run_models
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.status import Snapshot
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import ModelFiles
 from swarm_node.swarm.errors import PeerUnreachableError, UsageError
@@ -53,7 +53,7 @@ def test_demand_in_words() -> None:
 def test_status_has_the_demand(capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [node("12D3KooWabcdef", "0-9", NodeState.JOINING)]
     demand = tally(asks("tiny", "other"), nodes)
-    report = cli_status.build_report(nodes, demand)
+    report = status.build_report(nodes, demand)
     assert report["wanted"] == [
         {
             "name": "tiny",
@@ -66,9 +66,9 @@ def test_status_has_the_demand(capsys: pytest.CaptureFixture[str]) -> None:
         },
         {**_nothing, "name": "other"},
     ]
-    cli_status.print_tables(report, demand)
+    status.print_tables(report, demand)
     assert "wanted: tiny@abababababab by 1 peer; …abcdef is loading 0-9" in capsys.readouterr().out
-    cli_status.print_tables(cli_status.build_report([], demand), demand)
+    status.print_tables(status.build_report([], demand), demand)
     assert "wanted: other by 1 peer" in capsys.readouterr().out
 
 
@@ -81,8 +81,8 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[ModelFiles] = [FILES]
         self.snapshot: Snapshot | Exception = Snapshot((), ())
-        monkeypatch.setattr(cli_models, "default_registry", lambda: Namespace(models=lambda: self.files))
-        monkeypatch.setattr(cli_models, "read_swarm", self.read)
+        monkeypatch.setattr(models, "default_registry", lambda: Namespace(models=lambda: self.files))
+        monkeypatch.setattr(models, "read_swarm", self.read)
 
     async def read(self, _: object) -> Snapshot:
         if isinstance(self.snapshot, Exception):

@@ -19,7 +19,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from swarm_node.node.cli_output import SafeConsole, describe_error, print_error, print_json, print_text
+from swarm_node.node.cli.shared.output import SafeConsole, describe_error, print_error, print_json, print_text
 from swarm_node.swarm.errors import UsageError
 
 HOSTILE = "evil\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r"

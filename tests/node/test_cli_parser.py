@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.node.cli_parser import build_parser
+from swarm_node.node.cli.parser import build_parser
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -49,9 +49,9 @@ def test_examples_in_the_help_parse() -> None:
     """Every one-line example that the help shows is a call that the parser takes."""
     import shlex
 
-    from swarm_node.node import cli_parser
+    from swarm_node.node.cli import parser
 
-    shown = [getattr(cli_parser, name) for name in dir(cli_parser) if name.endswith("_EXAMPLES")]
+    shown = [getattr(parser, name) for name in dir(parser) if name.endswith("_EXAMPLES")]
     lines = [line.strip() for text in shown for line in text.splitlines() if "swarm-node " in line]
     assert len(lines) >= 12
     for line in lines:
@@ -129,7 +129,7 @@ def test_a_text_is_utf_8_whatever_the_locale_knows() -> None:
     assert (arguments.prompt, arguments.stop) == (typed, [typed])
     # As Python gives it where the locale is of another encoding, and its bytes are no text there.
     script = (
-        "from swarm_node.node.cli_parser import build_parser; import sys;"
+        "from swarm_node.node.cli.parser import build_parser; import sys;"
         f"assert build_parser().parse_args(sys.argv[1:]).prompt.encode() == bytes({list(typed.encode())})"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

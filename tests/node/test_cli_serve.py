@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.node.cli_arguments import byte_size
-from swarm_node.node.cli_parser import build_parser
-from swarm_node.node.cli_serve import _Display, join_command, node_config, reach_note, suggest_blocks
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.serve import _Display, join_command, node_config, reach_note, suggest_blocks
+from swarm_node.node.cli.shared.arguments import byte_size
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
 from swarm_node.swarm.types import Span

@@ -12,9 +12,10 @@ import sys
 import pytest
 
 from swarm_node.node import __main__ as entry
-from swarm_node.node import cli, cli_output
-from swarm_node.node.cli_output import SafeConsole, starting_line
-from swarm_node.node.cli_parser import build_parser
+from swarm_node.node.cli import main
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.shared import output
+from swarm_node.node.cli.shared.output import SafeConsole, starting_line
 
 INTERRUPTED_AT_ONCE = """
 import os, signal, sys
@@ -23,7 +24,7 @@ from swarm_node.node.__main__ import main
 
 class Interrupting(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "swarm_node.node.cli":
+        if name == "swarm_node.node.cli.main":
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
@@ -45,10 +46,10 @@ CALLS = [
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: str(call[0]))
 def test_a_command_is_imported_before_there_is_an_event_loop(call: list[str]) -> None:
     """In a loop Ctrl-C only cancels what waits, and imports do not."""
-    command = cli._command(build_parser().parse_args(call))
+    command = main._command(build_parser().parse_args(call))
     try:
         assert inspect.iscoroutine(command)
-        assert command.cr_code.co_filename != cli.__file__
+        assert command.cr_code.co_filename != main.__file__
     finally:
         command.close()
 
@@ -56,7 +57,7 @@ def test_a_command_is_imported_before_there_is_an_event_loop(call: list[str]) ->
 def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, speak: bool = True) -> str:
     written = io.StringIO()
     monkeypatch.setattr(
-        cli_output, "console", SafeConsole(file=written, force_terminal=terminal, _environ={"TERM": "xterm"})
+        output, "console", SafeConsole(file=written, force_terminal=terminal, _environ={"TERM": "xterm"})
     )
     with starting_line(speak=speak):
         assert ("Starting" in written.getvalue()) == (terminal and speak)
@@ -84,7 +85,7 @@ def test_ctrl_c_before_the_command_line_is_there_ends_without_a_word() -> None:
 def test_an_ignored_ctrl_c_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(cli, "main", lambda: int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+        monkeypatch.setattr(main, "main", lambda: int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
         assert entry.main() == 1
     finally:
         signal.signal(signal.SIGINT, before)

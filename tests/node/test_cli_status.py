@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from swarm_node.dht.left_out import LeftOut
-from swarm_node.node.cli_status import build_report, print_tables
+from swarm_node.node.cli.status import build_report, print_tables
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node import cli_streams
-from swarm_node.node.cli_streams import (
+from swarm_node.node.cli.shared import streams
+from swarm_node.node.cli.shared.streams import (
     MOST_WAITING,
     MOST_WAITING_BYTES,
     WriterQueue,
@@ -124,7 +124,7 @@ def test_a_reader_that_never_reads_makes_nobody_wait_and_is_told_later(
 def test_the_end_of_a_node_does_not_wait_for_a_reader(
     pipe: tuple[io.FileIO, io.FileIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_streams, "CLOSE_S", 0.05)
+    monkeypatch.setattr(streams, "CLOSE_S", 0.05)
     queue = WriterQueue(lambda data: write_all(pipe[1], data), lost_remark)
     for _ in range(1000):
         queue.put(b"x" * 999 + b"\n")
@@ -186,7 +186,7 @@ def test_json_is_exact_in_any_encoding(text: str, encoding: str) -> None:
 def test_what_cannot_be_encoded_is_replaced(
     encoding: str, shown: bytes, pipe: tuple[io.FileIO, io.FileIO]
 ) -> None:
-    stream = cli_streams.text_stream(pipe[1], answers_to(pipe[1]), encoding)
+    stream = streams.text_stream(pipe[1], answers_to(pipe[1]), encoding)
     stream.write("\N{PARTY POPPER} café 日")
     assert pipe[0].read(100) == shown
     assert stream.fileno() == pipe[1].fileno()

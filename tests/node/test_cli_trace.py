@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from swarm_node.node.cli_trace import prefill_line, trace_of, waterfall
+from swarm_node.node.cli.trace import prefill_line, trace_of, waterfall
 
 TOKENS = 11
 

@@ -11,8 +11,8 @@ import pytest
 
 from swarm_node.dht.memory import MemoryDirectory
 from swarm_node.dht.namesakes import Namesake
-from swarm_node.node import copied_identity
-from swarm_node.node.copied_identity import CopyWatch
+from swarm_node.node.presence import copied_identity
+from swarm_node.node.presence.copied_identity import CopyWatch
 from swarm_node.swarm.errors import CopiedIdentityError, NetworkError
 from swarm_node.swarm.types import Incarnation
 

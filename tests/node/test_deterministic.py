@@ -12,14 +12,14 @@ from time import perf_counter_ns
 import pytest
 import torch
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import serving
+from swarm_node.node import loaded_span
 from swarm_node.node.config import NodeConfig, NodeEvent
-from swarm_node.node.engine import Engine, EngineSettings
-from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepJob
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.page_tables import slots_for
-from swarm_node.node.serve import Node
+from swarm_node.node.engine.engine import Engine, EngineSettings
+from swarm_node.node.engine.jobs import Lane, StepDone, StepDropped, StepJob
+from swarm_node.node.engine.page_tables import slots_for
+from swarm_node.node.node import Node
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
@@ -253,7 +253,7 @@ async def test_a_node_that_cannot_be_deterministic_does_not_start(started, monke
     def load(checkpoint, span, options, *args, **more):
         return load_span(checkpoint, span, LoadOptions(kernels="torch"), *args, **more)
 
-    monkeypatch.setattr(serving, "load_backend", load)
+    monkeypatch.setattr(loaded_span, "load_backend", load)
     node = started.node()
     with pytest.raises(UsageError, match="--deterministic does not hold here with torch kernels"):
         await node.run()

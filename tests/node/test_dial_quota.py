@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from swarm_node.node.dial_quota import DialQuota
-from swarm_node.node.quotas import Limits
+from swarm_node.node.limits.dial_quota import DialQuota
+from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.fairness.shares import Holder
 
 ONE = Holder("one", "net")

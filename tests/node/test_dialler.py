@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from swarm_node.node.dialler import Dialler, HiddenDialError, is_hidden
 from swarm_node.swarm.errors import PeerUnreachableError, StreamClosedError
+from swarm_node.swarm.links.dialler import Dialler, HiddenDialError, is_hidden
 from swarm_node.swarm.types import ModelRef
 
 MODEL = ModelRef("tiny", "ab" * 32, 4)

@@ -7,8 +7,8 @@ from time import perf_counter_ns
 import pytest
 import torch
 
-from swarm_node.node.engine import Engine, EngineSettings
-from swarm_node.node.jobs import StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.engine.engine import Engine, EngineSettings
+from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations

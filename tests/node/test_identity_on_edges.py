@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from chain_swarm import MODEL, ChainSwarm
 
-from swarm_node.node.dialler import Dialler
-from swarm_node.node.greeting import Offer, greet
+from swarm_node.node.sessions.handshake import Offer, greet
 from swarm_node.shards.pieces.digest import FileHash, identity_of, what_differs
 from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, PeerError
+from swarm_node.swarm.links.dialler import Dialler
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Opened, Replay, Welcome

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.journal import Journal, JournalBook
+from swarm_node.node.sessions.journal import Journal, JournalBook
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.messages import PAGE_TOKENS
 from swarm_node.swarm.types import Span

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from swarm_node.node.lan_copies import PAUSE_S, LanCopies
+from swarm_node.dht.joining.lan_copies import PAUSE_S, LanCopies
 from swarm_node.swarm.discovery.mdns_records import LanPeer
 from swarm_node.swarm.errors import PeerUnreachableError, SwarmError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig
-from swarm_node.node.link_probe import (
+from swarm_node.node.node import Node
+from swarm_node.node.presence.link_probe import (
     FIRST_PAUSE_S,
     FIRST_ROUND_S,
     FORGET_S,
@@ -24,8 +26,6 @@ from swarm_node.node.link_probe import (
     may_be_neighbours,
     neighbours,
 )
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node
 from swarm_node.swarm.errors import PeerUnreachableError, RemoteProtocolError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import MAX_PEER_LINKS, ModelRef, NodeInfo, NodeState, PeerLink, Span
@@ -144,7 +144,7 @@ async def test_one_that_does_not_answer_is_left_alone_longer_each_time() -> None
 async def test_a_frozen_one_costs_a_few_seconds_and_its_link_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("swarm_node.node.link_probe.PROBE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("swarm_node.node.presence.link_probe.PROBE_TIMEOUT_S", 0.01)
     probe, links, clock, _ = await probe_of([node("a", 8, 12), node("b", 0, 4)], {"a": 0.02, "b": 0.02})
     await probe.probe()
     clock.time += PROBE_S
@@ -221,9 +221,9 @@ async def test_rounds_come_about_once_a_minute_and_outlive_a_directory_that_is_d
 
 async def test_real_nodes_announce_their_links(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The later of two nodes finds the earlier in the directory and announces the round trip to it."""
-    monkeypatch.setattr("swarm_node.node.link_probe.FIRST_ROUND_S", 0.01)
-    monkeypatch.setattr("swarm_node.node.announcer.EARLY_S", 0.02)
-    monkeypatch.setattr("swarm_node.node.announcer.LOOK_S", 0.01)
+    monkeypatch.setattr("swarm_node.node.presence.link_probe.FIRST_ROUND_S", 0.01)
+    monkeypatch.setattr("swarm_node.node.presence.announcer.EARLY_S", 0.02)
+    monkeypatch.setattr("swarm_node.node.presence.announcer.LOOK_S", 0.01)
     network, store, latency_s = MemoryNetwork(latency=0.02), MemoryStore(), 0.02
     nodes = []
     for peer_id, blocks in (("first", Span(0, 2)), ("second", Span(2, 4))):

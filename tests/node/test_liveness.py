@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from swarm_node.node import liveness
-from swarm_node.node.liveness import (
+from swarm_node.node.presence import liveness
+from swarm_node.node.presence.liveness import (
     FAILURES,
     FIRST_PAUSE_S,
     MOST_ASKED_AGAIN,

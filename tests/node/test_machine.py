@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swarm_node.node import machine as machine_module
+from swarm_node.node.auto import machine as machine_module
+from swarm_node.node.auto.machine import measure_machine
 from swarm_node.node.config import NodeConfig
-from swarm_node.node.machine import measure_machine
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 
 
 @pytest.fixture
 def described(tiny_dir, monkeypatch):
-    monkeypatch.setattr("swarm_node.node.self_bench.DECODE_SECONDS", 0.02)
-    monkeypatch.setattr("swarm_node.node.self_bench.PREFILL_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.DECODE_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.PREFILL_SECONDS", 0.02)
     threads = torch.get_num_threads()
     with open_checkpoint(str(tiny_dir), weights=False) as checkpoint:
         yield checkpoint

@@ -8,7 +8,7 @@ import pytest
 from tiny_model import write_tiny_model
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.model_wishes import BACK_OFF_S, ModelWishes
+from swarm_node.node.auto.wanted_models import BACK_OFF_S, ModelWishes
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import Source

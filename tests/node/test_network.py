@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from swarm_node.node import network
-from swarm_node.node.network import membership_over, read_only_network
+from swarm_node.dht.joining import network
+from swarm_node.dht.joining.network import membership_over, read_only_network
 from swarm_node.swarm.errors import NotAdmittedError, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.entry import SwarmEntry

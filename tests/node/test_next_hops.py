@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from chain_swarm import MODEL, rows, swarm_of, until
 
-from swarm_node.node.dialler import HiddenDialError
-from swarm_node.node.next_hops import NOT_REACHED, UNCOUNTED_BYTES, NextHop, NextHops
-from swarm_node.node.quotas import Ledger, Limits
+from swarm_node.node.limits.quotas import Ledger, Limits
+from swarm_node.node.sessions.next_hops import NOT_REACHED, UNCOUNTED_BYTES, NextHop, NextHops
 from swarm_node.swarm.errors import ErrorCode, PeerError, PeerUnreachableError, StreamClosedError
 from swarm_node.swarm.fairness.shares import Holder
+from swarm_node.swarm.links.dialler import HiddenDialError
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import (

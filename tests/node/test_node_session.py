@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from swarm_node.node.answers import Answer
-from swarm_node.node.jobs import StepDone, StepDropped, StepFailed, StepJob
-from swarm_node.node.journal import JournalBook
-from swarm_node.node.node_session import MAX_KEPT_ANSWER, NodeSession
-from swarm_node.node.quotas import Ledger, Limits
+from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.limits.quotas import Ledger, Limits
+from swarm_node.node.sessions.journal import JournalBook
+from swarm_node.node.sessions.session import MAX_KEPT_ANSWER, NodeSession
+from swarm_node.node.sessions.step_result import Answer
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.protocol.hop_session import HopSession

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_model import write_tiny_model
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node.auto.on_demand import OnDemand
+from swarm_node.node.auto.wanted_models import ModelWishes, Wish
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.model_source import ModelSource
-from swarm_node.node.model_wishes import ModelWishes, Wish
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.on_demand import OnDemand
-from swarm_node.node.serve import Node
-from swarm_node.node.weight_service import WeightOptions, WeightService
-from swarm_node.node.weight_source import FoundModel
+from swarm_node.node.node import Node
+from swarm_node.node.weights.found_model import FoundModel
+from swarm_node.node.weights.sharing import WeightOptions, WeightService
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import ModelLocation, Source
 from swarm_node.swarm.errors import CheckpointError, NetworkError, RemoteProtocolError, UsageError

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.owner_lru import OwnerLru
 from swarm_node.swarm.errors import LocalProtocolError
+from swarm_node.swarm.fairness.owner_lru import OwnerLru
 from swarm_node.swarm.fairness.shares import Holder
 
 OWNERS = [Holder("a", "home"), Holder("b", "home"), Holder("c", "office")]

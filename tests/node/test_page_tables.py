@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm_node.node.page_allocator import PageAllocator
-from swarm_node.node.page_tables import PageChange, PageTable, pages_for, slots_for
-from swarm_node.node.prefix_cache import PrefixCache
+from swarm_node.node.engine.page_allocator import PageAllocator
+from swarm_node.node.engine.page_tables import PageChange, PageTable, pages_for, slots_for
+from swarm_node.node.engine.prefix_cache import PrefixCache
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span

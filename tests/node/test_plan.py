@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import plan, roll_call
-from swarm_node.node.cli_plan import lines
+from swarm_node.node.auto import plan
+from swarm_node.node.auto.plan import look_ahead
+from swarm_node.node.cli.plan import lines
 from swarm_node.node.config import NodeConfig
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.plan import look_ahead
+from swarm_node.node.presence import roll_call
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.membership.entry import SwarmEntry
@@ -79,8 +80,8 @@ def swarm(tiny_dir, monkeypatch):
 
     monkeypatch.setattr(plan, "read_only_network", network)
     monkeypatch.setattr(roll_call, "LinkPool", lambda *_, **__: Links(found.silent))
-    monkeypatch.setattr("swarm_node.node.self_bench.DECODE_SECONDS", 0.02)
-    monkeypatch.setattr("swarm_node.node.self_bench.PREFILL_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.DECODE_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.PREFILL_SECONDS", 0.02)
     threads = torch.get_num_threads()
     yield found
     torch.set_num_threads(threads)

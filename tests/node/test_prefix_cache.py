@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.page_allocator import Page, PageAllocator
-from swarm_node.node.prefix_cache import PrefixCache
+from swarm_node.node.engine.page_allocator import Page, PageAllocator
+from swarm_node.node.engine.prefix_cache import PrefixCache
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span
 

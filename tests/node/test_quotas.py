@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm_node.node.quotas import Ledger, Limits, PeerAccount, WorkRate
+from swarm_node.node.limits.quotas import Ledger, Limits, PeerAccount, WorkRate
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.fairness.shares import Holder
 

@@ -20,9 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.node.engine import Engine, EngineSettings
-from swarm_node.node.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
-from swarm_node.node.page_tables import pages_for
+from swarm_node.node.engine.engine import Engine, EngineSettings
+from swarm_node.node.engine.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, Piece
 from swarm_node.shards.models.backend import Memory, SpanBackend

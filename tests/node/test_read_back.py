@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swarm_node.dht.memory import MemoryDirectory
-from swarm_node.node.read_back import ReadBack
+from swarm_node.node.presence.read_back import ReadBack
 from swarm_node.swarm.errors import NetworkError
 
 

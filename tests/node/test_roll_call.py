@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.node.roll_call import call_roll, silent_nodes
+from swarm_node.node.presence.roll_call import call_roll, silent_nodes
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from swarm_node.node.self_bench import DECODE_SECONDS, PREFILL_SECONDS, PREFILL_TOKENS, measure_self
+from swarm_node.node.engine.self_bench import DECODE_SECONDS, PREFILL_SECONDS, PREFILL_TOKENS, measure_self
 from swarm_node.swarm.types import Span
 
 

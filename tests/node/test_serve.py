@@ -7,13 +7,14 @@ import os
 import pytest
 import torch
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node import serve, serving
+from swarm_node.node import loaded_span
+from swarm_node.node import node as serve
 from swarm_node.node.bootstrap import run_bootstrap
 from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node, run_node
+from swarm_node.node.node import Node, run_node
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import (
     CheckpointError,
@@ -219,7 +220,7 @@ async def test_kv_dtype(swarm, asked, dtype, held):
 
 
 async def test_a_smaller_kv_dtype_makes_a_larger_cache(swarm, monkeypatch):
-    monkeypatch.setattr(serving, "available_memory", lambda _: 4 * 1024**2)
+    monkeypatch.setattr(loaded_span, "available_memory", lambda _: 4 * 1024**2)
     tokens = {}
     for kv_dtype in ("float32", "float16", "int8"):
         node = swarm.node(None, kv_cache_tokens=None, kv_dtype=kv_dtype)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from swarm_node.node.quotas import Limits
+from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.protocol.messages import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from swarm_node.node.quotas import Limits
+from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.protocol.messages import (
     Busy,

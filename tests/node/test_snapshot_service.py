@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from swarm_node.dht.address_book import AddressBook
 from swarm_node.dht.delegated import directory as snapshot_directory
+from swarm_node.dht.delegated import service as snapshot_service
 from swarm_node.dht.delegated import side_by_side
 from swarm_node.dht.delegated.directory import ASKED, SnapshotDirectory
 from swarm_node.dht.delegated.messages import (
@@ -32,12 +33,11 @@ from swarm_node.dht.delegated.messages import (
     pack_entries,
     unpack_entries,
 )
+from swarm_node.dht.delegated.service import SnapshotService
 from swarm_node.dht.records.bodies import encode_node
 from swarm_node.dht.records.entry_check import Entry, EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
 from swarm_node.dht.records.keys import key_hash, node_key
-from swarm_node.node import snapshot_service
-from swarm_node.node.snapshot_service import SnapshotService
 from swarm_node.swarm.errors import NetworkError, PeerUnreachableError, RemoteProtocolError, UsageError
 from swarm_node.swarm.fairness.gate import GateLimits
 from swarm_node.swarm.fairness.shares import ShareLimits

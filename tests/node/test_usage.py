@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarm_node.node.usage import ACTIVE_TOKENS_PER_S, Usage
+from swarm_node.node.limits.usage import ACTIVE_TOKENS_PER_S, Usage
 
 
 def test_tokens_of_lately_count():

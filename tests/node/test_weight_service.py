@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.kernels import compile_kernels
-from swarm_node.node.network import GivenNetwork
-from swarm_node.node.serve import Node
-from swarm_node.node.weight_service import WeightOptions, WeightService, all_private
-from swarm_node.node.weight_source import FoundModel
+from swarm_node.node.node import Node
+from swarm_node.node.weights.found_model import FoundModel
+from swarm_node.node.weights.sharing import WeightOptions, WeightService, all_private
 from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.cache import PieceCache

@@ -17,13 +17,18 @@ MAY_IMPORT = {
     "client": {"client", "shards", "dht", "swarm"},
     "node": {"node", "shards", "dht", "swarm"},
 }
-COMPOSITION_ROOT = "node/cli.py"  # the only file that may join client and node
+COMPOSITION_ROOT = "node/cli/main.py"  # the only file that may join client and node
 HIVEMIND_FILES = ("dht/", "swarm/transport/p2pd/")
 TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs/")
 TORCH_FREE_NODE_FILES = (
-    *("node/cli", "node/admission.py", "node/announcer.py", "node/page_allocator.py"),
-    *("node/page_tables.py", "node/prefill_pace.py", "node/prefix_cache.py", "node/quotas.py"),
-    "node/scheduler.py",
+    *("node/cli", "node/limits/admission.py", "node/presence/announcer.py", "node/engine/page_allocator.py"),
+    *(
+        "node/engine/page_tables.py",
+        "node/engine/prefill_pace.py",
+        "node/engine/prefix_cache.py",
+        "node/limits/quotas.py",
+    ),
+    "node/engine/scheduler.py",
 )
 
 
@@ -83,9 +88,9 @@ def test_imports_follow_the_direction(file: str) -> None:
         ("dht/records/bodies.py", "from ...shards.formats.config import ModelConfig"),
         ("client/hops/hop.py", "from ... import node"),
         ("client/hops/hop.py", "def f():\n    from ...node.server import Server"),
-        ("node/server.py", "import swarm_node.client"),
-        ("node/server.py", "import hivemind"),
-        ("node/scheduler.py", "import torch"),
+        ("node/sessions/server.py", "import swarm_node.client"),
+        ("node/sessions/server.py", "import hivemind"),
+        ("node/engine/scheduler.py", "import torch"),
         ("shards/models/llama.py", "from transformers import AutoModel"),
         ("shards/models/llama.py", "import mlx.core as mx"),
         ("client/generation.py", "def f():\n    from transformers import Cache"),

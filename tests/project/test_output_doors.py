@@ -1,4 +1,5 @@
-"""Whatever is shown goes through the doors that make foreign text safe to show: ``node/cli_output.py``."""
+"""Whatever is shown goes through the doors that make foreign text safe to show:
+``node/cli/shared/output.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("swarm", "dht", "shards", "client", "node")
-DOOR = "node/cli_output.py"
+DOOR = "node/cli/shared/output.py"
 
 
 def bypasses(source: str) -> list[str]:

@@ -100,10 +100,12 @@ def test_the_line_is_the_one_of_least_squares() -> None:
 def test_faults_of_the_node_are_told_from_those_of_peers() -> None:
     harmless = "12:00 WARNING swarm_node.node event=slow\n12:01 INFO swarm_node event=peer_refused error=x\n"
     assert log_problems(harmless) == []
-    bad = "12:02 ERROR swarm_node.node.engine event=deliver_failed\nTraceback (most recent call last):\n"
+    bad = (
+        "12:02 ERROR swarm_node.node.engine.engine event=deliver_failed\nTraceback (most recent call last):\n"
+    )
     where = '  File "engine.py", line 7, in deliver\n    give(1)\n'
     assert log_problems(harmless + bad + where + "KeyError: 'x'\n" + harmless) == [
-        "log: 12:02 ERROR swarm_node.node.engine event=deliver_failed",
+        "log: 12:02 ERROR swarm_node.node.engine.engine event=deliver_failed",
         "log: File \"engine.py\", line 7, in deliver KeyError: 'x'",
     ]
     assert len(log_problems(harmless + bad)) == 2

@@ -17,7 +17,7 @@ from local_swarm import LocalSwarm, split_evenly
 from nursery import Nursery
 from tiny_model import write_tiny_model
 
-CLI_MODULE = "swarm_node.node.cli"
+CLI_MODULE = "swarm_node.node.cli.main"
 DAEMONS_END_S = 20.0
 """A p2pd whose node was killed sees its socket close and ends by itself."""
 

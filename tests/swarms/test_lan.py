@@ -57,7 +57,7 @@ def lan(tiny: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) 
         environment = {"SWARM_NODE_HOME": str(folder / "laptop"), "COLUMNS": "200"}
         with lab.inside("laptop"):
             return nursery.run(
-                ["-m", "swarm_node.node.cli", *words], environment=environment, stdin="", timeout=90
+                ["-m", "swarm_node.node.cli.main", *words], environment=environment, stdin="", timeout=90
             )
 
     with WanLab(multicast=True) as lab:

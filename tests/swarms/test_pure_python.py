@@ -56,7 +56,7 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def answer(swarm: LocalSwarm, nursery: Nursery) -> dict[str, Any]:
     """What a client with p2pd gets of the node without."""
-    program = ["-m", "swarm_node.node.cli", *words(swarm, "generate", *PROMPT)]
+    program = ["-m", "swarm_node.node.cli.main", *words(swarm, "generate", *PROMPT)]
     return result(nursery.run(program, environment={}, stdin="", timeout=60))
 
 

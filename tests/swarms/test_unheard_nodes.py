@@ -20,7 +20,7 @@ pytestmark = pytest.mark.swarm
 NODE = [
     sys.executable,
     "-m",
-    "swarm_node.node.cli",
+    "swarm_node.node.cli.main",
     "bootstrap",
     "--host",
     "127.0.0.1",

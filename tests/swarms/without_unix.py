@@ -74,7 +74,7 @@ def hide() -> None:
 
 if __name__ == "__main__":
     hide()
-    from swarm_node.node.cli import main
+    from swarm_node.node.cli.main import main
 
     code = main(sys.argv[1:])
     import psutil

@@ -1,0 +1,103 @@
+"""Somebody on this LAN says by mDNS that he is us: he is dialled, and what he announces is read.
+
+Two machines with one identity do not meet in the directory, since nobody dials himself. mDNS proves nothing;
+the dial does, and the announcement is signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from ...swarm.discovery.mdns_records import LanPeer
+from ...swarm.errors import SwarmError
+from ...swarm.faults import Faults
+from ...swarm.identity import Identity
+from ...swarm.membership.membership import Membership
+from ...swarm.membership.transport import MembersTransport
+from ...swarm.runtime.tasks import cancel_all
+from ...swarm.transport.interface import Transport
+from ...swarm.types import NodeInfo
+from ..delegated.directory import SnapshotDirectory
+
+PAUSE_S = 20.0
+"""Between two looks: each may start a daemon, and anybody on the network can make us look."""
+LOOK_S = 20.0
+"""For one look."""
+
+log = logging.getLogger(__name__)
+
+Read = Callable[[Sequence[str]], Awaitable[list[NodeInfo]]]
+"""What the peer at some of these addresses knows of the swarm's nodes. Raises SwarmError."""
+
+
+class NamesakeDirectory(Protocol):
+    def met_namesake(self, maddrs: Sequence[str], knows: Sequence[NodeInfo]) -> None: ...
+
+
+class LanCopies:
+    """``found`` takes what mDNS tells; what is found out goes to the directory. ``clock`` in seconds."""
+
+    def __init__(
+        self, own_id: str, directory: NamesakeDirectory, read: Read, *, clock: Callable[[], float]
+    ) -> None:
+        self._own_id = own_id
+        self._directory = directory
+        self._read = read
+        self._clock = clock
+        self._looked_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
+        self._faults = Faults("looking at a namesake on this LAN")
+
+    def found(self, peer: LanPeer) -> None:
+        """A peer that says that it is us, elsewhere. Never waits."""
+        if self._looking is not None and not self._looking.done():
+            return
+        if self._clock() - self._looked_at >= PAUSE_S:
+            self._looked_at = self._clock()
+            self._looking = asyncio.create_task(self._look(peer), name="namesake on this LAN")
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            await cancel_all([self._looking])
+
+    async def _look(self, peer: LanPeer) -> None:
+        with self._faults.survived():
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    nodes = await self._read([f"{maddr}/p2p/{self._own_id}" for maddr in peer.maddrs])
+            except (SwarmError, TimeoutError) as error:
+                log.debug("event=no_namesake maddrs=%s error=%r", ",".join(peer.maddrs), str(error))
+                return
+            self._directory.met_namesake(peer.maddrs, nodes)
+
+
+async def read_by_p2pd(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
+    """A ``Read`` with a daemon and an identity of its own. Raises SwarmError."""
+    from ...swarm.transport.p2pd.transport import P2pdTransport  # here: it needs hivemind
+
+    identity = Identity.generate()
+    p2pd = await P2pdTransport.create(identity, initial_peers=addresses, client_mode=True)
+    return await _read_over(p2pd, identity, addresses, membership)
+
+
+async def read_in_process(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
+    """The same without p2pd. Raises SwarmError."""
+    from ...swarm.transport.pure_python.transport import PyLibp2pTransport
+
+    identity = Identity.generate()
+    plain = await PyLibp2pTransport.create(identity, client_mode=True)
+    return await _read_over(plain, identity, addresses, membership)
+
+
+async def _read_over(
+    plain: Transport, identity: Identity, addresses: Sequence[str], membership: Membership | None
+) -> list[NodeInfo]:
+    """Closes the transport."""
+    transport: Transport = plain if membership is None else MembersTransport(plain, membership)
+    try:
+        return await SnapshotDirectory(transport, identity, addresses, membership=membership).all_nodes()
+    finally:
+        await transport.close()

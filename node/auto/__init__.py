@@ -1,0 +1,1 @@
+"""Which model and blocks a node takes when nobody says. Knows no command line."""

@@ -1,0 +1,111 @@
+"""What ``auto.AutoBlocks`` does to a node, and learns from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from ...shards.checkpoint.checkpoint import Checkpoint
+from ...swarm.types import NodeInfo, NodeState, PeerLink, Span
+from ..node import Node
+from ..presence.liveness import Liveness
+from ..resources import usable_memory
+from .blocks import AutoBlocks
+from .machine import Machine, measure_machine
+
+
+class AutoHost:
+    """Implements ``auto.Host``. ``machine``: its speeds are announced until a span is loaded."""
+
+    def __init__(self, node: Node, machine: Machine, measure: Callable[[], Awaitable[Machine]]) -> None:
+        self._node = node
+        self._machine = machine
+        self._measure = measure
+        self._liveness = Liveness(node.presence.links, node.presence.probe.observed)
+        self._max_blocks = 0
+        node.amend.append(self._amend)
+
+    @property
+    def peer_id(self) -> str:
+        return self._node.peer_id
+
+    @property
+    def span(self) -> Span | None:
+        return self._node.span
+
+    @property
+    def is_serving(self) -> bool:
+        return self._node.serving is not None
+
+    async def living_nodes(self) -> list[NodeInfo]:
+        node = self._node
+        if node.model is None:
+            return []
+        nodes = await node.directory.nodes(node.model)
+        return await self._liveness.living(nodes, node.peer_id, waits=not self.is_serving)
+
+    def links(self) -> tuple[PeerLink, ...]:
+        return self._node.presence.probe.links()
+
+    async def intend(self, span: Span, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
+        await self._node.announce_as(NodeState.JOINING, span)
+
+    async def stand_by(self) -> None:
+        await self._node.announce_as(NodeState.JOINING, None)
+
+    async def lead_away(self) -> None:
+        await self._node.announce_as(NodeState.DRAINING, self._node.span)
+
+    async def come_back(self) -> None:
+        await self._node.announce_as(NodeState.ONLINE, self._node.span)
+
+    async def load(self, span: Span) -> None:
+        await self._node.load(span)
+
+    async def go_online(self, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
+        await self._node.go_online()
+
+    async def unload(self) -> None:
+        await self._node.unload()
+
+    async def remeasure(self) -> None:
+        if self._node.serving is not None:
+            await self._node.serving.remeasure()
+
+    async def measure(self) -> Machine:
+        self._machine = await self._measure()
+        return self._machine
+
+    def usable_memory(self) -> int:
+        return usable_memory(self._node.config.device, self._node.config.memory)
+
+    def emit(self, event: str, **details: object) -> None:
+        self._node.emit(event, **details)
+
+    def _amend(self, info: NodeInfo) -> NodeInfo:
+        info = replace(info, max_blocks=self._max_blocks)
+        if self._node.serving is not None:
+            return info
+        return replace(
+            info,
+            decode_ms_per_block=self._machine.decode_ms_per_block,
+            prefill_tokens_per_s=self._machine.prefill_tokens_per_s / len(info.span),
+        )
+
+
+async def begin_auto(node: Node, checkpoint: Checkpoint) -> AutoBlocks:
+    """Measure the machine for the model, choose blocks and serve them, or stand by; ``run`` of what this
+    gives looks again from then on. Raises SwarmError."""
+    config, model, manifest = node.config, checkpoint.config, checkpoint.manifest
+
+    async def measure() -> Machine:
+        return await asyncio.to_thread(measure_machine, config, model, manifest, node.threads)
+
+    machine = await measure()
+    node.emit("measured", **machine.as_dict())
+    auto = AutoBlocks(AutoHost(node, machine, measure), machine, look_s=config.look_seconds)
+    await auto.begin()
+    return auto

@@ -1,0 +1,159 @@
+"""What this machine would do in a swarm, found out before anything is loaded or announced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from ...dht.directory import Directory
+from ...dht.joining.network import Network, read_only_network
+from ...shards.checkpoint.checkpoint import Checkpoint, Progress, open_checkpoint
+from ...shards.checkpoint.local_models import weights_folder
+from ...shards.checkpoint.lookup import Source, resolve_model
+from ...shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
+from ...shards.pieces.file_hashes import hashing_watched
+from ...shards.transfer.fetch import ModelFetch
+from ...swarm.errors import NetworkError
+from ...swarm.membership.entry import SwarmEntry
+from ...swarm.naming.witnesses import Witnesses
+from ...swarm.placement.planner import Verdict, plan_join
+from ...swarm.placement.types import StandBy
+from ...swarm.routing.best_route import missing_blocks
+from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
+from ..config import NodeConfig
+from ..kernels import compile_kernels
+from ..presence.roll_call import RollCall, call_roll
+from ..resources import default_threads
+from .machine import Machine, measure_machine
+
+OnStage = Callable[[str], None]
+"""Told in a few words what is going on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """``nodes``: those that serve the model, or are about to, and answer. ``silent``: those that claim to
+    and give no answer here. ``swarm_found``: whether there is a swarm."""
+
+    model: ModelRef
+    machine: Machine
+    nodes: tuple[NodeInfo, ...]
+    swarm_found: bool
+    verdict: Verdict
+    silent: tuple[NodeInfo, ...] = ()
+
+    @property
+    def missing(self) -> tuple[Span, ...]:
+        """What nobody serves now."""
+        return missing_blocks(self._online, self.model.n_blocks)
+
+    def missing_with(self, span: Span) -> tuple[Span, ...]:
+        """What nobody would serve if ``span`` were served here."""
+        here = NodeInfo("", (), self.model, span, NodeState.ONLINE)
+        return missing_blocks([*self._online, here], self.model.n_blocks)
+
+    @property
+    def _online(self) -> list[NodeInfo]:
+        return [node for node in self.nodes if node.state is NodeState.ONLINE]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "model": self.model.name,
+            "digest": self.model.digest,
+            "n_blocks": self.model.n_blocks,
+            "swarm_found": self.swarm_found,
+            "nodes": len(self.nodes),
+            "silent": [node.peer_id for node in self.silent],
+            "missing": [str(span) for span in self.missing],
+            "machine": self.machine.as_dict(),
+            **self.verdict.as_dict(),
+        }
+
+
+async def look_ahead(
+    entry: SwarmEntry,
+    config: NodeConfig,
+    *,
+    on_stage: OnStage = lambda stage: None,
+    on_progress: Progress | None = None,
+) -> Outlook:
+    """What ``swarm-node serve`` with ``config`` would choose now. Raises SwarmError.
+
+    Without addresses or an invite, a swarm that is not found counts as one that this machine would begin.
+    """
+    on_stage("Looking for the swarm ...")
+    async with _network(entry) as network:
+        async with _described(config.model, network, on_stage, on_progress) as checkpoint:
+            ref, model, manifest = checkpoint.ref, checkpoint.config, checkpoint.manifest
+            on_stage("Measuring this machine ...")
+            if config.kernels != "torch":
+                await asyncio.to_thread(
+                    compile_kernels, config.device, lambda: on_stage("Compiling kernels (once) ...")
+                )
+            machine = await asyncio.to_thread(
+                measure_machine, config, model, manifest, config.threads or default_threads()
+            )
+        own, found = "this machine", RollCall()
+        if network is not None:
+            on_stage("Asking the swarm who serves what ...")
+            own = network.transport.peer_id
+            found = await call_roll(network.transport, ref, await network.directory.nodes(ref))
+    verdict: Verdict
+    if machine.max_blocks():
+        offer = machine.offer(own, found.links)
+        verdict = await asyncio.to_thread(plan_join, found.living, offer, machine.shape)
+    else:
+        verdict = StandBy(machine.why_no_block())
+    return Outlook(ref, machine, found.living, network is not None, verdict, found.silent)
+
+
+@asynccontextmanager
+async def _network(entry: SwarmEntry) -> AsyncIterator[Network | None]:
+    network: Network | None = None
+    if not entry.is_alone:
+        try:
+            network = await read_only_network(entry)
+        except NetworkError:
+            if entry.initial_peers or entry.may_meet:
+                raise
+    try:
+        yield network
+    finally:
+        if network is not None:
+            await network.close()
+
+
+@asynccontextmanager
+async def _described(
+    name: str, network: Network | None, on_stage: OnStage, on_progress: Progress | None
+) -> AsyncIterator[Checkpoint]:
+    """The model as far as its weights need not be here."""
+    directory: Directory | None = None if network is None else network.directory
+    witnesses = None if network is None else Witnesses(network.transport)
+    with hashing_watched(on_progress):
+        place = await resolve_model(name, directory, witnesses=witnesses)
+    if place.decision is not None:
+        on_stage(place.decision.sentence)
+    if place.source is Source.SWARM and place.ref is not None and network is not None:
+        on_stage("Asking peers what the model is like ...")
+        async with ModelFetch(
+            place.ref,
+            nodes=partial(network.directory.nodes_of, place.refs),
+            transport=network.transport,
+            cache=PieceCache(weights_folder(), DEFAULT_CACHE_BYTES),
+            root=place.root,
+            on_progress=on_progress,
+        ) as fetch:
+            path = await fetch.fetch(None, client=False)
+            checkpoint = await asyncio.to_thread(open_checkpoint, str(path))
+            with checkpoint:
+                yield checkpoint
+        return
+    with hashing_watched():
+        checkpoint = await asyncio.to_thread(open_checkpoint, place.path, weights=False, progress=on_progress)
+    with checkpoint:
+        yield checkpoint

@@ -1,0 +1,324 @@
+"""``swarm-node chat``: a conversation with the model in a terminal, or line by line through a pipe.
+
+The client's class is handed in by ``cli``: this file, like all of ``node``, imports no client code. Answers
+are made on the client's own event loop; this thread waits for keys and draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ....swarm.errors import OutputError, SwarmError, UsageError
+from ....swarm.runtime.given_files import read_given
+from ....swarm.runtime.state_files import replace_file
+from ..generate import route_table
+from ..shared.arguments import client_options, entry_options
+from .commands import COMMANDS, SETTINGS, Command, parse, parse_setting
+from .conversation import Conversation
+from .input import EditorSource, History, PipeSource, ReadlineSource, Source, default_history
+from .options import DEFAULT_MAX_NEW_TOKENS
+from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of, repair_sentence
+from .stop import StopKey
+
+Check = Callable[[dict[str, Any]], object]
+"""Raises UsageError for options of ``generate`` that cannot be."""
+
+MAX_SAVED_BYTES = 64 * 1024 * 1024
+NO_EDITOR = 'Typing with arrow keys over several lines needs prompt_toolkit: pip install "swarm-node[chat]"'
+
+
+def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> None:
+    """``model_class`` is ``client.SwarmModel``. Returns when the user leaves.
+
+    Errors end a chat that is read from a pipe; in a terminal they are shown, and it goes on.
+    """
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
+    screen = _screen(arguments, at_terminal)
+    conversation = _load(arguments.load, check) if arguments.load else Conversation()
+    conversation.system = arguments.system or conversation.system
+    settings = {**conversation.settings, **_given(arguments)}
+    check(settings)
+    conversation.settings = settings
+    with progress_of(screen, "Opening the model ..."):
+        model = model_class.connect(
+            model=arguments.model,
+            **entry_options(arguments),
+            **client_options(arguments),
+            on_progress=screen.progress if at_terminal else None,
+            on_decision=lambda decision: screen.show(
+                "model_choice", decision.as_dict(), Text(decision.sentence, style="yellow")
+            ),
+        )
+    with model:
+        chat = Chat(model, screen, conversation, check, survives=at_terminal)
+        if not model.tokenizer.has_chat_template:
+            raise UsageError(
+                f"{model.model} has no chat template, so it does not know turns",
+                hint="Take an instruct model, or `swarm-node generate --raw`.",
+            )
+        source = _source(arguments, at_terminal, chat, screen)
+        chat.greet()
+        chat.run(source)
+
+
+class Chat:
+    """Lines in, answers and what commands do out. ``survives``: an error or Ctrl-C does not end it."""
+
+    def __init__(
+        self, model: Any, screen: Screen, conversation: Conversation, check: Check, *, survives: bool
+    ) -> None:
+        self.conversation = conversation
+        self._model = model
+        self._screen = screen
+        self._check = check
+        self._survives = survives
+        self._last: Any = None  # the newest Generation
+        self._used = 0  # tokens of the context after it
+
+    def greet(self) -> None:
+        turns = len(self.conversation.turns)
+        known = f"; {turns} messages loaded" if turns else ""
+        self._screen.show(
+            "ready",
+            {"model": str(self._model.model), "context": self._model.context, "messages": turns},
+            Text(f"{self._model.model}{known}. /help shows the commands, Ctrl-D leaves.", style="dim")
+            if self._survives
+            else Text("", end=""),
+        )
+
+    def run(self, source: Source) -> None:
+        """Until the input ends, or /exit."""
+        while True:
+            try:
+                line = source.read()
+                if line is None:
+                    return
+                if not line.strip():
+                    continue
+                if not self.take(line):
+                    return
+            except KeyboardInterrupt:
+                if not self._survives:
+                    raise
+                self._screen.note("Ctrl-D or /exit leaves.")
+            except SwarmError as error:
+                if not self._survives or isinstance(error, OutputError):
+                    raise
+                self._screen.error(error)
+
+    def take(self, line: str) -> bool:
+        """One message or command; whether the chat goes on. Raises SwarmError."""
+        asked = parse(line)
+        if isinstance(asked, Command):
+            if asked.name == "exit":
+                return False
+            getattr(self, f"_do_{asked.name}")(asked.argument)
+        else:
+            self.conversation.ask(asked)
+            self._answer()
+        return True
+
+    @property
+    def toolbar(self) -> str:
+        used = f"{self._used} of {self._model.context} tokens" if self._used else "a new chat"
+        return f" {self._model.model}  ·  {used}  ·  Alt-Enter: new line  ·  /help"
+
+    # Answers.
+
+    def _answer(self) -> None:
+        conversation, context = self.conversation, self._model.context
+        options = {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, **conversation.settings}
+        dropped = conversation.fit(self._count, context, options["max_new_tokens"])
+        if dropped:
+            turns = (
+                "the oldest question and its answer"
+                if dropped == 1
+                else f"the {dropped} oldest questions and answers"
+            )
+            self._screen.note(f"The context of {context} tokens is full: forgot {turns}. /clear begins anew.")
+        text: list[str] = []
+        result = stream = None
+        stop = StopKey(self._survives)
+        with stop:
+            self._screen.begin(lambda: stream and stream.route)
+            try:
+                stream = self._model.stream(conversation.messages, **options)
+                for piece in self._watched(stream, stop):
+                    text.append(piece)
+                    self._screen.piece(piece)
+                if not stop.pressed:
+                    result = stream.result
+            finally:
+                if stream is not None:
+                    stream.close()
+                self._screen.end(result)
+                conversation.answer("".join(text))
+        if result is None:
+            self._screen.note("Stopped. /retry answers again.")
+            return
+        self._last = result
+        self._used = len(result.prompt_token_ids) + len(result.token_ids)
+
+    def _watched(self, stream: Any, stop: StopKey) -> Iterator[str]:
+        """The pieces; repairs are told when they are done."""
+        told = 0
+        route = before = None
+        for piece in stop.until_pressed(stream):
+            if stream.route != route:
+                before, route = route, stream.route
+            repairs = stream.repaired
+            for repair in repairs[told:]:
+                sentence, took_over = repair_sentence(repair, before, route)
+                self._screen.repair(sentence, {**repair.as_dict(), "took_over": took_over})
+            told = len(repairs)
+            yield piece
+
+    def _count(self, messages: Any) -> int:
+        return len(self._model.tokenizer.apply_chat_template(messages))
+
+    # Commands.
+
+    def _do_help(self, _: str) -> None:
+        table = Table.grid(padding=(0, 2))
+        for name, (usage, text) in COMMANDS.items():
+            table.add_row(escape(f"/{name} {usage}"), text)
+        more = (
+            "A message of several lines: Alt-Enter (or Ctrl-J) begins a new one; without an editor end lines "
+            'with \\, or put """ before and after. Ctrl-C stops an answer.\n'
+            f"Options for /set: {', '.join(SETTINGS)}."
+        )
+        self._screen.show(
+            "help", {"commands": list(COMMANDS), "options": list(SETTINGS)}, Group(table, Text(more))
+        )
+
+    def _do_model(self, _: str) -> None:
+        model = self._model
+        prompt = self._count(self.conversation.messages) if self.conversation.turns else 0
+        data = {
+            "model": model.model.name,
+            "digest": model.model.digest,
+            "n_blocks": model.model.n_blocks,
+            "context": model.context,
+            "used_tokens": prompt,
+        }
+        view = (
+            f"{model.model}, {model.model.n_blocks} blocks; the chat takes {prompt} of {model.context} tokens"
+        )
+        self._screen.show("model", data, Text(view))
+
+    def _do_route(self, _: str) -> None:
+        if self._last is None:
+            raise UsageError("there is no route yet", hint="Ask something first.")
+        hops = [hop.as_dict() for hop in self._last.hops]
+        self._screen.show("route", {"route": hops}, route_table(hops))
+
+    def _do_system(self, text: str) -> None:
+        if text:
+            self.conversation.system = "" if text == "none" else text
+        system = self.conversation.system
+        self._screen.show("system", {"system": system}, Text(system or "There is no system prompt."))
+
+    def _do_set(self, argument: str) -> None:
+        settings = self.conversation.settings
+        if argument:
+            name, value = parse_setting(argument)
+            changed = {key: old for key, old in settings.items() if key != name}
+            if value is not None:
+                changed[name] = value
+            self._check(changed)
+            self.conversation.settings = settings = changed
+        view = ", ".join(f"{name} {value}" for name, value in settings.items())
+        self._screen.show(
+            "settings", {"settings": settings}, Text(view or "All options have their defaults.")
+        )
+
+    def _do_retry(self, _: str) -> None:
+        self.conversation.retry()
+        self._answer()
+
+    def _do_clear(self, _: str) -> None:
+        self.conversation.clear()
+        self._used = 0
+        self._screen.note("The chat is forgotten.")
+
+    def _do_save(self, name: str) -> None:
+        path = Path(name).expanduser()
+        _save(path, self.conversation.dumps(str(self._model.model)))
+        self._screen.show("saved", {"path": str(path)}, Text(f"Saved to {path}."))
+
+    def _do_load(self, name: str) -> None:
+        self.conversation = _load(name, self._check)
+        self._used = 0
+        turns = len(self.conversation.turns)
+        self._screen.show("loaded", {"path": name, "messages": turns}, Text(f"{turns} messages loaded."))
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options that were given on the command line."""
+    given = {name: getattr(arguments, name, None) for name in SETTINGS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _screen(arguments: argparse.Namespace, at_terminal: bool) -> Screen:
+    if arguments.json:
+        return JsonScreen()
+    if at_terminal and not arguments.plain and os.environ.get("TERM") not in (None, "", "dumb"):
+        return LiveScreen()
+    return PlainScreen()
+
+
+def _source(arguments: argparse.Namespace, at_terminal: bool, chat: Chat, screen: Screen) -> Source:
+    if not at_terminal:
+        return PipeSource()
+    history = default_history() if arguments.history else History(None)
+    if isinstance(screen, PlainScreen):
+        return ReadlineSource(history)
+    if importlib.util.find_spec("prompt_toolkit") is None:
+        screen.note(NO_EDITOR)
+        return ReadlineSource(history)
+    return EditorSource(history, lambda: chat.toolbar)
+
+
+def _load(name: str, check: Check) -> Conversation:
+    """Raises UsageError, also for settings that this client does not take."""
+    path = Path(name).expanduser()
+    try:
+        text = read_given(path, MAX_SAVED_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read {path}: {_reason(error)}", hint="Give a file that /save has written."
+        ) from error
+    conversation = Conversation.loads(text)
+    unknown = sorted(set(conversation.settings) - set(SETTINGS))
+    if unknown:
+        raise UsageError(f"{path} sets {unknown[0]!r}, which is no option of a chat")
+    check(conversation.settings)
+    return conversation
+
+
+def _save(path: Path, text: str) -> None:
+    """Replaces a saved chat, but no other file. Chats are private: only their owner reads them."""
+    try:
+        if path.exists():
+            with path.open("rb") as file:
+                is_chat = b'"format": "swarm-node chat ' in file.read(64)
+            if not is_chat:
+                raise UsageError(f"{path} is there and is no saved chat", hint="Choose another name.")
+        replace_file(path, text)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {_reason(error)}", hint="Choose another place.") from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"

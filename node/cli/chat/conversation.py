@@ -1,0 +1,126 @@
+"""What a terminal chat remembers: turns, system prompt, settings. Pure: no terminal, no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ....swarm.errors import UsageError
+
+FORMAT = "swarm-node chat 1"
+"""First key of a saved chat; the number rises when an older program could not read it any more."""
+MAX_TURNS = 100_000
+ROOM_SHARE = 4
+"""An answer gets at least one part in so many of the context, unless fewer tokens are allowed for it."""
+
+Message = dict[str, str]
+Count = Callable[[Sequence[Message]], int]
+"""How many tokens a list of messages has as a prompt."""
+
+
+@dataclass(slots=True)
+class Conversation:
+    """``turns``: messages of "user" and "assistant" by turns, a question first. ``settings``: options of
+    ``generate``, only those that were set."""
+
+    system: str = ""
+    turns: list[Message] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The prompt: the system prompt, if there is one, and the turns."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.turns]
+
+    @property
+    def waits_for_answer(self) -> bool:
+        return bool(self.turns) and self.turns[-1]["role"] == "user"
+
+    def ask(self, text: str) -> None:
+        """A question; one that was never answered gives way to it."""
+        if self.waits_for_answer:
+            self.turns.pop()
+        self.turns.append({"role": "user", "content": text})
+
+    def answer(self, text: str) -> None:
+        """The answer to the last question, whole or as far as it came. Without a word of it the question
+        stays as it is, for ``retry``."""
+        if self.waits_for_answer and text.strip():
+            self.turns.append({"role": "assistant", "content": text})
+
+    def retry(self) -> None:
+        """Forget the last answer, so that its question waits again. Raises UsageError if there is none."""
+        if not self.turns:
+            raise UsageError("there is nothing to answer again", hint="Ask something first.")
+        if not self.waits_for_answer:
+            self.turns.pop()
+
+    def clear(self) -> None:
+        """Forget all turns; system prompt and settings stay."""
+        self.turns.clear()
+
+    def fit(self, count: Count, context: int, max_new_tokens: int) -> int:
+        """Make room for an answer by forgetting the oldest questions with their answers; how many.
+
+        The last question stays. Raises UsageError when it is too long by itself.
+        """
+        room = max(1, min(max_new_tokens, context // ROOM_SHARE))
+        system = self.messages[: -len(self.turns)] if self.turns else []
+        kept = self.turns
+        while (length := count([*system, *kept])) + room > context and len(kept) > 2:
+            kept = kept[2:]
+        if length >= context:  # otherwise a short answer is better than none
+            raise UsageError(
+                f"the message and the system prompt have {length} tokens, but the model's context holds "
+                f"{context}, answer included",
+                hint=f"Shorten them by at least {length - context + 1} tokens.",
+            )
+        dropped = (len(self.turns) - len(kept)) // 2
+        self.turns = kept
+        return dropped
+
+    def dumps(self, model: str) -> str:
+        """As ``/save`` writes it; ``model`` is for who reads it."""
+        saved = {
+            "format": FORMAT,
+            "model": model,
+            "system": self.system,
+            "settings": self.settings,
+            "messages": self.turns,
+        }
+        return json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def loads(cls, text: str) -> Conversation:
+        """Raises UsageError for what ``dumps`` has not written. Settings are the caller's to check."""
+        try:
+            saved = json.loads(text)
+        except (ValueError, RecursionError):
+            raise _no_chat("it is not JSON") from None
+        if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
+            raise _no_chat(f"its format is not {FORMAT!r}")
+        system, settings, turns = saved.get("system"), saved.get("settings"), saved.get("messages")
+        if not isinstance(system, str):
+            raise _no_chat("its system prompt is no text")
+        if not isinstance(settings, dict):
+            raise _no_chat("its settings are no JSON object")
+        if not isinstance(turns, list) or len(turns) > MAX_TURNS:
+            raise _no_chat(f"its messages are no list of at most {MAX_TURNS}")
+        for number, turn in enumerate(turns):
+            role = ("user", "assistant")[number % 2]
+            if (
+                not isinstance(turn, dict)
+                or turn.get("role") != role
+                or not isinstance(turn.get("content"), str)
+            ):
+                raise _no_chat(
+                    f"message {number + 1} is not of the form {{'role': '{role}', 'content': TEXT}}"
+                )
+        return cls(system, [{"role": turn["role"], "content": turn["content"]} for turn in turns], settings)
+
+
+def _no_chat(why: str) -> UsageError:
+    return UsageError(f"the file holds no saved chat: {why}", hint="Give a file that /save has written.")

@@ -1,0 +1,241 @@
+"""What a chat shows: on a terminal, as plain text, or as events for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+from rich.console import RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from ....swarm.terminal_text import visible
+from ..shared.output import (
+    SafeConsole,
+    console,
+    describe_error,
+    events,
+    print_json,
+    print_text,
+    short_peer_id,
+)
+from .markdown import LastLines, finished, rendered
+
+FRAMES_PER_S = 10
+
+Route = Callable[[], object]
+"""The route of the answer that is being made, now; None before there is one."""
+
+
+class Screen(Protocol):
+    """One for a whole chat. ``begin``, any number of ``piece`` and ``repair``, and ``end`` make an answer."""
+
+    def begin(self, route: Route) -> None: ...
+
+    def piece(self, text: str) -> None: ...
+
+    def repair(self, sentence: str, details: dict[str, Any]) -> None: ...
+
+    def end(self, result: Any | None) -> None:
+        """``result``: the Generation; None for an answer that was stopped or failed."""
+
+    def progress(self, text: str) -> None:
+        """What is being loaded or waited for; "" when it is over."""
+
+    def note(self, text: str) -> None: ...
+
+    def error(self, error: BaseException) -> None: ...
+
+    def show(self, event: str, data: dict[str, Any], view: RenderableType) -> None:
+        """What a command was asked for: ``data`` for machines, ``view`` for people."""
+
+
+class JsonScreen:
+    """One object a line on standard output, each with ``event``."""
+
+    def begin(self, route: Route) -> None: ...
+
+    def piece(self, text: str) -> None:
+        print_json({"event": "piece", "text": text})
+
+    def repair(self, sentence: str, details: dict[str, Any]) -> None:
+        print_json({"event": "repair", "message": sentence, **details})
+
+    def end(self, result: Any | None) -> None:
+        if result is not None:
+            print_json({"event": "answer", **result.as_dict()})
+
+    def progress(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        print_json({"event": "notice", "message": text})
+
+    def error(self, error: BaseException) -> None:
+        message, hint = describe_error(error)
+        events.print({"event": "error", "message": message, "hint": hint})
+
+    def show(self, event: str, data: dict[str, Any], view: RenderableType) -> None:
+        print_json({"event": event, **data})
+
+
+class PlainScreen:
+    """Answers on standard output as they come, everything else on standard error, no cursor is moved."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+
+    def begin(self, route: Route) -> None: ...
+
+    def piece(self, text: str) -> None:
+        print_text(text)
+
+    def repair(self, sentence: str, details: dict[str, Any]) -> None:
+        self.note(sentence)
+
+    def end(self, result: Any | None) -> None:
+        self.piece("\n")
+        if result is not None and self._is_terminal:
+            self.note(summary(result))
+
+    def progress(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        console.print(escape(text))
+
+    def error(self, error: BaseException) -> None:
+        print_problem(console, error)
+
+    def show(self, event: str, data: dict[str, Any], view: RenderableType) -> None:
+        console.print(view)
+
+
+class LiveScreen:
+    """Markdown on a terminal; below what grows, how fast it does and through whom."""
+
+    def __init__(self, console: SafeConsole | None = None) -> None:
+        self._console = console or SafeConsole(highlight=False)
+        self._status = self._console.status("")
+        self._live: Live | None = None
+        self._tail = ""  # of the answer, what is not printed for good
+        self._pieces = 0
+        self._first_at = 0.0
+        self._route: Route = lambda: None
+        self._waiting = ""
+
+    def begin(self, route: Route) -> None:
+        self._route, self._tail, self._pieces, self._first_at, self._waiting = route, "", 0, 0.0, ""
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._frame,
+            refresh_per_second=FRAMES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def piece(self, text: str) -> None:
+        self._first_at = self._first_at or perf_counter()
+        self._pieces += 1
+        self._waiting = ""
+        self._tail += text
+        if end := finished(self._tail):
+            done, self._tail = self._tail[:end], self._tail[end:]
+            self._console.print(rendered(done))
+            self._console.print()
+
+    def repair(self, sentence: str, details: dict[str, Any]) -> None:
+        self.note(sentence)
+
+    def end(self, result: Any | None) -> None:
+        rest, self._tail = self._tail, ""
+        if self._live is not None:
+            self._live.stop()
+        self._live = None
+        if rest.strip():
+            self._console.print(rendered(rest))
+        if result is not None:
+            self.note(summary(result))
+
+    def progress(self, text: str) -> None:
+        if self._live is not None:
+            self._waiting = text
+        elif text:
+            self._status.update(escape(text))
+            self._status.start()
+        else:
+            self._status.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def error(self, error: BaseException) -> None:
+        print_problem(self._console, error)
+
+    def show(self, event: str, data: dict[str, Any], view: RenderableType) -> None:
+        self._console.print(view)
+
+    def _frame(self) -> RenderableType:
+        """From the thread that draws."""
+        seconds = perf_counter() - self._first_at if self._first_at else 0.0
+        speed = f"{(self._pieces - 1) / seconds:.1f} tokens/s" if self._pieces > 1 and seconds > 0 else "…"
+        parts = [self._waiting or speed, str(self._route() or ""), "Ctrl-C stops"]
+        footer = Text(visible("  ·  ".join(filter(None, parts))), "dim", no_wrap=True, overflow="ellipsis")
+        return LastLines(rendered(self._tail), footer) if self._tail.strip() else footer
+
+
+def print_problem(console: SafeConsole, error: BaseException) -> None:
+    """What is wrong, and what to do."""
+    message, hint = describe_error(error)
+    console.print(Text(f"error: {message}", style="red"), soft_wrap=True)
+    if hint:
+        console.print(Text(f"       {hint}"), soft_wrap=True)
+
+
+def summary(result: Any) -> str:
+    """One line on an answer: its size, speed, what the peers knew already, and its route."""
+    timings = result.timings
+    parts = [f"{timings.new_tokens} tokens at {timings.tokens_per_s:.1f} tokens/s"]
+    parts.append(f"first after {timings.first_token_s:.2f} s")
+    if timings.cached_tokens:
+        parts.append(f"{timings.cached_tokens} of {timings.prompt_tokens} prompt tokens known to the peers")
+    parts.append(str(result.route))
+    if result.finish_reason == "length":
+        parts.append("cut off: the limit of tokens is reached (/set max_new_tokens N)")
+    return "  ·  ".join(parts)
+
+
+def repair_sentence(repair: Any, before: Any, after: Any) -> tuple[str, list[str]]:
+    """A line on one repair, and the peer ids of who took over. ``repair``: ``client.hops.trace.Repair``;
+    ``before`` and ``after``: routes, None where none was known."""
+    old = {hop.peer_id for hop in before.hops} if before is not None else set()
+    new = [hop.peer_id for hop in after.hops if hop.peer_id not in old] if after is not None else []
+    lost, took = _names(repair.lost), _names(new)
+    seconds = f"{repair.seconds:.1f} s"
+    if repair.kind == "planned":
+        return f"hop {lost} was slow, {took or 'another'} took over in {seconds}", new
+    if repair.kind == "relay":
+        return f"two hops lost each other; in {seconds} this machine took over what goes between them", new
+    if lost and took:
+        return f"hop {lost} was lost, {took} took over in {seconds}", new
+    if lost:
+        return f"hop {lost} was lost, the others took over in {seconds}", new
+    return f"the route was interrupted and went on after {seconds}", new
+
+
+def _names(peer_ids: Sequence[str]) -> str:
+    return ", ".join(map(short_peer_id, peer_ids))
+
+
+@contextlib.contextmanager
+def progress_of(screen: Screen, text: str) -> Iterator[None]:
+    """Show ``text`` while something takes its time."""
+    screen.progress(text)
+    try:
+        yield
+    finally:
+        screen.progress("")

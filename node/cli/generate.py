@@ -1,0 +1,159 @@
+"""``swarm-node generate``: one prompt in, the answer streamed out, the route it took shown.
+
+The client's class is handed in by ``cli``: this file, like all of ``node``, imports no client code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ...swarm.errors import UsageError
+from ...swarm.runtime.given_files import read_given
+from .shared.arguments import client_options, decoded, entry_options
+from .shared.output import console, decision_line, format_bytes, print_json, print_text, short_peer_id, shown
+from .trace import Trace, prefill_line, trace_of, waterfall
+
+if TYPE_CHECKING:
+    from ...shards.checkpoint.name_decision import NameDecision
+
+MAX_PROMPT_BYTES = 16 * 1024 * 1024
+"""More text than any model's context holds; bounds what standard input may pour in."""
+
+
+async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_class: Any) -> None:
+    """``model_class`` is ``client.AsyncSwarmModel``, ``guide_class`` ``client.Guide``."""
+    if arguments.logprobs is not None and not arguments.json:
+        raise UsageError("--logprobs shows nothing without --json", hint="Add --json.")
+    prompt = read_prompt(arguments.prompt)
+    schema = arguments.json_schema
+    guide = guide_class("json_schema", read_schema(schema)) if schema is not None else None
+    speak = not (arguments.json or arguments.quiet)
+    status = console.status("Opening the model ...")
+    decisions: list[NameDecision] = []
+
+    def on_decision(decision: NameDecision) -> None:
+        decisions.append(decision)
+        if speak or (decision.is_change and not arguments.json):
+            console.print(decision_line(decision))
+
+    if speak:
+        status.start()
+    try:
+        async with await model_class.connect(
+            model=arguments.model,
+            **entry_options(arguments),
+            **client_options(arguments),
+            on_progress=lambda text: status.update(shown(text)),
+            on_decision=on_decision,
+        ) as model:
+            options = {
+                "raw": arguments.raw,
+                "max_new_tokens": arguments.max_new_tokens,
+                "temperature": arguments.temperature,
+                "top_k": arguments.top_k,
+                "top_p": arguments.top_p,
+                "min_p": arguments.min_p,
+                "repetition_penalty": arguments.repetition_penalty,
+                "frequency_penalty": arguments.frequency_penalty,
+                "presence_penalty": arguments.presence_penalty,
+                "seed": arguments.seed,
+                "stop": arguments.stop,
+                "ignore_eos": arguments.ignore_eos,
+                "logprobs": arguments.logprobs,
+                "guide": guide,
+                "speculate": arguments.speculate,
+            }
+            if arguments.json:
+                result = (await model.generate_detailed(prompt, **options)).as_dict()
+                if decisions:
+                    result["model_choice"] = decisions[0].as_dict()
+                if arguments.trace:
+                    result["trace"] = trace_of(result).as_dict()
+                print_json(result)
+                return
+            stream = model.stream(prompt, **options)
+            async for piece in stream:
+                status.stop()
+                print_text(piece)
+            status.stop()
+            print_text("\n")
+            if speak:
+                _print_route(stream.result)
+            if arguments.trace:
+                print_trace(trace_of(stream.result.as_dict()))
+    finally:
+        status.stop()
+
+
+def read_prompt(text: str) -> str:
+    """The prompt itself, or standard input for ``-``. Raises UsageError when there is none."""
+    if text == "-":
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        if len(data) > MAX_PROMPT_BYTES:
+            raise UsageError(f"the prompt on standard input is over {MAX_PROMPT_BYTES} bytes")
+        text = decoded(data, "the prompt on standard input").removesuffix("\n")
+    if not text:
+        raise UsageError("the prompt is empty", hint="Pass some text, or - to read standard input.")
+    return text
+
+
+def read_schema(path: str) -> str:
+    """The text of a JSON schema. Raises UsageError for a file that cannot be read."""
+    try:
+        return read_given(path, MAX_PROMPT_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read the schema {path}: {getattr(error, 'strerror', None) or error}",
+            hint="Give a JSON file in UTF-8.",
+        ) from None
+
+
+def _print_route(result: Any) -> None:
+    console.print(route_table([hop.as_dict() for hop in result.hops]))
+    timings = result.timings
+    known = f" ({timings.cached_tokens} known to the peers)" if timings.cached_tokens else ""
+    console.print(
+        f"{len(result.prompt_token_ids)} prompt tokens{known} in {timings.prefill_s:.2f} s, "
+        f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
+        + (f", {result.repairs} repaired hops" if result.repairs else "")
+    )
+    drafts = result.speculated
+    if drafts.drafted:
+        console.print(
+            f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
+            f"{len(result.token_ids) - 1} tokens in {drafts.passes} passes through the peers",
+            highlight=False,
+        )
+
+
+def print_trace(trace: Trace) -> None:
+    if trace.stages:
+        console.print(waterfall(trace))
+    console.print(prefill_line(trace), highlight=False)
+    for sentence in trace.disagreements:
+        console.print(f"Not as predicted: {shown(sentence)}", highlight=False)
+    if trace.passed_over:
+        console.print(shown(trace.passed_over), highlight=False)
+
+
+def route_table(hops: list[dict[str, Any]]) -> Table:
+    """The route an answer took, a line a hop."""
+    table = Table(title="Route", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("peer")
+    table.add_column("blocks")
+    for heading in ("ms/token", "queue", "compute", "codec", "wire", "sent", "received"):
+        table.add_column(heading, justify="right")
+    for hop in hops:
+        table.add_row(
+            short_peer_id(hop["peer_id"]),
+            hop["blocks"],
+            *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms")),
+            format_bytes(hop["bytes_sent"]),
+            format_bytes(hop["bytes_received"]),
+        )
+    return table

@@ -1,0 +1,108 @@
+"""``swarm-node invite``: one line of text by which another machine gets into a swarm."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...dht.joining.network import read_only_network
+from ...swarm.errors import PeerUnreachableError
+from ...swarm.identity import Identity
+from ...swarm.membership.entry import SwarmEntry, read_invite
+from ...swarm.membership.invite import Invite, describe_end, make_invite
+from ...swarm.membership.membership import KeyedSwarm, swarm_name
+from ...swarm.transport.addresses import PeerAddress, is_loopback
+from ...swarm.types import NodeInfo, NodeState
+from .shared.arguments import entry_of
+from .shared.output import console, plural, print_json, print_text, shown
+
+MOST_PEERS = 3
+"""Whose addresses an invite names: one that answers is enough."""
+MOST_MADDRS = 2
+
+
+async def run_invite(arguments: argparse.Namespace) -> None:
+    made_key = _make_key(arguments.swarm_key)
+    entry = entry_of(arguments)
+    peers = await _find_peers(entry)
+    invite = replace(_bare_invite(arguments, entry), peers=tuple(peers))
+    if arguments.json:
+        print_json(
+            {
+                "invite": str(invite),
+                "swarm": invite.name,
+                "peers": [str(peer) for peer in peers],
+                "ends": None if math.isinf(invite.ends) else int(invite.ends),
+                "secret": invite.grant is not None,
+                "made_key": made_key,
+            }
+        )
+        return
+    if made_key:
+        console.print(
+            f"Made the swarm's key {shown(str(arguments.swarm_key))}. Whoever has it can invite others."
+        )
+    whose = f"swarm {shown(repr(invite.name))}" if invite.name else "the unnamed swarm"
+    kept = " Keep it secret." if invite.grant is not None else ""
+    named = len({peer.peer_id for peer in peers})
+    where = f"addresses of {plural(named, 'peer')}" if named else "no peer's address: it works on this LAN"
+    console.print(f"Invite to {whose} with {where}. It is valid {describe_end(invite)}.{kept}")
+    print_text(f"{invite}\n")
+
+
+def _make_key(path: str | None) -> bool:
+    """Whether the key was not there before. Raises UsageError."""
+    if path is None or Path(path).expanduser().exists():
+        return False
+    Identity.load_or_create(path)
+    return True
+
+
+def _bare_invite(arguments: argparse.Namespace, entry: SwarmEntry) -> Invite:
+    """Without addresses. Who was invited passes on what it was given: it has no key to make more of."""
+    if arguments.join:
+        return Invite.parse(read_invite(arguments.join))
+    holder = entry.membership.holder if isinstance(entry.membership, KeyedSwarm) else None
+    return make_invite(swarm_name(arguments.swarm), holder, (), time.time(), arguments.lasts)
+
+
+async def _find_peers(entry: SwarmEntry) -> list[PeerAddress]:
+    """Addresses to give: those we were given, then those of nodes that serve now."""
+    given = [PeerAddress.parse(text) for text in entry.initial_peers]
+    if entry.is_alone:
+        return []
+    with console.status("Looking for nodes of the swarm ..."):
+        try:
+            network = await read_only_network(entry)
+        except PeerUnreachableError:
+            if given:
+                raise
+            return []
+        try:
+            nodes = await network.directory.all_nodes()
+        finally:
+            await network.close()
+    return choose_addresses(given, nodes)
+
+
+def choose_addresses(given: Sequence[PeerAddress], nodes: Iterable[NodeInfo]) -> list[PeerAddress]:
+    """Of ``given`` all, then of serving nodes until MOST_PEERS are named, each by its first addresses that
+    lead to another machine."""
+    chosen = list(given)
+    serving = [node for node in nodes if node.state is NodeState.ONLINE]
+    for node in serving:
+        known = {peer.peer_id for peer in chosen}
+        if node.peer_id in known or len(known) >= MOST_PEERS:
+            continue
+        addresses = [_address(node.peer_id, maddr) for maddr in node.maddrs]
+        far = [address for address in addresses if not is_loopback(address.maddr)]
+        chosen += (far or addresses)[:MOST_MADDRS]
+    return chosen
+
+
+def _address(peer_id: str, maddr: str) -> PeerAddress:
+    return PeerAddress(peer_id, maddr.removesuffix(f"/p2p/{peer_id}"))

@@ -1,0 +1,125 @@
+"""``swarm-node``: the command line, and the one file that joins client and node."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from ...swarm.errors import SwarmError
+from ...swarm.runtime.event_loop import new_event_loop
+from .parser import build_parser
+from .shared.output import exit_code_of, print_error, set_up_logging, starting_line
+from .shared.pasting import pasteable
+from .shared.signals import exiting_on_end_signals, until_ended
+from .shared.streams import StandardStreams
+
+NODES = ("serve", "bootstrap", "gateway")
+"""Commands that go on whoever reads what they say."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors become one or two lines, never a traceback."""
+    with StandardStreams() as streams:
+        return _answer(list(sys.argv[1:] if argv is None else argv), streams)
+
+
+def _answer(words: list[str], streams: StandardStreams) -> int:
+    as_json = "--json" in words
+    arguments = argparse.Namespace()
+    try:
+        arguments = build_parser().parse_args(words)
+        as_json = arguments.json
+        speak = not (as_json or getattr(arguments, "quiet", False))
+        if arguments.command in NODES:
+            streams.never_wait()
+        set_up_logging(arguments.log_level)
+        if arguments.command == "chat":
+            with exiting_on_end_signals():
+                with starting_line(speak=speak):
+                    chat = _chat(arguments)
+                chat()  # waits for keys in this thread, without an event loop
+        else:
+            with starting_line(speak=speak):
+                command = _command(arguments)
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                return runner.run(until_ended(command))
+    except (SwarmError, KeyboardInterrupt, BaseExceptionGroup) as error:
+        print_error(error, as_json=as_json, say=partial(pasteable, arguments=arguments))
+        return exit_code_of(error)
+    except Exception as error:  # the last resort: two lines for people, the rest for the log
+        import logging
+
+        logging.getLogger(__name__).debug("unexpected error", exc_info=error)
+        print_error(error, as_json=as_json)
+        return 1
+    return 0
+
+
+def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    # Each command imports what it needs: --help and a wrong option answer at once. It does so before there is
+    # an event loop, in which Ctrl-C would have to wait for the imports.
+    match arguments.command:
+        case "serve":
+            from .serve import run_serve
+
+            return run_serve(arguments)
+        case "bootstrap":
+            from .serve import run_bootstrap_command
+
+            return run_bootstrap_command(arguments)
+        case "models":
+            from .models import run_models
+
+            return run_models(arguments)
+        case "plan":
+            from .plan import run_plan
+
+            return run_plan(arguments)
+        case "status":
+            from .status import run_status
+
+            return run_status(arguments)
+        case "invite":
+            from .invite import run_invite
+
+            return run_invite(arguments)
+        case "gateway":
+            return _gateway(arguments)
+        case _:
+            return _generate(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> Callable[[], None]:
+    from ...client import SwarmModel
+    from ...client.params import GenerationParams
+    from .chat.chat import run_chat
+
+    def check(options: dict[str, Any]) -> None:
+        GenerationParams.of(options, vocab_size=1)  # type: ignore[arg-type] # no option of a chat names tokens
+
+    return partial(run_chat, arguments, SwarmModel, check)
+
+
+def _gateway(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    from ...client.gateway import require_extra
+    from .gateway import run_gateway
+
+    require_extra()
+    from ...client.gateway.opening import open_gateway
+
+    return run_gateway(arguments, open_gateway)
+
+
+def _generate(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    from ...client import AsyncSwarmModel, Guide
+    from .generate import run_generate
+
+    return run_generate(arguments, AsyncSwarmModel, Guide)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The words of ``swarm-node plan``."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...shards.models.devices import DEVICES
+from ..config import KERNELS, KV_DTYPES
+from .shared.arguments import MODEL_HELP, add_compute, add_memory, add_peers, positive_int
+
+PLAN_EXAMPLES = """\
+examples:
+  swarm-node plan --model NAME                             what this machine would do in this LAN's swarm
+  swarm-node plan --model PATH --initial-peers ADDR --memory 8GiB
+  swarm-node plan --model PATH --initial-peers ADDR --json | jq -r '.verdict, .blocks'
+
+Nothing is loaded or announced: a few made-up blocks of the model's shape are measured for a second.
+"""
+
+
+def add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, metavar="PATH_OR_NAME", help=MODEL_HELP)
+    add_peers(command)
+    add_memory(command)
+    command.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
+    add_compute(command, "block weights")
+    command.add_argument("--kernels", default="auto", choices=KERNELS, help="default: %(default)s")
+    command.add_argument(
+        "--kv-cache-tokens",
+        type=positive_int,
+        default=None,
+        metavar="N",
+        help="tokens of KV cache to have room for (default: one full context)",
+    )
+    command.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="default: %(default)s")

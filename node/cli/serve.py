@@ -1,0 +1,387 @@
+"""``swarm-node serve`` and ``swarm-node bootstrap``: a node with its signals, progress and status line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shlex
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import cast
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from ...shards.checkpoint.known_models import default_known
+from ...shards.models.devices import DeviceChoice, choose_device
+from ...swarm.naming.witnesses import Witnesses
+from ...swarm.transport.addresses import all_loopback
+from ...swarm.types import Span
+from ..auto.on_demand import OnDemand
+from ..auto.wanted_models import ModelWishes
+from ..bootstrap import run_bootstrap
+from ..config import BootstrapConfig, NodeConfig, NodeEvent
+from ..identity_files import IdentityClaim
+from ..node import Node
+from ..weights.found_model import FoundModel
+from ..weights.sharing import WeightOptions, WeightService
+from .auto import auto_line
+from .shared.arguments import entry_of
+from .shared.output import console, events, short_peer_id, shown
+from .shared.signals import on_stop_signals
+
+STATUS_LINE_S = 1.0
+"""Seconds between refreshes of the status line at a terminal."""
+
+
+async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
+    def on_event(event: NodeEvent) -> None:
+        if arguments.json:
+            events.print(event.as_dict())
+        elif event.event == "peer_found":
+            console.print(f"Found peer {short_peer_id(str(event.details['found']))} on this network.")
+        elif event.event.startswith("network_"):
+            _print_network(event)
+        elif event.event == "listening":
+            _print_addresses(arguments, event, "Bootstrap node")
+            _print_join(arguments, event, "PATH_OR_NAME", "")
+            console.print("Ctrl-C stops it.")
+
+    entry = entry_of(arguments)
+    with IdentityClaim(arguments.identity, "bootstrap") as identity:
+        config = BootstrapConfig(
+            identity=identity.path,
+            host=arguments.host,
+            port=arguments.port,
+            announce_maddrs=tuple(arguments.announce or ()),
+            initial_peers=entry.initial_peers,
+            may_meet=entry.may_meet,
+            membership=entry.membership,
+            mdns=entry.mdns,
+            relay=arguments.relay,
+        )
+        running = asyncio.ensure_future(run_bootstrap(config, on_event))
+        with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def run_serve(arguments: argparse.Namespace) -> None:
+    with IdentityClaim(arguments.identity, "serve") as identity, _Display(arguments) as display:
+        config = node_config(arguments, Path(identity.path))
+        if not arguments.json and (note := device_of(arguments).note):
+            console.print(f"[yellow]{shown(note)}[/]")
+        weights = WeightService(weight_options(arguments), display.on_hashing)
+        source = FoundModel(config.model, weights, display.on_progress)
+        if config.model:
+            await source.locate()
+
+        def on_demand(node: Node) -> OnDemand:
+            return OnDemand(
+                node,
+                ModelWishes(
+                    node.directory,
+                    node.peer_id,
+                    config.models,
+                    witnesses=Witnesses(node.transport),
+                    known=default_known(),
+                ),
+                lambda place: FoundModel(place.name, weights, display.on_progress, location=place),
+                home=source if config.model else None,
+            )
+
+        node = Node(
+            config,
+            display.on_event,
+            on_progress=display.on_progress,
+            source=source,
+            services=[weights],
+            on_demand=on_demand if config.models else None,
+        )
+        with on_stop_signals(node.request_stop):
+            async with display.status_line(node):
+                await node.run()
+
+
+def weight_options(arguments: argparse.Namespace) -> WeightOptions:
+    megabits = arguments.weights_bandwidth
+    return WeightOptions(
+        share=arguments.share_weights,
+        bytes_per_s=None if megabits is None else megabits * 125_000,
+        cache_bytes=arguments.cache_size,
+    )
+
+
+def device_of(arguments: argparse.Namespace) -> DeviceChoice:
+    """``--device auto`` is the CPU where an option asks for what only that can do."""
+    return choose_device(arguments.device, only_cpu=arguments.deterministic or arguments.kernels != "auto")
+
+
+def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
+    """What the words of ``swarm-node serve`` say. Raises UsageError."""
+    entry = entry_of(arguments)
+    return NodeConfig(
+        model=arguments.model,
+        models=tuple(arguments.models or ()),
+        blocks=arguments.blocks if isinstance(arguments.blocks, Span) else None,
+        auto=arguments.blocks == "auto",
+        memory=arguments.memory,
+        initial_peers=entry.initial_peers,
+        may_meet=entry.may_meet,
+        membership=entry.membership,
+        mdns=entry.mdns,
+        pure_python=entry.pure_python,
+        identity=identity,
+        host=arguments.host,
+        port=arguments.port,
+        announce_maddrs=tuple(arguments.announce or ()),
+        relays=tuple(arguments.relay or ()),
+        device=device_of(arguments).name,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        kernels=arguments.kernels,
+        deterministic=arguments.deterministic,
+        threads=arguments.threads,
+        kv_cache_tokens=arguments.kv_cache_tokens,
+        kv_dtype=arguments.kv_dtype,
+        prefix_cache=arguments.prefix_cache,
+        journal_mib=arguments.journal_mib,
+        prefill_target_ms=arguments.prefill_target_ms,
+        max_sessions_per_peer=arguments.max_sessions_per_peer,
+        max_kv_share_per_peer=arguments.max_kv_share_per_peer,
+        idle_session_seconds=arguments.idle_session_seconds,
+        drain_seconds=arguments.drain_seconds,
+    )
+
+
+def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:
+    """The addresses with those of this machine only at the end."""
+    return tuple(sorted(maddrs, key=lambda maddr: maddr.startswith(("/ip4/127.", "/ip6/::1/"))))
+
+
+def _print_addresses(arguments: argparse.Namespace, event: NodeEvent, what: str) -> None:
+    console.print(f"{what} {shown(event.peer_id)} listens at")
+    for maddr in _dialable(event.maddrs):
+        console.print(f"  {shown(maddr)}")
+    if note := reach_note(arguments.host, event.maddrs):
+        console.print(f"[yellow]{shown(note)}[/]")
+
+
+def reach_note(host: str, maddrs: tuple[str, ...]) -> str:
+    """What is to be known of a node that only its own computer reaches; "" of others."""
+    if not all_loopback([maddr.partition("/p2p/")[0] for maddr in maddrs]):
+        return ""
+    if host in ONLY_HERE:
+        return f"With --host {host} only this computer reaches it, and no peer of the network is looked for."
+    return "Only this computer reaches it: there is no other address. --announce names one that others dial."
+
+
+def _print_network(event: NodeEvent) -> None:
+    if event.event == "network_lost":
+        console.print(
+            f"[yellow]Network lost[/]: {shown(str(event.details['message']))}; starting it again ..."
+        )
+    else:
+        console.print(f"[green]Network restored[/] after {event.details['seconds']:.1f} s.")
+
+
+def _fetched(details: Mapping[str, object]) -> str:
+    """``Fetched 98 MB in 1.2 s: 60 MB from …a1b2c3, 38 MB from …d4e5f6.``"""
+    parts = cast(Mapping[str, int], details["bytes_by_source"])
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:4]
+    sources = ", ".join(
+        f"{n / 1e6:.0f} MB from {shown(peer if ' ' in peer else '…' + peer[-6:])}" for peer, n in largest
+    )
+    size = cast(int, details["bytes"]) / 1e6
+    return f"Fetched {size:.0f} MB of weights in {details['seconds']:.1f} s: {sources}."
+
+
+def suggest_blocks(event: NodeEvent) -> str:
+    """Blocks that a next peer could serve: those after this node's, those before, or the same again."""
+    span, n_blocks = Span.parse(event.blocks), event.details.get("n_blocks")
+    if isinstance(n_blocks, int) and span.end < n_blocks:
+        return str(Span(span.end, n_blocks))
+    return str(Span(0, span.start)) if span.start else str(span)
+
+
+ONLY_HERE = ("127.0.0.1", "::1", "[::1]", "localhost")
+"""Hosts to listen on that no other machine reaches."""
+
+
+def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> str:
+    """What to type on another machine to serve beside this node."""
+    words = ["swarm-node serve --model", shlex.quote(model)]
+    if blocks:
+        words.append(f"--blocks {blocks}")
+    if arguments.join or arguments.swarm_key:
+        words.append("--join INVITE")  # which has the addresses, too
+    else:
+        if arguments.swarm:
+            words.append(f"--swarm {shlex.quote(arguments.swarm)}")
+        if not arguments.mdns or arguments.host in ONLY_HERE:
+            words.append(f"--initial-peers {_dialable(event.maddrs)[0] if event.maddrs else 'ADDR'}")
+    return " ".join(words)
+
+
+def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> None:
+    command = join_command(arguments, event, model, blocks)
+    near = "" if "--initial-peers" in command or "--join" in command else " on this network"
+    console.print(f"The next peer{near} joins with:")
+    console.print(f"  {shown(command)}")
+    if near or "--join" in command:
+        prints = (
+            "INVITE is what `swarm-node invite` prints" if not near else "Elsewhere: see `swarm-node invite`"
+        )
+        console.print(f"  {prints}.")
+
+
+class _Display:
+    """What a person sees of a serving node: a progress bar, what it serves, how to join, a status line."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._as_json = bool(arguments.json)
+        self._was_online = self._stands_by = self._failed = False
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=console,
+            transient=True,
+            disable=self._as_json or not console.is_terminal,
+        )
+        self._task = self._progress.add_task("Loading", total=None, visible=False)
+        self._hashing = self._progress.add_task("Hashing", total=None, visible=False)
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_progress(self, done: int, total: int, label: str) -> None:
+        self._show(self._task, done, total, label)
+
+    def on_hashing(self, done: int, total: int, label: str) -> None:
+        self._show(self._hashing, done, total, label)
+
+    def _show(self, task: TaskID, done: int, total: int, label: str) -> None:
+        # rich's progress takes its own lock, so that the loading thread may call this.
+        self._progress.update(
+            task, completed=done, total=total, description=shown(label), visible=done < total
+        )
+
+    def on_event(self, event: NodeEvent) -> None:
+        self._stands_by = event.event == "standing_by" or (self._stands_by and event.event != "loading")
+        if self._as_json:
+            events.print(event.as_dict())
+            return
+        details = event.details
+        match event.event:
+            case "listening":
+                _print_addresses(self._arguments, event, "Node")
+            case "compiling":
+                console.print("Compiling kernels for this CPU (once, some seconds) ...")
+            case "loading":
+                console.print(f"Loading blocks {event.blocks} of {shown(event.model)} ...")
+            case "online":
+                self._progress.stop()
+                self._was_online = True
+                console.print(
+                    f"[green]Online[/]: blocks {event.blocks} of {shown(event.model)} as "
+                    f"{shown(str(details.get('weights', '')))}, {details.get('kernels')} kernels, "
+                    f"{details.get('kv_cache_tokens')} tokens of {details.get('kv_dtype')} KV cache, "
+                    f"{details.get('decode_ms_per_block'):.3f} ms per block and token, "
+                    f"prefill {details.get('prefill_tokens_per_s'):.0f} tokens/s"
+                )
+                if details.get("deterministic"):
+                    console.print(
+                        f"Deterministic (checked: {details.get('row_check')}): a token's bits depend on its "
+                        "own past alone."
+                    )
+                if details.get("announced") is False:
+                    console.print("[yellow]The swarm did not take the announcement yet; trying again.[/]")
+                model = self._arguments.model or event.model
+                blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
+                _print_join(self._arguments, event, model, blocks)
+                console.print("Ctrl-C leaves cleanly.")
+            case "model_choice":
+                loud = "bold yellow" if details["is_change"] else "yellow"
+                console.print(f"[{loud}]{shown(str(details['message']))}[/]")
+            case "unseen":
+                console.print(f"[yellow]Not seen[/]: {shown(str(details['message']))}; telling more of them.")
+            case "copied":
+                console.print(f"[bold yellow]Careful[/]: {shown(str(details['message']))}")
+            case "seen":
+                console.print("[green]Seen again[/] by the swarm's directory.")
+            case "peer_found":
+                console.print(f"Found peer {short_peer_id(str(details['found']))} on this network.")
+            case "wanted":
+                peers = cast(int, details["peers"])
+                console.print(f"{peers} client(s) want {shown(str(details['wanted']))}: taking it up.")
+            case "wish_failed":
+                wish = f"{details['wanted']}: {details['message']}"
+                console.print(f"[yellow]Cannot serve[/] {shown(wish)}")
+            case "waiting":
+                line = f"{details['message']}. {details['hint']}"
+                console.print(f"[yellow]Waiting[/]: {shown(line)}")
+            case "not_sharing":
+                console.print(f"[yellow]Not sharing its weights[/]: {shown(str(details.get('message')))}")
+            case "tokenizer_unreadable":
+                line = f"{details['message']}. It is served as it is until the node starts with other files."
+                console.print(
+                    f"[yellow]No client can read this model[/]: {shown(line)} {shown(str(details['hint']))}"
+                )
+            case "weights_damaged":
+                console.print(f"[yellow]{shown(str(details['message']))}.[/]")
+            case "sharing":
+                size = cast(int, details["bytes"]) / 1e6
+                console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")
+            case "fetched":
+                console.print(_fetched(details))
+            case "network_lost" | "network_restored":
+                _print_network(event)
+            case "draining":
+                console.print(
+                    f"Draining: {details.get('sessions')} sessions have "
+                    f"{details.get('drain_seconds'):.0f} s to end; Ctrl-C again stops at once."
+                )
+            case _ if line := auto_line(event):
+                console.print(line)
+            case "error":
+                self._failed = True  # which is said at the end
+            case "stopped" if self._was_online:
+                console.print("Stopped; the announcement is withdrawn.")
+            case "stopped" if not self._failed:
+                console.print("Stopped.")
+
+    @contextlib.asynccontextmanager
+    async def status_line(self, node: Node) -> AsyncIterator[None]:
+        """One line at the bottom of a terminal: load now. Nothing where there is no terminal."""
+        if self._as_json or not console.is_terminal:
+            yield
+            return
+        updating = asyncio.create_task(self._update_status(node), name="status-line")
+        try:
+            yield
+        finally:
+            updating.cancel()
+            await asyncio.gather(updating, return_exceptions=True)
+
+    async def _update_status(self, node: Node) -> None:
+        with console.status("Starting ...") as line:
+            while True:
+                if (statistics := node.statistics()) is not None:
+                    server, load = statistics.server, statistics.engine
+                    line.update(
+                        f"{node.state} · {server.peers} peers · {server.sessions} sessions · "
+                        f"{load.tokens_per_s:.0f} tokens/s · batch {load.batch:.1f} · "
+                        f"queue {load.queued}, {load.queue_ms:.1f} ms · "
+                        f"{server.free_kv_tokens} of {server.total_kv_tokens} KV tokens free · "
+                        f"journal {server.journal.used / 2**20:.0f} of {node.config.journal_mib} MiB"
+                        + (" · deterministic" if node.config.deterministic else "")
+                    )
+                elif self._stands_by:
+                    line.update("Standing by")
+                await asyncio.sleep(STATUS_LINE_S)

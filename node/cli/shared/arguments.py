@@ -1,0 +1,253 @@
+"""Arguments that several commands share, and what their texts are read as."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from typing import Any
+
+from ....swarm.errors import UsageError
+from ....swarm.membership.entry import SwarmEntry, swarm_entry
+from ....swarm.types import Span
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("auto", "none", "int8", "int4")
+WIRE_CODECS = ("none", "bf16", "fp16", "int8")
+
+
+def blocks(text: str) -> Span | str:
+    """A span, or ``auto`` or ``all``."""
+    return text if text in ("auto", "all") else Span.parse(text)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
+
+
+def byte_size(text: str) -> int:
+    """``8GiB``, ``500MiB``, ``1.5G`` (GiB too) or ``2GB`` (10**9) in bytes."""
+    if match := _SIZE.fullmatch(text.strip()):
+        decimal = text.strip()[-1] in "bB" and not match[3]
+        size = int(float(match[1]) * (1000 if decimal else 1024) ** (1 + "KMGT".index(match[2].upper())))
+        if size:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory such as 8GiB or 500MiB")
+
+
+def comma_list(text: str) -> list[str]:
+    return [part for part in (piece.strip() for piece in text.split(",")) if part]
+
+
+def positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def above_zero(text: str) -> float:
+    value = seconds(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0 and at most 1, such as 0.5")
+    return value
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535, 0 takes a free one)")
+    return int(text)
+
+
+WITHOUT_P2PD = ("serve", "plan", "generate", "chat", "gateway", "status", "models")
+"""Commands that can do without p2pd; the others are about the DHT itself."""
+
+
+def add_peers(command: argparse.ArgumentParser) -> None:
+    """Which swarm, and how to get into it; ``entry_of`` reads it."""
+    command.add_argument(
+        "--initial-peers",
+        metavar="ADDR",
+        type=comma_list,
+        action="extend",
+        default=None,
+        help="address of a peer to join through, such as /ip4/192.0.2.7/tcp/31330/p2p/12D3Koo... or "
+        "/dns4/HOST/tcp/... (several: repeat the option, or commas; default: peers found on this LAN)",
+    )
+    command.add_argument(
+        "--swarm",
+        metavar="NAME",
+        default="",
+        help="name of the swarm; others are neither found nor joined (default: the unnamed one)",
+    )
+    command.add_argument(
+        "--swarm-key",
+        metavar="FILE",
+        default=None,
+        help="key of the swarm: only those who have it, or an invite made with it, are admitted",
+    )
+    command.add_argument(
+        "--join",
+        metavar="INVITE",
+        default="",
+        help="an invite as `swarm-node invite` prints it, or a file with one: says which swarm, and where",
+    )
+    command.add_argument(
+        "--no-mdns",
+        dest="mdns",
+        action="store_false",
+        help="do not look for peers on this LAN, and do not be found there",
+    )
+    if command.prog.rpartition(" ")[2] in WITHOUT_P2PD:
+        command.add_argument(
+            "--pure-python",
+            action="store_true",
+            help="run no p2pd and no DHT, and ask nodes that do; the default where there is no p2pd, as on "
+            'Windows (needs pip install "swarm-node[libp2p]")',
+        )
+
+
+def entry_of(arguments: argparse.Namespace) -> SwarmEntry:
+    """What the words of ``add_peers`` say. Raises UsageError."""
+    return swarm_entry(
+        arguments.initial_peers or (),
+        swarm=arguments.swarm,
+        swarm_key=arguments.swarm_key,
+        join=arguments.join,
+        mdns=arguments.mdns,
+        pure_python=getattr(arguments, "pure_python", False),
+    )
+
+
+def entry_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same words, as the client's ``connect`` takes them."""
+    words = {name: getattr(arguments, name) for name in ("swarm", "swarm_key", "join", "mdns", "pure_python")}
+    return {"initial_peers": arguments.initial_peers or (), **words}
+
+
+MODEL_HELP = (
+    "a GGUF file, a HuggingFace model directory, or the name of a model on this machine (see `swarm-node "
+    "models`), in the swarm, or on the HuggingFace hub"
+)
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """For a command that asks; who serves must say what."""
+    command.add_argument(
+        "--model",
+        default=None,
+        metavar="PATH_OR_NAME",
+        help=f"{MODEL_HELP} (default: the one that the swarm serves)",
+    )
+
+
+def add_compute(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="dtype of activations and unquantized weights"
+    )
+    command.add_argument(
+        "--quantize",
+        default="auto",
+        choices=QUANTIZE,
+        help=f"how {what} are held; auto takes the fastest that loses nothing against the file",
+    )
+    command.add_argument(
+        "--threads", type=positive_int, default=None, help="compute threads (default: the real cores)"
+    )
+
+
+def add_memory(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--memory",
+        type=byte_size,
+        default=None,
+        metavar="SIZE",
+        help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: as is free)",
+    )
+
+
+def add_wire_codec(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--wire-codec",
+        default="int8",
+        choices=WIRE_CODECS,
+        help="how activations travel; none is exact float32 (default: %(default)s)",
+    )
+
+
+def add_wait(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--wait",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait this long for a route that covers the model (default: do not wait)",
+    )
+
+
+def add_speculate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--speculate",
+        default="auto",
+        choices=("auto", "off"),
+        help="check guesses of the next tokens in one pass, where that is faster; answers are the same "
+        "(default: %(default)s)",
+    )
+
+
+def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every command that answers hands on to the client."""
+    names = ("wire_codec", "quantize", "dtype", "threads", "draft", "wait")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def typed_text(word: str) -> str:
+    """A text on the command line: UTF-8, also where the locale knows ASCII only (``LC_ALL=C``)."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes that Python could not read stand in it as lone surrogates
+        try:
+            return os.fsencode(word).decode()
+        except UnicodeError:
+            raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+    return word
+
+
+def decoded(data: bytes, what: str, of: str = "") -> str:
+    """Text that came from outside; ``what`` it is and what its bytes are counted ``of``, for the error.
+    Raises UsageError."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{what} is not UTF-8: {error.reason} at byte {error.start}{of}",
+            hint="Convert it first, e.g. with iconv -t UTF-8.",
+        ) from error

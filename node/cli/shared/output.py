@@ -1,0 +1,197 @@
+"""How the command line speaks: errors in one or two lines, JSON for machines, progress for people.
+
+All that is shown goes through here, and here text of peers, files and models becomes safe to show: nobody who
+prints something has to think of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.control import Control
+from rich.markup import escape
+from rich.segment import ControlType, Segment
+
+from ....swarm.errors import OutputError, ReaderGoneError, SwarmError
+from ....swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
+
+if TYPE_CHECKING:
+    from ....shards.checkpoint.name_decision import NameDecision
+
+
+class SafeConsole(Console):
+    """A console whose own styles and cursor movements work, and in whose texts no control character and no
+    link does."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control is None:
+                if style is not None and style.link is not None:
+                    style = style.update_link(None)
+                segment = Segment(visible(text), style)
+            yield segment
+
+
+console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
+"""For progress and remarks. Standard output is kept for what was asked for."""
+
+answers = SafeConsole(highlight=False, soft_wrap=True)
+"""For what was asked for, when it is a table."""
+
+NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
+"""The keys that every event has, for an error before there is a node."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """One JSON object on one line of standard output, exact in whatever characters that takes."""
+    sys.stdout.write(json_line(value, sys.stdout.encoding or "utf-8") + "\n")
+    sys.stdout.flush()
+
+
+def print_text(text: str) -> None:
+    """A piece of generated text to standard output, at once. On a terminal, control characters are shown and
+    not obeyed; a pipe or a file gets the exact text, since a program may need it and none is hurt by it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else exact(text))
+    sys.stdout.flush()
+
+
+def shown(text: str) -> str:
+    """Foreign text as a part of a line of ``console.print``: no markup, no line break of its own."""
+    return escape(visible_line(text))
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """Message and hint of any error; those of ours carry both."""
+    error = _first(error)
+    if isinstance(error, SwarmError):
+        return error.message, error.hint
+    text = " ".join(str(error).split()) or type(error).__name__
+    if (lack := _lack_of(error, text)) is not None:
+        return lack
+    return (
+        f"unexpected {type(error).__name__}: {text}",
+        "This is a fault of swarm-node; --log-level debug shows where.",
+    )
+
+
+_NO_MEMORY = ("this machine has no more memory for this process", "Close other programs, or allow it more.")
+_NO_FILES = ("too many open files", "Allow more: ulimit -n 1024, or LimitNOFILE=1024 in systemd.")
+_NO_DISK = ("no room on the disk", "Make room in the temporary folder and in ~/.swarm-node, or name others.")
+_LACKS = {
+    errno.ENOMEM: _NO_MEMORY,
+    errno.EMFILE: _NO_FILES,
+    errno.ENFILE: _NO_FILES,
+    errno.ENOSPC: _NO_DISK,
+    errno.EDQUOT: _NO_DISK,
+}
+
+
+def _lack_of(error: BaseException, text: str) -> tuple[str, str] | None:
+    """What the machine has too little of, if that is what an unexpected error is about: no fault of ours."""
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "not enough memory" in text:
+        return _NO_MEMORY  # the last two as C++ and torch say it, in a RuntimeError
+    return _LACKS.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+def exit_code_of(error: BaseException) -> int:
+    error = _first(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return error.exit_code if isinstance(error, SwarmError) else 1
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class EventPrinter:
+    """Prints a node's events as JSON lines; knows whether the error that ended it is among them."""
+
+    def __init__(self) -> None:
+        self.printed_error = False
+
+    def print(self, event: Mapping[str, object]) -> None:
+        self.printed_error = self.printed_error or event.get("event") == "error"
+        print_json(event)
+
+
+events = EventPrinter()
+"""Standard output of this process has one reader, so it has one printer."""
+
+
+def print_error(error: BaseException, *, as_json: bool, say: Callable[[str], str] = str) -> None:
+    """To standard error for people; with ``as_json`` an ``error`` event on standard output as well. ``say``
+    completes the commands that the hint names."""
+    error = _first(error)
+    if isinstance(error, ReaderGoneError | KeyboardInterrupt):
+        return  # nobody is there to be told, or knows it already
+    message, hint = describe_error(error)
+    hint = say(hint)
+    if as_json and not events.printed_error and not isinstance(error, OutputError):
+        with contextlib.suppress(OutputError):
+            events.print({"event": "error", "message": message, "hint": hint, **NO_NODE})
+    sys.stderr.write(f"error: {visible_line(message)}\n")
+    if hint:
+        sys.stderr.write(f"       {visible_line(hint)}\n")
+
+
+@contextlib.contextmanager
+def starting_line(*, speak: bool) -> Iterator[None]:
+    """A word on a terminal while the imports of a command take their seconds; erased after them. Unlike a
+    spinner it hides no cursor, which a signal in these seconds would leave hidden."""
+    if not speak or not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    console.print("Starting ...", end="")
+    try:
+        yield
+    finally:
+        console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+def set_up_logging(level: str) -> None:
+    """Structured logs of ours (``key=value``) to standard error; libraries only when they warn. No record can
+    forge another, or control a terminal."""
+    logging.setLogRecordFactory(VisibleLogRecord)
+    logging.captureWarnings(True)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING if level != "error" else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    logging.getLogger("swarm_node").setLevel(level.upper())
+
+
+def short_peer_id(peer_id: str) -> str:
+    """The end of a PeerID, where they differ; enough to tell the peers of a table apart."""
+    return f"…{peer_id[-6:]}"
+
+
+def decision_line(decision: NameDecision) -> str:
+    """How one of several models of a name was taken, with markup: loud where it is another than before."""
+    return f"[{'bold yellow' if decision.is_change else 'yellow'}]{shown(decision.sentence)}[/]"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def format_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

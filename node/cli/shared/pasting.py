@@ -1,0 +1,52 @@
+"""Commands that a message names, made so that they can be pasted where the message was read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+
+from ....swarm.membership.invite import PREFIX
+
+_COMMAND = re.compile(r"`(swarm-node (?:serve|plan|generate|chat|gateway|status|models|invite)\b[^`]*)`")
+_NEEDS_NO_SWARM = ("models unpin", "generate --raw")
+MODEL = "--model …"
+"""In a command of a message: the model of the command that failed."""
+PEERS = " --initial-peers …"
+"""The same of how it went into the swarm; who does not know how leaves it in the text."""
+
+
+def pasteable(text: str, arguments: argparse.Namespace) -> str:
+    """``text`` of an error whose commands in backticks lead into the swarm that ``arguments`` say."""
+    options = swarm_options(arguments)
+    model = getattr(arguments, "model", None)
+
+    def completed(found: re.Match[str]) -> str:
+        command = found[1]
+        if any(words in command for words in _NEEDS_NO_SWARM):
+            return found[0]
+        if isinstance(model, str) and model:
+            command = command.replace(MODEL, f"--model {shlex.quote(model)}")
+        command = command.replace(PEERS, "")
+        # What the message says itself stays.
+        words = [option for option in options if option.split(" ")[0] not in command.split()]
+        return f"`{' '.join([command, *words])}`"
+
+    return _COMMAND.sub(completed, text)
+
+
+def swarm_options(arguments: argparse.Namespace) -> list[str]:
+    """Which swarm, and where, as it was said. An invite is a secret: its text is not repeated, a file's name
+    is."""
+    found = []
+    if join := getattr(arguments, "join", ""):
+        found.append(f"--join {'INVITE' if join.lstrip().startswith(PREFIX) else shlex.quote(join)}")
+    if name := getattr(arguments, "swarm", ""):
+        found.append(f"--swarm {shlex.quote(name)}")
+    if key := getattr(arguments, "swarm_key", None):
+        found.append(f"--swarm-key {shlex.quote(key)}")
+    if peers := getattr(arguments, "initial_peers", None):
+        found.append(f"--initial-peers {shlex.quote(','.join(peers))}")
+    if not getattr(arguments, "mdns", True):
+        found.append("--no-mdns")
+    return found

@@ -1,0 +1,242 @@
+"""``swarm-node status``: every model of a swarm, who serves which blocks, what nobody serves, and demand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from shlex import quote
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ...dht.joining.network import read_only_network
+from ...dht.left_out import LeftOut
+from ...swarm.membership.entry import SwarmEntry
+from ...swarm.names import digest_prefix
+from ...swarm.placement.demand import Demand, Wanted, tally
+from ...swarm.routing.best_route import missing_blocks
+from ...swarm.transport.address_groups import networks
+from ...swarm.types import ModelRef, NodeInfo
+from ..presence.roll_call import silent_nodes
+from .demand import demand_lines, demand_report
+from .shared.arguments import entry_of
+from .shared.output import answers, console, plural, print_json, short_peer_id, shown
+from .shared.pasting import pasteable
+
+
+async def run_status(arguments: argparse.Namespace) -> None:
+    with console.status("Asking the swarm who serves what ..."):
+        snapshot = await read_swarm(entry_of(arguments), ask=True)
+    demand = tally(snapshot.wanted, snapshot.nodes)
+    report = build_report(snapshot.nodes, demand, snapshot.left_out, snapshot.silent)
+    if arguments.json:
+        print_json(report)
+    else:
+        print_tables(report, demand, say=partial(pasteable, arguments=arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    nodes: Sequence[NodeInfo]
+    wanted: Sequence[Wanted]
+    left_out: Sequence[LeftOut] = ()
+    silent: frozenset[str] = frozenset()
+    """Peer ids of nodes that were asked and gave no answer."""
+
+
+async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> Snapshot:
+    """What a swarm's directory says now; with ``ask``, which nodes answer, too. Raises UsageError,
+    NetworkError."""
+    network = await read_only_network(entry)
+    try:
+        nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
+        silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
+        return Snapshot(nodes, wanted, network.directory.left_out, silent)
+    finally:
+        await network.close()
+
+
+def build_report(
+    nodes: Sequence[NodeInfo],
+    demand: Sequence[Demand] = (),
+    left_out: Sequence[LeftOut] = (),
+    silent: Collection[str] = (),
+) -> dict[str, Any]:
+    """The object that ``status --json`` prints: models by name, each with its nodes by first block; what is
+    wanted; and peers whose announcements cannot be used."""
+    by_model: dict[str, list[NodeInfo]] = {}
+    for node in nodes:
+        by_model.setdefault(node.model.digest, []).append(node)
+    models = [_report_model(found[0].model, found, silent) for found in by_model.values()]
+    return {
+        "models": sorted(models, key=lambda model: (model["name"], model["digest"])),
+        "wanted": demand_report(demand),
+        "left_out": [each.as_dict() for each in left_out],
+    }
+
+
+def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str]) -> dict[str, Any]:
+    answering = [node for node in nodes if node.peer_id not in silent]
+    nodes = sorted(nodes, key=lambda node: (node.span, node.peer_id))
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "n_blocks": model.n_blocks,
+        "networks": networks_of(answering),
+        "missing": [str(span) for span in missing_blocks(answering, model.n_blocks)],
+        "silent": [node.peer_id for node in nodes if node.peer_id in silent],
+        "nodes": [
+            {
+                "peer_id": node.peer_id,
+                "blocks": str(node.span),
+                "state": str(node.state),
+                "decode_ms_per_block": node.decode_ms_per_block,
+                "prefill_tokens_per_s": node.prefill_tokens_per_s,
+                "free_kv_tokens": node.free_kv_tokens,
+                "total_kv_tokens": node.total_kv_tokens,
+                "sessions": node.sessions,
+                "tokens_per_s": node.tokens_per_s,
+                "queue_ms": node.queue_ms,
+                "links": [
+                    {"peer_id": link.peer_id, "rtt_ms": round(link.rtt_s * 1000, 3)} for link in node.links
+                ],
+                "journal_bytes": node.journal_bytes,
+                "total_journal_bytes": node.total_journal_bytes,
+                "deterministic": bool(node.row_check),
+                "row_check": node.row_check,
+                "weights_root": node.weights_root,
+                "weights_whole": node.weights_whole,
+                "shares_weights": node.shares_weights,
+                "weights": node.weights,
+                "codecs": list(node.codecs),
+                "version": node.version,
+                "maddrs": list(node.maddrs),
+            }
+            for node in nodes
+        ],
+    }
+
+
+def networks_of(nodes: Sequence[NodeInfo]) -> int:
+    """In how many networks nodes are by their own account, at least."""
+    return networks(maddr for node in nodes for maddr in node.maddrs)
+
+
+def _said(model: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+    """What names it for ``--model``: its name, with the digest where another has it, too."""
+    alike = [other["digest"] for other in models if other["name"] == model["name"]]
+    return model["name"] if len(alike) == 1 else f"{model['name']}@{digest_prefix(model['digest'], alike)}"
+
+
+def print_tables(
+    report: dict[str, Any], demand: Sequence[Demand] = (), *, say: Callable[[str], str] = str
+) -> None:
+    """``say`` completes the commands that are named."""
+    if not report["models"]:
+        start = say("Start with: `swarm-node serve --model PATH_OR_NAME`")
+        answers.print(f"Nobody serves anything in this swarm yet. {shown(start)}")
+        for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
+            answers.print(line)
+        return
+    digests = [model["digest"] for model in report["models"]]
+    for model in report["models"]:
+        answers.print(_table(model, digests))
+        for line in [*_deterministic(model), *_silent(model)]:
+            answers.print(line)
+        if model["missing"]:
+            which = quote(_said(model, report["models"]))
+            fill = say(f"`swarm-node serve --model {which} --blocks {model['missing'][0]}`")
+            answers.print(
+                f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: {shown(fill)}"
+            )
+        else:
+            answers.print(
+                f"  [green]all {model['n_blocks']} blocks are served[/] "
+                f"from {plural(model['networks'], 'network')}"
+            )
+    for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
+        answers.print(line)
+    answers.print(_LEGEND)
+
+
+_LEFT_OUT_SHOWN = 8
+"""Peers that cannot be used, or do not answer, in the tables: ``--json`` has all."""
+_LEGEND = """\
+  [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
+  load lately: open sessions, tok/s of all together, ms of wait in the queue;
+  jrnl: how full the journal is that repairs need[/]"""
+
+
+def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
+    # What peers announce is their text: escaped, so that it cannot style our table.
+    table = Table(
+        title=f"{shown(model['name'])}  ({model['n_blocks']} blocks, "
+        f"digest {digest_prefix(model['digest'], digests)})",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,  # the box's own gaps are enough, and all must fit into 80 columns
+        show_edge=False,
+    )
+    for heading in ("peer", "blocks", "state", "weights"):
+        table.add_column(heading)
+    for heading in ("ms/tok", "prefill", "free KV", "open", "tok/s", "wait", "jrnl"):
+        table.add_column(heading, justify="right")
+    for node in model["nodes"]:
+        first, last = (int(block) for block in (node["blocks"].split("-") * 2)[:2])
+        milliseconds = node["decode_ms_per_block"] * (last - first + 1)
+        free, total = node["free_kv_tokens"], node["total_kv_tokens"]
+        kept, most = node["journal_bytes"], node["total_journal_bytes"]
+        table.add_row(
+            short_peer_id(node["peer_id"]),
+            node["blocks"],
+            node["state"],
+            shown(node["weights"]),
+            f"{milliseconds:.2f}" if milliseconds else "-",
+            f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
+            f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
+            str(node["sessions"]),
+            f"{node['tokens_per_s']:.0f}",
+            f"{node['queue_ms']:.{0 if node['queue_ms'] >= 99.95 else 1}f}",
+            f"{100 * kept / most:.0f}%" if most else "-",
+        )
+    return table
+
+
+def _silent(model: dict[str, Any]) -> list[str]:
+    """Whose claims nobody can count on from here."""
+    silent = model["silent"]
+    if not silent:
+        return []
+    names = ", ".join(map(short_peer_id, silent[:_LEFT_OUT_SHOWN]))
+    more = f" and {len(silent) - _LEFT_OUT_SHOWN} more" if len(silent) > _LEFT_OUT_SHOWN else ""
+    return [f"  [yellow]no answer from here, so not counted[/]: {names}{more}"]
+
+
+def _deterministic(model: dict[str, Any]) -> list[str]:
+    """Which nodes compute a token to the same bits whatever is beside it: one line for each arithmetic."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for node in model["nodes"]:
+        if node["deterministic"]:
+            alike.setdefault((node["blocks"], node["row_check"]), []).append(short_peer_id(node["peer_id"]))
+    return [
+        f"  deterministic, blocks {blocks}, row check {check}: {', '.join(peers)}"
+        for (blocks, check), peers in alike.items()
+    ]
+
+
+def _left_out(peers: Sequence[dict[str, Any]]) -> list[str]:
+    """Who announces what cannot be used: a line for each of the first few."""
+    lines = [
+        f"  [yellow]left out: {short_peer_id(peer['peer_id'])}[/], {shown(peer['reason'])}"
+        for peer in peers[:_LEFT_OUT_SHOWN]
+    ]
+    more = len(peers) - len(lines)
+    return [*lines, f"  [yellow]left out: {more} more[/]"] if more > 0 else lines
+
+
+def _short(tokens: int) -> str:
+    """12 thousand as ``12k``: a table must fit into 80 columns."""
+    return f"{tokens // 1000}k" if tokens >= 10_000 else str(tokens)

@@ -1,0 +1,1 @@
+"""Batches, KV pages and the prefix cache of one node's blocks. Knows no peers."""

@@ -1,0 +1,330 @@
+"""Computes one batch: decode payloads, run the blocks, encode results. One session's fault stays its own.
+
+Rows of all sessions with one codec are decoded and encoded in one call: rows stand alone in every codec.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...shards.layers.kv_pool import Piece
+from ...shards.models.backend import Memory, SpanBackend
+from ...swarm.codecs import activations
+from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from ...swarm.protocol.messages import Want
+from ...swarm.types import Span
+from .jobs import Lane, StepDone, StepFailed, StepJob, StepOutcome
+from .scheduler import DECODE_TOKENS, Batch, Slice
+
+log = logging.getLogger(__name__)
+
+Finished = tuple[StepJob, StepOutcome]
+_Work = list[tuple[StepJob, Slice[Lane]]]
+
+_BROKEN = StepFailed(ErrorCode.INTERNAL, "the computation failed on this node", retriable=True)
+_LATE = StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline", retriable=True)
+
+
+@dataclass(slots=True)
+class BatchReport:
+    """``finished``: steps that ended with the batch, by a result or a failure. ``sessions`` and ``tokens``
+    were computed; ``queue_ns`` is what its ``decode_steps`` had waited, all together. ``cut``: lanes whose
+    step failed before its last slice. ``clean``: everything ran at the first try, so ``elapsed_us`` says what
+    such a batch costs."""
+
+    finished: list[Finished] = field(default_factory=list)
+    cut: list[Lane] = field(default_factory=list)
+    sessions: int = 0
+    tokens: int = 0
+    decode_steps: int = 0
+    queue_ns: int = 0
+    elapsed_us: int = 0
+    clean: bool = True
+
+
+class BatchRunner:
+    """Runs slices of steps through a span model. Used by the compute thread only, under inference mode."""
+
+    def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
+        self._model: SpanBackend[Any] = model
+        self._pool = pool
+        self._hidden = model.config.hidden_size
+        self._row_bytes = {
+            codec: activations.payload_bytes(codec, 1, self._hidden) for codec in activations.CODECS
+        }
+
+    def admit(self, job: StepJob) -> None:
+        """Bring the table of the step's lane up to date, in the order in which steps were submitted.
+
+        A page may have been given to another session the moment its change was queued: whatever that session
+        does to it comes later in the queue. Steps of the lane that still wait find the same content in the
+        copies.
+        """
+        lane = job.lane
+        sources: list[int] = []
+        targets: list[int] = []
+        try:
+            for change in job.changes:
+                if change.sources:
+                    sources += change.sources
+                    targets += change.slots
+            if sources:
+                self._pool.copy_slots(sources, targets)
+            for change in job.changes:
+                lane.table[:, change.index] = torch.tensor(change.slots, dtype=torch.int32)
+        except Exception:
+            log.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
+            lane.computed = 0  # what the copies should hold is lost
+            job.refusal = _BROKEN
+        job.changes = ()
+
+    def run(self, batch: Batch[Lane]) -> BatchReport:
+        """Compute every slice, and end the steps that the scheduler dropped for their deadline."""
+        began = perf_counter_ns()
+        report = BatchReport()
+        for lane in batch.expired:
+            self._fail(lane.steps.popleft(), _LATE, report)
+        work: _Work = []
+        for piece in batch.slices:
+            steps = piece.key.steps
+            work.append((steps.popleft() if piece.last else steps[0], piece))
+        try:
+            self._run(work, began, report)
+        except Exception:  # a bug of ours must not end the thread that everybody depends on
+            log.exception("event=batch_broken sessions=%d", len(work))
+            report.clean = False
+            for job, _ in work:
+                self._fail(job, _BROKEN, report)
+        for job, piece in work:
+            if job.finished and not piece.last:
+                job.lane.steps.popleft()
+                report.cut.append(job.lane)
+        report.elapsed_us = (perf_counter_ns() - began) // 1000
+        return report
+
+    def _run(self, work: _Work, began: int, report: BatchReport) -> None:
+        groups: dict[Span, _Work] = {}
+        for job, piece in work:
+            if not piece.offset and (failure := self._begin(job)) is not None:
+                self._fail(job, failure, report)
+                continue
+            if piece.last and piece.count <= DECODE_TOKENS and not piece.offset:
+                report.decode_steps += 1
+                report.queue_ns += began - job.arrived_ns
+            group = groups.get(piece.key.span)
+            if group is None:
+                group = groups[piece.key.span] = []
+            group.append((job, piece))
+        for span, group in groups.items():
+            self._run_group(span, group, report)
+
+    def _begin(self, job: StepJob) -> StepFailed | None:
+        """Roll the cache back before a step's first slice; a failure if it cannot run."""
+        lane = job.lane
+        if job.refusal is not None:
+            return job.refusal
+        if job.position > lane.computed:
+            return StepFailed(
+                ErrorCode.BAD_STEP,
+                f"step {job.step} starts at position {job.position}, but after a failed step the session "
+                f"holds {lane.computed} tokens",
+                hint="Send the failed step again under a new number.",
+            )
+        expected, got = job.tokens * self._row_bytes[lane.codec], len(job.payload)
+        if got != expected:
+            return StepFailed(
+                ErrorCode.BAD_TENSOR,
+                f"{job.tokens} tokens take {expected} bytes in codec {lane.codec}, not {got}",
+            )
+        lane.computed = job.position
+        return None
+
+    def _run_group(self, span: Span, work: _Work, report: BatchReport) -> None:
+        started = perf_counter_ns()
+        if len({job.lane.codec for job, _ in work}) > 1:
+            work.sort(key=lambda item: item[0].lane.codec)  # rows of one codec side by side
+        work, x = self._decode(work, report)
+        if x is None:
+            return
+        codec_ns = perf_counter_ns() - started
+        for job, _ in work:
+            job.codec_ns += codec_ns
+        self._compute(span, work, x, report)
+
+    # Payloads in.
+
+    def _decode(self, work: _Work, report: BatchReport) -> tuple[_Work, Tensor | None]:
+        """The slices that are sound, and their rows (T, hidden) in that order; None without any."""
+        try:
+            return work, self._rows(work)
+        except Exception as error:  # noqa: BLE001 - told to its sender
+            if len(work) > 1:
+                return self._decode_each(work, report)
+            self._fail(work[0][0], _decode_failure(error), report)
+            return [], None
+
+    def _decode_each(self, work: _Work, report: BatchReport) -> tuple[_Work, Tensor | None]:
+        sound: _Work = []
+        rows: list[Tensor] = []
+        for item in work:
+            try:
+                rows.append(self._rows([item]))
+                sound.append(item)
+            except Exception as error:  # noqa: BLE001 - told to its sender
+                self._fail(item[0], _decode_failure(error), report)
+        return sound, torch.cat(rows) if rows else None
+
+    def _rows(self, work: _Work) -> Tensor:
+        """(T, hidden) of ``work``, which is sorted by codec. Raises RemoteProtocolError for bad values."""
+        parts: list[Tensor] = []
+        payloads: list[bytes | bytearray | memoryview] = []
+        tokens = 0
+        last = len(work) - 1
+        for i, (job, piece) in enumerate(work):
+            codec = job.lane.codec
+            if piece.last and not piece.offset:
+                payloads.append(job.payload)
+            else:
+                size = self._row_bytes[codec]
+                payloads.append(
+                    memoryview(job.payload)[piece.offset * size : (piece.offset + piece.count) * size]
+                )
+            tokens += piece.count
+            if i == last or work[i + 1][0].lane.codec != codec:
+                payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+                parts.append(
+                    activations.decode(
+                        codec, payload, tokens, self._hidden, self._model.dtype, self._model.device
+                    )
+                )
+                payloads, tokens = [], 0
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    # The blocks.
+
+    def _compute(self, span: Span, work: _Work, x: Tensor, report: BatchReport) -> None:
+        started = perf_counter_ns()
+        first, row = span.start, 0
+        pieces: list[Piece] = []
+        for job, piece in work:
+            pieces.append(Piece(job.lane.table, first, row, job.position + piece.offset, piece.count))
+            row += piece.count
+        try:
+            hidden = self._model.forward(x, pieces, self._pool, span)
+            self._model.synchronize()
+        except Exception as error:
+            report.clean = False
+            if len(work) > 1:
+                # Find the one to blame: the others get their results, computed alone.
+                log.warning("event=batch_failed sessions=%d error=%r", len(work), error)
+                for item, done in zip(work, pieces, strict=True):
+                    self._compute(span, [item], x[done.row : done.row + done.count], report)
+                return
+            log.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
+            self._fail(work[0][0], _BROKEN, report)
+            return
+        for done, (job, _) in zip(pieces, work, strict=True):
+            job.lane.computed = done.start + done.count
+        report.sessions += len(work)
+        report.tokens += row
+        ended = perf_counter_ns()
+        for job, _ in work:
+            job.compute_ns += ended - started
+        self._encode(work, hidden, report, ended)
+        self._finish(work, report, ended)
+
+    # Results out.
+
+    def _encode(self, work: _Work, hidden: Tensor, report: BatchReport, started: int) -> None:
+        """Add to each step's ``parts`` the rows of ``hidden`` (T, hidden) that its client wants."""
+        wanted: dict[str, list[tuple[StepJob, int, int]]] = {}  # by codec: first row, rows
+        row = 0
+        for job, piece in work:
+            if job.want is Want.ALL:
+                wanted.setdefault(job.lane.reply_codec, []).append((job, row, piece.count))
+            elif job.want is Want.LAST and piece.last:
+                wanted.setdefault(job.lane.reply_codec, []).append((job, row + piece.count - 1, 1))
+            row += piece.count
+        for codec, takes in wanted.items():
+            try:
+                self._encode_rows(codec, takes, hidden)
+            except Exception:  # noqa: BLE001 - found and told below
+                # Finite input that overflows in the blocks: that session's values only, rows are independent.
+                for take in takes:
+                    try:
+                        self._encode_rows(codec, [take], hidden)
+                    except LocalProtocolError as error:
+                        self._fail(
+                            take[0], StepFailed(ErrorCode.BAD_TENSOR, error.message, error.hint), report
+                        )
+                    except Exception:
+                        log.exception("event=encode_failed step=%d", take[0].step)
+                        self._fail(take[0], _BROKEN, report)
+        elapsed = perf_counter_ns() - started
+        for job, _ in work:
+            job.codec_ns += elapsed
+
+    def _encode_rows(self, codec: str, takes: Sequence[tuple[StepJob, int, int]], hidden: Tensor) -> None:
+        total = sum(count for _, _, count in takes)
+        if total == len(hidden):
+            rows = hidden
+        elif len(takes) == 1:
+            rows = hidden[takes[0][1] : takes[0][1] + total]
+        else:
+            rows = torch.cat([hidden[first : first + count] for _, first, count in takes])
+        payload = activations.encode(codec, rows)
+        if len(takes) == 1:
+            takes[0][0].parts.append(payload)
+            takes[0][0].rows += total
+            return
+        view, size, at = memoryview(payload), self._row_bytes[codec], 0
+        for job, _, count in takes:
+            # Bytes of its own: an answer that is kept must not keep everybody's.
+            job.parts.append(bytes(view[at : at + count * size]))
+            job.rows += count
+            at += count * size
+
+    def _finish(self, work: _Work, report: BatchReport, computed_ns: int) -> None:
+        ended = perf_counter_ns()
+        sessions = len(work)
+        for job, piece in work:
+            if not piece.last or job.finished:
+                continue
+            parts, rows = job.parts, job.rows
+            queue_ns = ended - job.arrived_ns - job.compute_ns - job.codec_ns
+            outcome = StepDone(
+                payload=b"" if not parts else parts[0] if len(parts) == 1 else b"".join(parts),
+                rows=rows,
+                position=job.position + job.tokens - rows,
+                queue_us=max(0, queue_ns) // 1000,
+                compute_us=job.compute_ns // 1000,
+                codec_us=job.codec_ns // 1000,
+                batch=sessions,
+            )
+            self._end(job, outcome, report)
+
+    def _fail(self, job: StepJob, failure: StepFailed, report: BatchReport) -> None:
+        """End a step that may have written keys and values: they count for nothing."""
+        if not job.finished:
+            job.lane.computed = min(job.lane.computed, job.position)
+            self._end(job, failure, report)
+
+    def _end(self, job: StepJob, outcome: StepOutcome, report: BatchReport) -> None:
+        job.finished = True
+        job.parts = []
+        job.payload = b""
+        report.finished.append((job, outcome))
+
+
+def _decode_failure(error: Exception) -> StepFailed:
+    if isinstance(error, RemoteProtocolError):
+        return StepFailed(error.code, error.message, error.hint)
+    log.error("event=decode_failed error=%r", error)
+    return _BROKEN

@@ -1,0 +1,440 @@
+"""The sole owner of the device: one compute thread that batches whatever steps are ready.
+
+The event loop keeps all books: which session holds which pages, what is cached, who is under way. It hands
+a step over through one C queue, together with the page copies and table entries that must come before it, and
+gets the results of a whole batch back in one callback: two thread hand-offs a batch, however many sessions
+are in it, and no asyncio task per step. The order of the queue is the order of memory: a page given up by one
+step may be given to the next one submitted, as the compute thread takes them in that order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from time import perf_counter_ns
+from typing import Any, TypeVar
+
+import torch
+
+from ...shards.models.backend import KvMemory, Memory, SpanBackend
+from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
+from ...swarm.fairness.shares import Holder
+from ...swarm.protocol.messages import PAGE_TOKENS
+from ...swarm.types import Span
+from .batch_runner import BatchReport, BatchRunner
+from .jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
+from .load import EngineLoad, LoadMeter
+from .page_allocator import PageAllocator
+from .page_tables import PageTable, pages_for
+from .prefix_cache import PrefixCache
+from .scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_NO_PAGE = StepFailed(
+    ErrorCode.OVERLOADED,
+    "the step rewrites pages that other sessions share, and there is no memory for copies of them",
+    hint="Try again later, or open a new session.",
+    retriable=True,
+)
+_HOLE = StepFailed(
+    ErrorCode.BAD_STEP,
+    "the step starts behind the end of what the session holds after a failed step",
+    hint="Send the failed step again under a new number.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """``max_batch_tokens`` and ``max_sessions_per_batch`` bound one forward pass. ``prefill_target_ms``: what
+    a slice of somebody's prompt may add to the others' time between tokens. ``prefix_cache`` keeps pages of
+    closed sessions for those that begin alike."""
+
+    max_batch_tokens: int = 512
+    max_sessions_per_batch: int = 64
+    prefill_target_ms: float = 25.0
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prefill_target_ms > 0:
+            raise UsageError(f"prefill_target_ms {self.prefill_target_ms} must be more than 0")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function for the compute thread, and where its result goes."""
+
+    function: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+class Engine:
+    """Computes steps in order of the scheduler. Create and use it in a running event loop; ``start`` before
+    use. All calls are of the event loop.
+
+    ``pool``: the KV memory, of which the engine is the only user. ``threads``: what torch may use for one
+    operation. A process runs one engine.
+    """
+
+    def __init__(
+        self,
+        model: SpanBackend[Memory],
+        pool: Memory,
+        *,
+        threads: int,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        settings = settings or EngineSettings()
+        if pool.n_slots < len(model.span):
+            raise UsageError(f"a KV pool of {pool.n_slots} slots holds no page of blocks {model.span}")
+        self.model: SpanBackend[Any] = model
+        self.pool: KvMemory = pool
+        self.settings = settings
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._inbox: SimpleQueue[StepJob | Lane | _Call | None] = SimpleQueue()
+        self._scheduler: Scheduler[Lane] = Scheduler(
+            settings.max_batch_tokens,
+            max_sessions=settings.max_sessions_per_batch,
+            prefill_target_us=max(1, int(settings.prefill_target_ms * 1000)),
+            mixed=model.mixes,
+        )
+        self._runner = BatchRunner(model, pool)
+        self._allocator = PageAllocator(pool.n_slots)
+        self._cache = PrefixCache(self._allocator)
+        self._meter = LoadMeter()
+        self._lanes = 0
+        self._hit_tokens = 0
+        self._queued = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="swarm-node-compute", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the compute thread after its current batch; steps that wait are dropped. May be called
+        again."""
+        if self._thread.is_alive():
+            self._stopping = True
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a function in the compute thread, between batches and under inference mode."""
+        if self._stopping:
+            raise LocalProtocolError("the engine is stopping")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._inbox.put(_Call(function, future))
+        return await future
+
+    # Load.
+
+    @property
+    def queued(self) -> int:
+        """Steps submitted and not answered."""
+        return self._queued
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole span that the pool holds."""
+        return self._tokens(self._allocator.total)
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens that sessions over the whole span could still be opened for."""
+        return self._tokens(self._allocator.available)
+
+    def could_ever_fit(self, max_tokens: int, blocks: int) -> bool:
+        """Whether an empty cache would hold such a session; if not, waiting is in vain."""
+        if max_tokens < 1 or not 1 <= blocks <= len(self.model.span):
+            return False
+        return pages_for(max_tokens) * blocks <= self._allocator.total
+
+    def load(self) -> EngineLoad:
+        now = perf_counter_ns()
+        meter, pages = self._meter, self._allocator
+        return EngineLoad(
+            queued=self._queued,
+            running=meter.running,
+            batch=meter.batch,
+            tokens_per_s=meter.tokens_per_s(now),
+            queue_ms=meter.queue_ms(now),
+            free_tokens=self.free_tokens,
+            total_tokens=self.total_tokens,
+            cached_tokens=self._tokens(pages.cached),
+            total_slots=pages.total,
+            free_slots=pages.free,
+            used_slots=pages.used,
+            cached_slots=pages.cached,
+            reserved_slots=pages.reserved,
+            lanes=self._lanes,
+            prefix_hit_tokens=self._hit_tokens,
+            tokens=meter.tokens,
+            batches=meter.batches,
+        )
+
+    def _tokens(self, slots: int) -> int:
+        return slots // len(self.model.span) * PAGE_TOKENS
+
+    # Sessions.
+
+    def open_lane(
+        self,
+        owner: str,
+        span: Span,
+        max_tokens: int,
+        codec: str,
+        reply_codec: str,
+        *,
+        prefix: tuple[bytes, ...] = (),
+        parent: Lane | None = None,
+        parent_tokens: int = 0,
+    ) -> Lane | None:
+        """A session with room for ``max_tokens`` tokens; None if there is no room now.
+
+        ``owner``: the peer that the session is for; it finds the pages of its own earlier sessions.
+        ``prefix``: its names of the whole pages that it is going to feed, which is a promise: who feeds
+        anything else without going back spoils its own cache. The longest beginning that the cache knows is
+        there already, up to ``max_tokens - 1`` tokens, as ``lane.length`` says. The first step may start
+        below that, to feed those tokens again.
+        ``parent``: a lane over the same span whose first ``parent_tokens`` settled tokens are shared.
+        Raises LocalProtocolError for a session or a fork that can never be.
+        """
+        if max_tokens < 1 or not self.model.span.covers(span):
+            raise LocalProtocolError(f"no session of {max_tokens} tokens over blocks {span} can be opened")
+        names = tuple(prefix[: max_tokens // PAGE_TOKENS]) if self.settings.prefix_cache else ()
+        if parent is not None:
+            if (
+                parent.closed
+                or parent.span != span
+                or not 0 <= parent_tokens <= min(parent.settled, max_tokens)
+            ):
+                raise LocalProtocolError(
+                    f"a fork of {parent_tokens} tokens over blocks {span} does not fit its parent"
+                )
+            pages = parent.pages.fork(parent_tokens, parent.length, max_tokens)
+            length = parent_tokens
+            names = names or parent.names[: parent_tokens // PAGE_TOKENS]
+        else:
+            held = self._cache.take(owner, span, names[: (max_tokens - 1) // PAGE_TOKENS])
+            length = len(held) * PAGE_TOKENS
+            pages = PageTable.open(self._allocator, self._cache, len(span), PAGE_TOKENS, max_tokens, held)
+        if pages is None:
+            return None
+        try:
+            table = torch.zeros((len(span), pages.max_pages), dtype=torch.int32)
+            if pages.pages:
+                slots = torch.tensor([page.slots for page in pages.pages], dtype=torch.int32)
+                table[:, : len(pages.pages)] = slots.t()  # nobody else knows this table yet
+        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
+            log.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
+            pages.release()
+            return None
+        if parent is None:
+            self._hit_tokens += length
+        self._lanes += 1
+        return Lane(
+            owner=owner,
+            span=span,
+            max_tokens=max_tokens,
+            codec=codec,
+            reply_codec=reply_codec,
+            pages=pages,
+            table=table,
+            length=length,
+            names=names,
+            registered=length // PAGE_TOKENS,
+            answered=length,
+            computed=length,
+        )
+
+    def close_lane(self, lane: Lane, prefix: tuple[bytes, ...] = ()) -> None:
+        """End a session: what waits is dropped, its memory is given back as soon as nothing of it is being
+        computed. May be called again.
+
+        ``prefix``: names of all whole pages that the session now holds, so that the cache keeps them; without
+        them, those given when it was opened.
+        """
+        if lane.closed:
+            return
+        lane.closed = True
+        if prefix and self.settings.prefix_cache:
+            lane.names, lane.registered = tuple(prefix[: len(lane.pages.pages)]), 0
+        self._register(lane)
+        lane.names = ()
+        if lane.pending:
+            self._inbox.put(lane)
+        else:
+            self._release(lane)
+
+    def end_names(self, lane: Lane) -> None:
+        """What is computed from now on is not what the names given at the opening stand for."""
+        lane.names = lane.names[: lane.settled // PAGE_TOKENS]
+
+    def submit(self, job: StepJob) -> None:
+        """Queue a step; ``job.done`` is called in the event loop with its outcome, later and once.
+
+        Raises LocalProtocolError if the engine stops, the lane is closed or the step is larger than the lane.
+        """
+        lane, position = job.lane, job.position
+        end = position + job.tokens
+        if self._stopping:
+            raise LocalProtocolError("the engine is stopping")
+        if lane.closed or position < 0 or job.tokens < 1 or end > lane.max_tokens:
+            raise LocalProtocolError(
+                f"step {job.step} of {job.tokens} tokens at {position} does not fit its session"
+            )
+        if position > lane.length:
+            job.refusal = _HOLE
+        else:
+            if position < lane.length and lane.names:
+                self._forget_names(lane, position)
+            changes = lane.pages.write(position, job.tokens, quiet=not lane.pending)
+            if changes is None:
+                job.refusal = _NO_PAGE
+                lane.length = position
+            else:
+                job.changes = changes
+                lane.length = end
+        lane.begun = True
+        lane.pending.append(position)
+        self._queued += 1
+        self._inbox.put(job)
+
+    def _forget_names(self, lane: Lane, position: int) -> None:
+        """The session goes back: the names no longer tell what the pages from there on will hold. A first
+        step that feeds a known prefix again is what the names were given for."""
+        pages = position // PAGE_TOKENS
+        if lane.begun:
+            lane.names = lane.names[:pages]
+        lane.registered = min(lane.registered, pages)
+
+    def _register(self, lane: Lane) -> None:
+        """Tell the prefix cache of every page that is complete and will stay as it is."""
+        known = min(len(lane.names), lane.settled // PAGE_TOKENS)
+        owner = Holder(lane.owner, lane.group)
+        while lane.registered < known:
+            index = lane.registered
+            self._cache.register(owner, lane.span, lane.names[index], lane.pages.pages[index])
+            lane.registered = index + 1
+
+    def _release(self, lane: Lane) -> None:
+        lane.pages.release()
+        self._lanes -= 1
+        if lane.on_released is not None:
+            try:
+                lane.on_released()
+            except Exception:
+                log.exception("event=release_callback_failed owner=%s", lane.owner)
+
+    def _deliver(self, report: BatchReport) -> None:
+        if report.sessions:
+            self._meter.on_batch(
+                perf_counter_ns(), report.sessions, report.tokens, report.decode_steps, report.queue_ns
+            )
+        self._queued -= len(report.finished)
+        for job, outcome in report.finished:
+            lane = job.lane
+            lane.pending.popleft()
+            if isinstance(outcome, StepDone):
+                lane.answered = job.position + job.tokens
+                if lane.registered < len(lane.names):
+                    self._register(lane)
+            else:
+                lane.answered = min(lane.answered, job.position)
+            if not lane.pending:
+                lane.length = lane.answered
+            was_closed = lane.closed  # if ``done`` closes it, close_lane releases it
+            try:
+                job.done(job, outcome)
+            except Exception:
+                log.exception("event=deliver_failed step=%d", job.step)
+            if was_closed and not lane.pending:
+                self._release(lane)
+
+    # The compute thread.
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while self._take_in():
+                self._compute()
+        self._drop_all()
+
+    def _compute(self) -> None:
+        # A function of its own: its locals would keep closed sessions' memory while the thread waits.
+        if self._scheduler:
+            batch = self._scheduler.next_batch(perf_counter_ns())
+            report = self._runner.run(batch)
+            for lane in report.cut:
+                self._scheduler.cut(lane)
+            if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
+                self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
+            self._post(self._deliver, report)
+
+    def _take_in(self) -> bool:
+        """Schedule everything in the inbox, waiting for something if nothing is scheduled. False: stop."""
+        try:
+            item = self._inbox.get(block=not self._scheduler)
+            while item is not None:
+                if isinstance(item, StepJob):
+                    lane = item.lane
+                    if item.changes:
+                        self._runner.admit(item)
+                    lane.steps.append(item)
+                    tokens = item.tokens if item.refusal is None else 1
+                    self._scheduler.add(lane, lane.owner, tokens, item.deadline_ns, lane.group)
+                elif isinstance(item, Lane):
+                    self._drop(item)
+                else:
+                    self._call(item)
+                item = self._inbox.get_nowait()
+        except Empty:
+            return True
+        return False
+
+    def _call(self, call: _Call) -> None:
+        try:
+            result = call.function()
+        except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+            self._post(_set_exception, call.future, error)
+        else:
+            self._post(_set_result, call.future, result)
+
+    def _drop(self, lane: Lane) -> None:
+        """Nobody waits for this lane's steps any more."""
+        self._scheduler.remove(lane)
+        report = BatchReport()
+        report.finished = [(job, StepDropped()) for job in lane.steps]
+        lane.steps.clear()
+        if report.finished:
+            self._post(self._deliver, report)
+
+    def _drop_all(self) -> None:
+        while self._scheduler:
+            batch = self._scheduler.next_batch()
+            for piece in batch.slices:
+                self._drop(piece.key)
+
+    def _post(self, callback: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            log.debug("event=result_without_loop")
+
+
+def _set_result(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

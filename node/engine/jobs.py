@@ -1,0 +1,114 @@
+"""What the server hands to the engine and gets back: sessions' lanes, steps and their outcomes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ...swarm.errors import ErrorCode
+from ...swarm.protocol.messages import Want
+from ...swarm.types import Span
+from .page_tables import PageChange, PageTable
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """A session as the engine sees it. Compared by identity: it is a dictionary key. Made by
+    ``Engine.open_lane``.
+
+    ``owner``: the peer whose turn its steps take, within its address ``group``. ``length``: tokens that it
+    holds once every accepted step is computed; at first, those of a known prefix or of the lane it was forked
+    from.
+    ``on_released`` is called in the event loop, once, when a closed lane's memory has been given back.
+    """
+
+    owner: str
+    span: Span
+    max_tokens: int
+    codec: str
+    reply_codec: str
+    pages: PageTable
+    table: Tensor  # (blocks, max_pages) int32 slots; filled as pages come, by the compute thread
+    length: int
+    on_released: Callable[[], None] | None = None
+    group: str = ""
+    # The event loop's notes.
+    closed: bool = False
+    names: tuple[bytes, ...] = ()  # names of the session's whole pages, as far as the client told them
+    registered: int = 0  # pages with names that the prefix cache was told of
+    answered: int = 0  # tokens computed and answered
+    pending: deque[int] = field(default_factory=deque)  # positions of the steps under way
+    begun: bool = False
+    # The compute thread's notes.
+    computed: int = 0  # tokens with valid keys and values
+    steps: deque[StepJob] = field(default_factory=deque)
+
+    @property
+    def settled(self) -> int:
+        """Tokens that are computed, answered, and not about to be written again. Event loop only."""
+        return min(self.answered, min(self.pending)) if self.pending else self.answered
+
+
+@dataclass(slots=True)
+class StepDone:
+    """``rows`` hidden states in the lane's reply codec, the first at ``position``. Times in microseconds.
+
+    ``queue_us`` is everything from arrival to the result that was neither this step's codec work nor the
+    forward passes it took part in. ``batch``: sessions computed together.
+    """
+
+    payload: bytes | memoryview
+    rows: int
+    position: int
+    queue_us: int
+    compute_us: int
+    codec_us: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """Why a step has no result. The KV cache then holds what it held before the step's position."""
+
+    code: ErrorCode
+    message: str
+    hint: str = ""
+    retriable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepDropped:
+    """The session was closed before the step was computed: nobody wants an answer."""
+
+
+StepOutcome = StepDone | StepFailed | StepDropped
+
+
+@dataclass(eq=False, slots=True)
+class StepJob:
+    """One STEP on its way through the engine. ``arrived_ns`` is of time.perf_counter_ns; ``deadline_ns``
+    too, 0: none.
+
+    ``done`` is called in the event loop, once.
+    """
+
+    lane: Lane
+    step: int
+    position: int
+    tokens: int
+    want: Want
+    payload: bytes | bytearray | memoryview
+    arrived_ns: int
+    done: Callable[[StepJob, StepOutcome], None]
+    deadline_ns: int = 0
+    # The engine's notes while the step runs, over several batches if it is a long prompt.
+    changes: Sequence[PageChange] = ()  # of the lane's table, before the step
+    refusal: StepFailed | None = None  # known when it was submitted; told in its turn
+    parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
+    rows: int = 0  # in parts
+    compute_ns: int = 0
+    codec_ns: int = 0
+    finished: bool = False

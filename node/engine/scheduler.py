@@ -1,0 +1,225 @@
+"""Which waiting steps run in the next batch. Plain ints: no tensor, no thread, no clock (pass ``now``).
+
+Decode goes first, up to the session bound. Prefill fills what is left of the token budget, cut into slices:
+beside decoding sessions a slice is sized by what it costs them (``PrefillPace``), alone it takes the whole
+budget. Sessions that decoded a moment ago count as decoding: their next token is on its way. Prefill always
+gets a few tokens a batch, so neither side can starve the other. Where the two gain nothing from one batch,
+they alternate: then a token waits for a slice at most, and is not computed as slowly as one.
+
+Address groups take turns, and owners within a group, in prefill always, in decode when not everybody fits
+into a batch; within an owner it is first come, first served. A session has one step in a batch at most; its
+steps run in the order they came.
+A step whose deadline has passed leaves the queue before it costs anything, or anything more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ...swarm.errors import LocalProtocolError, UsageError
+from ...swarm.fairness.queue import FairQueue
+from .prefill_pace import MIN_SLICE, PrefillPace
+
+Key = TypeVar("Key", bound=Hashable)
+
+DECODE_TOKENS = 8
+"""A step this short counts as decode: one token, or a draft of a few for speculative decoding."""
+DECODE_LINGERS_NS = 250_000_000
+"""After a decode step its session counts as decoding for so long: a token's way through a wide-area route."""
+
+
+@dataclass(slots=True)
+class Slice(Generic[Key]):
+    """``count`` tokens of ``key``'s oldest step, ``offset`` tokens into it. ``last`` ends the step."""
+
+    key: Key
+    offset: int
+    count: int
+    last: bool
+
+
+@dataclass(slots=True)
+class Batch(Generic[Key]):
+    """``slices`` to compute, decode first; ``expired``: keys whose oldest step was dropped for its deadline,
+    once for each step."""
+
+    slices: list[Slice[Key]] = field(default_factory=list)
+    expired: list[Key] = field(default_factory=list)
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+
+
+class _Lane:
+    """The waiting steps of one session as (tokens, deadline), and how far the oldest one has come."""
+
+    __slots__ = ("done", "group", "owner", "steps")
+
+    def __init__(self, owner: str, group: str) -> None:
+        self.owner = owner
+        self.group = group
+        self.steps: deque[tuple[int, int]] = deque()
+        self.done = 0
+
+
+class Scheduler(Generic[Key]):
+    """Waiting steps by session key. Not thread-safe: the compute thread alone owns it."""
+
+    __slots__ = (
+        "_decode",
+        "_lanes",
+        "_last_decode",
+        "_max_sessions",
+        "_max_tokens",
+        "_mixed",
+        "_pace",
+        "_prefill",
+        "_prefill_is_next",
+    )
+
+    def __init__(
+        self,
+        max_tokens: int,
+        *,
+        max_sessions: int = 64,
+        prefill_target_us: int = 25_000,
+        mixed: bool = True,
+    ) -> None:
+        """``mixed``: decode and prefill may share a batch."""
+        if max_tokens <= DECODE_TOKENS or max_sessions < 1:
+            raise UsageError(
+                f"a batch of {max_tokens} tokens and {max_sessions} sessions cannot be",
+                hint=f"A batch needs more than {DECODE_TOKENS} tokens.",
+            )
+        self._max_tokens = max_tokens
+        self._max_sessions = max_sessions
+        self._pace = PrefillPace(prefill_target_us)
+        self._lanes: dict[Key, _Lane] = {}
+        # Keys whose oldest step is decode or prefill.
+        self._decode: FairQueue[Key] = FairQueue()
+        self._prefill: FairQueue[Key] = FairQueue()
+        self._last_decode: int | None = None
+        self._mixed = mixed
+        self._prefill_is_next = False
+
+    def __len__(self) -> int:
+        """Waiting steps, begun ones included."""
+        return sum(len(lane.steps) for lane in self._lanes.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
+
+    def add(self, key: Key, owner: str, tokens: int, deadline: int = 0, group: str = "") -> None:
+        """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
+        of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``."""
+        if tokens < 1:
+            raise LocalProtocolError(f"a step of {tokens} tokens cannot be scheduled")
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane(owner, group)
+        lane.steps.append((tokens, deadline))
+        if len(lane.steps) == 1:
+            self._enqueue(key, lane)
+
+    def remove(self, key: Key) -> int:
+        """Forget every step of ``key``; returns how many there were."""
+        lane = self._lanes.pop(key, None)
+        if lane is None:
+            return 0
+        self._decode.discard(lane.owner, key, lane.group)
+        self._prefill.discard(lane.owner, key, lane.group)
+        return len(lane.steps)
+
+    def cut(self, key: Key) -> None:
+        """The oldest step of ``key``, which was begun, has failed: forget the rest of it."""
+        self._finish_oldest(key)
+
+    def observe(self, prefill_tokens: int, decode_rows: int, elapsed_us: int) -> None:
+        """What a batch cost; sizes the prefill slices of the next ones."""
+        self._pace.observe(prefill_tokens, decode_rows, elapsed_us)
+
+    def next_batch(self, now: int = 0) -> Batch[Key]:
+        """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions."""
+        batch: Batch[Key] = Batch()
+        both = bool(self._decode) and bool(self._prefill)
+        if self._decode:
+            self._last_decode = now
+        prefill_first = not self._mixed and both and self._prefill_is_next
+        if prefill_first:
+            self._add_prefill(batch, now)
+        if self._decode and not batch.slices:
+            self._add_decode(batch, now)
+        if self._prefill and not prefill_first and (self._mixed or not batch.slices):
+            self._add_prefill(batch, now)
+        self._prefill_is_next = both and not batch.prefill_tokens
+        for piece in batch.slices:
+            self._advance(piece)
+        for key in batch.expired:
+            self._finish_oldest(key)
+        return batch
+
+    def _add_decode(self, batch: Batch[Key], now: int) -> None:
+        # Some prompt tokens' room, and a place, stay free while prompts wait.
+        prompts = len(self._prefill) > 0
+        budget = self._max_tokens - (min(MIN_SLICE, self._max_tokens - DECODE_TOKENS) if prompts else 0)
+        places = max(1, self._max_sessions - prompts)
+        lanes, slices, rows = self._lanes, batch.slices, 0
+        for key in self._decode.in_turn():
+            count, deadline = lanes[key].steps[0]
+            if 0 < deadline < now:
+                batch.expired.append(key)
+                continue
+            if len(slices) == places or rows + count > budget:
+                break
+            slices.append(Slice(key, 0, count, True))
+            rows += count
+        batch.decode_rows = rows
+
+    def _add_prefill(self, batch: Batch[Key], now: int) -> None:
+        budget = self._max_tokens - batch.decode_rows
+        if batch.slices or (
+            now and self._last_decode is not None and now - self._last_decode < DECODE_LINGERS_NS
+        ):
+            budget = self._pace.slice_tokens(budget)
+        places = max(1, self._max_sessions - len(batch.slices))
+        first = len(batch.slices)
+        for key in self._prefill.in_turn():
+            lane = self._lanes[key]
+            tokens, deadline = lane.steps[0]
+            if 0 < deadline < now:
+                batch.expired.append(key)
+                continue
+            left = tokens - lane.done
+            count = min(left, budget)
+            begun = len(batch.slices) - first
+            if not count or begun == places or (begun and count < min(left, MIN_SLICE)):
+                break  # a sliver would cost a turn and gain nothing
+            batch.slices.append(Slice(key, lane.done, count, count == left))
+            batch.prefill_tokens += count
+            budget -= count
+
+    def _advance(self, piece: Slice[Key]) -> None:
+        if piece.last:
+            self._finish_oldest(piece.key)
+        else:
+            lane = self._lanes[piece.key]
+            lane.done += piece.count
+            self._prefill.rotate(lane.owner, lane.group)
+
+    def _finish_oldest(self, key: Key) -> None:
+        lane = self._lanes[key]
+        queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue.discard(lane.owner, key, lane.group)
+        queue.rotate(lane.owner, lane.group)
+        lane.steps.popleft()
+        lane.done = 0
+        if lane.steps:
+            self._enqueue(key, lane)
+        else:
+            del self._lanes[key]
+
+    def _enqueue(self, key: Key, lane: _Lane) -> None:
+        queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue.push(lane.owner, key, lane.group)

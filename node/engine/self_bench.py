@@ -1,0 +1,90 @@
+"""A node's measurement of itself before it announces: how fast its blocks decode and prefill, right now.
+
+Measured rather than looked up: it sees the weights' format, the threads given and whatever else runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ...shards.layers.kv_pool import Piece
+from ...shards.models.backend import SpanBackend
+from .page_tables import pages_for
+
+PREFILL_TOKENS = 256
+"""Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
+CPU."""
+DECODE_SECONDS = 0.2
+PREFILL_SECONDS = 0.3
+"""Time boxes; at least one timed run happens even if it alone takes longer."""
+MAX_RUNS = 64
+AGAIN_RUNS = 15
+"""Tokens that a node decodes to see whether it became slower: within one page of KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfMeasurement:
+    """``decode_ms_per_block``: one token, batch 1, context of PREFILL_TOKENS. ``prefill_tokens_per_s``:
+    whole span."""
+
+    decode_ms_per_block: float
+    prefill_tokens_per_s: float
+
+
+def measure_self(
+    model: SpanBackend[Any], kv_dtype: str, max_tokens: int, clock: Callable[[], float] = perf_counter
+) -> SelfMeasurement:
+    """Run in the compute thread under inference mode, with a KV pool of its own that lasts as long as the
+    call. ``max_tokens`` bounds the context of the measurement."""
+    config, blocks = model.config, len(model.span)
+    tokens = max(1, min(PREFILL_TOKENS, max_tokens - 1))
+    pages = pages_for(tokens + 1)
+    pool = model.new_pool(pages * blocks, kv_dtype)
+    table = torch.arange(pages * blocks, dtype=torch.int32).view(blocks, pages)
+    prompt = torch.randn((tokens, config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
+
+    def forward(start: int, count: int) -> None:
+        piece = Piece(table, model.span.start, 0, start, count)
+        # float() waits for the device.
+        float(model.forward(prompt[:count], [piece], pool)[-1, 0])
+
+    forward(0, 1)  # first-use costs: kernels, page faults
+    prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
+    forward(tokens, 1)
+    decode_s = _time(lambda: forward(tokens, 1), DECODE_SECONDS, clock)
+    return SelfMeasurement(
+        decode_ms_per_block=decode_s * 1000 / len(model.span), prefill_tokens_per_s=tokens / prefill_s
+    )
+
+
+def measure_decode(
+    model: SpanBackend[Any], kv_dtype: str, clock: Callable[[], float] = perf_counter
+) -> float:
+    """Milliseconds per block and token, as ``measure_self``'s, with a short context: AGAIN_RUNS tokens."""
+    blocks = len(model.span)
+    pool = model.new_pool(blocks, kv_dtype)
+    table = torch.arange(blocks, dtype=torch.int32).view(blocks, 1)
+    x = torch.randn((1, model.config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
+    times = []
+    for position in range(AGAIN_RUNS + 1):
+        began = clock()
+        float(model.forward(x, [Piece(table, model.span.start, 0, position, 1)], pool)[-1, 0])
+        times.append(max(clock() - began, 1e-9))
+    return median(times[1:]) * 1000 / blocks
+
+
+def _time(run: Callable[[], None], box_s: float, clock: Callable[[], float]) -> float:
+    """Median seconds of as many runs as fit into the box, at least one."""
+    times: list[float] = []
+    began = now = clock()
+    while not times or (now - began + times[-1] <= box_s and len(times) < MAX_RUNS):
+        run()
+        before, now = now, clock()
+        times.append(max(now - before, 1e-9))
+    return median(times)

@@ -1,0 +1,275 @@
+"""One span as a node serves it: weights, KV cache, engine, server, and what was measured of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, cast
+
+import torch
+
+from ..dht.records.node_records import NodeRecords
+from ..shards.checkpoint.checkpoint import Checkpoint
+from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ..shards.models.backend import KvMemory, SpanBackend
+from ..shards.models.determinism_check import check_rows
+from ..shards.models.load_plan import LoadOptions
+from ..shards.models.span import SpanModel, load_backend
+from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
+from ..swarm.runtime.waiting import first
+from ..swarm.transport.interface import Transport
+from ..swarm.types import ModelRef, NodeInfo, Span
+from .config import NodeConfig
+from .engine.engine import Engine, EngineLoad, EngineSettings
+from .engine.page_tables import slots_for
+from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
+from .limits.quotas import Limits
+from .resources import MemoryShortError, available_memory, default_kv_tokens
+from .sessions.server import NodeServer, ServerStatistics
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 5.0
+"""Seconds between looks for idle sessions and connections."""
+
+MUCH_SLOWER = 1.2
+"""A change of speed by less is noise, and would change nobody's plans."""
+
+OnProgress = Callable[[int, int, str], None]
+"""``on_progress(done_bytes, total_bytes, label)`` while weights load; called in a worker thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    server: ServerStatistics
+    engine: EngineLoad
+
+
+class Serving:
+    """Made by ``load``; ``aclose`` ends its streams and gives the memory back."""
+
+    def __init__(self, model: ModelRef, span: Span, config: NodeConfig) -> None:
+        """Use ``load``."""
+        self.model = model
+        self.span = span
+        self.weights = self.kernels = self.kv_dtype = self.row_check = ""
+        self.weight_bytes = 0
+        self.measured = SelfMeasurement(0.0, 0.0)
+        self._config = config
+        self._exit = AsyncExitStack()
+        self._engine: Engine | None = None
+        self._server: NodeServer | None = None
+        self._model: SpanBackend[Any] | None = None
+
+    @classmethod
+    async def load(
+        cls,
+        config: NodeConfig,
+        checkpoint: Checkpoint,
+        span: Span,
+        *,
+        threads: int,
+        transport: Transport | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Serving:
+        """Read the weights, take memory for the KV cache, measure. Nothing is announced or served yet.
+
+        Raises SwarmError; UsageError where memory is short. Nothing stays behind then.
+        """
+        serving = cls(checkpoint.ref, span, config)
+        try:
+            await serving._load(checkpoint, threads, transport, on_progress)
+        except BaseException:
+            await serving.aclose()
+            raise
+        return serving
+
+    @property
+    def server(self) -> NodeServer:
+        if self._server is None:
+            raise RuntimeError("the span is not loaded, or closed")
+        return self._server
+
+    def statistics(self) -> NodeStatistics | None:
+        """None once closed."""
+        if self._server is None or self._engine is None:
+            return None
+        return NodeStatistics(self._server.statistics(), self._engine.load())
+
+    def announced(self, info: NodeInfo) -> NodeInfo:
+        """``info`` with what is known of this span: speeds, load, memory."""
+        statistics = self.statistics()
+        if statistics is None:
+            return info
+        server, load = statistics.server, statistics.engine
+        return replace(
+            info,
+            decode_ms_per_block=self.measured.decode_ms_per_block,
+            prefill_tokens_per_s=self.measured.prefill_tokens_per_s,
+            free_kv_tokens=server.free_kv_tokens,
+            total_kv_tokens=server.total_kv_tokens,
+            codecs=self.server.offer.codecs,
+            weights=self.weights,
+            queue_ms=round(load.queue_ms, 3),
+            tokens_per_s=round(load.tokens_per_s, 1),
+            sessions=server.sessions,
+            journal_bytes=server.journal.used,
+            total_journal_bytes=server.journal.budget,
+            row_check=self.row_check,
+        )
+
+    def details(self) -> dict[str, object]:
+        """For the ``online`` event."""
+        return {
+            "n_blocks": self.model.n_blocks,
+            "weights": self.weights,
+            "kernels": self.kernels,
+            "deterministic": self._config.deterministic,
+            "row_check": self.row_check,
+            "kv_dtype": self.kv_dtype,
+            "kv_cache_tokens": self.server.statistics().total_kv_tokens,
+            "journal_mib": self._config.journal_mib,
+            "decode_ms_per_block": round(self.measured.decode_ms_per_block, 4),
+            "prefill_tokens_per_s": round(self.measured.prefill_tokens_per_s, 1),
+        }
+
+    async def remeasure(self) -> None:
+        """Measure decoding again, for some milliseconds and only while no session is open: whatever else runs
+        on the machine may have made it slower."""
+        model, engine = self._model, self._engine
+        if model is None or engine is None or self.server.statistics().sessions:
+            return
+        now = await engine.run(lambda: measure_decode(model, self.kv_dtype))
+        before = self.measured.decode_ms_per_block
+        if not 1 / MUCH_SLOWER < now / before < MUCH_SLOWER:
+            log.info("event=speed_changed before_ms=%.4f now_ms=%.4f", before, now)
+            # Half of the way: a moment's load is soon forgotten, a lasting one soon told.
+            self.measured = replace(self.measured, decode_ms_per_block=(before + now) / 2)
+
+    async def drained(self, impatient: asyncio.Event) -> None:
+        """Take no new sessions, and wait for the open ones: ``drain_seconds``, or until ``impatient``."""
+        self.server.begin_drain()
+        if self.server.statistics().sessions:
+            try:
+                async with asyncio.timeout(self._config.drain_seconds):
+                    await first(self.server.wait_idle(), impatient.wait())
+            except TimeoutError:
+                log.warning("event=drain_timeout sessions=%d", self.server.statistics().sessions)
+
+    def sweep(self) -> None:
+        """Close idle sessions and connections. Call it every SWEEP_S seconds."""
+        self.server.sweep()
+
+    async def aclose(self) -> None:
+        """Close every stream, stop the engine, let go of weights and cache. May be called again."""
+        await self._exit.aclose()
+        self._server = self._engine = self._model = None
+
+    async def _load(
+        self,
+        checkpoint: Checkpoint,
+        threads: int,
+        transport: Transport | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        config = self._config
+        try:
+            model = await asyncio.to_thread(
+                load_backend, checkpoint, self.span, load_options(config), on_progress, threads=threads
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
+            raise MemoryShortError(
+                f"blocks {self.span} of {self.model.name} do not fit into the memory of {config.device}",
+                hint="Choose fewer --blocks, or --quantize int4.",
+            ) from error
+        checkpoint.release()
+        self._model = model
+        self.weights, self.kernels, self.weight_bytes = model.weights, model.kernels, model.weight_bytes
+        context = model.config.max_position_embeddings
+        pool = self._kv_pool(model)
+        engine = self._engine = Engine(
+            model,
+            pool,
+            threads=threads,
+            settings=EngineSettings(
+                max_batch_tokens=config.max_batch_tokens,
+                prefill_target_ms=config.prefill_target_ms,
+                prefix_cache=config.prefix_cache,
+            ),
+        )
+        engine.start()
+        self._exit.push_async_callback(engine.stop)
+        if config.deterministic and isinstance(model, SpanModel):
+            self.row_check = await engine.run(lambda: check_rows(model, pool.kv_dtype))
+        longest = min(context, engine.total_tokens)
+        self.measured = await engine.run(lambda: measure_self(model, pool.kv_dtype, longest))
+        self._server = NodeServer(
+            engine,
+            self.model,
+            context_tokens=context,
+            agent=f"swarm-node/{version('swarm-node')}",
+            limits=Limits(
+                max_sessions=config.max_sessions,
+                max_sessions_per_peer=config.max_sessions_per_peer,
+                max_connections_per_peer=config.max_connections_per_peer,
+                max_step_tokens=config.max_step_tokens,
+                kv_share_per_peer=config.max_kv_share_per_peer,
+                idle_session_seconds=config.idle_session_seconds,
+                idle_connection_seconds=config.idle_connection_seconds,
+            ),
+            max_frame=config.max_frame or DEFAULT_MAX_FRAME,
+            transport=transport,
+            records=NodeRecords(self.model, config.membership),
+            journal_bytes=config.journal_mib * 1024 * 1024,
+        )
+        self._exit.push_async_callback(self._server.aclose)
+
+    def _kv_pool(self, model: SpanBackend[Any]) -> KvMemory:
+        """Memory for the KV cache: as many whole pages as were asked for, or as free memory suggests."""
+        config, blocks = model.config, len(model.span)
+        self.kv_dtype = kv_dtype = kv_dtype_of(self._config, model)
+        tokens = self._config.kv_cache_tokens
+        if tokens is None:
+            per_token = slot_bytes(config.n_kv_heads, config.head_dim, kv_dtype) * blocks // PAGE_TOKENS
+            available, limit = available_memory(self._config.device), self._config.memory
+            if limit is not None:
+                available = min(available, max(0, limit - model.weight_bytes))
+            tokens = default_kv_tokens(
+                available, per_token, config.max_position_embeddings, is_budget=limit is not None
+            )
+            if limit is not None:
+                tokens = max(1, tokens // PAGE_TOKENS) * PAGE_TOKENS  # whole pages, within the limit
+        slots = slots_for(tokens, blocks, PAGE_TOKENS)
+        try:
+            return cast(KvMemory, model.new_pool(slots, kv_dtype))
+        except RuntimeError as error:  # torch's allocators raise it and its subclass OutOfMemoryError
+            log.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
+            raise MemoryShortError(
+                f"{tokens} tokens of KV cache as {kv_dtype} do not fit into the memory of {model.device}",
+                hint="Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8.",
+            ) from error
+
+
+def kv_dtype_of(config: NodeConfig, model: SpanBackend[Any]) -> str:
+    return model.kv_dtype(config.kv_dtype, exact=config.dtype == "float32")
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether an allocator of Python, numpy or torch said no."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()
+
+
+def load_options(config: NodeConfig) -> LoadOptions:
+    return LoadOptions(
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        kernels=config.kernels,
+        deterministic=config.deterministic,
+    )

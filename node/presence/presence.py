@@ -1,0 +1,117 @@
+"""A node as the swarm sees it: what it announces, and its links to others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from ...dht.joining.network import Network, network_event
+from ...swarm.errors import ErrorCode
+from ...swarm.links.dialler import Dialler
+from ...swarm.links.message_stream import Connection
+from ...swarm.protocol.messages import ErrorMessage
+from ...swarm.protocol.wire import PROTOCOL_ID
+from ...swarm.runtime.waiting import end
+from ...swarm.transport.interface import NetworkChange, NetworkRestored, Stream, StreamHandler
+from ...swarm.types import ModelRef, NodeInfo
+from .announcer import Announcer
+from .copied_identity import CopyWatch
+from .link_probe import LinkProbe
+from .links import NodeLinks
+from .read_back import ReadBack
+
+AGENT = f"swarm-node/{version('swarm-node')}"
+
+
+class Presence:
+    """Made by ``begin``. ``maddrs``: where others can dial it. ``announcer``, ``links`` and ``probe`` are the
+    node's own, whatever it serves."""
+
+    def __init__(
+        self,
+        network: Network,
+        maddrs: tuple[str, ...],
+        announcement: Callable[[], NodeInfo | None],
+        model: Callable[[], ModelRef | None],
+        emit: Callable[..., None],
+        announce_s: float,
+        identity: Path | None = None,
+    ) -> None:
+        """Use ``begin``."""
+        self.network = network
+        self.maddrs = maddrs
+        self.announcer = Announcer(network.directory, announcement, announce_s)
+        self.read_back = ReadBack(network.directory, emit, self.announcer.poke)
+        self.copies = CopyWatch(network.directory, identity, emit, self.announcer.poke)
+        self.links = NodeLinks(network.transport, AGENT, model)
+        self.probe = LinkProbe(network.directory, self.links, announcement)
+        self._emit = emit
+        self._moved = asyncio.Event()
+
+    @classmethod
+    async def begin(
+        cls,
+        network: Network,
+        announcement: Callable[[], NodeInfo | None],
+        model: Callable[[], ModelRef | None],
+        emit: Callable[..., None],
+        announce_s: float,
+        identity: Path | None = None,
+    ) -> Presence:
+        """``announcement``: None while there is nothing to announce. ``emit(event, **details)`` tells what
+        happens to the network. ``identity``: its file. Nothing is announced before ``run``."""
+        maddrs = await network.transport.maddrs()
+        presence = cls(network, maddrs, announcement, model, emit, announce_s, identity)
+        network.watch(presence._on_network)
+        return presence
+
+    async def serve(self, handler: StreamHandler) -> None:
+        await self.network.transport.serve(PROTOCOL_ID, handler)
+
+    async def run(self) -> None:
+        """Announce and measure links until cancelled."""
+        self.network.on_peer(self._on_peer)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.announcer.run())
+            tasks.create_task(self.read_back.run())
+            tasks.create_task(self.copies.run())
+            probing: asyncio.Task[None] | None = None
+            while True:
+                await self._moved.wait()
+                self._moved.clear()
+                await end(probing)
+                probing = tasks.create_task(self.probe.run())
+
+    async def follow(self, links: Dialler | None) -> None:
+        """Use the links of the span that is served from now on; None: none is any more."""
+        await self.links.follow(links)
+        if links is not None:
+            self._moved.set()  # to be measured soon: clients shall know where it is in a route
+
+    async def withdraw(self) -> None:
+        """Take the announcement back; not where it is another process's that was there before us."""
+        if self.copies.error is None:
+            await self.announcer.withdraw()
+
+    async def close(self) -> None:
+        """End the node's own links. Neither withdraws nor closes the network."""
+        await self.links.close()
+
+    def _on_peer(self, peer_id: str) -> None:
+        self.announcer.poke()  # to the directory that it may have brought with it
+        self._emit("peer_found", found=peer_id)
+
+    async def _on_network(self, change: NetworkChange) -> None:
+        if isinstance(change, NetworkRestored):
+            self.maddrs = await self.network.transport.maddrs()  # the computer may have moved
+            self.announcer.poke()
+        event, details = network_event(change)
+        self._emit(event, **details)
+
+
+async def turn_away(stream: Stream) -> None:
+    """Tell a client that there is nothing here for it at the moment."""
+    message, hint = "this node serves no blocks now", "Use another peer; this one may come back."
+    await Connection(stream).close_with(ErrorMessage(None, None, ErrorCode.DRAINING, message, True, hint))

@@ -1,0 +1,1 @@
+"""Sessions that clients have on a node: opened, fed, forwarded, replayed. Announces nothing."""

@@ -1,0 +1,86 @@
+"""HELLO and its answer: what a client and this node have in common, as a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...shards.pieces.digest import what_differs
+from ...swarm.codecs import activations
+from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
+from ...swarm.protocol.messages import Hello, Welcome
+from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER
+from ...swarm.types import ModelRef, Span
+
+PROTOCOL_VERSION = 1
+FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
+"""Bytes that a frame may need beside its payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What this node tells every client. ``page_tokens``: 0 without a prefix cache."""
+
+    model: ModelRef
+    span: Span
+    codecs: tuple[str, ...]
+    hidden_size: int
+    max_frame: int
+    max_step_tokens: int
+    page_tokens: int
+    agent: str
+
+
+def greet(hello: Hello, offer: Offer) -> Welcome:
+    """The WELCOME for a client. Raises RemoteProtocolError or PeerError when there is nothing to do together:
+    another version, another model, no common codec, or frames too small for one token."""
+    if PROTOCOL_VERSION not in hello.versions:
+        raise RemoteProtocolError(
+            f"this node speaks version {PROTOCOL_VERSION}, the client {', '.join(map(str, hello.versions))}",
+            hint="Use the same major version of swarm-node on both sides.",
+            code=ErrorCode.UNSUPPORTED_VERSION,
+        )
+    model = offer.model
+    if hello.digest and hello.digest != model.digest:
+        raise PeerError(
+            f"this node serves {model.name} with digest {model.digest[:12]}, "
+            f"the client asks for {hello.digest[:12]}{what_differs(model.parts, hello.parts, '; ')}",
+            code=ErrorCode.MODEL_MISMATCH,
+            retriable=False,
+            hint="Client and nodes need the same model files: same weights, same quantization source.",
+        )
+    if hello.digest and hello.root and model.root and hello.root != model.root:
+        raise PeerError(
+            f"this node has other files of {model} than the client: their root is {model.root[:12]}, "
+            f"that of the client's {hello.root[:12]}",
+            code=ErrorCode.MODEL_MISMATCH,
+            retriable=False,
+            hint=other_root_hint(model.name, model.root),
+        )
+    shared = tuple(codec for codec in offer.codecs if codec in hello.codecs)
+    if not shared:
+        raise PeerError(
+            f"no common codec: this node speaks {', '.join(offer.codecs)}",
+            code=ErrorCode.UNSUPPORTED_CODEC,
+            retriable=False,
+        )
+    frame = min(offer.max_frame, hello.max_frame)
+    row = max(activations.payload_bytes(codec, 1, offer.hidden_size) for codec in offer.codecs)
+    max_step_tokens = min(offer.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
+    if max_step_tokens < 1:
+        raise PeerError(
+            f"a frame of {frame} bytes cannot hold one token of {offer.hidden_size} values",
+            code=ErrorCode.UNSUPPORTED,
+            retriable=False,
+        )
+    return Welcome(
+        version=PROTOCOL_VERSION,
+        digest=model.digest,
+        span=offer.span,
+        codecs=shared,
+        max_frame=offer.max_frame,
+        agent=offer.agent,
+        max_step_tokens=max_step_tokens,
+        n_blocks=model.n_blocks,
+        page_tokens=offer.page_tokens,
+        root=model.root,
+    )

@@ -1,0 +1,66 @@
+"""Whether a session can be opened as asked at all: a function of the request and what the node offers."""
+
+from __future__ import annotations
+
+from ...swarm.errors import ErrorCode
+from ...swarm.protocol.messages import Open, Refused
+from .handshake import Offer
+from .session import NodeSession
+
+
+def refusal_of(
+    request: Open, parent: NodeSession | None, *, offer: Offer, draining: bool, context_tokens: int
+) -> Refused | None:
+    """Why not, however long one waits; None if it can. ``parent``: the session to fork, if it is open."""
+
+    def refused(code: ErrorCode, message: str, hint: str = "") -> Refused:
+        return Refused(request.session, code, message, hint)
+
+    if draining:
+        return refused(
+            ErrorCode.DRAINING, "this node is leaving and takes no new sessions", "Use another peer."
+        )
+    if not offer.span.covers(request.span):
+        return refused(
+            ErrorCode.SPAN_NOT_SERVED,
+            f"blocks {request.span} are not served here; this node has {offer.span}",
+        )
+    for codec in (request.codec, request.reply_codec):
+        if codec not in offer.codecs:
+            return refused(
+                ErrorCode.UNSUPPORTED_CODEC, f"codec {codec} is not one of {', '.join(offer.codecs)}"
+            )
+    if request.batch != 1:
+        return refused(
+            ErrorCode.UNSUPPORTED,
+            f"a batch of {request.batch} sequences in one session is not offered",
+            "Open one session for each sequence; a fork shares what they have in common.",
+        )
+    if request.max_tokens > context_tokens:
+        return refused(
+            ErrorCode.CONTEXT_EXCEEDED,
+            f"{request.max_tokens} tokens asked for, but the model holds {context_tokens}",
+        )
+    if request.parent is not None:
+        code, problem, hint = _fork_problem(request, parent)
+        if problem:
+            return refused(code, f"cannot fork session {request.parent.hex()}: {problem}", hint)
+    return None
+
+
+def _fork_problem(request: Open, parent: NodeSession | None) -> tuple[ErrorCode, str, str]:
+    """Code, what is wrong ("" if nothing), and what to do."""
+    if parent is None:
+        return ErrorCode.UNKNOWN_SESSION, "it is not open on this stream", "Fork it where it was opened."
+    origin = parent.request
+    if request.span != origin.span:
+        return ErrorCode.UNSUPPORTED, f"it has blocks {origin.span}, not {request.span}", ""
+    if (request.codec, request.reply_codec) != (origin.codec, origin.reply_codec):
+        return ErrorCode.UNSUPPORTED, f"it speaks codecs {origin.codec} and {origin.reply_codec}", ""
+    if request.parent_tokens > parent.lane.settled:
+        return (
+            ErrorCode.BAD_STEP,
+            f"{parent.lane.settled} of {request.parent_tokens} tokens are there and answered",
+            "Await the answers to its steps first.",
+        )
+    return ErrorCode.BAD_STEP, "", ""

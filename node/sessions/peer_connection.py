@@ -1,0 +1,438 @@
+"""One peer's stream to this node: HELLO, then sessions and steps, until either side ends it.
+
+A client opens sessions here and steers them; the node before this one in a route sends steps for them. A
+stream's end closes the sessions that it opened, and is told to the clients of those that it fed.
+
+The reader awaits nothing but bytes and room: a step goes to the engine by one call and its answer is written
+from the engine's callback, so a decode step starts no task and sets no timer. What is said in one turn of the
+event loop, such as the answers of a batch, leaves in one write: each wakes the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...swarm.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    NetworkError,
+    PeerError,
+    RemoteProtocolError,
+    StreamClosedError,
+)
+from ...swarm.links.message_stream import Connection
+from ...swarm.protocol.error_frames import error_message
+from ...swarm.protocol.messages import (
+    Attach,
+    Attached,
+    Busy,
+    Close,
+    ErrorMessage,
+    Hello,
+    Message,
+    Open,
+    Opened,
+    Ping,
+    Progress,
+    Refused,
+    Replay,
+    Step,
+    encode,
+)
+from ...swarm.protocol.wire import Payload, encode_frame
+from ..limits.quotas import FED_FACTOR, PeerAccount
+from .chaining import make_chain, replay
+from .handshake import greet
+from .session import NodeSession
+
+if TYPE_CHECKING:
+    from .server import NodeServer
+
+log = logging.getLogger(__name__)
+
+UNREAD_BYTES = 1024 * 1024
+"""Told to a peer before it is asked whether it reads."""
+MESSAGES_A_TURN = 32
+"""Taken from one stream before others have their turn of the event loop: a flood fits many into one read."""
+COSTS: dict[type[Message], float] = {Open: 5.0, Attach: 2.0, Replay: 5.0, Close: 2.0}
+"""What messages cost the event loop, roughly, in units of a PING; STEPs are counted where they wait."""
+ABOUT_A_UNIT = 16
+"""Sessions that a PING asks about cost as much as another PING."""
+LONGEST_DELAY_S = 1.0
+"""A peer that asks too much is read again after so long, however much it has asked."""
+
+
+class PeerConnection:
+    """Serves one stream in the task that calls ``run``."""
+
+    def __init__(self, server: NodeServer, connection: Connection, account: PeerAccount) -> None:
+        self._server = server
+        self._connection = connection
+        self.account = account
+        self._peer_id = connection.peer_id
+        connection.unfinished = server.frames.on_stream(account.holder, self._on_bad_frame)
+        self._sessions: dict[bytes, NodeSession] = {}
+        self._fed: set[NodeSession] = set()  # of other streams, whose last step came on this one
+        self._outgoing: list[Payload] = []
+        self._undrained = False
+        self._unread = 0  # bytes written since the peer was last known to read
+        self._charged = 0  # of these, counted as queued: all, once they are many
+        self._drainer: asyncio.Task[None] | None = None
+        self._ending = False
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self.max_step_tokens = 0
+        self.welcomed = False
+        self.last_heard = server.now()
+
+    @property
+    def peer_id(self) -> str:
+        return self._peer_id
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no session would miss the stream."""
+        return not self._sessions and not self._fed
+
+    @property
+    def sessions(self) -> list[NodeSession]:
+        return list(self._sessions.values())
+
+    async def run(self) -> None:
+        """Serve until the stream ends; every session of it is closed by then."""
+        self._task = asyncio.current_task()
+        try:
+            await self._serve()
+        except asyncio.CancelledError:
+            if not self._ending or self._task is None or self._task.uncancel():
+                raise
+
+    async def _serve(self) -> None:
+        why = "this node ended its stream"
+        try:
+            await self._read()
+        except (RemoteProtocolError, PeerError) as error:
+            log.info("event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message)
+            why = f"it sent what is no message: {error.message}"
+            self._forget_fed(why)
+            await self._farewell(error_message(error, retriable=False))
+        except NetworkError as error:
+            log.debug("event=stream_ended peer=%s reason=%r", self.peer_id, error.message)
+            why = error.message
+        except Exception as error:
+            log.exception("event=connection_failed peer=%s", self.peer_id)
+            self._forget_fed("this node failed to serve its stream")
+            await self._farewell(error_message(error))
+        finally:
+            self._closed = True
+            self._close_sessions()
+            self._forget_fed(why)
+            self._try_flush()
+            self._charge()
+            self._connection.close()
+            if self._drainer is not None:
+                self._drainer.cancel()
+
+    async def _read(self) -> None:
+        messages = 0
+        while True:
+            messages += 1
+            if messages % MESSAGES_A_TURN == 0:
+                await asyncio.sleep(0)
+            try:
+                message = await self._connection.receive()
+            except RemoteProtocolError as error:
+                if error.code is not ErrorCode.UNKNOWN_KIND or not self.welcomed:
+                    raise
+                self._post(error_message(error))  # the stream is still in step
+            else:
+                self.last_heard = self._server.now()
+                self._dispatch(message)
+                if type(message) is not Step:
+                    units = COSTS.get(type(message), 1.0)
+                    if isinstance(message, Ping):
+                        units += len(message.about) / ABOUT_A_UNIT
+                    if (delay := self.account.work.spend(units, self.last_heard)) > 0:
+                        await asyncio.sleep(min(delay, LONGEST_DELAY_S))
+            if self._undrained:
+                # A client that does not read its answers is not read either.
+                self._undrained = False
+                await self.drain()
+            if not self.account.room.is_set():
+                await self.account.room.wait()
+
+    def sweep(self, now: float) -> None:
+        """Close what nobody uses: called by the server every few seconds with its clock's time."""
+        limits = self._server.limits
+        silent = now - self.last_heard
+        if silent > (limits.idle_connection_seconds if self.welcomed else limits.hello_seconds):
+            log.info("event=connection_idle peer=%s seconds=%.0f", self.peer_id, silent)
+            self.close()
+            return
+        for session in self.sessions:
+            session.usage.fold(now)
+            if not session.inflight and now - session.last_used > limits.idle_session_seconds:
+                self.expire(session, f"the session was idle for {limits.idle_session_seconds:.0f} s")
+
+    def expire(self, session: NodeSession, reason: str) -> None:
+        """Close a session that the client did not close, and tell it."""
+        log.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
+        del self._sessions[session.id]
+        self._server.close_session(session)
+        self.post(
+            ErrorMessage(
+                session.id,
+                None,
+                ErrorCode.SESSION_EXPIRED,
+                f"{reason} and was closed",
+                True,
+                "Open the session again and send its tokens from the start.",
+            )
+        )
+
+    def close(self, reason: ErrorMessage | None = None) -> None:
+        """End the stream. Its sessions are closed at once, ``run`` then returns, whatever it waits for."""
+        if self._ending or self._closed:
+            return
+        self._ending = True
+        if reason is not None:
+            self.post(reason)
+        self._close_sessions()
+        self._try_flush()
+        self._connection.close()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _on_bad_frame(self, why: str) -> None:
+        """The frame that is coming may not go on."""
+        log.info("event=frame_given_up peer=%s reason=%r", self.peer_id, why)
+        self._forget_fed(why)
+        hint = "Send smaller steps, or over a faster line."
+        self.close(ErrorMessage(None, None, ErrorCode.OVERLOADED, why, True, hint))
+
+    def _close_sessions(self) -> None:
+        while self._sessions:
+            self._server.close_session(self._sessions.popitem()[1])
+
+    # Sessions of other streams that take their steps from this one.
+
+    def stop_feeding(self, session: NodeSession) -> None:
+        self._fed.discard(session)
+
+    def _forget_fed(self, why: str) -> None:
+        """Nothing more will come for them from here: tell their clients."""
+        while self._fed:
+            session = self._fed.pop()
+            session.fed_by = None
+            session.owner.post(
+                ErrorMessage(
+                    session.id,
+                    None,
+                    ErrorCode.UPSTREAM_LOST,
+                    f"peer {self._peer_id[-8:]}, which sends this session's steps, is lost: {why}",
+                    True,
+                    "The session is open: name another upstream by ATTACH.",
+                )
+            )
+
+    # Messages, in the order a client sends them. None of these awaits.
+
+    def _dispatch(self, message: Message) -> None:
+        if not self.welcomed and not isinstance(message, Hello):
+            raise RemoteProtocolError(f"{type(message).__name__.upper()} came before HELLO")
+        match message:
+            case Step():
+                self._on_step(message)
+            case Ping():
+                self._post(self._server.pong(message.nonce, self._progress(message.about)))
+            case Hello():
+                self._on_hello(message)
+            case Open():
+                if (answer := self._try_open(message)) is not None:
+                    self._post(answer)
+            case Close():
+                if (session := self._sessions.pop(message.session, None)) is not None:
+                    self._server.close_session(session, message.prefix)
+            case Attach():
+                self._on_attach(message)
+            case Replay():
+                self._on_replay(message)
+            case _:
+                raise RemoteProtocolError(f"a client does not send {type(message).__name__.upper()}")
+
+    def _on_hello(self, hello: Hello) -> None:
+        if self.welcomed:
+            raise RemoteProtocolError("HELLO came twice")
+        welcome = greet(hello, self._server.offer)
+        self.max_step_tokens = welcome.max_step_tokens
+        self._connection.peer_max_frame = hello.max_frame
+        self._connection.max_frame = self._server.offer.max_frame
+        self.welcomed = True
+        self._post(welcome)
+
+    def _try_open(self, request: Open) -> Opened | Busy | Refused | ErrorMessage | None:
+        """The answer; None if it comes later, once the next hop is connected."""
+        if request.session in self._server.sessions:
+            text = f"session {request.session.hex()} is open already"
+            return ErrorMessage(request.session, None, ErrorCode.DUPLICATE_SESSION, text, False)
+        parent = None if request.parent is None else self._sessions.get(request.parent)
+        session = self._server.open_session(request, self.account, parent, self)
+        if not isinstance(session, NodeSession):
+            return session
+        self._sessions[request.session] = session
+        opened = Opened(request.session, session.hop.length, self.max_step_tokens)
+        if request.downstream is None:
+            return opened
+        self._server.watch(
+            session.begin(make_chain(session, opened, request.downstream, self._server.next_hops))
+        )
+        return None
+
+    def _on_step(self, step: Step) -> None:
+        session = self._server.sessions.get(step.session)
+        if session is not None and session.takes_from(self, self._peer_id):
+            if session.fed_by is not self and session.owner is not self:
+                self._server.forget_feeder(session)
+                session.fed_by = self
+                self._fed.add(session)
+            session.on_step(step, self._server.now(), self)
+            return
+        text, hint = (
+            "is not open on this stream",
+            "Open the session again and send its tokens from the start.",
+        )
+        if session is not None and session.owner is self:
+            text = f"takes its steps from peer {session.upstream[-8:]}"
+            hint = "Send them there, or take the session back by ATTACH."
+        elif session is not None:
+            text, hint = "takes no steps from you", "Its client can name you as its upstream."
+        self._post(
+            ErrorMessage(
+                step.session,
+                step.step,
+                ErrorCode.UNKNOWN_SESSION,
+                f"session {step.session.hex()} {text}",
+                True,
+                hint,
+            )
+        )
+
+    def _on_attach(self, request: Attach) -> None:
+        session = self._own(request.session)
+        if session is not None:
+            self._server.forget_feeder(session)
+            session.upstream = request.upstream
+            if request.unnamed:
+                session.end_names()
+            self._post(Attached(session.id, session.lane.length))
+
+    def _on_replay(self, request: Replay) -> None:
+        session = self._own(request.session)
+        if session is not None:
+            self._server.watch(session.begin(replay(session, request, self._server.next_hops)))
+
+    def _own(self, session: bytes) -> NodeSession | None:
+        """The session, if it was opened on this stream; else the client is told."""
+        found = self._sessions.get(session)
+        if found is None:
+            text = f"session {session.hex()} is not open on this stream"
+            hint = "Open the session again and send its tokens from the start."
+            self._post(ErrorMessage(session, None, ErrorCode.UNKNOWN_SESSION, text, True, hint))
+        return found
+
+    def _progress(self, about: Sequence[bytes]) -> tuple[Progress, ...]:
+        """Of those sessions that are this peer's business: it opened them here, or may feed them."""
+        found = (self._server.sessions.get(session) for session in about)
+        return tuple(
+            session.progress()
+            for session in found
+            if session is not None and (session.owner is self or session.upstream == self._peer_id)
+        )
+
+    # Writing.
+
+    def _post(self, message: Message) -> None:
+        """Write a message with the others of this turn of the event loop; the reader waits for room before it
+        takes the next request."""
+        buffers = encode_frame(encode(message))
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._try_flush)
+        self._outgoing += buffers
+        self._undrained = True
+
+    @property
+    def takes_answers(self) -> bool:
+        """Whether the peer reads what it is told, as far as is known. It is not waited for where other peers'
+        streams bring what it is told about."""
+        return self._unread <= self._server.limits.queued_bytes_per_peer
+
+    async def drain(self) -> None:
+        """Wait until the stream has taken what was posted. Raises StreamClosedError."""
+        self._flush()
+        await self._connection.stream.drain()
+        self._unread = 0
+        self._charge()
+
+    def _charge(self) -> None:
+        """Count what the peer does not read as queued for it, if it is much."""
+        unread = self._unread if self._unread > UNREAD_BYTES and not self._closed else 0
+        change, self._charged = unread - self._charged, unread
+        if change > 0:
+            self._server.ledger.queue(self.account, 0, change)
+        elif change:
+            self._server.ledger.unqueue(self.account, 0, -change)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if outgoing:
+            size = sum(map(len, outgoing))
+            self._connection.stream.write(outgoing)
+            self._connection.bytes_sent += size
+            self._unread += size
+            if self._unread > UNREAD_BYTES:
+                self._charge()
+            if self._unread > FED_FACTOR * self._server.limits.queued_bytes_per_peer:
+                log.info("event=answers_unread peer=%s bytes=%d", self.peer_id, self._unread)
+                self.close()
+            elif self._drainer is None and (self._unread > UNREAD_BYTES or not self.takes_answers):
+                self._drainer = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self.drain()
+        except NetworkError:
+            pass  # the reader sees it too
+        finally:
+            self._drainer = None
+
+    def _try_flush(self) -> None:
+        """Write outside of the reader, where an ended stream concerns nobody: the reader will see it too."""
+        try:
+            self._flush()
+        except StreamClosedError:
+            # The reader may be waiting for room and not know yet: nobody wants the steps that still wait.
+            log.debug("event=answer_without_stream peer=%s", self.peer_id)
+            self.close()
+
+    def post(self, message: Message) -> None:
+        """Write outside of the reader, where a message that cannot be sent must not raise."""
+        if self._closed:
+            return
+        try:
+            self._post(message)
+        except LocalProtocolError:
+            log.exception("event=bad_answer peer=%s", self.peer_id)
+            self._connection.close()
+
+    async def _farewell(self, message: ErrorMessage) -> None:
+        """Say why before the stream ends; a client that does not read it in time never will."""
+        self.post(message)
+        try:
+            async with asyncio.timeout(self._server.limits.farewell_seconds):
+                self._flush()
+                await self._connection.stream.drain()
+        except (TimeoutError, NetworkError):
+            log.debug("event=farewell_unread peer=%s", self.peer_id)

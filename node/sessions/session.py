@@ -1,0 +1,344 @@
+"""One open session on this node: its step numbers, its lane in the engine, its journal, where answers go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from time import perf_counter_ns
+from typing import Protocol
+
+from ...swarm.errors import ErrorCode, RemoteProtocolError
+from ...swarm.protocol.error_frames import error_message
+from ...swarm.protocol.hop_session import Duplicate, HopSession
+from ...swarm.protocol.messages import (
+    ErrorMessage,
+    Message,
+    Open,
+    Opened,
+    Progress,
+    Result,
+    Spent,
+    Step,
+    Want,
+)
+from ..engine.engine import Engine
+from ..engine.jobs import Lane, StepDone, StepDropped, StepJob, StepOutcome
+from ..limits.quotas import Ledger, PeerAccount
+from ..limits.usage import ACTIVE_TOKENS_PER_S, Usage
+from .forwarder import Forwarder
+from .journal import Journal
+from .replay import Client
+from .step_result import Answer
+
+MAX_KEPT_ANSWER = 256 * 1024
+"""Bytes of the last result kept for a client that asks again: any decode step, not a whole prompt's rows."""
+FED_TURNS = 2
+"""How many times over another hop's steps may fill a session before they are computed: what is sent, and sent
+again after a repair. More would use up its client's quota, and the client's own stream would go unread."""
+
+_OVERLOADED = (
+    "more of your steps wait here than this node takes",
+    "Send fewer steps ahead, read the results, or use another peer.",
+)
+
+
+class Source(Protocol):
+    """A stream that steps come from. ``post`` may find nobody there."""
+
+    def post(self, message: Message) -> None: ...
+
+
+class Feeder(Source, Protocol):
+    """One that is not the owner's."""
+
+    def stop_feeding(self, session: NodeSession) -> None:
+        """The session ends, or is fed by another from now on."""
+
+
+class Owner(Source, Client, Protocol):
+    """The stream that opened the session: what the session has to say goes there."""
+
+    @property
+    def takes_answers(self) -> bool:
+        """Whether it reads what it is told."""
+
+
+class NodeSession:
+    """Owned by the event loop.
+
+    Results go to ``owner``, or on to the next hop where there is a ``forwarder``. Steps come from the peer
+    ``upstream``, or on the owner's stream (""); ``fed_by`` is the other stream that the last one came on.
+    ``inflight``: steps given to the engine and not answered yet; ``last_done``: the last one that was.
+    ``last_used`` and ``opened_at`` are of the server's clock. ``kv_cells`` is what it holds of its peer's
+    quota. ``task``: the link or replay that is being made for it. ``opened``: the answer to its OPEN, as long
+    as the client waits for it.
+    """
+
+    __slots__ = (
+        "_engine",
+        "_last_answer",
+        "_ledger",
+        "account",
+        "closed",
+        "fed_by",
+        "forwarder",
+        "hop",
+        "inflight",
+        "journal",
+        "kv_cells",
+        "lane",
+        "last_done",
+        "last_used",
+        "opened",
+        "opened_at",
+        "owner",
+        "queued_tokens",
+        "request",
+        "task",
+        "upstream",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        request: Open,
+        lane: Lane,
+        hop: HopSession,
+        engine: Engine,
+        ledger: Ledger,
+        account: PeerAccount,
+        kv_cells: int,
+        owner: Owner,
+        now: float,
+        journal: Journal | None = None,
+    ) -> None:
+        self.request = request
+        self.lane = lane
+        self.hop = hop
+        self.account = account
+        self.kv_cells = kv_cells
+        self.owner = owner
+        self.journal = journal
+        self.forwarder: Forwarder | None = None
+        self.upstream = request.upstream
+        self.fed_by: Feeder | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.opened: Opened | None = None
+        self.inflight = 0
+        self.last_done = 0
+        self.queued_tokens = 0
+        self.last_used = self.opened_at = now
+        self.usage = Usage(now)
+        self._engine = engine
+        self._ledger = ledger
+        self.closed = False
+        self._last_answer: Answer | Result | ErrorMessage | None = None
+        if request.downstream is not None:
+            self.forward()
+
+    @property
+    def id(self) -> bytes:
+        return self.request.session
+
+    def progress(self) -> Progress:
+        """Where its requests are, for a peer that waits for them."""
+        replay = self.forwarder.replay if self.forwarder is not None else None
+        return Progress(
+            self.id,
+            received=self.hop.last_step or 0,
+            done=self.last_done,
+            work=self.lane.computed + (replay.work if replay is not None else 0),
+            busy=self.opened is not None or replay is not None,
+        )
+
+    def is_active(self, now: float, rest_s: float) -> bool:
+        """Whether it is in use, has a step under way, or was opened less than ``rest_s`` ago."""
+        return (
+            self.inflight > 0
+            or now - self.opened_at < rest_s
+            or self.usage.tokens_per_s(now) >= ACTIVE_TOKENS_PER_S
+        )
+
+    def takes_from(self, source: Source, peer_id: str) -> bool:
+        """Whether that stream, of that peer, may feed it."""
+        return self.upstream == peer_id if self.upstream else source is self.owner
+
+    def on_step(self, step: Step, now: float, source: Source) -> None:
+        """Hand a step to the engine; its answer goes where it should when it comes. A wrong step is answered
+        at once."""
+        arrived = perf_counter_ns()
+        hold = step.hold
+        if source is not self.owner and (
+            self._ledger.is_beyond(self.account)
+            or not self.owner.takes_answers
+            or self.queued_tokens + step.tokens > FED_TURNS * self.request.max_tokens
+        ):
+            text, hint = _OVERLOADED
+            self._refuse(
+                ErrorMessage(self.id, step.step, ErrorCode.OVERLOADED, text, True, hint), hold, source
+            )
+            return
+        try:
+            verdict = self.hop.on_step(step.step, step.position, step.tokens)
+        except RemoteProtocolError as error:
+            self._refuse(error_message(error, self.id, step.step, retriable=False), hold, source)
+            return
+        self.last_used = now
+        if isinstance(verdict, Duplicate):
+            if source is self.owner and self.forwarder is None:
+                self._repeat(step)
+            return  # in a chain nothing is said twice: hops that a client put in a circle would never stop
+        self._last_answer = None
+        self.inflight += 1
+        tokens, size = step.tokens, len(step.payload)
+        want, deadline_ms, spent = step.want, step.deadline_ms, step.spent
+        self.queued_tokens += tokens
+        self._ledger.queue(self.account, tokens, size)
+
+        def done(job: StepJob, outcome: StepOutcome) -> None:
+            self.inflight -= 1
+            self.last_done = job.step
+            self.queued_tokens -= tokens
+            self._ledger.unqueue(self.account, tokens, size)
+            if self.closed:
+                return
+            if isinstance(outcome, StepDone):
+                self.usage.tokens += tokens
+                if self.journal is not None:
+                    self._journal(job, outcome)
+                if hold:
+                    self._acknowledge(job, outcome, source)
+                else:
+                    self._answer(job, outcome, want, deadline_ms, spent)
+            elif not isinstance(outcome, StepDropped):
+                if self.journal is not None:
+                    self.journal.rollback(job.position)
+                code, text, hint = outcome.code, outcome.message, outcome.hint
+                failed = ErrorMessage(self.id, job.step, code, text, outcome.retriable, hint)
+                if job.step == self.hop.last_step:
+                    self._last_answer = failed
+                self._refuse(failed, hold, source)
+
+        if self.journal is not None or (self.forwarder is not None and not hold):
+            want_here = Want.ALL
+        else:
+            want_here = Want.NOTHING if hold else want
+        self._engine.submit(
+            StepJob(
+                lane=self.lane,
+                step=step.step,
+                position=step.position,
+                tokens=tokens,
+                want=want_here,
+                payload=step.payload,
+                arrived_ns=arrived,
+                done=done,
+                deadline_ns=arrived + deadline_ms * 1_000_000 if deadline_ms else 0,
+            )
+        )
+
+    def end_names(self) -> None:
+        """Others compute its input from now on: no page that is not settled has its name any more."""
+        self._engine.end_names(self.lane)
+
+    def close(self, prefix: tuple[bytes, ...] = ()) -> None:
+        """Free the KV cache: now, or as soon as the step being computed lets go of it."""
+        self.closed = True
+        if self.task is not None:
+            self.task.cancel()
+        if self.forwarder is not None:
+            self.forwarder.close()
+        if self.journal is not None:
+            self.journal.close()
+        self._engine.close_lane(self.lane, prefix)
+
+    # Where results go.
+
+    def forward(self) -> Forwarder:
+        """Send results on from now on: to the hop that the forwarder will be connected to."""
+        if self.forwarder is None:
+            self.forwarder = Forwarder(self.id, self.account, self._ledger, self.owner.post)
+        return self.forwarder
+
+    def answer_client(self) -> None:
+        """Send results to the client from now on, at first those that were held back."""
+        forwarder, self.forwarder = self.forwarder, None
+        if forwarder is not None:
+            for answer in forwarder.take_held():
+                self._send(answer)
+            forwarder.close()
+
+    def begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run what makes a link or a replay, in place of what did before."""
+        if self.task is not None:
+            self.task.cancel()
+        self.task = asyncio.create_task(work)
+        return self.task
+
+    # Answers.
+
+    def _journal(self, job: StepJob, outcome: StepDone) -> None:
+        if outcome.rows == job.tokens and self.journal is not None:
+            self.journal.write(job.position, outcome.payload)
+            if self.forwarder is not None and self.forwarder.replay is not None:
+                self.forwarder.replay.grown()
+
+    def _acknowledge(self, job: StepJob, outcome: StepDone, source: Source) -> None:
+        """A step that was held is answered, without rows, on the stream it came from."""
+        answer = Result(
+            self.id,
+            job.step,
+            job.position + job.tokens,
+            0,
+            b"",
+            outcome.queue_us,
+            outcome.compute_us,
+            outcome.codec_us,
+            outcome.batch,
+        )
+        if job.step == self.hop.last_step:
+            self._last_answer = answer
+        source.post(answer)
+
+    def _answer(self, job: StepJob, outcome: StepDone, want: Want, deadline_ms: int, spent: Spent) -> None:
+        answer = Answer(
+            job.step,
+            outcome.position,
+            outcome.rows,
+            want,
+            deadline_ms,
+            outcome.payload,
+            spent,
+            outcome.queue_us,
+            outcome.compute_us,
+            outcome.codec_us,
+            outcome.batch,
+        )
+        if job.step == self.hop.last_step:
+            self._last_answer = answer if len(outcome.payload) <= MAX_KEPT_ANSWER else None
+        self._send(answer)
+
+    def _send(self, answer: Answer) -> None:
+        if self.forwarder is not None:
+            self.forwarder.send(answer)
+        else:
+            self.owner.post(answer.as_result(self.id))
+
+    def _refuse(self, error: ErrorMessage, hold: bool, source: Source) -> None:
+        """Tell the client that a step failed, and who waits for it where that is somebody else."""
+        self.owner.post(error)
+        if hold and source is not self.owner:
+            source.post(error)
+
+    def _repeat(self, step: Step) -> None:
+        match self._last_answer:
+            case Answer() as answer:
+                self._send(answer)
+            case Result() | ErrorMessage() as message:
+                self.owner.post(message)
+            case None if not self.inflight:
+                text = f"the answer to step {step.step} is no longer kept"
+                hint = "Send the tokens again under a new step number."
+                self.owner.post(ErrorMessage(self.id, step.step, ErrorCode.BAD_STEP, text, True, hint))
+            case _:
+                pass  # the first copy is still being computed, and its answer will do for both

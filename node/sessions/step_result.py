@@ -1,0 +1,65 @@
+"""A computed step on its way out: to the client as RESULT, or to the next hop as STEP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...swarm.protocol.messages import MAX_CHAIN, Result, Spent, Step, Want
+from ...swarm.protocol.wire import Payload
+
+
+@dataclass(slots=True)
+class Answer:
+    """``payload``: ``tokens`` rows in the session's reply codec, the first at ``position``; all rows of the
+    step where it is chained or has a journal, else those that ``want`` asks for.
+
+    ``spent``: what the hops before have spent; the last five fields are this one's, times in microseconds.
+    """
+
+    step: int
+    position: int
+    tokens: int
+    want: Want
+    deadline_ms: int
+    payload: Payload
+    spent: Spent
+    queue_us: int
+    compute_us: int
+    codec_us: int
+    batch: int
+
+    def as_step(self, session: bytes) -> Step:
+        """For the next hop, whose session that is."""
+        spent = (*self.spent, (self.queue_us, self.compute_us, self.codec_us, self.batch))
+        return Step(
+            session,
+            self.step,
+            self.position,
+            self.tokens,
+            self.want,
+            self.deadline_ms,
+            False,
+            spent[-MAX_CHAIN:],
+            self.payload,
+        )
+
+    def as_result(self, session: bytes) -> Result:
+        """For the client, with the rows it wants."""
+        rows = self.tokens
+        if self.want is not Want.ALL:
+            rows = min(rows, 1 if self.want is Want.LAST else 0)
+        payload = self.payload
+        if rows < self.tokens:
+            payload = memoryview(payload)[len(payload) - len(payload) // self.tokens * rows :]
+        return Result(
+            session,
+            self.step,
+            self.position + self.tokens - rows,
+            rows,
+            payload,
+            self.queue_us,
+            self.compute_us,
+            self.codec_us,
+            self.batch,
+            self.spent,
+        )

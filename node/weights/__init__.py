@@ -1,0 +1,1 @@
+"""Where a node's weights come from and whom it gives them to. Knows no command line."""

@@ -1,0 +1,101 @@
+"""A node's links to other nodes, dialled by their own word: only where ``dial_guard`` lets them send us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from ..errors import LocalNetworkError, NetworkError, PeerUnreachableError, StreamClosedError
+from ..protocol.wire import FIXED_HEADER, MAX_HEADER
+from ..timeouts import Patience
+from ..transport.dial_guard import DialGuard, Reach, choose, reach_of, reaches, socket_of
+from ..transport.interface import Transport
+from ..transport.resolve import resolve_all
+from ..types import ModelRef
+from .link import NodeLink
+from .pool import LinkPool
+
+log = logging.getLogger(__name__)
+
+OWN_ADDRESSES_S = 30.0
+"""For so long our own addresses count as known: a computer seldom moves to another network."""
+MAX_NAMES = 2
+"""Of one peer's addresses that are looked up."""
+MAX_ANSWER_FRAME = FIXED_HEADER.size + MAX_HEADER
+"""Bytes of a frame that another node may send us: it answers without rows, which go to the client."""
+
+
+class HiddenDialError(PeerUnreachableError):
+    """A dial failed at an address that is not public: what is there, and how soon it says no, is not for
+    everybody to know."""
+
+
+class Dialler:
+    """The links of one model. Implements ``link_probe.Links``. ``clock`` in seconds."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: ModelRef,
+        agent: str,
+        *,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._pool = LinkPool(transport, model, agent=agent, patience=patience, max_frame=MAX_ANSWER_FRAME)
+        self._guard = DialGuard()
+        self._clock = clock
+        self._allowed: tuple[float, frozenset[Reach]] | None = None
+
+    async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
+        """The live link to a node; dials it where there is none. ``maddrs``: its own signed word.
+
+        Raises NetworkError's subclasses: HiddenDialError if something was tried that only we can see. Whoever
+        is connected already needs no address.
+        """
+        if self._pool.has(peer_id):
+            return await self._pool.get(peer_id)
+        meant = choose(await resolve_all(_few_names(maddrs)), await self._reaches())
+        chosen = self._guard.begin(peer_id, meant, self._clock())
+        if meant and not chosen:
+            raise PeerUnreachableError(f"peer {peer_id} did not answer lately, or too much is dialled there")
+        try:
+            link = await self._pool.get(peer_id, chosen)
+        except (LocalNetworkError, StreamClosedError):
+            self._guard.not_dialled(peer_id, chosen)
+            raise
+        except asyncio.CancelledError:  # who waited for it too long waits no more
+            self._guard.failed(peer_id, chosen, self._clock())
+            raise
+        except NetworkError as error:
+            self._guard.failed(peer_id, chosen, self._clock())
+            if is_hidden(chosen):
+                raise HiddenDialError(error.message, hint=error.hint) from error
+            raise
+        self._guard.met(peer_id, chosen, link.remote_maddr)
+        return link
+
+    async def close(self) -> None:
+        """End the links. May be called again."""
+        await self._pool.close()
+
+    async def _reaches(self) -> frozenset[Reach]:
+        now = self._clock()
+        if self._allowed is None or now - self._allowed[0] >= OWN_ADDRESSES_S:
+            self._allowed = now, reaches(await self._transport.maddrs())
+        return self._allowed[1]
+
+
+def _few_names(maddrs: Sequence[str]) -> list[str]:
+    """Each name is a question to a server that its owner chooses."""
+    names = [maddr for maddr in maddrs if maddr.startswith("/dns")]
+    return [maddr for maddr in maddrs if maddr not in names[MAX_NAMES:]]
+
+
+def is_hidden(maddrs: Sequence[str]) -> bool:
+    """Whether somebody outside could not find out himself what answers at one of them."""
+    sockets = map(socket_of, maddrs)
+    return any(socket is not None and reach_of(socket.host) is not Reach.PUBLIC for socket in sockets)
