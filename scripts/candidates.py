@@ -35,9 +35,6 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "client"))
 
-from fake_node import FakeNode
-from fake_swarm import BOS, FakeSwarm
-
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.figures import DECODE_MS, PREFILL_TOKENS_PER_S
@@ -45,6 +42,8 @@ from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.protocol.messages import Step
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.types import Span
+from tests.doubles.fake_node import FakeNode
+from tests.doubles.fake_swarm import BOS, FakeSwarm
 
 KINDS = ("closed", "silent", "mute", "slow")
 LIVE = ("mute", "slow")

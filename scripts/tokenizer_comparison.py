@@ -18,8 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "shards"))
 
 import gguf  # noqa: E402
-from hostile_texts import LONG_TEXTS, TEXTS  # noqa: E402
-from tokenizer_cases import ALL_TEXTS, CASES, universal, write_vocabulary  # noqa: E402
 
 from swarm_node.shards.formats.gguf.header import GGUFHeader  # noqa: E402
 from swarm_node.shards.formats.mapped_file import MappedFile  # noqa: E402
@@ -28,6 +26,8 @@ from swarm_node.shards.tokenizer.splitting import SPLITTINGS  # noqa: E402
 from swarm_node.shards.tokenizer.token_bytes import byte_of_letter  # noqa: E402
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer  # noqa: E402
 from swarm_node.swarm.errors import SwarmError  # noqa: E402
+from tests.shards.tokenizer.hostile_texts import LONG_TEXTS, TEXTS  # noqa: E402
+from tests.shards.tokenizer.tokenizer_cases import ALL_TEXTS, CASES, universal, write_vocabulary  # noqa: E402
 
 DEMO = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECORD = ROOT / "tests" / "shards" / "llama_cpp_tokens.json"

@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+from tests import ROOT
 
 # The same examples every time, so that a run tells of the change and not of chance; to look for new ones:
 # HYPOTHESIS_PROFILE=explore scripts/test
@@ -70,7 +71,6 @@ def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     del os.environ["SWARM_NODE_HOME"]
 
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -117,6 +117,6 @@ def pytest_runtest_call() -> Generator[None, None, None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from one_swarm import OneSwarm  # needs pytest-xdist, which is not there for every run
+    from tests.one_swarm import OneSwarm  # needs pytest-xdist, which is not there for every run
 
     return OneSwarm(config, log)

@@ -1,15 +1,10 @@
-"""Makes ``fake_swarm`` importable here. Where a test says nothing else, decoding is plain and nobody is put
-on trial."""
+"""Where a test says nothing else, decoding is plain and nobody is put on trial."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from swarm_node.client.drafting.draft_length import Plan, Speculation
 from swarm_node.client.session.scout import Scout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fake_swarm import FakeSwarm
+from tests.doubles.fake_swarm import FakeSwarm
 
 
 async def test_the_first_whole_answer_is_told_of() -> None:

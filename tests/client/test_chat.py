@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_swarm import FakeSwarm
-from toy_model import CONTEXT, ScriptedHead
 
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
@@ -26,6 +24,8 @@ from swarm_node.node.cli.chat.stop import StopKey
 from swarm_node.node.cli.shared.output import SafeConsole
 from swarm_node.swarm.errors import PeerError, SwarmError, UsageError
 from swarm_node.swarm.types import Hop, Route, Span
+from tests.doubles.fake_swarm import FakeSwarm
+from tests.doubles.toy_model import CONTEXT, ScriptedHead
 
 
 class Recorder:

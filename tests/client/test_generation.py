@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from fake_swarm import BOS, CONTEXT, EOS, MODEL, FakeSwarm, ScriptedHead, ToyHead, expected, settle, until
 from torch import Tensor
 
 from swarm_node.client.routing.reserves import TRIAL_TOKENS
@@ -25,6 +24,18 @@ from swarm_node.swarm.errors import (
 )
 from swarm_node.swarm.protocol.messages import ErrorMessage, Refused
 from swarm_node.swarm.routing.best_route import NoRouteError
+from tests.doubles.fake_swarm import (
+    BOS,
+    CONTEXT,
+    EOS,
+    MODEL,
+    FakeSwarm,
+    ScriptedHead,
+    ToyHead,
+    expected,
+    settle,
+    until,
+)
 
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]
 N = 24

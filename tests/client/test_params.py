@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_swarm import BOS, VOCAB, ToyTokenizer
 
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.params import GenerationParams, fit_context, prompt_ids
 from swarm_node.swarm.errors import UsageError
+from tests.doubles.fake_swarm import BOS, VOCAB, ToyTokenizer
 
 
 class Plain(ToyTokenizer):

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from fake_swarm import FakeSwarm
-from toy_model import ToyTokenizer
 
 from swarm_node.client import prompt_reader
 from swarm_node.client.prompt_reader import PromptReader
 from swarm_node.swarm.errors import UsageError
+from tests.doubles.fake_swarm import FakeSwarm
+from tests.doubles.toy_model import ToyTokenizer
 
 
 class Stuck(ToyTokenizer):

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_swarm import BOS, FakeSwarm, ScriptedHead, expected
 
 import swarm_node.client
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.swarm.errors import CheckpointError, SwarmError, UsageError
 from swarm_node.swarm.routing.best_route import NoRouteError
+from tests import ROOT
+from tests.doubles.fake_swarm import BOS, FakeSwarm, ScriptedHead, expected
 
 PROMPT = [BOS, *b"a prompt"]
 
@@ -253,16 +254,14 @@ def test_every_public_name_is_there() -> None:
 
 def test_a_program_that_forgets_to_close_ends() -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_swarm_model import Sync\n"
+        "from tests.client.test_swarm_model import Sync\n"
         "one = Sync()\n"
         "one.slow()\n"
         "stream = one.model.stream([1], ignore_eos=True)\n"
         "print(len(next(stream)) > 0)\n"
     )
-    folder = __file__.rsplit("/", 1)[0]
     done = subprocess.run(
-        [sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 

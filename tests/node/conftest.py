@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -33,8 +32,6 @@ from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Res
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
-
-sys.path.insert(0, str(Path(__file__).parent))  # for ``chain_swarm``
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, BLOCKS, CONTEXT = 64, 4, 2, 16, 96, 128, 4, 256
 MODEL = ModelRef("tiny", "ab" * 32, BLOCKS)

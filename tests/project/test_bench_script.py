@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from bench_clients import StreamRun, summarize
@@ -14,7 +13,9 @@ from bench_parts import interference_costs
 from bench_prompts import long_prompt
 from worker_process import Worker, WorkerFailedError, run_in_process
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests import ROOT
+
+SCRIPTS = ROOT / "scripts"
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

@@ -6,7 +6,6 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import chaos
@@ -19,7 +18,9 @@ from chaos_watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
 from faulty_transport import KINDS as HOSTILE
 from rich.console import Console
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests import ROOT
+
+SCRIPTS = ROOT / "scripts"
 A, B, C = "peer-a", "peer-b", "peer-c"
 
 

@@ -12,7 +12,9 @@ import pytest
 from divergence import rates, show_costs, wilson
 from divergence_measure import _compare, _groups
 
-SCRIPT = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "divergence.py")]
+from tests import ROOT
+
+SCRIPT = [sys.executable, str(ROOT / "scripts" / "divergence.py")]
 
 
 def test_intervals() -> None:

@@ -12,7 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests import ROOT
+
+SCRIPTS = ROOT / "scripts"
 
 PROSE = (
     "It was a bright cold morning when the two of them walked down to the harbour. The boats had gone out "

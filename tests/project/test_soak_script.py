@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from soak_verdict import (
@@ -19,7 +18,9 @@ from soak_verdict import (
     slope,
 )
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests import ROOT
+
+SCRIPTS = ROOT / "scripts"
 
 IDLE = Sample(
     at=0.0,

@@ -15,7 +15,9 @@ from speculation import by_group, failures, show
 from speculation_measure import KnownAnswer
 from tiny_model import write_tiny_model
 
-SCRIPT = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "speculation.py")]
+from tests import ROOT
+
+SCRIPT = [sys.executable, str(ROOT / "scripts" / "speculation.py")]
 
 
 def _answer(group: str, times: float, *, identical: bool = True) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_files import write_gguf_llama
 from safetensors.torch import save_file
 
 from swarm_node.shards.formats.hf.config import hf_config
@@ -19,6 +18,7 @@ from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece
 from swarm_node.shards.models.backend import KvMemory, SpanBackend
 from swarm_node.shards.pieces import manifest
 from swarm_node.swarm.types import Span
+from tests.shards.gguf_files import write_gguf_llama
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from pure_peers import StartPure
 
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
+from tests.doubles.pure_peers import StartPure
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import EXACT, MARK, ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
 from nursery import Nursery
 from tiny_model import write_tiny_model
+
+from tests.swarms.harness import EXACT, MARK, ONE_THREAD, Cli
 
 CLI_MODULE = "swarm_node.node.cli.main"
 DAEMONS_END_S = 20.0

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import EXACT, Cli
 from local_swarm import LocalSwarm, NodeProcess
 from nursery import Nursery
 from tiny_model import VOCAB, write_tiny_model
@@ -25,6 +24,7 @@ from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.types import Span
+from tests.swarms.harness import EXACT, Cli
 
 pytestmark = [pytest.mark.swarm]
 

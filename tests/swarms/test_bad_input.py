@@ -8,9 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from harness import ONE_THREAD, Cli
 from local_swarm import LocalSwarm
 from nursery import Nursery
+
+from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from harness import ONE_THREAD, Cli
 from local_swarm import LocalSwarm, split_evenly
 
 from swarm_node.client import SwarmModel, generate
+from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

@@ -14,11 +14,13 @@ from typing import Any
 import psutil
 import pytest
 from chaos_schedule import KINDS
-from harness import MARK
+
+from tests import ROOT
+from tests.swarms.harness import MARK
 
 pytestmark = [pytest.mark.swarm]
 
-CHAOS = Path(__file__).resolve().parents[2] / "scripts" / "chaos.py"
+CHAOS = ROOT / "scripts" / "chaos.py"
 STARTED_S = 60.0
 ENDED_S = 30.0
 

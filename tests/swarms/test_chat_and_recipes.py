@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ONE_THREAD, Cli
 from local_swarm import LocalSwarm, NodeProcess, split_evenly
 from nursery import Nursery
-from terminal import CTRL_C, CTRL_D, ENTER, Terminal
+
+from tests import ROOT
+from tests.doubles.terminal import CTRL_C, CTRL_D, ENTER, Terminal
+from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
-RECIPES = Path(__file__).resolve().parents[2] / "docs/guides/python.md"
+RECIPES = ROOT / "docs/guides/python.md"
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
 EXPECTED = "# → "
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from event_process import stop_all
-from harness import EXACT, Cli
 from local_swarm import NodeProcess, ProcessFailedError
 from nursery import Nursery
 from wan_lab_network import WanLab, why_not_here
+
+from tests.swarms.harness import EXACT, Cli
 
 pytestmark = pytest.mark.swarm
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 pytestmark = [pytest.mark.swarm]
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "failure_rates.py"
+SCRIPT = ROOT / "scripts" / "failure_rates.py"
 
 
 def test_a_small_table_is_measured_in_one_run() -> None:

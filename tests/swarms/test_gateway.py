@@ -12,9 +12,10 @@ from typing import Any
 import openai
 import pytest
 from event_process import EventProcess
-from harness import ONE_THREAD, Cli
 from local_swarm import LocalSwarm
 from nursery import Nursery
+
+from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

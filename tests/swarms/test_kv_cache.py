@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import EXACT, exact_client
 from local_swarm import LocalSwarm
 from nursery import Nursery
 from worker_process import Worker
+
+from tests.swarms.harness import EXACT, exact_client
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

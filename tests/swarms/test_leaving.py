@@ -7,12 +7,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import EXACT, ONE_THREAD, Cli
 from local_swarm import LocalSwarm
 from nursery import Nursery
 
 from swarm_node.client import SwarmModel
 from swarm_node.shards.kernels.library import library
+from tests.swarms.harness import EXACT, ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

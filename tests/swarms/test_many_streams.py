@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import EXACT, ONE_THREAD, Cli, exact_client
 from local_swarm import LocalSwarm
 from nursery import Nursery
 
 from swarm_node.client import AsyncSwarmModel
+from tests.swarms.harness import EXACT, ONE_THREAD, Cli, exact_client
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import EXACT, Cli
 from local_swarm import NodeProcess
 from nursery import Nursery
 from tiny_model import write_tiny_model
+
+from tests.swarms.harness import EXACT, Cli
 
 pytestmark = pytest.mark.swarm
 

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 from event_process import EventProcess, launch_python
-from harness import EXACT, ONE_THREAD
 from local_swarm import LocalSwarm, NodeProcess
 from nursery import Nursery
 
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.types import NodeState
+from tests.swarms.harness import EXACT, ONE_THREAD
 
 pytestmark = pytest.mark.swarm
 

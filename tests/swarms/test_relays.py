@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 from event_process import stop_all
-from harness import EXACT, ONE_THREAD
 from local_swarm import NodeProcess
 from nursery import Nursery
 from tiny_model import write_tiny_model
@@ -18,6 +17,7 @@ from wan_lab_network import WanLab, why_not_here
 
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.errors import SwarmError
+from tests.swarms.harness import EXACT, ONE_THREAD
 
 pytestmark = [
     pytest.mark.swarm,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
-SOAK = Path(__file__).resolve().parents[2] / "scripts" / "soak.py"
+SOAK = ROOT / "scripts" / "soak.py"
 
 
 def test_a_short_soak_leaves_nothing_behind() -> None:

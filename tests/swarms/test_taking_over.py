@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import EXACT, ONE_THREAD
 from local_swarm import LocalSwarm, NodeProcess
 from nursery import Nursery
 from tiny_model import VOCAB
 
 from swarm_node.client import Generation, SwarmModel
 from swarm_node.swarm.types import Route
+from tests.swarms.harness import EXACT, ONE_THREAD
 
 pytestmark = [pytest.mark.swarm]
 

@@ -6,8 +6,9 @@ import json
 import time
 
 import pytest
-from harness import Cli
 from local_swarm import LocalSwarm
+
+from tests.swarms.harness import Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 

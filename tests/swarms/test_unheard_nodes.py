@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from terminal import Terminal
+
+from tests.doubles.terminal import Terminal
 
 pytestmark = pytest.mark.swarm
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import EXACT, ONE_THREAD
 from nursery import Nursery
 from tiny_model import HIDDEN
 from wan_lab_controls import ring
@@ -24,6 +23,8 @@ from wan_lab_schedule import following, parse_schedule
 from wan_lab_swarm import CLIENT, WanSwarm
 
 from swarm_node.client import Generation, SwarmModel
+from tests import ROOT
+from tests.swarms.harness import EXACT, ONE_THREAD
 
 pytestmark = pytest.mark.skipif(
     bool(why_not_here()), reason=f"no wide-area laboratory here: {why_not_here()}"
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 LATE_S = 0.004
 """How much later than asked the fastest of several datagrams may come back on a busy machine."""
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from wan_lab_bench import overheads
@@ -15,7 +14,9 @@ from wan_lab_network import Link
 from wan_lab_schedule import parse_schedule
 from wan_lab_units import chance, rate, seconds
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "wan_lab.py"
+from tests import ROOT
+
+SCRIPT = ROOT / "scripts" / "wan_lab.py"
 LINK = Condition("1 Mbit/s, 20 ms", 1e6, 0.02)
 
 

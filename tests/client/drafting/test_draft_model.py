@@ -1,0 +1,200 @@
+"""A draft model on this machine: its own cache goes back with the answer, and the answer is the swarm's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import CONTEXT, VOCAB, write_tiny_model
+
+from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.drafting.draft_length import Speculation
+from swarm_node.client.drafting.draft_model import DraftModel, load_draft_model
+from swarm_node.client.local_model import load_local_model
+from swarm_node.client.network import ClientNetwork
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.transport.memory import MemoryNetwork
+from swarm_node.swarm.types import Span
+from tests.client.session.test_with_real_nodes import Swarm
+
+PROMPT = [(37 * number) % 400 + 5 for number in range(300)]
+N = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same family: the same vocabulary, other weights."""
+    return write_tiny_model(tmp_path_factory.mktemp("small"), seed=8, blocks=2)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    with open_checkpoint(str(folder)) as checkpoint:
+        return checkpoint.tokenizer()
+
+
+@pytest.fixture
+def draft(folder: Path) -> Iterator[DraftModel]:
+    model = load_draft_model(folder, _tokenizer(folder), VOCAB)
+    yield model
+    model.close()
+
+
+def _greedy(model: DraftModel, ids: list[int], n: int) -> list[int]:
+    """Each token by a sequence of its own, fed all at once."""
+    tokens: list[int] = []
+    for _ in range(n):
+        sequence = model.begin([*ids, *tokens], 600)
+        assert sequence is not None
+        guess = model.submit(lambda: sequence.guess([*ids, *tokens])).result()  # noqa: B023 - waited for
+        assert guess is not None
+        tokens.append(guess[0])
+    return tokens
+
+
+async def test_guesses_do_not_depend_on_what_was_tried_before(draft: DraftModel) -> None:
+    right = _greedy(draft, PROMPT, 6)
+    sequence = draft.begin(PROMPT, 600)
+    assert sequence is not None
+    ids = list(PROMPT)
+    for token in right:
+        for wrong in (3, 4):  # continuations that are given up
+            for other in ([*ids, wrong], [*ids, wrong, right[-1]]):
+                await sequence.run(lambda: sequence.guess(other))  # noqa: B023 - awaited
+            sequence.settle(ids)
+        guess = await sequence.run(lambda: sequence.guess(ids))
+        assert guess is not None
+        assert guess[0] == token
+        assert 0 < guess[1] <= 1
+        ids.append(token)
+        sequence.settle(ids)
+        assert sequence.behind(ids) == 1
+    sequence.close()
+
+
+async def test_a_continuation_with_another_beginning_is_forgotten_whole(draft: DraftModel) -> None:
+    sequence = draft.begin(PROMPT, 600)
+    assert sequence is not None
+    await sequence.run(lambda: sequence.guess([*PROMPT, 5, 6, 7]))
+    sequence.settle([*PROMPT, 4, 6, 7])  # looks the same at its end
+    assert sequence.behind([*PROMPT, 4, 6, 7]) == 3
+    guess = await sequence.run(lambda: sequence.guess([*PROMPT, 4, 6, 7]))
+    assert guess is not None
+    assert [guess[0]] == _greedy(draft, [*PROMPT, 4, 6, 7], 1)
+
+
+async def test_the_prompt_is_read_meanwhile(draft: DraftModel) -> None:
+    gate = threading.Event()
+    draft.submit(gate.wait)
+    sequence = draft.begin(PROMPT, 600)
+    given_up = draft.begin(PROMPT, 600)
+    assert sequence is not None
+    assert given_up is not None
+    assert not sequence.ready
+    given_up.close()
+    gate.set()
+    await sequence.run(lambda: None)
+    assert sequence.ready
+    assert sequence.behind([*PROMPT, 5]) == 1
+    assert given_up.behind(PROMPT) == len(PROMPT)
+
+
+async def test_who_waits_when_the_model_closes_is_told(draft: DraftModel) -> None:
+    gate = threading.Event()
+    draft.submit(gate.wait)
+    sequence = draft.begin(PROMPT, 600)
+    assert sequence is not None
+    waiting = asyncio.create_task(sequence.run(lambda: None))
+    cancelled = asyncio.create_task(sequence.run(lambda: None))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    closing = asyncio.create_task(asyncio.to_thread(draft.close))
+    with pytest.raises(RuntimeError, match="closed"):
+        await waiting
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    gate.set()
+    await closing
+    with pytest.raises(RuntimeError):
+        await sequence.run(lambda: None)
+
+
+def test_what_it_cannot_hold_or_does_not_know_is_not_drafted(draft: DraftModel) -> None:
+    assert draft.begin(PROMPT, CONTEXT + 1) is None
+    assert draft.begin([5, VOCAB], 100) is None
+    draft.vocab_size = 3
+    sequence = draft.begin([1], 8)
+    assert sequence is not None
+    assert draft.submit(lambda: sequence.guess([1, 7])).result() is None
+
+
+def test_another_vocabulary_is_refused(folder: Path, small: Path) -> None:
+    tokenizer = _tokenizer(folder)
+    assert tokenizer.has_vocabulary_of(_tokenizer(small))
+    tokenizer._backend.add_tokens(["one more"])  # padding at the end is no other vocabulary
+    assert tokenizer.has_vocabulary_of(_tokenizer(small))
+    tokenizer._backend.add_tokens([f"token {number}" for number in range(100)])
+    with pytest.raises(UsageError, match="another vocabulary"):
+        load_draft_model(small, tokenizer, VOCAB)
+
+
+@pytest.fixture
+async def swarm(folder: Path) -> AsyncIterator[Swarm]:
+    threads = torch.get_num_threads()
+    async with AsyncExitStack() as exit_stack:
+        swarm = Swarm(folder, [], exit_stack, MemoryNetwork(), MemoryStore(), {})
+        await swarm.serve(kv_tokens=4096, a=Span(0, 2), b=Span(2, 4))
+        yield swarm
+    torch.set_num_threads(threads)
+
+
+async def _client(swarm: Swarm, draft: Path | None, wire_codec: str = "none") -> AsyncSwarmModel:
+    local = await asyncio.to_thread(
+        load_local_model, swarm.folder, dtype="float32", quantize="none", draft=draft
+    )
+    network = ClientNetwork(swarm.memory.transport("client"), MemoryDirectory(swarm.store))
+    return await swarm.exit.enter_async_context(AsyncSwarmModel(local, network, wire_codec=wire_codec))
+
+
+@pytest.mark.parametrize("wire_codec", ["none", "int8"])
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 4}])
+async def test_answers_through_real_nodes_are_the_same(
+    swarm: Swarm,
+    folder: Path,
+    small: Path,
+    sampled: dict[str, Any],
+    wire_codec: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests.doubles.oracle import send_all
+
+    monkeypatch.setattr(Speculation, "plan", send_all)
+    options = {"max_new_tokens": N, "ignore_eos": True, "logprobs": 2, **sampled}
+    plain = await (await _client(swarm, None, wire_codec)).generate_detailed(
+        PROMPT, speculate="off", **options
+    )
+    for path in (folder, small, None):
+        model = await _client(swarm, path, wire_codec)
+        answer = await model.generate_detailed(PROMPT, **options)
+        assert answer.token_ids == plain.token_ids
+        assert answer.logprobs == plain.logprobs  # to the last bit
+        told = answer.speculated
+        assert told.passes + told.accepted == N - 1
+        if path == folder and not sampled:
+            assert told.accepted > N / 2  # it is the same model
+        if path is not None:
+            assert told.draft_s > 0
+        await model.close()

@@ -1,0 +1,75 @@
+"""A gateway that really listens, over an in-memory swarm of the toy model, and clients for it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, Literal
+
+import httpx2
+import pytest
+from openai import AsyncOpenAI
+
+from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
+from swarm_node.client.gateway.http.admission import ApiKeys
+from swarm_node.client.gateway.models import Offers
+from swarm_node.client.gateway.server import GatewayServer, listen
+from tests.client.gateway.gateway_case import Serve, Served
+from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """``await serve(a="0-5")``: spans by peer id, everything else by name."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(
+            *,
+            limits: Mapping[str, Any] | None = None,
+            keys: Sequence[str] = (),
+            cors_origins: Sequence[str] = (),
+            head: Any = None,
+            tokenizer: Any = None,
+            latency: float = 0.0,
+            speculate: Literal["auto", "off"] = "auto",
+            max_connections: int = 4096,
+            send_buffer: int | None = None,
+            **spans: str,
+        ) -> Served:
+            swarm = await FakeSwarm(latency, **(spans or {"a": "0-2", "b": "3-5"})).start()
+            local = swarm.local(head)
+            if tokenizer is not None:
+                local = replace(local, tokenizer=tokenizer)
+            model = await stack.enter_async_context(swarm.client(local=local))
+            offers = Offers([model], swarm.client_network().directory, initial_peers="/ip4/192.0.2.1/tcp/1")
+            # A script knows nothing of drafted rows that are dropped.
+            if isinstance(head, ScriptedHead):
+                speculate = "off"
+            gateway = Gateway(offers, GatewayLimits(**(limits or {})), ApiKeys(keys), speculate=speculate)
+            listener = listen("127.0.0.1", 0)
+            if send_buffer is not None:  # connections inherit it
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            server = GatewayServer(
+                gateway, listener, cors_origins=cors_origins, max_connections=max_connections
+            )
+            await stack.enter_async_context(server)
+            http = await stack.enter_async_context(httpx2.AsyncClient(base_url=server.url, timeout=30))
+            client = AsyncOpenAI(
+                base_url=f"{server.url}/v1", api_key=keys[0] if keys else "none", max_retries=0
+            )
+            await stack.enter_async_context(client)
+            return Served(swarm, model, gateway, server, client, http)
+
+        yield serve
+
+
+@pytest.fixture(autouse=True)
+def drafting() -> None:
+    """Drafts are sent as users have them."""
+
+
+@pytest.fixture(autouse=True)
+def trials() -> None:
+    """Peers are put on trial as users have it."""

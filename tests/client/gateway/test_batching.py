@@ -1,0 +1,62 @@
+"""Many streams at once: each says what it says alone, and they share calls of the head."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from torch import Tensor
+
+from tests.client.gateway.gateway_case import Serve, text_of
+from tests.doubles.fake_swarm import expected
+
+STREAMS, TOKENS = 16, 12
+HEAD_S = 0.002
+
+
+async def test_sixteen_streams_say_what_each_says_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(a="0-2", b="3-5", latency=0.001, speculate="off")
+    head = served.model._heads._head
+    compute = head.logits
+
+    def as_slow_as_a_real_one(hidden: Tensor) -> Tensor:
+        """The toy's takes 0.03 ms: what waits meanwhile would be a matter of the scheduler."""
+        time.sleep(HEAD_S)
+        return compute(hidden)
+
+    monkeypatch.setattr(head, "logits", as_slow_as_a_real_one)
+    prompts = [f"prompt number {number}" for number in range(STREAMS)]
+
+    async def ask(prompt: str) -> tuple[str, int]:
+        text, usage = "", None
+        async for chunk in await served.openai.completions.create(
+            model="toy",
+            prompt=prompt,
+            temperature=0,
+            max_tokens=TOKENS,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        ):
+            text += chunk.choices[0].text if chunk.choices else ""
+            usage = chunk.usage
+        assert usage is not None
+        return text, usage.completion_tokens
+
+    together = await asyncio.gather(*map(ask, prompts))
+    alone = [text_of(expected(served.model.tokenizer.encode(prompt), TOKENS)) for prompt in prompts]
+    assert together == [(text, TOKENS) for text in alone]
+    heads = served.model._heads
+    assert heads.rows >= 4 * heads.calls  # two cohorts of eight, but for the beginning and the end
+    assert await ask(prompts[3]) == together[3]
+
+
+async def test_sampled_answers_do_not_depend_on_who_else_asks(serve: Serve) -> None:
+    served = await serve()
+    request = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 10, "ignore_eos": True}
+    alone = [(await served.complete("x", seed=seed, **request)).json()["choices"] for seed in range(8)]
+    together = await asyncio.gather(*(served.complete("x", seed=seed, **request) for seed in range(8)))
+    assert [response.json()["choices"] for response in together] == alone

@@ -1,0 +1,52 @@
+"""Routes over nodes that compute with torch and nodes that compute with MLX: the tokens are the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+from swarm_node.swarm.types import Span
+from tests.client.session.test_with_real_nodes import OPTIONS, PROMPT, ROOMY, Swarm, swarm, tiny
+
+__all__ = ["swarm", "tiny"]  # fixtures
+
+
+async def test_torch_mlx_torch(swarm: Swarm) -> None:
+    await swarm.serve(a=Span(0, 1), c=Span(3, 4))
+    await swarm.serve(device="mlx", b=Span(1, 3))
+    model = await swarm.client()
+    answer = await model.generate_detailed(PROMPT, **OPTIONS)
+    assert list(answer.token_ids) == swarm.tokens
+    assert [hop.peer_id for hop in answer.hops] == ["a", "b", "c"]
+    serving = swarm.nodes["b"].serving
+    assert serving is not None
+    assert (serving.kernels, serving.weights, serving.kv_dtype) == ("mlx cpu", "float32", "float32")
+    assert serving.measured.decode_ms_per_block > 0
+    assert serving.measured.prefill_tokens_per_s > 0
+    assert await swarm.no_sessions("b")
+
+
+async def test_one_device_takes_over_from_the_other(swarm: Swarm) -> None:
+    await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2))
+    await swarm.serve(kv_tokens=ROOMY, device="mlx", b=Span(2, 4))
+    model = await swarm.client(prefix_cache=False)
+    stream = model.stream(PROMPT, **OPTIONS)
+    for lost, spare, device in (("b", "c", "cpu"), ("c", "d", "mlx")):
+        for _ in range(5):
+            await anext(stream)
+        await swarm.serve(kv_tokens=ROOMY, device=device, **{spare: Span(2, 4)})
+        swarm.memory.kill(lost)
+    answer = await stream.finish()
+    assert list(answer.token_ids) == swarm.tokens
+    assert answer.repairs == 2
+
+
+async def test_many_answers_through_two_mlx_nodes_of_one_process(swarm: Swarm) -> None:
+    """Two compute threads, batches of several sessions, and pages of prompts seen before."""
+    await swarm.serve(kv_tokens=ROOMY, device="mlx", a=Span(0, 2), b=Span(2, 4))
+    prompts = [PROMPT, PROMPT[:40], PROMPT, [*PROMPT, 5]]
+    model = await swarm.client()
+    answers = await asyncio.gather(*(model.generate_detailed(prompt, **OPTIONS) for prompt in prompts))
+    assert [list(answer.token_ids) for answer in answers[::2]] == [swarm.tokens] * 2
+    again = await model.generate_detailed([*PROMPT, 5], **OPTIONS)
+    assert again.cached_tokens == 96
+    assert again.token_ids == answers[3].token_ids

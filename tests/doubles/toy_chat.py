@@ -1,0 +1,38 @@
+"""``swarm-node chat`` with the toy model and a swarm in the same process: for tests in a pseudo-terminal.
+
+toy_chat.py ANSWER DELAY [--no-editor]     what the model says to everything; seconds a step
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from swarm_node.client import SwarmModel
+from swarm_node.client.background import BackgroundLoop
+from swarm_node.node.cli import main
+from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead
+from tests.doubles.toy_model import EOS
+
+TIMES = 20
+"""Answers that there are."""
+
+
+def connect(**options: Any) -> SwarmModel:
+    loop = BackgroundLoop()
+
+    async def start() -> SwarmModel:
+        swarm = await FakeSwarm(a="0-2", b="3-5").start()
+        for node in swarm.nodes.values():
+            node.behaviour.step_delay_s = float(sys.argv[2])
+        return SwarmModel(loop, swarm.client(ScriptedHead([*sys.argv[1].encode(), EOS] * TIMES)))
+
+    return loop.run(start())
+
+
+if __name__ == "__main__":
+    if sys.argv[3] == "no-editor":
+        sys.modules["prompt_toolkit"] = None  # type: ignore[assignment]
+    SwarmModel.connect = connect  # type: ignore[method-assign,assignment]
+    words = ["chat", "--model", "toy", "--initial-peers", "/ip4/127.0.0.1/tcp/1", "--speculate", "off"]
+    sys.exit(main.main([*words, *sys.argv[4:]]))

@@ -1,0 +1,138 @@
+"""The command line's words: help with examples everywhere, errors in the house's form."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.types import Span
+from tests import ROOT
+
+DOCUMENTATION = ROOT / "docs/reference/cli.md"
+COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "status"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"swarm-node {command}" in text
+    assert "--json" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_option_is_in_the_documentation(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([command, "--help"])
+    told = set(re.findall(r"--[a-z][a-z-]+", DOCUMENTATION.read_text()))
+    options = set(re.findall(r"^  (--[a-z][a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert "--json" in options
+    assert options <= told
+
+
+def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--version"])
+    assert re.fullmatch(r"swarm-node \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_examples_in_the_help_parse() -> None:
+    """Every one-line example that the help shows is a call that the parser takes."""
+    import shlex
+
+    from swarm_node.node.cli import parser
+
+    shown = [getattr(parser, name) for name in dir(parser) if name.endswith("_EXAMPLES")]
+    lines = [line.strip() for text in shown for line in text.splitlines() if "swarm-node " in line]
+    assert len(lines) >= 12
+    for line in lines:
+        call = re.split(r"\s{3,}| \| jq", line[line.index("swarm-node ") :])[0]
+        assert build_parser().parse_args(shlex.split(call)[1:]).command in COMMANDS
+
+
+def test_blocks_are_read_both_ways() -> None:
+    parse = build_parser().parse_args
+    assert parse(["serve", "--model", "m", "--blocks", "0-20"]).blocks == Span(0, 21)
+    assert parse(["serve", "--model", "m", "--blocks", "0:20"]).blocks == Span(0, 20)
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (["serve", "--model", "m", "--blocks", "20-0"], "span"),
+        (["serve", "--model", "m", "--blocks", "x"], "span"),
+        (["serve", "--model", "m", "--port", "70000"], "port"),
+        (["serve", "--model", "m", "--kv-cache-tokens", "0"], "--kv-cache-tokens"),
+        (["serve", "--model", "m", "--drain-seconds", "nan"], "--drain-seconds"),
+        (["serve", "--model", "m", "--kv-dtype", "int3"], "--kv-dtype"),
+        (["serve", "--model", "m", "--journal-mib", "-1"], "--journal-mib"),
+        (["serve", "--model", "m", "--kernels", "magic"], "--kernels"),
+        (["serve", "--model", "m", "--prefill-target-ms", "0"], "--prefill-target-ms"),
+        (["serve", "--model", "m", "--max-kv-share-per-peer", "50"], "--max-kv-share-per-peer"),
+        (["serve", "--model", "m", "--idle-session-seconds", "x"], "--idle-session-seconds"),
+        (["serve", "--model", "m", "--max-sessions-per-peer", "0"], "--max-sessions-per-peer"),
+        (["generate", "--model", "m"], "prompt"),
+        (["status", "--initial-peers"], "--initial-peers"),
+        (["invite", "--lasts", "soon"], "--lasts"),
+        (["fly"], "fly"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_call_names_what_is_wrong(call: list[str], names: str) -> None:
+    with pytest.raises(UsageError, match=names) as error:
+        build_parser().parse_args(call)
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("call", "told", "hint"),
+    [
+        (
+            ["serve", "--modell", "x"],
+            "no option --modell",
+            "Did you mean --model? See swarm-node serve --help.",
+        ),
+        (["chat", "--temprature=3"], "no option --temprature", "Did you mean --temperature? "),
+        (["generate", "hi", "--zzz"], "no option --zzz", "See swarm-node generate --help."),
+        (["generate", "hi", "there"], "unexpected: there", "See swarm-node generate --help."),
+    ],
+)
+def test_an_unknown_word_is_named_with_the_one_that_was_meant(call: list[str], told: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=told) as error:
+        build_parser().parse_args(call)
+    assert error.value.hint.startswith(hint)
+
+
+def test_an_impossible_span_is_told_as_it_was_written() -> None:
+    with pytest.raises(UsageError, match="'9-3' is not a span of blocks"):
+        build_parser().parse_args(["serve", "--model", "m", "--blocks", "9-3"])
+
+
+def test_initial_peers_may_be_repeated_or_listed() -> None:
+    parsed = build_parser().parse_args(["status", "--initial-peers", "a,b", "--initial-peers", "c"])
+    assert parsed.initial_peers == ["a", "b", "c"]
+
+
+def test_a_text_is_utf_8_whatever_the_locale_knows() -> None:
+    typed = "café 日本語"
+    words = ["generate", "--stop", typed, typed]
+    arguments = build_parser().parse_args(words)
+    assert (arguments.prompt, arguments.stop) == (typed, [typed])
+    # As Python gives it where the locale is of another encoding, and its bytes are no text there.
+    script = (
+        "from swarm_node.node.cli.parser import build_parser; import sys;"
+        f"assert build_parser().parse_args(sys.argv[1:]).prompt.encode() == bytes({list(typed.encode())})"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script, "generate", typed], env=environment, check=True, timeout=60)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        build_parser().parse_args(["generate", "caf\udce9"])

@@ -1,0 +1,381 @@
+"""Hub models through a local server that speaks the hub's endpoints: what is fetched, and what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.pieces.digest import SMALL_FILES, Part
+from swarm_node.shards.pieces.hashing import manifest_of
+from swarm_node.shards.transfer.hub_source import HubPieces
+from swarm_node.swarm.errors import CheckpointError, NetworkError, UnsupportedModelError, UsageError
+from swarm_node.swarm.types import Span
+from tests.shards.mlx.mlx_checkpoints import quantize_directory
+
+HFLlama = Callable[..., Path]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "some-org/tiny-llama"
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Serves one directory as the model ``NAME``. ``requests``: (method, file, Range header) as they came."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.directory = directory
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.gated = False
+        self.tells_sha256 = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def fetched(self) -> set[str]:
+        """Files of which more than parts were asked for."""
+        return {file for method, file, part in self.requests if method == "GET" and part is None}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        match = re.fullmatch(rf"/{NAME}/resolve/(main|{COMMIT})/(.+)", self.path)
+        if match is None:
+            return self.refuse(404 if self.path.startswith("/api") else 401, "RepoNotFound")
+        if self.server.gated:
+            return self.refuse(403, "GatedRepo")
+        part = self.headers.get("Range")
+        self.server.requests.append((self.command, match[2], part))
+        path = self.server.directory / match[2]
+        if not path.is_file():
+            return self.refuse(404, "EntryNotFound")
+        data = path.read_bytes()
+        size = len(data)
+        if part:
+            first, last = part.removeprefix("bytes=").split("-")
+            data = data[int(first) : int(last or size) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}")
+        else:
+            self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        etag = hashlib.sha1(path.read_bytes()).hexdigest()
+        if match[2].endswith(".safetensors") and self.server.tells_sha256:  # a large file
+            etag = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.send_header("X-Linked-Etag", f'"{etag}"')
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+        return None
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def hub(tmp_path: Path, hf_llama: HFLlama, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    directory = hf_llama(shards=4)
+    Backend(models.BPE()).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"chat_template": "hi"}')
+    server = FakeHub(directory)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def shard(number: int) -> str:
+    return f"model-{number:05}-of-00004.safetensors"
+
+
+def test_a_node_fetches_only_the_shards_of_its_blocks(hub: FakeHub) -> None:
+    with open_checkpoint(str(hub.directory)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+        small = {"config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"}
+        assert hub.fetched() - {shard(1)} <= {*SMALL_FILES}
+        assert hub.fetched() >= {*small, shard(1)}
+        assert model.ref.name == NAME
+        assert model.ref.digest == local.ref.digest
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert torch.equal(model.tensor(name).dequantize(), local.tensor(name).dequantize())
+        with pytest.raises(CheckpointError, match="was not fetched"):
+            model.tensor("model.layers.3.mlp.up_proj.weight")
+        assert model.has("model.layers.3.mlp.up_proj.weight")
+    asked = sum(
+        int(part.split("-")[1]) - int(part[6:].split("-")[0]) + 1 for _, _, part in hub.requests if part
+    )
+    assert asked <= 3 * 100_000  # three headers
+
+
+def test_a_client_fetches_its_shard_and_the_tokenizer(hub: FakeHub) -> None:
+    with open_checkpoint(NAME, client=True) as model:
+        assert {file for file in hub.fetched() if file.endswith(".safetensors")} == {shard(4)}
+        assert model.tokenizer().has_chat_template
+        assert torch.isfinite(model.tensor("lm_head.weight").dequantize()).all()
+
+
+def test_everything(hub: FakeHub) -> None:
+    with open_checkpoint(NAME) as model:
+        assert {shard(number) for number in range(1, 5)} <= hub.fetched()
+        for block in range(4):
+            model.tensor(f"model.layers.{block}.mlp.up_proj.weight").dequantize()
+
+
+def test_progress(hub: FakeHub) -> None:
+    seen: list[tuple[int, int, str]] = []
+    with open_checkpoint(NAME, blocks=Span(0, 1), progress=lambda *state: seen.append(state)):
+        done = [(state[0], state[1]) for state in seen if state[2] == f"Fetching {shard(1)}"]
+    size = (hub.directory / shard(1)).stat().st_size
+    assert done[-1] == (size, size)
+
+
+def test_one_file_model(hub: FakeHub, tmp_path: Path, hf_llama: HFLlama) -> None:
+    hub.directory = hf_llama("single")
+    with open_checkpoint(NAME, blocks=Span(1, 2)) as model, open_checkpoint(str(hub.directory)) as local:
+        assert model.ref.digest == local.ref.digest
+
+
+def test_every_part_of_a_hub_model_has_the_digest_of_the_whole(hub: FakeHub) -> None:
+    """With any shards here, and the rest by the hub's word."""
+    (hub.directory / "README.md").write_text("no part of the model")
+    (hub.directory / "chat_template.jinja").write_text("hello")
+    with open_checkpoint(str(hub.directory)) as local:
+        for asked in (
+            {"weights": False},
+            {"blocks": Span(2, 3)},
+            {"blocks": Span(0, 2)},
+            {"client": True},
+            {},
+        ):
+            with open_checkpoint(NAME, **asked) as model:
+                assert model.identity == local.identity
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "chat_template.jinja"])
+def test_another_small_file_on_the_hub_is_another_model(hub: FakeHub, name: str) -> None:
+    with open_checkpoint(str(hub.directory)) as local:
+        (hub.directory / name).write_bytes(b'{"version": "1.0", "model": {"type": "BPE"}}')
+        with open_checkpoint(NAME, weights=False) as model:
+            assert model.identity.differs_in(local.identity) == [SMALL_FILES[name]]
+
+
+def test_a_shard_beside_the_needed_ones_that_differs_is_another_model(hub: FakeHub) -> None:
+    with open_checkpoint(str(hub.directory)) as local:
+        path = hub.directory / shard(4)
+        path.write_bytes(path.read_bytes()[:-1] + b"\7")
+        with open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+            assert model.identity.differs_in(local.identity) == [Part.WEIGHTS]
+
+
+def test_a_model_in_one_file_has_an_index_that_nobody_reads(hub: FakeHub, hf_llama: HFLlama) -> None:
+    hub.directory = hf_llama("single")
+    (hub.directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    with open_checkpoint(NAME, blocks=Span(1, 2)) as model, open_checkpoint(str(hub.directory)) as local:
+        assert model.ref.digest == local.ref.digest
+
+
+def test_a_hub_that_tells_no_hashes_is_asked_for_small_shards_and_never_for_large_ones(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.tells_sha256 = False
+    monkeypatch.setattr("swarm_node.shards.checkpoint.hub._MAX_UNTOLD", 1000)
+    with pytest.raises(NetworkError, match="does not tell the SHA-256") as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert "Download" in caught.value.hint
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.directory.parent / "cache"))
+    with open_checkpoint(NAME, blocks=Span(0, 1)) as model, open_checkpoint(str(hub.directory)) as local:
+        assert model.ref.digest == local.ref.digest
+
+
+def test_a_download_that_was_damaged_on_this_disk(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint(NAME, blocks=Span(0, 1)):
+        pass
+    (path,) = (tmp_path / "cache").rglob(shard(1))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.resolve().write_bytes(data)
+    with open_checkpoint(NAME, blocks=Span(0, 1)):
+        assert path.read_bytes()[-1] == data[-1] ^ 1
+    assert not list((tmp_path / "cache").rglob("*.bad"))
+    with open_checkpoint(NAME):
+        pass
+    path.resolve().write_bytes(data)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256") as caught:
+        open_checkpoint(NAME)
+    assert "as soon as the hub can be reached" in caught.value.hint
+
+
+def test_scales_may_be_in_another_shard_than_their_integers(
+    hub: FakeHub, tmp_path: Path, hf_llama: HFLlama
+) -> None:
+    whole = quantize_directory(hf_llama(name="dense"), tmp_path / "q", group=32)
+    files: dict[str, dict[str, torch.Tensor]] = {shard(number): {} for number in (1, 2, 3)}
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        first = name.startswith("model.layers.0.")
+        files[shard(3 if not first else 2 if name.endswith((".scales", ".biases")) else 1)][name] = tensor
+    for file, tensors in files.items():
+        save_file(tensors, whole / file)
+    (whole / "model.safetensors").unlink()
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    hub.directory = whole
+    with open_checkpoint(str(whole)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+        assert {file for file in hub.fetched() if file.endswith(".safetensors")} == {shard(1), shard(2)}
+        assert model.ref.digest == local.ref.digest
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert model.tensor(name).qtype == "MLX4_32_F32"
+        assert torch.equal(model.tensor(name).dequantize(), local.tensor(name).dequantize())
+
+
+def test_a_head_beside_a_tied_embedding_is_fetched(hub: FakeHub) -> None:
+    config, index = hub.directory / "config.json", hub.directory / "model.safetensors.index.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
+    tensors = load_file(hub.directory / shard(4))
+    save_file({"lm_head.weight": tensors.pop("lm_head.weight")}, hub.directory / "head.safetensors")
+    save_file(tensors, hub.directory / shard(4))
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**places, "lm_head.weight": "head.safetensors"}}))
+    with open_checkpoint(NAME, client=True) as model:
+        assert not model.config.tie_word_embeddings
+        assert model.tensor("lm_head.weight").shape == (50, 64)
+
+
+def test_a_tensor_that_nobody_reads_in_a_shard_that_is_not_fetched(hub: FakeHub) -> None:
+    tensors = load_file(hub.directory / shard(3))
+    tensors["model.layers.2.self_attn.q_norm.weight"] = torch.ones(16)
+    save_file(tensors, hub.directory / shard(3))
+    with pytest.raises(UnsupportedModelError, match=r"use for: 'model\.layers\.2\.self_attn\.q_norm"):
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert shard(3) not in hub.fetched()
+
+
+def test_second_opening_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(NAME) as model:
+        digest = model.ref.digest
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with open_checkpoint(NAME, client=True) as model:
+        assert model.ref.digest == digest
+        assert model.tokenizer().has_chat_template
+    assert hub.requests == []
+
+
+def test_a_node_is_told_of_a_repository_without_tokenizer(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint(NAME, weights=False) as model:
+        model.check_tokenizer()
+    (hub.directory / "tokenizer.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{constants.HF_HUB_CACHE}-2")
+    with (
+        open_checkpoint(NAME, weights=False) as model,
+        pytest.raises(CheckpointError, match=r"has no tokenizer\.json on the HuggingFace hub") as caught,
+    ):
+        model.check_tokenizer()
+    assert caught.value.hint
+
+
+def test_unknown_model(hub: FakeHub) -> None:
+    with pytest.raises(CheckpointError, match="no model nobody/nothing") as caught:
+        open_checkpoint("nobody/nothing")
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_unreachable_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="cannot be reached") as caught:
+        open_checkpoint(NAME)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_dead_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = FakeHub(hub.directory)
+    closed.server_close()  # its port refuses connections now
+    monkeypatch.setenv("HF_ENDPOINT", closed.url)
+    with pytest.raises(NetworkError, match="cannot be reached"):
+        open_checkpoint(NAME)
+
+
+def test_gated_model(hub: FakeHub) -> None:
+    hub.gated = True
+    with pytest.raises(CheckpointError, match="gated") as caught:
+        open_checkpoint(NAME)
+    assert "HF_TOKEN" in caught.value.hint
+
+
+def test_repository_without_safetensors(hub: FakeHub) -> None:
+    for path in hub.directory.glob("model*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no file model\.safetensors") as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert ".gguf" in caught.value.hint
+
+
+def test_truncated_remote_shard(hub: FakeHub) -> None:
+    path = hub.directory / shard(2)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_checkpoint(NAME, blocks=Span(0, 1))
+
+
+def test_span_outside_the_model_fetches_no_weights(hub: FakeHub) -> None:
+    with pytest.raises(UsageError, match="outside the model"):
+        open_checkpoint(NAME, blocks=Span(3, 6))
+    assert not any(file.endswith(".safetensors") for file in hub.fetched())
+
+
+def test_single_pieces_for_those_who_have_the_manifest(hub: FakeHub) -> None:
+    manifest = manifest_of(hub.directory, piece_size=16 * 1024)
+    read = HubPieces(NAME)
+    for piece in range(0, manifest.n_pieces, 5):
+        assert manifest.is_right(piece, read(manifest, piece))
+    assert not any(name.endswith(".safetensors") for name in hub.fetched())
+
+
+def test_pieces_of_a_gguf_file_are_nowhere_on_the_hub(hub: FakeHub, gguf_llama: Callable[..., Path]) -> None:
+    with pytest.raises(NetworkError, match="which GGUF file"):
+        HubPieces(NAME)(manifest_of(gguf_llama("F32")), 0)

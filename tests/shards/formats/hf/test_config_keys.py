@@ -1,0 +1,134 @@
+"""Keys and defaults of config.json against transformers, and GGUF keys against the gguf package."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import gguf
+import pytest
+from transformers import AutoConfig, LlamaConfig, MistralConfig
+
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.gguf.config import HARMLESS
+from swarm_node.shards.formats.hf.config import FAMILIES, NEUTRAL, hf_config
+from swarm_node.swarm.errors import UnsupportedModelError
+from tests.shards.tokenizer.transformers_words import shape_of
+
+CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig}
+CHANGES_NOTHING = {
+    *("attention_dropout", "initializer_range", "use_cache", "pad_token_id", "chunk_size_feed_forward"),
+    *("id2label", "label2id", "problem_type", "output_hidden_states", "return_dict"),
+    *("transformers_version", "pretraining_tp"),
+}
+"""Of training, of other heads than a language model's, and of what a call gives back."""
+OTHERS = {
+    "hidden_size": 96,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 70,
+    "rms_norm_eps": 0.25,
+    "max_position_embeddings": 77,
+    "head_dim": 10,
+    "tie_word_embeddings": True,
+    "bos_token_id": 9,
+    "rope_theta": 77.0,
+}
+"""Values that no class has as its default."""
+
+
+class Asked(dict[str, Any]):
+    """Remembers which keys somebody looked for."""
+
+    def __init__(self, *values: Any) -> None:
+        super().__init__(*values)
+        self.keys_asked: set[object] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_asked.add(key)
+        return super().__contains__(key)
+
+
+def of_transformers(document: dict[str, Any]) -> dict[str, Any]:
+    theirs = CLASSES[document["model_type"]](**document)
+    return shape_of(theirs) | {
+        "max_position_embeddings": theirs.max_position_embeddings,
+        "tie_word_embeddings": theirs.tie_word_embeddings,
+        "bos_token_id": theirs.bos_token_id,
+        "theta": theirs.rope_parameters["rope_theta"],
+    }
+
+
+def same(ours: ModelConfig, theirs: dict[str, Any]) -> bool:
+    return theirs.pop("theta") == ours.rope.theta and all(
+        getattr(ours, name) == value for name, value in theirs.items()
+    )
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_every_key_of_the_class_is_read_or_changes_nothing(model_type: str) -> None:
+    document = Asked({"model_type": model_type, "sliding_window": None})
+    hf_config(document, {}, "config.json")
+    keys = {field.name for field in fields(CLASSES[model_type])}
+    assert keys - CHANGES_NOTHING <= document.keys_asked
+    assert not document.keys_asked & CHANGES_NOTHING
+    assert AutoConfig.for_model(model_type).architectures is None
+    assert FAMILIES[model_type].window == getattr(CLASSES[model_type](), "sliding_window", None)
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+@pytest.mark.parametrize("missing", [None, *OTHERS])
+def test_missing_keys_have_transformers_defaults(model_type: str, missing: str | None) -> None:
+    document = {"model_type": model_type, "sliding_window": None, **OTHERS}
+    for key in OTHERS if missing is None else (missing,):
+        del document[key]
+    if missing == "head_dim":
+        assert hf_config(document, {}, "config.json").head_dim == 12
+    assert same(hf_config(document, {}, "config.json"), of_transformers(document))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("is_causal", False),
+        ("is_causal", None),
+        ("use_bidirectional_attention", True),
+        ("final_logit_softcapping", 30.0),
+        ("logit_scale", 0.5),
+        ("embedding_multiplier", 12),
+        ("num_local_experts", 8),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("per_layer_config", {"1": {"num_attention_heads": 2}}),
+        ("is_encoder_decoder", True),
+        ("rotary_pct", 0.25),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("quantization", {"bits": 4, "mode": "mxfp4"}),
+        ("quantization", {"bits": 4, "model.layers.0": {"mode": "mxfp4"}}),
+        ("rope_scaling", {"full_attention": {"rope_type": "linear", "factor": 2.0}}),
+    ],
+)
+def test_a_key_that_changes_results_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{key}|quantized|{value!r}"):
+        hf_config({"model_type": "llama", key: value}, {}, "config.json")
+
+
+def test_mistral_has_no_biases_to_switch_on() -> None:
+    with pytest.raises(UnsupportedModelError, match="attention_bias is True"):
+        hf_config(
+            {"model_type": "mistral", "sliding_window": None, "attention_bias": True}, {}, "config.json"
+        )
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_neutral_values_are_taken(key: str) -> None:
+    plain = hf_config({"model_type": "llama"}, {}, "config.json")
+    for value in NEUTRAL[key]:
+        assert hf_config({"model_type": "llama", key: value}, {}, "config.json") == plain
+
+
+def test_harmless_gguf_keys_are_keys_of_llama_cpp() -> None:
+    keys = gguf.constants.Keys
+    known = {value for group in (keys.LLM, keys.Attention, keys.Rope) for value in vars(group).values()}
+    assert {f"{{arch}}.{key}" for key in HARMLESS} <= known

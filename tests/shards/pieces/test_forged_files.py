@@ -1,0 +1,229 @@
+"""Files that a peer has changed, shared under the digest of the honest ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.stored import ForgedError, IncompleteError
+from swarm_node.shards.pieces import manifest as piece_manifest
+from swarm_node.shards.pieces.hashing import manifest_of, model_files
+from swarm_node.shards.pieces.holder import WholeFiles
+from swarm_node.shards.pieces.manifest import PieceManifest
+from swarm_node.swarm.errors import CheckpointError, ModelMismatchError, RemoteProtocolError
+from swarm_node.swarm.types import NodeInfo, Span
+from tests.shards.transfer.piece_swarms import PIECE, SOON, Peer, PieceWorld
+
+IMPATIENT = replace(SOON, wait_s=0.3)
+SMALL, LARGE = "chat_template.jinja", "tokenizer.json"
+
+
+@pytest.fixture
+async def world(hf_llama: Callable[..., Path], tmp_path: Path) -> AsyncIterator[PieceWorld]:
+    directory = hf_llama(shards=2)
+    (directory / SMALL).write_text("{{ messages }}")
+    (directory / LARGE).write_text(json.dumps({"padding": "x" * 3 * PIECE}))
+    world = PieceWorld(directory, tmp_path / "peers")
+    yield world
+    await world.close()
+
+
+async def forger(world: PieceWorld, name: str, *, honest: bool = True) -> Peer:
+    """A peer that shares the model with a changed file. ``honest``: its list claims the honest content."""
+    copy = world.folder / "forged"
+    shutil.copytree(world.model, copy)
+    data = bytearray((copy / name).read_bytes())
+    data[-3] ^= 1
+    (copy / name).write_bytes(data)
+    manifest = manifest_of(copy, piece_size=PIECE)
+    if honest:
+        contents = {file.name: file.content for file in world.manifest.files}
+        files = tuple(replace(file, content=contents[file.name]) for file in manifest.files)
+        manifest = PieceManifest(PIECE, files)
+        assert manifest.identity.digest == world.ref.digest
+    assert manifest.root != world.manifest.root
+    peer = await world.peer("forger")
+    peer.shelf.put(WholeFiles(manifest, model_files(copy)))
+    peer.root = manifest.root
+    return peer
+
+
+async def forger_first(world: PieceWorld, forger: Peer) -> Callable[[], object]:
+    """The directory of somebody who hears of the honest origin once the forger has sent something."""
+    await world.origin()
+
+    async def nodes() -> Sequence[NodeInfo]:
+        assert forger.server is not None
+        has_sent = bool(forger.server.statistics().bytes_by_peer)
+        return [node for node in await world.nodes() if has_sent or node.peer_id == "forger"]
+
+    return nodes
+
+
+async def test_a_changed_file_makes_another_digest_and_nothing_else_is_fetched(world: PieceWorld) -> None:
+    peer = await forger(world, SMALL, honest=False)
+    async with world.fetch(await world.peer("cold"), settings=IMPATIENT) as fetch:
+        with pytest.raises(ModelMismatchError, match="is another model: its digest is"):
+            await fetch.fetch(None, client=True)
+        assert fetch.statistics().bytes_by_source == {}
+    assert peer.server is not None
+    assert peer.server.statistics().bytes_by_peer == {}
+
+
+@pytest.mark.parametrize("name", [SMALL, "config.json"])
+async def test_a_list_cannot_claim_another_content_of_a_file_of_one_piece(
+    world: PieceWorld, name: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} has a content that its pieces do not have"):
+        await forger(world, name)
+
+
+async def test_nor_of_a_gguf_file_so_its_digest_proves_every_piece(
+    gguf_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows of the embedding swapped: what makes an honest swarm answer with another city."""
+    monkeypatch.setattr(piece_manifest, "USUAL_PIECE", PIECE)
+    path = gguf_llama("F32")
+    honest = manifest_of(path)
+    with open_checkpoint(str(path)) as checkpoint:
+        _, offset, _ = checkpoint._source.place("model.embed_tokens.weight")  # type: ignore[attr-defined]
+    data, row = bytearray(path.read_bytes()), 256 * 4
+    first, second = slice(offset, offset + row), slice(offset + row, offset + 2 * row)
+    data[first], data[second] = data[second], data[first]
+    path.write_bytes(data)
+    forged = manifest_of(path)
+    assert forged.n_pieces > 1
+    assert forged.identity != honest.identity
+    lying = PieceManifest.__new__(PieceManifest)
+    lying.piece_size = PIECE
+    lying.files = (replace(forged.files[0], content=honest.files[0].content),)
+    with pytest.raises(RemoteProtocolError, match="a content that its pieces do not have"):
+        PieceManifest.parse(lying.encoded, lying.root)
+
+
+@pytest.mark.parametrize("name", [LARGE, "model-00001-of-00002.safetensors"])
+async def test_a_larger_file_is_checked_when_it_is_whole_and_its_root_set_aside(
+    world: PieceWorld, name: str
+) -> None:
+    peer = await forger(world, name)
+    cold = await world.peer("cold")
+    announced: list[str] = []
+    async with world.fetch(cold, settings=IMPATIENT, on_root=announced.append) as fetch:
+        with pytest.raises(ForgedError, match=f"{name} of tiny is not the file") as raised:
+            await fetch.fetch(Span(0, 4), client=True)
+        assert peer.root[:12] in raised.value.message
+        assert raised.value.hint
+    assert announced[-1] == ""  # it offers nothing of it
+    assert cold.cache.find(peer.root) is None
+
+
+@pytest.mark.parametrize("name", [LARGE, "model-00002-of-00002.safetensors"])
+async def test_after_a_forger_the_honest_are_believed(world: PieceWorld, name: str) -> None:
+    peer = await forger(world, name)
+    nodes = await forger_first(world, peer)
+    async with world.fetch(await world.peer("cold"), nodes=nodes) as fetch:
+        path = await fetch.fetch(Span(0, 4), client=True)
+        assert fetch.root == world.manifest.root != peer.root
+    with open_checkpoint(str(path)) as checkpoint:
+        assert checkpoint.ref.digest == world.ref.digest
+    for file in world.model.glob("*.safetensors"):
+        assert (path / "files" / file.name).read_bytes() == file.read_bytes()
+    assert (path / "files" / LARGE).read_bytes() == (world.model / LARGE).read_bytes()
+
+
+@pytest.mark.parametrize(("blocks", "client"), [(Span(1, 2), False), (None, True)])
+async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stays(
+    world: PieceWorld, blocks: Span | None, client: bool
+) -> None:
+    """Forger and origin answer from one network: nothing but the whole file tells them apart."""
+    peer = await forger(world, "model-00001-of-00002.safetensors")
+    origin = await world.origin()
+    first = set()
+    for number in range(12):
+        cold = await world.peer(f"cold{number}", shares=False)
+        async with world.fetch(cold, nodes=lambda: world.nodes_of(peer, origin)) as fetch:
+            await fetch.fetch(blocks, client=client)
+            assert fetch.root == world.manifest.root
+            first.add("forger" in fetch.statistics().bytes_by_source)
+    assert first == {True, False}, "the first root is anybody's"
+
+
+async def test_other_pieces_of_the_right_files_are_another_root_for_them_and_refused(
+    world: PieceWorld,
+) -> None:
+    peer = await world.peer("origin")
+    manifest = manifest_of(world.model, piece_size=2 * PIECE)
+    assert manifest.identity.digest == world.ref.digest
+    peer.shelf.put(WholeFiles(manifest, model_files(world.model)))
+    peer.root = manifest.root
+    async with world.fetch(await world.peer("cold"), settings=IMPATIENT) as fetch:
+        with pytest.raises(ModelMismatchError, match="cut into pieces of 32768 bytes"):
+            await fetch.fetch(None, client=False)
+
+
+async def test_a_root_that_a_person_named_is_not_replaced(world: PieceWorld) -> None:
+    peer = await forger(world, LARGE)
+    await world.origin()
+    async with world.fetch(await world.peer("cold"), root=peer.root, settings=IMPATIENT) as fetch:
+        with pytest.raises(ForgedError):
+            await fetch.fetch(Span(0, 4), client=True)
+
+
+async def test_who_announces_one_wrong_root_after_the_other_is_left_in_the_end(world: PieceWorld) -> None:
+    peer = await forger(world, SMALL, honest=False)
+    holder = peer.shelf.get(peer.root)
+    assert holder is not None
+    asked = 0
+
+    async def nodes() -> Sequence[NodeInfo]:
+        nonlocal asked
+        asked += 1
+        size = 2 ** (14 + asked % 9)
+        manifest = manifest_of(world.folder / "forged", piece_size=size)
+        peer.shelf.put(WholeFiles(manifest, model_files(world.folder / "forged")))
+        return [replace(world.info(peer), weights_root=manifest.root)]
+
+    async with world.fetch(await world.peer("cold"), nodes=nodes) as fetch:
+        with pytest.raises(ModelMismatchError, match="is another model"):
+            await fetch.fetch(None, client=False)
+
+
+async def test_a_whole_file_that_this_disk_has_damaged_is_found_at_the_next_opening(
+    world: PieceWorld,
+) -> None:
+    await world.origin()
+    async with world.fetch(await world.peer("cold")) as fetch:
+        path = await fetch.fetch(Span(0, 4), client=True)
+    file = path / "files" / "model-00001-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IncompleteError):
+        open_checkpoint(str(path))
+    async with world.fetch(world.peers["cold"]) as fetch:  # nobody is blamed for it
+        assert await fetch.fetch(Span(0, 4), client=True) == path
+    with open_checkpoint(str(path)) as checkpoint:
+        assert checkpoint.ref.digest == world.ref.digest
+
+
+async def test_of_a_model_without_tokenizer_those_who_serve_it_are_told_what_to_do(
+    hf_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    world = PieceWorld(hf_llama(), tmp_path / "peers")
+    assert not world.manifest.has_file("tokenizer.json")
+    await world.origin()
+    async with world.fetch(await world.peer("cold")) as fetch:
+        path = await fetch.fetch(None, client=True)
+    with (
+        open_checkpoint(str(path)) as checkpoint,
+        pytest.raises(CheckpointError, match=r"tiny@.* is served without a tokenizer\.json") as raised,
+    ):
+        checkpoint.tokenizer()
+    assert "add that file" in raised.value.hint
+    await world.close()
