@@ -57,9 +57,9 @@ def memory(nodes: int, serve_options: Sequence[str]) -> dict[str, Any]:
 
 def imports_only() -> float:
     """MB of a process that imports what a serving node imports, and does nothing."""
-    import swarm_node.dht.hivemind_directory
-    import swarm_node.node.serve
-    import swarm_node.swarm.p2pd  # noqa: F401
+    import swarm_node.dht.kademlia.directory
+    import swarm_node.node.node
+    import swarm_node.swarm.transport.p2pd.transport  # noqa: F401
 
     return rss_mb()
 

@@ -240,10 +240,10 @@ def _import_everything() -> None:
     import local_node  # noqa: F401
 
     import swarm_node.client.async_model
-    import swarm_node.dht.hivemind_directory
+    import swarm_node.dht.kademlia.directory
     import swarm_node.node.cli.main
-    import swarm_node.shards.span_model
-    import swarm_node.swarm.p2pd  # noqa: F401
+    import swarm_node.shards.models.span
+    import swarm_node.swarm.transport.p2pd.transport  # noqa: F401
 
     gc.collect()
     gc.freeze()  # pages of what is never freed stay shared

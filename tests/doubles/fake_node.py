@@ -67,7 +67,7 @@ class Behaviour:
     """What a fake node does wrong, and when; step numbers are a session's, from 1."""
 
     max_step_tokens: int = 64
-    activations: tuple[str, ...] = activations.CODECS
+    codecs: tuple[str, ...] = activations.CODECS
     digest: str = MODEL.digest
     busy_times: int = 0
     retry_after_ms: int = 20

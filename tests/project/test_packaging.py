@@ -21,10 +21,9 @@ def test_every_package_on_disk_is_listed() -> None:
     }
     setuptools = PYPROJECT["tool"]["setuptools"]
     assert set(setuptools["packages"]) == on_disk
-    places = {name: name.removeprefix("swarm_node.").replace(".", "/") for name in on_disk}
-    assert setuptools["package-dir"] == places
-    for name in on_disk:
-        assert (ROOT / name.removeprefix("swarm_node.").replace(".", "/") / "py.typed").is_file()
+    for package, folder in setuptools["package-dir"].items():  # and so the rooms in it
+        assert package == f"swarm_node.{folder}"
+        assert (ROOT / folder / "py.typed").is_file()
 
 
 def test_every_dependency_is_bounded_and_pinned() -> None:
@@ -54,8 +53,19 @@ def test_importing_the_client_stays_light() -> None:
 
 
 def test_pure_modules_load_neither_torch_nor_hivemind() -> None:
-    pure = ("wire", "messages", "connection", "transport", "memory", "routing", "health", "session", "types")
-    modules = (*pure, "errors", "identity", "yamux", "multistream", "py_libp2p")
+    protocol = ("messages", "wire", "hop_session")
+    transport = (
+        "interface",
+        "memory",
+        "pure_python.yamux",
+        "pure_python.multistream",
+        "pure_python.transport",
+    )
+    modules = (
+        *("errors", "identity", "peer_health", "types", "links.message_stream", "routing.best_route"),
+        *(f"protocol.{name}" for name in protocol),
+        *(f"transport.{name}" for name in transport),
+    )
     code = "import sys\n" + "\n".join(f"import swarm_node.swarm.{name}" for name in modules)
     assert (
         _python(code + "\nprint(sorted({'torch', 'hivemind', 'libp2p', 'trio'} & set(sys.modules)))") == "[]"

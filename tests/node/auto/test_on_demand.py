@@ -310,8 +310,8 @@ class RealSwarm:
 @pytest.fixture
 async def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RealSwarm]:
     """With the models ``first`` and ``second``, and no long waits."""
-    for name in ("node.on_demand.LOOK_S", "node.on_demand.SERVING_LOOK_S", "node.auto.SETTLE_S"):
-        monkeypatch.setattr(f"swarm_node.{name}", 0.02)
+    for name in ("on_demand.LOOK_S", "on_demand.SERVING_LOOK_S", "blocks.SETTLE_S"):
+        monkeypatch.setattr(f"swarm_node.node.auto.{name}", 0.02)
     for name in ("SPREAD_S", "COOL_DOWN_S", "UNUSED_S"):
         monkeypatch.setattr(f"swarm_node.swarm.placement.demand.{name}", 0.05)
     monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path / "home"))

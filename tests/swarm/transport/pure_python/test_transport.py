@@ -8,7 +8,6 @@ import inspect
 import os
 import re
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -337,4 +336,3 @@ def test_only_the_interface_is_the_transport_s() -> None:
     """Clients and nodes use what swarm.transport promises; this one has all of it."""
     promised = {name for name in vars(Transport) if not name.startswith("_")}
     assert promised <= set(dir(PyLibp2pTransport))
-    assert Path(inspect.getfile(PyLibp2pTransport)).name == "py_libp2p.py"
