@@ -98,7 +98,7 @@ def load_local_model(
 
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
-    from ..shards.checkpoint.checkpoint import open_checkpoint
+    from ..shards.checkpoint.opening import open_checkpoint
     from ..shards.kernels import library
     from ..shards.models.client_part import load_client_model
     from ..shards.models.load_plan import LoadOptions

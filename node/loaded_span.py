@@ -15,10 +15,11 @@ import torch
 from ..dht.records.node_records import NodeRecords
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_rows
 from ..shards.models.load_plan import LoadOptions
-from ..shards.models.span import SpanModel, load_backend
+from ..shards.models.span import SpanModel
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.waiting import first
 from ..swarm.transport.interface import Transport

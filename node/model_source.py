@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
-from ..shards.checkpoint.checkpoint import Checkpoint, Progress, open_checkpoint
-from ..shards.pieces.file_hashes import hashing_watched
+from ..shards.checkpoint.checkpoint import Checkpoint
+from ..shards.checkpoint.opening import open_checkpoint
+from ..shards.pieces.file_hashes import Progress, hashing_watched
 from ..shards.pieces.store import is_store
 from ..swarm.types import Span
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..shards.models.devices import device_memory
+from ..shards.loading import device_memory
 from ..swarm.errors import UsageError
 
 _CGROUP = Path("/sys/fs/cgroup")

@@ -101,7 +101,7 @@ async def _one_stream(
 
 
 def _encode() -> Any:
-    from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
 
     with open_checkpoint(str(MODEL)) as checkpoint:
         return checkpoint.tokenizer().encode

@@ -24,7 +24,7 @@ UNCACHED_BYTES = 512 * 1024 * 1024
 def engine_alone(
     *, threads: int, batches: Sequence[int], prefill_tokens: int, seconds: float, repeat: int
 ) -> dict[str, Any]:
-    from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
     from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
     from swarm_node.shards.models.load_plan import LoadOptions
     from swarm_node.shards.models.span import load_span

@@ -66,7 +66,7 @@ def imports_only() -> float:
 
 def arithmetic(*, blocks: str) -> dict[str, float]:
     """MB that the span's weights take in the file and as a node holds them, and a KV page of one block."""
-    from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
     from swarm_node.shards.formats.tensors import block_tensors
     from swarm_node.shards.layers.kv_pool import resolve_kv_dtype, slot_bytes
     from swarm_node.shards.models.load_plan import LoadOptions

@@ -43,7 +43,7 @@ def prefills(**options: Any) -> dict[str, list[dict[str, Any]]]:
 async def _prefills(
     *, initial_peers: Sequence[str], tokens: int, repeat: int
 ) -> dict[str, list[dict[str, Any]]]:
-    from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
 
     with open_checkpoint(str(MODEL)) as checkpoint:
         encode = checkpoint.tokenizer().encode

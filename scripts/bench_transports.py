@@ -311,7 +311,7 @@ def processor_seconds(pids: list[int]) -> float:
 
 
 def block_count(model: str) -> int:
-    from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
 
     with open_checkpoint(model) as checkpoint:
         return checkpoint.config.n_blocks

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Piece
 from swarm_node.shards.models.client_part import ClientModel, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions

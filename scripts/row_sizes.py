@@ -13,7 +13,7 @@ from bench_prompts import MODEL
 from quality_measure import REFERENCE, Cache, LocalModel
 
 from swarm_node.client.hops.row_watch import LEAST_GROWTH, MOST_GROWTH, RowWatch, usual_embedding_rms
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.codecs.activations import CODECS, encode
 from swarm_node.swarm.errors import RemoteProtocolError, SwarmError
 

@@ -175,7 +175,7 @@ class PoliteClients:
 
     def _long_prompt(self) -> list[int]:
         if self._encode is None:
-            from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+            from swarm_node.shards.checkpoint.opening import open_checkpoint
 
             with open_checkpoint(str(MODEL)) as checkpoint:
                 self._encode = checkpoint.tokenizer().encode

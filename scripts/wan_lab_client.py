@@ -30,7 +30,7 @@ async def _measure(
     """Answers to short prompts and to prompts of ``context`` tokens, ``repeat`` of each; then one whose
     ``counted_tokens`` begin when the parent says so and end with its second word, so that it can count bytes.
     """
-    from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
 
     with open_checkpoint(str(MODEL)) as checkpoint:
         encode = checkpoint.tokenizer().encode

@@ -162,7 +162,7 @@ def load_draft_model(
     Raises UsageError for another vocabulary, CheckpointError, UnsupportedModelError, and NetworkError for a
     hub model.
     """
-    from ...shards.checkpoint.checkpoint import open_checkpoint
+    from ...shards.checkpoint.opening import open_checkpoint
     from ...shards.models.client_part import load_client_model
     from ...shards.models.load_plan import LoadOptions
     from ...shards.models.span import load_span

@@ -1,5 +1,5 @@
-"""A look-up along disjoint paths, as S/Kademlia has it: whom to ask next, and when there is nobody left to
-ask.
+"""A look-up along disjoint paths, as S/Kademlia (Baumgart, Mies 2007) has it: whom to ask next, and when
+there is nobody left to ask.
 
 Sans-IO: the driver (look_up.py) asks whom ``ready`` names and tells what came of it. What one path learns
 stays in it, and nobody is asked twice, so a liar spoils the path that he is on and no other. On each path:

@@ -14,8 +14,8 @@ import torch
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_tensors
 from ...shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ...shards.loading import load_backend
 from ...shards.models.random_blocks import random_checkpoint
-from ...shards.models.span import load_backend
 from ...swarm.codecs import activations
 from ...swarm.placement.types import ModelShape, NodeOffer, gigabytes
 from ...swarm.types import PeerLink, Span

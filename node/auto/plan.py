@@ -10,11 +10,12 @@ from functools import partial
 
 from ...dht.directory import Directory
 from ...dht.joining.network import Network, read_only_network
-from ...shards.checkpoint.checkpoint import Checkpoint, Progress, open_checkpoint
+from ...shards.checkpoint.checkpoint import Checkpoint
 from ...shards.checkpoint.local_models import weights_folder
 from ...shards.checkpoint.lookup import Source, resolve_model
+from ...shards.checkpoint.opening import open_checkpoint
 from ...shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
-from ...shards.pieces.file_hashes import hashing_watched
+from ...shards.pieces.file_hashes import Progress, hashing_watched
 from ...shards.transfer.fetch import ModelFetch
 from ...swarm.errors import NetworkError
 from ...swarm.membership.entry import SwarmEntry

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ...shards.checkpoint.checkpoint import Checkpoint, Progress, is_hub_name, open_checkpoint
+from ...shards.checkpoint.checkpoint import Checkpoint
 from ...shards.checkpoint.known_models import default_known
 from ...shards.checkpoint.lookup import (
     ModelLocation,
@@ -19,8 +19,9 @@ from ...shards.checkpoint.lookup import (
     resolve_model,
     with_pin,
 )
+from ...shards.checkpoint.opening import is_hub_name, open_checkpoint
 from ...shards.checkpoint.stored import IncompleteError
-from ...shards.pieces.file_hashes import hashing_watched
+from ...shards.pieces.file_hashes import Progress, hashing_watched
 from ...shards.pieces.store import is_store
 from ...shards.transfer.downloader import FetchSettings
 from ...shards.transfer.fetch import ModelFetch

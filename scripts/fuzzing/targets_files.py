@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from tiny_model import write_tiny_model
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.hf.safetensors_reader import read_index
 from swarm_node.shards.pieces.manifest import PieceFile, PieceManifest
 

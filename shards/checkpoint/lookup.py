@@ -14,10 +14,10 @@ from ...swarm.errors import ModelError, SwarmError, UsageError
 from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, plain_name
 from ...swarm.types import ModelRef
 from ..formats.not_a_model import models_in
-from .checkpoint import is_hub_name, looks_like_path, open_checkpoint
 from .known_models import KnownModels, default_known
 from .local_models import LocalRegistry, ModelFiles, default_registry, models_folder
 from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
+from .opening import is_hub_name, looks_like_path, open_checkpoint
 
 if TYPE_CHECKING:
     from ...swarm.naming.witnesses import Witnesses

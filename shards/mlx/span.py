@@ -107,7 +107,7 @@ class MlxSpan:
 def load_mlx_span(
     checkpoint: Checkpoint, span: Span, options: LoadOptions, progress: Progress | None = None
 ) -> MlxSpan:
-    """As ``span_model.load_backend``. UsageError for options that MLX has nothing for."""
+    """As ``loading.load_backend``. UsageError for options that MLX has nothing for."""
     config = checkpoint.config
     check_span(span, config)
     plan = MlxPlan.resolve(options, config.native_dtype)

@@ -97,20 +97,3 @@ def resolve_device(name: str) -> torch.device:
             f"this machine has no device {name!r}", hint=f"Available here: {', '.join(available)}."
         )
     return torch.device(name)
-
-
-def device_memory(name: str) -> int | None:
-    """Bytes that may still be taken on device ``name``; None where it has no memory of its own account and
-    what the host has free is what counts."""
-    kind, _, index = name.partition(":")
-    if kind == "cuda":
-        resolve_device(name)
-        import torch
-
-        return int(torch.cuda.mem_get_info(int(index or 0))[0])
-    if kind == "mlx":
-        require_mlx()
-        from ..mlx.device import memory_left
-
-        return memory_left()
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,11 +24,10 @@ from .weight_loader import Progress, WeightLoader
 
 if TYPE_CHECKING:
     from ..formats.config import ModelConfig
-    from .backend import SpanBackend
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Progress", "SpanModel", "load_backend", "load_span"]
+__all__ = ["Progress", "SpanModel", "load_span"]
 
 
 class SpanModel:
@@ -116,29 +115,6 @@ class SpanModel:
         return x
 
 
-def load_backend(
-    checkpoint: Checkpoint,
-    span: Span,
-    options: LoadOptions,
-    progress: Progress | None = None,
-    *,
-    threads: int = 1,
-) -> SpanBackend[Any]:
-    """Blocks ``span`` of the checkpoint on ``options.device``, be it torch's or MLX's.
-
-    ``progress(done_bytes, total_bytes, label)`` is called after each tensor, bytes being the file's.
-    Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
-    """
-    if options.device == "mlx":
-        from .devices import require_mlx
-
-        require_mlx()
-        from ..mlx.span import load_mlx_span  # here: mlx is installed on Apple Silicon, and for tests
-
-        return load_mlx_span(checkpoint, span, options, progress)
-    return load_span(checkpoint, span, options, progress, threads=threads)
-
-
 def load_span(
     checkpoint: Checkpoint,
     span: Span,
@@ -148,7 +124,7 @@ def load_span(
     threads: int = 1,
 ) -> SpanModel:
     """Read blocks ``span`` of the checkpoint for torch's devices, and nothing else of it: see
-    ``load_backend``. ``threads`` compute in the native kernels, the caller's included."""
+    ``loading.load_backend``. ``threads`` compute in the native kernels, the caller's included."""
     config = checkpoint.config
     check_span(span, config)
     plan = resolve(options, config.native_dtype)

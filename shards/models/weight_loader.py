@@ -27,9 +27,9 @@ from ..layers.quantize import (
     to_int8,
     to_int8_groups,
 )
+from ..layers.row_tiles import RowTiles
 from .load_plan import Kind, Plan
 from .rounding_bounds import RowErrors
-from .rowwise import RowTiles
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from ..formats.fields import Fields
 from ..formats.gguf.header import GGUFHeader
 from ..formats.shown import shown
 from .gguf_vocabulary import GGUFVocabulary, TokenType, read_vocabulary
-from .source import gguf_kind
+from .precheck import gguf_kind
 from .splitting import DEFAULT, GPT2_SPLIT, Splitting
 from .token_bytes import byte_spelling
 from .tokenizer import Tokenizer, is_panic

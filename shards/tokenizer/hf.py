@@ -23,8 +23,8 @@ from ..formats.not_a_model import download_hint
 from ..formats.shown import shown
 from .check import normalizes_in_linear_time, takes_linear_time
 from .end_tokens import TURN_ENDS, end_tokens
+from .precheck import check_directory
 from .prefix_space import says_no_space, take_prefix_space_off
-from .source import check_directory
 from .tokenizer import Tokenizer, is_panic
 
 MAX_FILE_BYTES = 128 * 2**20

@@ -12,7 +12,7 @@ from interpreter_lock import measured
 from swarm_node.client.gateway.http.body import MAX_NAMES, parse_json
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.guided.token_guide import Guides
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 
 KEPT, LET_GO = 0.7, 0.5

@@ -22,7 +22,7 @@ from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import NodeServer
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span

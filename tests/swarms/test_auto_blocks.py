@@ -18,7 +18,7 @@ from nursery import Nursery
 from tiny_model import VOCAB, write_tiny_model
 
 from swarm_node.client import SwarmModel
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import KvPool, Piece
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions

@@ -19,7 +19,7 @@ from swarm_node.client.drafting.draft_model import DraftModel, load_draft_model
 from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.transport.memory import MemoryNetwork

@@ -16,9 +16,9 @@ from swarm_node.client.network import ClientNetwork
 from swarm_node.client.routing.demand import PAUSE_S, DemandTeller
 from swarm_node.dht.directory import REFRESH_S
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files

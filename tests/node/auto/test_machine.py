@@ -7,7 +7,7 @@ from swarm_node.node.auto import machine as machine_module
 from swarm_node.node.auto.machine import measure_machine
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.resources import MemoryShortError
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from swarm_node.node.auto.plan import look_ahead
 from swarm_node.node.cli.plan import lines
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.presence import roll_call
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.membership.entry import SwarmEntry
 from swarm_node.swarm.placement.types import Gain, Serve, StandBy

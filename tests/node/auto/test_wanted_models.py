@@ -9,9 +9,9 @@ from tiny_model import write_tiny_model
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto.wanted_models import BACK_OFF_S, ModelWishes
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import Source
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.placement.demand import SPREAD_S, Idle, WantedModel
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 

@@ -23,11 +23,12 @@ from torch import Tensor
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.node.engine.page_tables import pages_for
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, Piece
+from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import Memory, SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_backend
+from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import Want

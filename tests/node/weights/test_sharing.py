@@ -17,7 +17,7 @@ from swarm_node.node.kernels import compile_kernels
 from swarm_node.node.node import Node
 from swarm_node.node.weights.found_model import FoundModel
 from swarm_node.node.weights.sharing import WeightOptions, WeightService, all_private
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files

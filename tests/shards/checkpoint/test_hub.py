@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.digest import SMALL_FILES, Part
 from swarm_node.shards.pieces.hashing import manifest_of
 from swarm_node.shards.transfer.hub_source import HubPieces

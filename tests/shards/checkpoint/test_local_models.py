@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.checkpoint.local_models import LocalRegistry, default_registry, gguf_title, hub_cache
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.swarm.types import ModelRef

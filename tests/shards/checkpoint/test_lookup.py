@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import (
@@ -17,6 +16,7 @@ from swarm_node.shards.checkpoint.lookup import (
     resolve_model,
     resolve_name,
 )
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.names import ModelName
 from swarm_node.swarm.types import ModelRef, NodeInfo

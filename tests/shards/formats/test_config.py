@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import directory_config, open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import directory_config
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.config import ModelConfig, RopeConfig
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError

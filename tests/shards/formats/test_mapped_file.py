@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.not_a_model import models_in, tokenizer_hint
 from swarm_node.shards.formats.qtypes import qtype_of_number
 from swarm_node.shards.pieces.hashing import model_files

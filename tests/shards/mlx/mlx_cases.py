@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.loading import load_backend
 from swarm_node.shards.mlx.span import MlxSpan
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_backend, load_span
+from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.types import Span
 
 ALL = Span(0, 4)

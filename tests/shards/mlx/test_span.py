@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, Piece
-from swarm_node.shards.models import span as span_model
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models import devices
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import load_backend
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.types import Span
 from tests.shards.mlx.mlx_cases import CLOSE, MLX, Pair, agree, both
@@ -262,7 +262,7 @@ def test_what_mlx_cannot_do_is_refused(wide: Path, options: dict[str, Any], mess
 
 def test_without_mlx_the_extra_is_named(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlx.core", None)
-    monkeypatch.setattr(span_model.__name__.rsplit(".", 1)[0] + ".devices.has_mlx", lambda: False)
+    monkeypatch.setattr(devices, "has_mlx", lambda: False)
     with open_checkpoint(str(wide)) as checkpoint, pytest.raises(UsageError) as caught:
         load_backend(checkpoint, Span(0, 2), MLX)
     assert "swarm-node[mlx]" in caught.value.hint

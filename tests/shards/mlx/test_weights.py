@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.loading import load_backend
 from swarm_node.shards.mlx import weights as mlx_weights
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
-from swarm_node.shards.models.span import load_backend
 from swarm_node.swarm.types import Span
 from tests.shards.mlx.mlx_cases import agree, both, outputs
 from tests.shards.mlx.mlx_checkpoints import quantize_directory

@@ -21,7 +21,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import load_span

@@ -15,7 +15,7 @@ import pytest
 import torch
 from client_memory import DOCUMENT, MODELS, table
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.models.client_memory import HeadShape, client_memory
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions

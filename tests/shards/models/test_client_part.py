@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.models.client_part import ClientModel, load_client_model
 from swarm_node.shards.models.head import EXACT_ROWS
 from swarm_node.shards.models.load_plan import LoadOptions

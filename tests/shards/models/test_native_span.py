@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels import library as native_library
 from swarm_node.shards.kernels.library import library
 from swarm_node.shards.kernels.linear import NativeLinear

@@ -20,7 +20,7 @@ pytestmark = [
 SCRIPT = """
 import sys
 from pathlib import Path
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.tensors import block_tensors
 from swarm_node.swarm.types import Span
 

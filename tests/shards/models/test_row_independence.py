@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels import library, linear
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.models.determinism_check import check_rows

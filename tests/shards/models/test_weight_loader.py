@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.kernels.table import kernel_table
 from swarm_node.shards.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear
@@ -107,7 +108,7 @@ def test_widths_without_groups_are_dense(hf_llama: HFLlama) -> None:
 PROBE = """
 import sys
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.models.weight_loader import WeightLoader
 with open_checkpoint(sys.argv[1]) as checkpoint:
     loader = WeightLoader(checkpoint, resolve(LoadOptions(), "Q4_1"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.checkpoint.stored import ForgedError, IncompleteError
 from swarm_node.shards.pieces import manifest as piece_manifest
 from swarm_node.shards.pieces.hashing import manifest_of, model_files

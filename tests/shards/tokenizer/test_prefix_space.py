@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from tests.shards.conftest import HFLlama
 from tests.shards.tokenizer.hostile_texts import TEXTS
 

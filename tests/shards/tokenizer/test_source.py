@@ -116,7 +116,7 @@ def test_gguf_files_that_clients_read(
 def test_a_check_loads_no_tokenizer_library(gguf_llama: Callable[..., Path]) -> None:
     """A node never uses it."""
     program = (
-        "import sys; from swarm_node.shards.checkpoint.checkpoint import open_checkpoint\n"
+        "import sys; from swarm_node.shards.checkpoint.opening import open_checkpoint\n"
         "with open_checkpoint(sys.argv[1]) as model: model.check_tokenizer()\n"
         "assert 'tokenizers' not in sys.modules"
     )

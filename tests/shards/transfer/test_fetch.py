@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.checkpoint.stored import IncompleteError
 from swarm_node.shards.formats.mapped_file import AbsentError
 from swarm_node.shards.formats.tensors import needed_tensors
@@ -244,7 +245,9 @@ async def test_opening_the_folder_of_files_with_holes_is_refused(gguf_world: Pie
 
 
 async def test_a_model_that_mlx_has_quantized(hf_llama: Callable[..., Path], tmp_path: Path) -> None:
-    mlx_checkpoints = pytest.importorskip("mlx_checkpoints", reason="needs mlx")
+    pytest.importorskip("mlx.core", reason="needs mlx")
+    from tests.shards.mlx import mlx_checkpoints
+
     dense = hf_llama(hidden_size=128, intermediate_size=256, num_hidden_layers=12)
     world = PieceWorld(mlx_checkpoints.quantize_directory(dense, tmp_path / "q"), tmp_path / "peers")
     await world.origin()

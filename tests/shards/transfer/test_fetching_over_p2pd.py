@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.transfer.rate_limit import RateCap

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.hashing import manifest_of
 from swarm_node.shards.pieces.manifest import PieceManifest
 from swarm_node.shards.transfer import schedule, weights_root

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.gguf.config import NEUTRAL
 from swarm_node.shards.layers.rope import Rope, frequencies

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.gguf import header as gguf_header
 from swarm_node.shards.formats.gguf.reader import GGUFSource
 from swarm_node.shards.formats.qtypes import GGUF_QTYPES

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from swarm_node.shards.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.hf.mlx_affine import AffineTensor, stored_names
 from swarm_node.shards.formats.qtypes import AFFINE_BITS, AFFINE_GROUPS, row_bytes
 from swarm_node.shards.formats.tensors import EMBEDDING

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from swarm_node.shards.checkpoint.checkpoint import open_checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.hf import safetensors_reader
 from swarm_node.shards.formats.hf.safetensors_header import StoredTensor, header_length, parse_header
 from swarm_node.shards.formats.hf.safetensors_reader import SafetensorsSource

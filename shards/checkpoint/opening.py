@@ -1,0 +1,116 @@
+"""Opening a model, whatever form it comes in."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ...swarm.errors import CheckpointError, UsageError
+from ...swarm.types import Span
+from ..formats.gguf.reader import GGUFSource
+from ..formats.hf.safetensors_reader import open_directory
+from ..formats.hf.tensors import checked_tensors
+from ..formats.not_a_model import no_path_error
+from ..pieces.digest import ModelIdentity
+from ..pieces.file_hashes import FileState, Progress
+from ..pieces.hashing import identity_and_root, model_files, model_identity
+from ..pieces.store import PART, is_store
+from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer
+from .checkpoint import Checkpoint, check_span, directory_config, directory_name
+from .stored import open_stored
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+def open_checkpoint(
+    path_or_name: str,
+    *,
+    blocks: Span | None = None,
+    client: bool = False,
+    weights: bool = True,
+    pieces: bool = False,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """A HuggingFace directory, a ``.gguf`` file, a model fetched from peers, or the name of one on the hub.
+
+    Blocks while the model's files are hashed for its identity, which is remembered; with ``pieces`` their
+    root is known as well. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
+    Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
+    head and tokenizer; all of them where neither is named, and without ``weights`` only what describes the
+    model. UsageError where ``blocks`` are outside the model,
+    CheckpointError for files that are missing or damaged, UnsupportedModelError for models we cannot run,
+    NetworkError where the hub cannot be reached.
+    """
+    path = Path(path_or_name).expanduser()
+    checkpoint: Checkpoint
+    if is_store(path):
+        checkpoint = open_stored(path, blocks, client)
+    elif path.is_dir():
+        checkpoint = _open_directory(path, pieces, progress)
+    elif path.is_file():
+        checkpoint = _open_file(path, pieces, progress)
+    elif is_hub_name(path_or_name):
+        from .hub import open_hub_model  # here: huggingface_hub is imported only for hub models
+
+        checkpoint = open_hub_model(
+            path_or_name, blocks=blocks, client=client, weights=weights, progress=progress
+        )
+    else:
+        raise no_path_error(path_or_name)
+    if blocks is not None:
+        try:
+            check_span(blocks, checkpoint.config)
+        except UsageError:
+            checkpoint.close()
+            raise
+    return checkpoint
+
+
+def _open_directory(directory: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
+    config, source = checked_tensors(directory_config(directory), open_directory(directory), str(directory))
+    try:
+        identity = _identified(directory, pieces, progress)
+    except BaseException:
+        source.close()
+        raise
+    return Checkpoint(
+        directory_name(directory), config, source, DirectoryTokenizer(directory, config), *identity
+    )
+
+
+def _identified(
+    path: Path, pieces: bool, progress: Progress | None
+) -> tuple[ModelIdentity, str, list[FileState]]:
+    files = [FileState.of(file) for file in model_files(path).values()]
+    if pieces:
+        return *identity_and_root(path, progress=progress), files
+    return model_identity(path, progress=progress), "", files
+
+
+def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} is one file of a checkpoint", hint="Give the directory that it is in.")
+    if path.name.endswith(PART):
+        raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
+    source = GGUFSource(path)
+    try:
+        identity = _identified(path, pieces, progress)
+    except BaseException:
+        source.close()
+        raise
+    return Checkpoint(path.stem, source.config, source, GGUFTokenizer(source.header), *identity)
+
+
+def is_hub_name(text: str) -> bool:
+    return bool(_HUB_NAME.match(text)) and not looks_like_path(text)
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether a person who wrote this meant a file: such names are looked up nowhere else."""
+    return (
+        text.startswith((".", "/", "~", os.sep))
+        or text.endswith((".gguf", ".safetensors", ".bin", "/"))
+        or "\\" in text
+        or (text.count("/") == 1 and Path(text).parent.is_dir())
+    )
