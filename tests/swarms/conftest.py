@@ -23,10 +23,16 @@ DAEMONS_END_S = 20.0
 """A p2pd whose node was killed sees its socket close and ends by itself."""
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """Starts a module's processes without importing torch anew for each."""
-    with Nursery({"OMP_NUM_THREADS": "1"}) as nursery:
+@pytest.fixture(scope="session")
+def nursery_mark() -> str:
+    """The mark of all that the nursery starts, for whichever module."""
+    return f"{os.getpid()}-nursery"
+
+
+@pytest.fixture(scope="session")
+def nursery(nursery_mark: str) -> Iterator[Nursery]:
+    """Starts processes without importing torch anew for each."""
+    with Nursery({"OMP_NUM_THREADS": "1", MARK: nursery_mark}) as nursery:
         yield nursery
 
 
@@ -65,25 +71,27 @@ def cold_cli(cli_environment: dict[str, str]) -> Cli:
     return run
 
 
-def _descendants(mark: str) -> dict[int, str]:
-    """Processes that inherited the mark, whoever their parent is by now."""
+def _descendants(mark: str, nursery_mark: str) -> dict[int, str]:
+    """Processes that inherited a mark, whoever their parent is by now, except for the nursery itself."""
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error):  # of another user, or gone meanwhile
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+            theirs = process.environ().get(MARK)
+            is_nursery = theirs == nursery_mark and process.ppid() == os.getpid()
+            if process.pid != os.getpid() and theirs in (mark, nursery_mark) and not is_nursery:
                 found[process.pid] = " ".join(process.info["cmdline"] or [])[:100]
     return found
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_process_stays() -> Iterator[None]:
+def no_process_stays(nursery_mark: str) -> Iterator[None]:
     """What a module starts ends with it: nodes, clients, and the daemons of those that were killed."""
     mark = f"{os.getpid()}-{time.monotonic()}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         yield
     deadline = time.monotonic() + DAEMONS_END_S
-    while (left := _descendants(mark)) and time.monotonic() < deadline:
+    while (left := _descendants(mark, nursery_mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"processes outlive their swarm: {left}"
 
