@@ -8,6 +8,7 @@ from .shared.arguments import (
     MODEL_HELP,
     above_zero,
     add_compute,
+    add_draft,
     add_peers,
     add_speculate,
     add_wait,
@@ -25,11 +26,15 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
         default=[],
         action="append",
         metavar="PATH_OR_NAME",
-        help=f"{MODEL_HELP} (repeatable: offer several; default: the one that the swarm serves)",
+        help=f"{MODEL_HELP} (repeat it to offer several; default: the one model that the swarm serves)",
     )
     add_peers(command)
     command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this computer only)"
+        "--host",
+        default="127.0.0.1",
+        metavar="IP",
+        help="address to listen on; :: is every address, of IPv4 too (default: %(default)s, this computer "
+        "only)",
     )
     command.add_argument(
         "--port", type=port_number, default=8000, help="TCP port, 0 takes a free one (default: %(default)s)"
@@ -38,7 +43,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
         "--api-key-file",
         default=None,
         metavar="FILE",
-        help="keys that may ask, one a line, # for comments (default: everybody who reaches the port may)",
+        help="file of API keys, one a line, # for comments (default: everybody who reaches the port may ask)",
     )
     command.add_argument(
         "--cors-origin",
@@ -53,12 +58,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
     add_compute(command, "the heads' weights")
     add_wait(command)
     add_speculate(command)
-    command.add_argument(
-        "--draft",
-        default=None,
-        metavar="PATH_OR_NAME",
-        help="a small model that guesses, with the vocabulary of the one --model",
-    )
+    add_draft(command)
     command.add_argument(
         "--drain-seconds",
         type=seconds,
@@ -74,39 +74,48 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=64,
         metavar="N",
-        help="answers that are made at once; others wait (default: %(default)s)",
+        help="answers that are made at the same time; others wait (default: %(default)s)",
     )
     command.add_argument(
         "--max-requests",
         type=positive_int,
         default=256,
         metavar="N",
-        help="requests that are answered or wait; more get 429 (default: %(default)s)",
+        help="requests that are answered or wait; further ones get status 429 (default: %(default)s)",
     )
     command.add_argument(
-        "--max-connections", type=positive_int, default=4096, metavar="N", help="default: %(default)s"
+        "--max-connections",
+        type=positive_int,
+        default=4096,
+        metavar="N",
+        help="open connections (default: %(default)s)",
     )
     command.add_argument(
         "--requests-per-minute",
         type=seconds,
         default=0.0,
         metavar="N",
-        help="of one API key, or of one address without keys; more get 429 (default: any number)",
+        help="for one API key, or without keys for one address group; further ones get status 429 (default: "
+        "no limit)",
     )
     command.add_argument(
         "--default-max-tokens",
         type=positive_int,
         default=1024,
         metavar="N",
-        help="of a chat answer whose request names no length (default: %(default)s)",
+        help="length of a chat answer whose request names none (default: %(default)s)",
     )
     command.add_argument(
-        "--max-body-mib", type=above_zero, default=2.0, metavar="MIB", help="default: %(default)s"
+        "--max-body-mib",
+        type=above_zero,
+        default=2.0,
+        metavar="MIB",
+        help="largest body of a request (default: %(default)s)",
     )
     command.add_argument(
         "--stall-seconds",
         type=above_zero,
         default=30.0,
         metavar="SECONDS",
-        help="give up readers of a stream that take nothing for so long (default: %(default)s)",
+        help="drop a stream whose reader takes nothing for this time (default: %(default)s)",
     )

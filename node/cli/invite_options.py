@@ -11,12 +11,13 @@ from .shared.arguments import add_peers
 INVITE_EXAMPLES = """\
 examples:
   swarm-node invite --swarm home --swarm-key ~/home.key        the first time: makes the key as well
-  swarm-node serve --model PATH --swarm home --swarm-key ~/home.key      a node of the holder
+  swarm-node serve --model PATH --swarm home --swarm-key ~/home.key      a node that has the key
   swarm-node serve --model PATH --join swn1...                           a node that was invited
   swarm-node chat --model PATH --join invite.txt                         the invite in a file
-  swarm-node invite --initial-peers ADDR                                 no key: an address in one word
+  swarm-node invite --initial-peers ADDR                                 without a key: addresses only
 
-The invite goes to standard output. Of a swarm with a key it is a secret: who has it can join until it ends.
+The invite goes to standard output. If the swarm has a key, keep it secret: a machine that has the invite can
+join until it ends.
 """
 
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -39,5 +40,6 @@ def add_invite(command: argparse.ArgumentParser) -> None:
         type=duration,
         default=30 * 86400.0,
         metavar="TIME",
-        help="how long who joins by it is a member: 12h, 30d, 8w or ever (default: 30d)",
+        help="how long a machine that joins with the invite is a member: 90m, 12h, 30d, 8w or ever (default: "
+        "30d)",
     )

@@ -20,9 +20,11 @@ from .shared.arguments import (
     MODEL_HELP,
     above_zero,
     add_compute,
+    add_draft,
     add_memory,
     add_model,
     add_peers,
+    add_sampling,
     add_speculate,
     add_wait,
     add_wire_codec,
@@ -44,7 +46,7 @@ _MAIN_EXAMPLES = """\
 examples, on one local network, where peers find each other:
   swarm-node plan --model PATH                     what this machine would serve
   swarm-node serve --model PATH                    on each machine
-  swarm-node chat --model PATH                     on any
+  swarm-node chat --model PATH                     on any of them
   swarm-node generate --model PATH "What is the capital of France?"
   swarm-node status
 elsewhere:
@@ -64,12 +66,12 @@ examples:
   swarm-node serve --model ./SmolLM2-135M-Instruct.Q4_1.gguf --blocks 0-14 --initial-peers ADDR
   swarm-node serve --model HuggingFaceTB/SmolLM2-135M-Instruct --initial-peers ADDR --memory 8GiB
   swarm-node serve --model ./model --blocks 10:20 --device cuda --initial-peers ADDR
-  swarm-node serve --model ./model --initial-peers ADDR --relay ADDR     behind NAT: others come by ADDR
+  swarm-node serve --model ./model --initial-peers ADDR --relay ADDR     behind NAT: reached through ADDR
   swarm-node serve --model ./model --threads 4 --kv-dtype int8 --kv-cache-tokens 65536
 
-Without --initial-peers the node starts a swarm of its own and prints the address for others to join.
-Without --blocks it chooses those with which it helps most, and others when the swarm has changed.
-Ctrl-C leaves cleanly: no new sessions, running ones get --drain-seconds, the announcement is withdrawn.
+Without --initial-peers the node looks for peers on the local network, and starts a swarm if there is none.
+Without --blocks it chooses the blocks that help the swarm most, and chooses again when the swarm changes.
+After Ctrl-C it takes no new sessions, gives running ones --drain-seconds, and withdraws its announcement.
 """
 _GENERATE_EXAMPLES = """\
 examples:
@@ -78,7 +80,7 @@ examples:
   cat question.txt | swarm-node generate --model PATH --initial-peers ADDR -
   swarm-node generate --model PATH --initial-peers ADDR --temperature 0.7 --top-p 0.9 --seed 1 "A poem"
 
-The prompt is one chat message where the model has a chat template (with its own default system prompt).
+If the model has a chat template, the prompt is one chat message (with the template's default system prompt).
 The answer goes to standard output as it is generated, everything else to standard error.
 """
 _GATEWAY_EXAMPLES = """\
@@ -88,7 +90,7 @@ examples:
   swarm-node gateway --model PATH --initial-peers ADDR --host 0.0.0.0 --api-key-file keys.txt
 
 OpenAI clients take http://127.0.0.1:8000/v1 as base URL; browsers find a chat page at the address itself.
-Ctrl-C leaves cleanly: no new requests, running ones get --drain-seconds.
+After Ctrl-C it takes no new requests, and gives running ones --drain-seconds.
 """
 _STATUS_EXAMPLES = """\
 examples:
@@ -96,9 +98,9 @@ examples:
   swarm-node status --initial-peers ADDR --json | jq '.models[].missing'
 """
 _EXIT_CODES = """
-exit codes: 0 done, 1 unexpected, 2 wrong usage, 3 the model, 4 the network, 5 no route, 6 a peer or the
-protocol, 7 standard output cannot be written, 8 a copied identity, 130 interrupted, 141 the reader of
-standard output left
+exit codes: 0 done, 1 unexpected error, 2 wrong usage, 3 the model, 4 the network, 5 no route, 6 a peer or
+the protocol, 7 standard output cannot be written, 8 a copied identity, 129 the terminal was closed,
+130 Ctrl-C, 141 the reader of standard output left, 143 SIGTERM
 """
 
 
@@ -131,14 +133,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"swarm-node {version('swarm-node')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_bootstrap(_command(commands, "bootstrap", "start a meeting point for a swarm", _BOOTSTRAP_EXAMPLES))
-    _add_serve(_command(commands, "serve", "load a span of blocks and serve it", _SERVE_EXAMPLES))
+    _add_serve(_command(commands, "serve", "load some blocks of a model and serve them", _SERVE_EXAMPLES))
     _add_generate(_command(commands, "generate", "answer a prompt through the swarm", _GENERATE_EXAMPLES))
     add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
     add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", _GATEWAY_EXAMPLES))
-    add_invite(_command(commands, "invite", "print what lets others into a swarm", INVITE_EXAMPLES))
-    add_models(_command(commands, "models", "what is here, served and wanted", MODELS_EXAMPLES))
-    add_plan(_command(commands, "plan", "what this machine would serve, before it does", PLAN_EXAMPLES))
-    _add_status(_command(commands, "status", "who serves what, and what nobody serves", _STATUS_EXAMPLES))
+    add_invite(
+        _command(commands, "invite", "print an invite, with which another machine joins", INVITE_EXAMPLES)
+    )
+    add_models(
+        _command(commands, "models", "list models here and in the swarm, or pin a name", MODELS_EXAMPLES)
+    )
+    add_plan(_command(commands, "plan", "say which blocks this machine would serve", PLAN_EXAMPLES))
+    _add_status(
+        _command(commands, "status", "list nodes, and the blocks that nobody serves", _STATUS_EXAMPLES)
+    )
     return parser
 
 
@@ -152,7 +160,7 @@ def _command(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--json", action="store_true", help="print JSON for machines on standard output")
+    command.add_argument("--json", action="store_true", help="print JSON on standard output")
     command.add_argument(
         "--log-level",
         default="warning",
@@ -179,7 +187,7 @@ def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
         type=comma_list,
         action="extend",
         default=None,
-        help="address to tell others instead of the ones found, e.g. behind a port forwarding (repeatable)",
+        help="address to announce instead of those that were found, as behind a port forwarding (repeatable)",
     )
     command.add_argument(
         "--identity",
@@ -208,16 +216,16 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         action="extend",
         default=None,
         metavar="any|NAME,...",
-        help="while this machine is idle, load one of these models when clients ask for it; any: whatever is "
-        "here or shared by peers",
+        help="while this machine is idle, load one of these models when clients ask for it; any: every model "
+        "that is on this machine or shared by peers",
     )
     command.add_argument(
         "--blocks",
         type=blocks,
         default="auto",
         metavar="SPAN",
-        help="blocks to serve: 0-20 (inclusive), 0:21 (half-open) or 7; all; or auto: those with which this "
-        "machine helps the swarm most, which change when the swarm does (default: %(default)s)",
+        help="blocks to serve: 0-20 (inclusive), 0:21 (half-open), 7 or all; auto: the node chooses the "
+        "blocks that help the swarm most, and chooses again when the swarm changes (default: %(default)s)",
     )
     add_memory(command)
     add_peers(command)
@@ -242,14 +250,14 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "--kernels",
         default="auto",
         choices=KERNELS,
-        help="what computes: native kernels, compiled here once, fast ones that round activations to 8 bits, "
-        "or torch's; auto takes the fastest that loses nothing",
+        help="what computes: native (C, compiled for this CPU once), fast (also rounds activations to 8 "
+        "bits) or torch; auto takes the fastest that loses nothing",
     )
     command.add_argument(
         "--deterministic",
         action="store_true",
-        help="compute a token to the same bits whatever is computed beside it and however its prompt is cut, "
-        "so that a repaired answer is the undisturbed one; checked at the start",
+        help="compute a token to the same bits, whatever is computed beside it and however its prompt is "
+        "cut, so that a repair changes no answer; checked at the start",
     )
     _add_cache(command)
     _add_sharing(command)
@@ -282,14 +290,15 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
         "--no-prefix-cache",
         dest="prefix_cache",
         action="store_false",
-        help="forget a session's pages at its end, instead of keeping them for one that begins the same way",
+        help="forget a session's pages at its end; otherwise they are kept for a session of the same client "
+        "that begins the same way",
     )
     command.add_argument(
         "--journal-mib",
         type=count,
         default=256,
         metavar="MIB",
-        help="memory for what sessions sent to their next hop, so that its replacement can be fed when it "
+        help="memory for the journal: what sessions sent to their next hop, kept for its replacement if it "
         "dies; 0 keeps none (default: %(default)s)",
     )
 
@@ -300,26 +309,31 @@ def _add_sharing(command: argparse.ArgumentParser) -> None:
         type=above_zero,
         default=25.0,
         metavar="MS",
-        help="what a slice of one client's prompt may add to the others' time between tokens (default: "
-        "%(default)s)",
+        help="milliseconds that one slice of a client's prompt may add to the time between two tokens of the "
+        "others (default: %(default)s)",
     )
     command.add_argument(
-        "--max-sessions-per-peer", type=positive_int, default=64, metavar="N", help="default: %(default)s"
+        "--max-sessions-per-peer",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="sessions that one peer may have open (default: %(default)s)",
     )
     command.add_argument(
         "--max-kv-share-per-peer",
         type=share,
         default=1.0,
         metavar="PART",
-        help="part of the KV cache that one peer may hold while nobody else wants any; once others wait, "
-        "everybody has an equal part (default: %(default)s)",
+        help="part of the KV cache that one peer may hold while nobody else wants any; if others wait, each "
+        "peer gets an equal part (default: %(default)s)",
     )
     command.add_argument(
         "--idle-session-seconds",
         type=above_zero,
         default=600.0,
         metavar="SECONDS",
-        help="drop a session that was not used for so long; its client can resume (default: %(default)s)",
+        help="drop a session after this time without use; its client can open it again (default: "
+        "%(default)s)",
     )
 
 
@@ -328,23 +342,23 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
         "--share-weights",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="serve the model's files to peers that ask for them, too (default: only where all addresses of "
-        "this node are private)",
+        help="give the model's files to peers that ask for them (default: only if all addresses of this node "
+        "are private)",
     )
     command.add_argument(
         "--weights-bandwidth",
         type=above_zero,
         default=None,
         metavar="MBIT",
-        help="megabits a second that weights may take, each way (default: no bound)",
+        help="megabits a second that weights may take, in each direction (default: no bound)",
     )
     command.add_argument(
         "--cache-size",
         type=byte_size,
         default=200_000_000_000,
         metavar="SIZE",
-        help="disk for weights that peers sent, in ~/.swarm-node or $SWARM_NODE_HOME; the least lately used "
-        "go first (default: 200GB)",
+        help="disk space for weights that peers sent, in ~/.swarm-node or $SWARM_NODE_HOME; what was used "
+        "least recently is deleted first (default: 200GB)",
     )
 
 
@@ -359,17 +373,16 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         action="store_const",
         const="text",
         dest="raw",
-        help="as --raw; control tokens spelled out in it, such as </s>, are text too",
+        help="as --raw, but control tokens that are spelled out in the text, such as </s>, are plain text",
     )
-    command.add_argument("--max-new-tokens", type=positive_int, default=256, help="default: %(default)s")
-    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    command.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
-    command.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
-    command.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
-    command.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (default)")
-    command.add_argument("--frequency-penalty", type=float, default=0.0, help="-2 to 2; 0 is off (default)")
-    command.add_argument("--presence-penalty", type=float, default=0.0, help="-2 to 2; 0 is off (default)")
-    command.add_argument("--seed", type=int, default=None, help="makes sampling repeatable")
+    command.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        default=256,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
+    )
+    add_sampling(command)
     command.add_argument(
         "--stop",
         type=typed_text,
@@ -378,37 +391,33 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end before this text (repeatable)",
     )
-    command.add_argument("--ignore-eos", action="store_true", help="go on to --max-new-tokens")
+    command.add_argument(
+        "--ignore-eos", action="store_true", help="do not end the answer at the end-of-sequence token"
+    )
     command.add_argument(
         "--json-schema",
         default=None,
         metavar="FILE",
-        help="let the answer be JSON of the schema in this file",
+        help="make the answer JSON of the schema in this file",
     )
     command.add_argument(
         "--logprobs",
         type=int,
         default=None,
         metavar="N",
-        help="with --json: how likely each token was, and the N most likely ones (0 to 20)",
+        help="with --json: the probability of each token, and the N most likely tokens (0 to 20)",
     )
     add_speculate(command)
-    command.add_argument(
-        "--draft",
-        default=None,
-        metavar="PATH_OR_NAME",
-        help="a small model of the same family that guesses, on this machine (default: guesses come from the "
-        "text itself)",
-    )
+    add_draft(command)
     command.add_argument(
         "--trace",
         action="store_true",
-        help="show what the route should have cost beside what it did, stage by stage (also in --json)",
+        help="show what the route should have cost and what it did cost, stage by stage (also in --json)",
     )
     add_wire_codec(command)
     add_compute(command, "the head's weights")
     add_wait(command)
-    command.add_argument("--quiet", action="store_true", help="only the answer: no progress, no route")
+    command.add_argument("--quiet", action="store_true", help="print the answer only: no progress, no route")
 
 
 def _add_status(command: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ examples:
   swarm-node plan --model PATH --initial-peers ADDR --memory 8GiB
   swarm-node plan --model PATH --initial-peers ADDR --json | jq -r '.verdict, .blocks'
 
-Nothing is loaded or announced: a few made-up blocks of the model's shape are measured for a second.
+Nothing is loaded or announced. The speed is measured with a few made-up blocks, for about a second.
 """
 
 
@@ -22,14 +22,23 @@ def add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, metavar="PATH_OR_NAME", help=MODEL_HELP)
     add_peers(command)
     add_memory(command)
-    command.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
+    command.add_argument(
+        "--device", default="auto", choices=DEVICES, help="what computes (default: %(default)s)"
+    )
     add_compute(command, "block weights")
-    command.add_argument("--kernels", default="auto", choices=KERNELS, help="default: %(default)s")
+    command.add_argument(
+        "--kernels", default="auto", choices=KERNELS, help="with which kernels (default: %(default)s)"
+    )
     command.add_argument(
         "--kv-cache-tokens",
         type=positive_int,
         default=None,
         metavar="N",
-        help="tokens of KV cache to have room for (default: one full context)",
+        help="tokens of KV cache that need room (default: one full context)",
     )
-    command.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="default: %(default)s")
+    command.add_argument(
+        "--kv-dtype",
+        default="auto",
+        choices=KV_DTYPES,
+        help="how keys and values are held (default: %(default)s)",
+    )

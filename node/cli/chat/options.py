@@ -6,8 +6,11 @@ import argparse
 
 from ..shared.arguments import (
     add_compute,
+    add_draft,
     add_model,
     add_peers,
+    add_sampling,
+    add_speculate,
     add_wait,
     add_wire_codec,
     positive_int,
@@ -22,20 +25,9 @@ examples:
   printf 'Hello!\\nAnd now in Latin.\\n' | swarm-node chat --model PATH --initial-peers ADDR
 
 Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves; /help shows the commands.
-From a pipe each line is a message, and errors end the chat with their exit code.
+From a pipe, each line is a message, and the first error ends the chat with its exit code.
 """
 DEFAULT_MAX_NEW_TOKENS = 1024
-_SAMPLING = {
-    "--temperature": (float, "0 is greedy (default)"),
-    "--top-k": (int, "0 is off (default)"),
-    "--top-p": (float, "1 is off (default)"),
-    "--min-p": (float, "0 is off (default)"),
-    "--repetition-penalty": (float, "1 is off (default)"),
-    "--frequency-penalty": (float, "-2 to 2; 0 is off (default)"),
-    "--presence-penalty": (float, "-2 to 2; 0 is off (default)"),
-    "--seed": (int, "makes sampling repeatable"),
-}
-"""Unset where they are not given, so that a chat keeps only what was chosen."""
 
 
 def add_chat(command: argparse.ArgumentParser) -> None:
@@ -49,22 +41,12 @@ def add_chat(command: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=positive_int,
         default=None,
-        help=f"of an answer (default: {DEFAULT_MAX_NEW_TOKENS})",
+        metavar="N",
+        help=f"longest answer, in tokens (default: {DEFAULT_MAX_NEW_TOKENS})",
     )
-    for option, (kind, text) in _SAMPLING.items():
-        command.add_argument(option, type=kind, default=None, help=text)
-    command.add_argument(
-        "--speculate",
-        default=None,
-        choices=("auto", "off"),
-        help="check guesses of the next tokens in one pass, where that is faster (default: auto)",
-    )
-    command.add_argument(
-        "--draft",
-        default=None,
-        metavar="PATH_OR_NAME",
-        help="a small model of the same family that guesses, on this machine",
-    )
+    add_sampling(command, unset=True)
+    add_speculate(command, unset=True)
+    add_draft(command)
     command.add_argument(
         "--no-history",
         dest="history",
@@ -72,7 +54,7 @@ def add_chat(command: argparse.ArgumentParser) -> None:
         help="do not keep what is typed in ~/.swarm-node (or $SWARM_NODE_HOME)",
     )
     command.add_argument(
-        "--plain", action="store_true", help="answers as they are: no Markdown, nothing that moves"
+        "--plain", action="store_true", help="show answers as they are, without Markdown and movement"
     )
     add_wire_codec(command)
     add_compute(command, "the head's weights")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ....swarm.errors import UsageError
@@ -100,37 +101,41 @@ def add_peers(command: argparse.ArgumentParser) -> None:
         action="extend",
         default=None,
         help="address of a peer to join through, such as /ip4/192.0.2.7/tcp/31330/p2p/12D3Koo... or "
-        "/dns4/HOST/tcp/... (several: repeat the option, or commas; default: peers found on this LAN)",
+        "/dns4/HOST/tcp/... (for several, repeat the option or use commas; default: look for peers on the "
+        "local network)",
     )
     command.add_argument(
         "--swarm",
         metavar="NAME",
         default="",
-        help="name of the swarm; others are neither found nor joined (default: the unnamed one)",
+        help="name of the swarm; swarms of other names are neither found nor joined (default: the swarm "
+        "without a name)",
     )
     command.add_argument(
         "--swarm-key",
         metavar="FILE",
         default=None,
-        help="key of the swarm: only those who have it, or an invite made with it, are admitted",
+        help="file with the key of the swarm: a peer is admitted only with this key, or with an invite made "
+        "with it",
     )
     command.add_argument(
         "--join",
         metavar="INVITE",
         default="",
-        help="an invite as `swarm-node invite` prints it, or a file with one: says which swarm, and where",
+        help="an invite as `swarm-node invite` prints it, or a file that holds one; it replaces --swarm, "
+        "--swarm-key and --initial-peers",
     )
     command.add_argument(
         "--no-mdns",
         dest="mdns",
         action="store_false",
-        help="do not look for peers on this LAN, and do not be found there",
+        help="do not look for peers on the local network, and do not be found there",
     )
     if command.prog.rpartition(" ")[2] in WITHOUT_P2PD:
         command.add_argument(
             "--pure-python",
             action="store_true",
-            help="run no p2pd and no DHT, and ask nodes that do; the default where there is no p2pd, as on "
+            help="run without p2pd, and ask nodes that run it; the default where there is no p2pd, as on "
             'Windows (needs pip install "swarm-node[libp2p]")',
         )
 
@@ -165,7 +170,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
         "--model",
         default=None,
         metavar="PATH_OR_NAME",
-        help=f"{MODEL_HELP} (default: the one that the swarm serves)",
+        help=f"{MODEL_HELP} (default: the one model that the swarm serves)",
     )
 
 
@@ -190,7 +195,7 @@ def add_memory(command: argparse.ArgumentParser) -> None:
         type=byte_size,
         default=None,
         metavar="SIZE",
-        help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: as is free)",
+        help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: what is free)",
     )
 
 
@@ -209,17 +214,51 @@ def add_wait(command: argparse.ArgumentParser) -> None:
         type=seconds,
         default=0.0,
         metavar="SECONDS",
-        help="wait this long for a route that covers the model (default: do not wait)",
+        help="wait this long for a model that nobody has yet, and for a route that covers it (default: "
+        "do not wait)",
     )
 
 
-def add_speculate(command: argparse.ArgumentParser) -> None:
+_SAMPLING: Mapping[str, tuple[Callable[[str], float], float | None, str]] = {
+    "--temperature": (float, 0.0, "randomness; 0 always takes the most likely token"),
+    "--top-k": (int, 0, "sample from this number of most likely tokens; 0 is off"),
+    "--top-p": (float, 1.0, "sample from the most likely tokens up to this total probability; 1 is off"),
+    "--min-p": (float, 0.0, "sample from tokens with this part of the highest probability; 0 is off"),
+    "--repetition-penalty": (float, 1.0, "against tokens of the prompt and the answer; 1 is off"),
+    "--frequency-penalty": (float, 0.0, "against tokens of the answer, each time; -2 to 2, 0 is off"),
+    "--presence-penalty": (float, 0.0, "against tokens of the answer, once; -2 to 2, 0 is off"),
+    "--seed": (int, None, "makes sampling repeatable"),
+}
+"""How a value is read, the value that switches the option off, and its help."""
+
+
+def add_sampling(command: argparse.ArgumentParser, *, unset: bool = False) -> None:
+    """``unset``: an option that is not given is None, so that a chat keeps only what was chosen."""
+    for option, (kind, off, text) in _SAMPLING.items():
+        default = "" if off is None else f" (default: {off:g})"
+        command.add_argument(
+            option, type=kind, default=None if unset else off, metavar="X", help=text + default
+        )
+
+
+def add_speculate(command: argparse.ArgumentParser, *, unset: bool = False) -> None:
+    """``unset`` as of ``add_sampling``."""
     command.add_argument(
         "--speculate",
-        default="auto",
+        default=None if unset else "auto",
         choices=("auto", "off"),
-        help="check guesses of the next tokens in one pass, where that is faster; answers are the same "
-        "(default: %(default)s)",
+        help="check guesses of the next tokens in one pass where that is faster; answers stay the same "
+        "(default: auto)",
+    )
+
+
+def add_draft(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--draft",
+        default=None,
+        metavar="PATH_OR_NAME",
+        help="a small model with the same vocabulary, on this machine, that guesses the next tokens "
+        "(default: guesses come from the text itself)",
     )
 
 
