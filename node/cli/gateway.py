@@ -118,8 +118,10 @@ class _Display:
         console.print(f"  chat page: {shown(server.url)}/")
         console.print(f"  OpenAI base URL: {shown(server.url)}/v1")
         if not gateway.keys.needed and not server.is_local:
-            console.print("[yellow]Whoever reaches this address can use it[/]: --api-key-file asks for keys.")
-        console.print("Ctrl-C leaves cleanly.")
+            console.print(
+                "[yellow]Everybody who reaches this address can use it[/]. Ask for keys: --api-key-file."
+            )
+        console.print("Ctrl-C stops it.")
 
     def draining(self, server: Any, seconds: float) -> None:
         requests = server.gateway.answering
@@ -127,7 +129,7 @@ class _Display:
             events.print({"event": "draining", "requests": requests, "drain_seconds": seconds})
         elif requests:
             console.print(
-                f"Draining: {requests} requests have {seconds:.0f} s to end; Ctrl-C again stops at once."
+                f"Draining: {requests} requests have {seconds:.0f} s to end. Another Ctrl-C stops at once."
             )
 
     def stopped(self) -> None:

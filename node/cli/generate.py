@@ -15,7 +15,16 @@ from rich.table import Table
 from ...swarm.errors import UsageError
 from ...swarm.runtime.given_files import read_given
 from .shared.arguments import client_options, decoded, entry_options
-from .shared.output import console, decision_line, format_bytes, print_json, print_text, short_peer_id, shown
+from .shared.output import (
+    console,
+    decision_line,
+    format_bytes,
+    plural,
+    print_json,
+    print_text,
+    short_peer_id,
+    shown,
+)
 from .trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
@@ -116,11 +125,11 @@ def read_schema(path: str) -> str:
 def _print_route(result: Any) -> None:
     console.print(route_table([hop.as_dict() for hop in result.hops]))
     timings = result.timings
-    known = f" ({timings.cached_tokens} known to the peers)" if timings.cached_tokens else ""
+    known = f" ({timings.cached_tokens} held by the peers already)" if timings.cached_tokens else ""
     console.print(
         f"{len(result.prompt_token_ids)} prompt tokens{known} in {timings.prefill_s:.2f} s, "
         f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
-        + (f", {result.repairs} repaired hops" if result.repairs else "")
+        + (f", {plural(result.repairs, 'repair')}" if result.repairs else "")
     )
     drafts = result.speculated
     if drafts.drafted:

@@ -49,7 +49,7 @@ async def run_invite(arguments: argparse.Namespace) -> None:
     whose = f"swarm {shown(repr(invite.name))}" if invite.name else "the unnamed swarm"
     kept = " Keep it secret." if invite.grant is not None else ""
     named = len({peer.peer_id for peer in peers})
-    where = f"addresses of {plural(named, 'peer')}" if named else "no peer's address: it works on this LAN"
+    where = f"addresses of {plural(named, 'peer')}" if named else "no address: it works on this local network"
     console.print(f"Invite to {whose} with {where}. It is valid {describe_end(invite)}.{kept}")
     print_text(f"{invite}\n")
 

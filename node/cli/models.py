@@ -101,7 +101,7 @@ def print_report(
     if not here and not nodes and not demand:
         answers.print(
             f"There is no model yet. Put a GGUF file or a HuggingFace directory into {models_folder()}, or "
-            "name one of the HuggingFace hub: swarm-node serve --model OWNER/NAME"
+            "give the name of one on the HuggingFace hub: swarm-node serve --model OWNER/NAME"
         )
         return
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
@@ -147,7 +147,7 @@ async def _change_pin(arguments: argparse.Namespace, known: KnownModels) -> dict
         return {"action": "unpin", "name": wanted.name, "was_pinned": was, "message": message}
     pin = await _whole(wanted, arguments)
     await asyncio.to_thread(known.add_pin, pin)
-    message = f"{pin.name} is {pin} on this machine, and nothing else ({known.path})."
+    message = f"{pin.name} now means {pin} on this machine ({known.path})."
     return {"action": "pin", "name": pin.name, "digest": pin.digest, "root": pin.root, "message": message}
 
 
@@ -172,7 +172,7 @@ async def _whole(wanted: ModelName, arguments: argparse.Namespace) -> ModelName:
     }
     if len(found) != 1:
         raise UsageError(
-            f"{len(found) or 'no'} models of this swarm are {wanted}",
+            f"{plural(len(found), 'model')} of this swarm match {wanted}",
             hint="Give all 64 characters of the digest: `swarm-node models --json` shows them.",
         )
     return ModelName(wanted.name, found.pop())

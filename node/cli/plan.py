@@ -70,7 +70,7 @@ def _silent(nodes: Sequence[NodeInfo]) -> str:
         return ""
     names = ", ".join(short_peer_id(node.peer_id) for node in nodes[:MOST_NAMED])
     more = f" and {len(nodes) - MOST_NAMED} more" if len(nodes) > MOST_NAMED else ""
-    return f"; announced, but without an answer from here, so not counted: {names}{more}"
+    return f"; did not answer, so not counted: {names}{more}"
 
 
 def _verdict(outlook: Outlook) -> str:

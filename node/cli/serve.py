@@ -27,7 +27,7 @@ from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
 from .auto import auto_line
 from .shared.arguments import entry_of
-from .shared.output import console, events, short_peer_id, shown
+from .shared.output import console, events, plural, short_peer_id, shown
 from .shared.signals import on_stop_signals
 
 STATUS_LINE_S = 1.0
@@ -171,8 +171,8 @@ def reach_note(host: str, maddrs: tuple[str, ...]) -> str:
     if not all_loopback([maddr.partition("/p2p/")[0] for maddr in maddrs]):
         return ""
     if host in ONLY_HERE:
-        return f"With --host {host} only this computer reaches it, and no peer of the network is looked for."
-    return "Only this computer reaches it: there is no other address. --announce names one that others dial."
+        return f"With --host {host} only this computer reaches it, and it looks for no peers of the network."
+    return "Only this computer reaches the node: it has no other address. Give others one with --announce."
 
 
 def _print_network(event: NodeEvent) -> None:
@@ -229,7 +229,7 @@ def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blo
     console.print(f"  {shown(command)}")
     if near or "--join" in command:
         prints = (
-            "INVITE is what `swarm-node invite` prints" if not near else "Elsewhere: see `swarm-node invite`"
+            "`swarm-node invite` prints INVITE" if not near else "On another network: see `swarm-node invite`"
         )
         console.print(f"  {prints}.")
 
@@ -297,29 +297,32 @@ class _Display:
                 )
                 if details.get("deterministic"):
                     console.print(
-                        f"Deterministic (checked: {details.get('row_check')}): a token's bits depend on its "
-                        "own past alone."
+                        f"Deterministic (check {details.get('row_check')}): a token's bits depend only on "
+                        "the tokens before it."
                     )
                 if details.get("announced") is False:
-                    console.print("[yellow]The swarm did not take the announcement yet; trying again.[/]")
+                    console.print(
+                        "[yellow]The swarm has not taken the announcement yet. The node tries again.[/]"
+                    )
                 model = self._arguments.model or event.model
                 blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
                 _print_join(self._arguments, event, model, blocks)
-                console.print("Ctrl-C leaves cleanly.")
+                console.print("Ctrl-C stops it.")
             case "model_choice":
                 loud = "bold yellow" if details["is_change"] else "yellow"
                 console.print(f"[{loud}]{shown(str(details['message']))}[/]")
             case "unseen":
-                console.print(f"[yellow]Not seen[/]: {shown(str(details['message']))}; telling more of them.")
+                message = shown(str(details["message"]))
+                console.print(f"[yellow]Not seen[/]: {message}. It announces itself to more of them.")
             case "copied":
                 console.print(f"[bold yellow]Careful[/]: {shown(str(details['message']))}")
             case "seen":
-                console.print("[green]Seen again[/] by the swarm's directory.")
+                console.print("[green]Seen again[/] in the swarm's directory.")
             case "peer_found":
                 console.print(f"Found peer {short_peer_id(str(details['found']))} on this network.")
             case "wanted":
-                peers = cast(int, details["peers"])
-                console.print(f"{peers} client(s) want {shown(str(details['wanted']))}: taking it up.")
+                clients = plural(cast(int, details["peers"]), "client")
+                console.print(f"Wanted by {clients}: {shown(str(details['wanted']))}. The node loads it.")
             case "wish_failed":
                 wish = f"{details['wanted']}: {details['message']}"
                 console.print(f"[yellow]Cannot serve[/] {shown(wish)}")
@@ -345,7 +348,7 @@ class _Display:
             case "draining":
                 console.print(
                     f"Draining: {details.get('sessions')} sessions have "
-                    f"{details.get('drain_seconds'):.0f} s to end; Ctrl-C again stops at once."
+                    f"{details.get('drain_seconds'):.0f} s to end. Another Ctrl-C stops at once."
                 )
             case _ if line := auto_line(event):
                 console.print(line)

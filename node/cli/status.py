@@ -137,7 +137,7 @@ def print_tables(
     """``say`` completes the commands that are named."""
     if not report["models"]:
         start = say("Start with: `swarm-node serve --model PATH_OR_NAME`")
-        answers.print(f"Nobody serves anything in this swarm yet. {shown(start)}")
+        answers.print(f"Nobody serves a model in this swarm yet. {shown(start)}")
         for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
             answers.print(line)
         return
@@ -212,7 +212,7 @@ def _silent(model: dict[str, Any]) -> list[str]:
         return []
     names = ", ".join(map(short_peer_id, silent[:_LEFT_OUT_SHOWN]))
     more = f" and {len(silent) - _LEFT_OUT_SHOWN} more" if len(silent) > _LEFT_OUT_SHOWN else ""
-    return [f"  [yellow]no answer from here, so not counted[/]: {names}{more}"]
+    return [f"  [yellow]did not answer, so not counted[/]: {names}{more}"]
 
 
 def _deterministic(model: dict[str, Any]) -> list[str]:

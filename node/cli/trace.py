@@ -96,7 +96,7 @@ def trace_of(result: dict[str, Any]) -> Trace:
         predicted_s = predicted["prefill_ms"] / 1000 * min(1.0, fed / predicted["prompt_tokens"])
     says = _disagreements(stages)
     if predicted_s is not None and _differ(predicted_s * 1000, measured_s * 1000, measured_s * 1000):
-        says.append(f"The prefill took {measured_s:.2f} s, predicted were {predicted_s:.2f} s.")
+        says.append(f"The prefill took {measured_s:.2f} s; the prediction was {predicted_s:.2f} s.")
     gained_per_pass = (timings["new_tokens"] - 1) / passes
     return Trace(
         tuple(stages),
@@ -169,7 +169,7 @@ def _wire(
                 ways[at] /= 2
         expected = sum(ways)
         unmeasured = sum(not edge["measured"] for edge in edges)
-        note = f"{unmeasured} of {len(edges)} ways were only estimated" if unmeasured else ""
+        note = f"{unmeasured} of {len(edges)} links were only estimated" if unmeasured else ""
     return Stage(name, expected, chain["wire_ms"] * fed, note=note)
 
 

@@ -35,7 +35,7 @@ Check = Callable[[dict[str, Any]], object]
 """Raises UsageError for options of ``generate`` that cannot be."""
 
 MAX_SAVED_BYTES = 64 * 1024 * 1024
-NO_EDITOR = 'Typing with arrow keys over several lines needs prompt_toolkit: pip install "swarm-node[chat]"'
+NO_EDITOR = 'To edit messages of several lines, install prompt_toolkit: pip install "swarm-node[chat]"'
 
 
 def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> None:
@@ -64,8 +64,8 @@ def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> N
         chat = Chat(model, screen, conversation, check, survives=at_terminal)
         if not model.tokenizer.has_chat_template:
             raise UsageError(
-                f"{model.model} has no chat template, so it does not know turns",
-                hint="Take an instruct model, or `swarm-node generate --raw`.",
+                f"{model.model} has no chat template, so it cannot hold a chat",
+                hint="Use an instruct model, or `swarm-node generate --raw`.",
             )
         source = _source(arguments, at_terminal, chat, screen)
         chat.greet()
@@ -302,7 +302,7 @@ def _load(name: str, check: Check) -> Conversation:
     conversation = Conversation.loads(text)
     unknown = sorted(set(conversation.settings) - set(SETTINGS))
     if unknown:
-        raise UsageError(f"{path} sets {unknown[0]!r}, which is no option of a chat")
+        raise UsageError(f"{path} sets {unknown[0]!r}, which is not an option of a chat")
     check(conversation.settings)
     return conversation
 
@@ -314,7 +314,7 @@ def _save(path: Path, text: str) -> None:
             with path.open("rb") as file:
                 is_chat = b'"format": "swarm-node chat ' in file.read(64)
             if not is_chat:
-                raise UsageError(f"{path} is there and is no saved chat", hint="Choose another name.")
+                raise UsageError(f"{path} exists and is not a saved chat", hint="Choose another name.")
         replace_file(path, text)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {_reason(error)}", hint="Choose another place.") from error

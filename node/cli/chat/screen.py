@@ -202,7 +202,9 @@ def summary(result: Any) -> str:
     parts = [f"{timings.new_tokens} tokens at {timings.tokens_per_s:.1f} tokens/s"]
     parts.append(f"first after {timings.first_token_s:.2f} s")
     if timings.cached_tokens:
-        parts.append(f"{timings.cached_tokens} of {timings.prompt_tokens} prompt tokens known to the peers")
+        parts.append(
+            f"{timings.cached_tokens} of {timings.prompt_tokens} prompt tokens held by the peers already"
+        )
     parts.append(str(result.route))
     if result.finish_reason == "length":
         parts.append("cut off: the limit of tokens is reached (/set max_new_tokens N)")

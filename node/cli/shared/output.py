@@ -84,7 +84,7 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     )
 
 
-_NO_MEMORY = ("this machine has no more memory for this process", "Close other programs, or allow it more.")
+_NO_MEMORY = ("there is no more memory for this process", "Close other programs, or allow it more memory.")
 _NO_FILES = ("too many open files", "Allow more: ulimit -n 1024, or LimitNOFILE=1024 in systemd.")
 _NO_DISK = ("no room on the disk", "Make room in the temporary folder and in ~/.swarm-node, or name others.")
 _LACKS = {

@@ -109,7 +109,7 @@ def answers_to(raw: io.RawIOBase) -> Send:
                 raise ReaderGoneError("nobody reads standard output any more") from None
             raise OutputError(
                 f"cannot write standard output: {error.strerror or error}",
-                hint="What was asked for is not complete.",
+                hint="The output is not complete.",
             ) from None
 
     return send

@@ -146,7 +146,7 @@ async def test_a_name_is_pinned_and_unpinned(
 ) -> None:
     machine.snapshot = Snapshot([node("a", "0-29")], ())
     await run("pin", "TINY@abab")
-    assert capsys.readouterr().out.startswith("TINY is TINY@abababababab on this machine, and nothing else")
+    assert capsys.readouterr().out.startswith("TINY now means TINY@abababababab")
     assert KnownModels(known_models).pins() == (ModelName("TINY", MODEL.digest),)
     await run()
     assert "TINY@abababababab: pinned" in capsys.readouterr().out
@@ -171,7 +171,7 @@ async def test_a_pin_says_one_model(machine: Machine, words: tuple[str, ...]) ->
     assert caught.value.hint
     twin = replace(twin, model=replace(MODEL, digest="abab" + "0" * 60))
     machine.snapshot = Snapshot([node("a", "0-29"), twin], ())
-    with pytest.raises(UsageError, match="2 models of this swarm are tiny@abab"):
+    with pytest.raises(UsageError, match="2 models of this swarm match tiny@abab"):
         await run("pin", "tiny@abab")
 
 

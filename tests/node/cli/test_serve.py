@@ -43,8 +43,8 @@ def test_the_next_peer_is_told_how_to_get_in(words: tuple[str, ...], command: st
 @pytest.mark.parametrize(
     ("host", "maddrs", "says"),
     [
-        ("127.0.0.1", ("/ip4/127.0.0.1/tcp/1/p2p/x",), "no peer of the network is looked for"),
-        ("[::1]", ("/ip6/::1/tcp/1/p2p/x",), "no peer of the network is looked for"),
+        ("127.0.0.1", ("/ip4/127.0.0.1/tcp/1/p2p/x",), "it looks for no peers of the network"),
+        ("[::1]", ("/ip6/::1/tcp/1/p2p/x",), "it looks for no peers of the network"),
         ("any", ("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip6/::1/tcp/1/p2p/x"), "--announce"),
         ("any", ("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip6/2001:db8::1/tcp/1/p2p/x"), ""),
         ("127.0.0.1", ("/dns4/example.org/tcp/1/p2p/x",), ""),

@@ -46,7 +46,7 @@ def test_whoever_gives_no_answer_is_named_and_serves_nothing(capsys: pytest.Capt
     assert (model["missing"], model["silent"]) == (["20-29"], ["stranger"])
     print_tables(report)
     told = capsys.readouterr().out
-    assert "no answer from here, so not counted: …ranger" in told
+    assert "did not answer, so not counted: …ranger" in told
     assert "no peer serves blocks 20-29" in told
 
 

@@ -86,7 +86,7 @@ def test_the_wire_that_was_only_estimated() -> None:
     found["predicted"]["edges"][1]["measured"] = False
     (sentence,) = trace_of(found).disagreements
     assert sentence.startswith("wire: 1.0 ms a pass, 30.0 times as fast as predicted (30.0 ms)")
-    assert "1 of 3 ways were only estimated" in sentence
+    assert "1 of 3 links were only estimated" in sentence
 
 
 def test_small_differences_are_no_disagreement() -> None:
@@ -128,7 +128,7 @@ def test_one_token_has_a_prefill_only() -> None:
     trace = trace_of(result(timings={"new_tokens": 1, "prefill_s": 3.0, "cached_tokens": 50}))
     assert trace.stages == ()
     assert trace.prefill_predicted_s == 0.45  # half of the prompt was held
-    assert trace.disagreements == ("The prefill took 3.00 s, predicted were 0.45 s.",)
+    assert trace.disagreements == ("The prefill took 3.00 s; the prediction was 0.45 s.",)
     assert prefill_line(trace) == "Prefill of 50 tokens: 3.00 s measured, 0.45 s predicted"
     assert prefill_line(trace_of(result(predicted=None))).endswith("no prediction")
 
