@@ -14,7 +14,14 @@
     │   │   └── PeerSparedError     nor was it: too many peers say that they are where it is
     │   ├── StreamClosedError       the peer closed the stream
     │   │   └── LocalNetworkError   our own end of it is gone (p2pd died or hung): no peer's fault
-    │   └── PeerTimeoutError        the peer did not answer in time
+    │   ├── PeerTimeoutError        the peer did not answer in time
+    │   │   ├── PeerLateError       others were there before: it may only be slow
+    │   │   ├── PeerMuteError       it answers PING, and not what it was asked
+    │   │   └── TrialLostError      it took too long for a trial
+    │   ├── HopFailedError          a hop of a route cannot go on, or begin
+    │   ├── EdgeFailedError         two living hops of a route do not work together
+    │   ├── ReplayRefusedError      a hop cannot replay its journal
+    │   └── BrokenError             a route is broken, and it is not known yet where
     ├── RouteError                  no route covers the model now                   exit 5
     ├── ProtocolError               somebody broke the wire protocol                exit 6
     │   ├── RemoteProtocolError     the peer did (never trust it further)
@@ -26,6 +33,9 @@
     │   └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
     │       └── HungUpError         it is a terminal that was closed                exit 129
     └── CopiedIdentityError         another machine runs under our identity         exit 8
+
+Some rooms add classes of their own below these: ``NoRouteError`` (swarm/routing) says which blocks are
+missing. What never leaves its room, such as the exceptions inside a repair, is not in the tree.
 
 A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
 so they are whole sentences without a traceback, and at most two lines together.
@@ -152,6 +162,45 @@ class PeerLateError(PeerTimeoutError):
 class PeerMuteError(PeerTimeoutError):
     """The peer is there and answers PING, and does not do what it was asked: by its own account it never got
     the request, or has answered what nobody has heard."""
+
+
+class TrialLostError(PeerTimeoutError):
+    """A peer took too long for a trial (see ``client.session.trial``)."""
+
+
+class HopFailedError(NetworkError):
+    """A hop cannot go on (or begin); another may. ``cause`` is what happened."""
+
+    def __init__(self, peer_id: str, cause: SwarmError) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.peer_id = peer_id
+        self.cause = cause
+
+
+class EdgeFailedError(NetworkError):
+    """Two living hops of a chain, ``number - 1`` and ``number`` of the route, do not work together."""
+
+    def __init__(self, number: int, cause: SwarmError) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.number = number
+        self.cause = cause
+
+
+class ReplayRefusedError(NetworkError):
+    """A hop cannot replay its journal; its session is as it was. ``journal_lost``: the rows are not there;
+    otherwise it does not reach the next hop."""
+
+    def __init__(self, cause: SwarmError, *, journal_lost: bool) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.cause = cause
+        self.journal_lost = journal_lost
+
+
+class BrokenError(NetworkError):
+    """A hop of a route is in trouble. Look at all of them to see which, and what it is."""
+
+    def __init__(self) -> None:
+        super().__init__("the route is broken")
 
 
 class RouteError(SwarmError):

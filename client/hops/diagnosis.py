@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...swarm.codecs import activations
-from ...swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, StreamClosedError, SwarmError
-from .hop import HopClient, HopFailedError
+from ...swarm.errors import (
+    EdgeFailedError,
+    ErrorCode,
+    HopFailedError,
+    RemoteProtocolError,
+    StreamClosedError,
+    SwarmError,
+)
+from .hop import HopClient
 
 REFUSED_INPUT = frozenset(
     {
@@ -25,15 +32,6 @@ REFUSED_INPUT = frozenset(
 """Codes of steps whose sender may be at fault."""
 MISCOUNTED = frozenset({ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
 """Of these those that may come of what was sent before."""
-
-
-class EdgeFailedError(NetworkError):
-    """Two living hops of a chain, ``number - 1`` and ``number`` of the route, do not work together."""
-
-    def __init__(self, number: int, cause: SwarmError) -> None:
-        super().__init__(cause.message, hint=cause.hint)
-        self.number = number
-        self.cause = cause
 
 
 @dataclass(slots=True)

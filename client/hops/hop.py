@@ -15,10 +15,10 @@ from typing import Protocol, TypeVar
 from ...swarm.codecs.activations import payload_bytes
 from ...swarm.errors import (
     ErrorCode,
-    NetworkError,
     PeerMuteError,
     PeerTimeoutError,
     RemoteProtocolError,
+    ReplayRefusedError,
     StreamClosedError,
     SwarmError,
 )
@@ -60,29 +60,6 @@ NOBODY = b""
 _Answer = TypeVar("_Answer", Opened, Attached, Replayed)
 StepTold = Callable[[Progress, float], None]
 """Takes what a hop tells of its session, and how many seconds steps wait there."""
-
-
-class HopFailedError(NetworkError):
-    """A hop cannot go on (or begin); another may. ``cause`` is what happened."""
-
-    def __init__(self, peer_id: str, cause: SwarmError) -> None:
-        super().__init__(cause.message, hint=cause.hint)
-        self.peer_id = peer_id
-        self.cause = cause
-
-
-class TrialLostError(PeerTimeoutError):
-    """A peer took too long for a trial (see ``trial``)."""
-
-
-class ReplayRefusedError(NetworkError):
-    """A hop cannot replay its journal; its session is as it was. ``journal_lost``: the rows are not there;
-    otherwise it does not reach the next hop."""
-
-    def __init__(self, cause: SwarmError, *, journal_lost: bool) -> None:
-        super().__init__(cause.message, hint=cause.hint)
-        self.cause = cause
-        self.journal_lost = journal_lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from ...swarm.codecs import activations
 from ...swarm.errors import (
+    BrokenError,
+    EdgeFailedError,
+    HopFailedError,
     LocalNetworkError,
     PeerTimeoutError,
     RemoteProtocolError,
@@ -34,11 +37,11 @@ from ...swarm.routing.prediction import chunk_tokens
 from ...swarm.runtime.tasks import all_of
 from ...swarm.types import Hop, NodeInfo, Route
 from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
-from .diagnosis import EdgeFailedError, diagnose
-from .hop import HopClient, HopFailedError, Seat, SessionSettings
+from .diagnosis import diagnose
+from .hop import HopClient, Seat, SessionSettings
 from .row_watch import RowWatch
 from .rows import Rows
-from .segment import BrokenError, Patient, Segment
+from .segment import Patient, Segment
 
 SHORT_TOKENS = 33
 """A step of so many tokens goes through in one piece: one token and the longest draft behind it."""

@@ -16,9 +16,9 @@ from typing import Protocol
 
 from ...swarm.codecs.activations import payload_bytes
 from ...swarm.errors import (
+    BrokenError,
     ErrorCode,
     LocalProtocolError,
-    NetworkError,
     PeerLateError,
     PeerMuteError,
     PeerTimeoutError,
@@ -39,13 +39,6 @@ IN_FLIGHT_BYTES = 1024 * 1024
 steps on a link, and enough to fill a line of 100 Mbit/s with a round trip of 80 ms."""
 STEPS_IN_FLIGHT = 2
 """So many steps a hop may be under way whatever their size: one that computes and one that waits."""
-
-
-class BrokenError(NetworkError):
-    """A hop is in trouble: look at all of them to see which, and what it is."""
-
-    def __init__(self) -> None:
-        super().__init__("the route is broken")
 
 
 class Patient(Protocol):

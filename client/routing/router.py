@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from ...dht.directory import REFRESH_S, Directory
+from ...swarm.errors import HopFailedError, TrialLostError
 from ...swarm.faults import Faults
 from ...swarm.peer_health import PeerHealth
 from ...swarm.routing.prediction import Prediction, decode_seconds, queue_seconds
 from ...swarm.routing.slow_hop import ChainSpent, HopSpent
 from ...swarm.types import ModelRef, NodeInfo, Route, Span
-from ..hops.hop import HopFailedError, TrialLostError
 from .announcements import Announcements
 from .bans import Failures, is_fault
 from .demand import DemandTeller

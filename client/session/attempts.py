@@ -12,9 +12,8 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from ...swarm.errors import BusyError, LocalNetworkError, PeerLateError
+from ...swarm.errors import BusyError, HopFailedError, LocalNetworkError, PeerLateError
 from ...swarm.types import Hop, Span
-from ..hops.hop import HopFailedError
 from ..routing.evidence import Standing
 from ..routing.no_route import nobody_opens
 from ..routing.reserves import Wanted

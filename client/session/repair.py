@@ -18,14 +18,21 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...swarm.errors import PeerError, PeerTimeoutError, RemoteProtocolError, SwarmError
+from ...swarm.errors import (
+    BrokenError,
+    HopFailedError,
+    PeerError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    ReplayRefusedError,
+    SwarmError,
+)
 from ...swarm.protocol.messages import Downstream
 from ...swarm.runtime.tasks import all_of
 from ...swarm.types import Hop, Span
 from ..hops.diagnosis import Diagnosis, diagnose
-from ..hops.hop import HopClient, HopFailedError, ReplayRefusedError, Seat
+from ..hops.hop import HopClient, Seat
 from ..hops.route_session import RouteSession, attach, names_for, new_session, open_seat, own_fault, places
-from ..hops.segment import BrokenError
 from ..hops.trace import HopTimings
 from ..routing.bans import NO_FAULT
 from ..routing.route_finder import Planned

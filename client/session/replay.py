@@ -13,12 +13,12 @@ from time import perf_counter
 from torch import Tensor
 
 from ...swarm.codecs import activations
-from ...swarm.errors import RemoteProtocolError
+from ...swarm.errors import BrokenError, RemoteProtocolError
 from ...swarm.protocol.messages import Result, Want
 from ...swarm.protocol.wire import Payload
 from ...swarm.runtime.tasks import all_of
 from ..hops.hop import HopClient, StepTold
-from ..hops.segment import BrokenError, Segment, check_size
+from ..hops.segment import Segment, check_size
 
 REFEED_TOKENS = 256
 """Of one step: others' decode steps wait for one at most."""

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...swarm.errors import PeerTimeoutError, SwarmError
+from ...swarm.errors import HopFailedError, PeerTimeoutError, SwarmError
 from ...swarm.links.pool import LinkPool
 from ...swarm.runtime.tasks import cancel_all
 from ...swarm.types import Hop, NodeInfo, Route
-from ..hops.hop import HopFailedError
 from ..routing.evidence import Standing
 from ..routing.reserves import Wanted
 from ..routing.route_finder import Need

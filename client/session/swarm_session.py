@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ...swarm.errors import (
     BusyError,
+    EdgeFailedError,
+    HopFailedError,
     LocalNetworkError,
     LocalProtocolError,
     RemoteProtocolError,
@@ -29,8 +31,7 @@ from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.routing.prediction import Prediction
 from ...swarm.types import Route, Span
-from ..hops.diagnosis import EdgeFailedError
-from ..hops.hop import HopFailedError, SessionSettings
+from ..hops.hop import SessionSettings
 from ..hops.route_session import NoChains, RouteSession, RouteSettings
 from ..hops.rows import EmbeddedLater
 from ..hops.trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind

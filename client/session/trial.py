@@ -14,11 +14,11 @@ from time import perf_counter
 from torch import Tensor
 
 from ...swarm.codecs import activations
-from ...swarm.errors import NetworkError, SwarmError
+from ...swarm.errors import HopFailedError, NetworkError, SwarmError, TrialLostError
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Hop, NodeInfo
-from ..hops.hop import HopClient, HopFailedError, Seat, SessionSettings, TrialLostError
+from ..hops.hop import HopClient, Seat, SessionSettings
 from ..hops.route_session import new_session
 from ..hops.segment import Segment
 from ..routing.reserves import TRIAL_TOKENS

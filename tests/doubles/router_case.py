@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from swarm_node.client.hops.hop import HopFailedError
 from swarm_node.client.routing.route_finder import Need
 from swarm_node.client.routing.router import Router
-from swarm_node.swarm.errors import (
-    StreamClosedError,
-    SwarmError,
-)
+from swarm_node.swarm.errors import HopFailedError, StreamClosedError, SwarmError
 from tests.doubles.fake_swarm import FakeSwarm
 
 NEED = Need(kv_tokens=100, prompt_tokens=10, new_tokens=10)

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from swarm_node.client.hf import SwarmCache
-from swarm_node.client.hops.hop import HopFailedError
 from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.client.session import swarm_session
 from swarm_node.swarm.errors import (
     BusyError,
+    HopFailedError,
     ModelMismatchError,
     PeerUnreachableError,
     RouteError,

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from swarm_node.client.hops.hop import HopClient, ReplayRefusedError, Seat, SessionSettings
-from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
+from swarm_node.client.hops.hop import HopClient, Seat, SessionSettings
+from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError, ReplayRefusedError
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.protocol.messages import Attached, ErrorMessage, Replayed
 from swarm_node.swarm.types import Hop, Span

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from swarm_node.client.hops import segment as segment_module
-from swarm_node.client.hops.hop import HopFailedError
 from swarm_node.client.hops.route_session import RouteSession
-from swarm_node.swarm.errors import PeerTimeoutError, StreamClosedError, SwarmError
+from swarm_node.swarm.errors import HopFailedError, PeerTimeoutError, StreamClosedError, SwarmError
 from swarm_node.swarm.links import link as link_module
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.links.pool import LinkPool

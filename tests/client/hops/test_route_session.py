@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swarm_node.client.hops.diagnosis import EdgeFailedError
-from swarm_node.client.hops.hop import HopFailedError
 from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import (
     BusyError,
+    EdgeFailedError,
     ErrorCode,
+    HopFailedError,
     LocalProtocolError,
     ModelMismatchError,
     PeerError,

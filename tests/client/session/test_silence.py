@@ -7,9 +7,8 @@ from time import perf_counter
 
 import pytest
 
-from swarm_node.client.hops.hop import HopFailedError
 from swarm_node.client.hops.route_session import RouteSession
-from swarm_node.swarm.errors import PeerTimeoutError
+from swarm_node.swarm.errors import HopFailedError, PeerTimeoutError
 from swarm_node.swarm.links import link as link_module
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.links.round_trips import SLOW_LINE_BYTES, RoundTrips

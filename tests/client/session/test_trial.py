@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from swarm_node.client.hops.hop import HopFailedError
 from swarm_node.client.session.scout import Scout
 from swarm_node.client.session.trial import TRIAL_STEPS, try_peer
+from swarm_node.swarm.errors import HopFailedError
 from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.links.pool import LinkPool
 from tests.doubles.fake_swarm import BOS, MODEL, FakeSwarm, ToyHead, until
