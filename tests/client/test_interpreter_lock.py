@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreter_lock import measured
 
+from scripts.studies.interpreter_lock import measured
 from swarm_node.client.gateway.http.body import MAX_NAMES, parse_json
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.guided.token_guide import Guides

@@ -6,16 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from bench_clients import StreamRun, summarize
-from bench_engine import read_bytes_per_s
-from bench_figures import medians, percentile, spread_ms
-from bench_parts import interference_costs
-from bench_prompts import long_prompt
-from worker_process import Worker, WorkerFailedError, run_in_process
 
+from scripts.lab.bench.clients import StreamRun, summarize
+from scripts.lab.bench.engine import read_bytes_per_s
+from scripts.lab.bench.figures import medians, percentile, spread_ms
+from scripts.lab.bench.parts import interference_costs
+from scripts.lab.processes.worker import Worker, WorkerFailedError, run_in_process
+from scripts.lab.prompts import long_prompt
 from tests import ROOT
-
-SCRIPTS = ROOT / "scripts"
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -74,10 +72,10 @@ def test_bandwidth_is_plausible() -> None:
 
 
 def test_a_worker_returns_waits_and_tells_what_went_wrong() -> None:
-    assert run_in_process("bench_figures:percentile", values=[3, 1, 2], share=1.0) == 3
+    assert run_in_process("scripts.lab.bench.figures:percentile", values=[3, 1, 2], share=1.0) == 3
     with pytest.raises(WorkerFailedError, match="no_such_function"):
-        run_in_process("bench_figures:no_such_function")
-    worker = Worker("bench_figures:rss_mb")
+        run_in_process("scripts.lab.bench.figures:no_such_function")
+    worker = Worker("scripts.lab.bench.figures:rss_mb")
     with pytest.raises(WorkerFailedError, match="never ready"):
         worker.wait_ready()
     worker.close()
@@ -85,8 +83,8 @@ def test_a_worker_returns_waits_and_tells_what_went_wrong() -> None:
 
 
 def test_help_and_wrong_options_are_plain() -> None:
-    script = [sys.executable, str(SCRIPTS / "bench.py")]
-    shown = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=60)
+    script = [sys.executable, "-m", "scripts.lab.bench"]
+    shown = subprocess.run([*script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "--parts" in shown.stdout
     for options, word in (
@@ -94,7 +92,7 @@ def test_help_and_wrong_options_are_plain() -> None:
         (["--nodes", "31"], "30"),
         (["--repeat", "0"], "0"),
     ):
-        failed = subprocess.run([*script, *options], capture_output=True, text=True, timeout=60)
+        failed = subprocess.run([*script, *options], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert failed.returncode == 2
         assert word in failed.stderr
         assert "Traceback" not in failed.stderr

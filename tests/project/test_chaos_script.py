@@ -1,4 +1,4 @@
-"""scripts/chaos and scripts/failure_rates: schedule, arithmetic and command line."""
+"""scripts/chaos and scripts/study failure_rates: schedule, arithmetic and command line."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import sys
 from collections import Counter
 from typing import Any
 
-import chaos
-import failure_rates
 import pytest
-from chaos_remains import held
-from chaos_report import figures, grouped, percentile, problems_of, tables
-from chaos_schedule import KILL, KINDS, chosen, schedule
-from chaos_watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
-from faulty_transport import KINDS as HOSTILE
 from rich.console import Console
 
+from scripts.lab.chaos import __main__ as chaos
+from scripts.lab.chaos.remains import held
+from scripts.lab.chaos.report import figures, grouped, percentile, problems_of, tables
+from scripts.lab.chaos.schedule import KILL, KINDS, chosen, schedule
+from scripts.lab.chaos.watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
+from scripts.lab.faulty_transport import KINDS as HOSTILE
+from scripts.studies.failure_rates import __main__ as failure_rates
 from tests import ROOT
 
-SCRIPTS = ROOT / "scripts"
 A, B, C = "peer-a", "peer-b", "peer-c"
 
 
@@ -244,10 +243,14 @@ def test_defaults_follow_what_is_asked_for() -> None:
     assert failure_rates.parse(["--rates", "0,1e-3", "--steps", "16"]).rates == (0.0, 1e-3)
 
 
-@pytest.mark.parametrize("script", ["chaos", "failure_rates"])
+@pytest.mark.parametrize("script", ["lab.chaos", "studies.failure_rates"])
 def test_help_is_plain(script: str) -> None:
     shown = subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", f"scripts.{script}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert shown.returncode == 0
     assert "Exit code" in shown.stdout

@@ -1,10 +1,11 @@
-"""scripts/directory_attack in little: a directory with hostile nodes tells everybody who is there."""
+"""scripts/study directory_attack in little: a directory with hostile nodes tells everybody who is there."""
 
 from __future__ import annotations
 
-import directory_attack
 import pytest
-from directory_attack import Case
+
+from scripts.studies.directory_attack import __main__ as directory_attack
+from scripts.studies.directory_attack.__main__ import Case
 
 
 @pytest.mark.parametrize(

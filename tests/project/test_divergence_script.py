@@ -1,4 +1,4 @@
-"""scripts/divergence: its arithmetic, and a small run of the real thing."""
+"""scripts/study divergence: its arithmetic, and a small run of the real thing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from divergence import rates, show_costs, wilson
-from divergence_measure import _compare, _groups
 
+from scripts.studies.divergence.__main__ import rates, show_costs, wilson
+from scripts.studies.divergence.measure import _compare, _groups
 from tests import ROOT
 
-SCRIPT = [sys.executable, str(ROOT / "scripts" / "divergence.py")]
+SCRIPT = [sys.executable, "-m", "scripts.studies.divergence"]
 
 
 def test_intervals() -> None:
@@ -53,11 +53,11 @@ def test_costs_are_a_table_that_documentation_can_hold(capsys: pytest.CaptureFix
 
 
 def test_bad_words_are_plain() -> None:
-    shown = subprocess.run([*SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    shown = subprocess.run([*SCRIPT, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "undisturbed" in shown.stdout
     for options, word in ((["--ways", "nothing"], "nothing"), (["--tokens", "1"], "--tokens")):
-        failed = subprocess.run([*SCRIPT, *options], capture_output=True, text=True, timeout=60)
+        failed = subprocess.run([*SCRIPT, *options], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert failed.returncode == 2
         assert word in failed.stderr
 
@@ -70,6 +70,7 @@ def test_a_deterministic_answer_stays_itself(smollm2_path: Path, tmp_path: Path)
     options = ["--model", str(smollm2_path), "--prompts", "2", "--prompt-tokens", "48"]
     done = subprocess.run(
         [*SCRIPT, *options, *size, "--json", str(report), "--ways", way],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=170,

@@ -1,13 +1,14 @@
-"""scripts/churn and scripts/placement in little: what they report is there, and holds."""
+"""scripts/study churn and scripts/study placement in little: what they report is there, and holds."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from argparse import Namespace
 
-import churn
-import placement as placement_script
 import pytest
+
+from scripts.studies.churn import __main__ as churn
+from scripts.studies.placement import __main__ as placement_script
 
 
 def test_a_small_day_of_churn_and_its_picture() -> None:

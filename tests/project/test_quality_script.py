@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from scripts.lab.quality import __main__ as quality
+from scripts.lab.quality import measure
 from tests import ROOT
-
-SCRIPTS = ROOT / "scripts"
 
 PROSE = (
     "It was a bright cold morning when the two of them walked down to the harbour. The boats had gone out "
@@ -22,19 +19,7 @@ PROSE = (
 ) * 6
 
 
-def load(name: str) -> ModuleType:
-    loader = SourceFileLoader(f"quality_under_test_{name.partition('.')[0]}", str(SCRIPTS / name))
-    spec = spec_from_loader(loader.name, loader)
-    if spec is None:
-        raise ImportError(name)
-    module = module_from_spec(spec)
-    sys.modules[loader.name] = module  # dataclasses look their module up
-    loader.exec_module(module)
-    return module
-
-
 def test_text_begins_with_the_first_chapter_and_ends_with_the_book() -> None:
-    quality = load("quality")
     contents = "A Book\n\nCHAPTER 1. Loomings.\nCHAPTER 2. The Bag.\n\n"
     book = "CHAPTER 1. Loomings.\n\n" + "Call me Ishmael. " * 60 + "\n\nCHAPTER 2. The Bag.\n\nIt was."
     found = quality.without_front_matter(contents + book + "\n*** END OF THE BOOK ***\nLicence")
@@ -44,16 +29,16 @@ def test_text_begins_with_the_first_chapter_and_ends_with_the_book() -> None:
 
 
 def test_help_and_bad_input_are_plain() -> None:
-    script = [sys.executable, str(SCRIPTS / "quality")]
-    shown = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=60)
+    script = [sys.executable, "-m", "scripts.lab.quality"]
+    shown = subprocess.run([*script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "--text" in shown.stdout
     for options, word in (
         (["--text", "/no/such/file"], "cannot read"),
         (["--window", "1"], "--window"),
-        (["--model", "/no/such/model", "--text", str(SCRIPTS / "quality")], "/no/such/model"),
+        (["--model", "/no/such/model", "--text", str(ROOT / "scripts/quality")], "/no/such/model"),
     ):
-        failed = subprocess.run([*script, *options], capture_output=True, text=True, timeout=60)
+        failed = subprocess.run([*script, *options], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert failed.returncode != 0
         assert word in failed.stderr
         assert "Traceback" not in failed.stderr
@@ -61,7 +46,6 @@ def test_help_and_bad_input_are_plain() -> None:
 
 @pytest.mark.model
 def test_the_default_codec_stays_close_to_float32(smollm2_path: Path) -> None:
-    measure = load("quality_measure.py")
     with torch.inference_mode(), measure.open_checkpoint(str(smollm2_path)) as checkpoint:
         reference = measure.LocalModel(checkpoint, measure.REFERENCE)
         ids = checkpoint.tokenizer().encode(PROSE)[:96]

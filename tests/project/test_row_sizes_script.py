@@ -1,12 +1,13 @@
-"""scripts/row_sizes: no row of an honest model is taken for a lie."""
+"""scripts/study row_sizes: no row of an honest model is taken for a lie."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import row_sizes
-from tiny_model import BLOCKS, write_tiny_model
+
+from scripts.lab.tiny_model import BLOCKS, write_tiny_model
+from scripts.studies import row_sizes
 
 
 def test_a_model_of_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from soak_verdict import (
+
+from scripts.lab.soak.verdict import (
     GROWTH_MB,
     SLOPE_FROM_S,
     Sample,
@@ -17,10 +18,7 @@ from soak_verdict import (
     second_half_growth,
     slope,
 )
-
 from tests import ROOT
-
-SCRIPTS = ROOT / "scripts"
 
 IDLE = Sample(
     at=0.0,
@@ -113,10 +111,12 @@ def test_faults_of_the_node_are_told_from_those_of_peers() -> None:
 
 
 def test_help_and_wrong_options_are_plain() -> None:
-    script = [sys.executable, str(SCRIPTS / "soak.py")]
-    shown = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=60)
+    script = [sys.executable, "-m", "scripts.lab.soak"]
+    shown = subprocess.run([*script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "--minutes" in shown.stdout
-    failed = subprocess.run([*script, "--minutes", "none"], capture_output=True, text=True, timeout=60)
+    failed = subprocess.run(
+        [*script, "--minutes", "none"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert failed.returncode == 2
     assert "'none'" in failed.stderr

@@ -1,4 +1,4 @@
-"""scripts/speculation: its verdict, and a small run of the real thing over a tiny model."""
+"""scripts/study speculation: its verdict, and a small run of the real thing over a tiny model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import speculation_measure
 import torch
-from speculation import by_group, failures, show
-from speculation_measure import KnownAnswer
-from tiny_model import write_tiny_model
 
+from scripts.lab.tiny_model import write_tiny_model
+from scripts.studies.speculation import measure as speculation_measure
+from scripts.studies.speculation.__main__ import by_group, failures, show
+from scripts.studies.speculation.measure import KnownAnswer
 from tests import ROOT
 
-SCRIPT = [sys.executable, str(ROOT / "scripts" / "speculation.py")]
+SCRIPT = [sys.executable, "-m", "scripts.studies.speculation"]
 
 
 def _answer(group: str, times: float, *, identical: bool = True) -> dict[str, Any]:
@@ -91,9 +91,11 @@ async def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_bad_words_are_plain() -> None:
-    shown = subprocess.run([*SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    shown = subprocess.run([*SCRIPT, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "token for token" in shown.stdout
-    failed = subprocess.run([*SCRIPT, "--round-trip", "no"], capture_output=True, text=True, timeout=60)
+    failed = subprocess.run(
+        [*SCRIPT, "--round-trip", "no"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert failed.returncode == 2
     assert "--round-trip" in failed.stderr

@@ -1,8 +1,8 @@
-"""scripts/sybils in little: what it promises holds."""
+"""scripts/study sybils in little: what it promises holds."""
 
 from __future__ import annotations
 
-import sybils
+from scripts.studies import sybils
 
 
 def test_a_few_attackers() -> None:

@@ -1,6 +1,6 @@
 """A client in a process of its own that answers whenever a line comes on its standard input.
 
-asked_client.py MODEL INITIAL_PEER...
+python -m tests.swarms.asked_client MODEL INITIAL_PEER...
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from local_swarm import LocalSwarm, split_evenly
-from nursery import Nursery
-from tiny_model import write_tiny_model
 
+from scripts.lab.local_swarm import LocalSwarm, split_evenly
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import write_tiny_model
 from tests.swarms.harness import EXACT, MARK, ONE_THREAD, Cli
 
 CLI_MODULE = "swarm_node.node.cli.main"
@@ -24,16 +24,16 @@ DAEMONS_END_S = 20.0
 
 
 @pytest.fixture(scope="session")
-def nursery_mark() -> str:
-    """The mark of all that the nursery starts, for whichever module."""
-    return f"{os.getpid()}-nursery"
+def fork_server_mark() -> str:
+    """The mark of all that the fork server starts, for whichever module."""
+    return f"{os.getpid()}-fork-server"
 
 
 @pytest.fixture(scope="session")
-def nursery(nursery_mark: str) -> Iterator[Nursery]:
+def fork_server(fork_server_mark: str) -> Iterator[ForkServer]:
     """Starts processes without importing torch anew for each."""
-    with Nursery({"OMP_NUM_THREADS": "1", MARK: nursery_mark}) as nursery:
-        yield nursery
+    with ForkServer({"OMP_NUM_THREADS": "1", MARK: fork_server_mark}) as fork_server:
+        yield fork_server
 
 
 @pytest.fixture
@@ -43,11 +43,11 @@ def cli_environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def cli(nursery: Nursery, cli_environment: dict[str, str]) -> Cli:
+def cli(fork_server: ForkServer, cli_environment: dict[str, str]) -> Cli:
     """Runs ``swarm-node`` to its end."""
 
     def run(*arguments: str, stdin: str = "", timeout: float = 90) -> subprocess.CompletedProcess[str]:
-        return nursery.run(
+        return fork_server.run(
             ["-m", CLI_MODULE, *arguments], environment=cli_environment, stdin=stdin, timeout=timeout
         )
 
@@ -71,27 +71,27 @@ def cold_cli(cli_environment: dict[str, str]) -> Cli:
     return run
 
 
-def _descendants(mark: str, nursery_mark: str) -> dict[int, str]:
-    """Processes that inherited a mark, whoever their parent is by now, except for the nursery itself."""
+def _descendants(mark: str, fork_server_mark: str) -> dict[int, str]:
+    """Processes that inherited a mark, whoever their parent is by now, except for the fork server itself."""
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error):  # of another user, or gone meanwhile
             theirs = process.environ().get(MARK)
-            is_nursery = theirs == nursery_mark and process.ppid() == os.getpid()
-            if process.pid != os.getpid() and theirs in (mark, nursery_mark) and not is_nursery:
+            is_fork_server = theirs == fork_server_mark and process.ppid() == os.getpid()
+            if process.pid != os.getpid() and theirs in (mark, fork_server_mark) and not is_fork_server:
                 found[process.pid] = " ".join(process.info["cmdline"] or [])[:100]
     return found
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_process_stays(nursery_mark: str) -> Iterator[None]:
+def no_process_stays(fork_server_mark: str) -> Iterator[None]:
     """What a module starts ends with it: nodes, clients, and the daemons of those that were killed."""
     mark = f"{os.getpid()}-{time.monotonic()}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         yield
     deadline = time.monotonic() + DAEMONS_END_S
-    while (left := _descendants(mark, nursery_mark)) and time.monotonic() < deadline:
+    while (left := _descendants(mark, fork_server_mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"processes outlive their swarm: {left}"
 
@@ -103,17 +103,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exact_swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+def exact_swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     """SmolLM2 in float32 over three processes."""
     options = [*ONE_THREAD, *EXACT]
-    with LocalSwarm(smollm2_path, split_evenly(30, 3), serve_options=options, launch=nursery.launch) as swarm:
+    with LocalSwarm(
+        smollm2_path, split_evenly(30, 3), serve_options=options, launch=fork_server.launch
+    ) as swarm:
         yield swarm
 
 
 @pytest.fixture(scope="module")
-def default_swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+def default_swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     """SmolLM2 as a person would serve it, over three processes."""
     with LocalSwarm(
-        smollm2_path, split_evenly(30, 3), serve_options=ONE_THREAD, launch=nursery.launch
+        smollm2_path, split_evenly(30, 3), serve_options=ONE_THREAD, launch=fork_server.launch
     ) as swarm:
         yield swarm

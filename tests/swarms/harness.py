@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from local_swarm import LocalSwarm
-
+from scripts.lab.local_swarm import LocalSwarm
 from swarm_node.client import AsyncSwarmModel
 
 MARK = "SWARM_NODE_TEST_RUN"

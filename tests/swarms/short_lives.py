@@ -1,13 +1,12 @@
 """Runs a Python program of ours in which announcements live for some seconds and a machine sleeps for fewer.
 
-short_lives.py TTL_SECONDS SLEPT_SECONDS PROGRAM...        a script, or -m and a module, and its words
+python -m tests.swarms.short_lives TTL_SECONDS SLEPT_SECONDS -m MODULE WORDS...
 """
 
 from __future__ import annotations
 
 import runpy
 import sys
-from pathlib import Path
 
 from swarm_node.dht.kademlia.directory import HivemindDirectory
 from swarm_node.swarm.transport.p2pd import supervisor
@@ -17,13 +16,8 @@ def main() -> None:
     ttl, slept, *program = sys.argv[1:]
     HivemindDirectory.create.__func__.__kwdefaults__["ttl"] = float(ttl)  # type: ignore[attr-defined]
     supervisor.SLEPT_S = float(slept)
-    if program[0] == "-m":
-        sys.argv = program[1:]
-        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = program
-        sys.path.insert(0, str(Path(program[0]).parent))
-        runpy.run_path(program[0], run_name="__main__")
+    sys.argv = program[1:]
+    runpy.run_module(program[1], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

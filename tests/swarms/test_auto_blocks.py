@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from local_swarm import LocalSwarm, NodeProcess
-from nursery import Nursery
-from tiny_model import VOCAB, write_tiny_model
 
+from scripts.lab.local_swarm import LocalSwarm, NodeProcess
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import VOCAB, write_tiny_model
 from swarm_node.client import SwarmModel
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import KvPool, Piece
@@ -84,7 +84,7 @@ def wait_covered(nodes: Sequence[NodeProcess], seconds: float = 60.0) -> None:
 
 
 def test_auto_nodes_cover_the_model_recover_it_and_take_in_another(
-    tmp_path: Path, nursery: Nursery, cli: Cli
+    tmp_path: Path, fork_server: ForkServer, cli: Cli
 ) -> None:
     model = write_tiny_model(tmp_path, blocks=BLOCKS)
     right = greedy(model)
@@ -100,7 +100,7 @@ def test_auto_nodes_cover_the_model_recover_it_and_take_in_another(
     with ExitStack() as stack:
         swarm = stack.enter_context(
             LocalSwarm(
-                model, [], serve_options=OPTIONS, overrides={"look_seconds": 0.5}, launch=nursery.launch
+                model, [], serve_options=OPTIONS, overrides={"look_seconds": 0.5}, launch=fork_server.launch
             )
         )
         for threads, blocks in (("1", 5), ("2", 4), ("1", 4)):

@@ -8,9 +8,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from local_swarm import LocalSwarm
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.processes.fork_server import ForkServer
 from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
@@ -120,7 +120,7 @@ def test_an_empty_prompt(cli: Cli, default_swarm: LocalSwarm) -> None:
 
 
 def test_another_model_under_the_same_name(
-    cli: Cli, nursery: Nursery, smollm2_path: Path, tmp_path: Path
+    cli: Cli, fork_server: ForkServer, smollm2_path: Path, tmp_path: Path
 ) -> None:
     """A file that differs in one weight is another model, and both sides can tell."""
     other = tmp_path / smollm2_path.name
@@ -130,7 +130,7 @@ def test_another_model_under_the_same_name(
         tail = bytearray(file.read())
         file.seek(-2000, 2)
         file.write(bytes(byte ^ 1 for byte in tail))
-    with LocalSwarm(other, ["0-29"], serve_options=ONE_THREAD, launch=nursery.launch) as swarm:
+    with LocalSwarm(other, ["0-29"], serve_options=ONE_THREAD, launch=fork_server.launch) as swarm:
         peers = ("--initial-peers", swarm.initial_peers[0])
         done = cli("generate", "--model", str(smollm2_path), *peers, QUESTION)
         _refused(done, 3, "differ|another|digest")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from local_swarm import LocalSwarm, split_evenly
 
+from scripts.lab.local_swarm import LocalSwarm, split_evenly
 from swarm_node.client import SwarmModel, generate
 from tests.swarms.harness import ONE_THREAD, Cli
 

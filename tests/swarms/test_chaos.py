@@ -13,21 +13,22 @@ from typing import Any
 
 import psutil
 import pytest
-from chaos_schedule import KINDS
 
+from scripts.lab.chaos.schedule import KINDS
 from tests import ROOT
 from tests.swarms.harness import MARK
 
 pytestmark = [pytest.mark.swarm]
 
-CHAOS = ROOT / "scripts" / "chaos.py"
+CHAOS = [sys.executable, "-m", "scripts.lab.chaos"]
 STARTED_S = 60.0
 ENDED_S = 30.0
 
 
 def _chaos(*options: str, timeout: float = 240) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(CHAOS), "--model", "tiny", *options, "--json", "-"],
+        [*CHAOS, "--model", "tiny", *options, "--json", "-"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -52,8 +53,7 @@ def test_every_kind_of_fault_costs_no_token() -> None:
 def test_no_process_outlives_it_when_it_is_killed(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
-            sys.executable,
-            str(CHAOS),
+            *CHAOS,
             "--kills",
             "1000",
             "--clients",
@@ -64,6 +64,7 @@ def test_no_process_outlives_it_when_it_is_killed(tmp_path: Path) -> None:
             "2",
             "--verbose",
         ],
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

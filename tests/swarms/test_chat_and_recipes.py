@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_swarm import LocalSwarm, NodeProcess, split_evenly
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm, NodeProcess, split_evenly
+from scripts.lab.processes.fork_server import ForkServer
 from tests import ROOT
 from tests.doubles.terminal import CTRL_C, CTRL_D, ENTER, Terminal
 from tests.swarms.harness import ONE_THREAD, Cli
@@ -27,15 +27,15 @@ EXPECTED = "# → "
 
 
 @pytest.fixture(scope="module")
-def swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+def swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     with LocalSwarm(
-        smollm2_path, split_evenly(30, 2), serve_options=ONE_THREAD, launch=nursery.launch
+        smollm2_path, split_evenly(30, 2), serve_options=ONE_THREAD, launch=fork_server.launch
     ) as swarm:
         yield swarm
 
 
 @pytest.fixture(scope="module")
-def gateway(swarm: LocalSwarm, nursery: Nursery) -> Iterator[str]:
+def gateway(swarm: LocalSwarm, fork_server: ForkServer) -> Iterator[str]:
     """Where one listens."""
     words = [
         "gateway",
@@ -47,7 +47,7 @@ def gateway(swarm: LocalSwarm, nursery: Nursery) -> Iterator[str]:
         "--port",
         "0",
     ]
-    process = NodeProcess(words, launch=nursery.launch)
+    process = NodeProcess(words, launch=fork_server.launch)
     try:
         yield process.wait_for("listening")["url"]
     finally:

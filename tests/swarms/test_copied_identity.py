@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from event_process import stop_all
-from local_swarm import NodeProcess, ProcessFailedError
-from nursery import Nursery
-from wan_lab_network import WanLab, why_not_here
 
+from scripts.lab.local_swarm import NodeProcess, ProcessFailedError
+from scripts.lab.processes.event_process import stop_all
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.wan_lab.network import WanLab, why_not_here
 from tests.swarms.harness import EXACT, Cli
 
 pytestmark = pytest.mark.swarm
@@ -25,21 +25,21 @@ ASK = ("--quiet", "--max-new-tokens", "4", "--wire-codec", "none", *EXACT, "hell
 class Machines:
     """Processes that have homes of their own."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
+    def __init__(self, folder: Path, fork_server: ForkServer) -> None:
         self.folder = folder
-        self._nursery = nursery
+        self._fork_server = fork_server
         self.started: list[NodeProcess] = []
 
     def start(self, home: str, *words: str) -> NodeProcess:
         environment = {"SWARM_NODE_HOME": str(self.folder / home)}
-        node = NodeProcess([*words], environment=environment, launch=self._nursery.launch)
+        node = NodeProcess([*words], environment=environment, launch=self._fork_server.launch)
         self.started.append(node)
         return node
 
 
 @pytest.fixture
-def machines(tmp_path: Path, nursery: Nursery) -> Iterator[Machines]:
-    machines = Machines(tmp_path, nursery)
+def machines(tmp_path: Path, fork_server: ForkServer) -> Iterator[Machines]:
+    machines = Machines(tmp_path, fork_server)
     try:
         yield machines
     finally:
@@ -78,9 +78,11 @@ def test_the_later_of_two_stops_and_the_first_one_serves(machines: Machines, tin
 
 
 @pytest.mark.skipif(bool(why_not_here()), reason=f"no laboratory here: {why_not_here()}")
-def test_two_machines_alone_on_a_lan_find_out_too(tiny: Path, nursery: Nursery, tmp_path: Path) -> None:
+def test_two_machines_alone_on_a_lan_find_out_too(
+    tiny: Path, fork_server: ForkServer, tmp_path: Path
+) -> None:
     """They do not meet in a directory: nobody dials himself."""
-    machines = Machines(tmp_path, nursery)
+    machines = Machines(tmp_path, fork_server)
     serve = ("serve", "--json", *SMALL, "--model", str(tiny))
     with WanLab(multicast=True) as lab:
         try:

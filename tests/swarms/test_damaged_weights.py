@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from local_swarm import NodeProcess
-from nursery import Nursery
-from tiny_model import write_tiny_model
 
+from scripts.lab.local_swarm import NodeProcess
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import write_tiny_model
 from tests.swarms.harness import EXACT, Cli
 
 pytestmark = pytest.mark.swarm
@@ -27,7 +27,7 @@ def zero(home: Path) -> int:
 
 
 def test_holes_are_neither_served_nor_asked_with(
-    tmp_path: Path, nursery: Nursery, cli: Cli, cli_environment: dict[str, str]
+    tmp_path: Path, fork_server: ForkServer, cli: Cli, cli_environment: dict[str, str]
 ) -> None:
     model = tmp_path / "tiny"
     model.mkdir()
@@ -37,7 +37,7 @@ def test_holes_are_neither_served_nor_asked_with(
     def start(home: Path, *words: str) -> NodeProcess:
         environment = {"SWARM_NODE_HOME": str(home)}
         started.append(
-            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=nursery.launch)
+            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=fork_server.launch)
         )
         return started[-1]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from local_swarm import LocalSwarm
-from transformers_oracle import load_transformers
 
+from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.transformers_oracle import load_transformers
 from swarm_node.client import SwarmModel
 from swarm_node.client.hf import AutoSwarmModelForCausalLM
 

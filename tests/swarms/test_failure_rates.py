@@ -1,4 +1,4 @@
-"""scripts/failure_rates on a tiny model: answers in spite of failures, by repair and by restart."""
+"""scripts/study failure_rates on a tiny model: answers in spite of failures, by repair and by restart."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tests import ROOT
 
 pytestmark = [pytest.mark.swarm]
 
-SCRIPT = ROOT / "scripts" / "failure_rates.py"
+SCRIPT = [sys.executable, "-m", "scripts.studies.failure_rates"]
 
 
 def test_a_small_table_is_measured_in_one_run() -> None:
     options = ["--model", "tiny", "--rates", "0.05", "--steps", "24", "--seconds", "1", "--limit", "15"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, "--replicas", "2", "--spans", "1", "--json", "-"],
+        [*SCRIPT, *options, "--replicas", "2", "--spans", "1", "--json", "-"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=150,

@@ -11,10 +11,10 @@ from typing import Any
 
 import openai
 import pytest
-from event_process import EventProcess
-from local_swarm import LocalSwarm
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.processes.event_process import EventProcess
+from scripts.lab.processes.fork_server import ForkServer
 from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
@@ -30,22 +30,22 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+def swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     """Two ways through the second half, so that one may die."""
     spans = ["0-14", "15-29", "15-29"]
-    with LocalSwarm(smollm2_path, spans, serve_options=ONE_THREAD, launch=nursery.launch) as swarm:
+    with LocalSwarm(smollm2_path, spans, serve_options=ONE_THREAD, launch=fork_server.launch) as swarm:
         yield swarm
 
 
 @pytest.fixture(scope="module")
 def gateway(
-    swarm: LocalSwarm, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
+    swarm: LocalSwarm, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EventProcess]:
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text("sk-of-the-tests\n")
     words = ["gateway", "--json", "--model", swarm.model, "--port", "0", "--threads", "1"]
     words += ["--initial-peers", swarm.initial_peers[0], "--api-key-file", str(keys), "--drain-seconds", "5"]
-    process = EventProcess("gateway", ["-m", "swarm_node.node.cli.main", *words], launch=nursery.launch)
+    process = EventProcess("gateway", ["-m", "swarm_node.node.cli.main", *words], launch=fork_server.launch)
     try:
         process.wait_for("listening")
         yield process

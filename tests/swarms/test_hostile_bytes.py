@@ -6,9 +6,9 @@ import asyncio
 import random
 
 import pytest
-from hostile_bytes import hostile_streams
-from local_swarm import LocalSwarm
 
+from scripts.lab.hostile_bytes import hostile_streams
+from scripts.lab.local_swarm import LocalSwarm
 from swarm_node.client import SwarmModel
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID, FrameParser

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_swarm import LocalSwarm
-from nursery import Nursery
-from worker_process import Worker
 
+from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.processes.worker import Worker
 from tests.swarms.harness import EXACT, exact_client
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
@@ -26,12 +26,12 @@ NOTICED_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def small_swarm(smollm2_path: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+def small_swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     """Two nodes in float32 that say how they are and drop sessions after a second."""
     options = ["--threads", "1", "--kv-cache-tokens", str(KV_TOKENS), *EXACT]
     overrides = {"idle_session_seconds": 1.0}
     with LocalSwarm(
-        smollm2_path, ["0-14", "15-29"], serve_options=options, overrides=overrides, launch=nursery.launch
+        smollm2_path, ["0-14", "15-29"], serve_options=options, overrides=overrides, launch=fork_server.launch
     ) as swarm:
         yield swarm
 
@@ -100,7 +100,7 @@ async def test_an_idle_session_is_dropped_and_repaired(small_swarm: LocalSwarm) 
 
 
 async def test_a_killed_client_leaves_nothing(small_swarm: LocalSwarm) -> None:
-    worker = Worker("soak_polite:client_to_kill", initial_peers=small_swarm.initial_peers)
+    worker = Worker("scripts.lab.soak.polite:client_to_kill", initial_peers=small_swarm.initial_peers)
     try:
         await asyncio.to_thread(worker.wait_ready)
         await _until(small_swarm, lambda now: now["engine"]["used_slots"] > 0 and now["engine"]["lanes"] > 1)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_process import stop_all
-from local_swarm import NodeProcess
-from nursery import Nursery
-from wan_lab_network import WanLab, why_not_here
+
+from scripts.lab.local_swarm import NodeProcess
+from scripts.lab.processes.event_process import stop_all
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.wan_lab.network import WanLab, why_not_here
 
 pytestmark = [
     pytest.mark.swarm,
@@ -50,13 +51,13 @@ class Lan:
 
 
 @pytest.fixture(scope="module")
-def lan(tiny: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
+def lan(tiny: Path, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
     folder = tmp_path_factory.mktemp("lan")
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {"SWARM_NODE_HOME": str(folder / "laptop"), "COLUMNS": "200"}
         with lab.inside("laptop"):
-            return nursery.run(
+            return fork_server.run(
                 ["-m", "swarm_node.node.cli.main", *words], environment=environment, stdin="", timeout=90
             )
 
@@ -77,7 +78,7 @@ def lan(tiny: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) 
                     made.nodes[name] = NodeProcess(
                         ["serve", "--json", "--model", made.model, *SERVE, *words],
                         environment={"SWARM_NODE_HOME": str(folder / name)},
-                        launch=nursery.launch,
+                        launch=fork_server.launch,
                     )
             for name, node in made.nodes.items():
                 made.online[name] = node.wait_for("online")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from local_swarm import LocalSwarm
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.processes.fork_server import ForkServer
 from swarm_node.client import SwarmModel
 from swarm_node.shards.kernels.library import library
 from tests.swarms.harness import EXACT, ONE_THREAD, Cli
@@ -26,7 +26,7 @@ def _status(cli: Cli, swarm: LocalSwarm) -> dict:
 
 @pytest.mark.parametrize("weights", ["float32", "int4"])
 def test_a_node_that_is_killed_mid_answer_costs_no_token(
-    smollm2_path: Path, nursery: Nursery, weights: str
+    smollm2_path: Path, fork_server: ForkServer, weights: str
 ) -> None:
     """In four bits and over the int8 wire too: native kernels give a token the same bits in a replayed prompt
     as in the step that computed it first."""
@@ -42,7 +42,7 @@ def test_a_node_that_is_killed_mid_answer_costs_no_token(
             smollm2_path,
             ["0-14", "15-29", "15-29"],
             serve_options=[*ONE_THREAD, *serving],
-            launch=nursery.launch,
+            launch=fork_server.launch,
         ) as swarm,
         SwarmModel.connect(
             model=swarm.model, initial_peers=swarm.initial_peers, prefix_cache=False, **asking
@@ -67,10 +67,10 @@ def test_a_node_that_is_killed_mid_answer_costs_no_token(
 
 
 def test_a_clean_exit_disappears_at_once_and_names_the_hole(
-    smollm2_path: Path, nursery: Nursery, cli: Cli
+    smollm2_path: Path, fork_server: ForkServer, cli: Cli
 ) -> None:
     with LocalSwarm(
-        smollm2_path, ["0-14", "15-29"], serve_options=ONE_THREAD, launch=nursery.launch
+        smollm2_path, ["0-14", "15-29"], serve_options=ONE_THREAD, launch=fork_server.launch
     ) as swarm:
         assert _status(cli, swarm)["missing"] == []
         leaving = swarm.nodes[1]
@@ -86,9 +86,9 @@ def test_a_clean_exit_disappears_at_once_and_names_the_hole(
         assert len([line for line in lines if line.startswith(("error:", "       "))]) <= 2
 
 
-def test_a_node_stops_when_its_daemon_is_stopped_with_it(smollm2_path: Path, nursery: Nursery) -> None:
+def test_a_node_stops_when_its_daemon_is_stopped_with_it(smollm2_path: Path, fork_server: ForkServer) -> None:
     """As service managers do, who signal every process of a service at once."""
-    with LocalSwarm(smollm2_path, ["0-4"], serve_options=ONE_THREAD, launch=nursery.launch) as swarm:
+    with LocalSwarm(smollm2_path, ["0-4"], serve_options=ONE_THREAD, launch=fork_server.launch) as swarm:
         process = psutil.Process(swarm.nodes[0].pid)
         for each in [*process.children(recursive=True), process]:
             each.terminate()

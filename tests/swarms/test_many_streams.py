@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_swarm import LocalSwarm
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.processes.fork_server import ForkServer
 from swarm_node.client import AsyncSwarmModel
 from tests.swarms.harness import EXACT, ONE_THREAD, Cli, exact_client
 
@@ -86,7 +86,7 @@ async def test_another_client_finds_nothing_of_it(exact_swarm: LocalSwarm) -> No
 
 
 async def test_native_and_torch_kernels_give_the_same_tokens(
-    smollm2_path: Path, nursery: Nursery, alone: list[tuple[int, ...]]
+    smollm2_path: Path, fork_server: ForkServer, alone: list[tuple[int, ...]]
 ) -> None:
     options = [*ONE_THREAD, *EXACT]
     with LocalSwarm(
@@ -94,15 +94,15 @@ async def test_native_and_torch_kernels_give_the_same_tokens(
         ["0-29"],
         serve_options=options,
         environment={"SWARM_NODE_NATIVE": "0"},
-        launch=nursery.launch,
+        launch=fork_server.launch,
     ) as plain:
         assert await _one_by_one(plain, PROMPTS[:5]) == alone[:5]
 
 
 def test_smaller_keys_and_values_still_know_the_capital(
-    smollm2_path: Path, nursery: Nursery, cli: Cli
+    smollm2_path: Path, fork_server: ForkServer, cli: Cli
 ) -> None:
-    with LocalSwarm(smollm2_path, [], serve_options=ONE_THREAD, launch=nursery.launch) as swarm:
+    with LocalSwarm(smollm2_path, [], serve_options=ONE_THREAD, launch=fork_server.launch) as swarm:
         kv_dtypes = {"0-9": "float16", "10-19": "bfloat16", "20-29": "int8"}
         nodes = [
             swarm.start_node(blocks, "--kv-dtype", kv_dtype, wait=False)

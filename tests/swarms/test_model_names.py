@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from local_swarm import NodeProcess
-from nursery import Nursery
-from tiny_model import write_tiny_model
 
+from scripts.lab.local_swarm import NodeProcess
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import write_tiny_model
 from tests.swarms.harness import EXACT, Cli
 
 pytestmark = pytest.mark.swarm
@@ -34,7 +34,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Place]:
     homes = [tmp_path_factory.mktemp(name) for name in ("holder", "idle")]
     models = [home / "models" / name for home, name in zip(homes, ("tiny-a", "tiny-b"), strict=True)]
     for seed, model in enumerate(models):
@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterato
     def start(home: Path, *words: str) -> NodeProcess:
         environment = {"SWARM_NODE_HOME": str(home)}
         started.append(
-            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=nursery.launch)
+            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=fork_server.launch)
         )
         return started[-1]
 
@@ -73,7 +73,7 @@ def test_the_only_model_of_the_swarm_needs_no_name(place: Place, cli: Cli) -> No
 
 
 def test_a_second_model_of_a_name_takes_nobody_by_surprise(
-    place: Place, cli: Cli, nursery: Nursery, tmp_path: Path
+    place: Place, cli: Cli, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """One stranger announces another model under the name. Who has used the first one keeps it; a newcomer
     is asked, since both are served from one place. What was said once is remembered, or pinned."""
@@ -86,7 +86,7 @@ def test_a_second_model_of_a_name_takes_nobody_by_surprise(
     stranger = NodeProcess(
         ["serve", *NODE, *SMALL, "--model", str(other), *place.peers],
         environment=environment,
-        launch=nursery.launch,
+        launch=fork_server.launch,
     )
     try:
         stranger.wait_for("online")
@@ -97,7 +97,7 @@ def test_a_second_model_of_a_name_takes_nobody_by_surprise(
         assert (again["model_choice"]["reason"], again["model_choice"]["is_change"]) == ("used", False)
 
         def anew(*words: str) -> subprocess.CompletedProcess[str]:
-            return nursery.run(
+            return fork_server.run(
                 ["-m", "swarm_node.node.cli.main", *words],
                 environment={"SWARM_NODE_HOME": str(tmp_path / "newcomer"), "COLUMNS": "200"},
                 stdin="",

@@ -10,17 +10,16 @@ from typing import Any
 
 import psutil
 import pytest
-from event_process import EventProcess, launch_python
-from local_swarm import LocalSwarm, NodeProcess
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm, NodeProcess
+from scripts.lab.processes.event_process import EventProcess, launch_python
+from scripts.lab.processes.fork_server import ForkServer
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.types import NodeState
 from tests.swarms.harness import EXACT, ONE_THREAD
 
 pytestmark = pytest.mark.swarm
 
-HERE = Path(__file__).parent
 PROMPT = [1 + (7 * i) % 500 for i in range(40)]
 NEW_TOKENS = 60
 TTL_S, SLEPT_S = 3.0, 2.0
@@ -28,9 +27,9 @@ TTL_S, SLEPT_S = 3.0, 2.0
 
 
 @pytest.fixture(scope="module")
-def swarm(tiny: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
+def swarm(tiny: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
     with LocalSwarm(
-        tiny, ["0-1", "2-3"], serve_options=[*ONE_THREAD, *EXACT], overrides={}, launch=nursery.launch
+        tiny, ["0-1", "2-3"], serve_options=[*ONE_THREAD, *EXACT], overrides={}, launch=fork_server.launch
     ) as swarm:
         yield swarm
 
@@ -157,7 +156,7 @@ async def test_a_client_with_several_initial_peers_misses_none_of_them(swarm: Lo
 
 
 def short_lived(arguments: Sequence[str], environment: dict[str, str], asked: bool) -> Any:
-    words = [str(HERE / "short_lives.py"), str(TTL_S), str(SLEPT_S), *arguments]
+    words = ["-m", "tests.swarms.short_lives", str(TTL_S), str(SLEPT_S), *arguments]
     return launch_python(words, environment, asked)
 
 
@@ -170,7 +169,7 @@ def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(tin
         node = swarm.start_node("0-3", wait=False)
         client = EventProcess(
             "client",
-            [str(HERE / "asked_client.py"), str(tiny), *swarm.initial_peers],
+            ["-m", "tests.swarms.asked_client", str(tiny), *swarm.initial_peers],
             asked=True,
             launch=short_lived,
         )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_process import EventProcess
-from local_swarm import LocalSwarm, NodeProcess
-from nursery import Nursery
 
+from scripts.lab.local_swarm import LocalSwarm, NodeProcess
+from scripts.lab.processes.event_process import EventProcess
+from scripts.lab.processes.fork_server import ForkServer
 from tests.swarms.harness import ONE_THREAD, Cli
 
 pytestmark = pytest.mark.swarm
@@ -25,8 +25,8 @@ PROMPT = ("--raw", "--max-new-tokens", "24", "--ignore-eos", "hello")
 
 
 @pytest.fixture(scope="module")
-def swarm(tiny: Path, nursery: Nursery) -> Iterator[LocalSwarm]:
-    swarm = LocalSwarm(tiny, [], serve_options=[*ONE_THREAD, *NAMED], launch=nursery.launch)
+def swarm(tiny: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
+    swarm = LocalSwarm(tiny, [], serve_options=[*ONE_THREAD, *NAMED], launch=fork_server.launch)
     try:
         swarm.start_bootstrap(*NAMED)
         full = swarm.start_node("0-1", wait=False)
@@ -55,10 +55,10 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def answer(swarm: LocalSwarm, nursery: Nursery) -> dict[str, Any]:
+def answer(swarm: LocalSwarm, fork_server: ForkServer) -> dict[str, Any]:
     """What a client with p2pd gets of the node without."""
     program = ["-m", "swarm_node.node.cli.main", *words(swarm, "generate", *PROMPT)]
-    return result(nursery.run(program, environment={}, stdin="", timeout=60))
+    return result(fork_server.run(program, environment={}, stdin="", timeout=60))
 
 
 def test_a_client_with_p2pd_is_served_by_a_light_node(

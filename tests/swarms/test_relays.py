@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from event_process import stop_all
-from local_swarm import NodeProcess
-from nursery import Nursery
-from tiny_model import write_tiny_model
-from wan_lab_network import WanLab, why_not_here
 
+from scripts.lab.local_swarm import NodeProcess
+from scripts.lab.processes.event_process import stop_all
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import write_tiny_model
+from scripts.lab.wan_lab.network import WanLab, why_not_here
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.errors import SwarmError
 from tests.swarms.harness import EXACT, ONE_THREAD
@@ -55,7 +55,7 @@ class Natted:
 
 
 @pytest.fixture(scope="module")
-def natted(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Natted]:
+def natted(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[Natted]:
     folder = tmp_path_factory.mktemp("natted")
     model = write_tiny_model(folder)
     with WanLab() as lab:
@@ -67,7 +67,7 @@ def natted(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterat
                 relay = NodeProcess(
                     ["bootstrap", "--json", "--relay", "--host", address, "--port", "4001"]
                     + ["--identity", identity],
-                    launch=nursery.launch,
+                    launch=fork_server.launch,
                 )
                 started.append(relay)
             (where, *_) = relay.wait_for("listening")["maddrs"]
@@ -78,7 +78,7 @@ def natted(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterat
                     words = ["serve", "--json", "--model", str(model), "--blocks", blocks, "--host", host]
                     words += ["--initial-peers", where, "--relay", where, *ONE_THREAD, *EXACT]
                     words += ["--identity", str(folder / f"{name}.key")]
-                    started.append(NodeProcess(words, launch=nursery.launch))
+                    started.append(NodeProcess(words, launch=fork_server.launch))
             for node in started[1:]:
                 node.wait_for("online")
             yield Natted(lab, model, relay, started[1:])

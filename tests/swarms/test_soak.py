@@ -12,12 +12,13 @@ from tests import ROOT
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]
 
-SOAK = ROOT / "scripts" / "soak.py"
+SOAK = [sys.executable, "-m", "scripts.lab.soak"]
 
 
 def test_a_short_soak_leaves_nothing_behind() -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), "--seconds", "8", "--json", "-"],
+        [*SOAK, "--seconds", "8", "--json", "-"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=150,

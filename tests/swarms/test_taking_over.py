@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from local_swarm import LocalSwarm, NodeProcess
-from nursery import Nursery
-from tiny_model import VOCAB
 
+from scripts.lab.local_swarm import LocalSwarm, NodeProcess
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import VOCAB
 from swarm_node.client import Generation, SwarmModel
 from swarm_node.swarm.types import Route
 from tests.swarms.harness import EXACT, ONE_THREAD
@@ -62,7 +62,7 @@ class Swarm:
 
 
 @pytest.fixture
-def swarm_of(tiny: Path, nursery: Nursery) -> Callable[..., object]:
+def swarm_of(tiny: Path, fork_server: ForkServer) -> Callable[..., object]:
     @contextmanager
     def swarm_of(*spans: str, options: Sequence[str] = ()) -> Iterator[Swarm]:
         said: list[str] = []
@@ -73,7 +73,7 @@ def swarm_of(tiny: Path, nursery: Nursery) -> Callable[..., object]:
                     spans,
                     serve_options=[*ONE_THREAD, *EXACT, *options],
                     overrides={},
-                    launch=nursery.launch,
+                    launch=fork_server.launch,
                 )
             )
             model = stack.enter_context(

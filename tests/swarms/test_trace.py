@@ -6,8 +6,8 @@ import json
 import time
 
 import pytest
-from local_swarm import LocalSwarm
 
+from scripts.lab.local_swarm import LocalSwarm
 from tests.swarms.harness import Cli
 
 pytestmark = [pytest.mark.swarm, pytest.mark.model]

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nursery import Nursery
-from tiny_model import HIDDEN
-from wan_lab_controls import ring
-from wan_lab_figures import datagram_socket, goodput, loss, round_trips
-from wan_lab_kernel import namespace_inode, processes_in
-from wan_lab_network import WanLab, why_not_here
-from wan_lab_schedule import following, parse_schedule
-from wan_lab_swarm import CLIENT, WanSwarm
 
+from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import HIDDEN
+from scripts.lab.wan_lab.controls import ring
+from scripts.lab.wan_lab.figures import datagram_socket, goodput, loss, round_trips
+from scripts.lab.wan_lab.kernel import namespace_inode, processes_in
+from scripts.lab.wan_lab.network import WanLab, why_not_here
+from scripts.lab.wan_lab.schedule import following, parse_schedule
+from scripts.lab.wan_lab.swarm import CLIENT, WanSwarm
 from swarm_node.client import Generation, SwarmModel
 from tests import ROOT
 from tests.swarms.harness import EXACT, ONE_THREAD
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.skipif(
 
 LATE_S = 0.004
 """How much later than asked the fastest of several datagrams may come back on a busy machine."""
-SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def test_nothing_stays_and_nothing_else_is_touched() -> None:
 
 LAB_TO_KILL = """
 import signal, sys
-from wan_lab_network import WanLab
+from scripts.lab.wan_lab.network import WanLab
 lab = WanLab()
 lab.add("a")
 argv = [sys.executable, "-c", "import signal as s, time; s.signal(15, s.SIG_IGN); time.sleep(99)"]
@@ -201,7 +200,7 @@ signal.pause()
 
 def test_a_killed_laboratory_leaves_no_process() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", LAB_TO_KILL], cwd=SCRIPTS, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LAB_TO_KILL], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as lab:
         assert lab.stdout is not None
         pid = int(lab.stdout.readline())
@@ -215,8 +214,10 @@ def test_a_killed_laboratory_leaves_no_process() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_script_takes_its_network_down_when_told_to_stop(number: int) -> None:
-    script = [sys.executable, str(SCRIPTS / "wan_lab.py"), "shell", "--", "sleep", "98.7"]
-    with subprocess.Popen(script, stderr=subprocess.PIPE, text=True, start_new_session=True) as shell:
+    script = [sys.executable, "-m", "scripts.lab.wan_lab", "shell", "--", "sleep", "98.7"]
+    with subprocess.Popen(
+        script, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    ) as shell:
         assert shell.stderr is not None
         for line in shell.stderr:
             if "b is" in line:
@@ -250,12 +251,12 @@ WAY_S = 0.025
 
 
 @pytest.fixture(scope="module")
-def wan_swarm(tiny: Path, nursery: Nursery) -> Iterator[WanSwarm]:
+def wan_swarm(tiny: Path, fork_server: ForkServer) -> Iterator[WanSwarm]:
     """In float32 over two machines, with a third that can take the second one's place."""
     options = [*ONE_THREAD, *EXACT]
     with (
         WanLab() as lab,
-        WanSwarm(lab, tiny, ["0-1", "2-3", "2-3"], serve_options=options, launch=nursery.launch) as swarm,
+        WanSwarm(lab, tiny, ["0-1", "2-3", "2-3"], serve_options=options, launch=fork_server.launch) as swarm,
     ):
         yield swarm
 

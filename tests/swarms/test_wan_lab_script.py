@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from wan_lab_bench import overheads
-from wan_lab_bound import PETALS_CONDITIONS, Condition, decode_bound, prefill_bound, ways
-from wan_lab_kernel import LabUnavailableError, check_kernel
-from wan_lab_network import Link
-from wan_lab_schedule import parse_schedule
-from wan_lab_units import chance, rate, seconds
 
+from scripts.lab.wan_lab.bench import overheads
+from scripts.lab.wan_lab.bound import PETALS_CONDITIONS, Condition, decode_bound, prefill_bound, ways
+from scripts.lab.wan_lab.kernel import LabUnavailableError, check_kernel
+from scripts.lab.wan_lab.network import Link
+from scripts.lab.wan_lab.schedule import parse_schedule
+from scripts.lab.wan_lab.units import chance, rate, seconds
 from tests import ROOT
 
-SCRIPT = ROOT / "scripts" / "wan_lab.py"
+SCRIPT = [sys.executable, "-m", "scripts.lab.wan_lab"]
 LINK = Condition("1 Mbit/s, 20 ms", 1e6, 0.02)
 
 
@@ -84,9 +84,7 @@ def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_and_wrong_options_are_plain() -> None:
-    shown = subprocess.run(
-        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, timeout=60
-    )
+    shown = subprocess.run([*SCRIPT, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "bench" in shown.stdout
     assert "Needs Linux and root" in shown.stdout
@@ -96,9 +94,7 @@ def test_help_and_wrong_options_are_plain() -> None:
         (["demo", "--schedule", "3s explode"], "explode"),
         (["shell", "--rtt", "soon"], "soon"),
     ):
-        failed = subprocess.run(
-            [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=60
-        )
+        failed = subprocess.run([*SCRIPT, *options], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert failed.returncode == 2
         assert word in failed.stderr
         assert "Traceback" not in failed.stderr

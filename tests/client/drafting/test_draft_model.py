@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import CONTEXT, VOCAB, write_tiny_model
 
+from scripts.lab.tiny_model import CONTEXT, VOCAB, write_tiny_model
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.drafting.draft_length import Speculation
 from swarm_node.client.drafting.draft_model import DraftModel, load_draft_model

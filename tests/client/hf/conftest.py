@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import write_tiny_model
 
+from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.client import async_model
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.background import BackgroundLoop

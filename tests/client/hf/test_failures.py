@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import write_tiny_model
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.client.hf import SwarmCache
 from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.client.session import swarm_session

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers_oracle import load_transformers
 
+from scripts.lab.transformers_oracle import load_transformers
 from swarm_node.client import async_model
 from swarm_node.client.hf import AutoSwarmModelForCausalLM, SwarmCache
 from swarm_node.client.session.swarm_session import SwarmSession

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_model import write_tiny_model
 
+from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.client.local_model import LocalModel, OnProgress
 from swarm_node.client.model_opening import find_in_swarm, open_model, wanted_model
 from swarm_node.client.network import ClientNetwork

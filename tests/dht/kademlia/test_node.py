@@ -11,11 +11,11 @@ from types import ModuleType, SimpleNamespace
 from typing import TypeVar
 
 import pytest
-from dht_liars import Crowd, Liar, invented
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
-from memory_dht import CallNetwork, JumpingLoop, MemoryP2P
 
+from scripts.lab.memory_dht import CallNetwork, JumpingLoop, MemoryP2P
+from scripts.studies.directory_attack.liars import Crowd, Liar, invented
 from swarm_node.dht.kademlia import peer_notes
 from swarm_node.dht.kademlia.contacts import KEPT_CONTACTS, contact_of, id_bytes
 from swarm_node.dht.kademlia.node import KademliaNode

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import write_tiny_model
 
+from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto.on_demand import OnDemand

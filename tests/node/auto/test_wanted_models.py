@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_model import write_tiny_model
 
+from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto.wanted_models import BACK_OFF_S, ModelWishes
 from swarm_node.shards.checkpoint.local_models import LocalRegistry

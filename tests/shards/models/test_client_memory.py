@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from client_memory import DOCUMENT, MODELS, table
 
+from scripts.studies.client_memory import DOCUMENT, MODELS, table
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.models.client_memory import HeadShape, client_memory
 from swarm_node.shards.models.client_part import load_client_model
@@ -145,7 +145,7 @@ def test_what_cannot_be() -> None:
 
 
 def test_the_document_says_what_the_arithmetic_says() -> None:
-    """docs/internals/client-memory.md holds the table that scripts/client_memory.py prints."""
+    """docs/internals/client-memory.md holds the table that scripts/study client_memory prints."""
     assert table() in DOCUMENT.read_text()
     assert len(MODELS) >= 12
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers_oracle import load_transformers_tokenizer
 
+from scripts.lab.transformers_oracle import load_transformers_tokenizer
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.gguf.header import GGUFHeader
 from swarm_node.shards.formats.mapped_file import MappedFile

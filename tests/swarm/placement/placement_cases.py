@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from placement_clusters import BLOCK_BYTES
-
+from scripts.studies.placement.clusters import BLOCK_BYTES
 from swarm_node.swarm.placement.swarm_view import Machine
 from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import NodeInfo, NodeState, Span

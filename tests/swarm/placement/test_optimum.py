@@ -6,10 +6,10 @@ import random
 from functools import partial
 
 import pytest
-from placement_clusters import cluster, offers
-from placement_optimum import all_pictures, least_token_s
-from placement_world import Clock, World
 
+from scripts.studies.placement.clusters import cluster, offers
+from scripts.studies.placement.optimum import all_pictures, least_token_s
+from scripts.studies.placement.world import Clock, World
 from swarm_node.swarm.placement.planner import assign
 from swarm_node.swarm.placement.swarm_view import Machine, Picture, Ways
 from swarm_node.swarm.placement.types import ModelShape

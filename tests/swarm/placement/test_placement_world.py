@@ -6,9 +6,9 @@ import random
 from functools import partial
 
 import pytest
-from placement_clusters import cluster, offers
-from placement_world import Clock, World
 
+from scripts.studies.placement.clusters import cluster, offers
+from scripts.studies.placement.world import Clock, World
 from swarm_node.dht.directory import TTL_S
 from swarm_node.swarm.placement.types import NodeOffer
 from swarm_node.swarm.types import Span

@@ -10,8 +10,8 @@ from time import process_time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from placement_clusters import BLOCK_BYTES, links_between
 
+from scripts.studies.placement.clusters import BLOCK_BYTES, links_between
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.placement.planner import (
     MOVE_COOL_DOWN_S,

@@ -1,0 +1,1 @@
+"""Speed and memory of a local swarm, beside transformers and llama.cpp."""

@@ -1,0 +1,80 @@
+"""A real swarm on this machine: a bootstrap node, serving nodes, one prompt, the route it took."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+
+from swarm_node.node.cli.generate import route_table
+from swarm_node.node.cli.shared.output import console, print_text
+from swarm_node.swarm.errors import SwarmError
+
+from .local_swarm import LocalSwarm, ProcessFailedError, split_evenly
+from .prompts import MODEL
+
+BLOCKS = 30
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument("prompt", nargs="?", default="What is the capital of France?")
+    parser.add_argument("--nodes", type=int, default=3, help="serving processes (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    parsed = parser.parse_args(words)
+    if not 1 <= parsed.nodes <= BLOCKS:
+        parser.error(f"--nodes must be 1 to {BLOCKS}: the model has {BLOCKS} blocks")
+    return parsed
+
+
+def run(arguments: argparse.Namespace) -> None:
+    began = time.perf_counter()
+    threads = max(1, (os.cpu_count() or 1) // arguments.nodes)
+    console.print(f"Starting a bootstrap node and {arguments.nodes} serving nodes on 127.0.0.1 ...")
+    with LocalSwarm(
+        MODEL,
+        split_evenly(BLOCKS, arguments.nodes),
+        serve_options=["--threads", str(threads)],
+        on_event=lambda text: console.print(f"  [dim]{time.perf_counter() - began:5.1f} s[/]  {text}"),
+    ) as swarm:
+        # After the nodes have started, so that both take their seconds at once on a slow machine.
+        from swarm_node.client import SwarmModel
+
+        with SwarmModel.connect(model=str(MODEL), initial_peers=swarm.initial_peers, wait=30) as model:
+            console.print(f"  [dim]{time.perf_counter() - began:5.1f} s[/]  every block is announced\n")
+            console.print(f"[bold]> {arguments.prompt}[/]")
+            stream = model.stream(arguments.prompt, max_new_tokens=arguments.max_new_tokens)
+            for piece in stream:
+                print_text(piece)
+            print_text("\n")
+            result = stream.result
+        console.print()
+        console.print(route_table([hop.as_dict() for hop in result.hops]))
+        console.print(
+            f"{len(result.prompt_token_ids)} prompt tokens in {result.timings.prefill_s:.2f} s, "
+            f"{len(result.token_ids)} new tokens at {result.timings.tokens_per_s:.1f} tokens/s"
+        )
+        console.print("\nStopping everything ...")
+    console.print(f"Done in {time.perf_counter() - began:.1f} s.")
+
+
+def main() -> int:
+    # A SIGTERM must end the children too: turned into the exception that closes the swarm.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run(parse(sys.argv[1:]))
+    except KeyboardInterrupt:
+        return 130
+    except SwarmError as error:
+        console.print(f"error: {error.message}\n       {error.hint}", markup=False)
+        return error.exit_code
+    except ProcessFailedError as error:
+        console.print(f"error: {error}", markup=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

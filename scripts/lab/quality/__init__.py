@@ -1,0 +1,1 @@
+"""What wire codecs and quantized weights cost in quality."""

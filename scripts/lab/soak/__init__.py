@@ -1,0 +1,1 @@
+"""A swarm of two nodes under clients of every kind, watched for leaks."""

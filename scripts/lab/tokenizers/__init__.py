@@ -1,0 +1,1 @@
+"""Token ids of ours, of llama.cpp and of original tokenizers, compared."""

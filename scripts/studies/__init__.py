@@ -1,0 +1,1 @@
+"""Finished studies of one question each, for a decision or a page of docs; ``scripts/study`` runs them."""

@@ -1,0 +1,1 @@
+"""Ten thousand simulated nodes that come and go for a day."""

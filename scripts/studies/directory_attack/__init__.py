@@ -1,0 +1,1 @@
+"""Reads of the directory while many of its DHT nodes are hostile."""

@@ -1,0 +1,1 @@
+"""How often batching and repairs change a greedy answer."""

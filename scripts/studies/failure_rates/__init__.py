@@ -1,0 +1,1 @@
+"""Steps/s of a generation when servers fail, repaired or begun anew."""

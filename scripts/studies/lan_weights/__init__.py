@@ -1,0 +1,1 @@
+"""How fast weights travel between peers, and how many bytes leave the one that has them."""

@@ -1,0 +1,1 @@
+"""What speculative decoding brings on a route with a round trip."""

@@ -1,0 +1,348 @@
+"""What a stream costs, by transport: dialling, echo, bulk, a hundred streams at once.
+
+    scripts/study transports                         every pair below, a table
+    scripts/study transports --pairs python:p2pd     one of them (client:server)
+    scripts/study transports --generate MODEL        tokens/s of an answer, by who has p2pd and who has not
+
+``python`` is our pure-Python transport, ``p2pd`` the one over go-libp2p's daemon, ``trio`` py-libp2p's own
+host in its own event loop, and ``guest`` the same in trio's guest mode on an asyncio loop. Client and server
+are processes of their own on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psutil
+
+from ..lab.processes.event_process import EventProcess
+
+ECHO, SINK = "/bench/echo/1", "/bench/sink/1"
+PAIRS = ("p2pd:p2pd", "python:python", "python:p2pd", "p2pd:python", "trio:trio", "trio:p2pd", "guest:guest")
+ECHOES, BULK, STREAMS, STREAM_ECHOES = 1000, 64 << 20, 100, 20
+PIECE = 256 * 1024
+
+
+class Bench:
+    """The measurements, over ``open(protocol)`` that gives an object with read, write and close."""
+
+    def __init__(self, open_stream: Callable[[str], Awaitable[Any]]) -> None:
+        self._open = open_stream
+
+    async def run(self) -> dict[str, float]:
+        began = time.perf_counter()
+        stream = await self._open(ECHO)
+        found = {"dial_ms": (time.perf_counter() - began) * 1e3}
+        began = time.perf_counter()
+        second = await self._open(ECHO)
+        found["open_ms"] = (time.perf_counter() - began) * 1e3
+        await second.close()
+        for size in (1024, 16 * 1024):
+            times = sorted([await self._echo(stream, size) for _ in range(ECHOES)])
+            found[f"echo_{size // 1024}k_ms"] = statistics.median(times) * 1e3
+            found[f"echo_{size // 1024}k_p99_ms"] = times[len(times) * 99 // 100] * 1e3
+        await stream.close()
+        found["one_way_mb_s"] = await self._bulk()
+        found["100_streams_echo_per_s"] = await self._many()
+        return found
+
+    async def _echo(self, stream: Any, size: int) -> float:
+        began = time.perf_counter()
+        await stream.write(bytes(size))
+        missing = size
+        while missing:
+            missing -= len(await stream.read(missing))
+        return time.perf_counter() - began
+
+    async def _bulk(self) -> float:
+        stream = await self._open(SINK)
+        began = time.perf_counter()
+        for _ in range(BULK // PIECE):
+            await stream.write(bytes(PIECE))
+        await stream.read(1)  # all of it has arrived
+        await stream.close()
+        return BULK / 1e6 / (time.perf_counter() - began)
+
+    async def _many(self) -> float:
+        streams = [await self._open(ECHO) for _ in range(STREAMS)]
+        began = time.perf_counter()
+
+        async def use(stream: Any) -> None:
+            for _ in range(STREAM_ECHOES):
+                await self._echo(stream, 1024)
+
+        await gather([lambda stream=stream: use(stream) for stream in streams])  # type: ignore[misc]
+        seconds = time.perf_counter() - began
+        for stream in streams:
+            await stream.close()
+        return STREAMS * STREAM_ECHOES / seconds
+
+
+async def gather(works: list[Callable[[], Awaitable[None]]]) -> None:
+    if in_trio():
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            for work in works:
+                nursery.start_soon(work)
+    else:
+        await asyncio.gather(*(work() for work in works))
+
+
+def in_trio() -> bool:
+    import sniffio
+
+    try:
+        return sniffio.current_async_library() == "trio"
+    except sniffio.AsyncLibraryNotFoundError:
+        return False
+
+
+# Our transports.
+
+
+class Ours:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def read(self, size: int) -> bytes:
+        data: bytes = await self._stream.read(size)
+        return data
+
+    async def write(self, data: bytes) -> None:
+        self._stream.write([data])
+        await self._stream.drain()
+
+    async def close(self) -> None:
+        self._stream.close()
+
+
+async def echo(stream: Any) -> None:
+    while data := await stream.read(1 << 18):
+        await stream.write(data)
+
+
+async def sink(stream: Any) -> None:
+    missing = BULK
+    while missing and (data := await stream.read(1 << 18)):
+        missing -= len(data)
+    await stream.write(b".")
+    await stream.read(1)
+
+
+async def ours(stack: str, target: str) -> None:
+    if stack == "p2pd":
+        from swarm_node.swarm.transport.p2pd.transport import P2pdTransport as Transport
+    else:
+        from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport as Transport  # type: ignore[assignment]
+    transport = await Transport.create(client_mode=bool(target))
+    if target:
+        peer_id = target.rpartition("/")[2]
+
+        async def open_stream(protocol: str) -> Ours:
+            return Ours(await transport.open_stream(peer_id, protocol, [target]))
+
+        say(await Bench(open_stream).run())
+    else:
+        await transport.serve(ECHO, lambda stream: echo(Ours(stream)))
+        await transport.serve(SINK, lambda stream: sink(Ours(stream)))
+        say({"event": "listening", "maddr": (await transport.maddrs())[0]})
+        await asyncio.to_thread(sys.stdin.read)
+    await transport.close()
+
+
+# py-libp2p's own host.
+
+
+class Theirs:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def read(self, size: int) -> bytes:
+        from libp2p.network.stream.exceptions import StreamEOF, StreamReset
+
+        try:
+            data: bytes = await self._stream.read(size)
+        except (StreamEOF, StreamReset):
+            return b""
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.write(data)
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+
+async def theirs(target: str) -> None:
+    import secrets
+
+    import trio
+    from libp2p import new_host
+    from libp2p.crypto.ed25519 import create_new_key_pair
+    from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key
+    from libp2p.custom_types import TProtocol
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from libp2p.security.noise.transport import PROTOCOL_ID, Transport
+    from multiaddr import Multiaddr
+
+    keys = create_new_key_pair(secrets.token_bytes(32))
+    noise = Transport(keys, create_noise_key().private_key)
+    host = new_host(key_pair=keys, sec_opt={PROTOCOL_ID: noise}, muxer_preference="YAMUX")
+    async with host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+        if target:
+            info = info_from_p2p_addr(Multiaddr(target))
+
+            async def open_stream(protocol: str) -> Theirs:
+                await host.connect(info)
+                return Theirs(await host.new_stream(info.peer_id, [TProtocol(protocol)]))
+
+            say(await Bench(open_stream).run())
+        else:
+            host.set_stream_handler(TProtocol(ECHO), lambda stream: echo(Theirs(stream)))
+            host.set_stream_handler(TProtocol(SINK), lambda stream: sink(Theirs(stream)))
+            say({"event": "listening", "maddr": str(host.get_addrs()[0])})
+            await trio.to_thread.run_sync(sys.stdin.read)
+
+
+def as_guest(target: str) -> None:
+    import trio
+    import uvloop
+
+    async def host() -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        trio.lowlevel.start_guest_run(
+            theirs, target, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+        )
+        (await done).unwrap()
+
+    uvloop.run(host())
+
+
+# The parent.
+
+
+def say(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def run_role(stack: str, target: str) -> None:
+    if stack == "trio":
+        import trio
+
+        trio.run(theirs, target)
+    elif stack == "guest":
+        as_guest(target)
+    else:
+        import uvloop
+
+        uvloop.run(ours(stack, target))
+
+
+def measure(client: str, server: str) -> dict[str, float]:
+    here = ["-m", "scripts.studies.transports"]
+    serving = EventProcess(server, [*here, "--role", server], asked=True)
+    try:
+        target = serving.wait_for("listening")["maddr"]
+        program = [sys.executable, *here, "--role", client, "--target", target]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            return {"failed": 1.0, "why": done.stderr.strip()[-300:]}  # type: ignore[dict-item]
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    finally:
+        serving.stop()
+
+
+def best_of(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The best of each figure: other work can only make one worse."""
+    good = [run for run in runs if "failed" not in run]
+    if not good:
+        return runs[0]
+    return {name: (min if name.endswith("_ms") else max)(run[name] for run in good) for name in good[0]}
+
+
+def measure_answers(model: str, tokens: int) -> None:
+    """Best and median of five answers, and the processor time that all processes together took for a token,
+    which depends less on what else the machine does."""
+    from swarm_node.client import SwarmModel
+
+    from ..lab.local_swarm import LocalSwarm, split_evenly
+
+    for light in (False, True):
+        options = ["--threads", "1", "--kv-cache-tokens", "8192", *(["--pure-python"] if light else [])]
+        with LocalSwarm(model, split_evenly(block_count(model), 2), serve_options=options) as swarm:
+            nodes = [node.process.pid for node in swarm.nodes]
+            for pure in (False, True):
+                with SwarmModel.connect(
+                    model=model, initial_peers=swarm.initial_peers, mdns=False, threads=1, pure_python=pure
+                ) as client:
+                    rates, firsts, spent = [], [], []
+                    for _ in range(5):
+                        before = processor_seconds([*nodes, os.getpid()])
+                        done = client.generate_detailed(
+                            "Once", raw=True, ignore_eos=True, max_new_tokens=tokens, speculate="off"
+                        )
+                        spent.append((processor_seconds([*nodes, os.getpid()]) - before) / tokens)
+                        rates.append(done.timings.tokens_per_s)
+                        firsts.append(done.timings.first_token_s)
+                who = f"nodes {'without' if light else 'with'} p2pd, client {'without' if pure else 'with'}"
+                print(
+                    f"{who:44} {max(rates):6.1f} tokens/s at best, {statistics.median(rates):6.1f} median, "
+                    f"first token {min(firsts) * 1e3:.0f} ms, processor {min(spent) * 1e3:.2f} ms a token",
+                    flush=True,
+                )
+
+
+def processor_seconds(pids: list[int]) -> float:
+    """Of these processes and their children, the daemons."""
+    processes = [each for pid in pids for each in (psutil.Process(pid), *psutil.Process(pid).children())]
+    unique = {each.pid: each for each in processes}.values()
+    return sum(sum(each.cpu_times()[:2]) for each in unique)
+
+
+def block_count(model: str) -> int:
+    from swarm_node.shards.checkpoint.opening import open_checkpoint
+
+    with open_checkpoint(model) as checkpoint:
+        return checkpoint.config.n_blocks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scripts/study transports",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pairs", nargs="+", default=PAIRS)
+    parser.add_argument("--repeat", type=int, default=3, help="the best of so many runs (%(default)s)")
+    parser.add_argument("--generate", metavar="MODEL")
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--role", help=argparse.SUPPRESS)
+    parser.add_argument("--target", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.role:
+        run_role(arguments.role, arguments.target)
+    elif arguments.generate:
+        measure_answers(arguments.generate, arguments.tokens)
+    else:
+        for pair in arguments.pairs:
+            found = best_of([measure(*pair.split(":")) for _ in range(arguments.repeat)])
+            told = ", ".join(
+                f"{name} {value:.3g}" if isinstance(value, float) else str(value)
+                for name, value in found.items()
+            )
+            print(f"{pair:14} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
