@@ -5,17 +5,16 @@ on a live link costs one round trip and no dial. What several sessions send in o
 leaves in one write. A node that is silent while somebody waits for it gets a PING, once a link; when that is
 not answered either, or the stream ends, every session on the link fails with the same error.
 
-Silence is a peer's fault only while others are heard. When every link falls silent together it is this
-side's network that is away, and all of them wait for it; what was under way is then delivered by TCP.
+When a peer is asked, and when it counts as gone, is for ``timers`` to say.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from time import perf_counter
+from time import time as wall_clock
 from typing import Protocol
 
 from ..codecs.activations import CODECS
@@ -48,24 +47,14 @@ from ..protocol.messages import (
     encode,
 )
 from ..protocol.wire import DEFAULT_MAX_FRAME, Payload, encode_frame
-from ..timeouts import Patience, is_trickle
+from ..timeouts import Patience
 from ..transport.interface import Stream
 from ..types import Hop, ModelRef
+from . import timers
 from .message_stream import Connection
-from .round_trips import RoundTrips
+from .timers import AskNow, Gone, Heard, LinkTimers, LookAgain, Unused, Verdict
 
 PROTOCOL_VERSION = 1
-IDLE_S = 5.0
-"""A link outlives its last session for so long: the next turn of a chat, or a repair, finds it open."""
-LATE_S = 0.1
-"""A look that comes later than this found the event loop blocked: what the node said is not read yet."""
-SLEPT_S = 1.0
-"""A wall clock that ran so much further than ours: the computer was asleep."""
-KEEP_ALIVE_S = 30.0
-"""Between PINGs on a link whose sessions ask for nothing, such as those of a reader who pauses."""
-OWN_LOSS_LOOK_S = 0.1
-"""Between looks whether anybody is heard again."""
-
 Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
 """What a node says to one session."""
 
@@ -92,12 +81,9 @@ class LinkUser(Protocol):
 
 @dataclass(slots=True)
 class _Asked:
-    """A PING without its PONG. ``since`` and ``received``: from when on, and after how many bytes, its answer
-    is missed. ``answer``: who wants its round trip. ``about``: who waits for what is told of each session."""
+    """A PING without its PONG. ``answer``: who wants its round trip. ``about``: who waits for what is told of
+    each session."""
 
-    at: float
-    since: float
-    received: int
     answer: asyncio.Future[float] | None
     about: dict[bytes, Told]
 
@@ -129,20 +115,8 @@ class NodeLink:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when it goes off, on the loop's clock
         self._siblings = siblings
-        self._round_trips = RoundTrips()
-        self._pinged_at: float | None = None  # the oldest PING since which nothing was heard
-        self._pings = 0
         self._asked: dict[int, _Asked] = {}  # by nonce, the oldest first
-        self._asked_at = 0.0  # about sessions that wait, the last time
-        self._ask_again_s = patience.ping_after_s
-        self._alone_since: float | None = None  # when all links had fallen silent
-        self._excused_at = 0.0  # silence before it was this process's
-        self._excused_s = 0.0  # more patience than usual, after all were silent
-        self._clocks = _clock_difference()
-        self._posted = 0  # bytes since the peer was heard
-        self._posted_at = 0.0
-        self._unused_since: float | None = perf_counter()
-        self._began = perf_counter()
+        self._timers = LinkTimers(patience, perf_counter(), wall_clock())
         self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
         self.post(
             Hello(
@@ -152,7 +126,7 @@ class NodeLink:
             )
         )
         self._reader = self._loop.create_task(self._read())
-        self._wake_in(IDLE_S)
+        self._wake_in(timers.IDLE_S)
 
     @property
     def peer_id(self) -> str:
@@ -170,7 +144,7 @@ class NodeLink:
     @property
     def round_trip_s(self) -> float:
         """Of HELLO and PINGs, smoothed; 0 before the first."""
-        return self._round_trips.mean_s
+        return self._timers.round_trip_s
 
     @property
     def heard_at(self) -> float:
@@ -180,14 +154,14 @@ class NodeLink:
     def join(self, session: bytes, user: LinkUser) -> None:
         """Deliver to ``user`` what the node says to ``session``, until ``leave``."""
         self._users[session] = user
-        self._unused_since = None
+        self._timers.used()
 
     def leave(self, session: bytes) -> None:
         """May be called again. Answers under way are passed over when they come."""
         self._users.pop(session, None)
         if not self._users and self.failure is None:
-            self._unused_since = perf_counter()
-            self._wake_in(IDLE_S)
+            self._timers.unused(perf_counter())
+            self._wake_in(timers.IDLE_S)
 
     def post(self, message: Message) -> None:
         """Send: in this turn of the event loop, or with what others send in it. Never waits.
@@ -201,9 +175,7 @@ class NodeLink:
             self._loop.call_soon(self._flush)
         buffers = encode_frame(encode(message))
         self._outgoing += buffers
-        if self._posted_at < self.heard_at:
-            self._posted, self._posted_at = 0, self.heard_at
-        self._posted += len(buffers[-1])
+        self._timers.posted(len(buffers[-1]), self._heard())
         if len(self._users) <= 1:
             self._flush()
 
@@ -226,7 +198,7 @@ class NodeLink:
             raise self.failure
         answer: asyncio.Future[float] = self._loop.create_future()
         self._ping(answer)
-        self._wake_in(self._pong_within())
+        self._wake_in(self._timers.answer_within_s())
         return await answer
 
     async def check(self) -> None:
@@ -278,7 +250,7 @@ class NodeLink:
             case Welcome() if not self.welcome.done():
                 self._check(message)
                 self._connection.peer_max_frame = message.max_frame
-                self._round_trips.measured(perf_counter() - self._began)
+                self._timers.welcomed(perf_counter())
                 self.welcome.set_result(message)
             case _:
                 name = type(message).__name__.upper()
@@ -308,151 +280,77 @@ class NodeLink:
         self._due = self._loop.time() + seconds
         self._timer = self._loop.call_at(self._due, self._look)
 
+    def _heard(self) -> Heard:
+        return Heard(self.heard_at, self._connection.bytes_received)
+
     def _look(self) -> None:
-        """Ping a silent node, give a dead one up, end a link that nobody uses; or look again later."""
+        """Do what the timers say, or look again later."""
         self._timer = None
         if self.failure is not None:
             return
-        if self._was_away():
-            self._wake_in(LATE_S / 2)
-            return
-        now, patience, heard = perf_counter(), self._patience, self.heard_at
-        if self._unused_since is not None and not self._asked:
-            left = self._unused_since + IDLE_S - now
-            if left <= 0:
+        now, late_s = perf_counter(), self._loop.time() - self._due
+        verdict: Verdict | None = self._timers.excuse(now, wall_clock(), late_s, self._heard())
+        if verdict is None:
+            self._give_up_overdue(now)
+            since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
+            verdict = self._timers.judge(now, self._heard(), since, self._others_heard_at())
+        match verdict:
+            case LookAgain():
+                if verdict.ping:
+                    self._ping(None)
+                self._wake_in(verdict.after_s)
+            case AskNow():
+                self._ask(now)
+                for link in list(self._siblings):  # one that finds itself dead leaves them
+                    if link is not self and now - link.heard_at >= self._patience.ping_after_s:
+                        link.check_self(now)
+            case Unused():
                 self._end(StreamClosedError("nobody used the link"))
-            else:
-                self._wake_in(left)
-            return
-        self._give_up_overdue(now)
-        if self._is_trickling(now):
-            self._end(PeerTimeoutError(f"{self.name} sends next to nothing, and answers no PING"))
-            return
-        if self._pinged_at is not None and heard > self._pinged_at:
-            self._pinged_at = self._alone_since = None
-            self._excused_s = 0.0
-        if self._pinged_at is not None:
-            left = self._pinged_at + self._pong_within() - now
-            if left > 0:
-                self._wake_in(left)
-            else:
-                self._judge_silence(now)
-            return
-        since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)
-        if since is None:
-            last, allowed = heard, KEEP_ALIVE_S
-        elif since > self._asked_at:
-            last, allowed = since, patience.ping_after_s
-        else:
-            last, allowed = self._asked_at, self._ask_again_s
-        quiet = now - max(last, self._excused_at)
-        if quiet < allowed:
-            self._wake_in(allowed - quiet)
-        elif any(asked.about for asked in self._asked.values()):
-            self._wake_in(allowed)  # what it sends meanwhile stands before the answer
-        else:
-            self._ask(now)
-            for link in list(self._siblings):  # one that finds itself dead leaves them
-                if link is not self and now - link.heard_at >= patience.ping_after_s:
-                    link._bear_witness(now)
+            case Gone():
+                self._end(PeerTimeoutError(f"{self.name} {verdict.reason}"))
+
+    def _others_heard_at(self) -> list[float]:
+        return [
+            link.heard_at
+            for link in self._siblings
+            if link is not self and link.failure is None and link.welcome.done()
+        ]
 
     def _ask(self, now: float) -> None:
         """Is the node there, and where are the requests that wait?"""
-        self._asked_at = now
         waiting = [
             (since, session, told)
             for session, user in self._users.items()
             if (since := user.waiting_since) is not None and (told := user.question()) is not None
         ]
         waiting.sort(key=lambda each: each[0])
-        self._ask_again_s = self._patience.ping_after_s / (2 if waiting else 1)
+        self._timers.looked_at_sessions(now, wait=bool(waiting))
         self._ping(None, {session: told for _, session, told in waiting[:MAX_ABOUT]})
-        self._wake_in(self._pong_within())
+        self._wake_in(self._timers.answer_within_s())
 
-    def _is_trickling(self, now: float) -> bool:
-        """It has said something since it was asked, but so little that no answer is on its way."""
-        oldest = next(iter(self._asked.values()), None)
-        if oldest is None or self.heard_at <= oldest.since:
-            return False
-        received = self._connection.bytes_received - oldest.received
-        return is_trickle(received, now - oldest.since, self._pong_within())
-
-    def _forgive(self) -> None:
-        """Answers to what was asked before may need as long again."""
-        for asked in self._asked.values():
-            asked.since, asked.received = perf_counter(), self._connection.bytes_received
-
-    def _judge_silence(self, now: float) -> None:
-        """A PING was not answered in time: the peer's fault, unless nobody else is heard either."""
-        pinged_at = self._pinged_at or now
-        others = [
-            link
-            for link in self._siblings
-            if link is not self and link.failure is None and link.welcome.done()
-        ]
-        speaking = any(link.heard_at > (self._alone_since or pinged_at) for link in others)
-        if self._alone_since is not None and speaking:  # our network is back: TCP may need as long again
-            self._excused_s = now - self._alone_since
-            self._alone_since = self._pinged_at = None
-            self._forgive()
-            self._ping(None)
-            self._wake_in(self._pong_within())
-        elif others and not speaking and now - pinged_at < self._patience.own_loss_s:
-            self._alone_since = self._alone_since or now
-            self._wake_in(OWN_LOSS_LOOK_S)
-        else:
-            silent = now - max(self.heard_at, pinged_at - self._patience.ping_after_s)
-            self._end(PeerTimeoutError(f"{self.name} is silent for {silent:.1f} s"))
-
-    def _was_away(self) -> bool:
-        """This process was blocked, or the computer asleep: what the node said is not read yet, and its
-        silence up to now means nothing."""
-        late, now = self._loop.time() - self._due, perf_counter()
-        clocks, self._clocks = self._clocks, _clock_difference()
-        slept = self._clocks - clocks > SLEPT_S
-        if late <= LATE_S and not slept:
-            return False
-        self._excused_at = now
-        self._forgive()
-        if self._pinged_at is not None:
-            self._pinged_at = now if slept else min(now, self._pinged_at + late)
-            if slept:
-                self._ping(None)
-        return True
-
-    def _bear_witness(self, now: float) -> None:
+    def check_self(self, now: float) -> None:
         """Another link is silent: find out whether this one is, too."""
-        if self.failure is None and self._pinged_at is None:
+        if self.failure is None and not self._timers.is_asking:
             self._ask(now)
 
     def _ping(self, answer: asyncio.Future[float] | None, about: dict[bytes, Told] | None = None) -> None:
-        now, about = perf_counter(), about or {}
-        self._pings += 1
-        self._asked[self._pings] = _Asked(now, now, self._connection.bytes_received, answer, about)
-        if self._pinged_at is None or self.heard_at > self._pinged_at:
-            self._pinged_at = now
-        self.post(Ping(self._pings, tuple(about)))
+        about = about or {}
+        nonce = self._timers.asked(perf_counter(), self._heard(), of_sessions=bool(about))
+        self._asked[nonce] = _Asked(answer, about)
+        self.post(Ping(nonce, tuple(about)))
 
     def _heard_pong(self, pong: Pong) -> None:
         asked = self._asked.pop(pong.nonce, None)
-        if asked is None:
+        seconds = self._timers.answered(pong.nonce, perf_counter())
+        if asked is None or seconds is None:
             return
-        seconds = perf_counter() - asked.at
-        if self._alone_since is None and not self._excused_s and seconds <= self._pong_within():
-            self._round_trips.measured(seconds)  # others waited for a network that was away
         if asked.answer is not None and not asked.answer.done():
             asked.answer.set_result(seconds)
-        self._wake_in(self._ask_again_s)
+        self._wake_in(self._timers.ask_again_s)
         told = {progress.session: progress for progress in pong.tells}
         for session, take in asked.about.items():
             if session in self._users:
                 take(told.get(session), pong)
-
-    def _pong_within(self) -> float:
-        """Seconds for an answer to PING."""
-        return max(
-            self._excused_s, self._round_trips.answer_within(self._patience.pong_within_s, self._posted)
-        )
 
     def _give_up_overdue(self, now: float) -> None:
         limit = self._patience.step_s
@@ -498,8 +396,3 @@ def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError
             retriable=False,
         )
     return None
-
-
-def _clock_difference() -> float:
-    """Seconds by which the wall clock is ahead of ours, which stands still while the computer sleeps."""
-    return time.time() - perf_counter()

@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Coroutine[Any, Any, T], loop: Vir
     for name, module in list(sys.modules.items()):
         if name.startswith("swarm_node.") and hasattr(module, "perf_counter"):
             monkeypatch.setattr(module, "perf_counter", loop.time)
-    monkeypatch.setattr(link, "_clock_difference", lambda: 0.0)
+    monkeypatch.setattr(link, "wall_clock", loop.time)
     monkeypatch.setattr(head_batch, "LONGEST_INLINE_S", float("inf"))
     monkeypatch.setattr(native, "warm_up", lambda: None)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:

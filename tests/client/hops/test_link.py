@@ -12,7 +12,7 @@ import torch
 from swarm_node.client.hops import segment as segment_module
 from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import HopFailedError, PeerTimeoutError, StreamClosedError, SwarmError
-from swarm_node.swarm.links import link as link_module
+from swarm_node.swarm.links import timers
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import Hello, Open, Opened, Result, Step, Welcome
@@ -148,12 +148,12 @@ async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
     _, links = await _swarm()
     await _open(links)
     link = await links.get(ROUTE.hops[0].peer_id)
-    link._connection.heard_at, link._pinged_at = perf_counter() - 20, perf_counter() - 10
+    link._connection.heard_at, link._timers._pinged_at = perf_counter() - 20, perf_counter() - 10
     link._due = asyncio.get_running_loop().time() - 10
     link._look()
     assert link.failure is None
-    assert perf_counter() - link._pinged_at < 1  # the time that we were away does not count
-    link._pinged_at -= 15  # after it was heard last, and more than any measured round trip allows
+    assert perf_counter() - link._timers._pinged_at < 1  # the time that we were away does not count
+    link._timers._pinged_at -= 15  # after it was heard last, and more than any measured round trip allows
     link._due = asyncio.get_running_loop().time()
     link._look()
     assert isinstance(link.failure, PeerTimeoutError)
@@ -161,7 +161,7 @@ async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
 
 
 async def test_a_link_outlives_its_last_session_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "IDLE_S", 0.05)
+    monkeypatch.setattr(timers, "IDLE_S", 0.05)
     swarm, links = await _swarm()
     for _ in range(3):
         (await _open(links)).close()
@@ -178,7 +178,7 @@ async def test_a_link_outlives_its_last_session_for_a_while(monkeypatch: pytest.
 
 
 async def test_a_paused_session_keeps_its_link_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "KEEP_ALIVE_S", 0.03)
+    monkeypatch.setattr(timers, "KEEP_ALIVE_S", 0.03)
     swarm, links = await _swarm()
     await _open(links)
     await until(lambda: swarm.nodes["a"].pings >= 3)

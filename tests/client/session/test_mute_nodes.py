@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.swarm.links.link import IDLE_S
+from swarm_node.swarm.links.timers import IDLE_S
 from swarm_node.swarm.protocol.messages import Attach, Hello, Open, Ping, Replay, Step, encode
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID, encode_frame
 from swarm_node.swarm.timeouts import COLD_LEAST_S, Patience
