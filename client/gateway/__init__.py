@@ -1,4 +1,4 @@
-"""An OpenAI-compatible HTTP gateway to a swarm: ``swarm-node gateway``, extra ``swarm-node[gateway]``.
+"""An OpenAI-compatible HTTP gateway to a swarm: ``swarm-node gateway``, extra ``gateway``.
 
 Importing this package costs nothing and needs no extra; ``server`` and ``app`` need Starlette and uvicorn.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from ...swarm.errors import UsageError
+from ...swarm.runtime.extras import install_extra
 
 _NEEDED = ("starlette", "uvicorn", "httptools")
 
@@ -17,5 +18,5 @@ def require_extra() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"the gateway needs {', '.join(missing)}", hint='Install it: pip install "swarm-node[gateway]"'
+            f"the gateway needs {', '.join(missing)}", hint=f"In the checkout: {install_extra('gateway')}"
         )

@@ -24,6 +24,7 @@ from ...swarm.confined.process import Bounds, ConfinedProcess, EndedError
 from ...swarm.errors import UsageError
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.fairness.thread import FairThread
+from ...swarm.runtime.extras import install_extra
 from .guide import Guide, embedded_schemas
 from .vocabulary import SpelledTokenizer, Vocabulary
 
@@ -238,7 +239,7 @@ def _library() -> Any:
         import llguidance
     except ImportError:
         raise UsageError(
-            "guided answers need the package llguidance", hint='pip install "swarm-node[guided]"'
+            "guided answers need the package llguidance", hint=f"In the checkout: {install_extra('guided')}"
         ) from None
     return llguidance
 

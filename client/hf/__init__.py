@@ -1,4 +1,4 @@
-"""A transformers model whose decoder layers are the swarm: extra ``swarm-node[hf]``.
+"""A transformers model whose decoder layers are the swarm: extra ``hf``.
 
     from swarm_node.client.hf import AutoSwarmModelForCausalLM
 
@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...swarm.errors import UsageError
+from ...swarm.runtime.extras import install_extra
 
 if TYPE_CHECKING:
     from .auto import AutoSwarmModelForCausalLM
@@ -36,7 +37,8 @@ def __getattr__(name: str) -> Any:
         if error.name != "transformers":
             raise
         raise UsageError(
-            f"{name} needs transformers, which is not installed", hint='pip install "swarm-node[hf]"'
+            f"{name} needs transformers, which is not installed",
+            hint=f"In the checkout: {install_extra('hf')}",
         ) from error
     globals()[name] = value
     return value

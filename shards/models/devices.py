@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...swarm.errors import UsageError
+from ...swarm.runtime.extras import install_extra
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 CONCRETE = ("cpu", "cuda", "mps", "mlx")
 DEVICES = ("auto", *CONCRETE)
 """What ``--device`` takes."""
-INSTALL_MLX = "pip install 'swarm-node[mlx]'"
+INSTALL_MLX = f"{install_extra('mlx')} in the checkout"
 
 
 class DeviceChoice(NamedTuple):
@@ -67,7 +68,7 @@ def require_mlx() -> None:
                 f"MLX is installed but cannot be used: {error}", hint=f"Install it again: {INSTALL_MLX}"
             ) from None
         linux = "" if is_apple_silicon() else " On Linux it computes on the CPU, for tests."
-        raise UsageError("--device mlx needs MLX", hint=f"Install it: {INSTALL_MLX}{linux}") from None
+        raise UsageError("--device mlx needs MLX", hint=f"Install it: {INSTALL_MLX}.{linux}") from None
 
 
 def check_device(name: str) -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ....swarm.errors import OutputError, SwarmError, UsageError
+from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
 from ..generate import route_table
@@ -35,7 +36,7 @@ Check = Callable[[dict[str, Any]], object]
 """Raises UsageError for options of ``generate`` that cannot be."""
 
 MAX_SAVED_BYTES = 64 * 1024 * 1024
-NO_EDITOR = 'To edit messages of several lines, install prompt_toolkit: pip install "swarm-node[chat]"'
+NO_EDITOR = f"To edit messages of several lines, install prompt_toolkit: {install_extra('chat')}"
 
 
 def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ....swarm.errors import UsageError
 from ....swarm.membership.entry import SwarmEntry, swarm_entry
+from ....swarm.runtime.extras import install_extra
 from ....swarm.types import Span
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -136,7 +137,7 @@ def add_peers(command: argparse.ArgumentParser) -> None:
             "--pure-python",
             action="store_true",
             help="run without p2pd, and ask nodes that run it; the default where there is no p2pd, as on "
-            'Windows (needs pip install "swarm-node[libp2p]")',
+            f"Windows (needs {install_extra('libp2p')} in the checkout)",
         )
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from ...errors import UsageError
+from ...runtime.extras import install_extra
 
 _loading = threading.Lock()
 _noise: ModuleType | None = None
@@ -44,7 +45,7 @@ def _import_apart() -> ModuleType:
     except ImportError as error:
         raise UsageError(
             f"a pure-Python peer needs py-libp2p, which cannot be imported: {error}",
-            hint='Install it: pip install "swarm-node[libp2p]".',
+            hint=f"In the checkout: {install_extra('libp2p')}",
         ) from error
     finally:
         descriptor_pool.Default = usual

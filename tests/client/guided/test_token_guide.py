@@ -487,7 +487,7 @@ async def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UsageError, match="llguidance") as caught:
         await Guides(tokenizer, tokenizer.vocab_size).open(Guide("json_object"))
     await Guides(tokenizer, tokenizer.vocab_size).prepare()  # nothing to prepare, and nothing wrong
-    assert "swarm-node[guided]" in caught.value.hint
+    assert '".[guided]"' in caught.value.hint
 
 
 def test_a_text_is_tokens_of_exactly_its_bytes(tokenizer: Tokenizer) -> None:

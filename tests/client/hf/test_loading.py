@@ -130,7 +130,7 @@ def test_the_client_does_not_load_transformers_and_says_what_to_install() -> Non
     )
     loaded, error = output(code).splitlines()
     assert loaded == "False"
-    assert 'pip install "swarm-node[hf]"' in error
+    assert 'pip install -e ".[hf]"' in error
 
 
 def test_nothing_below_sessions_is_used() -> None:

@@ -265,7 +265,7 @@ def test_without_mlx_the_extra_is_named(wide: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(devices, "has_mlx", lambda: False)
     with open_checkpoint(str(wide)) as checkpoint, pytest.raises(UsageError) as caught:
         load_backend(checkpoint, Span(0, 2), MLX)
-    assert "swarm-node[mlx]" in caught.value.hint
+    assert '".[mlx]"' in caught.value.hint
 
 
 def test_progress_and_bytes(wide: Path) -> None:

@@ -45,7 +45,7 @@ def test_what_suits_a_machine(
     pretend(monkeypatch, system, machine, mlx=mlx, mps=mps)
     name, note = choose_device()
     assert name == chosen
-    assert ("swarm-node[mlx]" in note) == (machine == "arm64" and not mlx)
+    assert ('".[mlx]"' in note) == (machine == "arm64" and not mlx)
     assert choose_device("cpu") == DeviceChoice("cpu")
     assert choose_device(only_cpu=True) == DeviceChoice("cpu")
 

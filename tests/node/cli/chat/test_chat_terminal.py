@@ -88,7 +88,7 @@ def test_editor(start: Start, tmp_path: Path) -> None:
 
 def test_without_prompt_toolkit(start: Start, tmp_path: Path) -> None:
     with start("ja", "--max-new-tokens", "9", editor=False) as terminal:
-        terminal.wait_for('pip install "swarm-node[chat]"')
+        terminal.wait_for('pip install -e ".[chat]"')
         terminal.wait_for(">")
         terminal.type('"""two\r')
         terminal.wait_for(". ")
