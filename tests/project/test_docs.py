@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.lab.pictures import stale
 from swarm_node.node.cli.parser import build_parser
 from tests import ROOT
 
@@ -177,7 +176,4 @@ def another():
 
 
 def test_the_pictures_are_those_of_the_code() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/draw_docs.py", "--check"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"scripts/draw_docs.py draws {done.stdout.split()} anew"
+    assert not [path.name for path in stale()], "scripts/pictures draws them anew"

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts import ROOT
+
 PICTURES = ROOT / "docs" / "pictures"
 PACKAGES = ("swarm", "dht", "shards", "client", "node")
 WIDTH, FLOOR = 860, 34
 Room = tuple[str, ...]
 DESCRIPTION = (
-    """Draw docs/pictures/*.svg anew. --check only compares: exit code 1 if one of them is out of date."""
+    "Draw docs/pictures/*.svg anew. --check only compares: exit code 1 if one of them is out of date."
 )
 
 STYLE = """<style>
@@ -193,18 +194,23 @@ DRAWN: dict[str, Callable[[], str]] = {"swarm": swarm, "rooms": rooms}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="scripts/pictures", description=DESCRIPTION)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
-    stale = []
-    for name, draw in DRAWN.items():
-        path, drawn = PICTURES / f"{name}.svg", draw()
-        if not path.exists() or path.read_text(encoding="utf-8") != drawn:
-            stale.append(path.name)
-            if not check:
-                path.write_text(drawn, encoding="utf-8")
-    print("\n".join(stale) or "all up to date")
-    return 1 if check and stale else 0
+    found = stale()
+    if not check:
+        for path, drawn in found.items():
+            path.write_text(drawn, encoding="utf-8")
+    print("\n".join(path.name for path in found) or "all up to date")
+    return 1 if check and found else 0
+
+
+def stale() -> dict[Path, str]:
+    """The pictures that are out of date, and as they should be."""
+    drawn = {PICTURES / f"{name}.svg": draw() for name, draw in DRAWN.items()}
+    return {
+        path: text for path, text in drawn.items() if not path.exists() or path.read_text("utf-8") != text
+    }
 
 
 if __name__ == "__main__":
