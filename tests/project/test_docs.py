@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,30 @@ def test_every_option_is_in_the_reference(command: str, capsys: pytest.CaptureFi
     told = sections[command] + sections["Options of every command"]
     assert "--json" in options
     assert sorted(options - set(re.findall(r"--[a-z][a-z-]+", told))) == []
+
+
+def commands(text: str) -> Iterator[str]:
+    """The words behind ``swarm-node`` in lines of code that run it."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = [code for language, code in blocks if language in ("", "sh")]
+    indented = re.findall(r"^ {4,}(.*)", prose(text), re.MULTILINE)
+    for line in "\n".join([*fenced, *indented]).splitlines():
+        call = re.match(r"\s*(?:\$ |\w[^|`]*\| )?(?:\.venv/bin/)?swarm-node ([a-z].*)", line)
+        if call:
+            yield re.split(r" [|>] ?| && ", call.group(1))[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_parses(page: Path) -> None:
+    for command in commands(page.read_text(encoding="utf-8")):
+        assert build_parser().parse_args(shlex.split(command, comments=True)).command in COMMANDS
+
+
+def test_commands_are_seen() -> None:
+    text = (
+        "```sh\n$ swarm-node serve --x\ncat x | swarm-node chat > y\n```\n    .venv/bin/swarm-node plan # z\n"
+    )
+    assert list(commands(text)) == ["serve --x", "chat", "plan # z"]
 
 
 def test_every_environment_variable_is_in_the_reference() -> None:
