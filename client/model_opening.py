@@ -29,7 +29,7 @@ from .routing.demand import DemandTeller
 POLL_S = 1.0
 """Between looks for a model that nobody serves yet."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OnDecision = Callable[[NameDecision], None]
 Load = Callable[[str], LocalModel]
@@ -86,7 +86,7 @@ async def open_model(
         )
         if (decision := found.decision) is not None:
             if decision.is_change:
-                log.warning("event=model_changed message=%r", decision.sentence)
+                logger.warning("event=model_changed message=%r", decision.sentence)
             if on_decision is not None:
                 on_decision(decision)
         return found

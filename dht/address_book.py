@@ -39,7 +39,7 @@ MAX_BOOKS = 32
 """Files kept; of more, those written longest ago are removed."""
 _VERSION = 1
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class AddressBook:
             replace_file(self._path, json.dumps({"version": _VERSION, "peers": peers}, indent=1))
             _remove_old_books(self._path.parent)
         except OSError as error:
-            log.warning("event=address_book_unwritable path=%s error=%r", self._path, str(error))
+            logger.warning("event=address_book_unwritable path=%s error=%r", self._path, str(error))
         self._changed = False
 
     def _read(self, path: Path) -> dict[str, KnownPeer]:
@@ -115,7 +115,7 @@ class AddressBook:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            log.warning("event=address_book_unreadable path=%s error=%r", path, str(error))
+            logger.warning("event=address_book_unreadable path=%s error=%r", path, str(error))
             set_aside(path)
             return {}
         oldest = self._clock() - MAX_AGE_S

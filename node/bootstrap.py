@@ -13,7 +13,7 @@ from .config import BootstrapConfig, NodeEvent, OnEvent
 
 __all__ = ["BootstrapConfig", "run_bootstrap"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 async def run_bootstrap(
@@ -28,7 +28,7 @@ async def run_bootstrap(
     maddrs: tuple[str, ...] = ()
 
     def emit(event: str, details: Mapping[str, object] | None = None) -> None:
-        log.info("event=%s peer=%s", event, peer_id)
+        logger.info("event=%s peer=%s", event, peer_id)
         on_event(NodeEvent(event, peer_id=peer_id, maddrs=maddrs, details=details or {}))
 
     async def on_network(change: NetworkChange) -> None:

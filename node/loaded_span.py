@@ -32,7 +32,7 @@ from .limits.quotas import Limits
 from .resources import MemoryShortError, available_memory, default_kv_tokens
 from .sessions.server import NodeServer, ServerStatistics
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SWEEP_S = 5.0
 """Seconds between looks for idle sessions and connections."""
@@ -147,7 +147,7 @@ class Serving:
         now = await engine.run(lambda: measure_decode(model, self.kv_dtype))
         before = self.measured.decode_ms_per_block
         if not 1 / MUCH_SLOWER < now / before < MUCH_SLOWER:
-            log.info("event=speed_changed before_ms=%.4f now_ms=%.4f", before, now)
+            logger.info("event=speed_changed before_ms=%.4f now_ms=%.4f", before, now)
             # Half of the way: a moment's load is soon forgotten, a lasting one soon told.
             self.measured = replace(self.measured, decode_ms_per_block=(before + now) / 2)
 
@@ -159,7 +159,7 @@ class Serving:
                 async with asyncio.timeout(self._config.drain_seconds):
                     await first(self.server.wait_idle(), impatient.wait())
             except TimeoutError:
-                log.warning("event=drain_timeout sessions=%d", self.server.statistics().sessions)
+                logger.warning("event=drain_timeout sessions=%d", self.server.statistics().sessions)
 
     def sweep(self) -> None:
         """Close idle sessions and connections. Call it every SWEEP_S seconds."""
@@ -250,7 +250,7 @@ class Serving:
         try:
             return cast(KvMemory, model.new_pool(slots, kv_dtype))
         except RuntimeError as error:  # torch's allocators raise it and its subclass OutOfMemoryError
-            log.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
+            logger.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
             raise MemoryShortError(
                 f"{tokens} tokens of KV cache as {kv_dtype} do not fit into the memory of {model.device}",
                 hint="Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8.",

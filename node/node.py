@@ -28,7 +28,7 @@ from .resources import default_threads, give_memory_back
 
 __all__ = ["BootstrapConfig", "Node", "NodeConfig", "NodeEvent", "NodeStatistics", "Service", "run_node"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Service = Callable[["Node"], AbstractAsyncContextManager[object]]
 """Something that a node does beside its span. Entered once the node is in its network, before it loads
@@ -437,7 +437,7 @@ class Node:
 
     def emit(self, event: str, **details: object) -> None:
         """Tell the one who started the node."""
-        log.info(
+        logger.info(
             "event=%s peer=%s %s",
             event,
             self.peer_id,

@@ -18,7 +18,7 @@ from .draft_length import MAX_DRAFT, Kind, PassTimes, Plan, Speculation
 from .draft_model import DraftSequence
 from .prompt_lookup import PromptLookup
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MODEL = "model"
 ANY: Kind = (MODEL, -1)
@@ -119,7 +119,7 @@ class Drafter:
         try:
             await self._ask_model(self._sequence, room, plan)
         except (RuntimeError, MemoryError) as error:  # torch's, too: the answer can do without
-            log.warning("event=draft_model_failed error=%r", str(error))
+            logger.warning("event=draft_model_failed error=%r", str(error))
             self.close()
             self._sequence = None
 

@@ -29,7 +29,7 @@ from .openai.replies import Job, Reply, StreamedReply, WholeReply
 from .openai.requests import ChatRequest, CompletionRequest, read_chat, read_completion
 from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
@@ -231,13 +231,13 @@ async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None
         except ClientGoneError:
             raise
         except Exception:
-            _logger.exception("a request failed")
+            logger.exception("a request failed")
             await call.fail(internal())
     except ClientGoneError:
         pass  # nobody is there to be told
     finally:
         call.close()
-    _logger.info(
+    logger.info(
         "%s %s status=%d seconds=%.3f",
         call.scope["method"],
         call.scope["raw_path"].decode("ascii", "replace"),  # as it was sent: one line, whatever it stands for

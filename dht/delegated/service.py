@@ -41,7 +41,7 @@ from .messages import (
     pack_entries,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 KEYS_PER_S = 32.0
 """Keys that a peer may ask for, in the long run: a client of a large model looks at 8 every few seconds."""
@@ -119,15 +119,15 @@ class SnapshotService:
         """Serve one stream until it ends, or is idle for IDLE_S."""
         holder = Holder(stream.peer_id, address_group(stream.remote_maddr))
         if why := self._find_room(holder):
-            log.info("event=snapshot_refused peer=%s reason=%r", stream.peer_id, why)
+            logger.info("event=snapshot_refused peer=%s reason=%r", stream.peer_id, why)
             return
         self._streams[stream] = holder
         try:
             await self._serve(stream, holder)
         except (NetworkError, TimeoutError) as error:
-            log.debug("event=snapshot_ended peer=%s reason=%r", stream.peer_id, str(error))
+            logger.debug("event=snapshot_ended peer=%s reason=%r", stream.peer_id, str(error))
         except RemoteProtocolError as error:
-            log.info("event=snapshot_bad_frame peer=%s message=%r", stream.peer_id, error.message)
+            logger.info("event=snapshot_bad_frame peer=%s message=%r", stream.peer_id, error.message)
         finally:
             self._end(stream)
 

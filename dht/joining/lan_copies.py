@@ -27,7 +27,7 @@ PAUSE_S = 20.0
 LOOK_S = 20.0
 """For one look."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Read = Callable[[Sequence[str]], Awaitable[list[NodeInfo]]]
 """What the peer at some of these addresses knows of the swarm's nodes. Raises SwarmError."""
@@ -69,7 +69,7 @@ class LanCopies:
                 async with asyncio.timeout(LOOK_S):
                     nodes = await self._read([f"{maddr}/p2p/{self._own_id}" for maddr in peer.maddrs])
             except (SwarmError, TimeoutError) as error:
-                log.debug("event=no_namesake maddrs=%s error=%r", ",".join(peer.maddrs), str(error))
+                logger.debug("event=no_namesake maddrs=%s error=%r", ",".join(peer.maddrs), str(error))
                 return
             self._directory.met_namesake(peer.maddrs, nodes)
 

@@ -15,7 +15,7 @@ from ..address_book import AddressBook
 MOST_TRIED = 8
 """Peers of the book that a start tries besides the initial peers: those that are known for longest."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 async def connect_in(
@@ -29,7 +29,7 @@ async def connect_in(
         known = [f"{maddr}/p2p/{peer.peer_id}" for peer in book.peers()[:MOST_TRIED] for maddr in peer.maddrs]
         if not known:
             raise
-        log.warning("event=initial_peers_silent known=%d error=%r", len(known), error.message)
+        logger.warning("event=initial_peers_silent known=%d error=%r", len(known), error.message)
         try:
             return await P2pdTransport.create(identity, initial_peers=(*initial_peers, *known), **options)
         except (PeerUnreachableError, PeerTimeoutError):

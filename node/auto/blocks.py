@@ -35,7 +35,7 @@ from ..resources import MemoryShortError
 from .machine import Machine
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SETTLE_S = 1.0
 """Without news among those who join, before a node begins to load; and before a mover looks again. More than
@@ -190,7 +190,7 @@ class AutoBlocks:
         try:
             await step()
         except NetworkError as error:
-            log.info("event=plan_failed serving=%s error=%r", self._host.is_serving, error.message)
+            logger.info("event=plan_failed serving=%s error=%r", self._host.is_serving, error.message)
             if not self._host.is_serving:
                 await self._host.stand_by()
                 self._say("standing_by", error.message)
@@ -298,7 +298,7 @@ class AutoBlocks:
             await host.remeasure()
         verdict = await self._plan_move(await self._living())
         if isinstance(verdict, Stay):
-            log.debug("event=stay why=%r mover=%s", verdict.why, verdict.mover)
+            logger.debug("event=stay why=%r mover=%s", verdict.why, verdict.mover)
             return
         host.emit("moving", **{**verdict.as_dict(), "blocks": str(host.span), "to": str(verdict.span)})
         began = self._clock()

@@ -26,7 +26,7 @@ LOOK_S = 4.0
 SERVING_LOOK_S = 10.0
 """The same of one that serves: its model is not given up within seconds in any case."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Host(Protocol):
@@ -107,7 +107,7 @@ class OnDemand:
         except SwarmError as error:
             if self._wish is None:
                 raise
-            log.warning("event=wish_failed model=%r error=%r", str(self._wish.demand.model), error.message)
+            logger.warning("event=wish_failed model=%r error=%r", str(self._wish.demand.model), error.message)
             return True
         except Exception as fault:  # a stranger's wish, and perhaps a stranger's files
             if self._wish is None:
@@ -134,7 +134,7 @@ class OnDemand:
         try:
             return await self._wishes.pick(idle)
         except SwarmError as error:
-            log.info("event=demand_unread error=%r", error.message)
+            logger.info("event=demand_unread error=%r", error.message)
         except Exception as fault:  # noqa: BLE001 - what strangers want must not end a node
             self._faults.note(fault)
         return None

@@ -27,7 +27,7 @@ BACK_OFF_S = 600.0
 LISTING_S = 30.0
 """Age up to which the list of models on the disk is used again."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ModelWishes:
         try:
             return Wish(chosen, await self._locate(chosen))
         except SwarmError as error:
-            log.info("event=wish_failed model=%r error=%r", str(chosen.model), error.message)
+            logger.info("event=wish_failed model=%r error=%r", str(chosen.model), error.message)
             self.failed(chosen)
             return None
 

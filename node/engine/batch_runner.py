@@ -23,7 +23,7 @@ from ...swarm.types import Span
 from .jobs import Lane, StepDone, StepFailed, StepJob, StepOutcome
 from .scheduler import DECODE_TOKENS, Batch, Slice
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Finished = tuple[StepJob, StepOutcome]
 _Work = list[tuple[StepJob, Slice[Lane]]]
@@ -80,7 +80,7 @@ class BatchRunner:
             for change in job.changes:
                 lane.table[:, change.index] = torch.tensor(change.slots, dtype=torch.int32)
         except Exception:
-            log.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
+            logger.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
             lane.computed = 0  # what the copies should hold is lost
             job.refusal = _BROKEN
         job.changes = ()
@@ -98,7 +98,7 @@ class BatchRunner:
         try:
             self._run(work, began, report)
         except Exception:  # a bug of ours must not end the thread that everybody depends on
-            log.exception("event=batch_broken sessions=%d", len(work))
+            logger.exception("event=batch_broken sessions=%d", len(work))
             report.clean = False
             for job, _ in work:
                 self._fail(job, _BROKEN, report)
@@ -223,11 +223,11 @@ class BatchRunner:
             report.clean = False
             if len(work) > 1:
                 # Find the one to blame: the others get their results, computed alone.
-                log.warning("event=batch_failed sessions=%d error=%r", len(work), error)
+                logger.warning("event=batch_failed sessions=%d error=%r", len(work), error)
                 for item, done in zip(work, pieces, strict=True):
                     self._compute(span, [item], x[done.row : done.row + done.count], report)
                 return
-            log.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
+            logger.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
             self._fail(work[0][0], _BROKEN, report)
             return
         for done, (job, _) in zip(pieces, work, strict=True):
@@ -265,7 +265,7 @@ class BatchRunner:
                             take[0], StepFailed(ErrorCode.BAD_TENSOR, error.message, error.hint), report
                         )
                     except Exception:
-                        log.exception("event=encode_failed step=%d", take[0].step)
+                        logger.exception("event=encode_failed step=%d", take[0].step)
                         self._fail(take[0], _BROKEN, report)
         elapsed = perf_counter_ns() - started
         for job, _ in work:
@@ -326,5 +326,5 @@ class BatchRunner:
 def _decode_failure(error: Exception) -> StepFailed:
     if isinstance(error, RemoteProtocolError):
         return StepFailed(error.code, error.message, error.hint)
-    log.error("event=decode_failed error=%r", error)
+    logger.error("event=decode_failed error=%r", error)
     return _BROKEN

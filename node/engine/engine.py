@@ -33,7 +33,7 @@ from .page_tables import PageTable, pages_for
 from .prefix_cache import PrefixCache
 from .scheduler import Scheduler
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ class Engine:
                 slots = torch.tensor([page.slots for page in pages.pages], dtype=torch.int32)
                 table[:, : len(pages.pages)] = slots.t()  # nobody else knows this table yet
         except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
-            log.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
+            logger.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
             pages.release()
             return None
         if parent is None:
@@ -332,7 +332,7 @@ class Engine:
             try:
                 lane.on_released()
             except Exception:
-                log.exception("event=release_callback_failed owner=%s", lane.owner)
+                logger.exception("event=release_callback_failed owner=%s", lane.owner)
 
     def _deliver(self, report: BatchReport) -> None:
         if report.sessions:
@@ -355,7 +355,7 @@ class Engine:
             try:
                 job.done(job, outcome)
             except Exception:
-                log.exception("event=deliver_failed step=%d", job.step)
+                logger.exception("event=deliver_failed step=%d", job.step)
             if was_closed and not lane.pending:
                 self._release(lane)
 
@@ -427,7 +427,7 @@ class Engine:
         try:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
-            log.debug("event=result_without_loop")
+            logger.debug("event=result_without_loop")
 
 
 def _set_result(future: asyncio.Future[Any], result: object) -> None:

@@ -12,7 +12,7 @@ from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
 from ...swarm.types import NodeInfo
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RETRY_S = 3.0
 """Seconds before a failed announcement is tried again: many tries fit into one expiry."""
@@ -92,7 +92,7 @@ class Announcer:
                 async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
                     await (self._directory.withdraw() if info is None else self._directory.announce(info))
             except (SwarmError, TimeoutError) as error:
-                log.warning("event=announce_failed retry_s=%g error=%r", RETRY_S, str(error))
+                logger.warning("event=announce_failed retry_s=%g error=%r", RETRY_S, str(error))
                 return info, False
             except Exception as fault:  # noqa: BLE001 - a node that stopped announcing would be gone
                 self._faults.note(fault)
@@ -126,4 +126,4 @@ class Announcer:
                 async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
                     await self._directory.withdraw()
             except (SwarmError, TimeoutError) as error:
-                log.warning("event=withdraw_failed error=%r", str(error))
+                logger.warning("event=withdraw_failed error=%r", str(error))

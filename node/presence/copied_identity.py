@@ -27,7 +27,7 @@ FIRST_LOOK_S = 15.0
 ANSWER_S = 15.0
 """Of the directory, as for an announcement."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class CopyWatch:
@@ -74,7 +74,7 @@ class CopyWatch:
             async with asyncio.timeout(ANSWER_S):
                 await self._directory.look_for_namesakes()
         except (SwarmError, TimeoutError) as error:
-            log.debug("event=copy_look_failed error=%r", str(error))
+            logger.debug("event=copy_look_failed error=%r", str(error))
 
     def judge(self) -> None:
         """Tell of those that are seen now, and whether one was before us."""

@@ -21,7 +21,7 @@ from ...swarm.faults import Faults
 from ...swarm.peer_health import PeerHealth
 from ...swarm.types import MAX_PEER_LINKS, NodeInfo, NodeState, PeerLink, Span
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PROBE_S = 60.0
 """Between two rounds: distances change seldom, and chains in use report theirs."""
@@ -141,7 +141,7 @@ class LinkProbe:
                 try:
                     await self.probe()
                 except SwarmError as error:
-                    log.info("event=probe_failed error=%r", str(error))
+                    logger.info("event=probe_failed error=%r", str(error))
 
     async def probe(self) -> None:
         """One round. Raises SwarmError when the directory cannot be read."""

@@ -25,7 +25,7 @@ from ...swarm.peer_health import PeerHealth
 from ...swarm.types import NodeInfo, NodeState
 from .link_probe import Links
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PING_TIMEOUT_S = 3.0
 FAILURES = 2
@@ -177,7 +177,7 @@ class Liveness:
         if not known.answered:
             self._silent.failed(node.peer_id, self._clock(), why)
         elif known.failures == FAILURES:
-            log.info("event=peer_dead peer=%s error=%r", node.peer_id, why)
+            logger.info("event=peer_dead peer=%s error=%r", node.peer_id, why)
 
 
 def _blocks(nodes: Iterable[NodeInfo]) -> set[int]:

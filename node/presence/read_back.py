@@ -17,7 +17,7 @@ FIRST_S = 5.0
 ANSWER_S = 15.0
 """Of the directory, as for an announcement."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ReadBack:
@@ -39,7 +39,7 @@ class ReadBack:
             async with asyncio.timeout(ANSWER_S):
                 seen = await self._directory.is_announced()
         except (SwarmError, TimeoutError) as error:
-            log.debug("event=read_back_failed error=%r", str(error))
+            logger.debug("event=read_back_failed error=%r", str(error))
             return
         if seen is False:
             self._announce_soon()

@@ -32,7 +32,7 @@ from ...swarm.types import ModelRef
 from ..limits.dial_quota import DialQuota
 from ..limits.quotas import Ledger, Limits, PeerAccount
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 UNCOUNTED_BYTES = 1024 * 1024
 """Sent to a next hop before it is asked whether it keeps up: some seconds of decode steps."""
@@ -144,7 +144,7 @@ class NextHops:
                     try:
                         return await dial.wait()
                     except SwarmError as error:
-                        log.info(
+                        logger.info(
                             "event=dial_failed peer=%s client=%s error=%r",
                             target.peer_id,
                             client.peer_id,
@@ -155,7 +155,9 @@ class NextHops:
                         if dial.maddrs == maddrs:
                             break  # else these, of another client, may have been wrong
         except TimeoutError:
-            log.info("event=dial_failed peer=%s client=%s error='no answer'", target.peer_id, client.peer_id)
+            logger.info(
+                "event=dial_failed peer=%s client=%s error='no answer'", target.peer_id, client.peer_id
+            )
         raise PeerUnreachableError(NOT_REACHED)
 
     def _maddrs(self, target: Downstream) -> tuple[str, ...]:
@@ -165,7 +167,7 @@ class NextHops:
         try:
             return self._records.maddrs(target.peer_id, target.record)
         except RemoteProtocolError as error:
-            log.info("event=record_refused peer=%s error=%r", target.peer_id, error.message)
+            logger.info("event=record_refused peer=%s error=%r", target.peer_id, error.message)
             raise PeerUnreachableError(NOT_REACHED) from None
 
     def _dial(

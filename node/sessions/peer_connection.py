@@ -51,7 +51,7 @@ from .session import NodeSession
 if TYPE_CHECKING:
     from .server import NodeServer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 UNREAD_BYTES = 1024 * 1024
 """Told to a peer before it is asked whether it reads."""
@@ -115,15 +115,17 @@ class PeerConnection:
         try:
             await self._read()
         except (RemoteProtocolError, PeerError) as error:
-            log.info("event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message)
+            logger.info(
+                "event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message
+            )
             why = f"it sent what is no message: {error.message}"
             self._forget_fed(why)
             await self._farewell(error_message(error, retriable=False))
         except NetworkError as error:
-            log.debug("event=stream_ended peer=%s reason=%r", self.peer_id, error.message)
+            logger.debug("event=stream_ended peer=%s reason=%r", self.peer_id, error.message)
             why = error.message
         except Exception as error:
-            log.exception("event=connection_failed peer=%s", self.peer_id)
+            logger.exception("event=connection_failed peer=%s", self.peer_id)
             self._forget_fed("this node failed to serve its stream")
             await self._farewell(error_message(error))
         finally:
@@ -169,7 +171,7 @@ class PeerConnection:
         limits = self._server.limits
         silent = now - self.last_heard
         if silent > (limits.idle_connection_seconds if self.welcomed else limits.hello_seconds):
-            log.info("event=connection_idle peer=%s seconds=%.0f", self.peer_id, silent)
+            logger.info("event=connection_idle peer=%s seconds=%.0f", self.peer_id, silent)
             self.close()
             return
         for session in self.sessions:
@@ -179,7 +181,7 @@ class PeerConnection:
 
     def expire(self, session: NodeSession, reason: str) -> None:
         """Close a session that the client did not close, and tell it."""
-        log.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
+        logger.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
         del self._sessions[session.id]
         self._server.close_session(session)
         self.post(
@@ -208,7 +210,7 @@ class PeerConnection:
 
     def _on_bad_frame(self, why: str) -> None:
         """The frame that is coming may not go on."""
-        log.info("event=frame_given_up peer=%s reason=%r", self.peer_id, why)
+        logger.info("event=frame_given_up peer=%s reason=%r", self.peer_id, why)
         self._forget_fed(why)
         hint = "Send smaller steps, or over a faster line."
         self.close(ErrorMessage(None, None, ErrorCode.OVERLOADED, why, True, hint))
@@ -395,7 +397,7 @@ class PeerConnection:
             if self._unread > UNREAD_BYTES:
                 self._charge()
             if self._unread > FED_FACTOR * self._server.limits.queued_bytes_per_peer:
-                log.info("event=answers_unread peer=%s bytes=%d", self.peer_id, self._unread)
+                logger.info("event=answers_unread peer=%s bytes=%d", self.peer_id, self._unread)
                 self.close()
             elif self._drainer is None and (self._unread > UNREAD_BYTES or not self.takes_answers):
                 self._drainer = asyncio.create_task(self._drain())
@@ -414,7 +416,7 @@ class PeerConnection:
             self._flush()
         except StreamClosedError:
             # The reader may be waiting for room and not know yet: nobody wants the steps that still wait.
-            log.debug("event=answer_without_stream peer=%s", self.peer_id)
+            logger.debug("event=answer_without_stream peer=%s", self.peer_id)
             self.close()
 
     def post(self, message: Message) -> None:
@@ -424,7 +426,7 @@ class PeerConnection:
         try:
             self._post(message)
         except LocalProtocolError:
-            log.exception("event=bad_answer peer=%s", self.peer_id)
+            logger.exception("event=bad_answer peer=%s", self.peer_id)
             self._connection.close()
 
     async def _farewell(self, message: ErrorMessage) -> None:
@@ -435,4 +437,4 @@ class PeerConnection:
                 self._flush()
                 await self._connection.stream.drain()
         except (TimeoutError, NetworkError):
-            log.debug("event=farewell_unread peer=%s", self.peer_id)
+            logger.debug("event=farewell_unread peer=%s", self.peer_id)

@@ -41,7 +41,7 @@ from .open_checks import refusal_of
 from .peer_connection import PeerConnection
 from .session import NodeSession, Owner
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DEFAULT_JOURNAL_BYTES = 256 * 1024 * 1024
 """Of all journals: some 400,000 tokens of a model 576 wide in 8 bits, 60,000 of one 4096 wide."""
@@ -291,7 +291,7 @@ class NodeServer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("event=chain_task_failed", exc_info=error)
+            logger.error("event=chain_task_failed", exc_info=error)
 
     # Steps of opening a session.
 

@@ -31,7 +31,7 @@ from ...swarm.errors import CheckpointError, ModelError, UsageError
 from ...swarm.types import NodeInfo
 from ..node import Node
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -143,7 +143,7 @@ class WeightService:
         except HashingStopped:
             return
         except ModelError as error:
-            log.warning("event=weights_not_shared path=%s error=%r", files.path, error.message)
+            logger.warning("event=weights_not_shared path=%s error=%r", files.path, error.message)
             if self._node is not None and self._shares:
                 self._node.emit("not_sharing", message=error.message)
             return

@@ -30,7 +30,7 @@ TOUCH_S = 3600.0
 """A model that was used so lately is not written down again."""
 _HEADER = "# swarm-node: models by name. `pin` lines are yours, `used` ones come when a model has answered.\n"
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Now = Callable[[], datetime]
 
@@ -95,7 +95,7 @@ class KnownModels:
         try:
             self._note_used(name, digest)
         except UsageError as error:
-            log.warning("event=known_models_unwritable error=%r", error.message)
+            logger.warning("event=known_models_unwritable error=%r", error.message)
 
     def _note_used(self, name: str, digest: str) -> None:
         now = self._now()

@@ -25,7 +25,7 @@ from ...swarm.runtime.state_files import replace_file
 from .bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
 from .library import library
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MAX_BYTES = 16384
@@ -131,7 +131,7 @@ def _table(kernels: str) -> KernelTable:
     if seconds is None:
         seconds = measure(native=bool(kernels))
         _write(path, seconds)
-        log.info("event=kernels_measured native=%s cache=%s", bool(kernels), path)
+        logger.info("event=kernels_measured native=%s cache=%s", bool(kernels), path)
     return KernelTable(seconds)
 
 
@@ -168,4 +168,4 @@ def _write(path: Path, seconds: Mapping[str, tuple[float, ...]]) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, json.dumps({"key": path.stem, "seconds": seconds}, indent=1))
     except OSError as error:
-        log.info("event=kernels_not_cached reason=%r", str(error))
+        logger.info("event=kernels_not_cached reason=%r", str(error))

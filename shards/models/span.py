@@ -25,7 +25,7 @@ from .weight_loader import Progress, WeightLoader
 if TYPE_CHECKING:
     from ..formats.config import ModelConfig
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 __all__ = ["Progress", "SpanModel", "load_span"]
 
@@ -145,7 +145,7 @@ def load_span(
             native, kernels = NativeSpan(config, span, blocks, threads), f"native {plan.digits.name.lower()}"
         else:
             kernels += f" ({reason})"
-            log.info("event=plain_span span=%s reason=%r", span, reason)
+            logger.info("event=plain_span span=%s reason=%r", span, reason)
     return SpanModel(
         config,
         span,

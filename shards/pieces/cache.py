@@ -19,7 +19,7 @@ from .manifest import PieceManifest
 from .store import PieceStore, is_store, unwritable
 from .store_users import is_used
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 200_000_000_000
 """``--cache-size``, too."""
@@ -66,7 +66,7 @@ class PieceCache:
             except OSError as error:
                 if error.errno not in _BROKEN or set_aside(folder) is None:
                     raise unwritable(folder, error) from None
-                log.warning("event=weights_set_aside folder=%s error=%r", folder, str(error))
+                logger.warning("event=weights_set_aside folder=%s error=%r", folder, str(error))
             try:
                 return PieceStore.create(folder, manifest, model)
             except OSError as error:

@@ -22,7 +22,7 @@ from .splitting import DEFAULT, GPT2_SPLIT, Splitting
 from .token_bytes import byte_spelling
 from .tokenizer import Tokenizer, is_panic
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_CUT_CHARACTERS = 2**28
 """The squares of all tokens' lengths together, where merges are made by cutting each token everywhere: a
@@ -64,7 +64,7 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
 
 def _guessed(where: str) -> Splitting:
     """For a file that names no way to split text, as llama.cpp does it."""
-    log.warning(
+    logger.warning(
         "%s does not say how it splits text (tokenizer.ggml.pre): a guess is used, answers may be worse. "
         "Convert the model anew.",
         where,

@@ -52,7 +52,7 @@ from .rate_limit import RateCap
 from .schedule import PieceSchedule, Request
 from .weights_root import holders
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Nodes = Callable[[], Awaitable[Sequence[NodeInfo]]]
 """Who serves the model, fresh from the directory. May raise NetworkError."""
@@ -249,7 +249,7 @@ class PieceSwarm:
             try:
                 nodes = await self._nodes()
             except SwarmError as error:
-                log.debug("event=weights_directory error=%r", error.message)
+                logger.debug("event=weights_directory error=%r", error.message)
                 nodes = ()
             else:
                 self._announced = {node.peer_id: node.maddrs for node in nodes}
@@ -326,10 +326,10 @@ class PieceSwarm:
         except RemoteProtocolError as error:
             self._ban(peer, error.message)
         except PeerError as error:  # it may be about to share: those that begin with nothing do
-            log.debug("event=weights_source_refuses peer=%s error=%r", peer, error.message)
+            logger.debug("event=weights_source_refuses peer=%s error=%r", peer, error.message)
             self._refused_at[peer] = self._clock()
         except (NetworkError, TimeoutError) as error:
-            log.debug("event=weights_source_lost peer=%s error=%r", peer, str(error))
+            logger.debug("event=weights_source_lost peer=%s error=%r", peer, str(error))
             self._health.failed(peer, self._clock(), str(error))
             if (source := self._named_by.pop(peer, None)) is not None:
                 self._lost_referrals[source] += 1
@@ -504,7 +504,7 @@ class PieceSwarm:
         return self._schedule
 
     def _ban(self, peer: str, reason: str) -> None:
-        log.warning("event=weights_source_banned peer=%s reason=%r", peer, reason)
+        logger.warning("event=weights_source_banned peer=%s reason=%r", peer, reason)
         self._banned[peer] = reason
         self._health.ban(peer, self._clock(), self._settings.ban_s, reason)
 

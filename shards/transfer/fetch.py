@@ -31,7 +31,7 @@ from .rate_limit import RateCap
 from .server import PieceShelf
 from .weights_root import LikelyRoots, likely_roots
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """``progress(done_bytes, total_bytes, label)``, in the event loop."""
@@ -217,7 +217,7 @@ class ModelFetch:
     async def _give_up_root(self, error: SwarmError) -> None:
         """Never believe one again that was wrong, and keep nothing that came under it; pass over one that
         nobody gives. Raises ``error`` where peers announce no other."""
-        log.warning(
+        logger.warning(
             "event=weights_set_aside root=%s peers=%s error=%r",
             self.root,
             sorted(self._fetched),

@@ -39,7 +39,7 @@ from .rate_limit import RateCap
 from .sent_log import SentLedger
 from .upload_limits import MAX_PEERS, ServeLimits, Visitors
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _READ_AHEAD = 2
 """Pieces of one stream that are in memory beside the one that is being sent."""
@@ -117,12 +117,12 @@ class PieceServer:
         try:
             await self._serve(connection)
         except RemoteProtocolError as error:
-            log.debug("event=weights_protocol peer=%s error=%r", peer, error.message)
+            logger.debug("event=weights_protocol peer=%s error=%r", peer, error.message)
             await connection.close_with(PieceError(error.code, error.message))
         except NetworkError:
             pass  # it is gone
         except TimeoutError:
-            log.debug("event=weights_idle peer=%s", peer)
+            logger.debug("event=weights_idle peer=%s", peer)
         finally:
             self._leave(connection)
             connection.close()
@@ -317,5 +317,5 @@ def _read(holder: PieceHolder, piece: int) -> PieceMessage:
     try:
         return Piece(piece, holder.read(piece))
     except CheckpointError as error:
-        log.warning("event=weights_unreadable piece=%d error=%r", piece, error.message)
+        logger.warning("event=weights_unreadable piece=%d error=%r", piece, error.message)
         return PieceError(ErrorCode.INTERNAL, "this piece cannot be read any more", piece)

@@ -16,7 +16,7 @@ import torch
 
 from ..runtime.c_build import NativeUnavailableError, is_built, load_library
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 GIL_ROWS = 16
 """Up to so many rows are done without releasing the interpreter lock: a few microseconds, while getting the
@@ -97,5 +97,5 @@ def warm_up() -> bool:
         try:
             _codec = NativeCodec(load_library("swarm", _sources(), _FLAGS))
         except NativeUnavailableError as error:
-            log.debug("event=plain_codec reason=%r", str(error))
+            logger.debug("event=plain_codec reason=%r", str(error))
     return _codec is not None

@@ -17,7 +17,7 @@ from ..types import ModelRef
 from .link import NodeLink
 from .pool import LinkPool
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OWN_ADDRESSES_S = 30.0
 """For so long our own addresses count as known: a computer seldom moves to another network."""

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 COMPILE_SECONDS = 300.0
 """A compiler that takes longer is stopped: the sources take seconds even on a small board."""
@@ -65,7 +65,7 @@ def load_library(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) 
                 _loaded[key] = ctypes.CDLL(str(_built(key, sources, flags)))
             except (NativeUnavailableError, OSError) as error:
                 _failed[key] = str(error)
-                log.warning("event=native_unavailable library=%s reason=%r", name, str(error))
+                logger.warning("event=native_unavailable library=%s reason=%r", name, str(error))
                 raise NativeUnavailableError(str(error)) from error
         return _loaded[key]
 

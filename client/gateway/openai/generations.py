@@ -23,7 +23,7 @@ from ..http.admission import Admission
 from ..http.body import ClientGoneError
 from ..http.errors import internal
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +110,5 @@ class Answering:
         except (SwarmError, ClientGoneError) as error:
             self.fail(error)
         except Exception:
-            _logger.exception("a generation failed")
+            logger.exception("a generation failed")
             self.fail(internal())
