@@ -50,7 +50,7 @@ class NodeStatistics:
     engine: EngineLoad
 
 
-class Serving:
+class LoadedSpan:
     """Made by ``load``; ``aclose`` ends its streams and gives the memory back."""
 
     def __init__(self, model: ModelRef, span: Span, config: NodeConfig) -> None:
@@ -76,7 +76,7 @@ class Serving:
         threads: int,
         transport: Transport | None = None,
         on_progress: OnProgress | None = None,
-    ) -> Serving:
+    ) -> LoadedSpan:
         """Read the weights, take memory for the KV cache, measure. Nothing is announced or served yet.
 
         Raises SwarmError; UsageError where memory is short. Nothing stays behind then.
@@ -113,7 +113,7 @@ class Serving:
             prefill_tokens_per_s=self.measured.prefill_tokens_per_s,
             free_kv_tokens=server.free_kv_tokens,
             total_kv_tokens=server.total_kv_tokens,
-            codecs=self.server.offer.codecs,
+            codecs=self.server.terms.codecs,
             weights=self.weights,
             queue_ms=round(load.queue_ms, 3),
             tokens_per_s=round(load.tokens_per_s, 1),

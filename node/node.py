@@ -21,9 +21,9 @@ from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .auto.on_demand import OnDemand
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
 from .kernels import compile_kernels
-from .loaded_span import SWEEP_S, NodeStatistics, OnProgress, Serving
+from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress
 from .model_source import LocalOrHubModel, ModelSource
-from .presence.presence import Presence, turn_away
+from .presence.presence import Presence, reject
 from .resources import default_threads, give_memory_back
 
 __all__ = ["BootstrapConfig", "Node", "NodeConfig", "NodeEvent", "NodeStatistics", "Service", "run_node"]
@@ -68,7 +68,7 @@ class Node:
         self.services = list(services)
         self.amend: list[Callable[[NodeInfo], NodeInfo]] = []
         """What services add to the announcement; ``announce_soon`` when it changed."""
-        self.serving: Serving | None = None
+        self.loaded: LoadedSpan | None = None
         self._on_event = on_event
         self._on_progress = on_progress
         self._network = network
@@ -146,15 +146,15 @@ class Node:
             version=version("swarm-node"),
             links=self.presence.probe.links(),
         )
-        if self.serving is not None:
-            info = self.serving.announced(info)
+        if self.loaded is not None:
+            info = self.loaded.announced(info)
         for amend in self.amend:
             info = amend(info)
         return info
 
     def statistics(self) -> NodeStatistics | None:
         """None while no span is loaded."""
-        return None if self.serving is None else self.serving.statistics()
+        return None if self.loaded is None else self.loaded.statistics()
 
     # A node's life.
 
@@ -183,14 +183,14 @@ class Node:
     async def drain(self) -> None:
         """Announce DRAINING, take no new sessions, wait for the open ones up to ``drain_seconds``."""
         await end(self._demanding, self._deciding)
-        if self.serving is None or self._leaving:
+        if self.loaded is None or self._leaving:
             return
         self._leaving = True
         self._set_state(NodeState.DRAINING)
-        server = self.serving.server
+        server = self.loaded.server
         server.begin_drain()
         self.emit("draining", sessions=server.statistics().sessions, drain_seconds=self.config.drain_seconds)
-        await self.serving.drained(self._impatient)
+        await self.loaded.drained(self._impatient)
 
     async def stop(self) -> None:
         """Withdraw the announcement, close every stream, stop the engine, close the network. May be called
@@ -256,14 +256,14 @@ class Node:
 
     async def load(self, span: Span) -> None:
         """Fetch and load ``span``. Raises SwarmError; nothing is loaded then."""
-        if self.serving is not None:
+        if self.loaded is not None:
             raise LocalProtocolError(f"blocks {self._span} are loaded still")
         self._span = span
         self._set_state(NodeState.JOINING)
         self.emit("loading")
         checkpoint = await self.source.open(span)
         self._model = checkpoint.ref
-        self.serving = await Serving.load(
+        self.loaded = await LoadedSpan.load(
             self.config,
             checkpoint,
             span,
@@ -274,24 +274,24 @@ class Node:
 
     async def go_online(self) -> None:
         """Serve what is loaded."""
-        if self.serving is None:
+        if self.loaded is None:
             raise LocalProtocolError("the node goes online before it has loaded anything")
-        presence, next_hops = self.presence, self.serving.server.next_hops
+        presence, next_hops = self.presence, self.loaded.server.next_hops
         await presence.follow(next_hops.dialler)
         next_hops.on_link = presence.probe.observed
         self._state = NodeState.ONLINE
         announced = await presence.announcer.announce()
-        self.emit("online", announced=announced, **self.serving.details())
+        self.emit("online", announced=announced, **self.loaded.details())
 
     async def unload(self) -> None:
         """Wait for open sessions as long as ``drain_seconds``, end the rest, free the memory. To be announced
         as DRAINING before; what comes next is the caller's to say."""
-        if (serving := self.serving) is None:
+        if (serving := self.loaded) is None:
             return
         serving.server.begin_drain()
         await serving.drained(self._impatient)
         await self.presence.follow(None)
-        self.serving = None
+        self.loaded = None
         await serving.aclose()
         await asyncio.to_thread(give_memory_back, self.config.device)
 
@@ -299,7 +299,7 @@ class Node:
 
     @property
     def is_serving(self) -> bool:
-        return self.serving is not None
+        return self.loaded is not None
 
     @property
     def is_used(self) -> bool:
@@ -316,7 +316,7 @@ class Node:
         """Drain, unload, announce nothing, and forget the model. May be called again."""
         await end(self._deciding)
         self._deciding = None
-        if self.serving is not None:
+        if self.loaded is not None:
             await self.announce_as(NodeState.DRAINING, self._span)
             await self.unload()
         await self.announce_as(NodeState.JOINING, None)
@@ -381,7 +381,7 @@ class Node:
         self.emit("listening")
         for service in self.services:
             await self._exit.enter_async_context(service(self))
-        self._exit.push_async_callback(self._close_serving)
+        self._exit.push_async_callback(self._close_loaded)
         self._exit.push_async_callback(presence.close)
         await presence.serve(self._handle)
         self._background = asyncio.create_task(self._keep_up(presence), name="node-background")
@@ -400,15 +400,15 @@ class Node:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            if self.serving is not None:
-                self.serving.sweep()
+            if self.loaded is not None:
+                self.loaded.sweep()
 
     async def _handle(self, stream: Stream) -> None:
         """Serve a stream with the span that is loaded when it comes."""
-        if self.serving is not None and self._state is not NodeState.JOINING:
-            await self.serving.server.handle(stream)
+        if self.loaded is not None and self._state is not NodeState.JOINING:
+            await self.loaded.server.handle(stream)
             return
-        await turn_away(stream)
+        await reject(stream)
 
     def _announcement(self) -> NodeInfo | None:
         return None if self._model is None or self._span is None else self.info()
@@ -420,10 +420,10 @@ class Node:
     def announce_soon(self) -> None:
         """What the node announces has changed."""
         if self._presence is not None:
-            self._presence.announcer.poke()
+            self._presence.announcer.announce_now()
 
-    async def _close_serving(self) -> None:
-        serving, self.serving = self.serving, None
+    async def _close_loaded(self) -> None:
+        serving, self.loaded = self.loaded, None
         if serving is not None:
             await serving.aclose()
 

@@ -138,10 +138,10 @@ class DraftSequence:
     @torch.inference_mode()
     def _feed(self, ids: Sequence[int]) -> Tensor:
         """(tokens, hidden) after all blocks."""
-        from ...shards.layers.kv_pool import Piece
+        from ...shards.layers.kv_pool import BatchSlice
 
         model = self._model
-        piece = Piece(self._table, 0, 0, len(self._ids), len(ids))
+        piece = BatchSlice(self._table, 0, 0, len(self._ids), len(ids))
         hidden = model.blocks.forward(model.client.embed(ids), [piece], self._pool)
         self._ids.extend(ids)
         return hidden

@@ -32,7 +32,7 @@ from ...swarm.placement import planner as placement
 from ...swarm.placement.types import NodeOffer, Serve, StandBy, Stay, Verdict
 from ...swarm.types import NodeInfo, PeerLink, Span
 from ..resources import MemoryShortError
-from .machine import Machine
+from .machine import MeasuredMachine
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ REMEASURE_S = 60.0
 _FIGURES = re.compile(r"[\d.]+")
 
 
-class Host(Protocol):
+class BlocksHost(Protocol):
     """The node, as far as its blocks go."""
 
     @property
@@ -80,17 +80,17 @@ class Host(Protocol):
     def links(self) -> tuple[PeerLink, ...]:
         """Measured round trips to others."""
 
-    async def intend(self, span: Span, max_blocks: int) -> None:
+    async def announce_intent(self, span: Span, max_blocks: int) -> None:
         """Announce JOINING with ``span``. ``max_blocks`` 0: it is decided, and being loaded."""
 
     async def stand_by(self) -> None:
         """Take the announcement back."""
 
-    async def lead_away(self) -> None:
+    async def start_draining(self) -> None:
         """Announce DRAINING; open sessions go on, and so would new ones."""
 
-    async def come_back(self) -> None:
-        """Announce ONLINE again after ``lead_away``."""
+    async def resume(self) -> None:
+        """Announce ONLINE again after ``start_draining``."""
 
     async def load(self, span: Span) -> None:
         """Raises SwarmError, MemoryShortError among them; nothing is loaded then."""
@@ -104,7 +104,7 @@ class Host(Protocol):
     async def remeasure(self) -> None:
         """Bring the announced speed of the span that is served up to date."""
 
-    async def measure(self) -> Machine:
+    async def measure(self) -> MeasuredMachine:
         """Measure what the machine could do anew; asked while nothing is loaded. Raises SwarmError."""
 
     def usable_memory(self) -> int:
@@ -133,7 +133,7 @@ class Planner(Protocol):
     def why_not_leave(self, snapshot: Sequence[NodeInfo], peer_id: str, n_blocks: int) -> str: ...
 
 
-class Call(Protocol):
+class RunInThread(Protocol):
     def __call__(
         self, function: Callable[..., T], /, *args: Any, **options: Any
     ) -> Coroutine[Any, Any, T]: ...
@@ -147,15 +147,15 @@ class AutoBlocks:
 
     def __init__(
         self,
-        host: Host,
-        machine: Machine,
+        host: BlocksHost,
+        machine: MeasuredMachine,
         *,
         look_s: float = 5.0,
         planner: Planner = placement,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         rng: random.Random | None = None,
-        call: Call = asyncio.to_thread,
+        call: RunInThread = asyncio.to_thread,
     ) -> None:
         self.machine = machine
         self._host = host
@@ -232,7 +232,7 @@ class AutoBlocks:
                 return verdict
             if verdict.span != announced:
                 self._plan_told(verdict)
-                await host.intend(verdict.span, self.machine.max_blocks())
+                await host.announce_intent(verdict.span, self.machine.max_blocks())
                 announced = verdict.span
             elif now - news_at >= SETTLE_S:
                 return verdict
@@ -264,7 +264,7 @@ class AutoBlocks:
     async def _load(self, span: Span) -> bool:
         """Load and go online. False where memory was short: fewer blocks may fit."""
         host = self._host
-        await host.intend(span, 0)
+        await host.announce_intent(span, 0)
         try:
             await host.load(span)
         except MemoryShortError as error:
@@ -302,10 +302,10 @@ class AutoBlocks:
             return
         host.emit("moving", **{**verdict.as_dict(), "blocks": str(host.span), "to": str(verdict.span)})
         began = self._clock()
-        await host.lead_away()
+        await host.start_draining()
         await self._sleep(max(SETTLE_S, 2 * (self._clock() - began)))
         if why_not := await self._why_not_leave():
-            await host.come_back()
+            await host.resume()
             host.emit("staying", why=why_not)
             return
         await host.unload()

@@ -12,13 +12,15 @@ from ..node import Node
 from ..presence.liveness import Liveness
 from ..resources import usable_memory
 from .blocks import AutoBlocks
-from .machine import Machine, measure_machine
+from .machine import MeasuredMachine, measure_machine
 
 
 class AutoHost:
     """Implements ``auto.Host``. ``machine``: its speeds are announced until a span is loaded."""
 
-    def __init__(self, node: Node, machine: Machine, measure: Callable[[], Awaitable[Machine]]) -> None:
+    def __init__(
+        self, node: Node, machine: MeasuredMachine, measure: Callable[[], Awaitable[MeasuredMachine]]
+    ) -> None:
         self._node = node
         self._machine = machine
         self._measure = measure
@@ -36,7 +38,7 @@ class AutoHost:
 
     @property
     def is_serving(self) -> bool:
-        return self._node.serving is not None
+        return self._node.loaded is not None
 
     async def living_nodes(self) -> list[NodeInfo]:
         node = self._node
@@ -48,17 +50,17 @@ class AutoHost:
     def links(self) -> tuple[PeerLink, ...]:
         return self._node.presence.probe.links()
 
-    async def intend(self, span: Span, max_blocks: int) -> None:
+    async def announce_intent(self, span: Span, max_blocks: int) -> None:
         self._max_blocks = max_blocks
         await self._node.announce_as(NodeState.JOINING, span)
 
     async def stand_by(self) -> None:
         await self._node.announce_as(NodeState.JOINING, None)
 
-    async def lead_away(self) -> None:
+    async def start_draining(self) -> None:
         await self._node.announce_as(NodeState.DRAINING, self._node.span)
 
-    async def come_back(self) -> None:
+    async def resume(self) -> None:
         await self._node.announce_as(NodeState.ONLINE, self._node.span)
 
     async def load(self, span: Span) -> None:
@@ -72,10 +74,10 @@ class AutoHost:
         await self._node.unload()
 
     async def remeasure(self) -> None:
-        if self._node.serving is not None:
-            await self._node.serving.remeasure()
+        if self._node.loaded is not None:
+            await self._node.loaded.remeasure()
 
-    async def measure(self) -> Machine:
+    async def measure(self) -> MeasuredMachine:
         self._machine = await self._measure()
         return self._machine
 
@@ -87,7 +89,7 @@ class AutoHost:
 
     def _amend(self, info: NodeInfo) -> NodeInfo:
         info = replace(info, max_blocks=self._max_blocks)
-        if self._node.serving is not None:
+        if self._node.loaded is not None:
             return info
         return replace(
             info,
@@ -101,7 +103,7 @@ async def begin_auto(node: Node, checkpoint: Checkpoint) -> AutoBlocks:
     gives looks again from then on. Raises SwarmError."""
     config, model, manifest = node.config, checkpoint.config, checkpoint.manifest
 
-    async def measure() -> Machine:
+    async def measure() -> MeasuredMachine:
         return await asyncio.to_thread(measure_machine, config, model, manifest, node.threads)
 
     machine = await measure()

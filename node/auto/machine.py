@@ -31,7 +31,7 @@ MOST_BLOCKS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
     ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. ``weights``,
     ``kernels`` and ``kv_dtype``: how they would be held and computed, for people."""
@@ -82,7 +82,7 @@ class Machine:
 
 def measure_machine(
     config: NodeConfig, model: ModelConfig, manifest: Mapping[str, TensorInfo], threads: int
-) -> Machine:
+) -> MeasuredMachine:
     """Takes a second or two; call it in a thread of its own, and leave the processor alone meanwhile.
 
     Raises UsageError for a device that is not there, MemoryShortError where not even one block fits.
@@ -114,7 +114,7 @@ def measure_machine(
         context_tokens=config.kv_cache_tokens or model.max_position_embeddings,
         activation_bytes=activations.payload_bytes("int8", 1, model.hidden_size),
     )
-    return Machine(
+    return MeasuredMachine(
         shape=shape,
         memory_bytes=memory,
         decode_ms_per_block=measured.decode_ms_per_block,

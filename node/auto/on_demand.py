@@ -19,7 +19,7 @@ from ...swarm.faults import Faults
 from ...swarm.placement.demand import UNUSED_S, Idle
 from ...swarm.types import ModelRef
 from ..model_source import ModelSource
-from .wanted_models import ModelWishes, Wish
+from .wanted_models import LocatedDemand, WantedModels
 
 LOOK_S = 4.0
 """Between looks at the demand of a node that serves nothing: some 40 questions to directory nodes each."""
@@ -29,7 +29,7 @@ SERVING_LOOK_S = 10.0
 logger = logging.getLogger(__name__)
 
 
-class Host(Protocol):
+class ModelHost(Protocol):
     """The node, as far as its model goes."""
 
     @property
@@ -60,8 +60,8 @@ class OnDemand:
 
     def __init__(
         self,
-        host: Host,
-        wishes: ModelWishes,
+        host: ModelHost,
+        wanted_models: WantedModels,
         open_source: Callable[[ModelLocation], ModelSource],
         *,
         home: ModelSource | None = None,
@@ -69,13 +69,13 @@ class OnDemand:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._host = host
-        self._wishes = wishes
+        self._wanted_models = wanted_models
         self._open_source = open_source
         self._home = home
         self._clock = clock
         self._sleep = sleep
         self._faults = Faults("serving on demand")
-        self._wish: Wish | None = None  # whose model this is; None: the owner's, or none
+        self._wanted: LocatedDemand | None = None  # whose model this is; None: the owner's, or none
         self._changed_at = self._used_at = clock()
 
     async def run(self) -> None:
@@ -88,10 +88,10 @@ class OnDemand:
             if await self._model_failed():
                 await self._give_up()
                 continue
-            wish = await self._next()
-            if wish is not None:
-                await self._change(wish)
-            elif self._wish is not None and self._home is not None and self._is_over:
+            wanted = await self._next()
+            if wanted is not None:
+                await self._change(wanted)
+            elif self._wanted is not None and self._home is not None and self._is_over:
                 await self._return_home(self._home)
 
     async def _model_failed(self) -> bool:
@@ -105,12 +105,14 @@ class OnDemand:
                 return False
             failing.result()
         except SwarmError as error:
-            if self._wish is None:
+            if self._wanted is None:
                 raise
-            logger.warning("event=wish_failed model=%r error=%r", str(self._wish.demand.model), error.message)
+            logger.warning(
+                "event=wish_failed model=%r error=%r", str(self._wanted.demand.model), error.message
+            )
             return True
-        except Exception as fault:  # a stranger's wish, and perhaps a stranger's files
-            if self._wish is None:
+        except Exception as fault:  # a stranger's request, and perhaps a stranger's files
+            if self._wanted is None:
                 raise
             self._faults.note(fault)
             return True
@@ -120,11 +122,11 @@ class OnDemand:
             await asyncio.gather(waiting, failing, return_exceptions=True)
         return False
 
-    async def _next(self) -> Wish | None:
+    async def _next(self) -> LocatedDemand | None:
         host, now = self._host, self._clock()
         if host.is_used:
             self._used_at = now
-        owners = host.is_serving and self._wish is None
+        owners = host.is_serving and self._wanted is None
         idle = Idle(
             serving=host.model.digest if host.is_serving and host.model is not None else "",
             in_use=owners or host.is_used,
@@ -132,7 +134,7 @@ class OnDemand:
             unused_s=now - self._used_at,
         )
         try:
-            return await self._wishes.pick(idle)
+            return await self._wanted_models.pick(idle)
         except SwarmError as error:
             logger.info("event=demand_unread error=%r", error.message)
         except Exception as fault:  # noqa: BLE001 - what strangers want must not end a node
@@ -143,26 +145,26 @@ class OnDemand:
     def _is_over(self) -> bool:
         return not self._host.is_serving or self._clock() - self._used_at >= UNUSED_S
 
-    async def _change(self, wish: Wish) -> None:
-        demand = wish.demand
+    async def _change(self, wanted: LocatedDemand) -> None:
+        demand = wanted.demand
         self._host.emit("wanted", wanted=str(demand.model), peers=len(demand.peers))
         await self._host.leave()
-        self._wish = wish
+        self._wanted = wanted
         try:
-            await self._host.take(self._open_source(wish.location))
+            await self._host.take(self._open_source(wanted.location))
         except SwarmError as error:
             self._host.emit("wish_failed", wanted=str(demand.model), message=error.message)
             await self._give_up()
-        except Exception as fault:  # noqa: BLE001 - a stranger's wish, and perhaps a stranger's files
+        except Exception as fault:  # noqa: BLE001 - a stranger's request, and perhaps a stranger's files
             self._faults.note(fault)
             self._host.emit("wish_failed", wanted=str(demand.model), message=f"unexpected: {fault!r:.200}")
             await self._give_up()
         self._changed_at = self._used_at = self._clock()
 
     async def _give_up(self) -> None:
-        if self._wish is not None:
-            self._wishes.failed(self._wish.demand)
-        self._wish = None
+        if self._wanted is not None:
+            self._wanted_models.failed(self._wanted.demand)
+        self._wanted = None
         await self._host.leave()
         if self._home is not None:
             await self._host.take(self._home)
@@ -170,7 +172,7 @@ class OnDemand:
             self._stand_by()
 
     async def _return_home(self, home: ModelSource) -> None:
-        self._wish = None
+        self._wanted = None
         await self._host.leave()
         await self._host.take(home)
         self._changed_at = self._used_at = self._clock()

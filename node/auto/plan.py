@@ -28,7 +28,7 @@ from ..config import NodeConfig
 from ..kernels import compile_kernels
 from ..presence.roll_call import RollCall, call_roll
 from ..resources import default_threads
-from .machine import Machine, measure_machine
+from .machine import MeasuredMachine, measure_machine
 
 OnStage = Callable[[str], None]
 """Told in a few words what is going on."""
@@ -40,7 +40,7 @@ class Outlook:
     and give no answer here. ``swarm_found``: whether there is a swarm."""
 
     model: ModelRef
-    machine: Machine
+    machine: MeasuredMachine
     nodes: tuple[NodeInfo, ...]
     swarm_found: bool
     verdict: Verdict

@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LocatedDemand:
     """A model to load, and where it is."""
 
     demand: Demand
     location: ModelLocation
 
 
-class ModelWishes:
+class WantedModels:
     """``allowed``: names of models that the owner named, or ``any`` among them. ``clock`` in seconds.
     ``witnesses`` and ``known``: by whom and by what a name that several models have is decided."""
 
@@ -67,7 +67,7 @@ class ModelWishes:
         self._here: list[str] = []
         self._listed_at = float("-inf")
 
-    async def pick(self, idle: Idle) -> Wish | None:
+    async def pick(self, idle: Idle) -> LocatedDemand | None:
         """What to load now; None to wait. To be asked every few seconds. Raises NetworkError."""
         demand, nodes = await self._read()
         if self._clock() - self._listed_at >= LISTING_S:
@@ -78,7 +78,7 @@ class ModelWishes:
         if chosen is None:
             return None
         try:
-            return Wish(chosen, await self._locate(chosen))
+            return LocatedDemand(chosen, await self._locate(chosen))
         except SwarmError as error:
             logger.info("event=wish_failed model=%r error=%r", str(chosen.model), error.message)
             self.failed(chosen)

@@ -23,7 +23,7 @@ from ...swarm.types import ModelRef, NodeInfo, NodeState
 from .demand import demand_lines, demand_report
 from .shared.arguments import entry_of
 from .shared.output import answers, console, format_bytes, plural, print_json, shown
-from .status import Snapshot, networks_of, read_swarm
+from .status import SwarmListing, networks_of, read_swarm
 
 
 async def run_models(arguments: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ async def run_models(arguments: argparse.Namespace) -> None:
             answers.print(shown(str(report["message"])))
         return
     here = await asyncio.to_thread(default_registry().models)
-    snapshot, problem = Snapshot((), ()), ""
+    snapshot, problem = SwarmListing((), ()), ""
     if not arguments.local:
         try:
             with console.status("Asking the swarm what it serves ..."):

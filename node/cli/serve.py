@@ -18,7 +18,7 @@ from ...swarm.naming.witnesses import Witnesses
 from ...swarm.transport.addresses import all_loopback
 from ...swarm.types import Span
 from ..auto.on_demand import OnDemand
-from ..auto.wanted_models import ModelWishes
+from ..auto.wanted_models import WantedModels
 from ..bootstrap import run_bootstrap
 from ..config import BootstrapConfig, NodeConfig, NodeEvent
 from ..identity_files import IdentityClaim
@@ -78,7 +78,7 @@ async def run_serve(arguments: argparse.Namespace) -> None:
         def on_demand(node: Node) -> OnDemand:
             return OnDemand(
                 node,
-                ModelWishes(
+                WantedModels(
                     node.directory,
                     node.peer_id,
                     config.models,
@@ -324,8 +324,8 @@ class _Display:
                 clients = plural(cast(int, details["peers"]), "client")
                 console.print(f"Wanted by {clients}: {shown(str(details['wanted']))}. The node loads it.")
             case "wish_failed":
-                wish = f"{details['wanted']}: {details['message']}"
-                console.print(f"[yellow]Cannot serve[/] {shown(wish)}")
+                wanted = f"{details['wanted']}: {details['message']}"
+                console.print(f"[yellow]Cannot serve[/] {shown(wanted)}")
             case "waiting":
                 line = f"{details['message']}. {details['hint']}"
                 console.print(f"[yellow]Waiting[/]: {shown(line)}")

@@ -39,7 +39,7 @@ async def run_status(arguments: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class SwarmListing:
     nodes: Sequence[NodeInfo]
     wanted: Sequence[Wanted]
     left_out: Sequence[LeftOut] = ()
@@ -47,14 +47,14 @@ class Snapshot:
     """Peer ids of nodes that were asked and gave no answer."""
 
 
-async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> Snapshot:
+async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> SwarmListing:
     """What a swarm's directory says now; with ``ask``, which nodes answer, too. Raises UsageError,
     NetworkError."""
     network = await read_only_network(entry)
     try:
         nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
         silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
-        return Snapshot(nodes, wanted, network.directory.left_out, silent)
+        return SwarmListing(nodes, wanted, network.directory.left_out, silent)
     finally:
         await network.close()
 

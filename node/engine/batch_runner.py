@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...shards.layers.kv_pool import Piece
+from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
-from .jobs import Lane, StepDone, StepFailed, StepJob, StepOutcome
+from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
 from .scheduler import DECODE_TOKENS, Batch, Slice
 
 logger = logging.getLogger(__name__)
 
 Finished = tuple[StepJob, StepOutcome]
-_Work = list[tuple[StepJob, Slice[Lane]]]
+_Work = list[tuple[StepJob, Slice[TokenSequence]]]
 
 _BROKEN = StepFailed(ErrorCode.INTERNAL, "the computation failed on this node", retriable=True)
 _LATE = StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline", retriable=True)
@@ -35,12 +35,12 @@ _LATE = StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline
 @dataclass(slots=True)
 class BatchReport:
     """``finished``: steps that ended with the batch, by a result or a failure. ``sessions`` and ``tokens``
-    were computed; ``queue_ns`` is what its ``decode_steps`` had waited, all together. ``cut``: lanes whose
-    step failed before its last slice. ``clean``: everything ran at the first try, so ``elapsed_us`` says what
-    such a batch costs."""
+    were computed; ``queue_ns`` is what its ``decode_steps`` had waited, all together. ``cut``: sequences
+    whose step failed before its last slice. ``clean``: everything ran at the first try, so ``elapsed_us``
+    says what such a batch costs."""
 
     finished: list[Finished] = field(default_factory=list)
-    cut: list[Lane] = field(default_factory=list)
+    cut: list[TokenSequence] = field(default_factory=list)
     sessions: int = 0
     tokens: int = 0
     decode_steps: int = 0
@@ -61,13 +61,13 @@ class BatchRunner:
         }
 
     def admit(self, job: StepJob) -> None:
-        """Bring the table of the step's lane up to date, in the order in which steps were submitted.
+        """Bring the table of the step's sequence up to date, in the order in which steps were submitted.
 
         A page may have been given to another session the moment its change was queued: whatever that session
-        does to it comes later in the queue. Steps of the lane that still wait find the same content in the
-        copies.
+        does to it comes later in the queue. Steps of the sequence that still wait find the same content in
+        the copies.
         """
-        lane = job.lane
+        sequence = job.sequence
         sources: list[int] = []
         targets: list[int] = []
         try:
@@ -78,23 +78,23 @@ class BatchRunner:
             if sources:
                 self._pool.copy_slots(sources, targets)
             for change in job.changes:
-                lane.table[:, change.index] = torch.tensor(change.slots, dtype=torch.int32)
+                sequence.table[:, change.index] = torch.tensor(change.slots, dtype=torch.int32)
         except Exception:
             logger.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
-            lane.computed = 0  # what the copies should hold is lost
+            sequence.computed = 0  # what the copies should hold is lost
             job.refusal = _BROKEN
         job.changes = ()
 
-    def run(self, batch: Batch[Lane]) -> BatchReport:
+    def run(self, batch: Batch[TokenSequence]) -> BatchReport:
         """Compute every slice, and end the steps that the scheduler dropped for their deadline."""
         began = perf_counter_ns()
         report = BatchReport()
-        for lane in batch.expired:
-            self._fail(lane.steps.popleft(), _LATE, report)
+        for sequence in batch.expired:
+            self._fail(sequence.steps.popleft(), _LATE, report)
         work: _Work = []
-        for piece in batch.slices:
-            steps = piece.key.steps
-            work.append((steps.popleft() if piece.last else steps[0], piece))
+        for part in batch.slices:
+            steps = part.key.steps
+            work.append((steps.popleft() if part.last else steps[0], part))
         try:
             self._run(work, began, report)
         except Exception:  # a bug of ours must not end the thread that everybody depends on
@@ -102,54 +102,54 @@ class BatchRunner:
             report.clean = False
             for job, _ in work:
                 self._fail(job, _BROKEN, report)
-        for job, piece in work:
-            if job.finished and not piece.last:
-                job.lane.steps.popleft()
-                report.cut.append(job.lane)
+        for job, part in work:
+            if job.finished and not part.last:
+                job.sequence.steps.popleft()
+                report.cut.append(job.sequence)
         report.elapsed_us = (perf_counter_ns() - began) // 1000
         return report
 
     def _run(self, work: _Work, began: int, report: BatchReport) -> None:
         groups: dict[Span, _Work] = {}
-        for job, piece in work:
-            if not piece.offset and (failure := self._begin(job)) is not None:
+        for job, part in work:
+            if not part.offset and (failure := self._begin(job)) is not None:
                 self._fail(job, failure, report)
                 continue
-            if piece.last and piece.count <= DECODE_TOKENS and not piece.offset:
+            if part.last and part.count <= DECODE_TOKENS and not part.offset:
                 report.decode_steps += 1
                 report.queue_ns += began - job.arrived_ns
-            group = groups.get(piece.key.span)
+            group = groups.get(part.key.span)
             if group is None:
-                group = groups[piece.key.span] = []
-            group.append((job, piece))
+                group = groups[part.key.span] = []
+            group.append((job, part))
         for span, group in groups.items():
             self._run_group(span, group, report)
 
     def _begin(self, job: StepJob) -> StepFailed | None:
         """Roll the cache back before a step's first slice; a failure if it cannot run."""
-        lane = job.lane
+        sequence = job.sequence
         if job.refusal is not None:
             return job.refusal
-        if job.position > lane.computed:
+        if job.position > sequence.computed:
             return StepFailed(
                 ErrorCode.BAD_STEP,
                 f"step {job.step} starts at position {job.position}, but after a failed step the session "
-                f"holds {lane.computed} tokens",
+                f"holds {sequence.computed} tokens",
                 hint="Send the failed step again under a new number.",
             )
-        expected, got = job.tokens * self._row_bytes[lane.codec], len(job.payload)
+        expected, got = job.tokens * self._row_bytes[sequence.codec], len(job.payload)
         if got != expected:
             return StepFailed(
                 ErrorCode.BAD_TENSOR,
-                f"{job.tokens} tokens take {expected} bytes in codec {lane.codec}, not {got}",
+                f"{job.tokens} tokens take {expected} bytes in codec {sequence.codec}, not {got}",
             )
-        lane.computed = job.position
+        sequence.computed = job.position
         return None
 
     def _run_group(self, span: Span, work: _Work, report: BatchReport) -> None:
         started = perf_counter_ns()
-        if len({job.lane.codec for job, _ in work}) > 1:
-            work.sort(key=lambda item: item[0].lane.codec)  # rows of one codec side by side
+        if len({job.sequence.codec for job, _ in work}) > 1:
+            work.sort(key=lambda item: item[0].sequence.codec)  # rows of one codec side by side
         work, x = self._decode(work, report)
         if x is None:
             return
@@ -187,17 +187,17 @@ class BatchRunner:
         payloads: list[bytes | bytearray | memoryview] = []
         tokens = 0
         last = len(work) - 1
-        for i, (job, piece) in enumerate(work):
-            codec = job.lane.codec
-            if piece.last and not piece.offset:
+        for i, (job, part) in enumerate(work):
+            codec = job.sequence.codec
+            if part.last and not part.offset:
                 payloads.append(job.payload)
             else:
                 size = self._row_bytes[codec]
                 payloads.append(
-                    memoryview(job.payload)[piece.offset * size : (piece.offset + piece.count) * size]
+                    memoryview(job.payload)[part.offset * size : (part.offset + part.count) * size]
                 )
-            tokens += piece.count
-            if i == last or work[i + 1][0].lane.codec != codec:
+            tokens += part.count
+            if i == last or work[i + 1][0].sequence.codec != codec:
                 payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
                 parts.append(
                     activations.decode(
@@ -212,26 +212,26 @@ class BatchRunner:
     def _compute(self, span: Span, work: _Work, x: Tensor, report: BatchReport) -> None:
         started = perf_counter_ns()
         first, row = span.start, 0
-        pieces: list[Piece] = []
-        for job, piece in work:
-            pieces.append(Piece(job.lane.table, first, row, job.position + piece.offset, piece.count))
-            row += piece.count
+        slices: list[BatchSlice] = []
+        for job, part in work:
+            slices.append(BatchSlice(job.sequence.table, first, row, job.position + part.offset, part.count))
+            row += part.count
         try:
-            hidden = self._model.forward(x, pieces, self._pool, span)
+            hidden = self._model.forward(x, slices, self._pool, span)
             self._model.synchronize()
         except Exception as error:
             report.clean = False
             if len(work) > 1:
                 # Find the one to blame: the others get their results, computed alone.
                 logger.warning("event=batch_failed sessions=%d error=%r", len(work), error)
-                for item, done in zip(work, pieces, strict=True):
+                for item, done in zip(work, slices, strict=True):
                     self._compute(span, [item], x[done.row : done.row + done.count], report)
                 return
             logger.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
             self._fail(work[0][0], _BROKEN, report)
             return
-        for done, (job, _) in zip(pieces, work, strict=True):
-            job.lane.computed = done.start + done.count
+        for done, (job, _) in zip(slices, work, strict=True):
+            job.sequence.computed = done.start + done.count
         report.sessions += len(work)
         report.tokens += row
         ended = perf_counter_ns()
@@ -246,12 +246,12 @@ class BatchRunner:
         """Add to each step's ``parts`` the rows of ``hidden`` (T, hidden) that its client wants."""
         wanted: dict[str, list[tuple[StepJob, int, int]]] = {}  # by codec: first row, rows
         row = 0
-        for job, piece in work:
+        for job, part in work:
             if job.want is Want.ALL:
-                wanted.setdefault(job.lane.reply_codec, []).append((job, row, piece.count))
-            elif job.want is Want.LAST and piece.last:
-                wanted.setdefault(job.lane.reply_codec, []).append((job, row + piece.count - 1, 1))
-            row += piece.count
+                wanted.setdefault(job.sequence.reply_codec, []).append((job, row, part.count))
+            elif job.want is Want.LAST and part.last:
+                wanted.setdefault(job.sequence.reply_codec, []).append((job, row + part.count - 1, 1))
+            row += part.count
         for codec, takes in wanted.items():
             try:
                 self._encode_rows(codec, takes, hidden)
@@ -294,8 +294,8 @@ class BatchRunner:
     def _finish(self, work: _Work, report: BatchReport, computed_ns: int) -> None:
         ended = perf_counter_ns()
         sessions = len(work)
-        for job, piece in work:
-            if not piece.last or job.finished:
+        for job, part in work:
+            if not part.last or job.finished:
                 continue
             parts, rows = job.parts, job.rows
             queue_ns = ended - job.arrived_ns - job.compute_ns - job.codec_ns
@@ -313,7 +313,7 @@ class BatchRunner:
     def _fail(self, job: StepJob, failure: StepFailed, report: BatchReport) -> None:
         """End a step that may have written keys and values: they count for nothing."""
         if not job.finished:
-            job.lane.computed = min(job.lane.computed, job.position)
+            job.sequence.computed = min(job.sequence.computed, job.position)
             self._end(job, failure, report)
 
     def _end(self, job: StepJob, outcome: StepOutcome, report: BatchReport) -> None:

@@ -26,7 +26,7 @@ from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.messages import PAGE_TOKENS
 from ...swarm.types import Span
 from .batch_runner import BatchReport, BatchRunner
-from .jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
+from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
 from .page_allocator import PageAllocator
 from .page_tables import PageTable, pages_for
@@ -98,8 +98,8 @@ class Engine:
         self.settings = settings
         self._threads = threads
         self._loop = asyncio.get_running_loop()
-        self._inbox: SimpleQueue[StepJob | Lane | _Call | None] = SimpleQueue()
-        self._scheduler: Scheduler[Lane] = Scheduler(
+        self._inbox: SimpleQueue[StepJob | TokenSequence | _Call | None] = SimpleQueue()
+        self._scheduler: Scheduler[TokenSequence] = Scheduler(
             settings.max_batch_tokens,
             max_sessions=settings.max_sessions_per_batch,
             prefill_target_us=max(1, int(settings.prefill_target_ms * 1000)),
@@ -109,7 +109,7 @@ class Engine:
         self._allocator = PageAllocator(pool.n_slots)
         self._cache = PrefixCache(self._allocator)
         self._meter = LoadMeter()
-        self._lanes = 0
+        self._sequences = 0
         self._hit_tokens = 0
         self._queued = 0
         self._stopping = False
@@ -174,7 +174,7 @@ class Engine:
             used_slots=pages.used,
             cached_slots=pages.cached,
             reserved_slots=pages.reserved,
-            lanes=self._lanes,
+            sequences=self._sequences,
             prefix_hit_tokens=self._hit_tokens,
             tokens=meter.tokens,
             batches=meter.batches,
@@ -185,7 +185,7 @@ class Engine:
 
     # Sessions.
 
-    def open_lane(
+    def open_sequence(
         self,
         owner: str,
         span: Span,
@@ -194,17 +194,17 @@ class Engine:
         reply_codec: str,
         *,
         prefix: tuple[bytes, ...] = (),
-        parent: Lane | None = None,
+        parent: TokenSequence | None = None,
         parent_tokens: int = 0,
-    ) -> Lane | None:
+    ) -> TokenSequence | None:
         """A session with room for ``max_tokens`` tokens; None if there is no room now.
 
         ``owner``: the peer that the session is for; it finds the pages of its own earlier sessions.
         ``prefix``: its names of the whole pages that it is going to feed, which is a promise: who feeds
         anything else without going back spoils its own cache. The longest beginning that the cache knows is
-        there already, up to ``max_tokens - 1`` tokens, as ``lane.length`` says. The first step may start
+        there already, up to ``max_tokens - 1`` tokens, as ``sequence.length`` says. The first step may start
         below that, to feed those tokens again.
-        ``parent``: a lane over the same span whose first ``parent_tokens`` settled tokens are shared.
+        ``parent``: a sequence over the same span whose first ``parent_tokens`` settled tokens are shared.
         Raises LocalProtocolError for a session or a fork that can never be.
         """
         if max_tokens < 1 or not self.model.span.covers(span):
@@ -239,8 +239,8 @@ class Engine:
             return None
         if parent is None:
             self._hit_tokens += length
-        self._lanes += 1
-        return Lane(
+        self._sequences += 1
+        return TokenSequence(
             owner=owner,
             span=span,
             max_tokens=max_tokens,
@@ -255,84 +255,84 @@ class Engine:
             computed=length,
         )
 
-    def close_lane(self, lane: Lane, prefix: tuple[bytes, ...] = ()) -> None:
+    def close_sequence(self, sequence: TokenSequence, prefix: tuple[bytes, ...] = ()) -> None:
         """End a session: what waits is dropped, its memory is given back as soon as nothing of it is being
         computed. May be called again.
 
         ``prefix``: names of all whole pages that the session now holds, so that the cache keeps them; without
         them, those given when it was opened.
         """
-        if lane.closed:
+        if sequence.closed:
             return
-        lane.closed = True
+        sequence.closed = True
         if prefix and self.settings.prefix_cache:
-            lane.names, lane.registered = tuple(prefix[: len(lane.pages.pages)]), 0
-        self._register(lane)
-        lane.names = ()
-        if lane.pending:
-            self._inbox.put(lane)
+            sequence.names, sequence.registered = tuple(prefix[: len(sequence.pages.pages)]), 0
+        self._register(sequence)
+        sequence.names = ()
+        if sequence.pending:
+            self._inbox.put(sequence)
         else:
-            self._release(lane)
+            self._release(sequence)
 
-    def end_names(self, lane: Lane) -> None:
+    def end_names(self, sequence: TokenSequence) -> None:
         """What is computed from now on is not what the names given at the opening stand for."""
-        lane.names = lane.names[: lane.settled // PAGE_TOKENS]
+        sequence.names = sequence.names[: sequence.settled // PAGE_TOKENS]
 
     def submit(self, job: StepJob) -> None:
         """Queue a step; ``job.done`` is called in the event loop with its outcome, later and once.
 
-        Raises LocalProtocolError if the engine stops, the lane is closed or the step is larger than the lane.
+        Raises LocalProtocolError if the engine stops, the sequence is closed or the step is too large for it.
         """
-        lane, position = job.lane, job.position
+        sequence, position = job.sequence, job.position
         end = position + job.tokens
         if self._stopping:
             raise LocalProtocolError("the engine is stopping")
-        if lane.closed or position < 0 or job.tokens < 1 or end > lane.max_tokens:
+        if sequence.closed or position < 0 or job.tokens < 1 or end > sequence.max_tokens:
             raise LocalProtocolError(
                 f"step {job.step} of {job.tokens} tokens at {position} does not fit its session"
             )
-        if position > lane.length:
+        if position > sequence.length:
             job.refusal = _HOLE
         else:
-            if position < lane.length and lane.names:
-                self._forget_names(lane, position)
-            changes = lane.pages.write(position, job.tokens, quiet=not lane.pending)
+            if position < sequence.length and sequence.names:
+                self._forget_names(sequence, position)
+            changes = sequence.pages.write(position, job.tokens, quiet=not sequence.pending)
             if changes is None:
                 job.refusal = _NO_PAGE
-                lane.length = position
+                sequence.length = position
             else:
                 job.changes = changes
-                lane.length = end
-        lane.begun = True
-        lane.pending.append(position)
+                sequence.length = end
+        sequence.begun = True
+        sequence.pending.append(position)
         self._queued += 1
         self._inbox.put(job)
 
-    def _forget_names(self, lane: Lane, position: int) -> None:
+    def _forget_names(self, sequence: TokenSequence, position: int) -> None:
         """The session goes back: the names no longer tell what the pages from there on will hold. A first
         step that feeds a known prefix again is what the names were given for."""
         pages = position // PAGE_TOKENS
-        if lane.begun:
-            lane.names = lane.names[:pages]
-        lane.registered = min(lane.registered, pages)
+        if sequence.begun:
+            sequence.names = sequence.names[:pages]
+        sequence.registered = min(sequence.registered, pages)
 
-    def _register(self, lane: Lane) -> None:
+    def _register(self, sequence: TokenSequence) -> None:
         """Tell the prefix cache of every page that is complete and will stay as it is."""
-        known = min(len(lane.names), lane.settled // PAGE_TOKENS)
-        owner = Holder(lane.owner, lane.group)
-        while lane.registered < known:
-            index = lane.registered
-            self._cache.register(owner, lane.span, lane.names[index], lane.pages.pages[index])
-            lane.registered = index + 1
+        known = min(len(sequence.names), sequence.settled // PAGE_TOKENS)
+        owner = Holder(sequence.owner, sequence.group)
+        while sequence.registered < known:
+            index = sequence.registered
+            self._cache.register(owner, sequence.span, sequence.names[index], sequence.pages.pages[index])
+            sequence.registered = index + 1
 
-    def _release(self, lane: Lane) -> None:
-        lane.pages.release()
-        self._lanes -= 1
-        if lane.on_released is not None:
+    def _release(self, sequence: TokenSequence) -> None:
+        sequence.pages.release()
+        self._sequences -= 1
+        if sequence.on_released is not None:
             try:
-                lane.on_released()
+                sequence.on_released()
             except Exception:
-                logger.exception("event=release_callback_failed owner=%s", lane.owner)
+                logger.exception("event=release_callback_failed owner=%s", sequence.owner)
 
     def _deliver(self, report: BatchReport) -> None:
         if report.sessions:
@@ -341,23 +341,23 @@ class Engine:
             )
         self._queued -= len(report.finished)
         for job, outcome in report.finished:
-            lane = job.lane
-            lane.pending.popleft()
+            sequence = job.sequence
+            sequence.pending.popleft()
             if isinstance(outcome, StepDone):
-                lane.answered = job.position + job.tokens
-                if lane.registered < len(lane.names):
-                    self._register(lane)
+                sequence.answered = job.position + job.tokens
+                if sequence.registered < len(sequence.names):
+                    self._register(sequence)
             else:
-                lane.answered = min(lane.answered, job.position)
-            if not lane.pending:
-                lane.length = lane.answered
-            was_closed = lane.closed  # if ``done`` closes it, close_lane releases it
+                sequence.answered = min(sequence.answered, job.position)
+            if not sequence.pending:
+                sequence.length = sequence.answered
+            was_closed = sequence.closed  # if ``done`` closes it, close_sequence releases it
             try:
                 job.done(job, outcome)
             except Exception:
                 logger.exception("event=deliver_failed step=%d", job.step)
-            if was_closed and not lane.pending:
-                self._release(lane)
+            if was_closed and not sequence.pending:
+                self._release(sequence)
 
     # The compute thread.
 
@@ -373,8 +373,8 @@ class Engine:
         if self._scheduler:
             batch = self._scheduler.next_batch(perf_counter_ns())
             report = self._runner.run(batch)
-            for lane in report.cut:
-                self._scheduler.cut(lane)
+            for sequence in report.cut:
+                self._scheduler.cut(sequence)
             if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
                 self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
             self._post(self._deliver, report)
@@ -385,13 +385,13 @@ class Engine:
             item = self._inbox.get(block=not self._scheduler)
             while item is not None:
                 if isinstance(item, StepJob):
-                    lane = item.lane
+                    sequence = item.sequence
                     if item.changes:
                         self._runner.admit(item)
-                    lane.steps.append(item)
+                    sequence.steps.append(item)
                     tokens = item.tokens if item.refusal is None else 1
-                    self._scheduler.add(lane, lane.owner, tokens, item.deadline_ns, lane.group)
-                elif isinstance(item, Lane):
+                    self._scheduler.add(sequence, sequence.owner, tokens, item.deadline_ns, sequence.group)
+                elif isinstance(item, TokenSequence):
                     self._drop(item)
                 else:
                     self._call(item)
@@ -408,12 +408,12 @@ class Engine:
         else:
             self._post(_set_result, call.future, result)
 
-    def _drop(self, lane: Lane) -> None:
-        """Nobody waits for this lane's steps any more."""
-        self._scheduler.remove(lane)
+    def _drop(self, sequence: TokenSequence) -> None:
+        """Nobody waits for this sequence's steps any more."""
+        self._scheduler.remove(sequence)
         report = BatchReport()
-        report.finished = [(job, StepDropped()) for job in lane.steps]
-        lane.steps.clear()
+        report.finished = [(job, StepDropped()) for job in sequence.steps]
+        sequence.steps.clear()
         if report.finished:
             self._post(self._deliver, report)
 

@@ -1,4 +1,4 @@
-"""What the server hands to the engine and gets back: sessions' lanes, steps and their outcomes."""
+"""What the server hands to the engine and gets back: sessions' sequences, steps and their outcomes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .page_tables import PageChange, PageTable
 
 
 @dataclass(eq=False, slots=True)
-class Lane:
+class TokenSequence:
     """A session as the engine sees it. Compared by identity: it is a dictionary key. Made by
-    ``Engine.open_lane``.
+    ``Engine.open_sequence``.
 
     ``owner``: the peer whose turn its steps take, within its address ``group``. ``length``: tokens that it
-    holds once every accepted step is computed; at first, those of a known prefix or of the lane it was forked
-    from.
-    ``on_released`` is called in the event loop, once, when a closed lane's memory has been given back.
+    holds once every accepted step is computed; at first, those of a known prefix or of the sequence that
+    it was forked from.
+    ``on_released`` is called in the event loop, once, when a closed sequence's memory has been given back.
     """
 
     owner: str
@@ -54,7 +54,7 @@ class Lane:
 
 @dataclass(slots=True)
 class StepDone:
-    """``rows`` hidden states in the lane's reply codec, the first at ``position``. Times in microseconds.
+    """``rows`` hidden states in the sequence's reply codec, the first at ``position``. Times in microseconds.
 
     ``queue_us`` is everything from arrival to the result that was neither this step's codec work nor the
     forward passes it took part in. ``batch``: sessions computed together.
@@ -95,7 +95,7 @@ class StepJob:
     ``done`` is called in the event loop, once.
     """
 
-    lane: Lane
+    sequence: TokenSequence
     step: int
     position: int
     tokens: int
@@ -105,7 +105,7 @@ class StepJob:
     done: Callable[[StepJob, StepOutcome], None]
     deadline_ns: int = 0
     # The engine's notes while the step runs, over several batches if it is a long prompt.
-    changes: Sequence[PageChange] = ()  # of the lane's table, before the step
+    changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
     rows: int = 0  # in parts

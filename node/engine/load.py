@@ -35,7 +35,7 @@ class EngineLoad:
     used_slots: int
     cached_slots: int
     reserved_slots: int
-    lanes: int
+    sequences: int
     prefix_hit_tokens: int
     tokens: int
     batches: int

@@ -52,7 +52,7 @@ class Batch(Generic[Key]):
     prefill_tokens: int = 0
 
 
-class _Lane:
+class _WaitingSteps:
     """The waiting steps of one session as (tokens, deadline), and how far the oldest one has come."""
 
     __slots__ = ("done", "group", "owner", "steps")
@@ -69,7 +69,6 @@ class Scheduler(Generic[Key]):
 
     __slots__ = (
         "_decode",
-        "_lanes",
         "_last_decode",
         "_max_sessions",
         "_max_tokens",
@@ -77,6 +76,7 @@ class Scheduler(Generic[Key]):
         "_pace",
         "_prefill",
         "_prefill_is_next",
+        "_sessions",
     )
 
     def __init__(
@@ -96,7 +96,7 @@ class Scheduler(Generic[Key]):
         self._max_tokens = max_tokens
         self._max_sessions = max_sessions
         self._pace = PrefillPace(prefill_target_us)
-        self._lanes: dict[Key, _Lane] = {}
+        self._sessions: dict[Key, _WaitingSteps] = {}
         # Keys whose oldest step is decode or prefill.
         self._decode: FairQueue[Key] = FairQueue()
         self._prefill: FairQueue[Key] = FairQueue()
@@ -106,31 +106,31 @@ class Scheduler(Generic[Key]):
 
     def __len__(self) -> int:
         """Waiting steps, begun ones included."""
-        return sum(len(lane.steps) for lane in self._lanes.values())
+        return sum(len(waiting.steps) for waiting in self._sessions.values())
 
     def __bool__(self) -> bool:
-        return bool(self._lanes)
+        return bool(self._sessions)
 
     def add(self, key: Key, owner: str, tokens: int, deadline: int = 0, group: str = "") -> None:
         """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
         of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``."""
         if tokens < 1:
             raise LocalProtocolError(f"a step of {tokens} tokens cannot be scheduled")
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _Lane(owner, group)
-        lane.steps.append((tokens, deadline))
-        if len(lane.steps) == 1:
-            self._enqueue(key, lane)
+        waiting = self._sessions.get(key)
+        if waiting is None:
+            waiting = self._sessions[key] = _WaitingSteps(owner, group)
+        waiting.steps.append((tokens, deadline))
+        if len(waiting.steps) == 1:
+            self._enqueue(key, waiting)
 
     def remove(self, key: Key) -> int:
         """Forget every step of ``key``; returns how many there were."""
-        lane = self._lanes.pop(key, None)
-        if lane is None:
+        waiting = self._sessions.pop(key, None)
+        if waiting is None:
             return 0
-        self._decode.discard(lane.owner, key, lane.group)
-        self._prefill.discard(lane.owner, key, lane.group)
-        return len(lane.steps)
+        self._decode.discard(waiting.owner, key, waiting.group)
+        self._prefill.discard(waiting.owner, key, waiting.group)
+        return len(waiting.steps)
 
     def cut(self, key: Key) -> None:
         """The oldest step of ``key``, which was begun, has failed: forget the rest of it."""
@@ -154,8 +154,8 @@ class Scheduler(Generic[Key]):
         if self._prefill and not prefill_first and (self._mixed or not batch.slices):
             self._add_prefill(batch, now)
         self._prefill_is_next = both and not batch.prefill_tokens
-        for piece in batch.slices:
-            self._advance(piece)
+        for part in batch.slices:
+            self._advance(part)
         for key in batch.expired:
             self._finish_oldest(key)
         return batch
@@ -165,9 +165,9 @@ class Scheduler(Generic[Key]):
         prompts = len(self._prefill) > 0
         budget = self._max_tokens - (min(MIN_SLICE, self._max_tokens - DECODE_TOKENS) if prompts else 0)
         places = max(1, self._max_sessions - prompts)
-        lanes, slices, rows = self._lanes, batch.slices, 0
+        sessions, slices, rows = self._sessions, batch.slices, 0
         for key in self._decode.in_turn():
-            count, deadline = lanes[key].steps[0]
+            count, deadline = sessions[key].steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
@@ -186,40 +186,40 @@ class Scheduler(Generic[Key]):
         places = max(1, self._max_sessions - len(batch.slices))
         first = len(batch.slices)
         for key in self._prefill.in_turn():
-            lane = self._lanes[key]
-            tokens, deadline = lane.steps[0]
+            waiting = self._sessions[key]
+            tokens, deadline = waiting.steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
-            left = tokens - lane.done
+            left = tokens - waiting.done
             count = min(left, budget)
             begun = len(batch.slices) - first
             if not count or begun == places or (begun and count < min(left, MIN_SLICE)):
                 break  # a sliver would cost a turn and gain nothing
-            batch.slices.append(Slice(key, lane.done, count, count == left))
+            batch.slices.append(Slice(key, waiting.done, count, count == left))
             batch.prefill_tokens += count
             budget -= count
 
-    def _advance(self, piece: Slice[Key]) -> None:
-        if piece.last:
-            self._finish_oldest(piece.key)
+    def _advance(self, part: Slice[Key]) -> None:
+        if part.last:
+            self._finish_oldest(part.key)
         else:
-            lane = self._lanes[piece.key]
-            lane.done += piece.count
-            self._prefill.rotate(lane.owner, lane.group)
+            waiting = self._sessions[part.key]
+            waiting.done += part.count
+            self._prefill.rotate(waiting.owner, waiting.group)
 
     def _finish_oldest(self, key: Key) -> None:
-        lane = self._lanes[key]
-        queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
-        queue.discard(lane.owner, key, lane.group)
-        queue.rotate(lane.owner, lane.group)
-        lane.steps.popleft()
-        lane.done = 0
-        if lane.steps:
-            self._enqueue(key, lane)
+        waiting = self._sessions[key]
+        queue = self._decode if waiting.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue.discard(waiting.owner, key, waiting.group)
+        queue.rotate(waiting.owner, waiting.group)
+        waiting.steps.popleft()
+        waiting.done = 0
+        if waiting.steps:
+            self._enqueue(key, waiting)
         else:
-            del self._lanes[key]
+            del self._sessions[key]
 
-    def _enqueue(self, key: Key, lane: _Lane) -> None:
-        queue = self._decode if lane.steps[0][0] <= DECODE_TOKENS else self._prefill
-        queue.push(lane.owner, key, lane.group)
+    def _enqueue(self, key: Key, waiting: _WaitingSteps) -> None:
+        queue = self._decode if waiting.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue.push(waiting.owner, key, waiting.group)

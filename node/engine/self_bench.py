@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...shards.layers.kv_pool import Piece
+from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import SpanBackend
 from .page_tables import pages_for
 
@@ -50,9 +50,9 @@ def measure_self(
     prompt = torch.randn((tokens, config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
 
     def forward(start: int, count: int) -> None:
-        piece = Piece(table, model.span.start, 0, start, count)
+        part = BatchSlice(table, model.span.start, 0, start, count)
         # float() waits for the device.
-        float(model.forward(prompt[:count], [piece], pool)[-1, 0])
+        float(model.forward(prompt[:count], [part], pool)[-1, 0])
 
     forward(0, 1)  # first-use costs: kernels, page faults
     prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
@@ -74,7 +74,7 @@ def measure_decode(
     times = []
     for position in range(AGAIN_RUNS + 1):
         began = clock()
-        float(model.forward(x, [Piece(table, model.span.start, 0, position, 1)], pool)[-1, 0])
+        float(model.forward(x, [BatchSlice(table, model.span.start, 0, position, 1)], pool)[-1, 0])
         times.append(max(clock() - began, 1e-9))
     return median(times[1:]) * 1000 / blocks
 

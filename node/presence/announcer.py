@@ -52,8 +52,8 @@ def is_due(told: NodeInfo, age_s: float, current: NodeInfo, refresh_s: float) ->
 
 class Announcer:
     """Announces ``snapshot()`` at once, every ``refresh_s`` seconds, earlier when its load moved much, and
-    whenever ``poke`` says it changed. A snapshot of None: there is nothing to announce, what was is taken
-    back."""
+    whenever ``announce_now`` says it changed. A snapshot of None: there is nothing to announce, what was is
+    taken back."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Announcer:
         self._announcing = asyncio.Lock()
         self._faults = Faults("announcing")
 
-    def poke(self) -> None:
+    def announce_now(self) -> None:
         """The snapshot differs from what was announced: announce now."""
         self._changed.set()
 
@@ -80,7 +80,7 @@ class Announcer:
         soon."""
         _, done = await self._announce()
         if not done:
-            self.poke()
+            self.announce_now()
         return done
 
     async def _announce(self) -> tuple[NodeInfo | None, bool]:

@@ -43,8 +43,8 @@ class Presence:
         self.network = network
         self.maddrs = maddrs
         self.announcer = Announcer(network.directory, announcement, announce_s)
-        self.read_back = ReadBack(network.directory, emit, self.announcer.poke)
-        self.copies = CopyWatch(network.directory, identity, emit, self.announcer.poke)
+        self.read_back = ReadBack(network.directory, emit, self.announcer.announce_now)
+        self.copies = CopyWatch(network.directory, identity, emit, self.announcer.announce_now)
         self.links = NodeLinks(network.transport, AGENT, model)
         self.probe = LinkProbe(network.directory, self.links, announcement)
         self._emit = emit
@@ -100,18 +100,18 @@ class Presence:
         await self.links.close()
 
     def _on_peer(self, peer_id: str) -> None:
-        self.announcer.poke()  # to the directory that it may have brought with it
+        self.announcer.announce_now()  # to the directory that it may have brought with it
         self._emit("peer_found", found=peer_id)
 
     async def _on_network(self, change: NetworkChange) -> None:
         if isinstance(change, NetworkRestored):
             self.maddrs = await self.network.transport.maddrs()  # the computer may have moved
-            self.announcer.poke()
+            self.announcer.announce_now()
         event, details = network_event(change)
         self._emit(event, **details)
 
 
-async def turn_away(stream: Stream) -> None:
+async def reject(stream: Stream) -> None:
     """Tell a client that there is nothing here for it at the moment."""
     message, hint = "this node serves no blocks now", "Use another peer; this one may come back."
     await Connection(stream).close_with(ErrorMessage(None, None, ErrorCode.DRAINING, message, True, hint))

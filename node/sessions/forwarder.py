@@ -16,7 +16,7 @@ from ...swarm.protocol.messages import Downstream, ErrorMessage, Message, Pong, 
 from ...swarm.protocol.step_watch import Fault
 from ..limits.quotas import Ledger, PeerAccount
 from .next_hops import NextHop, NextHops
-from .step_result import Answer
+from .step_result import StepResult
 
 if TYPE_CHECKING:
     from .replay import Replayer
@@ -55,7 +55,7 @@ class Forwarder:
         self._tell = tell
         self._hop: NextHop | None = None
         self._there = b""  # the session's id at the next hop
-        self._held: list[Answer] | None = []
+        self._held: list[StepResult] | None = []
         self._first_step = 0
         self._sent_at = 0.0
         self.replay: Replayer | None = None
@@ -77,7 +77,7 @@ class Forwarder:
         hop.join(target.session, self)
         self._hop, self._there = hop, target.session
 
-    def send(self, answer: Answer) -> None:
+    def send(self, answer: StepResult) -> None:
         """Send a step's rows on."""
         if answer.step < self._first_step:
             return  # sent again, from where the route was mended
@@ -127,7 +127,7 @@ class Forwarder:
         for answer in self.take_held():
             self.send(answer)
 
-    def take_held(self) -> list[Answer]:
+    def take_held(self) -> list[StepResult]:
         """What was held back; nothing is from now on."""
         held, self._held = self._held or [], None
         for answer in held:

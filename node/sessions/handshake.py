@@ -17,7 +17,7 @@ FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Terms:
     """What this node tells every client. ``page_tokens``: 0 without a prefix cache."""
 
     model: ModelRef
@@ -30,7 +30,7 @@ class Offer:
     agent: str
 
 
-def greet(hello: Hello, offer: Offer) -> Welcome:
+def answer_hello(hello: Hello, terms: Terms) -> Welcome:
     """The WELCOME for a client. Raises RemoteProtocolError or PeerError when there is nothing to do together:
     another version, another model, no common codec, or frames too small for one token."""
     if PROTOCOL_VERSION not in hello.versions:
@@ -39,7 +39,7 @@ def greet(hello: Hello, offer: Offer) -> Welcome:
             hint="Use the same major version of swarm-node on both sides.",
             code=ErrorCode.UNSUPPORTED_VERSION,
         )
-    model = offer.model
+    model = terms.model
     if hello.digest and hello.digest != model.digest:
         raise PeerError(
             f"this node serves {model.name} with digest {model.digest[:12]}, "
@@ -56,31 +56,31 @@ def greet(hello: Hello, offer: Offer) -> Welcome:
             retriable=False,
             hint=other_root_hint(model.name, model.root),
         )
-    shared = tuple(codec for codec in offer.codecs if codec in hello.codecs)
+    shared = tuple(codec for codec in terms.codecs if codec in hello.codecs)
     if not shared:
         raise PeerError(
-            f"no common codec: this node speaks {', '.join(offer.codecs)}",
+            f"no common codec: this node speaks {', '.join(terms.codecs)}",
             code=ErrorCode.UNSUPPORTED_CODEC,
             retriable=False,
         )
-    frame = min(offer.max_frame, hello.max_frame)
-    row = max(activations.payload_bytes(codec, 1, offer.hidden_size) for codec in offer.codecs)
-    max_step_tokens = min(offer.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
+    frame = min(terms.max_frame, hello.max_frame)
+    row = max(activations.payload_bytes(codec, 1, terms.hidden_size) for codec in terms.codecs)
+    max_step_tokens = min(terms.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
     if max_step_tokens < 1:
         raise PeerError(
-            f"a frame of {frame} bytes cannot hold one token of {offer.hidden_size} values",
+            f"a frame of {frame} bytes cannot hold one token of {terms.hidden_size} values",
             code=ErrorCode.UNSUPPORTED,
             retriable=False,
         )
     return Welcome(
         version=PROTOCOL_VERSION,
         digest=model.digest,
-        span=offer.span,
+        span=terms.span,
         codecs=shared,
-        max_frame=offer.max_frame,
-        agent=offer.agent,
+        max_frame=terms.max_frame,
+        agent=terms.agent,
         max_step_tokens=max_step_tokens,
         n_blocks=model.n_blocks,
-        page_tokens=offer.page_tokens,
+        page_tokens=terms.page_tokens,
         root=model.root,
     )

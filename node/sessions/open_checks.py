@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ...swarm.errors import ErrorCode
 from ...swarm.protocol.messages import Open, Refused
-from .handshake import Offer
+from .handshake import Terms
 from .session import NodeSession
 
 
 def refusal_of(
-    request: Open, parent: NodeSession | None, *, offer: Offer, draining: bool, context_tokens: int
+    request: Open, parent: NodeSession | None, *, terms: Terms, draining: bool, context_tokens: int
 ) -> Refused | None:
     """Why not, however long one waits; None if it can. ``parent``: the session to fork, if it is open."""
 
@@ -20,15 +20,15 @@ def refusal_of(
         return refused(
             ErrorCode.DRAINING, "this node is leaving and takes no new sessions", "Use another peer."
         )
-    if not offer.span.covers(request.span):
+    if not terms.span.covers(request.span):
         return refused(
             ErrorCode.SPAN_NOT_SERVED,
-            f"blocks {request.span} are not served here; this node has {offer.span}",
+            f"blocks {request.span} are not served here; this node has {terms.span}",
         )
     for codec in (request.codec, request.reply_codec):
-        if codec not in offer.codecs:
+        if codec not in terms.codecs:
             return refused(
-                ErrorCode.UNSUPPORTED_CODEC, f"codec {codec} is not one of {', '.join(offer.codecs)}"
+                ErrorCode.UNSUPPORTED_CODEC, f"codec {codec} is not one of {', '.join(terms.codecs)}"
             )
     if request.batch != 1:
         return refused(
@@ -57,10 +57,10 @@ def _fork_problem(request: Open, parent: NodeSession | None) -> tuple[ErrorCode,
         return ErrorCode.UNSUPPORTED, f"it has blocks {origin.span}, not {request.span}", ""
     if (request.codec, request.reply_codec) != (origin.codec, origin.reply_codec):
         return ErrorCode.UNSUPPORTED, f"it speaks codecs {origin.codec} and {origin.reply_codec}", ""
-    if request.parent_tokens > parent.lane.settled:
+    if request.parent_tokens > parent.sequence.settled:
         return (
             ErrorCode.BAD_STEP,
-            f"{parent.lane.settled} of {request.parent_tokens} tokens are there and answered",
+            f"{parent.sequence.settled} of {request.parent_tokens} tokens are there and answered",
             "Await the answers to its steps first.",
         )
     return ErrorCode.BAD_STEP, "", ""

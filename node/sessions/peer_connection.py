@@ -45,7 +45,7 @@ from ...swarm.protocol.messages import (
 from ...swarm.protocol.wire import Payload, encode_frame
 from ..limits.quotas import FED_FACTOR, PeerAccount
 from .chaining import make_chain, replay
-from .handshake import greet
+from .handshake import answer_hello
 from .session import NodeSession
 
 if TYPE_CHECKING:
@@ -268,10 +268,10 @@ class PeerConnection:
     def _on_hello(self, hello: Hello) -> None:
         if self.welcomed:
             raise RemoteProtocolError("HELLO came twice")
-        welcome = greet(hello, self._server.offer)
+        welcome = answer_hello(hello, self._server.terms)
         self.max_step_tokens = welcome.max_step_tokens
         self._connection.peer_max_frame = hello.max_frame
-        self._connection.max_frame = self._server.offer.max_frame
+        self._connection.max_frame = self._server.terms.max_frame
         self.welcomed = True
         self._post(welcome)
 
@@ -329,7 +329,7 @@ class PeerConnection:
             session.upstream = request.upstream
             if request.unnamed:
                 session.end_names()
-            self._post(Attached(session.id, session.lane.length))
+            self._post(Attached(session.id, session.sequence.length))
 
     def _on_replay(self, request: Replay) -> None:
         session = self._own(request.session)

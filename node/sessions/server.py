@@ -31,15 +31,15 @@ from ...swarm.transport.address_groups import address_group
 from ...swarm.transport.interface import Stream, Transport
 from ...swarm.types import ModelRef, NodeState
 from ..engine.engine import Engine
-from ..engine.jobs import Lane
+from ..engine.jobs import TokenSequence
 from ..limits.quotas import Ledger, Limits, PeerAccount
-from .handshake import Offer
+from .handshake import Terms
 from .journal import Journal, JournalBook, JournalStatistics
-from .making_room import Rooms
 from .next_hops import NextHops
 from .open_checks import refusal_of
 from .peer_connection import PeerConnection
-from .session import NodeSession, Owner
+from .session import NodeSession, SessionOwner
+from .session_admission import SessionAdmission
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class NodeServer:
         self.limits = limits or Limits()
         self.now = clock
         self.state = NodeState.ONLINE
-        self.offer = Offer(
+        self.terms = Terms(
             model=model,
             span=engine.model.span,
             codecs=activations.CODECS,
@@ -103,10 +103,10 @@ class NodeServer:
         self._context_tokens = context_tokens
         self._blocks = len(engine.model.span)
         self.ledger = Ledger(self.limits)
-        self._rooms = Rooms(engine, self.limits, self.ledger)
+        self._admission = SessionAdmission(engine, self.limits, self.ledger)
         self._journals = JournalBook(journal_bytes)
         self._row_bytes = {
-            codec: activations.payload_bytes(codec, 1, self.offer.hidden_size) for codec in self.offer.codecs
+            codec: activations.payload_bytes(codec, 1, self.terms.hidden_size) for codec in self.terms.codecs
         }
         self.sessions: dict[bytes, NodeSession] = {}
         self.next_hops = NextHops(transport, model, agent, self.limits, self.ledger, clock, records)
@@ -155,7 +155,7 @@ class NodeServer:
             self._connections.discard(served)
             self.ledger.disconnect(served.account)
             if not served.account.connections:
-                self._rooms.satisfied(served.account.holder)
+                self._admission.satisfied(served.account.holder)
 
     def statistics(self) -> ServerStatistics:
         return ServerStatistics(
@@ -219,20 +219,20 @@ class NodeServer:
 
     def usable_prefix(self, max_tokens: int, prefix: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """The names of pages that a session of ``max_tokens`` can have; none without a prefix cache."""
-        return prefix[: max_tokens // PAGE_TOKENS] if self.offer.page_tokens else ()
+        return prefix[: max_tokens // PAGE_TOKENS] if self.terms.page_tokens else ()
 
     def open_session(
         self,
         request: Open,
         account: PeerAccount,
         parent: NodeSession | None,
-        owner: Owner,
+        owner: SessionOwner,
     ) -> NodeSession | Busy | Refused:
         """A session with everything it needs reserved; or why not, with nothing taken."""
         refusal = refusal_of(
             request,
             parent,
-            offer=self.offer,
+            terms=self.terms,
             draining=self.state is NodeState.DRAINING,
             context_tokens=self._context_tokens,
         ) or self._never_fits(request)
@@ -240,28 +240,28 @@ class NodeServer:
             return refusal
         now = self.now()
         cells = self._cells(request)
-        if busy := self._rooms.limit_of(request, account, cells, now):
+        if busy := self._admission.limit_of(request, account, cells, now):
             return busy
-        lane = self._open_lane(request, account, parent)
-        if lane is None and self._reclaim(account, cells, now):
-            lane = self._open_lane(request, account, parent)
-        if lane is None:
-            return self._rooms.none_left(request, account, cells, now)
-        self._rooms.satisfied(account.holder)
+        sequence = self._open_sequence(request, account, parent)
+        if sequence is None and self._reclaim(account, cells, now):
+            sequence = self._open_sequence(request, account, parent)
+        if sequence is None:
+            return self._admission.none_left(request, account, cells, now)
+        self._admission.satisfied(account.holder)
         self.ledger.take(account, cells)
         self._idle.clear()
 
         def released() -> None:
-            self._rooms.ended(self.now() - now)
+            self._admission.ended(self.now() - now)
             self.ledger.give_back(account, cells)
             if not self.ledger.sessions:
                 self._idle.set()
 
-        lane.on_released = released
-        lane.group = account.holder.group
-        hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=lane.length)
-        session = NodeSession(request, lane, hop, self.engine, self.ledger, account, cells, owner, now)
-        session.journal = self._journal_of(request, lane, parent, account.holder)
+        sequence.on_released = released
+        sequence.group = account.holder.group
+        hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=sequence.length)
+        session = NodeSession(request, sequence, hop, self.engine, self.ledger, account, cells, owner, now)
+        session.journal = self._journal_of(request, sequence, parent, account.holder)
         self.sessions[session.id] = session
         return session
 
@@ -271,8 +271,8 @@ class NodeServer:
         self.forget_feeder(session)
         prefix = self.usable_prefix(session.request.max_tokens, prefix)
         if session.journal is not None:
-            settled = session.lane.settled // PAGE_TOKENS
-            pages = (prefix or session.lane.names)[:settled]
+            settled = session.sequence.settled // PAGE_TOKENS
+            pages = (prefix or session.sequence.names)[:settled]
             codec = session.request.reply_codec
             self._journals.finish(session.journal, session.request.span, codec, pages)
         session.close(prefix)
@@ -302,10 +302,10 @@ class NodeServer:
     def _never_fits(self, request: Open) -> Refused | None:
         blocks = len(request.span)
         whole = self.engine.could_ever_fit(request.max_tokens, blocks)
-        if whole and self._cells(request) <= self._rooms.most_cells:
+        if whole and self._cells(request) <= self._admission.most_cells:
             return None
         if whole:
-            most = self._rooms.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
+            most = self._admission.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
             message = f"one peer may hold {most} tokens of this node's KV cache"
         else:
             message = f"this node's whole KV cache has {self.engine.total_tokens * self._blocks // blocks}"
@@ -316,32 +316,34 @@ class NodeServer:
             "Ask for fewer tokens, use another peer, or start the node with a larger --kv-cache-tokens.",
         )
 
-    def _open_lane(self, request: Open, account: PeerAccount, parent: NodeSession | None) -> Lane | None:
-        if self._rooms.is_full:
+    def _open_sequence(
+        self, request: Open, account: PeerAccount, parent: NodeSession | None
+    ) -> TokenSequence | None:
+        if self._admission.is_full:
             return None
-        return self.engine.open_lane(
+        return self.engine.open_sequence(
             account.peer_id,
             request.span,
             request.max_tokens,
             request.codec,
             request.reply_codec,
             prefix=self.usable_prefix(request.max_tokens, request.prefix),
-            parent=None if parent is None else parent.lane,
+            parent=None if parent is None else parent.sequence,
             parent_tokens=request.parent_tokens,
         )
 
     def _journal_of(
-        self, request: Open, lane: Lane, parent: NodeSession | None, owner: Holder
+        self, request: Open, sequence: TokenSequence, parent: NodeSession | None, owner: Holder
     ) -> Journal | None:
         """With the rows of what the session begins with, as far as they were kept."""
         if not request.journal or not self._journals.budget:
             return None
-        base, rows = lane.length, b""
+        base, rows = sequence.length, b""
         if parent is None:
-            known = lane.names[: lane.length // PAGE_TOKENS]
+            known = sequence.names[: sequence.length // PAGE_TOKENS]
             base, rows = self._journals.recall(owner.peer_id, request.span, request.reply_codec, known)
-        elif parent.journal is not None and parent.journal.base < lane.length:
-            kept = parent.journal.slice(parent.journal.base, lane.length)
+        elif parent.journal is not None and parent.journal.base < sequence.length:
+            kept = parent.journal.slice(parent.journal.base, sequence.length)
             if kept is not None:
                 base, rows = parent.journal.base, kept
         row_bytes = self._row_bytes[request.reply_codec]
@@ -350,7 +352,7 @@ class NodeServer:
     def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:
         """Make room for a peer within its share, at the cost of those beyond theirs."""
         owned = {each: connection for connection in self._connections for each in connection.sessions}
-        losers = self._rooms.losers(account, cells, list(owned), now)
+        losers = self._admission.losers(account, cells, list(owned), now)
         for session in losers:
             owned[session].expire(session, "another peer needed its room, and the session was used least")
         return bool(losers)

@@ -1,4 +1,4 @@
-"""One open session on this node: its step numbers, its lane in the engine, its journal, where answers go."""
+"""One open session on this node: its step numbers, its sequence in the engine, its journal, its output."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ...swarm.protocol.messages import (
     Want,
 )
 from ..engine.engine import Engine
-from ..engine.jobs import Lane, StepDone, StepDropped, StepJob, StepOutcome
+from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
 from ..limits.quotas import Ledger, PeerAccount
 from ..limits.usage import ACTIVE_TOKENS_PER_S, Usage
 from .forwarder import Forwarder
 from .journal import Journal
 from .replay import Client
-from .step_result import Answer
+from .step_result import StepResult
 
 MAX_KEPT_ANSWER = 256 * 1024
 """Bytes of the last result kept for a client that asks again: any decode step, not a whole prompt's rows."""
@@ -42,20 +42,20 @@ _OVERLOADED = (
 )
 
 
-class Source(Protocol):
+class StepSource(Protocol):
     """A stream that steps come from. ``post`` may find nobody there."""
 
     def post(self, message: Message) -> None: ...
 
 
-class Feeder(Source, Protocol):
+class Feeder(StepSource, Protocol):
     """One that is not the owner's."""
 
     def stop_feeding(self, session: NodeSession) -> None:
         """The session ends, or is fed by another from now on."""
 
 
-class Owner(Source, Client, Protocol):
+class SessionOwner(StepSource, Client, Protocol):
     """The stream that opened the session: what the session has to say goes there."""
 
     @property
@@ -86,7 +86,6 @@ class NodeSession:
         "inflight",
         "journal",
         "kv_cells",
-        "lane",
         "last_done",
         "last_used",
         "opened",
@@ -94,6 +93,7 @@ class NodeSession:
         "owner",
         "queued_tokens",
         "request",
+        "sequence",
         "task",
         "upstream",
         "usage",
@@ -102,18 +102,18 @@ class NodeSession:
     def __init__(
         self,
         request: Open,
-        lane: Lane,
+        sequence: TokenSequence,
         hop: HopSession,
         engine: Engine,
         ledger: Ledger,
         account: PeerAccount,
         kv_cells: int,
-        owner: Owner,
+        owner: SessionOwner,
         now: float,
         journal: Journal | None = None,
     ) -> None:
         self.request = request
-        self.lane = lane
+        self.sequence = sequence
         self.hop = hop
         self.account = account
         self.kv_cells = kv_cells
@@ -132,7 +132,7 @@ class NodeSession:
         self._engine = engine
         self._ledger = ledger
         self.closed = False
-        self._last_answer: Answer | Result | ErrorMessage | None = None
+        self._last_answer: StepResult | Result | ErrorMessage | None = None
         if request.downstream is not None:
             self.forward()
 
@@ -147,7 +147,7 @@ class NodeSession:
             self.id,
             received=self.hop.last_step or 0,
             done=self.last_done,
-            work=self.lane.computed + (replay.work if replay is not None else 0),
+            work=self.sequence.computed + (replay.work if replay is not None else 0),
             busy=self.opened is not None or replay is not None,
         )
 
@@ -159,11 +159,11 @@ class NodeSession:
             or self.usage.tokens_per_s(now) >= ACTIVE_TOKENS_PER_S
         )
 
-    def takes_from(self, source: Source, peer_id: str) -> bool:
+    def takes_from(self, source: StepSource, peer_id: str) -> bool:
         """Whether that stream, of that peer, may feed it."""
         return self.upstream == peer_id if self.upstream else source is self.owner
 
-    def on_step(self, step: Step, now: float, source: Source) -> None:
+    def on_step(self, step: Step, now: float, source: StepSource) -> None:
         """Hand a step to the engine; its answer goes where it should when it comes. A wrong step is answered
         at once."""
         arrived = perf_counter_ns()
@@ -225,7 +225,7 @@ class NodeSession:
             want_here = Want.NOTHING if hold else want
         self._engine.submit(
             StepJob(
-                lane=self.lane,
+                sequence=self.sequence,
                 step=step.step,
                 position=step.position,
                 tokens=tokens,
@@ -239,7 +239,7 @@ class NodeSession:
 
     def end_names(self) -> None:
         """Others compute its input from now on: no page that is not settled has its name any more."""
-        self._engine.end_names(self.lane)
+        self._engine.end_names(self.sequence)
 
     def close(self, prefix: tuple[bytes, ...] = ()) -> None:
         """Free the KV cache: now, or as soon as the step being computed lets go of it."""
@@ -250,7 +250,7 @@ class NodeSession:
             self.forwarder.close()
         if self.journal is not None:
             self.journal.close()
-        self._engine.close_lane(self.lane, prefix)
+        self._engine.close_sequence(self.sequence, prefix)
 
     # Where results go.
 
@@ -283,7 +283,7 @@ class NodeSession:
             if self.forwarder is not None and self.forwarder.replay is not None:
                 self.forwarder.replay.grown()
 
-    def _acknowledge(self, job: StepJob, outcome: StepDone, source: Source) -> None:
+    def _acknowledge(self, job: StepJob, outcome: StepDone, source: StepSource) -> None:
         """A step that was held is answered, without rows, on the stream it came from."""
         answer = Result(
             self.id,
@@ -301,7 +301,7 @@ class NodeSession:
         source.post(answer)
 
     def _answer(self, job: StepJob, outcome: StepDone, want: Want, deadline_ms: int, spent: Spent) -> None:
-        answer = Answer(
+        answer = StepResult(
             job.step,
             outcome.position,
             outcome.rows,
@@ -318,13 +318,13 @@ class NodeSession:
             self._last_answer = answer if len(outcome.payload) <= MAX_KEPT_ANSWER else None
         self._send(answer)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: StepResult) -> None:
         if self.forwarder is not None:
             self.forwarder.send(answer)
         else:
             self.owner.post(answer.as_result(self.id))
 
-    def _refuse(self, error: ErrorMessage, hold: bool, source: Source) -> None:
+    def _refuse(self, error: ErrorMessage, hold: bool, source: StepSource) -> None:
         """Tell the client that a step failed, and who waits for it where that is somebody else."""
         self.owner.post(error)
         if hold and source is not self.owner:
@@ -332,7 +332,7 @@ class NodeSession:
 
     def _repeat(self, step: Step) -> None:
         match self._last_answer:
-            case Answer() as answer:
+            case StepResult() as answer:
                 self._send(answer)
             case Result() | ErrorMessage() as message:
                 self.owner.post(message)

@@ -9,7 +9,7 @@ from ...swarm.protocol.wire import Payload
 
 
 @dataclass(slots=True)
-class Answer:
+class StepResult:
     """``payload``: ``tokens`` rows in the session's reply codec, the first at ``position``; all rows of the
     step where it is chained or has a journal, else those that ``want`` asks for.
 

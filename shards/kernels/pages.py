@@ -1,4 +1,4 @@
-"""KV pages and pieces as the C kernels see them (``csrc/attention.h``)."""
+"""KV pages and slices as the C kernels see them (``csrc/attention.h``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.types import Span
-from ..layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Piece
+from ..layers.kv_pool import KV_DTYPES, PAGE_TOKENS, BatchSlice, KvPool
 
 
 class SnKv(ctypes.Structure):
@@ -46,8 +46,8 @@ def kv_struct(pool: KvPool) -> SnKv:
     )
 
 
-class PieceArray:
-    """A C array of pieces that grows as needed and is filled anew for each call."""
+class SliceArray:
+    """A C array of slices that grows as needed and is filled anew for each call."""
 
     __slots__ = ("array", "size")
 
@@ -55,34 +55,34 @@ class PieceArray:
         self.size = 16
         self.array = (SnPiece * self.size)()
 
-    def fill(self, pieces: Sequence[Piece], rows: int, span: Span) -> None:
-        """Checks what the kernels rely on: the pieces, in order, are all of ``rows``, and each table covers
-        its piece's positions and the blocks of ``span``. Raises LocalProtocolError."""
-        if len(pieces) > self.size:
-            self.size = 2 * len(pieces)
+    def fill(self, slices: Sequence[BatchSlice], rows: int, span: Span) -> None:
+        """Checks what the kernels rely on: the slices, in order, are all of ``rows``, and each table covers
+        its slice's positions and the blocks of ``span``. Raises LocalProtocolError."""
+        if len(slices) > self.size:
+            self.size = 2 * len(slices)
             self.array = (SnPiece * self.size)()
         row = 0
-        for c_piece, piece in zip(self.array, pieces, strict=False):
-            table, first, start, count = piece.table, piece.first_block, piece.start, piece.count
+        for c_slice, part in zip(self.array, slices, strict=False):
+            table, first, start, count = part.table, part.first_block, part.start, part.count
             blocks, pages = table.shape
             if (
                 table.dtype is not torch.int32
                 or not table.is_contiguous()
-                or piece.row != row
+                or part.row != row
                 or count < 1
                 or not 0 <= start <= pages * PAGE_TOKENS - count
                 or not first <= span.start <= span.end <= first + blocks
             ):
                 raise LocalProtocolError(
-                    f"a piece of rows {piece.row} to {piece.row + count} at position {start}, with {pages} "
+                    f"a slice of rows {part.row} to {part.row + count} at position {start}, with {pages} "
                     f"pages of blocks {first} to {first + blocks - 1}, does not fit row {row}, blocks {span}"
                 )
-            c_piece.table = table.data_ptr()
-            c_piece.pages = pages
-            c_piece.first_block = first
-            c_piece.row = row
-            c_piece.start = start
-            c_piece.count = count
+            c_slice.table = table.data_ptr()
+            c_slice.pages = pages
+            c_slice.first_block = first
+            c_slice.row = row
+            c_slice.start = start
+            c_slice.count = count
             row += count
         if row != rows:
-            raise LocalProtocolError(f"pieces of {row} rows for a batch of {rows}")
+            raise LocalProtocolError(f"slices of {row} rows for a batch of {rows}")

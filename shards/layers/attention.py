@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError
-from .kv_pool import PAGE_TOKENS, KvPool, Piece
+from .kv_pool import PAGE_TOKENS, BatchSlice, KvPool
 
 QUERY_ROWS = 128
 """Prompt rows attended at once on CPU. Its SDPA computes masked keys too, so cutting a chunk into rows that
@@ -24,9 +24,9 @@ ms a block); fewer rows a call cost more in calls than they save."""
 
 
 class PagedAttention:
-    """The ``attend`` function of one forward pass over ``pieces``: stores keys and values, then attends.
+    """The ``attend`` function of one forward pass over ``slices``: stores keys and values, then attends.
 
-    The pieces, in their order, are the rows of the batch. Index tensors and masks are built once and shared
+    The slices, in their order, are the rows of the batch. Index tensors and masks are built once and shared
     by all blocks. ``rowwise``: each row is attended as one token that is decoded, page by page from the
     first, so that its bits depend on its own past alone.
     """
@@ -37,60 +37,60 @@ class PagedAttention:
         "_masks",
         "_offsets",
         "_pages",
-        "_pieces",
         "_pool",
+        "_slices",
         "_slots",
     )
 
     def __init__(
-        self, pool: KvPool, pieces: Sequence[Piece], dtype: torch.dtype, *, rowwise: bool = False
+        self, pool: KvPool, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:
         device = pool.device
-        self._pool, self._pieces = pool, pieces
+        self._pool, self._slices = pool, slices
         # The CPU's kernels are fastest in float32 even with the conversion (512 rows, 1 thread: 5.6 against
         # 7.8 ms).
         self._dtype = torch.float32 if device.type == "cpu" else dtype
-        # Blocks that every piece holds, so that one table serves the whole batch.
-        self._first_block = max(piece.first_block for piece in pieces)
-        end_block = min(piece.first_block + len(piece.table) for piece in pieces)
+        # Blocks that every slice holds, so that one table serves the whole batch.
+        self._first_block = max(part.first_block for part in slices)
+        end_block = min(part.first_block + len(part.table) for part in slices)
         slots, offsets, self._pages, self._masks = [], [], [], []
-        for piece in pieces:
-            end = piece.start + piece.count
-            blocks = slice(self._first_block - piece.first_block, end_block - piece.first_block)
-            table = piece.table[blocks, : -(-end // PAGE_TOKENS)].to(device, torch.int64)  # (blocks, pages)
-            positions = torch.arange(piece.start, end, device=device)
+        for part in slices:
+            end = part.start + part.count
+            blocks = slice(self._first_block - part.first_block, end_block - part.first_block)
+            table = part.table[blocks, : -(-end // PAGE_TOKENS)].to(device, torch.int64)  # (blocks, pages)
+            positions = torch.arange(part.start, end, device=device)
             slots.append(table[:, positions // PAGE_TOKENS])
             offsets.append(positions % PAGE_TOKENS)
             self._pages.append(table)
             self._masks.append(
                 None
-                if rowwise or piece.count == 1
-                else _causal_mask(piece.start, piece.count, self._dtype, device)
+                if rowwise or part.count == 1
+                else _causal_mask(part.start, part.count, self._dtype, device)
             )
-        self._slots = torch.cat(slots, 1)  # (blocks, rows of all pieces in their order)
+        self._slots = torch.cat(slots, 1)  # (blocks, rows of all slices in their order)
         self._offsets = torch.cat(offsets)
 
     def __call__(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv_heads, head_dim) → (T, heads * head_dim).
 
-        ``block`` is absolute and held by every piece. Raises LocalProtocolError when the pieces are not T
+        ``block`` is absolute and held by every slice. Raises LocalProtocolError when the slices are not T
         rows.
         """
         rows, heads, head_dim = q.shape
         at = block - self._first_block
         if len(self._offsets) != rows:
-            raise LocalProtocolError(f"pieces of {len(self._offsets)} rows for a batch of {rows}")
+            raise LocalProtocolError(f"slices of {len(self._offsets)} rows for a batch of {rows}")
         self._pool.store(self._slots[at], self._offsets, k, v)
         out = q.new_empty((rows, heads, head_dim))
-        for piece, pages, mask in zip(self._pieces, self._pages, self._masks, strict=True):
-            end = piece.start + piece.count
-            queries = q[piece.row : piece.row + piece.count].to(self._dtype)
-            attended = out[piece.row : piece.row + piece.count]
+        for part, pages, mask in zip(self._slices, self._pages, self._masks, strict=True):
+            end = part.start + part.count
+            queries = q[part.row : part.row + part.count].to(self._dtype)
+            attended = out[part.row : part.row + part.count]
             if mask is None:
                 keys, values = self._pool.pages(pages[at], self._dtype)
                 # From the last row to the first: each clears the values behind its own place.
-                for row in range(piece.count - 1, -1, -1):
-                    seen = piece.start + row + 1
+                for row in range(part.count - 1, -1, -1):
+                    seen = part.start + row + 1
                     used = -(-seen // PAGE_TOKENS)
                     attended[row] = _decode(queries[row], keys[:used], values[:used], seen)
             else:

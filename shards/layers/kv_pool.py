@@ -159,7 +159,7 @@ def resolve_kv_dtype(
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class BatchSlice:
     """One session's slice of a batch: rows ``row`` to ``row + count``, positions ``start`` to
     ``start + count``.
 

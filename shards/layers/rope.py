@@ -52,17 +52,17 @@ class Rope:
         self._table = (torch.empty(0), torch.empty(0))
         self._dynamic: dict[int, Tensor] | None = {} if config.rope.type == "dynamic" else None
 
-    def rows(self, pieces: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """``pieces``: (start position, tokens) of each packed session → cos, sin, both (T, 1, rotary_dim).
+    def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """``slices``: (start position, tokens) of each packed session → cos, sin, both (T, 1, rotary_dim).
 
         T is the sum of tokens; the middle dimension broadcasts over heads. May be views: read only.
         """
-        tables = [self.piece_rows(start, count) for start, count in pieces]
+        tables = [self.slice_rows(start, count) for start, count in slices]
         if len(tables) == 1:
             return tables[0]
         return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
 
-    def piece_rows(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+    def slice_rows(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """``rows`` of one session: (count, 1, rotary_dim), contiguous."""
         if self._dynamic is not None:
             return self._dynamic_rows(start, count, self._dynamic)
@@ -70,7 +70,7 @@ class Rope:
         return cos[start : start + count], sin[start : start + count]
 
     def table(self, positions: int) -> tuple[Tensor, Tensor] | None:
-        """``piece_rows`` of position 0 and at least ``positions`` tokens; None where there is no one table.
+        """``slice_rows`` of position 0 and at least ``positions`` tokens; None where there is no one table.
 
         Read only, and replaced by a longer one in time.
         """
@@ -88,7 +88,7 @@ class Rope:
         self._table = self._cos_sin(torch.arange(size), self._inv_freq)
 
     def _dynamic_rows(self, start: int, count: int, known: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """Each piece's end is its sequence length, as transformers has it for each forward pass."""
+        """Each slice's end is its sequence length, as transformers has it for each forward pass."""
         length = max(start + count, self._config.rope.original_max_position_embeddings)
         if self._rowwise and count > 1 and start + count > self._config.rope.original_max_position_embeddings:
             rows = [self._dynamic_rows(position, 1, known) for position in range(start, start + count)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.types import Span
-from ..layers.kv_pool import PAGE_TOKENS, Piece
+from ..layers.kv_pool import PAGE_TOKENS, BatchSlice
 from .device import index
 from .pool import MlxKvPool, Stored
 
@@ -28,49 +28,49 @@ MOST_PADDING = 2
 
 @dataclass(slots=True)
 class _Group:
-    """Rows ``first`` to ``first + len(pieces)``, one a piece; or one piece's rows.
+    """Rows ``first`` to ``first + len(slices)``, one a slice; or one slice's rows.
 
-    ``slots``: (blocks, pieces, pages), padded with pages of the piece's own. ``mask``: (1, heads, 1, tokens),
-    True where a key is seen; None for a single piece.
+    ``slots``: (blocks, slices, pages), padded with pages of the slice's own. ``mask``: (1, heads, 1, tokens),
+    True where a key is seen; None for a single slice.
     """
 
-    pieces: list[Piece]
+    slices: list[BatchSlice]
     first: int
     slots: mx.array
-    places: tuple[mx.array, mx.array]  # (pieces,) each: number and position of a piece's new token
+    places: tuple[mx.array, mx.array]  # (slices,) each: number and position of a slice's new token
     mask: mx.array | None
 
     @property
     def rows(self) -> int:
-        return sum(piece.count for piece in self.pieces)
+        return sum(part.count for part in self.slices)
 
 
 class PagedAttention:
     """The ``attend`` function of one forward pass through ``span``.
 
-    ``order``: the batch's rows as the blocks shall see them, or None for as they are; ``pieces`` are in the
+    ``order``: the batch's rows as the blocks shall see them, or None for as they are; ``slices`` are in the
     order that the blocks see. Nothing is written to ``pool`` before ``commit``, so that all that is read was
     complete before the pass began.
     """
 
     def __init__(
-        self, config: ModelConfig, pool: MlxKvPool, pieces: Sequence[Piece], span: Span, scale: float
+        self, config: ModelConfig, pool: MlxKvPool, slices: Sequence[BatchSlice], span: Span, scale: float
     ) -> None:
-        """Raises LocalProtocolError for pieces that do not hold ``span``."""
+        """Raises LocalProtocolError for slices that do not hold ``span``."""
         self._pool, self._span, self._scale = pool, span, scale
         self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self._groups: list[_Group] = []
         self._new: list[Stored] = []
         self._stacked: list[mx.array] = []
-        for piece in pieces:
-            if piece.first_block > span.start or piece.first_block + len(piece.table) < span.end:
-                raise LocalProtocolError(f"a piece that does not hold blocks {span}")
+        for part in slices:
+            if part.first_block > span.start or part.first_block + len(part.table) < span.end:
+                raise LocalProtocolError(f"a slice that does not hold blocks {span}")
         first = 0
-        for together in _groups(pieces):
+        for together in _groups(slices):
             self._groups.append(self._group(together, first))
             first += self._groups[-1].rows
-        self.pieces = [piece for group in self._groups for piece in group.pieces]
-        rows = [row for piece in self.pieces for row in range(piece.row, piece.row + piece.count)]
+        self.slices = [part for group in self._groups for part in group.slices]
+        rows = [row for part in self.slices for row in range(part.row, part.row + part.count)]
         self.order = None if rows == list(range(len(rows))) else np.array(rows)
 
     def __call__(self, block: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -98,9 +98,9 @@ class PagedAttention:
         """Write the new keys and values, which ``pending`` gave and which are evaluated."""
         rows = [np.array(part, copy=False) for part in self._stacked]  # (blocks, 2 * kv_heads, T, ...)
         at = 0
-        for piece in self.pieces:
-            table = _table(piece, self._span)
-            position, end = piece.start, piece.start + piece.count
+        for part in self.slices:
+            table = _table(part, self._span)
+            position, end = part.start, part.start + part.count
             while position < end:
                 page, offset = divmod(position, PAGE_TOKENS)
                 count = min(end - position, PAGE_TOKENS - offset)
@@ -108,32 +108,32 @@ class PagedAttention:
                 at += count
                 position += count
 
-    def _group(self, pieces: list[Piece], first: int) -> _Group:
-        ends = [piece.start + piece.count for piece in pieces]
+    def _group(self, slices: list[BatchSlice], first: int) -> _Group:
+        ends = [part.start + part.count for part in slices]
         pages = -(-max(ends) // PAGE_TOKENS)
         tables = []
-        for piece, end in zip(pieces, ends, strict=True):
+        for part, end in zip(slices, ends, strict=True):
             own = -(-end // PAGE_TOKENS)
             # Padding repeats a page of its own: memory that is sure to be there.
-            tables.append(np.pad(_table(piece, self._span)[:, :own], ((0, 0), (0, pages - own)), mode="edge"))
-        slots = index(np.stack(tables, 1))  # (blocks, pieces, pages)
+            tables.append(np.pad(_table(part, self._span)[:, :own], ((0, 0), (0, pages - own)), mode="edge"))
+        slots = index(np.stack(tables, 1))  # (blocks, slices, pages)
         mask = None
-        if len(pieces) > 1:
-            seen = np.arange(pages * PAGE_TOKENS) < np.array(ends)[:, None]  # (pieces, tokens)
-            shape = (self._kv_heads, len(pieces), self._heads // self._kv_heads, seen.shape[1])
+        if len(slices) > 1:
+            seen = np.arange(pages * PAGE_TOKENS) < np.array(ends)[:, None]  # (slices, tokens)
+            shape = (self._kv_heads, len(slices), self._heads // self._kv_heads, seen.shape[1])
             wide = mx.broadcast_to(mx.array(seen)[None, :, None], shape)
             mask = wide.reshape(1, -1, 1, seen.shape[1])
-        places = index(range(len(pieces))), index([end - 1 for end in ends])
-        return _Group(pieces, first, slots, places, mask)
+        places = index(range(len(slices))), index([end - 1 for end in ends])
+        return _Group(slices, first, slots, places, mask)
 
     def _alone(self, group: _Group, at: int, q: mx.array, new: mx.array) -> mx.array:
-        """One piece: ``q`` (n, heads, head_dim), ``new`` (2 * kv_heads, n, head_dim)."""
-        piece, kv_heads = group.pieces[0], self._kv_heads
-        end = piece.start + piece.count
-        if piece.start:
+        """One slice: ``q`` (n, heads, head_dim), ``new`` (2 * kv_heads, n, head_dim)."""
+        part, kv_heads = group.slices[0], self._kv_heads
+        end = part.start + part.count
+        if part.start:
             pages = self._pool.gather(group.slots[at, 0], q.dtype)
             held = pages.reshape(2 * kv_heads, -1, self._head_dim)
-            held[:, piece.start : end] = new
+            held[:, part.start : end] = new
             held = held[:, :end]
         else:
             held = new
@@ -142,17 +142,17 @@ class PagedAttention:
             held[None, :kv_heads],
             held[None, kv_heads:],
             scale=self._scale,
-            mask="causal" if piece.count > 1 else None,
+            mask="causal" if part.count > 1 else None,
         )  # (1, heads, n, head_dim)
-        return out[0].swapaxes(0, 1).reshape(piece.count, -1)
+        return out[0].swapaxes(0, 1).reshape(part.count, -1)
 
     def _together(self, group: _Group, at: int, q: mx.array, new: mx.array) -> mx.array:
-        """One token of each of N pieces: ``q`` (N, heads, head_dim), ``new`` (2 * kv_heads, N, head_dim).
+        """One token of each of N slices: ``q`` (N, heads, head_dim), ``new`` (2 * kv_heads, N, head_dim).
 
-        A piece's KV heads become KV heads of one sequence beside those of the others: nothing is moved for
+        A slice's KV heads become KV heads of one sequence beside those of the others: nothing is moved for
         that, and the kernel needs no batches of its own.
         """
-        n, kv_heads, head_dim = len(group.pieces), self._kv_heads, self._head_dim
+        n, kv_heads, head_dim = len(group.slices), self._kv_heads, self._head_dim
         held = self._pool.gather(group.slots[at], q.dtype)  # (2 * kv_heads, N, pages, PAGE_TOKENS, head_dim)
         held = held.reshape(2 * kv_heads, n, -1, head_dim)
         numbers, positions = group.places
@@ -165,21 +165,21 @@ class PagedAttention:
         return out.reshape(kv_heads, n, -1, head_dim).swapaxes(0, 1).reshape(n, -1)
 
 
-def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces to be attended together: each prompt alone, decode steps by the length of their context."""
-    groups = [[piece] for piece in pieces if piece.count > 1]
-    decode = sorted((piece for piece in pieces if piece.count == 1), key=lambda piece: piece.start)
+def _groups(slices: Sequence[BatchSlice]) -> list[list[BatchSlice]]:
+    """Slices to be attended together: each prompt alone, decode steps by the length of their context."""
+    groups = [[part] for part in slices if part.count > 1]
+    decode = sorted((part for part in slices if part.count == 1), key=lambda part: part.start)
     shortest = -1
-    for piece in decode:
-        pages = piece.start // PAGE_TOKENS + 1
+    for part in decode:
+        pages = part.start // PAGE_TOKENS + 1
         if shortest < 0 or pages > MOST_PADDING * shortest:
             groups.append([])
             shortest = pages
-        groups[-1].append(piece)
+        groups[-1].append(part)
     return groups
 
 
-def _table(piece: Piece, span: Span) -> np.ndarray:
+def _table(part: BatchSlice, span: Span) -> np.ndarray:
     """(blocks of ``span``, pages) of slots."""
-    table: np.ndarray = piece.table.numpy()
-    return table[span.start - piece.first_block : span.end - piece.first_block]
+    table: np.ndarray = part.table.numpy()
+    return table[span.start - part.first_block : span.end - part.first_block]

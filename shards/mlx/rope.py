@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from ..layers.kv_pool import Piece
+from ..layers.kv_pool import BatchSlice
 from ..layers.rope import dynamic_inv_freq, frequencies
 from .device import to_mlx
 
@@ -30,14 +30,14 @@ class MlxRope:
         self._wavelengths = _wavelengths(inv_freq)
         self.attention_factor = factor**2
 
-    def plan(self, pieces: Sequence[Piece]) -> Rotation:
-        """For pieces whose rows follow each other."""
+    def plan(self, slices: Sequence[BatchSlice]) -> Rotation:
+        """For slices whose rows follow each other."""
         positions = np.concatenate(
-            [np.arange(piece.start, piece.start + piece.count, dtype=np.int32) for piece in pieces]
+            [np.arange(part.start, part.start + part.count, dtype=np.int32) for part in slices]
         )
         runs = [(len(positions), self._wavelengths)]
         if self._config.rope.type == "dynamic":
-            runs = [(piece.count, self._of_length(piece.start + piece.count)) for piece in pieces]
+            runs = [(part.count, self._of_length(part.start + part.count)) for part in slices]
         return Rotation(self._dim, mx.array(positions), runs)
 
     def _of_length(self, length: int) -> mx.array:

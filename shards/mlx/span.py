@@ -13,7 +13,7 @@ from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint, check_span
 from ..formats.tensors import block_tensors
-from ..layers.kv_pool import Piece, resolve_kv_dtype
+from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.load_plan import LoadOptions
 from .attention import PagedAttention
 from .device import DTYPES, device_name, on_gpu, prepare, to_mlx, to_torch
@@ -76,18 +76,18 @@ class MlxSpan:
         return MlxKvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype)
 
     def forward(
-        self, x: Tensor, pieces: Sequence[Piece], pool: MlxKvPool, span: Span | None = None
+        self, x: Tensor, slices: Sequence[BatchSlice], pool: MlxKvPool, span: Span | None = None
     ) -> Tensor:
         """See ``SpanBackend``; the result is float32. Evaluated once, so it is complete on return."""
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
-        if sum(piece.count for piece in pieces) != len(x):
-            raise LocalProtocolError(f"pieces of other rows than the batch's {len(x)}")
-        attention = PagedAttention(self.config, pool, pieces, span, self._scale)
+        if sum(part.count for part in slices) != len(x):
+            raise LocalProtocolError(f"slices of other rows than the batch's {len(x)}")
+        attention = PagedAttention(self.config, pool, slices, span, self._scale)
         order = attention.order
         hidden = to_mlx((x if order is None else x[order]).to(self.dtype))
-        rotation = self._rope.plan(attention.pieces)
+        rotation = self._rope.plan(attention.slices)
         for block in range(span.start, span.end):
             hidden = self._blocks[block - self.span.start](block, hidden, rotation, attention)
         result = hidden.astype(mx.float32)

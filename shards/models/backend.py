@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...swarm.types import Span
-from ..layers.kv_pool import Piece
+from ..layers.kv_pool import BatchSlice
 
 if TYPE_CHECKING:
     from ..formats.config import ModelConfig
@@ -89,12 +89,14 @@ class SpanBackend(Protocol[Memory]):
         """Memory for this span's keys and values. Raises RuntimeError where there is not enough."""
         ...
 
-    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: Memory, span: Span | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, slices: Sequence[BatchSlice], pool: Memory, span: Span | None = None
+    ) -> Tensor:
         """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
 
-        ``pieces`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
-        into ``pool``, as the pieces' tables say; what a page holds beyond a piece's end counts for nothing.
-        A call that raises has changed nothing before the first position of any piece.
+        ``slices`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
+        into ``pool``, as the slices' tables say; what a page holds beyond a slice's end counts for nothing.
+        A call that raises has changed nothing before the first position of any slice.
         """
         ...
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
-from ..layers.kv_pool import PAGE_TOKENS, KvPool, Piece
+from ..layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool
 from .span import SpanModel
 
 TOKENS = 44
@@ -39,7 +39,7 @@ def check_rows(model: SpanModel, kv_dtype: str) -> str:
     trials = {
         "in one chunk beside another session": _Sessions(model, kv_dtype).feed(x, [tokens], before=True),
         "in chunks over a step that was taken back": _Sessions(model, kv_dtype)
-        .soiled(tokens)
+        .after_rollback(tokens)
         .feed(x, CHUNKS),
     }
     for how, rows in trials.items():
@@ -64,7 +64,7 @@ class _Sessions:
         tables = torch.arange(2 * pages * blocks, dtype=torch.int32).view(2, blocks, pages)
         self._table, self._other_table = tables[0].contiguous(), tables[1].contiguous()
 
-    def soiled(self, tokens: int) -> _Sessions:
+    def after_rollback(self, tokens: int) -> _Sessions:
         """Another sequence was computed in the same pages and taken back."""
         self.feed(_rows(tokens, self._model, seed=3), [tokens])
         return self
@@ -84,21 +84,21 @@ class _Sessions:
 
     def _one(self, rows: Tensor, start: int) -> Tensor:
         first = self._model.span.start
-        return self._model.forward(rows, [Piece(self._table, first, 0, start, len(rows))], self._pool)
+        return self._model.forward(rows, [BatchSlice(self._table, first, 0, start, len(rows))], self._pool)
 
     def _beside(self, rows: Tensor, start: int, before: bool) -> Tensor:
         model, count = self._model, len(rows)
         others = _rows(min(OTHER_TOKENS, model.config.max_position_embeddings), model, seed=2)
         own = len(others) if before else 0
         other = 0 if before else count
-        pieces = [
-            Piece(self._table, model.span.start, own, start, count),
-            Piece(self._other_table, model.span.start, other, 0, len(others)),
+        slices = [
+            BatchSlice(self._table, model.span.start, own, start, count),
+            BatchSlice(self._other_table, model.span.start, other, 0, len(others)),
         ]
         batch = torch.cat([others, rows] if before else [rows, others])
-        pieces.sort(key=lambda piece: piece.row)
+        slices.sort(key=lambda part: part.row)
         for span in [model.span] if before else _halves(model.span):
-            batch = model.forward(batch, pieces, self._pool, span)
+            batch = model.forward(batch, slices, self._pool, span)
         return batch[own : own + count]
 
 

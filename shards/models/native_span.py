@@ -1,6 +1,6 @@
 """A whole span as one call into C (``csrc/block.c``), for float32 activations on the CPU.
 
-Everything that does not change is laid out once; a call passes pointers to the rows, the pieces and the KV
+Everything that does not change is laid out once; a call passes pointers to the rows, the slices and the KV
 memory. The GIL is released while it computes. A row's result is the same bits in any batch, cut into any
 chunks, on any number of threads (but for "dynamic" rope, which is defined by where chunks end).
 """
@@ -18,9 +18,9 @@ from ...swarm.errors import LocalProtocolError
 from ...swarm.types import Span
 from ..kernels.library import library
 from ..kernels.linear import NativeLinear, SnLinear
-from ..kernels.pages import PieceArray, kv_struct
+from ..kernels.pages import SliceArray, kv_struct
 from ..kernels.threads import ThreadPool
-from ..layers.kv_pool import KvPool, Piece
+from ..layers.kv_pool import BatchSlice, KvPool
 from ..layers.rope import Rope
 from .llama import LlamaBlock
 
@@ -83,9 +83,9 @@ class NativeSpan:
         "_c_span",
         "_forward",
         "_kv",
-        "_pieces",
         "_rotations",
         "_scratch",
+        "_slices",
         "_threads",
     )
 
@@ -120,16 +120,16 @@ class NativeSpan:
             ctypes.c_int32,  # end block
             ctypes.c_void_p,  # x
             ctypes.c_int64,  # rows
-            ctypes.c_void_p,  # pieces
+            ctypes.c_void_p,  # slices
             ctypes.c_void_p,  # rotations
-            ctypes.c_int32,  # pieces
+            ctypes.c_int32,  # slices
             ctypes.c_void_p,  # kv
             ctypes.c_void_p,  # scratch
         )
-        self._pieces = PieceArray()
-        self._rotations = (SnRotation * self._pieces.size)()
+        self._slices = SliceArray()
+        self._rotations = (SnRotation * self._slices.size)()
 
-    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span, rope: Rope) -> None:
+    def forward(self, x: Tensor, slices: Sequence[BatchSlice], pool: KvPool, span: Span, rope: Rope) -> None:
         """As SpanModel.forward, but ``x``, contiguous float32 on the CPU, itself becomes the output."""
         c_span = self._c_span
         shape = (x.shape[1], pool.n_kv_heads, pool.head_dim)
@@ -138,8 +138,8 @@ class NativeSpan:
                 f"hidden size {shape[0]}, {shape[1]} KV heads of {shape[2]}: this model has {c_span.hidden}, "
                 f"{c_span.kv_heads} of {c_span.head_dim}"
             )
-        self._pieces.fill(pieces, len(x), span)
-        tables = self._rotate(pieces, rope)  # must live during the call
+        self._slices.fill(slices, len(x), span)
+        tables = self._rotate(slices, rope)  # must live during the call
         self._forward(
             self._c_span,
             self._threads.handle,
@@ -147,29 +147,29 @@ class NativeSpan:
             span.end,
             x.data_ptr(),
             len(x),
-            self._pieces.array,
+            self._slices.array,
             self._rotations,
-            len(pieces),
+            len(slices),
             ctypes.byref(kv_struct(pool)),
             self._scratch.data_ptr(),
         )
         del tables
 
-    def _rotate(self, pieces: Sequence[Piece], rope: Rope) -> Sequence[Tensor]:
-        """Fills in where each piece's cos and sin are; returns what holds them."""
-        if len(self._rotations) < len(pieces):
-            self._rotations = (SnRotation * self._pieces.size)()
-        table = rope.table(max(piece.start + piece.count for piece in pieces))
+    def _rotate(self, slices: Sequence[BatchSlice], rope: Rope) -> Sequence[Tensor]:
+        """Fills in where each slice's cos and sin are; returns what holds them."""
+        if len(self._rotations) < len(slices):
+            self._rotations = (SnRotation * self._slices.size)()
+        table = rope.table(max(part.start + part.count for part in slices))
         if table is not None:
             cos, sin = table[0].data_ptr(), table[1].data_ptr()
             row_bytes = table[0].stride(0) * table[0].itemsize
-            for rotation, piece in zip(self._rotations, pieces, strict=False):
-                rotation.cos = cos + piece.start * row_bytes
-                rotation.sin = sin + piece.start * row_bytes
+            for rotation, part in zip(self._rotations, slices, strict=False):
+                rotation.cos = cos + part.start * row_bytes
+                rotation.sin = sin + part.start * row_bytes
             return table
         held: list[Tensor] = []
-        for rotation, piece in zip(self._rotations, pieces, strict=False):
-            rows = rope.piece_rows(piece.start, piece.count)
+        for rotation, part in zip(self._rotations, slices, strict=False):
+            rows = rope.slice_rows(part.start, part.count)
             rotation.cos, rotation.sin = rows[0].data_ptr(), rows[1].data_ptr()
             held.extend(rows)
         return held

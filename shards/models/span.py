@@ -14,7 +14,7 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint, check_span
 from ..formats.tensors import block_tensors
 from ..layers.attention import PagedAttention
-from ..layers.kv_pool import KvPool, Piece, resolve_kv_dtype
+from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.rope import Rope
 from .llama import LlamaBlock, load_block
 from .load_plan import LoadOptions, resolve
@@ -93,21 +93,23 @@ class SpanModel:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
 
-    def forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span | None = None) -> Tensor:
-        """See ``SpanBackend``. What a page holds beyond a piece's end is never read."""
+    def forward(
+        self, x: Tensor, slices: Sequence[BatchSlice], pool: KvPool, span: Span | None = None
+    ) -> Tensor:
+        """See ``SpanBackend``. What a page holds beyond a slice's end is never read."""
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
         if self._native is None:
-            return self._plain_forward(x, pieces, pool, span)
+            return self._plain_forward(x, slices, pool, span)
         x = x.to(self.device, self.dtype, copy=True, memory_format=torch.contiguous_format)
-        self._native.forward(x, pieces, pool, span, self._rope)
+        self._native.forward(x, slices, pool, span, self._rope)
         return x
 
     @torch.inference_mode()
-    def _plain_forward(self, x: Tensor, pieces: Sequence[Piece], pool: KvPool, span: Span) -> Tensor:
-        cos, sin = self._rope.rows([(piece.start, piece.count) for piece in pieces])
-        attend = PagedAttention(pool, pieces, self.dtype, rowwise=self.rowwise)
+    def _plain_forward(self, x: Tensor, slices: Sequence[BatchSlice], pool: KvPool, span: Span) -> Tensor:
+        cos, sin = self._rope.rows([(part.start, part.count) for part in slices])
+        attend = PagedAttention(pool, slices, self.dtype, rowwise=self.rowwise)
         x = x.to(self.device, self.dtype, copy=True)  # the blocks work in place
         first = self.span.start
         for block in range(span.start, span.end):

@@ -13,7 +13,7 @@ from typing import Any
 
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto.blocks import AutoBlocks, Planner
-from swarm_node.node.auto.machine import Machine
+from swarm_node.node.auto.machine import MeasuredMachine
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.swarm.errors import NetworkError, SwarmError
 from swarm_node.swarm.placement.types import ModelShape
@@ -24,9 +24,9 @@ MODEL = ModelRef("tiny", "ab" * 32, SHAPE.n_blocks)
 ROOM = SHAPE.room_per_block
 
 
-def machine(blocks: int, decode_ms: float = 1.0) -> Machine:
+def machine(blocks: int, decode_ms: float = 1.0) -> MeasuredMachine:
     """With room for so many blocks."""
-    return Machine(SHAPE, blocks * ROOM, decode_ms, 5000.0, "int4", "native", "float16")
+    return MeasuredMachine(SHAPE, blocks * ROOM, decode_ms, 5000.0, "int4", "native", "float16")
 
 
 class Time:
@@ -71,7 +71,7 @@ class FakeHost:
 
     swarm: FakeSwarm
     peer_id: str
-    machine: Machine
+    machine: MeasuredMachine
     load_s: float = 0.5
     announce_s: float = 0.02
     drain_s: float = 2.0
@@ -108,7 +108,7 @@ class FakeHost:
     async def living_nodes(self) -> list[NodeInfo]:
         return [node for node in await self._directory.nodes(MODEL) if node.peer_id not in self.swarm.dead]
 
-    async def intend(self, span: Span, max_blocks: int) -> None:
+    async def announce_intent(self, span: Span, max_blocks: int) -> None:
         self._max_blocks = max_blocks
         await self._announce(NodeState.JOINING, span)
 
@@ -117,11 +117,11 @@ class FakeHost:
         with contextlib.suppress(NetworkError):
             await self._directory.withdraw()
 
-    async def lead_away(self) -> None:
+    async def start_draining(self) -> None:
         assert self.loaded is not None
         await self._announce(NodeState.DRAINING, self.loaded)
 
-    async def come_back(self) -> None:
+    async def resume(self) -> None:
         assert self.loaded is not None
         await self._announce(NodeState.ONLINE, self.loaded)
 
@@ -151,7 +151,7 @@ class FakeHost:
         if self.loaded is not None:
             await self._announce(self.announced.state, self.loaded)
 
-    async def measure(self) -> Machine:
+    async def measure(self) -> MeasuredMachine:
         assert self.loaded is None
         return self.machine
 
@@ -200,7 +200,7 @@ class FakeSwarm:
         self._planner = planner
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, peer_id: str, what: Machine, **options: Any) -> FakeHost:
+    def start(self, peer_id: str, what: MeasuredMachine, **options: Any) -> FakeHost:
         host = self.hosts[peer_id] = FakeHost(self, peer_id, what, **options)
         auto = AutoBlocks(
             host,

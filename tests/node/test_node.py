@@ -244,7 +244,7 @@ async def test_the_prefix_cache_can_be_turned_off(swarm):
     for peer, on in (("node", True), ("other", False)):
         node = swarm.node(peer=peer, prefix_cache=on)
         await node.start()
-        assert node.serving.server.offer.page_tokens == (32 if on else 0)
+        assert node.loaded.server.terms.page_tokens == (32 if on else 0)
         await node.stop()
 
 

@@ -29,7 +29,7 @@ IDLE = Sample(
     sessions=0,
     connections=0,
     queued=0,
-    lanes=0,
+    sequences=0,
     used_slots=0,
     reserved_slots=0,
     cached_slots=0,
@@ -48,7 +48,7 @@ def _run(seconds: float, mb_per_s: float = 0.0, noise_mb: float = 3.0) -> list[S
             at=at,
             rss_mb=450 + mb_per_s * at + rng.uniform(-noise_mb, noise_mb),
             sessions=rng.randrange(9),
-            lanes=rng.randrange(9),
+            sequences=rng.randrange(9),
             used_slots=rng.randrange(500),
         )
         for at in [seconds * n / 200 for n in range(201)]
@@ -62,7 +62,7 @@ def test_a_node_that_gave_everything_back_has_no_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["sessions", "connections", "queued", "lanes", "used_slots", "reserved_slots", "tasks"]
+    "what", ["sessions", "connections", "queued", "sequences", "used_slots", "reserved_slots", "tasks"]
 )
 def test_one_thing_left_is_a_leak(what: str) -> None:
     final = replace(IDLE, **{what: getattr(IDLE, what) + 1})

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.formats.tensors import model_tensors
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool
 from swarm_node.shards.models.backend import KvMemory, SpanBackend
 from swarm_node.shards.pieces import manifest
 from swarm_node.swarm.types import Span
@@ -79,7 +79,7 @@ class Sessions:
         pieces, row = [], 0
         for session, count in steps or [(0, len(x))]:
             start = self.lengths[session]
-            pieces.append(Piece(self.tables[session], self.model.span.start, row, start, count))
+            pieces.append(BatchSlice(self.tables[session], self.model.span.start, row, start, count))
             self.lengths[session] += count
             row += count
         return self.model.forward(x, pieces, self.pool, span)

@@ -19,7 +19,7 @@ from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.tiny_model import VOCAB, write_tiny_model
 from swarm_node.client import SwarmModel
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KvPool, Piece
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import load_span
@@ -47,7 +47,7 @@ def greedy(model: Path) -> list[int]:
         table = torch.arange(pages * BLOCKS, dtype=torch.int32).view(BLOCKS, pages)
         ids = list(PROMPT)
         for _ in range(NEW_TOKENS):
-            hidden = blocks.forward(ends.embed(ids), [Piece(table, 0, 0, 0, len(ids))], pool)
+            hidden = blocks.forward(ends.embed(ids), [BatchSlice(table, 0, 0, 0, len(ids))], pool)
             ids.append(int(ends.logits(hidden[-1:])[0].argmax()))
         return ids[len(PROMPT) :]
 

@@ -50,7 +50,7 @@ async def _until(swarm: LocalSwarm, holds: Callable[[dict[str, Any]], bool]) -> 
 
 def _is_empty(statistics: dict[str, Any]) -> bool:
     engine = statistics["engine"]
-    held = [engine[name] for name in ("lanes", "used_slots", "reserved_slots", "queued")]
+    held = [engine[name] for name in ("sequences", "used_slots", "reserved_slots", "queued")]
     return held == [0, 0, 0, 0] and statistics["server"]["sessions"] == 0
 
 
@@ -103,7 +103,9 @@ async def test_a_killed_client_leaves_nothing(small_swarm: LocalSwarm) -> None:
     worker = Worker("scripts.lab.soak.polite:client_to_kill", initial_peers=small_swarm.initial_peers)
     try:
         await asyncio.to_thread(worker.wait_ready)
-        await _until(small_swarm, lambda now: now["engine"]["used_slots"] > 0 and now["engine"]["lanes"] > 1)
+        await _until(
+            small_swarm, lambda now: now["engine"]["used_slots"] > 0 and now["engine"]["sequences"] > 1
+        )
     finally:
         worker.close()  # SIGKILL, in the middle of its answers
     await _until(small_swarm, _is_empty)

@@ -27,7 +27,7 @@ from ..generate import route_table
 from ..shared.arguments import client_options, entry_options
 from .commands import COMMANDS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation
-from .input import EditorSource, History, PipeSource, ReadlineSource, Source, default_history
+from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
 from .options import DEFAULT_MAX_NEW_TOKENS
 from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of, repair_sentence
 from .stop import StopKey
@@ -98,7 +98,7 @@ class Chat:
             else Text("", end=""),
         )
 
-    def run(self, source: Source) -> None:
+    def run(self, source: InputSource) -> None:
         """Until the input ends, or /exit."""
         while True:
             try:
@@ -279,7 +279,7 @@ def _screen(arguments: argparse.Namespace, at_terminal: bool) -> Screen:
     return PlainScreen()
 
 
-def _source(arguments: argparse.Namespace, at_terminal: bool, chat: Chat, screen: Screen) -> Source:
+def _source(arguments: argparse.Namespace, at_terminal: bool, chat: Chat, screen: Screen) -> InputSource:
     if not at_terminal:
         return PipeSource()
     history = default_history() if arguments.history else History(None)

@@ -28,7 +28,7 @@ KEPT = 1000
 PROMPT, MORE = "> ", ". "
 
 
-class Source(Protocol):
+class InputSource(Protocol):
     def read(self) -> str | None: ...
 
 

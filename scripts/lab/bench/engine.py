@@ -26,7 +26,7 @@ def engine_alone(
     *, threads: int, batches: Sequence[int], prefill_tokens: int, seconds: float, repeat: int
 ) -> dict[str, Any]:
     from swarm_node.shards.checkpoint.opening import open_checkpoint
-    from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
+    from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool, resolve_kv_dtype
     from swarm_node.shards.models.load_plan import LoadOptions
     from swarm_node.shards.models.span import load_span
     from swarm_node.swarm.types import Span
@@ -47,14 +47,14 @@ def engine_alone(
 
         def forward(sessions: int, start: int, count: int) -> None:
             pieces = [
-                Piece(tables[session].contiguous(), span.start, session * count, start, count)
+                BatchSlice(tables[session].contiguous(), span.start, session * count, start, count)
                 for session in range(sessions)
             ]
             float(model.forward(rows[: sessions * count], pieces, pool)[-1, 0])  # waits for the device
 
         prefill_s = median(_times(lambda: forward(1, 0, prefill_tokens), seconds, repeat))
         for session in range(max(batches)):  # a context for everybody, slot by slot
-            piece = Piece(tables[session].contiguous(), span.start, 0, 0, CONTEXT)
+            piece = BatchSlice(tables[session].contiguous(), span.start, 0, 0, CONTEXT)
             model.forward(rows[:CONTEXT], [piece], pool)
         weights, token = model.weight_bytes, len(span) * pool.slot_bytes // PAGE_TOKENS
         uncached = read_bytes_per_s(UNCACHED_BYTES, seconds)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, BatchSlice, KvPool
 from swarm_node.shards.models.client_part import ClientModel, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
@@ -134,7 +134,7 @@ class Cache:
         """``x`` (T, hidden) from position ``start`` on, through blocks ``first`` to ``end``."""
         if first == end:
             return x
-        piece = Piece(self._table, 0, 0, start, len(x))
+        piece = BatchSlice(self._table, 0, 0, start, len(x))
         return self._model.forward(x, [piece], self._pool, Span(first, end))
 
 

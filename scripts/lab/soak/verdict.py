@@ -19,7 +19,7 @@ MORE_FDS = 4
 MORE_DAEMON_FDS = 16
 MORE_THREADS = 8
 """Above the number at the start: sockets about to close; the pool for blocking calls starts lazily."""
-MUST_BE_ZERO = ("sessions", "connections", "queued", "lanes", "used_slots", "reserved_slots")
+MUST_BE_ZERO = ("sessions", "connections", "queued", "sequences", "used_slots", "reserved_slots")
 """When all clients are gone. A slot is a KV page of one block."""
 
 MOST_OF_A_LINE = 300
@@ -41,7 +41,7 @@ class Sample:
     sessions: int
     connections: int
     queued: int
-    lanes: int
+    sequences: int
     used_slots: int
     reserved_slots: int
     cached_slots: int
@@ -61,7 +61,7 @@ class Sample:
             p2pd_rss_mb=sum(daemon["rss"] for daemon in statistics["daemon"]) / 1e6,
             p2pd_fds=sum(daemon["fds"] for daemon in statistics["daemon"]),
             **{name: server[name] for name in ("sessions", "connections", "queued")},
-            **{name: engine[name] for name in ("lanes", "used_slots", "reserved_slots", "cached_slots")},
+            **{name: engine[name] for name in ("sequences", "used_slots", "reserved_slots", "cached_slots")},
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool, resolve_kv_dtype
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.types import Span
@@ -64,7 +64,7 @@ def measure(*, model: str, options: dict[str, Any], threads: int) -> dict[str, A
 
 def _seconds(model: SpanModel, pool: KvPool, tables: Tensor, x: Tensor, before: int, tokens: int) -> float:
     """One step of ``tokens`` tokens for each session of ``tables`` (sessions, blocks, pages)."""
-    pieces = [Piece(table, 0, row * tokens, before, tokens) for row, table in enumerate(tables)]
+    pieces = [BatchSlice(table, 0, row * tokens, before, tokens) for row, table in enumerate(tables)]
     began = time.perf_counter()
     model.forward(x[: len(tables) * tokens], pieces, pool)
     return time.perf_counter() - began

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece, resolve_kv_dtype
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool, resolve_kv_dtype
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
@@ -75,7 +75,7 @@ class Hop:
         """``parts``: (session, position, rows) of one batch; the rows after the span."""
         pieces, row = [], 0
         for session, start, rows in parts:
-            pieces.append(Piece(self.tables[session], self.model.span.start, row, start, len(rows)))
+            pieces.append(BatchSlice(self.tables[session], self.model.span.start, row, start, len(rows)))
             row += len(rows)
         out = self.model.forward(torch.cat([rows for _, _, rows in parts]), pieces, self.pool)
         return list(out.split([len(rows) for _, _, rows in parts]))

@@ -17,7 +17,7 @@ async def test_torch_mlx_torch(swarm: Swarm) -> None:
     answer = await model.generate_detailed(PROMPT, **OPTIONS)
     assert list(answer.token_ids) == swarm.tokens
     assert [hop.peer_id for hop in answer.hops] == ["a", "b", "c"]
-    serving = swarm.nodes["b"].serving
+    serving = swarm.nodes["b"].loaded
     assert serving is not None
     assert (serving.kernels, serving.weights, serving.kv_dtype) == ("mlx cpu", "float32", "float32")
     assert serving.measured.decode_ms_per_block > 0

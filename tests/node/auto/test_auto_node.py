@@ -100,7 +100,7 @@ async def test_nodes_with_little_memory_share_the_model(swarm):
     assert len(nodes[0].span) <= 2
     assert len(nodes[1].span) <= 3
     for node in nodes:
-        used = node.serving.weight_bytes + node.info().total_kv_tokens * len(node.span) * KV_BYTES // 256
+        used = node.loaded.weight_bytes + node.info().total_kv_tokens * len(node.span) * KV_BYTES // 256
         assert used <= node.config.memory
         assert node.info().total_kv_tokens >= 256
     for node in nodes:
@@ -129,7 +129,7 @@ async def test_a_move_frees_the_memory_and_ends_sessions(swarm):
     assert isinstance(welcome, Welcome)
     await client.send(Open(os.urandom(16), Span(0, 4), 10, "none", "none"))
     assert isinstance(await client.receive(), Opened)
-    pool = weakref.ref(node.serving.server.engine.pool.data)
+    pool = weakref.ref(node.loaded.server.engine.pool.data)
     await node.announce_as(NodeState.DRAINING, node.span)
     await node.unload()  # after drain_seconds: the session stays open
     farewell = await client.receive()
@@ -184,7 +184,7 @@ async def test_others_take_over_from_a_node_that_dies(swarm):
         return {
             block
             for node in nodes.values()
-            if node.serving is not None and node.state is NodeState.ONLINE
+            if node.loaded is not None and node.state is NodeState.ONLINE
             for block in range(node.span.start, node.span.end)
         } == {0, 1, 2, 3}
 

@@ -13,7 +13,7 @@ from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto.on_demand import OnDemand
-from swarm_node.node.auto.wanted_models import ModelWishes, Wish
+from swarm_node.node.auto.wanted_models import LocatedDemand, WantedModels
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.model_source import ModelSource
 from swarm_node.node.node import Node
@@ -39,7 +39,7 @@ class Place:
 
 
 class Stage:
-    """A host, its wishes and its clock: the test says what comes at each look."""
+    """A host, its wanted models and its clock: the test says what comes at each look."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -48,7 +48,7 @@ class Stage:
         self.stands_by = False
         self.log: list[str] = []
         self.asked: list[Idle] = []
-        self.wishes: list[str | Exception | None] = []
+        self.wanted: list[str | Exception | None] = []
         self.broken: set[str] = set()
         self.fault: Exception | None = None  # of ours, in place of an error that says what is broken
         self.failing = asyncio.Event()
@@ -77,16 +77,16 @@ class Stage:
     def emit(self, event: str, **details: object) -> None:
         self.log.append(event)
 
-    # As its wishes.
+    # As its wanted models.
 
-    async def pick(self, idle: Idle) -> Wish | None:
+    async def pick(self, idle: Idle) -> LocatedDemand | None:
         self.asked.append(idle)
-        wish = self.wishes.pop(0) if self.wishes else None
-        if isinstance(wish, Exception):
-            raise wish
-        if wish is None:
+        name = self.wanted.pop(0) if self.wanted else None
+        if isinstance(name, Exception):
+            raise name
+        if name is None:
             return None
-        return Wish(Demand(WantedModel(wish), ("p",), 1.0), ModelLocation(wish, Source.LOCAL, wish))
+        return LocatedDemand(Demand(WantedModel(name), ("p",), 1.0), ModelLocation(name, Source.LOCAL, name))
 
     def give_up(self, demand: Demand) -> None:
         self.log.append(f"failed {demand.model.name}")
@@ -107,10 +107,10 @@ class Stage:
             await self.looked.wait()
 
     async def start(self, home: str | None = None) -> asyncio.Task[None]:
-        wishes = type("Wishes", (), {"pick": self.pick, "failed": self.give_up})()
+        wanted_models = type("Wishes", (), {"pick": self.pick, "failed": self.give_up})()
         on_demand = OnDemand(
             self,
-            wishes,
+            wanted_models,
             lambda place: Place(place.name),  # type: ignore[arg-type, return-value]
             home=None if home is None else Place(home),  # type: ignore[arg-type]
             clock=lambda: self.now,
@@ -141,7 +141,7 @@ async def test_it_stands_by_until_somebody_wants_a_model(stage: Stage) -> None:
     assert stage.log == ["standing_by"]
     assert stage.asked[-1].serving == ""
     assert not stage.asked[-1].in_use
-    stage.wishes = ["a"]
+    stage.wanted = ["a"]
     await stage.look()
     assert stage.log[1:] == ["wanted", "leave", "take a"]
     stage.is_used = True
@@ -157,7 +157,7 @@ async def test_it_stands_by_until_somebody_wants_a_model(stage: Stage) -> None:
 
 async def test_it_changes_models(stage: Stage) -> None:
     task = await stage.start()
-    stage.wishes = ["a", NetworkError("no directory"), "b"]
+    stage.wanted = ["a", NetworkError("no directory"), "b"]
     for _ in range(3):
         await stage.look()
     assert stage.log[1:] == ["wanted", "leave", "take a", "wanted", "leave", "take b"]
@@ -167,10 +167,10 @@ async def test_it_changes_models(stage: Stage) -> None:
 async def test_what_cannot_be_loaded_is_given_up(stage: Stage) -> None:
     stage.broken = {"a"}
     task = await stage.start()
-    stage.wishes = ["a"]
+    stage.wanted = ["a"]
     await stage.look()
     assert stage.log[1:] == ["wanted", "leave", "take a", "wish_failed", "failed a", "leave", "standing_by"]
-    stage.wishes = ["b"]
+    stage.wanted = ["b"]
     await stage.look()
     assert stage.is_serving
     await end(task)
@@ -178,7 +178,7 @@ async def test_what_cannot_be_loaded_is_given_up(stage: Stage) -> None:
 
 async def test_what_fails_later_is_given_up(stage: Stage) -> None:
     task = await stage.start()
-    stage.wishes = ["a"]
+    stage.wanted = ["a"]
     await stage.look()
     stage.looked.clear()
     stage.failing.set()
@@ -192,7 +192,7 @@ async def test_no_strangers_wish_ends_the_node(stage: Stage, caplog: pytest.LogC
     stage.fault = ZeroDivisionError("a bug")
     stage.broken = {"a"}
     task = await stage.start()
-    stage.wishes = [ZeroDivisionError("another"), RemoteProtocolError("odd"), "a", "b"]
+    stage.wanted = [ZeroDivisionError("another"), RemoteProtocolError("odd"), "a", "b"]
     for _ in range(4):
         await stage.look()
     assert stage.log[-7:] == ["wish_failed", "failed a", "leave", "standing_by", "wanted", "leave", "take b"]
@@ -210,7 +210,7 @@ async def test_the_owners_model_comes_first(stage: Stage) -> None:
     await stage.look(10 * UNUSED_S)
     assert stage.asked[-1].in_use, "what the owner named is never unloaded"
     stage.is_serving = False  # stands by for it
-    stage.wishes = ["a"]
+    stage.wanted = ["a"]
     await stage.look()
     assert stage.log == ["take home", "wanted", "leave", "take a"]
     await stage.look(UNUSED_S - 1)
@@ -264,8 +264,12 @@ class RealSwarm:
                 standing_by.set()
 
         def on_demand(node: Node) -> OnDemand:
-            wishes = ModelWishes(node.directory, node.peer_id, node.config.models, registry=self.registry)
-            return OnDemand(node, wishes, lambda place: FoundModel(place.name, weights, location=place))
+            wanted_models = WantedModels(
+                node.directory, node.peer_id, node.config.models, registry=self.registry
+            )
+            return OnDemand(
+                node, wanted_models, lambda place: FoundModel(place.name, weights, location=place)
+            )
 
         config = NodeConfig(
             "",

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.auto.wanted_models import BACK_OFF_S, ModelWishes
+from swarm_node.node.auto.wanted_models import BACK_OFF_S, WantedModels
 from swarm_node.shards.checkpoint.local_models import LocalRegistry
 from swarm_node.shards.checkpoint.lookup import Source
 from swarm_node.shards.checkpoint.opening import open_checkpoint
@@ -46,16 +46,20 @@ class Swarm:
         )
         await MemoryDirectory(self.store).announce(info)
 
-    def wishes(self, *allowed: str, registry: LocalRegistry | None = None) -> ModelWishes:
+    def wanted_models(self, *allowed: str, registry: LocalRegistry | None = None) -> WantedModels:
         directory = MemoryDirectory(self.store, "idle")
-        return ModelWishes(directory, "idle", allowed, registry=registry or LocalRegistry(), clock=self.clock)
+        return WantedModels(
+            directory, "idle", allowed, registry=registry or LocalRegistry(), clock=self.clock
+        )
 
-    async def pick(self, wishes: ModelWishes, idle: Idle = Idle()) -> tuple[str, Source, str] | None:  # noqa: B008
+    async def pick(self, wanted_models: WantedModels, idle: Idle = Idle()) -> tuple[str, Source, str] | None:  # noqa: B008
         """What it picks once every idle node's turn has come."""
-        assert await wishes.pick(idle) is None, "not before its turn"
+        assert await wanted_models.pick(idle) is None, "not before its turn"
         self.clock.now += SPREAD_S
-        wish = await wishes.pick(idle)
-        return None if wish is None else (wish.location.name, wish.location.source, wish.location.path)
+        wanted = await wanted_models.pick(idle)
+        return (
+            None if wanted is None else (wanted.location.name, wanted.location.source, wanted.location.path)
+        )
 
 
 @pytest.fixture
@@ -72,71 +76,71 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_a_model_on_the_disk(swarm: Swarm, disk: Path) -> None:
-    wishes = swarm.wishes("any", registry=LocalRegistry([disk]))
-    assert await wishes.pick(Idle()) is None
+    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk]))
+    assert await wanted_models.pick(Idle()) is None
     await swarm.want("client", "MINE")
-    assert await swarm.pick(wishes) == ("mine", Source.LOCAL, str(disk / "mine"))
+    assert await swarm.pick(wanted_models) == ("mine", Source.LOCAL, str(disk / "mine"))
 
 
 async def test_a_model_that_peers_share(swarm: Swarm) -> None:
     await swarm.serve(SHARED, "0-3", shares=True)
     await swarm.want("client", "shared")
-    assert await swarm.pick(swarm.wishes("any")) == ("owner/shared", Source.SWARM, "")
-    assert await swarm.pick(swarm.wishes("owner/other")) is None, "its owner did not allow it"
-    assert await swarm.pick(swarm.wishes("shared@abab")) == ("owner/shared", Source.SWARM, "")
-    assert await swarm.pick(swarm.wishes("shared@cdcd")) is None
+    assert await swarm.pick(swarm.wanted_models("any")) == ("owner/shared", Source.SWARM, "")
+    assert await swarm.pick(swarm.wanted_models("owner/other")) is None, "its owner did not allow it"
+    assert await swarm.pick(swarm.wanted_models("shared@abab")) == ("owner/shared", Source.SWARM, "")
+    assert await swarm.pick(swarm.wanted_models("shared@cdcd")) is None
 
 
 async def test_what_nobody_shares_cannot_be_had(swarm: Swarm) -> None:
     await swarm.serve(SHARED, "0-3")
     await swarm.want("client", "shared")
-    assert await swarm.pick(swarm.wishes("any")) is None
+    assert await swarm.pick(swarm.wanted_models("any")) is None
 
 
 async def test_the_hub_is_asked_only_for_what_the_owner_named(swarm: Swarm) -> None:
     await swarm.want("stranger", "some/model")
-    assert await swarm.pick(swarm.wishes("any")) is None
-    assert await swarm.pick(swarm.wishes("some/model")) == ("some/model", Source.HUB, "some/model")
+    assert await swarm.pick(swarm.wanted_models("any")) is None
+    assert await swarm.pick(swarm.wanted_models("some/model")) == ("some/model", Source.HUB, "some/model")
 
 
 @pytest.mark.parametrize("name", ["{disk}/mine", "../mine", "{disk}/mine/model.safetensors", "~/x.gguf"])
 async def test_a_strangers_name_is_no_path(swarm: Swarm, disk: Path, name: str) -> None:
     await swarm.want("stranger", name.format(disk=disk))
-    wishes = swarm.wishes("any", registry=LocalRegistry([disk.parent / "nothing"]))
-    assert await swarm.pick(wishes) is None
+    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk.parent / "nothing"]))
+    assert await swarm.pick(wanted_models) is None
 
 
 async def test_weights_other_than_the_wanted_ones_are_not_loaded(swarm: Swarm, disk: Path) -> None:
     directory = MemoryDirectory(swarm.store, "client")
-    wishes = swarm.wishes("any", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk]))
     await directory.want([WantedModel("mine", "99" * 32)])
-    assert await swarm.pick(wishes) is None
+    assert await swarm.pick(wanted_models) is None
     with open_checkpoint(str(disk / "mine")) as checkpoint:
         digest = checkpoint.ref.digest
     await directory.want([WantedModel("mine", digest)])
-    assert await swarm.pick(wishes) == ("mine", Source.LOCAL, str(disk / "mine"))
+    assert await swarm.pick(wanted_models) == ("mine", Source.LOCAL, str(disk / "mine"))
 
 
 async def test_what_failed_is_left_alone_for_a_time(swarm: Swarm, disk: Path) -> None:
-    wishes = swarm.wishes("mine", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("mine", registry=LocalRegistry([disk]))
     await swarm.want("client", "mine")
-    assert await swarm.pick(wishes) is not None
-    wish = await wishes.pick(Idle())
-    assert wish is not None
-    wishes.failed(wish.demand)
-    assert await wishes.pick(Idle()) is None
+    assert await swarm.pick(wanted_models) is not None
+    wanted = await wanted_models.pick(Idle())
+    assert wanted is not None
+    wanted_models.failed(wanted.demand)
+    assert await wanted_models.pick(Idle()) is None
     swarm.clock.now += BACK_OFF_S + SPREAD_S
     await swarm.want("client", "mine")
-    assert await wishes.pick(Idle()) is not None
-    assert await wishes.pick(Idle("ab" * 32, in_use=True)) is None
+    assert await wanted_models.pick(Idle()) is not None
+    assert await wanted_models.pick(Idle("ab" * 32, in_use=True)) is None
 
 
 async def test_demand_that_ends_is_forgotten(swarm: Swarm, disk: Path) -> None:
-    wishes = swarm.wishes("any", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk]))
     await swarm.want("client", "mine")
-    assert await wishes.pick(Idle()) is None
+    assert await wanted_models.pick(Idle()) is None
     await swarm.want("client")
     swarm.clock.now += SPREAD_S
-    assert await wishes.pick(Idle()) is None
+    assert await wanted_models.pick(Idle()) is None
     await swarm.want("client", "mine")
-    assert await swarm.pick(wishes) is not None, "seen anew: the turn begins anew"
+    assert await swarm.pick(wanted_models) is not None, "seen anew: the turn begins anew"

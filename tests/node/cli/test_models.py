@@ -15,7 +15,7 @@ from swarm_node.node.cli import models, status
 from swarm_node.node.cli.demand import demand_lines
 from swarm_node.node.cli.models import run_models
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.status import Snapshot
+from swarm_node.node.cli.status import SwarmListing
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import ModelFiles
 from swarm_node.swarm.errors import PeerUnreachableError, UsageError
@@ -80,11 +80,11 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[ModelFiles] = [FILES]
-        self.snapshot: Snapshot | Exception = Snapshot((), ())
+        self.snapshot: SwarmListing | Exception = SwarmListing((), ())
         monkeypatch.setattr(models, "default_registry", lambda: Namespace(models=lambda: self.files))
         monkeypatch.setattr(models, "read_swarm", self.read)
 
-    async def read(self, _: object) -> Snapshot:
+    async def read(self, _: object) -> SwarmListing:
         if isinstance(self.snapshot, Exception):
             raise self.snapshot
         return self.snapshot
@@ -100,7 +100,7 @@ async def run(*words: str) -> None:
 
 
 async def test_models_as_a_table(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.snapshot = Snapshot([node("a", "0-9"), node("b", "10-29", NodeState.JOINING)], asks("other"))
+    machine.snapshot = SwarmListing([node("a", "0-9"), node("b", "10-29", NodeState.JOINING)], asks("other"))
     await run()
     told = capsys.readouterr().out
     assert "mine.Q4_1" in told
@@ -113,7 +113,7 @@ async def test_models_as_a_table(machine: Machine, capsys: pytest.CaptureFixture
 
 
 async def test_models_as_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.snapshot = Snapshot([node("a", "0-29")], asks("tiny"))
+    machine.snapshot = SwarmListing([node("a", "0-29")], asks("tiny"))
     await run("--json")
     report = json.loads(capsys.readouterr().out)
     assert report["here"] == [
@@ -144,7 +144,7 @@ async def test_models_as_json(machine: Machine, capsys: pytest.CaptureFixture[st
 async def test_a_name_is_pinned_and_unpinned(
     machine: Machine, capsys: pytest.CaptureFixture[str], known_models: Path
 ) -> None:
-    machine.snapshot = Snapshot([node("a", "0-29")], ())
+    machine.snapshot = SwarmListing([node("a", "0-29")], ())
     await run("pin", "TINY@abab")
     assert capsys.readouterr().out.startswith("TINY now means TINY@abababababab")
     assert KnownModels(known_models).pins() == (ModelName("TINY", MODEL.digest),)
@@ -165,12 +165,12 @@ async def test_a_name_is_pinned_and_unpinned(
 @pytest.mark.parametrize("words", [("pin",), ("pin", "tiny"), ("pin", "tiny@beef"), ("unpin",)])
 async def test_a_pin_says_one_model(machine: Machine, words: tuple[str, ...]) -> None:
     twin = replace(node("b", "0-29"), model=replace(MODEL, digest="abac" * 16))
-    machine.snapshot = Snapshot([node("a", "0-29"), twin], ())
+    machine.snapshot = SwarmListing([node("a", "0-29"), twin], ())
     with pytest.raises(UsageError) as caught:
         await run(*words)
     assert caught.value.hint
     twin = replace(twin, model=replace(MODEL, digest="abab" + "0" * 60))
-    machine.snapshot = Snapshot([node("a", "0-29"), twin], ())
+    machine.snapshot = SwarmListing([node("a", "0-29"), twin], ())
     with pytest.raises(UsageError, match="2 models of this swarm match tiny@abab"):
         await run("pin", "tiny@abab")
 
@@ -179,7 +179,7 @@ async def test_what_was_used_here_is_told(
     machine: Machine, capsys: pytest.CaptureFixture[str], known_models: Path
 ) -> None:
     KnownModels(known_models, lambda: datetime(2026, 11, 20, tzinfo=UTC)).note_used("t", MODEL.digest)
-    machine.snapshot = Snapshot([node("a", "0-29")], ())
+    machine.snapshot = SwarmListing([node("a", "0-29")], ())
     await run()
     assert "tiny@abababababab: used here since 2026-11-20" in capsys.readouterr().out
     await run("--json")

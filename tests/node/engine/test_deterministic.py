@@ -17,7 +17,7 @@ from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import loaded_span
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.jobs import Lane, StepDone, StepDropped, StepJob
+from swarm_node.node.engine.jobs import StepDone, StepDropped, StepJob, TokenSequence
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.node import Node
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool
@@ -54,17 +54,19 @@ class Hop:
         self.engine.start()
         self.steps = 0
 
-    def open(self, tokens: int, owner: str = "client") -> Lane:
-        lane = self.engine.open_lane(owner, self.engine.model.span, tokens, CODEC, CODEC)
-        assert lane is not None
-        return lane
+    def open(self, tokens: int, owner: str = "client") -> TokenSequence:
+        sequence = self.engine.open_sequence(owner, self.engine.model.span, tokens, CODEC, CODEC)
+        assert sequence is not None
+        return sequence
 
-    def submit(self, lane: Lane, payload: bytes, position: int, want: Want = Want.ALL) -> asyncio.Future:
+    def submit(
+        self, sequence: TokenSequence, payload: bytes, position: int, want: Want = Want.ALL
+    ) -> asyncio.Future:
         future = asyncio.get_running_loop().create_future()
         self.steps += 1
         self.engine.submit(
             StepJob(
-                lane=lane,
+                sequence=sequence,
                 step=self.steps,
                 position=position,
                 tokens=len(payload) // activations.payload_bytes(CODEC, 1, 64),
@@ -76,8 +78,10 @@ class Hop:
         )
         return future
 
-    async def feed(self, lane: Lane, payload: bytes, position: int, want: Want = Want.ALL) -> bytes:
-        outcome = await self.submit(lane, payload, position, want)
+    async def feed(
+        self, sequence: TokenSequence, payload: bytes, position: int, want: Want = Want.ALL
+    ) -> bytes:
+        outcome = await self.submit(sequence, payload, position, want)
         assert isinstance(outcome, StepDone), outcome
         return bytes(outcome.payload)
 
@@ -94,32 +98,32 @@ async def test_a_replayed_session_goes_on_with_the_same_bytes(tiny_span, hidden_
     prompt, total = 70, 90
     rows = activations.encode(CODEC, hidden_states(total))
     size = len(rows) // total
-    lane, lost_lane = first.open(total), lost.open(total)
+    sequence, lost_sequence = first.open(total), lost.open(total)
     others = [hop.open(total, "other") for hop in (lost, replacement)]
     noise = activations.encode(CODEC, hidden_states(total, 5))
 
     journal, answers, at = b"", b"", 0
     while at < total:  # a prompt in chunks, then tokens
         count = min(rng.randint(10, 40), prompt - at) if at < prompt else 1
-        sent = await first.feed(lane, rows[at * size : (at + count) * size], at)
+        sent = await first.feed(sequence, rows[at * size : (at + count) * size], at)
         beside = lost.submit(others[0], noise[at * size : (at + count) * size], at)
-        answers += await lost.feed(lost_lane, sent, at)
+        answers += await lost.feed(lost_sequence, sent, at)
         await beside
         journal += sent
         at += count
 
     lost_at = 83
-    new_lane, at = replacement.open(total), 0
+    new_sequence, at = replacement.open(total), 0
     replayed = []
     while at < lost_at:
         count = min(rng.randint(1, 60), lost_at - at)
         replayed.append(
-            replacement.submit(new_lane, journal[at * size : (at + count) * size], at, Want.NOTHING)
+            replacement.submit(new_sequence, journal[at * size : (at + count) * size], at, Want.NOTHING)
         )
         at += count
     filler = replacement.submit(others[1], noise[: 50 * size], 0)
     for at in range(lost_at, total):
-        got = await replacement.feed(new_lane, journal[at * size : (at + 1) * size], at)
+        got = await replacement.feed(new_sequence, journal[at * size : (at + 1) * size], at)
         assert got == answers[at * size : (at + 1) * size], at
     assert all(isinstance(outcome, StepDone) for outcome in await asyncio.gather(*replayed, filler))
     for hop in (first, lost, replacement):
@@ -192,11 +196,11 @@ async def test_a_prompt_that_nobody_waits_for_any_more_is_not_computed(tiny_span
 
     monkeypatch.setattr(SpanModel, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), max_batch_tokens=32)
-    lane = hop.open(600)
+    sequence = hop.open(600)
     rows = activations.encode(CODEC, hidden_states(256))
-    steps = [hop.submit(lane, rows, 0, Want.NOTHING), hop.submit(lane, rows, 256, Want.LAST)]
+    steps = [hop.submit(sequence, rows, 0, Want.NOTHING), hop.submit(sequence, rows, 256, Want.LAST)]
     await asyncio.to_thread(second.wait, 10)
-    hop.engine.close_lane(lane)
+    hop.engine.close_sequence(sequence)
     go_on.set()
     assert all(isinstance(outcome, StepDropped) for outcome in await asyncio.gather(*steps))
     assert computed == [32, 32]

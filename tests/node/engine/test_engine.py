@@ -49,16 +49,18 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def submit(self, lane, x, position, *, step=1, want=Want.ALL, payload=None, tokens=None, deadline_ns=0):
+    def submit(
+        self, sequence, x, position, *, step=1, want=Want.ALL, payload=None, tokens=None, deadline_ns=0
+    ):
         future = asyncio.get_running_loop().create_future()
         self.engine.submit(
             StepJob(
-                lane=lane,
+                sequence=sequence,
                 step=step,
                 position=position,
                 tokens=tokens or len(x),
                 want=want,
-                payload=activations.encode(lane.codec, x) if payload is None else payload,
+                payload=activations.encode(sequence.codec, x) if payload is None else payload,
                 arrived_ns=perf_counter_ns(),
                 done=lambda _, outcome: future.set_result(outcome),
                 deadline_ns=deadline_ns,
@@ -71,8 +73,8 @@ class Driver:
         assert isinstance(outcome, StepDone), outcome
         return activations.decode("none", outcome.payload, outcome.rows, 64)
 
-    def lane(self, tokens=256, span=ALL, codec="none", owner="peer", **more):
-        return self.engine.open_lane(owner, span, tokens, codec, "none", **more)
+    def sequence(self, tokens=256, span=ALL, codec="none", owner="peer", **more):
+        return self.engine.open_sequence(owner, span, tokens, codec, "none", **more)
 
 
 def pool_of(model, slots):
@@ -92,13 +94,13 @@ async def driver(tiny_span):
 async def test_prompt_in_slices_and_tokens_match_the_plain_forward(driver, plain, hidden_states):
     x = hidden_states(100)
     wanted = plain(driver.engine.model, x)
-    lane = driver.lane()
-    prompt = await driver.rows(lane, x[:80], 0)  # 32 + 32 + 16 rows
+    sequence = driver.sequence()
+    prompt = await driver.rows(sequence, x[:80], 0)  # 32 + 32 + 16 rows
     torch.testing.assert_close(prompt, wanted[:80], atol=1e-4, rtol=1e-4)
     for position in range(80, 90):
-        row = await driver.rows(lane, x[position : position + 1], position)
+        row = await driver.rows(sequence, x[position : position + 1], position)
         torch.testing.assert_close(row, wanted[position : position + 1], atol=1e-4, rtol=1e-4)
-    last = await driver.rows(lane, x[90:], 90, want=Want.LAST)
+    last = await driver.rows(sequence, x[90:], 90, want=Want.LAST)
     torch.testing.assert_close(last, wanted[-1:], atol=1e-4, rtol=1e-4)
     assert driver.engine.load().tokens == 100
     assert driver.engine.queued == 0
@@ -108,25 +110,25 @@ async def test_many_sessions_at_once_with_their_own_sub_spans(driver, plain, hid
     spans = [ALL, Span(1, 3), Span(2, 4), ALL, Span(1, 3)]
     inputs = [hidden_states(20 + i, i) for i in range(len(spans))]
     wanted = [plain(driver.engine.model, x, span) for x, span in zip(inputs, spans, strict=True)]
-    lanes = [driver.lane(span=span) for span in spans]
-    prompts = [driver.rows(lane, x[:15], 0) for lane, x in zip(lanes, inputs, strict=True)]
+    sequences = [driver.sequence(span=span) for span in spans]
+    prompts = [driver.rows(sequence, x[:15], 0) for sequence, x in zip(sequences, inputs, strict=True)]
     for got, want in zip(await asyncio.gather(*prompts), wanted, strict=True):
         torch.testing.assert_close(got, want[:15], atol=1e-4, rtol=1e-4)
     for position in range(15, 20):
         steps = [
-            driver.rows(lane, x[position : position + 1], position)
-            for lane, x in zip(lanes, inputs, strict=True)
+            driver.rows(sequence, x[position : position + 1], position)
+            for sequence, x in zip(sequences, inputs, strict=True)
         ]
         for got, want in zip(await asyncio.gather(*steps), wanted, strict=True):
             torch.testing.assert_close(got, want[position : position + 1], atol=1e-4, rtol=1e-4)
 
 
 async def test_waiting_sessions_are_computed_together(driver, hidden_states):
-    lanes = [driver.lane() for _ in range(5)]
+    sequences = [driver.sequence() for _ in range(5)]
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    steps = [driver.submit(lane, hidden_states(1, i), 0) for i, lane in enumerate(lanes)]
+    steps = [driver.submit(sequence, hidden_states(1, i), 0) for i, sequence in enumerate(sequences)]
     assert driver.engine.queued == 5
     hold.set()
     outcomes = await asyncio.gather(*steps)
@@ -137,16 +139,16 @@ async def test_waiting_sessions_are_computed_together(driver, hidden_states):
 
 async def test_rollback(driver, plain, hidden_states):
     x, other = hidden_states(30), hidden_states(30, 9)
-    lane = driver.lane()
-    await driver.rows(lane, other, 0)
-    await driver.rows(lane, x[:10], 0)
-    got = await driver.rows(lane, x[10:], 10)
+    sequence = driver.sequence()
+    await driver.rows(sequence, other, 0)
+    await driver.rows(sequence, x[:10], 0)
+    got = await driver.rows(sequence, x[10:], 10)
     torch.testing.assert_close(got, plain(driver.engine.model, x)[10:], atol=1e-4, rtol=1e-4)
 
 
 async def test_times_add_up(driver, hidden_states):
     began = perf_counter_ns()
-    outcome = await driver.submit(driver.lane(), hidden_states(20), 0, want=Want.NOTHING)
+    outcome = await driver.submit(driver.sequence(), hidden_states(20), 0, want=Want.NOTHING)
     elapsed_us = (perf_counter_ns() - began) / 1000
     assert outcome.rows == 0
     assert outcome.payload == b""
@@ -170,7 +172,7 @@ async def test_a_bad_payload_fails_alone_and_leaves_its_session_usable(driver, p
     payload, code = BAD[bad]
     x = hidden_states(12)
     wanted = plain(driver.engine.model, x)
-    victim, culprit = driver.lane(), driver.lane()
+    victim, culprit = driver.sequence(), driver.sequence()
     await asyncio.gather(driver.rows(victim, x[:10], 0), driver.rows(culprit, x[:10], 0))
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
@@ -195,31 +197,31 @@ async def test_a_bad_payload_fails_alone_and_leaves_its_session_usable(driver, p
 
 
 async def test_a_failing_prompt_is_reported_once(driver):
-    lane = driver.lane()
+    sequence = driver.sequence()
     payload = torch.full((100, 64), CRASH).numpy().tobytes()
-    outcome = await driver.submit(lane, None, 0, tokens=100, payload=payload)
+    outcome = await driver.submit(sequence, None, 0, tokens=100, payload=payload)
     assert isinstance(outcome, StepFailed)
     await driver.engine.run(lambda: None)
     assert driver.engine.queued == 0
-    assert not lane.steps
-    assert lane.computed == lane.length == 0
+    assert not sequence.steps
+    assert sequence.computed == sequence.length == 0
 
 
 async def test_deadline(driver, hidden_states):
-    lane = driver.lane()
-    late = await driver.submit(lane, hidden_states(1), 0, deadline_ns=perf_counter_ns() - 1)
+    sequence = driver.sequence()
+    late = await driver.submit(sequence, hidden_states(1), 0, deadline_ns=perf_counter_ns() - 1)
     assert isinstance(late, StepFailed)
     assert (late.code, late.retriable) == (ErrorCode.DEADLINE, True)
-    await driver.rows(lane, hidden_states(1), 0, step=2, deadline_ns=perf_counter_ns() + 10**10)
+    await driver.rows(sequence, hidden_states(1), 0, step=2, deadline_ns=perf_counter_ns() + 10**10)
 
 
 async def test_steps_of_a_closed_session_are_dropped(driver, hidden_states):
-    lane = driver.lane()
+    sequence = driver.sequence()
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    steps = [driver.submit(lane, hidden_states(1), i, step=i) for i in range(3)]
-    driver.engine.close_lane(lane)
+    steps = [driver.submit(sequence, hidden_states(1), i, step=i) for i in range(3)]
+    driver.engine.close_sequence(sequence)
     hold.set()
     assert all(isinstance(outcome, StepDropped) for outcome in await asyncio.gather(*steps))
     await held
@@ -235,14 +237,14 @@ async def test_run_hands_back_results_and_errors_of_the_compute_thread(driver):
 
 
 async def test_stop_answers_what_waits_and_takes_nothing_more(driver, hidden_states):
-    lane = driver.lane()
+    sequence = driver.sequence()
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
     stopping = asyncio.ensure_future(driver.engine.stop())
     await asyncio.sleep(0)
     with pytest.raises(LocalProtocolError):
-        driver.submit(lane, hidden_states(1), 0)
+        driver.submit(sequence, hidden_states(1), 0)
     hold.set()
     await asyncio.gather(stopping, held)
     await driver.engine.stop()
@@ -253,9 +255,9 @@ async def test_a_table_that_finds_no_memory_is_no_room(driver, monkeypatch):
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(torch, "zeros", no_memory)
-    assert driver.lane() is None
+    assert driver.sequence() is None
     load = driver.engine.load()
-    assert (load.lanes, load.used_slots, load.reserved_slots) == (0, 0, 0)
+    assert (load.sequences, load.used_slots, load.reserved_slots) == (0, 0, 0)
 
 
 async def test_a_session_that_can_never_be_is_refused(driver):
@@ -266,7 +268,7 @@ async def test_a_session_that_can_never_be_is_refused(driver):
     assert not engine.could_ever_fit(0, 4)
     for tokens, span in ((0, ALL), (10, Span(3, 5))):
         with pytest.raises(LocalProtocolError):
-            driver.lane(tokens, span=span)
+            driver.sequence(tokens, span=span)
     with pytest.raises(UsageError):
         Engine(engine.model, pool_of(engine.model, 3), threads=1)
     with pytest.raises(UsageError):
@@ -276,34 +278,37 @@ async def test_a_session_that_can_never_be_is_refused(driver):
 async def test_room_is_reserved_at_open_and_given_back_at_close(driver, hidden_states):
     engine = driver.engine
     assert engine.total_tokens == engine.free_tokens == 2048
-    lanes = [driver.lane(1000, span=Span(0, 2)), driver.lane(1000)]  # 32 pages of 2 and of 4 blocks
+    sequences = [
+        driver.sequence(1000, span=Span(0, 2)),
+        driver.sequence(1000),
+    ]  # 32 pages of 2 and of 4 blocks
     assert engine.free_tokens == 2048 - 512 - 1024
-    assert driver.lane(513) is None
+    assert driver.sequence(513) is None
     assert engine.load().used_slots == 0
-    await driver.rows(lanes[1], hidden_states(33), 0)
+    await driver.rows(sequences[1], hidden_states(33), 0)
     assert engine.load().used_slots == 8
     released = []
-    for lane in lanes:
-        lane.on_released = lambda: released.append(1)
-        engine.close_lane(lane)
-        engine.close_lane(lane)
+    for sequence in sequences:
+        sequence.on_released = lambda: released.append(1)
+        engine.close_sequence(sequence)
+        engine.close_sequence(sequence)
     assert released == [1, 1]
     assert engine.free_tokens == 2048
-    assert driver.lane(513) is not None
+    assert driver.sequence(513) is not None
 
 
 async def test_a_closed_session_keeps_its_memory_until_the_device_let_go(driver, hidden_states):
-    lane = driver.lane()
+    sequence = driver.sequence()
     released = []
-    lane.on_released = lambda: released.append(driver.engine.load().used_slots)
+    sequence.on_released = lambda: released.append(driver.engine.load().used_slots)
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    step = driver.submit(lane, hidden_states(40), 0)
-    driver.engine.close_lane(lane)
+    step = driver.submit(sequence, hidden_states(40), 0)
+    driver.engine.close_sequence(sequence)
     assert not released
     with pytest.raises(LocalProtocolError):
-        driver.submit(lane, hidden_states(1), 0)
+        driver.submit(sequence, hidden_states(1), 0)
     hold.set()
     await held
     assert isinstance(await step, StepDropped)
@@ -318,71 +323,71 @@ def chain(text: bytes, pages: int) -> tuple[bytes, ...]:
 async def test_a_known_prefix_is_not_computed_again(driver, plain, hidden_states):
     engine, x = driver.engine, hidden_states(100)
     wanted = plain(engine.model, x)
-    first = driver.lane(prefix=chain(b"chat", 3))
+    first = driver.sequence(prefix=chain(b"chat", 3))
     assert first.length == 0
     await driver.rows(first, x[:70], 0)
     # Registered as soon as it was answered: a second session shares with one that still runs.
-    second = driver.lane(prefix=chain(b"chat", 3))
+    second = driver.sequence(prefix=chain(b"chat", 3))
     assert second.length == 64
     torch.testing.assert_close(await driver.rows(second, x[64:], 64), wanted[64:], atol=1e-4, rtol=1e-4)
     assert engine.load().prefix_hit_tokens == 64
     assert engine.load().used_slots == 4 * (2 + 1 + 2)
-    engine.close_lane(second)
-    engine.close_lane(first, chain(b"chat", 2))
+    engine.close_sequence(second)
+    engine.close_sequence(first, chain(b"chat", 2))
     load = engine.load()
     assert (load.used_slots, load.cached_slots, load.reserved_slots) == (0, 12, 0)
-    third = driver.lane(prefix=chain(b"chat", 3))
+    third = driver.sequence(prefix=chain(b"chat", 3))
     assert third.length == 96  # with the page that the second session completed
-    assert driver.lane(prefix=chain(b"stranger", 3)).length == 0
-    assert driver.lane(96, prefix=chain(b"chat", 3)).length == 64  # at least one token is left to feed
-    assert driver.lane(prefix=chain(b"chat", 3), span=Span(0, 2)).length == 0
+    assert driver.sequence(prefix=chain(b"stranger", 3)).length == 0
+    assert driver.sequence(96, prefix=chain(b"chat", 3)).length == 64  # at least one token is left to feed
+    assert driver.sequence(prefix=chain(b"chat", 3), span=Span(0, 2)).length == 0
 
 
 async def test_a_prefix_may_be_fed_again_from_anywhere(driver, plain, hidden_states):
     """Another hop knew less of it: the client starts all hops at the smallest."""
     x = hidden_states(100)
     wanted = plain(driver.engine.model, x)
-    lane = driver.lane(prefix=chain(b"a", 3))
-    await driver.rows(lane, x[:64], 0)
-    again = driver.lane(prefix=chain(b"a", 3))
+    sequence = driver.sequence(prefix=chain(b"a", 3))
+    await driver.rows(sequence, x[:64], 0)
+    again = driver.sequence(prefix=chain(b"a", 3))
     assert again.length == 64
     torch.testing.assert_close(await driver.rows(again, x[40:], 40), wanted[40:], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(await driver.rows(lane, x[64:], 64), wanted[64:], atol=1e-4, rtol=1e-4)
-    assert driver.lane(prefix=chain(b"a", 3)).length == 96
+    torch.testing.assert_close(await driver.rows(sequence, x[64:], 64), wanted[64:], atol=1e-4, rtol=1e-4)
+    assert driver.sequence(prefix=chain(b"a", 3)).length == 96
 
 
 async def test_pages_that_were_written_again_lose_their_names(driver, plain, hidden_states):
     x, other = hidden_states(64), hidden_states(64, 5)
-    lane = driver.lane(prefix=chain(b"a", 2))
-    await driver.rows(lane, x[:40], 0)
-    await driver.rows(lane, other[32:], 32)  # not what the chain says
-    driver.engine.close_lane(lane)
-    assert driver.lane(prefix=chain(b"a", 2)).length == 32
+    sequence = driver.sequence(prefix=chain(b"a", 2))
+    await driver.rows(sequence, x[:40], 0)
+    await driver.rows(sequence, other[32:], 32)  # not what the chain says
+    driver.engine.close_sequence(sequence)
+    assert driver.sequence(prefix=chain(b"a", 2)).length == 32
 
 
 async def test_a_prompt_that_is_rewritten_under_way_is_not_cached(driver, hidden_states):
     x = hidden_states(64)
-    lane = driver.lane(prefix=chain(b"a", 2))
+    sequence = driver.sequence(prefix=chain(b"a", 2))
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    steps = [driver.submit(lane, x, 0), driver.submit(lane, hidden_states(10, 3), 40, step=2)]
+    steps = [driver.submit(sequence, x, 0), driver.submit(sequence, hidden_states(10, 3), 40, step=2)]
     hold.set()
     await asyncio.gather(held, *steps)
-    assert driver.lane(prefix=chain(b"a", 2)).length == 32
+    assert driver.sequence(prefix=chain(b"a", 2)).length == 32
 
 
 async def test_a_chain_told_while_a_page_is_being_rewritten_does_not_name_it(driver, hidden_states):
-    lane = driver.lane()
-    await driver.rows(lane, hidden_states(64), 0)
+    sequence = driver.sequence()
+    await driver.rows(sequence, hidden_states(64), 0)
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    step = driver.submit(lane, hidden_states(10, 3), 40, step=2)
-    driver.engine.close_lane(lane, chain(b"a", 2))  # of what the client believes to be there by now
+    step = driver.submit(sequence, hidden_states(10, 3), 40, step=2)
+    driver.engine.close_sequence(sequence, chain(b"a", 2))  # of what the client believes to be there by now
     hold.set()
     await asyncio.gather(held, step)
-    assert driver.lane(prefix=chain(b"a", 2)).length == 32
+    assert driver.sequence(prefix=chain(b"a", 2)).length == 32
 
 
 async def test_without_a_prefix_cache_nothing_is_kept(tiny_span, hidden_states):
@@ -390,10 +395,10 @@ async def test_without_a_prefix_cache_nothing_is_kept(tiny_span, hidden_states):
     engine = Engine(model, pool_of(model, 64), threads=1, settings=EngineSettings(prefix_cache=False))
     engine.start()
     driver = Driver(engine)
-    lane = driver.lane(prefix=chain(b"a", 2))
-    await driver.rows(lane, hidden_states(64), 0)
-    engine.close_lane(lane, chain(b"a", 2))
-    assert driver.lane(prefix=chain(b"a", 2)).length == 0
+    sequence = driver.sequence(prefix=chain(b"a", 2))
+    await driver.rows(sequence, hidden_states(64), 0)
+    engine.close_sequence(sequence, chain(b"a", 2))
+    assert driver.sequence(prefix=chain(b"a", 2)).length == 0
     assert engine.load().cached_slots == 0
     await engine.stop()
 
@@ -402,59 +407,59 @@ async def test_a_fork_goes_its_own_way(driver, plain, hidden_states):
     x, other = hidden_states(60), hidden_states(60, 8)
     mixed = torch.cat([x[:45], other[45:]])
     model = driver.engine.model
-    parent = driver.lane()
+    parent = driver.sequence()
     await driver.rows(parent, x[:50], 0)
-    child = driver.lane(parent=parent, parent_tokens=45)
+    child = driver.sequence(parent=parent, parent_tokens=45)
     assert child.length == 45
     mine, theirs = await asyncio.gather(
         driver.rows(parent, x[50:], 50, step=2), driver.rows(child, other[45:], 45)
     )
     torch.testing.assert_close(mine, plain(model, x)[50:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(theirs, plain(model, mixed)[45:], atol=1e-4, rtol=1e-4)
-    driver.engine.close_lane(parent)
+    driver.engine.close_sequence(parent)
     torch.testing.assert_close(
         await driver.rows(child, other[59:], 59, step=2), plain(model, mixed)[59:], atol=1e-4, rtol=1e-4
     )
-    driver.engine.close_lane(child)
+    driver.engine.close_sequence(child)
     assert driver.engine.load().free_slots == 256
 
 
 async def test_forks_of_what_is_not_settled_are_refused(driver, hidden_states):
-    parent = driver.lane()
+    parent = driver.sequence()
     await driver.rows(parent, hidden_states(40), 0)
     step = driver.submit(parent, hidden_states(1), 20, step=2)
     assert parent.settled == 20
     for tokens, span in ((21, ALL), (-1, ALL), (20, Span(0, 2))):
         with pytest.raises(LocalProtocolError):
-            driver.lane(parent=parent, parent_tokens=tokens, span=span)
-    assert driver.lane(parent=parent, parent_tokens=20).length == 20
+            driver.sequence(parent=parent, parent_tokens=tokens, span=span)
+    assert driver.sequence(parent=parent, parent_tokens=20).length == 20
     await step
-    driver.engine.close_lane(parent)
+    driver.engine.close_sequence(parent)
     with pytest.raises(LocalProtocolError):
-        driver.lane(parent=parent, parent_tokens=1)
+        driver.sequence(parent=parent, parent_tokens=1)
 
 
 async def test_a_step_without_a_page_fails_for_now_and_leaves_no_hole(driver, plain, hidden_states):
     x = hidden_states(70)
-    parent = driver.lane(64)
+    parent = driver.sequence(64)
     await driver.rows(parent, x[:64], 0)
-    child = driver.lane(96, parent=parent, parent_tokens=64)
-    hog = driver.lane(61 * 32)  # all that is left
+    child = driver.sequence(96, parent=parent, parent_tokens=64)
+    hog = driver.sequence(61 * 32)  # all that is left
     assert driver.engine.free_tokens == 0
     refused = driver.submit(child, x[20:30], 20)
     following = driver.submit(child, x[30:31], 30, step=2)
     failed, after = await refused, await following
     assert (failed.code, failed.retriable) == (ErrorCode.OVERLOADED, True)
     assert after.code is ErrorCode.BAD_STEP
-    driver.engine.close_lane(hog)
+    driver.engine.close_sequence(hog)
     again = await driver.rows(child, x[20:], 20, step=3)
     torch.testing.assert_close(again, plain(driver.engine.model, x)[20:], atol=1e-4, rtol=1e-4)
 
 
 async def test_a_failed_copy_fails_the_step_and_what_follows(driver, hidden_states, monkeypatch):
-    parent = driver.lane()
+    parent = driver.sequence()
     await driver.rows(parent, hidden_states(40), 0)
-    child = driver.lane(parent=parent, parent_tokens=40)
+    child = driver.sequence(parent=parent, parent_tokens=40)
 
     def no_copy(*_):
         raise RuntimeError("the device is gone")
@@ -471,21 +476,23 @@ async def test_sessions_with_their_own_codecs_share_a_batch(driver, plain, hidde
     x = hidden_states(10)
     wanted = plain(driver.engine.model, x)
     kinds = ["none", "bf16", "int8", "none", "fp16"]
-    lanes = [driver.lane(codec=codec) for codec in kinds]
-    for lane, reply in zip(lanes, ["int8", "none", "none", "bf16", "none"], strict=True):
-        lane.reply_codec = reply
+    sequences = [driver.sequence(codec=codec) for codec in kinds]
+    for sequence, reply in zip(sequences, ["int8", "none", "none", "bf16", "none"], strict=True):
+        sequence.reply_codec = reply
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
     wants = [Want.ALL, Want.LAST, Want.ALL, Want.LAST, Want.NOTHING]
-    steps = [driver.submit(lane, x[:5], 0, want=want) for lane, want in zip(lanes, wants, strict=True)]
+    steps = [
+        driver.submit(sequence, x[:5], 0, want=want) for sequence, want in zip(sequences, wants, strict=True)
+    ]
     hold.set()
     outcomes = await asyncio.gather(held, *steps)
-    for lane, want, outcome in zip(lanes, wants, outcomes[1:], strict=True):
+    for sequence, want, outcome in zip(sequences, wants, outcomes[1:], strict=True):
         assert outcome.batch == 5
         rows = {Want.ALL: 5, Want.LAST: 1, Want.NOTHING: 0}[want]
         assert (outcome.rows, outcome.position) == (rows, 5 - rows)
-        got = activations.decode(lane.reply_codec, outcome.payload, rows, 64)
+        got = activations.decode(sequence.reply_codec, outcome.payload, rows, 64)
         torch.testing.assert_close(got, wanted[5 - rows : 5], atol=0.1, rtol=0.1)
 
 
@@ -505,18 +512,18 @@ async def test_one_client_s_prompts_do_not_hold_up_another_s_tokens(tiny_span, h
     engine = Engine(model, pool_of(model, 4 * 140), threads=1, settings=settings)
     engine.start()
     driver = Driver(engine)
-    chat = driver.lane(64, owner="chat")
-    prompts = [driver.lane(2000, owner="prompts") for _ in range(2)]
+    chat = driver.sequence(64, owner="chat")
+    prompts = [driver.sequence(2000, owner="prompts") for _ in range(2)]
     await driver.rows(chat, hidden_states(1), 0)
-    waiting = [driver.submit(lane, hidden_states(2000), 0, want=Want.NOTHING) for lane in prompts]
+    waiting = [driver.submit(sequence, hidden_states(2000), 0, want=Want.NOTHING) for sequence in prompts]
     for position in range(1, 30):
         await driver.rows(chat, hidden_states(1), position, step=position + 1)
     assert not all(step.done() for step in waiting)
     assert max(rows) <= 65  # the first slice, before anything was measured, and a token
     assert sorted(rows[5:])[len(rows[5:]) // 2] <= 55
     assert sum(rows) >= 29 * 10  # and the prompts go on all the same
-    for lane in prompts:
-        engine.close_lane(lane)
+    for sequence in prompts:
+        engine.close_sequence(sequence)
     await asyncio.gather(*waiting)
     await engine.stop()
 
@@ -524,16 +531,16 @@ async def test_one_client_s_prompts_do_not_hold_up_another_s_tokens(tiny_span, h
 async def test_load(driver, hidden_states):
     engine = driver.engine
     idle = engine.load()
-    assert (idle.queued, idle.running, idle.tokens_per_s, idle.queue_ms, idle.lanes) == (0, 0, 0, 0, 0)
-    lanes = [driver.lane(32) for _ in range(4)]
+    assert (idle.queued, idle.running, idle.tokens_per_s, idle.queue_ms, idle.sequences) == (0, 0, 0, 0, 0)
+    sequences = [driver.sequence(32) for _ in range(4)]
     hold = threading.Event()
     held = asyncio.ensure_future(engine.run(lambda: hold.wait(0.05)))
     await asyncio.sleep(0)
-    steps = [driver.submit(lane, hidden_states(1), 0) for lane in lanes]
+    steps = [driver.submit(sequence, hidden_states(1), 0) for sequence in sequences]
     assert engine.load().queued == 4
     await asyncio.gather(held, *steps)
     load = engine.load()
-    assert (load.running, load.tokens, load.batches, load.lanes, load.queued) == (4, 4, 1, 4, 0)
+    assert (load.running, load.tokens, load.batches, load.sequences, load.queued) == (4, 4, 1, 4, 0)
     assert load.batch == 4
     assert 0 < load.tokens_per_s <= 4
     assert load.queue_ms >= 4  # a tenth of the wait: an average
@@ -542,7 +549,7 @@ async def test_load(driver, hidden_states):
 
 
 async def test_a_callback_that_fails_harms_nobody_else(driver, hidden_states):
-    lane, other = driver.lane(), driver.lane()
+    sequence, other = driver.sequence(), driver.sequence()
 
     def fails(*_):
         raise ZeroDivisionError
@@ -551,11 +558,11 @@ async def test_a_callback_that_fails_harms_nobody_else(driver, hidden_states):
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
     payload = activations.encode("none", hidden_states(1))
-    driver.engine.submit(StepJob(lane, 1, 0, 1, Want.ALL, payload, perf_counter_ns(), fails))
+    driver.engine.submit(StepJob(sequence, 1, 0, 1, Want.ALL, payload, perf_counter_ns(), fails))
     fine = driver.submit(other, hidden_states(1), 0)
-    lane.on_released = fails
-    driver.engine.close_lane(lane)
+    sequence.on_released = fails
+    driver.engine.close_sequence(sequence)
     hold.set()
     assert isinstance(await fine, StepDone)
     await held
-    assert driver.engine.load().lanes == 1
+    assert driver.engine.load().sequences == 1

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.jobs import Lane, StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, Piece
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import Memory, SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -75,7 +75,9 @@ class Client:
             chain.append(digest)
         return tuple(chain)
 
-    def send(self, lane: Lane, log: Log, tokens: list[int], start: int, want: Want, trouble: str = ""):
+    def send(
+        self, sequence: TokenSequence, log: Log, tokens: list[int], start: int, want: Want, trouble: str = ""
+    ):
         """Submit the step that feeds ``tokens[start:]``; a future of its rows, or of its failure's code."""
         future = asyncio.get_running_loop().create_future()
         self.steps += 1
@@ -99,7 +101,7 @@ class Client:
         payload = x.numpy().tobytes()
         self.engine.submit(
             StepJob(
-                lane=lane,
+                sequence=sequence,
                 step=self.steps,
                 position=start,
                 tokens=len(x),
@@ -112,11 +114,11 @@ class Client:
         )
         return future
 
-    async def open(self, span: Span, max_tokens: int, **more) -> Lane | None:
+    async def open(self, span: Span, max_tokens: int, **more) -> TokenSequence | None:
         for _ in range(50):
-            lane = self.engine.open_lane(self.owner, span, max_tokens, "none", "none", **more)
-            if lane is not None:
-                return lane
+            sequence = self.engine.open_sequence(self.owner, span, max_tokens, "none", "none", **more)
+            if sequence is not None:
+                return sequence
             await asyncio.sleep(0.001)  # others are still there
         return None
 
@@ -124,39 +126,39 @@ class Client:
         rng = self.rng
         tokens = list(prompt)
         budget = min(LONGEST, len(tokens) + rng.randint(1, 40))
-        lane = await self.open(span, budget, prefix=self.chain(tokens))
-        if lane is None:
+        sequence = await self.open(span, budget, prefix=self.chain(tokens))
+        if sequence is None:
             return
         log = Log(span)
         self.logs.append(log)
-        if await self.prefill(lane, log, tokens):
-            await self.generate(lane, log, tokens, budget, forks=rng.choice([0, 0, 1, 2]))
+        if await self.prefill(sequence, log, tokens):
+            await self.generate(sequence, log, tokens, budget, forks=rng.choice([0, 0, 1, 2]))
         if rng.random() < 0.8:
-            self.engine.close_lane(lane, self.chain(tokens[: lane.length]))
+            self.engine.close_sequence(sequence, self.chain(tokens[: sequence.length]))
         else:
-            self.engine.close_lane(lane)
+            self.engine.close_sequence(sequence)
 
-    async def prefill(self, lane: Lane, log: Log, tokens: list[int]) -> bool:
+    async def prefill(self, sequence: TokenSequence, log: Log, tokens: list[int]) -> bool:
         """Feed the prompt in pieces, some of them without waiting; False: hung up in the middle."""
         rng = self.rng
-        at = min(lane.length, len(tokens) - 1)
+        at = min(sequence.length, len(tokens) - 1)
         if rng.random() < 0.3:
             at = rng.randint(0, at)  # another hop knew less
         futures = []
         while at < len(tokens):
             end = min(len(tokens), at + rng.choice([1, 7, 30, 64, 150]))
             want = Want.LAST if end == len(tokens) else rng.choice([Want.NOTHING, Want.ALL, Want.LAST])
-            futures.append(self.send(lane, log, tokens[:end], at, want))
+            futures.append(self.send(sequence, log, tokens[:end], at, want))
             at = end
             if rng.random() < 0.3:
                 await futures[-1]
-            elif lane.length == at and rng.random() < 0.15:
+            elif sequence.length == at and rng.random() < 0.15:
                 # Another prompt from somewhere on, while the first is under way. It must go back for that: a
                 # client that just went on otherwise would break the promise of its chain.
                 at = rng.randint(0, at - 1)
                 tokens[at:] = [rng.randrange(VOCAB) for _ in tokens[at:]]
         if rng.random() < 0.1:
-            self.engine.close_lane(lane)
+            self.engine.close_sequence(sequence)
             await asyncio.gather(*futures)
             return False
         rows = (await asyncio.gather(*futures))[-1]
@@ -166,7 +168,9 @@ class Client:
         tokens.append(greedy(rows))
         return True
 
-    async def generate(self, lane: Lane, log: Log, tokens: list[int], budget: int, forks: int) -> None:
+    async def generate(
+        self, sequence: TokenSequence, log: Log, tokens: list[int], budget: int, forks: int
+    ) -> None:
         """The last of ``tokens`` is chosen but not fed yet."""
         rng = self.rng
         beams: list[asyncio.Task[None]] = []
@@ -176,13 +180,13 @@ class Client:
             move = rng.random()
             if move < 0.08:
                 trouble = rng.choice(["nan", "short", "late"])
-                code = await self.send(lane, log, tokens, at, Want.LAST, trouble)
+                code = await self.send(sequence, log, tokens, at, Want.LAST, trouble)
                 if code is ErrorCode.OVERLOADED:
                     break
                 assert code in (ErrorCode.BAD_TENSOR, ErrorCode.DEADLINE)
             elif move < 0.25 and room > 0:  # a draft, of which a part is kept
                 draft = tokens + [rng.randrange(VOCAB) for _ in range(min(room, 4))]
-                rows = await self.send(lane, log, draft, at, Want.ALL)
+                rows = await self.send(sequence, log, draft, at, Want.ALL)
                 if rows is ErrorCode.OVERLOADED:
                     break
                 assert isinstance(rows, Tensor)
@@ -193,9 +197,9 @@ class Client:
                 tokens[rng.randint(1, len(tokens) - 1) :] = [rng.randrange(VOCAB)]
             elif move < 0.4 and forks:
                 forks -= 1
-                self.fork(beams, lane, tokens, budget)
+                self.fork(beams, sequence, tokens, budget)
             else:
-                rows = await self.send(lane, log, tokens, at, Want.LAST)
+                rows = await self.send(sequence, log, tokens, at, Want.LAST)
                 if rows is ErrorCode.OVERLOADED:
                     break
                 assert isinstance(rows, Tensor)
@@ -205,21 +209,23 @@ class Client:
         tokens.pop()  # chosen but never fed
         await asyncio.gather(*beams)
 
-    def fork(self, beams: list[asyncio.Task[None]], lane: Lane, tokens: list[int], budget: int) -> None:
-        held = min(lane.settled, len(tokens) - 1)
+    def fork(
+        self, beams: list[asyncio.Task[None]], sequence: TokenSequence, tokens: list[int], budget: int
+    ) -> None:
+        held = min(sequence.settled, len(tokens) - 1)
         shared = self.rng.randint(max(0, held - 40), held)
-        child = self.engine.open_lane(
-            self.owner, lane.span, budget, "none", "none", parent=lane, parent_tokens=shared
+        child = self.engine.open_sequence(
+            self.owner, sequence.span, budget, "none", "none", parent=sequence, parent_tokens=shared
         )
         if child is None:
             return
-        log = Log(lane.span)
+        log = Log(sequence.span)
         self.logs.append(log)
         beam = tokens[:shared] + [self.rng.randrange(VOCAB)]
 
         async def run() -> None:
             await self.generate(child, log, beam, budget, forks=0)
-            self.engine.close_lane(child)
+            self.engine.close_sequence(child)
 
         beams.append(asyncio.create_task(run()))
 
@@ -246,7 +252,7 @@ class Alone:
                 break
             same += 1
         start = min(same, len(tokens) - max(1, count))
-        piece = Piece(self.table, self.span.start, 0, start, len(tokens) - start)
+        piece = BatchSlice(self.table, self.span.start, 0, start, len(tokens) - start)
         out = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.pool, self.span)
         self.tokens = list(tokens)
         return out[len(out) - count :]
@@ -309,7 +315,7 @@ def check(model: SpanModel, logs: list[Log], *, exact: bool) -> int:
 
 def check_books(engine: Engine) -> None:
     load = engine.load()
-    assert (load.queued, load.lanes, load.used_slots, load.reserved_slots) == (0, 0, 0, 0)
+    assert (load.queued, load.sequences, load.used_slots, load.reserved_slots) == (0, 0, 0, 0)
     assert load.free_slots + load.cached_slots == load.total_slots
     assert not load.cached_slots or engine.settings.prefix_cache
 

@@ -39,15 +39,15 @@ class Model:
         self.now += 1
         before = {key: (queue[0][0], self.progress.get(key, 0)) for key, queue in self.waiting.items()}
         batch = self.scheduler.next_batch(self.now)
-        keys = [piece.key for piece in batch.slices]
+        keys = [part.key for part in batch.slices]
         assert bool(keys or batch.expired) is bool(before)
         assert len(set(keys + batch.expired)) == len(keys) + len(batch.expired)
         assert len(keys) <= max(self.max_sessions, 2)
-        assert sum(piece.count for piece in batch.slices) <= self.max_tokens
-        decode = [piece for piece in batch.slices if before[piece.key][0] <= DECODE_TOKENS]
+        assert sum(part.count for part in batch.slices) <= self.max_tokens
+        decode = [part for part in batch.slices if before[part.key][0] <= DECODE_TOKENS]
         assert batch.slices[: len(decode)] == decode  # first
-        assert batch.decode_rows == sum(piece.count for piece in decode)
-        assert batch.prefill_tokens == sum(piece.count for piece in batch.slices) - batch.decode_rows
+        assert batch.decode_rows == sum(part.count for part in decode)
+        assert batch.prefill_tokens == sum(part.count for part in batch.slices) - batch.decode_rows
         if decode:
             assert batch.prefill_tokens <= max(FIRST_SLICE, MIN_SLICE)
         alive = {key: before[key] for key in before if key not in batch.expired}
@@ -65,15 +65,15 @@ class Model:
         for key in batch.expired:
             assert 0 < self.waiting[key][0][1] < self.now
             self.pop(key)
-        for piece in batch.slices:
-            tokens, deadline = self.waiting[piece.key][0]
+        for part in batch.slices:
+            tokens, deadline = self.waiting[part.key][0]
             assert not 0 < deadline < self.now
-            assert piece.offset == before[piece.key][1]
-            assert piece.count >= 1
-            assert piece.last is (piece.offset + piece.count == tokens)
-            self.progress[piece.key] = piece.offset + piece.count
-            if piece.last:
-                self.pop(piece.key)
+            assert part.offset == before[part.key][1]
+            assert part.count >= 1
+            assert part.last is (part.offset + part.count == tokens)
+            self.progress[part.key] = part.offset + part.count
+            if part.last:
+                self.pop(part.key)
         assert len(self.scheduler) == sum(map(len, self.waiting.values()))
         return batch.slices
 
@@ -133,9 +133,9 @@ def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, ma
     for key, tokens in sizes_of.items():
         scheduler.add(key, key[0], tokens)
     for _ in range(3):
-        for piece in scheduler.next_batch().slices:
-            if piece.last:
-                scheduler.add(piece.key, piece.key[0], sizes_of[piece.key])
+        for part in scheduler.next_batch().slices:
+            if part.last:
+                scheduler.add(part.key, part.key[0], sizes_of[part.key])
     scheduler.add("ours", "a", ours)
     owners = 6
     smallest = min(MIN_SLICE, max_tokens - DECODE_TOKENS)
@@ -143,10 +143,10 @@ def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, ma
     bound = turns if mixed else 2 * turns
     for _ in range(bound):
         done = False
-        for piece in scheduler.next_batch().slices:
-            done |= piece.key == "ours" and piece.last
-            if piece.last and piece.key != "ours":
-                scheduler.add(piece.key, piece.key[0], sizes_of[piece.key])
+        for part in scheduler.next_batch().slices:
+            done |= part.key == "ours" and part.last
+            if part.last and part.key != "ours":
+                scheduler.add(part.key, part.key[0], sizes_of[part.key])
         if done:
             return
     pytest.fail(f"not served within {bound} batches")
@@ -193,7 +193,7 @@ def test_slices_beside_decode_follow_the_measured_cost():
     scheduler.observe(512, 0, 51_200)  # 0.1 ms a token
     scheduler.add("chat", "b", 1)
     scheduler.add("prompt", "a", 2000)
-    assert [piece.count for piece in slices(scheduler)] == [1, 200]
+    assert [part.count for part in slices(scheduler)] == [1, 200]
 
 
 def test_prompts_of_one_owner_run_in_order_of_arrival_and_share_what_is_left():
@@ -237,9 +237,9 @@ def test_more_decoding_sessions_than_a_batch_holds_take_turns():
     scheduler: Scheduler[str] = Scheduler(64, max_sessions=3)
     for key in ("a0", "a1", "a2", "a3", "b0"):
         scheduler.add(key, key[0], 1)
-    assert [piece.key for piece in slices(scheduler)] == ["a0", "b0", "a1"]
+    assert [part.key for part in slices(scheduler)] == ["a0", "b0", "a1"]
     scheduler.add("b0", "b", 1)
-    assert [piece.key for piece in slices(scheduler)] == ["a2", "b0", "a3"]
+    assert [part.key for part in slices(scheduler)] == ["a2", "b0", "a3"]
 
 
 def test_a_late_step_leaves_before_it_costs_anything():
@@ -248,10 +248,10 @@ def test_a_late_step_leaves_before_it_costs_anything():
     scheduler.add("a", "x", 1)
     scheduler.add("b", "x", 250, 50)
     first = scheduler.next_batch(50)
-    assert [piece.key for piece in first.slices] == ["a", "b"]
+    assert [part.key for part in first.slices] == ["a", "b"]
     assert not first.expired
     late = scheduler.next_batch(51)
-    assert [piece.key for piece in late.slices] == ["a"]
+    assert [part.key for part in late.slices] == ["a"]
     assert late.expired == ["b"]
     assert not scheduler
 

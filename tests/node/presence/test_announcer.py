@@ -64,7 +64,7 @@ async def test_a_change_is_announced_without_waiting(directory):
     task = await running(announcer)
     await directory.until(1)
     current[0] = dataclasses.replace(INFO, state=NodeState.DRAINING)
-    announcer.poke()
+    announcer.announce_now()
     await directory.until(2)
     assert (await directory.all_nodes())[0].state is NodeState.DRAINING
     task.cancel()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from swarm_node.node.sessions.handshake import Offer, greet
+from swarm_node.node.sessions.handshake import Terms, answer_hello
 from swarm_node.shards.pieces.digest import FileHash, identity_of, what_differs
 from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, PeerError
 from swarm_node.swarm.links.dialler import Dialler
@@ -27,8 +27,8 @@ OTHERS = [
 ]
 
 
-def offer(model: ModelRef) -> Offer:
-    return Offer(model, Span(0, 4), ("none",), 64, 1 << 20, 512, 0, "test")
+def terms(model: ModelRef) -> Terms:
+    return Terms(model, Span(0, 4), ("none",), 64, 1 << 20, 512, 0, "test")
 
 
 def hello(model: ModelRef) -> Hello:
@@ -62,7 +62,7 @@ def test_a_refusal_says_what_differs(
 ) -> None:
     client = replace(TUNED, parts=brief(*theirs))
     with pytest.raises(PeerError, match=said) as raised:
-        greet(hello(client), offer(replace(MODEL, parts=brief(*ours))))
+        answer_hello(hello(client), terms(replace(MODEL, parts=brief(*ours))))
     assert raised.value.code is ErrorCode.MODEL_MISMATCH
     assert MODEL.digest[:12] in raised.value.message
     assert TUNED.digest[:12] in raised.value.message
@@ -78,11 +78,11 @@ def test_other_files_of_one_digest_are_refused_where_both_are_known() -> None:
     with pytest.raises(
         PeerError, match=f"their root is {ONE[:12]}, that of the client's {OTHER[:12]}"
     ) as raised:
-        greet(hello(replace(MODEL, root=OTHER)), offer(replace(MODEL, root=ONE)))
+        answer_hello(hello(replace(MODEL, root=OTHER)), terms(replace(MODEL, root=ONE)))
     assert raised.value.code is ErrorCode.MODEL_MISMATCH
     assert "@sha256:" in raised.value.hint
     for own, its in (("", ONE), (ONE, ""), (ONE, ONE)):
-        assert greet(hello(replace(MODEL, root=its)), offer(replace(MODEL, root=own))).root == own
+        assert answer_hello(hello(replace(MODEL, root=its)), terms(replace(MODEL, root=own))).root == own
 
 
 @pytest.mark.parametrize("other", OTHERS)

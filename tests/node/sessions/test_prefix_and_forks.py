@@ -205,7 +205,7 @@ async def test_pages_that_are_kept_are_no_reason_to_be_busy(serving, hidden_stat
             session = await client.open(max_tokens=128, prefix=chain(4, bytes([number])))
             await client.forward(session, hidden_states(128), 0)
             await client.send(Close(session))
-        await settle(lambda: node.engine.load().lanes == 0)
+        await settle(lambda: node.engine.load().sequences == 0)
         assert node.free_tokens == 256
         assert node.engine.load().cached_tokens > 0
         session = await client.open(max_tokens=256)

@@ -175,7 +175,7 @@ async def test_rows_that_come_later_are_sent_when_they_are_computed(swarm, x):
         assert replayed.tokens == 30
         assert last.control.messages == []  # they were held
         session = it.servers["b"].sessions[last.session]
-        assert session.lane.length == 30
+        assert session.sequence.length == 30
         await first.step(200, 30, rows(x[30:]), 30)
         assert (await last.result(200)).position == 30
         assert len(wanted) == ALL
@@ -545,7 +545,7 @@ async def test_a_step_that_goes_back_during_a_replay_cuts_it_short(swarm, x):
         await first.result(1)
         await first.start_replay(0, 50, 10, last)
         session = it.servers["d"].sessions[last.session]
-        await until(lambda: session.lane.answered == 30)
+        await until(lambda: session.sequence.answered == 30)
         assert not first.control.of(Replayed)  # 20 rows are still to come
         await first.step(100, 20, rows(x[20:]), 40)
         assert (await first.control.take(Replayed)).tokens == 30

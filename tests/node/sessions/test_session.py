@@ -10,7 +10,7 @@ from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJ
 from swarm_node.node.limits.quotas import Ledger, Limits
 from swarm_node.node.sessions.journal import JournalBook
 from swarm_node.node.sessions.session import MAX_KEPT_ANSWER, NodeSession
-from swarm_node.node.sessions.step_result import Answer
+from swarm_node.node.sessions.step_result import StepResult
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.protocol.hop_session import HopSession
@@ -37,8 +37,8 @@ class SlowEngine:
     def submit(self, job: StepJob) -> None:
         self.jobs.append(job)
 
-    def close_lane(self, lane: object, prefix: tuple[bytes, ...] = ()) -> None:
-        self.closed.append((lane, prefix))
+    def close_sequence(self, sequence: object, prefix: tuple[bytes, ...] = ()) -> None:
+        self.closed.append((sequence, prefix))
 
 
 class Stream:
@@ -102,7 +102,7 @@ def test_what_a_closed_session_still_gets_is_told_to_nobody(bench, outcome):
     """Its id may belong to another session by now."""
     bench.step(1, 0)
     bench.session.close((b"h" * 32,))
-    assert bench.engine.closed == [(bench.session.lane, (b"h" * 32,))]
+    assert bench.engine.closed == [(bench.session.sequence, (b"h" * 32,))]
     bench.finish(outcome)
     assert bench.posted == []
     assert bench.account.queued_tokens == 0
@@ -157,9 +157,9 @@ class Hop:
     replay = None
 
     def __init__(self) -> None:
-        self.sent: list[Answer] = []
+        self.sent: list[StepResult] = []
 
-    def send(self, answer: Answer) -> None:
+    def send(self, answer: StepResult) -> None:
         self.sent.append(answer)
 
 

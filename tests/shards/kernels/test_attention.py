@@ -15,14 +15,14 @@ from torch import Tensor
 import swarm_node.shards
 from swarm_node.shards.kernels.pages import SnPiece, kv_struct
 from swarm_node.shards.layers.attention import PagedAttention
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, Piece
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
 from tests.shards.layers.kv_cases import (
     PagedSession,
     shuffled_sessions,
     softmax_attention,
-    soiled_pool,
     stored,
+    used_pool,
 )
 
 SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "kernels/csrc"
@@ -40,18 +40,18 @@ class Kernels:
         self._library = library
         library.sn_attend_scratch.restype = INT64
 
-    def append(self, pool: KvPool, piece: Piece, block: int, k: Tensor, v: Tensor) -> None:
+    def append(self, pool: KvPool, part: BatchSlice, block: int, k: Tensor, v: Tensor) -> None:
         """``k``, ``v`` (batch rows, kv_heads * head_dim), perhaps views of wider rows."""
         assert k.stride(0) == v.stride(0)
-        kv, c_piece = kv_struct(pool), c_struct(piece)
+        kv, c_slice = kv_struct(pool), c_struct(part)
         self._library.sn_kv_append(
-            ctypes.byref(kv), ctypes.byref(c_piece), block, at(k), at(v), INT64(k.stride(0))
+            ctypes.byref(kv), ctypes.byref(c_slice), block, at(k), at(v), INT64(k.stride(0))
         )
 
     def rows(
         self,
         pool: KvPool,
-        piece: Piece,
+        part: BatchSlice,
         block: int,
         q: Tensor,
         heads: int,
@@ -60,11 +60,11 @@ class Kernels:
         kv_heads: tuple[int, int] | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Rows ``first`` to ``first + len(q)`` of the piece: ``q`` (n, heads * head_dim) → as ``q``."""
-        kv, c_piece = kv_struct(pool), c_struct(piece)
+        """Rows ``first`` to ``first + len(q)`` of the slice: ``q`` (n, heads * head_dim) → as ``q``."""
+        kv, c_slice = kv_struct(pool), c_struct(part)
         out = torch.full((len(q), heads * pool.head_dim), float("nan")) if out is None else out
         scratch = self._scratch(pool, heads)
-        common = (ctypes.byref(kv), ctypes.byref(c_piece), block, first)
+        common = (ctypes.byref(kv), ctypes.byref(c_slice), block, first)
         places = (at(q), INT64(q.stride(0)), at(out), INT64(out.stride(0)), heads)
         if kv_heads is None:
             self._library.sn_attend_rows(*common, len(q), *places, at(scratch))
@@ -73,13 +73,13 @@ class Kernels:
         assert_untouched(scratch)
         return out
 
-    def row(self, pool: KvPool, piece: Piece, block: int, q: Tensor, heads: int, index: int) -> Tensor:
-        """Row ``index`` of the piece alone: ``q`` (heads * head_dim) → as ``q``."""
-        kv, c_piece = kv_struct(pool), c_struct(piece)
+    def row(self, pool: KvPool, part: BatchSlice, block: int, q: Tensor, heads: int, index: int) -> Tensor:
+        """Row ``index`` of the slice alone: ``q`` (heads * head_dim) → as ``q``."""
+        kv, c_slice = kv_struct(pool), c_struct(part)
         out = torch.full_like(q, float("nan"), memory_format=torch.contiguous_format)
         scratch = self._scratch(pool, heads)
         self._library.sn_attend_row(
-            ctypes.byref(kv), ctypes.byref(c_piece), block, index, at(q), at(out), heads, at(scratch)
+            ctypes.byref(kv), ctypes.byref(c_slice), block, index, at(q), at(out), heads, at(scratch)
         )
         assert_untouched(scratch)
         return out
@@ -100,14 +100,14 @@ def at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def c_struct(piece: Piece) -> SnPiece:
+def c_struct(part: BatchSlice) -> SnPiece:
     return SnPiece(
-        piece.table.data_ptr(),
-        piece.table.shape[1],
-        piece.first_block,
-        piece.row,
-        piece.start,
-        piece.count,
+        part.table.data_ptr(),
+        part.table.shape[1],
+        part.first_block,
+        part.row,
+        part.start,
+        part.count,
     )
 
 
@@ -146,7 +146,7 @@ def test_batches_match_plain_softmax(
     """Prompts, chunks that begin and end within pages, decode; sessions that hold different blocks."""
     torch.manual_seed(0)
     sessions, n_slots = shuffled_sessions([(3, 2, 200), (1, 4, 200), (2, 3, 200)])
-    pool = soiled_pool(n_slots, kv_heads, head_dim, kv_dtype)
+    pool = used_pool(n_slots, kv_heads, head_dim, kv_dtype)
     width, kv_width = heads * head_dim, kv_heads * head_dim
     for chunks in [[(0, 1)], [(0, 100), (1, 2), (2, 1)], [(0, 1), (1, 90), (2, 1)], [(2, 1), (1, 33)]]:
         row = 0
@@ -154,13 +154,13 @@ def test_batches_match_plain_softmax(
         fused = torch.randn(total, width + 2 * kv_width)
         q, k, v = fused.split([width, kv_width, kv_width], 1)
         for key, count in chunks:
-            piece = sessions[key].piece(row, count)
+            part = sessions[key].part(row, count)
             rows = slice(row, row + count)
             for block in (3, 4):
-                kernels.append(pool, piece, block, k, v)
-                out = kernels.rows(pool, piece, block, q[rows], heads)
-                held = stored(pool, sessions[key], block, piece.start + count)
-                wanted = softmax_attention(q[rows].view(count, heads, head_dim), *held, piece.start)
+                kernels.append(pool, part, block, k, v)
+                out = kernels.rows(pool, part, block, q[rows], heads)
+                held = stored(pool, sessions[key], block, part.start + count)
+                wanted = softmax_attention(q[rows].view(count, heads, head_dim), *held, part.start)
                 torch.testing.assert_close(out.double(), wanted, atol=3e-6, rtol=3e-6)
             row += count
             sessions[key].length += count
@@ -179,29 +179,29 @@ def test_a_row_does_not_depend_on_the_others(
     results = []
     for layout in range(2):
         (session,), n_slots = shuffled_sessions([(0, 1, start + count)], seed=layout, spare=layout)
-        pool = soiled_pool(n_slots, kv_heads, head_dim, kv_dtype)
-        kernels.append(pool, Piece(session.table, 0, 0, 0, start + count), 0, k, v)
+        pool = used_pool(n_slots, kv_heads, head_dim, kv_dtype)
+        kernels.append(pool, BatchSlice(session.table, 0, 0, 0, start + count), 0, k, v)
         session.length = start
-        results.append((pool, session.piece(0, count)))
-    pool, piece = results[0]
-    whole = kernels.rows(pool, piece, 0, q, heads)
+        results.append((pool, session.part(0, count)))
+    pool, part = results[0]
+    whole = kernels.rows(pool, part, 0, q, heads)
     assert whole.isfinite().all()
     assert torch.equal(bits(whole), bits(kernels.rows(*results[1], 0, q, heads)))
     for index in range(count):
-        assert torch.equal(bits(whole[index]), bits(kernels.row(pool, piece, 0, q[index], heads, index)))
+        assert torch.equal(bits(whole[index]), bits(kernels.row(pool, part, 0, q[index], heads, index)))
     cut = seed % count
     for rows in (slice(0, cut), slice(cut, count)):
         if rows.stop > rows.start:
-            part = kernels.rows(pool, piece, 0, q[rows], heads, first=rows.start)
-            assert torch.equal(bits(part), bits(whole[rows]))
+            some_rows = kernels.rows(pool, part, 0, q[rows], heads, first=rows.start)
+            assert torch.equal(bits(some_rows), bits(whole[rows]))
     by_heads = torch.full_like(whole, float("nan"))
     middle = kv_heads // 2
     for some in ((0, middle), (middle, kv_heads)):
-        kernels.rows(pool, piece, 0, q, heads, kv_heads=some, out=by_heads)
+        kernels.rows(pool, part, 0, q, heads, kv_heads=some, out=by_heads)
     assert torch.equal(bits(by_heads), bits(whole))
     # What comes after a row, even if it is broken, does not reach it.
-    kernels.append(pool, Piece(piece.table, 0, 0, start + count - 1, 1), 0, k[:1] * float("nan"), v[:1])
-    assert torch.equal(bits(kernels.rows(pool, piece, 0, q, heads)[:-1]), bits(whole[:-1]))
+    kernels.append(pool, BatchSlice(part.table, 0, 0, start + count - 1, 1), 0, k[:1] * float("nan"), v[:1])
+    assert torch.equal(bits(kernels.rows(pool, part, 0, q, heads)[:-1]), bits(whole[:-1]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,9 +219,9 @@ def test_stores_what_torch_stores(
     k[0, 0] = 0.0
     v[-1, -1] = torch.arange(head_dim) - 3.5  # halves, exactly between two int8 steps
     v[-1, -1, 0] = 127.0
-    native, plain = (soiled_pool(n_slots, kv_heads, head_dim, kv_dtype) for _ in range(2))
-    kernels.append(native, session.piece(0, count), 0, k.flatten(1), v.flatten(1))
-    PagedAttention(plain, [session.piece(0, count)], torch.float32)(
+    native, plain = (used_pool(n_slots, kv_heads, head_dim, kv_dtype) for _ in range(2))
+    kernels.append(native, session.part(0, count), 0, k.flatten(1), v.flatten(1))
+    PagedAttention(plain, [session.part(0, count)], torch.float32)(
         0, torch.zeros(count, heads, head_dim), k, v
     )
     assert torch.equal(native.data.view(torch.uint8), plain.data.view(torch.uint8))
@@ -237,12 +237,12 @@ def test_values_that_are_not_finite_stay_so(kernels: Kernels, kv_dtype: str, bad
     """They must reach the codec, which refuses to send them. (float16 saturates at an infinity.)"""
     (session,), n_slots = shuffled_sessions([(0, 1, 3)])
     for broken in ("k", "v", "q"):
-        pool = soiled_pool(n_slots, 1, 16, kv_dtype)
+        pool = used_pool(n_slots, 1, 16, kv_dtype)
         x = {name: torch.ones(3, 16) for name in "qkv"}
         x[broken][1, 3] = bad
-        piece = session.piece(0, 3)
-        kernels.append(pool, piece, 0, x["k"], x["v"])
-        out = kernels.rows(pool, piece, 0, x["q"], 1)
+        part = session.part(0, 3)
+        kernels.append(pool, part, 0, x["k"], x["v"])
+        out = kernels.rows(pool, part, 0, x["q"], 1)
         assert out[0].isfinite().all()
         assert not out[1].isfinite().all()
 
@@ -252,14 +252,14 @@ def test_scores_of_any_size(kernels: Kernels, size: float) -> None:
     """From nearly uniform weights to one key that takes all, rising and falling over the pages."""
     torch.manual_seed(0)
     (session,), n_slots = shuffled_sessions([(0, 1, 150)])
-    pool = soiled_pool(n_slots, 2, 64, "float32")
+    pool = used_pool(n_slots, 2, 64, "float32")
     k, v = torch.randn(150, 128), torch.randn(150, 128)
     k *= torch.linspace(0.1, 1.0, 150)[:, None]
     k[40] *= 4
     q = torch.randn(150, 4 * 64) * size
-    piece = session.piece(0, 150)
-    kernels.append(pool, piece, 0, k, v)
-    out = kernels.rows(pool, piece, 0, q, 4)
+    part = session.part(0, 150)
+    kernels.append(pool, part, 0, k, v)
+    out = kernels.rows(pool, part, 0, q, 4)
     wanted = softmax_attention(q.view(150, 4, 64), k.view(150, 2, 64), v.view(150, 2, 64), 0)
     # The error of a float32 score grows with it.
     torch.testing.assert_close(out.double(), wanted, atol=3e-6 + 3e-6 * size, rtol=1e-5)
@@ -268,7 +268,7 @@ def test_scores_of_any_size(kernels: Kernels, size: float) -> None:
 def test_powers_of_two_are_within_their_bound(kernels: Kernels) -> None:
     """With one channel and values 0 and 1, the weights of two tokens show what exp2 gave."""
     (session,), n_slots = shuffled_sessions([(0, 1, 2)])
-    pool = soiled_pool(n_slots, 1, 8, "float32")
+    pool = used_pool(n_slots, 1, 8, "float32")
     scale = torch.tensor(8.0).sqrt().double()
     worst = 0.0
     for x in torch.linspace(-20.0, 0.0, 400).tolist():
@@ -276,30 +276,30 @@ def test_powers_of_two_are_within_their_bound(kernels: Kernels) -> None:
         k[0, 0], v[0, 0] = x, 1.0
         q = torch.zeros(2, 8)
         q[1, 0] = float(scale)
-        piece = session.piece(0, 2)
-        kernels.append(pool, piece, 0, k, v)
-        weight = kernels.rows(pool, piece, 0, q, 1)[1, 0].double()
+        part = session.part(0, 2)
+        kernels.append(pool, part, 0, k, v)
+        weight = kernels.rows(pool, part, 0, q, 1)[1, 0].double()
         power = torch.tensor(x).double().exp()
         worst = max(worst, float((weight * (1 + power) / power - 1).abs()))
     assert worst < 3e-6  # rounding the exponent of 20 / ln 2 costs more than the polynomial
 
 
 def test_shared_pages_and_copies(kernels: Kernels) -> None:
-    pool = soiled_pool(4, 1, 8, "int8")
+    pool = used_pool(4, 1, 8, "int8")
     torch.manual_seed(3)
     first = PagedSession(torch.tensor([[2, 0]], dtype=torch.int32), 0)
     k, v = torch.randn(40, 8), torch.randn(40, 8)
-    kernels.append(pool, first.piece(0, 40), 0, k, v)
+    kernels.append(pool, first.part(0, 40), 0, k, v)
     pool.copy_slots([0], [3])
     second = PagedSession(torch.tensor([[2, 3]], dtype=torch.int32), 0, 40)
     first.length = 40
     q = torch.randn(1, 16)
 
     def ask(session: PagedSession) -> Tensor:
-        return kernels.rows(pool, Piece(session.table, 0, 0, 39, 1), 0, q, 2)
+        return kernels.rows(pool, BatchSlice(session.table, 0, 0, 39, 1), 0, q, 2)
 
     before = ask(first)
     assert torch.equal(bits(before), bits(ask(second)))
-    kernels.append(pool, Piece(second.table, 0, 0, 36, 4), 0, k, v)
+    kernels.append(pool, BatchSlice(second.table, 0, 0, 36, 4), 0, k, v)
     assert torch.equal(bits(before), bits(ask(first)))
     assert not torch.equal(bits(before), bits(ask(second)))

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool, Piece
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool
 
 CPU = torch.device("cpu")
 
 
-def soiled_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> KvPool:
+def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> KvPool:
     """A pool full of what must never be read: a NaN that got into a result would show."""
     pool = KvPool(n_slots, kv_heads, head_dim, kv_dtype, CPU)
     pool.data.fill_(-128 if kv_dtype == "int8" else float("nan"))
@@ -29,8 +29,8 @@ class PagedSession:
     first_block: int
     length: int = field(default=0)
 
-    def piece(self, row: int, count: int) -> Piece:
-        return Piece(self.table, self.first_block, row, self.length, count)
+    def part(self, row: int, count: int) -> BatchSlice:
+        return BatchSlice(self.table, self.first_block, row, self.length, count)
 
 
 def shuffled_sessions(

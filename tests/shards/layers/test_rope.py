@@ -79,9 +79,9 @@ def test_rotates_as_transformers_does(rope: str, head_dim: int, start: int, coun
 @pytest.mark.parametrize("rope", ROPES)
 def test_pieces_are_those_of_each_session_alone(rope: str) -> None:
     ours, _ = configs(rope)
-    pieces = [(3, 4), (1000, 2), (0, 1), (70, 5)]
-    together = Rope(ours, torch.device("cpu"), torch.float32).rows(pieces)
-    alone = [Rope(ours, torch.device("cpu"), torch.float32).rows([piece]) for piece in pieces]
+    slices = [(3, 4), (1000, 2), (0, 1), (70, 5)]
+    together = Rope(ours, torch.device("cpu"), torch.float32).rows(slices)
+    alone = [Rope(ours, torch.device("cpu"), torch.float32).rows([part]) for part in slices]
     for index in (0, 1):
         assert together[index].shape == (12, 1, 20)
         assert torch.equal(together[index], torch.cat([rows[index] for rows in alone]))

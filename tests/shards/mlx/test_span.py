@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, Piece
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models import devices
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -86,7 +86,7 @@ def test_positions_are_turned_alike(pairs: Any, shape: str, start: int, toleranc
     cos, sin = torch_model._rope.rows([(start, 3), (7, 2)])
     wanted = (x * cos + x.roll(8, -1) * sin) / model._rope.attention_factor**0.5
     table = torch.zeros((4, 1), dtype=torch.int32)
-    turn = model._rope.plan([Piece(table, 0, 0, start, 3), Piece(table, 0, 3, 7, 2)])
+    turn = model._rope.plan([BatchSlice(table, 0, 0, start, 3), BatchSlice(table, 0, 3, 7, 2)])
     got = torch.from_numpy(np.array(turn(mx.array(x.numpy()))))
     torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0)
 
@@ -198,14 +198,14 @@ def test_a_failed_pass_writes_nothing(pairs: Any, sessions: Any, monkeypatch: py
     assert np.array_equal(held.pool._cells, before)
 
 
-def test_pieces_that_do_not_fit_the_batch(pairs: Any, sessions: Any) -> None:
+def test_slices_that_do_not_fit_the_batch(pairs: Any, sessions: Any) -> None:
     model = pairs()[1]
     held = sessions(model)
     with pytest.raises(LocalProtocolError, match="other rows"):
         held.forward(torch.zeros(3, 64), [(0, 2)])
-    piece = Piece(held.tables[0][1:], 1, 0, 0, 2)
+    part = BatchSlice(held.tables[0][1:], 1, 0, 0, 2)
     with pytest.raises(LocalProtocolError, match="does not hold"):
-        model.forward(torch.zeros(2, 64), [piece], held.pool)
+        model.forward(torch.zeros(2, 64), [part], held.pool)
 
 
 def in_thread(function: Callable[[], T]) -> T:

@@ -21,7 +21,7 @@ from swarm_node.shards.kernels import library as native_library
 from swarm_node.shards.kernels.library import library
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.kernels.threads import ThreadPool
-from swarm_node.shards.layers.kv_pool import KvPool, Piece
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.layers.linear import DenseLinear, Scratch
 from swarm_node.shards.models.llama import LlamaBlock
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -217,14 +217,14 @@ def test_pieces_that_do_not_fit_are_refused(
 ) -> None:
     model = loaded(spans, threads=1)
     pool = KvPool(4, 2, 16, "float32", torch.device("cpu"))
-    piece = Piece(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
+    piece = BatchSlice(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
     model.forward(torch.zeros(4, 64), [piece], pool)
     with pytest.raises(LocalProtocolError):
         model.forward(torch.zeros(rows, 64), [replace(piece, **change)], pool)
 
 
 def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanModel]) -> None:
-    piece = Piece(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
+    piece = BatchSlice(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
     for pool in (
         KvPool(4, 1, 16, "float32", torch.device("cpu")),
         KvPool(4, 2, 8, "float32", torch.device("cpu")),

@@ -7,7 +7,7 @@ import torch
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.qtypes import AFFINE, DENSE, GGUF_QTYPES, row_bytes
 from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tensors
-from swarm_node.shards.layers.kv_pool import KvPool, Piece
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.shards.models.span import load_span
@@ -48,6 +48,6 @@ def test_blocks_load_and_compute_as_those_of_a_file():
     assert model.weights == "int4 (Q4_1)"
     pool = KvPool(3, CONFIG.n_kv_heads, CONFIG.head_dim, "float32", model.device)
     table = torch.arange(3, dtype=torch.int32).view(3, 1)
-    y = model.forward(torch.randn(4, CONFIG.hidden_size), [Piece(table, 0, 0, 0, 4)], pool)
+    y = model.forward(torch.randn(4, CONFIG.hidden_size), [BatchSlice(table, 0, 0, 0, 4)], pool)
     assert y.shape == (4, CONFIG.hidden_size)
     assert torch.isfinite(y).all()

@@ -12,7 +12,7 @@ from ..limits.quotas import Ledger, Limits, PeerAccount
 from .session import NodeSession
 
 
-class Rooms:
+class SessionAdmission:
     """``cells`` are (token, block) pairs of the KV cache. Times are seconds of the server's clock."""
 
     def __init__(self, engine: Engine, limits: Limits, ledger: Ledger) -> None:
