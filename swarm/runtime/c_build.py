@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -100,7 +100,9 @@ def compiler() -> tuple[str, ...]:
         return (path,)
     for command in ("cc", "clang", "gcc"):
         if (path := shutil.which(command)) is not None:
-            return (path,)
+            with suppress(NativeUnavailableError):  # a Mac's `cc` may be there only to offer the tools
+                _version((path,))
+                return (path,)
     if importlib.util.find_spec("ziglang") is not None:
         return (sys.executable, "-m", "ziglang", "cc")
     raise NativeUnavailableError("no C compiler found (cc, clang, gcc; `pip install ziglang` brings one)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,6 +111,22 @@ def test_no_compiler_is_a_clear_reason(home: Path, write: Write, monkeypatch: py
     monkeypatch.setattr(c_build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NativeUnavailableError, match="no C compiler"):
         load_library("thing", write("int answer(void) { return 1; }\n"))
+
+
+def test_a_compiler_that_does_not_run_is_passed_over(
+    home: Path, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = f'PATH={shlex.quote(os.environ["PATH"])} exec {shlex.join(c_build.compiler())} "$@"'
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, does in (("cc", "exit 1"), ("clang", real)):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    c_build.compiler.cache_clear()
+    assert load_library("thing", write("int answer(void) { return 5; }\n")).answer() == 5
+    assert c_build.compiler() == (str(programs / "clang"),)
+    c_build.compiler.cache_clear()
 
 
 def test_a_compiler_that_is_named_but_missing(
