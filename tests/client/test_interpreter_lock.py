@@ -15,6 +15,8 @@ from swarm_node.client.guided.token_guide import Guides
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 KEPT, LET_GO = 0.7, 0.5
 """Part of a call's time for which another thread stands still: with the lock kept, and at most without."""
 

@@ -232,6 +232,7 @@ def test_dropping_the_model_closes_it(make: Callable[..., Sync]) -> None:
     assert one.loop.closed
 
 
+@pytest.mark.slow
 def test_connect_explains_what_is_wrong_before_dialling(tmp_path) -> None:  # type: ignore[no-untyped-def]
     missing = tmp_path / "missing.gguf"
     with pytest.raises(CheckpointError, match=r"missing\.gguf"):
@@ -252,6 +253,7 @@ def test_every_public_name_is_there() -> None:
         _ = swarm_node.client.nothing
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends() -> None:
     code = (
         "from tests.client.test_swarm_model import Sync\n"

@@ -110,6 +110,7 @@ async def test_two_machines_with_one_identity_see_each_other_and_agree_who_was_f
     assert first.namesakes == [], "it has stopped"
 
 
+@pytest.mark.slow
 @given(
     st.floats(0, 70),
     st.floats(-3, 3),

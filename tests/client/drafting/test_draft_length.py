@@ -140,6 +140,7 @@ def test_what_may_be_lost_is_bounded_whatever_happens(
     assert lost <= LOSS_PART * simulated.plain_s + FIRST_STAKE * plain_s + surprises + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.95])
 def test_it_comes_near_the_best_length(name: str, chance: float) -> None:

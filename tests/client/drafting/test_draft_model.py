@@ -169,6 +169,7 @@ async def _client(swarm: Swarm, draft: Path | None, wire_codec: str = "none") ->
     return await swarm.exit.enter_async_context(AsyncSwarmModel(local, network, wire_codec=wire_codec))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire_codec", ["none", "int8"])
 @pytest.mark.parametrize("sampled", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 4}])
 async def test_answers_through_real_nodes_are_the_same(

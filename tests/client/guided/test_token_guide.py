@@ -306,6 +306,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_hostile_guides_cost_little_and_stop_nobody(name: str) -> None:
     """Compiled or refused within seconds of processor time, while the event loop goes on; so are answers."""
@@ -541,6 +542,7 @@ async def test_answers_through_the_swarm_end_when_they_are_complete() -> None:
     assert swarm.open_sessions == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_drafts_change_nothing_of_a_guided_answer(temperature: float) -> None:
     """Forced texts are drafted; each choice is the guide's all the same."""

@@ -66,6 +66,7 @@ async def test_a_hop_that_dies_while_it_opens(hops: int, victim: int) -> None:
     assert case.blamed <= {H[victim]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
 async def test_a_frozen_hop(hops: int, victim: int) -> None:
     case = await ChainCase(hops).start()
@@ -350,6 +351,7 @@ async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
     assert case.blamed <= {"hb"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["die_at_open", "die_at_hold", "die_at_replay"])
 async def test_a_death_during_a_repair(fault: str) -> None:
     case = await ChainCase(3).start()
@@ -435,6 +437,7 @@ async def test_an_own_loss_is_sat_out() -> None:
     assert case.blamed == set()
 
 
+@pytest.mark.slow
 async def test_an_own_loss_that_lasts_ends_in_new_sessions() -> None:
     case = await ChainCase(3).start()
     patience = replace(PATIENCE, own_loss_s=0.5)

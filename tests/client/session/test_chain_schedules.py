@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,7 @@ def _fault(case: ChainCase, kind: str, place: int, name: str) -> Callable[[], No
     return happen
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hops=st.integers(1, 4), schedule=faults)
 def test_any_schedule_of_faults(hops: int, schedule: list[tuple[str, int, bool, int]]) -> None:

@@ -133,6 +133,7 @@ async def test_a_hop_that_holds_something_else_is_not_believed(swarm: FakeSwarm)
     await check(fork, PROMPT, b"!")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", "abc")
 async def test_a_fork_of_a_session_whose_hop_has_died(swarm: FakeSwarm, peer: str) -> None:
     parent = new_session(swarm)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from swarm_node.swarm.types import Span
 from tests.client.session.test_with_real_nodes import OPTIONS, PROMPT, ROOMY, Swarm, swarm, tiny
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["swarm", "tiny"]  # fixtures
 

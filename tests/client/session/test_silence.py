@@ -16,6 +16,8 @@ from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.types import Hop, Route, Span
 from tests.doubles.fake_swarm import FAST, HIDDEN, MODEL, FakeSwarm, ToyHead
 
+pytestmark = pytest.mark.slow
+
 X = ToyHead().embed(list(b"some tokens"))
 TWO = Route((Hop("a", Span(0, 3)), Hop("b", Span(3, 6))))
 

@@ -9,6 +9,8 @@ import pytest
 from swarm_node.client.generation import Generation
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [BOS, 3, 5]
 LIE_S = 0.04
 HONEST_S = 0.003

@@ -31,6 +31,8 @@ from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import ToyTokenizer
 from tests.doubles.real_node import start_node
 
+pytestmark = pytest.mark.slow
+
 BLOCKS, CONTEXT, KV_TOKENS = 4, 256, 7 * PAGE_TOKENS
 PROMPT = list(range(3, 103))
 OPTIONS = {"max_new_tokens": 30, "ignore_eos": True}

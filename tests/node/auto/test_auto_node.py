@@ -22,6 +22,8 @@ from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
 
+pytestmark = pytest.mark.slow
+
 BLOCK_BYTES = 124_000
 KV_BYTES = 256 * 2 * 2 * 16 * 4
 

@@ -94,6 +94,7 @@ async def test_a_standing_by_node_replaces_a_killed_one():
         assert await swarm.covered(within=60) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [4, 8])
 async def test_in_any_order_nothing_flaps_and_no_hole_opens(seed):
     """Machines at random, joining at random: every block is served as soon as memory allows, stays served,

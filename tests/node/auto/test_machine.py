@@ -9,6 +9,8 @@ from swarm_node.node.config import NodeConfig
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def described(tiny_dir, monkeypatch):

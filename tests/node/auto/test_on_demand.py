@@ -27,6 +27,8 @@ from swarm_node.swarm.routing.best_route import missing_blocks
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 700_000
 """Bytes: room for three of the tiny model's four blocks, with their KV cache."""
 

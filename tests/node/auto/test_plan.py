@@ -23,6 +23,8 @@ from swarm_node.swarm.placement.types import Gain, Serve, StandBy
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
+pytestmark = pytest.mark.slow
+
 HERE = SwarmEntry(initial_peers=("/memory/a",), mdns=False)
 ALONE = SwarmEntry(mdns=False)
 

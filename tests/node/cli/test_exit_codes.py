@@ -21,6 +21,7 @@ SITUATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
 def test_exit_codes(tmp_path: Path) -> None:
     started = [

@@ -29,6 +29,8 @@ from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = Span(0, 2), Span(2, 4)
 CODEC = activations.DEFAULT_CODEC
 WAYS = {

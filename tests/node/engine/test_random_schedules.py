@@ -34,6 +34,8 @@ from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 
+pytestmark = pytest.mark.slow
+
 HIDDEN, VOCAB, LONGEST = 64, 128, 150
 SPANS = [Span(0, 4), Span(0, 4), Span(1, 3)]
 NEAR_TIE = 1e-3

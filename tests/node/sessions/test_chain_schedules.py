@@ -209,6 +209,7 @@ moves = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(moves=moves, journal_rows=st.sampled_from([40, 100, 100_000]))
 def test_any_schedule_comes_to_the_same_rows_and_leaves_nothing(models, moves, journal_rows):

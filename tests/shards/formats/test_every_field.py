@@ -32,6 +32,8 @@ from swarm_node.swarm.errors import ModelError, UsageError
 from tests.shards.gguf_files import write_gguf_llama
 from tests.shards.tokenizer.transformers_words import shape_of
 
+pytestmark = pytest.mark.slow
+
 HFLlama = Callable[..., Path]
 Path_ = tuple[str | int, ...]
 GONE = object()

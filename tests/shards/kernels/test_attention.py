@@ -138,6 +138,7 @@ head_shapes = st.sampled_from(HEAD_SHAPES)
 kv_dtypes = st.sampled_from(KV_DTYPES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEAD_SHAPES)
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_batches_match_plain_softmax(

@@ -363,6 +363,7 @@ def q4_k_file(digits: Digits) -> Tensor:
     return linear(torch.randn(5, 256, generator=torch.Generator().manual_seed(1)))
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits(
     expected: dict[tuple[str, Digits], Tensor], other_kernels: None
 ) -> None:

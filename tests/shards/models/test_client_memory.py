@@ -102,6 +102,7 @@ def _anonymous() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
 def test_the_process_grows_by_as_much(hf_llama: HFLlama) -> None:
     shape = HeadShape(16_000, 2048)

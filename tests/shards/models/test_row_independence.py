@@ -22,6 +22,8 @@ from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
+pytestmark = pytest.mark.slow
+
 HFLlama = Callable[..., Path]
 MakeSessions = Callable[..., Any]
 

@@ -117,6 +117,7 @@ with open_checkpoint(sys.argv[1]) as checkpoint:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"SWARM_NODE_NATIVE": "0"}, {"SWARM_NODE_CC": "no-such-compiler"}],

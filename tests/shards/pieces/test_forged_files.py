@@ -137,6 +137,7 @@ async def test_after_a_forger_the_honest_are_believed(world: PieceWorld, name: s
     assert (path / "files" / LARGE).read_bytes() == (world.model / LARGE).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("blocks", "client"), [(Span(1, 2), False), (None, True)])
 async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stays(
     world: PieceWorld, blocks: Span | None, client: bool

@@ -155,6 +155,7 @@ def test_many_tables_of_unicode_are_looked_over_in_linear_time() -> None:
     assert process_time() - began < 2  # 0.1 s; what takes the square takes 3
 
 
+@pytest.mark.slow
 def test_a_file_whose_tokens_take_for_ever_to_normalize_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

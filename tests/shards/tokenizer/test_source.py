@@ -113,6 +113,7 @@ def test_gguf_files_that_clients_read(
     source.build()
 
 
+@pytest.mark.slow
 def test_a_check_loads_no_tokenizer_library(gguf_llama: Callable[..., Path]) -> None:
     """A node never uses it."""
     program = (

@@ -143,6 +143,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
     return "".join(stream.push(token) for token in ids) + stream.flush()
 
 
+@pytest.mark.model
 def test_many_tokens_are_decoded_as_few_are(smollm2_pair: tuple[Tokenizer, Any]) -> None:
     ours, _ = smollm2_pair
     text = "".join(TEXTS) * 20

@@ -210,6 +210,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_a_fetch_that_was_killed_goes_on(world: PieceWorld) -> None:
     command = [sys.executable, "-c", _FETCHER, str(world.model), str(world.folder)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=ROOT)

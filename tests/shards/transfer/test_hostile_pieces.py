@@ -246,6 +246,7 @@ async def test_one_who_points_to_nobody_costs_nothing(world: PieceWorld) -> None
         assert fetch.statistics().bytes_by_source.keys() == {"origin"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("liars", [1, 5])
 async def test_another_root_in_a_record_stops_no_fetch(
     world: PieceWorld, liars: int, monkeypatch: pytest.MonkeyPatch
@@ -277,6 +278,7 @@ async def test_what_nobody_gives_under_any_root_is_said_and_may_come_later(world
         assert fetch.root == world.manifest.root
 
 
+@pytest.mark.slow
 async def test_a_root_that_is_given_is_not_left_for_another(world: PieceWorld) -> None:
     await world.origin()
     (await world.peer("other")).root = "ab" * 32

@@ -63,6 +63,7 @@ def test_a_program_answers(program: Path) -> None:
     confined.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "why"),
     [

@@ -52,6 +52,7 @@ def test_measurements_that_waver_move_nobody(seed: int) -> None:
     assert world.tally.own_holes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "count", "n_blocks"), [(21, 6, 12), (22, 12, 24), (23, 64, 32)])
 def test_coverage_is_never_lost_by_a_move(seed: int, count: int, n_blocks: int) -> None:
     """Every few minutes somebody comes, goes, dies or slows down; few moves follow, and none makes a hole."""

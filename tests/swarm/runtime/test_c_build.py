@@ -84,6 +84,7 @@ def test_a_damaged_library_is_built_again(home: Path, write: Write) -> None:
     assert built.stat().st_size == whole
 
 
+@pytest.mark.slow
 def test_old_builds_go(home: Path, write: Write) -> None:
     for number in range(c_build.KEPT_BUILDS + 3):
         load_library("thing", write(f"int answer(void) {{ return {number}; }}\n"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 from swarm_node.swarm.runtime.lazy_scipy import make_lazy
@@ -30,6 +32,7 @@ print("good")
 """
 
 
+@pytest.mark.slow
 def test_hivemind_without_optimizers() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=100)
     assert done.stdout == "good\n", done.stderr

@@ -116,6 +116,7 @@ WRONG_TEXT: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_each_wrong_field_is_named(serve: Serve) -> None:
     served = await serve()
     cases = [("/v1/chat/completions", CHAT, *case) for case in WRONG_CHAT]
@@ -254,6 +255,7 @@ async def test_a_fault_inside_tells_nothing_of_it(serve: Serve, monkeypatch: pyt
     assert (await served.chat(max_tokens=1)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_hostile_template_fails_its_own_requests_alone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests import ROOT
 from tests.doubles.terminal import CTRL_C, CTRL_D, ENTER, NEW_LINE, UP, Terminal
 
+pytestmark = pytest.mark.slow
+
 READY = "Alt-Enter: new line"
 """In the line below the editor, which is drawn when it waits for keys."""
 Start = Callable[..., Terminal]
