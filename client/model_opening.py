@@ -12,7 +12,7 @@ from os import PathLike, fspath
 
 from ..dht.directory import Directory
 from ..shards.checkpoint.known_models import KnownModels, default_known
-from ..shards.checkpoint.local_models import LocalRegistry
+from ..shards.checkpoint.local_models import LocalModels
 from ..shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
 from ..shards.checkpoint.name_decision import NameDecision
 from ..shards.checkpoint.stored import IncompleteError
@@ -44,7 +44,7 @@ async def open_model(
     load: Load,
     *,
     fetch: Fetch = fetch_client_part,
-    registry: LocalRegistry | None = None,
+    local_models: LocalModels | None = None,
     wait: float = 0.0,
     on_progress: OnProgress | None = None,
     on_decision: OnDecision | None = None,
@@ -67,7 +67,9 @@ async def open_model(
         return await _loaded(load, await joined.demand.keep(fetch(fetched, joined, on_progress)))
 
     known = known or default_known()
-    location = None if model is None else await asyncio.to_thread(find_local, fspath(model), registry, known)
+    location = (
+        None if model is None else await asyncio.to_thread(find_local, fspath(model), local_models, known)
+    )
     if location is not None:
         return await load_here(location.path)
     network = await asyncio.shield(joining)
@@ -77,7 +79,7 @@ async def open_model(
             model,
             network.directory,
             network.demand,
-            registry=registry,
+            local_models=local_models,
             hub=hub,
             wait=wait,
             on_progress=on_progress,
@@ -112,7 +114,7 @@ async def find_in_swarm(
     directory: Directory,
     demand: DemandTeller,
     *,
-    registry: LocalRegistry | None = None,
+    local_models: LocalModels | None = None,
     hub: bool = True,
     wait: float = 0.0,
     on_progress: OnProgress | None = None,
@@ -127,7 +129,7 @@ async def find_in_swarm(
     while True:
         try:
             location = await resolve_model(
-                model, directory, registry, hub=hub, witnesses=witnesses, known=known
+                model, directory, local_models, hub=hub, witnesses=witnesses, known=known
             )
         except ModelNotFoundError as error:
             if error.wanted is not None:

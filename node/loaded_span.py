@@ -17,7 +17,7 @@ from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
 from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
-from ..shards.models.determinism_check import check_rows
+from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..shards.models.span import SpanModel
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
@@ -207,7 +207,7 @@ class LoadedSpan:
         engine.start()
         self._exit.push_async_callback(engine.stop)
         if config.deterministic and isinstance(model, SpanModel):
-            self.row_check = await engine.run(lambda: check_rows(model, pool.kv_dtype))
+            self.row_check = await engine.run(lambda: check_determinism(model, pool.kv_dtype))
         longest = min(context, engine.total_tokens)
         self.measured = await engine.run(lambda: measure_self(model, pool.kv_dtype, longest))
         self._server = NodeServer(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ...dht.directory import Directory
 from ...shards.checkpoint.known_models import KnownModels
-from ...shards.checkpoint.local_models import LocalRegistry, default_registry
+from ...shards.checkpoint.local_models import LocalModels, default_local_models
 from ...shards.checkpoint.lookup import ModelLocation, resolve_name
 from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
@@ -48,7 +48,7 @@ class WantedModels:
         peer_id: str,
         allowed: Sequence[str],
         *,
-        registry: LocalRegistry | None = None,
+        local_models: LocalModels | None = None,
         clock: Callable[[], float] = time.monotonic,
         witnesses: Witnesses | None = None,
         known: KnownModels | None = None,
@@ -59,7 +59,7 @@ class WantedModels:
         self._peer_id = peer_id
         self._any = ANY in allowed
         self._allowed = [ModelName.parse(name) for name in allowed if name != ANY]
-        self._registry = registry or default_registry()
+        self._local_models = local_models or default_local_models()
         self._clock = clock
         self._faults = Faults("demand")
         self._first_seen: dict[str, float] = {}
@@ -71,7 +71,7 @@ class WantedModels:
         """What to load now; None to wait. To be asked every few seconds. Raises NetworkError."""
         demand, nodes = await self._read()
         if self._clock() - self._listed_at >= LISTING_S:
-            self._here = [model.name for model in await asyncio.to_thread(self._registry.models)]
+            self._here = [model.name for model in await asyncio.to_thread(self._local_models.models)]
             self._listed_at = self._clock()
         sharing = {node.model.digest for node in nodes if node.shares_weights and node.weights_root}
         chosen = next_model(demand, lambda each: self._can_get(each, sharing), idle, peer_id=self._peer_id)
@@ -123,7 +123,7 @@ class WantedModels:
             return await resolve_name(
                 ModelName(model.name, model.digest),
                 self._directory,
-                self._registry,
+                self._local_models,
                 hub=False,
                 witnesses=self._witnesses,
                 known=self._known,
@@ -131,4 +131,4 @@ class WantedModels:
         except SwarmError:
             if named is None:
                 raise
-            return await resolve_name(named, None, self._registry, known=self._known)
+            return await resolve_name(named, None, self._local_models, known=self._known)

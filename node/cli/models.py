@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ...shards.checkpoint.known_models import KnownModels, default_known
-from ...shards.checkpoint.local_models import ModelFiles, default_registry, models_folder
+from ...shards.checkpoint.local_models import ModelFiles, default_local_models, models_folder
 from ...shards.checkpoint.lookup import find_local
 from ...swarm.errors import NetworkError, UsageError
 from ...swarm.names import DIGEST_CHARS, ModelName, digest_prefix, is_same_name
@@ -35,7 +35,7 @@ async def run_models(arguments: argparse.Namespace) -> None:
         else:
             answers.print(shown(str(report["message"])))
         return
-    here = await asyncio.to_thread(default_registry().models)
+    here = await asyncio.to_thread(default_local_models().models)
     snapshot, problem = SwarmListing((), ()), ""
     if not arguments.local:
         try:

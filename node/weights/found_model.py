@@ -26,7 +26,7 @@ from ...shards.pieces.store import is_store
 from ...shards.transfer.downloader import FetchSettings
 from ...shards.transfer.fetch import ModelFetch
 from ...shards.transfer.hub_source import HubPieces
-from ...shards.transfer.rate_limit import RateCap
+from ...shards.transfer.rate_limit import RateLimit
 from ...swarm.errors import LocalProtocolError, SwarmError
 from ...swarm.names import ModelName
 from ...swarm.naming.witnesses import Witnesses
@@ -238,7 +238,7 @@ class FetchedModel:
             cache=options.cache(),
             root=location.root,
             share=self._weights.shelf if self._weights.shares else None,
-            rate=RateCap(options.bytes_per_s),
+            rate=RateLimit(options.bytes_per_s),
             settings=self._settings,
             last_resort=HubPieces(ref.name) if in_hub else None,
             on_progress=self._progress,

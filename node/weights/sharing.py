@@ -25,7 +25,7 @@ from ...shards.pieces.hashing import manifest_of, model_files
 from ...shards.pieces.holder import PieceHolder, WholeFiles
 from ...shards.pieces.store import PieceStore, is_store
 from ...shards.transfer.messages import WEIGHTS_PROTOCOL
-from ...shards.transfer.rate_limit import RateCap
+from ...shards.transfer.rate_limit import RateLimit
 from ...shards.transfer.server import PieceServer, PieceShelf, ServedPieces
 from ...swarm.errors import CheckpointError, ModelError, UsageError
 from ...swarm.types import NodeInfo
@@ -48,7 +48,7 @@ class WeightOptions:
     def __post_init__(self) -> None:
         if self.cache_bytes < 1:
             raise UsageError(f"a cache of {self.cache_bytes} bytes holds nothing")
-        RateCap(self.bytes_per_s)
+        RateLimit(self.bytes_per_s)
 
     def cache(self) -> PieceCache:
         return PieceCache(weights_folder(), self.cache_bytes)
@@ -63,7 +63,7 @@ class WeightService:
     def __init__(self, options: WeightOptions, on_progress: Progress | None = None) -> None:
         self.options = options
         self.shelf = PieceShelf()
-        self._server = PieceServer(self.shelf, rate=RateCap(options.bytes_per_s))
+        self._server = PieceServer(self.shelf, rate=RateLimit(options.bytes_per_s))
         self._on_progress = on_progress
         self._node: Node | None = None
         self._shares = False

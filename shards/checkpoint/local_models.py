@@ -40,7 +40,7 @@ class ModelFiles:
     root: str = ""
 
 
-class LocalRegistry:
+class LocalModels:
     """``folders``: where people put models. ``hub_cache``: huggingface_hub's. ``fetched``: what peers sent.
     What cannot be read is left out: a folder that is not there holds no models."""
 
@@ -80,10 +80,10 @@ class LocalRegistry:
         return [model for model in models if titles.get(model.path) in meant]
 
 
-def default_registry() -> LocalRegistry:
+def default_local_models() -> LocalModels:
     """``models`` in the state folder ($SWARM_NODE_HOME, else ~/.swarm-node), huggingface_hub's cache, and
     what peers sent."""
-    return LocalRegistry([models_folder()], hub_cache(), PieceCache(weights_folder()))
+    return LocalModels([models_folder()], hub_cache(), PieceCache(weights_folder()))
 
 
 def models_folder() -> Path:

@@ -15,7 +15,7 @@ from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, li
 from ...swarm.types import ModelRef
 from ..formats.not_a_model import models_in
 from .known_models import KnownModels, default_known
-from .local_models import LocalRegistry, ModelFiles, default_registry, models_folder
+from .local_models import LocalModels, ModelFiles, default_local_models, models_folder
 from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
 from .opening import is_hub_name, looks_like_path, open_checkpoint
 
@@ -61,7 +61,7 @@ class ModelLocation:
 
 
 def find_local(
-    text: str, registry: LocalRegistry | None = None, known: KnownModels | None = None
+    text: str, local_models: LocalModels | None = None, known: KnownModels | None = None
 ) -> ModelLocation | None:
     """The first tier alone, without a look at the network: a path, or a name that one model here has.
 
@@ -71,14 +71,14 @@ def find_local(
     if _is_path(text):
         return _at_path(text)
     wanted, _ = with_pin(ModelName.parse(text), known or default_known())
-    found = _named_here(wanted, registry or default_registry())
+    found = _named_here(wanted, local_models or default_local_models())
     return found[0] if len(found) == 1 else None
 
 
 async def resolve_model(
     text: str | os.PathLike[str] | None,
     index: ModelIndex | None,
-    registry: LocalRegistry | None = None,
+    local_models: LocalModels | None = None,
     *,
     hub: bool = True,
     witnesses: Witnesses | None = None,
@@ -94,22 +94,22 @@ async def resolve_model(
     Raises UsageError for a name that several different models have and where none was named though there are
     several, ModelNotFoundError where nobody has it, with near names, and NetworkError.
     """
-    registry, known = registry or default_registry(), known or default_known()
+    local_models, known = local_models or default_local_models(), known or default_known()
     if text is None:
-        return await _only_one(index, registry, witnesses, known)
+        return await _only_one(index, local_models, witnesses, known)
     text = os.fspath(text)
     if _is_path(text):
         return _at_path(text)
     wanted = ModelName.parse(text)
     return await resolve_name(
-        wanted, index, registry, hub=hub, witnesses=witnesses, known=known, folder=Path()
+        wanted, index, local_models, hub=hub, witnesses=witnesses, known=known, folder=Path()
     )
 
 
 async def resolve_name(
     wanted: ModelName,
     index: ModelIndex | None,
-    registry: LocalRegistry,
+    local_models: LocalModels,
     *,
     hub: bool = True,
     witnesses: Witnesses | None = None,
@@ -124,7 +124,7 @@ async def resolve_name(
     if known is not None:
         wanted, pinned = await asyncio.to_thread(with_pin, wanted, known)
     on_hub = hub and "/" in name and not (wanted.digest or wanted.root) and is_hub_name(name)
-    here = await asyncio.to_thread(_named_here, wanted, registry)
+    here = await asyncio.to_thread(_named_here, wanted, local_models)
     if len(here) == 1:
         return here[0]
     refs = [] if index is None else await index.models()
@@ -144,7 +144,7 @@ async def resolve_name(
             return _in_swarm(wanted, found)
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
-    raise await asyncio.to_thread(_not_found, wanted, refs, registry, index is not None, pinned, folder)
+    raise await asyncio.to_thread(_not_found, wanted, refs, local_models, index is not None, pinned, folder)
 
 
 def hub_digest(name: str) -> str:
@@ -192,7 +192,7 @@ def _one_of(
 
 
 async def _only_one(
-    index: ModelIndex | None, registry: LocalRegistry, witnesses: Witnesses | None, known: KnownModels
+    index: ModelIndex | None, local_models: LocalModels, witnesses: Witnesses | None, known: KnownModels
 ) -> ModelLocation:
     """The model that the swarm serves; from this machine, if its files are here."""
     if index is None:
@@ -216,7 +216,7 @@ async def _only_one(
             hint=f"Pass --model, or take the pin back: `swarm-node models unpin {wanted.name}`",
         )
     place = _in_swarm(wanted, found)
-    for here in await asyncio.to_thread(lambda: _with_digests(registry.find(place.name))):
+    for here in await asyncio.to_thread(lambda: _with_digests(local_models.find(place.name))):
         if here.ref is not None and here.ref.digest == found.refs[0].digest:
             return replace(here, decision=found.decision)
     return place
@@ -244,9 +244,9 @@ def _at_path(text: str) -> ModelLocation:
     return ModelLocation(Path(text).name, Source.LOCAL, path=text)
 
 
-def _named_here(wanted: ModelName, registry: LocalRegistry) -> list[ModelLocation]:
+def _named_here(wanted: ModelName, local_models: LocalModels) -> list[ModelLocation]:
     """What is meant on this machine: nothing, one place, or one for each of several different models."""
-    found = [model for model in registry.find(wanted.name) if wanted.root in ("", model.root)]
+    found = [model for model in local_models.find(wanted.name) if wanted.root in ("", model.root)]
     if len(found) <= 1 and not wanted.digest:
         return [ModelLocation(model.name, Source.LOCAL, str(model.path), root=model.root) for model in found]
     places = [
@@ -271,12 +271,12 @@ def _with_digests(models: Sequence[ModelFiles]) -> list[ModelLocation]:
 def _not_found(
     wanted: ModelName,
     refs: Sequence[ModelRef],
-    registry: LocalRegistry,
+    local_models: LocalModels,
     in_swarm: bool,
     pinned: bool,
     folder: Path | None,
 ) -> ModelNotFoundError:
-    names = [ref.name for ref in refs] + [model.name for model in registry.models()]
+    names = [ref.name for ref in refs] + [model.name for model in local_models.models()]
     if folder is not None:
         names += models_in(folder)
     advice = did_you_mean(wanted.name, names, "known:") or (

@@ -10,11 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers.quantize import GROUP, Int4Groups, Int8Groups
-from .linear import Digits, native_dense, native_int4, native_int8
+from .linear import ActivationPrecision, native_dense, native_int4, native_int8
 
 ROWS = (1, 8, 64)
 """A token of one stream, a batch of streams, a piece of a prompt."""
-DIGIT_NAMES = {Digits.EXACT: "exact", Digits.CLOSE: "close", Digits.FAST: "fast"}
+DIGIT_NAMES = {
+    ActivationPrecision.EXACT: "exact",
+    ActivationPrecision.CLOSE: "close",
+    ActivationPrecision.FAST: "fast",
+}
 TORCH_WAYS = ("torch float32", "torch bfloat16", "torch int8", "torch int4")
 NATIVE_WAYS = (
     *("native float32", "native float16", "native bfloat16"),

@@ -1,8 +1,8 @@
 """Linears for the C kernels (``csrc/linear*.c``): weights packed once, products in float32.
 
 Integer weights keep the file's own groups and scales. Activations are not rounded to bfloat16, as torch's
-packed kernels do, but to fixed point of one to three bytes (``Digits``). A row of the output has the same
-bits in any batch, on any thread and any CPU.
+packed kernels do, but to fixed point of one to three bytes (``ActivationPrecision``). A row of the output has
+the same bits in any batch, on any thread and any CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CENTRED, _MINIMUM = 1 << 6, 1 << 7
 _DENSE_KINDS = {torch.float32: _KIND_F32, torch.float16: _KIND_F16, torch.bfloat16: _KIND_BF16}
 
 
-class Digits(IntEnum):
+class ActivationPrecision(IntEnum):
     """Bytes of a fixed-point activation; errors are relative to the largest of its group of 32."""
 
     FAST = 1  # 2**-8
@@ -96,7 +96,9 @@ class NativeLinear:
         return out
 
 
-def native_file(raws: Sequence[RawTensor], bias: Tensor | None, digits: Digits) -> NativeLinear | None:
+def native_file(
+    raws: Sequence[RawTensor], bias: Tensor | None, digits: ActivationPrecision
+) -> NativeLinear | None:
     """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
 
     None where their types are not all one of Q4_0, Q4_1, Q4_K, Q8_0.
@@ -125,7 +127,9 @@ def native_file(raws: Sequence[RawTensor], bias: Tensor | None, digits: Digits) 
     return NativeLinear(struct, packed, bias)
 
 
-def native_int4(parts: Sequence[Int4Groups], bias: Tensor | None, digits: Digits) -> NativeLinear:
+def native_int4(
+    parts: Sequence[Int4Groups], bias: Tensor | None, digits: ActivationPrecision
+) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type, flags = _int4_form(parts)
     centred = flags == _CENTRED | _MINIMUM
@@ -140,7 +144,9 @@ def native_int4(parts: Sequence[Int4Groups], bias: Tensor | None, digits: Digits
     return NativeLinear(struct, packed, bias)
 
 
-def native_int8(parts: Sequence[Int8Groups], bias: Tensor | None, digits: Digits) -> NativeLinear:
+def native_int8(
+    parts: Sequence[Int8Groups], bias: Tensor | None, digits: ActivationPrecision
+) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type = _narrowest(part.scale for part in parts)
     struct = _struct(_KIND_INT8 | _SCALE_TYPES[scale_type], digits, [part.q for part in parts])
@@ -153,7 +159,7 @@ def native_int8(parts: Sequence[Int8Groups], bias: Tensor | None, digits: Digits
 
 
 def native_int8_pieces(
-    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, digits: Digits
+    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, digits: ActivationPrecision
 ) -> NativeLinear:
     """One linear of ``rows`` that come in pieces, each packed when it comes, so that they are never held
     twice. Their scales are float16 values, as ``quantize.to_int8_groups`` makes them."""

@@ -12,13 +12,13 @@ from torch import Tensor
 from ...swarm.errors import UsageError
 from ..formats.tensors import EMBEDDING, FINAL_NORM, HEAD
 from ..kernels.head import NativeHead
-from ..kernels.linear import Digits, NativeLinear
+from ..kernels.linear import ActivationPrecision, NativeLinear
 from ..layers.norm import RmsNorm
 from ..layers.quantize import INT4_SOURCES
 from .client_memory import HeadShape, check_room
 from .head import DenseHead, Head, RefinedHead
-from .load_plan import Kind, LoadOptions, Plan, resolve
-from .rounding_bounds import RowErrors, native_rounding, torch_rounding
+from .load_plan import LoadOptions, LoadPlan, WeightKind, resolve
+from .rounding_bounds import RoundingBounds, native_rounding, torch_rounding
 from .weight_loader import Progress, WeightLoader, check_shape
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ClientModel:
         embedding: RawTensor,
         norm: RmsNorm,
         head: Head,
-        plan: Plan,
+        plan: LoadPlan,
         weight_bytes: int,
         weights: str,
         kernels: str = "torch",
@@ -99,22 +99,24 @@ def load_client_model(
     """
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
-    if plan.digits is Digits.FAST:  # a head reads its weights once for few rows: coarser ones gain nothing
-        plan = replace(plan, digits=Digits.CLOSE)
+    if (
+        plan.digits is ActivationPrecision.FAST
+    ):  # a head reads its weights once for few rows: coarser ones gain nothing
+        plan = replace(plan, digits=ActivationPrecision.CLOSE)
     embedding = checkpoint.tensor(EMBEDDING)
     check_shape(embedding, (config.vocab_size, config.hidden_size))
     tied = config.tie_word_embeddings
     raw = embedding if tied else checkpoint.tensor(HEAD)
     if plan.device.type == "cpu":
         shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
-        check_room(shape, quantize=options.quantize, native=plan.native(Kind.INT8))
+        check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
     loader = WeightLoader(checkpoint, plan, raw.nbytes + checkpoint.tensor(FINAL_NORM).nbytes, progress)
     loader.label = "head"
     kind = _head_kind(raw, plan)
     with torch.inference_mode():
         norm = loader.norm(FINAL_NORM, config)
         name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
-        errors = RowErrors() if plan.packed and plan.dtype == torch.float32 else None
+        errors = RoundingBounds() if plan.packed and plan.dtype == torch.float32 else None
         linear = loader.linear([name], [config.vocab_size], config.hidden_size, kind, errors)
     head: Head
     if isinstance(linear, NativeLinear):
@@ -125,7 +127,7 @@ def load_client_model(
     if errors is not None and errors.known:
         rounding = torch_rounding(config.hidden_size)
         if kernels == "native":
-            rounding = native_rounding(plan.digits or Digits.FAST, config.hidden_size)
+            rounding = native_rounding(plan.digits or ActivationPrecision.FAST, config.hidden_size)
         bounds = errors.bounds(rounding)
         head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
         held += bounds.nbytes
@@ -133,11 +135,11 @@ def load_client_model(
     return ClientModel(config, embedding, norm, head, plan, held, loader.summary(), kernels)
 
 
-def _head_kind(raw: RawTensor, plan: Plan) -> Kind:
+def _head_kind(raw: RawTensor, plan: LoadPlan) -> WeightKind:
     """Four bits in the file stay four; rounding to four costs KL 1.5e-2 (SmolLM2), so that is never done."""
     kind = plan.kind(raw)
-    if plan.options.quantize == "auto" and kind is Kind.DENSE and raw.qtype != "F32":
-        return Kind.INT8 if plan.packed and plan.dtype == torch.float32 else Kind.DENSE
-    if kind is Kind.INT4 and raw.qtype not in INT4_SOURCES:
-        return Kind.INT8
+    if plan.options.quantize == "auto" and kind is WeightKind.DENSE and raw.qtype != "F32":
+        return WeightKind.INT8 if plan.packed and plan.dtype == torch.float32 else WeightKind.DENSE
+    if kind is WeightKind.INT4 and raw.qtype not in INT4_SOURCES:
+        return WeightKind.INT8
     return kind

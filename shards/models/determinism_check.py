@@ -26,7 +26,7 @@ CHUNKS = (1, 19, 2, 17)
 """Tokens of each chunk when cut; the rest is the last one."""
 
 
-def check_rows(model: SpanModel, kv_dtype: str) -> str:
+def check_determinism(model: SpanModel, kv_dtype: str) -> str:
     """A digest of the results, in hexadecimal: nodes that serve the same blocks and have the same digest
     compute alike. Takes the time of some fifty decode steps. Call it under inference mode, in the thread that
     computes.

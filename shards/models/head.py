@@ -83,7 +83,7 @@ class RefinedHead:
     def __init__(
         self, norm: RmsNorm, propose: Head, raw: RawTensor, bounds: Tensor, of_output: float = 0.0
     ) -> None:
-        """``bounds`` and ``of_output`` are ``RowErrors.bounds`` and ``Rounding.of_output``."""
+        """``bounds`` and ``of_output`` are ``RoundingBounds.bounds`` and ``Rounding.of_output``."""
         self.rows = self.refined = self.given_up = 0
         self._norm = norm
         self._propose = propose

@@ -16,7 +16,7 @@ from ...swarm.errors import UsageError
 from ...swarm.runtime.c_build import NativeUnavailableError
 from ..kernels.bench import DIGIT_NAMES
 from ..kernels.library import library
-from ..kernels.linear import Digits
+from ..kernels.linear import ActivationPrecision
 from ..kernels.table import kernel_table
 from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
 from .devices import CONCRETE, resolve_device
@@ -67,7 +67,7 @@ class LoadOptions:
             )
 
 
-class Kind(StrEnum):
+class WeightKind(StrEnum):
     """How one matrix is held."""
 
     DENSE = "dense"
@@ -76,7 +76,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """``dtype``: activations, keys and values. ``wide``: what torch computes many rows of packed weights in.
 
     ``digits``: how the C kernels hold activations; None where only torch's kernels can be used.
@@ -86,14 +86,14 @@ class Plan:
     dtype: torch.dtype
     wide: torch.dtype
     options: LoadOptions
-    digits: Digits | None = None
+    digits: ActivationPrecision | None = None
 
     @property
     def packed(self) -> bool:
         """The packed kernels are CPU kernels; elsewhere quantized values are held dense."""
         return self.device.type == "cpu"
 
-    def native(self, form: Kind | torch.dtype) -> bool:
+    def native(self, form: WeightKind | torch.dtype) -> bool:
         """Whether the C kernels multiply by weights held as INT4, as INT8 or in this type."""
         if self.digits is None:
             return False
@@ -102,22 +102,22 @@ class Plan:
         name = str(form).removeprefix("torch.")
         return self.options.kernels != "auto" or kernel_table().native_pays(name, DIGIT_NAMES[self.digits])
 
-    def kind(self, tensor: RawTensor) -> Kind:
+    def kind(self, tensor: RawTensor) -> WeightKind:
         """How to hold the matrix ``tensor`` (rows, cols)."""
         wanted = self.options.quantize
         groups = tensor.shape[-1] % GROUP == 0
         if wanted == "none" or not groups:
-            return Kind.DENSE
+            return WeightKind.DENSE
         if wanted in ("int4", "int8"):
-            return Kind(wanted)
+            return WeightKind(wanted)
         if not self.packed:
-            return Kind.DENSE
-        if tensor.qtype in INT4_SOURCES and (self.native(Kind.INT4) or kernel_table().torch_int4_pays):
-            return Kind.INT4
+            return WeightKind.DENSE
+        if tensor.qtype in INT4_SOURCES and (self.native(WeightKind.INT4) or kernel_table().torch_int4_pays):
+            return WeightKind.INT4
         # torch's packed kernel has one scale a row: the file's groups would be rounded again.
-        if tensor.qtype in INT8_SOURCES and self.native(Kind.INT8):
-            return Kind.INT8
-        return Kind.DENSE
+        if tensor.qtype in INT8_SOURCES and self.native(WeightKind.INT8):
+            return WeightKind.INT8
+        return WeightKind.DENSE
 
     def dense_dtype(self, qtype: str) -> torch.dtype:
         """What a dense matrix from a file's ``qtype`` is held in."""
@@ -134,7 +134,7 @@ class Plan:
         return torch.bfloat16 if pays else torch.float32
 
 
-def resolve(options: LoadOptions, native_dtype: str) -> Plan:
+def resolve(options: LoadOptions, native_dtype: str) -> LoadPlan:
     """Settle ``auto`` for a file of mainly ``native_dtype``. UsageError if there is no such device."""
     device = resolve_device(options.device)
     if options.dtype != "auto":
@@ -146,10 +146,10 @@ def resolve(options: LoadOptions, native_dtype: str) -> Plan:
     wide = torch.float32
     if device.type == "cpu" and options.dtype != "float32" and kernel_table().wide_bf16:
         wide = torch.bfloat16
-    return Plan(device, dtype, wide, options, _digits(options, device, dtype))
+    return LoadPlan(device, dtype, wide, options, _digits(options, device, dtype))
 
 
-def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> Digits | None:
+def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> ActivationPrecision | None:
     """UsageError where kernels are asked for that cannot run."""
     problem = ""
     if device.type != "cpu" or dtype != torch.float32:
@@ -164,6 +164,6 @@ def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> D
     if problem or options.kernels == "torch":
         return None
     if options.kernels == "fast":
-        return Digits.FAST
+        return ActivationPrecision.FAST
     # Two bytes: KL 6e-8 against float32 (SmolLM2), and a quarter faster than three.
-    return Digits.EXACT if options.dtype == "float32" else Digits.CLOSE
+    return ActivationPrecision.EXACT if options.dtype == "float32" else ActivationPrecision.CLOSE

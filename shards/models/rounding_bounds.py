@@ -14,10 +14,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels.linear import Digits
+from ..kernels.linear import ActivationPrecision
 from ..layers.quantize import GROUP
 
-_STEPS = {Digits.FAST: 127.0, Digits.CLOSE: 32639.0, Digits.EXACT: 8355700.0}
+_STEPS = {
+    ActivationPrecision.FAST: 127.0,
+    ActivationPrecision.CLOSE: 32639.0,
+    ActivationPrecision.EXACT: 8355700.0,
+}
 """Of a group's largest activation, as ``csrc/linear_int.c`` has them."""
 
 
@@ -37,7 +41,7 @@ class Rounding:
     of_output: float = 0.0
 
 
-def native_rounding(digits: Digits, cols: int) -> Rounding:
+def native_rounding(digits: ActivationPrecision, cols: int) -> Rounding:
     """Of the C kernels: activations to fixed point, at most half a step of their group's largest, which is
     at most the group's norm; sums in float32, exact within a group."""
     return Rounding(GROUP**0.5 / (2 * _STEPS[digits]) + (cols / GROUP + 32) * 2.0**-24)
@@ -49,7 +53,7 @@ def torch_rounding(cols: int) -> Rounding:
     return Rounding(2 * 2.0**-9 + (cols + 32) * 2.0**-24, 2.0**-8)
 
 
-class RowErrors:
+class RoundingBounds:
     """Collects the errors of a matrix whose rows are rounded piece by piece; ``bounds`` in the end."""
 
     def __init__(self) -> None:

@@ -28,8 +28,8 @@ from ..layers.quantize import (
     to_int8_groups,
 )
 from ..layers.row_tiles import RowTiles
-from .load_plan import Kind, Plan
-from .rounding_bounds import RowErrors
+from .load_plan import LoadPlan, WeightKind
+from .rounding_bounds import RoundingBounds
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
@@ -101,7 +101,7 @@ class WeightLoader(TensorReader):
     """Holds them for torch and for the C kernels, as ``plan`` says."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, total_bytes: int = 0, progress: Progress | None = None
+        self, checkpoint: Checkpoint, plan: LoadPlan, total_bytes: int = 0, progress: Progress | None = None
     ) -> None:
         super().__init__(checkpoint, total_bytes, progress)
         self.plan = plan
@@ -121,8 +121,8 @@ class WeightLoader(TensorReader):
         names: Sequence[str],
         sizes: Sequence[int],
         cols: int,
-        kind: Kind | None = None,
-        errors: RowErrors | None = None,
+        kind: WeightKind | None = None,
+        errors: RoundingBounds | None = None,
     ) -> Linear:
         """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``).
 
@@ -132,9 +132,9 @@ class WeightLoader(TensorReader):
         raws = self._matrices(names, sizes, cols)
         if kind is None:
             kinds = {self.plan.kind(raw) for raw in raws}
-            kind = kinds.pop() if len(kinds) == 1 else Kind.DENSE
+            kind = kinds.pop() if len(kinds) == 1 else WeightKind.DENSE
         if cols % GROUP:
-            kind = Kind.DENSE
+            kind = WeightKind.DENSE
         bias = self._bias(names, sizes)
         if bias is not None:
             bias = bias.to(self.plan.device)
@@ -146,11 +146,11 @@ class WeightLoader(TensorReader):
         return linear
 
     def _hold(
-        self, kind: Kind, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None
+        self, kind: WeightKind, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None
     ) -> Linear:
-        if kind is Kind.INT4:
+        if kind is WeightKind.INT4:
             return self._int4(raws, bias, errors)
-        if kind is Kind.INT8:
+        if kind is WeightKind.INT8:
             return self._int8(raws, bias, errors)
         dtypes = {self.plan.dense_dtype(raw.qtype) for raw in raws}
         dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
@@ -159,10 +159,10 @@ class WeightLoader(TensorReader):
             return native_dense([raw.dequantize(dtype) for raw in raws], bias)
         return self._dense(torch.cat([raw.dequantize(dtype) for raw in raws]), bias)
 
-    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None) -> Linear:
+    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
         plan = self.plan
         as_in_file = self._count_integers("int4", INT4_SOURCES, raws)
-        native = plan.digits if plan.native(Kind.INT4) else None
+        native = plan.digits if plan.native(WeightKind.INT4) else None
         if native is not None and as_in_file and (linear := native_file(raws, bias, native)) is not None:
             return linear
         parts = [
@@ -177,9 +177,9 @@ class WeightLoader(TensorReader):
             return self._plain(Int4Linear(groups, bias, self.scratch, plan.wide), pad=False)
         return self._dense(groups.dequantize().to(plan.dtype), bias)
 
-    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RowErrors | None) -> Linear:
+    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
         plan = self.plan
-        if plan.digits is not None and plan.native(Kind.INT8):
+        if plan.digits is not None and plan.native(WeightKind.INT8):
             if self._count_integers("int8", INT8_SOURCES, raws):
                 linear = native_file(raws, bias, plan.digits)
                 if linear is not None:
@@ -235,7 +235,7 @@ def whole(pieces: Iterable[_Parts]) -> _Parts:
     return type(held[0])(*(torch.cat(tensors) for tensors in zip(*held, strict=True)))
 
 
-def _add_in_pieces(errors: RowErrors, groups: Int4Groups) -> None:
+def _add_in_pieces(errors: RoundingBounds, groups: Int4Groups) -> None:
     """What torch's kernel makes of ``groups``, as ``in_pieces`` does it."""
     rows, cols = groups.q.shape
     step = max(1, _PIECE_VALUES // cols)

@@ -38,11 +38,11 @@ _NORMALIZERS = frozenset(
     + ("ByteLevel", "BertNormalizer")
 )
 _PRE_TOKENIZERS = frozenset(
-    ("ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "Metaspace")
+    ("ByteLevel", "Split", "ActivationPrecision", "Punctuation", "Whitespace", "WhitespaceSplit", "Metaspace")
     + ("BertPreTokenizer", "CharDelimiterSplit", "UnicodeScripts", "FixedLength")
 )
 _KEEPING = frozenset(
-    ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "ByteLevel", "Digits", "Metaspace")
+    ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "ByteLevel", "ActivationPrecision", "Metaspace")
 )
 """Steps that take nothing away."""
 _COMPOSED = 4

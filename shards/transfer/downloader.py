@@ -48,7 +48,7 @@ from .messages import (
     PieceMessage,
     unexpected,
 )
-from .rate_limit import RateCap
+from .rate_limit import RateLimit
 from .schedule import PieceSchedule, Request
 from .weights_root import holders
 
@@ -97,7 +97,7 @@ class FetchStatistics:
     wasted_bytes: int
 
 
-class PieceSwarm:
+class Downloader:
     """The sources of one root. ``async with`` it; then ``manifest`` and ``get`` as often as wanted.
 
     ``serves``: others may ask us, too, for what we get. ``health``: remembers bans beyond this object.
@@ -111,7 +111,7 @@ class PieceSwarm:
         *,
         manifest: PieceManifest | None = None,
         serves: bool = False,
-        rate: RateCap | None = None,
+        rate: RateLimit | None = None,
         health: PeerHealth | None = None,
         settings: FetchSettings | None = None,
         last_resort: LastResort | None = None,
@@ -121,7 +121,7 @@ class PieceSwarm:
         self._nodes = nodes
         self._transport = transport
         self._serves = serves
-        self._rate = rate or RateCap()
+        self._rate = rate or RateLimit()
         self._health = health or PeerHealth()
         self._settings = settings or FetchSettings()
         self._last_resort = last_resort
@@ -148,7 +148,7 @@ class PieceSwarm:
         self._named_by: dict[str, str] = {}  # peers that were met at a source's word
         self._lost_referrals: Counter[str] = Counter()
 
-    async def __aenter__(self) -> PieceSwarm:
+    async def __aenter__(self) -> Downloader:
         self._looking = self._spawn(self._look(), "weights-look")
         if self._last_resort is not None:
             self._readers = [

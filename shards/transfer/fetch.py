@@ -26,8 +26,8 @@ from ..pieces.cache import PieceCache
 from ..pieces.digest import GGUF_NAME
 from ..pieces.manifest import PieceManifest, piece_size_for
 from ..pieces.store import PieceStore
-from .downloader import FetchSettings, FetchStatistics, LastResort, Nodes, PieceSwarm
-from .rate_limit import RateCap
+from .downloader import Downloader, FetchSettings, FetchStatistics, LastResort, Nodes
+from .rate_limit import RateLimit
 from .server import PieceShelf
 from .weights_root import LikelyRoots, likely_roots
 
@@ -74,7 +74,7 @@ class ModelFetch:
         cache: PieceCache,
         root: str = "",
         share: PieceShelf | None = None,
-        rate: RateCap | None = None,
+        rate: RateLimit | None = None,
         health: PeerHealth | None = None,
         settings: FetchSettings | None = None,
         last_resort: LastResort | None = None,
@@ -297,11 +297,11 @@ class ModelFetch:
         wait = self._settings.wait_s
         return wait is not None and time.monotonic() - began > wait
 
-    def _swarm(self, manifest: PieceManifest | None) -> PieceSwarm:
+    def _swarm(self, manifest: PieceManifest | None) -> Downloader:
         settings = self._settings
         if self._has_rivals:
             settings = replace(settings, wait_s=min(_RIVAL_S, settings.wait_s or _RIVAL_S))
-        return PieceSwarm(
+        return Downloader(
             self.root,
             self._nodes,
             self._transport,
@@ -313,7 +313,7 @@ class ModelFetch:
             last_resort=self._last_resort,
         )
 
-    async def _open(self, swarm: PieceSwarm, store: PieceStore) -> StoredCheckpoint:
+    async def _open(self, swarm: Downloader, store: PieceStore) -> StoredCheckpoint:
         """Fetch until the model opens; then it is known what else is needed."""
         for _ in range(_MOST_ROUNDS):
             try:
@@ -326,7 +326,7 @@ class ModelFetch:
             raise ModelMismatchError(f"the weights of {self.model.name} cannot be opened piece by piece")
         return checkpoint
 
-    async def _get(self, swarm: PieceSwarm, store: PieceStore, pieces: Iterable[int]) -> None:
+    async def _get(self, swarm: Downloader, store: PieceStore, pieces: Iterable[int]) -> None:
         missing = await asyncio.to_thread(store.missing, pieces)
         self._remark(store)
         total = sum(map(store.manifest.size_of, missing))

@@ -8,7 +8,7 @@ BURST_S = 0.25
 """What was not used of so much time may be used at once."""
 
 
-class RateCap:
+class RateLimit:
     """``bytes_per_s`` None: no bound."""
 
     def __init__(self, bytes_per_s: float | None = None) -> None:

@@ -10,7 +10,7 @@ MAX_REMEMBERED = 1 << 18
 """(piece, peer) pairs: two whole models of the most pieces."""
 
 
-class SentLedger:
+class SentLog:
     """The last peer that each piece of one model went to, of those that serve it in turn."""
 
     def __init__(self) -> None:

@@ -35,9 +35,9 @@ from .messages import (
     PieceMessage,
     unexpected,
 )
-from .rate_limit import RateCap
-from .sent_log import SentLedger
-from .upload_limits import MAX_PEERS, ServeLimits, Visitors
+from .rate_limit import RateLimit
+from .sent_log import SentLog
+from .upload_limits import MAX_PEERS, ServeLimits, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -82,35 +82,35 @@ class PieceServer:
         self,
         shelf: PieceShelf,
         *,
-        rate: RateCap | None = None,
+        rate: RateLimit | None = None,
         limits: ServeLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shelf = shelf
-        self._rate = rate or RateCap()
+        self._rate = rate or RateLimit()
         self._limits = limits or ServeLimits()
         self._clock = clock
-        self._visitors = Visitors(self._limits)
+        self._uploads = Uploads(self._limits)
         self._open: dict[MessageStream[PieceMessage], Holder] = {}  # the oldest first
-        self._ledgers: dict[str, SentLedger] = {}
+        self._ledgers: dict[str, SentLog] = {}
         # Of peers that serve what they get.
         self._addresses: RecentMap[str, tuple[str, ...]] = RecentMap(MAX_PEERS)
         self._sent: Counter[str] = Counter()
         self._manifest_bytes = 0
 
     def statistics(self) -> ServedPieces:
-        return ServedPieces(dict(self._sent), self._manifest_bytes, self._visitors.streams)
+        return ServedPieces(dict(self._sent), self._manifest_bytes, self._uploads.streams)
 
     async def handle(self, stream: Stream) -> None:
         """Raises nothing but cancellation: what a peer does wrong ends its stream."""
         connection: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES, HOLDER_MAX_FRAME)
         peer = stream.peer_id
         holder = Holder(peer, address_group(stream.remote_maddr))
-        if (loser := self._visitors.loser(holder, self._clock())) is not None:
+        if (loser := self._uploads.loser(holder, self._clock())) is not None:
             theirs = next(each for each, whose in self._open.items() if whose == loser)
             theirs.close()
             self._leave(theirs)
-        if problem := self._visitors.enter(holder, self._clock()):
+        if problem := self._uploads.enter(holder, self._clock()):
             await connection.close_with(PieceError(ErrorCode.OVERLOADED, problem))
             return
         self._open[connection] = holder
@@ -130,7 +130,7 @@ class PieceServer:
     def _leave(self, connection: MessageStream[PieceMessage]) -> None:
         """Its stream is over. May be called again."""
         if (holder := self._open.pop(connection, None)) is not None:
-            self._visitors.leave(holder)
+            self._uploads.leave(holder)
 
     async def _serve(self, connection: MessageStream[PieceMessage]) -> None:
         async with asyncio.timeout(self._limits.hello_s):
@@ -158,10 +158,10 @@ class PieceServer:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 visit.forget_answers()
 
-    def _ledger(self, root: str) -> SentLedger:
+    def _ledger(self, root: str) -> SentLog:
         for gone in self._ledgers.keys() - self.shelf.roots:
             del self._ledgers[gone]
-        return self._ledgers.setdefault(root, SentLedger())
+        return self._ledgers.setdefault(root, SentLog())
 
 
 class _Visit:
@@ -285,7 +285,7 @@ class _Visit:
             other = ledger.elsewhere(piece, self._peer, now)
             if other is not None and other in server._addresses:
                 return _Answer(Elsewhere(piece, other, server._addresses[other]))
-        if not server._visitors.take(self._peer, manifest.size_of(piece), manifest.total_bytes, now):
+        if not server._uploads.take(self._peer, manifest.size_of(piece), manifest.total_bytes, now):
             return self._refusal(piece, ErrorCode.OVERLOADED, "you took the model several times this hour")
         failed: Callable[[], None] = _nothing
         if ledger is not None and self._serves:

@@ -39,7 +39,7 @@ class ServeLimits:
 
 
 @dataclass(slots=True)
-class _Visitor:
+class _Upload:
     streams: int = 0
     asks: deque[float] = field(default_factory=deque)
     taken: float = 0.0
@@ -47,10 +47,10 @@ class _Visitor:
     counted_at: float = 0.0
 
 
-class Visitors:
+class Uploads:
     def __init__(self, limits: ServeLimits) -> None:
         self._limits = limits
-        self._visitors: OrderedDict[str, _Visitor] = OrderedDict()
+        self._uploads: OrderedDict[str, _Upload] = OrderedDict()
         self._shares = Shares(ShareLimits(limits.streams))
 
     @property
@@ -60,53 +60,53 @@ class Visitors:
     def enter(self, holder: Holder, now: float) -> str:
         """Count a stream of the peer; or, with nothing counted, say which limit it is beyond."""
         peer = holder.peer_id
-        visitor = self._visitors.setdefault(peer, _Visitor(counted_at=now))
-        self._visitors.move_to_end(peer)
-        if why := self._refusal(visitor, now):
+        upload = self._uploads.setdefault(peer, _Upload(counted_at=now))
+        self._uploads.move_to_end(peer)
+        if why := self._refusal(upload, now):
             return why
         if self._shares.take(holder):
             return f"{self._limits.streams} streams are open"
-        visitor.asks.append(now)
-        visitor.streams += 1
+        upload.asks.append(now)
+        upload.streams += 1
         self._forget()
         return ""
 
-    def _refusal(self, visitor: _Visitor, now: float) -> str:
-        """Which limit of its own the visitor is at."""
+    def _refusal(self, upload: _Upload, now: float) -> str:
+        """Which limit of its own the peer is at."""
         limits = self._limits
-        while visitor.asks and now - visitor.asks[0] > 60.0:
-            visitor.asks.popleft()
-        if len(visitor.asks) >= limits.asks_per_minute:
+        while upload.asks and now - upload.asks[0] > 60.0:
+            upload.asks.popleft()
+        if len(upload.asks) >= limits.asks_per_minute:
             return f"a peer may ask {limits.asks_per_minute} times a minute"
-        if visitor.streams >= limits.streams_per_peer:
+        if upload.streams >= limits.streams_per_peer:
             return f"{limits.streams_per_peer} streams of yours are open"
         return ""
 
     def leave(self, holder: Holder) -> None:
-        self._visitors[holder.peer_id].streams -= 1
+        self._uploads[holder.peer_id].streams -= 1
         self._shares.give_back(holder)
 
     def loser(self, holder: Holder, now: float) -> Holder | None:
         """Whose stream is to end so that this peer can have one, while too many are open."""
-        visitor = self._visitors.get(holder.peer_id)
-        if self.streams < self._limits.streams or (visitor is not None and self._refusal(visitor, now)):
+        upload = self._uploads.get(holder.peer_id)
+        if self.streams < self._limits.streams or (upload is not None and self._refusal(upload, now)):
             return None
         return self._shares.loser(holder)
 
     def take(self, peer: str, n_bytes: int, model_bytes: int, now: float) -> bool:
         """Count bytes that the peer wants; False, and nothing counted, where it took too many lately."""
-        visitor = self._visitors[peer]
+        upload = self._uploads[peer]
         most = self._limits.copies_per_hour * model_bytes
-        visitor.taken = max(0.0, visitor.taken - (now - visitor.counted_at) * most / HOUR_S)
-        visitor.counted_at = now
-        if visitor.taken + n_bytes > most:
+        upload.taken = max(0.0, upload.taken - (now - upload.counted_at) * most / HOUR_S)
+        upload.counted_at = now
+        if upload.taken + n_bytes > most:
             return False
-        visitor.taken += n_bytes
+        upload.taken += n_bytes
         return True
 
     def _forget(self) -> None:
-        for peer in list(self._visitors):
-            if len(self._visitors) <= MAX_PEERS:
+        for peer in list(self._uploads):
+            if len(self._uploads) <= MAX_PEERS:
                 return
-            if not self._visitors[peer].streams:
-                del self._visitors[peer]
+            if not self._uploads[peer].streams:
+                del self._uploads[peer]

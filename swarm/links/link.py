@@ -52,7 +52,7 @@ from ..transport.interface import Stream
 from ..types import Hop, ModelRef
 from . import timers
 from .message_stream import Connection
-from .timers import AskNow, Gone, Heard, LinkTimers, LookAgain, Unused, Verdict
+from .timers import AskNow, Heard, LinkTimers, LookAgain, PeerGone, Unused, Verdict
 
 PROTOCOL_VERSION = 1
 Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
@@ -306,7 +306,7 @@ class NodeLink:
                         link.check_self(now)
             case Unused():
                 self._end(StreamClosedError("nobody used the link"))
-            case Gone():
+            case PeerGone():
                 self._end(PeerTimeoutError(f"{self.name} {verdict.reason}"))
 
     def _others_heard_at(self) -> list[float]:

@@ -59,13 +59,13 @@ class Unused:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class PeerGone:
     """The peer is gone. ``reason`` goes on from its name."""
 
     reason: str
 
 
-Verdict = LookAgain | AskNow | Unused | Gone
+Verdict = LookAgain | AskNow | Unused | PeerGone
 
 
 @dataclass(slots=True)
@@ -203,7 +203,7 @@ class LinkTimers:
             left = self._unused_since + IDLE_S - now
             return LookAgain(left) if left > 0 else Unused()
         if self._trickles(now, heard):
-            return Gone("sends next to nothing, and answers no PING")
+            return PeerGone("sends next to nothing, and answers no PING")
         if self._pinged_at is not None and heard.at > self._pinged_at:
             self._pinged_at = self._alone_since = None
             self._excused_s = 0.0
@@ -245,7 +245,7 @@ class LinkTimers:
             self._alone_since = self._alone_since or now
             return LookAgain(OWN_LOSS_LOOK_S)
         silent = now - max(heard.at, pinged_at - self._patience.ping_after_s)
-        return Gone(f"is silent for {silent:.1f} s")
+        return PeerGone(f"is silent for {silent:.1f} s")
 
     def _forgive(self, now: float, heard: Heard) -> None:
         """Answers to what was asked before may need as long again."""

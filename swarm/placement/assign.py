@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..types import NodeInfo, Span
-from .best_span import Choice, choose
+from .best_span import BestSpan, choose
 from .chain_search import fastest_chain
-from .swarm_view import Machine, Picture, Ways
+from .swarm_view import Machine, MeasuredLinks, SwarmView
 from .types import ModelShape
 
 FINE = 0.002
@@ -24,23 +24,23 @@ SEVERAL = 16
 
 
 def assign_machines(
-    machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, ways: Ways
+    machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, links: MeasuredLinks
 ) -> dict[str, Span]:
     """Spans by peer id beside the spans of ``fixed``; who would not help is left out. The same for any order
-    of ``machines``. ``ways`` knows all of them."""
+    of ``machines``. ``links`` knows all of them."""
     fit = sorted(
         (machine for machine in machines if machine.max_blocks > 0),
         key=lambda machine: (machine.decode_ms_per_block, -machine.max_blocks, machine.peer_id),
     )
-    plan = _Plan(fit, fixed, shape, ways)
+    plan = _Plan(fit, fixed, shape, links)
     best = plan.insert({}, fit)
-    chain = fastest_chain(fit, fixed, plan.picture({}), plan.picture(best).cost_s)
+    chain = fastest_chain(fit, fixed, plan.view({}), plan.view(best).cost_s)
     if chain is not None:
         best = plan.insert(chain, fit)
     return plan.improve(best)
 
 
-def better(one: Picture, other: Picture, worth: float = FINE) -> bool:
+def better(one: SwarmView, other: SwarmView, worth: float = FINE) -> bool:
     """Whether ``one`` has fewer holes, or a faster best route, or one as fast and more throughput."""
     if one.n_missing != other.n_missing:
         return one.n_missing < other.n_missing
@@ -59,29 +59,29 @@ def better(one: Picture, other: Picture, worth: float = FINE) -> bool:
 
 class _Plan:
     def __init__(
-        self, machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, ways: Ways
+        self, machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, links: MeasuredLinks
     ) -> None:
         self._machines = {machine.peer_id: machine for machine in machines}
         self._fixed = fixed
         self._shape = shape
-        self._ways = ways
+        self._links = links
 
-    def picture(self, spans: dict[str, Span], without: Iterable[str] = ()) -> Picture:
+    def view(self, spans: dict[str, Span], without: Iterable[str] = ()) -> SwarmView:
         out = set(without)
         served = [
             self._machines[peer_id].serving(span, self._shape.n_blocks)
             for peer_id, span in spans.items()
             if peer_id not in out
         ]
-        return Picture([*self._fixed, *served], self._shape, self._ways, self._machines)
+        return SwarmView([*self._fixed, *served], self._shape, self._links, self._machines)
 
     def insert(self, spans: dict[str, Span], machines: Iterable[Machine]) -> dict[str, Span]:
         """``spans``, and those of ``machines`` that are not in them placed one after another."""
         spans = dict(spans)
         for machine in machines:
             if machine.peer_id not in spans:
-                choice = choose(self.picture(spans), machine)
-                if isinstance(choice, Choice):
+                choice = choose(self.view(spans), machine)
+                if isinstance(choice, BestSpan):
                     spans[machine.peer_id] = choice.span
         return spans
 
@@ -100,7 +100,7 @@ class _Plan:
     def _again(self, spans: dict[str, Span], peer_id: str) -> dict[str, Span]:
         """One machine placed again, where that is better."""
         others = {other: span for other, span in spans.items() if other != peer_id}
-        choice = choose(self.picture(others), self._machines[peer_id], worth=FINE)
-        if not isinstance(choice, Choice) or choice.span == spans[peer_id]:
+        choice = choose(self.view(others), self._machines[peer_id], worth=FINE)
+        if not isinstance(choice, BestSpan) or choice.span == spans[peer_id]:
             return spans
-        return {**spans, peer_id: choice.span} if better(choice.after, self.picture(spans)) else spans
+        return {**spans, peer_id: choice.span} if better(choice.after, self.view(spans)) else spans

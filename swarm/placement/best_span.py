@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import LocalProtocolError
 from ..types import Span
-from .span_costs import Spots
-from .swarm_view import Machine, Picture
+from .span_costs import SpanCosts
+from .swarm_view import Machine, SwarmView
 from .throughput import PRECISION
 from .types import Gain, gigabytes
 
@@ -28,87 +28,87 @@ _TRIED = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """``span`` for a machine, and the picture with it."""
+class BestSpan:
+    """``span`` for a machine, and the view with it."""
 
     span: Span
     gain: Gain
-    after: Picture
+    after: SwarmView
 
 
 @dataclass(frozen=True, slots=True)
-class NoChoice:
+class NoBetterSpan:
     """Why no span is worth it, in a few words."""
 
     why: str
 
 
-def choose(picture: Picture, machine: Machine, *, worth: float = WORTH) -> Choice | NoChoice:
-    """What ``machine``, which is not in ``picture`` but known to it, should serve beside its nodes."""
+def choose(view: SwarmView, machine: Machine, *, worth: float = WORTH) -> BestSpan | NoBetterSpan:
+    """What ``machine``, which is not in ``view`` but known to it, should serve beside its nodes."""
     if machine.max_blocks < 1:
-        need = picture.shape.room_per_block
-        return NoChoice(f"its free memory does not hold a block and its KV cache ({gigabytes(need)})")
-    spots = Spots(picture, machine)
-    ranked = spots.best()
+        need = view.shape.room_per_block
+        return NoBetterSpan(f"its free memory does not hold a block and its KV cache ({gigabytes(need)})")
+    span_costs = SpanCosts(view, machine)
+    ranked = span_costs.best()
     cost_s = ranked[0][0]
-    if picture.missing:
-        after = _widened(picture, machine, [s for c, s in ranked if c <= cost_s * NEARLY][:_TRIED])
-        if after.n_missing < picture.n_missing:
+    if view.missing:
+        after = _widened(view, machine, [s for c, s in ranked if c <= cost_s * NEARLY][:_TRIED])
+        if after.n_missing < view.n_missing:
             return _choice(after, machine, Gain.COVER)
-        return NoChoice("it could close no hole")  # only if another serves the same peer id's blocks
-    if cost_s <= picture.cost_s * (1 - worth):
+        return NoBetterSpan("it could close no hole")  # only if another serves the same peer id's blocks
+    if cost_s <= view.cost_s * (1 - worth):
         good = [s for c, s in ranked if c <= cost_s * NEARLY]
-        after = _widened(picture, machine, good[:_TRIED])
+        after = _widened(view, machine, good[:_TRIED])
         return _choice(after, machine, Gain.FASTER)
-    replica = _replica(picture, spots)
-    if isinstance(replica, Choice) and cost_s >= picture.cost_s:
-        replica.after.keeps_route_of(picture)
+    replica = _replica(view, span_costs)
+    if isinstance(replica, BestSpan) and cost_s >= view.cost_s:
+        replica.after.keeps_route_of(view)
     return replica
 
 
-def _replica(picture: Picture, spots: Spots) -> Choice | NoChoice:
+def _replica(view: SwarmView, span_costs: SpanCosts) -> BestSpan | NoBetterSpan:
     """A further copy of the blocks that need one most."""
-    machine = spots.machine
-    after = _best(picture, machine, _scarce(picture, machine))
-    times = spots.through(_span_in(after, machine)) / picture.cost_s
-    closes = after.singles < picture.singles
+    machine = span_costs.machine
+    after = _best(view, machine, _scarce(view, machine))
+    times = span_costs.through(_span_in(after, machine)) / view.cost_s
+    closes = after.singles < view.singles
     if times > TOO_SLOW * (3 if closes else 1):
-        return NoChoice(f"a route through it would take {times:.1f} times as long as the best one")
-    grows = after.tokens_per_s >= picture.tokens_per_s * (1 + GROWS)
+        return NoBetterSpan(f"a route through it would take {times:.1f} times as long as the best one")
+    grows = after.tokens_per_s >= view.tokens_per_s * (1 + GROWS)
     return _choice(after, machine, Gain.THROUGHPUT if grows else Gain.SPARE)
 
 
-def _choice(after: Picture, machine: Machine, gain: Gain) -> Choice:
-    return Choice(_span_in(after, machine), gain, after)
+def _choice(after: SwarmView, machine: Machine, gain: Gain) -> BestSpan:
+    return BestSpan(_span_in(after, machine), gain, after)
 
 
-def _span_in(picture: Picture, machine: Machine) -> Span:
-    return picture.nodes[machine.peer_id].span
+def _span_in(view: SwarmView, machine: Machine) -> Span:
+    return view.nodes[machine.peer_id].span
 
 
-def _widened(picture: Picture, machine: Machine, spans: Sequence[Span]) -> Picture:
+def _widened(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmView:
     """The picture with the one of ``spans`` that gives most throughput, or with a longer span around it where
     that gives more still or copies of blocks that have one only."""
-    n = picture.shape.n_blocks
-    exact = _best(picture, machine, spans)
+    n = view.shape.n_blocks
+    exact = _best(view, machine, spans)
     span = _span_in(exact, machine)
     length = min(machine.max_blocks, n)
     if length == len(span):
         return exact
     starts = range(max(0, span.end - length), min(span.start, n - length) + 1)
-    wider = _best(picture, machine, _thinnest(picture, machine, length, starts))
+    wider = _best(view, machine, _thinnest(view, machine, length, starts))
     better = wider.tokens_per_s >= WORTH_WIDER * exact.tokens_per_s or wider.singles < exact.singles
     if wider.missing:
         better = wider.n_missing < exact.n_missing
     return wider if better else exact
 
 
-def _best(picture: Picture, machine: Machine, spans: Sequence[Span]) -> Picture:
+def _best(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmView:
     """The picture with that one of ``spans`` that closes most of a hole, then gives most throughput, then
     leaves least shortage."""
-    best: Picture | None = None
+    best: SwarmView | None = None
     for span in spans:
-        after = picture.with_node(machine.serving(span, picture.shape.n_blocks))
+        after = view.with_node(machine.serving(span, view.shape.n_blocks))
         if best is None or _is_better(after, best):
             best = after
     if best is None:
@@ -116,7 +116,7 @@ def _best(picture: Picture, machine: Machine, spans: Sequence[Span]) -> Picture:
     return best
 
 
-def _is_better(one: Picture, other: Picture) -> bool:
+def _is_better(one: SwarmView, other: SwarmView) -> bool:
     if one.n_missing != other.n_missing:
         return one.n_missing < other.n_missing
     if one.missing:
@@ -126,17 +126,17 @@ def _is_better(one: Picture, other: Picture) -> bool:
     return one.shortage < other.shortage * (1 - 1e-9) and one.reaches(other.tokens_per_s * (1 - PRECISION))
 
 
-def _scarce(picture: Picture, machine: Machine) -> list[Span]:
+def _scarce(view: SwarmView, machine: Machine) -> list[Span]:
     """Spans where another copy should add most throughput."""
-    n = picture.shape.n_blocks
+    n = view.shape.n_blocks
     length = min(machine.max_blocks, n)
-    return _thinnest(picture, machine, length, range(n - length + 1))
+    return _thinnest(view, machine, length, range(n - length + 1))
 
 
-def _thinnest(picture: Picture, machine: Machine, length: int, starts: range) -> list[Span]:
+def _thinnest(view: SwarmView, machine: Machine, length: int, starts: range) -> list[Span]:
     """Up to _TRIED spans of ``length``: those where least is computed, each node's work spread evenly over
     its span, and those around the scarcest block."""
-    density = picture.density
+    density = view.density
     sums = [0.0]
     for each in density:
         sums.append(sums[-1] + each)

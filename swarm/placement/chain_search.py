@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..routing.best_route import Prices
 from ..types import NodeInfo, Span
-from .swarm_view import Machine, Picture
+from .swarm_view import Machine, SwarmView
 
 STEPS = 1000
 """Sequences looked at: some tens of milliseconds."""
@@ -28,20 +28,20 @@ Costs = NDArray[np.float64]
 
 
 def fastest_chain(
-    machines: Sequence[Machine], fixed: Sequence[NodeInfo], picture: Picture, within_s: float
+    machines: Sequence[Machine], fixed: Sequence[NodeInfo], view: SwarmView, within_s: float
 ) -> dict[str, Span] | None:
     """Spans of those ``machines`` that are in the chain, by peer id; None where no chain takes less than
-    ``within_s`` seconds a token. ``fixed`` serve their spans. ``picture`` gives the prices only."""
-    search = _Search(machines, fixed, picture)
+    ``within_s`` seconds a token. ``fixed`` serve their spans. ``view`` gives the prices only."""
+    search = _Search(machines, fixed, view)
     search.find(within_s)
     return search.spans
 
 
 def may_be_faster(
-    machines: Sequence[Machine], fixed: Sequence[NodeInfo], picture: Picture, within_s: float
+    machines: Sequence[Machine], fixed: Sequence[NodeInfo], view: SwarmView, within_s: float
 ) -> bool | None:
     """Whether there is a chain that takes less than ``within_s``; None where that was not found out."""
-    search = _Search(machines, fixed, picture)
+    search = _Search(machines, fixed, view)
     search.steps = QUICK_STEPS
     search.find(within_s)
     if search.spans is not None:
@@ -51,15 +51,15 @@ def may_be_faster(
 
 
 class _Search:
-    def __init__(self, machines: Sequence[Machine], fixed: Sequence[NodeInfo], picture: Picture) -> None:
-        n = self.n = picture.shape.n_blocks
-        prices = Prices(picture.edges, picture.request)
+    def __init__(self, machines: Sequence[Machine], fixed: Sequence[NodeInfo], view: SwarmView) -> None:
+        n = self.n = view.shape.n_blocks
+        prices = Prices(view.edges, view.request)
         flexible = {machine.peer_id: machine.max_blocks for machine in machines}
         nodes = [*(machine.serving(Span(0, n), n) for machine in machines if machine.max_blocks > 0), *fixed]
 
         def likely(node: NodeInfo) -> tuple[float, str]:
             most = min(flexible.get(node.peer_id, len(node.span)), n)
-            return prices.hop(node)[1] + prices.leg(node.peer_id) / most, node.peer_id
+            return prices.hop(node)[1] + prices.client_link(node.peer_id) / most, node.peer_id
 
         self.n_nodes = len(nodes)
         nodes = sorted(nodes, key=likely)[:MOST]
@@ -72,12 +72,12 @@ class _Search:
         self._most = [min(flexible.get(node.peer_id, len(node.span)), n) for node in nodes]
         self._enter = [float(prices.hop(node)[0]) for node in nodes]
         self._block = [float(prices.hop(node)[1]) for node in nodes]
-        self._in = [float(prices.way("", peer_id)) for peer_id in self.peers]
-        self._out = [float(prices.way(peer_id, "")) for peer_id in self.peers]
-        self._ways = [[float(prices.way(a, b)) if a != b else 0.0 for b in self.peers] for a in self.peers]
+        self._in = [float(prices.link("", peer_id)) for peer_id in self.peers]
+        self._out = [float(prices.link(peer_id, "")) for peer_id in self.peers]
+        self._links = [[float(prices.link(a, b)) if a != b else 0.0 for b in self.peers] for a in self.peers]
         self._fast_first = sorted(range(len(nodes)), key=self._block.__getitem__)
         self._home = min(self._out, default=0.0)
-        between = (way for a, ways in enumerate(self._ways) for b, way in enumerate(ways) if a != b)
+        between = (link for a, links in enumerate(self._links) for b, link in enumerate(links) if a != b)
         self._step = min(between, default=0.0)
 
     def find(self, within_s: float) -> None:
@@ -108,10 +108,10 @@ class _Search:
 
     def _with(self, costs: Costs, place: int, last: int) -> Costs:
         """Costs of the borders after ``place``, which came next."""
-        way = self._in[place] if last < 0 else self._ways[last][place]
+        link = self._in[place] if last < 0 else self._links[last][place]
         block, most, node = self._block[place], self._most[place], self._nodes[place]
         borders = np.arange(self.n + 1)
-        entered = costs + way + self._enter[place] - borders * block
+        entered = costs + link + self._enter[place] - borders * block
         if node.peer_id in self._flexible:
             padded = np.concatenate([np.full(most, np.inf), entered[:-1]])
             least = np.lib.stride_tricks.sliding_window_view(padded, most).min(axis=1)
@@ -129,11 +129,11 @@ class _Search:
         for place in free:
             fill += [self._block[place]] * min(self._most[place], self.n - len(fill))
         fill += [np.inf] * (self.n - len(fill))
-        ways: list[float] = []
+        links: list[float] = []
         for most in sorted((self._most[place] for place in free), reverse=True):
-            ways += [self._step, *([0.0] * (most - 1))]
-        ways += [0.0] * self.n
-        return np.concatenate([[0.0], np.cumsum(np.array(fill) + ways[: self.n])])[::-1]
+            links += [self._step, *([0.0] * (most - 1))]
+        links += [0.0] * self.n
+        return np.concatenate([[0.0], np.cumsum(np.array(fill) + links[: self.n])])[::-1]
 
     def _spans(self, order: Sequence[int]) -> dict[str, Span]:
         """The borders of the best chain in this order, from its end to its beginning."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ..types import NodeInfo, Span
 from .assign import assign_machines
-from .best_span import Choice, choose
+from .best_span import BestSpan, choose
 from .chain_search import may_be_faster
-from .swarm_view import Machine, Picture, Ways, block_rate
+from .swarm_view import Machine, MeasuredLinks, SwarmView, block_rate
 from .types import Gain, ModelShape
 
 WORTH_MOVING = 0.05
@@ -37,20 +37,20 @@ PLANNED = 32
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """``peer_id`` should serve ``span``: the next step on the way from ``before`` to ``after``."""
+    """``peer_id`` should serve ``span``: the next step on the link from ``before`` to ``after``."""
 
     peer_id: str
     span: Span
     gain: Gain
-    before: Picture
-    after: Picture
+    before: SwarmView
+    after: SwarmView
 
 
 def next_move(nodes: Sequence[NodeInfo], machines: Mapping[str, Machine], shape: ModelShape) -> Move | None:
     """The move that should be made first. ``nodes``: all that serve or are about to; ``machines``: those of
     them that may move."""
-    ways = Ways([*nodes, *machines.values()])
-    before = Picture(nodes, shape, ways, machines)
+    links = MeasuredLinks([*nodes, *machines.values()])
+    before = SwarmView(nodes, shape, links, machines)
     if before.missing:
         return _repair(before, nodes, machines)
     fixed = [node for node in nodes if node.peer_id not in machines]
@@ -64,7 +64,7 @@ def next_move(nodes: Sequence[NodeInfo], machines: Mapping[str, Machine], shape:
     return alone
 
 
-def _may_compute_more(before: Picture) -> bool:
+def _may_compute_more(before: SwarmView) -> bool:
     """Whether there is enough to gain from what all nodes compute to the work of all, evenly spread."""
     most = sum(map(block_rate, before.nodes.values())) / before.shape.n_blocks
     return most >= before.tokens_per_s * (1 + WORTH_MOVING_FOR_ALL) or 1 / most <= before.shortage * (
@@ -86,14 +86,14 @@ def can_spare(nodes: Sequence[NodeInfo], peer_id: str, n_blocks: int) -> Span | 
     return Span(alone[0], alone[-1] + 1) if alone else None
 
 
-def _alone(before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]) -> Move | None:
+def _alone(before: SwarmView, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]) -> Move | None:
     """The best move of a single node."""
     best: tuple[tuple[int, float, float], Move] | None = None
     for peer_id in _likeliest(before, machines):
         if not before.missing and can_spare(nodes, peer_id, before.shape.n_blocks):
             continue
         choice = choose(before.without(peer_id), machines[peer_id], worth=0.01)
-        if not isinstance(choice, Choice) or choice.span == before.nodes[peer_id].span:
+        if not isinstance(choice, BestSpan) or choice.span == before.nodes[peer_id].span:
             continue
         gain = _gain(before, choice.after)
         if gain is None:
@@ -110,7 +110,7 @@ def _alone(before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str, Ma
     return None if best is None else best[1]
 
 
-def _gain(before: Picture, after: Picture) -> Gain | None:
+def _gain(before: SwarmView, after: SwarmView) -> Gain | None:
     """What a change is worth making for; None where it is not."""
     if after.n_missing != before.n_missing:
         return Gain.COVER if after.n_missing < before.n_missing else None
@@ -125,19 +125,19 @@ def _gain(before: Picture, after: Picture) -> Gain | None:
     return Gain.SPARE if after.reaches(before.tokens_per_s * SLOWER) else None
 
 
-def _likeliest(picture: Picture, machines: Mapping[str, Machine]) -> list[str]:
+def _likeliest(view: SwarmView, machines: Mapping[str, Machine]) -> list[str]:
     if len(machines) <= ALL:
         return sorted(machines)
 
     def needed(peer_id: str) -> tuple[float, str]:
-        span = picture.nodes[peer_id].span
-        own = block_rate(picture.nodes[peer_id]) / len(span)
-        return -min(picture.density[span.start : span.end]) / own, peer_id
+        span = view.nodes[peer_id].span
+        own = block_rate(view.nodes[peer_id]) / len(span)
+        return -min(view.density[span.start : span.end]) / own, peer_id
 
     spare = [
         peer_id
         for peer_id in machines
-        if picture.missing or min(picture.copies[slice(*_ends(picture.nodes[peer_id]))]) > 1
+        if view.missing or min(view.copies[slice(*_ends(view.nodes[peer_id]))]) > 1
     ]
     fastest = sorted(spare, key=lambda peer_id: (machines[peer_id].decode_ms_per_block, peer_id))
     least = sorted(spare, key=needed)
@@ -148,7 +148,7 @@ def _ends(node: NodeInfo) -> tuple[int, int]:
     return node.span.start, node.span.end
 
 
-def _repair(before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]) -> Move | None:
+def _repair(before: SwarmView, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]) -> Move | None:
     """The move that closes most of the holes; where several must move for that, the first of them. No route
     exists meanwhile, so none is lost."""
     alone = _alone(before, nodes, machines)
@@ -168,19 +168,19 @@ def _repair(before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str, M
 
 
 def _target(
-    before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]
-) -> tuple[dict[str, NodeInfo], Picture]:
-    """The best plan for all that may move, wherever they are now, and the picture with it."""
+    before: SwarmView, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]
+) -> tuple[dict[str, NodeInfo], SwarmView]:
+    """The best plan for all that may move, wherever they are now, and the view with it."""
     fixed = [node for node in nodes if node.peer_id not in machines]
-    spans = assign_machines(list(machines.values()), fixed, before.shape, before.ways)
+    spans = assign_machines(list(machines.values()), fixed, before.shape, before.links)
     moved = {
         peer_id: machines[peer_id].serving(span, before.shape.n_blocks) for peer_id, span in spans.items()
     }
     everybody = {node.peer_id: node for node in nodes} | moved
-    return moved, Picture(everybody.values(), before.shape, before.ways)
+    return moved, SwarmView(everybody.values(), before.shape, before.links)
 
 
-def _together(before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]) -> Move | None:
+def _together(before: SwarmView, nodes: Sequence[NodeInfo], machines: Mapping[str, Machine]) -> Move | None:
     """The first step towards the best plan for all that may move, if all of it can be gone without a hole."""
     moved, after = _target(before, nodes, machines)
     if after.missing or after.cost_s > before.cost_s * (1 - WORTH_MOVING):
@@ -194,12 +194,12 @@ def _together(before: Picture, nodes: Sequence[NodeInfo], machines: Mapping[str,
     order = _safe_order(served, wanted, before)
     if not order:
         return None
-    after = Picture({**served, **wanted}.values(), before.shape, before.ways)
+    after = SwarmView({**served, **wanted}.values(), before.shape, before.links)
     return Move(order[0], wanted[order[0]].span, Gain.FASTER, before, after)
 
 
 def _safe_order(
-    served: Mapping[str, NodeInfo], wanted: Mapping[str, NodeInfo], before: Picture
+    served: Mapping[str, NodeInfo], wanted: Mapping[str, NodeInfo], before: SwarmView
 ) -> list[str] | None:
     """The moves of ``wanted`` in an order in which none opens a hole, and none makes the best route slower
     than it was: else a later look would take it back. None where there is no such order."""
@@ -210,7 +210,7 @@ def _safe_order(
         if can_spare(now, peer_id, before.shape.n_blocks):
             continue
         then = {**served, peer_id: wanted[peer_id]}
-        if Picture(then.values(), before.shape, before.ways).cost_s > before.cost_s * SLOWER:
+        if SwarmView(then.values(), before.shape, before.links).cost_s > before.cost_s * SLOWER:
             continue
         rest = {other: node for other, node in wanted.items() if other != peer_id}
         order = _safe_order(then, rest, before)

@@ -13,9 +13,9 @@ from dataclasses import replace
 from ..errors import UsageError
 from ..types import NodeInfo, NodeState, Span
 from .assign import assign_machines
-from .best_span import Choice, choose
+from .best_span import BestSpan, choose
 from .moves import can_spare, next_move
-from .swarm_view import Machine, Picture, Ways
+from .swarm_view import Machine, MeasuredLinks, SwarmView
 from .types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict, gigabytes
 
 __all__ = [
@@ -57,11 +57,11 @@ def plan_join(snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: ModelShape)
     undecided = _undecided(others, shape)
     if undecided and own.max_blocks > 0:
         return _join_together(others, undecided, own, shape)
-    picture = Picture(others, shape, Ways([*others, own]), [own.peer_id])
-    choice = choose(picture, own)
-    if not isinstance(choice, Choice):
+    view = SwarmView(others, shape, MeasuredLinks([*others, own]), [own.peer_id])
+    choice = choose(view, own)
+    if not isinstance(choice, BestSpan):
         return StandBy(f"stands by: {choice.why}")
-    return _serve(choice.span, choice.gain, picture, choice.after)
+    return _serve(choice.span, choice.gain, view, choice.after)
 
 
 def plan_move(
@@ -117,7 +117,7 @@ def why_not_leave(snapshot: Sequence[NodeInfo], peer_id: str, n_blocks: int) -> 
     if rival < peer_id:
         return f"…{rival[-6:]} is draining, and one node moves at a time"
     ready = [node for node in snapshot if node.state is NodeState.ONLINE or node.peer_id == peer_id]
-    if Picture.covered(ready, n_blocks) and (alone := can_spare(ready, peer_id, n_blocks)):
+    if SwarmView.covered(ready, n_blocks) and (alone := can_spare(ready, peer_id, n_blocks)):
         return f"nobody else serves blocks {alone}"
     return ""
 
@@ -130,7 +130,7 @@ def assign(
     machines = [Machine.offering(offer, shape) for offer in offers]
     if len({machine.peer_id for machine in machines}) < len(machines):
         raise UsageError("two offers are of one peer")
-    return assign_machines(machines, fixed, shape, Ways([*fixed, *machines]))
+    return assign_machines(machines, fixed, shape, MeasuredLinks([*fixed, *machines]))
 
 
 def _join_together(
@@ -142,17 +142,17 @@ def _join_together(
     group = {node.peer_id: Machine.announced(node) for node in everybody[first : first + PLACED_TOGETHER]}
     group[own.peer_id] = own
     fixed = [node for node in others if node.peer_id not in group]
-    ways = Ways([*fixed, *group.values()])
-    spans = assign_machines(list(group.values()), fixed, shape, ways)
+    links = MeasuredLinks([*fixed, *group.values()])
+    spans = assign_machines(list(group.values()), fixed, shape, links)
     beside = [
         group[peer_id].serving(span, shape.n_blocks)
         for peer_id, span in spans.items()
         if peer_id != own.peer_id
     ]
-    before = Picture([*fixed, *beside], shape, ways, [own.peer_id])
+    before = SwarmView([*fixed, *beside], shape, links, [own.peer_id])
     if own.peer_id not in spans:
         choice = choose(before, own)
-        return StandBy(f"stands by: {'others start too' if isinstance(choice, Choice) else choice.why}")
+        return StandBy(f"stands by: {'others start too' if isinstance(choice, BestSpan) else choice.why}")
     span = spans[own.peer_id]
     after = before.with_node(own.serving(span, shape.n_blocks))
     if after.n_missing < before.n_missing:
@@ -175,10 +175,10 @@ def _undecided(nodes: Sequence[NodeInfo], shape: ModelShape) -> list[NodeInfo]:
 
 
 def _is_whole(nodes: Sequence[NodeInfo], shape: ModelShape) -> bool:
-    return Picture.covered([node for node in nodes if node.state is not NodeState.DRAINING], shape.n_blocks)
+    return SwarmView.covered([node for node in nodes if node.state is not NodeState.DRAINING], shape.n_blocks)
 
 
-def _serve(span: Span, gain: Gain, before: Picture, after: Picture) -> Serve:
+def _serve(span: Span, gain: Gain, before: SwarmView, after: SwarmView) -> Serve:
     memory = len(span) * before.shape.room_per_block
     return Serve(
         span,
@@ -196,7 +196,7 @@ def _blocks(span: Span) -> str:
     return str(span) if len(span) > 1 else str(span.start)
 
 
-def _good_for(span: Span, gain: Gain, before: Picture, after: Picture) -> str:
+def _good_for(span: Span, gain: Gain, before: SwarmView, after: SwarmView) -> str:
     if gain is Gain.COVER:
         closed = [hole for hole in before.missing if hole.start < span.end and span.start < hole.end]
         blocks = [Span(max(hole.start, span.start), min(hole.end, span.end)) for hole in closed]

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from ..routing.best_route import Prices
 from ..types import Span
-from .swarm_view import Machine, Picture
+from .swarm_view import Machine, SwarmView
 
 MOST_LOOKS = 48
 """Routes searched for one machine in a small swarm; each takes a millisecond or less there."""
 LARGE = 24
 LOOKS_WHEN_LARGE = 4
-"""With more nodes than LARGE in the picture: a search takes tens of milliseconds, and a route that would come
+"""With more nodes than LARGE in the view: a search takes tens of milliseconds, and a route that would come
 back to a node is rare."""
 
 Costs = NDArray[np.float64]
@@ -30,23 +30,23 @@ _NONE = -1
 _STAYS = -2
 
 
-class Spots:
-    """Where ``machine`` could be entered and left beside the nodes of ``picture``."""
+class SpanCosts:
+    """Where ``machine`` could be entered and left beside the nodes of ``view``."""
 
-    def __init__(self, picture: Picture, machine: Machine) -> None:
-        self.picture = picture
+    def __init__(self, view: SwarmView, machine: Machine) -> None:
+        self.view = view
         self.machine = machine
-        self._prices = Prices(picture.edges, picture.request)
-        self._nodes = [node for node in picture.priced if node.peer_id != machine.peer_id]
-        n, count = picture.shape.n_blocks, len(self._nodes)
+        self._prices = Prices(view.edges, view.request)
+        self._nodes = [node for node in view.priced if node.peer_id != machine.peer_id]
+        n, count = view.shape.n_blocks, len(self._nodes)
         self._whole = machine.serving(Span(0, n), n)
         prices = [self._prices.hop(node) for node in self._nodes]
         self._enter: Costs = np.array([enter for enter, _ in prices], dtype=np.float64)
         self._block: Costs = np.array([block for _, block in prices], dtype=np.float64)
-        self._legs: Costs = np.array(
-            [self._prices.leg(node.peer_id) for node in self._nodes], dtype=np.float64
+        self._client_links: Costs = np.array(
+            [self._prices.client_link(node.peer_id) for node in self._nodes], dtype=np.float64
         )
-        self._ways = self._pair_ways()
+        self._links = self._pair_links()
         self._active = np.zeros((n, count), dtype=bool)  # (blocks, nodes)
         for place, node in enumerate(self._nodes):
             self._active[node.span.start : node.span.end, place] = True
@@ -84,17 +84,17 @@ class Spots:
                 yield float(flat[index]) / 1e9, Span(start, end)
 
     def _look(self, span: Span) -> float:
-        n = self.picture.shape.n_blocks
-        return self.picture.with_node(self.machine.serving(span, n)).cost_s
+        n = self.view.shape.n_blocks
+        return self.view.with_node(self.machine.serving(span, n)).cost_s
 
-    def _pair_ways(self) -> Costs:
+    def _pair_links(self) -> Costs:
         """What it costs to go from one node (row) to another (column); infinite to itself."""
-        ways = np.maximum.outer(self._legs, self._legs)
+        links = np.maximum.outer(self._client_links, self._client_links)
         places = {node.peer_id: place for place, node in enumerate(self._nodes)}
-        for (a, b), price in self._prices.ways(self._nodes).items():
-            ways[places[a], places[b]] = price
-        np.fill_diagonal(ways, np.inf)
-        return ways
+        for (a, b), price in self._prices.links(self._nodes).items():
+            links[places[a], places[b]] = price
+        np.fill_diagonal(links, np.inf)
+        return links
 
     def _from_front(self) -> tuple[Costs, NDArray[np.int64]]:
         """[b, p]: nanoseconds until blocks before ``b`` are done, ``p`` being the last to work."""
@@ -103,9 +103,9 @@ class Spots:
         origin = np.full((n + 1, count), _NONE)
         for block in range(n):
             if block == 0:
-                arrive, via = self._legs, np.full(count, _NONE)
+                arrive, via = self._client_links, np.full(count, _NONE)
             else:
-                come = costs[block][:, None] + self._ways
+                come = costs[block][:, None] + self._links
                 via = come.argmin(axis=0) if count else np.zeros(0, dtype=np.int64)
                 arrive = come[via, np.arange(count)]
             arrive = arrive + self._enter
@@ -122,9 +122,9 @@ class Spots:
         onward = np.full((n + 1, count), _NONE)
         for block in reversed(range(n)):
             if block == n - 1:
-                rest, to = self._legs, np.full(count, _NONE)
+                rest, to = self._client_links, np.full(count, _NONE)
             else:
-                go = self._ways + (self._enter + costs[block + 1])[None, :]
+                go = self._links + (self._enter + costs[block + 1])[None, :]
                 to = go.argmin(axis=1) if count else np.zeros(0, dtype=np.int64)
                 rest = go[np.arange(count), to]
                 stays = costs[block + 1] <= rest
@@ -138,10 +138,10 @@ class Spots:
         n, count = self._active.shape
         prices, own = self._prices, self.machine.peer_id
         enter, block = prices.hop(self._whole)
-        leg = float(prices.leg(own))
-        to = np.array([prices.way(node.peer_id, own) for node in self._nodes], dtype=np.float64)
-        on = np.array([prices.way(own, node.peer_id) for node in self._nodes], dtype=np.float64)
-        before, after = np.full(n + 1, leg), np.full(n + 1, leg)
+        client_link = float(prices.client_link(own))
+        to = np.array([prices.link(node.peer_id, own) for node in self._nodes], dtype=np.float64)
+        on = np.array([prices.link(own, node.peer_id) for node in self._nodes], dtype=np.float64)
+        before, after = np.full(n + 1, client_link), np.full(n + 1, client_link)
         self._via = np.full(n + 1, _NONE)
         self._next = np.full(n + 1, _NONE)
         for border in range(1, n):
@@ -166,7 +166,7 @@ class Spots:
             block -= 1
             place = place if origin == _STAYS else origin
         place, block = int(self._next[span.end]), span.end
-        while place != _NONE and block < self.picture.shape.n_blocks:
+        while place != _NONE and block < self.view.shape.n_blocks:
             used.append(place)
             while int(self._back_to[block, place]) == _STAYS:
                 block += 1

@@ -66,39 +66,43 @@ class Machine:
         return cls(node.peer_id, most, node.decode_ms_per_block, node.links)
 
 
-class Ways:
+class MeasuredLinks:
     """What ``speakers`` announce of the links between them."""
 
     def __init__(self, speakers: Iterable[NodeInfo | Machine]) -> None:
         self._links = {speaker.peer_id: speaker.links for speaker in speakers}
-        self.legs: dict[str, Link] = {}
+        self.client_links: dict[str, Link] = {}
         for peer_id, links in self._links.items():
             if links:
-                self.legs[peer_id] = _middle([(link.rtt_s, link.bytes_per_s) for link in links])
+                self.client_links[peer_id] = _middle([(link.rtt_s, link.bytes_per_s) for link in links])
         usual = (
-            _middle([(leg.rtt_s, leg.bytes_per_s) for leg in self.legs.values()]) if self.legs else HOME_LINK
+            _middle(
+                [(client_link.rtt_s, client_link.bytes_per_s) for client_link in self.client_links.values()]
+            )
+            if self.client_links
+            else HOME_LINK
         )
         for peer_id in self._links:
-            self.legs.setdefault(peer_id, usual)
+            self.client_links.setdefault(peer_id, usual)
 
     def edges(self, peer_ids: Iterable[str]) -> Edges:
         """The ways between a few of them."""
         one = Span(0, 1)
         few = [Machine(peer_id, 1, 0.0, self._links[peer_id]).serving(one, 1) for peer_id in peer_ids]
-        return Edges(few, self.legs)
+        return Edges(few, self.client_links)
 
 
-class Picture:
+class SwarmView:
     """``nodes`` serve their spans; of each peer one announcement counts. Their states do not matter here.
 
     ``machines``: those that will be looked at beside them.
     """
 
     def __init__(
-        self, nodes: Iterable[NodeInfo], shape: ModelShape, ways: Ways, machines: Iterable[str] = ()
+        self, nodes: Iterable[NodeInfo], shape: ModelShape, links: MeasuredLinks, machines: Iterable[str] = ()
     ) -> None:
         self.shape = shape
-        self.ways = ways
+        self.links = links
         n = shape.n_blocks
         self.request = RouteRequest(
             n, kv_tokens=0, prompt_tokens=0, new_tokens=1, bytes_per_token=shape.activation_bytes
@@ -112,7 +116,7 @@ class Picture:
         for node in self.nodes.values():
             self._count(node)
         self._likely = [_priced(node, n) for node in self._candidates()]
-        self.edges = ways.edges(dict.fromkeys([*(node.peer_id for node in self._likely), *machines]))
+        self.edges = links.edges(dict.fromkeys([*(node.peer_id for node in self._likely), *machines]))
         self._finish()
 
     def _finish(self) -> None:
@@ -174,10 +178,15 @@ class Picture:
         """Blocks that one node alone serves."""
         return self.copies.count(1)
 
-    def with_node(self, node: NodeInfo) -> Picture:
-        """With ``node``, whose peer is not in this picture, but is among its ``machines``."""
-        other = object.__new__(Picture)
-        other.shape, other.ways, other.request, other.edges = self.shape, self.ways, self.request, self.edges
+    def with_node(self, node: NodeInfo) -> SwarmView:
+        """With ``node``, whose peer is not in this view, but is among its ``machines``."""
+        other = object.__new__(SwarmView)
+        other.shape, other.links, other.request, other.edges = (
+            self.shape,
+            self.links,
+            self.request,
+            self.edges,
+        )
         other.nodes = {**self.nodes, node.peer_id: node}
         other.copies, other.density = self.copies.copy(), self.density.copy()
         other._rates = self._rates.copy()
@@ -186,13 +195,13 @@ class Picture:
         other._finish()
         return other
 
-    def keeps_route_of(self, other: Picture) -> None:
+    def keeps_route_of(self, other: SwarmView) -> None:
         """The best route is that of ``other``: spares the search for it."""
         self._cost_s = other.cost_s
 
-    def without(self, peer_id: str, machines: Iterable[str] = ()) -> Picture:
+    def without(self, peer_id: str, machines: Iterable[str] = ()) -> SwarmView:
         left = (node for node in self.nodes.values() if node.peer_id != peer_id)
-        return Picture(left, self.shape, self.ways, [peer_id, *machines])
+        return SwarmView(left, self.shape, self.links, [peer_id, *machines])
 
     @staticmethod
     def covered(nodes: Sequence[NodeInfo], n_blocks: int) -> bool:
@@ -212,9 +221,10 @@ class Picture:
         nodes = list(self.nodes.values())
         if len(nodes) <= KEEP_ALL:
             return nodes
-        legs, size = self.ways.legs, self.shape.activation_bytes
+        client_links, size = self.links.client_links, self.shape.activation_bytes
         speeds = [
-            (decode_seconds(node), legs[node.peer_id].one_way_s(size) / len(node.span)) for node in nodes
+            (decode_seconds(node), client_links[node.peer_id].one_way_s(size) / len(node.span))
+            for node in nodes
         ]
         likely: set[int] = set()
         for shared in (0, 1):  # a hop's way counts, or does not

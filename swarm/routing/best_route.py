@@ -20,7 +20,7 @@ from ..types import Hop, NodeInfo, NodeState, Route, Span
 from .edges import Edges, Link
 from .load_spread import Pick, spread_out
 from .prediction import Prediction, decode_seconds, predict, prefill_seconds, queue_seconds
-from .same_borders import WORTH, cheapest_with_cuts
+from .same_borders import WORTH, cheapest_with_borders
 from .search import Offer, cheapest_chain
 
 DEFAULT_BYTES_PER_TOKEN = 4096
@@ -86,7 +86,7 @@ class Prices:
     def __init__(self, edges: Edges, request: RouteRequest) -> None:
         self._edges = edges
         self._request = request
-        self._legs: dict[str, int] = {}
+        self._client_links: dict[str, int] = {}
 
     def hop(self, node: NodeInfo) -> tuple[int, int]:
         """(for using the node at all, for each block on it)."""
@@ -95,37 +95,39 @@ class Prices:
         block = request.new_tokens * decode_seconds(node) + request.prompt_tokens * prefill_seconds(node)
         return round(enter * 1e9), round(block * 1e9)
 
-    def leg(self, peer_id: str) -> int:
+    def client_link(self, peer_id: str) -> int:
         """All that is sent to a hop, on the client's own link."""
-        price = self._legs.get(peer_id)
+        price = self._client_links.get(peer_id)
         if price is None:
-            price = self._legs[peer_id] = self._sent(self._edges.leg(peer_id), self._request.prompt_tokens)
+            price = self._client_links[peer_id] = self._sent(
+                self._edges.client_link(peer_id), self._request.prompt_tokens
+            )
         return price
 
-    def way(self, a: str, b: str) -> int:
+    def link(self, a: str, b: str) -> int:
         """All that is sent from ``a`` to ``b``; "" is the client, who is sent one row of a prompt only."""
         if not a:
-            return self.leg(b)
+            return self.client_link(b)
         if not b:
-            return self._sent(self._edges.leg(a), 1 if self._request.prompt_tokens else 0)
-        return min(self._direct(a, b), self.leg(a) + self.leg(b))
+            return self._sent(self._edges.client_link(a), 1 if self._request.prompt_tokens else 0)
+        return min(self._direct(a, b), self.client_link(a) + self.client_link(b))
 
-    def ways(self, nodes: Sequence[NodeInfo]) -> dict[tuple[str, str], int]:
+    def links(self, nodes: Sequence[NodeInfo]) -> dict[tuple[str, str], int]:
         """The ways between ``nodes`` of which more is known than the client's own links tell."""
         spans = {node.peer_id: node.span for node in nodes}
-        ways: dict[tuple[str, str], int] = {}
+        links: dict[tuple[str, str], int] = {}
         for pairs in (self._edges.told, self._edges.unchained):
             for a, b in pairs:
                 if a in spans and b in spans and _may_follow(spans[a], spans[b]):
                     alike = self._edges.may_chain(a, b) and self._edges.may_chain(b, a)
-                    back = ways.get((b, a)) if alike else None
-                    ways[a, b] = self.way(a, b) if back is None else back
-        return ways
+                    back = links.get((b, a)) if alike else None
+                    links[a, b] = self.link(a, b) if back is None else back
+        return links
 
     def route(self, picks: Sequence[Pick]) -> int:
         """A whole route, from ``before`` to ``after``."""
         peers = [self._request.before, *(node.peer_id for node, _ in picks), self._request.after]
-        total = sum(self.way(a, b) for a, b in pairwise(peers))
+        total = sum(self.link(a, b) for a, b in pairwise(peers))
         for node, span in picks:
             enter, block = self.hop(node)
             total += enter + len(span) * block
@@ -134,9 +136,9 @@ class Prices:
     def _direct(self, a: str, b: str) -> int:
         edges, request = self._edges, self._request
         if not edges.may_chain(a, b):
-            return self.leg(a) + self.leg(b)
+            return self.client_link(a) + self.client_link(b)
         if not edges.is_measured(a, b):
-            return max(self.leg(a), self.leg(b))  # as ``Edges.estimate``
+            return max(self.client_link(a), self.client_link(b))  # as ``Edges.estimate``
         return self._sent(edges.between(a, b, request.bytes_per_token), request.prompt_tokens)
 
     def _sent(self, link: Link, prompt_tokens: int) -> int:
@@ -164,11 +166,11 @@ def find_route(
     candidates = [node for node in by_peer.values() if _overlap(node.span, request.span)]
     prices = Prices(edges, request)
     offers = [_offer(node, prices, request, salt, spread) for node in candidates]
-    chain = cheapest_chain(offers, request.span.start, request.span.end, prices.ways(candidates))
+    chain = cheapest_chain(offers, request.span.start, request.span.end, prices.links(candidates))
     picks = [(by_peer[offer.peer_id], span) for offer, span in chain]
     ends = {"before": request.before, "after": request.after}
     if request.cuts is not None and [span for _, span in picks] != request.wanted_spans:
-        same = cheapest_with_cuts(
+        same = cheapest_with_borders(
             candidates, request.wanted_spans, prices, lambda peer_id: _rank(salt, peer_id), **ends
         )
         if same is not None and prices.route(same) <= WORTH * prices.route(picks):
@@ -246,13 +248,15 @@ def why_unusable(node: NodeInfo, request: RouteRequest) -> str:
 
 def _offer(node: NodeInfo, prices: Prices, request: RouteRequest, salt: str, spread: float) -> Offer:
     enter, block = prices.hop(node)
-    leg = prices.leg(node.peer_id)
-    first, last = prices.way(request.before, node.peer_id), prices.way(node.peer_id, request.after)
+    client_link = prices.client_link(node.peer_id)
+    first, last = prices.link(request.before, node.peer_id), prices.link(node.peer_id, request.after)
     rank = _rank(salt, node.peer_id)
     if spread > 0:
         more = 1 + spread * _fraction(rank)
-        enter, block, leg, first, last = (round(price * more) for price in (enter, block, leg, first, last))
-    return Offer(node.peer_id, node.span, enter, block, rank, leg, first, last)
+        enter, block, client_link, first, last = (
+            round(price * more) for price in (enter, block, client_link, first, last)
+        )
+    return Offer(node.peer_id, node.span, enter, block, rank, client_link, first, last)
 
 
 def _rank(salt: str, peer_id: str) -> bytes:

@@ -78,7 +78,7 @@ class Edges:
         for (a, b), (rtt_s, bytes_per_s) in self._told.items():
             if a in links and b not in links:
                 over = Link(links[a].rtt_s + rtt_s, min(links[a].bytes_per_s, bytes_per_s or MAX_BYTES_PER_S))
-                if over.rtt_s < self.leg(b).rtt_s:
+                if over.rtt_s < self.client_link(b).rtt_s:
                     self._guessed[b] = over
 
     @property
@@ -86,7 +86,7 @@ class Edges:
         """Pairs of which more is known than the client's links tell, each in both orders."""
         return self._told
 
-    def leg(self, peer_id: str) -> Link:
+    def client_link(self, peer_id: str) -> Link:
         """The client's own link to a peer, as far as it is known."""
         return self._links.get(peer_id) or self._guessed.get(peer_id, UNMEASURED_LINK)
 
@@ -102,15 +102,15 @@ class Edges:
     def estimate(self, a: str, b: str, payload_bytes: float) -> Link:
         """The way between two nodes of which nothing is told: as costly as the costlier of the client's two
         links, which is the middle of what the triangle allows."""
-        legs = self.leg(a), self.leg(b)
-        return max(legs, key=lambda leg: leg.one_way_s(payload_bytes))
+        client_links = self.client_link(a), self.client_link(b)
+        return max(client_links, key=lambda client_link: client_link.one_way_s(payload_bytes))
 
     def between(self, a: str, b: str, payload_bytes: float) -> Link:
         """The direct way from ``a`` to ``b``. ``payload_bytes``: what one step sends, for an estimate."""
         told = self._told.get((a, b))
         if told is None:
             return self.estimate(a, b, payload_bytes)
-        one, other = self.leg(a).rtt_s, self.leg(b).rtt_s
+        one, other = self.client_link(a).rtt_s, self.client_link(b).rtt_s
         rtt_s = min(max(told[0], abs(one - other)), one + other)
         rate = min(told[1], MAX_BYTES_PER_S)
         return Link(rtt_s, rate if rate > 0 else self.estimate(a, b, payload_bytes).bytes_per_s)
@@ -118,8 +118,10 @@ class Edges:
     def one_way_s(self, a: str, b: str, payload_bytes: float) -> float:
         """Seconds from ``a`` to ``b``; "" is the client."""
         if not a or not b:
-            return self.leg(a or b).one_way_s(payload_bytes)
-        through_client = self.leg(a).one_way_s(payload_bytes) + self.leg(b).one_way_s(payload_bytes)
+            return self.client_link(a or b).one_way_s(payload_bytes)
+        through_client = self.client_link(a).one_way_s(payload_bytes) + self.client_link(b).one_way_s(
+            payload_bytes
+        )
         if not self.may_chain(a, b):
             return through_client
         return min(self.between(a, b, payload_bytes).one_way_s(payload_bytes), through_client)

@@ -27,7 +27,7 @@ class Prices(Protocol):
 
     def hop(self, node: NodeInfo) -> tuple[int, int]: ...
 
-    def way(self, a: str, b: str) -> int: ...
+    def link(self, a: str, b: str) -> int: ...
 
 
 def spread_out(
@@ -50,11 +50,11 @@ def spread_out(
 
     def idle(number: int, node: NodeInfo) -> int:
         """The price of ``node`` as hop ``number`` without its queue."""
-        ways = prices.way(peers[number], node.peer_id) + prices.way(node.peer_id, peers[number + 2])
-        return ways + len(chosen[number][1]) * prices.hop(node)[1]
+        links = prices.link(peers[number], node.peer_id) + prices.link(node.peer_id, peers[number + 2])
+        return links + len(chosen[number][1]) * prices.hop(node)[1]
 
-    ways = sum(prices.way(a, b) for a, b in pairwise(peers))
-    total = 1 + ways + sum(len(span) * prices.hop(node)[1] for node, span in picks)
+    links = sum(prices.link(a, b) for a, b in pairwise(peers))
+    total = 1 + links + sum(len(span) * prices.hop(node)[1] for node, span in picks)
 
     def lateness(node: NodeInfo) -> float:
         """When an exponential clock rings whose rate is the node's weight: the first to ring is drawn."""

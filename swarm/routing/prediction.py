@@ -139,12 +139,12 @@ def predict(
     """``nodes``: the hops' announcements, in their order. ``before`` and ``after``: who feeds the first hop
     and takes what the last gives, "" for the client, who is sent one row of a prompt only."""
     peers = [before, *(hop.peer_id for hop in hops), after]
-    ways = list(pairwise(peers))
+    links = list(pairwise(peers))
     edge_predictions = tuple(
         EdgePrediction(
             a, b, edges.one_way_s(a, b, bytes_per_token), edges.may_chain(a, b), edges.is_measured(a, b)
         )
-        for a, b in ways
+        for a, b in links
     )
     hop_predictions = tuple(
         HopPrediction(
@@ -162,8 +162,8 @@ def predict(
         # A pipeline: the first chunk passes all stages, the others follow as fast as the slowest stage lets.
         stages = [hop.prefill_s * chunk / prompt_tokens for hop in hop_predictions]
         fill = sum(stages) + sum(hop.queue_s for hop in hop_predictions)
-        for a, b in ways:
-            last = (a, b) == ways[-1] and not b
+        for a, b in links:
+            last = (a, b) == links[-1] and not b
             fill += edges.one_way_s(a, b, bytes_per_token * (1 if last else chunk))
             if not last:
                 stages += _transfers(a, b, edges, bytes_per_token * chunk)

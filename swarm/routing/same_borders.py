@@ -15,7 +15,7 @@ WORTH = 1.25
 """Times the cheapest route's price that one with the same borders may cost."""
 
 
-def cheapest_with_cuts(
+def cheapest_with_borders(
     nodes: Sequence[NodeInfo],
     spans: Sequence[Span],
     prices: Prices,
@@ -35,14 +35,14 @@ def cheapest_with_cuts(
             if not node.span.covers(span):
                 continue
             enter, block = prices.hop(node)
-            ways = [
-                (cost + prices.way(peer_id, node.peer_id), picks)
+            links = [
+                (cost + prices.link(peer_id, node.peer_id), picks)
                 for peer_id, (cost, picks) in reached.items()
                 if all(other.peer_id != node.peer_id for other, _ in picks)
             ]
-            if ways:
-                cost, picks = min(ways, key=lambda way: way[0])
+            if links:
+                cost, picks = min(links, key=lambda link: link[0])
                 onward[node.peer_id] = (cost + enter + len(span) * block, [*picks, (node, span)])
         reached = onward
-    ends = [(cost + prices.way(peer_id, after), picks) for peer_id, (cost, picks) in reached.items()]
+    ends = [(cost + prices.link(peer_id, after), picks) for peer_id, (cost, picks) in reached.items()]
     return min(ends, key=lambda end: end[0])[1] if ends else None

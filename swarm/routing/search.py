@@ -17,8 +17,9 @@ WORK_LIMIT = 150_000
 """Bounds the search for a chain that uses no peer twice, in offers times their blocks looked at: about a
 quarter of a second. Then the best one found so far is the answer."""
 
-Ways = Mapping[tuple[str, str], int]
-"""Prices in ns of the ways between pairs of peers; any other pair's is the higher of their two ``leg_ns``."""
+LinkPrices = Mapping[tuple[str, str], int]
+"""Prices in ns of the ways between pairs of peers; any other pair's is the higher of their two
+``client_link_ns``."""
 
 _Chain = tuple[int, int, tuple[int, ...]]
 """What decides between two chains, smaller first: cost in ns, hops, and who is entered at which block, each
@@ -29,7 +30,7 @@ as place in the order of offers * MAX_BLOCKS + block."""
 class Offer:
     """A peer's price for carrying blocks of ``span``. ``rank`` decides between equals, smaller first.
 
-    ``first_ns``: the way to it, where the chain begins with it; ``last_ns``: the way on, where it ends.
+    ``first_ns``: the link to it, where the chain begins with it; ``last_ns``: the way on, where it ends.
     """
 
     peer_id: str
@@ -37,13 +38,13 @@ class Offer:
     enter_ns: int
     block_ns: int
     rank: bytes = b""
-    leg_ns: int = 0
+    client_link_ns: int = 0
     first_ns: int = 0
     last_ns: int = 0
 
 
 def cheapest_chain(
-    offers: Sequence[Offer], start: int, end: int, ways: Ways | None = None
+    offers: Sequence[Offer], start: int, end: int, links: LinkPrices | None = None
 ) -> list[tuple[Offer, Span]]:
     """The best chain over blocks ``start`` to ``end`` that uses no peer twice, as (offer, its blocks).
 
@@ -51,7 +52,7 @@ def cheapest_chain(
     peers twice bounds the answer from below, and nearly always is it. Where a peer does come twice, with a
     block g between, each allowed chain has it before g only, after g only, or at g.
     """
-    search = _Search(offers, start, end, ways or {})
+    search = _Search(offers, start, end, links or {})
     everybody = dict(enumerate(search.offers))
     best: _Chain | None = None
     work = 0
@@ -72,23 +73,23 @@ def cheapest_chain(
         branches.append((_narrowed(candidates, place, start, gap), forced))
         branches.append((_narrowed(candidates, place, gap + 1, end), forced))
         branches.append((candidates, {**forced, gap: place}))
-    return search.legs(best) if best is not None else _farthest_first(offers, start, end)
+    return search.hops(best) if best is not None else _farthest_first(offers, start, end)
 
 
 class _Search:
     """What all branches share: the offers in the order of their ranks, and the ways between their places."""
 
-    def __init__(self, offers: Sequence[Offer], start: int, end: int, ways: Ways) -> None:
+    def __init__(self, offers: Sequence[Offer], start: int, end: int, links: LinkPrices) -> None:
         self.offers = sorted(offers, key=lambda offer: (offer.rank, offer.peer_id))
         self.start, self.end = start, end
         self.work = 1 + sum(
             max(0, min(end, offer.span.end) - max(start, offer.span.start)) for offer in offers
         )
         places = {offer.peer_id: place for place, offer in enumerate(self.offers)}
-        self._ways: list[dict[int, int]] = [{} for _ in self.offers]  # [to][from]
-        for (a, b), price in ways.items():
+        self._links: list[dict[int, int]] = [{} for _ in self.offers]  # [to][from]
+        for (a, b), price in links.items():
             if a in places and b in places:
-                self._ways[places[b]][places[a]] = price
+                self._links[places[b]][places[a]] = price
 
     def relaxed(
         self, offers: Mapping[int, Offer], forced: Mapping[int, int], *, once: bool = False
@@ -145,10 +146,14 @@ class _Search:
         once: bool,
     ) -> _Chain | None:
         """The best chain that has come to the offer at ``place`` from another."""
-        ways, leg, enter = self._ways[place], self.offers[place].leg_ns, self.offers[place].enter_ns
+        links, client_link, enter = (
+            self._links[place],
+            self.offers[place].client_link_ns,
+            self.offers[place].enter_ns,
+        )
         best: _Chain | None = None
         bound = stays[0] - enter if stays is not None else None  # entering for more than staying is no use
-        for known, price in ways.items():
+        for known, price in links.items():
             chain = inside.get(known)
             if chain is None or (once and _uses(chain, place)):
                 continue
@@ -158,17 +163,17 @@ class _Search:
         if best is not None and (bound is None or best[0] < bound):
             bound = best[0]
         for chain, origin in arrivals:
-            if bound is not None and chain[0] + leg > bound:
+            if bound is not None and chain[0] + client_link > bound:
                 break  # no later arrival can be cheaper
-            if origin == place or origin in ways or (once and _uses(chain, place)):
+            if origin == place or origin in links or (once and _uses(chain, place)):
                 continue
-            theirs = self.offers[origin].leg_ns
-            come = (chain[0] + max(leg, theirs), chain[1], chain[2])
+            theirs = self.offers[origin].client_link_ns
+            come = (chain[0] + max(client_link, theirs), chain[1], chain[2])
             if best is None or come < best:
                 best = come
                 if bound is None or best[0] < bound:
                     bound = best[0]
-            if theirs <= leg:
+            if theirs <= client_link:
                 break  # arrivals are in order: later ones cost as much or more, on no shorter way
         return best
 
@@ -181,7 +186,7 @@ class _Search:
             ends[place] = span.end
         return None
 
-    def legs(self, chain: _Chain) -> list[tuple[Offer, Span]]:
+    def hops(self, chain: _Chain) -> list[tuple[Offer, Span]]:
         return [(self.offers[place], span) for place, span in self._hops(chain)]
 
     def _hops(self, chain: _Chain) -> list[tuple[int, Span]]:
@@ -196,13 +201,13 @@ def _uses(chain: _Chain, place: int) -> bool:
 
 def _farthest_first(offers: Sequence[Offer], start: int, end: int) -> list[tuple[Offer, Span]]:
     """The chain that always takes who goes farthest: uses nobody twice, whatever it costs."""
-    legs: list[tuple[Offer, Span]] = []
+    hops: list[tuple[Offer, Span]] = []
     while start < end:
         here = [offer for offer in offers if start in offer.span]
         offer = min(here, key=lambda offer: (-offer.span.end, offer.rank, offer.peer_id))
-        legs.append((offer, Span(start, min(end, offer.span.end))))
+        hops.append((offer, Span(start, min(end, offer.span.end))))
         start = offer.span.end
-    return legs
+    return hops
 
 
 def _narrowed(offers: Mapping[int, Offer], place: int, start: int, end: int) -> dict[int, Offer]:

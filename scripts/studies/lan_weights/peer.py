@@ -17,7 +17,7 @@ from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.holder import WholeFiles
 from swarm_node.shards.transfer.fetch import ModelFetch
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.transfer.rate_limit import RateCap
+from swarm_node.shards.transfer.rate_limit import RateLimit
 from swarm_node.shards.transfer.server import PieceServer, PieceShelf
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
@@ -25,7 +25,7 @@ from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 async def peer(arguments: argparse.Namespace) -> None:
     transport = await P2pdTransport.create()
-    rate = RateCap(None if arguments.mbit is None else arguments.mbit * 125_000)
+    rate = RateLimit(None if arguments.mbit is None else arguments.mbit * 125_000)
     server = PieceServer(PieceShelf(), rate=rate)
     try:
         await transport.serve(WEIGHTS_PROTOCOL, server.handle)

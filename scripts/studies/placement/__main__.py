@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from swarm_node.swarm.placement.planner import ModelShape, assign
-from swarm_node.swarm.placement.swarm_view import Machine, Picture, Ways
+from swarm_node.swarm.placement.swarm_view import Machine, MeasuredLinks, SwarmView
 from swarm_node.swarm.types import NodeInfo, Span
 
 from ...lab.numbers_given import count
@@ -47,10 +47,10 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sy
 
 def pictured(
     spans: dict[str, Span], machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape
-) -> Picture:
+) -> SwarmView:
     """What ``spans`` come to, with the machines' true speeds."""
     served = [m.serving(spans[m.peer_id], shape.n_blocks) for m in machines if m.peer_id in spans]
-    return Picture([*fixed, *served], shape, Ways([*fixed, *machines]))
+    return SwarmView([*fixed, *served], shape, MeasuredLinks([*fixed, *machines]))
 
 
 def solvable(
@@ -90,7 +90,7 @@ def throughput(rng: random.Random) -> dict[str, float]:
         if len(machines) <= 4:
             break
     found = pictured(assign(offers(machines), shape), machines, [], shape)
-    others = [picture for picture in all_pictures(machines, [], shape) if not picture.missing]
+    others = [view for view in all_pictures(machines, [], shape) if not view.missing]
     best = max(other.tokens_per_s for other in others if other.cost_s <= found.cost_s * 1.005)
     return {"times": found.tokens_per_s / best}
 

@@ -31,7 +31,7 @@ BACK_OFF_S = 0.5
 """Before the second start in a row; doubled with each. The first follows at once."""
 
 
-class Keepable(Protocol):
+class Supervised(Protocol):
     """The part of a daemon that is kept."""
 
     @property
@@ -54,7 +54,7 @@ def steady_clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-class Keeper:
+class DaemonSupervisor:
     """``ping`` asks the daemon something that costs nothing, ``settle`` brings a new one into the network.
 
     Both may raise NetworkError. ``run`` keeps the daemon until it is cancelled or gives up.
@@ -62,7 +62,7 @@ class Keeper:
 
     def __init__(
         self,
-        daemon: Keepable,
+        daemon: Supervised,
         ping: Callable[[], Awaitable[None]],
         settle: Callable[[], Awaitable[None]],
         *,

@@ -36,7 +36,7 @@ from .options import P2pdOptions
 from .process import P2pdProcess
 from .relay_watch import RelayWatch, Verdict
 from .stream import P2pdStream
-from .supervisor import Keeper, steady_clock
+from .supervisor import DaemonSupervisor, steady_clock
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class P2pdTransport:
         self._list_again_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._streams: weakref.WeakSet[P2pdStream] = weakref.WeakSet()
-        self._keeper = Keeper(daemon, self._ping, self._settle)
+        self._keeper = DaemonSupervisor(daemon, self._ping, self._settle)
         self._keeping: asyncio.Task[LocalNetworkError] | None = None
         self._closed = False
 

@@ -16,7 +16,7 @@ from swarm_node.client.network import ClientNetwork
 from swarm_node.client.routing.demand import PAUSE_S, DemandTeller
 from swarm_node.dht.directory import REFRESH_S
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces import checked
@@ -31,7 +31,7 @@ from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeState
 from tests.doubles.fake_swarm import MODEL, FakeSwarm, until
 
-NOTHING_HERE = LocalRegistry()
+NOTHING_HERE = LocalModels()
 TOY = WantedModel(MODEL.name, MODEL.digest)
 
 
@@ -164,7 +164,7 @@ async def test_an_unknown_model_is_asked_for_and_waited_for(
         "TOY",
         directory,
         teller,
-        registry=NOTHING_HERE,
+        local_models=NOTHING_HERE,
         wait=10,
         on_progress=seen.append,
         clock=clock,
@@ -184,7 +184,7 @@ async def test_who_does_not_wait_leaves_the_request(
 ) -> None:
     await MemoryDirectory(directory.store).announce(FakeSwarm(a="0-5").info("a"))
     with pytest.raises(ModelNotFoundError) as caught:
-        await find_in_swarm("toyy", directory, teller, registry=NOTHING_HERE)
+        await find_in_swarm("toyy", directory, teller, local_models=NOTHING_HERE)
     assert caught.value.hint.startswith("Did you mean 'toy'? Idle nodes are asked")
     await teller.close()
     assert await directory.wanted() == [Wanted("client", (WantedModel("toyy"),))]
@@ -217,9 +217,9 @@ class Opening:
     async def join(self) -> ClientNetwork:
         return self.network
 
-    async def open(self, model: str | None, registry: LocalRegistry = NOTHING_HERE) -> LocalModel:
+    async def open(self, model: str | None, local_models: LocalModels = NOTHING_HERE) -> LocalModel:
         joining = asyncio.create_task(self.join())
-        return await open_model(model, joining, self.load, fetch=self.fetch, registry=registry)
+        return await open_model(model, joining, self.load, fetch=self.fetch, local_models=local_models)
 
 
 async def test_one_model_in_the_swarm_needs_no_name() -> None:
@@ -248,7 +248,7 @@ async def test_what_the_hub_does_not_have_is_asked_for() -> None:
 
     joining = asyncio.create_task(opening.join())
     with pytest.raises(NetworkError, match="the hub cannot be reached") as caught:
-        await open_model("owner/tooy", joining, load, fetch=opening.fetch, registry=NOTHING_HERE)
+        await open_model("owner/tooy", joining, load, fetch=opening.fetch, local_models=NOTHING_HERE)
     assert caught.value.hint.startswith("Did you mean 'toy'?")
     await opening.network.demand.close()
     assert [each.models for each in opening.swarm.store.wanted()] == [(WantedModel("owner/tooy"),)]
@@ -280,8 +280,8 @@ async def test_what_is_damaged_here_comes_from_peers_again(tmp_path: Path) -> No
         return str(store.folder)
 
     joining = asyncio.create_task(opening.join())
-    registry = LocalRegistry(fetched=cache)
-    await open_model(MODEL.name, joining, load, fetch=fetch, registry=registry)
+    local_models = LocalModels(fetched=cache)
+    await open_model(MODEL.name, joining, load, fetch=fetch, local_models=local_models)
     assert opening.loaded == [str(store.folder)]
 
 
@@ -293,7 +293,7 @@ async def test_what_is_here_is_opened_before_the_swarm_answers(tmp_path: Path) -
     try:
         for name in ("mine", str(tmp_path / "mine")):
             await open_model(
-                name, never, opening.load, fetch=opening.fetch, registry=LocalRegistry([tmp_path])
+                name, never, opening.load, fetch=opening.fetch, local_models=LocalModels([tmp_path])
             )
         with pytest.raises(CheckpointError):
             await open_model("./missing.gguf", never, lambda _: opening.load("broken"), fetch=opening.fetch)

@@ -18,7 +18,7 @@ NODES = [node(peer) for peer in "abcd"]
 
 
 def leg(book: LinkBook, peer_id: str = "a") -> Link:
-    return book.edges(NODES, 0.0).leg(peer_id)
+    return book.edges(NODES, 0.0).client_link(peer_id)
 
 
 def test_a_stranger_is_middling() -> None:

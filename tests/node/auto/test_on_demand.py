@@ -19,7 +19,7 @@ from swarm_node.node.model_source import ModelSource
 from swarm_node.node.node import Node
 from swarm_node.node.weights.found_model import FoundModel
 from swarm_node.node.weights.sharing import WeightOptions, WeightService
-from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import ModelLocation, Source
 from swarm_node.swarm.errors import CheckpointError, NetworkError, RemoteProtocolError, UsageError
 from swarm_node.swarm.placement.demand import UNUSED_S, Demand, Idle, WantedModel
@@ -246,7 +246,7 @@ class RealSwarm:
     """Nodes over the in-memory network that may load what is in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = LocalRegistry([folder])
+        self.local_models = LocalModels([folder])
         self.network = MemoryNetwork()
         self.store = MemoryStore()
         self.reader = MemoryDirectory(self.store, "client")
@@ -267,7 +267,7 @@ class RealSwarm:
 
         def on_demand(node: Node) -> OnDemand:
             wanted_models = WantedModels(
-                node.directory, node.peer_id, node.config.models, registry=self.registry
+                node.directory, node.peer_id, node.config.models, local_models=self.local_models
             )
             return OnDemand(
                 node, wanted_models, lambda place: FoundModel(place.name, weights, location=place)

@@ -9,7 +9,7 @@ import pytest
 from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto.wanted_models import BACK_OFF_S, WantedModels
-from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import Source
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.placement.demand import SPREAD_S, Idle, WantedModel
@@ -46,10 +46,10 @@ class Swarm:
         )
         await MemoryDirectory(self.store).announce(info)
 
-    def wanted_models(self, *allowed: str, registry: LocalRegistry | None = None) -> WantedModels:
+    def wanted_models(self, *allowed: str, local_models: LocalModels | None = None) -> WantedModels:
         directory = MemoryDirectory(self.store, "idle")
         return WantedModels(
-            directory, "idle", allowed, registry=registry or LocalRegistry(), clock=self.clock
+            directory, "idle", allowed, local_models=local_models or LocalModels(), clock=self.clock
         )
 
     async def pick(self, wanted_models: WantedModels, idle: Idle = Idle()) -> tuple[str, Source, str] | None:  # noqa: B008
@@ -76,7 +76,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_a_model_on_the_disk(swarm: Swarm, disk: Path) -> None:
-    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("any", local_models=LocalModels([disk]))
     assert await wanted_models.pick(Idle()) is None
     await swarm.want("client", "MINE")
     assert await swarm.pick(wanted_models) == ("mine", Source.LOCAL, str(disk / "mine"))
@@ -106,13 +106,13 @@ async def test_the_hub_is_asked_only_for_what_the_owner_named(swarm: Swarm) -> N
 @pytest.mark.parametrize("name", ["{disk}/mine", "../mine", "{disk}/mine/model.safetensors", "~/x.gguf"])
 async def test_a_strangers_name_is_no_path(swarm: Swarm, disk: Path, name: str) -> None:
     await swarm.want("stranger", name.format(disk=disk))
-    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk.parent / "nothing"]))
+    wanted_models = swarm.wanted_models("any", local_models=LocalModels([disk.parent / "nothing"]))
     assert await swarm.pick(wanted_models) is None
 
 
 async def test_weights_other_than_the_wanted_ones_are_not_loaded(swarm: Swarm, disk: Path) -> None:
     directory = MemoryDirectory(swarm.store, "client")
-    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("any", local_models=LocalModels([disk]))
     await directory.want([WantedModel("mine", "99" * 32)])
     assert await swarm.pick(wanted_models) is None
     with open_checkpoint(str(disk / "mine")) as checkpoint:
@@ -122,7 +122,7 @@ async def test_weights_other_than_the_wanted_ones_are_not_loaded(swarm: Swarm, d
 
 
 async def test_what_failed_is_left_alone_for_a_time(swarm: Swarm, disk: Path) -> None:
-    wanted_models = swarm.wanted_models("mine", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("mine", local_models=LocalModels([disk]))
     await swarm.want("client", "mine")
     assert await swarm.pick(wanted_models) is not None
     wanted = await wanted_models.pick(Idle())
@@ -136,7 +136,7 @@ async def test_what_failed_is_left_alone_for_a_time(swarm: Swarm, disk: Path) ->
 
 
 async def test_demand_that_ends_is_forgotten(swarm: Swarm, disk: Path) -> None:
-    wanted_models = swarm.wanted_models("any", registry=LocalRegistry([disk]))
+    wanted_models = swarm.wanted_models("any", local_models=LocalModels([disk]))
     await swarm.want("client", "mine")
     assert await wanted_models.pick(Idle()) is None
     await swarm.want("client")

@@ -81,7 +81,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[ModelFiles] = [FILES]
         self.snapshot: SwarmListing | Exception = SwarmListing((), ())
-        monkeypatch.setattr(models, "default_registry", lambda: Namespace(models=lambda: self.files))
+        monkeypatch.setattr(models, "default_local_models", lambda: Namespace(models=lambda: self.files))
         monkeypatch.setattr(models, "read_swarm", self.read)
 
     async def read(self, _: object) -> SwarmListing:

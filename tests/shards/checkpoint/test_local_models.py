@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_node.shards.checkpoint.local_models import LocalRegistry, default_registry, gguf_title, hub_cache
+from swarm_node.shards.checkpoint.local_models import LocalModels, default_local_models, gguf_title, hub_cache
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
@@ -42,7 +42,7 @@ def test_files_and_directories_are_listed(tmp_path: Path) -> None:
     directory(models / "no-weights")
     (models / "file.Q4_1.gguf").write_bytes(b"GGUF" + bytes(6))
     (models / "notes.txt").write_text("nothing")
-    found = {model.name: model for model in LocalRegistry([models, tmp_path / "missing"]).models()}
+    found = {model.name: model for model in LocalModels([models, tmp_path / "missing"]).models()}
     assert list(found) == ["file.Q4_1", "inner", "parts", "whole"]
     assert (found["whole"].path, found["whole"].kind, found["whole"].nbytes) == (whole, "huggingface", 12)
     assert (found["file.Q4_1"].kind, found["file.Q4_1"].nbytes) == ("gguf", 10)
@@ -56,7 +56,7 @@ def test_the_hubs_cache_counts_where_it_is_whole(tmp_path: Path) -> None:
     cached(tmp_path, "models--own--headless", "c1", "model.safetensors")
     escaping = cached(tmp_path, "models--own--escaping", "c1", "model.safetensors", "tokenizer.json")
     (escaping.parents[1] / "refs" / "main").write_text("../../models--own--old/snapshots/c1")
-    (found,) = LocalRegistry((), tmp_path).models()
+    (found,) = LocalModels((), tmp_path).models()
     assert (found.name, found.path, found.kind) == ("own/old", newest, "hub")
 
 
@@ -64,14 +64,14 @@ def test_what_peers_sent_counts_where_it_is_whole(tmp_path: Path, hf_llama) -> N
     path = hf_llama()
     files, manifest = model_files(path), manifest_of(path)
     cache = PieceCache(tmp_path / "weights")
-    registry = LocalRegistry(fetched=cache)
+    local_models = LocalModels(fetched=cache)
     with cache.open(manifest, ModelRef("sent", "ab" * 32, 4)) as store:
         for piece in range(manifest.n_pieces):
-            assert registry.models() == []
+            assert local_models.models() == []
             place = manifest.place(piece)
             data = files[place.file.name].read_bytes()
             assert store.add(piece, data[place.offset : place.offset + place.length])
-    (found,) = registry.models()
+    (found,) = local_models.models()
     assert (found.name, found.root, found.kind, found.nbytes) == (
         "sent",
         manifest.root,
@@ -85,16 +85,16 @@ def test_what_peers_sent_counts_where_it_is_whole(tmp_path: Path, hf_llama) -> N
 def test_earlier_folders_come_first(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         directory(tmp_path / folder / "same", "model.safetensors")
-    found = LocalRegistry([tmp_path / "two", tmp_path / "one", tmp_path / "two"]).find("SAME")
+    found = LocalModels([tmp_path / "two", tmp_path / "one", tmp_path / "two"]).find("SAME")
     assert [model.path.parent.name for model in found] == ["two", "one"]
 
 
 def test_a_title_inside_the_file_is_a_name(tmp_path: Path, gguf_llama) -> None:  # type: ignore[no-untyped-def]
     path = gguf_llama(extra=lambda writer: writer.add_name("Tiny Llama"))
-    registry = LocalRegistry([tmp_path])
-    assert [model.path for model in registry.find("tiny llama")] == [path]
-    assert [model.path for model in registry.find("tiny")] == [path]
-    assert registry.find("other") == []
+    local_models = LocalModels([tmp_path])
+    assert [model.path for model in local_models.find("tiny llama")] == [path]
+    assert [model.path for model in local_models.find("tiny")] == [path]
+    assert local_models.find("other") == []
     assert gguf_title(path) == "Tiny Llama"
 
 
@@ -102,7 +102,7 @@ def test_a_title_inside_the_file_is_a_name(tmp_path: Path, gguf_llama) -> None: 
 def test_damaged_files_have_no_title(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.gguf").write_bytes(content)
     assert gguf_title(tmp_path / "bad.gguf") == ""
-    assert LocalRegistry([tmp_path]).find("good") == []
+    assert LocalModels([tmp_path]).find("good") == []
     assert gguf_title(tmp_path / "missing.gguf") == ""
 
 
@@ -114,7 +114,7 @@ def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert hub_cache() == tmp_path / "home/.cache/huggingface/hub"
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     assert hub_cache() == tmp_path / "hf/hub"
-    assert default_registry().models() == []
+    assert default_local_models().models() == []
     directory(tmp_path / "models" / "mine", "model.safetensors")
     cached(tmp_path / "hf" / "hub", "models--own--cached", "c1", "model.safetensors", "tokenizer.json")
-    assert [model.name for model in default_registry().models()] == ["mine", "own/cached"]
+    assert [model.name for model in default_local_models().models()] == ["mine", "own/cached"]

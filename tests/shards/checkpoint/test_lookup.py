@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.shards.checkpoint.known_models import KnownModels
-from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import (
     ModelNotFoundError,
     Source,
@@ -38,14 +38,14 @@ class Index:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlamaIn) -> LocalRegistry:
+def places(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlamaIn) -> LocalModels:
     """``mine`` once, ``twice`` in two folders with the same weights, ``variants`` with different ones."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     hf_llama_in(one, "mine")
     for folder in (one, two):
         hf_llama_in(folder, "twice")
         hf_llama_in(folder, "variants", seed=len(folder.name + str(folder == one)))
-    return LocalRegistry([one, two])
+    return LocalModels([one, two])
 
 
 def ref_of(path: str) -> ModelRef:
@@ -53,7 +53,7 @@ def ref_of(path: str) -> ModelRef:
         return checkpoint.ref
 
 
-async def test_what_is_here_needs_no_swarm(places: LocalRegistry) -> None:
+async def test_what_is_here_needs_no_swarm(places: LocalModels) -> None:
     location = await resolve_model("MINE", None, places)
     assert (location.name, location.source) == ("mine", Source.LOCAL)
     assert ref_of(location.path).name == "mine"
@@ -64,7 +64,7 @@ async def test_what_is_here_needs_no_swarm(places: LocalRegistry) -> None:
 
 
 async def test_paths_are_no_names(
-    places: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: LocalModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in (str(tmp_path / "missing"), "./mine", "~/mine", "x.gguf"):
         location = await resolve_model(path, Index(OTHER), places)
@@ -78,7 +78,7 @@ async def test_paths_are_no_names(
     assert (await resolve_model(Path("mine"), None, places)).path == "mine"
 
 
-async def test_variants_here_are_told_apart(places: LocalRegistry) -> None:
+async def test_variants_here_are_told_apart(places: LocalModels) -> None:
     assert find_local("variants", places) is None
     with pytest.raises(UsageError, match="2 different models are called variants on this machine") as caught:
         await resolve_model("variants", None, places)
@@ -89,7 +89,7 @@ async def test_variants_here_are_told_apart(places: LocalRegistry) -> None:
     assert (await resolve_model("variants", Index(served), places)).path == found[1].path, "the swarm's one"
 
 
-async def test_it_is_said_which_variant_here_was_taken(places: LocalRegistry, tmp_path: Path) -> None:
+async def test_it_is_said_which_variant_here_was_taken(places: LocalModels, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         await resolve_model("variants", None, places)
     names = caught.value.hint.removeprefix("Say which: ").rstrip(".").split(" or ")
@@ -108,7 +108,7 @@ async def test_it_is_said_which_variant_here_was_taken(places: LocalRegistry, tm
     assert "that this machine used last, on " in used.sentence
 
 
-async def test_the_swarms_index_is_next(places: LocalRegistry) -> None:
+async def test_the_swarms_index_is_next(places: LocalModels) -> None:
     location = await resolve_model("tinyllama-1.1b", Index(ONE, OTHER), places)
     assert (location.source, location.ref, location.path) == (Source.SWARM, OTHER, "")
     with pytest.raises(UsageError, match="2 different models are called demo in this swarm") as caught:
@@ -119,7 +119,7 @@ async def test_the_swarms_index_is_next(places: LocalRegistry) -> None:
     assert (rooted.ref, rooted.root) == (ONE, "9" * 64)
 
 
-async def test_the_hub_is_last(places: LocalRegistry) -> None:
+async def test_the_hub_is_last(places: LocalModels) -> None:
     location = await resolve_model("owner/Other", Index(ONE), places)
     assert (location.source, location.path) == (Source.HUB, "owner/Other")
     assert (await resolve_model("owner/TinyLlama-1.1B", Index(OTHER), places)).source is Source.SWARM
@@ -127,7 +127,7 @@ async def test_the_hub_is_last(places: LocalRegistry) -> None:
         await resolve_model("owner/Other@abcd", Index(ONE), places)
 
 
-async def test_unknown_names_get_near_ones(places: LocalRegistry) -> None:
+async def test_unknown_names_get_near_ones(places: LocalModels) -> None:
     with pytest.raises(ModelNotFoundError, match="nobody in this swarm") as caught:
         await resolve_model("tinylama", Index(OTHER), places)
     assert caught.value.hint == "Did you mean 'owner/TinyLlama-1.1B'?"
@@ -136,7 +136,7 @@ async def test_unknown_names_get_near_ones(places: LocalRegistry) -> None:
         await resolve_model("mnie", None, places)
     assert caught.value.hint == "Did you mean 'mine'?"
     with pytest.raises(ModelNotFoundError) as caught:
-        await resolve_model("demo", None, LocalRegistry())
+        await resolve_model("demo", None, LocalModels())
     assert "models" in caught.value.hint
 
 
@@ -146,14 +146,14 @@ async def test_a_file_in_the_working_directory_is_near_what_its_owner_types(
     (tmp_path / "SmolLM2.Q4_1.gguf").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError) as caught:
-        await resolve_model("SmolLM2.Q4_1.guf", Index(OTHER), LocalRegistry())
+        await resolve_model("SmolLM2.Q4_1.guf", Index(OTHER), LocalModels())
     assert caught.value.hint == "Did you mean 'SmolLM2.Q4_1.gguf'?"
     with pytest.raises(ModelNotFoundError) as caught:
-        await resolve_name(ModelName("SmolLM2.Q4_1.guf"), Index(OTHER), LocalRegistry())
+        await resolve_name(ModelName("SmolLM2.Q4_1.guf"), Index(OTHER), LocalModels())
     assert "Q4_1" not in caught.value.hint  # a stranger's word: what lies here is not told
 
 
-async def test_the_only_model_needs_no_name(places: LocalRegistry) -> None:
+async def test_the_only_model_needs_no_name(places: LocalModels) -> None:
     assert (await resolve_model(None, Index(ONE, ONE), places)).ref == ONE
     mine = ref_of((await resolve_model("mine", None, places)).path)
     assert (await resolve_model(None, Index(mine), places)).source is Source.LOCAL

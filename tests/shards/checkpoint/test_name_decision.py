@@ -14,7 +14,7 @@ import pytest
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint import lookup, name_decision
 from swarm_node.shards.checkpoint.known_models import KnownModels
-from swarm_node.shards.checkpoint.local_models import LocalRegistry
+from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, resolve_model
 from swarm_node.swarm.codecs.activations import CODECS
 from swarm_node.swarm.errors import ErrorCode, UsageError
@@ -31,7 +31,7 @@ from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 TRUE, LIE = ModelRef("demo", "ab12" * 16, 4), ModelRef("demo", "cd34" * 16, 4)
-NOTHING_HERE = LocalRegistry()
+NOTHING_HERE = LocalModels()
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels import linear as native_linear
 from swarm_node.shards.kernels.linear import (
-    Digits,
+    ActivationPrecision,
     NativeLinear,
     native_dense,
     native_file,
@@ -43,10 +43,14 @@ except NativeUnavailableError as unavailable:
 
 SHAPES = ((1, 32), (7, 64), (32, 32), (33, 96), (80, 160), (200, 576))
 ROWS = (1, 2, 3, 5, 6, 7, 8, 12, 17, 33, 64, 65, 131)
-TOLERANCE = {Digits.EXACT: 1e-6, Digits.CLOSE: 6e-5, Digits.FAST: 1.2e-2}
+TOLERANCE = {
+    ActivationPrecision.EXACT: 1e-6,
+    ActivationPrecision.CLOSE: 6e-5,
+    ActivationPrecision.FAST: 1.2e-2,
+}
 """Relative to the norm of the products; for normal activations, of which the largest in 32 is about 2."""
 
-Make = Callable[[Tensor, "Tensor | None", Digits], tuple[NativeLinear, Tensor]]
+Make = Callable[[Tensor, "Tensor | None", ActivationPrecision], tuple[NativeLinear, Tensor]]
 
 
 def q4_1(weight: Tensor) -> Int4Groups:
@@ -84,7 +88,7 @@ def bf16_scales(weight: Tensor) -> Int8Groups:
 def integer(
     build: Callable[..., NativeLinear], form: Callable[[Tensor], Int4Groups] | Callable[[Tensor], Int8Groups]
 ) -> Make:
-    def make(weight: Tensor, bias: Tensor | None, digits: Digits) -> tuple[NativeLinear, Tensor]:
+    def make(weight: Tensor, bias: Tensor | None, digits: ActivationPrecision) -> tuple[NativeLinear, Tensor]:
         groups = form(weight)
         return build([groups], bias, digits), groups.dequantize()
 
@@ -92,7 +96,7 @@ def integer(
 
 
 def dense(dtype: torch.dtype) -> Make:
-    def make(weight: Tensor, bias: Tensor | None, digits: Digits) -> tuple[NativeLinear, Tensor]:
+    def make(weight: Tensor, bias: Tensor | None, digits: ActivationPrecision) -> tuple[NativeLinear, Tensor]:
         return native_dense([weight.to(dtype)], bias), weight.to(dtype).float()
 
     return make
@@ -124,10 +128,10 @@ def error(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-@pytest.mark.parametrize("digits", Digits)
+@pytest.mark.parametrize("digits", ActivationPrecision)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("maker", MAKERS)
-def test_products(maker: str, shape: tuple[int, int], digits: Digits) -> None:
+def test_products(maker: str, shape: tuple[int, int], digits: ActivationPrecision) -> None:
     weight, x, bias = case(*shape, max(ROWS))
     for held_bias in (None, bias):
         linear, values = MAKERS[maker](weight, held_bias, digits)
@@ -146,14 +150,14 @@ def test_large_channels_do_not_spoil_exact_products(maker: str) -> None:
     weight, x, _ = case(96, 192, 9)
     x[:, 5] *= 1000.0
     x[0] *= 1e4
-    linear, values = MAKERS[maker](weight, None, Digits.EXACT)
+    linear, values = MAKERS[maker](weight, None, ActivationPrecision.EXACT)
     want = x.double() @ values.double().t()
     in_float32 = (x @ values.t() - want).norm(dim=1)
     assert ((linear(x) - want).norm(dim=1) < 4 * in_float32).all()
 
 
-@pytest.mark.parametrize("digits", Digits)
-def test_magnitudes(digits: Digits) -> None:
+@pytest.mark.parametrize("digits", ActivationPrecision)
+def test_magnitudes(digits: ActivationPrecision) -> None:
     """Groups of the largest value only (every digit at its end), zeros, and values near float32's ends."""
     weight, _, _ = case(40, 64, 1)
     linear, values = MAKERS["Q8_0"](weight, None, digits)
@@ -170,7 +174,7 @@ def test_magnitudes(digits: Digits) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_shows_and_stays_in_its_row(maker: str, value: float) -> None:
     weight, x, _ = case(40, 64, 3)
-    linear, _ = MAKERS[maker](weight, None, Digits.CLOSE)
+    linear, _ = MAKERS[maker](weight, None, ActivationPrecision.CLOSE)
     clean = linear(x)
     x[1, 40] = value
     spoiled = linear(x)
@@ -193,9 +197,9 @@ def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> Raw
     return RawTensor("w", (rows, cols), qtype, data, np.arange(rows)[::-1] if shuffled else None)
 
 
-@pytest.mark.parametrize("digits", Digits)
+@pytest.mark.parametrize("digits", ActivationPrecision)
 @pytest.mark.parametrize("qtype", FILE_BITS)
-def test_file_blocks_are_held_exactly(qtype: str, digits: Digits) -> None:
+def test_file_blocks_are_held_exactly(qtype: str, digits: ActivationPrecision) -> None:
     raws = [file_tensor(qtype, 33, 512, shuffled=True), file_tensor(qtype, 31, 512)]
     linear = native_file(raws, None, digits)
     assert linear is not None
@@ -213,11 +217,11 @@ def test_file_blocks_are_held_exactly(qtype: str, digits: Digits) -> None:
 @pytest.mark.parametrize("qtype", FILE_BITS)
 def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
     raw = file_tensor(qtype, 40, 256)
-    direct = native_file([raw], None, Digits.CLOSE)
+    direct = native_file([raw], None, ActivationPrecision.CLOSE)
     grouped = (
-        native_int8([file_int8_groups(raw)], None, Digits.CLOSE)
+        native_int8([file_int8_groups(raw)], None, ActivationPrecision.CLOSE)
         if qtype == "Q8_0"
-        else native_int4([file_groups(raw)], None, Digits.CLOSE)
+        else native_int4([file_groups(raw)], None, ActivationPrecision.CLOSE)
     )
     x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
     assert direct is not None
@@ -226,27 +230,33 @@ def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
 
 def test_only_like_types_are_packed_from_the_file() -> None:
     q4, q8 = file_tensor("Q4_1", 32, 64), file_tensor("Q8_0", 32, 64)
-    assert native_file([q4, q8], None, Digits.CLOSE) is None
-    assert native_file([RawTensor("w", (8, 64), "F32", q4.stored)], None, Digits.CLOSE) is None
+    assert native_file([q4, q8], None, ActivationPrecision.CLOSE) is None
+    assert native_file([RawTensor("w", (8, 64), "F32", q4.stored)], None, ActivationPrecision.CLOSE) is None
     with pytest.raises(ValueError, match="differ in columns"):
-        native_file([q4, file_tensor("Q4_1", 32, 96)], None, Digits.CLOSE)
+        native_file([q4, file_tensor("Q4_1", 32, 96)], None, ActivationPrecision.CLOSE)
     wrong = RawTensor("w", (32, 64), "Q4_1", q4.stored, np.full(32, 32))
     with pytest.raises(ValueError, match="row order"):
-        native_file([wrong], None, Digits.CLOSE)
+        native_file([wrong], None, ActivationPrecision.CLOSE)
 
 
 def test_parts_are_one_matrix() -> None:
     weight, x, bias = case(130, 64, 9)
     sizes = (50, 7, 73)
     for whole, parts in (
-        (native_int4([q4_1(weight)], bias, Digits.CLOSE), [q4_1(part) for part in weight.split(sizes)]),
-        (native_int4([to_int4(weight)], bias, Digits.CLOSE), [to_int4(part) for part in weight.split(sizes)]),
+        (
+            native_int4([q4_1(weight)], bias, ActivationPrecision.CLOSE),
+            [q4_1(part) for part in weight.split(sizes)],
+        ),
+        (
+            native_int4([to_int4(weight)], bias, ActivationPrecision.CLOSE),
+            [to_int4(part) for part in weight.split(sizes)],
+        ),
     ):
-        assert torch.equal(native_int4(parts, bias, Digits.CLOSE)(x), whole(x))
+        assert torch.equal(native_int4(parts, bias, ActivationPrecision.CLOSE)(x), whole(x))
     eight = [to_int8_groups(part) for part in weight.split(sizes)]
     assert torch.equal(
-        native_int8(eight, bias, Digits.CLOSE)(x),
-        native_int8([to_int8_groups(weight)], bias, Digits.CLOSE)(x),
+        native_int8(eight, bias, ActivationPrecision.CLOSE)(x),
+        native_int8([to_int8_groups(weight)], bias, ActivationPrecision.CLOSE)(x),
     )
     assert torch.equal(native_dense(weight.split(sizes), bias)(x), native_dense([weight], bias)(x))
 
@@ -254,16 +264,18 @@ def test_parts_are_one_matrix() -> None:
 def test_scales_take_two_bytes_where_that_is_exact() -> None:
     weight, _, _ = case(64, 64, 1)
     values, groups = 64 * 64, 64 * 2
-    assert native_int4([q4_0(weight)], None, Digits.EXACT).nbytes == values // 2 + 2 * groups
-    assert native_int4([q4_1(weight)], None, Digits.EXACT).nbytes == values // 2 + 4 * groups
-    assert native_int4([to_int4(weight)], None, Digits.EXACT).nbytes == values // 2 + 4 * groups
-    assert native_int4([q4_k(weight)], None, Digits.EXACT).nbytes == values // 2 + 8 * groups
-    assert native_int8([to_int8_groups(weight)], None, Digits.EXACT).nbytes == values + 2 * groups
+    assert native_int4([q4_0(weight)], None, ActivationPrecision.EXACT).nbytes == values // 2 + 2 * groups
+    assert native_int4([q4_1(weight)], None, ActivationPrecision.EXACT).nbytes == values // 2 + 4 * groups
+    assert native_int4([to_int4(weight)], None, ActivationPrecision.EXACT).nbytes == values // 2 + 4 * groups
+    assert native_int4([q4_k(weight)], None, ActivationPrecision.EXACT).nbytes == values // 2 + 8 * groups
+    assert (
+        native_int8([to_int8_groups(weight)], None, ActivationPrecision.EXACT).nbytes == values + 2 * groups
+    )
 
 
 def test_strided_and_narrow_input_is_taken() -> None:
     weight, x, _ = case(64, 64, 6)
-    linear = native_int4([to_int4(weight)], None, Digits.CLOSE)
+    linear = native_int4([to_int4(weight)], None, ActivationPrecision.CLOSE)
     assert torch.equal(linear(torch.cat((x, x), 1)[:, :64]), linear(x))
     assert torch.equal(linear(x.t().contiguous().t()), linear(x))
     assert torch.equal(linear(x.bfloat16()), linear(x.bfloat16().float()))
@@ -272,7 +284,11 @@ def test_strided_and_narrow_input_is_taken() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="40 columns"):
-        native_int8([Int8Groups(torch.zeros(4, 40, dtype=torch.int8), torch.ones(4, 1))], None, Digits.EXACT)
+        native_int8(
+            [Int8Groups(torch.zeros(4, 40, dtype=torch.int8), torch.ones(4, 1))],
+            None,
+            ActivationPrecision.EXACT,
+        )
     with pytest.raises(ValueError, match="differ"):
         native_dense([torch.zeros(4, 32), torch.zeros(4, 64)], None)
     with pytest.raises(ValueError, match="columns"):
@@ -282,7 +298,10 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_accumulating_and_ranges_of_tiles() -> None:
     """What the span's driver does: part of the outputs, added to what is there."""
     weight, x, bias = case(100, 64, 5)
-    for linear in (native_int4([q4_1(weight)], bias, Digits.CLOSE), native_dense([weight], bias)):
+    for linear in (
+        native_int4([q4_1(weight)], bias, ActivationPrecision.CLOSE),
+        native_dense([weight], bias),
+    ):
         kernels = native_linear.library()
         scratch = torch.empty(kernels.sn_linear_scratch(linear.struct, 5) + 1, dtype=torch.uint8)
         kernels.sn_linear_prepare.argtypes = (*_POINTERS[:4], ctypes.c_void_p)
@@ -347,17 +366,17 @@ EXPECTED_SHAPE, EXPECTED_ROWS = (70, 96), 13
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[tuple[str, Digits], Tensor]:
+def expected() -> dict[tuple[str, ActivationPrecision], Tensor]:
     """What the library of this machine computes."""
     weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
     return {
         (maker, digits): make(weight, bias, digits)[0](x)
         for maker, make in MAKERS.items()
-        for digits in Digits
-    } | {("Q4_K file", digits): q4_k_file(digits) for digits in Digits}
+        for digits in ActivationPrecision
+    } | {("Q4_K file", digits): q4_k_file(digits) for digits in ActivationPrecision}
 
 
-def q4_k_file(digits: Digits) -> Tensor:
+def q4_k_file(digits: ActivationPrecision) -> Tensor:
     linear = native_file([file_tensor("Q4_K", 40, 256)], None, digits)
     assert linear is not None
     return linear(torch.randn(5, 256, generator=torch.Generator().manual_seed(1)))
@@ -365,7 +384,7 @@ def q4_k_file(digits: Digits) -> Tensor:
 
 @pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits(
-    expected: dict[tuple[str, Digits], Tensor], other_kernels: None
+    expected: dict[tuple[str, ActivationPrecision], Tensor], other_kernels: None
 ) -> None:
     weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
     for (maker, digits), want in expected.items():

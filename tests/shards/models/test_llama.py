@@ -237,7 +237,7 @@ def test_packed_and_16_bit_spans_against_their_own_weights(
         span = load_span(checkpoint, Span(0, 2), options)
         with pytest.MonkeyPatch.context() as patch:
             # As on a device without packed kernels: the quantized values, held dense in float32.
-            patch.setattr(load_plan.Plan, "packed", False)
+            patch.setattr(load_plan.LoadPlan, "packed", False)
             dense = load_span(checkpoint, Span(0, 2), replace(options, dtype="float32"))
     got, want = sessions(span).forward(x), sessions(dense).forward(x)
     assert got.dtype == span.dtype

@@ -8,10 +8,10 @@ import torch
 
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.bench import NATIVE_WAYS, TORCH_WAYS
-from swarm_node.shards.kernels.linear import Digits
+from swarm_node.shards.kernels.linear import ActivationPrecision
 from swarm_node.shards.kernels.table import KernelTable
 from swarm_node.shards.models import load_plan
-from swarm_node.shards.models.load_plan import Kind, LoadOptions, resolve
+from swarm_node.shards.models.load_plan import LoadOptions, WeightKind, resolve
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
@@ -53,18 +53,18 @@ def native(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("qtype", "kind", "dtype"),
     [
-        ("Q4_0", Kind.INT4, None),
-        ("Q4_1", Kind.INT4, None),
-        ("Q4_K", Kind.INT4, None),
-        ("Q8_0", Kind.DENSE, torch.bfloat16),
-        ("Q6_K", Kind.DENSE, torch.bfloat16),
-        ("BF16", Kind.DENSE, torch.bfloat16),
-        ("F16", Kind.DENSE, torch.float32),
-        ("F32", Kind.DENSE, torch.float32),
+        ("Q4_0", WeightKind.INT4, None),
+        ("Q4_1", WeightKind.INT4, None),
+        ("Q4_K", WeightKind.INT4, None),
+        ("Q8_0", WeightKind.DENSE, torch.bfloat16),
+        ("Q6_K", WeightKind.DENSE, torch.bfloat16),
+        ("BF16", WeightKind.DENSE, torch.bfloat16),
+        ("F16", WeightKind.DENSE, torch.float32),
+        ("F32", WeightKind.DENSE, torch.float32),
     ],
 )
 def test_auto_keeps_the_precision_of_the_file(
-    speeds: None, qtype: str, kind: Kind, dtype: torch.dtype | None
+    speeds: None, qtype: str, kind: WeightKind, dtype: torch.dtype | None
 ) -> None:
     plan = resolve(LoadOptions(), qtype)
     assert plan.dtype == torch.float32
@@ -77,23 +77,23 @@ def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch
     use(monkeypatch, PLAIN)
     plan = resolve(LoadOptions(), "Q4_1")
     assert plan.wide == torch.float32
-    assert plan.kind(tensor("Q4_1")) is Kind.DENSE
+    assert plan.kind(tensor("Q4_1")) is WeightKind.DENSE
     assert plan.dense_dtype("Q4_1") == plan.dense_dtype("BF16") == torch.float32
 
 
 @pytest.mark.parametrize(
     ("qtype", "kind", "dtype"),
     [
-        ("Q4_K", Kind.INT4, None),
-        ("Q8_0", Kind.INT8, None),
-        ("Q6_K", Kind.DENSE, torch.bfloat16),
-        ("BF16", Kind.DENSE, torch.bfloat16),
-        ("F16", Kind.DENSE, torch.float16),
-        ("F32", Kind.DENSE, torch.float32),
+        ("Q4_K", WeightKind.INT4, None),
+        ("Q8_0", WeightKind.INT8, None),
+        ("Q6_K", WeightKind.DENSE, torch.bfloat16),
+        ("BF16", WeightKind.DENSE, torch.bfloat16),
+        ("F16", WeightKind.DENSE, torch.float16),
+        ("F32", WeightKind.DENSE, torch.float32),
     ],
 )
 def test_native_kernels_keep_eight_bit_and_float16_files_too(
-    native: None, qtype: str, kind: Kind, dtype: torch.dtype | None
+    native: None, qtype: str, kind: WeightKind, dtype: torch.dtype | None
 ) -> None:
     plan = resolve(LoadOptions(), qtype)
     assert plan.kind(tensor(qtype)) is kind
@@ -102,24 +102,24 @@ def test_native_kernels_keep_eight_bit_and_float16_files_too(
 
 
 def test_activations_of_native_kernels(native: None) -> None:
-    assert resolve(LoadOptions(), "Q4_1").digits is Digits.CLOSE
-    assert resolve(LoadOptions(kernels="native"), "Q4_1").digits is Digits.CLOSE
-    assert resolve(LoadOptions(dtype="float32"), "Q4_1").digits is Digits.EXACT
-    assert resolve(LoadOptions(kernels="fast"), "Q4_1").digits is Digits.FAST
+    assert resolve(LoadOptions(), "Q4_1").digits is ActivationPrecision.CLOSE
+    assert resolve(LoadOptions(kernels="native"), "Q4_1").digits is ActivationPrecision.CLOSE
+    assert resolve(LoadOptions(dtype="float32"), "Q4_1").digits is ActivationPrecision.EXACT
+    assert resolve(LoadOptions(kernels="fast"), "Q4_1").digits is ActivationPrecision.FAST
     assert resolve(LoadOptions(kernels="torch"), "Q4_1").digits is None
     assert resolve(LoadOptions(dtype="bfloat16"), "Q4_1").digits is None
 
 
 def test_torch_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, KernelTable({**FAST.seconds, **dict.fromkeys(NATIVE_WAYS, SLOW)}))
-    assert not resolve(LoadOptions(), "Q4_1").native(Kind.INT4)
-    assert resolve(LoadOptions(), "Q8_0").kind(tensor("Q8_0")) is Kind.DENSE
-    assert resolve(LoadOptions(kernels="native"), "Q4_1").native(Kind.INT4)
+    assert not resolve(LoadOptions(), "Q4_1").native(WeightKind.INT4)
+    assert resolve(LoadOptions(), "Q8_0").kind(tensor("Q8_0")) is WeightKind.DENSE
+    assert resolve(LoadOptions(kernels="native"), "Q4_1").native(WeightKind.INT4)
 
 
 def test_native_kernels_that_cannot_run(speeds: None) -> None:
     assert resolve(LoadOptions(), "Q4_1").digits is None
-    assert not resolve(LoadOptions(), "Q4_1").native(Kind.INT4)
+    assert not resolve(LoadOptions(), "Q4_1").native(WeightKind.INT4)
     for kernels in ("native", "fast"):
         with pytest.raises(UsageError, match="no C compiler found"):
             resolve(LoadOptions(kernels=kernels), "Q4_1")
@@ -128,12 +128,12 @@ def test_native_kernels_that_cannot_run(speeds: None) -> None:
 
 
 def test_asked_for_forms_are_forced(speeds: None) -> None:
-    assert resolve(LoadOptions(quantize="none"), "Q4_1").kind(tensor("Q4_1")) is Kind.DENSE
+    assert resolve(LoadOptions(quantize="none"), "Q4_1").kind(tensor("Q4_1")) is WeightKind.DENSE
     assert resolve(LoadOptions(quantize="none"), "Q4_1").dense_dtype("Q4_1") == torch.float32
-    assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32")) is Kind.INT4
-    assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32", cols=40)) is Kind.DENSE
-    assert resolve(LoadOptions(quantize="int8"), "Q4_1").kind(tensor("Q4_1")) is Kind.INT8
-    assert resolve(LoadOptions(quantize="int8"), "F32").kind(tensor("F32", cols=72)) is Kind.DENSE
+    assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32")) is WeightKind.INT4
+    assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32", cols=40)) is WeightKind.DENSE
+    assert resolve(LoadOptions(quantize="int8"), "Q4_1").kind(tensor("Q4_1")) is WeightKind.INT8
+    assert resolve(LoadOptions(quantize="int8"), "F32").kind(tensor("F32", cols=72)) is WeightKind.DENSE
     assert resolve(LoadOptions(dtype="bfloat16"), "F32").dense_dtype("F32") == torch.bfloat16
     assert resolve(LoadOptions(dtype="float32"), "BF16").wide == torch.float32
 

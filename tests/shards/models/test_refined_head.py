@@ -9,12 +9,12 @@ from torch import Tensor
 
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.head import NativeHead
-from swarm_node.shards.kernels.linear import Digits, native_int8
+from swarm_node.shards.kernels.linear import ActivationPrecision, native_int8
 from swarm_node.shards.layers.linear import Int4Linear, Int8Linear, Scratch
 from swarm_node.shards.layers.norm import RmsNorm
 from swarm_node.shards.layers.quantize import Int4Groups, as_torch_holds, to_int4, to_int8, to_int8_groups
 from swarm_node.shards.models.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, DenseHead, RefinedHead
-from swarm_node.shards.models.rounding_bounds import RowErrors, native_rounding, torch_rounding
+from swarm_node.shards.models.rounding_bounds import RoundingBounds, native_rounding, torch_rounding
 
 QTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 KERNELS = ["native", "torch int8", "torch int4"]
@@ -31,11 +31,11 @@ class Case:
         stored = weight.view(torch.uint8).view(vocab, -1).numpy()
         self.raw = RawTensor("lm_head.weight", (vocab, hidden), QTYPES[dtype], stored)
         self.norm = RmsNorm(torch.ones(hidden), 1e-5)
-        errors = RowErrors()
+        errors = RoundingBounds()
         rows = weight.float()
         if kernels == "native":
-            linear = native_int8([errors.watched(to_int8_groups)(rows)], None, Digits.CLOSE)
-            self.rounding = native_rounding(Digits.CLOSE, hidden)
+            linear = native_int8([errors.watched(to_int8_groups)(rows)], None, ActivationPrecision.CLOSE)
+            self.rounding = native_rounding(ActivationPrecision.CLOSE, hidden)
             self.propose = NativeHead(self.norm, linear, threads)
         elif kernels == "torch int8":
             self.rounding = torch_rounding(hidden)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels import library, linear
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
-from swarm_node.shards.models.determinism_check import check_rows
+from swarm_node.shards.models.determinism_check import check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.errors import UsageError
@@ -136,7 +136,7 @@ def test_any_schedule_gives_the_bits_of_token_by_token(
 @torch.inference_mode()
 def test_other_shapes(load: Load, way: str, shape: dict[str, Any]) -> None:
     model = load(way, shape=shape)
-    assert check_rows(model, "float16") != ""
+    assert check_determinism(model, "float16") != ""
 
 
 @pytest.mark.parametrize("way", ["native int4", "torch bfloat16"])
@@ -159,7 +159,7 @@ def test_thread_counts(load: Load, way: str) -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            digests.add(check_rows(load(way, threads=threads), "float16"))
+            digests.add(check_determinism(load(way, threads=threads), "float16"))
     finally:
         torch.set_num_threads(before)
     assert len(digests) == 1
@@ -169,20 +169,20 @@ def test_thread_counts(load: Load, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @torch.inference_mode()
 def test_the_check_holds(load: Load, way: str, kv_dtype: str) -> None:
-    assert len(check_rows(load(way), kv_dtype)) == 12
+    assert len(check_determinism(load(way), kv_dtype)) == 12
 
 
 @pytest.mark.parametrize("way", WAYS)
 @torch.inference_mode()
 def test_the_digest_is_the_same_again(load: Load, way: str) -> None:
-    assert check_rows(load(way), "float16") == check_rows(load(way), "float16")
+    assert check_determinism(load(way), "float16") == check_determinism(load(way), "float16")
 
 
 @pytest.mark.parametrize("way", ["torch float32", "torch int8", "torch int4"])
 @torch.inference_mode()
 def test_the_check_finds_kernels_that_depend_on_the_batch(load: Load, way: str) -> None:
     with pytest.raises(UsageError, match=r"torch kernels .* token \d+ has other bits") as caught:
-        check_rows(load(way, deterministic=False), "float32")
+        check_determinism(load(way, deterministic=False), "float32")
     assert "--kernels native" in caught.value.hint
 
 
@@ -202,7 +202,7 @@ def test_the_check_finds_what_was_left_in_a_page(load: Load) -> None:
     for name in SpanModel.__slots__:
         setattr(model, name, getattr(load("native float32"), name))
     with pytest.raises(UsageError, match="other bits"):
-        check_rows(model, "float32")
+        check_determinism(model, "float32")
 
 
 def test_where_nothing_can_be_compiled_torch_computes_row_by_row(
@@ -216,7 +216,7 @@ def test_where_nothing_can_be_compiled_torch_computes_row_by_row(
             model = load("torch because it must")
             assert model.kernels == "torch rowwise"
             assert model.rowwise
-            assert check_rows(model, "int8")
+            assert check_determinism(model, "int8")
     finally:
         del WAYS["torch because it must"]
         library.library.cache_clear()
@@ -248,7 +248,7 @@ NATIVE = [way for way in WAYS if way.startswith("native")]
 @pytest.fixture
 def digests_here(load: Load) -> dict[str, str]:
     with torch.inference_mode():
-        return {way: check_rows(load(way), kv) for way, kv in zip(NATIVE, KV_DTYPES * 2, strict=False)}
+        return {way: check_determinism(load(way), kv) for way, kv in zip(NATIVE, KV_DTYPES * 2, strict=False)}
 
 
 @torch.inference_mode()
@@ -260,4 +260,4 @@ def test_other_instruction_sets_give_the_same_bits(
     """Of whole blocks: products, attention, norms and activations."""
     afresh = {"bos_token_id": 1 + len(other_instructions)}  # so that the spans are loaded again
     for (way, digest), kv_dtype in zip(digests_here.items(), KV_DTYPES * 2, strict=False):
-        assert check_rows(load(way, shape=afresh), kv_dtype) == digest, way
+        assert check_determinism(load(way, shape=afresh), kv_dtype) == digest, way

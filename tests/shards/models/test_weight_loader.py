@@ -16,7 +16,7 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.kernels.table import kernel_table
 from swarm_node.shards.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear
-from swarm_node.shards.models.load_plan import Kind, LoadOptions, resolve
+from swarm_node.shards.models.load_plan import LoadOptions, WeightKind, resolve
 from swarm_node.shards.models.weight_loader import WeightLoader
 from swarm_node.swarm.errors import UsageError
 
@@ -26,7 +26,7 @@ GATE_UP = ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"]
 needs_native = pytest.mark.skipif(not kernel_table().native, reason="no native kernels on this machine")
 
 
-def load(checkpoint: Checkpoint, options: LoadOptions, kind: Kind | None = None) -> tuple[Linear, str]:
+def load(checkpoint: Checkpoint, options: LoadOptions, kind: WeightKind | None = None) -> tuple[Linear, str]:
     plan = resolve(options, checkpoint.config.native_dtype)
     loader = WeightLoader(checkpoint, plan)
     linear = loader.linear(GATE_UP, [512, 512], 256, kind)
@@ -99,7 +99,7 @@ def test_widths_without_groups_are_dense(hf_llama: HFLlama) -> None:
         for kernels in ("auto", "torch"):
             options = LoadOptions(quantize="int8", kernels=kernels)
             loader = WeightLoader(checkpoint, resolve(options, "F32"))
-            linear = loader.linear(GATE_UP, [96, 96], 40, Kind.INT8)
+            linear = loader.linear(GATE_UP, [96, 96], 40, WeightKind.INT8)
             assert loader.summary() == "float32"
             x = torch.randn(3, 40)
             torch.testing.assert_close(linear(x), x @ values(checkpoint).t(), rtol=1e-5, atol=1e-5)

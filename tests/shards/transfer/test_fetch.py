@@ -17,7 +17,7 @@ from swarm_node.shards.formats.tensors import needed_tensors
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.manifest import PieceManifest
 from swarm_node.shards.pieces.store import PieceStore
-from swarm_node.shards.transfer.rate_limit import BURST_S, RateCap
+from swarm_node.shards.transfer.rate_limit import BURST_S, RateLimit
 from swarm_node.shards.transfer.upload_limits import ServeLimits
 from swarm_node.swarm.errors import CheckpointError, NetworkError
 from swarm_node.swarm.types import Span
@@ -193,7 +193,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.shards.transfer.piece_swarms import PIECE, PieceWorld
 from swarm_node.shards.pieces import manifest
-from swarm_node.shards.transfer.rate_limit import RateCap
+from swarm_node.shards.transfer.rate_limit import RateLimit
 from swarm_node.swarm.types import Span
 
 manifest.USUAL_PIECE = PIECE
@@ -203,7 +203,7 @@ async def main():
     await world.origin()
     def told(done, total, label):
         print(done, flush=True)
-    async with world.fetch(await world.peer("cold"), on_progress=told, rate=RateCap(2e5)) as fetch:
+    async with world.fetch(await world.peer("cold"), on_progress=told, rate=RateLimit(2e5)) as fetch:
         await fetch.fetch(Span(0, world.n_blocks), client=True)
 
 asyncio.run(main())
@@ -277,7 +277,7 @@ async def test_people_see_how_far_it_is_and_who_sends(world: PieceWorld) -> None
 async def test_a_bound_on_bandwidth_holds(world: PieceWorld) -> None:
     await world.origin()
     bound = 3e6
-    async with world.fetch(await world.peer("cold"), rate=RateCap(bound)) as fetch:
+    async with world.fetch(await world.peer("cold"), rate=RateLimit(bound)) as fetch:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await fetch.fetch(Span(0, 4), client=False)
@@ -324,7 +324,7 @@ async def test_a_source_that_goes_is_replaced(world: PieceWorld) -> None:
         if total and done > total / 3:
             half.set()
 
-    async with world.fetch(peer, on_progress=on_progress, rate=RateCap(20e6)) as fetch:
+    async with world.fetch(peer, on_progress=on_progress, rate=RateLimit(20e6)) as fetch:
         fetching = asyncio.create_task(fetch.fetch(Span(0, world.n_blocks), client=True))
         await half.wait()
         world.network.kill("one")

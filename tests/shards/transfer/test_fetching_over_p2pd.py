@@ -11,7 +11,7 @@ import pytest
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.transfer.rate_limit import RateCap
+from swarm_node.shards.transfer.rate_limit import RateLimit
 from swarm_node.shards.transfer.server import PieceServer
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
@@ -33,7 +33,7 @@ async def test_a_model_goes_from_one_daemon_to_another(
     world = PieceWorld(hf_llama(shards=2, num_hidden_layers=8, hidden_size=256), tmp_path)
     giving, taking = transports
     origin = await world.origin()  # for its shelf
-    server = PieceServer(origin.shelf, rate=RateCap(200e6))
+    server = PieceServer(origin.shelf, rate=RateLimit(200e6))
     await giving.serve(WEIGHTS_PROTOCOL, server.handle)
     here = NodeInfo(
         giving.peer_id,

@@ -30,8 +30,8 @@ from swarm_node.shards.transfer.messages import (
     PieceError,
     PieceMessage,
 )
-from swarm_node.shards.transfer.rate_limit import BURST_S, RateCap
-from swarm_node.shards.transfer.upload_limits import ServeLimits, Visitors
+from swarm_node.shards.transfer.rate_limit import BURST_S, RateLimit
+from swarm_node.shards.transfer.upload_limits import ServeLimits, Uploads
 from swarm_node.swarm.errors import (
     ErrorCode,
     ModelMismatchError,
@@ -453,39 +453,39 @@ async def test_cold_peers_are_told_who_has_a_piece(world: PieceWorld) -> None:
 
 
 def test_asks_are_counted_by_the_minute() -> None:
-    visitors = Visitors(ServeLimits(asks_per_minute=2))
+    uploads = Uploads(ServeLimits(asks_per_minute=2))
     for _ in range(2):
-        assert visitors.enter(Holder("p"), 0.0) == ""
-        visitors.leave(Holder("p"))
-    assert "2 times a minute" in visitors.enter(Holder("p"), 59.0)
-    assert visitors.enter(Holder("q"), 59.0) == ""
-    assert visitors.enter(Holder("p"), 61.0) == ""
+        assert uploads.enter(Holder("p"), 0.0) == ""
+        uploads.leave(Holder("p"))
+    assert "2 times a minute" in uploads.enter(Holder("p"), 59.0)
+    assert uploads.enter(Holder("q"), 59.0) == ""
+    assert uploads.enter(Holder("p"), 61.0) == ""
 
 
 def test_the_places_of_a_crowd_go_to_who_comes_from_elsewhere() -> None:
-    visitors = Visitors(ServeLimits(streams=4, streams_per_peer=2))
+    uploads = Uploads(ServeLimits(streams=4, streams_per_peer=2))
     crowd = [Holder(f"sybil{number}", "net") for number in range(4)]
     for holder in crowd:
-        assert visitors.loser(holder, 0.0) is None
-        assert visitors.enter(holder, 0.0) == ""
-    assert visitors.loser(Holder("sybil9", "net"), 0.0) is None
+        assert uploads.loser(holder, 0.0) is None
+        assert uploads.enter(holder, 0.0) == ""
+    assert uploads.loser(Holder("sybil9", "net"), 0.0) is None
     me = Holder("me", "home")
     for _ in range(2):
-        loser = visitors.loser(me, 0.0)
+        loser = uploads.loser(me, 0.0)
         assert loser in crowd
-        visitors.leave(loser)
-        assert visitors.enter(me, 0.0) == ""
-    assert visitors.loser(me, 0.0) is None
-    assert "2 streams of yours" in visitors.enter(me, 0.0)
+        uploads.leave(loser)
+        assert uploads.enter(me, 0.0) == ""
+    assert uploads.loser(me, 0.0) is None
+    assert "2 streams of yours" in uploads.enter(me, 0.0)
 
 
 def test_a_bandwidth_is_kept() -> None:
-    cap, now, waited = RateCap(1000.0), 100.0, 0.0
+    cap, now, waited = RateLimit(1000.0), 100.0, 0.0
     for _ in range(50):
         waited = cap.delay(100, now)
         now += waited
     assert now == pytest.approx(100.0 + 4.9 - BURST_S, abs=0.01)
-    assert RateCap(None).delay(10**9, 0.0) == 0.0
+    assert RateLimit(None).delay(10**9, 0.0) == 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:

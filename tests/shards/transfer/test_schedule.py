@@ -16,7 +16,7 @@ from swarm_node.shards.transfer.schedule import (
     PieceSchedule,
     Request,
 )
-from swarm_node.shards.transfer.sent_log import SentLedger
+from swarm_node.shards.transfer.sent_log import SentLog
 
 PIECE = 256 * 1024
 
@@ -48,7 +48,7 @@ class World:
         self.held = {peer: np.zeros(n, dtype=bool) for peer in peers} | {"origin": whole(n)}
         self.schedules = {peer: schedule_of(n, peer) for peer in peers}
         self.asked: dict[str, list[tuple[str, Request]]] = {peer: [] for peer in self.held}
-        self.ledger = SentLedger()
+        self.ledger = SentLog()
         self.from_origin = 0
         self.news: dict[str, list[int]] = {peer: [] for peer in peers}
         for peer, schedule in self.schedules.items():

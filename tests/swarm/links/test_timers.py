@@ -14,10 +14,10 @@ from swarm_node.swarm.links.timers import (
     LATE_S,
     OWN_LOSS_LOOK_S,
     AskNow,
-    Gone,
     Heard,
     LinkTimers,
     LookAgain,
+    PeerGone,
     Unused,
     Verdict,
 )
@@ -106,7 +106,7 @@ def test_a_link_that_nobody_uses_ends() -> None:
 def test_a_mute_peer_is_gone_after_one_question() -> None:
     peer = Peer(waiting_since=100.0)
     verdict = peer.run(10)
-    assert verdict == Gone("is silent for 1.4 s")
+    assert verdict == PeerGone("is silent for 1.4 s")
     assert len(peer.asked) == 1
     assert peer.now == pytest.approx(100 + PATIENCE.ping_after_s + PATIENCE.pong_within_s)
 
@@ -129,7 +129,7 @@ def test_a_peer_that_answers_in_time_is_never_gone(
 def test_a_mute_peer_is_gone_at_last_whatever_others_do(others: list[float], posted: int) -> None:
     peer = Peer(waiting_since=100.0, others=others)
     peer.timers.posted(posted, peer.heard)
-    assert isinstance(peer.run(3 * PATIENCE.own_loss_s), Gone)
+    assert isinstance(peer.run(3 * PATIENCE.own_loss_s), PeerGone)
 
 
 def test_while_all_are_silent_this_side_is_what_is_away() -> None:
@@ -141,7 +141,7 @@ def test_while_all_are_silent_this_side_is_what_is_away() -> None:
     assert isinstance(verdict, LookAgain)
     assert len(peer.asked) == 2
     verdict = peer.run(20)
-    assert isinstance(verdict, Gone)
+    assert isinstance(verdict, PeerGone)
 
 
 def test_the_time_of_an_outage_is_no_round_trip() -> None:
@@ -162,7 +162,7 @@ def test_silence_while_this_process_was_away_means_nothing(late_s: float, slept_
     peer.now += LATE_S / 2
     assert isinstance(peer.look(slept_s=slept_s), LookAgain)
     peer.now += PATIENCE.pong_within_s
-    assert isinstance(peer.look(slept_s=slept_s), Gone)
+    assert isinstance(peer.look(slept_s=slept_s), PeerGone)
 
 
 def test_bytes_that_trickle_are_no_answer() -> None:
@@ -172,9 +172,9 @@ def test_bytes_that_trickle_are_no_answer() -> None:
         peer.now += 0.1
         peer.heard = Heard(peer.now, peer.heard.received + 10)
         verdict = peer.look()
-        if isinstance(verdict, Gone):
+        if isinstance(verdict, PeerGone):
             break
-    assert verdict == Gone("sends next to nothing, and answers no PING")
+    assert verdict == PeerGone("sends next to nothing, and answers no PING")
     assert peer.now == pytest.approx(100 + PATIENCE.pong_within_s, abs=0.2)
 
 

@@ -11,7 +11,7 @@ from scripts.studies.placement.clusters import cluster, offers
 from scripts.studies.placement.optimum import all_pictures, least_token_s
 from scripts.studies.placement.world import Clock, World
 from swarm_node.swarm.placement.planner import assign
-from swarm_node.swarm.placement.swarm_view import Machine, Picture, Ways
+from swarm_node.swarm.placement.swarm_view import Machine, MeasuredLinks, SwarmView
 from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import NodeInfo, Span
 from tests.swarm.placement.placement_cases import shape
@@ -24,9 +24,9 @@ with an error of 2 % either way."""
 
 def pictured(
     spans: dict[str, Span], machines: list[Machine], fixed: list[NodeInfo], model: ModelShape
-) -> Picture:
+) -> SwarmView:
     served = [m.serving(spans[m.peer_id], model.n_blocks) for m in machines if m.peer_id in spans]
-    return Picture([*fixed, *served], model, Ways([*fixed, *machines]))
+    return SwarmView([*fixed, *served], model, MeasuredLinks([*fixed, *machines]))
 
 
 @pytest.mark.parametrize("fixed", [0, 1, 2, 3])
@@ -57,8 +57,8 @@ def test_replicas_are_where_they_add_most(seed: int) -> None:
     machines, _ = cluster(rng, 4, 0, model.n_blocks)
     found = pictured(assign(offers(machines), model), machines, [], model)
     assert not found.missing
-    pictures = [p for p in all_pictures(machines, [], model) if not p.missing]
-    best = max(p.tokens_per_s for p in pictures if p.cost_s <= found.cost_s * 1.005)
+    views = [p for p in all_pictures(machines, [], model) if not p.missing]
+    best = max(p.tokens_per_s for p in views if p.cost_s <= found.cost_s * 1.005)
     assert found.tokens_per_s >= 0.8 * best
 
 

@@ -145,11 +145,11 @@ def test_agrees_with_brute_force(
         assert caught.value.seen == tuple(nodes)
         return
     route = find_route(nodes, edges, wanted, salt="x")
-    legs = route_legs(route, usable)
+    client_links = route_legs(route, usable)
     # it is a route, and no other is cheaper, or as cheap with fewer hops
-    assert any(legs == other for other in routes)
+    assert any(client_links == other for other in routes)
     best = min((route_price_ns(r, edges, wanted), len(r)) for r in routes)
-    assert (route_price_ns(legs, edges, wanted), len(legs)) == best
+    assert (route_price_ns(client_links, edges, wanted), len(client_links)) == best
     # neither the order of the snapshot nor that of the links decides anything
     shuffled = list(nodes)
     rng.shuffle(shuffled)
@@ -173,11 +173,11 @@ def test_slow_node_over_everything_is_used_once(speeds: list[float], rtt: float,
     nodes += [node(f"island{i}", i, i + 1, ms=ms) for i, ms in enumerate(speeds)]
     nodes[0] = replace(nodes[0], links=tuple(PeerLink(f"island{i}", 0.0) for i in near))
     edges, wanted = links(nodes, Link(rtt, 1e9)), request()
-    legs = route_legs(find_route(nodes, edges, wanted), nodes)
-    peers = [n.peer_id for n, _ in legs]
+    client_links = route_legs(find_route(nodes, edges, wanted), nodes)
+    peers = [n.peer_id for n, _ in client_links]
     assert len(set(peers)) == len(peers)
     best = min((route_price_ns(r, edges, wanted), len(r)) for r in all_routes(nodes, 0, 6))
-    assert (route_price_ns(legs, edges, wanted), len(legs)) == best
+    assert (route_price_ns(client_links, edges, wanted), len(client_links)) == best
 
 
 def test_enters_and_leaves_inside_spans() -> None:
@@ -356,9 +356,9 @@ def test_a_swarm_made_to_tempt_the_search_is_still_routed() -> None:
         for island, start in zip(islands, range(1, 80, 2), strict=True)
     ]
     edges, wanted = links(nodes, Link(0.001, 1e9)), request(80)
-    legs = route_legs(find_route(nodes, edges, wanted), nodes)
-    assert len({n.peer_id for n, _ in legs}) == len(legs)
-    assert [span.start for _, span in legs[1:]] == [span.end for _, span in legs[:-1]]
-    assert (legs[0][1].start, legs[-1][1].end) == (0, 80)
+    client_links = route_legs(find_route(nodes, edges, wanted), nodes)
+    assert len({n.peer_id for n, _ in client_links}) == len(client_links)
+    assert [span.start for _, span in client_links[1:]] == [span.end for _, span in client_links[:-1]]
+    assert (client_links[0][1].start, client_links[-1][1].end) == (0, 80)
     alone = route_price_ns([(nodes[0], Span(0, 80))], edges, wanted)
-    assert route_price_ns(legs, edges, wanted) < alone
+    assert route_price_ns(client_links, edges, wanted) < alone

@@ -1,4 +1,4 @@
-"""Ways between nodes: what is told, what is estimated, and the triangle that bounds both."""
+"""MeasuredLinks between nodes: what is told, what is estimated, and the triangle that bounds both."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_who_is_near_a_peer_that_was_met_is_not_taken_to_be_far() -> None:
     met = {"a": Link(0.001, 1e8)}
     new, far = node("new", PeerLink("a", 0.002, 2e7)), node("far", PeerLink("a", 0.5))
     edges = Edges([node("a"), new, far, node("alone")], met)
-    assert edges.leg("new") == Link(0.003, 2e7)
-    assert edges.leg("far") == edges.leg("alone") == UNMEASURED_LINK
+    assert edges.client_link("new") == Link(0.003, 2e7)
+    assert edges.client_link("far") == edges.client_link("alone") == UNMEASURED_LINK
     assert not edges.is_measured("", "new")
     assert edges.between("a", "new", 0).rtt_s == pytest.approx(0.002)
 
@@ -100,9 +100,9 @@ def test_every_way_is_within_the_triangle(
 ) -> None:
     nodes = [replace(node("a"), links=tuple(told)), node("b")]
     edges = Edges(nodes, links, known={} if known is None else {("a", "b"): known})
-    one, other = edges.leg("a"), edges.leg("b")
+    one, other = edges.client_link("a"), edges.client_link("b")
     for peer_id in links:
-        assert edges.leg(peer_id) == links[peer_id]
-    way = edges.one_way_s("a", "b", size)
-    assert way <= one.one_way_s(size) + other.one_way_s(size) + 1e-12
+        assert edges.client_link(peer_id) == links[peer_id]
+    link = edges.one_way_s("a", "b", size)
+    assert link <= one.one_way_s(size) + other.one_way_s(size) + 1e-12
     assert edges.one_way_s("a", "b", 0) >= abs(one.rtt_s - other.rtt_s) / 2 - 1e-12

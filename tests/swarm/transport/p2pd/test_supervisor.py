@@ -16,7 +16,7 @@ from swarm_node.swarm.transport.p2pd.supervisor import (
     PING_EVERY_S,
     SETTLED_S,
     SLEPT_S,
-    Keeper,
+    DaemonSupervisor,
 )
 
 
@@ -78,7 +78,7 @@ class Kept:
         self.daemon = Daemon()
         self.settled = 0
         self.changes: list[NetworkChange] = []
-        self.keeper = Keeper(
+        self.keeper = DaemonSupervisor(
             self.daemon, self.daemon.ping, self.settle, clock=lambda: self.daemon.now, sleep=self.daemon.sleep
         )
         self.keeper.watch(self.note)
