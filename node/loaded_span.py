@@ -30,6 +30,7 @@ from .engine.page_tables import slots_for
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
 from .limits.quotas import Limits
 from .resources import MemoryShortError, available_memory, default_kv_tokens
+from .sessions.next_hops import OnLink
 from .sessions.server import NodeServer, ServerStatistics
 
 logger = logging.getLogger(__name__)
@@ -75,19 +76,20 @@ class LoadedSpan:
         *,
         threads: int,
         transport: Transport | None = None,
+        on_link: OnLink | None = None,
         on_progress: OnProgress | None = None,
     ) -> LoadedSpan:
         """Read the weights, take memory for the KV cache, measure. Nothing is announced or served yet.
 
         Raises SwarmError; UsageError where memory is short. Nothing stays behind then.
         """
-        serving = cls(checkpoint.ref, span, config)
+        loaded = cls(checkpoint.ref, span, config)
         try:
-            await serving._load(checkpoint, threads, transport, on_progress)
+            await loaded._load(checkpoint, threads, transport, on_link, on_progress)
         except BaseException:
-            await serving.aclose()
+            await loaded.aclose()
             raise
-        return serving
+        return loaded
 
     @property
     def server(self) -> NodeServer:
@@ -153,11 +155,11 @@ class LoadedSpan:
 
     async def drained(self, impatient: asyncio.Event) -> None:
         """Take no new sessions, and wait for the open ones: ``drain_seconds``, or until ``impatient``."""
-        self.server.begin_drain()
+        self.server.sessions.begin_drain()
         if self.server.statistics().sessions:
             try:
                 async with asyncio.timeout(self._config.drain_seconds):
-                    await first(self.server.wait_idle(), impatient.wait())
+                    await first(self.server.sessions.wait_idle(), impatient.wait())
             except TimeoutError:
                 logger.warning("event=drain_timeout sessions=%d", self.server.statistics().sessions)
 
@@ -175,6 +177,7 @@ class LoadedSpan:
         checkpoint: Checkpoint,
         threads: int,
         transport: Transport | None,
+        on_link: OnLink | None,
         on_progress: OnProgress | None,
     ) -> None:
         config = self._config
@@ -227,6 +230,7 @@ class LoadedSpan:
             max_frame=config.max_frame or DEFAULT_MAX_FRAME,
             transport=transport,
             records=NodeRecords(self.model, config.membership),
+            on_link=on_link,
             journal_bytes=config.journal_mib * 1024 * 1024,
         )
         self._exit.push_async_callback(self._server.aclose)

@@ -188,7 +188,7 @@ class Node:
         self._leaving = True
         self._set_state(NodeState.DRAINING)
         server = self.loaded.server
-        server.begin_drain()
+        server.sessions.begin_drain()
         self.emit("draining", sessions=server.statistics().sessions, drain_seconds=self.config.drain_seconds)
         await self.loaded.drained(self._impatient)
 
@@ -269,6 +269,7 @@ class Node:
             span,
             threads=self.threads,
             transport=self.transport,
+            on_link=self.presence.probe.observed,
             on_progress=self._on_progress,
         )
 
@@ -276,23 +277,20 @@ class Node:
         """Serve what is loaded."""
         if self.loaded is None:
             raise LocalProtocolError("the node goes online before it has loaded anything")
-        presence, next_hops = self.presence, self.loaded.server.next_hops
-        await presence.follow(next_hops.dialler)
-        next_hops.on_link = presence.probe.observed
+        await self.presence.follow(self.loaded.server.next_hops.dialler)
         self._state = NodeState.ONLINE
-        announced = await presence.announcer.announce()
+        announced = await self.presence.announcer.announce()
         self.emit("online", announced=announced, **self.loaded.details())
 
     async def unload(self) -> None:
         """Wait for open sessions as long as ``drain_seconds``, end the rest, free the memory. To be announced
         as DRAINING before; what comes next is the caller's to say."""
-        if (serving := self.loaded) is None:
+        if (loaded := self.loaded) is None:
             return
-        serving.server.begin_drain()
-        await serving.drained(self._impatient)
+        await loaded.drained(self._impatient)
         await self.presence.follow(None)
         self.loaded = None
-        await serving.aclose()
+        await loaded.aclose()
         await asyncio.to_thread(give_memory_back, self.config.device)
 
     # One model after another: what ``OnDemand`` does.
@@ -423,9 +421,9 @@ class Node:
             self._presence.announcer.announce_now()
 
     async def _close_loaded(self) -> None:
-        serving, self.loaded = self.loaded, None
-        if serving is not None:
-            await serving.aclose()
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            await loaded.aclose()
 
     async def _compile_kernels(self) -> None:
         loop = asyncio.get_running_loop()

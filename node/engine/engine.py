@@ -196,6 +196,8 @@ class Engine:
         prefix: tuple[bytes, ...] = (),
         parent: TokenSequence | None = None,
         parent_tokens: int = 0,
+        group: str = "",
+        on_released: Callable[[], None] | None = None,
     ) -> TokenSequence | None:
         """A session with room for ``max_tokens`` tokens; None if there is no room now.
 
@@ -204,6 +206,7 @@ class Engine:
         anything else without going back spoils its own cache. The longest beginning that the cache knows is
         there already, up to ``max_tokens - 1`` tokens, as ``sequence.length`` says. The first step may start
         below that, to feed those tokens again.
+        ``group`` and ``on_released``: see ``TokenSequence``.
         ``parent``: a sequence over the same span whose first ``parent_tokens`` settled tokens are shared.
         Raises LocalProtocolError for a session or a fork that can never be.
         """
@@ -249,6 +252,8 @@ class Engine:
             pages=pages,
             table=table,
             length=length,
+            on_released=on_released,
+            group=group,
             names=names,
             registered=length // PAGE_TOKENS,
             answered=length,

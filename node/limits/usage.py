@@ -7,23 +7,26 @@ ACTIVE_TOKENS_PER_S = 0.5
 
 
 class Usage:
-    """Count every computed token in ``tokens``; call ``fold`` every few seconds, so that what is past counts
-    less: half of it each time."""
+    """``add`` every computed token; call ``fold`` every few seconds, so that what is past counts less: half
+    of it each time."""
 
-    __slots__ = ("_before", "_seconds", "_seen", "_since", "tokens")
+    __slots__ = ("_before", "_seconds", "_seen", "_since", "_tokens")
 
     def __init__(self, now: float) -> None:
-        self.tokens = 0
+        self._tokens = 0
         self._seen = 0  # of these, folded into ``_before``
         self._before = 0.0  # tokens, within ``_seconds`` before ``_since``
         self._seconds = 0.0
         self._since = now
 
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
     def tokens_per_s(self, now: float) -> float:
         seconds = self._seconds + now - self._since
-        return (self._before + self.tokens - self._seen) / max(1.0, seconds)
+        return (self._before + self._tokens - self._seen) / max(1.0, seconds)
 
     def fold(self, now: float) -> None:
-        self._before = (self._before + self.tokens - self._seen) / 2
+        self._before = (self._before + self._tokens - self._seen) / 2
         self._seconds = (self._seconds + now - self._since) / 2
-        self._seen, self._since = self.tokens, now
+        self._seen, self._since = self._tokens, now

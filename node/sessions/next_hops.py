@@ -39,6 +39,9 @@ UNCOUNTED_BYTES = 1024 * 1024
 NOT_REACHED = "the next hop cannot be reached from here"
 """All that a client is told of a dial that failed: who asks what is where must not have us look for him."""
 
+OnLink = Callable[[str, float, float], None]
+"""``on_link(peer_id, round_trip_s, bytes_per_s)``; 0 bytes per second: not measured."""
+
 
 class NextHop:
     """A live link to a node, and what its sessions have not got rid of. Made by ``NextHops.reach``."""
@@ -94,7 +97,7 @@ class NextHop:
 class NextHops:
     """``transport`` None: nothing is dialled, so every edge goes through the client. ``records`` reads what
     clients say of next hops; None: only those are reached that are connected or found otherwise. ``on_link``
-    is told of every new link: peer id, round trip in seconds, and bytes per second (0: not measured)."""
+    is told of every new link."""
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class NextHops:
         ledger: Ledger,
         clock: Callable[[], float],
         records: NodeRecords | None = None,
+        on_link: OnLink | None = None,
     ) -> None:
         self._limits = limits
         self._ledger = ledger
@@ -117,7 +121,7 @@ class NextHops:
         if transport is not None:
             patience = Patience(dial_s=limits.link_seconds)
             self.dialler = Dialler(transport, model, agent, patience=patience, clock=clock)
-        self.on_link: Callable[[str, float, float], None] | None = None
+        self._on_link = on_link
 
     def __len__(self) -> int:
         """Live links."""
@@ -200,8 +204,8 @@ class NextHops:
         except TimeoutError:
             raise PeerTimeoutError(f"no answer within {self._limits.link_seconds:g} s") from None
         hop = self._hops[peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
-        if self.on_link is not None:
-            self.on_link(peer_id, link.round_trip_s, 0.0)
+        if self._on_link is not None:
+            self._on_link(peer_id, link.round_trip_s, 0.0)
         return hop
 
     async def close(self) -> None:

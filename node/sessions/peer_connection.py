@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ...swarm.errors import (
     ErrorCode,
@@ -23,6 +22,7 @@ from ...swarm.errors import (
     RemoteProtocolError,
     StreamClosedError,
 )
+from ...swarm.fairness.unfinished import UnfinishedFrames
 from ...swarm.links.message_stream import Connection
 from ...swarm.protocol.error_frames import error_message
 from ...swarm.protocol.messages import (
@@ -44,12 +44,9 @@ from ...swarm.protocol.messages import (
 )
 from ...swarm.protocol.wire import Payload, encode_frame
 from ..limits.quotas import FED_FACTOR, PeerAccount
-from .chaining import make_chain, replay
 from .handshake import answer_hello
+from .open_sessions import OpenSessions
 from .session import NodeSession
-
-if TYPE_CHECKING:
-    from .server import NodeServer
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +63,22 @@ LONGEST_DELAY_S = 1.0
 
 
 class PeerConnection:
-    """Serves one stream in the task that calls ``run``."""
+    """Serves one stream in the task that calls ``run``. ``sessions``: those of all streams. ``frames``: of
+    all streams, too, which of them are on their way."""
 
-    def __init__(self, server: NodeServer, connection: Connection, account: PeerAccount) -> None:
-        self._server = server
+    def __init__(
+        self,
+        sessions: OpenSessions,
+        frames: UnfinishedFrames,
+        connection: Connection,
+        account: PeerAccount,
+    ) -> None:
+        self._all_sessions = sessions
+        self._limits = sessions.limits
         self._connection = connection
         self.account = account
         self._peer_id = connection.peer_id
-        connection.unfinished = server.frames.on_stream(account.holder, self._on_bad_frame)
+        connection.unfinished = frames.on_stream(account.holder, self._on_bad_frame)
         self._sessions: dict[bytes, NodeSession] = {}
         self._fed: set[NodeSession] = set()  # of other streams, whose last step came on this one
         self._outgoing: list[Payload] = []
@@ -86,7 +91,7 @@ class PeerConnection:
         self._task: asyncio.Task[None] | None = None
         self.max_step_tokens = 0
         self.welcomed = False
-        self.last_heard = server.now()
+        self.last_heard = sessions.now()
 
     @property
     def peer_id(self) -> str:
@@ -151,7 +156,7 @@ class PeerConnection:
                     raise
                 self._post(error_message(error))  # the stream is still in step
             else:
-                self.last_heard = self._server.now()
+                self.last_heard = self._all_sessions.now()
                 self._dispatch(message)
                 if type(message) is not Step:
                     units = COSTS.get(type(message), 1.0)
@@ -168,7 +173,7 @@ class PeerConnection:
 
     def sweep(self, now: float) -> None:
         """Close what nobody uses: called by the server every few seconds with its clock's time."""
-        limits = self._server.limits
+        limits = self._limits
         silent = now - self.last_heard
         if silent > (limits.idle_connection_seconds if self.welcomed else limits.hello_seconds):
             logger.info("event=connection_idle peer=%s seconds=%.0f", self.peer_id, silent)
@@ -183,7 +188,7 @@ class PeerConnection:
         """Close a session that the client did not close, and tell it."""
         logger.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
         del self._sessions[session.id]
-        self._server.close_session(session)
+        self._all_sessions.close(session)
         self.post(
             ErrorMessage(
                 session.id,
@@ -217,7 +222,7 @@ class PeerConnection:
 
     def _close_sessions(self) -> None:
         while self._sessions:
-            self._server.close_session(self._sessions.popitem()[1])
+            self._all_sessions.close(self._sessions.popitem()[1])
 
     # Sessions of other streams that take their steps from this one.
 
@@ -227,18 +232,7 @@ class PeerConnection:
     def _forget_fed(self, why: str) -> None:
         """Nothing more will come for them from here: tell their clients."""
         while self._fed:
-            session = self._fed.pop()
-            session.fed_by = None
-            session.owner.post(
-                ErrorMessage(
-                    session.id,
-                    None,
-                    ErrorCode.UPSTREAM_LOST,
-                    f"peer {self._peer_id[-8:]}, which sends this session's steps, is lost: {why}",
-                    True,
-                    "The session is open: name another upstream by ATTACH.",
-                )
-            )
+            self._fed.pop().lose_feeder(self._peer_id, why)
 
     # Messages, in the order a client sends them. None of these awaits.
 
@@ -249,7 +243,7 @@ class PeerConnection:
             case Step():
                 self._on_step(message)
             case Ping():
-                self._post(self._server.pong(message.nonce, self._progress(message.about)))
+                self._post(self._all_sessions.pong(message.nonce, self._progress(message.about)))
             case Hello():
                 self._on_hello(message)
             case Open():
@@ -257,7 +251,7 @@ class PeerConnection:
                     self._post(answer)
             case Close():
                 if (session := self._sessions.pop(message.session, None)) is not None:
-                    self._server.close_session(session, message.prefix)
+                    self._all_sessions.close(session, message.prefix)
             case Attach():
                 self._on_attach(message)
             case Replay():
@@ -268,39 +262,37 @@ class PeerConnection:
     def _on_hello(self, hello: Hello) -> None:
         if self.welcomed:
             raise RemoteProtocolError("HELLO came twice")
-        welcome = answer_hello(hello, self._server.terms)
+        welcome = answer_hello(hello, self._all_sessions.terms)
         self.max_step_tokens = welcome.max_step_tokens
         self._connection.peer_max_frame = hello.max_frame
-        self._connection.max_frame = self._server.terms.max_frame
+        self._connection.max_frame = self._all_sessions.terms.max_frame
         self.welcomed = True
         self._post(welcome)
 
     def _try_open(self, request: Open) -> Opened | Busy | Refused | ErrorMessage | None:
         """The answer; None if it comes later, once the next hop is connected."""
-        if request.session in self._server.sessions:
+        if request.session in self._all_sessions:
             text = f"session {request.session.hex()} is open already"
             return ErrorMessage(request.session, None, ErrorCode.DUPLICATE_SESSION, text, False)
         parent = None if request.parent is None else self._sessions.get(request.parent)
-        session = self._server.open_session(request, self.account, parent, self)
+        session = self._all_sessions.open(request, self.account, parent, self)
         if not isinstance(session, NodeSession):
             return session
         self._sessions[request.session] = session
         opened = Opened(request.session, session.hop.length, self.max_step_tokens)
         if request.downstream is None:
             return opened
-        self._server.watch(
-            session.begin(make_chain(session, opened, request.downstream, self._server.next_hops))
-        )
+        hops = self._all_sessions.next_hops
+        self._all_sessions.watch(session.output.open(opened, request.downstream, hops))
         return None
 
     def _on_step(self, step: Step) -> None:
-        session = self._server.sessions.get(step.session)
+        session = self._all_sessions.get(step.session)
         if session is not None and session.takes_from(self, self._peer_id):
             if session.fed_by is not self and session.owner is not self:
-                self._server.forget_feeder(session)
-                session.fed_by = self
+                session.feed_from(self)
                 self._fed.add(session)
-            session.on_step(step, self._server.now(), self)
+            session.on_step(step, self._all_sessions.now(), self)
             return
         text, hint = (
             "is not open on this stream",
@@ -325,16 +317,13 @@ class PeerConnection:
     def _on_attach(self, request: Attach) -> None:
         session = self._own(request.session)
         if session is not None:
-            self._server.forget_feeder(session)
-            session.upstream = request.upstream
-            if request.unnamed:
-                session.end_names()
+            session.attach(request)
             self._post(Attached(session.id, session.sequence.length))
 
     def _on_replay(self, request: Replay) -> None:
         session = self._own(request.session)
         if session is not None:
-            self._server.watch(session.begin(replay(session, request, self._server.next_hops)))
+            self._all_sessions.watch(session.replay(request, self._all_sessions.next_hops))
 
     def _own(self, session: bytes) -> NodeSession | None:
         """The session, if it was opened on this stream; else the client is told."""
@@ -347,7 +336,7 @@ class PeerConnection:
 
     def _progress(self, about: Sequence[bytes]) -> tuple[Progress, ...]:
         """Of those sessions that are this peer's business: it opened them here, or may feed them."""
-        found = (self._server.sessions.get(session) for session in about)
+        found = (self._all_sessions.get(session) for session in about)
         return tuple(
             session.progress()
             for session in found
@@ -369,7 +358,7 @@ class PeerConnection:
     def takes_answers(self) -> bool:
         """Whether the peer reads what it is told, as far as is known. It is not waited for where other peers'
         streams bring what it is told about."""
-        return self._unread <= self._server.limits.queued_bytes_per_peer
+        return self._unread <= self._limits.queued_bytes_per_peer
 
     async def drain(self) -> None:
         """Wait until the stream has taken what was posted. Raises StreamClosedError."""
@@ -383,9 +372,9 @@ class PeerConnection:
         unread = self._unread if self._unread > UNREAD_BYTES and not self._closed else 0
         change, self._charged = unread - self._charged, unread
         if change > 0:
-            self._server.ledger.queue(self.account, 0, change)
+            self._all_sessions.ledger.queue(self.account, 0, change)
         elif change:
-            self._server.ledger.unqueue(self.account, 0, -change)
+            self._all_sessions.ledger.unqueue(self.account, 0, -change)
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
@@ -396,7 +385,7 @@ class PeerConnection:
             self._unread += size
             if self._unread > UNREAD_BYTES:
                 self._charge()
-            if self._unread > FED_FACTOR * self._server.limits.queued_bytes_per_peer:
+            if self._unread > FED_FACTOR * self._limits.queued_bytes_per_peer:
                 logger.info("event=answers_unread peer=%s bytes=%d", self.peer_id, self._unread)
                 self.close()
             elif self._drainer is None and (self._unread > UNREAD_BYTES or not self.takes_answers):
@@ -433,7 +422,7 @@ class PeerConnection:
         """Say why before the stream ends; a client that does not read it in time never will."""
         self.post(message)
         try:
-            async with asyncio.timeout(self._server.limits.farewell_seconds):
+            async with asyncio.timeout(self._limits.farewell_seconds):
                 self._flush()
                 await self._connection.stream.drain()
         except (TimeoutError, NetworkError):

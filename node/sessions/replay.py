@@ -1,61 +1,43 @@
-"""REPLAY: feed a session's journal to another next hop (or to the client), then go on with live results.
+"""REPLAY: a session's journal in chunks, for another next hop or for the client.
 
-Rows go in chunks of which two are under way, so that the other side computes without a pause and its other
-sessions' decode steps still get their turn. Rows that this hop has not computed yet go as soon as they are:
-replays through several new hops run at the same time, as a pipeline.
+Two chunks are under way at a time, so that the other side computes without a pause and its other sessions'
+decode steps still get their turn. Rows that this hop has not computed yet go as soon as they are: replays
+through several new hops run at the same time, as a pipeline.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Protocol
 
 from ...swarm.errors import ErrorCode, PeerError, SwarmError
-from ...swarm.protocol.messages import Message, Progress, Replay, Replayed, Result
+from ...swarm.protocol.messages import Progress, Replay, Replayed
 from ...swarm.protocol.step_watch import StepWatch, Verdict
 from ...swarm.timeouts import work_within_s
-from .forwarder import Forwarder
 from .journal import Journal
-from .next_hops import NextHops
 
 CHUNK_TOKENS = 256
 CHUNKS_UNDER_WAY = 2
 STANDSTILL_S = 120.0
 """No queue lets a next hop stand still for longer: its client waits, and has other ways."""
 
-
-class Client(Protocol):
-    """Whom the session belongs to."""
-
-    @property
-    def max_step_tokens(self) -> int: ...
-
-    def post(self, message: Message) -> None: ...
-
-    async def drain(self) -> None:
-        """Wait until it has taken what was posted. Raises SwarmError."""
+SendRows = Callable[[int, int, int, bytes], Awaitable[None]]
+"""``await send_rows(step, position, tokens, rows)`` sends one chunk. Raises SwarmError."""
 
 
 class Replayer:
-    """One REPLAY of one session. The forwarder, which it belongs to, has left its next hop already and holds
-    back what comes. ``used`` is called with every chunk: a session that is replayed does not rest."""
+    """One REPLAY of one session: ``check_journal``, ``send_all``, ``all_computed``, ``replayed``, in this
+    order. ``used`` is called with every chunk."""
 
     def __init__(
-        self,
-        request: Replay,
-        forwarder: Forwarder,
-        journal: Journal | None,
-        client: Client,
-        used: Callable[[], None],
+        self, request: Replay, journal: Journal | None, send_rows: SendRows, used: Callable[[], None]
     ) -> None:
         self._request = request
-        self._used = used
-        self._forwarder = forwarder
         self._journal = journal
-        self._client = client
+        self._send_rows = send_rows
+        self._used = used
         self._until = request.until
         self._cursor = request.from_position
         self._steps = 0
@@ -66,33 +48,21 @@ class Replayer:
         self._watch = StepWatch(1, self._work_within_s, self._work_within_s)
         self._queue_s = 0.0
 
-    async def run(self, hops: NextHops) -> Replayed:
-        """All of it; results flow to the next hop from the moment when the journal's last row was sent.
+    @property
+    def is_for_client(self) -> bool:
+        return self._request.to is None
+
+    def check_journal(self) -> None:
+        """Raises PeerError with code JOURNAL_LOST if rows that are asked for are not here."""
+        if self._request.from_position < self._request.until:
+            self._rows()
+
+    async def send_all(self, most_tokens: int) -> None:
+        """Send every row that is asked for, in steps of ``most_tokens`` at most.
 
         Raises PeerError with code JOURNAL_LOST, or what the next hop was lost of.
         """
-        request, forwarder = self._request, self._forwarder
-        began = perf_counter()
-        if request.from_position < request.until:
-            self._rows()
-        if request.to is not None:
-            await forwarder.connect(hops, request.to)
-        await self._send_rows()
-        link_us = forwarder.round_trip_us
-        if request.to is not None:
-            forwarder.go_live()
-        while self._under_way and self._failure is None:
-            await self._change()
-        if self._failure is not None:
-            raise self._failure
-        took_us = round((perf_counter() - began) * 1e6)
-        tokens = self._cursor - request.from_position
-        return Replayed(request.session, tokens, self._bytes, took_us, link_us)
-
-    async def _send_rows(self) -> None:
-        request = self._request
-        most = self._client.max_step_tokens if request.to is None else self._forwarder.max_step_tokens
-        chunk = min(CHUNK_TOKENS, most)
+        request, chunk = self._request, min(CHUNK_TOKENS, most_tokens)
         while self._cursor < self._until:
             if self._failure is not None:
                 raise self._failure
@@ -109,12 +79,20 @@ class Replayer:
             self._cursor += tokens
             self._bytes += len(rows)
             self._used()
-            if request.to is None:
-                self._client.post(Result(request.session, step, position, tokens, rows))
-                await self._client.drain()
-            else:
+            if not self.is_for_client:
                 self._under_way.append((step, perf_counter()))
-                self._forwarder.send_journal(step, position, tokens, rows)
+            await self._send_rows(step, position, tokens, rows)
+
+    async def all_computed(self) -> None:
+        """Wait until the next hop has computed all chunks. Raises what it was lost of."""
+        while self._under_way and self._failure is None:
+            await self._change()
+        if self._failure is not None:
+            raise self._failure
+
+    def replayed(self, took_us: int, link_us: int) -> Replayed:
+        tokens = self._cursor - self._request.from_position
+        return Replayed(self._request.session, tokens, self._bytes, took_us, link_us)
 
     def _rows(self) -> Journal:
         """The journal, as long as it holds what is asked for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -11,11 +10,12 @@ from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.protocol.error_frames import error_message
 from ...swarm.protocol.hop_session import Duplicate, HopSession
 from ...swarm.protocol.messages import (
+    Attach,
     ErrorMessage,
     Message,
     Open,
-    Opened,
     Progress,
+    Replay,
     Result,
     Spent,
     Step,
@@ -25,9 +25,9 @@ from ..engine.engine import Engine
 from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
 from ..limits.quotas import Ledger, PeerAccount
 from ..limits.usage import ACTIVE_TOKENS_PER_S, Usage
-from .forwarder import Forwarder
 from .journal import Journal
-from .replay import Client
+from .next_hops import NextHops
+from .output import Client, Output
 from .step_result import StepResult
 
 MAX_KEPT_ANSWER = 256 * 1024
@@ -62,16 +62,17 @@ class SessionOwner(StepSource, Client, Protocol):
     def takes_answers(self) -> bool:
         """Whether it reads what it is told."""
 
+    def expire(self, session: NodeSession, reason: str) -> None:
+        """Close a session that the client did not close, and tell it."""
+
 
 class NodeSession:
     """Owned by the event loop.
 
-    Results go to ``owner``, or on to the next hop where there is a ``forwarder``. Steps come from the peer
-    ``upstream``, or on the owner's stream (""); ``fed_by`` is the other stream that the last one came on.
-    ``inflight``: steps given to the engine and not answered yet; ``last_done``: the last one that was.
-    ``last_used`` and ``opened_at`` are of the server's clock. ``kv_cells`` is what it holds of its peer's
-    quota. ``task``: the link or replay that is being made for it. ``opened``: the answer to its OPEN, as long
-    as the client waits for it.
+    ``output`` says where results go. Steps come from the peer ``upstream``, or on the owner's stream ("");
+    ``fed_by`` is the other stream that the last one came on. ``inflight``: steps given to the engine and not
+    answered yet; ``last_done``: the last one that was. ``last_used`` and ``opened_at`` are of the server's
+    clock. ``kv_cells`` is what it holds of its peer's quota.
     """
 
     __slots__ = (
@@ -81,20 +82,18 @@ class NodeSession:
         "account",
         "closed",
         "fed_by",
-        "forwarder",
         "hop",
         "inflight",
         "journal",
         "kv_cells",
         "last_done",
         "last_used",
-        "opened",
         "opened_at",
+        "output",
         "owner",
         "queued_tokens",
         "request",
         "sequence",
-        "task",
         "upstream",
         "usage",
     )
@@ -119,11 +118,8 @@ class NodeSession:
         self.kv_cells = kv_cells
         self.owner = owner
         self.journal = journal
-        self.forwarder: Forwarder | None = None
         self.upstream = request.upstream
         self.fed_by: Feeder | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.opened: Opened | None = None
         self.inflight = 0
         self.last_done = 0
         self.queued_tokens = 0
@@ -133,8 +129,8 @@ class NodeSession:
         self._ledger = ledger
         self.closed = False
         self._last_answer: StepResult | Result | ErrorMessage | None = None
-        if request.downstream is not None:
-            self.forward()
+        chained = request.downstream is not None
+        self.output = Output(request.session, account, ledger, owner, chained=chained)
 
     @property
     def id(self) -> bytes:
@@ -142,13 +138,12 @@ class NodeSession:
 
     def progress(self) -> Progress:
         """Where its requests are, for a peer that waits for them."""
-        replay = self.forwarder.replay if self.forwarder is not None else None
         return Progress(
             self.id,
             received=self.hop.last_step or 0,
             done=self.last_done,
-            work=self.sequence.computed + (replay.work if replay is not None else 0),
-            busy=self.opened is not None or replay is not None,
+            work=self.sequence.computed + self.output.work,
+            busy=self.output.is_busy,
         )
 
     def is_active(self, now: float, rest_s: float) -> bool:
@@ -159,9 +154,50 @@ class NodeSession:
             or self.usage.tokens_per_s(now) >= ACTIVE_TOKENS_PER_S
         )
 
+    def use(self, now: float) -> None:
+        """It does not rest: something is done for it."""
+        self.last_used = now
+
+    # Where its steps come from.
+
     def takes_from(self, source: StepSource, peer_id: str) -> bool:
         """Whether that stream, of that peer, may feed it."""
         return self.upstream == peer_id if self.upstream else source is self.owner
+
+    def feed_from(self, feeder: Feeder) -> None:
+        """Its steps come on this stream from now on."""
+        self.forget_feeder()
+        self.fed_by = feeder
+
+    def forget_feeder(self) -> None:
+        """Nobody has sent steps for it yet, as far as its upstream goes."""
+        feeder, self.fed_by = self.fed_by, None
+        if feeder is not None:
+            feeder.stop_feeding(self)
+
+    def lose_feeder(self, peer_id: str, why: str) -> None:
+        """Nothing more comes on the stream that fed it: tell the client."""
+        self.fed_by = None
+        self.owner.post(
+            ErrorMessage(
+                self.id,
+                None,
+                ErrorCode.UPSTREAM_LOST,
+                f"peer {peer_id[-8:]}, which sends this session's steps, is lost: {why}",
+                True,
+                "The session is open: name another upstream by ATTACH.",
+            )
+        )
+
+    def attach(self, request: Attach) -> None:
+        """Take steps from the upstream that the client names. ``unnamed``: others compute its input from now
+        on, so no page that is not settled has its name any more."""
+        self.forget_feeder()
+        self.upstream = request.upstream
+        if request.unnamed:
+            self._engine.end_names(self.sequence)
+
+    # Its steps.
 
     def on_step(self, step: Step, now: float, source: StepSource) -> None:
         """Hand a step to the engine; its answer goes where it should when it comes. A wrong step is answered
@@ -183,9 +219,9 @@ class NodeSession:
         except RemoteProtocolError as error:
             self._refuse(error_message(error, self.id, step.step, retriable=False), hold, source)
             return
-        self.last_used = now
+        self.use(now)
         if isinstance(verdict, Duplicate):
-            if source is self.owner and self.forwarder is None:
+            if source is self.owner and self.output.is_client:
                 self._repeat(step)
             return  # in a chain nothing is said twice: hops that a client put in a circle would never stop
         self._last_answer = None
@@ -203,7 +239,7 @@ class NodeSession:
             if self.closed:
                 return
             if isinstance(outcome, StepDone):
-                self.usage.tokens += tokens
+                self.usage.add(tokens)
                 if self.journal is not None:
                     self._journal(job, outcome)
                 if hold:
@@ -219,7 +255,7 @@ class NodeSession:
                     self._last_answer = failed
                 self._refuse(failed, hold, source)
 
-        if self.journal is not None or (self.forwarder is not None and not hold):
+        if self.journal is not None or not (self.output.is_client or hold):
             want_here = Want.ALL
         else:
             want_here = Want.NOTHING if hold else want
@@ -237,51 +273,24 @@ class NodeSession:
             )
         )
 
-    def end_names(self) -> None:
-        """Others compute its input from now on: no page that is not settled has its name any more."""
-        self._engine.end_names(self.sequence)
-
     def close(self, prefix: tuple[bytes, ...] = ()) -> None:
         """Free the KV cache: now, or as soon as the step being computed lets go of it."""
         self.closed = True
-        if self.task is not None:
-            self.task.cancel()
-        if self.forwarder is not None:
-            self.forwarder.close()
+        self.output.close()
         if self.journal is not None:
             self.journal.close()
         self._engine.close_sequence(self.sequence, prefix)
 
-    # Where results go.
-
-    def forward(self) -> Forwarder:
-        """Send results on from now on: to the hop that the forwarder will be connected to."""
-        if self.forwarder is None:
-            self.forwarder = Forwarder(self.id, self.account, self._ledger, self.owner.post)
-        return self.forwarder
-
-    def answer_client(self) -> None:
-        """Send results to the client from now on, at first those that were held back."""
-        forwarder, self.forwarder = self.forwarder, None
-        if forwarder is not None:
-            for answer in forwarder.take_held():
-                self._send(answer)
-            forwarder.close()
-
-    def begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run what makes a link or a replay, in place of what did before."""
-        if self.task is not None:
-            self.task.cancel()
-        self.task = asyncio.create_task(work)
-        return self.task
+    def replay(self, request: Replay, hops: NextHops) -> asyncio.Task[None]:
+        """See ``Output.replay``."""
+        return self.output.replay(request, self.journal, hops, lambda: self.use(hops.now()))
 
     # Answers.
 
     def _journal(self, job: StepJob, outcome: StepDone) -> None:
         if outcome.rows == job.tokens and self.journal is not None:
             self.journal.write(job.position, outcome.payload)
-            if self.forwarder is not None and self.forwarder.replay is not None:
-                self.forwarder.replay.grown()
+            self.output.journal_grown()
 
     def _acknowledge(self, job: StepJob, outcome: StepDone, source: StepSource) -> None:
         """A step that was held is answered, without rows, on the stream it came from."""
@@ -301,7 +310,7 @@ class NodeSession:
         source.post(answer)
 
     def _answer(self, job: StepJob, outcome: StepDone, want: Want, deadline_ms: int, spent: Spent) -> None:
-        answer = StepResult(
+        result = StepResult(
             job.step,
             outcome.position,
             outcome.rows,
@@ -315,14 +324,8 @@ class NodeSession:
             outcome.batch,
         )
         if job.step == self.hop.last_step:
-            self._last_answer = answer if len(outcome.payload) <= MAX_KEPT_ANSWER else None
-        self._send(answer)
-
-    def _send(self, answer: StepResult) -> None:
-        if self.forwarder is not None:
-            self.forwarder.send(answer)
-        else:
-            self.owner.post(answer.as_result(self.id))
+            self._last_answer = result if len(outcome.payload) <= MAX_KEPT_ANSWER else None
+        self.output.send(result)
 
     def _refuse(self, error: ErrorMessage, hold: bool, source: StepSource) -> None:
         """Tell the client that a step failed, and who waits for it where that is somebody else."""
@@ -332,8 +335,8 @@ class NodeSession:
 
     def _repeat(self, step: Step) -> None:
         match self._last_answer:
-            case StepResult() as answer:
-                self._send(answer)
+            case StepResult() as result:
+                self.output.send(result)
             case Result() | ErrorMessage() as message:
                 self.owner.post(message)
             case None if not self.inflight:

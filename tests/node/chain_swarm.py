@@ -258,7 +258,7 @@ class ChainSwarm:
                 "queued": server.engine.queued,
                 "journals": statistics.journal.sessions,
                 "kv": KV_TOKENS - server.engine.free_tokens,
-                "tasks": len(server._tasks),
+                "tasks": len(server.sessions._tasks),
                 "accounts": [
                     (account.peer_id, account.queued_tokens, account.queued_bytes)
                     for account in server.ledger._accounts.values()

@@ -464,12 +464,12 @@ async def test_a_draining_node_goes_on_being_fed(swarm, hidden_states):
         x = hidden_states(12)
         await push(chain, 1, 0, rows(x[:4]), 4)
         server = it.servers["b"]
-        server.begin_drain()
+        server.sessions.begin_drain()
         late = await it.hop("b")
         refused = await it.open(late, Span(1, 3), upstream="a")
         assert isinstance(refused, Refused)
         assert refused.code is ErrorCode.DRAINING
-        idle = asyncio.ensure_future(server.wait_idle())
+        idle = asyncio.ensure_future(server.sessions.wait_idle())
         assert (await push(chain, 2, 4, rows(x[4:8]), 4)).position == 4
         assert not idle.done()
         await chain[1].close()

@@ -273,10 +273,10 @@ async def test_a_replacement_that_dies_too_is_told_once(swarm, x):
         await lose(it, sender)
         new = await replacement(it, "d", Span(1, 3), "a", last)
         await last.attach("d")
-        forwarder = it.servers["a"].sessions[first.session].forwarder
+        output = it.servers["a"].sessions[first.session].output
         async with stalled(it.servers["d"].engine):
             await first.start_replay(0, 50, sender.new_numbers(50), new)
-            await until(lambda: forwarder.replay is not None and forwarder.replay.waiting_since is not None)
+            await until(lambda: output.is_busy and output._replayer.waiting_since is not None)
             it.network.kill("d")
         assert (await first.error()).code is ErrorCode.DOWNSTREAM_LOST
         newer = await replacement(it, "e", Span(1, 3), "a", last)
@@ -530,7 +530,7 @@ async def test_a_session_that_is_replayed_does_not_rest(swarm, x):
         await first.step(1, 0, rows(x[:30]), 30)
         await first.result(1)
         session = it.servers["a"].sessions[first.session]
-        session.last_used = rested = it.servers["a"].now() - 3600.0
+        session.last_used = rested = it.servers["a"].sessions.now() - 3600.0
         await first.replay(0, 30, 10, last)
         assert session.last_used > rested + 3000.0
 

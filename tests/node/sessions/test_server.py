@@ -139,7 +139,7 @@ async def test_ping_tells_the_load(serving, hidden_states):
         session = await client.open(max_tokens=30)
         assert await client.ask(Ping(7)) == Pong(7, 1, 0, 96, NodeState.ONLINE)
         await client.forward(session, hidden_states(30), 0)
-        node.server.begin_drain()
+        node.server.sessions.begin_drain()
         pong = await client.ask(Ping(8))
         assert isinstance(pong, Pong)
         assert (pong.nonce, pong.sessions, pong.free_kv_tokens) == (8, 1, 96)
@@ -195,12 +195,12 @@ async def test_draining_refuses_new_sessions_and_lets_old_ones_end(serving, hidd
     async with serving() as node:
         client = await node.connect()
         session = await client.open()
-        node.server.begin_drain()
+        node.server.sessions.begin_drain()
         answer = await client.ask(Open(os.urandom(16), ALL, 1, "none", "none"))
         assert isinstance(answer, Refused)
         assert answer.code is ErrorCode.DRAINING
         await client.forward(session, hidden_states(3), 0)
-        idle = asyncio.ensure_future(node.server.wait_idle())
+        idle = asyncio.ensure_future(node.server.sessions.wait_idle())
         await asyncio.sleep(0)
         assert not idle.done()
         await client.send(Close(session))
@@ -527,7 +527,7 @@ async def test_payloads_that_wait_are_bounded(serving, hidden_states):
 async def test_a_bug_of_ours_is_an_internal_error_without_details(serving, monkeypatch):
     async with serving() as node:
         client = await node.connect()
-        monkeypatch.setattr(node.server, "pong", lambda nonce: 1 // 0)
+        monkeypatch.setattr(node.server.sessions, "pong", lambda nonce: 1 // 0)
         await client.send(Ping(1))
         answer = await error_of(client)
         assert answer.code is ErrorCode.INTERNAL

@@ -64,9 +64,17 @@ class Bench:
         self.stream, self.feeder = Stream(), Stream()
         self.posted = self.stream.posted
         self.session = NodeSession(
-            opening, object(), HopSession(64), self.engine, self.ledger, self.account, 64, self.stream, 0.0
+            opening,
+            object(),
+            HopSession(64),
+            self.engine,
+            self.ledger,
+            self.account,
+            64,
+            self.stream,
+            0.0,
+            journal,
         )
-        self.session.journal = journal
 
     def step(self, number: int, position: int, tokens: int = 1, *, source=None, **more) -> None:
         more = {"want": Want.ALL, "payload": b"x" * 4 * tokens} | more
@@ -152,9 +160,9 @@ def test_only_the_last_steps_answer_is_kept(bench):
 
 
 class Hop:
-    """Stands in for the forwarder."""
+    """Stands in for the output of a session that has a next hop."""
 
-    replay = None
+    is_client = False
 
     def __init__(self) -> None:
         self.sent: list[StepResult] = []
@@ -164,7 +172,7 @@ class Hop:
 
 
 def test_a_chained_step_is_computed_whole_and_sent_on(bench):
-    bench.session.forwarder = hop = Hop()
+    bench.session.output = hop = Hop()
     spent = ((9, 8, 7, 6),)
     bench.step(5, 0, tokens=2, want=Want.LAST, deadline_ms=30, spent=spent)
     assert bench.engine.jobs[0].want is Want.ALL
@@ -179,7 +187,7 @@ def test_a_chained_step_is_computed_whole_and_sent_on(bench):
 
 
 def test_a_chain_is_no_longer_than_a_header(bench):
-    bench.session.forwarder = hop = Hop()
+    bench.session.output = hop = Hop()
     bench.step(1, 0, spent=((0, 0, 0, 0),) * MAX_CHAIN)
     bench.finish(done())
     step = hop.sent[0].as_step(b"t" * 16)
@@ -210,7 +218,8 @@ def test_a_journal_gets_all_rows_and_the_client_those_it_wants(want, rows, posit
 
 @pytest.mark.parametrize("chained", [False, True])
 def test_a_held_step_is_answered_to_its_sender_only(bench, chained):
-    bench.session.forwarder = Hop() if chained else None
+    if chained:
+        bench.session.output = Hop()
     bench.step(1, 0, tokens=3, hold=True, source=bench.feeder)
     assert bench.engine.jobs[0].want is Want.NOTHING
     bench.finish(done(b"", 0, 3))

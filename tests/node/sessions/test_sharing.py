@@ -482,7 +482,7 @@ async def test_nothing_is_left_of_clients_that_come_and_go_as_they_like(serving,
         for client, _ in clients:
             client.connection.close()
         await settle(lambda: node.server.statistics().connections == 0 and node.engine.queued == 0)
-        await asyncio.wait_for(node.server.wait_idle(), 5)
+        await asyncio.wait_for(node.server.sessions.wait_idle(), 5)
         load, statistics = node.engine.load(), node.server.statistics()
         assert (load.sequences, load.used_slots, load.reserved_slots) == (0, 0, 0)
         assert (statistics.peers, statistics.sessions, statistics.queued) == (0, 0, 0)

@@ -1,0 +1,236 @@
+"""The sessions that are open on a node: each is reserved whole, or not at all, and frees what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ...shards.layers.kv_pool import PAGE_TOKENS
+from ...swarm.codecs import activations
+from ...swarm.errors import ErrorCode
+from ...swarm.fairness.shares import Holder
+from ...swarm.protocol.hop_session import HopSession
+from ...swarm.protocol.messages import BATCH_SCALE, Busy, Open, Pong, Progress, Refused
+from ...swarm.types import NodeState
+from ..engine.engine import Engine
+from ..engine.jobs import TokenSequence
+from ..limits.quotas import Ledger, Limits, PeerAccount
+from .handshake import Terms
+from .journal import Journal, JournalBook
+from .next_hops import NextHops
+from .open_checks import refusal_of
+from .session import NodeSession, SessionOwner
+from .session_admission import SessionAdmission
+
+logger = logging.getLogger(__name__)
+
+
+class OpenSessions:
+    """``context_tokens``: the longest sequence that the model can hold. ``journal_bytes``: of all sessions'
+    journals, 0 for none. ``now`` gives seconds. ``state``: DRAINING refuses new sessions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        terms: Terms,
+        limits: Limits,
+        ledger: Ledger,
+        next_hops: NextHops,
+        *,
+        context_tokens: int,
+        journal_bytes: int,
+        now: Callable[[], float],
+    ) -> None:
+        self.terms = terms
+        self.limits = limits
+        self.ledger = ledger
+        self.next_hops = next_hops
+        self.now = now
+        self.state = NodeState.ONLINE
+        self.journals = JournalBook(journal_bytes)
+        self._engine = engine
+        self._context_tokens = context_tokens
+        self._blocks = len(terms.span)
+        self._admission = SessionAdmission(engine, limits, ledger)
+        self._row_bytes = {
+            codec: activations.payload_bytes(codec, 1, terms.hidden_size) for codec in terms.codecs
+        }
+        self._sessions: dict[bytes, NodeSession] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session: bytes) -> bool:
+        return session in self._sessions
+
+    def __getitem__(self, session: bytes) -> NodeSession:
+        return self._sessions[session]
+
+    def get(self, session: bytes) -> NodeSession | None:
+        return self._sessions.get(session)
+
+    def begin_drain(self) -> None:
+        """Refuse new sessions from now on; open ones go on."""
+        self.state = NodeState.DRAINING
+
+    async def wait_idle(self) -> None:
+        """Return once no session is open."""
+        await self._idle.wait()
+
+    def pong(self, nonce: int, tells: tuple[Progress, ...]) -> Pong:
+        load = self._engine.load()
+        return Pong(
+            nonce,
+            sessions=self.ledger.sessions,
+            queued=self._engine.queued,
+            free_kv_tokens=self._engine.free_tokens,
+            state=self.state,
+            running=load.running,
+            batch=round(load.batch * BATCH_SCALE),
+            tokens_per_s=round(load.tokens_per_s),
+            queue_us=round(load.queue_ms * 1000),
+            tells=tells,
+        )
+
+    def open(
+        self,
+        request: Open,
+        account: PeerAccount,
+        parent: NodeSession | None,
+        owner: SessionOwner,
+    ) -> NodeSession | Busy | Refused:
+        """A session with everything it needs reserved; or why not, with nothing taken."""
+        refusal = refusal_of(
+            request,
+            parent,
+            terms=self.terms,
+            draining=self.state is NodeState.DRAINING,
+            context_tokens=self._context_tokens,
+        ) or self._never_fits(request)
+        if refusal is not None:
+            return refusal
+        now = self.now()
+        cells = self._cells(request)
+        if busy := self._admission.limit_of(request, account, cells, now):
+            return busy
+
+        def released() -> None:
+            self._admission.ended(self.now() - now)
+            self.ledger.give_back(account, cells)
+            if not self.ledger.sessions:
+                self._idle.set()
+
+        sequence = self._open_sequence(request, account, parent, released)
+        if sequence is None and self._reclaim(account, cells, now):
+            sequence = self._open_sequence(request, account, parent, released)
+        if sequence is None:
+            return self._admission.none_left(request, account, cells, now)
+        self._admission.satisfied(account.holder)
+        self.ledger.take(account, cells)
+        self._idle.clear()
+        hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=sequence.length)
+        journal = self._journal_of(request, sequence, parent, account.holder)
+        session = NodeSession(
+            request, sequence, hop, self._engine, self.ledger, account, cells, owner, now, journal
+        )
+        self._sessions[session.id] = session
+        return session
+
+    def close(self, session: NodeSession, prefix: tuple[bytes, ...] = ()) -> None:
+        """Forget a session and free what it holds. ``prefix``: names of its pages, if the client told."""
+        del self._sessions[session.id]
+        session.forget_feeder()
+        prefix = self._usable_prefix(session.request.max_tokens, prefix)
+        if session.journal is not None:
+            settled = session.sequence.settled // PAGE_TOKENS
+            pages = (prefix or session.sequence.names)[:settled]
+            codec = session.request.reply_codec
+            self.journals.finish(session.journal, session.request.span, codec, pages)
+        session.close(prefix)
+
+    def peer_left(self, holder: Holder) -> None:
+        """It waits for no session any more."""
+        self._admission.satisfied(holder)
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Own a session's task until it ends."""
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("event=chain_task_failed", exc_info=error)
+
+    # Steps of opening a session.
+
+    def _usable_prefix(self, max_tokens: int, prefix: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The names of pages that a session of ``max_tokens`` can have; none without a prefix cache."""
+        return prefix[: max_tokens // PAGE_TOKENS] if self.terms.page_tokens else ()
+
+    def _cells(self, request: Open) -> int:
+        """(token, block) pairs that a session reserves, in whole pages; shared ones count for each."""
+        return -(-request.max_tokens // PAGE_TOKENS) * PAGE_TOKENS * len(request.span)
+
+    def _never_fits(self, request: Open) -> Refused | None:
+        blocks = len(request.span)
+        whole = self._engine.could_ever_fit(request.max_tokens, blocks)
+        if whole and self._cells(request) <= self._admission.most_cells:
+            return None
+        if whole:
+            most = self._admission.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
+            message = f"one peer may hold {most} tokens of this node's KV cache"
+        else:
+            message = f"this node's whole KV cache has {self._engine.total_tokens * self._blocks // blocks}"
+        return Refused(
+            request.session,
+            ErrorCode.CONTEXT_EXCEEDED,
+            f"{request.max_tokens} tokens asked for, but {message}",
+            "Ask for fewer tokens, use another peer, or start the node with a larger --kv-cache-tokens.",
+        )
+
+    def _open_sequence(
+        self, request: Open, account: PeerAccount, parent: NodeSession | None, released: Callable[[], None]
+    ) -> TokenSequence | None:
+        if self._admission.is_full:
+            return None
+        return self._engine.open_sequence(
+            account.peer_id,
+            request.span,
+            request.max_tokens,
+            request.codec,
+            request.reply_codec,
+            prefix=self._usable_prefix(request.max_tokens, request.prefix),
+            parent=None if parent is None else parent.sequence,
+            parent_tokens=request.parent_tokens,
+            group=account.holder.group,
+            on_released=released,
+        )
+
+    def _journal_of(
+        self, request: Open, sequence: TokenSequence, parent: NodeSession | None, owner: Holder
+    ) -> Journal | None:
+        """With the rows of what the session begins with, as far as they were kept."""
+        if not request.journal or not self.journals.budget:
+            return None
+        base, rows = sequence.length, b""
+        if parent is None:
+            known = sequence.names[: sequence.length // PAGE_TOKENS]
+            base, rows = self.journals.recall(owner.peer_id, request.span, request.reply_codec, known)
+        elif parent.journal is not None and parent.journal.base < sequence.length:
+            kept = parent.journal.slice(parent.journal.base, sequence.length)
+            if kept is not None:
+                base, rows = parent.journal.base, kept
+        row_bytes = self._row_bytes[request.reply_codec]
+        return self.journals.open(row_bytes, base, rows, owner=owner.peer_id, group=owner.group)
+
+    def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:
+        """Make room for a peer within its share, at the cost of those beyond theirs."""
+        losers = self._admission.losers(account, cells, list(self._sessions.values()), now)
+        for session in losers:
+            session.owner.expire(session, "another peer needed its room, and the session was used least")
+        return bool(losers)
