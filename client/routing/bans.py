@@ -60,7 +60,7 @@ def is_fault(cause: SwarmError) -> bool:
     )
 
 
-class Failures:
+class Bans:
     """Turns what peers failed of into bans in ``health``. ``causes``: the last failure, by peer id. Bounded:
     of more than MAX_PEERS peers those that failed longest ago are forgotten."""
 

@@ -56,7 +56,7 @@ def transfer_rate(payload_bytes: int, wire_s: float, rtt_s: float) -> float | No
     return payload_bytes / transfer_s
 
 
-class LinkBook:
+class LinkTable:
     """Measurements by peer and by pair. Bounded: those not met for longest are forgotten. Has no clock."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from ...swarm.routing.prediction import Prediction
 from ...swarm.routing.slow_hop import Replacement
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Route
 from .evidence import Evidence
-from .link_table import LinkBook
+from .link_table import LinkTable
 from .route_memory import Held, cheaper_held
 from .slow_search import SlowSearch, StandIn
 
@@ -50,7 +50,7 @@ class RouteFinder:
         bytes_per_token: int,
         *,
         evidence: Evidence,
-        links: LinkBook,
+        links: LinkTable,
         slow: SlowSearch,
         faults: Faults,
         salt: str,

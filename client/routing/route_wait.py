@@ -13,7 +13,7 @@ from ...swarm.placement.demand import WantedModel
 from ...swarm.routing.best_route import NoRouteError
 from ...swarm.types import ModelRef, NodeInfo, Span
 from .announcements import Announcements
-from .bans import Failures
+from .bans import Bans
 from .demand import DemandTeller
 from .no_route import explain
 from .route_finder import Planned
@@ -63,7 +63,7 @@ class RouteWait:
         announcements: Announcements,
         *,
         health: PeerHealth,
-        failures: Failures,
+        bans: Bans,
         demand: DemandTeller | None,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
@@ -73,7 +73,7 @@ class RouteWait:
         self._directory = directory
         self._announcements = announcements
         self._health = health
-        self._failures = failures
+        self._bans = bans
         self._demand = demand
         self._now = clock
         self._sleep = sleep
@@ -113,7 +113,7 @@ class RouteWait:
             if self._demand is not None:
                 self._demand.miss(self._wanted)
             now = self._now()
-            barred = self._failures.barred(now)
+            barred = self._bans.barred(now)
             if limits.missing_s and barred != self._health.banned(now):
                 with suppress(NoRouteError):
                     return search(nodes, barred)
@@ -123,14 +123,14 @@ class RouteWait:
                 # Those that failed are banned for longer than anybody wants to wait: better them than nobody.
                 await self._sleep(min(POLL_S, limit - now))
                 with suppress(NoRouteError):
-                    return search(nodes, self._failures.hopeless(self._now()))
+                    return search(nodes, self._bans.hopeless(self._now()))
             if now >= (patient if until > limit else limit):
                 raise await explain(
                     problem,
                     kv_tokens,
                     self._model,
                     self._directory,
-                    self._failures.causes,
+                    self._bans.causes,
                     self._health.banned(now),
                 )
             if on_wait is not None:
@@ -148,7 +148,7 @@ class RouteWait:
             return began + limits.missing_s, now
         # Only bans are in the way.
         banned = self._health.banned(now) & {node.peer_id for node in nodes}
-        busy = all(isinstance(self._failures.causes.get(peer_id), BusyError) for peer_id in banned)
+        busy = all(isinstance(self._bans.causes.get(peer_id), BusyError) for peer_id in banned)
         release = self._health.next_release(now)
         longest = max(limits.missing_s, limits.busy_s if busy else limits.failed_s)
         return began + longest, now if release is None else release

@@ -17,10 +17,10 @@ from ...swarm.routing.prediction import Prediction, decode_seconds, queue_second
 from ...swarm.routing.slow_hop import ChainSpent, HopSpent
 from ...swarm.types import ModelRef, NodeInfo, Route, Span
 from .announcements import Announcements
-from .bans import Failures, is_fault
+from .bans import Bans, is_fault
 from .demand import DemandTeller
 from .evidence import Evidence, Standing
-from .link_table import LinkBook
+from .link_table import LinkTable
 from .reserves import Reserves
 from .route_finder import Need, Planned, RouteFinder
 from .route_memory import Held
@@ -56,8 +56,8 @@ class Router:
         self.now = clock
         salt = secrets.token_hex(8) if salt is None else salt
         self._bytes_per_token = bytes_per_token
-        self._failures = Failures(self.health, random.Random(salt))
-        self._book = LinkBook()
+        self._bans = Bans(self.health, random.Random(salt))
+        self._link_table = LinkTable()
         self._faults = Faults("routing")
         self._evidence = Evidence(salt)
         self._slow = SlowSearch(self._evidence, bytes_per_token)
@@ -68,7 +68,7 @@ class Router:
             model,
             bytes_per_token,
             evidence=self._evidence,
-            links=self._book,
+            links=self._link_table,
             slow=self._slow,
             faults=self._faults,
             salt=salt,
@@ -88,7 +88,7 @@ class Router:
             directory,
             self._announcements,
             health=self.health,
-            failures=self._failures,
+            bans=self._bans,
             demand=demand,
             clock=clock,
             sleep=sleep,
@@ -166,16 +166,19 @@ class Router:
     def _note(self, failure: HopFailedError) -> None:
         if is_fault(failure.cause):
             self._evidence.failed(failure.peer_id, self.now())
-        self._failures.failed(failure.peer_id, failure.cause, self._announcements.nodes, self.now())
+        self._bans.failed(failure.peer_id, failure.cause, self._announcements.nodes, self.now())
 
     def succeeded(self, peer_id: str) -> None:
         """It has computed a part of an answer."""
         self._evidence.served(peer_id, self.now())
-        self._failures.succeeded(peer_id)
+        self._bans.succeeded(peer_id)
 
     def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float) -> None:
         """What a step of so many tokens took there and back by our clock, on average."""
-        edges, size = self._book.edges(self._announcements.nodes, self.now()), self._bytes_per_token * tokens
+        edges, size = (
+            self._link_table.edges(self._announcements.nodes, self.now()),
+            self._bytes_per_token * tokens,
+        )
         way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
         self._is_liar(peer_id, blocks, (step_s - way_s) / tokens)
 
@@ -211,13 +214,13 @@ class Router:
         """It has come through a trial of all of its blocks; seconds for each of them, and of the way there
         and back."""
         self.answered(peer_id)
-        self._book.measured(peer_id, round_trip_s)
+        self._link_table.measured(peer_id, round_trip_s)
         node = self._announcements.of(peer_id)
         blocks = 1 if node is None else len(node.span)
         if not self._is_liar(peer_id, blocks, blocks * block_s):
             self._evidence.measured(peer_id, block_s, self.now())
             self._evidence.proved(peer_id, self.now())
-            self._failures.succeeded(peer_id)
+            self._bans.succeeded(peer_id)
 
     def failed_trial(self, failure: HopFailedError) -> None:
         """It did not pass. One that was too slow may be busy, and is kept away from trials only."""
@@ -228,25 +231,25 @@ class Router:
 
     def measured(self, peer_id: str, round_trip_s: float, *, bytes_per_s: float | None = None) -> None:
         """A round trip to a peer, without the node's own work; and what a large payload got of the line."""
-        self._book.measured(peer_id, round_trip_s, bytes_per_s)
+        self._link_table.measured(peer_id, round_trip_s, bytes_per_s)
 
     def chain_measured(self, peer_ids: Sequence[str], wire_s: float) -> None:
         """What decode steps took on all ways of a chain of hops, from here and back: for the ways between
         them, of which otherwise only the nodes tell."""
         now = self.now()
-        edges = self._book.edges(self._announcements.nodes, now)
-        self._book.chain_measured(peer_ids, wire_s, self._bytes_per_token, edges, now)
+        edges = self._link_table.edges(self._announcements.nodes, now)
+        self._link_table.chain_measured(peer_ids, wire_s, self._bytes_per_token, edges, now)
 
     def edge_failed(self, a: str, b: str) -> None:
         """Two nodes that work cannot be chained: do not, for some time, longer with each failure in a row."""
-        self._book.edge_failed(a, b, self.now())
+        self._link_table.edge_failed(a, b, self.now())
 
     def edge_worked(self, a: str, b: str, rtt_s: float | None = None) -> None:
         """Activations go from ``a`` to ``b``, whose round trip ``a`` says is ``rtt_s``."""
-        self._book.edge_worked(a, b, rtt_s, self.now())
+        self._link_table.edge_worked(a, b, rtt_s, self.now())
 
     def may_chain(self, a: str, b: str) -> bool:
-        return self._book.may_chain(a, b, self.now())
+        return self._link_table.may_chain(a, b, self.now())
 
     def predict(self, route: Route, need: Need) -> Prediction | None:
         """What a whole route should cost by what is known now, such as its links once it is open; None when
@@ -285,7 +288,7 @@ class Router:
                 spent,
                 chains,
                 tokens_to_come,
-                edges=self._book.edges(self._announcements.nodes, now),
+                edges=self._link_table.edges(self._announcements.nodes, now),
                 stand_in=lambda number: self._finder.stand_in(route, number, proven, request),
                 now=now,
             )
@@ -297,4 +300,4 @@ class Router:
 
     def _saw(self, nodes: list[NodeInfo], now: float) -> None:
         self._evidence.saw(nodes, now)
-        self._failures.look(nodes, now)
+        self._bans.look(nodes, now)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from swarm_node.client.routing.bans import BUSY_JITTER, Failures
+from swarm_node.client.routing.bans import BUSY_JITTER, Bans
 from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
@@ -142,9 +142,9 @@ async def test_a_silent_peer_is_not_asked_again_at_once() -> None:
 
 
 async def test_no_more_failures_are_remembered_than_peers() -> None:
-    failures = Failures(PeerHealth(), random.Random(0))
+    bans = Bans(PeerHealth(), random.Random(0))
     for number in range(MAX_PEERS + 10):
-        failures.failed(f"p{number}", BusyError("full", retry_after=1), [], 1000.0)
-    assert len(failures.causes) == MAX_PEERS
-    assert "p9" not in failures.causes
-    assert f"p{MAX_PEERS + 9}" in failures.causes
+        bans.failed(f"p{number}", BusyError("full", retry_after=1), [], 1000.0)
+    assert len(bans.causes) == MAX_PEERS
+    assert "p9" not in bans.causes
+    assert f"p{MAX_PEERS + 9}" in bans.causes
