@@ -24,7 +24,7 @@ from ..swarm.types import ModelRef
 from .decoding.head_batch import HeadBatcher
 from .generation import Generation, GenerationRun
 from .guided.token_guide import Guides
-from .hops.hop import SessionSettings
+from .hops.plan import SessionSettings
 from .local_model import LocalModel, OnProgress, TextTokenizer, hashing_told, load_local_model
 from .model_opening import OnDecision, open_model
 from .network import ClientNetwork, open_network

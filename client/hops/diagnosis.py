@@ -60,18 +60,19 @@ async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
     found = Diagnosis()
     suspects: set[int] = set()
     for number, hop in enumerate(hops):
-        if hop.upstream_lost is not None and number and hop.upstream == hops[number - 1].peer_id:
-            found.edges[number] = hop.upstream_lost
+        state = hop.state
+        if state.upstream_lost is not None and number and hop.upstream == hops[number - 1].peer_id:
+            found.edges[number] = state.upstream_lost
             suspects |= {number - 1, number}
         after = hops[number + 1] if number + 1 < len(hops) else None
-        if hop.downstream_lost is not None and after is not None and hop.lost_downstream == after.session:
-            found.edges[number + 1] = hop.downstream_lost
+        if state.downstream_lost is not None and after is not None and state.lost_session == after.session:
+            found.edges[number + 1] = state.downstream_lost
             suspects |= {number, number + 1}
-        if hop.stalled is not None:
+        if state.stalled is not None:
             for edge in range(1, len(hops)):
                 if hops[edge].listener is hop.listener is hops[edge - 1].listener:
-                    found.edges[edge] = hop.stalled
-        if hop.step_error is not None:
+                    found.edges[edge] = state.stalled
+        if state.step_error is not None:
             _judge(hops, number, hidden_size, found)
     asked = [hops[number].link.check() for number in sorted(suspects) if hops[number].failure is None]
     await asyncio.gather(*asked)
@@ -89,14 +90,14 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
     it, its bytes tell; elsewhere it has to be carried to see. A session that another hop has fed counts
     as that hop made it count: a new one will show who is to blame."""
     hop = hops[number]
-    error = hop.step_error
+    error, code = hop.state.step_error, hop.state.step_code
     if error is None:
         return
-    if number and hop.step_error_code in REFUSED_INPUT:
+    if number and code in REFUSED_INPUT:
         if hop.upstream:
             found.edges[number] = error
             return
-        if hop.step_error_code is ErrorCode.BAD_TENSOR:
+        if code is ErrorCode.BAD_TENSOR:
             awaited = hop.listener.awaited_payload if hop.listener is not None else None
             try:
                 if awaited is not None:
@@ -104,7 +105,7 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return
-        elif hop.was_fed and hop.step_error_code in MISCOUNTED:
+        elif hop.was_fed and code in MISCOUNTED:
             found.spoilt[number] = error
             return
     found.lost[number] = error

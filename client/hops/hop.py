@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, TypeVar
 
@@ -18,7 +17,6 @@ from ...swarm.errors import (
     PeerMuteError,
     PeerTimeoutError,
     RemoteProtocolError,
-    ReplayRefusedError,
     StreamClosedError,
     SwarmError,
 )
@@ -47,8 +45,9 @@ from ...swarm.protocol.messages import (
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
 from ...swarm.routing.prediction import decode_seconds, prefill_seconds
 from ...swarm.timeouts import DIAL_CHAIN_S, work_within_s
-from ...swarm.types import Hop, NodeInfo
-from ..routing.prefix import PageNames
+from .plan import HopPlan, SessionSettings
+from .requests import Requests
+from .state import HopState
 from .trace import HopTrace
 
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
@@ -60,41 +59,6 @@ NOBODY = b""
 _Answer = TypeVar("_Answer", Opened, Attached, Replayed)
 StepTold = Callable[[Progress, float], None]
 """Takes what a hop tells of its session, and how many seconds steps wait there."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """What all hops of a session share. ``max_tokens``: KV cache to reserve, in tokens. ``embedding_rms``:
-    root mean square of the model's usual embedding, 0 where it is not known."""
-
-    hidden_size: int
-    max_tokens: int
-    embedding_rms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A hop's place in a route, before it is open.
-
-    ``session`` is chosen before any OPEN, so that each can name the next. ``codec`` is of what comes in,
-    ``reply_codec`` of what goes out, ``weights`` as announced. ``upstream`` and ``downstream`` as in OPEN.
-    ``chain`` names the pages of ``ids`` that the node may hold already. ``parent``: the session on that node
-    whose first ``parent_tokens`` tokens it begins with.
-    """
-
-    hop: Hop
-    number: int
-    hops: int
-    session: bytes
-    codec: str
-    reply_codec: str
-    weights: str = ""
-    upstream: str = ""
-    downstream: Downstream | None = None
-    names: PageNames | None = None
-    ids: Sequence[int] = ()
-    parent: bytes | None = None
-    parent_tokens: int = 0
 
 
 class Listener(Protocol):
@@ -117,78 +81,54 @@ class Listener(Protocol):
     def question(self, hop: HopClient) -> StepTold | None:
         """Where is the oldest step without a result? None: there is no such step."""
 
-    def trouble(self) -> None:
-        """One of the hop's ``troubled`` fields has changed."""
+    def mark_broken(self) -> None:
+        """The hop's state has changed for the worse."""
 
 
 class HopClient:
     """An open session on one node. Made by ``open``; ends with ``close``.
 
-    ``length``: tokens that its KV cache held already when it opened. ``upstream`` and ``downstream`` are how
-    it is wired now, as the node knows it: a peer id or "", a session, None (us) or NOBODY. ``hungry_from``:
-    position from which it lacks what the other hops have computed; None: it lacks nothing. ``was_fed``: by
-    another hop, so that what it holds and counts may be that one's doing. ``names``: of its
-    pages; None: they have none. ``misnamed``: they have none any more, and the node has yet to be told.
-    ``announced``: the node's announcement, if it is known.
-
-    Troubles: ``failure`` ends the session here; ``step_error`` one step; ``stalled``: a chain that it is in
-    answered nothing for too long; ``upstream_lost`` and ``downstream_lost`` are what it says of neighbours.
+    ``length``: tokens that its KV cache held already when it opened. ``state``: what is known against it, and
+    what it lacks. ``upstream`` and ``downstream`` are how it is wired now, as the node knows it: a peer id or
+    "", a session, None (us) or NOBODY. ``was_fed``: by another hop, so that what it holds and counts may be
+    that one's doing. ``names``: of its pages; None: they have none. ``misnamed``: they have none any more,
+    and the node has yet to be told.
     """
 
-    def __init__(self, seat: Seat, link: NodeLink, settings: SessionSettings, deadline_ms: int) -> None:
-        self.hop = seat.hop
-        self.session = seat.session
-        self.codec = seat.codec
-        self.reply_codec = seat.reply_codec
-        self.weights = seat.weights
-        self.names = seat.names
-        self.misnamed = False
+    def __init__(self, plan: HopPlan, link: NodeLink, settings: SessionSettings, deadline_ms: int) -> None:
+        self.plan = plan
+        self.session = plan.session
+        self.codec = plan.codec
+        self.reply_codec = plan.reply_codec
         self.link = link
         self.deadline_ms = deadline_ms
-        self.trace = HopTrace(seat.hop.peer_id, seat.hop.span, seat.codec)
+        self.state = HopState()
+        self.trace = HopTrace(plan.hop.peer_id, plan.hop.span, plan.codec)
+        self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0
         self.first_step = 0  # answers to steps before it are of no interest any more
-        self.upstream = seat.upstream
-        self.was_fed = bool(seat.upstream)
-        self.asked_downstream = seat.downstream is not None
+        self.names = plan.names
+        self.misnamed = False
+        self.upstream = plan.upstream
+        self.was_fed = bool(plan.upstream)
         self.downstream: bytes | None = None
         self.downstream_rtt_s: float | None = None
-        self.unchained_reason = ""
-        self.hungry_from: int | None = None
-        self.failure: SwarmError | None = None
-        self.step_error: SwarmError | None = None
-        self.step_error_code = ErrorCode.INTERNAL
-        self.stalled: SwarmError | None = None
-        self.upstream_lost: SwarmError | None = None
-        self.downstream_lost: SwarmError | None = None
-        self.lost_downstream: bytes | None = None  # the session that ``downstream_lost`` is about
-        self.listener: Listener | None = None
-        self.announced: NodeInfo | None = None
         self._settings = settings
-        self._answer: asyncio.Future[Reply] | None = None
-        self._expected: type[Opened] | type[Attached] | type[Replayed] | None = None
-        self._asked_since: float | None = None
-        self._replay_step: int | None = None
-        self._replay_work = -1  # what the node told last of a replay under way, and when that was new
-        self._replay_work_at = 0.0
-        self._attaches = 0  # asked for and not answered
-        self._replays = 0  # asked for, and perhaps not answered yet
-        self._replay_steps: set[int] = set()  # all that were ever asked for
-        self._grace: asyncio.TimerHandle | None = None
+        self._requests = Requests()
         self._closed = False
 
     @classmethod
-    async def open(cls, links: LinkPool, seat: Seat, settings: SessionSettings) -> HopClient:
+    async def open(cls, links: LinkPool, plan: HopPlan, settings: SessionSettings) -> HopClient:
         """Open a session on the node, dialling it if need be.
 
         Raises NetworkError's subclasses, BusyError, ModelMismatchError, PeerError and RemoteProtocolError.
         """
-        link = await links.get(seat.hop.peer_id, seat.hop.maddrs)
+        link = await links.get(plan.hop.peer_id, plan.hop.maddrs)
         deadline_ms = max(1, min(MAX_RETRY_MS, int(links.patience.step_s * 1000)))
-        client = cls(seat, link, settings, deadline_ms)
+        client = cls(plan, link, settings, deadline_ms)
         try:
-            await client._open(seat)
+            await client._open()
         except BaseException:
             client.close()
             raise
@@ -196,28 +136,26 @@ class HopClient:
 
     @property
     def peer_id(self) -> str:
-        return self.hop.peer_id
+        return self.plan.hop.peer_id
 
     @property
-    def troubled(self) -> bool:
-        return bool(
-            self.failure or self.step_error or self.stalled or self.upstream_lost or self.downstream_lost
-        )
+    def failure(self) -> SwarmError | None:
+        """What ended the session."""
+        return self.state.failure
 
     def downstream_for(self) -> Downstream:
         """How another hop is told to send its results here."""
-        return Downstream(self.peer_id, self.session, self.hop.record)
+        return Downstream(self.peer_id, self.session, self.plan.hop.record)
 
     async def attach(self, upstream: str, *, unnamed: bool = False) -> int:
         """Let the peer ``upstream`` ("": us) feed the session from now on; how many tokens it holds.
         ``unnamed``: what comes now was computed by others, so its pages have no names."""
-        self._attaches += 1
         self.was_fed = self.was_fed or bool(upstream)
         attached = await self._ask(Attach(self.session, upstream, unnamed), Attached)
         if unnamed:
             self.names, self.misnamed = None, False
         if upstream != self.upstream:
-            self.upstream_lost = None  # said of the one before: answers keep their order
+            self.state = self.state.attached()  # answers keep their order
         self.upstream = upstream
         return attached.length
 
@@ -227,17 +165,11 @@ class HopClient:
         ``step`` and the ``until - start`` numbers after it are the replay's. Raises ReplayRefusedError, or
         what the session failed of.
         """
-        self.downstream, self._replay_step = NOBODY, step
-        self._replays += 1
-        self._replay_steps.add(step)
+        self.downstream = NOBODY
         try:
             done = await self._ask(Replay(self.session, start, until, step, to), Replayed)
         finally:
-            self._replay_step = None
-            self.downstream_lost = None  # said of the one before, or said again by the answer
-            if self._grace is not None:
-                self._grace.cancel()
-                self._grace = None
+            self.state = self.state.replayed()  # what is lost now is said again by the answer
         self.downstream = None if to is None else to.session
         return done
 
@@ -255,12 +187,59 @@ class HopClient:
         self.link.leave(self.session)
         self.fail(StreamClosedError("the session was closed on this side"))
 
+    # What its route's session and its repair change.
+
+    def listen(self, listener: Listener | None) -> None:
+        """Tell ``listener`` what happens from now on, and nobody else."""
+        self.listener = listener
+
+    def ignore_before(self, step: int) -> None:
+        """Answers to steps before ``step`` are of no interest any more."""
+        self.first_step = step
+
+    def forget_names(self) -> None:
+        """Its pages are not what their names would say."""
+        self.misnamed = self.misnamed or self.names is not None
+        self.names = None
+
+    def misses(self, position: int) -> None:
+        """It lacks what the others have computed, from ``position`` on."""
+        self.state = self.state.misses(position)
+
+    def fed(self) -> None:
+        """It lacks nothing any more."""
+        self.state = self.state.fed()
+
+    def clear(self) -> None:
+        """What was known against it is in a diagnosis, and it may go on."""
+        self.state = self.state.cleared()
+
+    def suspect(self, error: SwarmError) -> None:
+        """A step went wrong here, for which the hop before may be to blame."""
+        self.state = self.state.step_failed(error, ErrorCode.BAD_STEP)
+        self._tell()
+
+    def suspect_upstream(self, error: SwarmError) -> None:
+        """What the hop before it has sent does not arrive."""
+        self.state = self.state.upstream_is_lost(error)
+        self._tell()
+
+    def mark_lost(self, error: SwarmError) -> None:
+        """The session is over, and it is this hop's doing."""
+        self.state = self.state.lost(error)
+        self._requests.fail(self.state.failure or error)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.listener is not None:
+            self.listener.mark_broken()
+
     # What the link tells.
 
     @property
     def waiting_since(self) -> float | None:
         listening = self.listener.waiting_since if self.listener is not None else None
-        asked = self._asked_since
+        asked = self._requests.since
         if listening is None or asked is None:
             return listening or asked
         return min(listening, asked)
@@ -268,7 +247,7 @@ class HopClient:
     def question(self) -> Told:
         """Ask where its requests are, and look at the answer: what was sent before the question has come
         before it, and what the node had to say before the answer has come before that."""
-        asked = self._answer if self._answer is not None and not self._answer.done() else None
+        asked = self._requests.pending
         of_step = self.listener.question(self) if self.listener is not None else None
 
         def told(progress: Progress | None, pong: Pong) -> None:
@@ -276,8 +255,8 @@ class HopClient:
                 return
             queue_s = pong.queue_us * 1e-6
             if progress is None:
-                self.end(self._mute("knows nothing of a session that it was asked to open"))
-            elif asked is not None and asked is self._answer and not asked.done():
+                self.mark_lost(self._mute("knows nothing of a session that it was asked to open"))
+            elif asked is not None and asked is self._requests.pending:
                 self._look_at_request(progress, queue_s)
             if of_step is not None and progress is not None and self.failure is None:
                 of_step(progress, queue_s)
@@ -292,10 +271,10 @@ class HopClient:
         announced."""
         seen = self.trace.decode if tokens == 1 else self.trace.prefill
         expected_s = seen.compute_s / seen.tokens * tokens if seen.tokens else 0.0
-        if self.announced is None:
+        if self.plan.announced is None:
             return expected_s
-        token_s = (decode_seconds if tokens == 1 else prefill_seconds)(self.announced)
-        return max(expected_s, token_s * len(self.hop.span) * tokens)
+        token_s = (decode_seconds if tokens == 1 else prefill_seconds)(self.plan.announced)
+        return max(expected_s, token_s * len(self.plan.hop.span) * tokens)
 
     def work_within_s(self, tokens: int, queue_s: float) -> float:
         """Seconds for which the node may show no progress with ``tokens`` tokens."""
@@ -305,106 +284,67 @@ class HopClient:
 
     def _look_at_request(self, told: Progress, queue_s: float) -> None:
         """The node has not answered what it was asked, and tells so of the session."""
-        what = "ATTACH" if self._expected is Attached else "REPLAY" if self._expected is Replayed else "OPEN"
-        waited_s = perf_counter() - (self._asked_since or perf_counter())
-        dials = self._expected is Opened and self.asked_downstream
-        if not told.busy or not (dials or self._expected is Replayed):
-            self.end(self._mute(f"leaves {what} without an answer"))
+        expected, since = self._requests.expected, self._requests.since
+        what = "ATTACH" if expected is Attached else "REPLAY" if expected is Replayed else "OPEN"
+        waited_s = perf_counter() - (since or perf_counter())
+        dials = expected is Opened and self.plan.downstream is not None
+        if not told.busy or not (dials or expected is Replayed):
+            self.mark_lost(self._mute(f"leaves {what} without an answer"))
         elif dials:
             if waited_s > DIAL_CHAIN_S + 2 * self.link.round_trip_s:
-                self.end(PeerTimeoutError(f"{self.link.name} did not answer OPEN for {waited_s:.1f} s"))
+                self.mark_lost(PeerTimeoutError(f"{self.link.name} did not answer OPEN for {waited_s:.1f} s"))
         else:
-            if told.work != self._replay_work:
-                self._replay_work, self._replay_work_at = told.work, perf_counter()
-            still_s = perf_counter() - max(self._replay_work_at, self._asked_since or 0.0)
+            still_s = self._requests.still_s(told.work)
             if still_s > self.work_within_s(REPLAY_TOKENS, queue_s):
-                self.end(PeerTimeoutError(f"{self.link.name} replays nothing for {still_s:.0f} s"))
+                self.mark_lost(PeerTimeoutError(f"{self.link.name} replays nothing for {still_s:.0f} s"))
 
     def deliver(self, reply: Reply) -> None:
-        waiting = self._answer is not None and not self._answer.done()
         match reply:
             case Result():
                 if reply.step >= self.first_step and self.listener is not None:
                     self.listener.take(self, reply)
             case ErrorMessage():
                 self._heard_error(reply)
-            case Replayed() if self._replays and not (waiting and self._expected is Replayed):
-                self._replays -= 1  # of one that was given up; the node may leave out such answers
-            case Attached() if self._attaches > (waiting and self._expected is Attached):
-                self._attaches -= 1  # likewise, but it answers each
-            case _ if self._answer is not None and waiting:
-                # Counted now: whoever waits may be cancelled before it sees the answer.
-                self._replays -= isinstance(reply, Replayed) and self._replays > 0
-                self._attaches -= isinstance(reply, Attached) and self._attaches > 0
-                self._answer.set_result(reply)
-            case _:
+            case _ if not self._requests.take(reply):
                 name = type(reply).__name__.upper()
                 self.fail(RemoteProtocolError(f"{self.link.name} says {name}, for which nobody has asked"))
 
     def fail(self, error: SwarmError) -> None:
         listener = self.listener
         late = isinstance(error, PeerTimeoutError) and self.link.failure is None
-        if late and listener is not None and listener.is_chain and self._answer is None:
-            self.stalled = self.stalled or error  # nobody knows whose fault it is
-            listener.trouble()
+        if late and listener is not None and listener.is_chain and not self._requests.is_waiting:
+            self.state = self.state.chain_stalled(error)  # nobody knows whose fault it is
+            self._tell()
         else:
-            self.end(error)
-
-    def doubt(self, error: SwarmError) -> None:
-        """A step went wrong here, for which the hop before may be to blame."""
-        if self.step_error is None:
-            self.step_error, self.step_error_code = error, ErrorCode.BAD_STEP
-        if self.listener is not None:
-            self.listener.trouble()
-
-    def end(self, error: SwarmError) -> None:
-        """The session is over, and it is this hop's doing."""
-        if self.failure is None:
-            self.failure = error
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(self.failure)
-        if self.listener is not None:
-            self.listener.trouble()
+            self.mark_lost(error)
 
     def _heard_error(self, message: ErrorMessage) -> None:
         step, code, error = message.step, message.code, error_of(message, self.peer_id)
-        if self._replay_step is not None and (
-            step == self._replay_step or (step is None and code is ErrorCode.JOURNAL_LOST)
-        ):
-            self._refuse_replay(error, code)
-        elif step in self._replay_steps:
+        requests, replaying = self._requests, self._requests.replay_step
+        if replaying is not None and (step == replaying or (step is None and code is ErrorCode.JOURNAL_LOST)):
+            requests.refuse_replay(error, code)
+        elif requests.is_replay(step):
             pass  # a replay that was given up
         elif step is not None:
-            if step >= self.first_step and self.step_error is None:
-                self.step_error, self.step_error_code = error, code
+            if step >= self.first_step:
+                self.state = self.state.step_failed(error, code)
         elif code is ErrorCode.DOWNSTREAM_LOST:
-            self.downstream_lost = error
-            if self._replay_step is None:
-                self.lost_downstream, self.downstream = self.downstream, NOBODY
-            elif self._grace is None:  # of the hop before, or of this replay: REPLAYED may yet come
-                wait = max(0.3, 4 * self.link.round_trip_s)
-                self._grace = asyncio.get_running_loop().call_later(wait, self._refuse_replay, error, code)
+            self.state = self.state.downstream_is_lost(error, self.downstream)
+            self.downstream = NOBODY
+            if replaying is not None:  # of the hop before, or of this replay: REPLAYED may yet come
+                requests.refuse_replay_soon(max(0.3, 4 * self.link.round_trip_s), error, code)
         elif code is ErrorCode.UPSTREAM_LOST:
-            self.upstream_lost = error
+            self.state = self.state.upstream_is_lost(error)
         else:
-            self.end(error)
-        if self.listener is not None:
-            self.listener.trouble()
-
-    def _refuse_replay(self, error: SwarmError, code: ErrorCode) -> None:
-        if self._answer is not None and not self._answer.done():  # REPLAYED may come all the same
-            journal_lost = code is ErrorCode.JOURNAL_LOST
-            self._answer.set_exception(ReplayRefusedError(error, journal_lost=journal_lost))
+            self.mark_lost(error)
+        self._tell()
 
     # Asking.
 
     async def _ask(self, message: Open | Attach | Replay, expected: type[_Answer]) -> _Answer:
         if self.failure is not None:
             raise self.failure
-        self._answer = answer = asyncio.get_running_loop().create_future()
-        self._expected = expected
-        self._asked_since = perf_counter()
-        try:
+        with self._requests.asking(message, expected) as answer:
             self.link.post(message)
             self.link.watch()
             if isinstance(message, Open):
@@ -413,33 +353,29 @@ class HopClient:
                 if (problem := self._problem(welcome)) is not None:
                     raise problem
             reply = await answer
-        finally:
-            self._answer = self._expected = self._asked_since = None
-            if answer.done() and not answer.cancelled():
-                answer.exception()  # looked at, whoever gave up waiting
         if not isinstance(reply, expected):
             raise self._unexpected(reply)
         return reply
 
-    async def _open(self, seat: Seat) -> None:
-        settings, link = self._settings, self.link
-        prefix = seat.names.of(seat.ids) if seat.names is not None else ()
+    async def _open(self) -> None:
+        plan, settings, link = self.plan, self._settings, self.link
+        prefix = plan.names.of(plan.ids) if plan.names is not None else ()
         link.join(self.session, self)
         opened = await self._ask(
             Open(
                 session=self.session,
-                span=self.hop.span,
+                span=plan.hop.span,
                 max_tokens=settings.max_tokens,
                 codec=self.codec,
                 reply_codec=self.reply_codec,
-                hop=seat.number,
-                hops=seat.hops,
+                hop=plan.number,
+                hops=plan.hops,
                 prefix=prefix,
-                upstream=seat.upstream,
-                downstream=seat.downstream,
-                journal=seat.number < seat.hops - 1,
-                parent=seat.parent,
-                parent_tokens=seat.parent_tokens,
+                upstream=plan.upstream,
+                downstream=plan.downstream,
+                journal=plan.number < plan.hops - 1,
+                parent=plan.parent,
+                parent_tokens=plan.parent_tokens,
             ),
             Opened,
         )
@@ -449,23 +385,21 @@ class HopClient:
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
             raise RemoteProtocolError(f"{link.name}: frames of {welcome.max_frame} bytes hold no token")
-        self.length = self._checked_length(opened.length, welcome, len(prefix), seat)
-        if seat.downstream is not None:
-            if opened.chained:
-                self.downstream, self.downstream_rtt_s = seat.downstream.session, opened.link_us * 1e-6
-            else:
-                self.unchained_reason = opened.reason or "no reason given"
+        self.length = self._checked_length(opened.length, welcome, len(prefix))
+        if plan.downstream is not None and opened.chained:
+            self.downstream, self.downstream_rtt_s = plan.downstream.session, opened.link_us * 1e-6
 
     def _problem(self, welcome: Welcome) -> SwarmError | None:
-        return span_problem(welcome, self.hop, self.codec, self.link.name) or span_problem(
-            welcome, self.hop, self.reply_codec, self.link.name
+        return span_problem(welcome, self.plan.hop, self.codec, self.link.name) or span_problem(
+            welcome, self.plan.hop, self.reply_codec, self.link.name
         )
 
-    def _checked_length(self, length: int, welcome: Welcome, pages: int, seat: Seat) -> int:
-        if seat.parent is not None:
-            if length != seat.parent_tokens:
+    def _checked_length(self, length: int, welcome: Welcome, pages: int) -> int:
+        plan = self.plan
+        if plan.parent is not None:
+            if length != plan.parent_tokens:
                 raise RemoteProtocolError(
-                    f"{self.link.name}: a fork of {seat.parent_tokens} tokens holds {length}"
+                    f"{self.link.name}: a fork of {plan.parent_tokens} tokens holds {length}"
                 )
             return length
         offered = pages * PAGE_TOKENS if welcome.page_tokens == PAGE_TOKENS else 0

@@ -9,12 +9,9 @@ goes through in chunks, so that all hops work at the same time.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from time import perf_counter
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,89 +28,36 @@ from ...swarm.errors import (
     SwarmError,
 )
 from ...swarm.links.pool import LinkPool
-from ...swarm.protocol.messages import Downstream, Want
+from ...swarm.protocol.messages import Want
 from ...swarm.protocol.wire import Payload
 from ...swarm.routing.prediction import chunk_tokens
 from ...swarm.runtime.tasks import all_of
-from ...swarm.types import Hop, NodeInfo, Route
-from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
+from ...swarm.types import NodeInfo, Route
 from .diagnosis import diagnose
-from .hop import HopClient, Seat, SessionSettings
+from .hop import HopClient
+from .line_up import plan_line
+from .plan import HopPlan, RouteSettings
 from .row_watch import RowWatch
 from .rows import Rows
-from .segment import Patient, Segment
+from .segment import Segment
 
 SHORT_TOKENS = 33
 """A step of so many tokens goes through in one piece: one token and the longest draft behind it."""
 CHUNKS_AHEAD = 4
 """Chunks that may wait between two segments."""
 
+Pairs = frozenset[tuple[str, str]]
+"""Neighbours on a route, by peer id."""
 _Chunk = tuple[Payload, int, int]  # payload, tokens, position
-
-
-class EdgeBook(Protocol):
-    """Who can reach whom: a part of ``router.Router``."""
-
-    def may_chain(self, a: str, b: str) -> bool: ...
-
-    def edge_failed(self, a: str, b: str) -> None: ...
-
-    def edge_worked(self, a: str, b: str, rtt_s: float | None) -> None: ...
-
-
-class NoChains:
-    """An EdgeBook for clients that carry everything themselves."""
-
-    def may_chain(self, a: str, b: str) -> bool:
-        return False
-
-    def edge_failed(self, a: str, b: str) -> None:
-        pass
-
-    def edge_worked(self, a: str, b: str, rtt_s: float | None) -> None:
-        pass
-
-
-@dataclass(frozen=True, slots=True)
-class RouteSettings:
-    """What a route's session is opened with. ``wire_codec``: for edges whose ends both speak it. ``nodes``:
-    the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages that they may hold.
-    ``doubts``: when one is left that may only be slow."""
-
-    session: SessionSettings
-    wire_codec: str
-    edges: EdgeBook
-    nodes: dict[str, NodeInfo] = field(default_factory=dict)
-    prefix: PrefixKey | None = None
-    doubts: Patient | None = None
-
-    def codec_between(self, before: str | None, after: str | None) -> str:
-        """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
-        spoken: tuple[str, ...] = activations.CODECS
-        last = before or after or ""
-        for peer_id in (before, after):
-            node = self.nodes.get(peer_id) if peer_id is not None else None
-            if peer_id is not None and node is not None and node.codecs:
-                spoken = tuple(codec for codec in spoken if codec in node.codecs)
-                last = peer_id
-        try:
-            return activations.negotiate(activations.CODECS, spoken, self.wire_codec)
-        except RemoteProtocolError as error:
-            raise HopFailedError(last, error) from error
-
-    def weights_of(self, peer_id: str) -> str:
-        """As it announced them."""
-        node = self.nodes.get(peer_id)
-        return node.weights if node is not None else ""
 
 
 class RouteSession:
     """Hops opened together. ``close`` frees them at once; after any error it must be called, or the session
-    mended (see ``mend``).
+    repaired (see ``session.repair``).
 
     ``length``: tokens that every hop holds already when the session opens. The first ``forward`` goes on from
-    there, or from before. ``acked``: tokens that went through all hops. ``on_progress`` is told of it while a
-    prompt is fed.
+    there, or from before. ``acked``: tokens that went through all hops. ``retired``: segments of hops that
+    were wired in another way.
     """
 
     def __init__(self, links: LinkPool, route: Route, hops: list[HopClient], settings: RouteSettings) -> None:
@@ -123,12 +67,10 @@ class RouteSession:
         self.settings = settings
         self.length = min(hop.length for hop in hops)
         self.acked = self.length
-        self.on_progress: Callable[[int], None] | None = None
-        self.unchained: set[tuple[str, str]] = set()  # peer ids that this session found apart
-        self.rejoin: frozenset[tuple[str, str]] = frozenset()  # apart and working, and to be chained again
         self.segments: list[Segment] = []
-        self.retired: list[Segment] = []  # of hops that were wired in another way
+        self.retired: list[Segment] = []
         self.closed = False
+        self._apart: set[tuple[str, str]] = set()  # peer ids that this session does not chain
         self._steps = 0
         self._fed = False
         self._max_step_tokens = 0
@@ -141,20 +83,21 @@ class RouteSession:
 
         Raises HopFailedError for the first hop that fails; the others are closed.
         """
-        return await cls.open_seats(links, route, settings, _seats(route, settings, ids))
+        plans = plan_line(route.hops, settings, ids, settings.may_chain)
+        return await cls.open_planned(links, route, settings, [*plans.values()])
 
     @classmethod
-    async def open_seats(
-        cls, links: LinkPool, route: Route, settings: RouteSettings, seats: Sequence[Seat]
+    async def open_planned(
+        cls, links: LinkPool, route: Route, settings: RouteSettings, plans: Sequence[HopPlan]
     ) -> RouteSession:
-        """Open the hops of ``route`` as ``seats`` say; raises as ``open``."""
+        """Open the hops of ``route`` as ``plans`` say; raises as ``open``."""
         opened: dict[int, HopClient] = {}
 
-        async def open_hop(seat: Seat) -> None:
-            opened[seat.number] = await open_seat(links, seat, settings)
+        async def open_one(plan: HopPlan) -> None:
+            opened[plan.number] = await open_hop(links, plan, settings)
 
         try:
-            await all_of(*(open_hop(seat) for seat in seats))
+            await all_of(*(open_one(plan) for plan in plans))
             self = cls(links, route, [opened[number] for number in sorted(opened)], settings)
             await self.join_apart()
         except BaseException:
@@ -164,8 +107,38 @@ class RouteSession:
         self.resume()
         return self
 
+    # What a repair, a fork or a search for slow hops changes.
+
     def may_chain(self, before: str, after: str) -> bool:
-        return (before, after) not in self.unchained and self.settings.edges.may_chain(before, after)
+        return (before, after) not in self._apart and self.settings.may_chain(before, after)
+
+    def rewire(self, apart: Pairs, join: Pairs = frozenset()) -> None:
+        """From the next repair on, carry what goes between the pairs ``apart``, and no more between those to
+        ``join``."""
+        self._apart |= apart
+        self._apart -= join
+
+    @property
+    def apart(self) -> Pairs:
+        """Pairs of neighbours, by peer id, that this session does not chain."""
+        return frozenset(self._apart)
+
+    def edge_failed(self, before: HopClient, after: HopClient) -> None:
+        self._apart.add((before.peer_id, after.peer_id))
+        if self.settings.router is not None:
+            self.settings.router.edge_failed(before.peer_id, after.peer_id)
+
+    def edge_worked(self, before: HopClient, after: HopClient, rtt_s: float) -> None:
+        if self.settings.router is not None:
+            self.settings.router.edge_worked(before.peer_id, after.peer_id, rtt_s)
+
+    def learn(self, nodes: Mapping[str, NodeInfo]) -> None:
+        """The announcements of hops that are about to be opened."""
+        self.settings.nodes.update(nodes)
+
+    def replace_hops(self, hops: list[HopClient]) -> None:
+        """Others take the places of some; ``resume`` goes on with them."""
+        self.hops = hops
 
     def take_steps(self, count: int) -> int:
         """The first of ``count`` step numbers that nobody else uses."""
@@ -178,30 +151,25 @@ class RouteSession:
         alone = []
         for before, after in pairwise(self.hops):
             if before.downstream is not None:
-                rtt_s, before.downstream_rtt_s = before.downstream_rtt_s, None
-                if rtt_s is not None:
-                    self.settings.edges.edge_worked(before.peer_id, after.peer_id, rtt_s)
+                if before.downstream_rtt_s is not None:
+                    self.edge_worked(before, after, before.downstream_rtt_s)
             elif after.upstream:
                 self.edge_failed(before, after)
                 alone.append(after)
         await all_of(*(attach(hop, "") for hop in alone))
 
-    def edge_failed(self, before: HopClient, after: HopClient) -> None:
-        self.unchained.add((before.peer_id, after.peer_id))
-        self.settings.edges.edge_failed(before.peer_id, after.peer_id)
-
     def resume(self) -> None:
         """Begin, or go on after the hops or their wiring have changed; what was under way is forgotten."""
-        self.retired.extend(segment for segment in self.segments)
+        self.retired.extend(self.segments)
         runs: list[list[HopClient]] = [[]]
         for hop in self.hops:
-            hop.first_step = self._steps + 1
+            hop.ignore_before(self._steps + 1)
             runs[-1].append(hop)
             if hop.downstream is None and hop is not self.hops[-1]:
                 runs.append([])
         self.segments = [self._segment(run) for run in runs]
         self._max_step_tokens = min(hop.max_step_tokens for hop in self.hops)
-        hops = tuple(hop.hop for hop in self.hops)
+        hops = tuple(hop.plan.hop for hop in self.hops)
         if hops != self.route.hops:
             self.route = Route(hops)
 
@@ -209,7 +177,7 @@ class RouteSession:
         settings = self.settings.session
         rows = RowWatch(
             settings.hidden_size,
-            hops[-1].hop.span.end - hops[0].hop.span.start,
+            hops[-1].plan.hop.span.end - hops[0].plan.hop.span.start,
             own_input=hops[0] is self.hops[0],
             embedding_rms=settings.embedding_rms,
         )
@@ -259,7 +227,7 @@ class RouteSession:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
         payload: Payload = activations.encode(first.codec, x[:])
-        self._codec_cost(first, perf_counter() - began, self._fed)
+        first.trace.phase(self._fed).coded(perf_counter() - began)
         step = self.take_steps(1)
         for segment in self.segments:
             asked = want if segment.last is last else Want.ALL
@@ -289,7 +257,7 @@ class RouteSession:
                 piece = x[start : start + size]
                 began = perf_counter()
                 payload = activations.encode(self.hops[0].codec, piece)
-                self._codec_cost(self.hops[0], perf_counter() - began, False)
+                self.hops[0].trace.prefill.coded(perf_counter() - began)
                 await queues[0].put((payload, len(piece), position + start))
 
         async def feed(number: int) -> None:
@@ -305,8 +273,8 @@ class RouteSession:
                 if number == len(segments) - 1:
                     outputs.append(self._decode(result.payload, result.tokens, False))
                     self.acked = position + min(len(x), start + size)
-                    if self.on_progress is not None:
-                        self.on_progress(self.acked)
+                    if self.settings.on_progress is not None:
+                        self.settings.on_progress(self.acked)
                 else:
                     await queues[number + 1].put((result.payload, result.tokens, position + start))
 
@@ -322,26 +290,20 @@ class RouteSession:
         try:
             x = activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
         except RemoteProtocolError as error:
-            hop.end(error)
+            hop.mark_lost(error)
             raise BrokenError from error
-        self._codec_cost(hop, perf_counter() - began, decoding)
+        hop.trace.phase(decoding).coded(perf_counter() - began)
         return x
 
-    @staticmethod
-    def _codec_cost(hop: HopClient, seconds: float, decoding: bool) -> None:
-        (hop.trace.decode if decoding else hop.trace.prefill).codec_s += seconds
 
-
-async def open_seat(links: LinkPool, seat: Seat, settings: RouteSettings) -> HopClient:
+async def open_hop(links: LinkPool, plan: HopPlan, settings: RouteSettings) -> HopClient:
     """Raises HopFailedError."""
     try:
-        client = await HopClient.open(links, seat, settings.session)
-        client.announced = settings.nodes.get(seat.hop.peer_id)
-        return client
+        return await HopClient.open(links, plan, settings.session)
     except PeerTimeoutError as error:
-        raise HopFailedError(seat.hop.peer_id, await own_fault(links) or error) from error
+        raise HopFailedError(plan.hop.peer_id, await own_fault(links) or error) from error
     except SwarmError as error:
-        raise HopFailedError(seat.hop.peer_id, error) from error
+        raise HopFailedError(plan.hop.peer_id, error) from error
 
 
 async def own_fault(links: LinkPool) -> LocalNetworkError | None:
@@ -358,55 +320,5 @@ async def attach(hop: HopClient, upstream: str, *, unnamed: bool = False) -> int
     try:
         return await hop.attach(upstream, unnamed=unnamed)
     except SwarmError as error:
-        hop.end(error)
+        hop.mark_lost(error)
         raise HopFailedError(hop.peer_id, error) from error
-
-
-def new_session() -> bytes:
-    return secrets.token_bytes(16)
-
-
-def _seats(route: Route, settings: RouteSettings, ids: Sequence[int]) -> list[Seat]:
-    """Sessions and wiring of a whole route, and the names of the pages that its hops may hold."""
-    hops = route.hops
-    peers: list[str | None] = [None, *(hop.peer_id for hop in hops), None]
-    edge_codecs = [settings.codec_between(*pair) for pair in pairwise(peers)]
-    sessions = [new_session() for _ in hops]
-    may_chain = settings.edges.may_chain
-    chained = [may_chain(a.peer_id, b.peer_id) for a, b in pairwise(hops)]
-
-    def next_of(number: int) -> Downstream | None:
-        if number == len(hops) - 1 or not chained[number]:
-            return None
-        after: Hop = hops[number + 1]
-        return Downstream(after.peer_id, sessions[number + 1], after.record)
-
-    seats = [
-        Seat(
-            hop,
-            number,
-            len(hops),
-            sessions[number],
-            edge_codecs[number],
-            edge_codecs[number + 1],
-            settings.weights_of(hop.peer_id),
-            hops[number - 1].peer_id if number and chained[number - 1] else "",
-            next_of(number),
-            ids=ids,
-        )
-        for number, hop in enumerate(hops)
-    ]
-    named = names_for(seats, settings)
-    return [replace(seat, names=names) for seat, names in zip(seats, named, strict=True)]
-
-
-def places(hops: Sequence[Seat | HopClient]) -> list[HopPlace]:
-    """What determines the input of each hop, and of those after it."""
-    return [HopPlace(hop.hop.peer_id, hop.hop.span, hop.weights, hop.codec) for hop in hops]
-
-
-def names_for(hops: Sequence[Seat | HopClient], settings: RouteSettings) -> list[PageNames | None]:
-    """The names of each hop's pages, where the session has any."""
-    if settings.prefix is None:
-        return [None] * len(hops)
-    return [*page_names(settings.prefix, places(hops))]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter
-from typing import Protocol
 
 from ...swarm.codecs.activations import payload_bytes
 from ...swarm.errors import (
@@ -29,8 +28,8 @@ from ...swarm.protocol.messages import Progress, Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
 from ...swarm.protocol.wire import Payload
 from ...swarm.timeouts import transit_within_s
-from ...swarm.types import Hop
 from .hop import HopClient, StepTold
+from .plan import Patient
 from .row_watch import RowWatch
 from .trace import ChainTrace
 
@@ -39,16 +38,6 @@ IN_FLIGHT_BYTES = 1024 * 1024
 steps on a link, and enough to fill a line of 100 Mbit/s with a round trip of 80 ms."""
 STEPS_IN_FLIGHT = 2
 """So many steps a hop may be under way whatever their size: one that computes and one that waits."""
-
-
-class Patient(Protocol):
-    """Who decides how long hops are waited for that say they work: ``doubts.Doubts``."""
-
-    def within_s(self, expected_s: float, queue_s: float) -> float:
-        """Seconds for which a hop may show no progress before ``leave`` is asked."""
-
-    def leave(self, hop: Hop) -> bool:
-        """Whether to go elsewhere."""
 
 
 @dataclass(slots=True)
@@ -82,20 +71,20 @@ class Segment:
         self.hops = tuple(hops)
         self.first, self.last = self.hops[0], self.hops[-1]
         self.trace = ChainTrace(tuple(hop.peer_id for hop in hops))
-        self.slowest_wire_s = 0.0  # of a decode step, since somebody set it back
         self._hidden_size = hidden_size
         self._rows = rows
         self._sent: deque[_Sent] = deque()
         self._inbox: deque[Result] = deque()
         self._in_flight = 0  # bytes of payload
+        self._slowest_wire_s = 0.0  # of a decode step, since somebody took it
         self._doubts = doubts
         self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s, self._doubt_within_s)
         self._queue_s = 0.0  # that the hop which told last says of its steps
-        self._broken = any(hop.troubled for hop in hops)
+        self._broken = any(hop.state.is_troubled for hop in hops)
         self._waiter: asyncio.Future[None] | None = None  # of who receives
         self._room: asyncio.Future[None] | None = None  # of who waits to send
         for hop in hops:
-            hop.listener = self
+            hop.listen(self)
 
     @property
     def is_chain(self) -> bool:
@@ -121,6 +110,11 @@ class Segment:
         """Steps without a result."""
         return len(self._sent)
 
+    def take_slowest_wire_s(self) -> float:
+        """Of the decode steps since the last call."""
+        slowest_s, self._slowest_wire_s = self._slowest_wire_s, 0.0
+        return slowest_s
+
     def post(
         self,
         step: int,
@@ -142,7 +136,7 @@ class Segment:
         except LocalProtocolError:
             raise  # a fault of this process: no other hop would help
         except SwarmError as error:
-            first.end(error)
+            first.mark_lost(error)
             raise BrokenError from error
         self._sent.append(_Sent(step, position, tokens, want, hold, payload, perf_counter(), decoding))
         self._in_flight += len(payload)
@@ -177,7 +171,7 @@ class Segment:
             check_size(self.last, result, self._hidden_size)
         except RemoteProtocolError as error:
             self._sent.appendleft(sent)  # what it is about
-            self.last.end(error)  # whatever it was sent, it could count the rows that it made of it
+            self.last.mark_lost(error)  # whatever it was sent, it could count the rows that it made of it
             raise BrokenError from error
         if (problem := self._problem(result, sent) or self._oddity(result, sent)) is not None:
             self._sent.appendleft(sent)
@@ -219,15 +213,14 @@ class Segment:
         text = f"{hop.link.name} answers PING, but {verdict.reason}"
         match verdict.fault:
             case Fault.MUTE:
-                hop.end(PeerMuteError(text))
+                hop.mark_lost(PeerMuteError(text))
             case Fault.LATE:
-                hop.end(PeerTimeoutError(text))
+                hop.mark_lost(PeerTimeoutError(text))
             case Fault.SLOW:
-                if self._doubts is not None and self._doubts.leave(hop.hop):
-                    hop.end(PeerLateError(text))
+                if self._doubts is not None and self._doubts.leave(hop.plan.hop):
+                    hop.mark_lost(PeerLateError(text))
             case Fault.LOST:
-                hop.upstream_lost = PeerTimeoutError(text)
-                self.trouble()
+                hop.suspect_upstream(PeerTimeoutError(text))
 
     def _work_within_s(self, number: int) -> float:
         oldest = self._oldest
@@ -247,7 +240,7 @@ class Segment:
 
     def take(self, hop: HopClient, result: Result) -> None:
         if hop is not self.last:
-            hop.end(RemoteProtocolError(f"{hop.link.name} answers what it was to send on"))
+            hop.mark_lost(RemoteProtocolError(f"{hop.link.name} answers what it was to send on"))
             return
         if len(self._inbox) >= len(self._sent):
             self._mismatch(
@@ -257,7 +250,7 @@ class Segment:
         self._inbox.append(result)
         self._wake(self._waiter)
 
-    def trouble(self) -> None:
+    def mark_broken(self) -> None:
         self._broken = True
         self._wake(self._waiter)
         self._wake(self._room)
@@ -271,9 +264,9 @@ class Segment:
         """A result that fits no step of ours: of a hop that was sent our step, nonsense; of one that another
         hop feeds, or has fed, it may be the right answer to a wrong step."""
         if self.is_chain or self.last.was_fed:
-            self.last.doubt(error)
+            self.last.suspect(error)
         else:
-            self.last.end(error)
+            self.last.mark_lost(error)
 
     def _problem(self, result: Result, sent: _Sent) -> RemoteProtocolError | None:
         rows = 0 if sent.hold else {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: sent.tokens}[sent.want]
@@ -310,32 +303,21 @@ class Segment:
         elapsed_s = now - sent.at
         told_s = sum(map(sum, spent)) * 1e-6
         unit_s = 1e-6 if told_s <= elapsed_s else 1e-6 * elapsed_s / told_s
-        for hop, (queue, compute, codec) in zip(hops[-len(spent) :], spent, strict=True):
-            phase = hop.trace.decode if sent.decoding else hop.trace.prefill
-            phase.queue_s += queue * unit_s
-            phase.compute_s += compute * unit_s
-            phase.codec_s += codec * unit_s
-        for hop in hops:
-            phase = hop.trace.decode if sent.decoding else hop.trace.prefill
-            phase.steps += 1
-            phase.tokens += sent.tokens
-            phase.bytes_sent += payload_bytes(hop.codec, sent.tokens, self._hidden_size)
-            phase.bytes_received += (
-                len(result.payload)
-                if hop is last
-                else payload_bytes(hop.reply_codec, sent.tokens, self._hidden_size)
-            )
-        whole = self.trace.decode if sent.decoding else self.trace.prefill
+        for hop, told in zip(hops[-len(spent) :], spent, strict=True):
+            hop.trace.phase(sent.decoding).spent(*told, unit_s)
         wire_s = max(0.0, elapsed_s - told_s)
+        for hop in hops:
+            came = len(result.payload) if hop is last else self._size(hop.reply_codec, sent.tokens)
+            alone_s = wire_s if hops[0] is last else 0.0
+            phase = hop.trace.phase(sent.decoding)
+            phase.stepped(sent.tokens, self._size(hop.codec, sent.tokens), came, alone_s)
         if sent.decoding:
-            self.slowest_wire_s = max(self.slowest_wire_s, wire_s)
-        whole.steps += 1
-        whole.tokens += sent.tokens
-        whole.wire_s += wire_s
-        whole.bytes_sent += len(sent.payload)
-        whole.bytes_received += len(result.payload)
-        if hops[0] is last:
-            phase.wire_s += wire_s
+            self._slowest_wire_s = max(self._slowest_wire_s, wire_s)
+        whole = self.trace.phase(sent.decoding)
+        whole.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
+
+    def _size(self, codec: str, tokens: int) -> int:
+        return payload_bytes(codec, tokens, self._hidden_size)
 
 
 def check_size(hop: HopClient, result: Result, hidden_size: int) -> None:

@@ -38,7 +38,7 @@ class _Counted:
         return latest[0] - self._marks[0][0], latest[1] - self._marks[0][1]
 
 
-class Pace:
+class StepTimes:
     """Sums of the traces at each look; differences of them are what happened lately."""
 
     def __init__(self) -> None:
@@ -77,11 +77,10 @@ class Pace:
 
     def _wire(self, segment: Segment) -> tuple[int, float | None]:
         """(steps, what one took that no hop accounts for, or None while that says little). The slowest step
-        between two looks is left out: a pause is nobody's pace."""
+        between two looks is left out: a pause says nothing of a hop's speed."""
         decode = segment.trace.decode
         counted = self._wires.setdefault(segment, _Counted())
-        steps, wire_s = counted.look(decode.steps, decode.wire_s, segment.slowest_wire_s)
-        segment.slowest_wire_s = 0.0
+        steps, wire_s = counted.look(decode.steps, decode.wire_s, segment.take_slowest_wire_s())
         return decode.steps, wire_s / steps if steps >= GROSS_STEPS - 2 else None
 
     def _spent(self, hop: HopClient, wire_s: float | None) -> HopSpent:

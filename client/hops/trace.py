@@ -36,6 +36,24 @@ class Phase:
     def seconds(self) -> float:
         return self.queue_s + self.compute_s + self.codec_s + self.wire_s
 
+    def stepped(self, tokens: int, bytes_sent: int, bytes_received: int, wire_s: float) -> None:
+        """One more step."""
+        self.steps += 1
+        self.tokens += tokens
+        self.bytes_sent += bytes_sent
+        self.bytes_received += bytes_received
+        self.wire_s += wire_s
+
+    def spent(self, queue: int, compute: int, codec: int, unit_s: float) -> None:
+        """What a node says that a step took, in units of ``unit_s`` seconds."""
+        self.queue_s += queue * unit_s
+        self.compute_s += compute * unit_s
+        self.codec_s += codec * unit_s
+
+    def coded(self, seconds: float) -> None:
+        """What encoding or decoding took on this side."""
+        self.codec_s += seconds
+
     def as_dict(self) -> dict[str, object]:
         """Totals for JSON, times in milliseconds."""
         times = {
@@ -46,27 +64,32 @@ class Phase:
         return {**counts, **times}
 
 
+@dataclass(slots=True, kw_only=True)
+class _Phases:
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
+
+    def phase(self, decoding: bool) -> Phase:
+        return self.decode if decoding else self.prefill
+
+
 @dataclass(slots=True)
-class HopTrace:
-    """What one hop's session has cost so far; the session writes it."""
+class HopTrace(_Phases):
+    """What one hop's session has cost so far."""
 
     peer_id: str
     span: Span
     codec: str
-    prefill: Phase = field(default_factory=Phase)
-    decode: Phase = field(default_factory=Phase)
 
     def timings(self) -> HopTimings:
         return HopTimings(self.peer_id, self.span, self.codec, replace(self.prefill), replace(self.decode))
 
 
 @dataclass(slots=True)
-class ChainTrace:
+class ChainTrace(_Phases):
     """What steps through a run of chained hops have cost so far, as the client sees it."""
 
     peer_ids: tuple[str, ...]
-    prefill: Phase = field(default_factory=Phase)
-    decode: Phase = field(default_factory=Phase)
 
     def timings(self) -> ChainTimings:
         return ChainTimings(self.peer_ids, replace(self.prefill), replace(self.decode))

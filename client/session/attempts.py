@@ -8,7 +8,7 @@ asked side by side whether they are there, and time bounds it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from ...swarm.types import Hop, Span
 from ..routing.evidence import Standing
 from ..routing.no_route import nobody_opens
 from ..routing.reserves import Wanted
-from ..routing.route_finder import Need
+from ..routing.route_finder import Need, Planned
 from ..routing.router import Router
 from .scout import MUTE_S, Scout
 
@@ -100,6 +100,23 @@ class Attempts:
             with suppress(TimeoutError):
                 async with asyncio.timeout(WARY_S):
                     await self._scout.meet(self._need, Wanted(gap, least=Standing.PROVEN))
+
+    async def first(
+        self, plan: Callable[[], Awaitable[Planned]], open_: Callable[[Planned], Coroutine[Any, Any, T]]
+    ) -> tuple[T, Planned]:
+        """The first route that opens, and its plan. Raises what ``plan`` raises, and as ``failed``."""
+        own_faults = 0
+        await self.look_around()
+        while True:
+            planned = await plan()
+            try:
+                return await self.opened(open_(planned), planned.route.hops), planned
+            except HopFailedError as failure:
+                own_faults += isinstance(failure.cause, LocalNetworkError)
+                if own_faults >= MAX_OPENINGS:
+                    raise failure.cause from failure
+                self.failed(failure, opening=True)
+                await self.look_around()
 
     async def opened(
         self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None

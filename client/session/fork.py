@@ -9,53 +9,51 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from ..hops.hop import HopClient, Seat, SessionSettings
-from ..hops.route_session import RouteSession, names_for, new_session
-from ..hops.segment import Patient
+from ..hops.hop import HopClient
+from ..hops.plan import HopPlan, RouteSettings, names_for, new_session
+from ..hops.route_session import RouteSession
 
 
-async def fork_route(
-    parent: RouteSession, tokens: int, session: SessionSettings, doubts: Patient
-) -> RouteSession:
-    """Open on every hop of ``parent`` a session that begins with its first ``tokens`` tokens. ``doubts``: the
-    new session's.
+async def fork_route(parent: RouteSession, tokens: int, settings: RouteSettings) -> RouteSession:
+    """Open on every hop of ``parent`` a session that begins with its first ``tokens`` tokens. ``settings``:
+    the new session's.
 
     All of them must be answered for, and ``parent`` must not go back behind them meanwhile. Raises
     HopFailedError for the first hop that refuses, has no room or is lost; the others are closed then.
     """
-    settings = replace(parent.settings, session=session, doubts=doubts)
-    fork = await RouteSession.open_seats(parent.links, parent.route, settings, _seats(parent, tokens))
-    fork.unchained |= parent.unchained
+    fork = await RouteSession.open_planned(parent.links, parent.route, settings, _plans(parent, tokens))
+    fork.rewire(parent.apart)
     return fork
 
 
-def _seats(parent: RouteSession, tokens: int) -> list[Seat]:
+def _plans(parent: RouteSession, tokens: int) -> list[HopPlan]:
     hops = parent.hops
+    names = names_for([hop.plan for hop in hops], parent.settings)
     sessions = [new_session() for _ in hops]
     chained = [_is_chained(*pair) for pair in pairwise(hops)]
-    seats = []
-    for number, (hop, names) in enumerate(zip(hops, names_for(hops, parent.settings), strict=True)):
+    plans = []
+    for number, hop in enumerate(hops):
         upstream = hops[number - 1].peer_id if number and chained[number - 1] else ""
         downstream = None
         if number < len(hops) - 1 and chained[number]:
             downstream = replace(hops[number + 1].downstream_for(), session=sessions[number + 1])
-        seats.append(
-            Seat(
-                hop.hop,
+        plans.append(
+            HopPlan(
+                hop.plan.hop,
                 number,
                 len(hops),
                 sessions[number],
                 hop.codec,
                 hop.reply_codec,
-                hop.weights,
+                hop.plan.announced,
                 upstream,
                 downstream,
-                names if hop.names is not None else None,  # else another hop's doing is in its pages
+                names[number] if hop.names is not None else None,  # else its pages are another hop's doing
                 parent=hop.session,
                 parent_tokens=tokens,
             )
         )
-    return seats
+    return plans
 
 
 def _is_chained(before: HopClient, after: HopClient) -> bool:

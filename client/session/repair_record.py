@@ -2,53 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from time import perf_counter
 
 from ...swarm.codecs.activations import payload_bytes
 from ..hops.route_session import RouteSession
 from ..hops.trace import Repair, RepairKind
-from .repair import Mending
 
 
-class Incident:
-    """``acked``: tokens that the broken route had computed. ``began`` on perf_counter."""
+@dataclass(slots=True)
+class ReplayCost:
+    """What was computed once more, and who sent the activations for it."""
+
+    tokens: int = 0
+    node_bytes: int = 0
+    client_bytes: int = 0
+
+    def by_nodes(self, tokens: int, size: int) -> None:
+        self.tokens += tokens
+        self.node_bytes += size
+
+    def by_client(self, tokens: int, size: int) -> None:
+        self.tokens += tokens
+        self.client_bytes += size
+
+
+class RepairRecord:
+    """``acked``: tokens that the broken route had computed. ``began`` on perf_counter. ``lost``: peer ids of
+    hops that were replaced."""
 
     def __init__(self, acked: int, began: float | None = None) -> None:
         self.began = perf_counter() if began is None else began
         self.acked = acked
-        self.reopened = False
         self.lost: list[str] = []
+        self.cost = ReplayCost()
         self._causes: list[str] = []
-        self._tokens = self._node_bytes = self._client_bytes = 0
+        self._reopened = False
 
-    def note(self, report: Mending) -> None:
-        self.lost.extend(report.lost)
-        self._causes.extend(report.causes)
-        self._tokens += report.fed.tokens
-        self._node_bytes += report.fed.node_bytes
-        self._client_bytes += report.fed.client_bytes
+    def hop_lost(self, peer_id: str, cause: str) -> None:
+        self.lost.append(peer_id)
+        self._causes.append(cause)
+
+    def edge_lost(self, cause: str) -> None:
+        self._causes.append(cause)
+
+    def reached(self, acked: int) -> None:
+        """The route had computed so many tokens before it broke once more."""
+        self.acked = max(self.acked, acked)
+
+    def reopen(self, lost: Iterable[str]) -> None:
+        """Nothing of the route was kept."""
+        self._reopened = True
+        self.lost.extend(lost)
 
     def feed_again(self, session: RouteSession, held: int) -> None:
         """A new route is about to be fed what the old one had computed."""
         tokens = max(0, self.acked - held)
         hidden = session.settings.session.hidden_size
-        self._tokens += tokens * len(session.hops)
+        self.cost.by_nodes(tokens * len(session.hops), 0)
         for number, hop in enumerate(session.hops):
             size = payload_bytes(hop.codec, tokens, hidden)
             if not hop.upstream:  # from this client: what a hop before it sent, if any, came here first
-                self._client_bytes += size
+                self.cost.by_client(0, size)
             if number:
-                self._node_bytes += size
+                self.cost.by_nodes(0, size)
 
     def closed(self, kind: RepairKind | None = None) -> Repair:
         if kind is None:
-            kind = "reopen" if self.reopened else "replay" if self.lost else "relay"
+            kind = "reopen" if self._reopened else "replay" if self.lost else "relay"
         return Repair(
             kind,
             tuple(dict.fromkeys(self.lost)),
             self._causes[0] if self._causes else "",
             perf_counter() - self.began,
-            self._tokens,
-            self._node_bytes,
-            self._client_bytes,
+            self.cost.tokens,
+            self.cost.node_bytes,
+            self.cost.client_bytes,
         )

@@ -6,8 +6,8 @@ Its steps are held: computed and kept in its journal, and sent on to nobody.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from torch import Tensor
@@ -19,32 +19,16 @@ from ...swarm.protocol.wire import Payload
 from ...swarm.runtime.tasks import all_of
 from ..hops.hop import HopClient, StepTold
 from ..hops.segment import Segment, check_size
+from .repair_record import ReplayCost
 
-REFEED_TOKENS = 256
+HELD_STEP_TOKENS = 256
 """Of one step: others' decode steps wait for one at most."""
 
 _Chunk = tuple[Payload, int, int]  # payload, tokens, position
 
 
-@dataclass(slots=True)
-class Fed:
-    """What was computed once more, and who sent the activations for it."""
-
-    tokens: int = 0
-    node_bytes: int = 0
-    client_bytes: int = 0
-
-    def by_nodes(self, tokens: int, size: int) -> None:
-        self.tokens += tokens
-        self.node_bytes += size
-
-    def by_client(self, tokens: int, size: int) -> None:
-        self.tokens += tokens
-        self.client_bytes += size
-
-
-class Port:
-    """Listens to a hop while its route is mended; a ``hop.Listener``.
+class HopListener:
+    """Listens to a hop while its route is repaired; a ``hop.Listener``.
 
     Rows that the hop replays to us and its answers to held steps may come at the same time. ``alarm`` is set
     when the hop fails.
@@ -57,9 +41,9 @@ class Port:
         self.alarm = alarm
         self.hidden_size = hidden_size
         self.rows: asyncio.Queue[Result | None] = asyncio.Queue()  # None: no more will come
-        self.feed: Segment | None = None
-        self.taking = False
+        self._takes_rows = False
         self._since = perf_counter()
+        self._feed: Segment | None = None
         self._last_feed: Segment | None = None
 
     @property
@@ -71,44 +55,64 @@ class Port:
         return self._last_feed.awaited_payload if self._last_feed is not None else None
 
     def question(self, hop: HopClient) -> StepTold | None:
-        return self.feed.question(hop) if self.feed is not None else None
+        return self._feed.question(hop) if self._feed is not None else None
 
-    def feeding(self) -> Segment:
-        """What takes held steps for the hop from now on."""
-        self.feed = self._last_feed = Segment([self.hop], self.hidden_size)
-        self.hop.listener = self
-        return self.feed
+    @contextmanager
+    def feeding(self) -> Iterator[Segment]:
+        """Inside, the segment that is given takes held steps for the hop."""
+        self._feed = self._last_feed = Segment([self.hop], self.hidden_size)
+        self.hop.listen(self)
+        try:
+            yield self._feed
+        finally:
+            self._feed = None
+
+    @contextmanager
+    def taking_rows(self) -> Iterator[None]:
+        """Inside, rows that the hop sends come into ``rows``."""
+        self._takes_rows = True
+        try:
+            yield
+        finally:
+            self._takes_rows = False
 
     def take(self, hop: HopClient, result: Result) -> None:
-        if result.tokens == 0 and self.feed is not None:
-            self.feed.take(hop, result)
-        elif self.taking:
+        if result.tokens == 0 and self._feed is not None:
+            self._feed.take(hop, result)
+        elif self._takes_rows:
             self.rows.put_nowait(result)
 
-    def trouble(self) -> None:
-        if self.feed is not None:
-            self.feed.trouble()
-        if self.hop.failure is not None or self.hop.step_error is not None:
+    def mark_broken(self) -> None:
+        if self._feed is not None:
+            self._feed.mark_broken()
+        if self.hop.failure is not None or self.hop.state.step_error is not None:
             self.rows.put_nowait(None)
             self.alarm.set()
 
 
 async def feed_ids(
-    port: Port, start: int, until: int, step: int, embed: Callable[[int, int], Tensor], fed: Fed
+    listener: HopListener,
+    start: int,
+    until: int,
+    step: int,
+    embed: Callable[[int, int], Tensor],
+    cost: ReplayCost,
 ) -> None:
     """Feed positions [start, until) from their token ids, with step numbers from ``step`` on. Raises
     BrokenError."""
-    size = max(1, min(port.hop.max_step_tokens, REFEED_TOKENS))
+    size = max(1, min(listener.hop.max_step_tokens, HELD_STEP_TOKENS))
 
     async def chunks() -> AsyncIterator[_Chunk]:
         for at in range(start, until, size):
             x = embed(at, min(until, at + size))  # (tokens, hidden)
-            yield activations.encode(port.hop.codec, x), len(x), at
+            yield activations.encode(listener.hop.codec, x), len(x), at
 
-    await _feed(port, chunks(), step, fed)
+    await _feed(listener, chunks(), step, cost)
 
 
-async def relay_rows(source: Port, target: Port, start: int, until: int, step: int, fed: Fed) -> None:
+async def relay_rows(
+    source: HopListener, target: HopListener, start: int, until: int, step: int, cost: ReplayCost
+) -> None:
     """Let ``source`` replay positions [start, until) to us, and pass them on to ``target``; from then on its
     results come to us. Raises BrokenError and what ``HopClient.replay`` raises."""
     hop, hidden_size = source.hop, source.hidden_size
@@ -121,7 +125,7 @@ async def relay_rows(source: Port, target: Port, start: int, until: int, step: i
             if result is None:
                 raise BrokenError
             _check_rows(hop, result, at, until, hidden_size)
-            fed.node_bytes += len(result.payload)
+            cost.by_nodes(0, len(result.payload))
             rows = memoryview(result.payload)
             size = max(1, target.hop.max_step_tokens)
             for first in range(0, result.tokens, size):
@@ -132,11 +136,8 @@ async def relay_rows(source: Port, target: Port, start: int, until: int, step: i
     async def replay() -> None:
         await hop.replay(start, until, step, None)
 
-    source.taking = True
-    try:
-        await all_of(replay(), _feed(target, chunks(), step, fed))
-    finally:
-        source.taking = False
+    with source.taking_rows():
+        await all_of(replay(), _feed(target, chunks(), step, cost))
 
 
 def _check_rows(hop: HopClient, result: Result, at: int, until: int, hidden_size: int) -> None:
@@ -148,12 +149,11 @@ def _check_rows(hop: HopClient, result: Result, at: int, until: int, hidden_size
             )
         check_size(hop, result, hidden_size)
     except RemoteProtocolError as error:
-        hop.end(error)
+        hop.mark_lost(error)
         raise BrokenError from error
 
 
-async def _feed(port: Port, chunks: AsyncIterator[_Chunk], step: int, fed: Fed) -> None:
-    feed = port.feeding()
+async def _feed(listener: HopListener, chunks: AsyncIterator[_Chunk], step: int, cost: ReplayCost) -> None:
     sent = asyncio.Semaphore(0)
     done = False
 
@@ -163,7 +163,7 @@ async def _feed(port: Port, chunks: AsyncIterator[_Chunk], step: int, fed: Fed) 
         async for payload, tokens, position in chunks:
             await feed.room(len(payload))
             feed.post(number, payload, tokens, position, Want.NOTHING, hold=True)
-            fed.by_client(tokens, len(payload))
+            cost.by_client(tokens, len(payload))
             number += 1
             sent.release()
         done = True
@@ -176,7 +176,5 @@ async def _feed(port: Port, chunks: AsyncIterator[_Chunk], step: int, fed: Fed) 
                 return
             await feed.receive()
 
-    try:
+    with listener.feeding() as feed:
         await all_of(send(), take())
-    finally:
-        port.feed = None

@@ -7,14 +7,16 @@ can be blamed for another's. Afterwards the hops are chained again, unless they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import perf_counter
 
 from ...swarm.routing.slow_hop import GROSS_STEPS, ChainSpent, HopSpent
-from ..hops.route_session import RouteSession
-from ..hops.step_times import Pace
+from ..hops.route_session import Pairs, RouteSession
+from ..hops.segment import Segment
+from ..hops.step_times import StepTimes
+from ..routing.link_table import transfer_rate
 from ..routing.router import Router
 from ..routing.slow_search import SlowChain, SlowHop
 
@@ -22,10 +24,10 @@ APART_STEPS = 2 * GROSS_STEPS
 """Steps after which hops that were taken apart, and of which none is to be left, are chained again."""
 APART_PAUSE_S = 60.0
 """Before a session takes hops apart again."""
+STEPS_TO_MEASURE = 8
+"""Decode steps whose mean says something about the ways of a chain."""
 FASTER_APART = 0.8
 """Hops whose steps take under such a part of what the chain took stay apart: a way between them was slow."""
-
-Pairs = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,14 @@ class SlowWatch:
     """Of one session."""
 
     def __init__(self, router: Router) -> None:
-        self.pace = Pace()
+        self.step_times = StepTimes()
         self._router = router
         self._apart: _Apart | None = None
         self._rest_until = 0.0  # on perf_counter
 
     def look(self, session: RouteSession, tokens_to_come: int, context: int) -> SlowHop | Rewire | None:
-        """What to do about slow hops now. At a token's boundary, when it is ``pace``'s time."""
-        spent, chains = self.pace.look(session.segments)
+        """What to do about slow hops now. At a token's boundary, when it is ``step_times``' time."""
+        spent, chains = self.step_times.look(session.segments)
         found = self._router.find_slow(session.route, spent, chains, tokens_to_come, context)
         match found:
             case SlowHop():
@@ -71,6 +73,27 @@ class SlowWatch:
             return None
         here = {(a.peer_id, b.peer_id) for a, b in pairwise(session.hops)}
         return Rewire(join=apart.pairs & here)
+
+    def report_links(self, segments: Iterable[Segment]) -> None:
+        """What a session's steps say of the links: they measure them better than openings and PINGs did. They
+        time the way to a hop that answers alone; of a chain the sum of its ways, and PINGs the rest."""
+        router = self._router
+        for segment in segments:
+            decode, prefill = segment.trace.decode, segment.trace.prefill
+            if segment.is_chain:
+                for hop in segment.hops:
+                    router.measured(hop.peer_id, hop.link.round_trip_s)
+                if decode.steps >= STEPS_TO_MEASURE:
+                    router.chain_measured(segment.trace.peer_ids, decode.wire_s / decode.steps)
+            elif decode.steps:
+                hop, rtt_s = segment.first, decode.wire_s / decode.steps
+                if decode.tokens >= STEPS_TO_MEASURE:
+                    step_s, tokens = hop.trace.decode.seconds / decode.steps, decode.tokens / decode.steps
+                    router.worked(hop.peer_id, len(hop.plan.hop.span), step_s, tokens)
+                rate = (
+                    transfer_rate(prefill.bytes_sent, prefill.wire_s, rtt_s) if prefill.steps == 1 else None
+                )
+                router.measured(hop.peer_id, rtt_s, bytes_per_s=rate)
 
     def _take_apart(
         self, session: RouteSession, chain: SlowChain, spent: Sequence[HopSpent], chains: Sequence[ChainSpent]

@@ -1,17 +1,52 @@
-"""A session that outlives its hops.
+"""A session that outlives its hops: the public door to a sequence of tokens in the swarm.
 
-When hops of its route fail, others take their place and are fed from the journals of those that stay (see
-``mend``). Where nothing of a route can be kept, another is opened and fed from the token ids, which the
-client holds; hops that have pages of the sequence from before are fed only what is new to all of them. The
-generation goes on with the same tokens: the caller sees a pause and an entry in ``repaired``.
+``append`` feeds token ids and gives hidden states. Its caller sees no failures of hops: only a pause, and an
+entry in ``repaired``.
+
+Theory of operation
+-------------------
+A route is a line of hops, each of them a session on one node. This is what a hop is to the client; the table
+in ``hops/state.py`` has every event and who causes it:
+
+                  a step failed, or a neighbour is lost
+    ┌─────────┐ ──────────────────────────────────────► ┌───────────┐
+    │ WORKING │ ◄────────────────────────────────────── │ SUSPECTED │ ──┐
+    └─────────┘       cleared: not to blame             └───────────┘   │ to blame
+      ▲     │         its chain is silent for long      ┌───────────┐   │
+      │ fed └─────────────────────────────────────────► │  STALLED  │ ──┤
+    ┌───────────┐                                       └───────────┘   ▼
+    │ REPLAYING │ ──────────────────────────────────────────────────► LOST (final; from WORKING, too)
+    └───────────┘     its link ended, it is mute, it broke the protocol
+      ▲
+      └ opened in the place of a lost hop, and lacks tokens
+
+Only ``HopClient`` changes its state: when its link tells something (``deliver``, ``fail``), when a
+``Segment`` finds a result wrong (``suspect``, ``mark_lost``), and when a ``RouteRepair`` has looked
+(``clear``, ``misses``, ``fed``). Only ``RouteSession`` changes which hops there are, and which of them are
+chained.
+
+The loop of ``append``:
+
+1. Open a route, if there is none (``Attempts.first``). What its hops hold already is not fed to them.
+2. Push the other tokens (``RouteSession.forward``). ``acked`` counts those that came out of the last hop.
+3. If that raises, repair the route (``RouteRepair``), in rounds until nothing is wrong: diagnose all hops,
+   clear those that are not to blame, replace those that are lost, wire neighbours to each other, and let
+   each new hop have a replay of what it lacks, up to ``acked``. Then go on with 2, from ``acked``.
+4. If nothing of the route can be kept (``RouteLostError``), close it and go on with 1.
+
+The order that makes it safe: a round takes new step numbers before it changes anything, so that late answers
+to old steps count for nothing (``ignore_before``). It clears what the diagnosis has used and nothing later,
+so that what happens meanwhile is seen in the next round. A new hop takes its place once it is open. Steps
+flow again when no hop is in trouble or lacks tokens. No token is lost or doubled, because the client holds
+all token ids, and counts only what came out of the last hop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,41 +55,34 @@ from ...swarm.errors import (
     BusyError,
     EdgeFailedError,
     HopFailedError,
-    LocalNetworkError,
     LocalProtocolError,
     RemoteProtocolError,
     RouteError,
     StreamClosedError,
-    SwarmError,
 )
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.routing.prediction import Prediction
-from ...swarm.types import Route, Span
-from ..hops.hop import SessionSettings
-from ..hops.route_session import NoChains, RouteSession, RouteSettings
+from ...swarm.types import Route
+from ..hops.plan import RouteSettings, SessionSettings
+from ..hops.route_session import Pairs, RouteSession
 from ..hops.rows import EmbeddedLater
 from ..hops.trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind
 from ..routing.prefix import PrefixKey
 from ..routing.route_finder import Need, Planned
 from ..routing.route_memory import RouteMemory
-from ..routing.route_wait import OnWait, Waiting, WaitLimits
+from ..routing.route_wait import OnWait, WaitLimits
 from ..routing.router import Router
 from ..routing.slow_search import SlowHop
-from .attempts import MAX_OPENINGS, Attempts
+from .attempts import Attempts
 from .beginnings import Beginnings, Feed
 from .doubts import Doubts
 from .fork import fork_route
-from .link_report import report_links
-from .repair import CannotMendError, Mender, Mending, MoveAbandonedError
-from .repair_record import Incident
+from .gap_search import GapSearch, RouteLostError, repair_limits
+from .repair import MoveAbandonedError, RouteRepair
+from .repair_record import RepairRecord
 from .scout import Scout
 from .slow_watch import Rewire, SlowWatch
-
-REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
-"""How long a generation that has begun waits for new hops before it gives up what it has."""
-GAP_LOOK_S = 5.0
-"""While hops for a gap are waited for: between looks whether a whole new route could be had instead."""
 
 
 class Embedding(Protocol):
@@ -98,16 +126,13 @@ class SwarmSession:
         self._links = links
         self._router = router
         self._scout = scout
-        self._settings = settings
         self._need = need
-        self._wire_codec = wire_codec
         self._limits = limits
         self._on_wait = on_wait
         self._salt = salt
         self._memory = memory
         self._beginnings = beginnings
         self._feed: Feed | None = None  # of the first tokens, while they are fed
-        self._chain = chain
         self._ids: list[int] = []
         self._session: RouteSession | None = None
         self._was_open = False
@@ -115,9 +140,17 @@ class SwarmSession:
         self._route: Route | None = None
         self._replaced: list[HopTimings] = []
         self._retired: list[ChainTimings] = []
-        self._incident: Incident | None = None
+        self._record: RepairRecord | None = None  # since the route broke, until tokens come again
         self._attempts = Attempts(router, scout, need)
+        self._gaps = GapSearch(router, self._attempts, need, limits, on_wait)
         self._doubts = Doubts(router, scout, need)
+        self._settings = RouteSettings(
+            settings,
+            wire_codec,
+            router if chain else None,
+            doubts=self._doubts,
+            on_progress=self._progressed,
+        )
         self._slow = SlowWatch(router)
         self._closed = False
 
@@ -131,7 +164,7 @@ class SwarmSession:
     @property
     def is_open(self) -> bool:
         """Its hops hold something, and nothing is amiss."""
-        return self._session is not None and not self._closed and self._incident is None
+        return self._session is not None and not self._closed and self._record is None
 
     @property
     def has_route(self) -> bool:
@@ -180,7 +213,7 @@ class SwarmSession:
         if not ids:
             raise LocalProtocolError("nothing to feed")
         begin = fed = len(self._ids)
-        if self._slow.pace.is_time(fed) and self._session is not None:
+        if self._slow.step_times.is_time(fed) and self._session is not None:
             self._scout.look(self._session.route)
             await self._look_for_slow_hops()
         self._ids.extend(ids)
@@ -210,7 +243,7 @@ class SwarmSession:
                 await self._repair(failure)
                 fed, x = (self._session.acked if self._session is not None else 0), None
             else:
-                self._end_incident()
+                self._succeeded()
                 return hidden
 
     def rollback(self, length: int) -> None:
@@ -225,11 +258,12 @@ class SwarmSession:
         """Another session of the same tokens, with room for ``max_tokens`` (as many as this one). Nothing may
         be appended to this one meanwhile.
 
-        Hops share the KV cache of what both have in common (see ``forking``). Where one refuses, has no room
-        or is lost, the fork's first ``append`` feeds it all tokens again.
+        Hops share the KV cache of what both have in common (see ``fork_route``). Where a hop refuses, has no
+        room or is lost, the fork's first ``append`` feeds it all tokens again.
         """
         self._check_open()
-        settings = replace(self._settings, max_tokens=max_tokens or self._settings.max_tokens)
+        settings = self._settings.session
+        settings = replace(settings, max_tokens=max_tokens or settings.max_tokens)
         twin = SwarmSession(
             self._model,
             self._links,
@@ -237,13 +271,13 @@ class SwarmSession:
             self._scout,
             settings,
             replace(self._need, kv_tokens=settings.max_tokens),
-            wire_codec=self._wire_codec,
+            wire_codec=self._settings.wire_codec,
             limits=self._limits,
             on_wait=self._on_wait,
             salt=self._salt,
             memory=self._memory,
             beginnings=self._beginnings,
-            chain=self._chain,
+            chain=self._settings.router is not None,
         )
         await twin.branch(self, len(self._ids))
         return twin
@@ -256,7 +290,13 @@ class SwarmSession:
         self._ids, self._route = parent._ids[:tokens], parent._route
         if tokens and parent.is_open and parent._session is not None and parent._session.acked >= tokens:
             try:
-                self._begin(await fork_route(parent._session, tokens, self._settings, self._doubts))
+                settings = replace(
+                    parent._session.settings,
+                    session=self._settings.session,
+                    doubts=self._doubts,
+                    on_progress=self._progressed,
+                )
+                self._begin(await fork_route(parent._session, tokens, settings))
             except HopFailedError:
                 pass  # it is fed again
             else:
@@ -268,7 +308,7 @@ class SwarmSession:
         self._doubts.close()
         if not self._closed and self._session is not None:
             self._session.close(self._ids if keep else ())
-            report_links(self._router, self._session.segments)
+            self._slow.report_links(self._session.segments)
             if keep and self._proven:
                 self._remember(len(self._ids))
         self._closed = True
@@ -302,41 +342,25 @@ class SwarmSession:
 
     async def _open(self) -> int:
         """Plan and open routes until one opens; returns how many tokens its hops need not be fed."""
-        incident = self._incident
-        began = perf_counter() if incident is None else incident.began
-        began_at = self._router.now() - (perf_counter() - began)
+        record = self._record
         started = perf_counter()
-        own_faults = 0
-        await self._attempts.look_around()
-        while True:
-            planned = await self._router.plan(
+        began_at = self._router.now() - (started - record.began if record is not None else 0.0)
+        prefix = PrefixKey(self._salt, self._router.model.digest) if self._salt is not None else None
+
+        def plan() -> Awaitable[Planned]:
+            return self._router.plan(
                 self._need,
                 began=began_at,
-                limits=self._repair_limits() if self._was_open else self._limits,
+                limits=repair_limits(self._limits) if self._was_open else self._limits,
                 on_wait=self._on_wait,
                 held=self._memory.recall(self._ids) if self._memory is not None else None,
             )
-            prefix = PrefixKey(self._salt, self._router.model.digest) if self._salt is not None else None
-            settings = RouteSettings(
-                self._settings,
-                self._wire_codec,
-                self._router if self._chain else NoChains(),
-                dict(planned.nodes),
-                prefix,
-                self._doubts,
-            )
-            try:
-                session = await self._attempts.opened(
-                    RouteSession.open(self._links, planned.route, settings, self._ids), planned.route.hops
-                )
-            except HopFailedError as failure:
-                own_faults += isinstance(failure.cause, LocalNetworkError)
-                if own_faults >= MAX_OPENINGS:
-                    raise failure.cause from failure
-                self._attempts.failed(failure, opening=True)
-                await self._attempts.look_around()
-            else:
-                break
+
+        def open_(planned: Planned) -> Coroutine[Any, Any, RouteSession]:
+            settings = replace(self._settings, nodes=dict(planned.nodes), prefix=prefix)
+            return RouteSession.open(self._links, planned.route, settings, self._ids)
+
+        session, planned = await self._attempts.first(plan, open_)
         if self._closed:
             session.close()
             self._check_open()
@@ -344,8 +368,8 @@ class SwarmSession:
         if not self._was_open:
             self.route_s += perf_counter() - started
             self.cached_tokens = held
-        if incident is not None:
-            incident.feed_again(session, held)
+        if record is not None:
+            record.feed_again(session, held)
         for hop in session.hops:
             self._router.answered(hop.peer_id)
             self._router.measured(hop.peer_id, hop.link.round_trip_s)
@@ -355,9 +379,8 @@ class SwarmSession:
     def _begin(self, session: RouteSession, predicted: Prediction | None = None) -> None:
         self._session, self._route = session, session.route
         self.predicted = self._router.predict(session.route, self._need) or predicted
-        self._slow.pace.begin(session.hops)
+        self._slow.step_times.begin(session.hops)
         self._was_open, self._proven = True, False
-        session.on_progress = self._progressed
         if self._feed is not None:
             self._feed.advance(session.length)
 
@@ -372,9 +395,6 @@ class SwarmSession:
         if self._memory is not None and self._session is not None:
             self._memory.remember(self._ids[:tokens], self._session.route)
 
-    def _repair_limits(self) -> WaitLimits:
-        return replace(REPAIR_LIMITS, missing_s=max(REPAIR_LIMITS.missing_s, self._limits.missing_s))
-
     def _check_open(self) -> None:
         if self._links.closed:
             raise StreamClosedError("the client is closed", hint="Connect again.")
@@ -384,44 +404,44 @@ class SwarmSession:
     # Repairs.
 
     async def _repair(self, failure: HopFailedError | EdgeFailedError) -> None:
-        """Mend the route, or close it so that another is opened."""
+        """Repair the route, or close it so that another is opened."""
         session = self._session
-        if self._incident is None:
-            self._incident = Incident(len(self._ids) if session is None else session.acked)
-        incident = self._incident
+        if self._record is None:
+            self._record = RepairRecord(len(self._ids) if session is None else session.acked)
         if session is None:
             return
-        incident.acked = max(incident.acked, session.acked)
-        mender = self._mender(session)
+        self._record.reached(session.acked)
+        repair = self._route_repair(session, self._record, wait=True)
         try:
-            await mender.run()
-        except CannotMendError as hopeless:
-            incident.note(mender.report)
-            self._abandon(session, hopeless.failure)
+            await repair.run()
+        except RouteLostError as lost:
+            self._abandon(session, lost.failure, self._record)
         else:
-            incident.note(mender.report)
-            self._accept(session, mender.report)
+            self._accept(session, repair)
 
-    def _mender(self, session: RouteSession) -> Mender:
-        attempts = self._attempts
-        return Mender(
+    def _route_repair(
+        self, session: RouteSession, record: RepairRecord, *, wait: bool, rejoin: Pairs = frozenset()
+    ) -> RouteRepair:
+        return RouteRepair(
             session,
             self._ids,
+            record,
             embed=self._embed,
-            find=self._find,
-            failed=attempts.failed,
-            opened=attempts.opened,
+            gaps=self._gaps,
+            attempts=self._attempts,
+            wait=wait,
+            rejoin=rejoin,
         )
 
-    def _accept(self, session: RouteSession, report: Mending) -> None:
-        """Go on with a mended session."""
-        self._replaced.extend(report.replaced)
+    def _accept(self, session: RouteSession, repair: RouteRepair) -> None:
+        """Go on with a repaired session."""
+        self._replaced.extend(repair.replaced)
         self._route = session.route
         self.predicted = self._router.predict(session.route, self._need) or self.predicted
-        self._slow.pace.begin(session.hops)
+        self._slow.step_times.begin(session.hops)
         self._proven = False
 
-    def _abandon(self, session: RouteSession, failure: HopFailedError) -> None:
+    def _abandon(self, session: RouteSession, failure: HopFailedError, record: RepairRecord) -> None:
         """Close what is left of a route; its other hops did nothing wrong, and keep their pages, so that the
         next route need not feed them again."""
         if isinstance(failure.cause, RemoteProtocolError):
@@ -431,121 +451,49 @@ class SwarmSession:
         self._replaced.extend(hop.trace.timings() for hop in session.hops)
         self._retired.extend(segment.trace.timings() for segment in (*session.retired, *session.segments))
         self._session = None
-        if self._incident is not None:
-            self._incident.reopened = True
-            self._incident.lost.extend(hop.peer_id for hop in session.hops if hop.peer_id == failure.peer_id)
-
-    async def _find(
-        self,
-        gap: Span,
-        before: str | None,
-        after: str | None,
-        keep: frozenset[str],
-        avoid: frozenset[str],
-        cuts: Sequence[int],
-    ) -> Planned:
-        """Hops for a gap, as ``mend.FindHops`` says. Waits for some, with the rest of the route kept; a whole
-        new route is better than to wait, and ends it with CannotMendError."""
-        session = self._session
-        if session is None:
-            raise LocalProtocolError("the session is not open")
-        began_at = self._router.now()
-        limits = self._repair_limits()
-        need = Need(self._need.kv_tokens, max(1, session.acked), self._need.new_tokens)
-        slice_s = 0.0
-        keep |= avoid  # they have only just failed
-        await self._attempts.look_around(gap)
-        while True:
-            waited = self._router.now() - began_at
-            left = limits.missing_s - waited
-            try:
-                return await self._router.plan_gap(
-                    need,
-                    gap,
-                    before=before,
-                    after=after,
-                    keep=keep,
-                    cuts=cuts,
-                    limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 3),
-                    on_wait=self._waiting(began_at + limits.missing_s),
-                )
-            except (RouteError, BusyError) as error:
-                if self._incident is None:
-                    raise  # a hop that still works was to be moved
-                await self._prefer_other_route(error)
-                if left <= 0:
-                    raise
-            slice_s = GAP_LOOK_S
-            keep -= avoid
-
-    async def _prefer_other_route(self, error: SwarmError) -> None:
-        """Raises CannotMendError where a whole route can be had at once."""
-        try:
-            await self._router.plan(self._need, limits=WaitLimits(0.0, 0.0, 0.0))
-        except (RouteError, BusyError):
-            return
-        session = self._session
-        peer_id = session.hops[0].peer_id if session is not None else ""
-        raise CannotMendError(HopFailedError(peer_id, error)) from error
-
-    def _waiting(self, until: float) -> OnWait | None:
-        """Tells of the wait as a whole, which ends at ``until`` on the router's clock."""
-        on_wait = self._on_wait
-        if on_wait is None:
-            return None
-
-        def tell(waiting: Waiting) -> None:
-            on_wait(replace(waiting, seconds_left=max(0.0, until - self._router.now())))
-
-        return tell
+        record.reopen(hop.peer_id for hop in session.hops if hop.peer_id == failure.peer_id)
 
     async def _look_for_slow_hops(self) -> None:
         """Replace a hop that works, where the rest of the answer pays for it. At a token's boundary."""
         session = self._session
-        if session is None or self._incident is not None:
+        if session is None or self._record is not None:
             return
         fed = len(self._ids)
         match self._slow.look(session, self._need.kv_tokens - fed, fed):
             case SlowHop(number=number):
                 slow = session.hops[number]
                 cause = f"{slow.link.name} is slower than another is"
-                await self._change(session, lambda mender: mender.move(number, cause), "planned")
-            case Rewire() as rewire:
-                session.unchained |= rewire.apart
-                session.unchained -= rewire.join
-                session.rejoin = rewire.join
-                await self._change(session, lambda mender: mender.run())
+                await self._change(session, lambda repair: repair.move(number, cause), "planned")
+            case Rewire(apart=apart, join=join):
+                session.rewire(apart, join)
+                await self._change(session, lambda repair: repair.run(), rejoin=join)
 
     async def _change(
         self,
         session: RouteSession,
-        how: Callable[[Mender], Awaitable[None]],
+        how: Callable[[RouteRepair], Awaitable[None]],
         kind: RepairKind | None = None,
+        rejoin: Pairs = frozenset(),
     ) -> None:
         """Change a route that works; a repair of ``kind``, if it is one."""
-        fed, began = len(self._ids), perf_counter()
-        mender = self._mender(session)
+        record = RepairRecord(len(self._ids))
+        repair = self._route_repair(session, record, wait=False, rejoin=rejoin)
         try:
-            await how(mender)
+            await how(repair)
         except (MoveAbandonedError, RouteError, BusyError):
             return
-        except CannotMendError as hopeless:
-            self._incident = Incident(fed, began)
-            self._incident.note(mender.report)
-            self._abandon(session, hopeless.failure)
+        except RouteLostError as lost:
+            self._record = record
+            self._abandon(session, lost.failure, record)
             return
-        finally:
-            session.rejoin = frozenset()
-        self._accept(session, mender.report)
-        if kind is not None or mender.report.lost:
-            incident = Incident(fed, began)
-            incident.note(mender.report)
-            self.repaired.append(incident.closed(kind))
+        self._accept(session, repair)
+        if kind is not None or record.lost:
+            self.repaired.append(record.closed(kind))
 
-    def _end_incident(self) -> None:
+    def _succeeded(self) -> None:
         """Tokens come again."""
         self._attempts.succeeded()
         self._doubts.succeeded()
-        if self._incident is not None:
-            self.repaired.append(self._incident.closed())
-            self._incident = None
+        if self._record is not None:
+            self.repaired.append(self._record.closed())
+            self._record = None

@@ -18,8 +18,8 @@ from ...swarm.errors import HopFailedError, NetworkError, SwarmError, TrialLostE
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Hop, NodeInfo
-from ..hops.hop import HopClient, Seat, SessionSettings
-from ..hops.route_session import new_session
+from ..hops.hop import HopClient
+from ..hops.plan import HopPlan, SessionSettings, new_session
 from ..hops.segment import Segment
 from ..routing.reserves import TRIAL_TOKENS
 
@@ -52,8 +52,8 @@ async def try_peer(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) 
 async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
     hidden_size = x.shape[1]
     codec = activations.negotiate(activations.CODECS, node.codecs or activations.CODECS, wire_codec)
-    seat = Seat(Hop(node.peer_id, node.span, node.maddrs), 0, 1, new_session(), codec, codec)
-    hop = await HopClient.open(links, seat, SessionSettings(hidden_size, TRIAL_TOKENS))
+    plan = HopPlan(Hop(node.peer_id, node.span, node.maddrs), 0, 1, new_session(), codec, codec)
+    hop = await HopClient.open(links, plan, SessionSettings(hidden_size, TRIAL_TOKENS))
     try:
         segment = Segment([hop], hidden_size)
         payload = activations.encode(codec, x)
@@ -66,8 +66,8 @@ async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> T
             activations.decode(codec, result.payload, 1, hidden_size)
         round_trip_s = min(hop.link.round_trip_s, await hop.link.ping())
     except NetworkError as error:
-        raise (hop.failure or hop.step_error or error) from error
+        raise (hop.failure or hop.state.step_error or error) from error
     finally:
-        hop.listener = None
+        hop.listen(None)
         hop.close()
     return Tried(max(0.0, median(times[1:]) - round_trip_s) / len(node.span), round_trip_s)

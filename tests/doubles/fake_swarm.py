@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.client.hops.hop import SessionSettings
-from swarm_node.client.hops.route_session import NoChains, RouteSettings
+from swarm_node.client.hops.plan import RouteSettings, SessionSettings
 from swarm_node.client.hops.row_watch import usual_embedding_rms
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
@@ -89,9 +88,8 @@ class FakeSwarm:
 
     def settings(self, codec: str = "none", *, chain: bool = True) -> RouteSettings:
         """For a RouteSession of its own."""
-        edges = self.router() if chain else NoChains()
         nodes = {peer_id: self.info(peer_id) for peer_id in self.nodes}
-        return RouteSettings(SessionSettings(HIDDEN, 256), codec, edges, nodes)
+        return RouteSettings(SessionSettings(HIDDEN, 256), codec, self.router() if chain else None, nodes)
 
     def announce(self, peer_id: str, **changes: Any) -> None:
         self.store.put(replace(self.info(peer_id), **changes))

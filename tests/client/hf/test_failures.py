@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.client.hf import SwarmCache
 from swarm_node.client.routing.route_wait import WaitLimits
-from swarm_node.client.session import swarm_session
+from swarm_node.client.session import gap_search, swarm_session
 from swarm_node.swarm.errors import (
     BusyError,
     HopFailedError,
@@ -191,7 +191,7 @@ def test_a_batch_too_large(new_swarm: Any, how: dict[str, Any]) -> None:
 def test_a_cache_is_as_before_after_a_step_that_failed(
     oracle: Any, new_swarm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(swarm_session, "REPAIR_LIMITS", IMPATIENT)
+    monkeypatch.setattr(gap_search, "REPAIR_LIMITS", IMPATIENT)
     new_swarm.serve(a=Span(0, 2), b=Span(2, 4))
     model = new_swarm.client()
     model.swarm.core._limits = IMPATIENT

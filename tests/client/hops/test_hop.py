@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from swarm_node.client.hops.hop import HopClient, Seat, SessionSettings
+from swarm_node.client.hops.hop import HopClient
+from swarm_node.client.hops.plan import HopPlan, SessionSettings
 from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError, ReplayRefusedError
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.protocol.messages import Attached, ErrorMessage, Replayed
@@ -34,8 +35,8 @@ class _Link:
 
 
 def _hop() -> HopClient:
-    seat = Seat(Hop("h", Span(0, 3)), 0, 2, SESSION, "none", "none")
-    return HopClient(seat, cast(NodeLink, _Link()), SessionSettings(8, 64), 1000)
+    plan = HopPlan(Hop("h", Span(0, 3)), 0, 2, SESSION, "none", "none")
+    return HopClient(plan, cast(NodeLink, _Link()), SessionSettings(8, 64), 1000)
 
 
 def _replayed(tokens: int) -> Replayed:

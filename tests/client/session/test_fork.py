@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.client.hops.hop import SessionSettings
+from swarm_node.client.hops.plan import SessionSettings
 from swarm_node.client.routing.route_finder import Need
 from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.client.session.scout import Scout

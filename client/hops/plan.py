@@ -1,0 +1,115 @@
+"""A hop before it is open: its place in a route, and what all sessions of the route are opened with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ...swarm.codecs import activations
+from ...swarm.errors import HopFailedError, RemoteProtocolError
+from ...swarm.protocol.messages import Downstream
+from ...swarm.types import Hop, NodeInfo
+from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
+from ..routing.router import Router
+
+
+class Patient(Protocol):
+    """Who decides how long hops are waited for that say they work: ``session.doubts.Doubts``."""
+
+    def within_s(self, expected_s: float, queue_s: float) -> float:
+        """Seconds for which a hop may show no progress before ``leave`` is asked."""
+
+    def leave(self, hop: Hop) -> bool:
+        """Whether to go elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What all hops of a session share. ``max_tokens``: KV cache to reserve, in tokens. ``embedding_rms``:
+    root mean square of the model's usual embedding, 0 where it is not known."""
+
+    hidden_size: int
+    max_tokens: int
+    embedding_rms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """What a route's session is opened with. ``wire_codec``: for edges whose ends both speak it. ``router``
+    says which hops may be chained; without one the client carries every activation itself. ``nodes``: the
+    announcements of its hops, by peer id. With ``prefix`` hops are asked for pages that they may hold.
+    ``doubts``: when one is left that may only be slow. ``on_progress`` is told how many tokens went through
+    all hops, while a prompt is fed."""
+
+    session: SessionSettings
+    wire_codec: str
+    router: Router | None
+    nodes: dict[str, NodeInfo] = field(default_factory=dict)
+    prefix: PrefixKey | None = None
+    doubts: Patient | None = None
+    on_progress: Callable[[int], None] | None = None
+
+    def may_chain(self, before: str, after: str) -> bool:
+        return self.router is not None and self.router.may_chain(before, after)
+
+    def codec_between(self, before: str | None, after: str | None) -> str:
+        """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
+        spoken: tuple[str, ...] = activations.CODECS
+        last = before or after or ""
+        for peer_id in (before, after):
+            node = self.nodes.get(peer_id) if peer_id is not None else None
+            if peer_id is not None and node is not None and node.codecs:
+                spoken = tuple(codec for codec in spoken if codec in node.codecs)
+                last = peer_id
+        try:
+            return activations.negotiate(activations.CODECS, spoken, self.wire_codec)
+        except RemoteProtocolError as error:
+            raise HopFailedError(last, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HopPlan:
+    """A hop's place in a route, before it is open.
+
+    ``session`` is chosen before any OPEN, so that each can name the next. ``codec`` is of what comes in,
+    ``reply_codec`` of what goes out. ``announced``: the node's announcement, if it is known. ``upstream`` and
+    ``downstream`` as in OPEN. ``names`` are of the pages of ``ids`` that the node may hold already.
+    ``parent``: the session on that node whose first ``parent_tokens`` tokens it begins with.
+    """
+
+    hop: Hop
+    number: int
+    hops: int
+    session: bytes
+    codec: str
+    reply_codec: str
+    announced: NodeInfo | None = None
+    upstream: str = ""
+    downstream: Downstream | None = None
+    names: PageNames | None = None
+    ids: Sequence[int] = ()
+    parent: bytes | None = None
+    parent_tokens: int = 0
+
+
+def new_session() -> bytes:
+    return secrets.token_bytes(16)
+
+
+def places(plans: Sequence[HopPlan]) -> list[HopPlace]:
+    """What determines the input of each hop, and of those after it."""
+    return [
+        HopPlace(
+            plan.hop.peer_id, plan.hop.span, plan.announced.weights if plan.announced else "", plan.codec
+        )
+        for plan in plans
+    ]
+
+
+def names_for(plans: Sequence[HopPlan], settings: RouteSettings) -> Sequence[PageNames | None]:
+    """The names of each hop's pages, where the session has any."""
+    if settings.prefix is None:
+        return [None] * len(plans)
+    return page_names(settings.prefix, places(plans))

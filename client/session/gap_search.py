@@ -1,0 +1,110 @@
+"""Hops for a gap in a route whose other hops are kept: found, waited for, or given up for a new route."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...swarm.errors import BusyError, HopFailedError, RouteError, SwarmError
+from ...swarm.types import Span
+from ..hops.route_session import RouteSession
+from ..routing.route_finder import Need, Planned
+from ..routing.route_wait import OnWait, Waiting, WaitLimits
+from ..routing.router import Router
+from .attempts import Attempts
+
+REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
+"""How long a generation that has begun waits for new hops before it gives up what it has."""
+GAP_LOOK_S = 5.0
+"""While hops for a gap are waited for: seconds between looks whether a whole new route could be had."""
+
+
+class RouteLostError(Exception):
+    """Nothing of the route is to be kept. ``failure``: why."""
+
+    def __init__(self, failure: HopFailedError) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def repair_limits(limits: WaitLimits) -> WaitLimits:
+    """How long a session with these ``limits`` waits once it has begun."""
+    return replace(REPAIR_LIMITS, missing_s=max(REPAIR_LIMITS.missing_s, limits.missing_s))
+
+
+class GapSearch:
+    """Of one session. ``limits`` are those for its first route; ``on_wait`` is told while it waits."""
+
+    def __init__(
+        self, router: Router, attempts: Attempts, need: Need, limits: WaitLimits, on_wait: OnWait | None
+    ) -> None:
+        self._router = router
+        self._attempts = attempts
+        self._need = need
+        self._limits = limits
+        self._on_wait = on_wait
+
+    async def find(
+        self,
+        session: RouteSession,
+        gap: Span,
+        before: str | None,
+        after: str | None,
+        *,
+        keep: frozenset[str],
+        avoid: frozenset[str],
+        cuts: Sequence[int],
+        wait: bool,
+    ) -> Planned:
+        """Hops for ``gap`` between two peers (None: the client): none of those to ``keep``, of those to
+        ``avoid`` only where there are no others, and with borders at ``cuts`` if that is possible.
+
+        Waits for some, if it may ``wait``, with the rest of the route kept. A whole new route is better than
+        to wait: then RouteLostError. Raises what ``Router.plan_gap`` raises.
+        """
+        began_at = self._router.now()
+        limits = repair_limits(self._limits)
+        need = Need(self._need.kv_tokens, max(1, session.acked), self._need.new_tokens)
+        slice_s = 0.0
+        keep |= avoid  # they have only just failed
+        await self._attempts.look_around(gap)
+        while True:
+            left = limits.missing_s - (self._router.now() - began_at)
+            try:
+                return await self._router.plan_gap(
+                    need,
+                    gap,
+                    before=before,
+                    after=after,
+                    keep=keep,
+                    cuts=cuts,
+                    limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 3),
+                    on_wait=self._waiting(began_at + limits.missing_s),
+                )
+            except (RouteError, BusyError) as error:
+                if not wait:
+                    raise
+                await self._prefer_other_route(session, error)
+                if left <= 0:
+                    raise
+            slice_s = GAP_LOOK_S
+            keep -= avoid
+
+    async def _prefer_other_route(self, session: RouteSession, error: SwarmError) -> None:
+        """Raises RouteLostError where a whole route can be had at once."""
+        try:
+            await self._router.plan(self._need, limits=WaitLimits(0.0, 0.0, 0.0))
+        except (RouteError, BusyError):
+            return
+        raise RouteLostError(HopFailedError(session.hops[0].peer_id, error)) from error
+
+    def _waiting(self, until: float) -> OnWait | None:
+        """Tells of the wait as a whole, which ends at ``until`` on the router's clock."""
+        on_wait = self._on_wait
+        if on_wait is None:
+            return None
+
+        def tell(waiting: Waiting) -> None:
+            on_wait(replace(waiting, seconds_left=max(0.0, until - self._router.now())))
+
+        return tell
