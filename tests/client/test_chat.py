@@ -174,7 +174,7 @@ def test_only_saved_chats_are_overwritten(talks: list[Talk], tmp_path: Path) -> 
     talk.type(f"/save {other}", f"/save {saved}", f"/save {saved}", f"/save {tmp_path / 'none' / 'x'}")
     assert other.read_text() == "years of work"
     assert len(talk.screen.all("saved")) == 2
-    assert ["is no saved chat" in str(error) for error in talk.screen.all("error")] == [True, False]
+    assert ["is not a saved chat" in str(error) for error in talk.screen.all("error")] == [True, False]
 
 
 @pytest.mark.parametrize("settings", [{"temperature": -1}, {"raw": True}, {"temperature": "hot"}])

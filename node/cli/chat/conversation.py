@@ -123,4 +123,4 @@ class Conversation:
 
 
 def _no_chat(why: str) -> UsageError:
-    return UsageError(f"the file holds no saved chat: {why}", hint="Give a file that /save has written.")
+    return UsageError(f"the file is not a saved chat: {why}", hint="Give a file that /save has written.")

@@ -79,7 +79,7 @@ def share(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0 and at most 1, such as 0.5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1, such as 0.5")
     return value
 
 

@@ -126,7 +126,7 @@ def test_damaged_files(changes: dict[str, object], says: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_files_that_are_something_else(text: str) -> None:
-    with pytest.raises(UsageError, match="no saved chat"):
+    with pytest.raises(UsageError, match="not a saved chat"):
         Conversation.loads(text)
 
 
