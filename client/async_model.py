@@ -6,32 +6,27 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from os import PathLike
 from types import TracebackType
 from typing import Self, Unpack
 
-import torch
-
-from ..swarm.codecs import native
-from ..swarm.codecs.activations import CODECS, DEFAULT_CODEC, payload_bytes
+from ..swarm.codecs.activations import DEFAULT_CODEC, payload_bytes
 from ..swarm.errors import UsageError
 from ..swarm.links.pool import LinkPool
-from ..swarm.membership.entry import swarm_entry
 from ..swarm.runtime.tasks import look_at
 from ..swarm.timeouts import Patience
 from ..swarm.transport.dial_guard import DialGuard
 from ..swarm.types import ModelRef
+from .connecting import ConnectOptions, SessionOptions, check_session, checked_entry, open_models, part
 from .decoding.head_batch import HeadBatcher
 from .generation import Generation, GenerationRun
 from .guided.token_guide import Guides
 from .hops.plan import SessionSettings
-from .local_model import LocalModel, OnProgress, TextTokenizer, hashing_told, load_local_model
-from .model_opening import OnDecision, open_model
-from .network import ClientNetwork, open_network
+from .local_model import LocalModel, OnProgress, TextTokenizer
+from .network import ClientNetwork
 from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
 from .prompt_reader import PromptReader
 from .routing.no_route import who_loads
-from .routing.prefix import check_salt, new_salt
+from .routing.prefix import new_salt
 from .routing.route_finder import Need
 from .routing.route_memory import RouteMemory
 from .routing.route_wait import Waiting, WaitLimits
@@ -69,7 +64,7 @@ class AsyncSwarmModel:
         chain: bool = True,
     ) -> None:
         """Over a network and a model that are open already; most callers want ``connect``."""
-        check_options(wire_codec, wait, prefix_salt)
+        check_session(wire_codec=wire_codec, wait=wait, prefix_salt=prefix_salt)
         self._local = local
         self._network = network
         self._wire_codec = wire_codec
@@ -97,74 +92,17 @@ class AsyncSwarmModel:
         self._scout = Scout(self._links, self._router, local.head.embed, wire_codec)
 
     @classmethod
-    async def connect(
-        cls,
-        *,
-        model: str | PathLike[str] | None = None,
-        initial_peers: Sequence[str] = (),
-        swarm: str = "",
-        swarm_key: str | PathLike[str] | None = None,
-        join: str = "",
-        mdns: bool = True,
-        pure_python: bool = False,
-        wire_codec: str = DEFAULT_CODEC,
-        quantize: str = "auto",
-        dtype: str = "auto",
-        device: str = "cpu",
-        threads: int | None = None,
-        wait: float = 0.0,
-        on_progress: OnProgress | None = None,
-        prefix_cache: bool = True,
-        prefix_salt: bytes | None = None,
-        chain: bool = True,
-        draft: str | PathLike[str] | None = None,
-        on_decision: OnDecision | None = None,
-    ) -> Self:
-        """Load the client's part of the model and join the swarm; arguments and errors as
+    async def connect(cls, **options: Unpack[ConnectOptions]) -> Self:
+        """Load the client's part of a model and join the swarm; options and errors as
         ``SwarmModel.connect``."""
-        check_options(wire_codec, wait, prefix_salt)
-        entry = swarm_entry(
-            initial_peers, swarm=swarm, swarm_key=swarm_key, join=join, mdns=mdns, pure_python=pure_python
-        )
-        if threads is not None:
-            if threads < 1:
-                raise UsageError(f"{threads} threads are not possible", hint="Give 1 or more.")
-            torch.set_num_threads(threads)
-        load = partial(
-            load_local_model,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            threads=torch.get_num_threads(),
-            on_progress=on_progress,
-            draft=draft,
-        )
-        joining = asyncio.create_task(open_network(entry, on_progress))
-        loading = asyncio.create_task(
-            hashing_told(
-                open_model(model, joining, load, wait=wait, on_progress=on_progress, on_decision=on_decision),
-                on_progress,
-            ),
-            name="loading",
-        )
-        warming = asyncio.create_task(asyncio.to_thread(native.warm_up))
+        entry = checked_entry(options)
+        network, (local,) = await open_models([options.get("model")], entry, options)
+        self = cls(local, network, **part(options, SessionOptions))
         try:
-            # All at once; but a model that cannot be opened is the better message.
-            await asyncio.wait((loading, joining, warming))
-            self = cls(
-                loading.result(),
-                joining.result(),
-                wire_codec=wire_codec,
-                wait=wait,
-                on_progress=on_progress,
-                prefix_cache=prefix_cache,
-                prefix_salt=prefix_salt,
-                chain=chain,
-            )
-            if wait:
+            if options.get("wait"):
                 await self.wait_for_route()
         except BaseException:
-            await _undo(loading, joining)
+            await self.close()
             raise
         return self
 
@@ -334,29 +272,8 @@ class AsyncSwarmModel:
             )
 
 
-def check_options(wire_codec: str, wait: float, prefix_salt: bytes | None = None) -> None:
-    """Raises UsageError before anything is loaded or dialled."""
-    if prefix_salt is not None:
-        check_salt(prefix_salt)
-    if wire_codec not in CODECS:
-        raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from {', '.join(CODECS)}.")
-    if not wait >= 0:
-        raise UsageError(f"cannot wait for {wait!r} seconds", hint="Give 0 or more.")
-
-
 def _agent() -> str:
     try:
         return f"swarm-node/{version('swarm-node')}"
     except PackageNotFoundError:  # run from a source tree that was never installed
         return "swarm-node"
-
-
-async def _undo(loading: asyncio.Task[LocalModel], joining: asyncio.Task[ClientNetwork]) -> None:
-    """Close what a failed or cancelled ``connect`` has opened."""
-    joining.cancel()
-    loading.cancel()
-    await asyncio.wait((loading, joining))
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().close()
-    if not joining.cancelled() and joining.exception() is None:
-        await joining.result().close()

@@ -12,17 +12,17 @@ from os import PathLike, fspath
 
 from ..dht.directory import Directory
 from ..shards.checkpoint.known_models import KnownModels, default_known
-from ..shards.checkpoint.local_models import LocalModels
+from ..shards.checkpoint.local_models import LocalModels, weights_folder
 from ..shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
 from ..shards.checkpoint.name_decision import NameDecision
 from ..shards.checkpoint.stored import IncompleteError
+from ..shards.pieces.cache import PieceCache
 from ..shards.pieces.file_hashes import stop_hashing
-from ..swarm.errors import CheckpointError, ModelMismatchError, NetworkError
+from ..swarm.errors import CheckpointError, LocalProtocolError, ModelMismatchError, NetworkError
 from ..swarm.names import DIGEST_CHARS, ModelName
 from ..swarm.naming.witnesses import Witnesses
 from ..swarm.placement.demand import WantedModel
 from .local_model import LocalModel, OnProgress
-from .model_fetching import fetch_client_part
 from .network import ClientNetwork
 from .routing.demand import DemandTeller
 
@@ -36,6 +36,34 @@ Load = Callable[[str], LocalModel]
 """Reads the client's part of the model at a path, or of a name on the hub; runs in a thread."""
 Fetch = Callable[[ModelLocation, ClientNetwork, OnProgress | None], Awaitable[str]]
 """Gets the client's part of one of the swarm's models from peers; returns where it then is."""
+
+
+async def fetch_client_part(
+    location: ModelLocation, network: ClientNetwork, on_progress: OnProgress | None
+) -> str:
+    """Returns what ``open_checkpoint`` takes. Embedding, final norm, head and tokenizer are then in the cache
+    of this machine, where they are found the next time. Raises ModelError, NetworkError."""
+    from ..shards.transfer.fetch import fetch_model  # here: most clients have their model
+
+    model = location.ref
+    if model is None:
+        raise LocalProtocolError("a model of the swarm without its digest")
+
+    def progress(done: int, total: int, label: str) -> None:
+        if on_progress is not None:
+            on_progress(f"{label} ({done * 100 // total if total else 100} %)")
+
+    path = await fetch_model(
+        model,
+        blocks=None,
+        client=True,
+        nodes=partial(network.directory.nodes_of, location.refs),
+        transport=network.transport,
+        cache=PieceCache(weights_folder()),
+        root=location.root,
+        on_progress=progress,
+    )
+    return str(path)
 
 
 async def open_model(

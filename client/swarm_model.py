@@ -6,15 +6,14 @@ import weakref
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
-from ..swarm.codecs.activations import DEFAULT_CODEC
 from ..swarm.types import ModelRef
 from .async_model import AsyncSwarmModel
 from .background import BackgroundLoop
+from .connecting import ClientOptions, ConnectOptions, OnceOptions, part
 from .generation import Generation
-from .local_model import OnProgress, TextTokenizer
-from .model_opening import OnDecision
+from .local_model import TextTokenizer
 from .params import GenerateOptions, Prompt
 from .streams import BridgedTextStream, SyncTextStream
 
@@ -88,29 +87,7 @@ class SwarmModel:
         self._finalizer = weakref.finalize(self, _shut_down, loop, core)
 
     @classmethod
-    def connect(
-        cls,
-        *,
-        model: str | PathLike[str] | None = None,
-        initial_peers: Sequence[str] = (),
-        swarm: str = "",
-        swarm_key: str | PathLike[str] | None = None,
-        join: str = "",
-        mdns: bool = True,
-        pure_python: bool = False,
-        wire_codec: str = DEFAULT_CODEC,
-        quantize: str = "auto",
-        dtype: str = "auto",
-        device: str = "cpu",
-        threads: int | None = None,
-        wait: float = 0.0,
-        on_progress: OnProgress | None = None,
-        prefix_cache: bool = True,
-        prefix_salt: bytes | None = None,
-        chain: bool = True,
-        draft: str | PathLike[str] | None = None,
-        on_decision: OnDecision | None = None,
-    ) -> Self:
+    def connect(cls, **options: Unpack[ConnectOptions]) -> Self:
         """Load the client's part of a model and join a swarm that serves it.
 
         ``model``: a HuggingFace directory or a .gguf file; or the name of a model that is on this machine,
@@ -141,29 +118,7 @@ class SwarmModel:
         """
         loop = BackgroundLoop()
         try:
-            core = loop.run(
-                AsyncSwarmModel.connect(
-                    model=model,
-                    initial_peers=initial_peers,
-                    swarm=swarm,
-                    swarm_key=swarm_key,
-                    join=join,
-                    mdns=mdns,
-                    pure_python=pure_python,
-                    wire_codec=wire_codec,
-                    quantize=quantize,
-                    dtype=dtype,
-                    device=device,
-                    threads=threads,
-                    wait=wait,
-                    on_progress=on_progress,
-                    prefix_cache=prefix_cache,
-                    prefix_salt=prefix_salt,
-                    chain=chain,
-                    draft=draft,
-                    on_decision=on_decision,
-                )
-            )
+            core = loop.run(AsyncSwarmModel.connect(**options))
         except BaseException:
             loop.close()
             raise
@@ -247,43 +202,18 @@ def generate(
     prompt: Prompt,
     *,
     model: str | PathLike[str],
-    initial_peers: Sequence[str] = (),
-    swarm: str = "",
-    swarm_key: str | PathLike[str] | None = None,
-    join: str = "",
-    mdns: bool = True,
-    pure_python: bool = False,
-    wire_codec: str = DEFAULT_CODEC,
-    quantize: str = "auto",
-    dtype: str = "auto",
-    device: str = "cpu",
-    wait: float = 0.0,
-    **options: Unpack[GenerateOptions],
+    **options: Unpack[OnceOptions],
 ) -> str:
     """One answer from the swarm: connect, generate, leave.
 
         text = generate("What is the capital of France?", model="model.gguf", initial_peers=["/ip4/..."])
 
-    The first line of arguments is ``SwarmModel.connect``'s; the options (``max_new_tokens``, ``temperature``,
-    ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``, ``raw``) and the
-    errors are those of ``SwarmModel``. The model is loaded anew by every call: for several prompts keep a
-    ``SwarmModel``.
+    Options are those of ``SwarmModel.connect`` and those of its ``generate``; errors are those of
+    ``SwarmModel``. The model is loaded anew by every call: for several prompts keep a ``SwarmModel``.
     """
-    with SwarmModel.connect(
-        model=model,
-        initial_peers=initial_peers,
-        swarm=swarm,
-        swarm_key=swarm_key,
-        join=join,
-        mdns=mdns,
-        pure_python=pure_python,
-        wire_codec=wire_codec,
-        quantize=quantize,
-        dtype=dtype,
-        device=device,
-        wait=wait,
-    ) as swarm_model:
-        return swarm_model.generate(prompt, **options)
+    with SwarmModel.connect(model=model, **part(options, ClientOptions)) as swarm_model:
+        answer = {name: value for name, value in options.items() if name not in ClientOptions.__annotations__}
+        return swarm_model.generate(prompt, **cast(GenerateOptions, answer))
 
 
 def _shut_down(loop: BackgroundLoop, core: AsyncSwarmModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,11 +11,12 @@ import torch
 from transformers import AutoConfig, GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from ...swarm.errors import UsageError
+from ..connecting import ClientOptions
 from ..local_model import LocalModel
 from ..swarm_model import SwarmModel
 from .client_part import client_part
 
-_OPTIONS = frozenset(inspect.signature(SwarmModel.connect).parameters) - {"model", "initial_peers"}
+_OPTIONS = frozenset(ClientOptions.__annotations__) - {"initial_peers"}
 _HINTS = {
     "device_map": "Use device= for embedding and head; the layers are the peers'.",
     "quantization_config": 'Use quantize= for the head ("none", "int8", "int4"); peers choose for theirs.',

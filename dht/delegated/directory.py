@@ -32,23 +32,22 @@ from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S
-from ..records import keys as layout
 from ..records.clock_skew import ClockReading, clock_problem
 from ..records.directory import Clock, RecordDirectory
 from ..records.entry_check import Entry, EntryCheck
 from ..records.envelope import subkey_of
-from ..records.keys import MAX_ENTRIES, key_hash
+from ..records.keys import MAX_ENTRIES, key_hash, model_keys
 from ..records.told_entries import ToldEntries
 from .messages import (
+    DELEGATED_MESSAGES,
+    DELEGATED_PROTOCOL,
     MAX_FRAME,
     MAX_KEYS,
-    SNAPSHOT_MESSAGES,
-    SNAPSHOT_PROTOCOL,
+    DelegatedMessage,
     Entries,
     Get,
     Put,
     Slower,
-    SnapshotMessage,
     Stored,
     unpack_entries,
 )
@@ -75,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Snapshot:
+class Answers:
     """What those who were asked know, and who answered."""
 
     told: dict[str, ToldEntries]
@@ -87,8 +86,8 @@ class Snapshot:
         return {key: told.entries for key, told in self.told.items()}
 
 
-class SnapshotDirectory(RecordDirectory[Snapshot]):
-    """Implements Directory. Made by ``await SnapshotDirectory.create()``."""
+class DelegatedDirectory(RecordDirectory[Answers]):
+    """Implements Directory. Made by ``await DelegatedDirectory.create()``."""
 
     def __init__(
         self,
@@ -130,7 +129,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         clock: Clock = time.time,
         membership: Membership | None = None,
         book: AddressBook | None = None,
-    ) -> SnapshotDirectory:
+    ) -> DelegatedDirectory:
         """Meet the swarm that the initial peers belong to, and have a look at it.
 
         Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers and
@@ -158,9 +157,9 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
             return False
         self._initial[peer_id] = [f"{maddr}/p2p/{peer_id}" for maddr in maddrs]
         self._refusals.pop(peer_id, None)
-        keys = layout.model_keys()
+        keys = model_keys()
         try:
-            await self._ask(peer_id, keys, Snapshot({key: ToldEntries() for key in keys}))
+            await self._ask(peer_id, keys, Answers({key: ToldEntries() for key in keys}))
         except SwarmError as error:
             logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
             self.forget(peer_id)
@@ -190,15 +189,15 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
 
     # RecordDirectory
 
-    async def _lookup(self, keys: Sequence[str]) -> Snapshot:
-        found = Snapshot({key: ToldEntries() for key in keys})
+    async def _lookup(self, keys: Sequence[str]) -> Answers:
+        found = Answers({key: ToldEntries() for key in keys})
         for start in range(0, len(keys), MAX_KEYS):
             await self._ask_several(keys[start : start + MAX_KEYS], found)
         for told in found.told.values():
             told.entries = told.bounded(self._identity.peer_id)
         return found
 
-    async def _store(self, key: str, expiration: float, value: bytes, found: Snapshot) -> NetworkError | None:
+    async def _store(self, key: str, expiration: float, value: bytes, found: Answers) -> NetworkError | None:
         """Give our entry to those who answered the lookup: each stores it in the DHT."""
 
         said: dict[str, str] = {}
@@ -229,7 +228,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
 
     # Asking.
 
-    async def _ask_several(self, keys: Sequence[str], found: Snapshot) -> None:
+    async def _ask_several(self, keys: Sequence[str], found: Answers) -> None:
         if self._closed:
             raise NetworkError("the directory is closed")
         errors: dict[str, SwarmError] = {}
@@ -252,7 +251,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         if (problem := clock_problem(found.clocks)) is not None:
             raise NetworkError(problem, hint="Set both clocks by network time (NTP), then start again.")
 
-    async def _ask(self, peer_id: str, keys: Sequence[str], found: Snapshot) -> None:
+    async def _ask(self, peer_id: str, keys: Sequence[str], found: Answers) -> None:
         """Add what this peer knows. Raises SwarmError."""
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -280,7 +279,7 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
         except TimeoutError:
             raise PeerUnreachableError(f"peer {peer_id} did not answer in time") from None
 
-    def _take(self, teller: str, keys: Sequence[str], answer: Entries, found: Snapshot) -> None:
+    def _take(self, teller: str, keys: Sequence[str], answer: Entries, found: Answers) -> None:
         now = self._clock()
         for packed in unpack_entries(keys, answer.payload):
             key = keys[packed.key]
@@ -300,10 +299,10 @@ class SnapshotDirectory(RecordDirectory[Snapshot]):
                 continue
             told.add(teller, [entry], now)
 
-    async def _open(self, peer_id: str) -> MessageStream[SnapshotMessage]:
+    async def _open(self, peer_id: str) -> MessageStream[DelegatedMessage]:
         maddrs = self._initial.get(peer_id) or self._sources.get(peer_id, ())
-        stream = await self._transport.open_stream(peer_id, SNAPSHOT_PROTOCOL, maddrs, timeout=DIAL_S)
-        return MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
+        stream = await self._transport.open_stream(peer_id, DELEGATED_PROTOCOL, maddrs, timeout=DIAL_S)
+        return MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
 
     def _in_turn(self, answered: bool) -> list[str]:
         """Whom to ask first: an initial peer, then others by chance. Who gave no good answer lately is asked

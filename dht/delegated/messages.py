@@ -30,7 +30,7 @@ from ...swarm.protocol.schema import MessageSet
 from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER, Payload
 from ...swarm.types import MAX_RECORD_BYTES
 
-SNAPSHOT_PROTOCOL = "/swarm-node/snapshot/1"
+DELEGATED_PROTOCOL = "/swarm-node/snapshot/1"
 MAX_KEYS = 64
 """Keys of one GET: all groups of a model of 1024 blocks."""
 MAX_PAYLOAD = 256 * 1024
@@ -42,7 +42,7 @@ _ENTRY = struct.Struct("!Hd52sH")
 _Key = Word(re.compile(rf"swarm-node/[\x21-\x7e]{{1,{MAX_KEY_CHARS}}}"), "a key that begins with swarm-node/")
 
 
-class SnapshotKind(IntEnum):
+class DelegatedKind(IntEnum):
     GET = 1
     ENTRIES = 2
     PUT = 3
@@ -83,15 +83,15 @@ class Slower:
     retry_after_ms: Annotated[int, Integer(0, 3_600_000)]
 
 
-SnapshotMessage = Get | Entries | Put | Stored | Slower
+DelegatedMessage = Get | Entries | Put | Stored | Slower
 
-SNAPSHOT_MESSAGES = MessageSet(
+DELEGATED_MESSAGES = MessageSet(
     {
-        SnapshotKind.GET: Get,
-        SnapshotKind.ENTRIES: Entries,
-        SnapshotKind.PUT: Put,
-        SnapshotKind.STORED: Stored,
-        SnapshotKind.SLOWER: Slower,
+        DelegatedKind.GET: Get,
+        DelegatedKind.ENTRIES: Entries,
+        DelegatedKind.PUT: Put,
+        DelegatedKind.STORED: Stored,
+        DelegatedKind.SLOWER: Slower,
     }
 )
 

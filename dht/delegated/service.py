@@ -1,4 +1,4 @@
-"""The snapshot service: entries of the DHT for peers that take no part in it, and theirs for the DHT.
+"""The service for light peers: entries of the DHT for peers that take no part in it, and theirs for the DHT.
 
 Who asks is served what lies in the DHT as it lies there. Each peer has a budget of keys that it may ask for
 and of entries that it may store, so that one that asks too much waits, alone. What all of them may cause
@@ -28,15 +28,15 @@ from ..records.envelope import subkey_of
 from ..records.kept_entries import KeptEntries
 from ..records.keys import MAX_KEYS_OF_OWNER, key_hash
 from .messages import (
+    DELEGATED_MESSAGES,
+    DELEGATED_PROTOCOL,
     MAX_FRAME,
-    SNAPSHOT_MESSAGES,
-    SNAPSHOT_PROTOCOL,
+    DelegatedMessage,
     Entries,
     Get,
     PackedEntry,
     Put,
     Slower,
-    SnapshotMessage,
     Stored,
     pack_entries,
 )
@@ -70,12 +70,12 @@ FRESH_S = 1.0
 MAX_FRESH = 1024
 
 
-async def serve_snapshots(transport: Transport, store: EntryStore, membership: Membership | None) -> None:
+async def serve_entries(transport: Transport, store: EntryStore, membership: Membership | None) -> None:
     """Serve the entries of ``store`` to whoever asks over ``transport``: of a swarm with a name or a key, its
     members."""
     tag = "" if membership is None else membership.tag
-    service = SnapshotService(store, EntryCheck(TTL_S, membership=membership), tag)
-    await transport.serve(SNAPSHOT_PROTOCOL, service.handle)
+    service = DelegatedService(store, EntryCheck(TTL_S, membership=membership), tag)
+    await transport.serve(DELEGATED_PROTOCOL, service.handle)
 
 
 class EntryStore(Protocol):
@@ -86,9 +86,9 @@ class EntryStore(Protocol):
     async def store(self, owner: str, key: str, expiration: float, value: bytes) -> NetworkError | None: ...
 
 
-class SnapshotService:
-    """``handle`` serves streams of SNAPSHOT_PROTOCOL. ``check``: what entries must be in this swarm; ``tag``:
-    the swarm's; ``clock``: Unix time in seconds."""
+class DelegatedService:
+    """``handle`` serves streams of DELEGATED_PROTOCOL. ``check``: what entries must be in this swarm;
+    ``tag``: the swarm's; ``clock``: Unix time in seconds."""
 
     def __init__(
         self,
@@ -119,15 +119,15 @@ class SnapshotService:
         """Serve one stream until it ends, or is idle for IDLE_S."""
         holder = Holder(stream.peer_id, address_group(stream.remote_maddr))
         if why := self._find_room(holder):
-            logger.info("event=snapshot_refused peer=%s reason=%r", stream.peer_id, why)
+            logger.info("event=delegated_refused peer=%s reason=%r", stream.peer_id, why)
             return
         self._streams[stream] = holder
         try:
             await self._serve(stream, holder)
         except (NetworkError, TimeoutError) as error:
-            logger.debug("event=snapshot_ended peer=%s reason=%r", stream.peer_id, str(error))
+            logger.debug("event=delegated_ended peer=%s reason=%r", stream.peer_id, str(error))
         except RemoteProtocolError as error:
-            logger.info("event=snapshot_bad_frame peer=%s message=%r", stream.peer_id, error.message)
+            logger.info("event=delegated_bad_frame peer=%s message=%r", stream.peer_id, error.message)
         finally:
             self._end(stream)
 
@@ -148,7 +148,7 @@ class SnapshotService:
             self._shares.give_back(holder)
 
     async def _serve(self, stream: Stream, holder: Holder) -> None:
-        messages: MessageStream[SnapshotMessage] = MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
+        messages: MessageStream[DelegatedMessage] = MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
         while stream in self._streams:
             async with asyncio.timeout(IDLE_S):
                 request = await messages.receive()
@@ -169,7 +169,7 @@ class SnapshotService:
                 await messages.send(answer)
 
     async def _answer(
-        self, stream: MessageStream[SnapshotMessage], holder: Holder, keys: Sequence[str]
+        self, stream: MessageStream[DelegatedMessage], holder: Holder, keys: Sequence[str]
     ) -> None:
         now = self._now()
         budget = self._keys_of_peer.of(holder.peer_id, now)

@@ -14,18 +14,13 @@ from typing import Protocol
 from ...swarm.discovery.mdns_records import LanPeer
 from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
-from ...swarm.identity import Identity
-from ...swarm.membership.membership import Membership
-from ...swarm.membership.transport import MembersTransport
 from ...swarm.runtime.tasks import cancel_all
-from ...swarm.transport.interface import Transport
 from ...swarm.types import NodeInfo
-from ..delegated.directory import SnapshotDirectory
 
 PAUSE_S = 20.0
-"""Between two looks: each may start a daemon, and anybody on the network can make us look."""
+"""Seconds between two looks: each may start a daemon, and anybody on the network can make us look."""
 LOOK_S = 20.0
-"""For one look."""
+"""Seconds for one look."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,32 +67,3 @@ class LanCopies:
                 logger.debug("event=no_namesake maddrs=%s error=%r", ",".join(peer.maddrs), str(error))
                 return
             self._directory.met_namesake(peer.maddrs, nodes)
-
-
-async def read_by_p2pd(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
-    """A ``Read`` with a daemon and an identity of its own. Raises SwarmError."""
-    from ...swarm.transport.p2pd.transport import P2pdTransport  # here: it needs hivemind
-
-    identity = Identity.generate()
-    p2pd = await P2pdTransport.create(identity, initial_peers=addresses, client_mode=True)
-    return await _read_over(p2pd, identity, addresses, membership)
-
-
-async def read_in_process(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
-    """The same without p2pd. Raises SwarmError."""
-    from ...swarm.transport.pure_python.transport import PyLibp2pTransport
-
-    identity = Identity.generate()
-    plain = await PyLibp2pTransport.create(identity, client_mode=True)
-    return await _read_over(plain, identity, addresses, membership)
-
-
-async def _read_over(
-    plain: Transport, identity: Identity, addresses: Sequence[str], membership: Membership | None
-) -> list[NodeInfo]:
-    """Closes the transport."""
-    transport: Transport = plain if membership is None else MembersTransport(plain, membership)
-    try:
-        return await SnapshotDirectory(transport, identity, addresses, membership=membership).all_nodes()
-    finally:
-        await transport.close()

@@ -1,18 +1,24 @@
-"""A node's place in the network: one p2pd with the directory over it, opened and closed together."""
+"""The one way into a swarm, for nodes and clients: a transport, and the directory over it.
+
+A peer with p2pd is in the DHT. A light peer, in this process alone, asks nodes that are.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ...swarm.errors import NotAdmittedError, UsageError
+from ...swarm.errors import NotAdmittedError, PeerTimeoutError, PeerUnreachableError, SwarmError, UsageError
 from ...swarm.identity import Identity
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.membership.membership import Membership, moment
+from ...swarm.membership.transport import MembersTransport
 from ...swarm.runtime.lazy_scipy import make_lazy
+from ...swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
 from ...swarm.transport.interface import (
     NetworkChange,
     NetworkLost,
@@ -21,11 +27,25 @@ from ...swarm.transport.interface import (
     Transport,
 )
 from ...swarm.transport.pure_python.imports import lacks_p2pd
-from ..delegated.service import serve_snapshots
+from ...swarm.transport.pure_python.transport import PyLibp2pTransport
+from ...swarm.types import NodeInfo
+from ..address_book import AddressBook, open_book
+from ..delegated.directory import DelegatedDirectory
+from ..delegated.service import serve_entries
 from ..directory import Directory
+from .lan_copies import LanCopies
+from .meetings import Meetings
+
+if TYPE_CHECKING:
+    from ...swarm.transport.p2pd.transport import P2pdTransport
+    from ..kademlia.directory import HivemindDirectory
 
 LOOK_S = 60.0
-"""Between looks whether our membership is over."""
+"""Seconds between looks whether our membership is over."""
+MOST_TRIED = 8
+"""Peers of the address book that a start tries where no initial peer answers: those known for longest."""
+
+logger = logging.getLogger(__name__)
 
 
 class Network(Protocol):
@@ -86,11 +106,72 @@ class GivenNetwork:
         await self._transport.close()
 
 
+class JoinedNetwork(GivenNetwork):
+    """What was opened to be in a swarm, closed together. ``meetings`` goes on finding its peers."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: HivemindDirectory | DelegatedDirectory,
+        membership: Membership | None,
+        listen_maddrs: tuple[str, ...],
+        p2pd: P2pdTransport | None,
+    ) -> None:
+        """``listen_maddrs``: what mDNS tells others. ``p2pd``: None for a light peer."""
+        super().__init__(transport, directory)
+        self._membership = membership
+        self._p2pd = p2pd
+        self._callbacks: list[Callable[[str], None]] = []
+        self._copies = LanCopies(
+            transport.peer_id,
+            directory,
+            lambda addresses: _read_nodes(addresses, membership, light=p2pd is None),
+            clock=time.monotonic,
+        )
+        self.meetings = Meetings(
+            directory,
+            tag="" if membership is None else membership.tag,
+            own_id=transport.peer_id,
+            listen_maddrs=listen_maddrs,
+            on_met=self._on_met,
+            on_namesake=self._copies.found,
+        )
+
+    def watch(self, watcher: NetworkWatcher) -> None:
+        if self._p2pd is not None:
+            self._p2pd.watch(watcher)
+
+    def on_peer(self, callback: Callable[[str], None]) -> None:
+        self._callbacks.append(callback)
+        for peer_id in self.meetings.met:
+            callback(peer_id)
+
+    async def failed(self) -> None:
+        ends: list[asyncio.Future[SwarmError]] = [asyncio.ensure_future(membership_over(self._membership))]
+        if self._p2pd is not None:
+            ends.append(asyncio.ensure_future(self._p2pd.died()))
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        raise next(iter(done)).result()
+
+    async def close(self) -> None:
+        await self.meetings.close()
+        await self._copies.close()
+        await super().close()
+
+    def _on_met(self, peer_id: str) -> None:
+        for callback in self._callbacks:
+            callback(peer_id)
+
+
 async def open_network(
     identity: Identity,
     *,
-    host: str,
-    port: int,
+    host: str = "127.0.0.1",
+    port: int = 0,
     announce_maddrs: Sequence[str] = (),
     initial_peers: Sequence[str] = (),
     client_mode: bool = False,
@@ -104,141 +185,97 @@ async def open_network(
     """Start a p2pd that listens on TCP ``host:port`` and join the DHT through ``initial_peers``. ``host`` may
     be EVERY_INTERFACE.
 
-    ``client_mode``: do not listen, and hold no records for others; for those who only read. ``relays``: peers
-    through which others reach us, whom they cannot dial; ``is_relay``: be one for others. Both are tried
-    before this returns. ``membership``: be in this swarm, and have to do with its members only. ``may_meet``:
-    peers to join through as well, if they answer; they are tried again and again. ``mdns``: find the swarm's
-    peers on this LAN and be found, now and later; not where ``host`` is this machine only. ``pure_python``:
-    be a light node, without p2pd and the DHT; so is every node where there is no p2pd.
+    ``client_mode``: do not listen, and hold no records for others. ``relays``: peers through which others
+    reach us, whom they cannot dial; ``is_relay``: be one for others. Both are tried before this returns.
+    ``membership``: be in this swarm, and have to do with its members only. ``may_meet``: peers to join
+    through as well, if they answer; they are tried again and again. ``mdns``: find the swarm's peers on this
+    LAN and be found, now and later; not where ``host`` is this machine only, nor in client mode beside
+    ``initial_peers``. ``pure_python``: be a light peer, without p2pd and the DHT, which asks nodes that have
+    them; so is every peer where there is no p2pd.
 
     Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
-    NetworkErrors; in client mode also if nobody is found.
+    NetworkErrors. In client mode, and for a light peer, it is an error if nobody is found.
     """
-    if client_mode and not (initial_peers or may_meet or mdns):
+    light = pure_python or lacks_p2pd()
+    is_told = bool(initial_peers or may_meet or mdns)
+    if client_mode and not is_told:
         raise UsageError(
             "nothing says where the swarm is",
-            hint="Give --initial-peers ADDR or --join INVITE, or leave --no-mdns out.",
+            hint="Give --initial-peers ADDR (what swarm-node bootstrap or serve prints) or --join INVITE, or "
+            "let mDNS look for it.",
         )
-    if pure_python or lacks_p2pd():
-        if relays or is_relay:
-            raise UsageError("relays need p2pd", hint="Leave --relay or --pure-python out.")
-        from .light_network import open_light_network
-
-        return await open_light_network(
-            identity,
-            host=host,
-            port=port,
-            announce_maddrs=announce_maddrs,
-            initial_peers=initial_peers,
-            client_mode=client_mode,
-            membership=membership,
-            may_meet=may_meet,
-            mdns=mdns,
+    if light and (relays or is_relay):
+        raise UsageError("relays need p2pd", hint="Leave --relay or --pure-python out.")
+    if light and not is_told:
+        raise UsageError(
+            "a pure-Python peer cannot begin a swarm of its own, and nothing says where one is",
+            hint="Start one elsewhere (swarm-node bootstrap) and give its address with --initial-peers.",
         )
-    # hivemind and torch cost a second and 240 MB at import: not for those who bring a network of their own.
-    make_lazy()
-    from ...swarm.membership.transport import MembersTransport
-    from ...swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
-    from ...swarm.transport.p2pd.relay_check import check_reachable, check_relaying, make_relay
-    from ..address_book import open_book
-    from ..kademlia.directory import HivemindDirectory
-    from .lan_copies import LanCopies, read_by_p2pd
-    from .meetings import Meetings
-    from .way_in import connect_in
-
-    class P2pdNetwork(GivenNetwork):
-        def watch(self, watcher: NetworkWatcher) -> None:
-            p2pd.watch(watcher)
-
-        def on_peer(self, callback: Callable[[str], None]) -> None:
-            callbacks.append(callback)
-            for peer_id in meetings.met:
-                callback(peer_id)
-
-        async def failed(self) -> None:
-            over = asyncio.ensure_future(membership_over(membership))
-            died = asyncio.ensure_future(p2pd.died())
-            try:
-                done, _ = await asyncio.wait((over, died), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                over.cancel()
-                died.cancel()
-            raise next(iter(done)).result()
-
-        async def close(self) -> None:
-            await meetings.close()
-            await copies.close()
-            await super().close()
-
     where = listen_maddrs(host, port)
     book = open_book(identity, initial_peers, membership)
-    p2pd = await connect_in(
-        identity,
-        initial_peers,
-        book,
-        host_maddrs=where,
-        announce_maddrs=announce_maddrs,
-        client_mode=client_mode,
-        relays=relays,
-        is_relay=is_relay,
-    )
-    transport: Transport = p2pd if membership is None else MembersTransport(p2pd, membership)
-    callbacks: list[Callable[[str], None]] = []
-
-    def on_met(peer_id: str) -> None:
-        for callback in callbacks:
-            callback(peer_id)
-
+    p2pd: P2pdTransport | None = None
+    opened: P2pdTransport | PyLibp2pTransport
+    if light:
+        opened = await PyLibp2pTransport.create(
+            identity, host_maddrs=where, announce_maddrs=announce_maddrs, client_mode=client_mode
+        )
+    else:
+        opened = p2pd = await connect_in(
+            identity,
+            initial_peers,
+            book,
+            host_maddrs=where,
+            announce_maddrs=announce_maddrs,
+            client_mode=client_mode,
+            relays=relays,
+            is_relay=is_relay,
+        )
+    transport = _among_members(opened, membership)
+    directory: HivemindDirectory | DelegatedDirectory
     try:
         if not client_mode and not await transport.maddrs():
             raise no_own_address(host)
-        if relays:
-            await check_relaying(relays)
-            await check_reachable(p2pd.peer_id, relays)
-        if is_relay:
-            await make_relay(p2pd)
-        directory = await HivemindDirectory.create(
-            p2pd, identity, initial_peers, client_mode=client_mode, membership=membership, book=book
-        )
-        if not client_mode:
-            await serve_snapshots(transport, directory, membership)
-        copies = LanCopies(
-            p2pd.peer_id,
-            directory,
-            lambda addresses: read_by_p2pd(addresses, membership),
-            clock=time.monotonic,
-        )
-        meetings = Meetings(
-            directory,
-            tag="" if membership is None else membership.tag,
-            own_id=p2pd.peer_id,
-            listen_maddrs=() if client_mode else p2pd.listen_maddrs,
-            on_met=on_met,
-            on_namesake=copies.found,
-        )
-        try:
-            await meetings.begin(
-                may_meet,
-                mdns=mdns and not (initial_peers if client_mode else all_loopback(where)),
-                joined=bool(initial_peers),
-                needed=client_mode,
+        if p2pd is None:
+            directory = await DelegatedDirectory.create(
+                transport, identity, initial_peers, membership=membership, book=book
             )
-        except BaseException:
-            await meetings.close()
-            await directory.close()
-            raise
+        else:
+            from ...swarm.transport.p2pd.relay_check import check_reachable, check_relaying, make_relay
+            from ..kademlia.directory import HivemindDirectory
+
+            if relays:
+                await check_relaying(relays)
+                await check_reachable(p2pd.peer_id, relays)
+            if is_relay:
+                await make_relay(p2pd)
+            directory = await HivemindDirectory.create(
+                p2pd, identity, initial_peers, client_mode=client_mode, membership=membership, book=book
+            )
+            if not client_mode:
+                await serve_entries(transport, directory, membership)
     except BaseException:
         await transport.close()
         raise
-    return P2pdNetwork(transport, directory)
+    listening = () if client_mode else opened.listen_maddrs
+    network = JoinedNetwork(transport, directory, membership, listening, p2pd)
+    try:
+        await network.meetings.begin(
+            may_meet,
+            mdns=mdns and not (initial_peers if client_mode else all_loopback(where)),
+            joined=bool(initial_peers),
+            needed=client_mode or light,
+        )
+    except BaseException:
+        await network.close()
+        raise
+    return network
 
 
-async def read_only_network(entry: SwarmEntry) -> Network:
-    """A place in a swarm for a process that only reads its directory. Raises as ``open_network``."""
+async def join_as_client(entry: SwarmEntry) -> Network:
+    """A place in a swarm for a process that serves nothing, under an identity of this session only. Raises as
+    ``open_network``."""
     return await open_network(
         Identity.generate(),
-        host="127.0.0.1",
-        port=0,
         initial_peers=entry.initial_peers,
         client_mode=True,
         membership=entry.membership,
@@ -246,6 +283,50 @@ async def read_only_network(entry: SwarmEntry) -> Network:
         mdns=entry.mdns,
         pure_python=entry.pure_python,
     )
+
+
+async def connect_in(
+    identity: Identity, initial_peers: Sequence[str], book: AddressBook, **options: Any
+) -> P2pdTransport:
+    """A transport that is connected to an initial peer or, where none of them answers, to one of the book.
+    ``options`` and errors are those of ``P2pdTransport.create``."""
+    # hivemind and torch cost a second and 240 MB at import: not for those who bring a network of their own.
+    make_lazy()
+    from ...swarm.transport.p2pd.transport import P2pdTransport
+
+    try:
+        return await P2pdTransport.create(identity, initial_peers=initial_peers, **options)
+    except (PeerUnreachableError, PeerTimeoutError) as error:
+        known = [f"{maddr}/p2p/{peer.peer_id}" for peer in book.peers()[:MOST_TRIED] for maddr in peer.maddrs]
+        if not known:
+            raise
+        logger.warning("event=initial_peers_silent known=%d error=%r", len(known), error.message)
+        try:
+            return await P2pdTransport.create(identity, initial_peers=(*initial_peers, *known), **options)
+        except (PeerUnreachableError, PeerTimeoutError):
+            raise error from None
+
+
+async def _read_nodes(
+    addresses: Sequence[str], membership: Membership | None, *, light: bool
+) -> list[NodeInfo]:
+    """What the peer at some of these addresses knows of the swarm's nodes, asked over a transport and with an
+    identity of its own. Raises SwarmError."""
+    identity = Identity.generate()
+    opened: P2pdTransport | PyLibp2pTransport
+    if light:
+        opened = await PyLibp2pTransport.create(identity, client_mode=True)
+    else:
+        opened = await connect_in(identity, addresses, AddressBook(), client_mode=True)
+    transport = _among_members(opened, membership)
+    try:
+        return await DelegatedDirectory(transport, identity, addresses, membership=membership).all_nodes()
+    finally:
+        await transport.close()
+
+
+def _among_members(transport: Transport, membership: Membership | None) -> Transport:
+    return transport if membership is None else MembersTransport(transport, membership)
 
 
 async def membership_over(membership: Membership | None) -> NotAdmittedError:

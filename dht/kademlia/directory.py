@@ -22,10 +22,10 @@ from ...swarm.transport.interface import NetworkChange, NetworkRestored
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S
-from ..records import keys as layout
 from ..records.directory import Clock, RecordDirectory
 from ..records.entry_check import Entry, EntryCheck
 from ..records.kept_entries import KeptEntries
+from ..records.keys import index_hashes
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
 from .gated_calls import RATES, GatedP2P
 from .members import MembersP2P
@@ -101,7 +101,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         tag = "" if membership is None else membership.tag
         node = KademliaNode(
             p2p,
-            KeptEntries(layout.index_hashes(tag), clock=clock),
+            KeptEntries(index_hashes(tag), clock=clock),
             EntryCheck(ttl, clock, membership),
             clock=clock,
             steady=steady,

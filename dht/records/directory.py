@@ -18,10 +18,20 @@ from ...swarm.placement.demand import Wanted, WantedModel
 from ...swarm.types import Incarnation, ModelRef, NodeInfo, SignedRecord
 from ..left_out import LeftOut, LeftOutPeers
 from ..namesakes import Namesake, Namesakes
-from . import keys as layout
 from .bodies import Content, decode, encode_gone, encode_model, encode_node, encode_wanted
 from .entry_check import Entry
 from .envelope import seal
+from .keys import (
+    MAX_MODELS,
+    in_fair_order,
+    key_hash,
+    model_key,
+    model_keys,
+    node_key,
+    node_keys,
+    wanted_key,
+    wanted_keys,
+)
 
 MAX_NODES = 4096
 """Nodes of one model that a reader takes: all that 8 full keys hold, so that of a model of up to 128 blocks
@@ -96,19 +106,19 @@ class RecordDirectory(ABC, Generic[FoundT]):
         mark = self._namesakes.mark(self._clock())
         node_body = encode_node(replace(info, incarnation=mark))
         model_body = encode_model(info.model)
-        node_key, model_key = layout.node_key(info.model, info.span), layout.model_key(info.model.name)
+        key, index_key = node_key(info.model, info.span), model_key(info.model.name)
         async with self._writing:
-            former = set(self._held) - {node_key, model_key, layout.wanted_key(info.peer_id)}
-            found = await self._lookup([node_key, model_key, *former])
+            former = set(self._held) - {key, index_key, wanted_key(info.peer_id)}
+            found = await self._lookup([key, index_key, *former])
             self._note_namesakes(found)
-            wanted = {node_key: node_body, model_key: model_body}
+            wanted = {key: node_body, index_key: model_body}
             wanted |= dict.fromkeys(former, encode_gone())
             errors = await self._write(wanted, found)
-            for key in former - set(errors):
-                del self._held[key]
-            if node_key in errors:
-                raise errors.pop(node_key)
-            self._announced_at, self._announced = node_key, info.model
+            for old in former - set(errors):
+                del self._held[old]
+            if key in errors:
+                raise errors.pop(key)
+            self._announced_at, self._announced = key, info.model
             self._namesakes.announced(mark)
             for error in errors.values():
                 logger.warning("%s", error.message)
@@ -150,16 +160,16 @@ class RecordDirectory(ABC, Generic[FoundT]):
         """Announcing shows those that serve blocks near ours; the index of models tells of others."""
         if (model := self._announced) is None:
             return
-        self._note_namesakes(await self._lookup([*layout.node_keys(model), *layout.model_keys()]))
+        self._note_namesakes(await self._lookup([*node_keys(model), *model_keys()]))
         if self._said_too:
-            keys = dict.fromkeys(key for other in self._said_too for key in layout.node_keys(other))
+            keys = dict.fromkeys(key for other in self._said_too for key in node_keys(other))
             self._note_namesakes(await self._lookup(list(keys)))
 
     def _note_namesakes(self, found: FoundT) -> None:
         own = self._identity.peer_id
         for key, entries in found.entries.items():
             for entry, said in self._decoded([entries[own]] if own in entries else []):
-                if isinstance(said, NodeInfo) and layout.node_key(said.model, said.span) == key:
+                if isinstance(said, NodeInfo) and node_key(said.model, said.span) == key:
                     self._namesakes.saw(said, entry.expiration)
                 elif isinstance(said, ModelRef) and said != self._announced:
                     self._said_too[said] = None
@@ -175,7 +185,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
                     raise error
 
     async def want(self, models: Sequence[WantedModel]) -> None:
-        key = layout.wanted_key(self._identity.peer_id)
+        key = wanted_key(self._identity.peer_id)
         async with self._writing:
             if not models and key not in self._held:
                 return
@@ -187,35 +197,35 @@ class RecordDirectory(ABC, Generic[FoundT]):
                 del self._held[key]
 
     async def wanted(self) -> list[Wanted]:
-        found = await self._lookup(layout.wanted_keys())
+        found = await self._lookup(wanted_keys())
         records = {
             entry.owner: record
             for key, entries in found.entries.items()
             for entry, record in self._decoded(entries.values())
-            if isinstance(record, Wanted) and layout.wanted_key(entry.owner) == key
+            if isinstance(record, Wanted) and wanted_key(entry.owner) == key
         }
         return [records[owner] for owner in sorted(records)]
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
-        found = await self._lookup(layout.node_keys(model))
+        found = await self._lookup(node_keys(model))
         return self._nodes_in(found, [model])
 
     async def models(self) -> list[ModelRef]:
-        found = await self._lookup(layout.model_keys())
+        found = await self._lookup(model_keys())
         speakers = Counter(
             ref
             for key, entries in found.entries.items()
             for _, ref in self._decoded(entries.values())
-            if isinstance(ref, ModelRef) and layout.model_key(ref.name) == key
+            if isinstance(ref, ModelRef) and model_key(ref.name) == key
         )
         most_said = sorted(speakers, key=lambda ref: (-speakers[ref], ref.name, ref.digest, ref.n_blocks))
-        return sorted(most_said[: layout.MAX_MODELS], key=lambda ref: (ref.name, ref.digest, ref.n_blocks))
+        return sorted(most_said[:MAX_MODELS], key=lambda ref: (ref.name, ref.digest, ref.n_blocks))
 
     async def all_nodes(self) -> list[NodeInfo]:
         return await self.nodes_of(await self.models())
 
     async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
-        keys = list(dict.fromkeys(key for model in models for key in layout.node_keys(model)))
+        keys = list(dict.fromkeys(key for model in models for key in node_keys(model)))
         nodes: list[NodeInfo] = []
         for start in range(0, len(keys), _KEYS_AT_ONCE):
             nodes += self._nodes_in(await self._lookup(keys[start : start + _KEYS_AT_ONCE]), models)
@@ -240,7 +250,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
                 credential = self._membership.credential(self._identity.peer_id, self._clock())
             except NotAdmittedError as refusal:
                 return NetworkError(refusal.message, hint=refusal.hint)
-        value = seal(self._identity, layout.key_hash(key, tag), expiration, body, credential)
+        value = seal(self._identity, key_hash(key, tag), expiration, body, credential)
         error = await self._store(key, expiration, value, found)
         if error is None:
             self._held[key] = expiration
@@ -252,7 +262,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         latest: dict[tuple[str, str], tuple[float, NodeInfo]] = {}  # (digest, peer id): a node may have moved
         for key, entries in found.entries.items():
             for entry, info in self._decoded(entries.values()):
-                if not isinstance(info, NodeInfo) or layout.node_key(info.model, info.span) != key:
+                if not isinstance(info, NodeInfo) or node_key(info.model, info.span) != key:
                     continue
                 place = (info.model.digest, info.peer_id)
                 if (info.model.digest, info.model.n_blocks) not in wanted:
@@ -266,7 +276,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         kept = [
             nodes[peer_id]
             for nodes in by_model.values()
-            for peer_id in layout.in_fair_order(nodes, self._identity.peer_id)[:MAX_NODES]
+            for peer_id in in_fair_order(nodes, self._identity.peer_id)[:MAX_NODES]
         ]
         return sorted(kept, key=_by_place)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...dht.directory import Directory
-from ...dht.joining.network import Network, read_only_network
+from ...dht.joining.network import Network, join_as_client
 from ...shards.checkpoint.checkpoint import Checkpoint
 from ...shards.checkpoint.local_models import weights_folder
 from ...shards.checkpoint.lookup import Source, resolve_model
@@ -117,7 +117,7 @@ async def _network(entry: SwarmEntry) -> AsyncIterator[Network | None]:
     network: Network | None = None
     if not entry.is_alone:
         try:
-            network = await read_only_network(entry)
+            network = await join_as_client(entry)
         except NetworkError:
             if entry.initial_peers or entry.may_meet:
                 raise

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...dht.joining.network import read_only_network
+from ...dht.joining.network import join_as_client
 from ...swarm.errors import PeerUnreachableError
 from ...swarm.identity import Identity
 from ...swarm.membership.entry import SwarmEntry, read_invite
@@ -77,7 +77,7 @@ async def _find_peers(entry: SwarmEntry) -> list[PeerAddress]:
         return []
     with console.status("Looking for nodes of the swarm ..."):
         try:
-            network = await read_only_network(entry)
+            network = await join_as_client(entry)
         except PeerUnreachableError:
             if given:
                 raise

@@ -12,7 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ...dht.joining.network import read_only_network
+from ...dht.joining.network import join_as_client
 from ...dht.left_out import LeftOut
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.names import digest_prefix
@@ -50,7 +50,7 @@ class SwarmListing:
 async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> SwarmListing:
     """What a swarm's directory says now; with ``ask``, which nodes answer, too. Raises UsageError,
     NetworkError."""
-    network = await read_only_network(entry)
+    network = await join_as_client(entry)
     try:
         nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
         silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()

@@ -13,6 +13,7 @@ from swarm_node.client.hops.row_watch import usual_embedding_rms
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.routing.router import Router
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.timeouts import Patience
@@ -116,7 +117,7 @@ class FakeSwarm:
         return replace(local, **changes)
 
     def client_network(self) -> ClientNetwork:
-        return ClientNetwork(self.network.transport("client"), MemoryDirectory(self.store))
+        return ClientNetwork(GivenNetwork(self.network.transport("client"), MemoryDirectory(self.store)))
 
     def router(self, **options: Any) -> Router:
         directory = MemoryDirectory(self.store)

@@ -7,7 +7,7 @@ from importlib import import_module
 from .target import Target
 
 KINDS = {
-    "targets_wire": ("frames", "snapshot-frames", "piece-frames", "yamux"),
+    "targets_wire": ("frames", "delegated-frames", "piece-frames", "yamux"),
     "targets_records": ("records", "entries", "texts", "mdns"),
     "targets_files": (
         *("safetensors", "config", "tokenizer", "tokenizer-config", "gguf", "manifest", "index"),

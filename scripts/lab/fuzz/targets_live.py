@@ -103,7 +103,7 @@ class Swarm:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def network(self, peer: str) -> ClientNetwork:
-        return ClientNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
+        return ClientNetwork(GivenNetwork(self.memory.transport(peer), MemoryDirectory(self.store)))
 
     async def _start(self) -> None:
         write_tiny_model(self.folder)
@@ -260,7 +260,7 @@ async def _ask_beside(swarm: Swarm, middle: str) -> None:
     store = MemoryStore()
     store.put(replace(info, peer_id=middle, decode_ms_per_block=info.decode_ms_per_block / 2))
     store.put(info)
-    network = ClientNetwork(swarm.memory.transport("victim"), MemoryDirectory(store))
+    network = ClientNetwork(GivenNetwork(swarm.memory.transport("victim"), MemoryDirectory(store)))
     model = AsyncSwarmModel(swarm.local, network, wire_codec="none", patience=IMPATIENT)
     try:
         async with asyncio.timeout(ANSWERED_S):

@@ -7,8 +7,8 @@ from random import Random
 from typing import Any
 
 from swarm_node.dht.delegated.messages import (
+    DELEGATED_MESSAGES,
     MAX_FRAME,
-    SNAPSHOT_MESSAGES,
     Entries,
     Get,
     PackedEntry,
@@ -58,7 +58,7 @@ def peer_messages() -> list[m.Message]:
     ]
 
 
-def snapshot_messages() -> list[Any]:
+def delegated_messages() -> list[Any]:
     packed = b"".join(pack_entries([PackedEntry(0, 1.8e9, PEER.encode(), b"value")]))
     return [
         Get(("swarm-node/1/models/0", f"swarm-node/1/nodes/{DIGEST}/0")),
@@ -167,7 +167,7 @@ def _yamux() -> Target:
 
 TARGETS = [
     _frames("frames", m.MESSAGES, peer_messages(), DEFAULT_MAX_FRAME),
-    _frames("snapshot-frames", SNAPSHOT_MESSAGES, snapshot_messages(), MAX_FRAME),
+    _frames("delegated-frames", DELEGATED_MESSAGES, delegated_messages(), MAX_FRAME),
     _frames("piece-frames", pieces.PIECE_MESSAGES, piece_messages(), pieces.ASKER_MAX_FRAME),
     _yamux(),
 ]

@@ -95,7 +95,7 @@ async def _measure(
             await node.start()
 
         async def client(local: LocalModel, name: str) -> AsyncSwarmModel:
-            network = ClientNetwork(memory.transport(name), MemoryDirectory(store))
+            network = ClientNetwork(GivenNetwork(memory.transport(name), MemoryDirectory(store)))
             return await stack.enter_async_context(
                 AsyncSwarmModel(local, network, wire_codec=wire_codec, prefix_cache=False)
             )

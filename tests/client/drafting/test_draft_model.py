@@ -18,6 +18,7 @@ from swarm_node.client.drafting.draft_length import Speculation
 from swarm_node.client.drafting.draft_model import DraftModel, load_draft_model
 from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
@@ -165,7 +166,7 @@ async def _client(swarm: Swarm, draft: Path | None, wire_codec: str = "none") ->
     local = await asyncio.to_thread(
         load_local_model, swarm.folder, dtype="float32", quantize="none", draft=draft
     )
-    network = ClientNetwork(swarm.memory.transport("client"), MemoryDirectory(swarm.store))
+    network = ClientNetwork(GivenNetwork(swarm.memory.transport("client"), MemoryDirectory(swarm.store)))
     return await swarm.exit.enter_async_context(AsyncSwarmModel(local, network, wire_codec=wire_codec))
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from scripts.lab.tiny_model import write_tiny_model
-from swarm_node.client import async_model
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.client.hf import SwarmModelForCausalLM
@@ -60,7 +59,7 @@ class Swarm:
 
     def client(self, *, name: str = "client", **options: Any) -> SwarmModelForCausalLM:
         local = load_local_model(self.folder, dtype="float32", quantize="none")
-        network = ClientNetwork(self.memory.transport(name), MemoryDirectory(self.store))
+        network = ClientNetwork(GivenNetwork(self.memory.transport(name), MemoryDirectory(self.store)))
 
         async def make() -> AsyncSwarmModel:
             core = AsyncSwarmModel(local, network, wire_codec="none", **options)
@@ -155,27 +154,27 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``served(path)``: whoever dials a swarm finds a node with that model, on its own loop."""
 
     def serve(path: Path) -> None:
-        async def open_network(*_: object) -> ClientNetwork:
+        async def join(*_: object) -> ClientNetwork:
             memory, store = MemoryNetwork(), MemoryStore()
             config = NodeConfig(str(path), dtype="float32", quantize="none", threads=1, kv_cache_tokens=1024)
             network = GivenNetwork(memory.transport("a"), MemoryDirectory(store))
             node = Node(config, lambda _: None, network=network)
             await node.start()
-            return _WithNode(memory.transport("client"), MemoryDirectory(store), node)
+            return _WithNode(GivenNetwork(memory.transport("client"), MemoryDirectory(store)), node)
 
-        monkeypatch.setattr(async_model, "open_network", open_network)
+        monkeypatch.setattr(ClientNetwork, "join", join)
 
     return serve
 
 
 class _WithNode(ClientNetwork):
-    def __init__(self, transport: Any, directory: Any, node: Node) -> None:
-        super().__init__(transport, directory)
-        object.__setattr__(self, "node", node)
+    def __init__(self, joined: GivenNetwork, node: Node) -> None:
+        super().__init__(joined)
+        self.node = node
 
     async def close(self) -> None:
         await super().close()
-        await self.node.stop()  # type: ignore[attr-defined]
+        await self.node.stop()
 
 
 @pytest.fixture(autouse=True)

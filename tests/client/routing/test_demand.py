@@ -15,6 +15,7 @@ from swarm_node.client.model_opening import find_in_swarm, open_model, wanted_mo
 from swarm_node.client.network import ClientNetwork
 from swarm_node.client.routing.demand import PAUSE_S, DemandTeller
 from swarm_node.dht.directory import REFRESH_S
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source
@@ -346,8 +347,7 @@ async def test_a_client_without_a_route_says_so_and_takes_it_back() -> None:
 
 
 async def test_a_network_has_one_teller() -> None:
-    transport = MemoryNetwork().transport("client")
-    directory = MemoryDirectory()
-    network = ClientNetwork(transport, directory)
-    assert ClientNetwork(transport, directory, network.demand).demand is network.demand
+    given = GivenNetwork(MemoryNetwork().transport("client"), MemoryDirectory())
+    network = ClientNetwork(given)
+    assert ClientNetwork(given, network.demand).demand is network.demand
     await network.close()

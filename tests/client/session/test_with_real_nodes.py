@@ -18,6 +18,7 @@ from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
+from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.node import Node
 from swarm_node.shards.checkpoint.opening import open_checkpoint
@@ -100,7 +101,7 @@ class Swarm:
             ToyTokenizer(),
             checkpoint.close,
         )
-        network = ClientNetwork(self.memory.transport("client"), MemoryDirectory(self.store))
+        network = ClientNetwork(GivenNetwork(self.memory.transport("client"), MemoryDirectory(self.store)))
         return await self.exit.enter_async_context(
             AsyncSwarmModel(local, network, wire_codec="none", **options)
         )

@@ -1,4 +1,4 @@
-"""The snapshot service and the directory that asks it, over an in-memory network."""
+"""The service for light peers and the directory that asks it, over an in-memory network."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.dht.address_book import AddressBook
-from swarm_node.dht.delegated import directory as snapshot_directory
-from swarm_node.dht.delegated import service as snapshot_service
+from swarm_node.dht.delegated import directory as delegated_directory
+from swarm_node.dht.delegated import service as delegated_service
 from swarm_node.dht.delegated import side_by_side
-from swarm_node.dht.delegated.directory import ASKED, SnapshotDirectory
+from swarm_node.dht.delegated.directory import ASKED, DelegatedDirectory
 from swarm_node.dht.delegated.messages import (
+    DELEGATED_MESSAGES,
+    DELEGATED_PROTOCOL,
     MAX_FRAME,
     MAX_PAYLOAD,
-    SNAPSHOT_MESSAGES,
-    SNAPSHOT_PROTOCOL,
     Entries,
     Get,
     PackedEntry,
@@ -33,7 +33,7 @@ from swarm_node.dht.delegated.messages import (
     pack_entries,
     unpack_entries,
 )
-from swarm_node.dht.delegated.service import SnapshotService
+from swarm_node.dht.delegated.service import DelegatedService
 from swarm_node.dht.records.bodies import encode_node
 from swarm_node.dht.records.entry_check import Entry, EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
@@ -104,15 +104,15 @@ class Swarm:
         self.clock = Clock()
         self.store = Store()
         self.full = NODES[:nodes]
-        self.services: list[SnapshotService] = []
+        self.services: list[DelegatedService] = []
 
     async def open(self) -> Swarm:
         for identity in self.full:
-            service = SnapshotService(
+            service = DelegatedService(
                 self.store, EntryCheck(TTL, self.clock), clock=self.clock, monotonic=self.clock
             )
             self.services.append(service)
-            await self.network.transport(identity.peer_id).serve(SNAPSHOT_PROTOCOL, service.handle)
+            await self.network.transport(identity.peer_id).serve(DELEGATED_PROTOCOL, service.handle)
         return self
 
     def addresses(self) -> list[str]:
@@ -122,8 +122,10 @@ class Swarm:
         key, made = entry(identity, span, life)
         self.store.kept.setdefault(key, {})[identity.peer_id] = made
 
-    def directory(self, identity: Identity = READER, peers: Sequence[str] | None = None) -> SnapshotDirectory:
-        return SnapshotDirectory(
+    def directory(
+        self, identity: Identity = READER, peers: Sequence[str] | None = None
+    ) -> DelegatedDirectory:
+        return DelegatedDirectory(
             self.network.transport(identity.peer_id),
             identity,
             self.addresses() if peers is None else peers,
@@ -136,12 +138,12 @@ class Swarm:
         self, identity: Identity, answer: Callable[[MessageStream[object], Get], Awaitable[None]]
     ) -> None:
         async def handle(stream: Stream) -> None:
-            messages: MessageStream[object] = MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
+            messages: MessageStream[object] = MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
             request = await messages.receive()
             assert isinstance(request, Get)
             await answer(messages, request)
 
-        await self.network.transport(identity.peer_id).serve(SNAPSHOT_PROTOCOL, handle)
+        await self.network.transport(identity.peer_id).serve(DELEGATED_PROTOCOL, handle)
 
 
 def spans(nodes: Sequence[NodeInfo]) -> dict[str, Span]:
@@ -240,7 +242,7 @@ async def test_who_answers_badly_costs_only_his_answer(how: str, monkeypatch: py
     for _ in range(3):
         assert spans(await reader.nodes(MODEL)) == {NODES[4].peer_id: Span(0, 10)}
     assert asked == 1  # and is left alone
-    swarm.clock.now += snapshot_directory.MUTE_S
+    swarm.clock.now += delegated_directory.MUTE_S
     await reader.models()
     assert asked == 2
 
@@ -297,7 +299,7 @@ async def test_who_is_found_later_is_met() -> None:
 async def test_entries_of_another_swarm_do_not_count() -> None:
     swarm = await Swarm(1).open()
     swarm.put(NODES[4], Span(0, 10))
-    other = SnapshotDirectory(
+    other = DelegatedDirectory(
         swarm.network.transport(READER.peer_id),
         READER,
         swarm.addresses(),
@@ -313,8 +315,8 @@ async def test_entries_of_another_swarm_do_not_count() -> None:
 
 async def talk(swarm: Swarm, identity: Identity = READER) -> MessageStream[object]:
     transport = swarm.network.transport(identity.peer_id)
-    stream = await transport.open_stream(swarm.full[0].peer_id, SNAPSHOT_PROTOCOL)
-    return MessageStream(stream, SNAPSHOT_MESSAGES, MAX_FRAME)
+    stream = await transport.open_stream(swarm.full[0].peer_id, DELEGATED_PROTOCOL)
+    return MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
 
 
 async def test_a_peer_stores_only_what_is_its_own_and_good() -> None:
@@ -346,22 +348,22 @@ async def test_who_asks_too_much_waits_alone() -> None:
     greedy, other = await talk(swarm), await talk(swarm, NODES[5])
     keys = tuple(f"swarm-node/1/models/{index}" for index in range(64))
     slower = None
-    for _ in range(int(snapshot_service.KEYS_AT_ONCE) // 64 + 1):
+    for _ in range(int(delegated_service.KEYS_AT_ONCE) // 64 + 1):
         await greedy.send(Get(keys))
         if isinstance(answer := await greedy.receive(), Slower):
             slower = answer
     assert slower is not None
-    assert 0 < slower.retry_after_ms <= 64 / snapshot_service.KEYS_PER_S * 1000 + 1
+    assert 0 < slower.retry_after_ms <= 64 / delegated_service.KEYS_PER_S * 1000 + 1
     await other.send(Get(keys))
     assert isinstance(await other.receive(), Entries)
     swarm.clock.now += slower.retry_after_ms / 1000
     await greedy.send(Get(keys))
     assert isinstance(await greedy.receive(), Entries)
-    for number in range(int(snapshot_service.PUTS_AT_ONCE) + 1):
+    for number in range(int(delegated_service.PUTS_AT_ONCE) + 1):
         key = f"swarm-node/1/{number}"
         await greedy.send(Put(key, NOW + TTL, seal(READER, key_hash(key), NOW + TTL, b"")))
         told = await greedy.receive()
-        assert isinstance(told, Stored) == (number < snapshot_service.PUTS_AT_ONCE), number
+        assert isinstance(told, Stored) == (number < delegated_service.PUTS_AT_ONCE), number
     swarm.clock.now += 5
     await greedy.send(Put(key, NOW + TTL, seal(READER, key_hash(key), NOW + TTL, b"")))
     assert "keys at most" in (await greedy.receive()).reason  # type: ignore[attr-defined]
@@ -374,7 +376,7 @@ async def test_the_dht_is_asked_once_for_many_readers() -> None:
         await stream.send(Get(("swarm-node/1/models/0",)))
         await stream.receive()
     assert swarm.store.lookups == 1
-    swarm.clock.now += snapshot_service.FRESH_S
+    swarm.clock.now += delegated_service.FRESH_S
     await streams[0].send(Get(("swarm-node/1/models/0",)))
     await streams[0].receive()
     assert swarm.store.lookups == 2
@@ -382,7 +384,7 @@ async def test_the_dht_is_asked_once_for_many_readers() -> None:
 
 async def test_a_peer_has_so_many_streams_and_no_more() -> None:
     swarm = await Swarm(1).open()
-    streams = [await talk(swarm) for _ in range(int(snapshot_service.STREAMS.per_peer) + 2)]
+    streams = [await talk(swarm) for _ in range(int(delegated_service.STREAMS.per_peer) + 2)]
     await asyncio.sleep(0)
     ended = 0
     for stream in streams:
@@ -400,8 +402,8 @@ async def test_a_peer_has_so_many_streams_and_no_more() -> None:
 
 
 async def test_streams_and_room_are_divided_among_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_service, "STREAMS", ShareLimits(total=8, per_peer=8))
-    monkeypatch.setattr(snapshot_service, "MAX_HELD", 8)
+    monkeypatch.setattr(delegated_service, "STREAMS", ShareLimits(total=8, per_peer=8))
+    monkeypatch.setattr(delegated_service, "MAX_HELD", 8)
     swarm = await Swarm(1).open()
     sybils = [Identity(b"%032d" % number) for number in range(12)]
     swarm.network.hosts = {sybil.peer_id: "/ip4/192.0.2.7/tcp/1" for sybil in sybils}
@@ -433,7 +435,7 @@ async def test_streams_and_room_are_divided_among_networks(monkeypatch: pytest.M
 
 async def test_what_all_ask_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = GateLimits(1e-6, 2, 1e-6, 2, waiting=1, waiting_of_peer=1, patience_s=0.001)
-    monkeypatch.setattr(snapshot_service, "LOOKUPS", limits)
+    monkeypatch.setattr(delegated_service, "LOOKUPS", limits)
     swarm = await Swarm(1).open()
     stream = await talk(swarm)
     for keys, answer in (("a", Entries), ("a", Entries), ("b", Entries), ("c", Slower), ("a", Entries)):
@@ -491,7 +493,7 @@ async def test_who_answered_before_is_asked_where_no_initial_peer_is(tmp_path: P
     for identity in swarm.full:
         swarm.put(identity, Span(0, 4))
     for initial in (swarm.addresses()[:1], [f"/ip4/192.0.2.9/tcp/1/p2p/{NODES[5].peer_id}"]):
-        directory = SnapshotDirectory(
+        directory = DelegatedDirectory(
             swarm.network.transport(READER.peer_id),
             READER,
             initial,

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from swarm_node.dht.joining import network
-from swarm_node.dht.joining.network import membership_over, read_only_network
+from swarm_node.dht.joining.network import join_as_client, membership_over
 from swarm_node.swarm.errors import NotAdmittedError, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.entry import SwarmEntry
@@ -44,5 +44,5 @@ async def test_others_last(
 
 async def test_who_only_reads_must_be_told_where_or_may_look() -> None:
     with pytest.raises(UsageError, match="nothing says where the swarm is") as caught:
-        await read_only_network(SwarmEntry(mdns=False))
+        await join_as_client(SwarmEntry(mdns=False))
     assert "--initial-peers" in caught.value.hint

@@ -20,10 +20,11 @@ from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from swarm_node.dht import TTL_S, HivemindDirectory
+from swarm_node.dht import TTL_S
 from swarm_node.dht.address_book import AddressBook
-from swarm_node.dht.joining.way_in import connect_in
+from swarm_node.dht.joining.network import connect_in
 from swarm_node.dht.kademlia.contacts import Contact, contact_of
+from swarm_node.dht.kademlia.directory import HivemindDirectory
 from swarm_node.dht.kademlia.node import Answer, KademliaNode
 from swarm_node.dht.records.bodies import encode_model, encode_node
 from swarm_node.dht.records.envelope import seal

@@ -16,9 +16,9 @@ from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import PeerID
 from hivemind.utils import MSGPackSerializer
 
-from swarm_node.dht import HivemindDirectory
 from swarm_node.dht.joining.meetings import Meetings
 from swarm_node.dht.kademlia.contacts import contact_of
+from swarm_node.dht.kademlia.directory import HivemindDirectory
 from swarm_node.dht.kademlia.members import refusal_of
 from swarm_node.dht.records.bodies import encode_node
 from swarm_node.dht.records.entry_check import EntryCheck
