@@ -49,17 +49,24 @@ class TextStream(AsyncIterator[str]):
 
     async def finish(self) -> Generation:
         """Read to the end; the result."""
-        async for _ in self._events:
+        async for _ in self.events():
             pass
         return self.result
 
-    def events(self) -> AsyncIterator[TokenEvent]:
+    async def events(self) -> AsyncIterator[TokenEvent]:
         """The same answer token by token; what is taken here does not come as a piece."""
-        return self._events
+        while (event := await self._next()) is not None:
+            yield event
 
     async def aclose(self) -> None:
         """Stop here. May be called again."""
         await self._events.aclose()
+
+    async def _next(self) -> TokenEvent | None:
+        """None at the end. Raises what ended the answer."""
+        async for event in self._events:
+            return event
+        return None
 
     @property
     def _run(self) -> GenerationRun | None:
@@ -69,7 +76,7 @@ class TextStream(AsyncIterator[str]):
         return self
 
     async def __anext__(self) -> str:
-        async for event in self._events:
+        while (event := await self._next()) is not None:
             if event.text:
                 return event.text
         raise StopAsyncIteration
@@ -95,10 +102,11 @@ async def _events(
 
 
 class _BackgroundStream:
-    """What is known of a stream whose answer is made on a background loop."""
+    """A stream whose answer is made on a background loop, at full speed."""
 
     _stream: TextStream
-    _job: Job[Generation] | None
+    _job: Job[Generation] | None = None
+    _over = False
 
     @property
     def result(self) -> Generation:
@@ -117,6 +125,10 @@ class _BackgroundStream:
         """The repairs of the route so far."""
         return self._stream.repaired
 
+    def __del__(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
+
 
 class SyncTextStream(_BackgroundStream, Iterator[str]):
     """Pieces of an answer for code without an event loop; ``result`` when they are over.
@@ -126,10 +138,9 @@ class SyncTextStream(_BackgroundStream, Iterator[str]):
     """
 
     def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
-        self._events: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
-        self._over = False
+        self._queue: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
         self._stream = stream
-        self._job: Job[Generation] = loop.submit(_pump(stream, self._events.put))
+        self._job: Job[Generation] = loop.submit(_pump(stream, self._queue.put))
 
     def close(self) -> None:
         """Stop here and wait until the hops are told. May be called again."""
@@ -141,8 +152,7 @@ class SyncTextStream(_BackgroundStream, Iterator[str]):
 
     def events(self) -> Iterator[TokenEvent]:
         """The same answer token by token; what is taken here does not come as a piece."""
-        while (event := self._next()) is not None:
-            yield event
+        return iter(self._next, _END)
 
     def __next__(self) -> str:
         while (event := self._next()) is not None:
@@ -151,11 +161,11 @@ class SyncTextStream(_BackgroundStream, Iterator[str]):
         raise StopIteration
 
     def _next(self) -> TokenEvent | None:
-        """Waits; None at the end. Raises what the answer failed of."""
+        """Waits; None at the end. Raises what ended the answer."""
         if self._over:
             return None
         try:
-            event = self._events.get()
+            event = self._queue.get()
         except BaseException:  # Ctrl-C
             self.close()
             raise
@@ -172,20 +182,14 @@ class SyncTextStream(_BackgroundStream, Iterator[str]):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_job"):
-            self._job.cancel()
 
-
-class BridgedTextStream(_BackgroundStream, AsyncIterator[str]):
-    """A stream of a background loop, iterated in the caller's own loop; otherwise as TextStream."""
+class BridgedTextStream(_BackgroundStream, TextStream):
+    """A TextStream of a background loop, iterated in the caller's own loop."""
 
     def __init__(self, loop: BackgroundLoop, stream: TextStream) -> None:
         self._background = loop
         self._stream = stream
-        self._events: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
-        self._job: Job[Generation] | None = None
-        self._over = False
+        self._queue: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
 
     async def aclose(self) -> None:
         """Stop here. May be called again."""
@@ -196,27 +200,12 @@ class BridgedTextStream(_BackgroundStream, AsyncIterator[str]):
             await asyncio.wait([ended])
             ended.exception()  # that it was stopped, which is no news
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def events(self) -> AsyncIterator[TokenEvent]:
-        """The same answer token by token; what is taken here does not come as a piece."""
-        while (event := await self._next()) is not None:
-            yield event
-
-    async def __anext__(self) -> str:
-        while (event := await self._next()) is not None:
-            if event.text:
-                return event.text
-        raise StopAsyncIteration
-
     async def _next(self) -> TokenEvent | None:
-        """None at the end. Raises what the answer failed of."""
         if self._over:
             return None
-        job = self._job or self._begin()
+        job = self._job or self._start()
         try:
-            event = await self._events.get()
+            event = await self._queue.get()
         except BaseException:
             self._over = True
             job.cancel()
@@ -226,20 +215,8 @@ class BridgedTextStream(_BackgroundStream, AsyncIterator[str]):
             await job.wait()
         return event
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        if getattr(self, "_job", None) is not None:
-            self._job.cancel()  # type: ignore[union-attr]
-
-    def _begin(self) -> Job[Generation]:
-        loop, events = asyncio.get_running_loop(), self._events
+    def _start(self) -> Job[Generation]:
+        loop, events = asyncio.get_running_loop(), self._queue
 
         def put(event: TokenEvent | None) -> None:
             if not loop.is_closed():

@@ -17,7 +17,7 @@ from ..async_model import AsyncSwarmModel
 from ..guided.guide import Guide
 from ..params import GenerateOptions
 from .http.admission import Admission, ApiKeys, RateLimit
-from .http.body import ClientGoneError
+from .http.body import ClientGoneError, to_json
 from .http.call import Call
 from .http.errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
 from .http.reading import Readings
@@ -27,7 +27,7 @@ from .openai.logprobs import TokenBytes
 from .openai.prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
 from .openai.replies import Job, Reply, StreamedReply, WholeReply
 from .openai.requests import ChatRequest, CompletionRequest, read_chat, read_completion
-from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice, to_json
+from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,13 @@ from ...swarm.errors import UsageError
 from ...swarm.runtime.extras import install_extra
 
 if TYPE_CHECKING:
-    from .auto import AutoSwarmModelForCausalLM
     from .cache import SwarmCache
-    from .model import SwarmModelForCausalLM
+    from .model import AutoSwarmModelForCausalLM, SwarmModelForCausalLM
 
 __all__ = ["AutoSwarmModelForCausalLM", "SwarmCache", "SwarmModelForCausalLM"]
 
 _HOMES = {
-    "AutoSwarmModelForCausalLM": "auto",
+    "AutoSwarmModelForCausalLM": "model",
     "SwarmCache": "cache",
     "SwarmModelForCausalLM": "model",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -11,10 +11,14 @@ from transformers.cache_utils import Cache
 
 from ...swarm.errors import UsageError
 from ..hops.trace import Repair
+from ..swarm_model import SwarmModel
 from .rows import RowBatch
 
-if TYPE_CHECKING:
-    from .generation import SwarmGenerationMixin
+
+class _OfSwarm(Protocol):
+    """A model in transformers' sense, which works through ``swarm``."""
+
+    swarm: SwarmModel
 
 
 class SwarmCache(Cache):
@@ -27,26 +31,27 @@ class SwarmCache(Cache):
     The peers' memory is free again after ``close``, or when nothing refers to the cache any more.
     """
 
-    def __init__(self, model: SwarmGenerationMixin, max_tokens: int | None = None) -> None:
+    def __init__(self, model: _OfSwarm, max_tokens: int | None = None) -> None:
         super().__init__(layers=[])
-        if max_tokens is not None and not 0 < max_tokens <= model.swarm.context:
+        swarm = model.swarm
+        if max_tokens is not None and not 0 < max_tokens <= swarm.context:
             raise UsageError(
                 f"a session of {max_tokens} tokens is not possible",
-                hint=f"Give 1 to {model.swarm.context}, which is the model's context.",
+                hint=f"Give 1 to {swarm.context}, which is the model's context.",
             )
-        self._begin(model, RowBatch(model.swarm.core, max_tokens))
+        self._begin(swarm, RowBatch(swarm.core, max_tokens))
 
-    def _begin(self, model: SwarmGenerationMixin, batch: RowBatch) -> None:
-        self._model = model
-        self._loop = loop = model.swarm.loop
+    def _begin(self, swarm: SwarmModel, batch: RowBatch) -> None:
+        self._swarm = swarm
+        self._loop = loop = swarm.loop
         self._batch = batch
         self._finalizer = weakref.finalize(self, loop.post, batch.close)
         self._finalizer.atexit = False  # the model's own ends everything
 
     # What generate and forward need.
 
-    def belongs_to(self, model: object) -> bool:
-        return self._model is model
+    def belongs_to(self, swarm: SwarmModel) -> bool:
+        return self._swarm is swarm
 
     def feed(self, ids: Tensor, mask: Tensor | None, wanted: int) -> list[Tensor]:
         """Append columns ``ids`` (rows, tokens), of which ``mask`` (rows, tokens) leaves some out.
@@ -73,7 +78,7 @@ class SwarmCache(Cache):
         return self._batch.columns
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        return self._batch.limit or self._model.swarm.context
+        return self._batch.limit or self._swarm.context
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._batch.columns + query_length, 0
@@ -119,7 +124,7 @@ class SwarmCache(Cache):
 
     def __len__(self) -> int:
         """The model's blocks."""
-        return self._model.swarm.model.n_blocks
+        return self._swarm.model.n_blocks
 
     def __repr__(self) -> str:
         return f"SwarmCache(rows={self._batch.size}, columns={self._batch.columns})"
@@ -127,7 +132,7 @@ class SwarmCache(Cache):
     def __deepcopy__(self, memo: dict[int, Any]) -> SwarmCache:
         twin = SwarmCache.__new__(SwarmCache)
         Cache.__init__(twin, layers=[])
-        twin._begin(self._model, self._loop.run(self._batch.copy()))
+        twin._begin(self._swarm, self._loop.run(self._batch.copy()))
         memo[id(self)] = twin
         return twin
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import CandidateGenerator
 
 from ...swarm.errors import UsageError
 from ..swarm_model import SwarmModel
 from .cache import SwarmCache
-from .candidates import bound_candidates
 
 
 @dataclass(slots=True)
@@ -146,17 +146,33 @@ class SwarmGenerationMixin(GenerationMixin):
             generation_config, *args, model_kwargs=model_kwargs, **kwargs
         )
         most = model_kwargs["past_key_values"].get_max_length()
-        bound_candidates(generator, max(most, generation_config.max_length - 1))
+        _bound_candidates(generator, max(most, generation_config.max_length - 1))
         return generator
 
     def check_cache(self, cache: object) -> None:
         """Raises UsageError for one that is not this model's."""
-        if not isinstance(cache, SwarmCache) or not cache.belongs_to(self):
+        if not isinstance(cache, SwarmCache) or not cache.belongs_to(self.swarm):
             own = "another model's" if isinstance(cache, SwarmCache) else "no swarm's"
             raise UsageError(
                 f"past_key_values are a {type(cache).__name__}, {own}",
                 hint="Use SwarmCache(model), or model.session(max_tokens=...).",
             )
+
+
+def _bound_candidates(generator: CandidateGenerator, most: int) -> None:
+    """Let ``generator`` propose sequences of ``most`` tokens at most.
+
+    Prompt lookup proposes what it finds, beyond ``max_length`` and the end of the sessions on the peers.
+    """
+    propose = generator.get_candidates
+
+    def get_candidates(input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        candidates, logits = propose(input_ids, *args, **kwargs)
+        known = input_ids.shape[1]
+        drafted = max(0, min(candidates.shape[1], most) - known)
+        return candidates[:, : known + drafted], None if logits is None else logits[:, :drafted]
+
+    generator.get_candidates = get_candidates
 
 
 def _is_returned(cache: SwarmCache, result: object) -> bool:

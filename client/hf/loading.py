@@ -1,4 +1,5 @@
-"""From a name or a path to a connected client, and the configurations that transformers wants."""
+"""From a name or a path to a connected client, and what transformers wants of its model: configurations and a
+tokenizer."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, LlamaConfig, PreTrainedConfig
+from tokenizers import Tokenizer as Backend
+from transformers import AutoConfig, GenerationConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import get_json_schema
 
+from ...shards.chat.template_set import ChatTemplates
+from ...shards.models.client_part import ClientModel
+from ...shards.tokenizer.tokenizer import Tokenizer
 from ...swarm.errors import UsageError
 from ..connecting import ClientOptions
 from ..local_model import LocalModel
 from ..swarm_model import SwarmModel
-from .client_part import client_part
 
 _OPTIONS = frozenset(ClientOptions.__annotations__) - {"initial_peers"}
 _HINTS = {
@@ -26,6 +31,10 @@ _HINTS = {
     "trust_remote_code": "Models with code of their own cannot be run.",
     "attn_implementation": "Attention is the peers' business.",
 }
+_RENDERED = "{{ messages[0].content }}"
+"""A template for what is rendered already."""
+_HERE = ("continue_final_message", "sanitize_control_tokens", "return_assistant_tokens_mask")
+"""Options that transformers can serve only where it renders itself."""
 
 
 def connect(
@@ -58,6 +67,13 @@ def configurations(
         return config, GenerationConfig.from_pretrained(place)
     except OSError:  # there is none
         return config, None
+
+
+def client_part(local: LocalModel) -> ClientModel:
+    """Raises UsageError for a client whose head is none of ours."""
+    if not isinstance(local.head, ClientModel):
+        raise UsageError("this client's head was not read from a model's files", hint="Use from_pretrained.")
+    return local.head
 
 
 def _from_file(local: LocalModel, name: str) -> tuple[PreTrainedConfig, GenerationConfig]:
@@ -98,3 +114,73 @@ def _connect_options(options: dict[str, Any]) -> dict[str, Any]:
             hint=_HINTS.get(name, f"Options: {', '.join(sorted(_OPTIONS))}."),
         )
     return options
+
+
+class SwarmTokenizer(PreTrainedTokenizerFast):
+    """Renders the model's own chat template, which comes with the weights, in a process that can be ended.
+    Templates that the caller gives are rendered by transformers itself."""
+
+    model_template: ChatTemplates | None = None
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        **options: Any,
+    ) -> Any:
+        """As in transformers. Raises UsageError for options that need the template in this process."""
+        template = self.model_template
+        if template is None or chat_template is not None or self.chat_template != template.source:
+            return super().apply_chat_template(
+                conversation, tools, documents, chat_template, add_generation_prompt, **options
+            )
+        if asked := [name for name in _HERE if options.get(name)]:
+            raise UsageError(
+                f"{asked[0]} would run the model's chat template in this process, where nothing bounds it",
+                hint="Where you trust the model, give chat_template=tokenizer.chat_template, too.",
+            )
+        arguments = {name: options.pop(name) for name in set(options) - _OPTIONS}
+        schemas = tools and [tool if isinstance(tool, dict) else get_json_schema(tool) for tool in tools]
+        arguments = {**self.special_tokens_map, "tools": schemas, "documents": documents, **arguments}
+
+        def rendered(chat: Any) -> list[dict[str, str]]:
+            text = template.render(
+                getattr(chat, "messages", chat), add_generation_prompt=add_generation_prompt, **arguments
+            )
+            return [{"role": "user", "content": text}]
+
+        several = bool(conversation) and not isinstance(conversation[0], dict)
+        chats = [rendered(chat) for chat in conversation] if several else rendered(conversation)
+        return super().apply_chat_template(chats, chat_template=_RENDERED, **options)
+
+
+SwarmTokenizer.__name__ = PreTrainedTokenizerFast.__name__  # what save_pretrained writes down
+_OPTIONS = frozenset(
+    ("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs")
+) | set(_HERE)
+"""Options of transformers; all others are variables of the template."""
+
+
+def fast_tokenizer(local: LocalModel) -> PreTrainedTokenizerFast:
+    """With its special tokens and chat template; it pads on the left, with end-of-text where the model has no
+    token for padding."""
+    ours = local.tokenizer
+    if not isinstance(ours, Tokenizer):
+        raise UsageError("this client's tokenizer is not one of a model's files", hint="Bring your own.")
+    special = dict(ours.special_tokens)
+    if "eos_token" in special:
+        special.setdefault("pad_token", special["eos_token"])
+    tokenizer = SwarmTokenizer(
+        tokenizer_object=Backend.from_str(ours.to_json()),
+        chat_template=ours.chat_template,
+        padding_side="left",
+        model_max_length=local.context,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    if ours.has_chat_template:
+        tokenizer.model_template = ours.template
+    return tokenizer

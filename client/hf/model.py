@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...swarm.errors import UsageError
 from ..swarm_model import SwarmModel
 from .cache import SwarmCache
-from .client_part import client_part
 from .generation import Here, SwarmGenerationMixin
-from .inputs import check_positions, new_columns, wanted_columns
-from .no_gradients import without_gradients
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from .loading import client_part, connect, fast_tokenizer
 
 
 class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
@@ -51,8 +46,6 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
         cls, name_or_path: str | PathLike[str], *, initial_peers: Sequence[str] = (), **options: Any
     ) -> Self:
         """See ``AutoSwarmModelForCausalLM``."""
-        from .loading import connect
-
         return cls(*connect(name_or_path, initial_peers, options))
 
     @property
@@ -68,8 +61,6 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's own tokenizer, padding on the left, for GGUF files too."""
-        from .tokenizer import fast_tokenizer
-
         return fast_tokenizer(self.swarm.core.local)
 
     def close(self) -> None:
@@ -114,9 +105,9 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache = SwarmCache(self) if past_key_values is None else past_key_values
         columns = input_ids.shape[1]
-        mask = new_columns(attention_mask, cache.get_seq_length(), input_ids)
-        check_positions(position_ids, mask, columns)
-        kept = wanted_columns(logits_to_keep, columns)
+        mask = _new_columns(attention_mask, cache.get_seq_length(), input_ids)
+        _check_positions(position_ids, mask, columns)
+        kept = _wanted_columns(logits_to_keep, columns)
         all_states = bool(output_hidden_states or self.config.output_hidden_states)
         wanted = columns if all_states else columns - int(kept.min())
         rows = cache.feed(input_ids, mask, wanted)
@@ -155,7 +146,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
 
     def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
         labels = labels.to(self.device)
-        return without_gradients(
+        return _without_gradients(
             self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         )
 
@@ -203,3 +194,105 @@ _WHY_NOT = {
     "inputs_embeds": "Give input_ids: a lost peer's work is repeated from them.",
     "output_attentions": "Attention weights stay on the peers.",
 }
+
+
+class AutoSwarmModelForCausalLM:
+    """Makes a ``SwarmModelForCausalLM`` for any model that a swarm serves and this project can read."""
+
+    def __init__(self) -> NoReturn:
+        raise UsageError(
+            "AutoSwarmModelForCausalLM makes models, and is none",
+            hint="Call AutoSwarmModelForCausalLM.from_pretrained(name_or_path, initial_peers=[...]).",
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | PathLike[str], *, initial_peers: Sequence[str] = (), **options: Any
+    ) -> SwarmModelForCausalLM:
+        """Load embedding, norm and head, and join the swarm that has the rest.
+
+        ``name_or_path``: a HuggingFace directory, a .gguf file, or a name on the HuggingFace hub; the same
+        weights that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve``
+        print. ``options``: those of ``SwarmModel.connect`` (``swarm``, ``swarm_key``, ``join``, ``mdns``,
+        ``wire_codec``, ``quantize``, ``dtype``, ``device``, ``threads``, ``wait``, ``prefix_cache``,
+        ``prefix_salt``, ``chain``, ``on_progress``); ``dtype`` may be a torch.dtype, and ``torch_dtype`` is
+        the same.
+
+        Raises what ``SwarmModel.connect`` raises, and UsageError for options of transformers that cannot be.
+        """
+        return SwarmModelForCausalLM.from_pretrained(name_or_path, initial_peers=initial_peers, **options)
+
+
+def _new_columns(attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor | None:
+    """The part of ``attention_mask`` (rows, past + tokens) that is about ``input_ids`` (rows, tokens); None
+    where nothing is masked out."""
+    if attention_mask is None:
+        return None
+    rows, tokens = input_ids.shape
+    if attention_mask.shape != (rows, past + tokens):
+        raise UsageError(
+            f"an attention_mask of shape {tuple(attention_mask.shape)} is not possible here",
+            hint=f"Give one of (rows, past + tokens), which is ({rows}, {past + tokens}).",
+        )
+    mask = attention_mask[:, past:]
+    return None if bool((mask == 1).all()) else mask
+
+
+def _check_positions(position_ids: Tensor | None, mask: Tensor | None, tokens: int) -> None:
+    """Raises UsageError unless each row's tokens follow each other: peers count positions by themselves.
+
+    Where a row begins does not matter: rotary embedding knows differences of positions only.
+    """
+    if position_ids is None or tokens < 2:
+        return
+    if position_ids.ndim != 2 or position_ids.shape[1] != tokens:
+        raise UsageError(
+            f"position_ids of shape {tuple(position_ids.shape)} are not possible here",
+            hint=f"Give them as (rows, {tokens}), or leave them out.",
+        )
+    if mask is None:
+        follow = bool((position_ids.diff(dim=1) == 1).all())
+    else:
+        positions = position_ids.expand(len(mask), tokens)
+        follow = all(
+            bool((row[kept].diff() == 1).all()) for row, kept in zip(positions, mask.bool(), strict=True)
+        )
+    if not follow:
+        raise UsageError(
+            "position_ids that skip or repeat are not possible with a swarm",
+            hint="Leave them out; give each sequence a row of its own.",
+        )
+
+
+def _wanted_columns(logits_to_keep: int | Tensor, tokens: int) -> Tensor:
+    """The columns, 0 to ``tokens`` - 1, whose logits are asked for, as transformers reads it: the last so
+    many, all for 0, or those of a tensor of indices."""
+    if isinstance(logits_to_keep, Tensor):
+        indices = logits_to_keep.flatten().cpu().long()
+        indices = torch.where(indices < 0, indices + tokens, indices)
+        if not indices.numel() or not 0 <= int(indices.min()) <= int(indices.max()) < tokens:
+            raise UsageError(
+                f"logits_to_keep names columns outside of the {tokens} given", hint="Count from 0."
+            )
+        return indices
+    if logits_to_keep < 0:
+        raise UsageError(f"logits_to_keep={logits_to_keep} is not possible", hint="Give 0 or more.")
+    return torch.arange(max(0, tokens - logits_to_keep) if logits_to_keep else 0, tokens)
+
+
+class _NoGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, _: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise UsageError(
+            "no gradients come back from a swarm: it cannot be trained",
+            hint="Read the loss with .item(), under torch.no_grad().",
+        )
+
+
+def _without_gradients(value: Tensor) -> Tensor:
+    """``value``, whose ``backward`` raises UsageError."""
+    return _NoGradients.apply(value, torch.zeros((), requires_grad=True))

@@ -20,8 +20,9 @@ from ...swarm.runtime.tasks import all_of
 from ..async_model import AsyncSwarmModel
 from ..hops.trace import Repair
 from ..session.swarm_session import SwarmSession
-from .cheap import cheap_tokens
 
+MOST_FED_AGAIN = 16
+"""Tokens: more than that is never fed again where a fork would do."""
 SPARE_TOKENS = 256
 """KV cache reserved beyond what is fed, where nobody said how long a sequence is going to be."""
 PREFILL_TOKENS = 64
@@ -183,7 +184,7 @@ class RowBatch:
         new = [old[source] for source in chosen]
         again = {place: source for place, source in enumerate(chosen) if first[source] != place}
         spares = [row for number, row in enumerate(old) if number not in first]
-        cheap = cheap_tokens([row.session for row in old if row.session is not None])
+        cheap = _cheap_tokens([row.session for row in old if row.session is not None])
         for place, source in list(again.items()):
             if (heir := _take_over(spares, old[source], cheap)) is not None:
                 new[place] = heir
@@ -306,6 +307,23 @@ class RowBatch:
             row.cut(columns)
             if not columns:
                 row.drop()
+
+
+def _cheap_tokens(sessions: Sequence[SwarmSession]) -> int:
+    """So many tokens are sooner fed again than a fork is opened, which takes a round trip to every hop.
+
+    They go with the step that follows anyway, so that they cost computing only; 0 before any was decoded.
+    """
+    best = 0
+    for session in sessions:
+        hops, chains = session.hops, [chain for chain in session.chains if chain.decode.steps]
+        if not chains or not all(hop.decode.tokens for hop in hops):
+            continue
+        token_s = sum(hop.decode.compute_s / hop.decode.tokens for hop in hops)
+        links = sum(len(chain.peer_ids) + 1 for chain in chains)
+        round_trip_s = 2 * sum(chain.decode.wire_s / chain.decode.steps for chain in chains) / links
+        best = max(best, int(round_trip_s / token_s) if token_s > 0 else MOST_FED_AGAIN)
+    return min(MOST_FED_AGAIN, best)
 
 
 def _take_over(spares: list[Row], source: Row, cheap: int) -> Row | None:

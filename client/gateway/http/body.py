@@ -1,4 +1,4 @@
-"""A request's body: bounded in bytes and in nesting, and JSON."""
+"""Bodies in JSON: a request's, bounded in bytes and in nesting, and a reply's."""
 
 from __future__ import annotations
 
@@ -27,9 +27,15 @@ MAX_SHOWN = 40
 _LONG_NUMBER = b"0" * 64
 """Digits that take long to read: the time grows with the square of their number."""
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
 T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+def to_json(value: object) -> str:
+    """ASCII only, so that nothing a model or a stranger wrote breaks a line or a header."""
+    return _encode(value)
 
 
 class ClientGoneError(Exception):

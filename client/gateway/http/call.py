@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NoReturn, TypeVar
 
-from ..openai.responses import to_json
-from .body import ClientGoneError, Receive, read_json
+from .body import ClientGoneError, Receive, read_json, to_json
 from .errors import ApiError
 from .reading import Reading
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..openai.responses import to_json
+from .body import to_json
 from .call import ABORT
 from .errors import ApiError
 

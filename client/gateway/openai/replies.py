@@ -12,9 +12,10 @@ from urllib.parse import quote
 from ....swarm.types import Route
 from ...async_model import AsyncSwarmModel
 from ...generation import Generation, TokenEvent
+from ..http.body import to_json
 from ..http.call import Call
 from .generations import Answering, Wanted
-from .responses import ChoiceShape, Envelope, to_json, usage_of
+from .responses import ChoiceShape, Envelope, usage_of
 from .sampling_fields import Streaming
 
 MAX_TOLD = 10

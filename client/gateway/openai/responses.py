@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...generation import Generation, TokenEvent
+from ..http.body import to_json
 from .logprobs import TokenBytes, chat_logprobs, text_length, text_logprobs
 from .tool_calls import ToolCall, ToolCallReader
 from .tools import Tools
@@ -222,11 +223,5 @@ def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int | No
     return usage
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _quoted = json.encoder.encode_basestring_ascii  # what to_json does with a string, without its detour
 _TEXT = "text to come"
-
-
-def to_json(value: object) -> str:
-    """ASCII only, so that nothing a model or a stranger wrote breaks a line or a header."""
-    return _encode(value)

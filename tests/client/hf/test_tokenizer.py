@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from swarm_node.client.hf.tokenizer import fast_tokenizer
+from swarm_node.client.hf.loading import fast_tokenizer
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
