@@ -142,7 +142,7 @@ class SwarmTokenizer(PreTrainedTokenizerFast):
                 f"{asked[0]} would run the model's chat template in this process, where nothing bounds it",
                 hint="Where you trust the model, give chat_template=tokenizer.chat_template, too.",
             )
-        arguments = {name: options.pop(name) for name in set(options) - _OPTIONS}
+        arguments = {name: options.pop(name) for name in set(options) - _NOT_THE_TEMPLATES}
         schemas = tools and [tool if isinstance(tool, dict) else get_json_schema(tool) for tool in tools]
         arguments = {**self.special_tokens_map, "tools": schemas, "documents": documents, **arguments}
 
@@ -158,7 +158,7 @@ class SwarmTokenizer(PreTrainedTokenizerFast):
 
 
 SwarmTokenizer.__name__ = PreTrainedTokenizerFast.__name__  # what save_pretrained writes down
-_OPTIONS = frozenset(
+_NOT_THE_TEMPLATES = frozenset(
     ("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs")
 ) | set(_HERE)
 """Options of transformers; all others are variables of the template."""
