@@ -23,19 +23,16 @@ from ...swarm.errors import (
 from ...swarm.links.link import NodeLink, Reply, Told, span_problem
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.error_frames import error_of
+from ...swarm.protocol.field_types import MAX_RETRY_MS, PAGE_TOKENS, Downstream, Progress
 from ...swarm.protocol.messages import (
-    MAX_RETRY_MS,
-    PAGE_TOKENS,
     Attach,
     Attached,
     Busy,
     Close,
-    Downstream,
     ErrorMessage,
     Open,
     Opened,
     Pong,
-    Progress,
     Refused,
     Replay,
     Replayed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ...swarm.protocol.messages import Downstream
+from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop
 from .hop import HopClient
 from .plan import HopPlan, RouteSettings, names_for, new_session, places

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ...swarm.codecs import activations
 from ...swarm.errors import HopFailedError, RemoteProtocolError
-from ...swarm.protocol.messages import Downstream
+from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop, NodeInfo
 from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
 from ..routing.router import Router

@@ -24,7 +24,8 @@ from ...swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
-from ...swarm.protocol.messages import Progress, Result, Step, Want
+from ...swarm.protocol.field_types import Progress
+from ...swarm.protocol.messages import Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
 from ...swarm.protocol.wire import Payload
 from ...swarm.timeouts import transit_within_s

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from ...swarm.errors import UsageError
-from ...swarm.protocol.messages import MAX_PREFIX_PAGES, PAGE_TOKENS
+from ...swarm.protocol.field_types import MAX_PREFIX_PAGES, PAGE_TOKENS
 from ...swarm.types import Span
 
 SALT_BYTES = 32

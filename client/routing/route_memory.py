@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from secrets import token_bytes
 
 from ...swarm.fairness.recent import RecentMap
-from ...swarm.protocol.messages import PAGE_TOKENS
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.routing.best_route import RouteRequest, route_price_ns, why_unusable
 from ...swarm.routing.edges import Edges
 from ...swarm.types import NodeInfo, Route, Span

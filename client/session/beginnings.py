@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from secrets import token_bytes
 
-from ...swarm.protocol.messages import PAGE_TOKENS
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..routing.prefix import PageChain
 
 LEAST_TOKENS = 4 * PAGE_TOKENS

@@ -23,7 +23,7 @@ import torch
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
-from ...swarm.protocol.messages import PAGE_TOKENS
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from .batch_runner import BatchReport, BatchRunner
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...swarm.errors import LocalProtocolError
-from ...swarm.protocol.messages import PAGE_TOKENS
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from .page_allocator import Page, PageAllocator
 from .prefix_cache import PrefixCache
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ...swarm.errors import LocalProtocolError
 from ...swarm.fairness.owner_lru import OwnerLru
 from ...swarm.fairness.shares import Holder
-from ...swarm.protocol.messages import PAGE_TOKENS
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.wire import Payload
 from ...swarm.types import Span
 

@@ -24,7 +24,8 @@ from ...swarm.errors import (
 from ...swarm.fairness.shares import Holder
 from ...swarm.links.dialler import Dialler, HiddenDialError
 from ...swarm.links.link import LinkUser, NodeLink
-from ...swarm.protocol.messages import Downstream, Step
+from ...swarm.protocol.field_types import Downstream
+from ...swarm.protocol.messages import Step
 from ...swarm.runtime.tasks import cancel_all, look_at
 from ...swarm.timeouts import Patience
 from ...swarm.transport.interface import Transport

@@ -10,8 +10,9 @@ from ...shards.layers.kv_pool import PAGE_TOKENS
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
+from ...swarm.protocol.field_types import BATCH_SCALE, Progress
 from ...swarm.protocol.hop_session import HopSession
-from ...swarm.protocol.messages import BATCH_SCALE, Busy, Open, Pong, Progress, Refused
+from ...swarm.protocol.messages import Busy, Open, Pong, Refused
 from ...swarm.types import NodeState
 from ..engine.engine import Engine
 from ..engine.jobs import TokenSequence

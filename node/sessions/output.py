@@ -30,18 +30,8 @@ from typing import Protocol
 from ...swarm.errors import ErrorCode, PeerError, PeerMuteError, PeerTimeoutError, SwarmError
 from ...swarm.links.link import Reply, Told
 from ...swarm.protocol.error_frames import error_of
-from ...swarm.protocol.messages import (
-    Downstream,
-    ErrorMessage,
-    Message,
-    Opened,
-    Pong,
-    Progress,
-    Replay,
-    Result,
-    Step,
-    Want,
-)
+from ...swarm.protocol.field_types import Downstream, Progress
+from ...swarm.protocol.messages import ErrorMessage, Message, Opened, Pong, Replay, Result, Step, Want
 from ...swarm.protocol.step_watch import Fault
 from ..limits.quotas import Ledger, PeerAccount
 from .journal import Journal

@@ -25,6 +25,7 @@ from ...swarm.errors import (
 from ...swarm.fairness.unfinished import UnfinishedFrames
 from ...swarm.links.message_stream import Connection
 from ...swarm.protocol.error_frames import error_message
+from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.messages import (
     Attach,
     Attached,
@@ -36,7 +37,6 @@ from ...swarm.protocol.messages import (
     Open,
     Opened,
     Ping,
-    Progress,
     Refused,
     Replay,
     Step,

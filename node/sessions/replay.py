@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 from ...swarm.errors import ErrorCode, PeerError, SwarmError
-from ...swarm.protocol.messages import Progress, Replay, Replayed
+from ...swarm.protocol.field_types import Progress
+from ...swarm.protocol.messages import Replay, Replayed
 from ...swarm.protocol.step_watch import StepWatch, Verdict
 from ...swarm.timeouts import work_within_s
 from .journal import Journal

@@ -13,7 +13,8 @@ from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
 from ...swarm.fairness.unfinished import UnfinishedFrames
 from ...swarm.links.message_stream import Connection
-from ...swarm.protocol.messages import MAX_HELLO_FRAME, ErrorMessage
+from ...swarm.protocol.field_types import MAX_HELLO_FRAME
+from ...swarm.protocol.messages import ErrorMessage
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ...swarm.transport.address_groups import address_group
 from ...swarm.transport.interface import Stream, Transport

@@ -8,19 +8,9 @@ from typing import Protocol
 
 from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.protocol.error_frames import error_message
+from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.hop_session import Duplicate, HopSession
-from ...swarm.protocol.messages import (
-    Attach,
-    ErrorMessage,
-    Message,
-    Open,
-    Progress,
-    Replay,
-    Result,
-    Spent,
-    Step,
-    Want,
-)
+from ...swarm.protocol.messages import Attach, ErrorMessage, Message, Open, Replay, Result, Spent, Step, Want
 from ..engine.engine import Engine
 from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
 from ..limits.quotas import Ledger, PeerAccount

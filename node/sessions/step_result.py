@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...swarm.protocol.messages import MAX_CHAIN, Result, Spent, Step, Want
+from ...swarm.protocol.field_types import MAX_CHAIN
+from ...swarm.protocol.messages import Result, Spent, Step, Want
 from ...swarm.protocol.wire import Payload
 
 

@@ -29,8 +29,8 @@ from ..errors import (
     other_root_hint,
 )
 from ..protocol.error_frames import error_of
+from ..protocol.field_types import MAX_ABOUT, Progress
 from ..protocol.messages import (
-    MAX_ABOUT,
     Attached,
     Busy,
     ErrorMessage,
@@ -39,7 +39,6 @@ from ..protocol.messages import (
     Opened,
     Ping,
     Pong,
-    Progress,
     Refused,
     Replayed,
     Result,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from .messages import Progress
+from .field_types import Progress
 
 SLICE_TOKENS = 16
 """A node that computes a prompt in slices makes progress by so many tokens at least: reports of progress can

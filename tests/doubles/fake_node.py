@@ -18,14 +18,13 @@ from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, NetworkError, RemoteProtocolError, SwarmError
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.error_frames import error_message
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS, Downstream, Progress
 from swarm_node.swarm.protocol.hop_session import HopSession
 from swarm_node.swarm.protocol.messages import (
-    PAGE_TOKENS,
     Attach,
     Attached,
     Busy,
     Close,
-    Downstream,
     ErrorMessage,
     Hello,
     Message,
@@ -33,7 +32,6 @@ from swarm_node.swarm.protocol.messages import (
     Opened,
     Ping,
     Pong,
-    Progress,
     Refused,
     Replay,
     Replayed,

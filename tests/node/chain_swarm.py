@@ -22,11 +22,11 @@ from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.field_types import Downstream
 from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,
     Close,
-    Downstream,
     ErrorMessage,
     Hello,
     Message,

@@ -18,7 +18,8 @@ from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.client.drafting.draft_length import Speculation
 from swarm_node.client.drafting.drafter import Drafter
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage, Want
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.swarm.protocol.messages import ErrorMessage, Want
 from tests.doubles.fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, settle
 from tests.doubles.oracle import Oracle, send_all
 

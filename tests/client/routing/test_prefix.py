@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swarm_node.client.routing.prefix import HopPlace, PageChain, PrefixKey, check_salt, new_salt, page_names
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.protocol.messages import MAX_PREFIX_PAGES, PAGE_TOKENS
+from swarm_node.swarm.protocol.field_types import MAX_PREFIX_PAGES, PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 SALT, DIGEST = bytes(range(32)), "ab" * 32

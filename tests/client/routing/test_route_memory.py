@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarm_node.client.routing.route_finder import Need
 from swarm_node.client.routing.route_memory import Held, RouteMemory
-from swarm_node.swarm.protocol.messages import PAGE_TOKENS
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Hop, Route, Span
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected, settle
 

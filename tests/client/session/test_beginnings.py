@@ -9,7 +9,7 @@ import pytest
 
 from swarm_node.client.session import beginnings
 from swarm_node.client.session.beginnings import Beginnings, Feed
-from swarm_node.swarm.protocol.messages import PAGE_TOKENS
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected, settle, until
 
 SYSTEM = [BOS, *b"You are a patient captain who answers in short sentences, and never without a story. " * 2]

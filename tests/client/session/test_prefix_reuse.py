@@ -9,7 +9,8 @@ import pytest
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.swarm.errors import ErrorCode, UsageError
-from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.swarm.protocol.messages import ErrorMessage
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected, settle
 
 FIRST = [BOS, *b"A chat that begins with a rather long question, so that there are some whole pages of it."]

@@ -25,7 +25,8 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import BusyError, ErrorCode, ModelMismatchError
-from swarm_node.swarm.protocol.messages import PAGE_TOKENS, ErrorMessage
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.swarm.protocol.messages import ErrorMessage
 from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span

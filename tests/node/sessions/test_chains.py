@@ -11,17 +11,8 @@ import torch
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.protocol.messages import (
-    Downstream,
-    ErrorMessage,
-    Opened,
-    Ping,
-    Pong,
-    Refused,
-    Result,
-    Step,
-    Want,
-)
+from swarm_node.swarm.protocol.field_types import Downstream
+from swarm_node.swarm.protocol.messages import ErrorMessage, Opened, Ping, Pong, Refused, Result, Step, Want
 from swarm_node.swarm.types import Span
 from tests.node.chain_swarm import ChainSwarm, Hop, rows, stalled, swarm_of, until
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from swarm_node.node.sessions.journal import Journal, JournalBook
 from swarm_node.swarm.errors import LocalProtocolError
-from swarm_node.swarm.protocol.messages import PAGE_TOKENS
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 SPAN = Span(0, 4)

@@ -15,17 +15,8 @@ from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.links.dialler import HiddenDialError
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.messages import (
-    Downstream,
-    ErrorMessage,
-    Hello,
-    Open,
-    Opened,
-    Result,
-    Step,
-    Want,
-    Welcome,
-)
+from swarm_node.swarm.protocol.field_types import Downstream
+from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Open, Opened, Result, Step, Want, Welcome
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.types import SignedRecord, Span
 from tests.node.chain_swarm import MODEL, rows, swarm_of, until

@@ -12,7 +12,7 @@ import torch
 
 from swarm_node.shards.layers.kv_pool import PAGE_TOKENS
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.protocol import messages
+from swarm_node.swarm.protocol import field_types
 from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,
@@ -49,7 +49,7 @@ async def settle(condition) -> None:
 
 
 def test_the_page_of_the_protocol_is_the_page_of_the_memory():
-    assert messages.PAGE_TOKENS == PAGE_TOKENS
+    assert field_types.PAGE_TOKENS == PAGE_TOKENS
 
 
 # Prefixes.

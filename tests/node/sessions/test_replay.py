@@ -13,14 +13,13 @@ import pytest
 
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.field_types import Downstream, Progress
 from swarm_node.swarm.protocol.messages import (
-    Downstream,
     Hello,
     Open,
     Opened,
     Ping,
     Pong,
-    Progress,
     Replay,
     Replayed,
     Result,

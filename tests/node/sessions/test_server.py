@@ -10,6 +10,7 @@ import torch
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
+from swarm_node.swarm.protocol.field_types import Progress
 from swarm_node.swarm.protocol.messages import (
     Close,
     ErrorMessage,
@@ -18,7 +19,6 @@ from swarm_node.swarm.protocol.messages import (
     Opened,
     Ping,
     Pong,
-    Progress,
     Refused,
     Result,
     Step,

@@ -13,17 +13,9 @@ from swarm_node.node.sessions.session import MAX_KEPT_ANSWER, NodeSession
 from swarm_node.node.sessions.step_result import StepResult
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.fairness.shares import Holder
+from swarm_node.swarm.protocol.field_types import MAX_CHAIN
 from swarm_node.swarm.protocol.hop_session import HopSession
-from swarm_node.swarm.protocol.messages import (
-    MAX_CHAIN,
-    ErrorMessage,
-    Message,
-    Open,
-    Result,
-    Step,
-    Want,
-    encode,
-)
+from swarm_node.swarm.protocol.messages import ErrorMessage, Message, Open, Result, Step, Want, encode
 from swarm_node.swarm.types import Span
 
 OPENING = Open(b"s" * 16, Span(0, 1), 64, "none", "none")

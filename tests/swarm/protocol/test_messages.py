@@ -20,17 +20,22 @@ from swarm_node.swarm.errors import (
 )
 from swarm_node.swarm.protocol import fields as wire_fields
 from swarm_node.swarm.protocol.error_frames import error_message, error_of
-from swarm_node.swarm.protocol.messages import (
+from swarm_node.swarm.protocol.field_types import (
     MAX_PREFIX_PAGES,
     MAX_TEXT,
+    Downstream,
+    DownstreamField,
+    Progress,
+    ProgressField,
+    RecordField,
+)
+from swarm_node.swarm.protocol.messages import (
     MESSAGE_TYPES,
     MESSAGES,
     Attach,
     Attached,
     Busy,
     Close,
-    Downstream,
-    DownstreamField,
     ErrorMessage,
     Hello,
     Kind,
@@ -38,9 +43,6 @@ from swarm_node.swarm.protocol.messages import (
     Open,
     Ping,
     Pong,
-    Progress,
-    ProgressField,
-    RecordField,
     Refused,
     Replay,
     Replayed,

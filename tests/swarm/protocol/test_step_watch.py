@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.protocol.messages import Progress
+from swarm_node.swarm.protocol.field_types import Progress
 from swarm_node.swarm.protocol.step_watch import Fault, StepWatch
 from swarm_node.swarm.timeouts import (
     COLD_LEAST_S,

@@ -1,0 +1,168 @@
+"""The fields of the wire protocol's messages: their types, their bounds, and the values that have parts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..errors import ErrorCode
+from ..figures import MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US
+from ..types import MAX_RECORD_BYTES, SignedRecord, Span
+from .fields import (
+    Blob,
+    Boolean,
+    Choice,
+    Count,
+    FieldError,
+    FieldType,
+    Integer,
+    Maybe,
+    Prose,
+    Sequence,
+    SpanField,
+    Word,
+)
+
+MAX_TOKENS = 2**31 - 1
+"""Tokens, positions and lengths in tokens."""
+MAX_COUNTER = 2**53 - 1
+"""Step numbers and nonces: exact in every language's numbers."""
+MIN_MAX_FRAME = 1024
+MAX_HELLO_FRAME = 4096
+"""Bytes of a whole HELLO: nothing larger is taken from a peer that has not said what it wants."""
+MAX_TEXT = 500
+"""Characters of a message or hint for people."""
+MAX_RETRY_MS = 3_600_000
+MAX_PREFIX_PAGES = 1024
+"""KV pages that OPEN and CLOSE may name: they fit into a header, and cover any usual context."""
+PAGE_TOKENS = 32
+"""Tokens that one name of a prefix stands for, at every node and client that keeps prefixes."""
+MAX_PAGE_TOKENS = 4096
+MAX_CHAIN = 256
+"""Hops of a chain that say what a step has cost them."""
+BATCH_SCALE = 100
+"""PONG counts its mean batch size in hundredths."""
+MAX_ABOUT = 64
+"""Sessions that one PING asks about; those that wait longest come first."""
+
+_PEER_ID = Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")
+_CODEC = Word(re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}"), "a codec's name")
+
+SessionId = Annotated[bytes, Blob(16)]
+Tokens = Annotated[int, Integer(0, MAX_TOKENS)]
+SomeTokens = Annotated[int, Integer(1, MAX_TOKENS)]
+Counter = Annotated[int, Integer(0, MAX_COUNTER)]
+MAX_BATCH = 0xFFFF
+_STEP_US = Count(MAX_STEP_US)
+_BATCH = Count(MAX_BATCH)
+StepMicroseconds = Annotated[int, _STEP_US]
+RoundTripMicroseconds = Annotated[int, Count(MAX_RTT_US)]
+Sessions = Annotated[int, Count(MAX_SESSIONS)]
+Text = Annotated[str, Prose(MAX_TEXT)]
+Agent = Annotated[str, Prose(128)]
+CodecName = Annotated[str, _CODEC]
+CodecNames = Annotated[tuple[str, ...], Sequence(_CODEC, 1, 16)]
+Digest = Annotated[str, Word(re.compile(r"[0-9a-f]{64}"), "a digest of 64 hex characters")]
+AnyDigest = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a digest of 64 hex characters, or empty")]
+OptionalRoot = Annotated[str, Word(re.compile(r"([0-9a-f]{64})?"), "a root of 64 hex characters, or empty")]
+Parts = Annotated[str, Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 hex characters")]
+FrameSize = Annotated[int, Integer(MIN_MAX_FRAME, 2**32 + 2**17)]
+Blocks = Annotated[Span, SpanField()]
+OptionalPeerId = Annotated[
+    str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
+]
+Flag = Annotated[bool, Boolean()]
+Spent = Annotated[tuple[tuple[int, int, int, int], ...], Sequence(Sequence(_STEP_US, 4, 4), 0, MAX_CHAIN)]
+PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
+Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
+
+
+@dataclass(frozen=True, slots=True)
+class Downstream:
+    """A session at a peer whom the receiver may have to dial: whose it is, and the peer's own record, which
+    says where it listens."""
+
+    peer_id: str
+    session: bytes
+    record: SignedRecord | None = None
+
+
+class RecordField:
+    """A SignedRecord: an array of its expiration, a float, and its value."""
+
+    _expected = f"a record: a time, and at most {MAX_RECORD_BYTES} bytes"
+
+    def read(self, value: object) -> SignedRecord:
+        if isinstance(value, list) and len(value) == 2:
+            expiration, record = value
+            timed = type(expiration) is float and math.isfinite(expiration)
+            if timed and type(record) is bytes and len(record) <= MAX_RECORD_BYTES:
+                return SignedRecord(expiration, record)
+        raise FieldError(self._expected, value)
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, SignedRecord) or len(value.value) > MAX_RECORD_BYTES:
+            raise FieldError(self._expected, value)
+        return [value.expiration, value.value]
+
+
+class DownstreamField:
+    """A Downstream: a map with ``peer_id``, ``session`` and ``record`` on the wire."""
+
+    _types: tuple[tuple[str, FieldType], ...] = (
+        ("peer_id", _PEER_ID),
+        ("session", Blob(16)),
+        ("record", Maybe(RecordField())),
+    )
+
+    def read(self, value: object) -> Downstream:
+        if not isinstance(value, dict):
+            raise FieldError("a map with peer_id, session and record", value)
+        return Downstream(**{name: _inside(name, type_.read, value.get(name)) for name, type_ in self._types})
+
+    def write(self, value: object) -> dict[str, object]:
+        if not isinstance(value, Downstream):
+            raise FieldError("a Downstream", value)
+        return {name: _inside(name, type_.write, getattr(value, name)) for name, type_ in self._types}
+
+
+def _inside(name: str, convert: Callable[[object], Any], value: object) -> Any:
+    try:
+        return convert(value)
+    except FieldError as error:
+        raise error.inside(f".{name}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a node has of one session: the numbers of the last step that it ``received`` and of the last that
+    is ``done``, that is answered, sent on or refused (0: none). ``work`` changes whenever something was
+    computed or replayed for the session. ``busy``: OPEN or REPLAY is not answered yet."""
+
+    session: bytes
+    received: int
+    done: int
+    work: int
+    busy: bool
+
+
+class ProgressField:
+    """A Progress: an array of its fields, in their order, on the wire."""
+
+    _types: tuple[FieldType, ...] = (Blob(16), *(Integer(0, MAX_COUNTER),) * 3, Boolean())
+
+    def read(self, value: object) -> Progress:
+        if not isinstance(value, list) or len(value) != len(self._types):
+            raise FieldError("an array [session, received, done, work, busy]", value)
+        items = zip(self._types, value, strict=True)
+        return Progress(*(_inside(f"[{n}]", type_.read, item) for n, (type_, item) in enumerate(items)))
+
+    def write(self, value: object) -> list[object]:
+        if not isinstance(value, Progress):
+            raise FieldError("a Progress", value)
+        fields = (value.session, value.received, value.done, value.work, value.busy)
+        items = zip(self._types, fields, strict=True)
+        return [_inside(f"[{n}]", type_.write, item) for n, (type_, item) in enumerate(items)]
