@@ -17,11 +17,10 @@ def tell(event: str, **details: object) -> None:
     sys.stdout.flush()
 
 
-async def main() -> None:
-    model_path, *initial_peers = sys.argv[1:]
+async def answer(model_path: str, *initial_peers: str) -> None:
     async with await AsyncSwarmModel.connect(
         model=model_path,
-        initial_peers=initial_peers,
+        initial_peers=list(initial_peers),
         wire_codec="none",
         dtype="float32",
         threads=1,
@@ -30,9 +29,14 @@ async def main() -> None:
         tell("ready")
         while line := await asyncio.to_thread(sys.stdin.readline):
             ids = [int(word) for word in line.split()]
-            answer = await model.generate_detailed(ids, max_new_tokens=12, ignore_eos=True)
-            tell("answer", token_ids=list(answer.token_ids), repairs=answer.repairs)
+            made = await model.generate_detailed(ids, max_new_tokens=12, ignore_eos=True)
+            tell("answer", token_ids=list(made.token_ids), repairs=made.repairs)
+
+
+def main(words: list[str]) -> int:
+    asyncio.run(answer(*words))
+    return 0
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main(sys.argv[1:]))

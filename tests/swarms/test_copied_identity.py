@@ -14,12 +14,21 @@ from scripts.lab.processes.event_process import stop_all
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.wan_lab.network import WanLab, why_not_here
 from tests.swarms.harness import EXACT, Cli
+from tests.swarms.short_times import with_times
 
 pytestmark = pytest.mark.swarm
 
 NODE = ("--json", "--host", "127.0.0.1", "--port", "0", "--no-mdns")
 SMALL = ("--threads", "1", "--kv-cache-tokens", "2048", "--kernels", "torch", *EXACT)
 ASK = ("--quiet", "--max-new-tokens", "4", "--wire-codec", "none", *EXACT, "hello")
+COPY_WATCH = "node.presence.copied_identity"
+SOON = {
+    f"{COPY_WATCH}:TICK_S": 0.2,
+    f"{COPY_WATCH}:FIRST_LOOK_S": 6.0,
+    f"{COPY_WATCH}:LOOK_S": 3.0,
+    "dht.namesakes:LATER_S": 3.0,
+}
+"""All have one clock here; and a node shall be online before it stops."""
 
 
 class Machines:
@@ -30,9 +39,10 @@ class Machines:
         self._fork_server = fork_server
         self.started: list[NodeProcess] = []
 
-    def start(self, home: str, *words: str) -> NodeProcess:
+    def start(self, home: str, *words: str, overrides: dict[str, float] | None = None) -> NodeProcess:
         environment = {"SWARM_NODE_HOME": str(self.folder / home)}
-        node = NodeProcess([*words], environment=environment, launch=self._fork_server.launch)
+        launch = with_times(self._fork_server.launch, SOON)
+        node = NodeProcess([*words], environment=environment, overrides=overrides, launch=launch)
         self.started.append(node)
         return node
 
@@ -106,13 +116,14 @@ def test_two_machines_alone_on_a_lan_find_out_too(
 def test_a_node_that_is_killed_and_starts_again_is_no_copy(machines: Machines, tiny: Path) -> None:
     entry = machines.start("entry", "bootstrap", *NODE)
     peers = ("--initial-peers", entry.wait_for("listening")["maddrs"][0])
-    serve = ("serve", *NODE, *SMALL, "--model", str(tiny), *peers)
-    before = machines.start("one", *serve)
+    identity = ("--identity", str(machines.folder / "serve.key"))
+    serve = ("serve", *NODE, *SMALL, "--model", str(tiny), *identity, *peers)
+    before = machines.start("one", *serve, overrides={"announce_seconds": 2.0})
     peer_id = before.wait_for("online")["peer_id"]
     before.kill()
-    after = machines.start("one", *serve)
+    after = machines.start("one", *serve, overrides={"announce_seconds": 2.0})
     assert after.wait_for("online")["peer_id"] == peer_id
     with pytest.raises(ProcessFailedError, match="no 'error' within"):
-        after.wait_for("error", timeout=45)
+        after.wait_for("error", timeout=11)  # two looks, five announcements
     assert after.is_running
     assert all(event["event"] != "copied" for event in after.events)

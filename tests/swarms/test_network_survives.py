@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,23 @@ import psutil
 import pytest
 
 from scripts.lab.local_swarm import LocalSwarm, NodeProcess
-from scripts.lab.processes.event_process import EventProcess, launch_python
+from scripts.lab.processes.event_process import EventProcess
 from scripts.lab.processes.fork_server import ForkServer
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.types import NodeState
 from tests.swarms.harness import EXACT, ONE_THREAD
+from tests.swarms.short_times import with_times
 
 pytestmark = pytest.mark.swarm
 
 PROMPT = [1 + (7 * i) % 500 for i in range(40)]
 NEW_TOKENS = 60
 TTL_S, SLEPT_S = 3.0, 2.0
-"""Of announcements, and how long a machine must have slept, in the swarm that sleeps."""
+SLEEPERS = {
+    "dht.kademlia.directory:HivemindDirectory.create:ttl": TTL_S,
+    "swarm.transport.p2pd.supervisor:SLEPT_S": SLEPT_S,
+}
+"""How long announcements live, and how long a machine must have slept, in the swarm that sleeps."""
 
 
 @pytest.fixture(scope="module")
@@ -155,23 +160,21 @@ async def test_a_client_with_several_initial_peers_misses_none_of_them(swarm: Lo
         assert len((await model.generate_detailed(PROMPT, max_new_tokens=2)).route.hops) >= 1
 
 
-def short_lived(arguments: Sequence[str], environment: dict[str, str], asked: bool) -> Any:
-    words = ["-m", "tests.swarms.short_lives", str(TTL_S), str(SLEPT_S), *arguments]
-    return launch_python(words, environment, asked)
-
-
-def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(tiny: Path) -> None:
+def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(
+    tiny: Path, fork_server: ForkServer
+) -> None:
     """A node and a client, each with its daemon, as when the lids of two laptops were closed."""
     options = [*ONE_THREAD, *EXACT]
+    launch = with_times(fork_server.launch, SLEEPERS)
     with LocalSwarm(
-        tiny, [], serve_options=options, overrides={"announce_seconds": 1.0}, launch=short_lived
+        tiny, [], serve_options=options, overrides={"announce_seconds": 1.0}, launch=launch
     ) as swarm:
         node = swarm.start_node("0-3", wait=False)
         client = EventProcess(
             "client",
             ["-m", "tests.swarms.asked_client", str(tiny), *swarm.initial_peers],
             asked=True,
-            launch=short_lived,
+            launch=launch,
         )
         try:
             client.wait_for("ready")
@@ -197,9 +200,14 @@ def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(tin
             client.stop()
 
 
-def test_a_daemon_that_something_always_kills_ends_its_node_with_an_error(tmp_path: Path) -> None:
+def test_a_daemon_that_something_always_kills_ends_its_node_with_an_error(
+    tmp_path: Path, fork_server: ForkServer
+) -> None:
     identity = str(tmp_path / "bootstrap.key")
-    node = NodeProcess(["bootstrap", "--json", "--host", "127.0.0.1", "--port", "0", "--identity", identity])
+    node = NodeProcess(
+        ["bootstrap", "--json", "--host", "127.0.0.1", "--port", "0", "--identity", identity],
+        launch=with_times(fork_server.launch, {"swarm.transport.p2pd.supervisor:BACK_OFF_S": 0.1}),
+    )
     try:
         node.wait_for("online")
         seen: set[int] = set()
