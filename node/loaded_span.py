@@ -14,13 +14,16 @@ import torch
 
 from ..dht.records.node_records import NodeRecords
 from ..shards.checkpoint.checkpoint import Checkpoint
+from ..shards.kernels import library
 from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
 from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..shards.models.span import SpanModel
+from ..swarm.codecs import native
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
+from ..swarm.runtime.c_build import NativeUnavailableError
 from ..swarm.runtime.waiting import first
 from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
@@ -278,3 +281,22 @@ def load_options(config: NodeConfig) -> LoadOptions:
         kernels=config.kernels,
         deterministic=config.deterministic,
     )
+
+
+def compile_kernels(device: str, on_compiling: Callable[[], None]) -> None:
+    """Compile the native kernels that this machine has not compiled yet. That blocks for some seconds, so
+    call it in a worker thread.
+
+    ``on_compiling`` is called, in the same thread, before anything is compiled. The wire codec is for every
+    ``device``, the blocks' kernels are for the CPU. Where nothing can be compiled, the plain paths compute,
+    and the build has logged why.
+    """
+    blocks = device == "cpu"
+    if not native.is_ready() or (blocks and not library.is_ready()):
+        on_compiling()
+    native.warm_up()
+    if blocks:
+        try:
+            library.library()
+        except NativeUnavailableError:
+            pass  # the span model then computes with torch

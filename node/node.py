@@ -20,8 +20,7 @@ from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .auto.on_demand import OnDemand
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
-from .kernels import compile_kernels
-from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress
+from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress, compile_kernels
 from .model_source import LocalOrHubModel, ModelSource
 from .presence.presence import Presence, reject
 from .resources import default_threads, give_memory_back

@@ -25,7 +25,7 @@ from ...swarm.placement.types import StandBy
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..config import NodeConfig
-from ..kernels import compile_kernels
+from ..loaded_span import compile_kernels
 from ..presence.roll_call import RollCall, call_roll
 from ..resources import default_threads
 from .machine import MeasuredMachine, measure_machine

@@ -9,22 +9,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from ...swarm.errors import UsageError
 from ...swarm.runtime.given_files import read_given
 from .shared.arguments import client_options, decoded, entry_options
-from .shared.output import (
-    console,
-    decision_line,
-    format_bytes,
-    plural,
-    print_json,
-    print_text,
-    short_peer_id,
-    shown,
-)
+from .shared.output import console, decision_line, plural, print_json, print_text, route_table, shown
 from .trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
@@ -148,21 +136,3 @@ def print_trace(trace: Trace) -> None:
         console.print(f"Not as predicted: {shown(sentence)}", highlight=False)
     if trace.passed_over:
         console.print(shown(trace.passed_over), highlight=False)
-
-
-def route_table(hops: list[dict[str, Any]]) -> Table:
-    """The route an answer took, a line a hop."""
-    table = Table(title="Route", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("peer")
-    table.add_column("blocks")
-    for heading in ("ms/token", "queue", "compute", "codec", "wire", "sent", "received"):
-        table.add_column(heading, justify="right")
-    for hop in hops:
-        table.add_row(
-            short_peer_id(hop["peer_id"]),
-            hop["blocks"],
-            *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms")),
-            format_bytes(hop["bytes_sent"]),
-            format_bytes(hop["bytes_received"]),
-        )
-    return table

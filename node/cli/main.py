@@ -119,7 +119,3 @@ def _generate(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from .generate import run_generate
 
     return run_generate(arguments, AsyncSwarmModel, Guide)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,10 +20,9 @@ from ...swarm.names import DIGEST_CHARS, ModelName, digest_prefix, is_same_name
 from ...swarm.placement.demand import Demand, tally
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState
-from .demand import demand_lines, demand_report
 from .shared.arguments import entry_of
 from .shared.output import answers, console, format_bytes, plural, print_json, shown
-from .status import SwarmListing, networks_of, read_swarm
+from .status import SwarmListing, demand_lines, demand_report, networks_of, read_swarm
 
 
 async def run_models(arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from ...shards.checkpoint.known_models import default_known
 from ...shards.models.devices import DeviceChoice, choose_device
 from ...swarm.naming.witnesses import Witnesses
+from ...swarm.placement.types import gigabytes
 from ...swarm.transport.addresses import all_loopback
 from ...swarm.types import Span
 from ..auto.on_demand import OnDemand
@@ -25,7 +26,6 @@ from ..identity_files import IdentityClaim
 from ..node import Node
 from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
-from .auto import auto_line
 from .shared.arguments import entry_of
 from .shared.output import console, events, plural, short_peer_id, shown
 from .shared.signals import on_stop_signals
@@ -234,6 +234,37 @@ def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blo
         console.print(f"  {prints}.")
 
 
+def _auto_line(event: NodeEvent) -> str:
+    """What a node that chooses its blocks itself tells a person: a line with markup; "" for other events."""
+    details = event.details
+    match event.event:
+        case "measured":
+            return (
+                f"This machine: {gigabytes(_number(details['memory_bytes']))} usable, room for "
+                f"{details['max_blocks']} blocks, {_number(details['decode_ms_per_block']):.3f} ms per block "
+                "and token"
+            )
+        case "planned":
+            return f"It will {shown(str(details['why']))}"
+        case "standing_by":
+            why = str(details["why"]).removeprefix("stands by: ")
+            return f"[yellow]Standing by[/]: {shown(why)}. It looks again by itself."
+        case "moving":
+            return f"Moving from blocks {event.blocks} to {details['to']}: {shown(str(details['why']))}"
+        case "staying":
+            return f"Staying at blocks {event.blocks}: {shown(str(details['why']))}"
+        case "memory_short":
+            most = _number(details["max_blocks"])
+            then = f"trying {most:.0f} blocks at most" if most else "not one block fits"
+            return f"[yellow]Memory is short[/]: {shown(str(details['message']))}; {then}"
+        case _:
+            return ""
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 class _Display:
     """What a person sees of a serving node: a progress bar, what it serves, how to join, a status line."""
 
@@ -350,7 +381,7 @@ class _Display:
                     f"Draining: {details.get('sessions')} sessions have "
                     f"{details.get('drain_seconds'):.0f} s to end. Another Ctrl-C stops at once."
                 )
-            case _ if line := auto_line(event):
+            case _ if line := _auto_line(event):
                 console.print(line)
             case "error":
                 self._failed = True  # which is said at the end

@@ -16,12 +16,11 @@ from ...dht.joining.network import join_as_client
 from ...dht.left_out import LeftOut
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.names import digest_prefix
-from ...swarm.placement.demand import Demand, Wanted, tally
+from ...swarm.placement.demand import Demand, Wanted, is_open, tally
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.transport.address_groups import networks
 from ...swarm.types import ModelRef, NodeInfo
 from ..presence.roll_call import silent_nodes
-from .demand import demand_lines, demand_report
 from .shared.arguments import entry_of
 from .shared.output import answers, console, plural, print_json, short_peer_id, shown
 from .shared.pasting import pasteable
@@ -240,3 +239,40 @@ def _left_out(peers: Sequence[dict[str, Any]]) -> list[str]:
 def _short(tokens: int) -> str:
     """12 thousand as ``12k``: a table must fit into 80 columns."""
     return f"{tokens // 1000}k" if tokens >= 10_000 else str(tokens)
+
+
+def demand_report(demand: Sequence[Demand]) -> list[dict[str, Any]]:
+    """The value of ``wanted`` in JSON: most wanted first."""
+    return [
+        {
+            "name": each.model.name,
+            "digest": each.model.digest,
+            "peers": len(each.peers),
+            "votes": round(each.votes, 3),
+            "served": each.ref is not None,
+            "missing": [str(span) for span in each.missing],
+            "loading": [{"peer_id": node.peer_id, "blocks": str(node.span)} for node in each.loading],
+        }
+        for each in demand
+    ]
+
+
+def demand_lines(demand: Sequence[Demand], most: int = 8) -> list[str]:
+    """``wanted: NAME by 2 peers; …abc123 is loading 0-10; nobody has 11-29``, as rich markup."""
+    lines = [_demand_line(each) for each in demand[:most]]
+    if len(demand) > most:
+        lines.append(f"[dim]{len(demand) - most} more models are wanted[/]")
+    return lines
+
+
+def _demand_line(demand: Demand) -> str:
+    peers = plural(len(demand.peers), "peer")
+    parts = [f"[yellow]wanted[/]: {shown(str(demand.model))} by {peers}"]
+    parts += [f"{short_peer_id(node.peer_id)} is loading {node.span}" for node in demand.loading[:2]]
+    if demand.ref is None:
+        parts.append("nobody serves it")
+    elif demand.missing:
+        parts.append(f"nobody has {', '.join(map(str, demand.missing))}")
+    elif not is_open(demand) and not demand.loading:
+        parts.append("all its blocks are served now")
+    return "; ".join(parts)

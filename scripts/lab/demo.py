@@ -8,8 +8,7 @@ import signal
 import sys
 import time
 
-from swarm_node.node.cli.generate import route_table
-from swarm_node.node.cli.shared.output import console, print_text
+from swarm_node.node.cli.shared.output import console, print_text, route_table
 from swarm_node.swarm.errors import SwarmError
 
 from .local_swarm import LocalSwarm, ProcessFailedError, split_evenly

@@ -34,7 +34,7 @@ class NodeProcess(EventProcess):
         launch: Launch = launch_python,
     ) -> None:
         self.arguments = list(arguments)
-        program = ["-m", "swarm_node.node.cli.main"]
+        program = ["-m", "swarm_node.node.cli"]
         if overrides is not None:
             program = ["-m", "scripts.lab.local_node", json.dumps(overrides)]
         super().__init__(

@@ -42,7 +42,7 @@ def main() -> int:
     with LocalSwarm(MODEL, split_evenly(BLOCKS, options.nodes), serve_options=serve, overrides={}) as swarm:
         words = ["gateway", "--json", "--model", str(MODEL), "--port", "0", "--threads", "1"]
         words += ["--initial-peers", swarm.initial_peers[0], "--speculate", "off"]
-        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli.main", *words])
+        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli", *words])
         try:
             url = gateway.wait_for("listening")["url"]
             host, port = url.removeprefix("http://").rsplit(":", 1)

@@ -41,7 +41,7 @@ def main() -> int:
         peer = swarm.initial_peers[0]
         words = ["gateway", "--json", "--model", str(MODEL), "--port", "0", "--threads", str(options.threads)]
         words += ["--initial-peers", peer, "--speculate", "off"]
-        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli.main", *words])
+        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli", *words])
         # A process like the gateway's: a busy machine's scheduler shall not tell them apart.
         client = EventProcess(
             "client",

@@ -13,7 +13,7 @@ from swarm_node.node import loaded_span
 from swarm_node.node import node as serve
 from swarm_node.node.bootstrap import run_bootstrap
 from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
-from swarm_node.node.kernels import compile_kernels
+from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node, run_node
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import (

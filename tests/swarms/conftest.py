@@ -18,7 +18,7 @@ from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.tiny_model import write_tiny_model
 from tests.swarms.harness import EXACT, MARK, ONE_THREAD, Cli
 
-CLI_MODULE = "swarm_node.node.cli.main"
+CLI_MODULE = "swarm_node.node.cli"
 DAEMONS_END_S = 20.0
 """A p2pd whose node was killed sees its socket close and ends by itself."""
 

@@ -123,7 +123,7 @@ def test_chat_for_machines(swarm: LocalSwarm, cli: Cli) -> None:
 
 
 def test_chat_in_a_terminal(swarm: LocalSwarm, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "swarm_node.node.cli.main", *_chat(swarm, "--no-history")]
+    words = [sys.executable, "-m", "swarm_node.node.cli", *_chat(swarm, "--no-history")]
     with Terminal(words, {"SWARM_NODE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}) as terminal:
         terminal.wait_for("Alt-Enter: new line")
         terminal.type(f"{QUESTION}{ENTER}")

@@ -45,7 +45,7 @@ def gateway(
     keys.write_text("sk-of-the-tests\n")
     words = ["gateway", "--json", "--model", swarm.model, "--port", "0", "--threads", "1"]
     words += ["--initial-peers", swarm.initial_peers[0], "--api-key-file", str(keys), "--drain-seconds", "5"]
-    process = EventProcess("gateway", ["-m", "swarm_node.node.cli.main", *words], launch=fork_server.launch)
+    process = EventProcess("gateway", ["-m", "swarm_node.node.cli", *words], launch=fork_server.launch)
     try:
         process.wait_for("listening")
         yield process

@@ -58,7 +58,7 @@ def lan(tiny: Path, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFa
         environment = {"SWARM_NODE_HOME": str(folder / "laptop"), "COLUMNS": "200"}
         with lab.inside("laptop"):
             return fork_server.run(
-                ["-m", "swarm_node.node.cli.main", *words], environment=environment, stdin="", timeout=90
+                ["-m", "swarm_node.node.cli", *words], environment=environment, stdin="", timeout=90
             )
 
     with WanLab(multicast=True) as lab:

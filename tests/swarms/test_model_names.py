@@ -98,7 +98,7 @@ def test_a_second_model_of_a_name_takes_nobody_by_surprise(
 
         def anew(*words: str) -> subprocess.CompletedProcess[str]:
             return fork_server.run(
-                ["-m", "swarm_node.node.cli.main", *words],
+                ["-m", "swarm_node.node.cli", *words],
                 environment={"SWARM_NODE_HOME": str(tmp_path / "newcomer"), "COLUMNS": "200"},
                 stdin="",
                 timeout=90,

@@ -57,7 +57,7 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def answer(swarm: LocalSwarm, fork_server: ForkServer) -> dict[str, Any]:
     """What a client with p2pd gets of the node without."""
-    program = ["-m", "swarm_node.node.cli.main", *words(swarm, "generate", *PROMPT)]
+    program = ["-m", "swarm_node.node.cli", *words(swarm, "generate", *PROMPT)]
     return result(fork_server.run(program, environment={}, stdin="", timeout=60))
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.swarm
 NODE = [
     sys.executable,
     "-m",
-    "swarm_node.node.cli.main",
+    "swarm_node.node.cli",
     "bootstrap",
     "--host",
     "127.0.0.1",

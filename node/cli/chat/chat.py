@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from rich.console import Group
 from rich.markup import escape
@@ -23,14 +25,12 @@ from ....swarm.errors import OutputError, SwarmError, UsageError
 from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
-from ..generate import route_table
 from ..shared.arguments import client_options, entry_options
-from .commands import COMMANDS, SETTINGS, Command, parse, parse_setting
+from ..shared.output import route_table
+from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation
 from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
-from .options import DEFAULT_MAX_NEW_TOKENS
 from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of, repair_sentence
-from .stop import StopKey
 
 Check = Callable[[dict[str, Any]], object]
 """Raises UsageError for options of ``generate`` that cannot be."""
@@ -263,6 +263,49 @@ class Chat:
         self._used = 0
         turns = len(self.conversation.turns)
         self._screen.show("loaded", {"path": name, "messages": turns}, Text(f"{turns} messages loaded."))
+
+
+class StopKey:
+    """While it is entered, Ctrl-C ends the answer: at once where a piece is waited for, and after what is
+    being drawn otherwise, so that no half-drawn line stays. ``catches`` False leaves Ctrl-C as it is."""
+
+    def __init__(self, catches: bool = True) -> None:
+        self.pressed = False
+        self._catches = catches
+        self._waiting = False
+        self._before: Any = None
+
+    def until_pressed(self, pieces: Iterator[str]) -> Iterator[str]:
+        while not self.pressed:
+            try:
+                self._waiting = True
+                try:
+                    piece = next(pieces)
+                finally:
+                    self._waiting = False
+            except StopIteration:
+                return
+            except KeyboardInterrupt:
+                if not self._catches:
+                    raise
+                return
+            yield piece
+
+    def __enter__(self) -> Self:
+        if self._catches:
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._catches:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        if self._waiting:
+            raise KeyboardInterrupt
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.control import Control
 from rich.markup import escape
 from rich.segment import ControlType, Segment
+from rich.table import Table
 
 from ....swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ....swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
@@ -195,3 +197,21 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def route_table(hops: list[dict[str, Any]]) -> Table:
+    """The route an answer took, a line a hop."""
+    table = Table(title="Route", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("peer")
+    table.add_column("blocks")
+    for heading in ("ms/token", "queue", "compute", "codec", "wire", "sent", "received"):
+        table.add_column(heading, justify="right")
+    for hop in hops:
+        table.add_row(
+            short_peer_id(hop["peer_id"]),
+            hop["blocks"],
+            *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms")),
+            format_bytes(hop["bytes_sent"]),
+            format_bytes(hop["bytes_received"]),
+        )
+    return table

@@ -45,7 +45,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 
 
 def _one_stream(found: dict[str, Any]) -> None:
-    from swarm_node.node.cli.generate import route_table
+    from swarm_node.node.cli.shared.output import route_table
 
     contenders = found["contenders"]
     plain = [figures for name, figures in contenders.items() if name.startswith("transformers")]

@@ -279,7 +279,10 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.environ.update(request["environment"])
-        code = import_module(request["program"]).main(request["words"])
+        program = import_module(request["program"])
+        if hasattr(program, "__path__"):
+            program = import_module(f"{request['program']}.__main__")
+        code = program.main(request["words"])
     except SystemExit as end:  # as of argparse
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 - the end of a process: said, not passed on

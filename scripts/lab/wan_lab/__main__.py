@@ -148,7 +148,7 @@ def demo(arguments: argparse.Namespace) -> int:
         words += [item for peer in swarm.initial_peers for item in ("--initial-peers", peer)]
         child = lab.popen(
             CLIENT,
-            [sys.executable, "-m", "swarm_node.node.cli.main", *words, "--wait", "30", arguments.prompt],
+            [sys.executable, "-m", "swarm_node.node.cli", *words, "--wait", "30", arguments.prompt],
             stdout=subprocess.PIPE,
         )
         text = os.read(child.stdout.fileno(), 4096)

@@ -13,7 +13,7 @@ from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import loaded_span
 from swarm_node.node.config import NodeConfig, NodeEvent
-from swarm_node.node.kernels import compile_kernels
+from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node
 from swarm_node.swarm.errors import ErrorCode, UsageError
 from swarm_node.swarm.links.message_stream import Connection

@@ -29,7 +29,7 @@ def test_exit_codes(tmp_path: Path) -> None:
             [
                 "bash",
                 "-c",
-                f"{sys.executable} -m swarm_node.node.cli.main {command} {rest}; exit ${{PIPESTATUS[0]}}",
+                f"{sys.executable} -m swarm_node.node.cli {command} {rest}; exit ${{PIPESTATUS[0]}}",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from swarm_node.node.cli.invite import MOST_MADDRS, MOST_PEERS, choose_addresses
-from swarm_node.node.cli.invite_options import duration
 from swarm_node.node.cli.main import main
+from swarm_node.node.cli.parser import duration
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.entry import swarm_entry
 from swarm_node.swarm.membership.invite import Invite

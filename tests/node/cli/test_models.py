@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli import models, status
-from swarm_node.node.cli.demand import demand_lines
 from swarm_node.node.cli.models import run_models
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.status import SwarmListing
+from swarm_node.node.cli.status import SwarmListing, demand_lines
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import ModelFiles
 from swarm_node.swarm.errors import PeerUnreachableError, UsageError

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from swarm_node.node import __main__ as entry
+from swarm_node.node.cli import __main__ as entry
 from swarm_node.node.cli import main
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.shared import output
@@ -20,7 +20,7 @@ from swarm_node.node.cli.shared.output import SafeConsole, starting_line
 INTERRUPTED_AT_ONCE = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
-from swarm_node.node.__main__ import main
+from swarm_node.node.cli.__main__ import main
 
 class Interrupting(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -85,7 +85,7 @@ def test_ctrl_c_before_the_command_line_is_there_ends_without_a_word() -> None:
 def test_an_ignored_ctrl_c_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(main, "main", lambda: int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+        monkeypatch.setattr(main, "main", lambda _: int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
         assert entry.main() == 1
     finally:
         signal.signal(signal.SIGINT, before)

@@ -13,7 +13,7 @@ import torch
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig, NodeEvent
-from swarm_node.node.kernels import compile_kernels
+from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node
 from swarm_node.node.weights.found_model import FoundModel
 from swarm_node.node.weights.sharing import WeightOptions, WeightService, all_private

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from .cli.main import main as run  # here: its imports take a moment
+    from .main import main as run  # here: its imports take a moment
 
     signal.signal(signal.SIGINT, before)
-    return run()
+    return run(argv)
 
 
 if __name__ == "__main__":
