@@ -20,13 +20,13 @@ from .connecting import ConnectOptions, SessionOptions, check_session, checked_e
 from .decoding.head_batch import HeadBatcher
 from .generation import Generation, GenerationRun
 from .guided.token_guide import Guides
-from .hops.plan import SessionSettings
+from .hops.plan import RouteSettings, SessionSettings
 from .local_model import LocalModel, OnProgress, TextTokenizer
 from .network import ClientNetwork
 from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
 from .prompt_reader import PromptReader
 from .routing.no_route import who_loads
-from .routing.prefix import new_salt
+from .routing.prefix import PrefixKey, new_salt
 from .routing.route_finder import Need
 from .routing.route_memory import RouteMemory
 from .routing.route_wait import Waiting, WaitLimits
@@ -208,21 +208,23 @@ class AsyncSwarmModel:
         """A sequence in the swarm, of ``max_tokens`` at most: feed it token ids, go back, fork it; ``close``
         frees the hops. ``prompt_tokens``: of how many that will be fed at first, for planning its route."""
         self._check_open()
-        local = self._local
+        local, router = self._local, self._router
         return SwarmSession(
             local.head,
             self._links,
-            self._router,
+            router,
             self._scout,
-            SessionSettings(local.hidden_size, max_tokens, local.embedding_rms),
+            RouteSettings(
+                SessionSettings(local.hidden_size, max_tokens, local.embedding_rms),
+                self._wire_codec,
+                router if self._chain else None,
+                prefix=PrefixKey(self._salt, router.model.digest) if self._salt is not None else None,
+            ),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
-            wire_codec=self._wire_codec,
             limits=self._limits,
             on_wait=self._waiting,
-            salt=self._salt,
             memory=self._memory,
             beginnings=self._beginnings,
-            chain=self._chain,
         )
 
     async def prepare_guides(self) -> None:

@@ -87,8 +87,8 @@ class Reserves:
             for node in self._usable(Need(TRIAL_TOKENS))
             if self._evidence.may_try(node.peer_id, now)
         }
-        while self._slow.to_try:
-            if (wanted := usable.get(self._slow.to_try.pop())) is not None:
+        while (peer_id := self._slow.next_to_try()) is not None:
+            if (wanted := usable.get(peer_id)) is not None:
                 return wanted
         proven = {node.peer_id: node.span for node in self.proven()}
         short = [

@@ -58,11 +58,10 @@ class StandIn:
 
 
 class SlowSearch:
-    """One a router. It has no clock: every call brings ``now``, in seconds. ``to_try``: peers that could take
-    a slow hop's place, and have to be measured first."""
+    """One a router. It has no clock: every call brings ``now``, in seconds."""
 
     def __init__(self, evidence: Evidence, bytes_per_token: int) -> None:
-        self.to_try: list[str] = []
+        self._to_try: list[str] = []  # peers that could take a slow hop's place, if measured first
         self._evidence = evidence
         self._bytes_per_token = bytes_per_token
         self._slow: dict[str, tuple[float, float]] = {}  # by peer id: (seconds a step waits, until when)
@@ -104,10 +103,14 @@ class SlowSearch:
         peer_ids = instead.peer_ids if instead is not None else ()
         stale = [peer for peer in peer_ids if not self._evidence.measured_within(peer, FRESH_S, now)]
         if stale:
-            self.to_try = stale
+            self._to_try = stale
             return None
         self._leave(route.hops[chosen], spent[chosen], predicted.hops[chosen].compute_s, now)
         return SlowHop(chosen)
+
+    def next_to_try(self) -> str | None:
+        """A peer that could take a slow hop's place, and has to be measured first; named once."""
+        return self._to_try.pop() if self._to_try else None
 
     def as_seen(self, nodes: Sequence[NodeInfo], now: float) -> list[NodeInfo]:
         """The announcements, those of nodes that were left with how long steps waited there."""

@@ -48,15 +48,14 @@ class GapSearch:
         self,
         session: RouteSession,
         gap: Span,
-        before: str | None,
-        after: str | None,
-        *,
+        between: tuple[str | None, str | None],
         keep: frozenset[str],
         avoid: frozenset[str],
         cuts: Sequence[int],
+        *,
         wait: bool,
     ) -> Planned:
-        """Hops for ``gap`` between two peers (None: the client): none of those to ``keep``, of those to
+        """Hops for ``gap``, ``between`` two peers (None: the client): none of those to ``keep``, of those to
         ``avoid`` only where there are no others, and with borders at ``cuts`` if that is possible.
 
         Waits for some, if it may ``wait``, with the rest of the route kept. A whole new route is better than
@@ -74,8 +73,8 @@ class GapSearch:
                 return await self._router.plan_gap(
                     need,
                     gap,
-                    before=before,
-                    after=after,
+                    before=between[0],
+                    after=between[1],
                     keep=keep,
                     cuts=cuts,
                     limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 3),

@@ -56,20 +56,18 @@ class _InterruptedError(Exception):
 class RouteRepair:
     """One repair of a session, which is written into ``record``. ``ids``: what the session was fed.
     ``embed(start, end)``: the embeddings of a part of them. ``gaps`` finds hops and may ``wait`` for them;
-    ``attempts`` opens them, and is told of each that fails. ``rejoin``: pairs of neighbours that work apart
-    and are to be chained again. ``replaced``: what the hops that left had cost."""
+    ``attempts`` opens them, and is told of each that fails. ``replaced``: what the hops that left cost."""
 
     def __init__(
         self,
         session: RouteSession,
         ids: Sequence[int],
         record: RepairRecord,
-        *,
         embed: Callable[[int, int], Tensor],
         gaps: GapSearch,
         attempts: Attempts,
+        *,
         wait: bool,
-        rejoin: Pairs = frozenset(),
     ) -> None:
         self.replaced: list[HopTimings] = []
         self._session = session
@@ -79,7 +77,7 @@ class RouteRepair:
         self._gaps = gaps
         self._attempts = attempts
         self._wait = wait
-        self._rejoin = rejoin
+        self._rejoin: Pairs = frozenset()
         self._forced: dict[HopClient, str] = {}  # hops that work and are replaced all the same, and why
         self._excluded: set[str] = set()
         self._gone: set[str] = set()
@@ -97,12 +95,13 @@ class RouteRepair:
         self._forced[hop] = cause
         await self.run()
 
-    async def run(self) -> None:
-        """Repair the session; ``forward`` may go on at ``acked`` then.
+    async def run(self, rejoin: Pairs = frozenset()) -> None:
+        """Repair the session; ``forward`` may go on at ``acked`` then. ``rejoin``: pairs of neighbours that
+        work apart and are to be chained again.
 
         Raises RouteLostError, and what ``GapSearch.find`` raises.
         """
-        session = self._session
+        session, self._rejoin = self._session, rejoin
         while True:
             session.check_open()
             self._alarm.clear()
@@ -203,16 +202,8 @@ class RouteRepair:
             after = hops[end].peer_id if end < len(hops) else None
             cuts = [hop.plan.hop.span.end for hop in hops[number : end - 1]]
             avoid = frozenset(self._gone - keep)
-            planned = await self._gaps.find(
-                session,
-                gap,
-                before,
-                after,
-                keep=frozenset(keep),
-                avoid=avoid,
-                cuts=cuts,
-                wait=self._wait,
-            )
+            neighbours, kept = (before, after), frozenset(keep)
+            planned = await self._gaps.find(session, gap, neighbours, kept, avoid, cuts, wait=self._wait)
             session.learn(planned.nodes)
             keep |= planned.nodes.keys()
             line.extend(planned.route.hops)

@@ -64,11 +64,10 @@ from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.routing.prediction import Prediction
 from ...swarm.types import Route
-from ..hops.plan import RouteSettings, SessionSettings
-from ..hops.route_session import Pairs, RouteSession
+from ..hops.plan import RouteSettings
+from ..hops.route_session import RouteSession
 from ..hops.rows import EmbeddedLater
 from ..hops.trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind
-from ..routing.prefix import PrefixKey
 from ..routing.route_finder import Need, Planned
 from ..routing.route_memory import RouteMemory
 from ..routing.route_wait import OnWait, WaitLimits
@@ -93,9 +92,8 @@ class Embedding(Protocol):
 
 class SwarmSession:
     """One sequence of tokens in the swarm. ``need`` bounds its length, ``limits`` the waiting for a first
-    route. ``salt`` keys the names of its KV pages (see ``prefix``); without one no hop is asked for any.
-    ``memory`` leads later sessions to where this one's pages are, ``beginnings`` those that come while it is
-    being fed. Without ``chain`` every activation goes through this client.
+    route. ``memory`` leads later sessions to where this one's pages are, ``beginnings`` those that come while
+    it is being fed.
 
     ``cached_tokens``: how many tokens of the first ``append`` the hops held already. ``predicted``: what the
     newest plan should cost.
@@ -107,16 +105,13 @@ class SwarmSession:
         links: LinkPool,
         router: Router,
         scout: Scout,
-        settings: SessionSettings,
+        settings: RouteSettings,
         need: Need,
         *,
-        wire_codec: str,
         limits: WaitLimits,
         on_wait: OnWait | None = None,
-        salt: bytes | None = None,
         memory: RouteMemory | None = None,
         beginnings: Beginnings | None = None,
-        chain: bool = True,
     ) -> None:
         self.cached_tokens = 0
         self.repaired: list[Repair] = []
@@ -129,7 +124,6 @@ class SwarmSession:
         self._need = need
         self._limits = limits
         self._on_wait = on_wait
-        self._salt = salt
         self._memory = memory
         self._beginnings = beginnings
         self._feed: Feed | None = None  # of the first tokens, while they are fed
@@ -144,13 +138,7 @@ class SwarmSession:
         self._attempts = Attempts(router, scout, need)
         self._gaps = GapSearch(router, self._attempts, need, limits, on_wait)
         self._doubts = Doubts(router, scout, need)
-        self._settings = RouteSettings(
-            settings,
-            wire_codec,
-            router if chain else None,
-            doubts=self._doubts,
-            on_progress=self._progressed,
-        )
+        self._settings = replace(settings, doubts=self._doubts, on_progress=self._progressed)
         self._slow = SlowWatch(router)
         self._closed = False
 
@@ -262,22 +250,18 @@ class SwarmSession:
         room or is lost, the fork's first ``append`` feeds it all tokens again.
         """
         self._check_open()
-        settings = self._settings.session
-        settings = replace(settings, max_tokens=max_tokens or settings.max_tokens)
+        max_tokens = max_tokens or self._settings.session.max_tokens
         twin = SwarmSession(
             self._model,
             self._links,
             self._router,
             self._scout,
-            settings,
-            replace(self._need, kv_tokens=settings.max_tokens),
-            wire_codec=self._settings.wire_codec,
+            replace(self._settings, session=replace(self._settings.session, max_tokens=max_tokens)),
+            replace(self._need, kv_tokens=max_tokens),
             limits=self._limits,
             on_wait=self._on_wait,
-            salt=self._salt,
             memory=self._memory,
             beginnings=self._beginnings,
-            chain=self._settings.router is not None,
         )
         await twin.branch(self, len(self._ids))
         return twin
@@ -290,12 +274,8 @@ class SwarmSession:
         self._ids, self._route = parent._ids[:tokens], parent._route
         if tokens and parent.is_open and parent._session is not None and parent._session.acked >= tokens:
             try:
-                settings = replace(
-                    parent._session.settings,
-                    session=self._settings.session,
-                    doubts=self._doubts,
-                    on_progress=self._progressed,
-                )
+                held = parent._session.settings
+                settings = replace(self._settings, nodes=held.nodes, prefix=held.prefix)
                 self._begin(await fork_route(parent._session, tokens, settings))
             except HopFailedError:
                 pass  # it is fed again
@@ -345,7 +325,6 @@ class SwarmSession:
         record = self._record
         started = perf_counter()
         began_at = self._router.now() - (started - record.began if record is not None else 0.0)
-        prefix = PrefixKey(self._salt, self._router.model.digest) if self._salt is not None else None
 
         def plan() -> Awaitable[Planned]:
             return self._router.plan(
@@ -357,7 +336,7 @@ class SwarmSession:
             )
 
         def open_(planned: Planned) -> Coroutine[Any, Any, RouteSession]:
-            settings = replace(self._settings, nodes=dict(planned.nodes), prefix=prefix)
+            settings = replace(self._settings, nodes=dict(planned.nodes))
             return RouteSession.open(self._links, planned.route, settings, self._ids)
 
         session, planned = await self._attempts.first(plan, open_)
@@ -411,43 +390,35 @@ class SwarmSession:
         if session is None:
             return
         self._record.reached(session.acked)
-        repair = self._route_repair(session, self._record, wait=True)
+        await self._run(session, self._record, RouteRepair.run, wait=True)
+
+    async def _run(
+        self,
+        session: RouteSession,
+        record: RepairRecord,
+        how: Callable[[RouteRepair], Awaitable[None]],
+        *,
+        wait: bool,
+    ) -> bool:
+        """Let a repair run; whether the route was kept."""
+        gaps, attempts = self._gaps, self._attempts
+        repair = RouteRepair(session, self._ids, record, self._embed, gaps, attempts, wait=wait)
         try:
-            await repair.run()
+            await how(repair)
         except RouteLostError as lost:
-            self._abandon(session, lost.failure, self._record)
-        else:
-            self._accept(session, repair)
-
-    def _route_repair(
-        self, session: RouteSession, record: RepairRecord, *, wait: bool, rejoin: Pairs = frozenset()
-    ) -> RouteRepair:
-        return RouteRepair(
-            session,
-            self._ids,
-            record,
-            embed=self._embed,
-            gaps=self._gaps,
-            attempts=self._attempts,
-            wait=wait,
-            rejoin=rejoin,
-        )
-
-    def _accept(self, session: RouteSession, repair: RouteRepair) -> None:
-        """Go on with a repaired session."""
+            self._abandon(session, lost.failure, record)
+            return False
         self._replaced.extend(repair.replaced)
-        self._route = session.route
-        self.predicted = self._router.predict(session.route, self._need) or self.predicted
-        self._slow.step_times.begin(session.hops)
-        self._proven = False
+        self._begin(session, self.predicted)
+        return True
 
     def _abandon(self, session: RouteSession, failure: HopFailedError, record: RepairRecord) -> None:
         """Close what is left of a route; its other hops did nothing wrong, and keep their pages, so that the
         next route need not feed them again."""
         if isinstance(failure.cause, RemoteProtocolError):
             # Whoever sent nonsense may have sent some before that looked right: build on nothing of it.
-            self._salt = None
-        session.close(self._ids if self._salt is not None else ())
+            self._settings = replace(self._settings, prefix=None)
+        session.close(self._ids if self._settings.prefix is not None else ())
         self._replaced.extend(hop.trace.timings() for hop in session.hops)
         self._retired.extend(segment.trace.timings() for segment in (*session.retired, *session.segments))
         self._session = None
@@ -466,28 +437,23 @@ class SwarmSession:
                 await self._change(session, lambda repair: repair.move(number, cause), "planned")
             case Rewire(apart=apart, join=join):
                 session.rewire(apart, join)
-                await self._change(session, lambda repair: repair.run(), rejoin=join)
+                await self._change(session, lambda repair: repair.run(join))
 
     async def _change(
         self,
         session: RouteSession,
         how: Callable[[RouteRepair], Awaitable[None]],
         kind: RepairKind | None = None,
-        rejoin: Pairs = frozenset(),
     ) -> None:
         """Change a route that works; a repair of ``kind``, if it is one."""
         record = RepairRecord(len(self._ids))
-        repair = self._route_repair(session, record, wait=False, rejoin=rejoin)
         try:
-            await how(repair)
+            kept = await self._run(session, record, how, wait=False)
         except (MoveAbandonedError, RouteError, BusyError):
             return
-        except RouteLostError as lost:
+        if not kept:
             self._record = record
-            self._abandon(session, lost.failure, record)
-            return
-        self._accept(session, repair)
-        if kind is not None or record.lost:
+        elif kind is not None or record.lost:
             self.repaired.append(record.closed(kind))
 
     def _succeeded(self) -> None:

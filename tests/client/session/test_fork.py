@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.client.hops.plan import SessionSettings
+from swarm_node.client.hops.plan import RouteSettings, SessionSettings
+from swarm_node.client.routing.prefix import PrefixKey
 from swarm_node.client.routing.route_finder import Need
 from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.client.session.scout import Scout
@@ -43,12 +44,14 @@ def new_session(
         links,
         router,
         Scout(links, router, HEAD.embed, "none"),
-        SessionSettings(HIDDEN, max_tokens),
+        RouteSettings(
+            SessionSettings(HIDDEN, max_tokens),
+            "none",
+            router if chain else None,
+            prefix=PrefixKey(salt, model.digest) if salt is not None else None,
+        ),
         Need(max_tokens, len(PROMPT)),
-        wire_codec="none",
         limits=WaitLimits(0.0, 1.0, 1.0),
-        salt=salt,
-        chain=chain,
     )
 
 
