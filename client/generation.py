@@ -13,7 +13,7 @@ from ..swarm.routing.prediction import Prediction
 from ..swarm.types import ModelRef, Route
 from .decoding.answer import Answer, FinishReason, PieceDecoder, TokenEvent
 from .decoding.head_batch import HeadBatcher
-from .decoding.sampling import Choice, Sampler, TokenRule
+from .decoding.sampling import ChosenToken, Sampler, TokenRule
 from .drafting.draft_model import DraftModel
 from .drafting.drafter import Drafter
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
@@ -50,7 +50,7 @@ class Generation:
     repaired: tuple[Repair, ...] = ()
     replaced: tuple[HopTimings, ...] = ()
     predicted: Prediction | None = None
-    logprobs: tuple[Choice, ...] | None = None
+    logprobs: tuple[ChosenToken, ...] | None = None
     speculated: Speculated = field(default_factory=Speculated)
     passed_over: tuple[PassedOver, ...] = ()
 
@@ -217,7 +217,7 @@ class GenerationRun:
         return Drafter(self._prompt, self._eos_ids, sequence)
 
     @staticmethod
-    def _push(answer: Answer, choices: Sequence[Choice], sampler: Sampler) -> list[TokenEvent]:
+    def _push(answer: Answer, choices: Sequence[ChosenToken], sampler: Sampler) -> list[TokenEvent]:
         """Up to where the answer ends."""
         return [
             answer.push(choice, last=choice is choices[-1] and sampler.is_over)
@@ -248,5 +248,5 @@ class GenerationRun:
         )
 
 
-def _as_dict(choice: Choice) -> dict[str, object]:
+def _as_dict(choice: ChosenToken) -> dict[str, object]:
     return {"token": choice.token, "logprob": choice.logprob, "top": [list(pair) for pair in choice.top]}

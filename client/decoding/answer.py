@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from .sampling import Choice
+from .sampling import ChosenToken
 from .stopping import StopStrings
 
 FinishReason = Literal["stop", "length", "stop_string"]
@@ -17,7 +17,7 @@ class TokenEvent:
     """A token of an answer, when it is chosen.
 
     ``text``: what can be shown now: whole characters, nothing of a stop string. Empty while a token's text is
-    held back; a later event brings it, the last at the latest. ``logprob`` and ``top`` as in ``Choice``.
+    held back; a later event brings it, the last at the latest. ``logprob`` and ``top`` as in ``ChosenToken``.
     """
 
     token: int
@@ -46,7 +46,7 @@ class Answer:
     def __init__(
         self, detokenizer: PieceDecoder, eos_ids: frozenset[int], stop: Iterable[str], max_tokens: int
     ) -> None:
-        self.choices: list[Choice] = []
+        self.choices: list[ChosenToken] = []
         self.reason: FinishReason | None = None
         self._detokenizer = detokenizer
         self._eos_ids = eos_ids
@@ -63,7 +63,7 @@ class Answer:
     def token_ids(self) -> tuple[int, ...]:
         return tuple(choice.token for choice in self.choices)
 
-    def push(self, choice: Choice, *, last: bool = False) -> TokenEvent:
+    def push(self, choice: ChosenToken, *, last: bool = False) -> TokenEvent:
         """``last``: the token completes the answer, whatever its text says."""
         stops = self._stops
         self.choices.append(choice)

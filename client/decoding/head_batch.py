@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError, StreamClosedError, SwarmError
 from ...swarm.runtime.tasks import in_thread
-from .sampling import Choice, Sampler
+from .sampling import ChosenToken, Sampler
 
 MAX_ROWS = 16
 """Rows of one call: with more, everybody in it waits longer."""
@@ -59,7 +59,7 @@ class Head(Protocol):
 class Chosen:
     """Tokens in order, all but the last as drafted, and what to feed for the last: ``x`` (1, hidden)."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[ChosenToken, ...]
     x: Tensor
 
 
@@ -68,7 +68,7 @@ class _Request:
     none."""
 
     def __init__(self, hidden: Tensor, sampler: Sampler, draft: Sequence[int]) -> None:
-        self.choices: list[Choice] = []
+        self.choices: list[ChosenToken] = []
         self.x: Tensor | None = None
         self.failure: Exception | None = None
         self._hidden = hidden  # (1 + len(draft), hidden)

@@ -86,7 +86,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenToken:
     """A chosen token. With ``SamplingParams.logprobs`` also its log-probability and, in ``top``, (token id,
     log-probability) of the most likely tokens, most likely first; natural logarithms, of the model's own
     distribution: before bias, penalties, guide, temperature and filters."""
@@ -148,7 +148,7 @@ class Sampler:
         """What the guide leaves no choice about: a draft that is nearly always right."""
         return () if self._guide is None or self._guide.is_over else self._guide.forced()
 
-    def choose(self, logits: Tensor) -> Choice:
+    def choose(self, logits: Tensor) -> ChosenToken:
         """The next token for ``logits`` (vocab,), any float dtype and device.
 
         Of logits for several tokens of a draft, choose row by row: the sampler's state moves by what it
@@ -166,7 +166,7 @@ class Sampler:
         else:
             token = self._choose_among(raw, best)
         if params.logprobs is None:
-            return Choice(token)
+            return ChosenToken(token)
         return _with_logprobs(token, raw, params.logprobs)
 
     def _choose_among(self, raw: np.ndarray, best: int) -> int:
@@ -223,13 +223,13 @@ class Sampler:
             self._guide.accept(token)
 
 
-def _with_logprobs(token: int, raw: np.ndarray, count: int) -> Choice:
+def _with_logprobs(token: int, raw: np.ndarray, count: int) -> ChosenToken:
     """``raw`` (vocab,): the model's logits; ``count``: most likely tokens to tell."""
     log_sum = float(torch.logsumexp(torch.from_numpy(raw), 0))
     ids = _largest(raw, count) if 0 < count < len(raw) else np.arange(len(raw) if count else 0)
     likely = sorted(((float(raw[index]), int(index)) for index in ids), key=lambda pair: (-pair[0], pair[1]))
     top_pairs = tuple((index, value - log_sum) for value, index in likely[:count])
-    return Choice(token, float(raw[token]) - log_sum, top_pairs)
+    return ChosenToken(token, float(raw[token]) - log_sum, top_pairs)
 
 
 def penalize(scores: np.ndarray, seen: np.ndarray, penalty: float) -> None:

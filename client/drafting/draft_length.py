@@ -57,7 +57,7 @@ DEAR_TOKEN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DraftPlan:
     """``length`` tokens of the draft are worth sending; ``rate``: tokens a second then expected."""
 
     length: int
@@ -159,18 +159,18 @@ class Speculation:
         self._credit_s = 0.0  # gained against plain decoding, as far as it may be staked
         self._since_draft = self._since_plain = 0  # passes
 
-    def plan(self, draft: Sequence[tuple[Kind, float]], costs: Sequence[float] = ()) -> Plan:
+    def plan(self, draft: Sequence[tuple[Kind, float]], costs: Sequence[float] = ()) -> DraftPlan:
         """How much to send of a draft whose tokens are given as kind and first guess of their chance.
         ``costs``: seconds to come by each of its tokens, where they are not there yet."""
         times = self.times
         plain_s = times.plain_s
         if plain_s is None or plain_s <= 0 or not times.known:
-            return Plan(0, 0.0)
+            return DraftPlan(0, 0.0)
         plain_rate = 1 / plain_s
         unsure = times.plain_passes < UNSURE_PASSES or self._since_plain >= STALE_PASSES
         least = plain_rate * (UNSURE_GAIN if unsure else LEAST_GAIN)
         stake_s = self._stake_s(plain_s)
-        best = Plan(0, plain_rate)
+        best = DraftPlan(0, plain_rate)
         chance, tokens, cost_s = 1.0, 1.0, 0.0
         for number, (kind, prior) in enumerate(draft[: times.longest - 1], start=1):
             chance *= self.acceptance.chance(kind, prior)
@@ -181,9 +181,9 @@ class Speculation:
                 break
             rate = tokens / seconds
             if rate > max(best.rate, least):
-                best = Plan(number, rate)
+                best = DraftPlan(number, rate)
         if not best.length and self._is_time_to_probe(draft, costs, plain_s, stake_s):
-            return Plan(1, plain_rate)
+            return DraftPlan(1, plain_rate)
         return best
 
     def passed(self, tokens: int, gained: int, seconds: float, draft_s: float = 0.0) -> None:

@@ -14,7 +14,7 @@ from time import perf_counter
 from ...swarm.routing.prediction import Prediction
 from ..hops.trace import Speculated
 from .draft import NO_DRAFT, Draft
-from .draft_length import MAX_DRAFT, Kind, PassTimes, Plan, Speculation
+from .draft_length import MAX_DRAFT, DraftPlan, Kind, PassTimes, Speculation
 from .draft_model import DraftSequence
 from .prompt_lookup import PromptLookup
 
@@ -123,7 +123,7 @@ class Drafter:
             self.close()
             self._sequence = None
 
-    def _offer(self, draft: Draft, best: Plan | None) -> Plan:
+    def _offer(self, draft: Draft, best: DraftPlan | None) -> DraftPlan:
         """Take ``draft`` where it promises more than what is offered already; the better plan."""
         draft = draft.before(self._stop_ids)
         plan = self.speculation.plan(tuple(zip(draft.kinds, draft.priors, strict=True)))
@@ -132,7 +132,7 @@ class Drafter:
         self._offered, self._sent = draft, plan.length
         return plan
 
-    async def _ask_model(self, sequence: DraftSequence, room: int, plan: Plan) -> None:
+    async def _ask_model(self, sequence: DraftSequence, room: int, plan: DraftPlan) -> None:
         """Replace the draft at hand, from which ``plan`` was made, where the model promises more."""
         speculation = self.speculation
         if not sequence.ready:

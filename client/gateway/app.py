@@ -9,12 +9,12 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .gateway import Gateway, answer
-from .http.call import Call
+from .http.call import HttpCall
 from .http.errors import ApiError
 from .http.hosts import check_host
 from .http.page import send_page
 
-Handler = Callable[[Call], Awaitable[None]]
+Handler = Callable[[HttpCall], Awaitable[None]]
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
@@ -59,9 +59,9 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":  # websockets are not offered; there is no lifespan to speak of
-            await answer(Call(scope, receive, send, stall_s=self._stall_s), self._handle)
+            await answer(HttpCall(scope, receive, send, stall_s=self._stall_s), self._handle)
 
-    async def _handle(self, call: Call) -> None:
+    async def _handle(self, call: HttpCall) -> None:
         method = call.scope["method"]
         if self._local_only:
             check_host(call.headers, call.scope["http_version"])
@@ -75,7 +75,7 @@ class _Endpoint:
         await self._handler(call)
 
 
-async def _no_such_path(call: Call) -> None:
+async def _no_such_path(call: HttpCall) -> None:
     raise ApiError(
         404,
         f"there is nothing at {call.scope['path'][:200]}; "

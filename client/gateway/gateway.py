@@ -18,14 +18,14 @@ from ..guided.guide import Guide
 from ..params import GenerateOptions
 from .http.admission import Admission, ApiKeys, RateLimit
 from .http.body import ClientGoneError, to_json
-from .http.call import Call
+from .http.call import HttpCall
 from .http.errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
 from .http.reading import Readings
 from .models import Offers
 from .openai.generations import Answering
 from .openai.logprobs import TokenBytes
 from .openai.prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
-from .openai.replies import Job, Reply, StreamedReply, WholeReply
+from .openai.replies import PreparedRequest, Reply, StreamedReply, WholeReply
 from .openai.requests import ChatRequest, CompletionRequest, read_chat, read_completion
 from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice
 
@@ -80,12 +80,12 @@ class Gateway:
             answering.fail(_shutting_down())
         self._readings.close()
 
-    async def health(self, call: Call) -> None:
+    async def health(self, call: HttpCall) -> None:
         """Whether the process is alive; needs no key and no swarm."""
         body = {"status": "draining" if self.draining else "ok", "running": self.admission.running}
         await call.reply(to_json(body), status=503 if self.draining else 200)
 
-    async def ready(self, call: Call) -> None:
+    async def ready(self, call: HttpCall) -> None:
         """Whether a chat would be answered now: some model has all its blocks served."""
         ready = 0 if self.draining else await self.offers.available()
         status = "draining" if self.draining else "ready" if ready else "no model is served as a whole"
@@ -93,29 +93,32 @@ class Gateway:
         retry = {} if ready else {"Retry-After": str(RETRY_S)}
         await call.reply(to_json(body), status=200 if ready else 503, headers=retry)
 
-    async def models(self, call: Call) -> None:
+    async def models(self, call: HttpCall) -> None:
         self._check(call)
         await call.reply(to_json(await self.offers.listing()))
 
-    async def model(self, call: Call) -> None:
+    async def model(self, call: HttpCall) -> None:
         self._check(call)
         name = call.scope["path_params"]["name"]
         await call.reply(to_json(await (self.offers.one(name) if name else self.offers.listing())))
 
-    async def chat(self, call: Call) -> None:
+    async def chat(self, call: HttpCall) -> None:
         await self._answer(call, read_chat, self._chat_job)
 
-    async def complete(self, call: Call) -> None:
+    async def complete(self, call: HttpCall) -> None:
         await self._answer(call, read_completion, self._completion_job)
 
-    def _check(self, call: Call) -> str:
+    def _check(self, call: HttpCall) -> str:
         """Who asks: a key, or an address group. Raises ApiError: 401, 429."""
         caller = self.keys.check(call.headers) or group_of_client(call.scope.get("client"))
         self._rates.take(caller)
         return caller
 
     async def _answer(
-        self, call: Call, read: Callable[[object], Request], prepare: Callable[[Request], Awaitable[Job]]
+        self,
+        call: HttpCall,
+        read: Callable[[object], Request],
+        prepare: Callable[[Request], Awaitable[PreparedRequest]],
     ) -> None:
         began = perf_counter()
         caller = self._check(call)
@@ -133,11 +136,11 @@ class Gateway:
 
     async def _read(
         self,
-        call: Call,
+        call: HttpCall,
         caller: str,
         read: Callable[[object], Request],
-        prepare: Callable[[Request], Awaitable[Job]],
-    ) -> Job:
+        prepare: Callable[[Request], Awaitable[PreparedRequest]],
+    ) -> PreparedRequest:
         """Raises ApiError and ClientGoneError."""
         ASKER.set(Asker(caller))
         with self._readings.of(caller) as reading:
@@ -145,7 +148,7 @@ class Gateway:
             ASKER.set(Asker(caller, reading.nbytes))
             return await reading.until(prepare(request), call.until_gone())
 
-    async def _run(self, call: Call, job: Job, began: float, caller: str) -> None:
+    async def _run(self, call: HttpCall, job: PreparedRequest, began: float, caller: str) -> None:
         answering = Answering(job.model, job.wanted, self.admission, caller)
         reply: Reply = WholeReply(call, job, answering, began)
         if job.streaming is not None:
@@ -162,7 +165,7 @@ class Gateway:
     def _options(self, logprobs: int | None, guide: Guide | None) -> GenerateOptions:
         return {"logprobs": logprobs, "guide": guide, "speculate": self._speculate}
 
-    async def _chat_job(self, request: ChatRequest) -> Job:
+    async def _chat_job(self, request: ChatRequest) -> PreparedRequest:
         model_id, model = self.offers.find(request.model)
         prompt = await chat_prompt(model, request)
         return self._job(
@@ -174,7 +177,7 @@ class Gateway:
             default_tokens=self.limits.default_max_tokens,
         )
 
-    async def _completion_job(self, request: CompletionRequest) -> Job:
+    async def _completion_job(self, request: CompletionRequest) -> PreparedRequest:
         model_id, model = self.offers.find(request.model)
         prompts = await text_prompts(model, request)
         echoes = await prompt_texts(model, request, prompts) if request.echo else [""] * len(prompts)
@@ -199,13 +202,13 @@ class Gateway:
         shape: Callable[[int, TokenBytes | None], ChoiceShape],
         *,
         default_tokens: int,
-    ) -> Job:
+    ) -> PreparedRequest:
         """``shape``: a choice of that number, with what tells a token's bytes where they are asked for."""
         sampling = request.sampling
         extra = self._options(request.logprobs, request.guide)
         generations = wanted(model, prompts, sampling, extra, default_tokens=default_tokens)
         token_bytes = model.tokenizer.token_bytes if request.logprobs is not None else None
-        return Job(
+        return PreparedRequest(
             model=model,
             envelope=envelope,
             wanted=generations,
@@ -218,7 +221,7 @@ class Gateway:
         )
 
 
-async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None:
+async def answer(call: HttpCall, handler: Callable[[HttpCall], Awaitable[None]]) -> None:
     """Run a handler; whatever it fails of becomes a reply, or the last event of a stream."""
     began = perf_counter()
     try:
@@ -246,7 +249,7 @@ async def answer(call: Call, handler: Callable[[Call], Awaitable[None]]) -> None
     )
 
 
-async def _watch(call: Call, answering: Answering) -> None:
+async def _watch(call: HttpCall, answering: Answering) -> None:
     """End the answer once its client has hung up."""
     try:
         await call.until_gone()

@@ -16,7 +16,7 @@ from ...swarm.errors import ListenError
 from ...swarm.transport.addresses import bare_host
 from .app import create_app
 from .gateway import Gateway
-from .http.connection import KEEP_ALIVE_S, RESERVED_FILES, Connection
+from .http.connection import KEEP_ALIVE_S, RESERVED_FILES, HttpConnection
 
 BACKLOG = 2048
 
@@ -59,7 +59,7 @@ class GatewayServer:
         """Only this computer can reach it."""
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         self.url = f"http://{shown}:{bound[1]}"
-        protocol = type("_Connection", (Connection,), {"max_connections": self.max_connections})
+        protocol = type("_Connection", (HttpConnection,), {"max_connections": self.max_connections})
         self._server = _Server(
             uvicorn.Config(
                 create_app(

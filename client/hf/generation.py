@@ -18,7 +18,7 @@ from .cache import SwarmCache
 
 
 @dataclass(slots=True)
-class _Call:
+class _GenerateCall:
     """One ``generate``. ``continues``: its input ids are new tokens only. ``made``: the cache made for it."""
 
     continues: bool = False
@@ -29,7 +29,7 @@ class Here(threading.local):
     """What this thread is at. No context variable: tasks of the client would keep its value for ever."""
 
     session: SwarmCache | None = None
-    call: _Call | None = None
+    call: _GenerateCall | None = None
 
 
 class SwarmGenerationMixin(GenerationMixin):
@@ -59,7 +59,7 @@ class SwarmGenerationMixin(GenerationMixin):
         ``past_key_values`` may be a SwarmCache with whatever it holds: only what differs is sent. Sessions
         made for this call end with it, unless it returns them (``return_dict_in_generate``).
         """
-        call = _Call()
+        call = _GenerateCall()
         cache = kwargs.get("past_key_values")
         if cache is None and kwargs.get("use_cache", True) and (cache := self.here.session) is not None:
             kwargs["past_key_values"] = cache

@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Answers:
+class LookupAnswers:
     """What those who were asked know, and who answered."""
 
     told: dict[str, ToldEntries]
@@ -86,7 +86,7 @@ class Answers:
         return {key: told.entries for key, told in self.told.items()}
 
 
-class DelegatedDirectory(RecordDirectory[Answers]):
+class DelegatedDirectory(RecordDirectory[LookupAnswers]):
     """Implements Directory. Made by ``await DelegatedDirectory.create()``."""
 
     def __init__(
@@ -159,7 +159,7 @@ class DelegatedDirectory(RecordDirectory[Answers]):
         self._refusals.pop(peer_id, None)
         keys = model_keys()
         try:
-            await self._ask(peer_id, keys, Answers({key: ToldEntries() for key in keys}))
+            await self._ask(peer_id, keys, LookupAnswers({key: ToldEntries() for key in keys}))
         except SwarmError as error:
             logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
             self.forget(peer_id)
@@ -189,15 +189,17 @@ class DelegatedDirectory(RecordDirectory[Answers]):
 
     # RecordDirectory
 
-    async def _lookup(self, keys: Sequence[str]) -> Answers:
-        found = Answers({key: ToldEntries() for key in keys})
+    async def _lookup(self, keys: Sequence[str]) -> LookupAnswers:
+        found = LookupAnswers({key: ToldEntries() for key in keys})
         for start in range(0, len(keys), MAX_KEYS):
             await self._ask_several(keys[start : start + MAX_KEYS], found)
         for told in found.told.values():
             told.entries = told.bounded(self._identity.peer_id)
         return found
 
-    async def _store(self, key: str, expiration: float, value: bytes, found: Answers) -> NetworkError | None:
+    async def _store(
+        self, key: str, expiration: float, value: bytes, found: LookupAnswers
+    ) -> NetworkError | None:
         """Give our entry to those who answered the lookup: each stores it in the DHT."""
 
         said: dict[str, str] = {}
@@ -228,7 +230,7 @@ class DelegatedDirectory(RecordDirectory[Answers]):
 
     # Asking.
 
-    async def _ask_several(self, keys: Sequence[str], found: Answers) -> None:
+    async def _ask_several(self, keys: Sequence[str], found: LookupAnswers) -> None:
         if self._closed:
             raise NetworkError("the directory is closed")
         errors: dict[str, SwarmError] = {}
@@ -251,7 +253,7 @@ class DelegatedDirectory(RecordDirectory[Answers]):
         if (problem := clock_problem(found.clocks)) is not None:
             raise NetworkError(problem, hint="Set both clocks by network time (NTP), then start again.")
 
-    async def _ask(self, peer_id: str, keys: Sequence[str], found: Answers) -> None:
+    async def _ask(self, peer_id: str, keys: Sequence[str], found: LookupAnswers) -> None:
         """Add what this peer knows. Raises SwarmError."""
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -279,7 +281,7 @@ class DelegatedDirectory(RecordDirectory[Answers]):
         except TimeoutError:
             raise PeerUnreachableError(f"peer {peer_id} did not answer in time") from None
 
-    def _take(self, teller: str, keys: Sequence[str], answer: Entries, found: Answers) -> None:
+    def _take(self, teller: str, keys: Sequence[str], answer: Entries, found: LookupAnswers) -> None:
         now = self._clock()
         for packed in unpack_entries(keys, answer.payload):
             key = keys[packed.key]

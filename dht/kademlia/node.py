@@ -66,7 +66,7 @@ class Calls(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FindReply:
     """To a question for a key. ``entries`` were checked. ``names``: peers near the key."""
 
     entries: Sequence[Entry]
@@ -142,7 +142,7 @@ class KademliaNode:
         answer = await self._call(peer_id, "rpc_ping", request, dht_pb2.PingResponse)
         return float(answer.dht_time)
 
-    async def find(self, contact: Contact, key: bytes) -> Answer | None:
+    async def find(self, contact: Contact, key: bytes) -> FindReply | None:
         """What a peer has under ``key``, and whom it knows near it; None if it gives no answer. Goes on
         when who asked has no more time: the table learns what comes of it."""
         return await self._outlive(self._find(contact, key))
@@ -264,7 +264,7 @@ class KademliaNode:
 
     # Calls.
 
-    async def _find(self, contact: Contact, key: bytes) -> Answer | None:
+    async def _find(self, contact: Contact, key: bytes) -> FindReply | None:
         request = dht_pb2.FindRequest(keys=[key], peer=self._info)
         answer = await self._answer(contact.peer_id, "rpc_find", request, dht_pb2.FindResponse)
         if answer is None:
@@ -287,7 +287,7 @@ class KademliaNode:
             except RemoteProtocolError as error:
                 logger.info("event=dht_junk peer=%s message=%r", contact.peer_id, error.message)
                 entries = []
-        return Answer(entries, names, await self._group_of(contact.peer_id))
+        return FindReply(entries, names, await self._group_of(contact.peer_id))
 
     async def _answer(self, peer_id: str, name: str, request: Any, answer_type: Any) -> Any:
         """None if there is no answer."""

@@ -52,7 +52,7 @@ class GroupCount:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class BucketEntry:
     """``since``, ``answered_at``: seconds of the table's clock, of its first and its last answer.
     ``group``: its address group, "" if unknown."""
 
@@ -66,8 +66,8 @@ class _Bucket:
     __slots__ = ("members", "waiting")
 
     def __init__(self) -> None:
-        self.members: OrderedDict[str, Member] = OrderedDict()  # who answered last is last
-        self.waiting: RecentMap[str, Member] = RecentMap(WAITING)
+        self.members: OrderedDict[str, BucketEntry] = OrderedDict()  # who answered last is last
+        self.waiting: RecentMap[str, BucketEntry] = RecentMap(WAITING)
 
 
 class RoutingTable:
@@ -81,7 +81,7 @@ class RoutingTable:
     def __len__(self) -> int:
         return sum(len(bucket.members) for bucket in self._buckets.values())
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[BucketEntry]:
         for bucket in self._buckets.values():
             yield from bucket.members.values()
 
@@ -97,7 +97,7 @@ class RoutingTable:
         bucket = self._buckets.setdefault(self._index(contact), _Bucket())
         peer_id, now = contact.peer_id, self._clock()
         before = bucket.members.get(peer_id) or bucket.waiting.get(peer_id)
-        member = Member(contact, group, now if before is None else before.since, now)
+        member = BucketEntry(contact, group, now if before is None else before.since, now)
         if peer_id in bucket.members or len(bucket.members) < BUCKET_SIZE:
             bucket.members[peer_id] = member
             bucket.members.move_to_end(peer_id)
@@ -149,7 +149,7 @@ class RoutingTable:
         return (contact.node_id ^ self._own_id).bit_length()
 
 
-def _of_commonest_group(members: Iterable[Member], newcomer: str) -> Member | None:
+def _of_commonest_group(members: Iterable[BucketEntry], newcomer: str) -> BucketEntry | None:
     """Who makes room for a newcomer of this group: of the group with most members the one that came last;
     None if the newcomer's would then have as many."""
     ranked = list(members)

@@ -23,7 +23,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 
 
-class Call:
+class HttpCall:
     """``stall_s``: how long a reader may take nothing before the connection is given up."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_s: float) -> None:

@@ -26,7 +26,7 @@ _LINE = 4
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 
-class Connection(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     """``max_connections`` is set by the server. Requests can end their connection at once: ``ABORT``."""
 
     max_connections = 1024

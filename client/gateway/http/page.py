@@ -8,12 +8,12 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from .call import Call
+from .call import HttpCall
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-async def send_page(call: Call) -> None:
+async def send_page(call: HttpCall) -> None:
     text, policy = _page()
     await call.reply(
         text,

@@ -11,7 +11,7 @@ from ....shards.formats.bounded_json import is_deeper
 from ...params import open_turn
 from ..http.body import MAX_DEPTH
 from ..http.errors import refused, wrong
-from .fields import Fields, kind_of, text_of
+from .fields import BodyFields, kind_of, text_of
 from .tools import NAME_LENGTH
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -23,7 +23,7 @@ MAX_TEXT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatMessages:
     """``messages``: texts as plain strings, and tool calls' arguments as objects where they are such.
     ``continued``: the answer goes on with the last of them; else ``turn``: it is a turn of its own."""
 
@@ -32,7 +32,7 @@ class Chat:
     turn: bool
 
 
-def read_chat_messages(body: Fields) -> Chat:
+def read_chat_messages(body: BodyFields) -> ChatMessages:
     """``messages``, and what the fields beside it say of their end. Raises ApiError."""
     messages = [_message(item) for item in body.objects("messages", most=MAX_MESSAGES, required=True)]
     if not messages:
@@ -46,11 +46,11 @@ def read_chat_messages(body: Fields) -> Chat:
         if messages[-1].get("tool_calls"):
             raise wrong(f"messages[{len(messages) - 1}].tool_calls", "no tool message answers them")
         chat, continued = open_turn(messages)
-        return Chat(tuple(chat), continued, not continued)
-    return Chat(tuple(messages), bool(continued), turn is not False and not continued)
+        return ChatMessages(tuple(chat), continued, not continued)
+    return ChatMessages(tuple(messages), bool(continued), turn is not False and not continued)
 
 
-def _message(item: Fields) -> dict[str, Any]:
+def _message(item: BodyFields) -> dict[str, Any]:
     role = item.one_of("role", ROLES, required=True)
     item.refuse("function_call", why="is the old form; use tool_calls")
     item.refuse("audio")
@@ -85,7 +85,7 @@ def _message(item: Fields) -> dict[str, Any]:
     return message
 
 
-def _content(item: Fields) -> str | None:
+def _content(item: BodyFields) -> str | None:
     """The texts of a list of parts become one, a line each."""
     value = item.raw("content")
     if value is None:
@@ -107,7 +107,7 @@ def _content(item: Fields) -> str | None:
     return "\n".join(texts)
 
 
-def _tool_call(call: Fields) -> dict[str, Any]:
+def _tool_call(call: BodyFields) -> dict[str, Any]:
     call.one_of("type", ("function",))
     function = call.required_inner("function")
     name = function.required_text("name", longest=NAME_LENGTH)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from ..http.errors import ApiError, refused, wrong
 
 
-class Fields:
+class BodyFields:
     """``where``: what the object is called in the request, such as ``messages[0]``; "" is the body itself."""
 
     def __init__(self, value: object, where: str = "") -> None:
@@ -20,13 +20,13 @@ class Fields:
         self.where = where
         self.read: set[str] = set()
         """Names that were asked for."""
-        self._inner: dict[str, Fields] = {}  # by their ``where``
+        self._inner: dict[str, BodyFields] = {}  # by their ``where``
         self._is_whole = False
 
     def name(self, field: str) -> str:
         return f"{self.where}.{field}" if self.where else field
 
-    def unread(self) -> Iterator[tuple[Fields, str, Any]]:
+    def unread(self) -> Iterator[tuple[BodyFields, str, Any]]:
         """What nobody asked for, here and in the objects inside that were: the object, the field, its value.
         Those that are null are left out."""
         if self._is_whole:
@@ -92,11 +92,11 @@ class Fields:
             raise self.wrong(field, f"must be one of {', '.join(map(repr, choices))}")
         return value
 
-    def inner(self, field: str) -> Fields | None:
+    def inner(self, field: str) -> BodyFields | None:
         value = self._get(field)
         return None if value is None else self._object(value, self.name(field))
 
-    def required_inner(self, field: str) -> Fields:
+    def required_inner(self, field: str) -> BodyFields:
         return self._object(self._get(field), self.name(field))
 
     def items(self, field: str, *, most: int, required: bool = False) -> list[Any] | None:
@@ -111,7 +111,7 @@ class Fields:
             raise self.wrong(field, f"has {len(value)} items, {most} are possible")
         return value
 
-    def objects(self, field: str, *, most: int, required: bool = False) -> Iterator[Fields]:
+    def objects(self, field: str, *, most: int, required: bool = False) -> Iterator[BodyFields]:
         for number, item in enumerate(self.items(field, most=most, required=required) or ()):
             yield self._object(item, f"{self.name(field)}[{number}]")
 
@@ -133,10 +133,10 @@ class Fields:
         if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
             raise refused(self.name(field), why)
 
-    def _object(self, value: object, where: str) -> Fields:
+    def _object(self, value: object, where: str) -> BodyFields:
         """The same each time: what has been read of it stays so."""
         if where not in self._inner:
-            self._inner[where] = Fields(value, where)
+            self._inner[where] = BodyFields(value, where)
         return self._inner[where]
 
     def _get(self, field: str) -> Any:

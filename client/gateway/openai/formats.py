@@ -10,7 +10,7 @@ from ....swarm.errors import UsageError
 from ...guided.guide import Guide
 from ...guided.schema_forms import plain, shape
 from ..http.errors import said, wrong
-from .fields import Fields
+from .fields import BodyFields
 from .known_fields import passed_over
 from .tools import Tools
 
@@ -18,7 +18,7 @@ MAX_SOURCE = 256 * 1024
 MAX_CHOICES = 1024
 
 
-def read_format(body: Fields, tools: Tools) -> tuple[Guide | None, str]:
+def read_format(body: BodyFields, tools: Tools) -> tuple[Guide | None, str]:
     """The guide, and the field that asks for it. A call that must come is one, too."""
     asked = [
         (guide, field)
@@ -45,7 +45,7 @@ def made(field: str, make: Callable[[], Guide]) -> Guide:
         raise wrong(field, said(error)) from None
 
 
-def _response_format(body: Fields) -> Guide | None:
+def _response_format(body: BodyFields) -> Guide | None:
     form = body.inner("response_format")
     if form is None:
         return None
@@ -80,7 +80,7 @@ def schema_guide(schema: dict[str, Any], *, strict: bool) -> Guide:
     return Guide("json_schema", kept, Guide("json_schema", shape(kept)))
 
 
-def _structured_outputs(body: Fields) -> Guide | None:
+def _structured_outputs(body: BodyFields) -> Guide | None:
     outputs = body.inner("structured_outputs")
     if outputs is None:
         return None
@@ -112,7 +112,7 @@ def _structured_outputs(body: Fields) -> Guide | None:
     return Guide("json_object", "") if outputs.flag("json_object") else None
 
 
-def _schema(outputs: Fields) -> dict[str, Any]:
+def _schema(outputs: BodyFields) -> dict[str, Any]:
     """An object, or the text of one."""
     value = outputs.raw("json")
     if isinstance(value, str):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedChoice:
     """One generation: a choice of the answer. Choices of the same prompt feed it once."""
 
     prompt: tuple[int, ...]
@@ -42,7 +42,7 @@ class Answering:
     """``caller``: whose turn its generations take. ``queued_s``: how long the first of them waited for it."""
 
     def __init__(
-        self, model: AsyncSwarmModel, wanted: Sequence[Wanted], admission: Admission, caller: str = ""
+        self, model: AsyncSwarmModel, wanted: Sequence[WantedChoice], admission: Admission, caller: str = ""
     ) -> None:
         self.queued_s = 0.0
         self._model = model

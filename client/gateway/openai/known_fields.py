@@ -10,7 +10,7 @@ from typing import Any
 
 from ..http.body import MAX_SHOWN
 from ..http.errors import refused
-from .fields import Fields
+from .fields import BodyFields
 
 UNCHANGING = frozenset(
     ("user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention")
@@ -133,7 +133,7 @@ _CLOSE = 0.85
 _NOT_HERE = "is not supported by this gateway"
 
 
-def check_known(body: Fields) -> None:
+def check_known(body: BodyFields) -> None:
     """Raises ApiError for a field that asks for what is not done here."""
     for name in UNCHANGING:
         body.raw(name)
@@ -149,11 +149,11 @@ def check_known(body: Fields) -> None:
             raise refused(f"options.{name}", f"is not read there: say {name!r} beside the messages")
 
 
-def passed_over(fields: Fields) -> tuple[str, ...]:
+def passed_over(fields: BodyFields) -> tuple[str, ...]:
     """What nothing has read and nobody here knows, in the objects inside too: the reply tells of it. Raises
     ApiError for what is nearly the name of something, as a misspelled option would change nothing without a
     word."""
-    unknown: dict[str, tuple[Fields, str]] = {}  # by how they are told
+    unknown: dict[str, tuple[BodyFields, str]] = {}  # by how they are told
     for inner, name, value in fields.unread():
         if name not in UNCHANGING and value not in _NOTHING:
             unknown.setdefault(_NUMBER.sub("[]", inner.name(name[:MAX_SHOWN])), (inner, name[:MAX_SHOWN]))

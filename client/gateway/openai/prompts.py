@@ -9,7 +9,7 @@ from ....swarm.errors import PromptTooLongError, UsageError
 from ...async_model import AsyncSwarmModel
 from ...params import GenerateOptions
 from ..http.errors import ApiError, refused, wrong
-from .generations import Wanted
+from .generations import WantedChoice
 from .requests import ChatRequest, CompletionRequest
 from .sampling_fields import Sampling
 
@@ -108,7 +108,7 @@ def wanted(
     extra: GenerateOptions,
     *,
     default_tokens: int,
-) -> list[Wanted]:
+) -> list[WantedChoice]:
     """``n`` generations for each prompt, in order. Raises ApiError where one cannot fit the context."""
     for token in sampling.logit_bias:
         if token >= model.vocab_size:
@@ -133,7 +133,7 @@ def wanted(
                 "seed": seed,
                 "logit_bias": sampling.logit_bias,
             }
-            found.append(Wanted(prompt, options))
+            found.append(WantedChoice(prompt, options))
     return found
 
 

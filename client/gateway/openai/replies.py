@@ -13,8 +13,8 @@ from ....swarm.types import Route
 from ...async_model import AsyncSwarmModel
 from ...generation import Generation, TokenEvent
 from ..http.body import to_json
-from ..http.call import Call
-from .generations import Answering, Wanted
+from ..http.call import HttpCall
+from .generations import Answering, WantedChoice
 from .responses import ChoiceShape, Envelope, usage_of
 from .sampling_fields import Streaming
 
@@ -23,13 +23,13 @@ MAX_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PreparedRequest:
     """A request that is ready to run. ``prompt_tokens``: of all prompts together. ``n``: choices for each of
     them. ``guide_field``: which field asks for a guide, if any does. ``ignored``: fields nobody knows."""
 
     model: AsyncSwarmModel
     envelope: Envelope
-    wanted: Sequence[Wanted]
+    wanted: Sequence[WantedChoice]
     shapes: Sequence[ChoiceShape]
     prompt_tokens: int
     n: int
@@ -41,7 +41,7 @@ class Job:
 class Reply(ABC):
     """``take`` gets what the generations make, ``end`` comes after all of it."""
 
-    def __init__(self, call: Call, job: Job, answering: Answering, began: float) -> None:
+    def __init__(self, call: HttpCall, job: PreparedRequest, answering: Answering, began: float) -> None:
         self._call = call
         self._job = job
         self._answering = answering
@@ -110,7 +110,7 @@ class StreamedReply(Reply):
     """It begins with the first token: what fails before that fails with its own status."""
 
     def __init__(
-        self, call: Call, job: Job, answering: Answering, began: float, streaming: Streaming
+        self, call: HttpCall, job: PreparedRequest, answering: Answering, began: float, streaming: Streaming
     ) -> None:
         super().__init__(call, job, answering, began)
         self._streaming = streaming

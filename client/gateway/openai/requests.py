@@ -8,8 +8,8 @@ from typing import Any
 
 from ...guided.guide import Guide
 from ..http.errors import wrong
-from .chat_messages import Chat, read_chat_messages
-from .fields import Fields, integers, kind_of, text_of
+from .chat_messages import ChatMessages, read_chat_messages
+from .fields import BodyFields, integers, kind_of, text_of
 from .formats import read_format
 from .known_fields import passed_over
 from .sampling_fields import MAX_CHOICES, MAX_LOGPROBS, Sampling, read_sampling
@@ -40,7 +40,7 @@ class ChatRequest:
     template. ``guide_field``: which field asks for the guide. ``ignored``: fields that nobody knows."""
 
     model: str | None
-    chat: Chat
+    chat: ChatMessages
     sampling: Sampling
     tools: Tools
     logprobs: int | None
@@ -68,7 +68,7 @@ class CompletionRequest:
 
 def read_chat(value: object) -> ChatRequest:
     """Raises ApiError, which names the field."""
-    body = Fields(value)
+    body = BodyFields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
     chat = read_chat_messages(body)
     body.refuse("prompt", why="is for /v1/completions; this takes messages")
@@ -99,7 +99,7 @@ def read_chat(value: object) -> ChatRequest:
 
 def read_completion(value: object) -> CompletionRequest:
     """Raises ApiError, which names the field."""
-    body = Fields(value)
+    body = BodyFields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
     body.refuse("best_of", 1, why="is not supported by this gateway; n is")
     body.refuse("suffix", "")
@@ -120,7 +120,7 @@ def read_completion(value: object) -> CompletionRequest:
     )
 
 
-def _template_variables(body: Fields) -> Mapping[str, Any]:
+def _template_variables(body: BodyFields) -> Mapping[str, Any]:
     variables = body.inner("chat_template_kwargs")
     found = dict(variables.raw_all()) if variables is not None else {}
     for field in ("messages", "tools", "add_generation_prompt", "continue_final_message"):
@@ -138,7 +138,7 @@ def _template_variables(body: Fields) -> Mapping[str, Any]:
     return found
 
 
-def _prompts(body: Fields) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(body: BodyFields) -> tuple[str | tuple[int, ...], ...]:
     value = body.raw("prompt")
     if isinstance(value, str):
         return (_text(value, "prompt"),)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...params import GenerateOptions
-from .fields import Fields, integer_of
+from .fields import BodyFields, integer_of
 from .known_fields import check_known, passed_over
 
 MAX_CHOICES = 32
@@ -44,7 +44,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
-def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
+def read_sampling(body: BodyFields, length_fields: tuple[str, ...]) -> Sampling:
     """``length_fields``: the names of ``max_tokens`` there; two that differ are wrong."""
     check_known(body)
     options: GenerateOptions = {
@@ -77,13 +77,13 @@ def read_sampling(body: Fields, length_fields: tuple[str, ...]) -> Sampling:
     )
 
 
-def _length(body: Fields, name: str) -> int | None:
+def _length(body: BodyFields, name: str) -> int | None:
     """-1 names none, as in llama.cpp's server and LM Studio, under the names that those know."""
     named = body.raw(name) != -1 or name == "max_completion_tokens"
     return body.integer(name, 1, _UNLIMITED) if named else None
 
 
-def _either(body: Fields, name: str, other: str) -> float | None:
+def _either(body: BodyFields, name: str, other: str) -> float | None:
     """A factor by one of its names."""
     values = [value for each in (name, other) if (value := body.number(each, 0.01, 100)) is not None]
     if len(set(values)) > 1:
@@ -91,7 +91,7 @@ def _either(body: Fields, name: str, other: str) -> float | None:
     return values[0] if values else None
 
 
-def _streaming(body: Fields) -> Streaming | None:
+def _streaming(body: BodyFields) -> Streaming | None:
     on = body.flag("stream") or False
     options = body.inner("stream_options")
     if options is None:
@@ -105,7 +105,7 @@ def _streaming(body: Fields) -> Streaming | None:
     return Streaming(usage=usage, continuous=usage and continuous)
 
 
-def _logit_bias(body: Fields) -> dict[int, float]:
+def _logit_bias(body: BodyFields) -> dict[int, float]:
     biases = body.inner("logit_bias")
     if biases is None:
         return {}

@@ -12,7 +12,7 @@ from ...guided.guide import Guide
 from ...guided.json_schema import check_schema
 from ...guided.schema_forms import plain, shape
 from ..http.errors import said, wrong
-from .fields import Fields
+from .fields import BodyFields
 
 MAX_TOOLS = 128
 NAME_LENGTH = 256
@@ -22,7 +22,7 @@ _NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 _NONE = {"type": "object", "properties": {}, "additionalProperties": False}
 """Of a tool that names no parameters, as at OpenAI: there are none."""
 
-Choice = Literal["none", "auto", "required"]
+ToolChoice = Literal["none", "auto", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Tools:
     parallel: bool = True
 
 
-def read_tools(body: Fields) -> Tools:
+def read_tools(body: BodyFields) -> Tools:
     """No tools where there are none, or ``tool_choice`` is "none"."""
     body.refuse("functions", [], why="is the old form; use tools")
     body.refuse("function_call", "none", "auto", why="is the old form; use tool_choice")
-    functions: dict[str, Fields] = {}
+    functions: dict[str, BodyFields] = {}
     for tool in body.objects("tools", most=MAX_TOOLS):
         tool.one_of("type", ("function",), required=True)
         function = tool.required_inner("function")
@@ -67,7 +67,7 @@ def read_tools(body: Fields) -> Tools:
     )
 
 
-def _guide(functions: Mapping[str, Fields]) -> Guide:
+def _guide(functions: Mapping[str, BodyFields]) -> Guide:
     """Raises ApiError, which names the tool, for a strict one whose schema asks for what cannot be kept to.
     Of the others the answer keeps to what it can."""
     schemas = {name: _arguments(function) for name, function in functions.items()}
@@ -82,7 +82,7 @@ def _guide(functions: Mapping[str, Fields]) -> Guide:
         raise wrong("tools", said(error)) from None
 
 
-def _arguments(function: Fields) -> object:
+def _arguments(function: BodyFields) -> object:
     """The schema of a tool's arguments."""
     given = function.inner("parameters")
     try:
@@ -93,7 +93,7 @@ def _arguments(function: Fields) -> object:
     return schema
 
 
-def _choice(body: Fields, parameters: Mapping[str, Any]) -> tuple[Choice, tuple[str, ...]]:
+def _choice(body: BodyFields, parameters: Mapping[str, Any]) -> tuple[ToolChoice, tuple[str, ...]]:
     if not isinstance(body.raw("tool_choice"), dict):
         word = body.one_of("tool_choice", ("none", "auto", "required"))
         if word == "required" and not parameters:
@@ -108,7 +108,7 @@ def _choice(body: Fields, parameters: Mapping[str, Any]) -> tuple[Choice, tuple[
     return "required", (_known(function, function.required_text("name", longest=NAME_LENGTH), parameters),)
 
 
-def _known(function: Fields, name: str, parameters: Mapping[str, Any]) -> str:
+def _known(function: BodyFields, name: str, parameters: Mapping[str, Any]) -> str:
     if name not in parameters:
         known = ", ".join(map(repr, sorted(parameters)))
         raise function.wrong("name", f"{name!r} is none of the tools" + (f": {known}" if known else ""))

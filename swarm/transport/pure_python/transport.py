@@ -19,12 +19,11 @@ from ...errors import (
 )
 from ...identity import Identity
 from ...runtime.tasks import cancel_all
-from ...tcp_addresses import parse_tcp_maddr, tcp_maddrs
 from ..address_groups import address_group
 from ..addresses import listen_error
 from ..dial_errors import not_spoken, self_dial_error
 from ..interface import DIAL_TIMEOUT, Stream, StreamHandler
-from .addresses import Target, targets_of
+from .addresses import Target, parse_tcp_maddr, targets_of, tcp_maddrs
 from .channel import RawChannel, TcpChannel
 from .connection import YamuxConnection
 from .crowds import loser_to, most_unread, oldest_of_the_largest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swarm_node.client.decoding.answer import Answer
-from swarm_node.client.decoding.sampling import Choice
+from swarm_node.client.decoding.sampling import ChosenToken
 from tests.doubles.fake_swarm import EOS, ToyTokenizer
 
 
@@ -12,14 +12,14 @@ def _answer(*stop: str, most: int = 100) -> Answer:
 
 
 def _texts(answer: Answer, tokens: bytes | list[int]) -> list[str]:
-    return [answer.push(Choice(token)).text for token in tokens]
+    return [answer.push(ChosenToken(token)).text for token in tokens]
 
 
 def test_every_token_has_an_event_whether_it_shows_or_not() -> None:
     answer = _answer()
     assert _texts(answer, "aé".encode()) == ["a", "", "é"]
     assert answer.reason is None
-    assert answer.push(Choice(EOS)).text == ""
+    assert answer.push(ChosenToken(EOS)).text == ""
     assert (answer.reason, answer.text, answer.token_ids[-1]) == ("stop", "aé", EOS)
 
 
@@ -39,13 +39,13 @@ def test_a_stop_string_wins_over_the_length() -> None:
 
 def test_a_token_may_be_the_last_by_itself() -> None:
     answer = _answer("xy")
-    assert answer.push(Choice(ord("x")), last=False).text == ""
-    assert answer.push(Choice(ord("z")), last=True).text == "xz"
+    assert answer.push(ChosenToken(ord("x")), last=False).text == ""
+    assert answer.push(ChosenToken(ord("z")), last=True).text == "xz"
     assert answer.reason == "stop"
 
 
 def test_probabilities_are_handed_on() -> None:
-    event = _answer().push(Choice(97, -0.5, ((97, -0.5), (98, -1.5))))
+    event = _answer().push(ChosenToken(97, -0.5, ((97, -0.5), (98, -1.5))))
     assert (event.token, event.text, event.logprob, event.top) == (97, "a", -0.5, ((97, -0.5), (98, -1.5)))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarm_node.client.decoding.sampling import Choice, Sampler, SamplingParams, candidates, penalize
+from swarm_node.client.decoding.sampling import ChosenToken, Sampler, SamplingParams, candidates, penalize
 from swarm_node.swarm.errors import RemoteProtocolError, UsageError
 
 VOCAB = 3000
@@ -27,7 +27,7 @@ def _token(params: SamplingParams, logits: Tensor) -> int:
 
 def test_greedy_takes_the_first_of_equals() -> None:
     logits = torch.tensor([0.0, 2.0, 1.0, 2.0])
-    assert Sampler(SamplingParams()).choose(logits) == Choice(1, None, ())
+    assert Sampler(SamplingParams()).choose(logits) == ChosenToken(1, None, ())
     assert _token(SamplingParams(), logits.to(torch.bfloat16)) == 1
 
 

@@ -25,7 +25,7 @@ from swarm_node.dht.address_book import AddressBook
 from swarm_node.dht.joining.network import connect_in
 from swarm_node.dht.kademlia.contacts import Contact, contact_of
 from swarm_node.dht.kademlia.directory import HivemindDirectory
-from swarm_node.dht.kademlia.node import Answer, KademliaNode
+from swarm_node.dht.kademlia.node import FindReply, KademliaNode
 from swarm_node.dht.records.bodies import encode_model, encode_node
 from swarm_node.dht.records.envelope import seal
 from swarm_node.dht.records.kept_entries import Kept
@@ -275,7 +275,7 @@ async def test_lying_replica_hides_nothing(swarm: Swarm, monkeypatch: pytest.Mon
     asked: list[str] = []
     find = reader.dht.find
 
-    def asking(contact: Contact, key: bytes) -> Awaitable[Answer | None]:
+    def asking(contact: Contact, key: bytes) -> Awaitable[FindReply | None]:
         asked.append(contact.peer_id)
         return find(contact, key)
 

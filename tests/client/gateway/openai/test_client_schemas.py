@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from swarm_node.client.gateway.http.errors import ApiError
-from swarm_node.client.gateway.openai.fields import Fields
+from swarm_node.client.gateway.openai.fields import BodyFields
 from swarm_node.client.gateway.openai.requests import read_chat
 from swarm_node.client.gateway.openai.tools import read_tools
 from swarm_node.client.guided.guide import Guide
@@ -44,7 +44,7 @@ def _forced(schema: Any, **function: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("client", SCHEMAS)
 def test_a_call_can_be_forced(client: str) -> None:
     before = json.dumps(SCHEMAS[client])
-    tools = read_tools(Fields(_forced(SCHEMAS[client])))
+    tools = read_tools(BodyFields(_forced(SCHEMAS[client])))
     assert _problem(tools.forced) == ""
     assert tools.definitions[0]["function"]["parameters"] == SCHEMAS[client]  # the model is shown all of it
     assert json.dumps(SCHEMAS[client]) == before
@@ -55,7 +55,7 @@ def test_all_of_them_at_once() -> None:
         {"type": "function", "function": {"name": f"tool_{number}", "parameters": schema}}
         for number, schema in enumerate(SCHEMAS.values())
     ]
-    assert _problem(read_tools(Fields({"tools": tools, "tool_choice": "required"})).forced) == ""
+    assert _problem(read_tools(BodyFields({"tools": tools, "tool_choice": "required"})).forced) == ""
 
 
 @pytest.mark.parametrize("client", STRICT)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swarm_node.client.gateway.http.errors import ApiError
 from swarm_node.client.gateway.openai.call_text import CallText
-from swarm_node.client.gateway.openai.fields import Fields
+from swarm_node.client.gateway.openai.fields import BodyFields
 from swarm_node.client.gateway.openai.tool_calls import ToolCall, ToolCallReader
 from swarm_node.client.gateway.openai.tools import Tools, read_tools
 from swarm_node.client.guided.json_schema import check_schema
@@ -191,7 +191,7 @@ def _tools(**choice: object) -> dict[str, object]:
 
 
 def test_references_inside_a_tool_still_lead_there() -> None:
-    tools = read_tools(Fields(_tools(tool_choice="required")))
+    tools = read_tools(BodyFields(_tools(tool_choice="required")))
     assert tools.forced is not None
     check_schema(json.loads(tools.forced.text))
     assert _called(tools) == ["find", "stop"]
@@ -207,13 +207,13 @@ def _called(tools: Tools) -> list[str]:
 
 
 def test_tool_choices() -> None:
-    assert read_tools(Fields(_tools())).forced is None
-    assert read_tools(Fields(_tools(tool_choice="auto"))).names == {"find", "stop"}
-    assert not read_tools(Fields(_tools(tool_choice="none"))).definitions
-    named = read_tools(Fields(_tools(tool_choice={"type": "function", "function": {"name": "stop"}})))
+    assert read_tools(BodyFields(_tools())).forced is None
+    assert read_tools(BodyFields(_tools(tool_choice="auto"))).names == {"find", "stop"}
+    assert not read_tools(BodyFields(_tools(tool_choice="none"))).definitions
+    named = read_tools(BodyFields(_tools(tool_choice={"type": "function", "function": {"name": "stop"}})))
     assert _called(named) == ["stop"]
     with pytest.raises(ApiError, match="'go' is none of the tools: 'find', 'stop'"):
-        read_tools(Fields(_tools(tool_choice={"type": "function", "function": {"name": "go"}})))
+        read_tools(BodyFields(_tools(tool_choice={"type": "function", "function": {"name": "go"}})))
 
 
 @pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", '{"a":' * 985 + "1" + "}" * 985])

@@ -15,9 +15,9 @@ from swarm_node.swarm.errors import (
     RemoteProtocolError,
 )
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.tcp_addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.pure_python import transport
+from swarm_node.swarm.transport.pure_python.addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.pure_python.channel import NoiseChannel, TcpChannel
 from swarm_node.swarm.transport.pure_python.multistream import propose
 from swarm_node.swarm.transport.pure_python.relay import HOP, _fields

@@ -26,9 +26,9 @@ from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.error_frames import error_message
 from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
-from swarm_node.swarm.tcp_addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.interface import Stream, Transport
 from swarm_node.swarm.transport.pure_python import connection as py_libp2p_connection
+from swarm_node.swarm.transport.pure_python.addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.pure_python.security import Security, dial_problem
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW
