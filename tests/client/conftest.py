@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from swarm_node.client.drafting.draft_length import Plan, Speculation
+from swarm_node.client.drafting.draft_length import DraftPlan, Speculation
 from swarm_node.client.session.scout import Scout
 
 
@@ -15,8 +15,8 @@ def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No drafts: many tests count steps, or break the third. Whether a draft is sent depends on what passes
     take, so those that are about drafts decide it themselves: they override this fixture."""
 
-    def plan(self: Speculation, draft: Sequence[object], costs: Sequence[float] = ()) -> Plan:
-        return Plan(0, 1.0)
+    def plan(self: Speculation, draft: Sequence[object], costs: Sequence[float] = ()) -> DraftPlan:
+        return DraftPlan(0, 1.0)
 
     monkeypatch.setattr(Speculation, "plan", plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swarm_node.client.drafting.draft_length import Plan
+from swarm_node.client.drafting.draft_length import DraftPlan
 
 
 class Oracle:
@@ -51,6 +51,6 @@ class OracleSequence:
         self.closed = True
 
 
-def send_all(self: object, draft: Sequence[object], costs: Sequence[float] = ()) -> Plan:
+def send_all(self: object, draft: Sequence[object], costs: Sequence[float] = ()) -> DraftPlan:
     """In place of ``Speculation.plan``: every draft, whatever it costs; a draft model's before the text's."""
-    return Plan(min(len(draft), 7), 1.0)
+    return DraftPlan(min(len(draft), 7), 1.0)

@@ -1,0 +1,76 @@
+"""The options that everything shares that connects a client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from swarm_node.client import generate, swarm_model
+from swarm_node.client.connecting import (
+    ClientOptions,
+    ConnectOptions,
+    EntryOptions,
+    HeadOptions,
+    OnceOptions,
+    SessionOptions,
+    checked_entry,
+    part,
+)
+from swarm_node.client.params import GenerateOptions
+from swarm_node.swarm.errors import UsageError
+from tests import ROOT
+
+
+def test_the_guide_names_every_option() -> None:
+    page = (ROOT / "docs/guides/python.md").read_text()
+    assert [name for name in ConnectOptions.__annotations__ if f"`{name}`" not in page] == []
+
+
+def test_each_option_has_one_place() -> None:
+    parts = [set(kind.__annotations__) for kind in (EntryOptions, HeadOptions, SessionOptions)]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert set(OnceOptions.__annotations__) == {
+        *ClientOptions.__annotations__,
+        *GenerateOptions.__annotations__,
+    }
+    assert not set(ClientOptions.__annotations__) & set(GenerateOptions.__annotations__)
+
+
+def test_what_each_takes_is_what_it_is_given() -> None:
+    options = {"join": "invite", "wait": 3.0, "threads": 2, "device": "cuda"}
+    assert part(options, EntryOptions) == {"join": "invite"}
+    assert part(options, HeadOptions) == {"device": "cuda"}
+    assert part(options, SessionOptions) == {"wait": 3.0}
+
+
+def test_an_option_that_there_is_not_is_named() -> None:
+    with pytest.raises(UsageError, match="'initial_peer'") as caught:
+        checked_entry({"initial_peer": ["x"]})  # type: ignore[typeddict-unknown-key]
+    assert "initial_peers" in caught.value.hint
+
+
+def test_generate_gives_each_option_to_whom_it_concerns(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    class Model:
+        def __enter__(self) -> Model:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def generate(self, prompt: str, **options: object) -> str:
+            told["generate"] = options
+            return prompt
+
+    def connect(**options: object) -> Model:
+        told["connect"] = options
+        return Model()
+
+    monkeypatch.setattr(swarm_model.SwarmModel, "connect", connect)
+    assert generate("hi", model="m", wait=1.0, initial_peers=["x"], seed=3, stop="!") == "hi"
+    assert told == {
+        "connect": {"model": "m", "wait": 1.0, "initial_peers": ["x"]},
+        "generate": {"seed": 3, "stop": "!"},
+    }
