@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.metadata import version
+from typing import Protocol
 
 import torch
 
@@ -18,20 +19,30 @@ from ..swarm.identity import Identity
 from ..swarm.runtime.waiting import end, first
 from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
-from .auto.on_demand import OnDemand
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
 from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress, compile_kernels
 from .model_source import LocalOrHubModel, ModelSource
 from .presence.presence import Presence, reject
 from .resources import default_threads, give_memory_back
 
-__all__ = ["BootstrapConfig", "Node", "NodeConfig", "NodeEvent", "NodeStatistics", "Service", "run_node"]
+__all__ = ["BootstrapConfig", "Node", "NodeConfig", "NodeEvent", "NodeStatistics", "Service"]
 
 logger = logging.getLogger(__name__)
 
 Service = Callable[["Node"], AbstractAsyncContextManager[object]]
 """Something that a node does beside its span. Entered once the node is in its network, before it loads
 anything; left before the network closes."""
+
+
+class Decider(Protocol):
+    """Decides which blocks the node serves, or which model, for as long as the node lives."""
+
+    async def run(self) -> None:
+        """Until cancelled. Raises SwarmError where the node cannot go on."""
+
+
+BeginAuto = Callable[["Node", Checkpoint], Awaitable[Decider]]
+"""Makes the first decision on blocks of a model, and serves them or stands by: ``auto.host.begin_auto``."""
 
 
 class Node:
@@ -46,8 +57,8 @@ class Node:
     ``run`` does all of it and ends when ``request_stop`` is called or the network is lost for good.
     ``network``: a transport and directory to use in place of a p2pd of its own, for tests; the node closes
     them in either case. ``source``: where the model comes from, if not from this disk or the hub.
-    ``on_demand``: what then decides on the model; made once the node is in its network. ``start`` returns
-    before there is one.
+    ``begin_auto``: for a node that chooses its blocks itself. ``on_demand``: what then decides on the model;
+    made once the node is in its network. ``start`` returns before there is one.
     """
 
     def __init__(
@@ -59,7 +70,8 @@ class Node:
         network: Network | None = None,
         source: ModelSource | None = None,
         services: Sequence[Service] = (),
-        on_demand: Callable[[Node], OnDemand] | None = None,
+        begin_auto: BeginAuto | None = None,
+        on_demand: Callable[[Node], Decider] | None = None,
     ) -> None:
         self.config = config
         self.threads = config.threads or default_threads()
@@ -81,6 +93,7 @@ class Node:
         self._span: Span | None = None
         self._presence: Presence | None = None
         self._background: asyncio.Task[None] | None = None
+        self._begin_auto = begin_auto
         self._on_demand = on_demand
         self._deciding: asyncio.Task[None] | None = None  # on blocks
         self._demanding: asyncio.Task[None] | None = None  # and on the model
@@ -389,9 +402,9 @@ class Node:
             tasks.create_task(self._sweep())
 
     async def _choose_blocks(self, checkpoint: Checkpoint) -> None:
-        from .auto.host import begin_auto  # here: it is one of this module's users
-
-        auto = await begin_auto(self, checkpoint)
+        if self._begin_auto is None:
+            raise LocalProtocolError("nothing was handed in that chooses the node's blocks")
+        auto = await self._begin_auto(self, checkpoint)
         self._deciding = asyncio.create_task(auto.run(), name="node-deciding")
 
     async def _sweep(self) -> None:
@@ -450,14 +463,3 @@ class Node:
                 details=details,
             )
         )
-
-
-async def run_node(
-    config: NodeConfig,
-    on_event: OnEvent,
-    *,
-    on_progress: OnProgress | None = None,
-    network: Network | None = None,
-) -> None:
-    """Serve until cancelled; then stop at once. Use ``Node`` to drain first. Raises SwarmError."""
-    await Node(config, on_event, on_progress=on_progress, network=network).run()

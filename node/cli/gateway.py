@@ -1,16 +1,13 @@
-"""``swarm-node gateway``: an OpenAI-compatible server for the swarm's models.
-
-What opens it is handed in by ``cli``: this file, like all of ``node``, imports no client code.
-"""
+"""``swarm-node gateway``: an OpenAI-compatible server for the swarm's models."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
+from ...client.gateway.opening import open_gateway
+from ...client.gateway.server import GatewayServer
 from .shared.arguments import client_options, entry_options
 from .shared.output import console, decision_line, events, shown
 from .shared.signals import on_stop_signals
@@ -18,11 +15,8 @@ from .shared.signals import on_stop_signals
 if TYPE_CHECKING:
     from ...shards.checkpoint.name_decision import NameDecision
 
-Open = Callable[..., AbstractAsyncContextManager[Any]]
 
-
-async def run_gateway(arguments: argparse.Namespace, open_gateway: Open) -> None:
-    """``open_gateway`` is ``client.gateway.opening.open_gateway``."""
+async def run_gateway(arguments: argparse.Namespace) -> None:
     display = _Display(arguments)
     stop = asyncio.Event()
     stops = 0
@@ -36,7 +30,7 @@ async def run_gateway(arguments: argparse.Namespace, open_gateway: Open) -> None
         elif running is None and opening is not None:
             opening.cancel()
 
-    running: Any = None
+    running: GatewayServer | None = None
     opening = asyncio.current_task()
     try:
         with display, on_stop_signals(on_signal):
@@ -99,7 +93,7 @@ class _Display:
         else:
             console.print(decision_line(decision))
 
-    def listening(self, server: Any) -> None:
+    def listening(self, server: GatewayServer) -> None:
         self._status.stop()
         gateway = server.gateway
         if self._as_json:
@@ -123,7 +117,7 @@ class _Display:
             )
         console.print("Ctrl-C stops it.")
 
-    def draining(self, server: Any, seconds: float) -> None:
+    def draining(self, server: GatewayServer, seconds: float) -> None:
         requests = server.gateway.answering
         if self._as_json:
             events.print({"event": "draining", "requests": requests, "drain_seconds": seconds})

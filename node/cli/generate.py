@@ -1,14 +1,12 @@
-"""``swarm-node generate``: one prompt in, the answer streamed out, the route it took shown.
-
-The client's class is handed in by ``cli``: this file, like all of ``node``, imports no client code.
-"""
+"""``swarm-node generate``: one prompt in, the answer streamed out, the route it took shown."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ...client import AsyncSwarmModel, Generation, Guide
 from ...swarm.errors import UsageError
 from ...swarm.runtime.given_files import read_given
 from .shared.arguments import client_options, decoded, entry_options
@@ -22,13 +20,12 @@ MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's context holds; bounds what standard input may pour in."""
 
 
-async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_class: Any) -> None:
-    """``model_class`` is ``client.AsyncSwarmModel``, ``guide_class`` ``client.Guide``."""
+async def run_generate(arguments: argparse.Namespace) -> None:
     if arguments.logprobs is not None and not arguments.json:
         raise UsageError("--logprobs shows nothing without --json", hint="Add --json.")
     prompt = read_prompt(arguments.prompt)
     schema = arguments.json_schema
-    guide = guide_class("json_schema", read_schema(schema)) if schema is not None else None
+    guide = Guide("json_schema", read_schema(schema)) if schema is not None else None
     speak = not (arguments.json or arguments.quiet)
     status = console.status("Opening the model ...")
     decisions: list[NameDecision] = []
@@ -41,7 +38,7 @@ async def run_generate(arguments: argparse.Namespace, model_class: Any, guide_cl
     if speak:
         status.start()
     try:
-        async with await model_class.connect(
+        async with await AsyncSwarmModel.connect(
             model=arguments.model,
             **entry_options(arguments),
             **client_options(arguments),
@@ -110,7 +107,7 @@ def read_schema(path: str) -> str:
         ) from None
 
 
-def _print_route(result: Any) -> None:
+def _print_route(result: Generation) -> None:
     console.print(route_table([hop.as_dict() for hop in result.hops]))
     timings = result.timings
     known = f" ({timings.cached_tokens} held by the peers already)" if timings.cached_tokens else ""

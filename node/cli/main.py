@@ -1,4 +1,4 @@
-"""``swarm-node``: the command line, and the one file that joins client and node."""
+"""``swarm-node``: the command line."""
 
 from __future__ import annotations
 
@@ -88,34 +88,19 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
 
             return run_invite(arguments)
         case "gateway":
-            return _gateway(arguments)
+            from ...client.gateway import require_extra
+
+            require_extra()
+            from .gateway import run_gateway
+
+            return run_gateway(arguments)
         case _:
-            return _generate(arguments)
+            from .generate import run_generate
+
+            return run_generate(arguments)
 
 
 def _chat(arguments: argparse.Namespace) -> Callable[[], None]:
-    from ...client import SwarmModel
-    from ...client.params import GenerationParams
     from .chat.chat import run_chat
 
-    def check(options: dict[str, Any]) -> None:
-        GenerationParams.of(options, vocab_size=1)  # type: ignore[arg-type] # no option of a chat names tokens
-
-    return partial(run_chat, arguments, SwarmModel, check)
-
-
-def _gateway(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
-    from ...client.gateway import require_extra
-    from .gateway import run_gateway
-
-    require_extra()
-    from ...client.gateway.opening import open_gateway
-
-    return run_gateway(arguments, open_gateway)
-
-
-def _generate(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
-    from ...client import AsyncSwarmModel, Guide
-    from .generate import run_generate
-
-    return run_generate(arguments, AsyncSwarmModel, Guide)
+    return partial(run_chat, arguments)

@@ -18,6 +18,7 @@ from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.types import gigabytes
 from ...swarm.transport.addresses import all_loopback
 from ...swarm.types import Span
+from ..auto.host import begin_auto
 from ..auto.on_demand import OnDemand
 from ..auto.wanted_models import WantedModels
 from ..bootstrap import run_bootstrap
@@ -95,6 +96,7 @@ async def run_serve(arguments: argparse.Namespace) -> None:
             on_progress=display.on_progress,
             source=source,
             services=[weights],
+            begin_auto=begin_auto,
             on_demand=on_demand if config.models else None,
         )
         with on_stop_signals(node.request_stop):

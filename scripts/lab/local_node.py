@@ -31,6 +31,7 @@ import psutil
 import uvloop
 
 from swarm_node.node import node as serving
+from swarm_node.node.auto.host import begin_auto
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.serve import node_config
 from swarm_node.node.cli.shared.output import events, exit_code_of, print_error, set_up_logging
@@ -72,7 +73,7 @@ async def serve(words: list[str], overrides: dict[str, Any]) -> None:
     config = replace(node_config(arguments, Path(arguments.identity)), **overrides)
     faults = Faults()
     _send_through(faults)
-    node = Node(config, lambda event: events.print(event.as_dict()))
+    node = Node(config, lambda event: events.print(event.as_dict()), begin_auto=begin_auto)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, node.request_stop)

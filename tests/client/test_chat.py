@@ -16,7 +16,6 @@ import pytest
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.client.hops.trace import Repair
-from swarm_node.client.params import GenerationParams
 from swarm_node.node.cli.chat.chat import Chat, StopKey
 from swarm_node.node.cli.chat.conversation import Conversation
 from swarm_node.node.cli.chat.screen import LiveScreen, repair_sentence
@@ -103,7 +102,6 @@ class Talk:
             self.model,
             self.screen,
             Conversation(settings=settings or {}),
-            lambda options: GenerationParams.of(options, vocab_size=1),
             survives=survives,
         )
 

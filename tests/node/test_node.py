@@ -14,7 +14,7 @@ from swarm_node.node import node as serve
 from swarm_node.node.bootstrap import run_bootstrap
 from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.loaded_span import compile_kernels
-from swarm_node.node.node import Node, run_node
+from swarm_node.node.node import Node
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import (
     CheckpointError,
@@ -287,7 +287,7 @@ async def test_a_session_that_never_ends_cannot_hold_a_node(swarm, drain_seconds
 async def test_cancelling_run_stops_the_node(swarm, tiny_dir):
     config = NodeConfig(model=str(tiny_dir), threads=1, kv_cache_tokens=50)
     network = FailingNetwork(swarm.memory.transport("node"), MemoryDirectory(swarm.store))
-    running = asyncio.create_task(run_node(config, swarm.events.append, network=network))
+    running = asyncio.create_task(Node(config, swarm.events.append, network=network).run())
     await swarm.until("online")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

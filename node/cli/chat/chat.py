@@ -1,7 +1,6 @@
 """``swarm-node chat``: a conversation with the model in a terminal, or line by line through a pipe.
 
-The client's class is handed in by ``cli``: this file, like all of ``node``, imports no client code. Answers
-are made on the client's own event loop; this thread waits for keys and draws.
+Answers are made on the client's own event loop; this thread waits for keys and draws.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -21,6 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ....client import Generation, SwarmModel, SyncTextStream
+from ....client.params import GenerationParams
 from ....swarm.errors import OutputError, SwarmError, UsageError
 from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
@@ -28,31 +29,28 @@ from ....swarm.runtime.state_files import replace_file
 from ..shared.arguments import client_options, entry_options
 from ..shared.output import route_table
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
-from .conversation import Conversation
+from .conversation import Conversation, Message
 from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
 from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of, repair_sentence
-
-Check = Callable[[dict[str, Any]], object]
-"""Raises UsageError for options of ``generate`` that cannot be."""
 
 MAX_SAVED_BYTES = 64 * 1024 * 1024
 NO_EDITOR = f"To edit messages of several lines, install prompt_toolkit: {install_extra('chat')}"
 
 
-def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> None:
-    """``model_class`` is ``client.SwarmModel``. Returns when the user leaves.
+def run_chat(arguments: argparse.Namespace) -> None:
+    """Returns when the user leaves.
 
     Errors end a chat that is read from a pipe; in a terminal they are shown, and it goes on.
     """
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
     screen = _screen(arguments, at_terminal)
-    conversation = _load(arguments.load, check) if arguments.load else Conversation()
+    conversation = _load(arguments.load) if arguments.load else Conversation()
     conversation.system = arguments.system or conversation.system
     settings = {**conversation.settings, **_given(arguments)}
-    check(settings)
+    _check(settings)
     conversation.settings = settings
     with progress_of(screen, "Opening the model ..."):
-        model = model_class.connect(
+        model = SwarmModel.connect(
             model=arguments.model,
             **entry_options(arguments),
             **client_options(arguments),
@@ -62,7 +60,7 @@ def run_chat(arguments: argparse.Namespace, model_class: Any, check: Check) -> N
             ),
         )
     with model:
-        chat = Chat(model, screen, conversation, check, survives=at_terminal)
+        chat = Chat(model, screen, conversation, survives=at_terminal)
         if not model.tokenizer.has_chat_template:
             raise UsageError(
                 f"{model.model} has no chat template, so it cannot hold a chat",
@@ -77,14 +75,13 @@ class Chat:
     """Lines in, answers and what commands do out. ``survives``: an error or Ctrl-C does not end it."""
 
     def __init__(
-        self, model: Any, screen: Screen, conversation: Conversation, check: Check, *, survives: bool
+        self, model: SwarmModel, screen: Screen, conversation: Conversation, *, survives: bool
     ) -> None:
         self.conversation = conversation
         self._model = model
         self._screen = screen
-        self._check = check
         self._survives = survives
-        self._last: Any = None  # the newest Generation
+        self._last: Generation | None = None
         self._used = 0  # tokens of the context after it
 
     def greet(self) -> None:
@@ -171,7 +168,7 @@ class Chat:
         self._last = result
         self._used = len(result.prompt_token_ids) + len(result.token_ids)
 
-    def _watched(self, stream: Any, stop: StopKey) -> Iterator[str]:
+    def _watched(self, stream: SyncTextStream, stop: StopKey) -> Iterator[str]:
         """The pieces; repairs are told when they are done."""
         told = 0
         route = before = None
@@ -185,7 +182,7 @@ class Chat:
             told = len(repairs)
             yield piece
 
-    def _count(self, messages: Any) -> int:
+    def _count(self, messages: Sequence[Message]) -> int:
         return len(self._model.tokenizer.apply_chat_template(messages))
 
     # Commands.
@@ -237,7 +234,7 @@ class Chat:
             changed = {key: old for key, old in settings.items() if key != name}
             if value is not None:
                 changed[name] = value
-            self._check(changed)
+            _check(changed)
             self.conversation.settings = settings = changed
         view = ", ".join(f"{name} {value}" for name, value in settings.items())
         self._screen.show(
@@ -259,7 +256,7 @@ class Chat:
         self._screen.show("saved", {"path": str(path)}, Text(f"Saved to {path}."))
 
     def _do_load(self, name: str) -> None:
-        self.conversation = _load(name, self._check)
+        self.conversation = _load(name)
         self._used = 0
         turns = len(self.conversation.turns)
         self._screen.show("loaded", {"path": name, "messages": turns}, Text(f"{turns} messages loaded."))
@@ -308,6 +305,11 @@ class StopKey:
             raise KeyboardInterrupt
 
 
+def _check(options: dict[str, Any]) -> None:
+    """Raises UsageError for options of ``generate`` that cannot be."""
+    GenerationParams.of(options, vocab_size=1)  # type: ignore[arg-type] # no option of a chat names tokens
+
+
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Options that were given on the command line."""
     given = {name: getattr(arguments, name, None) for name in SETTINGS}
@@ -334,7 +336,7 @@ def _source(arguments: argparse.Namespace, at_terminal: bool, chat: Chat, screen
     return EditorSource(history, lambda: chat.toolbar)
 
 
-def _load(name: str, check: Check) -> Conversation:
+def _load(name: str) -> Conversation:
     """Raises UsageError, also for settings that this client does not take."""
     path = Path(name).expanduser()
     try:
@@ -347,7 +349,7 @@ def _load(name: str, check: Check) -> Conversation:
     unknown = sorted(set(conversation.settings) - set(SETTINGS))
     if unknown:
         raise UsageError(f"{path} sets {unknown[0]!r}, which is not an option of a chat")
-    check(conversation.settings)
+    _check(conversation.settings)
     return conversation
 
 

@@ -13,7 +13,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from ....client import Generation
+from ....client.hops.trace import Repair
 from ....swarm.terminal_text import visible
+from ....swarm.types import Route
 from ..shared.output import (
     SafeConsole,
     console,
@@ -27,21 +30,21 @@ from .markdown import LastLines, finished, rendered
 
 FRAMES_PER_S = 10
 
-Route = Callable[[], object]
+RouteNow = Callable[[], Route | None]
 """The route of the answer that is being made, now; None before there is one."""
 
 
 class Screen(Protocol):
     """One for a whole chat. ``begin``, any number of ``piece`` and ``repair``, and ``end`` make an answer."""
 
-    def begin(self, route: Route) -> None: ...
+    def begin(self, route: RouteNow) -> None: ...
 
     def piece(self, text: str) -> None: ...
 
     def repair(self, sentence: str, details: dict[str, Any]) -> None: ...
 
-    def end(self, result: Any | None) -> None:
-        """``result``: the Generation; None for an answer that was stopped or failed."""
+    def end(self, result: Generation | None) -> None:
+        """``result``: None for an answer that was stopped or failed."""
 
     def progress(self, text: str) -> None:
         """What is being loaded or waited for; "" when it is over."""
@@ -57,7 +60,7 @@ class Screen(Protocol):
 class JsonScreen:
     """One object a line on standard output, each with ``event``."""
 
-    def begin(self, route: Route) -> None: ...
+    def begin(self, route: RouteNow) -> None: ...
 
     def piece(self, text: str) -> None:
         print_json({"event": "piece", "text": text})
@@ -65,7 +68,7 @@ class JsonScreen:
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         print_json({"event": "repair", "message": sentence, **details})
 
-    def end(self, result: Any | None) -> None:
+    def end(self, result: Generation | None) -> None:
         if result is not None:
             print_json({"event": "answer", **result.as_dict()})
 
@@ -88,7 +91,7 @@ class PlainScreen:
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
 
-    def begin(self, route: Route) -> None: ...
+    def begin(self, route: RouteNow) -> None: ...
 
     def piece(self, text: str) -> None:
         print_text(text)
@@ -96,7 +99,7 @@ class PlainScreen:
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         self.note(sentence)
 
-    def end(self, result: Any | None) -> None:
+    def end(self, result: Generation | None) -> None:
         self.piece("\n")
         if result is not None and self._is_terminal:
             self.note(summary(result))
@@ -123,10 +126,10 @@ class LiveScreen:
         self._tail = ""  # of the answer, what is not printed for good
         self._pieces = 0
         self._first_at = 0.0
-        self._route: Route = lambda: None
+        self._route: RouteNow = lambda: None
         self._waiting = ""
 
-    def begin(self, route: Route) -> None:
+    def begin(self, route: RouteNow) -> None:
         self._route, self._tail, self._pieces, self._first_at, self._waiting = route, "", 0, 0.0, ""
         self._live = Live(
             console=self._console,
@@ -151,7 +154,7 @@ class LiveScreen:
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         self.note(sentence)
 
-    def end(self, result: Any | None) -> None:
+    def end(self, result: Generation | None) -> None:
         rest, self._tail = self._tail, ""
         if self._live is not None:
             self._live.stop()
@@ -196,7 +199,7 @@ def print_problem(console: SafeConsole, error: BaseException) -> None:
         console.print(Text(f"       {hint}"), soft_wrap=True)
 
 
-def summary(result: Any) -> str:
+def summary(result: Generation) -> str:
     """One line on an answer: its size, speed, what the peers knew already, and its route."""
     timings = result.timings
     parts = [f"{timings.new_tokens} tokens at {timings.tokens_per_s:.1f} tokens/s"]
@@ -211,9 +214,9 @@ def summary(result: Any) -> str:
     return "  ·  ".join(parts)
 
 
-def repair_sentence(repair: Any, before: Any, after: Any) -> tuple[str, list[str]]:
-    """A line on one repair, and the peer ids of who took over. ``repair``: ``client.hops.trace.Repair``;
-    ``before`` and ``after``: routes, None where none was known."""
+def repair_sentence(repair: Repair, before: Route | None, after: Route | None) -> tuple[str, list[str]]:
+    """A line on one repair, and the peer ids of who took over. ``before`` and ``after``: None where no route
+    was known."""
     old = {hop.peer_id for hop in before.hops} if before is not None else set()
     new = [hop.peer_id for hop in after.hops if hop.peer_id not in old] if after is not None else []
     lost, took = _names(repair.lost), _names(new)

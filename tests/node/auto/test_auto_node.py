@@ -12,6 +12,7 @@ import torch
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import loaded_span
+from swarm_node.node.auto.host import begin_auto
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node
@@ -49,7 +50,9 @@ class Swarm:
         } | options
         events = self.events.setdefault(peer, [])
         network = GivenNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
-        return Node(NodeConfig(model=self.model, **options), events.append, network=network)
+        return Node(
+            NodeConfig(model=self.model, **options), events.append, network=network, begin_auto=begin_auto
+        )
 
     def names(self, peer: str) -> list[str]:
         return [event.event for event in self.events[peer]]

@@ -12,6 +12,7 @@ import torch
 from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node.auto.host import begin_auto
 from swarm_node.node.auto.on_demand import OnDemand
 from swarm_node.node.auto.wanted_models import LocatedDemand, WantedModels
 from swarm_node.node.config import NodeConfig, NodeEvent
@@ -286,7 +287,9 @@ class RealSwarm:
             drain_seconds=0.0,
         )
         network = GivenNetwork(self.network.transport(peer), MemoryDirectory(self.store, peer))
-        node = Node(config, on_event, network=network, services=[weights], on_demand=on_demand)
+        node = Node(
+            config, on_event, network=network, services=[weights], begin_auto=begin_auto, on_demand=on_demand
+        )
         self.nodes.append(node)
         self._running.append(asyncio.create_task(node.run()))
         async with asyncio.timeout(20):

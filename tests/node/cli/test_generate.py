@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pytest
 
-from swarm_node.node.cli.generate import run_generate
+from swarm_node.node.cli import generate
 from swarm_node.node.cli.parser import build_parser
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jhello\u202e"
@@ -41,5 +41,6 @@ async def test_an_answer_controls_no_terminal(
     monkeypatch.setattr(out, "isatty", lambda: is_terminal)
     monkeypatch.setattr(sys, "stdout", out)
     words = ["generate", "hi", "--model", "x", "--quiet", "--initial-peers", "/ip4/127.0.0.1/tcp/1/p2p/x"]
-    await run_generate(build_parser().parse_args(words), HostileModel, None)
+    monkeypatch.setattr(generate, "AsyncSwarmModel", HostileModel)
+    await generate.run_generate(build_parser().parse_args(words))
     assert out.getvalue() == shown + "\n"

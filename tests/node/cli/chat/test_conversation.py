@@ -135,4 +135,4 @@ def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPat
     if not Path("/dev/zero").exists():
         pytest.skip("needs /dev/zero")
     with pytest.raises(UsageError, match="more than 1000 bytes"):
-        cli_chat._load("/dev/zero", lambda settings: None)
+        cli_chat._load("/dev/zero")
