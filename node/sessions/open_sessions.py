@@ -6,11 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ...shards.layers.kv_pool import PAGE_TOKENS
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
-from ...swarm.protocol.field_types import BATCH_SCALE, Progress
+from ...swarm.protocol.field_types import BATCH_SCALE, PAGE_TOKENS, Progress
 from ...swarm.protocol.hop_session import HopSession
 from ...swarm.protocol.messages import Busy, Open, Pong, Refused
 from ...swarm.types import NodeState

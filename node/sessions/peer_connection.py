@@ -60,6 +60,8 @@ ABOUT_A_UNIT = 16
 """Sessions that a PING asks about cost as much as another PING."""
 LONGEST_DELAY_S = 1.0
 """A peer that asks too much is read again after so long, however much it has asked."""
+REOPEN = "Open the session again and send its tokens from the start."
+NOT_OPEN = ("is not open on this stream", REOPEN)
 
 
 class PeerConnection:
@@ -196,7 +198,7 @@ class PeerConnection:
                 ErrorCode.SESSION_EXPIRED,
                 f"{reason} and was closed",
                 True,
-                "Open the session again and send its tokens from the start.",
+                REOPEN,
             )
         )
 
@@ -294,25 +296,16 @@ class PeerConnection:
                 self._fed.add(session)
             session.on_step(step, self._all_sessions.now(), self)
             return
-        text, hint = (
-            "is not open on this stream",
-            "Open the session again and send its tokens from the start.",
-        )
-        if session is not None and session.owner is self:
+        if session is None:
+            self._refuse(step.session, step.step, *NOT_OPEN)
+        elif session.owner is self:
             text = f"takes its steps from peer {session.upstream[-8:]}"
-            hint = "Send them there, or take the session back by ATTACH."
-        elif session is not None:
-            text, hint = "takes no steps from you", "Its client can name you as its upstream."
-        self._post(
-            ErrorMessage(
-                step.session,
-                step.step,
-                ErrorCode.UNKNOWN_SESSION,
-                f"session {step.session.hex()} {text}",
-                True,
-                hint,
+            self._refuse(
+                step.session, step.step, text, "Send them there, or take the session back by ATTACH."
             )
-        )
+        else:
+            hint = "Its client can name you as its upstream."
+            self._refuse(step.session, step.step, "takes no steps from you", hint)
 
     def _on_attach(self, request: Attach) -> None:
         session = self._own(request.session)
@@ -329,10 +322,12 @@ class PeerConnection:
         """The session, if it was opened on this stream; else the client is told."""
         found = self._sessions.get(session)
         if found is None:
-            text = f"session {session.hex()} is not open on this stream"
-            hint = "Open the session again and send its tokens from the start."
-            self._post(ErrorMessage(session, None, ErrorCode.UNKNOWN_SESSION, text, True, hint))
+            self._refuse(session, None, *NOT_OPEN)
         return found
+
+    def _refuse(self, session: bytes, step: int | None, why: str, hint: str) -> None:
+        text = f"session {session.hex()} {why}"
+        self._post(ErrorMessage(session, step, ErrorCode.UNKNOWN_SESSION, text, True, hint))
 
     def _progress(self, about: Sequence[bytes]) -> tuple[Progress, ...]:
         """Of those sessions that are this peer's business: it opened them here, or may feed them."""

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...dht.records.node_records import NodeRecords
-from ...shards.layers.kv_pool import PAGE_TOKENS
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
 from ...swarm.fairness.unfinished import UnfinishedFrames
 from ...swarm.links.message_stream import Connection
-from ...swarm.protocol.field_types import MAX_HELLO_FRAME
+from ...swarm.protocol.field_types import MAX_HELLO_FRAME, PAGE_TOKENS
 from ...swarm.protocol.messages import ErrorMessage
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ...swarm.transport.address_groups import address_group
@@ -72,7 +71,7 @@ class NodeServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
-        self.limits = limits = limits or Limits()
+        limits = limits or Limits()
         self.terms = Terms(
             model=model,
             span=engine.model.span,

@@ -21,14 +21,9 @@ COMPOSITION_ROOT = "node/cli/"  # the only room that may join client and node
 HIVEMIND_FILES = ("dht/", "swarm/transport/p2pd/")
 TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs/")
 TORCH_FREE_NODE_FILES = (
-    *("node/cli", "node/limits/admission.py", "node/presence/announcer.py", "node/engine/page_allocator.py"),
-    *(
-        "node/engine/page_tables.py",
-        "node/engine/prefill_pace.py",
-        "node/engine/prefix_cache.py",
-        "node/limits/quotas.py",
-    ),
-    "node/engine/scheduler.py",
+    *("node/cli/", "node/limits/", "node/presence/", "node/sessions/", "node/weights/"),
+    *("node/engine/page_allocator.py", "node/engine/page_tables.py", "node/engine/prefix_cache.py"),
+    *("node/engine/prefill_pace.py", "node/engine/scheduler.py"),
 )
 
 
