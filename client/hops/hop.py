@@ -45,7 +45,7 @@ from ...swarm.timeouts import DIAL_CHAIN_S, work_within_s
 from .plan import HopPlan, SessionSettings
 from .requests import Requests
 from .state import HopState
-from .trace import HopTrace
+from .trace import HopTimings
 
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 REPLAY_TOKENS = 256
@@ -100,7 +100,7 @@ class HopClient:
         self.link = link
         self.deadline_ms = deadline_ms
         self.state = HopState()
-        self.trace = HopTrace(plan.hop.peer_id, plan.hop.span, plan.codec)
+        self.trace = HopTimings(plan.hop.peer_id, plan.hop.span, plan.codec)
         self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0

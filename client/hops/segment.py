@@ -32,7 +32,7 @@ from ...swarm.timeouts import transit_within_s
 from .hop import HopClient, StepTold
 from .plan import Patient
 from .row_watch import RowWatch
-from .trace import ChainTrace
+from .trace import ChainTimings
 
 IN_FLIGHT_BYTES = 1024 * 1024
 """Payload that one session has under way to a node: what a prefill may put before other sessions' decode
@@ -71,7 +71,7 @@ class Segment:
     ) -> None:
         self.hops = tuple(hops)
         self.first, self.last = self.hops[0], self.hops[-1]
-        self.trace = ChainTrace(tuple(hop.peer_id for hop in hops))
+        self.trace = ChainTimings(tuple(hop.peer_id for hop in hops))
         self._hidden_size = hidden_size
         self._rows = rows
         self._sent: deque[_Sent] = deque()

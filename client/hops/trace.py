@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 from ...swarm.types import Span
 
@@ -64,39 +64,23 @@ class Phase:
         return {**counts, **times}
 
 
-@dataclass(slots=True, kw_only=True)
-class _Phases:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Traced:
+    """What prefill and decoding have cost. The session that is traced adds to both phases as it goes on."""
+
     prefill: Phase = field(default_factory=Phase)
     decode: Phase = field(default_factory=Phase)
 
     def phase(self, decoding: bool) -> Phase:
         return self.decode if decoding else self.prefill
 
-
-@dataclass(slots=True)
-class HopTrace(_Phases):
-    """What one hop's session has cost so far."""
-
-    peer_id: str
-    span: Span
-    codec: str
-
-    def timings(self) -> HopTimings:
-        return HopTimings(self.peer_id, self.span, self.codec, replace(self.prefill), replace(self.decode))
-
-
-@dataclass(slots=True)
-class ChainTrace(_Phases):
-    """What steps through a run of chained hops have cost so far, as the client sees it."""
-
-    peer_ids: tuple[str, ...]
-
-    def timings(self) -> ChainTimings:
-        return ChainTimings(self.peer_ids, replace(self.prefill), replace(self.decode))
+    def timings(self) -> Self:
+        """As it is now; later steps change it no more."""
+        return replace(self, prefill=replace(self.prefill), decode=replace(self.decode))
 
 
 @dataclass(frozen=True, slots=True)
-class ChainTimings:
+class ChainTimings(_Traced):
     """Hops that pass activations on to each other; one hop where the client carries them on both sides.
 
     ``wire_s`` of the phases is all that the hops did not account for: the way to the first of them, between
@@ -104,8 +88,6 @@ class ChainTimings:
     """
 
     peer_ids: tuple[str, ...]
-    prefill: Phase
-    decode: Phase
 
     @property
     def wire_ms_per_token(self) -> float:
@@ -178,15 +160,13 @@ def passed_over_dict(peers: Sequence[PassedOver]) -> dict[str, object]:
 
 
 @dataclass(frozen=True, slots=True)
-class HopTimings:
+class HopTimings(_Traced):
     """One hop of a route and what it cost. ``codec`` is how activations travelled to it. ``bytes_sent`` and
     ``bytes_received`` are what went into and out of it, whoever its neighbours are."""
 
     peer_id: str
     span: Span
     codec: str
-    prefill: Phase
-    decode: Phase
 
     @property
     def ms_per_token(self) -> float:

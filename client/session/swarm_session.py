@@ -226,9 +226,9 @@ class SwarmSession:
                 if want is Want.ALL:
                     fed = await self._feed_up_to(begin, fed)
                 hidden = await self._push(x, fed, len(self._ids), want)
-            except (HopFailedError, EdgeFailedError) as failure:
+            except (HopFailedError, EdgeFailedError):
                 self._check_open()  # what was closed on purpose is no failure of a hop
-                await self._repair(failure)
+                await self._repair()
                 fed, x = (self._session.acked if self._session is not None else 0), None
             else:
                 self._succeeded()
@@ -382,7 +382,7 @@ class SwarmSession:
 
     # Repairs.
 
-    async def _repair(self, failure: HopFailedError | EdgeFailedError) -> None:
+    async def _repair(self) -> None:
         """Repair the route, or close it so that another is opened."""
         session = self._session
         if self._record is None:
