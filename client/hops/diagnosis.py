@@ -29,9 +29,9 @@ REFUSED_INPUT = frozenset(
         ErrorCode.DEADLINE,  # and say that it is urgent
     }
 )
-"""Codes of steps whose sender may be at fault."""
+"""A step that is refused with one of these codes may be the fault of its sender."""
 MISCOUNTED = frozenset({ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
-"""Of these those that may come of what was sent before."""
+"""Of those, these may follow from steps that were sent before."""
 
 
 @dataclass(slots=True)

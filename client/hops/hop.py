@@ -49,9 +49,10 @@ from .trace import HopTimings
 
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 REPLAY_TOKENS = 256
-"""Of a chunk of a replay: what a hop waits for until the next hop has computed it."""
+"""A replay goes in chunks of this many tokens. The hop sends the next chunk when the next hop has computed
+the last one."""
 NOBODY = b""
-"""Where a hop's results go when its next hop is lost."""
+"""A hop whose next hop is lost sends its results to nobody."""
 
 _Answer = TypeVar("_Answer", Opened, Attached, Replayed)
 StepTold = Callable[[Progress, float], None]
@@ -59,7 +60,7 @@ StepTold = Callable[[Progress, float], None]
 
 
 class Listener(Protocol):
-    """Who works with a hop. None of these waits."""
+    """What works with a hop: a segment, or a repair. None of these waits."""
 
     @property
     def waiting_since(self) -> float | None:

@@ -16,7 +16,7 @@ from ..routing.router import Router
 
 
 class Patient(Protocol):
-    """Who decides how long hops are waited for that say they work: ``session.doubts.Doubts``."""
+    """Decides how long to wait for a hop that says it works: ``session.doubts.Doubts``."""
 
     def within_s(self, expected_s: float, queue_s: float) -> float:
         """Seconds for which a hop may show no progress before ``leave`` is asked."""

@@ -53,7 +53,7 @@ class Requests:
                 self._grace.cancel()
                 self._grace = None
             if answer.done() and not answer.cancelled():
-                answer.exception()  # looked at, whoever gave up waiting
+                answer.exception()  # looked at, even if its asker gave up
 
     @property
     def pending(self) -> asyncio.Future[Reply] | None:

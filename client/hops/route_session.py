@@ -42,9 +42,9 @@ from .rows import Rows
 from .segment import Segment
 
 SHORT_TOKENS = 33
-"""A step of so many tokens goes through in one piece: one token and the longest draft behind it."""
+"""A step of at most this many tokens goes through in one piece: one token and the longest draft behind it."""
 CHUNKS_AHEAD = 4
-"""Chunks that may wait between two segments."""
+"""At most this many chunks of a prefill wait between two segments."""
 
 Pairs = frozenset[tuple[str, str]]
 """Neighbours on a route, by peer id."""

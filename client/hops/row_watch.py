@@ -27,24 +27,25 @@ from ...swarm.fairness.recent import RecentMap
 from ...swarm.protocol.wire import Payload
 
 MOST_GROWTH = 2.0**24
-"""Root mean square of a row, in those of the embeddings. Some of SmolLM2's reach 2^14, and the largest that
-are known of other models 2^17."""
+"""A row's root mean square is at most this many times that of the embeddings. Some rows of SmolLM2 reach
+2^14, and the largest that are known of other models 2^17."""
 LEAST_GROWTH = 2.0**-16
-"""The same of the smallest row. Blocks add to a row, which hardly makes it smaller: the smallest of SmolLM2
-has ten times the root mean square of its embeddings."""
+"""A row's root mean square is more than this part of that of the embeddings. Blocks add to a row, which
+hardly makes it smaller: the smallest row of SmolLM2 has ten times the root mean square of its embeddings."""
 EXPLAINED = 2.0**8
-"""A row up to so many times as large as the hop's input may not be of its making: what is told of an int8 row
-is its magnitude, or up to sqrt(hidden) times as much."""
+"""A row that is up to this many times as large as the hop's input may not be of its making: of an int8 row
+only its magnitude is known, or up to sqrt(hidden) times as much."""
 EXPLAINED_SMALL = 2.0**-10
-"""A row of this part of the hop's input, or more, may not be of its making either."""
+"""A row that is at least this part of the hop's input may not be of its making either."""
 ECHO_BLOCKS = 4
-"""Fewer blocks may be without effect: models are made larger by blocks that do nothing yet."""
+"""Fewer blocks than these may honestly have no effect: models are made larger by blocks that do nothing
+yet."""
 REMEMBERED = 32
-"""Rows of a session that later ones are compared with."""
+"""Later rows are compared with the last this many rows of a session."""
 SAMPLED = 256
-"""Tokens whose embeddings tell what is usual."""
+"""The embeddings of about this many tokens tell what is usual."""
 UNLIKE = 0.25
-"""Part of an input's largest value by which another must differ to count as another: tokens that were never
+"""Two inputs count as different when they differ by this part of the largest value. Tokens that were never
 trained have nearly the same embedding."""
 
 

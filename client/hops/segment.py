@@ -35,10 +35,10 @@ from .row_watch import RowWatch
 from .trace import ChainTimings
 
 IN_FLIGHT_BYTES = 1024 * 1024
-"""Payload that one session has under way to a node: what a prefill may put before other sessions' decode
-steps on a link, and enough to fill a line of 100 Mbit/s with a round trip of 80 ms."""
+"""Bytes of payload that one session has on the way to a node at most. A prefill puts no more before other
+sessions' decode steps on a link, and this fills a line of 100 Mbit/s with a round trip of 80 ms."""
 STEPS_IN_FLIGHT = 2
-"""So many steps a hop may be under way whatever their size: one that computes and one that waits."""
+"""A hop may always have this many steps, whatever their size: one that it computes and one that waits."""
 
 
 @dataclass(slots=True)

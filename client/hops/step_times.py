@@ -13,15 +13,15 @@ from .trace import Phase
 
 LOOK_TOKENS = 8
 LOOK_S = 2.0
-"""Looks are at least so far apart."""
+"""There are at least this many seconds between two looks."""
 LOOKS = 5
-"""Marks kept: means are over the last four intervals, 32 steps or more."""
+"""This many marks are kept: means are over the last four intervals, 32 steps or more."""
 
 _Sums = tuple[int, float, float, float, int]  # steps; queue, compute, codec in seconds; tokens
 
 
 class _Counted:
-    """Steps of a run of hops and their seconds on the way, without the slowest of each interval."""
+    """Steps of a run of hops and their seconds on links, without the slowest step of each interval."""
 
     def __init__(self) -> None:
         self._seen: tuple[int, float] = (0, 0.0)
@@ -54,7 +54,7 @@ class StepTimes:
         self._wires = {}
 
     def is_time(self, tokens: int) -> bool:
-        """Whether to look, at a sequence of so many tokens."""
+        """Whether it is time for a look, at a sequence of ``tokens`` tokens."""
         now = perf_counter()
         if tokens - self._looked_token < LOOK_TOKENS or now - self._looked_at < LOOK_S:
             return False

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from ...swarm.types import Span
 
 PASSED_OVER_TOLD = 8
-"""Peers passed over that are told one by one; there may be hundreds."""
+"""At most this many peers that were passed over are named in JSON: there may be hundreds."""
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class Phase:
     ``queue_s`` and ``compute_s`` are the nodes' own measurements. ``codec_s`` is encoding and decoding on
     both sides. ``wire_s`` is the rest of the time between sending a step and having its result: the
     network, and event loops that were busy; 0 at a hop that is chained with others, since only the sum of
-    their ways can be measured. In a prefill hops work at the same time, so their times overlap.
+    their links' times can be measured. In a prefill hops work at the same time, so their times overlap.
     """
 
     steps: int = 0
@@ -91,7 +91,7 @@ class ChainTimings(_Traced):
 
     @property
     def wire_ms_per_token(self) -> float:
-        """Milliseconds a decoded token spent on the way; a prompt token if none was decoded."""
+        """Milliseconds that a decoded token spent on links; a prompt token if none was decoded."""
         phase = self.decode if self.decode.tokens else self.prefill
         return phase.wire_s * 1000 / max(1, phase.tokens)
 
@@ -162,7 +162,7 @@ def passed_over_dict(peers: Sequence[PassedOver]) -> dict[str, object]:
 @dataclass(frozen=True, slots=True)
 class HopTimings(_Traced):
     """One hop of a route and what it cost. ``codec`` is how activations travelled to it. ``bytes_sent`` and
-    ``bytes_received`` are what went into and out of it, whoever its neighbours are."""
+    ``bytes_received`` are what went into it and came out of it, from and to any neighbour."""
 
     peer_id: str
     span: Span
@@ -170,7 +170,7 @@ class HopTimings(_Traced):
 
     @property
     def ms_per_token(self) -> float:
-        """Milliseconds a decoded token spent at this hop, and on the way unless it is chained with others; of
+        """Milliseconds that a decoded token spent at this hop, and on links unless it is chained; of
         a prompt token if none was decoded."""
         return self._per_token(self._phase.seconds)
 

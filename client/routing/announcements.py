@@ -13,8 +13,8 @@ from ...swarm.types import ModelRef, NodeInfo
 
 LOOK_AGAIN_S = 2.5
 UNSETTLED_S = 12.0
-"""For so long after a failure the directory is read so often: who takes the place of what was lost comes
-soon, and is best known before it is needed."""
+"""For this many seconds after a failure the directory is read every LOOK_AGAIN_S: the node that takes the
+place of a lost one comes soon, and is best known before it is needed."""
 
 
 class Announcements:

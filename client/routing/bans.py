@@ -22,25 +22,28 @@ from ...swarm.peer_health import MAX_PEERS, PeerHealth
 from ...swarm.types import NodeInfo, NodeState
 
 DISTRUST_S = 300.0
-"""Ban of a peer that broke the protocol or serves another model than it announced."""
+"""Seconds of the ban of a peer that broke the protocol, or serves another model than it announced."""
 UNSUITABLE_S = 60.0
-"""Ban of a peer that cannot do what we ask: as long as an announcement lives."""
+"""Seconds of the ban of a peer that cannot do what we ask: as long as an announcement lives."""
 SILENT_S = 8.0
-"""Least ban of a peer that fell silent: to find that out again costs seconds each time."""
+"""A peer that fell silent is banned for at least this many seconds: it costs seconds each time to find that
+out."""
 MUTE_S = 3600.0
-"""Ban of a peer that answers PING and leaves requests lie. Nothing honest does, so that one hour is for what
-nobody thought of: a client process should pay for a mute node once."""
+"""Seconds of the ban of a peer that answers PING and leaves requests without an answer. No honest peer does
+so; an hour is for reasons that nobody thought of. A client process should pay for a mute node once."""
 RETRY_S = 1.0
-"""Where nobody else could serve, a peer that failed is tried again after so long for each failure in a row,
-banned or not."""
+"""Where nobody else could serve, a peer that failed is tried again after this many seconds for each failure
+in a row, banned or not."""
 DRAINING_S = 5.0
-"""Ban of a peer that drains: then its announcement says so too, or that it is back."""
+"""Seconds of the ban of a peer that drains. After them its announcement says so too, or that it is back."""
 FIRST_BUSY_S = 0.05
-"""Least pause after a peer's first BUSY; doubled with each in a row, whatever the peer advises."""
+"""The pause after a peer's first BUSY lasts at least this many seconds. It doubles with each BUSY in a row,
+whatever the peer advises."""
 LONGEST_BUSY_S = 10.0
-"""A peer that asks for a longer pause is tried again all the same."""
+"""A pause after BUSY lasts at most this many seconds, even if the peer asks for more."""
 BUSY_JITTER = 0.25
-"""Part of a pause that is random, so that clients which were turned away together do not come back so."""
+"""This part of a pause is random, so that clients which were turned away together do not come back
+together."""
 NO_FAULT = frozenset(
     {
         ErrorCode.SESSION_EXPIRED,  # it only gave up a session that asked for nothing for long
@@ -49,7 +52,7 @@ NO_FAULT = frozenset(
         ErrorCode.JOURNAL_LOST,  # its memory is bounded
     }
 )
-"""What a healthy peer may say too."""
+"""A healthy peer may say these, too."""
 
 
 def is_fault(cause: SwarmError) -> bool:

@@ -13,9 +13,9 @@ from ...swarm.errors import SwarmError
 from ...swarm.placement.demand import MAX_WANTED, WantedModel
 
 PAUSE_S = 5.0
-"""Least time between two records of one client, whatever changes."""
+"""A client writes at most one record in this many seconds, whatever changes."""
 CLOSE_S = 3.0
-"""How long the end of a client waits for its last record to be written."""
+"""The end of a client waits at most this many seconds until its last record is written."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

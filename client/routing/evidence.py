@@ -24,31 +24,33 @@ from ...swarm.transport.address_groups import UNKNOWN, groups_of
 from ...swarm.types import NodeInfo
 
 PROVEN_S = 900.0
-"""Seconds for which work, or an answer, says something of a peer: as long as most clients and nodes stay."""
+"""Work, or an answer, says something of a peer for this many seconds: as long as most clients and nodes
+stay."""
 CREDIT = 4.0
-"""A peer that has not computed for this client is believed to be so many times faster at most than those that
-have (their median, which one that answers nonsense at once does not move): more than machines that serve one
-model mostly differ by, and no free ticket. One that passed a trial, and no more, is believed to be as fast as
-those: it shares their work, and does not outbid them."""
+"""A peer that has not computed for this client is believed to be at most this many times faster than those
+that have. It is their median that counts, which one peer that answers nonsense at once does not move.
+Machines that serve one model mostly differ by less. A peer that passed a trial, and no more, is believed
+to be as fast as those: it shares their work, and does not outbid them."""
 PROMPT_GAIN = 1000.0
-"""A token of a prompt costs at least this part of a decoded one: weights are read once for many tokens, but
-arithmetic remains. Real machines reach 10 to 300."""
+"""A token of a prompt costs at least a decoded token's time divided by this: weights are read once for many
+tokens, but arithmetic remains. Real machines reach 10 to 300."""
 HONEST = 2.0
-"""A figure that was measured to be so many times worse counts as announced: load and noise do as much."""
+"""A figure that was measured to be up to this many times worse counts as announced: load and noise do as
+much."""
 OWN_S = 60.0
-"""Seconds for which an own measure comes before the claim; twice as long for each time that the peer was
-left because its account did not explain its time."""
+"""Our own measure counts more than the peer's claim for this many seconds. They double each time that the
+peer was left because its account did not explain its time."""
 LONGEST_OWN_S = 3600.0
 RETRY_S = 5.0
-"""Before another trial of one that failed; doubled with each failure in a row."""
+"""A peer that failed a trial has another one after this many seconds, doubled with each failure in a row."""
 AGE_S = 600.0
-"""Strangers are told apart by how long this client has known of them in steps of so many seconds."""
+"""Strangers are ordered by how long this client has known of them, in steps of this many seconds."""
 MAX_PEERS = 4096
-"""Peers that were tried and are remembered; beyond it those not met for longest are forgotten."""
+"""This many peers that were tried are remembered. Beyond it those not met for longest are forgotten."""
 MAX_GROUPS = 4096
-"""Address groups whose turns are counted; beyond it the count begins anew."""
+"""The turns of this many address groups are counted. Beyond it the count begins anew."""
 MAX_SEEN = 16384
-"""Peers of which it is remembered since when they are known; beyond it the oldest are forgotten."""
+"""Of this many peers it is remembered since when they are known. Beyond it the oldest are forgotten."""
 
 
 class Standing(IntEnum):
@@ -62,7 +64,7 @@ class Standing(IntEnum):
 @dataclass(slots=True)
 class _Own:
     """What is known of one peer. ``failed``: times since it last answered. ``block_s``: seconds of a decoded
-    token for each block, by this client's clock and without the way; 0: not measured."""
+    token for each block, by this client's clock and without the link; 0: not measured."""
 
     answered_at: float = -inf
     proven_at: float = -inf
@@ -101,7 +103,7 @@ class Evidence:
         own.answered_at, own.failed = now, 0
 
     def proved(self, peer_id: str, now: float) -> None:
-        """It computed something. Who is doubted has to wait."""
+        """It computed something. A peer that is doubted has to wait."""
         self.answered(peer_id, now)
         own = self._own(peer_id)
         if now >= own.doubted_until:
@@ -117,7 +119,7 @@ class Evidence:
         own.failed, own.failed_at = own.failed + 1, now
 
     def measured(self, peer_id: str, block_s: float, now: float) -> None:
-        """What a decoded token took at it, for each block, without the way there and back."""
+        """What a decoded token took at it, for each block, without the link."""
         own = self._own(peer_id)
         own.block_s, own.measured_at = block_s, now
 

@@ -13,25 +13,26 @@ from ...swarm.routing.edges import UNMEASURED_LINK, Edges, Link, Pair
 from ...swarm.types import NodeInfo
 
 NEWEST_WEIGHT = 0.3
-"""Of a new round trip in a link's moving average."""
+"""A new round trip has this weight in a link's moving average."""
 MOST_GROWTH = 4.0
-"""A round trip counts as so many times the known one at most: a pause of one side is no distance."""
+"""A round trip counts as at most this many times the known one: a pause on one side is no distance."""
 LEAST_RTT_S = 0.0005
-"""Round trips below it are as good as none: growth is counted from here."""
+"""Growth is counted from this many seconds: round trips below them are as good as none."""
 BANDWIDTHS = 8
-"""Measured bandwidths kept of a link. What keeps a transfer back is mostly something else than the line, so
+"""This many measured bandwidths are kept of a link. Mostly something else than the line slows a transfer, so
 the upper quartile of them counts, which a single lucky one does not move."""
 LEAST_TRANSFER = 64 * 1024
-"""Bytes that tell something of a line's bandwidth: under it, round trips and schedulers count for more."""
+"""A transfer of this many bytes says something about a line's bandwidth. In a smaller one round trips and
+schedulers count for more."""
 MAX_LINKS = 4096
 MAX_PAIRS = 4096
 PAIR_S = 600.0
-"""What a chain told of a pair comes before announcements for so long."""
-MIN_WAY_S = 0.0001
-"""Of a way that should take next to nothing, when what a chain took is shared out."""
+"""What a chain has shown of a pair counts more than announcements for this many seconds."""
+LEAST_LINK_S = 0.0001
+"""A link counts as at least this many seconds when the time of a chain is shared out over its links."""
 FIRST_DISTRUST_S = 15.0
-"""A pair that could not be chained goes through the client for so long, doubled with each failure in a
-row."""
+"""A pair that could not be chained goes through the client for this many seconds, doubled with each failure
+in a row."""
 LONGEST_DISTRUST_S = 900.0
 
 
@@ -48,8 +49,8 @@ class _Measured:
 
 
 def transfer_rate(payload_bytes: int, wire_s: float, rtt_s: float) -> float | None:
-    """Bytes per second of a payload that took ``wire_s`` on the way there and back, alone on its line; None
-    where it was too small, or too fast, to tell."""
+    """Bytes per second of a payload that took ``wire_s`` to a peer and back, alone on its line. None where it
+    was too small, or too fast, to tell."""
     transfer_s = wire_s - rtt_s
     if payload_bytes < LEAST_TRANSFER or transfer_s < max(0.001, rtt_s / 10):
         return None
@@ -87,28 +88,26 @@ class LinkTable:
     def chain_measured(
         self, peer_ids: Sequence[str], wire_s: float, payload_bytes: int, edges: Edges, now: float
     ) -> None:
-        """What steps of ``payload_bytes`` took on all ways of a chain together, from the client and back.
+        """What steps of ``payload_bytes`` took on all links of a chain together, from the client and back.
 
-        Only the sum is known. What the client's own links do not account for is shared out over the ways
-        between the hops as ``edges`` expected it of them; from then on it counts before what nodes say.
+        Only the sum is known. What the client's own links do not account for is shared out over the links
+        between the hops as ``edges`` expected it of them. From then on it counts more than what nodes say.
         """
         pairs = list(pairwise(peer_ids))
         if not pairs:
             return
         own_s = edges.one_way_s("", peer_ids[0], payload_bytes)
         own_s += edges.one_way_s(peer_ids[-1], "", payload_bytes)
-        expected = [max(MIN_WAY_S, edges.one_way_s(a, b, payload_bytes)) for a, b in pairs]
+        expected = [max(LEAST_LINK_S, edges.one_way_s(a, b, payload_bytes)) for a, b in pairs]
         scale = max(0.0, wire_s - own_s) / sum(expected)
-        for pair, way_s in zip(pairs, expected, strict=True):
+        for pair, link_s in zip(pairs, expected, strict=True):
             rate = edges.between(*pair, payload_bytes).bytes_per_s
-            rtt_s = 2 * max(0.0, scale * way_s - payload_bytes / rate)
+            rtt_s = 2 * max(0.0, scale * link_s - payload_bytes / rate)
             self._seen[pair] = (Link(rtt_s, rate), now)
 
     def edge_failed(self, a: str, b: str, now: float) -> None:
         """Do not chain ``a`` to ``b`` for some time, longer with each failure in a row."""
-        if not self._distrust.is_banned(
-            _name(a, b), now
-        ):  # sessions that lose one edge together: one failure
+        if not self._distrust.is_banned(_name(a, b), now):  # sessions lose one edge together: one failure
             self._distrust.failed(_name(a, b), now)
         self._pairs.pop((a, b), None)
         self._seen.pop((a, b), None)
@@ -117,13 +116,13 @@ class LinkTable:
         return not self._distrust.is_banned(_name(a, b), now)
 
     def edges(self, nodes: Iterable[NodeInfo], now: float) -> Edges:
-        """The picture for a search."""
+        """The links as a search sees them."""
         unchained = {_pair(name) for name in self._distrust.banned(now)}
         links = {peer_id: measured.link() for peer_id, measured in self._peers.items()}
         known = {
             pair: link
-            for book in (self._pairs, self._seen)  # the later comes before the earlier
-            for pair, (link, at) in book.items()
+            for table in (self._pairs, self._seen)  # the later comes before the earlier
+            for pair, (link, at) in table.items()
             if now - at < PAIR_S
         }
         return Edges(nodes, links, known=known, unchained=unchained)

@@ -13,7 +13,7 @@ from ...swarm.routing.best_route import NoRouteError
 from ...swarm.types import ModelRef, NodeInfo, NodeState
 
 _TOLD = 2
-"""Nodes that a line of progress names, and models of one name."""
+"""A line of progress names at most this many nodes, and this many models of one name."""
 
 
 async def explain(

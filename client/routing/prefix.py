@@ -32,11 +32,11 @@ from ...swarm.protocol.field_types import MAX_PREFIX_PAGES, PAGE_TOKENS
 from ...swarm.types import Span
 
 SALT_BYTES = 32
-"""Of a salt that we draw."""
+"""A salt that we draw has this many bytes."""
 MIN_SALT_BYTES = 16
-"""A shorter one could be tried out."""
+"""A salt of fewer bytes could be found by trying."""
 MAX_SALT_BYTES = 64
-"""BLAKE2b's longest key."""
+"""BLAKE2b takes no longer key."""
 
 _NAMES = b"swarm-node kv 1"
 _TEXT = b"swarm-node text"

@@ -14,11 +14,11 @@ from .route_finder import Need, RouteFinder
 from .slow_search import SlowSearch
 
 TRIAL_TOKENS = 32
-"""KV cache, in tokens, that a trial asks for: a page."""
+"""A trial asks for a KV cache of this many tokens: a page."""
 RESERVES = 2
-"""So many peers that have worked for us are wanted for each block besides the one in use."""
+"""For each block this many peers that have worked for us are wanted besides the one in use."""
 EXPLORE_S = 60.0
-"""Where there are enough reserves, a peer that never worked for us is tried so often."""
+"""Where there are enough reserves, a peer that never worked for us is tried every this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from .route_memory import Held, cheaper_held
 from .slow_search import SlowSearch, StandIn
 
 SPREAD = 0.05
-"""Part by which a session's route may cost more than the cheapest, so that clients which see the same
-announcements do not all take the same nodes. Measured speeds and round trips differ by more from one time to
+"""A session's route may cost this part more than the cheapest, so that clients which see the same
+announcements do not all take the same nodes. Measured speeds and round trips vary by more from one time to
 the next."""
 
 

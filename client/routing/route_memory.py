@@ -17,7 +17,8 @@ from ...swarm.types import NodeInfo, Route, Span
 from .prefix import PageChain
 
 MAX_PAGES = 16384
-"""Pages remembered, 32 tokens each: some megabytes. Beyond it those not met for longest are forgotten."""
+"""This many pages of 32 tokens are remembered, which takes some megabytes. Beyond it those not met for
+longest are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)

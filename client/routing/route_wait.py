@@ -19,12 +19,12 @@ from .no_route import explain
 from .route_finder import Planned
 
 SNAPSHOT_S = 5.0
-"""Age up to which announcements are used as they are: new nodes need not be seen at once."""
+"""Announcements up to this many seconds old are used as they are: new nodes need not be seen at once."""
 REPAIR_SNAPSHOT_S = 60.0
-"""The same after a failure: where nodes died, reads stall for seconds, and a replacement is mostly known. The
-life of an announcement."""
+"""The same after a failure. Where nodes died, reads stall for seconds, and a replacement is mostly known. It
+is the life of an announcement."""
 POLL_S = 0.5
-"""Between looks at the directory while no route covers the model."""
+"""While no route covers the model, the directory is read every this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Waiting:
 
 OnWait = Callable[[Waiting], None]
 Search = Callable[[Sequence[NodeInfo], frozenset[str]], Planned]
-"""A route of these nodes, without the banned. Raises NoRouteError."""
+"""A route of these nodes, without the banned ones. Raises NoRouteError."""
 
 
 class RouteWait:

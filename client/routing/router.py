@@ -28,8 +28,7 @@ from .route_wait import REPAIR_SNAPSHOT_S, SNAPSHOT_S, OnWait, RouteWait, WaitLi
 from .slow_search import NOISE_S, SlowChain, SlowHop, SlowSearch
 
 LIE_FACTOR = 10.0
-"""A token that took so many times what was announced, and NOISE_S, was announced by a liar, or by one that
-has no time."""
+"""If a token took this many times what was announced, and NOISE_S more, the peer lies, or has no time."""
 
 
 class Router:
@@ -174,13 +173,13 @@ class Router:
         self._bans.succeeded(peer_id)
 
     def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float) -> None:
-        """What a step of so many tokens took there and back by our clock, on average."""
+        """What a step of ``tokens`` tokens took on average by our clock, with the link there and back."""
         edges, size = (
             self._link_table.edges(self._announcements.nodes, self.now()),
             self._bytes_per_token * tokens,
         )
-        way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
-        self._is_liar(peer_id, blocks, (step_s - way_s) / tokens)
+        link_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
+        self._is_liar(peer_id, blocks, (step_s - link_s) / tokens)
 
     def _is_liar(self, peer_id: str, blocks: int, token_s: float) -> bool:
         """Whether a token took far longer at a peer than it says. It has to prove itself anew then; noise and
@@ -234,7 +233,7 @@ class Router:
         self._link_table.measured(peer_id, round_trip_s, bytes_per_s)
 
     def chain_measured(self, peer_ids: Sequence[str], wire_s: float) -> None:
-        """What decode steps took on all ways of a chain of hops, from here and back: for the ways between
+        """What decode steps took on all links of a chain of hops, from here and back: for the links between
         them, of which otherwise only the nodes tell."""
         now = self.now()
         edges = self._link_table.edges(self._announcements.nodes, now)

@@ -20,18 +20,20 @@ from ...swarm.types import Hop, NodeInfo, Route
 from .evidence import Evidence
 
 REPLACE_PAUSE_S = 5.0
-"""Between two replacements of hops that are merely slow: sessions leave such a node one by one, which may
-cure it."""
+"""There are this many seconds between two replacements of hops that are merely slow: sessions leave such a
+node one by one, which may be enough."""
 LOOK_PAUSE_S = 1.0
-"""Between two looks for slow hops: each is a search."""
+"""There are this many seconds between two looks for slow hops: each look is a search."""
 SLOW_S = 30.0
-"""For so long a node that was left for its slowness counts as slow as it was, whatever it announces."""
+"""A node that was left because it was slow counts as that slow for this many seconds, whatever it
+announces."""
 FRESH_S = 15.0
-"""A hop is left only for one that was measured so lately: it is tried first, if it must be."""
-WAYS_SLACK = 1.25
-"""The ways of a chain may take so many times what they should before its hops are timed one by one."""
+"""A hop is left only for one that was measured in the last this many seconds. If there is no such measure, a
+trial makes one."""
+LINKS_SLACK = 1.25
+"""The links of a chain may take this many times what they should before its hops are timed one by one."""
 NOISE_S = 0.02
-"""Seconds of a step that are nobody's lie: by so much the event loops of busy machines are late."""
+"""This many seconds of a step prove no lie: the event loops of busy machines are late by as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +136,10 @@ class SlowSearch:
         if seen.wire_s is None:
             return seen
         size = self._bytes_per_token * seen.tokens
-        way_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
-        return replace(seen, unexplained_s=max(0.0, seen.wire_s - way_s))
+        link_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
+        return replace(seen, unexplained_s=max(0.0, seen.wire_s - link_s))
 
     def _chain_unexplained(self, route: Route, chain: ChainSpent, edges: Edges) -> ChainSpent:
         peers = ["", *(hop.peer_id for hop in route.hops[chain.first : chain.last + 1]), ""]
-        ways_s = sum(edges.one_way_s(a, b, self._bytes_per_token) for a, b in pairwise(peers))
-        return replace(chain, unexplained_s=max(0.0, chain.wire_s - WAYS_SLACK * ways_s - NOISE_S))
+        links_s = sum(edges.one_way_s(a, b, self._bytes_per_token) for a, b in pairwise(peers))
+        return replace(chain, unexplained_s=max(0.0, chain.wire_s - LINKS_SLACK * links_s - NOISE_S))

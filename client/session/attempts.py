@@ -1,8 +1,8 @@
-"""How many failures a session puts up with, and what it does about them besides planning again.
+"""How many failures a session survives, and what it does about them besides planning again.
 
-Failures of peers that have worked for this client count: many in a row, and something is wrong with what it
-asks. Failures of strangers cost nobody anything, so a few hundred of them must not end a request: others are
-asked side by side whether they are there, and time bounds it.
+Failures of peers that have worked for this client count: after many in a row, something is wrong with the
+request. Records of strangers cost nothing to write, so a few hundred of their failures must not end a
+request. Other strangers are asked side by side whether they are there, and only time bounds this.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ..routing.router import Router
 from .scout import MUTE_S, Scout
 
 MAX_OPENINGS = 32
-"""Routes, or hops for a gap, that proven peers fail to open before it is given up, apart from busy ones. Bans
-grow, so time usually ends it first."""
+"""A session gives up when proven peers failed this often to open, for a route or a gap; busy ones do not
+count. Bans grow, so its time mostly runs out first."""
 MAX_FAILURES = 8
-"""Failures of proven peers without a token in between. A prompt that brings nodes down must not walk through
-the swarm."""
+"""A session gives up after this many failures of proven peers without a token in between: a prompt that
+brings nodes down must not walk through the swarm."""
 MAX_STRANGE_FAILURES = 16
-"""The same of peers that never worked for this client: some may be there to fail, and a new client knows
+"""The same for peers that never worked for this client. Some may be there to fail, and a new client knows
 nobody."""
 WARY_S = 2.0
-"""For so long peers are put on trial before a route is opened, where too few are proven and liars were
-met."""
+"""Where liars were met lately and too few peers are proven, trials before a route is opened take at most this
+many seconds."""
 STRANGERS_S = 30.0
-"""For so long, without a token in between, strangers are tried that open no session."""
+"""Strangers that open no session are tried for this many seconds without a token in between."""
 
 
 class Closeable(Protocol):

@@ -17,9 +17,9 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..routing.prefix import PageChain
 
 LEAST_TOKENS = 4 * PAGE_TOKENS
-"""A shorter beginning is fed sooner than it is waited for."""
+"""Feeding a shorter beginning takes less time than waiting for it."""
 STILL_S = 10.0
-"""Of a feed that makes no progress for so long, no more is expected."""
+"""A feed without progress for this many seconds is not waited for any more."""
 
 
 class Feed:

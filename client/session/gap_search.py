@@ -16,7 +16,8 @@ from .attempts import Attempts
 REPAIR_LIMITS = WaitLimits(missing_s=30.0, failed_s=30.0, busy_s=30.0)
 """How long a generation that has begun waits for new hops before it gives up what it has."""
 GAP_LOOK_S = 5.0
-"""While hops for a gap are waited for: seconds between looks whether a whole new route could be had."""
+"""While hops for a gap are waited for, a look every this many seconds shows whether a whole new route could
+be had."""
 
 
 class RouteLostError(Exception):

@@ -41,8 +41,9 @@ from .repair_record import RepairRecord
 from .replay import HopListener, feed_ids, relay_rows
 
 SKIPPED_STEPS = 2**20
-"""Step numbers that are passed over at a repair, at most. A hop that fed the next one, and goes, cannot know
-which number the client uses then: a step that it sent under that number would be answered in its place."""
+"""A repair skips up to this many step numbers, at random. A hop that fed the next one, and leaves, cannot
+know which number the client uses then: a step that it sent under that number would be answered in place of
+the client's."""
 
 
 class MoveAbandonedError(Exception):

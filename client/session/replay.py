@@ -22,7 +22,7 @@ from ..hops.segment import Segment, check_size
 from .repair_record import ReplayCost
 
 HELD_STEP_TOKENS = 256
-"""Of one step: others' decode steps wait for one at most."""
+"""A held step has at most this many tokens: others' decode steps wait for one at most."""
 
 _Chunk = tuple[Payload, int, int]  # payload, tokens, position
 

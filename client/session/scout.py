@@ -32,20 +32,21 @@ from ..routing.router import Router
 from .trial import try_peer
 
 AT_ONCE = 4
-"""Strangers asked side by side at first."""
+"""At first this many strangers are asked side by side."""
 PATIENT = 4
-"""One more side by side for so many that were asked in vain."""
+"""One more stranger is asked side by side for every this many that were asked in vain."""
 MOST_AT_ONCE = 32
-"""Dials under way at most: what records of nobody, or of somebody else, can make this client do."""
+"""At most this many dials are under way: forged records must not make this client dial without bound."""
 MUTE_S = 0.3
-"""One that has not answered for so long is waited for, but holds up nobody any more: twice the round trip of
-an antipode."""
+"""A peer that has not answered for this many seconds is waited for, but others are asked meanwhile. It is
+twice the round trip to the other side of the earth."""
 MEET_S = 20.0
-"""After so long strangers are not looked through any further."""
+"""The search among strangers ends after this many seconds."""
 TRIALS_S = 10.0
-"""Trials go on for so long after somebody was last at work."""
+"""Trials go on for this many seconds after the last time that a session was at work."""
 TRIAL_PAUSE_S = 0.5
-"""Between two trials: each is a few steps of work for somebody, and some for this machine."""
+"""There are this many seconds between two trials: each is a few steps of work for a peer, and some for this
+machine."""
 
 
 @dataclass(slots=True)

@@ -21,13 +21,14 @@ from ..routing.router import Router
 from ..routing.slow_search import SlowChain, SlowHop
 
 APART_STEPS = 2 * GROSS_STEPS
-"""Steps after which hops that were taken apart, and of which none is to be left, are chained again."""
+"""Hops that were taken apart are chained again after this many steps, if none of them is to be left."""
 APART_PAUSE_S = 60.0
-"""Before a session takes hops apart again."""
+"""A session waits this many seconds before it takes hops apart again."""
 STEPS_TO_MEASURE = 8
-"""Decode steps whose mean says something about the ways of a chain."""
+"""The mean of this many decode steps says something about the links of a chain."""
 FASTER_APART = 0.8
-"""Hops whose steps take under such a part of what the chain took stay apart: a way between them was slow."""
+"""Hops stay apart where their steps take less than this part of what the chain took: a link between them was
+slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class SlowWatch:
         match found:
             case SlowHop():
                 if self._apart is not None:
-                    self._apart = replace(self._apart, chained_s=0.0)  # it was this hop, and not the ways
+                    self._apart = replace(self._apart, chained_s=0.0)  # it was this hop, and not the links
                 return found
             case SlowChain() if self._apart is None and perf_counter() >= self._rest_until:
                 return self._take_apart(session, found, spent, chains)
@@ -75,8 +76,8 @@ class SlowWatch:
         return Rewire(join=apart.pairs & here)
 
     def report_links(self, segments: Iterable[Segment]) -> None:
-        """What a session's steps say of the links: they measure them better than openings and PINGs did. They
-        time the way to a hop that answers alone; of a chain the sum of its ways, and PINGs the rest."""
+        """Tell the router what a session's steps say of links, better than PINGs do: of a hop that answers
+        alone its link, of a chain the sum of its links."""
         router = self._router
         for segment in segments:
             decode, prefill = segment.trace.decode, segment.trace.prefill

@@ -165,7 +165,7 @@ class SwarmSession:
 
     @property
     def chains(self) -> tuple[ChainTimings, ...]:
-        """What the ways of the route in use have cost, and of those before it."""
+        """What the links of the route in use have cost, and those of the routes before it."""
         session = self._session
         now = () if session is None else (*session.retired, *session.segments)
         return (*self._retired, *(segment.trace.timings() for segment in now))
@@ -364,7 +364,7 @@ class SwarmSession:
             self._feed.advance(session.length)
 
     def _progressed(self, tokens: int) -> None:
-        """The hops have the first ``tokens``: whoever begins the same way need not feed them."""
+        """The hops have the first ``tokens``: a session that begins with the same need not feed them."""
         if self._feed is not None:
             if self._feed.is_awaited:
                 self._remember(tokens)

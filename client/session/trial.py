@@ -24,14 +24,14 @@ from ..hops.segment import Segment
 from ..routing.reserves import TRIAL_TOKENS
 
 TRIAL_STEPS = 4
-"""The first may have to warm something up; of the others the median counts."""
+"""A trial has this many steps. The first may have to warm something up; of the others the median counts."""
 TRIAL_S = 3.0
-"""A trial is lost after so long."""
+"""A trial is lost after this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Seconds: of a step at the peer for each of its blocks, and of the way there and back."""
+    """Seconds of a step at the peer for each of its blocks, and of the round trip."""
 
     block_s: float
     round_trip_s: float
