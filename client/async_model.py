@@ -233,7 +233,7 @@ class AsyncSwarmModel:
         await self._guides.prepare()
 
     async def close(self) -> None:
-        """Stop what still runs, leave the swarm, give the model's files back. May be called again."""
+        """Stop what still runs, leave the swarm, give the model's files back. Idempotent."""
         if self._closed:
             return
         self._closed = True

@@ -112,7 +112,7 @@ class BackgroundLoop:
         return self.submit(coroutine).result()
 
     def close(self) -> None:
-        """Cancel what still runs, wait for it, stop the thread. May be called again."""
+        """Cancel what still runs, wait for it, stop the thread. Idempotent."""
         if self.closed or threading.current_thread() is self._thread:
             return
         cancelling = Job(self._loop, _cancel_all())

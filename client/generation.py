@@ -202,7 +202,7 @@ class GenerationRun:
             self.close()
 
     def close(self) -> None:
-        """Free the hops' sessions. Never waits; may be called again."""
+        """Free the hops' sessions. Never waits. Idempotent."""
         self._session.close()
         if self._on_end is not None:
             on_end, self._on_end = self._on_end, None

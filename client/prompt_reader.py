@@ -64,7 +64,7 @@ class PromptReader:
             return await thread.run(work)
 
     def close(self) -> None:
-        """What waits is not done any more. May be called again."""
+        """What waits is not done any more. Idempotent."""
         self._short.close()
         self._long.close()
 

@@ -59,7 +59,7 @@ class TextStream(AsyncIterator[str]):
             yield event
 
     async def aclose(self) -> None:
-        """Stop here. May be called again."""
+        """Stop here. Idempotent."""
         await self._events.aclose()
 
     async def _next(self) -> TokenEvent | None:
@@ -143,7 +143,7 @@ class SyncTextStream(_BackgroundStream, Iterator[str]):
         self._job: Job[Generation] = loop.submit(_pump(stream, self._queue.put))
 
     def close(self) -> None:
-        """Stop here and wait until the hops are told. May be called again."""
+        """Stop here and wait until the hops are told. Idempotent."""
         self._over = True
         self._job.stop()
 
@@ -192,7 +192,7 @@ class BridgedTextStream(_BackgroundStream, TextStream):
         self._queue: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
 
     async def aclose(self) -> None:
-        """Stop here. May be called again."""
+        """Stop here. Idempotent."""
         self._over = True
         if self._job is not None and not self._job.done:
             self._job.cancel()

@@ -186,7 +186,7 @@ class SwarmModel:
         return BridgedTextStream(self._loop, self._core.stream(prompt, **options))
 
     def close(self) -> None:
-        """Stop what still runs and leave the swarm. May be called again; ``with`` does it."""
+        """Stop what still runs and leave the swarm. Idempotent; ``with`` does it."""
         self._finalizer()
 
     def __enter__(self) -> Self:

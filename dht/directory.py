@@ -71,4 +71,4 @@ class Directory(Protocol):
         """Peers whose announcements were read lately and cannot be used: no other method knows them."""
 
     async def close(self) -> None:
-        """Stop background work. Does not withdraw. May be called again."""
+        """Stop background work. Does not withdraw. Idempotent."""

@@ -152,7 +152,7 @@ class HeadBatcher:
         return await future
 
     async def close(self) -> None:
-        """Let the call that runs end, refuse what waits, stop the thread. May be called again."""
+        """Let the call that runs end, refuse what waits, stop the thread. Idempotent."""
         self._closed = True
         thread, self._thread = self._thread, None
         if thread is not None:

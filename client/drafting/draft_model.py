@@ -57,7 +57,7 @@ class DraftModel:
         return self._worker.submit(work)
 
     def close(self) -> None:
-        """Waits for what is computed now. May be called again."""
+        """Waits for what is computed now. Idempotent."""
         self._worker.shutdown(cancel_futures=True)
         self._checkpoint.close()
 

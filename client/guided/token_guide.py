@@ -172,7 +172,7 @@ class Guides:
             del self._compiled[guide]
 
     def close(self) -> None:
-        """What still waits to be compiled is not. May be called again."""
+        """What still waits to be compiled is not. Idempotent."""
         self._thread.close()
 
     def _tables(self) -> Any:

@@ -149,7 +149,7 @@ class SwarmCache(Cache):
         return tuple(self._batch.repaired)
 
     def close(self) -> None:
-        """Free the peers' memory. May be called again; ``with`` does it."""
+        """Free the peers' memory. Idempotent; ``with`` does it."""
         self.reset()
 
     def __enter__(self) -> Self:

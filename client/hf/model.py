@@ -64,7 +64,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
         return fast_tokenizer(self.swarm.core.local)
 
     def close(self) -> None:
-        """Leave the swarm. May be called again; ``with`` does it."""
+        """Leave the swarm. Idempotent; ``with`` does it."""
         self.swarm.close()
 
     def __enter__(self) -> Self:

@@ -111,7 +111,7 @@ class Meetings:
         return bool(self.met)
 
     async def close(self) -> None:
-        """Take leave of the LAN. May be called again."""
+        """Take leave of the LAN. Idempotent."""
         self._open = False
         await self._discovery.close()
         tasks = list(self._tasks)

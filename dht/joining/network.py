@@ -65,7 +65,7 @@ class Network(Protocol):
         """Waits until the network is lost for good, then raises the SwarmError to show."""
 
     async def close(self) -> None:
-        """May be called again."""
+        """Idempotent."""
 
 
 def network_event(change: NetworkChange) -> tuple[str, dict[str, object]]:

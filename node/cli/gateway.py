@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...client.gateway.opening import open_gateway
 from ...client.gateway.server import GatewayServer
-from .shared.arguments import client_options, entry_options
+from .shared.arguments import client_options
 from .shared.output import console, decision_line, events, shown
 from .shared.signals import on_stop_signals
 
@@ -50,7 +50,6 @@ async def run_gateway(arguments: argparse.Namespace) -> None:
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "models": arguments.model,
-        **entry_options(arguments),
         "host": arguments.host,
         "port": arguments.port,
         "api_key_file": arguments.api_key_file,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ...client import AsyncSwarmModel, Generation, Guide
 from ...swarm.errors import UsageError
 from ...swarm.runtime.given_files import read_given
-from .shared.arguments import client_options, decoded, entry_options
+from .shared.arguments import client_options, decoded
 from .shared.output import console, decision_line, plural, print_json, print_text, route_table, shown
 from .trace import Trace, prefill_line, trace_of, waterfall
 
@@ -40,10 +40,11 @@ async def run_generate(arguments: argparse.Namespace) -> None:
     try:
         async with await AsyncSwarmModel.connect(
             model=arguments.model,
-            **entry_options(arguments),
-            **client_options(arguments),
-            on_progress=lambda text: status.update(shown(text)),
-            on_decision=on_decision,
+            **client_options(
+                arguments,
+                on_progress=lambda text: status.update(shown(text)),
+                on_decision=on_decision,
+            ),
         ) as model:
             options = {
                 "raw": arguments.raw,

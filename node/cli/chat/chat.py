@@ -26,7 +26,7 @@ from ....swarm.errors import OutputError, SwarmError, UsageError
 from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
-from ..shared.arguments import client_options, entry_options
+from ..shared.arguments import client_options
 from ..shared.output import route_table
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation, Message
@@ -52,11 +52,12 @@ def run_chat(arguments: argparse.Namespace) -> None:
     with progress_of(screen, "Opening the model ..."):
         model = SwarmModel.connect(
             model=arguments.model,
-            **entry_options(arguments),
-            **client_options(arguments),
-            on_progress=screen.progress if at_terminal else None,
-            on_decision=lambda decision: screen.show(
-                "model_choice", decision.as_dict(), Text(decision.sentence, style="yellow")
+            **client_options(
+                arguments,
+                on_progress=screen.progress if at_terminal else None,
+                on_decision=lambda decision: screen.show(
+                    "model_choice", decision.as_dict(), Text(decision.sentence, style="yellow")
+                ),
             ),
         )
     with model:

@@ -6,12 +6,15 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from ....swarm.errors import UsageError
 from ....swarm.membership.entry import SwarmEntry, swarm_entry
 from ....swarm.runtime.extras import install_extra
 from ....swarm.types import Span
+
+if TYPE_CHECKING:
+    from ....client.connecting import ClientOptions
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZE = ("auto", "none", "int8", "int4")
@@ -153,12 +156,6 @@ def entry_of(arguments: argparse.Namespace) -> SwarmEntry:
     )
 
 
-def entry_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same words, as the client's ``connect`` takes them."""
-    words = {name: getattr(arguments, name) for name in ("swarm", "swarm_key", "join", "mdns", "pure_python")}
-    return {"initial_peers": arguments.initial_peers or (), **words}
-
-
 MODEL_HELP = (
     "a GGUF file, a HuggingFace model directory, or the name of a model on this machine (see `swarm-node "
     "models`), in the swarm, or on the HuggingFace hub"
@@ -263,10 +260,23 @@ def add_draft(command: argparse.ArgumentParser) -> None:
     )
 
 
-def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What every command that answers hands on to the client."""
-    names = ("wire_codec", "quantize", "dtype", "threads", "draft", "wait")
-    return {name: getattr(arguments, name) for name in names}
+def client_options(arguments: argparse.Namespace, **more: Unpack[ClientOptions]) -> ClientOptions:
+    """What every command that answers hands on to the client, and ``more``."""
+    return {
+        "initial_peers": arguments.initial_peers or (),
+        "swarm": arguments.swarm,
+        "swarm_key": arguments.swarm_key,
+        "join": arguments.join,
+        "mdns": arguments.mdns,
+        "pure_python": arguments.pure_python,
+        "wire_codec": arguments.wire_codec,
+        "quantize": arguments.quantize,
+        "dtype": arguments.dtype,
+        "threads": arguments.threads,
+        "draft": arguments.draft,
+        "wait": arguments.wait,
+        **more,
+    }
 
 
 def typed_text(word: str) -> str:
