@@ -31,11 +31,11 @@ class Generation:
     chosen, an end-of-text token that ended the answer included. ``finish_reason``: "stop" for an end-of-text
     token, "length" for max_new_tokens or the end of the context, "stop_string". ``model``: its name and the
     beginning of its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what
-    the ways did, ``replaced`` as ``hops`` for those that left; ``predicted`` is what the newest plan of hops
+    their links cost, ``replaced`` as ``hops`` for those that left; ``predicted``: what the newest hops
     should cost. ``repaired``: each time that the route was repaired, which costs time but no token.
     ``cached_tokens``: how many tokens of the prompt the hops held from before. ``logprobs``: how likely each
     token was, where that was asked for. ``speculated``: what drafts have brought. ``passed_over``: peers that
-    were tried in vain.
+    were tried and did not help.
     """
 
     text: str

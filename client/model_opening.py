@@ -186,7 +186,7 @@ def wanted_model(name: ModelName) -> WantedModel:
 
 
 async def _loaded(load: Load, path: str) -> LocalModel:
-    """A thread cannot be cancelled: whoever is, closes what it has opened."""
+    """A thread cannot be cancelled. So where this is, what the thread opens is closed."""
     thread = asyncio.ensure_future(asyncio.to_thread(load, path))
     try:
         return await asyncio.shield(thread)

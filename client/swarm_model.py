@@ -37,7 +37,7 @@ class SwarmModel:
     **Options** of ``generate``, ``stream`` and their twins, all optional and given by name:
 
     ``max_new_tokens`` (256)
-        End after so many tokens; fewer where the model's context ends before.
+        The answer ends after this number of tokens, or earlier at the end of the model's context.
     ``temperature`` (0)
         0 is greedy: always the most likely token. 1 draws from the model's own distribution.
     ``top_k`` (0, off)
@@ -65,8 +65,9 @@ class SwarmModel:
         Send a text as it is, without the chat template. Control tokens spelled out in it are such; not with
         "text", nor in chats.
     ``logprobs`` (None, off)
-        Log-probability of each token, and of so many most likely ones (0 to 20), in ``Generation.logprobs``
-        and the stream's events: of the model's own distribution, before anything above changes it.
+        Log-probability of each token, and of this number of most likely ones (0 to 20), in
+        ``Generation.logprobs`` and the stream's events: of the model's own distribution, before anything
+        above changes it.
     ``guide`` (None)
         What the answer must look like: a ``Guide``, such as ``Guide("json_schema", {...})``. Needs the extra
         ``guided``. An answer that ``max_new_tokens`` ends is not complete.

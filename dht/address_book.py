@@ -107,7 +107,7 @@ class AddressBook:
         self._changed = False
 
     def _read(self, path: Path) -> dict[str, KnownPeer]:
-        """A file that is none is put aside and said, once."""
+        """A file that is no address book is put aside, with one line in the log."""
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError("it is too large")

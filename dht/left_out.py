@@ -30,7 +30,7 @@ class LeftOut:
 
 
 class LeftOutPeers:
-    """``count``: unusable announcements that were read so far, of whomever. ``clock`` in seconds."""
+    """``count``: unusable announcements of all peers that were read so far. ``clock`` in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.count = 0

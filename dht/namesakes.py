@@ -53,7 +53,7 @@ class Namesakes:
             self._since = mark.since
 
     def saw(self, info: NodeInfo, expiration: float) -> None:
-        """An entry of our own identity, whoever wrote it."""
+        """An entry of our own identity, whichever process wrote it."""
         other = info.incarnation
         if other is None or other.nonce == self._nonce:
             return

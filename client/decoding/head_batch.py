@@ -188,7 +188,7 @@ class HeadBatcher:
         return batch
 
     def _compute(self, requests: Sequence[_Request]) -> None:
-        """Choose all their tokens; a failure is kept for whoever waits."""
+        """Choose all their tokens. A failure is raised where the choice is awaited."""
         open_ = list(requests)
         try:
             while open_:

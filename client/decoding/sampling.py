@@ -44,7 +44,7 @@ class SamplingParams:
     ``presence_penalty`` (-2 to 2): taken off once if it has it at all. ``logit_bias``: token id → what is
     added to its logit (-100 to 100, which in practice forbid and force it). ``seed``: the same seed, prompt
     and parameters give the same answer; None draws a new one each time. ``logprobs``: tell how likely each
-    chosen token was, and so many most likely ones (0 to 20); None is off.
+    chosen token was, and this number of most likely ones (0 to 20); None is off.
     """
 
     temperature: float = 0.0

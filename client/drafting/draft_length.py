@@ -26,7 +26,7 @@ Kind = tuple[str, int]
 FORGET = 0.96
 """Weight of a trial after the next one of its kind: the last 25 or so count, since texts change."""
 PRIOR_TRIALS = 3.0
-"""A kind's first estimate weighs as much as so many trials."""
+"""Trials that a kind's first estimate weighs as much as."""
 RECENT_PASSES = 9
 """Passes whose lower third is what one takes: those that were held up by something do not matter."""
 RECENT_LONGER = 24
@@ -38,12 +38,13 @@ UNLIKE_SIZE = 0.4
 FEWEST_PASSES = 3
 """Plain passes that are measured before anything is drafted, where what they take was not predicted."""
 UNSURE_PASSES = 5
-"""Until so many plain passes were measured, only what promises UNSURE_GAIN is drafted."""
+"""Plain passes: until this many were measured, only what promises UNSURE_GAIN is drafted."""
 UNSURE_GAIN = 1.5
 STALE_PASSES = 16
-"""After so many passes with drafts, what promises less gives way to a plain one: those are to stay known."""
+"""Passes with drafts after which a plain pass is made instead of a draft that promises less than UNSURE_GAIN:
+the time of plain passes must stay known."""
 LEAST_GAIN = 1.05
-"""A draft must promise so many times the tokens a second of plain decoding: estimates are not exact."""
+"""A draft must promise this many times plain decoding's tokens a second, since estimates are not exact."""
 LOSS_PART = 0.02
 FIRST_STAKE = 0.5
 MOST_CREDIT = 6.0

@@ -81,7 +81,7 @@ class DraftSequence:
 
     @property
     def ready(self) -> bool:
-        """The prompt is read. Raises what that failed of."""
+        """The prompt is read. Raises what the reading raised."""
         if not self._reading.done():
             return False
         self._reading.result()

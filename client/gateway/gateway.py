@@ -222,7 +222,7 @@ class Gateway:
 
 
 async def answer(call: HttpCall, handler: Callable[[HttpCall], Awaitable[None]]) -> None:
-    """Run a handler; whatever it fails of becomes a reply, or the last event of a stream."""
+    """Run a handler. What it raises becomes a reply, or the last event of a stream."""
     began = perf_counter()
     try:
         try:

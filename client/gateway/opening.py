@@ -18,7 +18,7 @@ from .server import GatewayServer, listen
 
 
 class _LentNetwork(ClientNetwork):
-    """One network of several models; whoever opened it closes it."""
+    """One network of several models, which ``open_gateway`` closes."""
 
     async def close(self) -> None:
         pass

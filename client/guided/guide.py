@@ -1,6 +1,6 @@
 """What an answer is to look like: JSON, JSON of a schema, a regular expression, or a grammar.
 
-Nothing is compiled here: a ``Guide`` is only known to be within bounds. Whoever sends a schema may be
+Nothing is compiled here: a ``Guide`` is only known to be within bounds. Senders of schemas may be
 hostile, so its size, its nesting and what it may refer to are limited before any library sees it.
 """
 

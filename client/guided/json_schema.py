@@ -26,8 +26,8 @@ MAX_PLACES = 4 * 2**20
 """Characters of the places of all schemas in it together, such as ``/properties/name``: one long name counts
 again for each schema below it."""
 MAX_MULTIPLE = 100_000
-"""Least common multiple of all multipleOf, in units of their last digit: what the compiler makes of them has
-so many states, and time without a bound goes into them (100,000: 0.7 s)."""
+"""Least common multiple of all multipleOf, in units of their last digit: the compiler makes this many
+states of them, and its time has no other bound (100,000: 0.7 s)."""
 MAX_UNIT = 10**18
 """Where the last digits of all multipleOf together are finer than one part in so many, their least common
 multiple is too large in any case: none is below 1e-9."""

@@ -1,7 +1,7 @@
 """Guides at work: compiled for a vocabulary by llguidance, they say which tokens may come next.
 
 Compiling takes a thread of its own, since it can take a second; one at a time and askers in turn, so that a
-flood of hostile grammars takes one core at most, and holds up whoever sends it. Its stack is large: the
+flood of hostile grammars takes one core at most, and delays only its sender. Its stack is large: the
 compiler is recursive in what it reads. What is compiled here was compiled before in a process that is ended
 where it takes too much, or crashes, or nobody waits for it any more.
 """
@@ -133,8 +133,8 @@ class Guides:
     async def prepare(self) -> None:
         """Build the tables now. Does nothing without llguidance.
 
-        That holds the interpreter for a second or more where the vocabulary is large: whoever serves others
-        wants it over before the first of them asks.
+        That holds the interpreter for a second or more where the vocabulary is large: a
+        server builds them before its first client asks.
         """
         with suppress(UsageError):
             await self._thread.run(self._tables)

@@ -93,8 +93,8 @@ class SwarmCache(Cache):
         return bool(self._batch.rows)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` columns; above 0: all but the first so many, as in earlier
-        versions of transformers."""
+        """Forget the last ``-tokens_to_remove`` columns; above 0: keep the first
+        ``tokens_to_remove``, as in earlier versions of transformers."""
         columns = self._batch.columns
         left = tokens_to_remove if tokens_to_remove > 0 else columns + tokens_to_remove
         if left < columns:

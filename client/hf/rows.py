@@ -26,7 +26,7 @@ MOST_FED_AGAIN = 16
 SPARE_TOKENS = 256
 """KV cache reserved beyond what is fed, where nobody said how long a sequence is going to be."""
 PREFILL_TOKENS = 64
-"""So many tokens whose results nobody wants are fed in a step of their own, which brings nothing back."""
+"""Tokens whose results nobody wants; from this number on they get a step of their own, which returns none."""
 
 
 @dataclass(eq=False, slots=True)
@@ -34,7 +34,7 @@ class Row:
     """One sequence. ``ids``: its tokens. ``held[c]``: how many of them the first c columns have.
 
     ``session``: None where no hop holds any of it. ``feeding``: a step is under way, or failed. ``repaired``:
-    what befell the sessions of the batch that are closed.
+    repairs of the sessions of the batch that are closed.
     """
 
     repaired: list[Repair]
@@ -103,7 +103,7 @@ class RowBatch:
         return [len(self.rows[number].ids) for number in self._chosen]
 
     def reserve(self, columns: int) -> None:
-        """Sessions opened from now on get KV cache for rows of so many columns."""
+        """Sessions opened from now on get KV cache for rows of ``columns`` columns."""
         self._reserved = max(self._reserved, columns)
 
     def close(self, keep: bool = True) -> None:
@@ -310,9 +310,9 @@ class RowBatch:
 
 
 def _cheap_tokens(sessions: Sequence[SwarmSession]) -> int:
-    """So many tokens are sooner fed again than a fork is opened, which takes a round trip to every hop.
+    """How many tokens are fed again faster than a fork is opened, which takes a round trip to every hop.
 
-    They go with the step that follows anyway, so that they cost computing only; 0 before any was decoded.
+    They go with the next step anyway, so they cost only computing. 0 before any token was decoded.
     """
     best = 0
     for session in sessions:

@@ -71,8 +71,8 @@ MAX_FRESH = 1024
 
 
 async def serve_entries(transport: Transport, store: EntryStore, membership: Membership | None) -> None:
-    """Serve the entries of ``store`` to whoever asks over ``transport``: of a swarm with a name or a key, its
-    members."""
+    """Serve the entries of ``store`` to peers that ask over ``transport``; in a swarm with a name or a key,
+    to its members."""
     tag = "" if membership is None else membership.tag
     service = DelegatedService(store, EntryCheck(TTL_S, membership=membership), tag)
     await transport.serve(DELEGATED_PROTOCOL, service.handle)
@@ -132,8 +132,8 @@ class DelegatedService:
             self._end(stream)
 
     def _find_room(self, holder: Holder) -> str:
-        """Count a stream for the holder; or say which limit it is beyond. Where all are taken, whoever has
-        most loses the one on which he was silent for longest."""
+        """Count a stream for the holder; or say which limit it is beyond. Where all are taken, the
+        holder of most loses the stream on which it was silent for longest."""
         if not (why := self._shares.take(holder)) or self._shares.held < STREAMS.total:
             return why
         if (loser := self._shares.loser(holder)) is None:

@@ -1,4 +1,4 @@
-"""Joining with the peers of this LAN: whoever mDNS finds is met in the DHT, now and for as long as we run."""
+"""Joining with the peers of this LAN: those that mDNS finds are met in the directory, as long as we run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ...swarm.runtime.tasks import cancel_all
 from ...swarm.transport.addresses import PeerAddress
 
 JOIN_S = 1.5
-"""For a node that is alone to find others before it begins; whoever comes later is met then."""
+"""Seconds for a node that is alone to find others before it begins. It meets later ones when they come."""
 FIND_S = 5.0
-"""For a client, who needs somebody: mDNS asks again after one second, and after three."""
+"""Seconds for a client, which needs a peer: mDNS asks again after one second, and after three."""
 AT_ONCE = 4
 """Meetings under way; the others wait. Those that are met already name the rest."""
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class MeetingDirectory(Protocol):
-    """The part of HivemindDirectory that is used."""
+    """The part of a directory of peers that joining uses."""
 
     async def meet(self, peer_id: str, maddrs: Sequence[str]) -> bool: ...
 
@@ -100,7 +100,7 @@ class Meetings:
         )
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until somebody is met, for so long at most; whether anybody is."""
+        """Wait ``seconds`` at most until a peer is met; whether one is."""
         try:
             async with asyncio.timeout(seconds):
                 while not self.met:

@@ -33,7 +33,7 @@ from .node import KademliaNode
 from .replicas import Lookup, Replicas
 
 SHUTDOWN_S = 3.0
-"""To take leave of the DHT; whoever misses us finds out anyway."""
+"""Seconds to take leave of the DHT. Peers that are not told find out by themselves."""
 WIDE_S = 600.0
 """Seconds for which entries are also stored at the initial peers, once others did not tell of what we
 announced."""
@@ -89,7 +89,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         ``membership``: ask, answer and believe members of this swarm only. ``book``: peers that answered
         before. Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers,
         NotAdmittedError if they are of another swarm, and NetworkError if all their clocks differ from
-        ``clock`` (Unix time in seconds) by more than 3 s. Whoever shares a DHT must use the same ``ttl``.
+        ``clock`` (Unix time in seconds) by more than 3 s. All nodes of a DHT must use the same ``ttl``.
         """
 
         async def group_of(peer_id: str) -> str:

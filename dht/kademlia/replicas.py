@@ -23,7 +23,7 @@ from .paths import HEDGE_S
 LOOKUP_TIMEOUT_S = 5.0
 """A lookup returns what it has found by then, whatever others do."""
 WIDTH = 16
-"""Nearest nodes that a lookup asks, each of another address group while there are so many."""
+"""Nearest nodes that a lookup asks, of different address groups as far as there are."""
 WRITE_WIDTH = 12
 """Nearest nodes among which those are that keep an entry: fewer than are asked, so that it is found for a
 while after others have come nearer."""

@@ -31,8 +31,8 @@ NAMED_OF_UNKNOWN = 4
 
 
 class GroupCount:
-    """Counts peers by address group, to choose of each so many. ``groups``: those that there are to choose
-    from: where there is one only, as on one machine, there is no bound."""
+    """Counts peers by address group, of which a bounded number is chosen. ``groups``: those to choose from;
+    with only one, as on one machine, there is no bound."""
 
     __slots__ = ("_bounded", "_counted")
 
@@ -140,7 +140,7 @@ class RoutingTable:
         return sorted(chosen, key=lambda contact: contact.node_id ^ key)
 
     def unheard(self, seconds: float, count: int) -> list[Contact]:
-        """Members that have not answered for so long, those of the longest silence first."""
+        """Members that have not answered for ``seconds``, those of the longest silence first."""
         until = self._clock() - seconds
         old = sorted((m for m in self if m.answered_at <= until), key=lambda member: member.answered_at)
         return [member.contact for member in old[:count]]

@@ -35,7 +35,7 @@ from .keys import (
 
 MAX_NODES = 4096
 """Nodes of one model that a reader takes: all that 8 full keys hold, so that of a model of up to 128 blocks
-no node is left out because others are many. A search among so many takes an eighth of a second."""
+no node is left out because others are many. A search among all of these takes an eighth of a second."""
 
 FEW_COPIES = 3
 """Of REPLICAS, our own may be one and a liar's another. Who finds fewer elsewhere makes himself known to

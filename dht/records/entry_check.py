@@ -1,7 +1,7 @@
 """What a DHT entry must be before anybody stores or believes it: signed by its owner, for its place and time.
 
 The same check serves the nodes of the DHT and those who are handed entries by others: an entry that passes
-was made by its owner, whoever brought it.
+was made by its owner, no matter who brought it.
 """
 
 from __future__ import annotations

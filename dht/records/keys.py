@@ -47,8 +47,8 @@ MAX_TOTAL_ENTRIES = 16_384
 """Entries of all keys together at one keeper: 64 MiB of the largest ones, about 15 MB of usual ones."""
 
 INDEX_SPEAKERS = 16
-"""Entries that a keeper holds of one model in the index: so many networks must lie before a model's honest
-nodes can be kept from being among them, and a key still has room for some dozen models."""
+"""Entries that a keeper holds of one model in the index, from as many networks as there are. Liars need this
+many networks to keep out all honest nodes of a model, and a key still has room for some dozen models."""
 
 REPLICAS = 5
 """DHT nodes that hold a key."""

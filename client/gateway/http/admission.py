@@ -20,10 +20,10 @@ MAX_KEYS = 10_000
 MAX_KEYS_BYTES = 1024 * MAX_KEYS
 """Of their file, comments included."""
 MAX_CALLERS = 10_000
-"""Callers whose rate is remembered; whoever has not been seen for longest is forgotten first."""
+"""Callers whose rate is remembered. The one that was seen the longest ago is forgotten first."""
 SHORTEST_KEY = 8
 SPARE_REQUESTS = 64
-"""Beyond those that one caller may have, kept for others: who fills the house locks nobody out."""
+"""Requests beyond those that one caller may have, kept for others, so that one caller locks nobody out."""
 
 
 class ApiKeys:
@@ -75,7 +75,7 @@ class ApiKeys:
 
 
 class RateLimit:
-    """So many requests a minute for each caller, all of them at once if need be; 0 is no limit."""
+    """``per_minute`` requests of each caller, which may come all at once; 0 is no limit."""
 
     def __init__(self, per_minute: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute

@@ -18,7 +18,8 @@ MAX_HEADER_BYTES = 64 * 1024
 """Of a request's head, and of what stands between two parts of its body."""
 KEEP_ALIVE_S = 30
 LINGER_S = 2.0
-"""A connection that was refused is read from for so long: closed at once, it would take the answer back."""
+"""Seconds for which a refused connection is still read: if it were closed at once, the client could lose the
+answer."""
 RESERVED_FILES = 256
 """Descriptors that are kept for all else: peers, models, logs."""
 _LINE = 4

@@ -35,7 +35,7 @@ class Reading:
         self._frame = frames.on_stream(Holder(caller, caller), self._end)
 
     def holds(self, nbytes: int) -> None:
-        """So many bytes of its body are here now. Who has too many ends at the next ``until``, or in it."""
+        """``nbytes`` of its body are here now. A request that has too many ends in ``until``."""
         self.nbytes = nbytes
         self._frame.holds(nbytes)
 

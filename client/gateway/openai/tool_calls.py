@@ -123,12 +123,12 @@ class ToolCallReader:
         return None
 
     def _let_go(self, count: int) -> str:
-        """So many of the held characters, to be shown."""
+        """The first ``count`` of the held characters, to be shown."""
         self._after_call = self._after_call and not count
         return self._drop(count)
 
     def _drop(self, count: int) -> str:
-        """So many of the held characters, which are held no longer."""
+        """The first ``count`` of the held characters, which are held no longer."""
         dropped, self._held = self._held[:count], self._held[count:]
         if dropped:
             self._tagged = None
