@@ -46,7 +46,10 @@ class Bench:
     def swarm_process(self, function: str, **options: Any) -> Any:
         """A client in a measuring process."""
         return run_in_process(
-            f"bench_clients:{function}", initial_peers=self.peers, threads=self.client_threads, **options
+            f"scripts.lab.bench.clients:{function}",
+            initial_peers=self.peers,
+            threads=self.client_threads,
+            **options,
         )
 
     def one_stream(self) -> dict[str, Any]:
