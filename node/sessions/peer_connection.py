@@ -374,10 +374,7 @@ class PeerConnection:
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing:
-            size = sum(map(len, outgoing))
-            self._connection.stream.write(outgoing)
-            self._connection.bytes_sent += size
-            self._unread += size
+            self._unread += self._connection.write(outgoing)
             if self._unread > UNREAD_BYTES:
                 self._charge()
             if self._unread > FED_FACTOR * self._limits.queued_bytes_per_peer:

@@ -218,7 +218,7 @@ class NodeLink:
         if not outgoing or self.failure is not None:
             return
         try:
-            self._connection.stream.write(outgoing)
+            self._connection.write(outgoing)
         except SwarmError as error:
             self._end(error)
 

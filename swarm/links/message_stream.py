@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -10,7 +11,7 @@ from ..errors import LocalProtocolError, PeerTimeoutError, StreamClosedError
 from ..fairness.unfinished import UnfinishedFrame
 from ..protocol.messages import MESSAGES, Message
 from ..protocol.schema import MessageSet
-from ..protocol.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
+from ..protocol.wire import DEFAULT_MAX_FRAME, FrameParser, Payload, encode_frame
 from ..timeouts import LEAST_RATE_BYTES_PER_S
 from ..transport.interface import Stream
 
@@ -72,9 +73,15 @@ class MessageStream(Generic[M]):
             raise LocalProtocolError(f"{name} needs a frame of {size} bytes, but the peer accepts {limit}")
         # The lock keeps at most one frame queued beyond the stream's own limit, however many tasks send.
         async with self._sending:
-            self.stream.write(buffers)
-            self.bytes_sent += size
+            self.write(buffers)
             await self.stream.drain()
+
+    def write(self, frames: Sequence[Payload]) -> int:
+        """Queue whole frames without waiting; how many bytes they have. Raises StreamClosedError."""
+        size = sum(map(len, frames))
+        self.stream.write(frames)
+        self.bytes_sent += size
+        return size
 
     async def receive(self) -> M:
         """The next message.
