@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
-from scripts.lab.local_swarm import LocalSwarm
+from scripts.lab.local_swarm import LocalSwarm, NodeProcess
+from scripts.lab.processes.event_process import Launch, stop_all
 from swarm_node.client import AsyncSwarmModel
 
 MARK = "SWARM_NODE_TEST_RUN"
@@ -18,8 +20,32 @@ ONE_THREAD = ("--threads", "1", "--kv-cache-tokens", "16384")
 
 EXACT = ("--quantize", "none", "--dtype", "float32")
 
+LOCAL = ("--json", "--host", "127.0.0.1", "--port", "0", "--no-mdns")
+TINY = ("--threads", "1", "--kv-cache-tokens", "2048", "--kernels", "torch", *EXACT)
+ASK = ("--quiet", "--max-new-tokens", "8", "--wire-codec", "none", *EXACT, "hello")
+"""Options of a command on this machine alone, of one that serves the tiny model, and of one that asks it."""
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 """Runs ``swarm-node`` with the given arguments (``stdin=``, ``timeout=``) to its end."""
+
+Start = Callable[..., NodeProcess]
+"""``start(home, *words)``: a ``swarm-node`` command that goes on, with its state in the folder ``home``."""
+
+
+@contextmanager
+def machines(launch: Launch) -> Iterator[Start]:
+    """What was started ends with the context."""
+    started: list[NodeProcess] = []
+
+    def start(home: Path, *words: str, overrides: dict[str, Any] | None = None) -> NodeProcess:
+        environment = {"SWARM_NODE_HOME": str(home)}
+        started.append(NodeProcess(words, environment=environment, overrides=overrides, launch=launch))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        stop_all(started)
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from importlib import import_module
 from operator import attrgetter
 
 from scripts.lab.processes.event_process import Child, Launch
+from scripts.lab.processes.fork_server import main_of
 
 
 def with_times(launch: Launch, times: Mapping[str, float]) -> Launch:
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
     times, module, *rest = words
     for name, seconds in json.loads(times).items():
         shorten(name, seconds)
-    return int(import_module(module).main(rest))
+    return main_of(module)(rest)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lab.local_swarm import NodeProcess
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.tiny_model import write_tiny_model
-from tests.swarms.harness import EXACT, Cli
+from tests.swarms.harness import ASK, LOCAL, TINY, Cli, machines
 
 pytestmark = pytest.mark.swarm
-
-NODE = ("--json", "--host", "127.0.0.1", "--port", "0", "--no-mdns", "--share-weights")
-SMALL = ("--threads", "1", "--kv-cache-tokens", "2048", "--kernels", "torch", *EXACT)
-ASK = ("--quiet", "--max-new-tokens", "8", "--wire-codec", "none", *EXACT, "hello")
 
 
 def zero(home: Path) -> int:
@@ -32,20 +27,12 @@ def test_holes_are_neither_served_nor_asked_with(
     model = tmp_path / "tiny"
     model.mkdir()
     write_tiny_model(model)
-    started: list[NodeProcess] = []
-
-    def start(home: Path, *words: str) -> NodeProcess:
-        environment = {"SWARM_NODE_HOME": str(home)}
-        started.append(
-            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=fork_server.launch)
-        )
-        return started[-1]
-
-    try:
-        origin = start(tmp_path / "origin", "--model", str(model), "--blocks", "0-0")
+    serve = ("serve", *LOCAL, *TINY, "--share-weights")
+    with machines(fork_server.launch) as start:
+        origin = start(tmp_path / "origin", *serve, "--model", str(model), "--blocks", "0-0")
         peers = ("--initial-peers", origin.wait_for("listening")["maddrs"][0])
         origin.wait_for("sharing")
-        words = ("--model", "tiny", "--blocks", "1-3", *peers)
+        words = (*serve, "--model", "tiny", "--blocks", "1-3", *peers)
         node = start(tmp_path / "node", *words)
         node.wait_for("online")
         first = cli("generate", "--model", "tiny", *peers, *ASK)
@@ -58,6 +45,3 @@ def test_holes_are_neither_served_nor_asked_with(
         assert "weights_damaged" in told[: told.index("online")]
         again = cli("generate", "--model", "tiny", *peers, *ASK)
         assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
-    finally:
-        for each in started:
-            each.stop()

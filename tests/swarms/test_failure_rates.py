@@ -16,7 +16,7 @@ SCRIPT = [sys.executable, "-m", "scripts.studies.failure_rates"]
 
 
 def test_a_small_table_is_measured_in_one_run() -> None:
-    options = ["--model", "tiny", "--rates", "0.05", "--steps", "24", "--seconds", "1", "--limit", "15"]
+    options = ["--model", "tiny", "--rates", "0.05", "--steps", "24", "--seconds", "0.1", "--limit", "15"]
     done = subprocess.run(
         [*SCRIPT, *options, "--replicas", "2", "--spans", "1", "--json", "-"],
         cwd=ROOT,

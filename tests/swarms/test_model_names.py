@@ -14,13 +14,11 @@ import pytest
 from scripts.lab.local_swarm import NodeProcess
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.tiny_model import write_tiny_model
-from tests.swarms.harness import EXACT, Cli
+from tests.swarms.harness import ASK, LOCAL, TINY, Cli, Start, machines
 
 pytestmark = pytest.mark.swarm
 
-NODE = ("--json", "--host", "127.0.0.1", "--port", "0", "--no-mdns", "--share-weights")
-SMALL = ("--threads", "1", "--kv-cache-tokens", "2048", "--kernels", "torch", *EXACT)
-ASK = ("--quiet", "--max-new-tokens", "8", "--wire-codec", "none", *EXACT, "hello")
+SERVE = ("serve", *LOCAL, *TINY, "--share-weights")
 
 
 @dataclass
@@ -31,6 +29,7 @@ class Place:
     holder: NodeProcess
     idle: NodeProcess
     peers: tuple[str, ...]
+    start: Start
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +39,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> 
     for seed, model in enumerate(models):
         model.mkdir(parents=True)
         write_tiny_model(model, seed=seed)
-    started: list[NodeProcess] = []
-
-    def start(home: Path, *words: str) -> NodeProcess:
-        environment = {"SWARM_NODE_HOME": str(home)}
-        started.append(
-            NodeProcess(["serve", *NODE, *SMALL, *words], environment=environment, launch=fork_server.launch)
-        )
-        return started[-1]
-
-    try:
-        holder = start(homes[0], "--model", "TINY-A")
+    with machines(fork_server.launch) as start:
+        holder = start(homes[0], *SERVE, "--model", "TINY-A")
         peers = ("--initial-peers", holder.wait_for("listening")["maddrs"][0])
-        idle = start(homes[1], "--models", "any", *peers)
+        idle = start(homes[1], *SERVE, "--models", "any", *peers)
         holder.wait_for("online")
-        yield Place(models[0], holder, idle, peers)
-    finally:
-        for node in started:
-            node.stop()
+        yield Place(models[0], holder, idle, peers, start)
 
 
 def test_the_only_model_of_the_swarm_needs_no_name(place: Place, cli: Cli) -> None:
@@ -82,12 +69,7 @@ def test_a_second_model_of_a_name_takes_nobody_by_surprise(
     other = tmp_path / "stranger" / "models" / "tiny-a"
     other.mkdir(parents=True)
     write_tiny_model(other, seed=7)
-    environment = {"SWARM_NODE_HOME": str(tmp_path / "stranger")}
-    stranger = NodeProcess(
-        ["serve", *NODE, *SMALL, "--model", str(other), *place.peers],
-        environment=environment,
-        launch=fork_server.launch,
-    )
+    stranger = place.start(tmp_path / "stranger", *SERVE, "--model", str(other), *place.peers)
     try:
         stranger.wait_for("online")
         shutil.rmtree(tmp_path / "home" / "weights")  # what is on this machine needs no choice

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import IO, Any, Self
@@ -268,6 +268,14 @@ def _end_all() -> None:
             process.kill()
 
 
+def main_of(program: str) -> Callable[[list[str]], int]:
+    """``main`` of what ``python -m`` would run: a module, or a package's ``__main__``."""
+    module = import_module(program)
+    if hasattr(module, "__path__"):
+        module = import_module(f"{program}.__main__")
+    return module.main
+
+
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     """In the fork: be the ``program`` with these words, on these pipes, and never return."""
     code = 1
@@ -279,10 +287,7 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.environ.update(request["environment"])
-        program = import_module(request["program"])
-        if hasattr(program, "__path__"):
-            program = import_module(f"{request['program']}.__main__")
-        code = program.main(request["words"])
+        code = main_of(request["program"])(request["words"])
     except SystemExit as end:  # as of argparse
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 - the end of a process: said, not passed on
