@@ -16,7 +16,7 @@ from ...swarm.transport.address_groups import host_group
 from ..async_model import AsyncSwarmModel
 from ..guided.guide import Guide
 from ..params import GenerateOptions
-from .http.admission import Admission, ApiKeys, RateLimit
+from .http.admission import ApiKeys, GatewayAdmission, RequestRate
 from .http.body import ClientGoneError, to_json
 from .http.call import HttpCall
 from .http.errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
@@ -62,11 +62,11 @@ class Gateway:
         self.offers = offers
         self.limits = limits or GatewayLimits()
         self.keys = keys or ApiKeys()
-        self.admission = Admission(self.limits.max_running, self.limits.max_requests)
+        self.admission = GatewayAdmission(self.limits.max_running, self.limits.max_requests)
         self.draining = False
         self._speculate = speculate
         self._readings = Readings(self.limits.max_body_bytes)
-        self._rates = RateLimit(self.limits.requests_per_minute)
+        self._rates = RequestRate(self.limits.requests_per_minute)
         self._answering: set[Answering] = set()
 
     @property

@@ -74,7 +74,7 @@ class ApiKeys:
         )
 
 
-class RateLimit:
+class RequestRate:
     """``per_minute`` requests of each caller, which may come all at once; 0 is no limit."""
 
     def __init__(self, per_minute: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,7 +91,7 @@ class RateLimit:
             raise too_many(f"more than {self._per_minute:g} requests a minute", wait_s)
 
 
-class Admission:
+class GatewayAdmission:
     """``most_running``: generations at once; others wait for their turn. ``most_requests``: answered or
     waiting at once; more are refused, but for SPARE_REQUESTS of callers who have less than an equal part.
     Callers take turns: next is who has the fewest running, of these who had no turn for longest."""

@@ -19,7 +19,7 @@ from ...async_model import AsyncSwarmModel
 from ...generation import Generation, TokenEvent
 from ...params import GenerateOptions
 from ...streams import TextStream
-from ..http.admission import Admission
+from ..http.admission import GatewayAdmission
 from ..http.body import ClientGoneError
 from ..http.errors import internal
 
@@ -42,7 +42,11 @@ class Answering:
     """``caller``: whose turn its generations take. ``queued_s``: how long the first of them waited for it."""
 
     def __init__(
-        self, model: AsyncSwarmModel, wanted: Sequence[WantedChoice], admission: Admission, caller: str = ""
+        self,
+        model: AsyncSwarmModel,
+        wanted: Sequence[WantedChoice],
+        admission: GatewayAdmission,
+        caller: str = "",
     ) -> None:
         self.queued_s = 0.0
         self._model = model

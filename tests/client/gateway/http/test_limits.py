@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from swarm_node.client.gateway.http import connection
-from swarm_node.client.gateway.http.admission import Admission, ApiKeys, RateLimit
+from swarm_node.client.gateway.http.admission import ApiKeys, GatewayAdmission, RequestRate
 from swarm_node.client.gateway.http.errors import ApiError
 from swarm_node.swarm.errors import UsageError
 from tests.client.gateway.gateway_case import Serve, Served
@@ -75,7 +75,7 @@ async def test_cross_origin_pages_need_leave(serve: Serve) -> None:
 
 def test_a_rate_is_a_bucket_for_each_caller() -> None:
     now = [0.0]
-    rate = RateLimit(6, clock=lambda: now[0])
+    rate = RequestRate(6, clock=lambda: now[0])
     for _ in range(6):
         rate.take("ann")
     with pytest.raises(ApiError) as caught:
@@ -99,7 +99,7 @@ async def test_too_many_requests_a_minute(serve: Serve) -> None:
 
 
 async def test_turns_are_taken_in_order_and_survive_those_who_leave() -> None:
-    admission = Admission(1, 10)
+    admission = GatewayAdmission(1, 10)
     order: list[int] = []
     go = asyncio.Event()
 
@@ -120,7 +120,7 @@ async def test_turns_are_taken_in_order_and_survive_those_who_leave() -> None:
 
 
 async def test_a_turn_handed_to_somebody_who_just_left_goes_on() -> None:
-    admission = Admission(1, 10)
+    admission = GatewayAdmission(1, 10)
     entered = asyncio.Event()
 
     async def generation() -> None:
@@ -137,7 +137,7 @@ async def test_a_turn_handed_to_somebody_who_just_left_goes_on() -> None:
 
 
 async def test_callers_take_turns_and_nobody_locks_the_others_out() -> None:
-    admission = Admission(1, 4)
+    admission = GatewayAdmission(1, 4)
     order: list[str] = []
 
     async def generation(caller: str, number: int) -> None:
