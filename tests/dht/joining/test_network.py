@@ -1,18 +1,21 @@
-"""A node's network ends when its membership does."""
+"""Joining: what must be said, who is told of, and that a network ends when its membership does."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
+from swarm_node.dht.delegated.directory import DelegatedDirectory
 from swarm_node.dht.joining import network
-from swarm_node.dht.joining.network import join_as_client, membership_over
+from swarm_node.dht.joining.network import JoinedNetwork, join_as_client, membership_over, open_network
 from swarm_node.swarm.errors import NotAdmittedError, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.entry import SwarmEntry
 from swarm_node.swarm.membership.membership import KeyedSwarm, NamedSwarm, grant, swarm_tag
+from swarm_node.swarm.transport.memory import MemoryNetwork
 
 KEY = Identity(bytes(range(32)))
 
@@ -46,3 +49,22 @@ async def test_who_only_reads_must_be_told_where_or_may_look() -> None:
     with pytest.raises(UsageError, match="nothing says where the swarm is") as caught:
         await join_as_client(SwarmEntry(mdns=False))
     assert "--initial-peers" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, "cannot begin a swarm"), ({"client_mode": True}, "nothing says"), ({"is_relay": True}, "relays")],
+)
+async def test_a_light_peer_needs_others(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        await open_network(KEY, pure_python=True, **options)
+
+
+async def test_peers_that_were_met_before_are_told_of_too() -> None:
+    transport = MemoryNetwork().transport(KEY.peer_id)
+    joined = JoinedNetwork(transport, DelegatedDirectory(transport, KEY, ()), None, (), p2pd=None)
+    joined.meetings.met.add("early")
+    told: list[str] = []
+    joined.on_peer(told.append)
+    assert told == ["early"]
+    await joined.close()
