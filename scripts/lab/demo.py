@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 
 from swarm_node.node.cli.shared.output import console, print_text, route_table
 from swarm_node.swarm.errors import SwarmError
 
-from .local_swarm import LocalSwarm, ProcessFailedError, split_evenly
+from .command_line import end_by_exception, script_parser
+from .local_swarm import LocalSwarm, split_evenly
+from .processes.child import ProcessFailedError
 from .prompts import MODEL
 
 BLOCKS = 30
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser = script_parser("demo", __doc__)
     parser.add_argument("prompt", nargs="?", default="What is the capital of France?")
     parser.add_argument("--nodes", type=int, default=3, help="serving processes (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
@@ -60,8 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    # A SIGTERM must end the children too: turned into the exception that closes the swarm.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_by_exception()
     try:
         run(parse(sys.argv[1:]))
     except KeyboardInterrupt:

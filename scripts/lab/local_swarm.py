@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from .processes.event_process import EventProcess, Launch, ProcessFailedError, launch_python, stop_all
-
-__all__ = ["LocalSwarm", "NodeProcess", "ProcessFailedError", "split_evenly"]
+from .processes.child import Launch, launch_python
+from .processes.event_process import EventProcess, stop_all
 
 
 class NodeProcess(EventProcess):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from scripts import ROOT
+from .. import ROOT
+from .command_line import script_parser
 
 PICTURES = ROOT / "docs" / "pictures"
 PACKAGES = ("swarm", "dht", "shards", "client", "node")
@@ -194,7 +194,7 @@ DRAWN: dict[str, Callable[[], str]] = {"swarm": swarm, "rooms": rooms}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/pictures", description=DESCRIPTION)
+    parser = script_parser("pictures", DESCRIPTION)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     found = stale()

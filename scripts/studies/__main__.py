@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import ast
-import runpy
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-NAMES = [module.name for module in iter_modules([str(Path(__file__).parent)]) if module.name != "__main__"]
+HERE = Path(__file__).parent
+FILES = {
+    study.name: HERE / study.name / "main.py" if study.ispkg else HERE / f"{study.name}.py"
+    for study in iter_modules([str(HERE)])
+    if study.name != "__main__"
+}
+"""The file of each study that has its docstring and its function ``main``."""
 
 
 def summary(name: str) -> str:
     """The first line of its docstring, read without importing it."""
-    spec = find_spec(f"scripts.studies.{name}")
-    assert spec is not None
-    assert spec.origin is not None
-    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").partition("\n")[0]
+    return (ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def main_of(name: str) -> int:
+    """Run it with the words of ``sys.argv``. Returns its exit code."""
+    module = ".".join(FILES[name].relative_to(HERE).with_suffix("").parts)
+    return int(import_module(f"{__package__}.{module}").main())
 
 
 def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in NAMES:
+    if name in FILES:
         del sys.argv[1]
-        runpy.run_module(f"scripts.studies.{name}", run_name="__main__", alter_sys=True)
-        return 0
+        return main_of(name)
     if name in ("-h", "--help"):
         print("usage: scripts/study NAME …    (scripts/study NAME --help says what it does)\n")
-        print("\n".join(f"  {each:18} {summary(each)}" for each in NAMES))
+        print("\n".join(f"  {each:18} {summary(each)}" for each in FILES))
         return 0
-    print(f"error: no study is called {name!r}\n       There are: {', '.join(NAMES)}.", file=sys.stderr)
+    print(f"error: no study is called {name!r}\n       There are: {', '.join(FILES)}.", file=sys.stderr)
     return 2
 
 

@@ -21,13 +21,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 from collections.abc import Iterator
 from itertools import product
 from time import perf_counter
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from swarm_node.client.async_model import AsyncSwarmModel
@@ -40,8 +38,7 @@ from swarm_node.swarm.types import Span
 from tests.doubles.fake_node import FakeNode
 from tests.doubles.fake_swarm import BOS, FakeSwarm
 
-from ..lab.numbers_given import count
-from ..lab.report import run_and_report
+from ..lab.command_line import add_json, console, count, run_and_report, script_parser
 
 KINDS = ("closed", "silent", "mute", "slow")
 LIVE = ("mute", "slow")
@@ -54,8 +51,6 @@ TOKENS = 48
 ANSWERS = 3
 LONGEST_S = 60.0
 """An answer that takes longer counts as not made."""
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 async def swarm_with(kind: str, sybils: int, networks: int) -> FakeSwarm:
@@ -164,28 +159,22 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study candidates",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study candidates", __doc__)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of sybils")
     parser.add_argument("--sybils", nargs="+", type=count, metavar="N", help="how many")
     parser.add_argument(
         "--networks", nargs="+", type=count, default=[1, 10], metavar="M", help="that they claim (1 10)"
     )
     parser.add_argument("--clients", type=count, default=3, metavar="N", help="that know nobody (3)")
-    parser.add_argument("--json", metavar="FILE", help="write the report there; - is standard output")
+    add_json(parser)
     options = parser.parse_args()
 
     def run() -> dict[str, Any]:
         return {"lines": [asyncio.run(measured(*case, options.clients)) for case in cases(options)]}
 
-    report = run_and_report(run, show, options.json, console)
-    if isinstance(report, int):
-        return report
-    return 0 if all(line["made"] == 1 for line in report["lines"]) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(
+        run,
+        show,
+        options.json,
+        is_good=lambda report: all(line["made"] == 1 for line in report["lines"]),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from swarm_node.shards.models.client_memory import HeadShape, client_memory
 
 from .. import ROOT
+from ..lab.command_line import script_parser
 
 DOCUMENT = ROOT / "docs/internals/client-memory.md"
 
@@ -48,5 +49,7 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
-if __name__ == "__main__":
+def main() -> int:
+    script_parser("study client_memory", __doc__).parse_args()
     print(table())
+    return 0

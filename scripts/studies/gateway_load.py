@@ -1,7 +1,4 @@
-"""What clients of one gateway cost each other, and what several answers to one prompt cost.
-
-Run it through scripts/study gateway_load.
-"""
+"""What clients of one gateway cost each other, and what several answers to one prompt cost."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ import asyncio
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from ..lab.local_swarm import LocalSwarm, split_evenly
-from ..lab.processes.event_process import EventProcess, stop_all
+from ..lab.command_line import script_parser
+from ..lab.local_swarm import LocalSwarm, NodeProcess, split_evenly
+from ..lab.processes.event_process import stop_all
 from ..lab.prompts import BLOCKS, FILLER, MODEL, question
 
 DESCRIPTION = """\
@@ -42,7 +39,7 @@ def main() -> int:
     with LocalSwarm(MODEL, split_evenly(BLOCKS, options.nodes), serve_options=serve, overrides={}) as swarm:
         words = ["gateway", "--json", "--model", str(MODEL), "--port", "0", "--threads", "1"]
         words += ["--initial-peers", swarm.initial_peers[0], "--speculate", "off"]
-        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli", *words])
+        gateway = NodeProcess(words)
         try:
             url = gateway.wait_for("listening")["url"]
             host, port = url.removeprefix("http://").rsplit(":", 1)
@@ -55,11 +52,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study gateway_load",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study gateway_load", DESCRIPTION)
     parser.add_argument("--nodes", type=int, default=2, help="serving processes (%(default)s)")
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure (all)")
     return parser.parse_args()
@@ -193,7 +186,3 @@ async def timed(work: Callable[[], Awaitable[None]]) -> float:
     began = time.perf_counter()
     await work()
     return time.perf_counter() - began
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,4 @@
-"""Tokens per second of many streams, by the Python client and through the gateway, in turns.
-
-Run it through scripts/study gateway_overhead.
-"""
+"""Tokens per second of many streams, by the Python client and through the gateway, in turns."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -19,8 +15,11 @@ import uvloop
 
 from ..lab.bench.clients import connected
 from ..lab.bench.clients import read_stream as read_answer
-from ..lab.local_swarm import LocalSwarm, split_evenly
-from ..lab.processes.event_process import EventProcess, stop_all
+from ..lab.command_line import script_parser
+from ..lab.local_swarm import LocalSwarm, NodeProcess, split_evenly
+from ..lab.processes.event_process import stop_all
+from ..lab.processes.parent import next_order, tell
+from ..lab.processes.worker import Worker
 from ..lab.prompts import BLOCKS, MODEL, question
 
 DESCRIPTION = """\
@@ -33,24 +32,23 @@ Processor time is the client's, or the gateway's.
 
 def main() -> int:
     options = parse_arguments()
-    if options.client_of:
-        uvloop.run(client_process(options))
-        return 0
     serve = ["--threads", "1", "--kv-cache-tokens", "32768"]
     with LocalSwarm(MODEL, split_evenly(BLOCKS, options.nodes), serve_options=serve) as swarm:
         peer = swarm.initial_peers[0]
         words = ["gateway", "--json", "--model", str(MODEL), "--port", "0", "--threads", str(options.threads)]
         words += ["--initial-peers", peer, "--speculate", "off"]
-        gateway = EventProcess("gateway", ["-m", "swarm_node.node.cli", *words])
+        gateway = NodeProcess(words)
         # A process like the gateway's: a busy machine's scheduler shall not tell them apart.
-        client = EventProcess(
-            "client",
-            ["-m", "scripts.studies.gateway_overhead", "--client-of", peer, *sys.argv[1:]],
-            asked=True,
+        client = Worker(
+            "scripts.studies.gateway_overhead:answer_rounds",
+            peer=peer,
+            streams=options.streams,
+            tokens=options.tokens,
+            threads=options.threads,
         )
         try:
             url = gateway.wait_for("listening")["url"]
-            client.wait_for("ready")
+            client.wait_ready()
             report = uvloop.run(measure(options, client, gateway, url))
         finally:
             stop_all([gateway, client])
@@ -69,30 +67,25 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study gateway_overhead",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study gateway_overhead", DESCRIPTION)
     parser.add_argument("--streams", type=int, default=16, help="at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=96, help="of each answer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="of each way (%(default)s)")
     parser.add_argument("--nodes", type=int, default=2, help="serving processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the head, each way (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--client-of", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 async def measure(
-    options: argparse.Namespace, client: EventProcess, gateway: EventProcess, url: str
+    options: argparse.Namespace, client: Worker, gateway: NodeProcess, url: str
 ) -> dict[str, Any]:
     prompts = [question(number) for number in range(options.streams)]
     host, port = url.removeprefix("http://").rsplit(":", 1)
     rates: dict[str, list[float]] = {"client": [], "gateway": [], "client_cpu_ms": [], "gateway_cpu_ms": []}
 
     async def by_client() -> tuple[float, int]:
-        client.tell("round")
+        client.order()
         event = await asyncio.to_thread(client.wait_for, "round")
         return event["rate"], event["tokens"]
 
@@ -116,21 +109,25 @@ def cpu_ms(pid: int) -> float:
     return sum(psutil.Process(pid).cpu_times()[:2]) * 1000
 
 
-async def client_process(options: argparse.Namespace) -> None:
-    """A round by the Python client for each line on standard input."""
-    prompts = [question(number) for number in range(options.streams)]
-    async with connected([options.client_of], options.threads) as model:
+def answer_rounds(**options: Any) -> None:
+    uvloop.run(_answer_rounds(**options))
+
+
+async def _answer_rounds(*, peer: str, streams: int, tokens: int, threads: int) -> None:
+    """A round by the Python client for each order."""
+    prompts = [question(number) for number in range(streams)]
+    async with connected([peer], threads) as model:
 
         async def ask(prompt: str) -> int:
-            run = await read_answer(model, prompt, options.tokens)
+            run = await read_answer(model, prompt, tokens)
             if run.error:
                 raise SystemExit(run.error)
             return run.tokens
 
-        print(json.dumps({"event": "ready"}), flush=True)
-        while await asyncio.to_thread(sys.stdin.readline):
-            rate, tokens = await one_round(ask, prompts)
-            print(json.dumps({"event": "round", "rate": rate, "tokens": tokens}), flush=True)
+        tell("ready")
+        while await next_order() is not None:
+            rate, read = await one_round(ask, prompts)
+            tell("round", rate=rate, tokens=read)
 
 
 async def one_round(ask: Callable[[str], Awaitable[int]], prompts: Sequence[str]) -> tuple[float, int]:
@@ -180,7 +177,3 @@ async def read_stream(host: str, port: int, prompt: str, tokens: int) -> int:
     if usage is None:
         raise SystemExit(f"an answer was cut off: {events[-1]}")
     return usage["completion_tokens"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

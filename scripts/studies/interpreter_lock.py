@@ -1,13 +1,8 @@
-"""Which calls into C let the interpreter's other threads go on.
-
-Run it through scripts/study interpreter_lock.
-"""
+"""Which calls into C let the interpreter's other threads go on."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +24,7 @@ from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs import activations
 
+from ..lab.command_line import script_parser
 from ..lab.prompts import MODEL
 
 DESCRIPTION = """\
@@ -47,11 +43,7 @@ Call = Callable[[], object]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study interpreter_lock",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study interpreter_lock", DESCRIPTION)
     parser.add_argument("--rounds", type=int, default=3, help="of each call (%(default)s)")
     parser.add_argument("--only", default="", help="calls whose name has this")
     options = parser.parse_args()
@@ -200,7 +192,3 @@ def _guides() -> Iterator[tuple[str, Call]]:
         yield f"llguidance deep_copy: {name}", lambda opened=opened: opened._matcher.deep_copy()
         yield f"llguidance mask: {name}", lambda opened=opened: opened.allowed()
         guides.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,7 @@
-"""How large a model's rows are between its blocks, and that none is taken for a lie. See --help."""
+"""How large a model's rows are between its blocks, and that none is taken for a lie."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from swarm_node.swarm.codecs.activations import CODECS, encode
 from swarm_node.swarm.errors import RemoteProtocolError, SwarmError
 
 from .. import ROOT
+from ..lab.command_line import script_parser
 from ..lab.prompts import MODEL
 from ..lab.quality.measure import REFERENCE, Cache, LocalModel
 
@@ -31,11 +31,7 @@ the whole model and itself. Exit code 1 if one is taken for a row that no model 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study row_sizes",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study row_sizes", DESCRIPTION)
     parser.add_argument("--model", default=str(MODEL), help="a GGUF file or a folder (default: the demo's)")
     parser.add_argument("--text", type=Path, help="text file, UTF-8 (default: this project's docs)")
     parser.add_argument("--tokens", type=int, default=4096, help="of the text (default: %(default)s)")
@@ -116,7 +112,3 @@ def show(report: dict[str, Any]) -> None:
     for block, sizes in enumerate(report["blocks"]):
         print(f"| {block} | " + " | ".join(f"{size:.3g}" for size in sizes) + " |")
     print(f"\nTaken for a lie: {len(report['alarms'])} rows.", *report["alarms"], sep="\n  ")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

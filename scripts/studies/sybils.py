@@ -22,19 +22,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
-import sys
 from collections.abc import Iterable
 from time import process_time
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from swarm_node.dht.directory import REFRESH_S, TTL_S
 from swarm_node.dht.records.kept_entries import KeptEntries
 from swarm_node.dht.records.keys import INDEX_SPEAKERS, MAX_ENTRIES, MAX_KEYS_OF_OWNER, MAX_TOTAL_ENTRIES
 
-from ..lab.report import run_and_report
+from ..lab.command_line import add_json, console, run_and_report, script_parser
 
 KEY, INDEX = b"k" * 20, b"i" * 20
 MODEL, GONE = b"model", b"gone"
@@ -44,8 +42,6 @@ KEY_ATTACKERS = [(1, 1), (512, 1), (20_000, 1), (512, 16), (20_000, 256), (20_00
 KEEPER_ATTACKERS = [(1, 1), (2000, 1), (2000, 100), (5000, 1000), (20_000, 8000), (20_000, 20_000)]
 INDEX_ATTACKERS = [(6, 1), (200, 1), (200, 8), (200, 15), (16, 16), (400, 200)]
 QUICK = {"key": [(600, 1), (600, 256)], "keeper": [(1200, 1)], "index": [(30, 15), (16, 16)]}
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 class Keeper:
@@ -192,19 +188,14 @@ def show(report: dict[str, Any]) -> None:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study sybils", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("study sybils", __doc__)
     parser.add_argument("--quick", action="store_true", help="a few attackers only")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     return parser.parse_args(words)
 
 
 def main() -> int:
     arguments = parse()
-    report = run_and_report(lambda: run(arguments), show, arguments.json, console)
-    return report if isinstance(report, int) else int(bool(report["broken"]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(
+        lambda: run(arguments), show, arguments.json, is_good=lambda report: not report["broken"]
+    )

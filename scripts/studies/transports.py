@@ -11,20 +11,21 @@ are processes of their own on 127.0.0.1.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any
 
 import psutil
 
-from ..lab.processes.event_process import EventProcess
+from ..lab.command_line import script_parser
+from ..lab.processes.child import ProcessFailedError
+from ..lab.processes.parent import tell
+from ..lab.processes.worker import Worker
 
 ECHO, SINK = "/bench/echo/1", "/bench/sink/1"
 PAIRS = ("p2pd:p2pd", "python:python", "python:p2pd", "p2pd:python", "trio:trio", "trio:p2pd", "guest:guest")
@@ -151,11 +152,11 @@ async def ours(stack: str, target: str) -> None:
         async def open_stream(protocol: str) -> Ours:
             return Ours(await transport.open_stream(peer_id, protocol, [target]))
 
-        say(await Bench(open_stream).run())
+        tell("measured", **await Bench(open_stream).run())
     else:
         await transport.serve(ECHO, lambda stream: echo(Ours(stream)))
         await transport.serve(SINK, lambda stream: sink(Ours(stream)))
-        say({"event": "listening", "maddr": (await transport.maddrs())[0]})
+        tell("listening", maddr=(await transport.maddrs())[0])
         await asyncio.to_thread(sys.stdin.read)
     await transport.close()
 
@@ -206,11 +207,11 @@ async def theirs(target: str) -> None:
                 await host.connect(info)
                 return Theirs(await host.new_stream(info.peer_id, [TProtocol(protocol)]))
 
-            say(await Bench(open_stream).run())
+            tell("measured", **await Bench(open_stream).run())
         else:
             host.set_stream_handler(TProtocol(ECHO), lambda stream: echo(Theirs(stream)))
             host.set_stream_handler(TProtocol(SINK), lambda stream: sink(Theirs(stream)))
-            say({"event": "listening", "maddr": str(host.get_addrs()[0])})
+            tell("listening", maddr=str(host.get_addrs()[0]))
             await trio.to_thread.run_sync(sys.stdin.read)
 
 
@@ -231,11 +232,8 @@ def as_guest(target: str) -> None:
 # The parent.
 
 
-def say(value: dict[str, Any]) -> None:
-    print(json.dumps(value), flush=True)
-
-
-def run_role(stack: str, target: str) -> None:
+def take_part(*, stack: str, target: str) -> None:
+    """Serve, or measure from here to ``target``."""
     if stack == "trio":
         import trio
 
@@ -248,22 +246,19 @@ def run_role(stack: str, target: str) -> None:
         uvloop.run(ours(stack, target))
 
 
-def measure(client: str, server: str) -> dict[str, float]:
-    here = ["-m", "scripts.studies.transports"]
-    serving = EventProcess(server, [*here, "--role", server], asked=True)
-    try:
+def measure(client: str, server: str) -> dict[str, Any]:
+    role = "scripts.studies.transports:take_part"
+    with closing(Worker(role, stack=server, target="")) as serving:
         target = serving.wait_for("listening")["maddr"]
-        program = [sys.executable, *here, "--role", client, "--target", target]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            return {"failed": 1.0, "why": done.stderr.strip()[-300:]}  # type: ignore[dict-item]
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    finally:
-        serving.stop()
+        with closing(Worker(role, stack=client, target=target)) as measuring:
+            try:
+                found = measuring.wait_for("measured", timeout=300)
+            except ProcessFailedError:
+                return {"failed": 1.0, "why": measuring.stderr.strip()[-300:]}
+            return {name: value for name, value in found.items() if name != "event"}
 
 
-def best_of(runs: list[dict[str, float]]) -> dict[str, float]:
+def best_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The best of each figure: other work can only make one worse."""
     good = [run for run in runs if "failed" not in run]
     if not good:
@@ -317,22 +312,14 @@ def block_count(model: str) -> int:
         return checkpoint.config.n_blocks
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study transports",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main() -> int:
+    parser = script_parser("study transports", __doc__)
     parser.add_argument("--pairs", nargs="+", default=PAIRS)
     parser.add_argument("--repeat", type=int, default=3, help="the best of so many runs (%(default)s)")
     parser.add_argument("--generate", metavar="MODEL")
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--role", help=argparse.SUPPRESS)
-    parser.add_argument("--target", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.role:
-        run_role(arguments.role, arguments.target)
-    elif arguments.generate:
+    if arguments.generate:
         measure_answers(arguments.generate, arguments.tokens)
     else:
         for pair in arguments.pairs:
@@ -342,7 +329,4 @@ def main() -> None:
                 for name, value in found.items()
             )
             print(f"{pair:14} {told}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

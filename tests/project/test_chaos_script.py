@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
@@ -17,8 +15,7 @@ from scripts.lab.chaos.report import figures, grouped, percentile, problems_of, 
 from scripts.lab.chaos.schedule import KILL, KINDS, chosen, schedule
 from scripts.lab.chaos.watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
 from scripts.lab.faulty_transport import KINDS as HOSTILE
-from scripts.studies.failure_rates import __main__ as failure_rates
-from tests import ROOT
+from scripts.studies.failure_rates import main as failure_rates
 
 A, B, C = "peer-a", "peer-b", "peer-c"
 
@@ -241,36 +238,6 @@ def test_defaults_follow_what_is_asked_for() -> None:
     assert (kills.model, kills.kills) == ("tiny", 1000)
     assert chaos.parse(["--seconds", "5"]).seconds == 5
     assert failure_rates.parse(["--rates", "0,1e-3", "--steps", "16"]).rates == (0.0, 1e-3)
-
-
-@pytest.mark.parametrize("script", ["lab.chaos", "studies.failure_rates"])
-def test_help_is_plain(script: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", f"scripts.{script}", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert shown.returncode == 0
-    assert "Exit code" in shown.stdout
-
-
-@pytest.mark.parametrize(
-    ("script", "words", "said"),
-    [
-        ("chaos", ["--kills", "0"], "'0'"),
-        ("chaos", ["--faults", "thunder"], "'thunder' is no kind of fault"),
-        ("chaos", ["--replicas", "1"], "--replicas"),
-        ("failure_rates", ["--rates", "2"], "rates"),
-        ("failure_rates", ["--steps", "many"], "'many'"),
-    ],
-)
-def test_wrong_options_are_named(script: str, words: list[str], said: str, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as ended:
-        {"chaos": chaos, "failure_rates": failure_rates}[script].parse(words)
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
 
 
 def test_a_cell_says_when_no_answer_was_complete() -> None:

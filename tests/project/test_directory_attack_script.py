@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.studies.directory_attack import __main__ as directory_attack
-from scripts.studies.directory_attack.__main__ import Case
+from scripts.studies.directory_attack import main as directory_attack
+from scripts.studies.directory_attack.main import Case
 
 
 @pytest.mark.parametrize(

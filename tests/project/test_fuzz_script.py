@@ -12,7 +12,7 @@ from scripts.lab.fuzz import campaign
 from scripts.lab.fuzz.all_targets import NAMES, target_named
 from scripts.lab.fuzz.campaign import Outcome, run_target
 from scripts.lab.fuzz.worker import Fuzzer
-from scripts.lab.processes.worker import WorkerFailedError
+from scripts.lab.processes.child import ProcessFailedError
 
 SECONDS = 0.2
 """For each target: what it finds in so short a time is there for everybody to find."""
@@ -55,7 +55,7 @@ def test_a_fault_is_found_and_its_input_kept(kept: Path, name: str, kind: str) -
 
 
 def test_a_target_that_cannot_begin_is_no_finding(kept: Path) -> None:
-    with pytest.raises(WorkerFailedError, match="cannot begin"):
+    with pytest.raises(ProcessFailedError, match="cannot begin"):
         run("never", kept)
 
 

@@ -7,8 +7,8 @@ from argparse import Namespace
 
 import pytest
 
-from scripts.studies.churn import __main__ as churn
-from scripts.studies.placement import __main__ as placement_script
+from scripts.studies.churn import main as churn
+from scripts.studies.placement import main as placement_script
 
 
 def test_a_small_day_of_churn_and_its_picture() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -18,7 +16,6 @@ from scripts.lab.soak.verdict import (
     second_half_growth,
     slope,
 )
-from tests import ROOT
 
 IDLE = Sample(
     at=0.0,
@@ -108,15 +105,3 @@ def test_faults_of_the_node_are_told_from_those_of_peers() -> None:
         "log: File \"engine.py\", line 7, in deliver KeyError: 'x'",
     ]
     assert len(log_problems(harmless + bad)) == 2
-
-
-def test_help_and_wrong_options_are_plain() -> None:
-    script = [sys.executable, "-m", "scripts.lab.soak"]
-    shown = subprocess.run([*script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert shown.returncode == 0
-    assert "--minutes" in shown.stdout
-    failed = subprocess.run(
-        [*script, "--minutes", "none"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert failed.returncode == 2
-    assert "'none'" in failed.stderr

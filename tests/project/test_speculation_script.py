@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,8 @@ import torch
 
 from scripts.lab.tiny_model import write_tiny_model
 from scripts.studies.speculation import measure as speculation_measure
-from scripts.studies.speculation.__main__ import by_group, failures, show
+from scripts.studies.speculation.main import by_group, failures, show
 from scripts.studies.speculation.measure import KnownAnswer
-from tests import ROOT
-
-SCRIPT = [sys.executable, "-m", "scripts.studies.speculation"]
 
 
 def _answer(group: str, times: float, *, identical: bool = True) -> dict[str, Any]:
@@ -88,14 +83,3 @@ async def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         show(_report(*answers))
     assert accepted > 0, "how many is a matter of times, which a busy machine spoils"
     torch.set_num_threads(threads)
-
-
-def test_bad_words_are_plain() -> None:
-    shown = subprocess.run([*SCRIPT, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert shown.returncode == 0
-    assert "token for token" in shown.stdout
-    failed = subprocess.run(
-        [*SCRIPT, "--round-trip", "no"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert failed.returncode == 2
-    assert "--round-trip" in failed.stderr

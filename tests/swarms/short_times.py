@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from operator import attrgetter
 
-from scripts.lab.processes.event_process import Child, Launch
-from scripts.lab.processes.fork_server import main_of
+from scripts.lab.processes.child import Child, Launch, main_of
 
 
 def with_times(launch: Launch, times: Mapping[str, float]) -> Launch:

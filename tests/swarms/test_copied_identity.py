@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lab.local_swarm import ProcessFailedError
+from scripts.lab.processes.child import ProcessFailedError
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.wan_lab.network import WanLab, why_not_here
 from tests.swarms.harness import ASK, LOCAL, TINY, Cli, Start, machines

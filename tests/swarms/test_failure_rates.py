@@ -12,7 +12,7 @@ from tests import ROOT
 
 pytestmark = [pytest.mark.swarm]
 
-SCRIPT = [sys.executable, "-m", "scripts.studies.failure_rates"]
+SCRIPT = [sys.executable, "-m", "scripts.studies", "failure_rates"]
 
 
 def test_a_small_table_is_measured_in_one_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import psutil
 import pytest
 
 from scripts.lab.local_swarm import LocalSwarm, NodeProcess
-from scripts.lab.processes.event_process import EventProcess
 from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.processes.worker import Worker
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.types import NodeState
 from tests.swarms.harness import EXACT, ONE_THREAD
@@ -170,17 +171,16 @@ def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(
         tiny, [], serve_options=options, overrides={"announce_seconds": 1.0}, launch=launch
     ) as swarm:
         node = swarm.start_node("0-3", wait=False)
-        client = EventProcess(
-            "client",
-            ["-m", "tests.swarms.asked_client", str(tiny), *swarm.initial_peers],
-            asked=True,
+        client = Worker(
+            "tests.swarms.asked_client:answer_on_order",
             launch=launch,
+            model_path=str(tiny),
+            initial_peers=swarm.initial_peers,
         )
         try:
-            client.wait_for("ready")
+            client.wait_ready()
             swarm.wait_online(node)
-            question = " ".join(map(str, PROMPT))
-            client.tell(question)
+            client.order(token_ids=PROMPT)
             expected = client.wait_for("answer")["token_ids"]
             sleepers = [psutil.Process(each.pid) for each in (node, client)]
             everyone = [*sleepers, *map(daemon_of, sleepers)]
@@ -189,11 +189,11 @@ def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(
             until(lambda: time.monotonic() > asleep + TTL_S + SLEPT_S, TTL_S + SLEPT_S + 5)
             for process in reversed(everyone):
                 process.resume()
-            client.tell(question)
+            client.order(token_ids=PROMPT)
             assert "slept" in node.wait_for("network_lost", timeout=20)["message"]
             node.wait_for("network_restored", timeout=20)
             assert client.wait_for("answer", timeout=30)["token_ids"] == expected
-            client.tell(question)
+            client.order(token_ids=PROMPT)
             again = client.wait_for("answer", timeout=30)
             assert (again["token_ids"], again["repairs"]) == (expected, 0)
         finally:
@@ -215,10 +215,11 @@ def test_a_daemon_that_something_always_kills_ends_its_node_with_an_error(
         def kill_the_next() -> bool:
             if not node.is_running:
                 return True
-            for child in psutil.Process(node.pid).children():
-                if child.name() == "p2pd" and child.pid not in seen:
-                    seen.add(child.pid)
-                    child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # of whoever has ended meanwhile
+                for child in psutil.Process(node.pid).children():
+                    if child.name() == "p2pd" and child.pid not in seen:
+                        seen.add(child.pid)
+                        child.kill()
             return False
 
         until(kill_the_next, 30)

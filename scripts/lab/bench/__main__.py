@@ -21,25 +21,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..numbers_given import count
+from ..command_line import add_json, count, names_of, run_and_report, script_parser
 from ..prompts import BLOCKS
-from ..report import run_and_report
 from .parts import PARTS, Bench
-from .tables import console, print_report
-
-
-def _parts(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(PARTS)}")
-    return parts
+from .tables import print_report
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = script_parser("bench", __doc__)
+    parser.add_argument(
+        "--parts", type=names_of(PARTS), default=list(PARTS), help="comma-separated; default: all"
     )
-    parser.add_argument("--parts", type=_parts, default=list(PARTS), help="comma-separated; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs, without transformers")
     parser.add_argument("--nodes", type=count, default=2, help="serving processes (default: %(default)s)")
     parser.add_argument("--threads", type=count, help="of each node (default: the cores)")
@@ -50,7 +42,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--pipelined-tokens", type=count, default=2048, help="default: %(default)s")
     parser.add_argument("--repeat", type=count, help="runs of each (default: 3, quick 1)")
     parser.add_argument("--wire-codec", default="int8", help="of the one stream (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     arguments = parser.parse_args(words)
     if arguments.nodes > BLOCKS:
         parser.error(f"--nodes must be 1 to {BLOCKS}: the model has {BLOCKS} blocks")
@@ -59,8 +51,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    ended = run_and_report(Bench(arguments).run, print_report, arguments.json, console)
-    return ended if isinstance(ended, int) else 0
+    return run_and_report(Bench(arguments).run, print_report, arguments.json)
 
 
 if __name__ == "__main__":

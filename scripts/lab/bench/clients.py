@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from ..processes.worker import say_ready, wait_for_parent
+from ..processes.parent import next_order, tell
 from ..prompts import FILLER, MODEL, PROMPT, long_prompt, question
 from .figures import rss_mb, spread_ms
 
@@ -145,8 +145,8 @@ async def _single_stream_when_told(
 ) -> dict[str, Any]:
     async with connected(initial_peers, threads) as model:
         await model.generate(PROMPT, max_new_tokens=4, ignore_eos=True)
-        say_ready()
-        await wait_for_parent()
+        tell("ready")
+        await next_order()
         began = time.perf_counter()  # one clock for all processes of a machine
         run = await read_stream(model, question(number), new_tokens)
     return {"began": began, "times": run.times, "tokens": run.tokens, "error": run.error}
@@ -194,8 +194,8 @@ async def _decode_alone_and_beside(
     async with connected(initial_peers, threads) as model:
         await model.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
         alone = await _decode_for(model, alone_s)
-        say_ready()
-        await wait_for_parent()
+        tell("ready")
+        await next_order()
         return {"alone": alone, "beside": await _decode_for(model, beside_s)}
 
 
@@ -228,8 +228,8 @@ async def _long_prompts_when_told(
     encode = _encode()
     async with connected(initial_peers, threads) as model:
         await model.generate(PROMPT, max_new_tokens=1)
-        say_ready()
-        await wait_for_parent()
+        tell("ready")
+        await next_order()
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             prompt = long_prompt(encode, tokens, len(prompts))

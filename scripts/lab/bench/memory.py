@@ -9,7 +9,8 @@ from typing import Any
 import uvloop
 
 from ..local_swarm import LocalSwarm, split_evenly
-from ..processes.worker import run_in_process, say_ready, wait_for_parent, workers
+from ..processes.parent import next_order, tell
+from ..processes.worker import run_in_process, workers
 from ..prompts import BLOCKS, MODEL, question
 from .clients import connected
 from .figures import rss_mb
@@ -29,7 +30,7 @@ def memory(nodes: int, serve_options: Sequence[str]) -> dict[str, Any]:
         with workers("scripts.lab.bench.memory:hold_sessions", [holding]) as (client,):
             client.wait_ready()
             busy = [node.statistics() for node in swarm.nodes]
-            client.go_on()
+            client.order()
             client_mb = client.result()
     found = []
     for span, before, during in zip(spans, idle, busy, strict=True):
@@ -109,8 +110,8 @@ async def _hold_sessions(initial_peers: Sequence[str]) -> float:
         async with asyncio.TaskGroup() as group:
             for stream in streams:
                 group.create_task(read(stream))
-        say_ready()
-        await wait_for_parent()
+        tell("ready")
+        await next_order()
         for stream in streams:
             await stream.aclose()
         return rss_mb()

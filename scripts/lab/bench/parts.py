@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..command_line import console, say
 from ..local_swarm import LocalSwarm, split_evenly
 from ..processes.worker import run_in_process, workers
 from ..prompts import BLOCKS, MODEL
@@ -19,7 +20,6 @@ from .clients import StreamRun, summarize
 from .figures import medians
 from .memory import memory
 from .pipeline import pipeline
-from .tables import console
 
 PARTS = ("one-stream", "streams", "interference", "engine", "prefix", "pipeline", "memory")
 SWARM_PARTS = {"one-stream", "streams", "interference", "prefix"}
@@ -122,7 +122,7 @@ class Bench:
             for client in clients:
                 client.wait_ready()
             for client in clients:
-                client.go_on()
+                client.order()
             results = [client.result() for client in clients]
         runs = [StreamRun(each["times"], each["tokens"], each["error"]) for each in results]
         figures = summarize(runs, min(each["began"] for each in results))
@@ -142,8 +142,8 @@ class Bench:
             sender.wait_ready()
             decoder.wait_ready()
             before = self._node_statistics()
-            sender.go_on()
-            decoder.go_on()
+            sender.order()
+            decoder.order()
             found, sent = decoder.result(), sender.result()
             after = self._node_statistics()
         return found | {
@@ -271,10 +271,6 @@ def interference_costs(
         "rows_per_batch": tokens / max(1, batches),
         "prefill_tokens_per_s": max(0.0, tokens / len(growth) - beside["tokens"]) / seconds,
     }
-
-
-def say(what: str) -> None:
-    console.print(f"[dim]{what} ...[/]")
 
 
 def installed(module: str) -> bool:

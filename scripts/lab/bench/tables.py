@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-LOG_COLUMNS = 140
-"""Width of tables that go into a file."""
-
-console = Console(
-    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_COLUMNS
-)
+from ..command_line import console
 
 
 def print_report(report: dict[str, Any]) -> None:

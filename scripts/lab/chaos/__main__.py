@@ -24,15 +24,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
+from ..command_line import add_json, console, count, positive, run_and_report, script_parser, without_problems
 from ..local_swarm import LocalSwarm, split_evenly
-from ..numbers_given import count, positive
 from ..processes.event_process import stop_all
 from ..processes.fork_server import ForkServer
 from ..prompts import BLOCKS, MODEL
-from ..report import run_and_report
 from ..tiny_model import BLOCKS as TINY_BLOCKS
 from ..tiny_model import write_tiny_model
 from ..wan_lab.network import WanLab, why_not_here
@@ -60,11 +58,6 @@ DRAIN_S = 0.5
 """Less than an answer takes: running ones must be handed over."""
 PROGRESS_S = 30.0
 """Between two words to people who wait."""
-LOG_COLUMNS = 150
-
-console = Console(
-    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_COLUMNS
-)
 
 
 class Chaos:
@@ -117,7 +110,7 @@ class Chaos:
                 )
             )
             # While the clients start, which wait for them.
-            nodes = ChaosNodes(swarm, spans * arguments.replicas, places, clients.hoard)
+            nodes = ChaosNodes(swarm, spans * arguments.replicas, places, clients.fill)
             self._phase("nodes are online")
             clients.wait_ready()
             self._phase("clients are ready")
@@ -276,9 +269,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("chaos", __doc__)
     parser.add_argument("--minutes", type=positive, default=10.0, help="default: %(default)s")
     parser.add_argument("--seconds", type=positive, help="instead of minutes")
     parser.add_argument("--rounds", type=count, metavar="N", help="every kind of fault N times, instead")
@@ -300,7 +291,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "the wire; without it the node's p2pd is stopped",
     )
     parser.add_argument("--verbose", action="store_true", help="tell what happens, as it does")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     parsed = parser.parse_args(words)
     parsed.seconds = parsed.seconds or parsed.minutes * 60
     parsed.model = parsed.model or ("tiny" if parsed.kills else str(MODEL))
@@ -321,8 +312,7 @@ def _kinds(text: str) -> tuple[Any, ...]:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    ended = run_and_report(Chaos(arguments).run, show, arguments.json, console)
-    return ended if isinstance(ended, int) else int(bool(ended["problems"]))
+    return run_and_report(Chaos(arguments).run, show, arguments.json, is_good=without_problems)
 
 
 if __name__ == "__main__":

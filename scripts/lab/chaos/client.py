@@ -1,22 +1,19 @@
 """A client of the chaos test, in a process of its own: streams answers, and says what happens to each token.
 
-    chaos_client.py '{"model": "PATH", "initial_peers": [...], "streams": 1, ...}'
-
-Orders come as lines of JSON on standard input, events go as lines of JSON to standard output. Times are of
-``time.monotonic``, which all processes of a machine share.
+Times are of ``time.monotonic``, which all processes of a machine share.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
+
+from ..processes.parent import next_order, tell
 
 WAIT_S = 60.0
 """For a first route: all replicas of a span may be away when a generation begins."""
@@ -168,22 +165,6 @@ def watch_blame(model: Any) -> None:
     router.failed = failed
 
 
-def tell(event: str, **details: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
-    sys.stdout.flush()
-
-
-async def next_order() -> dict[str, Any] | None:
-    """None when the parent is gone."""
-    line = await asyncio.to_thread(sys.stdin.readline)
-    return json.loads(line) if line else None
-
-
-def main(words: list[str]) -> int:
-    """``words``: the options as JSON."""
-    uvloop.run(ChaosClient(**json.loads(words[0])).run())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def stream_answers(**options: Any) -> None:
+    """``options`` are those of ``ChaosClient``."""
+    uvloop.run(ChaosClient(**options).run())

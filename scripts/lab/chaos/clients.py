@@ -1,13 +1,13 @@
-"""The clients of the chaos test, as their parent sees them: processes that stream, and one that hoards."""
+"""The clients of the chaos test as their parent sees them: some that stream, and one that fills KV caches."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-from ..processes.event_process import EventProcess, Launch
+from ..processes.child import Launch
+from ..processes.worker import Worker
 from ..soak.verdict import log_problems
 from .nodes import Slot, end_daemon_of
 from .places import Places
@@ -26,18 +26,22 @@ class ChaosClients:
         self, *, streams: Sequence[int], launch: Launch, places: Places, kv_filler: bool, **options: Any
     ) -> None:
         """``options`` are those of ``client.ChaosClient``. The processes start at once."""
-        self._clients: list[EventProcess] = []
-        self._kv_filler: EventProcess | None = None
+        self._clients: list[Worker] = []
+        self._kv_filler: Worker | None = None
         self._daemon_ended = [-REST_S] * len(streams)
         try:
             for number, own_streams in enumerate(streams):
                 own = {**options, "streams": own_streams, "prefix_cache": number % 2 == 0}
                 with places.inside(f"client {number}"):
-                    self._clients.append(_start("client", own, launch))
+                    self._clients.append(
+                        Worker("scripts.lab.chaos.client:stream_answers", launch=launch, **own)
+                    )
             if kv_filler:
                 peers = {"initial_peers": options["initial_peers"]}
                 with places.inside("kv_filler"):
-                    self._kv_filler = _start("kv_filler", peers, launch)
+                    self._kv_filler = Worker(
+                        "scripts.lab.chaos.kv_filler:fill_on_order", launch=launch, **peers
+                    )
         except BaseException:
             self.close()
             raise
@@ -54,13 +58,13 @@ class ChaosClients:
 
     def undisturbed(self) -> list[list[int]]:
         """Every prompt's answer, while nobody else asks and nothing fails."""
-        _order(self._clients[0], order="answer")
+        self._clients[0].order(order="answer")
         answers: list[list[int]] = self._clients[0].wait_for("answered")["token_ids"]
         return answers
 
     def go(self, expected: list[list[int]]) -> None:
         for client in self._clients:
-            _order(client, order="go", expected=expected)
+            client.order(order="go", expected=expected)
 
     def poll(self, watch: Watch) -> None:
         """Pass on what clients said. Raises ProcessFailedError for one that has ended."""
@@ -85,16 +89,16 @@ class ChaosClients:
         end_daemon_of(self._clients[number].pid)
         return Fault("p2pd of a client", now, client=number, ended=now)
 
-    def hoard(self, slot: Slot, seconds: float) -> None:
+    def fill(self, slot: Slot, seconds: float) -> None:
         """Fill a node's KV cache for a while."""
         if self._kv_filler is not None:
-            _order(self._kv_filler, peer=slot.peer, maddrs=slot.maddrs, blocks=slot.span, seconds=seconds)
+            self._kv_filler.order(peer=slot.peer, maddrs=slot.maddrs, blocks=slot.span, seconds=seconds)
 
     def leave(self, watch: Watch) -> list[str]:
         """Let every stream finish and every client go; returns what was wrong with that."""
         everybody = [*self._clients, *([self._kv_filler] if self._kv_filler else [])]
         for client in everybody:
-            _order(client, order="stop")
+            client.order(order="stop")
         deadline = time.monotonic() + LEAVE_S
         return [
             problem[:2000]
@@ -102,7 +106,7 @@ class ChaosClients:
             for problem in self._see_off(number, client, watch, deadline)
         ]
 
-    def _see_off(self, number: int, client: EventProcess, watch: Watch, deadline: float) -> list[str]:
+    def _see_off(self, number: int, client: Worker, watch: Watch, deadline: float) -> list[str]:
         """Take what a client says until it has ended."""
         while True:
             running = client.is_running  # asked before: what it said last is taken too
@@ -119,15 +123,4 @@ class ChaosClients:
 
     def close(self) -> None:
         for process in [*self._clients, *([self._kv_filler] if self._kv_filler else [])]:
-            if process.is_running:
-                process.kill()
-            process.stop()
-
-
-def _start(module: str, options: dict[str, Any], launch: Launch) -> EventProcess:
-    arguments = ["-m", f"scripts.lab.chaos.{module}", json.dumps(options)]
-    return EventProcess(module, arguments, asked=True, launch=launch)
-
-
-def _order(process: EventProcess, **order: Any) -> None:
-    process.tell(json.dumps(order))
+            process.close()

@@ -1,14 +1,12 @@
 """A client that fills a node's KV cache on order, and gives it back after a while.
 
-Orders are lines of JSON on standard input: ``{"peer": ID, "maddrs": [...], "blocks": "0-14", "seconds": 3}``.
+Orders have the fields ``peer``, ``maddrs``, ``blocks`` ("0-14") and ``seconds``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
-import sys
 from typing import Any
 
 import uvloop
@@ -21,14 +19,14 @@ from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import Span
 
 from ..hostile_bytes import HELLO
-from .client import next_order, tell
+from ..processes.parent import next_order, tell
 
 TOKENS = 256
 """Of one session. When no more of these fit, smaller ones are tried."""
 SMALLEST = 32
 
 
-async def hoard(transport: P2pdTransport, order: dict[str, Any]) -> None:
+async def fill(transport: P2pdTransport, order: dict[str, Any]) -> None:
     """Open sessions until the node says BUSY; hold them for ``seconds``."""
     stream = await transport.open_stream(order["peer"], PROTOCOL_ID, order["maddrs"])
     connection = Connection(stream, DEFAULT_MAX_FRAME)
@@ -51,7 +49,7 @@ async def hoard(transport: P2pdTransport, order: dict[str, Any]) -> None:
             opened += isinstance(answer, Opened)
             if isinstance(answer, Busy):
                 tokens //= 2
-        tell("hoarded", peer=order["peer"], sessions=opened)
+        tell("filled", peer=order["peer"], sessions=opened)
         await asyncio.sleep(order["seconds"])
     finally:
         connection.close()
@@ -61,25 +59,19 @@ async def run(initial_peers: list[str]) -> None:
     transport = await P2pdTransport.create(initial_peers=initial_peers, client_mode=True)
     try:
         tell("ready")
-        async with asyncio.TaskGroup() as hoards:
+        async with asyncio.TaskGroup() as group:
             while (order := await next_order()) is not None and "peer" in order:
-                hoards.create_task(_try(transport, order))
+                group.create_task(_try(transport, order))
     finally:
         await transport.close()
 
 
 async def _try(transport: P2pdTransport, order: dict[str, Any]) -> None:
     try:
-        await hoard(transport, order)
+        await fill(transport, order)
     except (SwarmError, OSError) as error:
         tell("refused", peer=order["peer"], error=str(error)[:200])
 
 
-def main(words: list[str]) -> int:
-    """``words``: the options as JSON."""
-    uvloop.run(run(json.loads(words[0])["initial_peers"]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def fill_on_order(*, initial_peers: list[str]) -> None:
+    uvloop.run(run(initial_peers))

@@ -65,7 +65,7 @@ class ChaosNodes:
     """
 
     def __init__(
-        self, swarm: LocalSwarm, spans: Sequence[str], places: Places, hoard: Callable[[Slot, float], None]
+        self, swarm: LocalSwarm, spans: Sequence[str], places: Places, fill: Callable[[Slot, float], None]
     ) -> None:
         """Starts a node for each of ``spans``, and waits until all are online."""
         for number, span in enumerate(spans):
@@ -85,7 +85,7 @@ class ChaosNodes:
         self.problems: list[str] = []
         self.restarts = 0
         self._swarm = swarm
-        self._hoard = hoard
+        self._fill = fill
 
     def could_have(self, planned: Planned, replicas: int) -> list[Slot]:
         """The nodes that may have this fault now: ``replicas`` of their span are left without them."""
@@ -148,7 +148,7 @@ class ChaosNodes:
 
             slot.cure = set_right
         elif name == "full cache":
-            self._hoard(slot, planned.hold_s)
+            self._fill(slot, planned.hold_s)
         else:
             raise ValueError(f"nobody knows how to make {name!r}")
         return fault

@@ -23,19 +23,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..numbers_given import count, positive
-from ..report import run_and_report
+from ..command_line import add_json, console, count, names_of, positive, run_and_report, script_parser
 from .all_targets import NAMES, target_named
 from .campaign import Outcome, run_target
 
 KEPT = Path("build/fuzz")
 NO_BOUND = 10**12
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -108,22 +104,13 @@ def run_again(name: str, path: str) -> int:
     return 0
 
 
-def names_given(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := sorted(set(names) - set(NAMES)):
-        raise argparse.ArgumentTypeError(f"there is no target {unknown[0]!r}; there are {', '.join(NAMES)}")
-    return names
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("fuzz", __doc__)
     parser.add_argument("--minutes", type=positive, help="for all targets together (default: one each)")
     parser.add_argument("--inputs", type=count, default=NO_BOUND, help="at most so many for a target")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--only", type=names_given, default=list(NAMES), metavar="NAMES")
-    parser.add_argument("--json", metavar="FILE", help="the report; - is standard output")
+    parser.add_argument("--only", type=names_of(NAMES), default=list(NAMES), metavar="NAMES")
+    add_json(parser)
     parser.add_argument("--list", action="store_true", help="name the targets")
     parser.add_argument("--run", nargs=2, metavar=("TARGET", "FILE"), help="run one input again")
     arguments = parser.parse_args()
@@ -131,10 +118,12 @@ def main() -> int:
         print("\n".join(NAMES))
         return 0
     if arguments.run:
-        names_given(arguments.run[0])
+        if arguments.run[0] not in NAMES:
+            parser.error(f"there is no target {arguments.run[0]!r}; --list names all")
         return run_again(*arguments.run)
-    report = run_and_report(lambda: measure(arguments), show_report, arguments.json, console)
-    return report if isinstance(report, int) else int(report["findings"] > 0)
+    return run_and_report(
+        lambda: measure(arguments), show_report, arguments.json, is_good=lambda report: not report["findings"]
+    )
 
 
 if __name__ == "__main__":

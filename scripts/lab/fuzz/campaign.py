@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import selectors
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..processes.event_process import child_environment
-from ..processes.worker import WorkerFailedError
+from ..processes.child import ProcessFailedError
+from ..processes.worker import Worker
 from .worker import LAST
 
 HANG_S = 180.0
@@ -70,9 +66,9 @@ def run_target(
     tries = 0
     while tries == 0 or (time.monotonic() < end - 1 and outcome.inputs < inputs and tries < 20):
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-            left = max(1.0, end - time.monotonic())
-            words = [name, f"{seed}/{tries}", str(left), str(inputs - outcome.inputs), folder]
-            _run_worker(words, outcome, keep, on_count)
+            options = {"name": name, "seed": f"{seed}/{tries}", "seconds": max(1.0, end - time.monotonic())}
+            options |= {"inputs": inputs - outcome.inputs, "folder": folder}
+            _run_worker(options, outcome, keep, on_count)
         tries += 1
         if not outcome.findings or outcome.findings[-1].kind not in ("hang", "death"):
             break
@@ -83,65 +79,36 @@ def run_target(
     return outcome
 
 
-def _run_worker(words: list[str], outcome: Outcome, keep: Path, on_count: Callable[[int], None]) -> None:
-    folder = Path(words[-1])
+def _run_worker(
+    options: dict[str, Any], outcome: Outcome, keep: Path, on_count: Callable[[int], None]
+) -> None:
+    folder = options["folder"]
     before = outcome.inputs
-    with (folder / "stderr").open("wb") as errors:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "scripts.lab.fuzz.worker", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=child_environment({"TMPDIR": str(folder)}),
-        )
     begun = ended = hung = False
-    try:
-        for said in _lines(worker):
-            if said is None:
-                hung = True
-                break
-            event = json.loads(said)
-            outcome.inputs = before + event.get("inputs", outcome.inputs - before)
-            on_count(outcome.inputs)
-            begun = True
-            if event["event"] == "finding":
-                data = bytes.fromhex(event["input"])
-                _keep(outcome, Finding(outcome.target, event["kind"], event["error"]), data, keep)
-            elif event["event"] == "end":
-                ended = True
-                outcome.paths = event["outcomes"]
-                outcome.memory_at_warm_up = event["memory_at_warm_up"]
-                outcome.memory = event["memory"]
-    finally:
-        worker.kill()
-        worker.wait()
-        assert worker.stdout is not None
-        worker.stdout.close()
-    text = (folder / "stderr").read_text(errors="replace")[-3000:]
+    worker = Worker("scripts.lab.fuzz.worker:fuzz", environment={"TMPDIR": folder}, **options)
+    with closing(worker):
+        try:
+            while (event := worker.next_event(HANG_S)) is not None:
+                outcome.inputs = before + event.get("inputs", outcome.inputs - before)
+                on_count(outcome.inputs)
+                begun = True
+                if event["event"] == "finding":
+                    data = bytes.fromhex(event["input"])
+                    _keep(outcome, Finding(outcome.target, event["kind"], event["error"]), data, keep)
+                elif event["event"] == "end":
+                    ended = True
+                    outcome.paths = event["outcomes"]
+                    outcome.memory_at_warm_up = event["memory_at_warm_up"]
+                    outcome.memory = event["memory"]
+        except TimeoutError:
+            hung = True
+    text = worker.stderr[-3000:]
     if not begun:
-        raise WorkerFailedError(f"the target {outcome.target} could not begin: {text}")
+        raise ProcessFailedError(f"the target {outcome.target} could not begin: {text}")
     if not ended:
-        raw = (folder / LAST).read_bytes()
+        raw = Path(folder, LAST).read_bytes()
         data = raw[8 : 8 + int.from_bytes(raw[:8], "big")]
         _keep(outcome, Finding(outcome.target, "hang" if hung else "death", text), data, keep)
-
-
-def _lines(worker: subprocess.Popen[bytes]) -> Any:
-    """The worker's lines; None if it has been silent for HANG_S."""
-    assert worker.stdout is not None
-    descriptor = worker.stdout.fileno()
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        while True:
-            if not selector.select(HANG_S):
-                yield None
-                return
-            data = os.read(descriptor, 65536)
-            if not data:
-                return
-            *lines, rest = (rest + data).split(b"\n")
-            yield from lines
 
 
 def _keep(outcome: Outcome, finding: Finding, data: bytes, keep: Path) -> None:

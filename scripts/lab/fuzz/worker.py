@@ -1,27 +1,23 @@
 """The process that runs one target, and may die of it: input after input until its time is over.
 
-    python -m scripts.lab.fuzz.worker TARGET SEED SECONDS INPUTS FOLDER
-
 Every input is written down before it is run, so that the one that ends this process is known. Each finding
-and, twice a second, the counts are a line of JSON on standard output.
+and, twice a second, the counts are an event.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import mmap
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import psutil
 
+from ..processes.parent import tell
 from .all_targets import target_named
 from .target import Prepared, Target
 
@@ -117,12 +113,6 @@ class Fuzzer:
         self.tell("finding", kind=kind, input=data.hex(), error=text)
 
 
-def say(event: str, **fields: Any) -> None:
-    """An event as a line of standard output."""
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
-
-
 def _where(error: BaseException) -> str:
     """The lines of code that an error went through: what was reached, as a name for it."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -139,11 +129,6 @@ def memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def main(words: list[str]) -> None:
-    name, seed, seconds, inputs, folder = words
+def fuzz(*, name: str, seed: str, seconds: float, inputs: int, folder: str) -> None:
     logging.disable(logging.CRITICAL)
-    Fuzzer(target_named(name), seed, Path(folder), say).run(float(seconds), int(inputs))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    Fuzzer(target_named(name), seed, Path(folder), tell).run(seconds, inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -15,8 +14,10 @@ from typing import Any, Self
 
 from swarm_node.swarm.types import Span
 
-from ..local_swarm import NodeProcess, ProcessFailedError
-from ..processes.event_process import Child, EventProcess, Launch, launch_python, stop_all
+from ..local_swarm import NodeProcess
+from ..processes.child import Child, Launch, ProcessFailedError, launch_python
+from ..processes.event_process import stop_all
+from ..processes.worker import Worker
 from ..prompts import MODEL
 from ..wan_lab.network import WanLab
 from .cpu_shares import CpuShare
@@ -60,7 +61,7 @@ class Story:
         self._say = say
         self._stack = contextlib.ExitStack()
         self._nodes: dict[str, NodeProcess] = {}
-        self._guests: list[EventProcess] = []
+        self._guests: list[Worker] = []
         self._peers: dict[str, str] = {}  # machine by peer id
 
     def __enter__(self) -> Self:
@@ -143,10 +144,10 @@ class Story:
         words = ["serve", "--json", "--model", NAME, "--memory", kind.memory, "--threads", "1"]
         self._nodes[kind.name] = NodeProcess(words, launch=self._launch(kind))
 
-    def _guest(self) -> EventProcess:
+    def _guest(self) -> Worker:
         kind = MachineKind(GUEST, 1.0, "", 1e9)
-        guest = EventProcess(
-            "the guest", ["-m", "scripts.lab.lan_lab.client", NAME], asked=True, launch=self._launch(kind)
+        guest = Worker(
+            "scripts.lab.lan_lab.client:answer_on_order", model_name=NAME, launch=self._launch(kind)
         )
         self._guests.append(guest)
         return guest
@@ -160,7 +161,7 @@ class Story:
 
     def _ask(
         self,
-        guest: EventProcess,
+        guest: Worker,
         tokens: int,
         *,
         at: tuple[int, Callable[[], None]] | None = None,
@@ -171,7 +172,7 @@ class Story:
         if not any(event.get("event") == "ready" for event in guest.events):
             guest.wait_for("ready", READY_S)
         asked_at = time.monotonic()
-        guest.tell(json.dumps({"prompt": PROMPT, "tokens": tokens}))
+        guest.order(prompt=PROMPT, tokens=tokens)
         times: list[float] = []
         while len(times) < tokens:
             times.append(guest.wait_for("token", READY_S)["at"])

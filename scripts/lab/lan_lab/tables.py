@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-console = Console(stderr=True)
+from ..command_line import console
+
 MB = 1e6
 
 

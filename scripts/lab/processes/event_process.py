@@ -4,68 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import IO, Any, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from ... import ROOT
+from .child import Launch, ProcessFailedError, launch_python
 
 STOP_SECONDS = 20.0
 """How long a process may take to leave after SIGTERM before it is killed."""
 
 Event = dict[str, Any]
-
-
-class ProcessFailedError(RuntimeError):
-    """A process ended or said nothing in time; the message holds the end of its error output."""
-
-
-class Child(Protocol):
-    """The part of subprocess.Popen that is used here; pipes are of text."""
-
-    stdin: IO[str] | None
-    stdout: IO[str] | None
-    stderr: IO[str] | None
-    returncode: int | None
-
-    @property
-    def pid(self) -> int: ...
-
-    def poll(self) -> int | None: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
-
-    def send_signal(self, number: int) -> None: ...
-
-
-Launch = Callable[[Sequence[str], dict[str, str], bool], Child]
-"""``launch(arguments, environment, asked)``: a Python process with these arguments; ``environment`` comes on
-top of ours, and only one that is ``asked`` gets a pipe as its standard input."""
-
-
-def launch_python(arguments: Sequence[str], environment: dict[str, str], asked: bool) -> Child:
-    """A process of its own, in the usual way."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_environment(environment),
-        start_new_session=True,  # a Ctrl-C at the terminal is for the parent, which ends its children
-    )
-
-
-def child_environment(own: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours, in which a child also finds the packages of the checkout, and what is its ``own``."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(own or {})}
 
 
 def stop_all(processes: Collection[EventProcess]) -> list[int]:
@@ -133,11 +85,10 @@ class EventProcess:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                item = self._incoming.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
+                item = self.next_event(deadline - time.monotonic())
+            except TimeoutError:
                 raise ProcessFailedError(self.report(f"no {event!r} within {timeout:.0f} s")) from None
             if item is None:
-                self._incoming.put(None)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(timeout=5)
                 for reader in self._readers[1:]:
@@ -149,18 +100,32 @@ class EventProcess:
             if item.get("event") == event:
                 return item
 
+    def next_event(self, timeout: float) -> Event | None:
+        """The next event, which is not kept in ``events``; None after the last. Raises TimeoutError."""
+        try:
+            item = self._incoming.get(timeout=max(0.0, timeout))
+        except queue.Empty:
+            raise TimeoutError from None
+        if item is None:
+            self._incoming.put(None)
+        return item
+
     def take(self) -> list[Event]:
         """The events that came meanwhile, without waiting; they are not kept in ``events``."""
         taken: list[Event] = []
-        while True:
-            try:
-                item = self._incoming.get_nowait()
-            except queue.Empty:
-                return taken
-            if item is None:
-                self._incoming.put(None)
-                return taken
-            taken.append(item)
+        with contextlib.suppress(TimeoutError):
+            while (item := self.next_event(0.0)) is not None:
+                taken.append(item)
+        return taken
+
+    @property
+    def has_events(self) -> bool:
+        """Whether ``next_event`` returns at once."""
+        return not self._incoming.empty()
+
+    def order(self, **fields: Any) -> None:
+        """``tell`` the fields as JSON; the child's ``next_order``."""
+        self.tell(json.dumps(fields))
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input. One that has ended does not hear it."""
@@ -205,3 +170,8 @@ class EventProcess:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         return -1 if self.process.returncode is None else self.process.returncode
+
+    def close(self) -> None:
+        """SIGKILL it if it still runs, and let go of its pipes."""
+        self.kill()
+        self.stop()

@@ -21,12 +21,11 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from typing import IO, Any, Self
 
-from .event_process import Child, ProcessFailedError, child_environment, launch_python
+from .child import Child, ProcessFailedError, child_environment, launch_python, main_of
 
 START_S = 60.0
 MAX_MESSAGE = 1 << 17
@@ -266,14 +265,6 @@ def _end_all() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def main_of(program: str) -> Callable[[list[str]], int]:
-    """``main`` of what ``python -m`` would run: a module, or a package's ``__main__``."""
-    module = import_module(program)
-    if hasattr(module, "__path__"):
-        module = import_module(f"{program}.__main__")
-    return module.main
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:

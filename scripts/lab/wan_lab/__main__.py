@@ -18,15 +18,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..local_swarm import ProcessFailedError, split_evenly
+from ..command_line import (
+    add_json,
+    console,
+    count,
+    end_by_exception,
+    names_of,
+    run_and_report,
+    say,
+    script_parser,
+)
+from ..local_swarm import split_evenly
+from ..processes.child import ProcessFailedError
 from ..prompts import BLOCKS, MODEL
-from ..report import run_and_report
 from .bench import HOPS, SERVE, WanBench
 from .bound import PETALS_CONDITIONS
 from .figures import figures
@@ -34,7 +43,7 @@ from .kernel import LabUnavailableError
 from .network import WanLab, why_not_here
 from .schedule import following, parse_schedule
 from .swarm import CLIENT, WanSwarm
-from .tables import console, print_bench, print_links
+from .tables import print_bench, print_links
 from .units import chance, rate, seconds
 
 MODES = ("chained", "relayed")
@@ -58,45 +67,24 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _chosen(known: tuple[str, ...]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(known)}")
-        return names
-
-    return parse
-
-
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/wan_lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("wan_lab", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    count = _checked(_positive)
     bench = commands.add_parser("bench", help="decode and prefill beside the physical bound")
     names = tuple(str(number + 1) for number in range(len(PETALS_CONDITIONS)))
     listed = ", ".join(f"{n} {each.name}" for n, each in zip(names, PETALS_CONDITIONS, strict=True))
     bench.add_argument(
-        "--conditions", type=_checked(_chosen(names)), default=list(names), help=f"{listed}; default: all"
+        "--conditions", type=names_of(names), default=list(names), help=f"{listed}; default: all"
     )
-    bench.add_argument(
-        "--modes", type=_checked(_chosen(MODES)), default=list(MODES), help="default: chained,relayed"
-    )
+    bench.add_argument("--modes", type=names_of(MODES), default=list(MODES), help="default: chained,relayed")
     bench.add_argument("--context", type=count, default=2048, help="of long prompts (default: %(default)s)")
     bench.add_argument("--new-tokens", type=count, help="of each answer (default: 32, quick 24)")
     bench.add_argument("--repeat", type=count, help="runs of each (default: 3, quick 1)")
     bench.add_argument("--wire-codec", default="int8", help="default: %(default)s")
     bench.add_argument("--quick", action="store_true", help="fewer tokens and runs")
-    bench.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(bench)
     links = commands.add_parser("links", help="the emulation's own figures")
-    links.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(links)
     shown = commands.add_parser("demo", help="a swarm over the network, something happens on the way")
     shown.add_argument("prompt", nargs="?", default="Explain how a sailing ship can move against the wind.")
     shown.add_argument("--max-new-tokens", type=count, default=48, help="default: %(default)s")
@@ -170,34 +158,27 @@ def shell(arguments: argparse.Namespace) -> int:
             return int(lab.popen(names[0], arguments.argv or [os.environ.get("SHELL", "/bin/sh")]).wait())
 
 
-def say(text: str) -> None:
-    console.print(f"  {text}", style="dim", markup=False)
-
-
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which takes everything down
+    end_by_exception()
     try:
         if reason := why_not_here():
             raise LabUnavailableError(reason)
         match arguments.command:
             case "bench":
                 conditions = [PETALS_CONDITIONS[int(name) - 1] for name in arguments.conditions]
-                ended = run_and_report(
-                    WanBench(arguments, conditions).run, print_bench, arguments.json, console
-                )
+                return run_and_report(WanBench(arguments, conditions).run, print_bench, arguments.json)
             case "links":
-                ended = run_and_report(links, print_links, arguments.json, console)
+                return run_and_report(links, print_links, arguments.json)
             case "demo":
-                ended = demo(arguments)
+                return demo(arguments)
             case _:
-                ended = shell(arguments)
+                return shell(arguments)
     except KeyboardInterrupt:
         return 130
     except (LabUnavailableError, ProcessFailedError, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False)
         return 1
-    return ended if isinstance(ended, int) else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..command_line import say
 from ..local_swarm import split_evenly
 from ..processes.worker import Worker, run_in_process, workers
 from ..prompts import BLOCKS, MODEL
@@ -20,7 +21,6 @@ from .controls import KINDS, Ring, ring
 from .figures import figures
 from .network import WanLab
 from .swarm import CLIENT, WanSwarm
-from .tables import console
 
 HOPS = 3
 HIDDEN = 576
@@ -225,10 +225,10 @@ def _bytes_per_token(lab: WanLab, client: Worker) -> dict[str, float]:
 
     client.wait_ready()
     before = snapshot()
-    client.go_on()
+    client.order()
     client.wait_ready()
     after = snapshot()
-    client.go_on()
+    client.order()
     spent = {pair: (after[pair] - before[pair]) / COUNTED_TOKENS for pair in before}
     return {
         "all": sum(spent.values()),
@@ -242,7 +242,3 @@ def congestion_control() -> str:
         return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     except OSError:
         return "unknown"
-
-
-def say(text: str) -> None:
-    console.print(f"  [dim]{text} ...[/]")

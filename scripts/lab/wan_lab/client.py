@@ -9,7 +9,7 @@ from typing import Any
 import uvloop
 
 from ..bench.clients import connected
-from ..processes.worker import say_ready, wait_for_parent
+from ..processes.parent import next_order, tell
 from ..prompts import MODEL, PROMPT, long_prompt, question
 
 
@@ -51,12 +51,12 @@ async def _measure(
         ) as stream:
             pieces = aiter(stream)
             await anext(pieces)
-            say_ready()
-            await wait_for_parent()
+            tell("ready")
+            await next_order()
             for _ in range(counted_tokens):
                 await anext(pieces)
-            say_ready()
-            await wait_for_parent()
+            tell("ready")
+            await next_order()
     return runs
 
 

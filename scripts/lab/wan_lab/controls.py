@@ -20,7 +20,8 @@ from typing import Any
 
 import uvloop
 
-from ..processes.worker import Worker, say_ready, wait_for_parent, workers
+from ..processes.parent import next_order, tell
+from ..processes.worker import Worker, workers
 from .network import WanLab
 
 KINDS = ("sockets", "daemons")
@@ -49,7 +50,7 @@ class Ring:
         """Means over ``trips``: ``seconds`` of one, and ``busy_s`` of that, as all machines measured it.
         ``busy_s``: of the client, then of each hop."""
         self._plan.write_text(json.dumps({"busy_s": list(busy_s), "row_bytes": row_bytes, "trips": trips}))
-        self._client.go_on()
+        self._client.order()
         self._client.wait_ready()
         return dict(json.loads(self._plan.read_text()))
 
@@ -72,7 +73,7 @@ def ring(lab: WanLab, names: Sequence[str], kind: str) -> Iterator[Ring]:
         for worker in started:
             worker.wait_ready()
         for worker in started:  # all can be dialled now
-            worker.go_on()
+            worker.order()
         for worker in started:
             worker.wait_ready()
         yield Ring(started, Path(folder) / "plan")
@@ -89,15 +90,15 @@ async def _by_sockets(*, folder: str, number: int, machines: int, host: str) -> 
     """Blocking sockets: nothing is faster from Python."""
     with socket.create_server((host, 0)) as server:
         _publish(folder, number, server.getsockname())
-        say_ready()
-        await wait_for_parent()
+        tell("ready")
+        await next_order()
         address, port = _published(folder, (number + 1) % machines)
         with socket.create_connection((address, port), TURN_S) as after:
             before, _ = server.accept()
             with before:
                 for each in (before, after):
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                say_ready()
+                tell("ready")
                 part = _Part(Path(folder) / "plan", number)
 
                 def receive(size: int) -> bytes:
@@ -136,8 +137,8 @@ async def _by_daemons(*, folder: str, number: int, machines: int, host: str) -> 
     try:
         await transport.serve(PROTOCOL, accept)
         _publish(folder, number, (transport.peer_id, list(await transport.maddrs())))
-        say_ready()
-        await wait_for_parent()
+        tell("ready")
+        await next_order()
         peer_id, maddrs = _published(folder, (number + 1) % machines)
         async with asyncio.timeout(TURN_S):
             await transport.connect(peer_id, maddrs)
@@ -158,7 +159,7 @@ async def _by_daemons(*, folder: str, number: int, machines: int, host: str) -> 
                 if data:
                     return data
 
-        say_ready()
+        tell("ready")
         part = _Part(Path(folder) / "plan", number)
         if number:
             try:
@@ -193,8 +194,8 @@ class _Part:
     async def wait(self) -> None:
         """For the parent's next plan; for ever, once it is gone: it kills this process."""
         if self._sizes:
-            say_ready()
-        await wait_for_parent()
+            tell("ready")
+        await next_order()
         self._sizes = json.loads(self._plan.read_text())
         busy_s = struct.pack(f"!{len(self._sizes['busy_s'])}d", *self._sizes["busy_s"])
         self.first = (SPENT.pack(0.0) + busy_s).ljust(self._sizes["row_bytes"], b"\0")

@@ -28,7 +28,7 @@ from functools import cache
 from ipaddress import IPv4Network
 from typing import Any, Self
 
-from ..processes.event_process import child_environment
+from ..processes.child import child_environment
 from . import kernel
 from .forwarder import Counters, Forwarder, Punctuality, check_forwarder
 

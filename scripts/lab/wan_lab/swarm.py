@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..local_swarm import NodeProcess
-from ..processes.event_process import Launch, launch_python, stop_all
+from ..processes.child import Launch, launch_python
+from ..processes.event_process import stop_all
 from .network import WanLab
 
 CLIENT = "client"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bench.tables import console
+from ..command_line import console
 
 __all__ = ["console", "print_bench", "print_links"]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import uvloop
 
-from ...lab.chaos.client import WAIT_S, next_order, progress_of, prompts_for, tell
+from ...lab.chaos.client import WAIT_S, progress_of, prompts_for
+from ...lab.processes.parent import next_order, tell
 
 PROMPTS = 3
 
@@ -94,11 +93,6 @@ def options(steps: int) -> dict[str, Any]:
     return {"max_new_tokens": steps, "ignore_eos": True, "speculate": "off"}
 
 
-def main(words: list[str]) -> int:
-    """``words``: the options as JSON."""
-    uvloop.run(FailureRatesClient(**json.loads(words[0])).run())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def measure_cells(**options: Any) -> None:
+    """``options`` are those of ``FailureRatesClient``."""
+    uvloop.run(FailureRatesClient(**options).run())

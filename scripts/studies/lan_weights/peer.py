@@ -1,11 +1,8 @@
-"""One peer of ``lan_weights``: shares a model, or fetches it when a line of JSON says so, and tells how."""
+"""One peer of ``lan_weights``: shares a model, or fetches it when an order says so, and tells how."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,22 +19,29 @@ from swarm_node.shards.transfer.server import PieceServer, PieceShelf
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
+from ...lab.processes.parent import next_order, tell
 
-async def peer(arguments: argparse.Namespace) -> None:
+
+def share_or_fetch(*, home: str, model_file: str, mbit: float | None) -> None:
+    """``model_file`` "": fetch the model, as the first order says."""
+    asyncio.run(_share_or_fetch(Path(home), model_file, mbit))
+
+
+async def _share_or_fetch(home: Path, model_file: str, mbit: float | None) -> None:
     transport = await P2pdTransport.create()
-    rate = RateLimit(None if arguments.mbit is None else arguments.mbit * 125_000)
+    rate = RateLimit(None if mbit is None else mbit * 125_000)
     server = PieceServer(PieceShelf(), rate=rate)
     try:
         await transport.serve(WEIGHTS_PROTOCOL, server.handle)
         here = {"peer_id": transport.peer_id, "maddrs": await transport.maddrs()}
-        if arguments.model:
-            say("ready", **here, **share(Path(arguments.model), server.shelf))
-            await told()
-            say("sent", bytes=sum(server.statistics().bytes_by_peer.values()))
+        if model_file:
+            tell("ready", **here, **share(Path(model_file), server.shelf))
+            await next_order()
+            tell("sent", bytes=sum(server.statistics().bytes_by_peer.values()))
         else:
-            say("ready", **here)
-            await fetch(await told(), transport, server.shelf, Path(arguments.home))
-        await told()  # until the parent ends us: others may still ask
+            tell("ready", **here)
+            await fetch(await next_order() or {}, transport, server.shelf, home)
+        await next_order()  # until the parent ends us: others may still ask
     finally:
         await transport.close()
 
@@ -81,36 +85,11 @@ async def fetch(plan: dict[str, Any], transport: P2pdTransport, shelf: PieceShel
     await fetching.fetch(span, client=plan["client"])
     seconds = time.perf_counter() - began
     statistics = fetching.statistics()
-    say(
+    tell(
         "fetched",
         seconds=seconds,
         bytes_by_source=statistics.bytes_by_source,
         wasted_bytes=statistics.wasted_bytes,
     )
-    await told()
+    await next_order()
     await fetching.close()
-
-
-async def told() -> dict[str, Any]:
-    """The next line of the parent; the end of its input ends this process."""
-    line = await asyncio.to_thread(sys.stdin.readline)
-    if not line:
-        raise SystemExit(0)
-    document: dict[str, Any] = json.loads(line)
-    return document
-
-
-def say(event: str, **details: object) -> None:
-    print(json.dumps({"event": event, **details}), flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--home", required=True)
-    parser.add_argument("--model", default="")
-    parser.add_argument("--mbit", type=float, default=None)
-    asyncio.run(peer(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

@@ -26,20 +26,18 @@ Exit code 0: every finished answer was right; 1: one was not; 2: wrong usage.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from ...lab.command_line import add_json, console, run_and_report, script_parser, without_problems
 from ...lab.local_swarm import LocalSwarm, split_evenly
-from ...lab.processes.event_process import EventProcess
 from ...lab.processes.fork_server import ForkServer
+from ...lab.processes.worker import Worker
 from ...lab.prompts import BLOCKS, MODEL
-from ...lab.report import run_and_report
 from ...lab.tiny_model import BLOCKS as TINY_BLOCKS
 from ...lab.tiny_model import write_tiny_model
 
@@ -51,8 +49,6 @@ LIMIT_S, QUICK_LIMIT_S = 60.0, 10.0
 LEARN_S = 600.0
 MARGIN_S = 120.0
 """More than a cell's limit: an answer may wait for a route."""
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -73,15 +69,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 launch=fork_server.launch,
             ) as swarm,
         ):
-            client = EventProcess(
-                "client",
-                [
-                    "-m",
-                    "scripts.studies.failure_rates.client",
-                    json.dumps({"model": model, "initial_peers": swarm.initial_peers}),
-                ],
+            client = Worker(
+                "scripts.studies.failure_rates.client:measure_cells",
+                model=model,
+                initial_peers=swarm.initial_peers,
                 environment=environment,
-                asked=True,
                 launch=fork_server.launch,
             )
             try:
@@ -100,24 +92,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _cells(arguments: argparse.Namespace, swarm: LocalSwarm, client: EventProcess) -> list[dict[str, Any]]:
-    client.wait_for("ready")
+def _cells(arguments: argparse.Namespace, swarm: LocalSwarm, client: Worker) -> list[dict[str, Any]]:
+    client.wait_ready()
     cells = []
     for steps in arguments.steps:
-        client.tell(json.dumps({"learn": steps}))
+        client.order(learn=steps)
         client.wait_for("learnt", timeout=LEARN_S)
         for rate in arguments.rates:
             for restart in (False, True):
                 before = _crashes(swarm)
                 for number, node in enumerate(swarm.nodes):
                     node.tell(f"crashes {rate} {arguments.seed + number}")
-                order = {
-                    "steps": steps,
-                    "restart": restart,
-                    "seconds": arguments.seconds,
-                    "limit": arguments.limit,
-                }
-                client.tell(json.dumps(order))
+                client.order(steps=steps, restart=restart, seconds=arguments.seconds, limit=arguments.limit)
                 measured = client.wait_for("cell", timeout=arguments.limit + MARGIN_S)
                 for node in swarm.nodes:
                     node.tell("crashes 0 0")
@@ -179,11 +165,7 @@ def shown(cell: dict[str, Any]) -> str:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study failure_rates",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study failure_rates", __doc__)
     parser.add_argument("--model", default=str(MODEL), help="a .gguf file, or tiny: random weights")
     parser.add_argument("--spans", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--replicas", type=int, default=3, help="servers of each (default: %(default)s)")
@@ -199,7 +181,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         help=f"seconds for a first answer (default: {LIMIT_S:g}, with --quick {QUICK_LIMIT_S:g})",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the failures (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     parsed = parser.parse_args(words)
     parsed.seconds = parsed.seconds or (QUICK_SECONDS if parsed.quick else SECONDS)
     parsed.limit = parsed.limit or (QUICK_LIMIT_S if parsed.quick else LIMIT_S)
@@ -220,9 +202,4 @@ def _list_of(kind: type[int] | type[float]) -> Any:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    ended = run_and_report(lambda: run(arguments), show, arguments.json, console)
-    return ended if isinstance(ended, int) else int(bool(ended["problems"]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(lambda: run(arguments), show, arguments.json, is_good=without_problems)

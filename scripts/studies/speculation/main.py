@@ -1,18 +1,14 @@
-"""What speculative decoding brings on a route with a round trip. Run it through scripts/study speculation."""
+"""What speculative decoding brings on a route with a round trip."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ...lab.numbers_given import count, positive
+from ...lab.command_line import add_json, console, count, positive, run_and_report, script_parser
 from ...lab.processes.worker import run_in_process
 from ...lab.prompts import MODEL
-from ...lab.report import run_and_report
 from .prompts import PROMPTS
 
 DESCRIPTION = """\
@@ -24,8 +20,6 @@ wrong one time in five. Every answer must be the plain one, token for token.
 """
 LEAST = {"repetitive": 1.5, "plain": 0.95, "draft": 2.5}
 """Times plain decoding that each group must reach: on average; plain texts, each by itself."""
-
-console = Console(stderr=True)
 
 
 def main() -> int:
@@ -47,13 +41,13 @@ def main() -> int:
             answers += run_in_process("scripts.studies.speculation.measure:measure", which=which, **given)
         return {**given, "answers": answers}
 
-    report = run_and_report(run, show, options.json, console)
-    if isinstance(report, int):
-        return report
-    problems = failures(report)
-    for problem in problems:
-        console.print(f"failed: {problem}", markup=False)
-    return 1 if problems else 0
+    def is_good(report: dict[str, Any]) -> bool:
+        problems = failures(report)
+        for problem in problems:
+            console.print(f"failed: {problem}", markup=False)
+        return not problems
+
+    return run_and_report(run, show, options.json, is_good=is_good)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -100,11 +94,7 @@ def failures(report: dict[str, Any]) -> list[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study speculation",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study speculation", DESCRIPTION)
     parser.add_argument("--model", type=Path, default=MODEL, help="default: %(default)s")
     parser.add_argument("--draft", type=Path, default=None, help="a real draft model, measured as well")
     parser.add_argument(
@@ -118,9 +108,5 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=count, default=3, help="of each way (default: %(default)s)")
     parser.add_argument("--threads", type=count, default=1, help="of each node (default: %(default)s)")
     parser.add_argument("--wire-codec", default="int8", help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write everything here as well; - is standard output")
+    add_json(parser)
     return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,7 +29,6 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -37,8 +36,7 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.placement.planner import ModelShape, NodeOffer
 from swarm_node.swarm.types import PeerLink, Span
 
-from ...lab.numbers_given import count, positive
-from ...lab.report import run_and_report
+from ...lab.command_line import add_json, console, count, positive, run_and_report, script_parser
 from ..placement.world import Clock, World
 from .clients import Clients
 from .records import Records
@@ -53,8 +51,6 @@ SLOW_S = 1800.0
 DAY_S = 86_400.0
 REGIONS_MS = 40.0
 """Standard deviation of a coordinate of a node's place; round trips are distances."""
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 class Churn:
@@ -298,9 +294,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study churn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("study churn", __doc__)
     parser.add_argument("--nodes", type=count, help="default: 10000")
     parser.add_argument("--models", type=count, help="default: 40")
     parser.add_argument("--hours", type=positive, help="default: 24")
@@ -314,7 +308,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=count, default=1, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="60 nodes, 2 models, an hour")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     parser.add_argument("--svg", metavar="FILE", help="draw them over time")
     parsed = parser.parse_args(words)
     for name, usual, quick in (("nodes", 10_000, 60), ("models", 40, 2), ("hours", 24.0, 1.0)):
@@ -348,13 +342,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    report = run_and_report(lambda: run(arguments), show, arguments.json, console)
-    if isinstance(report, int):
-        return report
-    if arguments.svg:
-        Path(arguments.svg).write_text(picture(report))
-    return int(bool(report["holes_by_moves"]))
 
+    def show_and_draw(report: dict[str, Any]) -> None:
+        show(report)
+        if arguments.svg:
+            Path(arguments.svg).write_text(picture(report))
 
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(
+        lambda: run(arguments),
+        show_and_draw,
+        arguments.json,
+        is_good=lambda report: not report["holes_by_moves"],
+    )

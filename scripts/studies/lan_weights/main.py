@@ -12,35 +12,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from ...lab.processes.event_process import EventProcess, ProcessFailedError, stop_all
-from ...lab.report import run_and_report
-
-console = Console(stderr=True)
-_PEER = ("-m", "scripts.studies.lan_weights.peer")
+from ...lab.command_line import add_json, console, run_and_report, script_parser
+from ...lab.processes.event_process import stop_all
+from ...lab.processes.worker import Worker
 
 
 def measure(arguments: argparse.Namespace, cold: int) -> dict[str, Any]:
     """One origin and ``cold`` peers that begin at the same moment."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        peers: list[EventProcess] = []
+        peers: list[Worker] = []
         stack.callback(lambda: stop_all(peers))
-        rate = [] if arguments.link_mbit is None else ["--mbit", str(arguments.link_mbit)]
-        origin = EventProcess(
-            "origin", [*_PEER, "--home", f"{folder}/origin", "--model", arguments.model, *rate], asked=True
-        )
-        peers.append(origin)
-        for number in range(cold):
-            home = f"{folder}/cold-{number}"
-            peers.append(EventProcess(f"cold {number}", [*_PEER, "--home", home, *rate], asked=True))
+        for home, model in (("origin", arguments.model), *((f"cold-{number}", "") for number in range(cold))):
+            options = {"home": f"{folder}/{home}", "model_file": model, "mbit": arguments.link_mbit}
+            peers.append(Worker("scripts.studies.lan_weights.peer:share_or_fetch", **options))
+        origin = peers[0]
         ready = [peer.wait_for("ready") for peer in peers]
         model = ready[0]
         nodes = [{"peer_id": peer["peer_id"], "maddrs": peer["maddrs"]} for peer in ready]
@@ -49,9 +40,9 @@ def measure(arguments: argparse.Namespace, cold: int) -> dict[str, Any]:
             if arguments.want == "spans":
                 blocks = [model["n_blocks"] * (number + part) // cold for part in (0, 1)]
             plan = {"root": model["root"], "ref": model["ref"], "nodes": nodes, "blocks": blocks}
-            peer.tell(json.dumps({**plan, "client": arguments.want == "all"}))
+            peer.order(**plan, client=arguments.want == "all")
         fetched = [peer.wait_for("fetched") for peer in peers[1:]]
-        origin.tell("{}")
+        origin.order()
         sent = origin.wait_for("sent")["bytes"]
     got = [sum(peer["bytes_by_source"].values()) for peer in fetched]
     slowest = max(peer["seconds"] for peer in fetched)
@@ -84,31 +75,18 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study lan_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study lan_weights", __doc__)
     parser.add_argument("--model", required=True, metavar="PATH", help="a GGUF file or HuggingFace directory")
     parser.add_argument("--cold", type=int, nargs="+", default=[1, 3], metavar="N", help="default: 1 3")
     parser.add_argument("--want", choices=("all", "spans"), default="all", help="default: %(default)s")
     parser.add_argument(
         "--link-mbit", type=float, default=None, help="what each peer may send (default: all)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     arguments = parser.parse_args()
 
     def run() -> dict[str, Any]:
         runs = [measure(arguments, cold) for cold in arguments.cold]
         return {"model": Path(arguments.model).name, "want": arguments.want, "runs": runs}
 
-    try:
-        report = run_and_report(run, show, arguments.json, console)
-    except ProcessFailedError as error:
-        console.print(f"error: {error}", markup=False)
-        return 1
-    return report if isinstance(report, int) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(run, show, arguments.json)

@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections.abc import Sequence
 from functools import partial
 from time import process_time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -31,8 +29,7 @@ from swarm_node.swarm.placement.planner import ModelShape, assign
 from swarm_node.swarm.placement.swarm_view import Machine, MeasuredLinks, SwarmView
 from swarm_node.swarm.types import NodeInfo, Span
 
-from ...lab.numbers_given import count
-from ...lab.report import run_and_report
+from ...lab.command_line import add_json, console, count, run_and_report, script_parser
 from .clusters import BLOCK_BYTES, cluster, offers
 from .optimum import all_pictures, least_token_s
 from .world import Clock, World
@@ -41,8 +38,6 @@ WITHIN = 1.05
 BLOCKS = 12
 FEW_BLOCKS = 6
 """Where every placement of every machine is tried, not only every route."""
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 def pictured(
@@ -140,21 +135,14 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study placement",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study placement", __doc__)
     parser.add_argument("--clusters", type=count, default=100, help="of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     arguments = parser.parse_args()
-    report = run_and_report(lambda: run(arguments), show, arguments.json, console)
-    if isinstance(report, int):
-        return report
-    plans = ("planned", "planned beside pinned nodes")
-    return int(any(report["kinds"][kind]["worst"] > WITHIN for kind in plans))
 
+    def is_good(report: dict[str, Any]) -> bool:
+        plans = ("planned", "planned beside pinned nodes")
+        return all(report["kinds"][kind]["worst"] <= WITHIN for kind in plans)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(lambda: run(arguments), show, arguments.json, is_good=is_good)

@@ -27,7 +27,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from swarm_node.dht.kademlia.contacts import contact_of
@@ -37,9 +36,8 @@ from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
+from ...lab.command_line import add_json, console, count, positive, run_and_report, script_parser
 from ...lab.memory_dht import CallNetwork, JumpingLoop
-from ...lab.numbers_given import count, positive
-from ...lab.report import run_and_report
 from .liars import KINDS, Crowd, Liar, invented
 
 GOAL = 0.999
@@ -50,8 +48,6 @@ INVENTIONS = 20_000
 FIRST_S = 5.0
 SETTLE_S = 70.0
 """Simulated seconds between the coming of the liars and the first announcement."""
-
-console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +243,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study directory_attack",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study directory_attack", __doc__)
     parser.add_argument("--nodes", type=count, help="default: 200")
     parser.add_argument("--reads", type=count, help="default: 4000")
     parser.add_argument("--hostile", type=positive, default=20.0, help="percent (default: %(default)s)")
@@ -259,7 +251,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="store_true", help="only the first figure, no sweeps")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="60 nodes, 200 reads")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- is standard output)")
+    add_json(parser)
     parsed = parser.parse_args(words)
     for name, usual, quick in (("nodes", 200, 60), ("reads", 4000, 200)):
         if getattr(parsed, name) is None:
@@ -271,11 +263,6 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    report = run_and_report(lambda: run(arguments), show, arguments.json, console)
-    if isinstance(report, int):
-        return report
-    return 0 if report["main"]["right"] >= GOAL else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_and_report(
+        lambda: run(arguments), show, arguments.json, is_good=lambda report: report["main"]["right"] >= GOAL
+    )

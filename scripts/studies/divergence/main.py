@@ -1,18 +1,15 @@
-"""How often batching and repairs change a greedy answer. Run it through scripts/study divergence."""
+"""How often batching and repairs change a greedy answer."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-import sys
 from typing import Any
 
-from rich.console import Console
-
+from ...lab.command_line import add_json, console, run_and_report, script_parser
 from ...lab.processes.worker import run_in_process
 from ...lab.prompts import MODEL
-from ...lab.report import run_and_report
 
 DESCRIPTION = """\
 Answers the same prompts three times over two hops in one process: undisturbed; with other batches
@@ -44,8 +41,6 @@ COSTS: dict[str, dict[str, Any]] = {
 Z = 1.96
 """Standard errors of a 95 % interval."""
 
-console = Console(stderr=True)
-
 
 def main() -> int:
     options = parse_arguments()
@@ -65,8 +60,7 @@ def show_cost(options: argparse.Namespace) -> int:
             )
         return {"model": str(options.model), "threads": options.threads, "cost": found}
 
-    report = run_and_report(run, show_costs, options.json, console)
-    return report if isinstance(report, int) else 0
+    return run_and_report(run, show_costs, options.json)
 
 
 def show_costs(report: dict[str, Any]) -> None:
@@ -111,17 +105,17 @@ def count_changes(options: argparse.Namespace) -> int:
             console.print(f"  changed: {batched} batched otherwise, {repaired} repaired", markup=False)
         return report
 
-    report = run_and_report(run, show, options.json, console)
-    if isinstance(report, int):
-        return report
-    broken = [
-        way
-        for way, found in report["ways"].items()
-        if WAYS[way].get("deterministic") and found["batched"]["diverged"] + found["repaired"]["diverged"]
-    ]
-    for way in broken:
-        console.print(f"error: {way}: deterministic answers differ", markup=False)
-    return 1 if broken else 0
+    def is_good(report: dict[str, Any]) -> bool:
+        broken = [
+            way
+            for way, found in report["ways"].items()
+            if WAYS[way].get("deterministic") and found["batched"]["diverged"] + found["repaired"]["diverged"]
+        ]
+        for way in broken:
+            console.print(f"error: {way}: deterministic answers differ", markup=False)
+        return not broken
+
+    return run_and_report(run, show, options.json, is_good=is_good)
 
 
 def rates(found: dict[str, int]) -> dict[str, Any]:
@@ -165,11 +159,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/study divergence",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("study divergence", DESCRIPTION)
     parser.add_argument("--model", default=MODEL, help="GGUF file, HuggingFace folder or hub name")
     parser.add_argument("--prompts", type=int, default=16, help="answers of each run (%(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=160, help="of the longest prompt (%(default)s)")
@@ -180,12 +170,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores")
     parser.add_argument("--seed", type=int, default=1, help="of batches, cuts and losses (%(default)s)")
     parser.add_argument("--cost", action="store_true", help="time steps instead")
-    parser.add_argument("--json", metavar="FILE", help="write the report there, too (-: standard output)")
+    add_json(parser)
     options = parser.parse_args()
     if min(options.prompts, options.prompt_tokens, options.threads) < 1 or options.tokens < 2:
         parser.error("--prompts, --prompt-tokens and --threads are at least 1, --tokens at least 2")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())
