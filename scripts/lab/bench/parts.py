@@ -73,7 +73,9 @@ class Bench:
                 say(f"one stream: {title}")
                 # Slow, steady and not ours: two runs say enough.
                 figures = run_in_process(
-                    f"bench_locals:{module}", threads=threads, **{**sizes, "repeat": min(2, self.repeat)}
+                    f"scripts.lab.bench.locals:{module}",
+                    threads=threads,
+                    **{**sizes, "repeat": min(2, self.repeat)},
                 )
                 found[title] = medians(figures["runs"]) | {"rss_mb": figures["rss_mb"]}
         middle = sorted(swarm["runs"], key=lambda run: run["decode_tokens_per_s"])[self.repeat // 2]
