@@ -1,6 +1,8 @@
-"""What is wrong with a route: which hops are gone, which edges between living hops, and who says nonsense.
+"""What is wrong with a route: which hops are lost, which edges between living hops, and which hop sends
+nonsense.
 
-What a hop says of its neighbour is a hint. Whether that neighbour lives, the client's own link to it tells.
+What a hop says of its neighbour is only a hint. The client's own link to that neighbour tells whether it
+lives.
 """
 
 from __future__ import annotations
@@ -86,9 +88,10 @@ async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
 
 
 def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diagnosis) -> None:
-    """A hop could not take a step. Input that came from another hop may be to blame: where the client carried
-    it, its bytes tell; elsewhere it has to be carried to see. A session that another hop has fed counts
-    as that hop made it count: a new one will show who is to blame."""
+    """A hop could not take a step. If the step came from another hop, that one may be to blame. Where the
+    client carried the step, its bytes tell; elsewhere the client has to carry it to see. A session that
+    another hop has fed counts tokens as that hop made it count: a new session will show which of them is to
+    blame."""
     hop = hops[number]
     error, code = hop.state.step_error, hop.state.step_code
     if error is None:

@@ -1,7 +1,8 @@
 """The client's side of one hop: a session on one node, over the client's link to it.
 
-Opens it, closes it, and rewires it (ATTACH, REPLAY). What else the node says is kept here until somebody
-looks: how the session failed, which neighbour the node has lost. Steps and results are a segment's.
+It opens the session, closes it, and rewires it (ATTACH, REPLAY). What else the node says goes into the hop's
+state until a diagnosis looks at it: how the session failed, which neighbour the node has lost. Steps and
+results belong to segments.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ REPLAY_TOKENS = 256
 """A replay goes in chunks of this many tokens. The hop sends the next chunk when the next hop has computed
 the last one."""
 NOBODY = b""
-"""A hop whose next hop is lost sends its results to nobody."""
+"""Where the results of a hop go whose next hop is lost: nowhere."""
 
 _Answer = TypeVar("_Answer", Opened, Attached, Replayed)
 StepTold = Callable[[Progress, float], None]
@@ -105,7 +106,7 @@ class HopClient:
         self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0
-        self.first_step = 0  # answers to steps before it are of no interest any more
+        self.first_step = 0  # answers to steps before it are ignored
         self.names = plan.names
         self.misnamed = False
         self.upstream = plan.upstream
@@ -172,7 +173,7 @@ class HopClient:
         return done
 
     def close(self, ids: Sequence[int] = ()) -> None:
-        """Free the session's KV cache on the node. Never waits; may be called again.
+        """Free the session's KV cache on the node. Never waits. Idempotent.
 
         ``ids``: all that was fed, so that the node can keep its whole pages for a session that begins with
         them.
@@ -192,7 +193,7 @@ class HopClient:
         self.listener = listener
 
     def ignore_before(self, step: int) -> None:
-        """Answers to steps before ``step`` are of no interest any more."""
+        """From now on ignore answers to steps before ``step``."""
         self.first_step = step
 
     def forget_names(self) -> None:
@@ -311,7 +312,7 @@ class HopClient:
         listener = self.listener
         late = isinstance(error, PeerTimeoutError) and self.link.failure is None
         if late and listener is not None and listener.is_chain and not self._requests.is_waiting:
-            self.state = self.state.chain_stalled(error)  # nobody knows whose fault it is
+            self.state = self.state.chain_stalled(error)  # it is not known whose fault that is
             self._tell()
         else:
             self.mark_lost(error)

@@ -65,7 +65,7 @@ class Requests:
         return self._answer is not None
 
     def take(self, reply: Reply) -> bool:
-        """Whether somebody asked for it."""
+        """Whether it was asked for."""
         pending = self.pending
         awaits = self.expected if pending is not None else None
         match reply:
@@ -74,7 +74,7 @@ class Requests:
             case Attached() if self._attaches > (awaits is Attached):
                 self._attaches -= 1  # likewise, but it answers each
             case _ if pending is not None:
-                # Counted now: whoever waits may be cancelled before it sees the answer.
+                # Counted now: the asker may be cancelled before it sees the answer.
                 self._replays -= isinstance(reply, Replayed) and self._replays > 0
                 self._attaches -= isinstance(reply, Attached) and self._attaches > 0
                 pending.set_result(reply)

@@ -141,7 +141,7 @@ class RouteSession:
         self.hops = hops
 
     def take_steps(self, count: int) -> int:
-        """The first of ``count`` step numbers that nobody else uses."""
+        """The first of ``count`` unused step numbers."""
         first = self._steps + 1
         self._steps += count
         return first
@@ -217,7 +217,7 @@ class RouteSession:
                 hop.names.rollback(length)
 
     def close(self, ids: Sequence[int] = ()) -> None:
-        """Free every hop's session at once. Never waits; may be called again. ``ids``: what was fed, for the
+        """Free every hop's session at once. Never waits. Idempotent. ``ids``: what was fed, for the
         hops to keep the pages of it."""
         self.closed = True
         for hop in self.hops:

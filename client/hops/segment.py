@@ -1,7 +1,7 @@
 """Hops chained one to the next: steps go in at the first, results come out of the last.
 
-Steps may be sent ahead of their results, which come back in order. A hop that nobody chains is a segment of
-its own, and the client carries what it says to the next.
+Steps may be sent ahead of their results, which come back in order. A hop that is not chained is a segment of
+its own, and the client carries its results to the next one.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class _Sent:
 
 
 class Segment:
-    """A run of open hops between two places where the client takes part; a ``hop.Listener`` of them all.
+    """A run of open hops between two places where the client takes part; the ``hop.Listener`` of each of
+    them.
 
-    All that goes wrong raises BrokenError and is written at the hop concerned. ``rows`` looks at those that
-    come out, ``doubts`` at hops that may only be slow.
+    Everything that goes wrong raises BrokenError, and is in the state of the hop concerned. ``rows`` checks
+    the rows that come out. ``doubts`` decides about hops that may only be slow.
     """
 
     def __init__(

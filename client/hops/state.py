@@ -20,7 +20,7 @@ class Condition(Enum):
     WORKING = "working"  # it has all tokens, and nothing is known against it
     REPLAYING = "replaying"  # it lacks tokens that the others have computed: a replay is to bring them
     SUSPECTED = "suspected"  # a step failed here, or it lost a neighbour: perhaps through another's fault
-    STALLED = "stalled"  # its chain answers nothing for too long, and nobody knows whose fault that is
+    STALLED = "stalled"  # its chain answers nothing for too long, and it is not known whose fault that is
     LOST = "lost"  # its session is over; final
 
 
@@ -52,7 +52,7 @@ TRANSITIONS: dict[Event, dict[Condition, set[Condition]]] = {
     Event.ATTACHED: _REWIRE,  # ATTACHED: what it said of the hop before concerns another one now
     Event.REPLAYED: _REWIRE,  # REPLAYED, or a replay that failed: likewise for the hop after
     Event.CLEARED: {W: {W}, R: {R}, S: {W, R}, T: {W, R}, L: {L}},  # the repair, after its diagnosis
-    Event.LOST: {W: {L}, R: {L}, S: {L}, T: {L}, L: {L}},  # its link; whoever is certain that it is to blame
+    Event.LOST: {W: {L}, R: {L}, S: {L}, T: {L}, L: {L}},  # its link; what is certain that it is to blame
 }
 """Possible conditions after each event; an event that a condition lacks here is a bug of ours."""
 

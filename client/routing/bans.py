@@ -137,7 +137,7 @@ class Bans:
                 self._health.release(peer_id, now)
 
     def hopeless(self, now: float) -> frozenset[str]:
-        """Of the banned peers those that it makes no sense to try, even where nobody else is left."""
+        """The banned peers that it makes no sense to try, even where no other is left."""
         return frozenset(filter(self._is_hopeless, self._health.banned(now)))
 
     def barred(self, now: float) -> frozenset[str]:

@@ -1,9 +1,9 @@
-"""What this client found out about peers itself, which comes before all that they say of themselves.
+"""What this client found out about peers itself, which counts more than what they say of themselves.
 
-A record costs its writer nothing, an answer costs an address where somebody listens, and work costs work. So
-peers stand in three circles, and a route is looked for in the innermost first: those that have computed for
-this client lately, those that have answered it, and all that the directory names. Where strangers must be
-asked, the order is one of fair turns, not of claims: whoever announces most is not asked first.
+A record costs its writer nothing, an answer costs an address with a program behind it, and work costs work.
+So peers stand in three circles, and a route is looked for in the innermost first: those that have computed
+for this client lately, those that have answered it, and all that the directory names. Where strangers must be
+asked, they take fair turns: the peers that announce most are not asked first.
 
 Pure: it has no clock, every call brings ``now`` (seconds on any monotonic clock).
 """
@@ -82,8 +82,8 @@ class _Own:
 
 
 class Evidence:
-    """The ledger. Bounded; ``salt`` orders what nothing else tells apart. ``wary_until``: somebody is doubted
-    until then."""
+    """The ledger. Bounded; ``salt`` orders what nothing else tells apart. ``wary_until``: some peer is
+    doubted until then."""
 
     def __init__(self, salt: str = "") -> None:
         self.wary_until = -inf

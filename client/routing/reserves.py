@@ -1,4 +1,4 @@
-"""Peers besides those in use: for which blocks nobody is known, and whom to meet or put on trial next."""
+"""Peers besides those in use: which blocks have none, and which peer to meet or put on trial next."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Reserves:
         self._explored_at = float("-inf")
 
     def unmet(self, need: Need, wanted: Wanted) -> tuple[Span, ...]:
-        """Blocks that nobody could carry who is ``wanted`` and known."""
+        """Blocks that no known peer could carry that is as ``wanted`` says."""
         now = self._now()
         known = [
             node

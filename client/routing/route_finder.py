@@ -155,7 +155,7 @@ class RouteFinder:
 
     def _find(self, nodes: Sequence[NodeInfo], edges: Edges, request: RouteRequest, salt: str) -> Route:
         """The cheapest route of peers that have worked for us; else, of peers that have answered us too; else
-        of any. Nobody talks his way in front of one who has shown what he does."""
+        of any. Claims never come before what a peer has shown."""
         problem: NoRouteError | None = None
         for circle in self._evidence.circles(nodes, self._now()):
             try:

@@ -45,7 +45,7 @@ T = TypeVar("T", bound=Closeable)
 
 
 class Attempts:
-    """Of one session. ``passed_over``: peers that were tried in vain, and why."""
+    """Of one session. ``passed_over``: peers that were tried and did not serve, and why."""
 
     def __init__(self, router: Router, scout: Scout, need: Need) -> None:
         self.passed_over: dict[str, str] = {}
@@ -62,7 +62,8 @@ class Attempts:
         self._since = None
 
     def failed(self, failure: HopFailedError, opening: bool) -> None:
-        """Tell the router. Raises what the peer failed of, or why nobody opens, when it was too much."""
+        """Tell the router. Raises the peer's error, or an error that says why no peer opens, when it was one
+        too many."""
         proven = self._router.is_proven(failure.peer_id)
         self._router.failed(failure)
         if isinstance(failure.cause, LocalNetworkError):
@@ -121,9 +122,9 @@ class Attempts:
     async def opened(
         self, opening: Coroutine[Any, Any, T], hops: Sequence[Hop], gap: Span | None = None
     ) -> T:
-        """What ``opening``, of a route or of hops for the blocks ``gap``, gives. While some of ``hops`` are
-        mute others are asked, and preferred to them if they could do without. What opens too late for whoever
-        was cancelled is closed. Raises HopFailedError."""
+        """The outcome of ``opening``, which opens a route or hops for the blocks ``gap``. While some of
+        ``hops`` are mute, others are asked, and are preferred if they could do without the mute ones. Where
+        the caller was cancelled, what opens too late is closed. Raises HopFailedError."""
         task = asyncio.create_task(opening)
         try:
             strange = any(self._router.is_stranger(hop.peer_id) for hop in hops)

@@ -1,9 +1,9 @@
 """Prompts that begin alike and come at the same time: what they share is fed once.
 
-A hop keeps the pages that it computed for this client under the names that it was given (see ``prefix``),
-from the answer on that completed them. So a sequence that begins like one that is being fed waits until the
-hops have what both share, and is then fed only what is its own. If the other fails, the first of those who
-wait feeds in its place.
+A hop keeps the pages that it computed for this client under the names that it was given (see
+``routing.prefix``), as soon as it has answered for them. So a sequence that begins like one that is being fed
+waits until the hops have what both share; then only the rest of it is fed. If the first one fails, the next
+in line feeds in its place.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Beginnings:
                     del self._feeds[page]
 
     def _claim(self, pages: Sequence[bytes], feed: Feed) -> tuple[Feed, int] | None:
-        """Who is feeding the most of these pages, and how many tokens they are; ``feed`` feeds the others.
-        Only earlier ones are waited for, so that no two wait for each other."""
+        """The feed that has the most of these pages, and how many tokens they are; ``feed`` feeds the others.
+        Only earlier feeds are waited for, so that no two wait for each other."""
         found = None
         for number, page in enumerate(pages, start=1):
             other = self._feeds.setdefault(page, feed)

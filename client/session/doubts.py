@@ -1,8 +1,9 @@
-"""When a hop that says it works, and shows nothing for it, is left for another though it may only be slow.
+"""When to leave a hop that says it works, and shows nothing for it, though it may only be slow.
 
-Only where somebody who has worked could take its place; others are put on trial as soon as the first doubt
-comes. It is no blame: the hop is left alone for seconds. Each doubt without a token in between has twice the
-patience of the one before, so that a swarm whose nodes are all slow to begin is waited for.
+It is left only where a proven peer could take its place; other peers are put on trial as soon as the first
+doubt comes. To be left is no blame: the hop is avoided for seconds only. Each doubt without a token in
+between waits twice as long as the one before, so that a swarm whose nodes are all slow to begin is waited
+for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .scout import Scout
 
 
 class Doubts:
-    """Of one session; a ``segment.Patient``. ``close`` ends what it has begun."""
+    """Of one session; a ``plan.Patient``. ``close`` ends what it has begun."""
 
     def __init__(self, router: Router, scout: Scout, need: Need) -> None:
         self._router = router

@@ -1,10 +1,11 @@
 """Bringing a broken route back while its other hops keep what they have computed.
 
-In rounds, until a look at all hops finds nothing wrong: hops that are lost are replaced by others for the
-same blocks; neighbours are wired to them; and each new hop is fed what it lacks, up to the last token that
-came out of the route. Its input comes from the journal of the hop before, from node to node; a hop whose
-journal does not reach back is replaced too, and so on to the first hop, which is fed from the token ids. Two
-living hops that do not reach each other, or refuse what the other sends, are fed through this client.
+A repair goes in rounds, until a look at all hops finds nothing wrong. In a round, hops that are lost are
+replaced by others for the same blocks; neighbours are wired to each other; and each new hop is fed what it
+lacks, up to the last token that came out of the route. Its input comes from the journal of the hop before,
+from node to node. A hop whose journal does not reach back far enough is replaced too, and so on up to the
+first hop, which is fed from the token ids. Where two living hops do not reach each other, or one refuses what
+the other sends, this client carries the activations between them.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class RouteRepair:
         self._misfed: set[str] = set()  # whose sessions held too little: once that may be another's doing
         self._alarm = asyncio.Event()
         self._moving = False
-        self._round = 0  # answers to steps before it are of no interest
+        self._round = 0  # answers to steps before it are ignored
 
     async def move(self, number: int, cause: str) -> None:
         """Replace a hop that works. Raises MoveAbandonedError, and as ``run``."""
@@ -385,7 +386,7 @@ class RouteRepair:
                 task.cancel()
             await asyncio.wait((doing, alarm))
             if not doing.cancelled():
-                doing.exception()  # of work that was broken off, nobody asks
+                doing.exception()  # looked at: the work was broken off, and its error is not wanted
         doing.result()
 
 

@@ -1,6 +1,7 @@
-"""Feeding a new hop what it lacks, from here: embeddings of token ids, or rows that the hop before replays.
+"""Feeding a new hop what it lacks from here: embeddings of token ids, or rows that the hop before replays.
 
-Its steps are held: computed and kept in its journal, and sent on to nobody.
+Its steps are held: the hop computes them and keeps the results in its journal, and sends them to no other
+hop.
 """
 
 from __future__ import annotations

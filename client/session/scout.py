@@ -1,13 +1,13 @@
-"""Finding out who is there, before and beside what a user waits for.
+"""Finding out which peers are there, before and beside what a user waits for.
 
-Where no route of peers that have answered can be had, strangers are dialled side by side, a few at first and
-more as those fail, until the ones that answered cover the model: hundreds of records of nobody cost as long
-as a few, and one that is silent holds up nobody. An answer is a connection and a right WELCOME. Where peers
+Where there is no route of peers that have answered, strangers are dialled side by side, a few at first and
+more as those fail, until the ones that answered cover the model. So hundreds of false records cost as long as
+a few, and a silent peer holds up no other. An answer is a connection and a right WELCOME. Where peers
 answered and then did not work, candidates are put on trial side by side in the same way.
 
-Beside what is under way, peers that have not worked for this client are put on trial, one at a time, and
-rarely once enough have passed: those become reserves, known to work before a hop is lost, and a newcomer that
-is honest is soon as good as the others. What a user waits for never depends on it.
+Beside a session's work, peers that have not worked for this client are put on trial one at a time, and rarely
+once enough have passed. Those become reserves, known to work before a hop is lost, and an honest newcomer is
+soon as good as the others. What a user waits for never depends on it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .trial import try_peer
 AT_ONCE = 4
 """At first this many strangers are asked side by side."""
 PATIENT = 4
-"""One more stranger is asked side by side for every this many that were asked in vain."""
+"""One more stranger is asked side by side for every few that were asked and did not answer."""
 MOST_AT_ONCE = 32
 """At most this many dials are under way: forged records must not make this client dial without bound."""
 MUTE_S = 0.3
@@ -52,7 +52,7 @@ machine."""
 @dataclass(slots=True)
 class _Meeting:
     task: asyncio.Task[list[HopFailedError]]
-    wanted: int = 0  # by so many sessions
+    wanted: int = 0  # how many sessions wait for it
 
 
 class Scout:
@@ -76,7 +76,7 @@ class Scout:
 
     async def meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
         """Find out who is there, or with ``wanted.least`` PROVEN who works, until those who are could carry
-        ``need``, or nobody is left. Those that were asked in vain. Who wants the same shares one search."""
+        ``need``, or no peer is left. Returns the failures. Sessions that want the same share one search."""
         meeting = self._meetings.get(wanted)
         if meeting is None:
             task = asyncio.create_task(self._meet(need, wanted))

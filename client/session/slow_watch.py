@@ -1,7 +1,7 @@
-"""Whether a session should leave a hop that works but slowly, or rewire its hops to find out which it is.
+"""Whether a session should leave a hop that works but is slow, or rewire its hops to find out which one is.
 
-Of a chain the client sees only the sum. Where a part of it that nobody owns up to would matter, the client
-carries the activations itself for some steps: then each hop's time is the client's own measure, and no hop
+Of a chain the client sees only the sum. Where a part of it that no hop accounts for would matter, the client
+carries the activations itself for some steps. Then each hop's time is the client's own measure, and no hop
 can be blamed for another's. Afterwards the hops are chained again, unless they are faster apart.
 """
 

@@ -151,7 +151,7 @@ class SwarmSession:
 
     @property
     def is_open(self) -> bool:
-        """Its hops hold something, and nothing is amiss."""
+        """Its hops hold tokens, and nothing is wrong."""
         return self._session is not None and not self._closed and self._record is None
 
     @property
@@ -177,7 +177,7 @@ class SwarmSession:
 
     @property
     def passed_over(self) -> tuple[PassedOver, ...]:
-        """Peers that were tried in vain."""
+        """Peers that were tried, and did not open or serve."""
         return tuple(PassedOver(*tried) for tried in self._attempts.passed_over.items())
 
     @property
@@ -283,7 +283,7 @@ class SwarmSession:
                 self.cached_tokens = tokens
 
     def close(self, keep: bool = True) -> None:
-        """Free every hop at once. Never waits; may be called again. ``keep``: hops may keep the pages for a
+        """Free every hop at once. Never waits. Idempotent. ``keep``: hops may keep the pages for a
         session that begins the same way."""
         self._doubts.close()
         if not self._closed and self._session is not None:

@@ -1,7 +1,7 @@
 """A peer on trial: a short session with a few steps of one token, timed by this client's own clock.
 
-What it computes is the embedding of a token that nobody wrote. A trial costs the peer what a few decoded
-tokens do, and shows what no record can: that it opens, computes, and how fast.
+The peer computes the embedding of a token that is in no text. A trial costs it what a few decoded tokens do,
+and shows what no record can: that it opens, computes, and how fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a hop says late, or twice, and what it never was asked."""
+"""What a hop says late, or twice, and what it never was asked; and that no words of its node confuse it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarm_node.client.hops.hop import HopClient
 from swarm_node.client.hops.plan import HopPlan, SessionSettings
-from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError, ReplayRefusedError
+from swarm_node.swarm.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    ReplayRefusedError,
+    StreamClosedError,
+    SwarmError,
+)
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.protocol.messages import Attached, ErrorMessage, Replayed
 from swarm_node.swarm.types import Hop, Span
@@ -117,3 +127,71 @@ async def test_an_answer_to_nothing_is_nonsense() -> None:
     hop.deliver(Attached(SESSION, 4))
     assert isinstance(hop.failure, RemoteProtocolError)
     assert "ATTACHED" in hop.failure.message
+
+
+class _Listener:
+    """A segment of a chain, which counts how often it is told of trouble."""
+
+    waiting_since = None
+    is_chain = True
+    awaited_payload = None
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def take(self, hop: HopClient, result: Any) -> None:
+        pass
+
+    def question(self, hop: HopClient) -> None:
+        return None
+
+    def mark_broken(self) -> None:
+        self.told += 1
+
+
+told = st.one_of(
+    st.builds(
+        ErrorMessage,
+        st.just(SESSION),
+        st.one_of(st.none(), st.integers(0, 12)),
+        st.sampled_from(ErrorCode),
+        st.just("no"),
+        st.booleans(),
+    ),
+    st.sampled_from([Attached(SESSION, 4), Replayed(SESSION, 4, 0, 0, 0)]),
+    st.sampled_from([PeerTimeoutError("late"), StreamClosedError("gone")]),
+    st.sampled_from(["attach", "replay", "clear"]),
+)
+
+
+@given(st.lists(told, max_size=16), st.booleans())
+def test_whatever_is_heard_is_a_change_that_the_table_knows(heard: list[Any], alone: bool) -> None:
+    """An event that is not possible would raise LocalProtocolError. What has ended a session stays."""
+
+    async def run() -> None:
+        hop, listener = _hop(), _Listener()
+        hop.listen(None if alone else listener)
+        request: asyncio.Task[Any] = asyncio.create_task(asyncio.sleep(0))
+        for number, word in enumerate(heard):
+            before, calls = hop.state, listener.told
+            if word in ("attach", "replay"):  # one request waits at a time
+                request.cancel()
+                await asyncio.wait([request])
+                asked = hop.attach(f"{number}") if word == "attach" else hop.replay(0, 4, number, None)
+                request = asyncio.create_task(asked)
+            elif word == "clear":
+                hop.clear()
+            elif isinstance(word, SwarmError):
+                hop.fail(word)
+            else:
+                hop.deliver(word)
+            await asyncio.sleep(0)
+            if before.failure is not None:
+                assert hop.failure is before.failure
+            if not alone and not before.is_troubled and hop.state.is_troubled:
+                assert listener.told > calls
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        assert not isinstance(hop.failure, LocalProtocolError)
+
+    asyncio.run(run())
