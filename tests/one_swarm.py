@@ -13,10 +13,9 @@ from typing import Any
 from xdist.scheduler import LoadScopeScheduling
 
 SWARMS = "tests/swarms/"
-_LONG_NAMES = ("exact_tokens", "chaos", "network_survives", "soak", "failure_rates")
 LONGEST = tuple(
     f"{SWARMS}test_{name}.py"
-    for name in ("exact_tokens", "chaos", "network_survives", "soak", "failure_rates")
+    for name in ("many_streams", "chaos", "network_survives", "soak", "taking_over", "copied_identity")
 )
 """Of few tests and more than half a minute: begun early, so that no worker is left alone with one."""
 

@@ -110,12 +110,3 @@ def exact_swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSw
         smollm2_path, split_evenly(30, 3), serve_options=options, launch=fork_server.launch
     ) as swarm:
         yield swarm
-
-
-@pytest.fixture(scope="module")
-def default_swarm(smollm2_path: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
-    """SmolLM2 as a person would serve it, over three processes."""
-    with LocalSwarm(
-        smollm2_path, split_evenly(30, 3), serve_options=ONE_THREAD, launch=fork_server.launch
-    ) as swarm:
-        yield swarm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,22 +109,12 @@ def test_a_wrong_bootstrap_address(cli: Cli, address: str) -> None:
     _refused(cli("status", "--initial-peers", address), 2, re.escape(address))
 
 
-def test_a_prompt_longer_than_the_context(cli: Cli, default_swarm: LocalSwarm) -> None:
-    peers = ("--initial-peers", default_swarm.initial_peers[0])
-    done = cli("generate", "--model", default_swarm.model, *peers, "-", stdin="word " * 9000)
-    _refused(done, 2, "8192")
-
-
-def test_an_empty_prompt(cli: Cli, default_swarm: LocalSwarm) -> None:
-    peers = ("--initial-peers", default_swarm.initial_peers[0])
-    _refused(cli("generate", "--model", default_swarm.model, *peers, ""), 2, "empty")
-
-
-def test_another_model_under_the_same_name(
-    cli: Cli, fork_server: ForkServer, smollm2_path: Path, tmp_path: Path
-) -> None:
-    """A file that differs in one weight is another model, and both sides can tell."""
-    other = tmp_path / smollm2_path.name
+@pytest.fixture(scope="module")
+def other_swarm(
+    fork_server: ForkServer, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalSwarm]:
+    """It serves a model that differs in some weights and has the same name."""
+    other = tmp_path_factory.mktemp("other") / smollm2_path.name
     shutil.copyfile(smollm2_path, other)
     with open(other, "r+b") as file:
         file.seek(-2000, 2)
@@ -131,6 +122,22 @@ def test_another_model_under_the_same_name(
         file.seek(-2000, 2)
         file.write(bytes(byte ^ 1 for byte in tail))
     with LocalSwarm(other, ["0-29"], serve_options=ONE_THREAD, launch=fork_server.launch) as swarm:
-        peers = ("--initial-peers", swarm.initial_peers[0])
-        done = cli("generate", "--model", str(smollm2_path), *peers, QUESTION)
-        _refused(done, 3, "differ|another|digest")
+        yield swarm
+
+
+def test_a_prompt_longer_than_the_context(cli: Cli, other_swarm: LocalSwarm) -> None:
+    peers = ("--initial-peers", other_swarm.initial_peers[0])
+    done = cli("generate", "--model", other_swarm.model, *peers, "-", stdin="word " * 9000)
+    _refused(done, 2, "8192")
+
+
+def test_an_empty_prompt(cli: Cli, other_swarm: LocalSwarm) -> None:
+    peers = ("--initial-peers", other_swarm.initial_peers[0])
+    _refused(cli("generate", "--model", other_swarm.model, *peers, ""), 2, "empty")
+
+
+def test_another_model_under_the_same_name(cli: Cli, other_swarm: LocalSwarm, smollm2_path: Path) -> None:
+    """Both sides can tell."""
+    peers = ("--initial-peers", other_swarm.initial_peers[0])
+    done = cli("generate", "--model", str(smollm2_path), *peers, QUESTION)
+    _refused(done, 3, "differ|another|digest")

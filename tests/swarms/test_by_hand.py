@@ -129,6 +129,45 @@ def test_sessions_sampling_and_streaming(default_swarm: LocalSwarm) -> None:
         assert model.generate(QUESTION, stop=[" Paris"]) == "The capital of France is"
 
 
+def test_prediction_and_measurement_side_by_side(default_swarm: LocalSwarm, cli: Cli) -> None:
+    options = ["--model", default_swarm.model, "--initial-peers", default_swarm.initial_peers[0], "--trace"]
+    options += ["--speculate", "off"]
+    done = cli("generate", *options, "--ignore-eos", "--max-new-tokens", "20", "--json", QUESTION)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    predicted, trace = result["predicted"], result["trace"]
+    hops = [hop["peer_id"] for hop in result["route"]]
+    assert [hop["peer_id"] for hop in predicted["hops"]] == hops
+    assert [edge["from"] for edge in predicted["edges"]] == ["", *hops]
+    assert [edge["to"] for edge in predicted["edges"]] == [*hops, ""]
+    assert [stage["peer_id"] for stage in trace["stages"] if stage["peer_id"]] == hops
+    assert sum(stage["name"].startswith("wire") for stage in trace["stages"]) == len(result["chains"]) == 1
+    # what the stages add up to is what the client saw
+    total_ms = sum(stage["measured_ms"] for stage in trace["stages"])
+    seen_ms = result["timings"]["decode_s"] * 1000 / (result["timings"]["new_tokens"] - 1)
+    assert total_ms == pytest.approx(seen_ms, rel=0.35, abs=3)
+    assert trace["prefill_predicted_s"] > 0
+
+    done = cli("generate", *options, "--max-new-tokens", "5", QUESTION)
+    for words in ("A decoded token, ms", "predicted", "wire", "client (head)", "█", "Prefill of"):
+        assert words in done.stderr
+
+
+def test_nodes_announce_how_far_the_others_are(default_swarm: LocalSwarm, cli: Cli) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        done = cli("status", "--json", "--initial-peers", default_swarm.initial_peers[0])
+        (model,) = json.loads(done.stdout)["models"]
+        nodes = {node["peer_id"]: node for node in model["nodes"]}
+        links = [(peer_id, link) for peer_id, node in nodes.items() for link in node["links"]]
+        if links or time.monotonic() > deadline:
+            break
+    assert links
+    for peer_id, link in links:
+        assert link["peer_id"] in set(nodes) - {peer_id}
+        assert 0 < link["rtt_ms"] < 1000
+
+
 def test_serving_processes_stay_small(default_swarm: LocalSwarm) -> None:
     """Under 700 MB and weights and cache, each; weights of ten blocks and 16384 tokens take under 300 MB."""
     import psutil
