@@ -35,10 +35,10 @@ The loop of ``append``:
 4. If nothing of the route can be kept (``RouteLostError``), close it and go on with 1.
 
 The order that makes it safe: a round takes new step numbers before it changes anything, so that late answers
-to old steps count for nothing (``ignore_before``). It clears what the diagnosis has used and nothing later,
-so that what happens meanwhile is seen in the next round. A new hop takes its place once it is open. Steps
-flow again when no hop is in trouble or lacks tokens. No token is lost or doubled, because the client holds
-all token ids, and counts only what came out of the last hop.
+to old steps count for nothing (``ignore_before``). It clears what the diagnosis has used before it waits for
+anything new, so that what happens from then on is seen in the next round. A new hop takes its place once it
+is open. Steps flow again when no hop is in trouble or lacks tokens. No token is lost or doubled, because the
+client holds all token ids, and counts only what came out of the last hop.
 """
 
 from __future__ import annotations
