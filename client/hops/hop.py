@@ -201,9 +201,9 @@ class HopClient:
         self.misnamed = self.misnamed or self.names is not None
         self.names = None
 
-    def misses(self, position: int) -> None:
+    def lacks(self, position: int) -> None:
         """It lacks what the others have computed, from ``position`` on."""
-        self.state = self.state.misses(position)
+        self.state = self.state.lacks(position)
 
     def fed(self) -> None:
         """It lacks nothing any more."""
@@ -311,7 +311,7 @@ class HopClient:
     def fail(self, error: SwarmError) -> None:
         listener = self.listener
         late = isinstance(error, PeerTimeoutError) and self.link.failure is None
-        if late and listener is not None and listener.is_chain and not self._requests.is_waiting:
+        if late and listener is not None and listener.is_chain and self._requests.since is None:
             self.state = self.state.chain_stalled(error)  # it is not known whose fault that is
             self._tell()
         else:

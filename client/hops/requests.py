@@ -60,10 +60,6 @@ class Requests:
         """The answer that is waited for."""
         return self._answer if self._answer is not None and not self._answer.done() else None
 
-    @property
-    def is_waiting(self) -> bool:
-        return self._answer is not None
-
     def take(self, reply: Reply) -> bool:
         """Whether it was asked for."""
         pending = self.pending

@@ -27,7 +27,7 @@ class Condition(Enum):
 class Event(Enum):
     """What changes a hop's state."""
 
-    MISSES = "misses"
+    LACKS = "lacks"
     FED = "fed"
     STEP_FAILED = "step failed"
     UPSTREAM_LOST = "upstream lost"
@@ -43,7 +43,7 @@ W, R, S, T, L = Condition
 _SUSPECT = {W: {S}, R: {S}, S: {S}, T: {T}, L: {L}}
 _REWIRE = {W: {W}, R: {R}, S: {W, R, S}, T: {T}, L: {L}}
 TRANSITIONS: dict[Event, dict[Condition, set[Condition]]] = {
-    Event.MISSES: {W: {R}, S: {S}, T: {T}, L: {L}},  # caused by the repair that opened it
+    Event.LACKS: {W: {R}, S: {S}, T: {T}, L: {L}},  # caused by the repair that opened it
     Event.FED: {R: {W}, S: {S}, T: {T}, L: {L}},  # the repair, after a replay
     Event.STEP_FAILED: _SUSPECT,  # its node's ERROR; a segment that checks its results
     Event.UPSTREAM_LOST: _SUSPECT,  # its node; the watch over the steps of a chain
@@ -89,8 +89,8 @@ class HopState:
         """Something is known against the hop."""
         return self.condition in (Condition.SUSPECTED, Condition.STALLED, Condition.LOST)
 
-    def misses(self, position: int) -> HopState:
-        return self._after(Event.MISSES, missing_from=position)
+    def lacks(self, position: int) -> HopState:
+        return self._after(Event.LACKS, missing_from=position)
 
     def fed(self) -> HopState:
         return self._after(Event.FED, missing_from=None)

@@ -38,17 +38,16 @@ def _plans(parent: RouteSession, tokens: int) -> list[HopPlan]:
         if number < len(hops) - 1 and chained[number]:
             downstream = replace(hops[number + 1].downstream_for(), session=sessions[number + 1])
         plans.append(
-            HopPlan(
-                hop.plan.hop,
-                number,
-                len(hops),
-                sessions[number],
-                hop.codec,
-                hop.reply_codec,
-                hop.plan.announced,
-                upstream,
-                downstream,
-                names[number] if hop.names is not None else None,  # else its pages are another hop's doing
+            replace(
+                hop.plan,
+                number=number,
+                hops=len(hops),
+                session=sessions[number],
+                upstream=upstream,
+                downstream=downstream,
+                # Without names of its own, its pages are another hop's doing.
+                names=names[number] if hop.names is not None else None,
+                ids=(),
                 parent=hop.session,
                 parent_tokens=tokens,
             )

@@ -259,7 +259,7 @@ class RouteRepair:
         for number, client in clients.items():
             held = min(client.length, acked)
             if held < acked:
-                client.misses(held)
+                client.lacks(held)
             if client.downstream is not None and client.downstream_rtt_s is not None:
                 session.edge_worked(client, hops[number + 1], client.downstream_rtt_s)
             elif client.plan.downstream is not None:

@@ -22,7 +22,7 @@ in ``hops/state.py`` has every event and who causes it:
 
 Only ``HopClient`` changes its state: when its link tells something (``deliver``, ``fail``), when a
 ``Segment`` finds a result wrong (``suspect``, ``mark_lost``), and when a ``RouteRepair`` has looked
-(``clear``, ``misses``, ``fed``). Only ``RouteSession`` changes which hops there are, and which of them are
+(``clear``, ``lacks``, ``fed``). Only ``RouteSession`` changes which hops there are, and which of them are
 chained.
 
 The loop of ``append``:

@@ -13,7 +13,7 @@ from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, StreamClosedE
 
 ERROR = StreamClosedError("first")
 APPLY: dict[Event, Callable[[HopState, SwarmError], HopState]] = {
-    Event.MISSES: lambda state, _: state.misses(7),
+    Event.LACKS: lambda state, _: state.lacks(7),
     Event.FED: lambda state, _: state.fed(),
     Event.STEP_FAILED: lambda state, error: state.step_failed(error, ErrorCode.BAD_STEP),
     Event.UPSTREAM_LOST: lambda state, error: state.upstream_is_lost(error),
@@ -105,7 +105,7 @@ def test_troubles_hide_each_other_and_are_all_kept(sequence: list[Event]) -> Non
 
 def test_a_hop_learns_once_what_it_lacks_and_is_fed_what_it_lacks() -> None:
     with pytest.raises(LocalProtocolError, match="replaying"):
-        HopState().misses(3).misses(4)
+        HopState().lacks(3).lacks(4)
     with pytest.raises(LocalProtocolError, match="working"):
         HopState().fed()
-    assert HopState().misses(3).fed() == HopState()
+    assert HopState().lacks(3).fed() == HopState()
