@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, cast
 
 import torch
@@ -32,6 +31,7 @@ from .engine.engine import Engine, EngineLoad, EngineSettings
 from .engine.page_tables import slots_for
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
 from .limits.quotas import Limits
+from .presence.presence import AGENT
 from .resources import MemoryShortError, available_memory, default_kv_tokens
 from .sessions.next_hops import OnLink
 from .sessions.server import NodeServer, ServerStatistics
@@ -220,7 +220,7 @@ class LoadedSpan:
             engine,
             self.model,
             context_tokens=context,
-            agent=f"swarm-node/{version('swarm-node')}",
+            agent=AGENT,
             limits=Limits(
                 max_sessions=config.max_sessions,
                 max_sessions_per_peer=config.max_sessions_per_peer,
