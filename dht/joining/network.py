@@ -81,16 +81,8 @@ class GivenNetwork:
     """A transport and a directory that exist already, such as the in-memory ones of tests."""
 
     def __init__(self, transport: Transport, directory: Directory) -> None:
-        self._transport = transport
-        self._directory = directory
-
-    @property
-    def transport(self) -> Transport:
-        return self._transport
-
-    @property
-    def directory(self) -> Directory:
-        return self._directory
+        self.transport = transport
+        self.directory = directory
 
     def watch(self, watcher: NetworkWatcher) -> None:
         """Nothing here comes and goes."""
@@ -102,8 +94,8 @@ class GivenNetwork:
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        await self._directory.close()
-        await self._transport.close()
+        await self.directory.close()
+        await self.transport.close()
 
 
 class JoinedNetwork(GivenNetwork):
