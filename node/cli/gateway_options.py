@@ -1,4 +1,4 @@
-"""The options of ``swarm-node gateway``."""
+"""The options of ``swarm-node gateway``. Apart from ``gateway.py``, so that help imports no client."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ from .shared.arguments import (
     positive_int,
     seconds,
 )
+
+GATEWAY_EXAMPLES = """\
+examples:
+  swarm-node gateway --model PATH --initial-peers ADDR           http://127.0.0.1:8000, this computer only
+  swarm-node gateway --model PATH --model PATH --initial-peers ADDR                    several models
+  swarm-node gateway --model PATH --initial-peers ADDR --host 0.0.0.0 --api-key-file keys.txt
+
+OpenAI clients take http://127.0.0.1:8000/v1 as base URL; browsers find a chat page at the address itself.
+After Ctrl-C it takes no new requests, and gives running ones --drain-seconds.
+"""
 
 
 def add_gateway(command: argparse.ArgumentParser) -> None:

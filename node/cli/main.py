@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,8 +40,8 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
         if arguments.command == "chat":
             with exiting_on_end_signals():
                 with starting_line(speak=speak):
-                    chat = _chat(arguments)
-                chat()  # waits for keys in this thread, without an event loop
+                    from .chat.chat import run_chat
+                run_chat(arguments)  # waits for keys in this thread, without an event loop
         else:
             with starting_line(speak=speak):
                 command = _command(arguments)
@@ -98,9 +98,3 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .generate import run_generate
 
             return run_generate(arguments)
-
-
-def _chat(arguments: argparse.Namespace) -> Callable[[], None]:
-    from .chat.chat import run_chat
-
-    return partial(run_chat, arguments)

@@ -13,7 +13,7 @@ from ...shards.models.devices import DEVICES
 from ...swarm.errors import UsageError
 from ..config import KERNELS, KV_DTYPES
 from .chat.commands import CHAT_EXAMPLES, add_chat
-from .gateway_options import add_gateway
+from .gateway_options import GATEWAY_EXAMPLES, add_gateway
 from .serve_options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, add_serve
 from .shared.arguments import (
     MODEL_HELP,
@@ -51,15 +51,6 @@ examples:
 
 If the model has a chat template, the prompt is one chat message (with the template's default system prompt).
 The answer goes to standard output as it is generated, everything else to standard error.
-"""
-_GATEWAY_EXAMPLES = """\
-examples:
-  swarm-node gateway --model PATH --initial-peers ADDR           http://127.0.0.1:8000, this computer only
-  swarm-node gateway --model PATH --model PATH --initial-peers ADDR                    several models
-  swarm-node gateway --model PATH --initial-peers ADDR --host 0.0.0.0 --api-key-file keys.txt
-
-OpenAI clients take http://127.0.0.1:8000/v1 as base URL; browsers find a chat page at the address itself.
-After Ctrl-C it takes no new requests, and gives running ones --drain-seconds.
 """
 _INVITE_EXAMPLES = """\
 examples:
@@ -135,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(_command(commands, "serve", "load some blocks of a model and serve them", SERVE_EXAMPLES))
     _add_generate(_command(commands, "generate", "answer a prompt through the swarm", _GENERATE_EXAMPLES))
     add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
-    add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", _GATEWAY_EXAMPLES))
+    add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", GATEWAY_EXAMPLES))
     _add_invite(
         _command(commands, "invite", "print an invite, with which another machine joins", _INVITE_EXAMPLES)
     )
