@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lab.local_swarm import LocalSwarm, NodeProcess
-from scripts.lab.processes.event_process import Launch, stop_all
+from scripts.lab.processes.child import Launch
+from scripts.lab.processes.event_process import stop_all
 from swarm_node.client import AsyncSwarmModel
 
 MARK = "SWARM_NODE_TEST_RUN"
