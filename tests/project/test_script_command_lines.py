@@ -45,6 +45,11 @@ def test_help_is_plain(
     assert capsys.readouterr().out.startswith(usage)
 
 
+@pytest.mark.parametrize("name", LABS)
+def test_the_file_that_people_run_starts_it(name: str) -> None:
+    assert (ROOT / "scripts" / name).read_text().endswith(f'lab.{name} "$@"\n')
+
+
 @pytest.mark.parametrize(("name", "word"), SAID.items())
 def test_help_says_what_matters(
     name: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
