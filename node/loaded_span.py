@@ -171,7 +171,7 @@ class LoadedSpan:
         self.server.sweep()
 
     async def aclose(self) -> None:
-        """Close every stream, stop the engine, let go of weights and cache. May be called again."""
+        """Close every stream, stop the engine, let go of weights and cache. Idempotent."""
         await self._exit.aclose()
         self._server = self._engine = self._model = None
 

@@ -28,7 +28,7 @@ class ModelSource(Protocol):
         """With every tensor of ``span``. Raises ModelError, NetworkError."""
 
     def close(self) -> None:
-        """May be called again."""
+        """Idempotent."""
 
 
 class LocalOrHubModel:

@@ -205,8 +205,7 @@ class Node:
         await self.loaded.drained(self._impatient)
 
     async def stop(self) -> None:
-        """Withdraw the announcement, close every stream, stop the engine, close the network. May be called
-        again."""
+        """Withdraw the announcement, close every stream, stop the engine, close the network. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
@@ -323,7 +322,7 @@ class Node:
         await self._choose_blocks(await self._describe())
 
     async def leave(self) -> None:
-        """Drain, unload, announce nothing, and forget the model. May be called again."""
+        """Drain, unload, announce nothing, and forget the model. Idempotent."""
         await end(self._deciding)
         self._deciding = None
         if self.loaded is not None:

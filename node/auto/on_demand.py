@@ -47,7 +47,7 @@ class ModelHost(Protocol):
         too."""
 
     async def leave(self) -> None:
-        """Drain, unload, announce nothing, and forget the model. May be called again."""
+        """Drain, unload, announce nothing, and forget the model. Idempotent."""
 
     async def failed(self) -> None:
         """Waits until what chooses blocks of the model fails, then raises that."""

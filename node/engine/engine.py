@@ -119,8 +119,7 @@ class Engine:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the compute thread after its current batch; steps that wait are dropped. May be called
-        again."""
+        """End the compute thread after its current batch; steps that wait are dropped. Idempotent."""
         if self._thread.is_alive():
             self._stopping = True
             self._inbox.put(None)
@@ -262,7 +261,7 @@ class Engine:
 
     def close_sequence(self, sequence: TokenSequence, prefix: tuple[bytes, ...] = ()) -> None:
         """End a session: what waits is dropped, its memory is given back as soon as nothing of it is being
-        computed. May be called again.
+        computed. Idempotent.
 
         ``prefix``: names of all whole pages that the session now holds, so that the cache keeps them; without
         them, those given when it was opened.

@@ -41,7 +41,7 @@ class NodeLinks:
             await self.close()
 
     async def close(self) -> None:
-        """End the links of its own. May be called again."""
+        """End the links of its own. Idempotent."""
         own, self._own = self._own, None
         if own is not None:
             await own[1].close()

@@ -100,7 +100,7 @@ class Journal:
         return bytes(memoryview(self._rows)[first:last])
 
     def close(self) -> None:
-        """The session is over. May be called again."""
+        """The session is over. Idempotent."""
         self.rollback(self.base)
         self.lost = True
 

@@ -192,7 +192,7 @@ class NextHops:
         return dial
 
     def _ended(self, dial: _Dial) -> None:
-        """It is over, or given up. May be called again."""
+        """It is over, or given up. Idempotent."""
         if self._dials.get(dial.peer_id) is dial:
             del self._dials[dial.peer_id]
             self._quota.end(dial.holder)

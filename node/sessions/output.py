@@ -131,7 +131,8 @@ class Output:
         self._answer_open(chained=False, reason="REPLAY came before the next hop was connected")
         self._give_up(OutputState.HELD)
         self._first_step = request.step
-        self._replayer = Replayer(request, journal, self._send_rows, used)
+        send_rows = self._rows_to_client if request.to is None else self._rows_to_hop
+        self._replayer = Replayer(request, journal, send_rows, used)
         return self._begin(self._replay(request, self._replayer, hops))
 
     def send(self, result: StepResult) -> None:
@@ -161,7 +162,7 @@ class Output:
             self._replayer.grown()
 
     def close(self) -> None:
-        """The session is over. May be called again."""
+        """The session is over. Idempotent."""
         if self._task is not None:
             self._task.cancel()
         self._give_up(OutputState.LOST)
@@ -227,14 +228,13 @@ class Output:
         self._hop, self._there = hop, target.session
         return hop
 
-    async def _send_rows(self, step: int, position: int, tokens: int, rows: bytes) -> None:
-        """Send a chunk of the journal: to the next hop, to be computed and answered without going any
-        further, or to the client."""
-        if self._replayer is not None and self._replayer.is_for_client:
-            self._client.post(Result(self._session, step, position, tokens, rows))
-            await self._client.drain()
-        else:
-            self._post(Step(self._there, step, position, tokens, Want.NOTHING, hold=True, payload=rows))
+    async def _rows_to_client(self, step: int, position: int, tokens: int, rows: bytes) -> None:
+        self._client.post(Result(self._session, step, position, tokens, rows))
+        await self._client.drain()
+
+    async def _rows_to_hop(self, step: int, position: int, tokens: int, rows: bytes) -> None:
+        """It computes and answers them; they go no further."""
+        self._post(Step(self._there, step, position, tokens, Want.NOTHING, hold=True, payload=rows))
 
     def _post(self, step: Step) -> None:
         hop = self._hop

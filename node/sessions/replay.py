@@ -49,10 +49,6 @@ class Replayer:
         self._watch = StepWatch(1, self._work_within_s, self._work_within_s)
         self._queue_s = 0.0
 
-    @property
-    def is_for_client(self) -> bool:
-        return self._request.to is None
-
     def check_journal(self) -> None:
         """Raises PeerError with code JOURNAL_LOST if rows that are asked for are not here."""
         if self._request.from_position < self._request.until:
@@ -80,7 +76,7 @@ class Replayer:
             self._cursor += tokens
             self._bytes += len(rows)
             self._used()
-            if not self.is_for_client:
+            if request.to is not None:
                 self._under_way.append((step, perf_counter()))
             await self._send_rows(step, position, tokens, rows)
 

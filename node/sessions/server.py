@@ -132,7 +132,7 @@ class NodeServer:
         return account if isinstance(account, PeerAccount) else f"too many streams to this node: {account}"
 
     def _leave(self, served: PeerConnection) -> None:
-        """Its stream is over. May be called again."""
+        """Its stream is over. Idempotent."""
         if served in self._connections:
             self._connections.discard(served)
             self.ledger.disconnect(served.account)

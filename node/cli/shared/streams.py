@@ -178,7 +178,7 @@ class WriterQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write what is still waiting, for CLOSE_S at most. May be called again."""
+        """Write what is still waiting, for CLOSE_S at most. Idempotent."""
         with self._changed:
             self._closing = True
             self._changed.notify()
