@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from scripts.lab.bench.figures import percentile
 from scripts.lab.chaos import __main__ as chaos
 from scripts.lab.chaos.remains import held
-from scripts.lab.chaos.report import figures, grouped, percentile, problems_of, tables
+from scripts.lab.chaos.report import figures, grouped, problems_of, tables
 from scripts.lab.chaos.schedule import KILL, KINDS, chosen, schedule
 from scripts.lab.chaos.watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
 from scripts.lab.faulty_transport import KINDS as HOSTILE
@@ -189,9 +190,9 @@ def test_only_a_hostile_peer_may_be_distrusted() -> None:
 
 def test_percentiles_are_values_that_were_measured() -> None:
     values = [float(n) for n in range(1, 101)]
-    assert [percentile(values, p) for p in (50, 99, 100)] == [50.0, 99.0, 100.0]
-    assert percentile([3.0], 99) == 3.0
-    assert percentile([], 50) == 0.0
+    assert [percentile(values, share) for share in (0.5, 0.99, 1.0)] == [50.0, 99.0, 100.0]
+    assert percentile([3.0], 0.99) == 3.0
+    assert percentile([], 0.5) == 0.0
     assert grouped([("b", 1.0), ("a", 2.0), ("b", 3.0)]) == {
         "a": {"n": 1, "p50": 2.0, "p99": 2.0, "max": 2.0},
         "b": {"n": 2, "p50": 1.0, "p99": 3.0, "max": 3.0},

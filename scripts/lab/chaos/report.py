@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from ..bench.figures import percentile
 from .watch import Watch
 
 LOST = ("lost", "doubled", "differing")
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that ``percent`` of them do not exceed; 0 of none."""
-    if not values:
-        return 0.0
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(percent / 100 * len(ranked)) - 1)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """How many, the median, the 99th percentile and the largest."""
     return {
         "n": len(values),
-        "p50": round(percentile(values, 50), 4),
-        "p99": round(percentile(values, 99), 4),
+        "p50": round(percentile(values, 0.5), 4),
+        "p99": round(percentile(values, 0.99), 4),
         "max": round(max(values, default=0.0), 4),
     }
 
