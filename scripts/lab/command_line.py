@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def run_and_report(
     json_to: str | None,
     *,
     is_good: Callable[[Report], bool] = lambda report: True,
-    errors: tuple[type[Exception], ...] = (),
+    errors: Sequence[type[Exception]] = (),
 ) -> int:
     """Print the report, and write it to the file ``json_to`` (- is standard output). Returns the exit code: 1
     for a report that is not good, a child that failed or one of ``errors``, and 130 for a Ctrl-C."""

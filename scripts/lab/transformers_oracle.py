@@ -44,7 +44,7 @@ def load_transformers_tokenizer(path: Path) -> Any:
     if kind is not None and kind.contents() == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.ActivationPrecision(individual_digits=True),
+                pre_tokenizers.Digits(individual_digits=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )

@@ -37,7 +37,7 @@ def byte_level() -> Tokenizer:
             lambda backend: setattr(
                 backend,
                 "pre_tokenizer",
-                pre_tokenizers.Sequence([pre_tokenizers.ActivationPrecision(True), backend.pre_tokenizer]),
+                pre_tokenizers.Sequence([pre_tokenizers.Digits(True), backend.pre_tokenizer]),
             ),
             False,
         ),

@@ -236,7 +236,7 @@ def hf_tokenizer_files(directory: Path, **settings: Any) -> None:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.ActivationPrecision(individual_digits=True),
+            pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
