@@ -14,8 +14,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 SWARMS = "tests/swarms/"
 LONGEST = tuple(
-    f"{SWARMS}test_{name}.py"
-    for name in ("many_streams", "chaos", "network_survives", "soak", "taking_over", "copied_identity")
+    f"{SWARMS}{name}.py"
+    for name in (
+        "answers/test_many_streams",
+        "failures/test_chaos",
+        "failures/test_network_survives",
+        "failures/test_soak",
+        "failures/test_taking_over",
+        "networks/test_copied_identity",
+    )
 )
 """Of few tests and more than half a minute: begun early, so that no worker is left alone with one."""
 

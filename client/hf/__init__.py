@@ -1,6 +1,4 @@
-"""A transformers model whose decoder layers are the swarm: extra ``hf``.
-
-    from swarm_node.client.hf import AutoSwarmModelForCausalLM
+"""A transformers model whose decoder layers are the swarm: ``AutoSwarmModelForCausalLM`` (extra ``hf``).
 
 Names are loaded when they are first used; transformers is imported then, and nowhere else in the client.
 """

@@ -1,34 +1,139 @@
-"""The direction of imports: swarm ← dht, shards ← client, node; heavy packages where they belong."""
+"""The house: which room may import which, what only some rooms may import, and how large a room may be."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import chain
+from pathlib import PurePosixPath
 
 import pytest
 
 from tests import ROOT
 
-PACKAGES = ("swarm", "dht", "shards", "client", "node")
-MAY_IMPORT = {
-    "swarm": {"swarm"},
-    "dht": {"dht", "swarm"},
-    "shards": {"shards", "swarm"},
-    "client": {"client", "shards", "dht", "swarm"},
-    "node": {"node", "shards", "dht", "swarm"},
+PACKAGES = {
+    "swarm": ("swarm",),
+    "dht": ("dht", "swarm"),
+    "shards": ("shards", "swarm"),
+    "client": ("client", "shards", "dht", "swarm"),
+    "node": ("node", "shards", "dht", "swarm"),
 }
-COMPOSITION_ROOT = "node/cli/"  # the only room that may join client and node
-HIVEMIND_FILES = ("dht/", "swarm/transport/p2pd/")
-TORCH_FILES = ("shards/", "client/", "node/", "swarm/codecs/")
-TORCH_FREE_NODE_FILES = (
-    *("node/cli/", "node/limits/", "node/presence/", "node/sessions/", "node/weights/"),
-    *("node/engine/page_allocator.py", "node/engine/page_tables.py", "node/engine/prefix_cache.py"),
-    *("node/engine/prefill_pace.py", "node/engine/scheduler.py"),
+"""A package, and which packages it may import."""
+
+COMPOSITION_ROOT = "node/cli"
+"""The room, with those in it, that may import the client, too."""
+
+FLOORS = {
+    "swarm": (
+        ("swarm/runtime",),
+        ("swarm",),
+        ("swarm/confined", "swarm/protocol", "swarm/codecs", "swarm/routing"),
+        ("swarm/fairness", "swarm/placement"),
+        ("swarm/transport",),
+        ("swarm/transport/p2pd", "swarm/transport/pure_python", "swarm/links", "swarm/discovery"),
+        ("swarm/membership",),
+        ("swarm/naming",),
+    ),
+    "dht": (
+        ("dht",),
+        ("dht/records",),
+        ("dht/kademlia", "dht/delegated"),
+        ("dht/joining",),
+    ),
+    "shards": (
+        ("shards/formats",),
+        ("shards/formats/gguf", "shards/formats/hf"),
+        ("shards/chat", "shards/layers", "shards/pieces"),
+        ("shards/tokenizer", "shards/kernels"),
+        ("shards/checkpoint",),
+        ("shards/models", "shards/transfer"),
+        ("shards/mlx",),
+        ("shards",),
+    ),
+    "client": (
+        ("client/decoding", "client/routing"),
+        ("client/guided", "client/hops"),
+        ("client/session",),
+        ("client/drafting",),
+        ("client",),
+        ("client/gateway/http", "client/hf"),
+        ("client/gateway/openai",),
+        ("client/gateway",),
+    ),
+    "node": (
+        ("node/engine", "node/limits", "node/presence"),
+        ("node/sessions",),
+        ("node",),
+        ("node/auto", "node/weights"),
+        ("node/cli/shared",),
+        ("node/cli/chat",),
+        ("node/cli",),
+    ),
+}
+"""From the ground up. A room may import the floors below its own; the rooms of one floor are apart."""
+
+ONLY_IN = {
+    "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
+    "libp2p": ("swarm/transport/pure_python",),
+    "trio": ("swarm/transport/pure_python",),
+    "torch": ("swarm/codecs", "shards", "client", "node"),
+    "mlx": ("shards/mlx", "shards/models/devices.py"),
+    "transformers": ("client/hf",),
+    "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
+    "llguidance": ("client/guided",),
+}
+"""What is imported in these rooms and the rooms in them alone."""
+
+_NO_IO = ("asyncio", "socket", "selectors", "threading")
+_STREAMS = (
+    *("swarm_node.swarm.links", "swarm_node.swarm.transport.interface"),
+    *("swarm_node.swarm.transport.p2pd", "swarm_node.swarm.transport.pure_python"),
 )
+
+NEVER_IN = {
+    "swarm/protocol": _NO_IO,
+    "swarm/routing": _NO_IO,
+    "swarm/placement": _NO_IO,
+    "dht/records": ("socket",),
+    "shards/formats": (*_STREAMS, "asyncio", "socket"),
+    "shards/chat": (*_STREAMS, "torch"),
+    "shards/tokenizer": (*_STREAMS, "torch"),
+    "shards/pieces": _STREAMS,
+    "shards/checkpoint": _STREAMS,
+    "shards/layers": _STREAMS,
+    "shards/kernels": _STREAMS,
+    "shards/models": _STREAMS,
+    "shards/mlx": _STREAMS,
+    "client/decoding": (*_STREAMS, "socket"),
+    "client/guided": (*_STREAMS, "socket", "torch"),
+    "client/routing": ("torch", "socket"),
+    "node/engine/page_allocator.py": ("torch",),
+    "node/engine/page_tables.py": ("torch",),
+    "node/engine/prefill_pace.py": ("torch",),
+    "node/engine/prefix_cache.py": ("torch",),
+    "node/engine/scheduler.py": ("torch",),
+    "node/limits": ("torch", "socket"),
+    "node/presence": ("torch",),
+    "node/cli": ("torch",),
+}
+"""What is not imported in these rooms (and those in them) or files."""
+
+MOST_MODULES = 15
+"""In one folder: more is a corridor."""
+
+MOST_LINES_AT_THE_DOOR = 4
+"""Lines of a room's docstring: what it holds, and what it must not touch."""
+
+FILES = sorted(
+    path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+)
+ROOMS = sorted({str(PurePosixPath(file).parent) for file in FILES})
 
 
 def imports(source: str, file: str) -> Iterator[str]:
-    """Absolute dotted names of all that ``file`` (as ``package/module.py``) imports, nested ones too."""
+    """Absolute dotted names of all that ``file`` (as ``package/room/module.py``) imports, for types only,
+    too."""
     package = ["swarm_node", *file.split("/")[:-1]]
     for statement in ast.walk(ast.parse(source)):
         if isinstance(statement, ast.Import):
@@ -36,65 +141,152 @@ def imports(source: str, file: str) -> Iterator[str]:
         elif isinstance(statement, ast.ImportFrom):
             base = package[: len(package) - statement.level + 1] if statement.level else []
             module = ".".join([*base, *(statement.module or "").split(".")]).strip(".")
-            yield module
             yield from (f"{module}.{alias.name}" for alias in statement.names)
+
+
+def module_of(name: str) -> str | None:
+    """The file that an imported name is in, or is: None where it is none of ours."""
+    parts = name.split(".")
+    if parts[0] != "swarm_node":
+        return None
+    for end in range(len(parts), 1, -1):
+        path = "/".join(parts[1:end])
+        for file in (f"{path}.py", f"{path}/__init__.py"):
+            if (ROOT / file).is_file():
+                return file
+    return None
+
+
+def floor_of(room: str) -> int:
+    floors = FLOORS[room.split("/")[0]]
+    return next(number for number, rooms in enumerate(floors) if room in rooms)
+
+
+def is_in(file: str, place: str) -> bool:
+    return file == place or file.startswith(f"{place}/")
 
 
 def violations(source: str, file: str) -> list[str]:
     found = []
+    room = str(PurePosixPath(file).parent)
     package = file.split("/")[0]
-    for name in imports(source, file):
-        top, *rest = name.split(".")
+    for name in dict.fromkeys(imports(source, file)):
+        top = name.split(".")[0]
         if top in PACKAGES:
             found.append(f"{file} imports {name} by its bare name: use a relative import")
-        if top == "swarm_node" and not file.startswith("tests") and rest and rest[0] in PACKAGES:
-            allowed = set(PACKAGES) if file.startswith(COMPOSITION_ROOT) else MAY_IMPORT[package]
-            if rest[0] not in allowed:
-                found.append(f"{file} imports {name}: {package} may import {', '.join(sorted(allowed))}")
-        if top == "hivemind" and not file.startswith(HIVEMIND_FILES):
-            found.append(f"{file} imports hivemind: only dht/ and the p2pd transport may")
-        if top in ("libp2p", "trio") and not file.startswith("swarm/transport/pure_python/"):
-            found.append(f"{file} imports {name}: only swarm/transport/pure_python/ may")
-        if top == "torch" and (not file.startswith(TORCH_FILES) or file.startswith(TORCH_FREE_NODE_FILES)):
-            found.append(f"{file} imports torch: it belongs to the engine, shards, client and codecs")
-        if top == "mlx" and not file.startswith(("shards/mlx/", "shards/models/devices.py")):
-            found.append(f"{file} imports mlx: only shards/mlx/ may, and what asks whether it is there")
-        if top == "transformers" and not file.startswith("client/hf/"):
-            found.append(f"{file} imports transformers: only client/hf/ may")
+        for what, places in ONLY_IN.items():
+            if top == what and not any(is_in(file, place) for place in places):
+                found.append(f"{file} imports {name}: only {', '.join(places)} may")
+        for place, never in NEVER_IN.items():
+            if is_in(file, place) and any(name == what or name.startswith(f"{what}.") for what in never):
+                found.append(f"{file} imports {name}: nothing in {place} may")
+        target = module_of(name)
+        if target is None:
+            continue
+        theirs = str(PurePosixPath(target).parent)
+        other = target.split("/")[0]
+        if other not in PACKAGES[package] and not (is_in(file, COMPOSITION_ROOT) and other == "client"):
+            found.append(f"{file} imports {name}: {package} may import {', '.join(PACKAGES[package])}")
+        elif other == package and theirs != room and floor_of(theirs) >= floor_of(room):
+            found.append(f"{file} imports {name}: {theirs} is not below {room}")
     return found
 
 
-FILES = sorted(
-    path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-)
+@cache
+def arrows() -> Mapping[str, frozenset[str]]:
+    """Each module, and the modules it imports."""
+    return {
+        file: frozenset(
+            target
+            for name in imports((ROOT / file).read_text(), file)
+            if (target := module_of(name)) is not None and target != file
+        )
+        for file in FILES
+    }
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_follow_the_direction(file: str) -> None:
-    assert violations((ROOT / file).read_text(), file) == []
+def circles(graph: Mapping[str, frozenset[str]]) -> list[set[str]]:
+    """Groups of modules that import each other: what is left after modules are taken away that import nothing
+    of what is left, or that nothing of it imports."""
+    left = dict(graph)
+    while True:
+        imported = frozenset(chain.from_iterable(left.values()))
+        kept = {file: targets & left.keys() for file, targets in left.items() if targets and file in imported}
+        if kept == left:
+            return [set(left)] if left else []
+        left = {file: targets & kept.keys() for file, targets in kept.items()}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down(room: str) -> None:
+    files = [file for file in FILES if str(PurePosixPath(file).parent) == room]
+    assert list(chain.from_iterable(violations((ROOT / file).read_text(), file) for file in files)) == []
+
+
+def test_every_room_has_a_floor() -> None:
+    assert sorted(chain.from_iterable(chain.from_iterable(FLOORS.values()))) == ROOMS
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(arrows()) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_small_and_says_what_it_holds(room: str) -> None:
+    modules = [path for path in (ROOT / room).glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES
+    door = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
+    assert door, f"{room}/__init__.py does not say what the room holds"
+    if room not in PACKAGES:  # a package's docstring may show how it is used, too
+        assert len(door.splitlines()) <= MOST_LINES_AT_THE_DOOR
+
+
+def test_tests_and_scripts_are_in_rooms_too() -> None:
+    """Tests mirror the rooms; no folder of either is a corridor."""
+    for top in ("tests", "scripts"):
+        for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
+            assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
+    mirrored = {
+        path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    others = {room for room in mirrored if room.split("/")[0] not in PACKAGES}
+    assert mirrored - others <= set(ROOMS)
+    assert {room.split("/")[0] for room in others} == {"project", "scripts", "swarms"}
 
 
 @pytest.mark.parametrize(
     ("file", "line"),
     [
         ("swarm/protocol/wire.py", "from ...dht import records"),
-        ("swarm/routing/best_route.py", "import torch"),
+        ("swarm/routing/search.py", "import torch"),
+        ("swarm/routing/search.py", "import asyncio"),
+        ("swarm/routing/search.py", "from ..links.link import NodeLink"),
+        ("swarm/transport/p2pd/daemon.py", "from ..pure_python import yamux"),
         ("dht/delegated/directory.py", "from libp2p.peer.id import ID"),
         ("dht/records/bodies.py", "from ...shards.formats.config import ModelConfig"),
-        ("client/hops/hop.py", "from ... import node"),
-        ("client/hops/hop.py", "def f():\n    from ...node.server import Server"),
+        ("dht/records/keys.py", "def f():\n    from ..kademlia.node import Node"),
+        ("client/hops/hop.py", "from ... import node\nfrom ...node.engine.engine import Engine"),
+        ("client/hops/hop.py", "if TYPE_CHECKING:\n    from ..session.swarm_session import SwarmSession"),
         ("node/sessions/server.py", "import swarm_node.client"),
         ("node/sessions/server.py", "import hivemind"),
         ("node/engine/scheduler.py", "import torch"),
+        ("node/cli/serve.py", "import torch"),
         ("shards/models/llama.py", "from transformers import AutoModel"),
         ("shards/models/llama.py", "import mlx.core as mx"),
-        ("client/generation.py", "def f():\n    from transformers import Cache"),
+        ("shards/models/llama.py", "from ...swarm.transport.interface import Transport"),
         ("shards/models/llama.py", "from swarm.types import Span"),
+        ("client/generation.py", "def f():\n    from transformers import Cache"),
     ],
 )
 def test_the_check_sees_a_wrong_import(file: str, line: str) -> None:
     assert len(violations(line, file)) >= 1
 
 
-def test_the_composition_root_may_join_both() -> None:
-    assert violations("from ..client import SwarmModel\nfrom .serve import Node", COMPOSITION_ROOT) == []
+def test_the_check_sees_a_circle() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set[str]()}
+    assert circles({file: frozenset(targets) for file, targets in graph.items()}) == [{"b", "c"}]
+
+
+def test_the_command_line_may_join_client_and_node() -> None:
+    source = "from ...client.swarm_model import SwarmModel\nfrom ..node import Node"
+    assert violations(source, "node/cli/serve.py") == []

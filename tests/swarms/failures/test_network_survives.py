@@ -172,7 +172,7 @@ def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(
     ) as swarm:
         node = swarm.start_node("0-3", wait=False)
         client = Worker(
-            "tests.swarms.asked_client:answer_on_order",
+            "tests.swarms.failures.asked_client:answer_on_order",
             launch=launch,
             model_path=str(tiny),
             initial_peers=swarm.initial_peers,
