@@ -6,14 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-ROLES = ("any", "first", "last")
-"""Which hop of a route a fault is for."""
-
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of fault. ``hold_s``: how long it lasts, shortest and longest; (0, 0) for what is over at
-    once. ``role``: the place in a route of the node that has it."""
+    once. ``role``: the place in a route of the node that has it: any, first or last."""
 
     name: str
     hold_s: tuple[float, float] = (0.0, 0.0)

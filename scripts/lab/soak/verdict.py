@@ -67,10 +67,6 @@ class Sample:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
-    def is_empty(self) -> bool:
-        return all(getattr(self, name) == 0 for name in MUST_BE_ZERO)
-
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """Of the line through (x, y) with the least squares; 0 where there is none."""

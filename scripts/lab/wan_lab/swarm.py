@@ -65,9 +65,6 @@ class WanSwarm:
         self.peer_ids[name] = event["peer_id"]
         self.on_event(f"{name} ({self.lab.address(name)}) serves blocks {event['blocks']}")
 
-    def machine_of(self, peer_id: str) -> str:
-        return next(name for name, known in self.peer_ids.items() if known == peer_id)
-
     def _listen(self, name: str, address: str) -> list[str]:
         identity = str(Path(self._folder.name) / f"{name}.key")
         return ["--host", address, "--port", "0", "--identity", identity]
