@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+
+from tests.project.test_layering import FLOORS
 
 from .. import ROOT
 from .command_line import script_parser
 
 PICTURES = ROOT / "docs" / "pictures"
-PACKAGES = ("swarm", "dht", "shards", "client", "node")
 WIDTH, FLOOR = 860, 34
-Room = tuple[str, ...]
 DESCRIPTION = (
     "Draw docs/pictures/*.svg anew. --check only compares: exit code 1 if one of them is out of date."
 )
@@ -90,77 +89,22 @@ def swarm() -> str:
 
 
 def rooms() -> str:
-    """Every room, above all rooms of its package that it imports; packages above those that they import."""
-    imports = room_imports()
+    """Every room above those that it may import, as the table of the layering test has it."""
     parts: list[str] = []
     y = 10.0
-    for package in reversed(PACKAGES):
-        levels = [*layers({room: found for room, found in imports.items() if room[0] == package})]
-        height = 14 + FLOOR * len(levels)
+    for package in ("node", "client", "shards", "dht", "swarm"):
+        floors = FLOORS[package]
+        height = 14 + FLOOR * len(floors)
         parts.append(f'<rect x="10" y="{y:g}" width="{WIDTH - 20}" height="{height}" rx="8" class="band"/>')
         parts.append(text(24, y + height / 2 + 5, f"{package}/", "title"))
-        for number, level in enumerate(reversed(levels)):
-            width = (WIDTH - 120) / len(level) - 8
-            for place, (_, *names) in enumerate(sorted(level)):
-                label = "/".join(names) or "modules at the top"
+        for number, floor in enumerate(reversed(floors)):
+            width = (WIDTH - 120) / len(floor) - 8
+            for place, room in enumerate(floor):
+                label = room.removeprefix(package).strip("/") or "modules at the top"
                 x = 100 + place * (width + 8)
                 parts.extend(box(x, y + 10 + FLOOR * number, width, FLOOR - 6, "box", "", [label]))
         y += height + 8
     return svg(WIDTH, int(y + 4), "The rooms of the five packages; each imports only rooms below it", parts)
-
-
-def room_imports() -> dict[Room, set[Room]]:
-    """Which rooms each room imports; imports for types only do not count."""
-    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    found: dict[Room, set[Room]] = {}
-    for path in files:
-        room = path.relative_to(ROOT).parts[:-1]
-        found.setdefault(room, set()).update(
-            each for name in imported(path) if (each := _room_of(name)) and each != room
-        )
-    return {
-        room: others
-        for room, others in found.items()
-        if others or len(list((ROOT.joinpath(*room)).glob("*.py"))) > 1
-    }
-
-
-def imported(path: Path) -> Iterator[tuple[str, ...]]:
-    """What a module imports from this project, as parts of paths, but for types."""
-    package = path.relative_to(ROOT).parts[:-1]
-    for statement in _statements(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(statement, ast.ImportFrom) and statement.level:
-            base = package[: len(package) - statement.level + 1]
-            module = (*base, *(statement.module or "").split(".")) if statement.module else base
-            yield from ((*module, alias.name) for alias in statement.names)
-
-
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from _statements(child)
-
-
-def _room_of(name: Sequence[str]) -> Room | None:
-    """The folder of the module that ``name`` is in, or is."""
-    for end in range(len(name), 0, -1):
-        path = ROOT.joinpath(*name[:end])
-        if path.with_suffix(".py").is_file():
-            return tuple(name[: end - 1])
-        if path.is_dir():
-            return tuple(name[:end])
-    return None
-
-
-def layers(imports: Mapping[Room, set[Room]]) -> Iterator[list[Room]]:
-    """Rooms in levels from below: each imports only rooms of levels before its own."""
-    left = {room: others & imports.keys() for room, others in imports.items()}
-    while left:
-        level = [room for room, others in left.items() if not others & left.keys()] or list(left)
-        yield level
-        left = {room: others for room, others in left.items() if room not in level}
 
 
 def box(
