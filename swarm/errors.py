@@ -2,16 +2,22 @@
 
     SwarmError                      anything we can explain to a person
     ├── UsageError                  an option, argument or call is wrong            exit 2
-    │   └── PromptTooLongError      a prompt does not fit the model's context
+    │   ├── PromptTooLongError      a prompt does not fit the model's context
+    │   └── MemoryShortError        what was to be loaded does not fit (node/resources)
     ├── ModelError                  the model itself is the problem                 exit 3
     │   ├── CheckpointError         file missing, damaged, or not what it says
-    │   │   └── ChatTemplateError   the chat template is damaged, or takes more than it may
+    │   │   ├── ChatTemplateError   the chat template is damaged, or takes more than it may
+    │   │   ├── AbsentError         bytes of it were never fetched (shards/formats/mapped_file)
+    │   │   ├── IncompleteError     pieces have to be fetched first (shards/checkpoint/stored)
+    │   │   └── ForgedError         its pieces are of another file (shards/checkpoint/stored)
+    │   ├── ModelNotFoundError      no model of this name (shards/checkpoint/lookup)
     │   ├── UnsupportedModelError   a family, tensor type or option we cannot run
     │   └── ModelMismatchError      a peer serves another model under this name
     ├── NetworkError                the network is the problem                      exit 4
     │   ├── ListenError             cannot listen (port in use, address not ours)
     │   ├── PeerUnreachableError    a peer cannot be dialled
-    │   │   └── PeerSparedError     nor was it: too many peers say that they are where it is
+    │   │   ├── PeerSparedError     nor was it: too many peers say that they are where it is
+    │   │   └── HiddenDialError     nor is it public why (swarm/links/dialler)
     │   ├── StreamClosedError       the peer closed the stream
     │   │   └── LocalNetworkError   our own end of it is gone (p2pd died or hung): no peer's fault
     │   ├── PeerTimeoutError        the peer did not answer in time
@@ -23,6 +29,7 @@
     │   ├── ReplayRefusedError      a hop cannot replay its journal
     │   └── BrokenError             a route is broken, and it is not known yet where
     ├── RouteError                  no route covers the model now                   exit 5
+    │   └── NoRouteError            which blocks are missing (swarm/routing/best_route)
     ├── ProtocolError               somebody broke the wire protocol                exit 6
     │   ├── RemoteProtocolError     the peer did (never trust it further)
     │   └── LocalProtocolError      we did (a bug of ours)
@@ -34,8 +41,8 @@
     │       └── HungUpError         it is a terminal that was closed                exit 129
     └── CopiedIdentityError         another machine runs under our identity         exit 8
 
-Some rooms add classes of their own below these: ``NoRouteError`` (swarm/routing) says which blocks are
-missing. What never leaves its room, such as the exceptions inside a repair, is not in the tree.
+A class with a module in brackets is defined there: it carries that room's types, or is raised only there.
+Exceptions that never leave their room, such as those inside a repair, are not in the tree.
 
 A message says what was wrong; ``hint`` says what to do about it. Both are shown to people as they are,
 so they are whole sentences without a traceback, and at most two lines together.

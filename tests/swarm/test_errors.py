@@ -1,0 +1,42 @@
+"""The tree of errors in the docstring is the one of the classes."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+
+from swarm_node.swarm import errors
+from swarm_node.swarm.errors import SwarmError
+
+
+def drawn() -> dict[str, str]:
+    """The parent of each class as the docstring draws it; the modules that it names are imported."""
+    parents: dict[str, str] = {}
+    line_of = [("SwarmError", -1)]
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(
+            r"    ([│ ]*[├└]── )(\w+Error)\b.*?(?:\(([a-z_]+(?:/[a-z_]+)+)\))?(?: +exit \d+)?$", line
+        )
+        if found is None:
+            continue
+        branch, name, module = found.groups()
+        if module:
+            import_module(f"swarm_node.{module.replace('/', '.')}")
+        while line_of[-1][1] >= len(branch):
+            line_of.pop()
+        parents[name] = line_of[-1][0]
+        line_of.append((name, len(branch)))
+    return parents
+
+
+def test_the_tree_is_drawn_as_it_is() -> None:
+    tree = drawn()
+    actual: dict[str, str] = {}
+    kinds: list[type[SwarmError]] = [SwarmError]
+    while kinds:
+        kind = kinds.pop()
+        for child in kind.__subclasses__():
+            kinds.append(child)
+            if not child.__name__.startswith("_") and child.__module__.startswith("swarm_node."):
+                actual[child.__name__] = kind.__name__
+    assert tree == actual
