@@ -209,7 +209,7 @@ class Output:
             told = _lost(self._session, error)
             if isinstance(error, PeerError) and error.code is ErrorCode.JOURNAL_LOST:
                 told = ErrorMessage(self._session, None, error.code, error.message, False, error.hint)
-            self._client.post(told)
+            self._client.post(replace(told, step=request.step))
         else:
             took_us = round((perf_counter() - began) * 1e6)
             if request.to is None:

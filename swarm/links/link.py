@@ -219,8 +219,8 @@ class NodeLink:
             return
         try:
             self._connection.write(outgoing)
-        except SwarmError as error:
-            self._end(error)
+        except SwarmError:
+            pass  # the reader ends the link: what the node said last may say why
 
     # Receiving.
 
