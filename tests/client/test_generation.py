@@ -281,7 +281,7 @@ async def test_peers_that_stay_busy() -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "text"),
     [
-        ({"digest": "cd" * 32}, ModelMismatchError, "another model"),
+        ({"digest": "cd" * 32}, ModelMismatchError, "serves toy with digest"),
         ({"refuse": Refused(bytes(16), ErrorCode.UNSUPPORTED, "not here")}, NoRouteError, "not here"),
     ],
 )

@@ -28,14 +28,20 @@ _EMBEDDING = torch.randn(VOCAB, HIDDEN, generator=_generator)
 _MIXES = torch.randn(N_BLOCKS, HIDDEN, HIDDEN, generator=_generator) / HIDDEN**0.5
 
 
+def block_row(block: int, row: Tensor, total: Tensor | None, position: int) -> tuple[Tensor, Tensor]:
+    """The sum of the block's inputs up to this token, and the token's row. ``total``: the sum before it."""
+    total = row if total is None else total + row
+    return total, row + torch.tanh(_MIXES[block] @ (total / (position + 1)))
+
+
 def run_block(block: int, x: Tensor, history: list[Tensor]) -> Tensor:
     """x (tokens, hidden); ``history`` holds the sums of the block's inputs up to each token, like a KV
     cache."""
     rows = []
     for row in x:
-        history.append(history[-1] + row if history else row)
-        mean = history[-1] / len(history)
-        rows.append(row + torch.tanh(_MIXES[block] @ mean))
+        total, out = block_row(block, row, history[-1] if history else None, len(history))
+        history.append(total)
+        rows.append(out)
     return torch.stack(rows)
 
 

@@ -115,9 +115,7 @@ async def test_a_lost_journal_makes_its_hop_join_the_gap(victim: int) -> None:
     before = case.swarm.nodes[H[victim - 1]]
 
     def kill() -> None:
-        for session in before.sessions.values():
-            session.journal_from += len(session.journal) // session.row
-            session.journal.clear()
+        before.lose_journals()
         case.kill(H[victim])
 
     answer = await case.disturbed((6, kill))

@@ -57,9 +57,7 @@ def _fault(case: ChainCase, kind: str, place: int, name: str) -> Callable[[], No
         elif kind == "unreachable":
             node.cannot_reach |= set(S)
         elif kind == "journal":
-            for session in node.sessions.values():
-                session.journal_from += len(session.journal) // session.row
-                session.journal.clear()
+            node.lose_journals()
         elif kind == "error":
             message = ErrorMessage(None, None, ErrorCode.INTERNAL, "cannot", True)
             node.behaviour.error_at_step = (last + 1, message)

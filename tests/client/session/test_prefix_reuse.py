@@ -76,9 +76,7 @@ async def test_hops_that_hold_more_than_others_are_rolled_back(forgetful: str, k
     async with swarm.client() as model:
         prompt = await _first_turn(model)
         await settle()
-        pages = swarm.nodes[forgetful].pages
-        for name in list(pages)[kept:]:
-            del pages[name]
+        swarm.nodes[forgetful].engine.forget_pages(kept)
         answer = await _second_turn(swarm, model, prompt)
     assert answer.cached_tokens == kept * PAGE_TOKENS
     assert {node.steps[0].position for node in swarm.nodes.values()} == {kept * PAGE_TOKENS}
@@ -166,7 +164,7 @@ async def test_after_nonsense_nothing_is_built_on_what_was_held() -> None:
     async with swarm.client() as model:
         prompt = await _first_turn(model)
         await settle()
-        (used,) = (peer for peer in "bc" if swarm.nodes[peer].pages)
+        (used,) = (peer for peer in "bc" if swarm.nodes[peer].engine.known_pages)
         swarm.nodes[used].behaviour.nan_at_step = 3
         answer = await _second_turn(swarm, model, prompt)
     assert (answer.repairs, answer.cached_tokens > 0) == (1, True)

@@ -86,8 +86,8 @@ async def test_in_a_chain_the_one_that_takes_long_is_found_and_the_others_are_ch
     swarm = await _swarm(x="0-1", a="0-1", b="2-3", c="4-5")
     swarm.announce("a", decode_ms_per_block=3.0, prefill_tokens_per_s=1e4)
     async with swarm.client() as model:
-        answer = await model.generate_detailed(PROMPT, max_new_tokens=110, ignore_eos=True)
-    assert list(answer.token_ids) == expected(PROMPT, 110)
+        answer = await model.generate_detailed(PROMPT, max_new_tokens=150, ignore_eos=True)
+    assert list(answer.token_ids) == expected(PROMPT, 150)
     assert _route(answer) == ["a", "b", "c"]
     assert [(repair.kind, repair.lost) for repair in answer.repaired] == [("planned", ("x",))]
     assert len(swarm.nodes["c"].steps[-1].spent) == 2, "it came through the other two"

@@ -1,0 +1,169 @@
+"""The node's engine around the toy model, in the event loop: pages, prefixes and batches are the node's
+own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swarm_node.node.engine.batch_runner import BatchReport, BatchRunner
+from swarm_node.node.engine.engine import Engine, EngineSettings
+from swarm_node.node.engine.jobs import StepJob, TokenSequence
+from swarm_node.node.engine.scheduler import Batch
+from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice
+from swarm_node.swarm.types import Span
+from tests.doubles.toy_model import CONTEXT, HIDDEN, block_row
+
+TOTAL_TOKENS = 64 * CONTEXT
+"""Tokens of KV cache: more than any test has open at once."""
+
+
+class ToyPool:
+    """A slot holds, for each token of its page, the sum of the block's inputs up to it."""
+
+    kv_dtype = "float32"
+
+    def __init__(self, n_slots: int) -> None:
+        self.n_slots = n_slots
+        self.slots: dict[int, Tensor] = {}
+
+    def sums(self, slot: int) -> Tensor:
+        """(PAGE_TOKENS, HIDDEN)"""
+        return self.slots.setdefault(slot, torch.zeros(PAGE_TOKENS, HIDDEN))
+
+    def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            self.slots[target] = self.sums(source).clone()
+
+
+@dataclass
+class ToySpan:
+    """A ``SpanBackend`` of the toy model's blocks. ``spoil`` may change the rows of a step, given its number,
+    what came and the right rows."""
+
+    span: Span
+    spoil: Callable[[int, Tensor, Tensor], Tensor] = lambda step, came, rows: rows
+    step: int = 0
+    config: Any = field(default_factory=lambda: SimpleNamespace(hidden_size=HIDDEN))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    mixes: bool = True
+
+    def forward(
+        self, x: Tensor, slices: Sequence[BatchSlice], pool: ToyPool, span: Span | None = None
+    ) -> Tensor:
+        rows = [row for each in slices for row in self._rows(x, each, pool, span or self.span)]
+        return self.spoil(self.step, x, torch.stack(rows))
+
+    def _rows(self, x: Tensor, part: BatchSlice, pool: ToyPool, span: Span) -> list[Tensor]:
+        rows = list(x[part.row : part.row + part.count])
+        for block in range(span.start, span.end):
+            slots = part.table[block - part.first_block].tolist()
+            total = None
+            if part.start:
+                page, at = divmod(part.start - 1, PAGE_TOKENS)
+                total = pool.sums(slots[page])[at]
+            for number, row in enumerate(rows):
+                position = part.start + number
+                total, rows[number] = block_row(block, row, total, position)
+                page, at = divmod(position, PAGE_TOKENS)
+                pool.sums(slots[page])[at] = total
+        return rows
+
+    def synchronize(self) -> None:
+        pass
+
+
+class ToyRunner(BatchRunner):
+    """Tells the model whose step it computes. ``before`` sees each step first, ``after`` its outcome."""
+
+    model: ToySpan
+    before: Callable[[StepJob], None]
+    after: Callable[[BatchReport], None]
+
+    def run(self, batch: Batch[TokenSequence]) -> BatchReport:
+        for part in batch.slices:
+            job = part.key.steps[0]
+            self.model.step = job.step
+            self.before(job)
+        report = super().run(batch)
+        self.after(report)
+        return report
+
+
+class ToyEngine(Engine):
+    """Computes one step at a time, ``step_delay`` seconds each, in a task of the event loop."""
+
+    def __init__(
+        self,
+        model: ToySpan,
+        *,
+        prefix_cache: bool,
+        step_delay: Callable[[], float],
+        before: Callable[[StepJob], None],
+        after: Callable[[BatchReport], None],
+    ) -> None:
+        pool = ToyPool(TOTAL_TOKENS // PAGE_TOKENS * len(model.span))
+        settings = EngineSettings(
+            max_batch_tokens=TOTAL_TOKENS,
+            max_sessions_per_batch=1,
+            prefill_target_ms=1e6,
+            prefix_cache=prefix_cache,
+        )
+        super().__init__(model, pool, threads=1, settings=settings)  # type: ignore[type-var,arg-type]
+        runner = ToyRunner(model, pool)  # type: ignore[type-var,arg-type]
+        runner.model, runner.before, runner.after = model, before, after
+        self._runner = runner
+        self._step_delay = step_delay
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        if self._worker is not None:
+            self._worker.cancel()
+
+    def submit(self, job: StepJob) -> None:
+        super().submit(job)
+        self._wake()
+
+    def close_sequence(self, sequence: TokenSequence, prefix: tuple[bytes, ...] = ()) -> None:
+        super().close_sequence(sequence, prefix)
+        self._wake()
+
+    def forget_pages(self, kept: int) -> None:
+        """Keep the first ``kept`` pages of what was named, in the order in which it was."""
+        for page in list(self._cache._pages.values())[kept:]:
+            self._cache.unregister(page)
+
+    @property
+    def known_pages(self) -> int:
+        return len(self._cache)
+
+    def _wake(self) -> None:
+        if (self._worker is None or self._worker.done()) and not self._inbox.empty():
+            self._worker = self._loop.create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._takes_in():
+            if (delay := self._step_delay()) > 0:
+                await asyncio.sleep(delay)
+            if self._takes_in():
+                self._compute()
+            await asyncio.sleep(0)
+
+    def _takes_in(self) -> bool:
+        """Whether anything is to be computed, after what was submitted or closed."""
+        if not self._inbox.empty():
+            self._take_in()
+        return bool(self._scheduler)
+
+    def _post(self, callback: Callable[..., None], *args: object) -> None:
+        callback(*args)
