@@ -98,8 +98,10 @@ class GatewayServer:
         await self.stop(drain_s=0.0)
 
     async def stop(self, *, drain_s: float) -> None:
-        """Accept nothing new, give what runs ``drain_s`` seconds, end the rest. May be called again, with
-        less patience."""
+        """Accept nothing new, give running requests ``drain_s`` seconds, end the rest.
+
+        A second call may shorten the time.
+        """
         self.gateway.draining = True
         self._server.should_exit = True
         loop = asyncio.get_running_loop()

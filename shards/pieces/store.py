@@ -248,7 +248,7 @@ class PieceStore:
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
-        """May be called again."""
+        """Idempotent."""
         try:
             self.flush()
         finally:

@@ -25,7 +25,7 @@ class StoreUser:
         self._lock.acquire(timeout=0)
 
     def release(self) -> None:
-        """May be called again."""
+        """Idempotent."""
         if self._lock.is_locked:
             self._lock.release()
             with contextlib.suppress(OSError):

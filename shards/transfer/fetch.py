@@ -114,7 +114,7 @@ class ModelFetch:
         await self.close()
 
     async def close(self) -> None:
-        """What was fetched stays in the cache, and is offered no longer. May be called again."""
+        """Stop offering what was fetched; it stays in the cache. Idempotent."""
         await asyncio.to_thread(self.close_now)
 
     def close_now(self) -> None:

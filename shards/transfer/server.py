@@ -128,7 +128,7 @@ class PieceServer:
             connection.close()
 
     def _leave(self, connection: MessageStream[PieceMessage]) -> None:
-        """Its stream is over. May be called again."""
+        """Its stream is over. Idempotent."""
         if (holder := self._open.pop(connection, None)) is not None:
             self._uploads.leave(holder)
 

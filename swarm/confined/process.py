@@ -90,7 +90,7 @@ class ConfinedProcess:
         return self._in_turn(encoded(request))
 
     def close(self) -> None:
-        """End the process, if there is one. May be called again, and is when this object goes."""
+        """End the process, if there is one. Idempotent; also called when this object goes."""
         if self._closing is not None:
             self._closing()
 
@@ -183,7 +183,7 @@ class _Child:
         return decoded(_exactly(replies, length))
 
     def end(self) -> None:
-        """From any thread, also of one that is stuck. May be called again."""
+        """From any thread, also of one that is stuck. Idempotent."""
         self._process.kill()
         self._process.wait()
         for pipe in self._pipes:

@@ -91,7 +91,7 @@ class LanDiscovery:
         self._watching = asyncio.create_task(self._watch(), name="mDNS")
 
     async def close(self) -> None:
-        """Say good-bye and end. May be called again."""
+        """Say good-bye and end. Idempotent."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])

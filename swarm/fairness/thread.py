@@ -69,7 +69,7 @@ class FairThread:
             raise
 
     def close(self) -> None:
-        """What waits is not done any more, and what runs is given up. May be called again."""
+        """What waits is not done any more, and what runs is given up. Idempotent."""
         self._is_closed = True
         self._asking.give_up()
         for turn in list(self._turns.in_turn()):

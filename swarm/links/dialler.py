@@ -79,7 +79,7 @@ class Dialler:
         return link
 
     async def close(self) -> None:
-        """End the links. May be called again."""
+        """End the links. Idempotent."""
         await self._pool.close()
 
     async def _reaches(self) -> frozenset[Reach]:

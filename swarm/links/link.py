@@ -156,7 +156,7 @@ class NodeLink:
         self._timers.used()
 
     def leave(self, session: bytes) -> None:
-        """May be called again. Answers under way are passed over when they come."""
+        """End the use of the link by ``session``. Answers that come later are ignored. Idempotent."""
         self._users.pop(session, None)
         if not self._users and self.failure is None:
             self._timers.unused(perf_counter())

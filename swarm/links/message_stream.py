@@ -144,7 +144,7 @@ class MessageStream(Generic[M]):
             self.close()
 
     def close(self) -> None:
-        """End the stream for both sides. May be called again."""
+        """End the stream for both sides. Idempotent."""
         if self.unfinished is not None:
             self.unfinished.holds(0)
         self._parser.discard()

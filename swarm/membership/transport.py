@@ -162,7 +162,7 @@ class MembersTransport:
         return True
 
     def _end_greeting(self, stream: Stream) -> None:
-        """May be called again."""
+        """Idempotent."""
         if (holder := self._greeted.pop(stream, None)) is not None:
             self._greeting.give_back(holder)
 

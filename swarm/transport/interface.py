@@ -65,7 +65,7 @@ class Stream(Protocol):
         """Wait until little enough is queued. Raises as ``read``, or StreamClosedError: the peer closed."""
 
     def close(self) -> None:
-        """End the stream for both sides. May be called again."""
+        """End the stream for both sides. Idempotent."""
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]
@@ -98,4 +98,4 @@ class Transport(Protocol):
         blamed."""
 
     async def close(self) -> None:
-        """Close every stream, stop the handlers, free the port. May be called again."""
+        """Close every stream, stop the handlers, free the port. Idempotent."""

@@ -124,7 +124,7 @@ class Terminal:
         return self._process.wait(timeout)
 
     def close(self) -> None:
-        """End it, whatever it does. May be called again."""
+        """End it, whatever it does. Idempotent."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()

@@ -45,7 +45,7 @@ class CpuShare:
         (self._folder / "cgroup.procs").write_text(str(pid))
 
     def close(self) -> None:
-        """Its processes must have ended. May be called again."""
+        """Its processes must have ended. Idempotent."""
         for _ in range(50):
             with contextlib.suppress(FileNotFoundError):
                 try:

@@ -130,7 +130,7 @@ class Forwarder:
         return Punctuality(packets, mean, found.latest_ns / 1e9, found.cpu_ns / 1e9, bool(found.realtime))
 
     def close(self) -> None:
-        """May be called again."""
+        """Idempotent."""
         if self._lab:
             self._library.wan_lab_stop(self._lab)
             self._thread.join()

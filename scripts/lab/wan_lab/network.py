@@ -234,8 +234,8 @@ class WanLab:
         return self._forwarder.punctuality()
 
     def close(self) -> None:
-        """End every process in the machines, SIGTERM first to those of ``popen``, and take all down. May be
-        called again."""
+        """End every process in the machines, SIGTERM first to those of ``popen``, and take all down.
+        Idempotent."""
         if self._closed:
             return
         self._closed = True

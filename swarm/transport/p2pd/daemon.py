@@ -155,7 +155,7 @@ class P2pDaemon(P2P):
         self._up.set()
 
     async def shutdown(self) -> None:
-        """Stop the daemon and remove its sockets. May be called again."""
+        """Stop the daemon and remove its sockets. Idempotent."""
         self._stopping = True
         self._up.set()
         self._terminate()

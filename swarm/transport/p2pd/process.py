@@ -189,7 +189,7 @@ class P2pdProcess:
             self.child.terminate()
 
     async def stop(self) -> None:
-        """End it and remove its sockets. May be called again."""
+        """End it and remove its sockets. Idempotent."""
         self.terminate()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):

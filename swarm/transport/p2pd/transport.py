@@ -259,7 +259,7 @@ class P2pdTransport:
         return await asyncio.shield(self._keeping)
 
     async def close(self) -> None:
-        """Stop handlers, streams and daemon; no process and no socket file is left. May be called again."""
+        """Stop handlers, streams and daemon; no process and no socket file is left. Idempotent."""
         self._closed = True
         tasks = self._tasks - {asyncio.current_task()}
         if self._keeping is not None:
