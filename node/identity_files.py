@@ -28,7 +28,7 @@ class IdentityClaim:
             self.path = Path(path)
             if not self.path.name or (self.path.exists() and not self.path.is_file()):
                 raise UsageError(
-                    f"{str(path)!r} names no ordinary file, and an identity is locked while it is in use",
+                    f"{str(path)!r} is not an ordinary file, and an identity is locked while it is in use",
                     hint="Give --identity the name of a file; a missing one is created.",
                 )
             lock = _try_lock(self.path)

@@ -43,7 +43,9 @@ def default_kv_tokens(
     for the cache.
     """
     if bytes_per_token < 1 or context_tokens < 1:
-        raise UsageError(f"{bytes_per_token} bytes a token and a context of {context_tokens} make no cache")
+        raise UsageError(
+            f"{bytes_per_token} bytes a token and a context of {context_tokens} are not possible"
+        )
     share = int(available_bytes * (1 if is_budget else KV_SHARE)) // bytes_per_token
     ceiling = int(available_bytes * KV_CEILING) // bytes_per_token
     wanted = max(share, min(context_tokens, ceiling))

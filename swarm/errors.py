@@ -123,10 +123,7 @@ class UnsupportedModelError(ModelError):
 
 def other_root_hint(name: str, root: str) -> str:
     """For who has other files of the same digest than a node, whose files have this ``root``."""
-    return (
-        "One of the two was fetched from somebody who lied. "
-        f"If you trust the node: --model {name}@sha256:{root}"
-    )
+    return f"One of the two came from a peer that lied. If you trust the node: --model {name}@sha256:{root}"
 
 
 class ModelMismatchError(ModelError):

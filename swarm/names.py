@@ -46,12 +46,12 @@ class ModelName:
         root = _ROOT.fullmatch(suffix)
         if at and root is None and not _DIGEST.fullmatch(suffix):
             raise UsageError(
-                f"{_shown(text)} does not name a model: what follows the @ is no digest",
+                f"{_shown(text)} does not name a model: what follows the @ is not a digest",
                 hint=f"Write NAME, NAME@ and {MIN_PREFIX} to 64 of 0-9a-f, or NAME@sha256: and 64 of them.",
             )
         if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
             raise UsageError(
-                f"{_shown(text)} is no name of a model",
+                f"{_shown(text)} is not a name of a model",
                 hint=f"A name has 1 to {MAX_NAME_CHARS} printable characters.",
             )
         return cls(name, "" if root else suffix, root[1] if root else "")

@@ -65,7 +65,7 @@ class PeerHealth:
     def ban(self, peer_id: str, now: float, seconds: float, reason: str = "") -> float:
         """Keep away for at least ``seconds`` whatever the count (a peer that lied, or asked for a pause)."""
         if not seconds > 0:
-            raise UsageError(f"a ban of {seconds} seconds is none")
+            raise UsageError(f"a ban must last more than 0 seconds, not {seconds}")
         earlier = self._current(peer_id, now)
         until = max(now + seconds, earlier.banned_until if earlier else now)
         self._put(peer_id, PeerRecord(earlier.failures if earlier else 0, now, until, reason))

@@ -77,7 +77,7 @@ def _schema_text(source: object) -> str:
         schema = plain(json.loads(json.dumps(dict(source), allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"the schema is no JSON: {error}", hint="Give a mapping of JSON values, or JSON text."
+            f"the schema is not JSON: {error}", hint="Give a mapping of JSON values, or JSON text."
         ) from None
     text = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
     _check_length("json_schema", text)
@@ -87,12 +87,12 @@ def _schema_text(source: object) -> str:
 
 def _parse(text: str) -> object:
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the schema is no JSON: {error}", hint="Check it with a JSON validator.") from None
+        raise UsageError(f"the schema is not JSON: {error}", hint="Check it with a JSON validator.") from None
 
 
 def _check_text(kind: str, source: object) -> None:
@@ -102,7 +102,7 @@ def _check_text(kind: str, source: object) -> None:
     try:
         source.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the {kind} holds characters that are no valid Unicode") from None
+        raise UsageError(f"the {kind} holds characters that are not valid Unicode") from None
     depth = deepest = 0
     for character in source:
         if character in "([{":

@@ -82,7 +82,7 @@ def check_schema(schema: object) -> None:
     for place, reference in seen.references:
         if not refers_to(reference, seen.places, seen.anchors):
             raise UsageError(
-                f"{_show(place)} of the schema refers to {reference!r:.100}, which is no schema of it",
+                f"{_show(place)} of the schema refers to {reference!r:.100}, which is not a schema in it",
                 hint='Refer to "#", or to a schema under $defs: "#/$defs/name".',
             )
     check_multiples(seen.multiples)
@@ -153,7 +153,7 @@ def _visit(place: str, schema: object, seen: _Seen) -> None:
         return
     if not isinstance(schema, dict):
         raise UsageError(
-            f"{_show(place)} of the schema is no schema: {schema!r:.100}",
+            f"{_show(place)} of the schema is not a schema: {schema!r:.100}",
             hint="Give an object, true or false.",
         )
     for keyword, value in schema.items():
@@ -194,7 +194,7 @@ def _check_keyword(place: str, keyword: str, schema: dict[str, Any]) -> None:
 
 def _reference(place: str, value: object) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"$ref at {_show(place)} of the schema is no text", hint='Write "#/$defs/name".')
+        raise UsageError(f"$ref at {_show(place)} of the schema is not a text", hint='Write "#/$defs/name".')
     if not value.startswith("#"):
         raise UsageError(
             f"{_show(place)} of the schema refers to {value!r:.100}, outside of it",

@@ -100,7 +100,7 @@ class TokenGuide:
         ids = np.flatnonzero(bits)
         if not len(ids):
             raise UsageError(
-                "no token of the model's vocabulary can go on as the guide wants it",
+                "no token of the model's vocabulary can continue the text as the guide requires",
                 hint="Check that the guide describes text that can be complete.",
             )
         return ids

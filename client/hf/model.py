@@ -201,7 +201,7 @@ class AutoSwarmModelForCausalLM:
 
     def __init__(self) -> NoReturn:
         raise UsageError(
-            "AutoSwarmModelForCausalLM makes models, and is none",
+            "AutoSwarmModelForCausalLM is not a model itself; it makes models",
             hint="Call AutoSwarmModelForCausalLM.from_pretrained(name_or_path, initial_peers=[...]).",
         )
 

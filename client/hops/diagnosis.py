@@ -54,7 +54,7 @@ class Diagnosis:
             return HopFailedError(hops[by_gravity[0]].peer_id, self.lost[by_gravity[0]])
         for number, cause in self.edges.items():
             return EdgeFailedError(number, cause)
-        return HopFailedError(hops[0].peer_id, StreamClosedError("the route ended for no reason it told"))
+        return HopFailedError(hops[0].peer_id, StreamClosedError("the route ended without giving a reason"))
 
 
 async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:

@@ -254,7 +254,7 @@ class HopClient:
                 return
             queue_s = pong.queue_us * 1e-6
             if progress is None:
-                self.mark_lost(self._mute("knows nothing of a session that it was asked to open"))
+                self.mark_lost(self._mute("does not know a session that it was asked to open"))
             elif asked is not None and asked is self._requests.pending:
                 self._look_at_request(progress, queue_s)
             if of_step is not None and progress is not None and self.failure is None:
@@ -288,7 +288,7 @@ class HopClient:
         waited_s = perf_counter() - (since or perf_counter())
         dials = expected is Opened and self.plan.downstream is not None
         if not told.busy or not (dials or expected is Replayed):
-            self.mark_lost(self._mute(f"leaves {what} without an answer"))
+            self.mark_lost(self._mute(f"does not answer {what}"))
         elif dials:
             if waited_s > DIAL_CHAIN_S + 2 * self.link.round_trip_s:
                 self.mark_lost(PeerTimeoutError(f"{self.link.name} did not answer OPEN for {waited_s:.1f} s"))
@@ -306,7 +306,7 @@ class HopClient:
                 self._heard_error(reply)
             case _ if not self._requests.take(reply):
                 name = type(reply).__name__.upper()
-                self.fail(RemoteProtocolError(f"{self.link.name} says {name}, for which nobody has asked"))
+                self.fail(RemoteProtocolError(f"{self.link.name} sent {name} without a request"))
 
     def fail(self, error: SwarmError) -> None:
         listener = self.listener
@@ -413,4 +413,4 @@ class HopClient:
         if isinstance(message, ErrorMessage | Refused | Busy):
             return error_of(message, self.peer_id)
         name = type(message).__name__.upper()
-        return RemoteProtocolError(f"{self.link.name}: {name} is no answer here")
+        return RemoteProtocolError(f"{self.link.name}: {name} is not an answer here")

@@ -242,11 +242,11 @@ class Segment:
 
     def take(self, hop: HopClient, result: Result) -> None:
         if hop is not self.last:
-            hop.mark_lost(RemoteProtocolError(f"{hop.link.name} answers what it was to send on"))
+            hop.mark_lost(RemoteProtocolError(f"{hop.link.name} answered a step that it had to send on"))
             return
         if len(self._inbox) >= len(self._sent):
             self._mismatch(
-                RemoteProtocolError(f"{hop.link.name}: RESULT of step {result.step}, and none is awaited")
+                RemoteProtocolError(f"{hop.link.name}: RESULT of step {result.step} without a request")
             )
             return
         self._inbox.append(result)

@@ -163,7 +163,7 @@ class RouteFinder:
             except NoRouteError as error:
                 problem = error  # the last is of all nodes
         if problem is None:
-            raise AssertionError("there is always a circle of all")
+            raise AssertionError("the last circle holds all nodes")
         raise problem
 
     def _as_seen(self, nodes: Sequence[NodeInfo], own_only: bool = False) -> list[NodeInfo]:

@@ -199,7 +199,7 @@ class SwarmSession:
         row what the last hop failed of.
         """
         if not ids:
-            raise LocalProtocolError("nothing to feed")
+            raise LocalProtocolError("there are no tokens to feed")
         begin = fed = len(self._ids)
         if self._slow.step_times.is_time(fed) and self._session is not None:
             self._scout.look(self._session.route)
@@ -270,7 +270,7 @@ class SwarmSession:
         """Begin, with nothing fed yet, as ``parent`` did: with its first ``tokens`` tokens. ``parent`` may go
         on meanwhile, but not go back behind them. As ``fork`` where the hops cannot share their pages."""
         if self._ids or tokens > len(parent._ids):
-            raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot begin as another did")
+            raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot become a fork of another")
         self._ids, self._route = parent._ids[:tokens], parent._route
         if tokens and parent.is_open and parent._session is not None and parent._session.acked >= tokens:
             try:

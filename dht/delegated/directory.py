@@ -215,9 +215,13 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                 case Stored(reason):
                     said[peer_id] = reason
                 case Slower(retry_after_ms):
-                    said[peer_id] = f"peer {peer_id[-8:]} takes no more before {retry_after_ms / 1000:.1f} s"
+                    said[peer_id] = (
+                        f"peer {peer_id[-8:]} takes no announcement for {retry_after_ms / 1000:.1f} s"
+                    )
                 case _:
-                    raise RemoteProtocolError(f"peer {peer_id[-8:]} answers {type(answer).__name__} to PUT")
+                    raise RemoteProtocolError(
+                        f"peer {peer_id[-8:]} answered PUT with {type(answer).__name__}"
+                    )
 
         outcomes = await ask_side_by_side(lambda _: list(found.clocks), give, ASKED)
         for error in outcomes.values():
@@ -244,7 +248,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                 continue
             if not isinstance(error, SwarmError):  # what one answers must not cost us what the others say
                 self._faults.note(error, peer_id)
-                error = RemoteProtocolError(f"peer {peer_id[-8:]} answers what cannot be read")
+                error = RemoteProtocolError(f"peer {peer_id[-8:]} sent an answer that cannot be read")
             logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
             errors[peer_id] = error
             self._mute[peer_id] = self._clock() + MUTE_S
@@ -265,14 +269,16 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                     while True:
                         answer = await stream.receive_within(SILENT_S)
                         if isinstance(answer, Slower):
-                            raise NetworkError(f"peer {peer_id[-8:]} is asked too often")
+                            raise NetworkError(
+                                f"peer {peer_id[-8:]} refused the request: it was asked too often"
+                            )
                         if not isinstance(answer, Entries):
-                            raise RemoteProtocolError(f"{type(answer).__name__} is no answer to GET")
+                            raise RemoteProtocolError(f"{type(answer).__name__} is not an answer to GET")
                         half = (self._clock() - sent) / 2
                         found.clocks.setdefault(peer_id, ClockReading(answer.time - sent - half, half))
                         size += len(answer.payload)
                         if size > MAX_ANSWER * len(keys):
-                            raise RemoteProtocolError("more entries than keys can hold")
+                            raise RemoteProtocolError("ENTRIES: more bytes than the keys may hold")
                         self._take(peer_id, keys, answer, found)
                         if answer.last:
                             return

@@ -162,7 +162,7 @@ class DelegatedService:
                     case Put():
                         answer = await self._put(holder, request)
                     case _:
-                        raise RemoteProtocolError(f"{type(request).__name__} is no request")
+                        raise RemoteProtocolError(f"{type(request).__name__} is not a request")
             except TurnedAwayError:
                 answer = Slower(_ms(1.0))
             async with asyncio.timeout(IDLE_S):
@@ -212,7 +212,7 @@ class DelegatedService:
             return Stored("the entry has expired already: compare the clocks")
         if not self._held.has_room(key, owner, holder.group):
             return Stored(
-                f"one peer stores entries under {MAX_KEYS_OF_OWNER} keys at most, all of them {MAX_HELD}"
+                f"one peer may store entries under {MAX_KEYS_OF_OWNER} keys, all peers together {MAX_HELD}"
             )
         await self._puts.enter(holder, 1)
         try:

@@ -192,7 +192,7 @@ async def open_network(
     is_told = bool(initial_peers or may_meet or mdns)
     if client_mode and not is_told:
         raise UsageError(
-            "nothing says where the swarm is",
+            "no address of the swarm is given",
             hint="Give --initial-peers ADDR (what swarm-node bootstrap or serve prints) or --join INVITE, or "
             "let mDNS look for it.",
         )
@@ -200,7 +200,7 @@ async def open_network(
         raise UsageError("relays need p2pd", hint="Leave --relay or --pure-python out.")
     if light and not is_told:
         raise UsageError(
-            "a pure-Python peer cannot begin a swarm of its own, and nothing says where one is",
+            "a pure-Python peer cannot begin a swarm of its own, and no address of one is given",
             hint="Start one elsewhere (swarm-node bootstrap) and give its address with --initial-peers.",
         )
     where = listen_maddrs(host, port)

@@ -207,7 +207,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
             return None
         if result.refused:
             await self._bootstrap.ping_all()
-            full = "as many nodes as fit are announced there for these blocks"
+            full = "they have no room for more nodes of these blocks"
             return NetworkError(
                 f"{result.refused} directory nodes refuse our announcement: {self.clock_problem or full}"
             )

@@ -222,7 +222,7 @@ class KademliaNode:
     async def _on_find(self, request: Any, context: Any) -> Any:
         asker = self._hear(request, context)
         if len(request.keys) != 1 or len(request.keys[0]) != ID_BYTES:
-            raise ValueError("a question is for one key of 20 bytes")
+            raise ValueError("a look-up takes one key of 20 bytes")
         (key,) = request.keys
         result = dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
         if kept := self.stores.kept.entries(key).values():

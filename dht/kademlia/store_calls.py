@@ -35,7 +35,9 @@ class StoreCalls:
         """
         fields = (request.keys, request.subkeys, request.values, request.expiration_time, request.in_cache)
         if len({len(field) for field in fields}) != 1 or len(request.keys) > MAX_STORED_AT_ONCE:
-            raise ValueError(f"a request to store is 1 to {MAX_STORED_AT_ONCE} entries with all their fields")
+            raise ValueError(
+                f"a request to store needs 1 to {MAX_STORED_AT_ONCE} entries, each with all fields"
+            )
         return [
             not in_cache and self._keep(key, subkey, value, expiration, sender)
             for key, subkey, value, expiration, in_cache in zip(*fields, strict=True)

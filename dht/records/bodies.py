@@ -137,7 +137,7 @@ class WantedField:
 
     _types: tuple[FieldType, ...] = (
         Name(),
-        Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or none"),
+        Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or empty"),
     )
 
     def read(self, value: object) -> WantedModel:
@@ -195,7 +195,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "journal_max": _BYTES,
     "row_check": Word(re.compile(r"[0-9a-f]{0,32}"), "up to 32 lowercase hexadecimal digits"),
     "max_blocks": Integer(0, MAX_BLOCKS),
-    "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or none"),
+    "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or empty"),
     "weights_whole": Boolean(),
     "shares_weights": Boolean(),
     "incarnation": IncarnationField(),

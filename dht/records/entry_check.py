@@ -61,7 +61,7 @@ class EntryCheck:
         owner, body = sealed.owner, sealed.body
         life = expiration - self._clock()
         if life > self._max_life:
-            raise RemoteProtocolError(f"{owner} wants an entry kept for {life:.0f} s")
+            raise RemoteProtocolError(f"{owner} asked to keep an entry for {life:.0f} s, which is too long")
         self._check_member(sealed, expiration)
         entry = Entry(owner, expiration, body, value)
         digest = hashlib.sha256(
@@ -71,7 +71,7 @@ class EntryCheck:
             self._good[digest] = None
             return entry
         if not is_signed(key, expiration, sealed):
-            raise RemoteProtocolError(f"an entry under the name of {owner} that it has not signed")
+            raise RemoteProtocolError(f"an entry of {owner} without a valid signature")
         self._good[digest] = None
         return entry
 

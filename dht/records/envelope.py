@@ -87,7 +87,7 @@ def unseal(key: bytes, subkey: bytes, expiration: float, value: bytes) -> Sealed
     if type(body) is not bytes or type(signature) is not bytes or len(signature) != SIGNATURE_BYTES:
         raise RemoteProtocolError("a DHT entry that is not signed")
     if more and (type(more[0]) is not bytes or len(more[0]) > MAX_CREDENTIAL_BYTES):
-        raise RemoteProtocolError("a DHT entry whose credential is none")
+        raise RemoteProtocolError("a DHT entry with a malformed credential")
     return Sealed(owner, body, signature, *more)
 
 

@@ -40,9 +40,9 @@ class NodeRecords:
         sealed = unseal(_NO_KEY, subkey, record.expiration, record.value)
         info = decode(sealed.owner, sealed.body)  # says under which key it was signed
         if not isinstance(info, NodeInfo) or info.model.digest != self._model.digest:
-            raise RemoteProtocolError(f"a record of {peer_id} that is of no node of this model")
+            raise RemoteProtocolError(f"a record of {peer_id} that does not describe a node of this model")
         key = keys.key_hash(keys.node_key(info.model, info.span), self._tag)
         self._check.check(key, subkey, record.expiration, record.value)
         if record.expiration + STALE_S < self._clock():
-            raise RemoteProtocolError(f"a record of {peer_id} that ended long ago")
+            raise RemoteProtocolError(f"a record of {peer_id} that expired long ago")
         return info.maddrs

@@ -55,7 +55,7 @@ class PageAllocator:
 
     def __init__(self, total: int, on_evict: Callable[[Page], None] | None = None) -> None:
         if total < 1:
-            raise UsageError(f"a KV pool of {total} slots cannot be")
+            raise UsageError(f"a KV pool of {total} slots is not possible")
         self.total = total
         self.on_evict = on_evict
         self._free = list(range(total - 1, -1, -1))  # a stack: low numbers first, so touched memory is reused

@@ -87,7 +87,9 @@ class PageTable:
         whole, part = divmod(tokens, self._page_tokens)
         max_pages = pages_for(max_tokens, self._page_tokens)
         if tokens > length or pages_for(tokens, self._page_tokens) > min(len(self.pages), max_pages):
-            raise LocalProtocolError(f"a fork of {tokens} tokens out of {length} into {max_tokens} cannot be")
+            raise LocalProtocolError(
+                f"a fork of {tokens} tokens out of {length} into {max_tokens} is not possible"
+            )
         allocator = self._allocator
         shared: list[Page] = []
         claimed = False

@@ -27,7 +27,7 @@ class PrefillPace:
 
     def __init__(self, target_us: int) -> None:
         if target_us < 1:
-            raise UsageError(f"a prefill slice of {target_us} µs cannot be")
+            raise UsageError(f"a prefill slice of {target_us} µs is not possible")
         self._target_us = target_us
         self._costs: deque[int] = deque(maxlen=WINDOW)
         self._estimate = 0  # median of the costs; 0: before the first

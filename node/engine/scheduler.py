@@ -90,7 +90,7 @@ class Scheduler(Generic[Key]):
         """``mixed``: decode and prefill may share a batch."""
         if max_tokens <= DECODE_TOKENS or max_sessions < 1:
             raise UsageError(
-                f"a batch of {max_tokens} tokens and {max_sessions} sessions cannot be",
+                f"a batch of {max_tokens} tokens and {max_sessions} sessions is not possible",
                 hint=f"A batch needs more than {DECODE_TOKENS} tokens.",
             )
         self._max_tokens = max_tokens

@@ -99,7 +99,7 @@ class CopyWatch:
         )
 
     def _message(self, other: Namesake) -> str:
-        later = "That one began later and" if other.incarnation is not None else "Whichever began later"
+        later = "That one began later and" if other.incarnation is not None else "The one that began later"
         return (
             f"another machine runs with this node's identity{_since(other)}, {_where(other)}. "
             f"{later} stops by itself; its identity file was copied: there, {self._cure()}"
@@ -114,7 +114,7 @@ class CopyWatch:
 
 
 def _where(other: Namesake) -> str:
-    return f"at {other.maddrs[0]}" if other.maddrs else "where nobody can dial it"
+    return f"at {other.maddrs[0]}" if other.maddrs else "at no address that can be dialled"
 
 
 def _since(other: Namesake) -> str:

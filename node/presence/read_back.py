@@ -48,7 +48,7 @@ class ReadBack:
             if seen:
                 self._emit("seen")
             else:
-                self._emit("unseen", message="the swarm's directory does not tell others of this node")
+                self._emit("unseen", message="other nodes do not return this node's announcement")
 
     async def run(self) -> None:
         """Until cancelled."""

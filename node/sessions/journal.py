@@ -70,7 +70,7 @@ class Journal:
     def write(self, position: int, rows: Payload) -> None:
         """The session's rows from ``position`` on are now these."""
         if len(rows) % self.row_bytes:
-            raise LocalProtocolError(f"{len(rows)} bytes are no whole rows of {self.row_bytes}")
+            raise LocalProtocolError(f"{len(rows)} bytes are not whole rows of {self.row_bytes}")
         if self.lost:
             return
         if position > self.end:
@@ -127,7 +127,9 @@ class JournalBook:
         """A journal of rows of ``row_bytes``, that begins at ``base`` with ``rows``. ``group``: the address
         group of its owner."""
         if row_bytes < 1 or base < 0:
-            raise LocalProtocolError(f"no journal has rows of {row_bytes} bytes from position {base} on")
+            raise LocalProtocolError(
+                f"a journal with rows of {row_bytes} bytes from position {base} on is not possible"
+            )
         journal = Journal(self, row_bytes, base, owner, group)
         journal.write(base, rows)
         return journal

@@ -317,7 +317,9 @@ class Output:
                 self.fail(error_of(reply, "" if self._hop is None else self._hop.link.peer_id))
         else:
             self.fail(
-                PeerError(f"{type(reply).__name__} is no answer", code=ErrorCode.BAD_FRAME, retriable=False)
+                PeerError(
+                    f"{type(reply).__name__} is not an answer", code=ErrorCode.BAD_FRAME, retriable=False
+                )
             )
 
     def fail(self, error: SwarmError) -> None:

@@ -125,7 +125,7 @@ class PeerConnection:
             logger.info(
                 "event=peer_refused peer=%s code=%s message=%r", self.peer_id, error.code, error.message
             )
-            why = f"it sent what is no message: {error.message}"
+            why = f"it sent data that is not a message: {error.message}"
             self._forget_fed(why)
             await self._farewell(error_message(error, retriable=False))
         except NetworkError as error:

@@ -146,7 +146,7 @@ class FoundModel:
                 if self._clock() - began > FIND_S:
                     raise
                 if error.hint not in told and len(told) < MOST_HINTS:
-                    message = f"{error.message}; waiting for somebody who has it"
+                    message = f"{error.message}; the node waits until a peer has it"
                     node.emit("waiting", message=message, hint=error.hint)
                     told.add(error.hint)
             else:

@@ -101,7 +101,7 @@ class ChatTemplate:
         """Mark where the last message's content ends; the mark. Raises UsageError."""
         content = chat[-1].get("content")
         if not isinstance(content, str) or not content:
-            raise UsageError("the last message has no text to go on with")
+            raise UsageError("the last message has no text to continue")
         mark = free_characters(1, self.source, [chat, variables])
         chat[-1]["content"] = content + mark + " "  # of which a template that trims leaves the mark
         return mark
@@ -114,7 +114,7 @@ class ChatTemplate:
         before, found, after = text.rpartition(end)
         if not found:
             raise UsageError(
-                "the last message cannot be gone on with: the model's chat template does not show it as is",
+                "the last message cannot be continued: the model's chat template does not show it as is",
                 hint="End the chat with a user's message, or ask for a turn of its own.",
             )
         return before if after.startswith(" ") else before.rstrip()

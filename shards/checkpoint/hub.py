@@ -259,7 +259,7 @@ class _DamagedError(CheckpointError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"{path} is damaged: its SHA-256 is not the one that the hub told",
+            f"{path} is damaged: its SHA-256 is not the one that the hub gave",
             hint="It is downloaded again as soon as the hub can be reached.",
         )
         self.blob = path.resolve()

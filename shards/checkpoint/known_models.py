@@ -151,7 +151,7 @@ class KnownModels:
             hint = "Set SWARM_NODE_HOME to a folder that this user can write."
             raise self._unusable(f"cannot be written: {error.strerror}", hint) from None
 
-    def _unusable(self, why: str, hint: str = "Mend or remove it.") -> UsageError:
+    def _unusable(self, why: str, hint: str = "Correct or remove it.") -> UsageError:
         return UsageError(f"the file of models that this machine knows, {self.path}, {why}", hint=hint)
 
 
@@ -182,7 +182,7 @@ def _parsed(lines: Sequence[str]) -> _Lines:
                     raise ValueError
         except (ValueError, SwarmError):
             raise ValueError(
-                f"has a line {number} that says nothing: {line[:80]!r}. Pins are: pin DIGEST NAME"
+                f"has an unreadable line {number}: {line[:80]!r}. Pins are: pin DIGEST NAME"
             ) from None
         if pins and _without(pins[:-1], pins[-1].name) != pins[:-1]:
             raise ValueError(f"has two pins of {pins[-1].name!r}, the second in line {number}")

@@ -151,9 +151,9 @@ def check_whole_files(store: PieceStore) -> None:
         if found.content != store.manifest.file(found.name).content:
             _require(store, list(store.manifest.pieces_of(found.name)))
             raise ForgedError(
-                f"{found.name} of {store.model.name} is not the file that the model's digest knows, "
+                f"{found.name} of {store.model.name} is not the file that the model's digest names, "
                 f"though each of its pieces is in the list {store.manifest.root[:12]}",
-                hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
+                hint="A peer that announced that list lies. Give the path of a local copy, or another root.",
             )
 
 
@@ -163,7 +163,7 @@ def _check_head(store: PieceStore, name: str, head: int) -> None:
         raise ForgedError(
             f"the list {store.manifest.root[:12]} of {store.model.name} says that the header of {name} has "
             f"{store.manifest.file(name).head} bytes; it has {head}",
-            hint="Whoever announced that list lies. Give the path of a local copy, or another root.",
+            hint="A peer that announced that list lies. Give the path of a local copy, or another root.",
         )
 
 
@@ -181,8 +181,8 @@ class _StoredTokenizer:
     def check(self) -> None:
         if not self._store.manifest.has_file("tokenizer.json"):
             raise CheckpointError(
-                f"{self._store.model} is served without a tokenizer.json, so nobody can ask it by its name",
-                hint="Who serves it has to add that file; with it, it is another model for all of its nodes.",
+                f"{self._store.model} has no tokenizer.json, so no client can open it by its name",
+                hint="Its nodes have to add that file. That gives the model another digest on all of them.",
             )
 
     def build(self) -> Tokenizer:

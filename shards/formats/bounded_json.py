@@ -75,7 +75,7 @@ def read_json(path: Path, bounds: JsonBounds) -> Any:
     try:
         return parse_json(content, bounds)
     except ValueError as error:
-        raise CheckpointError(f"{path} is no usable JSON: {error}", hint=download_hint(content)) from None
+        raise CheckpointError(f"{path} is not usable JSON: {error}", hint=download_hint(content)) from None
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -86,5 +86,5 @@ def read_bytes(path: Path, most: int) -> bytes:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     if len(content) > most:
-        raise CheckpointError(f"{path} has more than {most} bytes", hint="No model needs one so large.")
+        raise CheckpointError(f"{path} has more than {most} bytes", hint="No model needs such a large file.")
     return content

@@ -129,7 +129,7 @@ def check_manifest(
             if bias_optional and name.endswith(".bias"):
                 continue
             raise CheckpointError(
-                f"{where} has no tensor {name}", hint="The file is damaged, or is no complete Llama model."
+                f"{where} has no tensor {name}", hint="The file is damaged, or is not a complete Llama model."
             )
         if info.shape != shape:
             raise CheckpointError(
@@ -150,7 +150,7 @@ def refuse_unread(names: Iterable[str], where: str) -> None:
         named = ", ".join(map(shown, unread[:_NAMED]))
         more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
         raise UnsupportedModelError(
-            f"{where} has tensors that its configuration has no use for: {named}{more}",
+            f"{where} has tensors that its configuration does not use: {named}{more}",
             hint="The configuration belongs to another model, or the model needs what is not supported.",
         )
 

@@ -63,7 +63,7 @@ class SnRotation(ctypes.Structure):
 def unsupported(config: ModelConfig, blocks: Sequence[LlamaBlock]) -> str | None:
     """Why ``NativeSpan`` cannot compute these blocks; None if it can."""
     if config.head_dim % HEAD_DIM_MULTIPLE:
-        return f"head_dim {config.head_dim} is no multiple of {HEAD_DIM_MULTIPLE}"
+        return f"head_dim {config.head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}"
     for block in blocks:
         if not all(
             isinstance(linear, NativeLinear) for linear in (block.qkv, block.out, block.gate_up, block.down)

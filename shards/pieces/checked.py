@@ -133,7 +133,7 @@ def file_status(path: Path) -> os.stat_result:
     have no end, and what is written through a link overwrites a file somewhere else."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EISDIR, "is no file", str(path))
+        raise OSError(errno.EISDIR, "is not a file", str(path))
     return status
 
 

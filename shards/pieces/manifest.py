@@ -80,7 +80,7 @@ class PieceManifest:
         self.piece_size = piece_size
         self.files = files
         if problem := _problem(piece_size, files):
-            raise CheckpointError(f"this is no list of a model's pieces: {problem}")
+            raise CheckpointError(f"this is not a list of a model's pieces: {problem}")
         self._ends = list(accumulate(file.n_pieces for file in files))
         self._by_name = {file.name: number for number, file in enumerate(files)}
 
@@ -169,7 +169,7 @@ class PieceManifest:
         except (ValueError, TypeError, CheckpointError) as error:
             raise RemoteProtocolError(f"a manifest that is malformed: {str(error)[:200]}") from None
         if manifest.encoded != bytes(encoded):
-            raise RemoteProtocolError("a manifest that is not in its one encoding")
+            raise RemoteProtocolError("a manifest that is not in its canonical encoding")
         return manifest
 
 
@@ -217,9 +217,9 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
         if file.head < file.size and not file.name.endswith((".gguf", ".safetensors")):
             return f"{file.name} is not all head"
         if len(file.hashes) != -(-file.size // piece_size) * 32:
-            return f"{file.name} has not as many hashes as pieces"
+            return f"{file.name} has another number of hashes than of pieces"
         if not _may_have_content(piece_size, file):
-            return f"{file.name} has a content that its pieces do not have"
+            return f"{file.name} has a content hash that does not match its pieces"
     if sum(file.head for file in files) > MAX_HEADS:
         return f"heads of more than {MAX_HEADS} bytes"
     if sum(file.n_pieces for file in files) > MAX_PIECES:

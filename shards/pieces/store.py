@@ -75,7 +75,7 @@ class PieceStore:
         except (OSError, KeyError, TypeError, CheckpointError, RemoteProtocolError) as error:
             self._release()
             raise CheckpointError(
-                f"{folder} is no usable store of weights: {error}",
+                f"{folder} is not a usable store of weights: {error}",
                 hint="Start the model by its name: what is damaged is then fetched again.",
             ) from None
         self._lock = threading.Lock()

@@ -67,7 +67,7 @@ def takes_linear_time(backend: Backend, where: str) -> bool:
     for step in decoding:
         if step["type"] not in _DECODERS or _expression(step) is not None:
             raise UnsupportedModelError(
-                f"the tokenizer of {where} decodes by {step['type']!r:.60} of no known form"
+                f"the tokenizer of {where} decodes by {step['type']!r:.60} of an unknown form"
             )
     around = backend.post_processor
     if around is not None and len(around.__getstate__()) > MAX_POST_PROCESSOR:

@@ -119,7 +119,7 @@ def _merges(header: GGUFHeader) -> list[tuple[str, str]]:
     for merge in header.strings("tokenizer.ggml.merges"):
         left, space, right = merge.partition(" ")
         if not space or " " in right:
-            raise CheckpointError(f"{header.file.path} has a merge that is no pair: {shown(merge)}")
+            raise CheckpointError(f"{header.file.path} has a merge that is not a pair: {shown(merge)}")
         merges.append((left, right))
     return merges
 

@@ -165,7 +165,7 @@ def _add_tokens(backend: Backend, settings: Fields, named: dict[str, AddedToken]
             known.add(token.content)
     if any(token.normalized for token in new) and not normalizes_in_linear_time(backend):
         raise UnsupportedModelError(
-            "tokenizer_config.json adds tokens that are normalized with expressions of no known form"
+            "tokenizer_config.json adds tokens that are normalized with expressions of an unknown form"
         )
     for special, tokens in groupby(new, key=lambda token: token.special):  # each call costs what all do
         (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))

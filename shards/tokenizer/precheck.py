@@ -28,7 +28,7 @@ def check_directory(directory: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     if not first.lstrip().startswith(b"{"):
-        raise CheckpointError(f"{path} is damaged: it is no JSON object", hint=download_hint(first))
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object", hint=download_hint(first))
 
 
 class GGUFKind(NamedTuple):

@@ -119,7 +119,7 @@ class TextEncoder:
             tokens.append(AddedToken(token.content, special=token.content in self._steering, **flags))
         plain.add_tokens(tokens)
         if any(ours.token_to_id(token.content) != plain.token_to_id(token.content) for token in tokens):
-            raise ValueError("added tokens have ids of no order")
+            raise ValueError("the ids of the added tokens are out of order")
         for part in ("normalizer", "pre_tokenizer"):
             component = getattr(ours, part)
             if component is not None:

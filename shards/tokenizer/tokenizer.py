@@ -127,7 +127,7 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError:  # lone surrogates, as a shell gives for bytes that are no UTF-8
-            raise UsageError("the text holds characters that are no valid Unicode") from None
+            raise UsageError("the text holds characters that are not valid Unicode") from None
         try:
             if self._confined is not None:
                 request = {"text": text, "add_special": add_special, "literal": list(literal)}

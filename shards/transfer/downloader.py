@@ -269,7 +269,7 @@ class Downloader:
         free = self._settings.sources - sum(not visit.done() for visit in self._visits.values())
         if self._schedule is not None and waiting > free:
             for peer in self._schedule.stalled(self._clock())[: waiting - free]:
-                self._end(peer, "it was asked for pieces and sends none, and others are there")
+                self._end(peer, "it was asked for pieces and sends none, while other sources wait")
 
     def _can_come(self) -> bool:
         return self._schedule is not None and self._schedule.can_come()
@@ -337,7 +337,7 @@ class Downloader:
             raise  # of this machine's own disk
         except Exception as fault:  # noqa: BLE001 - others have the weights too
             self._faults.note(fault, peer)
-            self._ban(peer, f"brings a fault of ours to light: {fault!r:.100}")
+            self._ban(peer, f"its answers caused a fault of this program: {fault!r:.100}")
         finally:
             self._links.pop(peer, None)
             if self._schedule is not None:
@@ -375,7 +375,7 @@ class Downloader:
             raise unexpected(holds, "HOLDS")
         came = await self._learn_manifest(peer, link)
         if self._manifest is None:
-            raise AssertionError("there is a manifest once a source has told it")
+            raise AssertionError("a source that was asked has told no manifest")
         if holds.pieces != self._manifest.n_pieces:
             raise RemoteProtocolError(f"HOLDS: {holds.pieces} pieces, the manifest has another number")
         schedule = self._schedule_of(self._manifest)
@@ -422,10 +422,10 @@ class Downloader:
         match message:
             case Have():
                 if self._manifest is None or max(message.pieces) >= self._manifest.n_pieces:
-                    raise RemoteProtocolError("HAVE: a piece that the model has not")
+                    raise RemoteProtocolError("HAVE: a piece that the model does not have")
                 schedule.has(peer, message.pieces, now)
             case Piece() | Elsewhere() if not schedule.was_asked(peer, message.piece):
-                raise RemoteProtocolError(f"piece {message.piece} came, and was not asked for")
+                raise RemoteProtocolError(f"piece {message.piece} came without a request")
             case Piece():
                 pass
             case Elsewhere():
@@ -493,7 +493,7 @@ class Downloader:
     def _schedule_of(self, manifest: PieceManifest | None) -> PieceSchedule:
         if self._schedule is None:
             if manifest is None:
-                raise RemoteProtocolError("pieces come before their manifest")
+                raise RemoteProtocolError("pieces came before their manifest")
             self._manifest = manifest
             schedule = PieceSchedule(manifest.n_pieces, manifest.piece_size, self._transport.peer_id)
             if self._last_resort is not None:

@@ -196,13 +196,13 @@ class ModelFetch:
             raise ModelMismatchError(
                 f"what peers share as {self.model.name} under {self.root[:12]} is another model: "
                 f"its digest is {digest[:12]}, not {self.model.digest[:12]}",
-                hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
+                hint="The peer that announced it is wrong, or lies. Give the path of a local copy.",
             )
         if manifest.piece_size != (usual := piece_size_for(manifest.total_bytes)):
             raise ModelMismatchError(
                 f"what peers share as {self.model.name} under {self.root[:12]} is cut into pieces of "
                 f"{manifest.piece_size} bytes, not {usual}",
-                hint="Whoever announced it is mistaken, or lies. Give the path of a local copy.",
+                hint="The peer that announced it is wrong, or lies. Give the path of a local copy.",
             )
 
     def _with_proof(self, store: PieceStore, pieces: list[int]) -> list[int]:

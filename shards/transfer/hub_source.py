@@ -25,7 +25,7 @@ class HubPieces:
         from ..checkpoint.hub import HubRepo  # here: huggingface_hub is imported only where it is used
 
         if manifest.has_file(GGUF_NAME):
-            raise NetworkError("which GGUF file of the hub this is, nobody said")
+            raise NetworkError("it is not known which GGUF file of the hub this is")
         with self._lock:
             if self._repo is None:
                 repo = HubRepo(self._name)

@@ -272,7 +272,7 @@ class _Visit:
     def _manifest(self) -> _Answer:
         self._manifests += 1
         if self._manifests > self._limits.manifests:
-            raise RemoteProtocolError("the manifest was asked for again and again")
+            raise RemoteProtocolError("the manifest was asked for too often")
         return _Answer(Manifest(self._holder.manifest.encoded))
 
     def _piece(self, request: Get) -> _Answer:

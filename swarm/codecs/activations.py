@@ -72,7 +72,7 @@ def payload_bytes(codec: str, tokens: int, hidden: int) -> int:
     if codec not in CODECS:
         raise UsageError(f"unknown wire codec {codec!r}", hint=f"Known codecs: {', '.join(CODECS)}.")
     if tokens < 0 or not 0 < hidden <= MAX_HIDDEN:
-        raise UsageError(f"no codec holds {tokens} tokens of {hidden} values")
+        raise UsageError(f"{tokens} tokens of {hidden} values are not possible")
     if codec == "int8":
         return tokens * (4 + 6 * min(OUTLIERS, hidden) + hidden)
     return tokens * hidden * (4 if codec == "none" else 2)

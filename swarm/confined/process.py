@@ -169,7 +169,7 @@ class _Child:
         finally:
             answered.set()
         if not isinstance(reply, dict) or DONE not in reply:
-            failed = reply.get(FAILED) if isinstance(reply, dict) else "its answer is of no known form"
+            failed = reply.get(FAILED) if isinstance(reply, dict) else "its answer has an unknown form"
             raise EndedError(f"it failed: {one_line(str(failed))}" if failed else self._too_large())
         return reply[DONE]
 

@@ -43,7 +43,7 @@ class OwnerLru(Generic[T]):
     def add(self, owner: Holder, thing: T, size: int) -> None:
         """Keep a new thing, as used just now."""
         if thing in self._owners:
-            raise LocalProtocolError("what is kept already cannot be added")
+            raise LocalProtocolError("an entry cannot be added twice")
         self._owners[thing] = owner
         self._owned.setdefault(owner, OrderedDict())[thing] = size
         self._count(owner, size)
@@ -67,7 +67,7 @@ class OwnerLru(Generic[T]):
         group = self._groups.heaviest(_anybody)
         peer_id = None if group is None else self._by_group[group].heaviest(_anybody)
         if group is None or peer_id is None:
-            raise LocalProtocolError("nothing is kept that could be given up")
+            raise LocalProtocolError("there is no entry to give up")
         thing = next(iter(self._owned[Holder(peer_id, group)]))
         self.remove(thing)
         return thing

@@ -37,7 +37,7 @@ class ShareLimits:
 
     def __post_init__(self) -> None:
         if not (self.total > 0 and self.per_group > 0 and self.per_peer > 0):
-            raise UsageError(f"shares of {self.total}, {self.per_group}, {self.per_peer} cannot be divided")
+            raise UsageError(f"shares of {self.total}, {self.per_group}, {self.per_peer} are not possible")
 
 
 class Shares:
@@ -87,7 +87,7 @@ class Shares:
         """Raises LocalProtocolError if the holder does not hold so much: our own bookkeeping is wrong."""
         left = self.of_peer(holder) - amount
         if left < 0:
-            raise LocalProtocolError(f"{amount:g} given back that {holder.peer_id} does not hold")
+            raise LocalProtocolError(f"{holder.peer_id} gives back {amount:g}, more than it holds")
         self.held -= amount
         self._set(holder, left)
 

@@ -61,7 +61,9 @@ class Dialler:
         meant = choose(await resolve_all(_few_names(maddrs)), await self._reaches())
         chosen = self._guard.begin(peer_id, meant, self._clock())
         if meant and not chosen:
-            raise PeerUnreachableError(f"peer {peer_id} did not answer lately, or too much is dialled there")
+            raise PeerUnreachableError(
+                f"peer {peer_id} did not answer lately, or too many dials go to its addresses"
+            )
         try:
             link = await self._pool.get(peer_id, chosen)
         except (LocalNetworkError, StreamClosedError):

@@ -253,12 +253,14 @@ class NodeLink:
                 self.welcome.set_result(message)
             case _:
                 name = type(message).__name__.upper()
-                raise RemoteProtocolError(f"{self.name}: {name} is no answer here")
+                raise RemoteProtocolError(f"{self.name}: {name} is not an answer here")
 
     def _check(self, welcome: Welcome) -> None:
         model = self._model
         if welcome.version != PROTOCOL_VERSION:
-            raise RemoteProtocolError(f"{self.name}: chose protocol version {welcome.version}, not offered")
+            raise RemoteProtocolError(
+                f"{self.name}: chose protocol version {welcome.version}, which was not offered"
+            )
         if welcome.digest != model.digest or welcome.n_blocks != model.n_blocks:
             raise ModelMismatchError(
                 f"{self.name} serves a model with digest {welcome.digest[:12]}, ours has {model.digest[:12]}",

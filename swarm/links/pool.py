@@ -97,7 +97,7 @@ class LinkPool:
         left = [maddr for maddr in chosen if maddr in counted or maddr not in public]
         if chosen and not left:
             raise PeerSparedError(
-                f"peer {peer_id} is not dialled now: nobody answered where many peers say that they are"
+                f"peer {peer_id} is not dialled now: nothing answered where many peers announce"
             )
         return left, counted
 

@@ -203,7 +203,7 @@ class LinkTimers:
             left = self._unused_since + IDLE_S - now
             return LookAgain(left) if left > 0 else Unused()
         if self._trickles(now, heard):
-            return PeerGone("sends next to nothing, and answers no PING")
+            return PeerGone("sends less than 4 KiB/s and does not answer PING")
         if self._pinged_at is not None and heard.at > self._pinged_at:
             self._pinged_at = self._alone_since = None
             self._excused_s = 0.0

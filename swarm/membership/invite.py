@@ -111,13 +111,18 @@ class Invite:
                 hint="Install a newer swarm-node." if later else f"An invite begins with {PREFIX}. {_WHOLE}",
             )
         if len(text) > MAX_INVITE_CHARS:
-            raise UsageError(f"an invite of {len(text)} characters, more than any has", hint=_WHOLE)
+            raise UsageError(
+                f"the invite has {len(text)} characters, more than {MAX_INVITE_CHARS}", hint=_WHOLE
+            )
         coded = text.removeprefix(PREFIX)
         good = _FORM.match(coded)
         end = 0 if good is None else good.end()
         if end < len(coded):
             place = end + len(PREFIX)
-            raise UsageError(f"the invite has {coded[end]!r} at place {place + 1}, as none has", hint=_WHOLE)
+            raise UsageError(
+                f"the invite has the character {coded[end]!r} at place {place + 1}, which is not allowed",
+                hint=_WHOLE,
+            )
         data = _decoded(coded)
         length = int.from_bytes(data[:_LENGTH_BYTES])
         if len(data) < _LENGTH_BYTES or len(data) < _LENGTH_BYTES + length:

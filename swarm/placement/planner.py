@@ -92,7 +92,7 @@ def plan_move(
         if node.max_blocks > 0 and node.state is NodeState.ONLINE
     }
     if own.peer_id not in machines:
-        return Stay("stays: its blocks are not up for a change")
+        return Stay("stays: its announcement offers no change of blocks")
     # As announced, for all must come to the same; but no more than its memory holds by now.
     holds = min(machines[own.peer_id].max_blocks, shape.max_blocks(offer.memory_bytes))
     machines[own.peer_id] = replace(machines[own.peer_id], max_blocks=holds)
@@ -129,7 +129,7 @@ def assign(
     would not help is left out."""
     machines = [Machine.offering(offer, shape) for offer in offers]
     if len({machine.peer_id for machine in machines}) < len(machines):
-        raise UsageError("two offers are of one peer")
+        raise UsageError("a peer has two offers")
     return assign_machines(machines, fixed, shape, MeasuredLinks([*fixed, *machines]))
 
 
@@ -209,4 +209,4 @@ def _good_for(span: Span, gain: Gain, before: SwarmView, after: SwarmView) -> st
         return (
             f"all together compute {100 * (after.tokens_per_s / before.tokens_per_s - 1):.0f} % more tokens"
         )
-    return "another copy of blocks of which there are few"
+    return "another copy of blocks that few nodes serve"

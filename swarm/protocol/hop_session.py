@@ -45,7 +45,7 @@ class HopSession:
     def __init__(self, max_tokens: int, *, max_step_tokens: int = 0, length: int = 0) -> None:
         if max_tokens < 1 or max_step_tokens < 0 or not 0 <= length <= max_tokens:
             raise UsageError(
-                f"no session has {max_tokens} tokens, {length} of them there, {max_step_tokens} a step"
+                f"a session of {max_tokens} tokens, {length} held, {max_step_tokens} a step is not possible"
             )
         self._max_tokens = max_tokens
         self._max_step_tokens = max_step_tokens or max_tokens
@@ -69,7 +69,7 @@ class HopSession:
     def on_step(self, step: int, position: int, tokens: int) -> Apply | Duplicate:
         """Accept a step or raise RemoteProtocolError (BAD_STEP, CONTEXT_EXCEEDED), the session unchanged."""
         if step < 0 or position < 0 or tokens < 1:
-            raise _bad_step(f"step {step} of {tokens} tokens at position {position} is no step")
+            raise _bad_step(f"step {step} of {tokens} tokens at position {position} is not possible")
         if self._last is not None and step <= self._last[0]:
             if (step, position, tokens) == self._last:
                 return Duplicate()

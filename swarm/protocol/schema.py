@@ -50,7 +50,7 @@ class Schema:
         if self.has_payload:
             values["payload"] = payload
         elif len(payload):
-            raise RemoteProtocolError(f"{self.name}: payload is {len(payload)} bytes, but it carries none")
+            raise RemoteProtocolError(f"{self.name}: payload is {len(payload)} bytes, but it may have none")
         message = self.message_type(**values)
         if self._problem is not None and (problem := self._problem(message)):
             raise RemoteProtocolError(f"{self.name}: {problem}")

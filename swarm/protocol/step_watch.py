@@ -76,9 +76,9 @@ class StepWatch:
         """Hop ``number`` told so of the session; None: that it has none. ``oldest``: the step that was the
         oldest without a result when the hop was asked, and is it still; of ``tokens`` tokens."""
         if told is None:
-            return Verdict(number, Fault.MUTE, "knows nothing of a session that it has opened")
+            return Verdict(number, Fault.MUTE, "does not know a session that it has opened")
         if number == 0 and told.received < oldest:
-            return Verdict(number, Fault.MUTE, "denies a step that it was sent")
+            return Verdict(number, Fault.MUTE, "does not have a step that it was sent")
         if number == len(self._told) - 1 and told.done >= oldest:
             # Who is fed by another may have been sent something else under that number.
             fault = Fault.LOST if number else Fault.MUTE
@@ -100,7 +100,9 @@ class StepWatch:
             reason = f"has a step for {still_s:.1f} s, and makes no progress"
             return Verdict(place, Fault.LATE if late else Fault.SLOW, reason)
         if still_s > self._transit_within_s(place):
-            return Verdict(place, Fault.LOST, f"has not got in {still_s:.1f} s what the hop before sent on")
+            return Verdict(
+                place, Fault.LOST, f"did not receive within {still_s:.1f} s what the hop before it sent"
+            )
         return None
 
     def _still_s(self, place: tuple[object, ...], state: tuple[int, ...], now: float) -> tuple[float, float]:

@@ -56,7 +56,7 @@ class RouteRequest:
         if self.span.end > self.n_blocks:  # the span itself raises for an impossible one
             raise UsageError(f"blocks {self.span} are outside a model of {self.n_blocks}")
         if min(self.kv_tokens, self.prompt_tokens, self.new_tokens, self.bytes_per_token) < 0:
-            raise UsageError("a route request counts tokens and bytes from 0 up")
+            raise UsageError("tokens and bytes of a route request must be 0 or more")
 
     @property
     def wanted_spans(self) -> list[Span]:

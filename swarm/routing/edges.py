@@ -33,7 +33,7 @@ class Link:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rtt_s < float("inf") or not self.bytes_per_s > 0:
-            raise UsageError(f"a link of {self.rtt_s} s and {self.bytes_per_s} bytes/s cannot be")
+            raise UsageError(f"a link of {self.rtt_s} s and {self.bytes_per_s} bytes/s is not possible")
 
     def one_way_s(self, payload_bytes: float) -> float:
         """Seconds until ``payload_bytes`` have arrived at the other end."""

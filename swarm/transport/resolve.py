@@ -39,7 +39,7 @@ async def resolve(maddr: str, timeout: float = RESOLVE_S) -> list[str]:
             found = await loop.getaddrinfo(host, None, family=_FAMILIES[kind], type=socket.SOCK_STREAM)
     except TimeoutError:
         raise PeerTimeoutError(
-            f"nobody says within {timeout:g} s which address {host} has",
+            f"the name {host} was not looked up within {timeout:g} s",
             hint="Check this computer's network and its DNS server, or give an IP address.",
         ) from None
     except (OSError, UnicodeError) as error:

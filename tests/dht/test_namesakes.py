@@ -176,7 +176,7 @@ async def test_strangers_cannot_feign_a_copy() -> None:
     (key,) = (key for key in keeper.entries if "nodes" in key)
     entry = keeper.entries[key][OURS.peer_id]
     check = EntryCheck(TTL_S, lambda: keeper.now)
-    with pytest.raises(RemoteProtocolError, match="has not signed"):
+    with pytest.raises(RemoteProtocolError, match="without a valid signature"):
         check.check(key_hash(key), subkey_of(OURS.peer_id.encode()), entry.expiration + 9, entry.value)
     await directory.announce(HERE)
     await directory.look_for_namesakes()

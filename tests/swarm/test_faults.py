@@ -51,7 +51,9 @@ def test_an_answer_is_no_fault() -> None:
     assert faults.count == 0
 
 
-@pytest.mark.parametrize("fault", [UsageError("a link of nan s cannot be"), LocalProtocolError("no span")])
+@pytest.mark.parametrize(
+    "fault", [UsageError("a link of nan s is not possible"), LocalProtocolError("no span")]
+)
 def test_what_says_that_we_are_wrong_is_a_fault(fault: Exception) -> None:
     faults = Faults("test")
     assert faults.without_culprits(adding({2}, fault), [1, 2, 3], str) == 4  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ class ApiKeys:
             raise UsageError(f"{path} holds {len(keys)} API keys", hint=f"Write 1 to {MAX_KEYS}, one a line.")
         if short := [key for key in keys if len(key) < SHORTEST_KEY or not key.isascii() or " " in key]:
             raise UsageError(
-                f"{path} holds an API key of {len(short[0])} characters that can be none",
+                f"{path} holds an API key of {len(short[0])} characters that is not possible",
                 hint=f"Use {SHORTEST_KEY} or more ASCII characters without spaces.",
             )
         return cls(keys)

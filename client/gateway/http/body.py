@@ -101,7 +101,9 @@ def parse_json(data: bytes) -> Any:
     except RecursionError:
         raise _too_deep() from None
     except ValueError:
-        raise wrong("", "is not JSON: it holds a number that is none", code="invalid_json") from None
+        raise wrong(
+            "", "is not JSON: it holds NaN, Infinity or a number of too many digits", code="invalid_json"
+        ) from None
     if is_deeper(value, MAX_DEPTH):
         raise _too_deep()
     return value

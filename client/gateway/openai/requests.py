@@ -128,7 +128,7 @@ def _template_variables(body: BodyFields) -> Mapping[str, Any]:
             raise wrong(f"chat_template_kwargs.{field}", "has a field of its own")
     for field in ("self", "most"):
         if field in found:
-            raise wrong(f"chat_template_kwargs.{field}", "is no variable of chat templates")
+            raise wrong(f"chat_template_kwargs.{field}", "is not a variable of chat templates")
     for field in ("reasoning_effort", "verbosity"):
         word = body.text(field, longest=64)
         if word is not None:

@@ -164,7 +164,7 @@ class ToolCallReader:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _overlap(text: str, mark: str) -> int:

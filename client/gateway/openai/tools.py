@@ -111,7 +111,7 @@ def _choice(body: BodyFields, parameters: Mapping[str, Any]) -> tuple[ToolChoice
 def _known(function: BodyFields, name: str, parameters: Mapping[str, Any]) -> str:
     if name not in parameters:
         known = ", ".join(map(repr, sorted(parameters)))
-        raise function.wrong("name", f"{name!r} is none of the tools" + (f": {known}" if known else ""))
+        raise function.wrong("name", f"{name!r} is not one of the tools" + (f": {known}" if known else ""))
     return name
 
 

@@ -104,11 +104,11 @@ class Conversation:
             raise _no_chat(f"its format is not {FORMAT!r}")
         system, settings, turns = saved.get("system"), saved.get("settings"), saved.get("messages")
         if not isinstance(system, str):
-            raise _no_chat("its system prompt is no text")
+            raise _no_chat("its system prompt is not a text")
         if not isinstance(settings, dict):
-            raise _no_chat("its settings are no JSON object")
+            raise _no_chat("its settings are not a JSON object")
         if not isinstance(turns, list) or len(turns) > MAX_TURNS:
-            raise _no_chat(f"its messages are no list of at most {MAX_TURNS}")
+            raise _no_chat(f"its messages are not a list of at most {MAX_TURNS}")
         for number, turn in enumerate(turns):
             role = ("user", "assistant")[number % 2]
             if (

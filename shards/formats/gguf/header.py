@@ -82,7 +82,7 @@ class GGUFHeader:
         if array is None:
             return []
         if array.item_type != _STRING:
-            raise self._damaged(f"{key} is no array of strings")
+            raise self._damaged(f"{key} is not an array of strings")
         items, position, buffer = [], array.offset, self._head()
         for _ in range(array.count):
             (length,) = struct.unpack_from("<Q", buffer, position)
@@ -102,7 +102,7 @@ class GGUFHeader:
         if array is None:
             return []
         if array.item_type not in _SCALARS:
-            raise self._damaged(f"{key} is no array of numbers")
+            raise self._damaged(f"{key} is not an array of numbers")
         if array.count > MAX_ITEMS:
             raise self._damaged(f"{key} has {array.count} numbers")
         dtype = np.dtype("<" + _SCALARS[array.item_type])
@@ -112,7 +112,7 @@ class GGUFHeader:
     def _array(self, key: str) -> GGUFArray | None:
         value = self.metadata.get(key)
         if value is not None and not isinstance(value, GGUFArray):
-            raise self._damaged(f"{key} is no array")
+            raise self._damaged(f"{key} is not an array")
         return value
 
     def _damaged(self, what: str) -> CheckpointError:

@@ -63,9 +63,9 @@ def parse_header(header: bytes, file_size: int, where: str) -> dict[str, StoredT
     try:
         document = parse_json(header, BOUNDS, _no_duplicates)
     except ValueError as error:
-        raise _damaged(where, f"its header is no JSON ({error})") from None
+        raise _damaged(where, f"its header is not JSON ({error})") from None
     if not isinstance(document, dict):
-        raise _damaged(where, "its header is no JSON object")
+        raise _damaged(where, "its header is not a JSON object")
     if len(document) > MAX_TENSORS + 1:
         raise _damaged(where, f"it has {len(document)} tensors, at most {MAX_TENSORS} are possible")
     start = 8 + len(header)

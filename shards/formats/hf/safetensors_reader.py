@@ -139,7 +139,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} names no tensors", hint="Download it again.")
     for file in weight_map.values():
         if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
-            raise CheckpointError(f"{path} names {shown(file)}, which is no safetensors file beside it")
+            raise CheckpointError(f"{path} names {shown(file)}, which is not a safetensors file beside it")
     if len(set(weight_map.values())) > MAX_SHARDS:
         raise CheckpointError(f"{path} names more than {MAX_SHARDS} files")
     return weight_map

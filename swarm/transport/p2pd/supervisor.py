@@ -136,7 +136,7 @@ class DaemonSupervisor:
         try:
             await self._settle()
         except NetworkError as error:
-            logger.warning("back, but alone so far: %s", error.message)
+            logger.warning("the daemon is back, but no peer is connected yet: %s", error.message)
         await self._tell(NetworkRestored(self._clock() - self._lost_at))
         self._lost_at = None
 

@@ -293,7 +293,7 @@ class P2pdTransport:
             case Verdict.LOST:
                 self._connect_in_background(self._relays)
             case Verdict.BACK:
-                self.p2p.kill("was replaced, since a relay of ours is back that has forgotten us")
+                self.p2p.kill("was replaced, since a relay that restarted has lost our place")
 
     async def _settle(self) -> None:
         """Connect to the initial peers and to those whom the last daemon was connected to, until one answers;

@@ -61,7 +61,8 @@ def parse_tcp_maddr(maddr: str) -> tuple[str, int]:
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"{maddr[:200]!r} is no address of plain TCP", hint="Use /ip4/192.0.2.1/tcp/31330, for example."
+            f"{maddr[:200]!r} is not an address of plain TCP",
+            hint="Use /ip4/192.0.2.1/tcp/31330, for example.",
         ) from None
     return match[2], int(match[3])
 

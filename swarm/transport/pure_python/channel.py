@@ -253,7 +253,7 @@ class NoiseChannel:
             try:
                 plain.append(self._decrypt(bytes(raw[at + 2 : end])))
             except Exception as error:  # noqa: BLE001  whatever a cipher says of bytes that are not its own
-                self._fail(f"bytes came that are not the peer's ({type(error).__name__})")
+                self._fail(f"received bytes that the peer did not encrypt ({type(error).__name__})")
                 return
             at = end
         del raw[:at]

@@ -143,7 +143,7 @@ class YamuxConnection:
                     case GoneAway():
                         logger.debug("peer %s takes no new streams", self.peer_id)
         except RemoteProtocolError as error:
-            logger.info("peer %s breaks the rules: %s", self.peer_id, error.message)
+            logger.info("peer %s breaks the protocol: %s", self.peer_id, error.message)
             self.abort(StreamClosedError(error.message))
             return
         self._flush()

@@ -33,7 +33,7 @@ async def propose(channel: ByteChannel, protocol_id: str) -> bool:
     """Whether the other side speaks this protocol. Raises RemoteProtocolError, or what the channel raises."""
     channel.write(_line(MULTISTREAM) + _line(protocol_id))
     if (answer := await _read_line(channel)) != MULTISTREAM:
-        raise RemoteProtocolError(f"{answer[:40]!r} is no answer of multistream-select")
+        raise RemoteProtocolError(f"{answer[:40]!r} is not an answer of multistream-select")
     answer = await _read_line(channel)
     if answer not in (protocol_id, _NOT_HERE):
         raise RemoteProtocolError(f"{answer[:40]!r} was not proposed")

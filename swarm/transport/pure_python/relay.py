@@ -141,7 +141,7 @@ def _fields(data: bytes) -> dict[int, int]:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
-        raise RemoteProtocolError("a relay's answer is no protobuf")
+        raise RemoteProtocolError("a relay's answer is not a protobuf")
 
     while at < len(data):
         number, kind = divmod(varint(), 8)
@@ -151,5 +151,5 @@ def _fields(data: bytes) -> dict[int, int]:
             size = varint()  # it moves ``at`` itself
             at += size
         else:
-            raise RemoteProtocolError("a relay's answer is no protobuf")
+            raise RemoteProtocolError("a relay's answer is not a protobuf")
     return found

@@ -287,7 +287,7 @@ class PyLibp2pTransport:
             tcp.abort()
             raise
         except Exception as error:  # noqa: BLE001  whatever libp2p says of a stranger's bytes
-            logger.debug("a connection from %s came to nothing: %r", tcp.remote_host, error)
+            logger.debug("a connection from %s failed: %r", tcp.remote_host, error)
             tcp.abort()
             return
         finally:

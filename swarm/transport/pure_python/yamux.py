@@ -273,7 +273,7 @@ class YamuxSession:
         self, version: int, kind: int, flags: int, stream: int, length: int, events: list[Event]
     ) -> None:
         if version != 0 or kind > _GO_AWAY:
-            raise RemoteProtocolError(f"yamux: version {version}, type {kind} is no frame")
+            raise RemoteProtocolError(f"yamux: version {version}, type {kind} is not a frame")
         if kind == _PING:
             if flags & _SYN:
                 self._answer(_PING, _ACK, 0, length)
@@ -285,7 +285,7 @@ class YamuxSession:
             events.append(GoneAway(length))
             return
         if stream == 0:
-            raise RemoteProtocolError("yamux: a frame of no stream")
+            raise RemoteProtocolError("yamux: a frame without a stream")
         if flags & _SYN:
             self._open_inbound(stream, events)
         state = self._streams.get(stream)
@@ -313,7 +313,7 @@ class YamuxSession:
 
     def _open_inbound(self, stream: int, events: list[Event]) -> None:
         if stream % 2 == self._next_id % 2 or stream in self._streams:
-            raise RemoteProtocolError(f"yamux: stream {stream} is not the peer's to open")
+            raise RemoteProtocolError(f"yamux: stream {stream} has a number that the peer may not open")
         if self._inbound >= self._max_inbound:
             self._answer(_WINDOW_UPDATE, _RST, stream, 0)
             return

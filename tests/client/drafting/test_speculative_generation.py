@@ -446,7 +446,7 @@ async def test_a_session_that_never_opened_goes_back_to_nothing_only() -> None:
         session.rollback(0)
         with pytest.raises(Exception, match="cannot go back to 1"):
             session.rollback(1)
-        with pytest.raises(Exception, match="nothing to feed"):
+        with pytest.raises(Exception, match="there are no tokens to feed"):
             await session.append([])
         session.close()
     assert not swarm.nodes["a"].opens

@@ -60,11 +60,11 @@ def test_a_schema_may_be_a_mapping_or_its_text() -> None:
         ({"$ref": "https://example.org/schema.json"}, "'https://example.org/schema.json', outside"),
         ({"$ref": "other.json#/a"}, "other.json#/a"),
         ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, "#/properties/a of the schema refers to"),
-        ({"$ref": "#/$defs/missing"}, "which is no schema"),
-        ({"$ref": "#/x-there/a", "x-there": {"a": {"not": {}}}}, "which is no schema"),
-        ({"$ref": "#nowhere"}, "which is no schema"),
+        ({"$ref": "#/$defs/missing"}, "which is not a schema"),
+        ({"$ref": "#/x-there/a", "x-there": {"a": {"not": {}}}}, "which is not a schema"),
+        ({"$ref": "#nowhere"}, "which is not a schema"),
         ({"$ref": 3}, r"\$ref"),
-        ({"properties": {"a": 3}}, "#/properties/a of the schema is no schema"),
+        ({"properties": {"a": 3}}, "#/properties/a of the schema is not a schema"),
         ({"properties": []}, "properties"),
         ({"anyOf": {}}, "anyOf"),
         ({"items": 3}, "#/items"),
@@ -94,19 +94,19 @@ def _nested(depth: int) -> dict[str, Any]:
     ("schema", "message"),
     [
         (_nested(MAX_DEPTH), "deep"),
-        (_nested(3000), "no JSON|deep"),
+        (_nested(3000), "not JSON|deep"),
         ({"enum": [0] * MAX_VALUES}, "values"),
         ({"const": "x" * MAX_SOURCE}, "characters"),
-        ('{"a":' * 10_000, "no JSON"),
-        ("[" * 50_000, "no JSON"),
+        ('{"a":' * 10_000, "not JSON"),
+        ("[" * 50_000, "not JSON"),
         (" " * (MAX_SOURCE + 1), "characters"),
         ('{"maximum": NaN}', "NaN"),
-        ('{"maximum": 1e400}', "no JSON"),
-        ({"maximum": float("inf")}, "no JSON"),
-        ({"const": object()}, "no JSON"),
-        ({"const": b"x"}, "no JSON"),
-        ("{", "no JSON"),
-        ("", "no JSON"),
+        ('{"maximum": 1e400}', "not JSON"),
+        ({"maximum": float("inf")}, "not JSON"),
+        ({"const": object()}, "not JSON"),
+        ({"const": b"x"}, "not JSON"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
         ("true", "schema True"),
         ([{}], "schema"),
         (None, "schema None"),
@@ -122,7 +122,7 @@ def test_a_schema_is_json_within_bounds(schema: Any, message: str) -> None:
 def test_one_that_refers_to_itself_in_python_is_refused() -> None:
     schema: dict[str, Any] = {}
     schema["items"] = schema
-    with pytest.raises(UsageError, match="no JSON"):
+    with pytest.raises(UsageError, match="not JSON"):
         Guide("json_schema", schema)
 
 

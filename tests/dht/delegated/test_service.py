@@ -333,9 +333,9 @@ async def test_a_peer_stores_only_what_is_its_own_and_good() -> None:
     assert await put(Put(key, good.expiration, good.value)) == ""
     assert await put(Put(key, good.expiration, good.value)) == "there is a newer one"
     _, foreign = entry(NODES[4], Span(0, 10))
-    assert "has not signed" in await put(Put(key, foreign.expiration, foreign.value))
-    assert "has not signed" in await put(Put("swarm-node/else", good.expiration, good.value))
-    assert "wants an entry kept for" in await put(Put(key, NOW + 1e6, good.value))
+    assert "without a valid signature" in await put(Put(key, foreign.expiration, foreign.value))
+    assert "without a valid signature" in await put(Put("swarm-node/else", good.expiration, good.value))
+    assert "asked to keep an entry" in await put(Put(key, NOW + 1e6, good.value))
     assert "not msgpack" in await put(Put(key, good.expiration, b"\xc1"))
     assert "more than" in await put(Put(key, good.expiration, bytes(5000)))
     _, old = entry(READER, Span(0, 10), life=-1)
@@ -366,7 +366,7 @@ async def test_who_asks_too_much_waits_alone() -> None:
         assert isinstance(told, Stored) == (number < delegated_service.PUTS_AT_ONCE), number
     swarm.clock.now += 5
     await greedy.send(Put(key, NOW + TTL, seal(READER, key_hash(key), NOW + TTL, b"")))
-    assert "keys at most" in (await greedy.receive()).reason  # type: ignore[attr-defined]
+    assert "may store entries under" in (await greedy.receive()).reason  # type: ignore[attr-defined]
 
 
 async def test_the_dht_is_asked_once_for_many_readers() -> None:

@@ -46,14 +46,18 @@ async def test_others_last(
 
 
 async def test_who_only_reads_must_be_told_where_or_may_look() -> None:
-    with pytest.raises(UsageError, match="nothing says where the swarm is") as caught:
+    with pytest.raises(UsageError, match="no address of the swarm is given") as caught:
         await join_as_client(SwarmEntry(mdns=False))
     assert "--initial-peers" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({}, "cannot begin a swarm"), ({"client_mode": True}, "nothing says"), ({"is_relay": True}, "relays")],
+    [
+        ({}, "cannot begin a swarm"),
+        ({"client_mode": True}, "no address of the swarm"),
+        ({"is_relay": True}, "relays"),
+    ],
 )
 async def test_a_light_peer_needs_others(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -115,7 +115,7 @@ def test_what_is_no_duration(text: str) -> None:
         (("status", "--join", "swn1AJuX", "--no-mdns"), "cut off"),
         (("generate", "--model", "x", "--join", "hello", "hi"), "is neither an invite nor a file with one"),
         (("serve", "--model", "x", "--swarm-key", "/nonexistent/k"), "no swarm key at /nonexistent/k"),
-        (("status", "--no-mdns"), "nothing says where the swarm is"),
+        (("status", "--no-mdns"), "no address of the swarm is given"),
         (("chat", "--model", "x", "--swarm", "a\nb"), "cannot be the name of a swarm"),
     ],
 )

@@ -105,7 +105,7 @@ def test_one_that_only_answers_is_told_of_and_stops_nobody(node: Node) -> None:
     for _ in range(2):
         node.watch.judge()
     (event,) = node.events
-    assert "with this node's identity, at /ip4/9.9.9.1/tcp/1. Whichever began later stops" in str(
+    assert "with this node's identity, at /ip4/9.9.9.1/tcp/1. The one that began later stops" in str(
         event["message"]
     )
     assert node.watch.error is None

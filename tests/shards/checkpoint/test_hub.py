@@ -286,7 +286,7 @@ def test_a_tensor_that_nobody_reads_in_a_shard_that_is_not_fetched(hub: FakeHub)
     tensors = load_file(hub.directory / shard(3))
     tensors["model.layers.2.self_attn.q_norm.weight"] = torch.ones(16)
     save_file(tensors, hub.directory / shard(3))
-    with pytest.raises(UnsupportedModelError, match=r"use for: 'model\.layers\.2\.self_attn\.q_norm"):
+    with pytest.raises(UnsupportedModelError, match=r"not use: 'model\.layers\.2\.self_attn\.q_norm"):
         open_checkpoint(NAME, blocks=Span(0, 1))
     assert shard(3) not in hub.fetched()
 

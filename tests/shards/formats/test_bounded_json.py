@@ -84,7 +84,7 @@ def test_files(tmp_path: Path) -> None:
     path.write_text("[1]")
     assert read_json(path, ROOMY) == [1]
     path.write_text("[1")
-    with pytest.raises(CheckpointError, match="no usable JSON") as caught:
+    with pytest.raises(CheckpointError, match="not usable JSON") as caught:
         read_json(path, ROOMY)
     assert caught.value.hint
     with pytest.raises(CheckpointError, match="more than 1 bytes"):

@@ -80,7 +80,7 @@ async def test_a_changed_file_makes_another_digest_and_nothing_else_is_fetched(w
 async def test_a_list_cannot_claim_another_content_of_a_file_of_one_piece(
     world: PieceWorld, name: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"{name} has a content that its pieces do not have"):
+    with pytest.raises(CheckpointError, match=f"{name} has a content hash that does not match its pieces"):
         await forger(world, name)
 
 
@@ -103,7 +103,7 @@ async def test_nor_of_a_gguf_file_so_its_digest_proves_every_piece(
     lying = PieceManifest.__new__(PieceManifest)
     lying.piece_size = PIECE
     lying.files = (replace(forged.files[0], content=honest.files[0].content),)
-    with pytest.raises(RemoteProtocolError, match="a content that its pieces do not have"):
+    with pytest.raises(RemoteProtocolError, match="a content hash that does not match its pieces"):
         PieceManifest.parse(lying.encoded, lying.root)
 
 
@@ -223,7 +223,7 @@ async def test_of_a_model_without_tokenizer_those_who_serve_it_are_told_what_to_
         path = await fetch.fetch(None, client=True)
     with (
         open_checkpoint(str(path)) as checkpoint,
-        pytest.raises(CheckpointError, match=r"tiny@.* is served without a tokenizer\.json") as raised,
+        pytest.raises(CheckpointError, match=r"tiny@.* has no tokenizer\.json") as raised,
     ):
         checkpoint.tokenizer()
     assert "add that file" in raised.value.hint

@@ -174,7 +174,10 @@ C, W = [[getattr(f, field) for field in PieceFile.__slots__] for f in (CONFIG, W
         (msgpack.packb([[[]] * 512] * 512), "too many arrays"),
         (encoded([C, ["x" * 257, *W[1:]]]), "malformed"),
         (encoded([C, W]) + b"\x00", "malformed"),
-        (b"\x93\xd9" + encoded([C, W])[1:2].replace(b"\xb3", b"\x13") + encoded([C, W])[2:], "one encoding"),
+        (
+            b"\x93\xd9" + encoded([C, W])[1:2].replace(b"\xb3", b"\x13") + encoded([C, W])[2:],
+            "canonical encoding",
+        ),
     ],
 )
 def test_a_manifest_out_of_bounds_is_refused(data: bytes, problem: str) -> None:

@@ -117,7 +117,7 @@ def test_a_store_that_was_tampered_with_is_not_opened(whole: WholeFiles, cache: 
     store.close()
     manifest = store.folder / "manifest"
     manifest.write_bytes(manifest.read_bytes()[:-1] + b"?")
-    with pytest.raises(CheckpointError, match="no usable store"):
+    with pytest.raises(CheckpointError, match="not a usable store"):
         PieceStore(store.folder)
     assert cache.models() == []
     assert cache.find(whole.manifest.root) is None

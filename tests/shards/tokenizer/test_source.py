@@ -92,7 +92,7 @@ def no_merges(writer: gguf.GGUFWriter) -> None:
         (no_merges, "no merges"),
         (lambda writer: writer.add_tokenizer_model("gpt2"), "no vocabulary"),
         (lambda writer: writer.add_token_list(["a"]), "(tokenizer.ggml.model)"),
-        (lambda writer: writer.add_uint32("tokenizer.ggml.tokens", 5), "is no array"),
+        (lambda writer: writer.add_uint32("tokenizer.ggml.tokens", 5), "is not an array"),
     ],
 )
 def test_gguf_files_that_clients_refuse(

@@ -115,8 +115,8 @@ async def huge_frame(world: PieceWorld, link: MessageStream[PieceMessage], get: 
     [
         (wrong_bytes, "wrong bytes"),
         (too_short, "wrong bytes"),
-        (unasked, "was not asked for"),
-        (no_such_piece, "the model has not"),
+        (unasked, "without a request"),
+        (no_such_piece, "the model does not have"),
         (a_question, "PIECE was expected"),
         (no_frame, "not a frame"),
         (huge_frame, "at most"),
@@ -420,7 +420,7 @@ async def test_asking_again_and_again_for_nothing(world: PieceWorld) -> None:
     await asker.answer()
     assert isinstance(await asker.answer(GetManifest()), Manifest)
     await asker.link.send(GetManifest())
-    assert "again and again" in (await asker.ended()).message
+    assert "too often" in (await asker.ended()).message
 
 
 async def test_one_who_asks_and_does_not_speak_or_read(world: PieceWorld) -> None:

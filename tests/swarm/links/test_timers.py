@@ -174,7 +174,7 @@ def test_bytes_that_trickle_are_no_answer() -> None:
         verdict = peer.look()
         if isinstance(verdict, PeerGone):
             break
-    assert verdict == PeerGone("sends next to nothing, and answers no PING")
+    assert verdict == PeerGone("sends less than 4 KiB/s and does not answer PING")
     assert peer.now == pytest.approx(100 + PATIENCE.pong_within_s, abs=0.2)
 
 

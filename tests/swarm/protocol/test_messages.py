@@ -366,7 +366,7 @@ def test_an_unknown_kind_has_its_own_code(kind: int) -> None:
 
 
 def test_payload_and_flags_only_where_they_belong() -> None:
-    with pytest.raises(RemoteProtocolError, match="PING: payload is 1 bytes, but it carries none"):
+    with pytest.raises(RemoteProtocolError, match="PING: payload is 1 bytes, but it may have none"):
         decode(Frame(Kind.PING, {"nonce": 1}, b"x"))
     with pytest.raises(RemoteProtocolError, match="PING: flags are 0x80"):
         decode(Frame(Kind.PING, {"nonce": 1}, flags=0x80))

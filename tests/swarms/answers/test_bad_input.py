@@ -73,7 +73,7 @@ def test_a_port_in_use(cli: Cli, smollm2_path: Path) -> None:
     ("schema", "pattern"),
     [
         ('{"uniqueItems": true}', "'uniqueItems' at #"),
-        ('{"type":', "no JSON"),
+        ('{"type":', "not JSON"),
         (None, "cannot read the schema"),
     ],
 )

@@ -95,7 +95,7 @@ async def test_a_template_that_hides_the_last_message_says_so(serve: Serve) -> N
     served = await serve(tokenizer=TemplateTokenizer("{{ messages[0].content }}"))
     answer = await served.http.post("/v1/chat/completions", json={"messages": [USER, BEGUN]})
     assert answer.status_code == 400
-    assert "cannot be gone on with" in answer.json()["error"]["message"]
+    assert "cannot be continued" in answer.json()["error"]["message"]
 
 
 def _read(message: dict[str, Any]) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def test_tool_choices() -> None:
     assert not read_tools(BodyFields(_tools(tool_choice="none"))).definitions
     named = read_tools(BodyFields(_tools(tool_choice={"type": "function", "function": {"name": "stop"}})))
     assert _called(named) == ["stop"]
-    with pytest.raises(ApiError, match="'go' is none of the tools: 'find', 'stop'"):
+    with pytest.raises(ApiError, match="'go' is not one of the tools: 'find', 'stop'"):
         read_tools(BodyFields(_tools(tool_choice={"type": "function", "function": {"name": "go"}})))
 
 

@@ -187,7 +187,7 @@ def test_what_changes_nothing_is_taken(gguf_llama: GGUFLlama) -> None:
         (
             "feed_forward_length",
             lambda w: w.add_array("llama.feed_forward_length", ["a"]),
-            "no array of numbers",
+            "not an array of numbers",
         ),
     ],
 )

@@ -124,8 +124,8 @@ def entry(begin: int, end: int, shape: list[int] | None = None, dtype: str = "F3
         (b"abc", "only 3 bytes"),
         (b"\xff" * 20, "claims a header"),
         ((200).to_bytes(8, "little") + b"{}", "claims a header of 200"),
-        ((2).to_bytes(8, "little") + b"{]", "no JSON"),
-        ((2).to_bytes(8, "little") + b"[]", "no JSON object"),
+        ((2).to_bytes(8, "little") + b"{]", "not JSON"),
+        ((2).to_bytes(8, "little") + b"[]", "not a JSON object"),
         (header({"a": entry(0, 8)}) + bytes(4), "truncated"),
         (header({"a": entry(0, 8)}) + bytes(12), "4 bytes after its last"),
         (header({"a": entry(0, 8), "b": entry(4, 12)}) + bytes(12), "overlaps"),
@@ -142,7 +142,7 @@ def entry(begin: int, end: int, shape: list[int] | None = None, dtype: str = "F3
         (header({"a": entry(0, 0, [2**64, 0])}), "no proper"),
         (header({"a" * 1025: entry(0, 0)}), "a tensor's name"),
         (header({str(n): 0 for n in range(2**16 + 2)}), "65538 tensors, at most 65536"),
-        (header({"__metadata__": [[]] * 2**20}), "no JSON .it has more than 1048576 values"),
+        (header({"__metadata__": [[]] * 2**20}), "not JSON .it has more than 1048576 values"),
         (header({"__metadata__": "x" * 2**24}), "claims a header"),
         (header({"a": json.loads("[" * 40 + "]" * 40)}), "nested too deeply"),
         (header({"a": entry(0, 4)}) + bytes(4) * 2, "4 bytes after its last"),
@@ -254,7 +254,7 @@ def test_a_tensor_of_many_dimensions_costs_no_time(hf_llama: HFLlama) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"weight_map": {"a": "x/../b.safetensors"}}, "no safetensors file beside it"),
+        ({"weight_map": {"a": "x/../b.safetensors"}}, "not a safetensors file beside it"),
         ({"weight_map": {"a": ["\x1b" * 10**5]}}, r"names \['.{1,120}\], which"),
         ({"weight_map": {str(n): f"{n}.safetensors" for n in range(1025)}}, "more than 1024 files"),
         ({"weight_map": {}}, "names no tensors"),
