@@ -100,7 +100,7 @@ class PromptTooLongError(UsageError):
 
 
 class CopiedIdentityError(SwarmError):
-    """Another process was there before under this process's identity. Starting again does not help."""
+    """Another process uses this process's identity, and began earlier. Starting again does not help."""
 
     exit_code = 8
 
@@ -122,7 +122,7 @@ class UnsupportedModelError(ModelError):
 
 
 def other_root_hint(name: str, root: str) -> str:
-    """For who has other files of the same digest than a node, whose files have this ``root``."""
+    """The hint for a process whose files have the same digest as a node's, but not the node's ``root``."""
     return f"One of the two came from a peer that lied. If you trust the node: --model {name}@sha256:{root}"
 
 
@@ -160,12 +160,12 @@ class PeerTimeoutError(NetworkError):
 
 
 class PeerLateError(PeerTimeoutError):
-    """The peer has not answered yet, and others were there before. It may only be slow."""
+    """The peer has not answered yet, and others answered before it. It may only be slow."""
 
 
 class PeerMuteError(PeerTimeoutError):
-    """The peer is there and answers PING, and does not do what it was asked: by its own account it never got
-    the request, or has answered what nobody has heard."""
+    """The peer answers PING, and does not do what it was asked. By its own account it never got the request,
+    or it sent an answer that never came."""
 
 
 class TrialLostError(PeerTimeoutError):
@@ -201,7 +201,7 @@ class ReplayRefusedError(NetworkError):
 
 
 class BrokenError(NetworkError):
-    """A hop of a route is in trouble. Look at all of them to see which, and what it is."""
+    """A hop of a route has failed. Look at all of them to see which one, and why."""
 
     def __init__(self) -> None:
         super().__init__("the route is broken")
@@ -254,13 +254,13 @@ class BusyError(PeerError):
 
 
 class OutputError(SwarmError):
-    """What was asked for cannot be written to standard output: the disk is full, say."""
+    """The result cannot be written to standard output, for example because the disk is full."""
 
     exit_code = 7
 
 
 class ReaderGoneError(OutputError):
-    """Who read standard output has left (``| head``). The exit code is the one that a shell shows for a
+    """The reader of standard output has left (``| head``). The exit code is the one that a shell shows for a
     program that SIGPIPE ended."""
 
     exit_code = 141

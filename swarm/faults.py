@@ -16,10 +16,11 @@ from typing import Generic, TypeVar
 from .errors import LocalProtocolError, SwarmError, UsageError
 
 MAX_TRIES = 64
-"""Subsets that are tried to find out whose words a piece of work fails over: enough for one peer in a
-thousand, few enough not to hold up anybody for long."""
+"""At most this many subsets are tried to find the peer over whose words a piece of work fails: enough for one
+peer in a thousand, and few enough not to hold up the process for long."""
 MAX_TOLD = 256
-"""Different faults whose traceback is logged; of others, and of those that come again, one line."""
+"""The tracebacks of this many different faults are logged. Later faults, and those that come again, get one
+line."""
 
 Record = TypeVar("Record")
 Result = TypeVar("Result")
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Faults:
-    """Faults of one piece of work, ``where`` in a word or two. ``count``: how many there were."""
+    """Faults of one piece of work, which ``where`` names in a word or two. ``count``: how many there were."""
 
     def __init__(self, where: str) -> None:
         self.count = 0

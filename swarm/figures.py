@@ -1,7 +1,7 @@
 """What a measured figure can physically be: the least and the most that a peer may claim, each with a reason.
 
 A figure of a peer is a claim. A record or message with a figure outside its bounds is refused; a figure that
-this process measured itself is brought inside before it is told. Whoever computes with a figure takes it
+this process measured itself is brought inside before it is told. Code that computes with a figure takes it
 through ``nearest``, so that no time or rate made of it is infinite, and none is 0 where something is divided
 by it.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """0 (not measured, or none), or a number from ``low`` to ``high``."""
+    """A figure is 0 (not measured, or none), or a number from ``low`` to ``high``."""
 
     low: float
     high: float
@@ -33,25 +33,25 @@ class Figure:
 
 
 DECODE_MS = Figure(0.001, 600_000)
-"""Milliseconds of one decoded token in one block: a microsecond is less than any accelerator needs to start
-its kernels; who takes ten minutes serves nobody."""
+"""Milliseconds of one decoded token in one block. A microsecond is less than any accelerator needs to start
+its kernels, and a node that takes ten minutes is of no use."""
 PREFILL_TOKENS_PER_S = Figure(0.001, 1e8)
 """Tokens of a prompt per second through a span: from one in a quarter of an hour to a hundred times what the
 largest accelerators do with the smallest models."""
 QUEUE_MS = Figure(0, 60_000)
-"""Milliseconds that a step waits before it is computed: a longer queue is no better known."""
+"""Milliseconds that a step waits before it is computed. A longer queue is not known more exactly."""
 TOKENS_PER_S = Figure(0, 1e8)
 """Tokens per second that all sessions of a node together get."""
 BYTES_PER_S = Figure(100, 1e12)
-"""Bytes per second of a line: from a slow modem to ten times the fastest port."""
+"""Bytes per second of a line, from a slow modem to ten times the fastest port."""
 MAX_RTT_US = 60_000_000
 """Microseconds of a round trip: every deadline is over before that minute."""
 MAX_STEP_US = 3_600_000_000
 """Microseconds that a part of a step may take: an hour, the longest deadline of a step."""
 MAX_KV_TOKENS = 2**40
-"""Tokens of KV cache: with a byte a token this would be a terabyte."""
+"""Tokens of KV cache at most: with a byte a token this would be a terabyte."""
 MAX_JOURNAL_BYTES = 2**50
 MAX_SESSIONS = 1_000_000
-"""Sessions, or steps that wait, at one node."""
+"""Sessions, or steps that wait, at one node at most."""
 UNIX_TIME = Figure(0, 253_402_300_799)
-"""Seconds of Unix time: until the year 9999, the last that can be shown."""
+"""Seconds of Unix time, until the year 9999, the last that can be shown."""

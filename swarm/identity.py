@@ -53,7 +53,7 @@ class Identity:
 
     @classmethod
     def generate(cls) -> Identity:
-        """A fresh identity that nobody keeps."""
+        """A fresh identity that is kept nowhere."""
         return cls(secrets.token_bytes(32))
 
     @classmethod

@@ -12,13 +12,13 @@ from .errors import UsageError
 from .types import ModelRef
 
 MAX_NAME_CHARS = 128
-"""Of a model's name, on the wire and in what people type."""
+"""Characters of a model's name at most, on the wire and in what people type."""
 DIGEST_CHARS = 64
-"""Of a whole digest."""
+"""Characters of a whole digest."""
 MIN_PREFIX = 4
-"""Characters of a digest that a person must give at least: two models of one name then rarely share them."""
+"""A person must give at least this many characters of a digest: two models of one name rarely share them."""
 PREFIX = 12
-"""Characters of a digest that are shown to people."""
+"""This many characters of a digest are shown to people."""
 
 _DIGEST = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},{DIGEST_CHARS}}}")
 _ROOT = re.compile(r"sha256:([0-9a-f]{64})")
@@ -66,7 +66,7 @@ class ModelName:
 
 
 def is_same_name(one: str, other: str) -> bool:
-    """Whether a person who says ``one`` may mean ``other``."""
+    """Whether the name ``one`` may mean the model that is called ``other``."""
     return nearness(one, other) is not None
 
 
@@ -136,12 +136,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def quoted(name: str) -> str:
-    """Letters of other alphabets among Latin ones are told by their numbers: they may look alike."""
+    """Letters of other alphabets among Latin ones are shown by their numbers, since they may look alike."""
     return ascii(name) if any(letter.isascii() and letter.isalpha() for letter in name) else repr(name)
 
 
 def plain_name(name: str) -> str:
-    """What is the same for names that differ in case and the ending ``.gguf`` alone."""
+    """A form that is the same for names that differ only in case and the ending ``.gguf``."""
     return normalize("NFC", name).casefold().removesuffix(".gguf")
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from .errors import UsageError
 
 FIRST_BAN_S = 2.0
-"""After one failure: long enough to route around a restart, short enough to notice that it is back."""
+"""Seconds of the ban after one failure: long enough to route around a restart, short enough to notice that
+the peer is back."""
 LONGEST_BAN_S = 300.0
-"""A peer that always fails costs one attempt in five minutes."""
+"""Seconds of the longest ban: a peer that always fails costs one attempt in five minutes."""
 FORGET_AFTER_S = 1800.0
-"""Failures older than this say nothing about a peer any more."""
+"""Failures older than this many seconds say nothing about a peer any more."""
 MAX_PEERS = 4096
-"""Peers remembered; above it the one whose ban ends first is forgotten."""
+"""At most this many peers are remembered. Above it the one whose ban ends first is forgotten."""
 _MAX_DOUBLINGS = 64
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 SHOWN = 500
-"""Characters of a text that are shown in a message."""
+"""At most this many characters of a text are shown in a message."""
 
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _SURROGATES = range(0xD800, 0xE000)
@@ -24,8 +24,8 @@ _PICTURES: dict[int, int] = {
     0x7F: 0x2421,
     **dict.fromkeys((*range(0x80, 0xA0), 0x2028, 0x2029, *_BIDI, *_SURROGATES), 0xFFFD),
 }
-"""Control characters to pictures of them, where Unicode has one; line separators, bidirectional controls and
-lone surrogates to the replacement character."""
+"""Maps control characters to pictures of them, where Unicode has one. Line separators, bidirectional controls
+and lone surrogates become the replacement character."""
 
 _IN_LINES = {code: shown for code, shown in _PICTURES.items() if code not in (0x09, 0x0A)}
 _IN_A_LINE = {code: shown for code, shown in _PICTURES.items() if code != 0x09}

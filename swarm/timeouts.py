@@ -1,4 +1,4 @@
-"""How long a peer may take: pure sums over what is known of it, for every request that waits for one.
+"""How long a peer may take: pure formulas over what is known of it, for every request that waits for one.
 
 Most silence needs no deadline. A stream keeps its order, so what a node had to say before it answers a PING
 has come before the PONG. PING therefore asks about the sessions that wait (``about``), and PONG tells where
@@ -12,30 +12,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WORK_LEAST_S = 10.0
-"""A step may stand still for so long at a node that has answered before: others' batches, a machine whose
-memory is swapped, a core that is taken away. Under it busy test machines were seen to stop."""
+"""A step may stand still for this many seconds at a node that has answered before. Causes are the batches of
+others, swapped memory, or a core that is taken away. Busy test machines stopped for less than this."""
 COLD_LEAST_S = 30.0
 """The same for a node that has not answered this session yet: weights are read from a disk and kernels are
 compiled when they are first used."""
 WORK_FACTOR = 8.0
-"""A step may take so many times what it is expected to: a node's speed was measured while it was alone."""
+"""A step may take this many times its expected time, because a node's speed was measured while it was
+alone."""
 DOUBT_LEAST_S = 1.5
-"""A step may stand still for so long before somebody else who is there is preferred. With the questions
-before it and the repair after it, a node that only pretends to work costs three seconds."""
+"""A step may stand still for this many seconds before another node, if there is one, is preferred. With the
+questions before it and the repair after it, a node that only pretends to work costs three seconds."""
 DOUBT_FACTOR = 4.0
-"""The same, as many times what the step is expected to take."""
+"""The same, in multiples of the step's expected time."""
 DOUBT_QUEUE_S = 1.0
-"""What a node says of its queue excuses it for so long at most, where others are there."""
+"""A queue that a node reports excuses it for at most this many seconds, if there are other nodes."""
 TRANSIT_LEAST_S = 0.8
-"""What one hop has sent on, the next may not have for so long: an event loop that is held up, a lost packet
-that TCP sends again."""
+"""Rows that one hop has sent on may take this many seconds to the next: an event loop may be held up, or TCP
+may send a lost packet again."""
 SLOW_WAY_BYTES_PER_S = 125_000.0
-"""Bytes on their way between two hops may go as slowly as on a line of 1 Mbit/s."""
+"""Bytes between two hops may travel as slowly as on a line of 1 Mbit/s."""
 DIAL_CHAIN_S = 4.0
-"""OPEN may wait for the node to connect to its next hop, for 3 s by the protocol, and for the answer."""
+"""Seconds that OPEN may take at a node that connects to its next hop: 3 s by the protocol, and the answer's
+way."""
 LEAST_RATE_BYTES_PER_S = 4096.0
-"""A peer that is owed an answer and sends bytes more slowly than this is as good as silent: a modem's speed.
-Nobody serves a model over less."""
+"""A peer that owes an answer and sends fewer bytes a second than this counts as silent. It is a modem's
+speed, too slow to serve a model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,22 +47,23 @@ from . import native as native_codec
 CODECS = ("none", "bf16", "fp16", "int8")
 DEFAULT_CODEC = "int8"
 OUTLIERS = 4
-"""Channels per token kept exact by int8. Part of the format."""
+"""int8 keeps the values of this many channels of each token exact. Part of the format."""
 MAX_HIDDEN = 65536
-"""An outlier's channel is a uint16."""
+"""Values a row may have at most, because an outlier's channel is a uint16."""
 MAX_MAGNITUDE = 2.0**40
-"""Of a value that is believed. The largest that is known of any model's blocks is about 2^20. The squares of
-a row of values up to this have a finite sum in float32: what is accepted makes no next block overflow."""
+"""The largest magnitude of a value that is accepted. The largest known in any model's blocks is about 2^20.
+The squares of a row of values up to this have a finite sum in float32, so an accepted row makes no next block
+overflow."""
 
 _EXACTNESS = ("int8", "bf16", "fp16", "none")
-"""By rising exactness; also by how willingly they are fallen back to."""
+"""The codecs by rising exactness. A fallback takes the first that both sides speak."""
 _SMALLEST_SCALED = 1e-30
-"""The smallest magnitude that sets a scale: keeps 1 / scale finite for rows of zeros."""
+"""A scale is made of at least this magnitude, which keeps 1 / scale finite for rows of zeros."""
 _ROWS_AT_ONCE = 64
-"""Rows encoded together: their float32 temporaries stay in the second-level cache."""
+"""This many rows are encoded together, so that their float32 temporaries stay in the second-level cache."""
 _INFINITY_BITS = {"bf16": 0x7F80, "fp16": 0x7C00}
 _LARGEST_BITS = {"bf16": (127 + 40) << 7, "fp16": 0x7BFF}
-"""Of the largest magnitude that is believed: MAX_MAGNITUDE, or the type's largest value."""
+"""The bits of the largest magnitude that is accepted: MAX_MAGNITUDE, or the type's largest value."""
 _CPU = torch.device("cpu")
 _TORCH_16 = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -161,7 +162,7 @@ def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_
     """The codec for a link: ``wanted`` if both speak it, else the smallest shared one that is more exact.
 
     Raises UsageError when we do not know ``wanted``, RemoteProtocolError (UNSUPPORTED_CODEC) when the peer
-    speaks nothing at least as exact: precision is never lost in silence.
+    speaks no codec that is at least as exact. So no precision is lost without notice.
     """
     if wanted not in ours or wanted not in CODECS:
         raise UsageError(f"unknown wire codec {wanted!r}", hint=f"Known codecs: {', '.join(ours)}.")

@@ -1,4 +1,4 @@
-"""How large the rows of a payload are, known without decoding it."""
+"""How large the rows of a payload are, found without decoding it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from .activations import OUTLIERS, row_type
 
 SMALLEST_MAGNITUDE = 1e-29
-"""What ``magnitudes`` gives for a row of zeros at most: in int8 such a row has a scale, too."""
+"""``magnitudes`` gives at most this for a row of zeros, because in int8 such a row has a scale too."""
 
 
 def magnitudes(codec: str, payload: bytes | bytearray | memoryview, tokens: int, hidden: int) -> list[float]:

@@ -19,12 +19,12 @@ from ..runtime.c_build import NativeUnavailableError, is_built, load_library
 logger = logging.getLogger(__name__)
 
 GIL_ROWS = 16
-"""Up to so many rows are done without releasing the interpreter lock: a few microseconds, while getting the
-lock back from a busy thread takes milliseconds at worst."""
+"""Up to this many rows are done without releasing the interpreter lock. They take a few microseconds, while
+getting the lock back from a busy thread takes milliseconds at worst."""
 
 _first_byte = ctypes.c_char.from_buffer
 NOT_FINITE, BAD_SCALE, BAD_VALUE, BAD_CHANNEL = 1, 2, 3, 4
-"""What the kernels answer instead of 0."""
+"""The kernels return one of these instead of 0 for an input that they refuse."""
 
 
 class NativeCodec:
@@ -59,7 +59,7 @@ class NativeCodec:
         self, payload: bytes | bytearray | memoryview, tokens: int, hidden: int, limit: float
     ) -> torch.Tensor | int:
         """(tokens, hidden) float32, every magnitude at most ``limit``, or the first complaint. ``payload``
-        has the size of so many tokens."""
+        has the size of ``tokens`` tokens."""
         x = torch.empty((tokens, hidden), dtype=torch.float32)
         function = self._decode_brief if tokens <= GIL_ROWS else self._decode
         if isinstance(payload, bytes):
@@ -91,7 +91,7 @@ def loaded() -> NativeCodec | None:
 
 def warm_up() -> bool:
     """Load the kernels, compiling them first if need be: blocks for seconds then. False, with a line in the
-    log, where they cannot be had. May be called from any thread and more than once."""
+    log, where there are none. Idempotent, from any thread."""
     global _codec
     if _codec is None and sys.byteorder == "little":
         try:

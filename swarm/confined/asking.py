@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 
 class Asking:
-    """Whoever waits for one piece of work. From any thread."""
+    """The wait for one piece of work. Usable from any thread."""
 
     def __init__(self) -> None:
         self.is_given_up = False
@@ -20,7 +20,7 @@ class Asking:
         self._end: Callable[[], None] | None = None
 
     def give_up(self) -> None:
-        """Nobody waits any more: end what runs, and let nothing more begin."""
+        """The result is not wanted any more: end what runs, and let nothing more begin."""
         with self._lock:
             self.is_given_up = True
             if self._end is not None:
@@ -28,7 +28,7 @@ class Asking:
 
     @contextmanager
     def waiting(self, end: Callable[[], None]) -> Iterator[None]:
-        """Inside, ``end`` is called when it is given up; at once where it was before."""
+        """Inside, ``end`` is called when the work is given up, or at once if it was given up before."""
         with self._lock:
             self._end = end
             if self.is_given_up:
@@ -41,6 +41,6 @@ class Asking:
 
 
 NOBODY = Asking()
-"""Of work that is never given up."""
+"""The asker of work that is never given up."""
 ASKING: ContextVar[Asking] = ContextVar("asking", default=NOBODY)
-"""For whom the current thread works."""
+"""The asker that the current thread works for."""

@@ -1,8 +1,8 @@
 """The process in which a confined program runs; ``process`` starts it, as a file, in a bare interpreter.
 
 It imports nothing of this project: only what the program itself names is loaded, so that it starts fast and
-holds little. Each frame from standard input is a request, each on standard output its reply; it ends with its
-input, so it never outlives who started it.
+holds little. Each frame from standard input is a request, each on standard output its reply. It ends with its
+input, so it never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from typing import Any, BinaryIO
 
 HEAD_BYTES = 4
-"""Of a frame: the length of the JSON text that follows, big-endian."""
+"""A frame begins with this many bytes: the length of the JSON text that follows, big-endian."""
 SHOWN = 500
-"""Characters of an error's text that are passed on."""
+"""At most this many characters of an error's text are passed on."""
 USED_UP, FAILED, DONE = "used_up", "failed", "done"
-"""Keys of a reply: the memory is used up; the program raised what it should not; what it returned."""
+"""Keys of a reply: the memory is used up; the program raised an error; what the program returned."""
 
 
 def encoded(value: Any) -> bytes:
@@ -65,7 +65,8 @@ def _read(requests: BinaryIO) -> bytes:
 
 
 def _confine(memory_bytes: int) -> None:
-    """For good: this much memory, and no file to write. Windows knows no such limits."""
+    """From here on this process gets ``memory_bytes`` of memory and may write no file. Windows has no such
+    limits."""
     try:
         import resource
     except ImportError:
@@ -79,7 +80,7 @@ def _confine(memory_bytes: int) -> None:
 
 
 def _allow(cpu_s: int) -> None:
-    """From here on ``cpu_s`` seconds of processor time; the system ends who takes more."""
+    """From here on allow ``cpu_s`` seconds of processor time; the system ends a process that takes more."""
     try:
         import resource
     except ImportError:

@@ -1,7 +1,7 @@
 """A program that came in a file, in a process of its own that is ended when it takes too much.
 
-Linux keeps its bounds itself (memory, processor time). macOS has no bound on memory and Windows none at all:
-there, and for time everywhere, a thread watches while a request is answered.
+Linux keeps the bounds of memory and processor time itself. macOS has no bound on memory and Windows none at
+all. There, and for time everywhere, a thread watches while a request is answered.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .child import DONE, FAILED, HEAD_BYTES, decoded, encoded
 
 _CHILD = Path(__file__).with_name("child.py")
 _WATCHED = sys.platform != "linux"
-"""Whether the system leaves memory unbounded."""
+"""True if the system does not bound the memory of a process."""
 _POLL_S = 0.05
-"""Between looks at the memory of a child that the system does not bound."""
+"""Seconds between looks at the memory of a child that the system does not bound."""
 _KILLED_FOR_TIME = "SIGXCPU"
 _KILLED_BY_OTHERS = frozenset(("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
-"""By the system, which had no memory left, or by a person: nothing that the program did."""
+"""Signals of the system, which had no memory left, or of a person. The program is not their cause."""
 
 _GIVEN_UP = "nobody waits for it any more"
 
@@ -52,14 +52,14 @@ class EndedError(Exception):
 
 
 class _KilledError(EndedError):
-    """By others: another process may do better."""
+    """The process was killed by others, so another process may succeed."""
 
 
 class ConfinedProcess:
     """Starts when it is first needed, is ended when a request goes over its bounds or is given up
     (``asking``), and starts anew for the next one. From any thread; requests are answered one at a time.
 
-    One that others kill is replaced once a request, which then is answered after all.
+    A process that others kill is replaced once for each request, and the request is then answered.
 
     ``program``: a Python file whose ``opened(opening)`` returns a reply and the function that answers
     requests; it may import ``packages`` and nothing of this project. Requests and replies are JSON values.
@@ -86,7 +86,7 @@ class ConfinedProcess:
         return self._in_turn(None)
 
     def ask(self, request: Any) -> Any:
-        """Its reply. Blocks; raises EndedError, and ValueError for a request that is no JSON."""
+        """Its reply. Blocks. Raises EndedError, and ValueError for a request that is not JSON."""
         return self._in_turn(encoded(request))
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class _Child:
         return decoded(_exactly(replies, length))
 
     def end(self) -> None:
-        """From any thread, also of one that is stuck. Idempotent."""
+        """End the process, also one that is stuck. Idempotent, from any thread."""
         self._process.kill()
         self._process.wait()
         for pipe in self._pipes:

@@ -19,7 +19,7 @@ _PRIVATE = tuple(
 
 
 LINK_BITS = 64
-"""Of an IPv6 address those that its link has in common (RFC 4291)."""
+"""The first 64 bits of an IPv6 address are those of its link (RFC 4291)."""
 
 
 def is_lan(address: str) -> bool:
@@ -32,8 +32,8 @@ def is_lan(address: str) -> bool:
 
 
 def is_near(address: str, own: Sequence[str]) -> bool:
-    """Whether an IPv6 address is of the same link as one of ``own``, those that a link's router gives out
-    being public: of the same /64."""
+    """Whether an IPv6 address is in the same /64 as one of ``own``. A router gives out public addresses of
+    its link, which cannot be told from others in another way."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:

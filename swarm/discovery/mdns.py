@@ -24,21 +24,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_S = 5.0
-"""Between looks whether this computer has other addresses than before."""
+"""Seconds between looks whether this computer's addresses have changed."""
 ASK_AGAIN_S = 30.0
-"""Between questions who is there: zeroconf asks ever more rarely, and a switch that is back tells nobody."""
+"""Seconds between questions who is there. zeroconf asks ever more rarely, and a network that is back does not
+tell."""
 TTL_S = 120
-"""Seconds that others remember us if we go without a word."""
+"""Others remember us for this many seconds if we leave without a good-bye."""
 ASK_S = 3.0
-"""For a peer to tell its addresses, where it did not tell them at once."""
+"""Seconds that a peer has to tell its addresses, if it did not tell them at once."""
 MAX_PEERS = 256
-"""Names that are followed at once; anybody on the network can make some up."""
+"""At most this many names are followed at once, because anybody on the network can invent names."""
 DISCOVERY_PORT = 4001
-"""In the SRV record, which DNS-SD wants and libp2p does not read."""
+"""The port in the SRV record, which DNS-SD requires and libp2p does not read."""
 
 
 class LanDiscovery:
-    """Tells of the swarm's peers on this computer's private networks, and tells them of us.
+    """Finds the swarm's peers on this computer's private networks, and announces us to them.
 
     ``own_id`` and ``listen_maddrs`` (with real ports): who we are and where we listen; nothing is told of a
     process that does not listen. ``on_found`` is called for each peer, and again when its addresses change;

@@ -19,9 +19,9 @@ from ..transport.addresses import PeerAddress, parse_socket_maddr
 from .local_networks import is_lan, is_near
 
 MAX_STRINGS = 32
-"""Strings of a TXT record that are read."""
+"""At most this many strings of a TXT record are read."""
 MAX_MADDRS = 8
-"""Addresses of one peer."""
+"""At most this many addresses of one peer are used."""
 PEER_NAME_CHARS = 32
 
 _KEY = b"dnsaddr="

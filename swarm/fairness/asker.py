@@ -1,6 +1,6 @@
-"""Who a task works for, where a program works for several: a client of a gateway.
+"""Whom a task works for, in a program that works for several, such as a gateway with its clients.
 
-A variable of the task's context, so that whatever divides work fairly knows it.
+It is a variable of the task's context, so that all code that divides work fairly knows it.
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ class Asker:
 
 
 ITSELF = Asker()
-"""A program that works for nobody else."""
+"""The asker of a program that works for itself alone."""
 ASKER: ContextVar[Asker] = ContextVar("asker", default=ITSELF)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .recent import RecentMap
 
 _NO_WAIT_S = 1e-6
-"""As good as none: so little is lost where sums of small numbers are rounded."""
+"""Seconds of wait that count as none: sums of small numbers are rounded by about this much."""
 
 
 class Bucket:
@@ -39,7 +39,7 @@ class Bucket:
 
 
 class Buckets:
-    """A bucket for each of ``max_names`` names; of more, those that asked longest ago begin anew."""
+    """A bucket for each of ``max_names`` names. With more names, those that asked longest ago begin anew."""
 
     __slots__ = ("_buckets", "_most", "_rate")
 

@@ -1,4 +1,4 @@
-"""Work for strangers, so much a second: who asks more than his share waits, and only he.
+"""Work for strangers at a bounded rate: a peer that asks more than its share waits, and others do not.
 
 Each peer has a rate, and all have one together. While all together ask less than that, only a peer's own rate
 holds it back. When they ask more, address groups go in turn and in a group its peers, so that one network
@@ -23,9 +23,9 @@ from .queue import FairQueue
 from .shares import Holder, ShareLimits, Shares
 
 MAX_PEERS = 4096
-"""Peers whose rate is remembered; of more, those that asked longest ago begin anew."""
+"""The rates of this many peers are remembered. With more peers, those that asked longest ago begin anew."""
 _LEAST_WAIT_S = 0.002
-"""Between two looks at who may go in: a timer is no finer."""
+"""Seconds between two looks at who may go in, as a timer is not finer."""
 
 
 class Timer(Protocol):
@@ -44,7 +44,7 @@ class TurnedAwayError(Exception):
 @dataclass(frozen=True, slots=True)
 class GateLimits:
     """Rates in units of work a second; ``..._at_once``: after a rest. ``waiting...``: places. ``patience_s``:
-    who has waited for so long is turned away."""
+    an asker that has waited this long is turned away."""
 
     rate: float
     at_once: float
@@ -121,12 +121,12 @@ class FairGate:
                 self._leave(asker, waiting)
 
     def owe(self, holder: Holder, cost: float) -> None:
-        """It turned out to be ``cost`` units more."""
+        """Count ``cost`` units more, which turned out to be needed."""
         self._bucket(holder.peer_id).owe(cost)
         self._all.owe(cost)
 
     def _release(self) -> None:
-        """Let in whose turn it is."""
+        """Let in the askers whose turn it is."""
         now, self._timer = self._clock(), None
         while self._resting and self._resting[0][0] <= now:
             _, _, rested = heapq.heappop(self._resting)

@@ -1,4 +1,4 @@
-"""Things kept for peers until the room is needed: who has most loses first.
+"""Things kept for peers until the room is needed: the peer that has most loses first.
 
 First loses the address group that has most, in it the peer that has most, and of its things the one that was
 used least recently. So nobody can push out what others have left here by leaving more, under however many
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class OwnerLru(Generic[T]):
-    """``size``: of all things together, in the unit that they are counted in."""
+    """``size``: the sum over all things, in the unit that they are counted in."""
 
     __slots__ = ("_by_group", "_changed", "_groups", "_owned", "_owners", "_peers", "size")
 
@@ -37,7 +37,7 @@ class OwnerLru(Generic[T]):
         return len(self._owners)
 
     def size_of(self, owner: Holder) -> int:
-        """Of all that one owner has."""
+        """The sum over all things of one owner."""
         return self._peers[owner]
 
     def add(self, owner: Holder, thing: T, size: int) -> None:
@@ -49,7 +49,7 @@ class OwnerLru(Generic[T]):
         self._count(owner, size)
 
     def use(self, thing: T) -> None:
-        """It was used just now."""
+        """Note that the thing is used now."""
         self._owned[self._owners[thing]].move_to_end(thing)
 
     def remove(self, thing: T) -> None:
@@ -62,7 +62,7 @@ class OwnerLru(Generic[T]):
         self._count(owner, -size)
 
     def pop(self) -> T:
-        """Give up the least recently used thing of who has most. Raises LocalProtocolError."""
+        """Give up the least recently used thing of the owner that has most. Raises LocalProtocolError."""
         self._rank()
         group = self._groups.heaviest(_anybody)
         peer_id = None if group is None else self._by_group[group].heaviest(_anybody)

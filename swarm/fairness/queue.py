@@ -56,7 +56,7 @@ class FairQueue(Generic[Key]):
             self._groups.move_to_end(group)
 
     def first(self) -> Key | None:
-        """Whose turn it is; None while nobody waits."""
+        """The key whose turn it is; None while no key waits."""
         for owners in self._groups.values():
             for keys in owners.values():
                 return next(iter(keys))

@@ -1,5 +1,5 @@
-"""What is remembered of the latest only, as names cost strangers nothing: values by name, and how often
-something happened in a sliding window. Pure: ``now`` in seconds."""
+"""Bounded memories, as names cost strangers nothing: the latest values by name, and how often something
+happened in a sliding window. Pure: ``now`` in seconds."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A scarce thing divided among strangers: so much in all, so much an address group, so much a peer.
+"""A scarce thing divided among strangers, with a limit for all, for an address group and for a peer.
 
 Counts are exact and kept as things are taken and given back; nothing is ever counted anew. While there is
-room, anyone may take up to the limits. When it is full, who holds the most gives way: first the address group
-that holds the most, in it the peer that holds the most, and only to somebody who would still hold less than
-that. So identities invented behind one network share what one network may have. Of equals the one that came
-last gives way: names can be chosen, having been there cannot.
+room, anyone may take up to the limits. When it is full, the one that holds the most gives way: first the
+address group that holds the most, in it the peer that holds the most. It gives way only to a peer that would
+still hold less than that. So identities invented behind one network share what one network may have. Of
+equals the one that came last gives way: names can be chosen, having been there cannot.
 
 Every call costs O(log n), so that asking in vain is cheap to answer.
 """
@@ -21,7 +21,8 @@ from ..errors import LocalProtocolError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who takes: an authenticated peer id, and the address group that it comes from (``address_groups``)."""
+    """A peer that takes: its authenticated peer id, and the address group that it comes from
+    (``address_groups``)."""
 
     peer_id: str
     group: str = ""
@@ -41,7 +42,7 @@ class ShareLimits:
 
 
 class Shares:
-    """Who holds how much of one scarce thing. A group or peer that holds nothing is forgotten."""
+    """The shares of one scarce thing by holder. A group or peer that holds nothing is forgotten."""
 
     __slots__ = ("_by_group", "_groups", "_peers", "held", "limits")
 
@@ -84,7 +85,8 @@ class Shares:
         return ""
 
     def give_back(self, holder: Holder, amount: float = 1) -> None:
-        """Raises LocalProtocolError if the holder does not hold so much: our own bookkeeping is wrong."""
+        """Raises LocalProtocolError if the holder holds less than ``amount``: our own bookkeeping is
+        wrong."""
         left = self.of_peer(holder) - amount
         if left < 0:
             raise LocalProtocolError(f"{holder.peer_id} gives back {amount:g}, more than it holds")
@@ -94,7 +96,8 @@ class Shares:
     def loser(
         self, newcomer: Holder, amount: float = 1, may_lose: Callable[[Holder], bool] | None = None
     ) -> Holder | None:
-        """Who must give ``amount`` back so that the newcomer can take it; None: the newcomer has to wait.
+        """The holder that must give ``amount`` back so that the newcomer can take it. None: the newcomer has
+        to wait.
 
         The heaviest group loses if the newcomer's group would hold less than it even afterwards; within one
         group, the heaviest peer. Of equals the one that came last. ``may_lose``: whether a holder has
@@ -194,4 +197,5 @@ _Item = tuple[float, int, str]
 """Negative weight, negative arrival, name: so that the least is the heaviest, and the last to come."""
 
 _FORMER = 32
-"""Former weights that a ranking may hold beside twice as many items as names before it is made anew."""
+"""A ranking is made anew when it has more items than twice its names and this number: old weights stay in
+it."""

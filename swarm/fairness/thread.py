@@ -27,7 +27,7 @@ class _Turn:
 
 
 class FairThread:
-    """Used in one event loop. ``stack_bytes``: of the thread; 0: as the system has it."""
+    """Belongs to one event loop. ``stack_bytes``: the thread's stack; 0 takes the system's default."""
 
     def __init__(self, name: str, *, stack_bytes: int = 0) -> None:
         self._name = name
@@ -41,8 +41,8 @@ class FairThread:
     async def run(self, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises, in the turn of the current ``ASKER``.
 
-        Cancelled while ``work`` runs, the processes that it waits for are ended (``asking``). Raises
-        StreamClosedError after ``close``.
+        If it is cancelled while ``work`` runs, the processes that ``work`` waits for are ended (``asking``).
+        Raises StreamClosedError after ``close``.
         """
         loop = asyncio.get_running_loop()
         if self._is_busy:
@@ -69,7 +69,7 @@ class FairThread:
             raise
 
     def close(self) -> None:
-        """What waits is not done any more, and what runs is given up. Idempotent."""
+        """Drop what waits and give up what runs. Idempotent."""
         self._is_closed = True
         self._asking.give_up()
         for turn in list(self._turns.in_turn()):

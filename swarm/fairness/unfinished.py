@@ -13,11 +13,12 @@ from collections.abc import Callable
 from .shares import Holder, ShareLimits, Shares
 
 MAX_UNFINISHED_BYTES = 128 * 1024 * 1024
-"""Of all peers together: eight of the largest frames."""
+"""Bytes of unfinished frames of all peers together: eight of the largest frames."""
 GROWTH_WINDOW_S = 30.0
-"""A network may be away for 20 s and come back; a frame that gains nothing for longer is given up."""
+"""A frame that gains nothing within this many seconds is given up. A network may be away for 20 s and come
+back."""
 MIN_BYTES_PER_S = 4 * 1024
-"""A frame grows at least so fast, within each window: 32 kbit/s, with which nobody can prefill anything."""
+"""A frame must grow at least this fast within each window. At 32 kbit/s no prompt can be prefilled."""
 
 
 class UnfinishedFrame:
@@ -35,7 +36,7 @@ class UnfinishedFrame:
         self._seen = 0
 
     def holds(self, size: int) -> None:
-        """So many bytes of it are here now; 0: it is complete, or the stream has ended."""
+        """``size`` bytes of the frame are here now; 0: it is complete, or the stream has ended."""
         if size != self.held:
             self._all._resized(self, size)
 

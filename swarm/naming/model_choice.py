@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 ENOUGH = 2
-"""Networks, or members, from which nodes must answer: one more than a stranger with one network has."""
+"""Nodes must answer from this many networks, or members: one more than a stranger with one network has."""
 
 
 class Reason(StrEnum):
@@ -38,8 +38,8 @@ class Reason(StrEnum):
 class Candidate:
     """``identity``: a model's digest. ``nearness``: of its name to what was said, 0 the nearest.
 
-    ``nodes`` announce it; of them ``answered``, from so many ``networks``. ``is_silent``: every one of them
-    was asked, and none answered."""
+    ``nodes`` announce it, and of them ``answered`` did answer, from ``networks`` networks. ``is_silent``:
+    every one of them was asked, and none answered."""
 
     identity: str
     nearness: int = 0
@@ -91,7 +91,7 @@ def needs_answers(candidates: Sequence[Candidate], *, used: str = "") -> bool:
 
 
 def in_order(candidates: Sequence[Candidate], *, members: bool = False) -> list[Candidate]:
-    """As a person should read them: those that most would vouch for first."""
+    """In the order in which a person should read them: those that most networks confirm first."""
     return sorted(
         candidates,
         key=lambda each: (-each.weight(members=members), -each.answered, each.nearness, each.identity),

@@ -19,12 +19,12 @@ from ..transport.interface import Transport
 from ..types import ModelRef, NodeInfo, NodeState
 
 MOST_ASKED = 192
-"""Nodes that are dialled, of all models together."""
+"""At most this many nodes are dialled, of all models together."""
 AT_ONCE = 32
 ANSWER_S = 3.0
-"""For one node to be dialled and to answer HELLO."""
+"""Seconds for one node to be dialled and to answer HELLO."""
 ALL_S = 8.0
-"""For all of them: the longest that a name with several models waits."""
+"""Seconds for all of them: the longest that a name with several models waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Witnesses:
 
     def _in_turn(self, nodes: Iterable[NodeInfo]) -> list[NodeInfo]:
         """One of each network that they name, by chance, then the next of each, of another model if there is
-        one: whoever announces a hundred models from one network has one turn in each round."""
+        one. A network that announces a hundred models has one turn in each round."""
         groups: dict[str, dict[ModelRef, list[NodeInfo]]] = {}
         for node in self._random.sample(found := list(nodes), len(found)):
             group = groups.setdefault(min(groups_of(node.maddrs), default=UNKNOWN), {})

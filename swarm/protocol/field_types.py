@@ -27,26 +27,26 @@ from .fields import (
 )
 
 MAX_TOKENS = 2**31 - 1
-"""Tokens, positions and lengths in tokens."""
+"""The largest count of tokens, position or length in tokens."""
 MAX_COUNTER = 2**53 - 1
-"""Step numbers and nonces: exact in every language's numbers."""
+"""The largest step number or nonce: it is exact in every language's numbers."""
 MIN_MAX_FRAME = 1024
 MAX_HELLO_FRAME = 4096
-"""Bytes of a whole HELLO: nothing larger is taken from a peer that has not said what it wants."""
+"""Bytes of a whole HELLO at most: a peer that has not said what it wants may send no larger frame."""
 MAX_TEXT = 500
-"""Characters of a message or hint for people."""
+"""Characters of a message or hint for people at most."""
 MAX_RETRY_MS = 3_600_000
 MAX_PREFIX_PAGES = 1024
-"""KV pages that OPEN and CLOSE may name: they fit into a header, and cover any usual context."""
+"""OPEN and CLOSE may name at most this many KV pages. They fit into a header, and cover any usual context."""
 PAGE_TOKENS = 32
-"""Tokens that one name of a prefix stands for, at every node and client that keeps prefixes."""
+"""One name of a prefix stands for this many tokens, at every node and client that keeps prefixes."""
 MAX_PAGE_TOKENS = 4096
 MAX_CHAIN = 256
-"""Hops of a chain that say what a step has cost them."""
+"""At most this many hops of a chain say what a step has cost them."""
 BATCH_SCALE = 100
 """PONG counts its mean batch size in hundredths."""
 MAX_ABOUT = 64
-"""Sessions that one PING asks about; those that wait longest come first."""
+"""One PING asks about at most this many sessions. Those that wait longest come first."""
 
 _PEER_ID = Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")
 _CODEC = Word(re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}"), "a codec's name")

@@ -43,7 +43,7 @@ class FieldType(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """An integer, bounds inclusive. ``True`` is none."""
+    """An integer, bounds inclusive. ``True`` does not count as one."""
 
     low: int
     high: int

@@ -14,14 +14,14 @@ from math import inf
 from .field_types import Progress
 
 SLICE_TOKENS = 16
-"""A node that computes a prompt in slices makes progress by so many tokens at least: reports of progress can
-put off a verdict only so often."""
+"""A node that computes a prompt in slices makes progress by at least this many tokens. So reports of progress
+can put off a verdict only a bounded number of times."""
 
 
 class Fault(Enum):
-    """MUTE: the hop breaks its word. LATE: it shows no progress for too long; SLOW: for so long that another
-    might do better. LOST: a step that the hop before has sent on has not reached it, and either may be to
-    blame."""
+    """MUTE: the hop breaks its word. LATE: it shows no progress for too long. SLOW: it shows no progress for
+    long enough that another hop might be faster. LOST: a step that the hop before it has sent on has not
+    reached it, and either may be the cause."""
 
     MUTE = "mute"
     LATE = "late"

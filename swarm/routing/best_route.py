@@ -24,9 +24,9 @@ from .same_borders import WORTH, cheapest_with_borders
 from .search import Offer, cheapest_chain
 
 DEFAULT_BYTES_PER_TOKEN = 4096
-"""One token's activations on the wire, one way, when the caller does not say."""
+"""Bytes of one token's activations on the wire, one way, where the caller gives none."""
 _PEERS_IN_MESSAGE = 4
-"""How many of the nodes seen an error names, so that it stays readable."""
+"""An error names at most this many of the nodes seen, so that it stays readable."""
 
 
 @dataclass(frozen=True, slots=True)

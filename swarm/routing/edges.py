@@ -7,7 +7,7 @@ than the way through the client, which is open in any case. So no announcement c
 nearer to each other than the client's measurements allow.
 
 A peer that the client has not met is at most as far away as the way over one that it has met, if that one and
-the peer tell of a link between them. Who lies about that is tried once, and measured then.
+the peer tell of a link between them. A peer that lies about that is tried once, and is then measured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..errors import UsageError
 from ..types import NodeInfo
 
 MAX_BYTES_PER_S = 1.25e8
-"""What an announced bandwidth counts at most, 1 Gbit/s: above it activations cost little beside compute, and
-nothing that the client measures can check it."""
+"""An announced bandwidth counts at most as 1 Gbit/s. Above it activations cost little beside compute, and the
+client's measurements cannot check it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Link:
 
 
 UNMEASURED_LINK = Link(rtt_s=0.1, bytes_per_s=1.25e6)
-"""A peer not met yet: a middling wide-area line of 100 ms and 10 Mbit/s."""
+"""The link assumed to a peer not met yet: a middling wide-area line of 100 ms and 10 Mbit/s."""
 
 Pair = tuple[str, str]
 """Peer ids of two nodes, in the order in which activations go from one to the other."""

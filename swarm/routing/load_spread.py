@@ -1,8 +1,8 @@
 """Sessions spread over replicas that cost nearly the same, though all clients see the same announcements.
 
-Whoever takes the least loaded of all takes the one that everybody else takes too, until its announcement
-says so (Mitzenmacher, "How useful is old information?", 2000). So load only weighs: each replica is taken
-with a probability that falls with the square of what the route costs through it.
+If all clients take the least loaded node, they all take the same one until its announcement says so
+(Mitzenmacher, "How useful is old information?", 2000). So load only weighs: each replica is taken with a
+probability that falls with the square of what the route costs through it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 from ..types import NodeInfo, Span
 
 PRICE_WEIGHT = 2
-"""Power of a route's price in its odds. In the simulation of the tests 1 to 2 keep the busiest replica least
-busy; 3 and more begin to herd, and 0 would not see a node that is overloaded."""
+"""The odds of a route fall with this power of its price. In the simulation of the tests 1 to 2 keep the
+busiest replica least busy; 3 and more begin to herd, and 0 would not see a node that is overloaded."""
 
 Pick = tuple[NodeInfo, Span]
 """A node and the blocks that a route uses of it."""

@@ -11,13 +11,15 @@ from ..types import Hop, NodeInfo, Span
 from .edges import Edges
 
 UNMEASURED_DECODE_MS_PER_BLOCK = 5.0
-"""For a node that has not measured itself: slow enough that any measured one is preferred."""
+"""Milliseconds assumed for a node that has not measured itself: slow enough that any measured one is
+preferred."""
 UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
 CHUNKS_PER_HOP = 4
-"""Chunks a prefill is cut into for each hop of a route of several: a hop then idles for under a fifth. Where
-each is computed in slices of 25 ms, they cost no more than larger ones; see ``scripts/bench``."""
+"""A prefill is cut into this many chunks for each hop of a route of several. A hop then idles for under a
+fifth of the time. Where each chunk is computed in slices of 25 ms, they cost no more than larger ones (see
+``scripts/bench``)."""
 SMALLEST_CHUNK = 64
-"""Tokens; below it kernels lose more than the overlap gains."""
+"""A chunk has at least this many tokens: below it kernels lose more than the overlap gains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ def prefill_seconds(node: NodeInfo) -> float:
 
 
 def chunk_tokens(tokens: int, hops: int, max_step_tokens: int) -> int:
-    """How many tokens a chunk of a prefill has: what every hop takes, and so few that the hops overlap."""
+    """How many tokens a chunk of a prefill has: no more than every hop takes, and few enough that the hops
+    overlap."""
     if hops == 1:
         return max(1, min(max_step_tokens, tokens))
     overlapping = -(-tokens // (CHUNKS_PER_HOP * hops))

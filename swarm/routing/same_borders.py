@@ -12,7 +12,7 @@ from ..types import NodeInfo, Span
 from .load_spread import Pick, Prices
 
 WORTH = 1.25
-"""Times the cheapest route's price that one with the same borders may cost."""
+"""A route with the same borders may cost this many times the cheapest route's price."""
 
 
 def cheapest_with_borders(

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from ..types import MAX_BLOCKS, Span
 
 WORK_LIMIT = 150_000
-"""Bounds the search for a chain that uses no peer twice, in offers times their blocks looked at: about a
-quarter of a second. Then the best one found so far is the answer."""
+"""The most that the search for a chain that uses no peer twice may look at, in offers times their blocks. It
+takes about a quarter of a second. Then the best chain found so far is the answer."""
 
 LinkPrices = Mapping[tuple[str, str], int]
 """Prices in ns of the ways between pairs of peers; any other pair's is the higher of their two
@@ -200,7 +200,7 @@ def _uses(chain: _Chain, place: int) -> bool:
 
 
 def _farthest_first(offers: Sequence[Offer], start: int, end: int) -> list[tuple[Offer, Span]]:
-    """The chain that always takes who goes farthest: uses nobody twice, whatever it costs."""
+    """The chain that always takes the offer that goes farthest. It uses no peer twice, whatever it costs."""
     hops: list[tuple[Offer, Span]] = []
     while start < end:
         here = [offer for offer in offers if start in offer.span]

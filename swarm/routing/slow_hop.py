@@ -17,19 +17,19 @@ from statistics import median
 from .prediction import HopPrediction, Prediction
 
 GROSS_STEPS = 8
-"""So many are enough of a hop that is slower by GROSS_RATIO and does not own up to it."""
+"""Decode steps that are enough for a hop that is slower by GROSS_RATIO and does not report it."""
 GROSS_RATIO = 3.0
 ENOUGH_STEPS = 32
-"""Decode steps that every hop of the route must have done since it joined: a pause is no slowness, and a
-replacement is judged before another is thought of."""
+"""Every hop of the route must have done this many decode steps since it joined. A pause does not count as
+slowness, and one replacement is judged before the next."""
 LEAST_RATIO = 1.3
-"""A hop is slow when it takes so many times what its replacement should."""
+"""A hop is slow when it takes this many times what its replacement should take."""
 REPLAY_MARGIN = 1.5
-"""Replays cost more than they should: others wait for the same nodes."""
+"""A replay counts as this many times its predicted cost, because other sessions wait for the same nodes."""
 FIXED_COST_S = 0.5
-"""What any replacement costs besides its replay: opening, a pause that the user sees."""
+"""Seconds that any replacement costs besides its replay: the opening, and a pause that the user sees."""
 MAX_OPTIMISM = 4.0
-"""How many times slower than announced the replacement is expected to be at most."""
+"""A replacement is expected to be at most this many times slower than announced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,16 +28,18 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 COMPILE_SECONDS = 300.0
-"""A compiler that takes longer is stopped: the sources take seconds even on a small board."""
+"""A compiler that takes more seconds than this is stopped: the sources take seconds even on a small board."""
 KEPT_BUILDS = 8
-"""Libraries of one name that stay in the cache, so that switching between versions does not compile again."""
+"""At most this many libraries of one name stay in the cache, so that switching between versions does not
+compile again."""
 MAX_ERROR_CHARS = 400
 _BASE_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall")
 _LIBRARIES = ("-lm", "-pthread")
 _NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
-"""Tried in order: x86 and most compilers, clang on ARM, and plain code for the architecture."""
+"""Flags that are tried in order: for x86 and most compilers, for clang on ARM, and for plain code of the
+architecture."""
 _SCRATCH = "-scratch-"
-"""After a library's name: the folder of a compiler that works."""
+"""The name of a running compiler's folder is the library's name, followed by this."""
 
 
 class NativeUnavailableError(Exception):
@@ -121,7 +123,8 @@ def cpu_identity() -> str:
 
 
 def cache_home() -> Path:
-    """What this program can make again lies here: ``$XDG_CACHE_HOME/swarm-node`` or under ``~/.cache``."""
+    """The folder of files that this program can make again: ``$XDG_CACHE_HOME/swarm-node`` or under
+    ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "swarm-node"
 
@@ -222,7 +225,7 @@ def _compile(name: str, library: Path, sources: Sequence[Path], flags: Sequence[
 
 
 def _prune(folder: Path, name: str) -> None:
-    """Under the lock: whoever built before has ended, however it did."""
+    """Call it under the lock: an earlier build has then ended, whether it succeeded or not."""
     for left in folder.glob(f"{name}{_SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
     builds = sorted(folder.glob(f"{name}-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)

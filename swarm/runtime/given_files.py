@@ -1,7 +1,7 @@
-"""Files that a person names: read within a bound, and without waiting for who may never come.
+"""Files that a person names: read within a bound, and without waiting for a writer that may never come.
 
-They may be anything: a device without an end, or a named pipe that nobody writes into, at which an ordinary
-``open`` waits for ever and no signal ends the process.
+Such a file may be a device without an end. It may be a named pipe without a writer: an ordinary ``open`` of
+it waits for ever, and no signal ends the process.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def make_lazy() -> None:
 
 
 def _attribute(placeholder: ModuleType, name: str) -> Any:
-    """Of the real module, which takes the placeholder's place. Whoever looks through all modules for what
-    they are (``inspect`` does) is no user of this one."""
+    """The attribute of the real module, which takes the placeholder's place. Code that looks through all
+    modules (``inspect`` does) does not load the real one."""
     if name.startswith("__") and name not in ("__all__", "__path__"):
         raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
     with _lock:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 _SCRATCH = ".scratch"
 STALE_S = 60.0
-"""After so long, a file that is being written was left by a process that was killed."""
+"""A temporary file that is older than this many seconds was left by a process that was killed."""
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
@@ -80,7 +80,7 @@ def _written_beside(path: Path, data: bytes | str) -> Iterator[str]:
 
 
 def _remove_left_behind(path: Path) -> None:
-    """What processes that were killed have left of this file."""
+    """Remove temporary files of this file that killed processes have left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}-*{_SCRATCH}"):
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - left.lstat().st_mtime > STALE_S:

@@ -8,8 +8,8 @@ from typing import Any
 
 
 async def all_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Run all to their end, side by side. Raises what one of them failed of, as it is; the others are
-    cancelled then.
+    """Run all to their end, side by side. If one of them fails, its error is raised as it is and the others
+    are cancelled.
 
     Not ``asyncio.TaskGroup``: before Python 3.13 one whose task fails leaves its parent counted as cancelled,
     and each later ``asyncio.timeout`` in that parent then raises CancelledError in place of TimeoutError.
@@ -29,8 +29,8 @@ async def all_of(*coroutines: Coroutine[Any, Any, object]) -> None:
 
 
 async def in_thread(function: Callable[[], object]) -> None:
-    """Call a function that may block, in a thread of the loop's. Where the interpreter is ending there are no
-    threads to be had any more: it is called here then, so that what closes at the end can close."""
+    """Call a function that may block, in a thread of the loop's. While the interpreter ends, no thread can be
+    started. The function is then called here, so that files and sockets can still be closed."""
     try:
         call = asyncio.get_running_loop().run_in_executor(None, function)
     except RuntimeError:  # "cannot schedule new futures after shutdown"
@@ -49,7 +49,8 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def look_at(task: asyncio.Future[Any]) -> None:
-    """As the done callback of a task: an error that nobody waits for any more is no forgotten one."""
+    """For use as a task's done callback: it takes the error, so that asyncio does not report it as
+    forgotten."""
     if not task.cancelled():
         task.exception()
 
