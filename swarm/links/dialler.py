@@ -20,20 +20,20 @@ from .pool import LinkPool
 logger = logging.getLogger(__name__)
 
 OWN_ADDRESSES_S = 30.0
-"""For so long our own addresses count as known: a computer seldom moves to another network."""
+"""Our own addresses count as known for this many seconds: a computer seldom moves to another network."""
 MAX_NAMES = 2
-"""Of one peer's addresses that are looked up."""
+"""At most this many names among one peer's addresses are looked up."""
 MAX_ANSWER_FRAME = FIXED_HEADER.size + MAX_HEADER
-"""Bytes of a frame that another node may send us: it answers without rows, which go to the client."""
+"""Bytes of a frame that another node may send us at most. It answers without rows, which go to the client."""
 
 
 class HiddenDialError(PeerUnreachableError):
-    """A dial failed at an address that is not public: what is there, and how soon it says no, is not for
-    everybody to know."""
+    """A dial failed at an address that is not public. What is there, and how soon it refuses, must not be
+    told to strangers."""
 
 
 class Dialler:
-    """The links of one model. Implements ``link_probe.Links``. ``clock`` in seconds."""
+    """The links of one model. Implements ``link_probe.Links``. ``clock`` gives seconds."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Dialler:
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
         """The live link to a node; dials it where there is none. ``maddrs``: its own signed word.
 
-        Raises NetworkError's subclasses: HiddenDialError if something was tried that only we can see. Whoever
-        is connected already needs no address.
+        Raises NetworkError's subclasses: HiddenDialError if an address was tried that only we can reach. A
+        peer that is connected already needs no address.
         """
         if self._pool.has(peer_id):
             return await self._pool.get(peer_id)
@@ -92,12 +92,13 @@ class Dialler:
 
 
 def _few_names(maddrs: Sequence[str]) -> list[str]:
-    """Each name is a question to a server that its owner chooses."""
+    """The addresses with at most MAX_NAMES names: each name is a question to a server that its owner
+    chooses."""
     names = [maddr for maddr in maddrs if maddr.startswith("/dns")]
     return [maddr for maddr in maddrs if maddr not in names[MAX_NAMES:]]
 
 
 def is_hidden(maddrs: Sequence[str]) -> bool:
-    """Whether somebody outside could not find out himself what answers at one of them."""
+    """True if a stranger outside could not find out what answers at one of them."""
     sockets = map(socket_of, maddrs)
     return any(socket is not None and reach_of(socket.host) is not Reach.PUBLIC for socket in sockets)

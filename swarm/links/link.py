@@ -5,7 +5,7 @@ on a live link costs one round trip and no dial. What several sessions send in o
 leaves in one write. A node that is silent while somebody waits for it gets a PING, once a link; when that is
 not answered either, or the stream ends, every session on the link fails with the same error.
 
-When a peer is asked, and when it counts as gone, is for ``timers`` to say.
+``timers`` decides when a peer is asked, and when it counts as gone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
 
 
 Told = Callable[[Progress | None, Pong], None]
-"""Takes what the node tells of one session, None: nothing; and the PONG that it comes in."""
+"""Takes what the node tells of one session (None: nothing), and the PONG that it comes in."""
 
 
 class LinkUser(Protocol):
@@ -67,21 +67,21 @@ class LinkUser(Protocol):
 
     @property
     def waiting_since(self) -> float | None:
-        """When (perf_counter) it sent what it has no answer to yet, the oldest; None: it wants nothing."""
+        """When (perf_counter) it sent its oldest request without an answer; None: it waits for nothing."""
 
     def question(self) -> Told | None:
-        """What it has to ask about its session now; who takes the answer."""
+        """What it has to ask about its session now, and the function that takes the answer."""
 
     def deliver(self, reply: Reply) -> None: ...
 
     def fail(self, error: SwarmError) -> None:
-        """Nothing more will come."""
+        """The link has failed with ``error``: nothing more will come."""
 
 
 @dataclass(slots=True)
 class _Asked:
-    """A PING without its PONG. ``answer``: who wants its round trip. ``about``: who waits for what is told of
-    each session."""
+    """A PING without its PONG. ``answer`` gets its round trip. ``about`` gets what is told of each
+    session."""
 
     answer: asyncio.Future[float] | None
     about: dict[bytes, Told]
@@ -142,7 +142,7 @@ class NodeLink:
 
     @property
     def round_trip_s(self) -> float:
-        """Of HELLO and PINGs, smoothed; 0 before the first."""
+        """The smoothed round trip of HELLO and PINGs; 0 before the first."""
         return self._timers.round_trip_s
 
     @property
@@ -165,8 +165,8 @@ class NodeLink:
     def post(self, message: Message) -> None:
         """Send: in this turn of the event loop, or with what others send in it. Never waits.
 
-        There is no other back-pressure than the sessions': each bounds what it has under way. Raises what the
-        link failed of.
+        The sessions alone limit what is queued: each bounds its steps under way. Raises the link's error if
+        it has failed.
         """
         if self.failure is not None:
             raise self.failure
@@ -179,20 +179,21 @@ class NodeLink:
             self._flush()
 
     async def drain(self) -> None:
-        """Wait until little enough of what was posted waits to be sent. Raises what the link failed of."""
+        """Wait until the queue of what was posted is short. Raises the link's error if it has failed."""
         self._flush()
         if self.failure is not None:
             raise self.failure
         await self._connection.stream.drain()
 
     def watch(self) -> None:
-        """Somebody waits from now on: be sure to notice if the node falls silent."""
+        """A session waits from now on: notice it if the node falls silent."""
         patience = self._patience.ping_after_s
         if self._timer is None or self._due > self._loop.time() + patience:
             self._wake_in(patience)
 
     async def ping(self) -> float:
-        """Ask whether the node is there; the seconds until it answered. Raises what the link failed of."""
+        """Ask whether the node is there; returns the seconds until it answered. Raises the link's error if it
+        has failed."""
         if self.failure is not None:
             raise self.failure
         answer: asyncio.Future[float] = self._loop.create_future()
@@ -330,7 +331,7 @@ class NodeLink:
         self._wake_in(self._timers.answer_within_s())
 
     def check_self(self, now: float) -> None:
-        """Another link is silent: find out whether this one is, too."""
+        """Another link is silent: find out whether this one is silent too."""
         if self.failure is None and not self._timers.is_asking:
             self._ask(now)
 
@@ -361,7 +362,7 @@ class NodeLink:
                 user.fail(PeerTimeoutError(f"{self.name} answered no step for {limit:g} s"))
 
     def _end(self, error: SwarmError) -> None:
-        """Once, whatever ended it."""
+        """Runs once, whatever the reason of the end."""
         if self.failure is not None:
             return
         self.failure = error

@@ -107,8 +107,8 @@ class MessageStream(Generic[M]):
         return message
 
     async def receive_within(self, seconds: float) -> M:
-        """As ``receive``, of a peer that owes an answer: PeerTimeoutError when it sends nothing for so long,
-        or so little that it will not come."""
+        """As ``receive``, from a peer that owes an answer. Raises PeerTimeoutError if it sends nothing within
+        ``seconds``, or less than LEAST_RATE_BYTES_PER_S."""
         receiving = asyncio.ensure_future(self.receive())
         try:
             while True:

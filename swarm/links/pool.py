@@ -1,4 +1,4 @@
-"""The links that this side has opened: one a node, dialled when somebody first wants it."""
+"""The links that this side has opened: one for each node, dialled at its first use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """When the peer of a link is asked, and when it counts as gone. Sans-IO: callers bring the time.
 
 A peer is waited for while a session wants something of it. After ``ping_after_s`` of that it is asked, by
-PING. It is gone when it stays silent for ``answer_within_s`` after the question, or sends next to nothing:
+PING. It is gone when it stays silent for ``answer_within_s`` after the question, or sends less than 4 KiB/s:
 
     quiet ──waits──> asked ──silent──> gone
       ^                │ │               ^
@@ -25,11 +25,11 @@ IDLE_S = 5.0
 LATE_S = 0.1
 """Seconds by which a look may be late. A later one found the event loop blocked."""
 SLEPT_S = 1.0
-"""A wall clock that ran so many seconds further than ours shows that the computer was asleep."""
+"""If the wall clock ran this many seconds further than ours, the computer was asleep."""
 KEEP_ALIVE_S = 30.0
-"""Seconds between PINGs on a link whose sessions ask for nothing, such as those of a reader who pauses."""
+"""Seconds between PINGs on a link whose sessions wait for nothing, for example while a reader pauses."""
 OWN_LOSS_LOOK_S = 0.1
-"""Seconds between looks whether anybody is heard again."""
+"""Seconds between looks whether a peer is heard again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class LookAgain:
 
 @dataclass(frozen=True, slots=True)
 class AskNow:
-    """Ask the peer, and where the requests of its sessions are. Links that are silent, too, should ask."""
+    """Ask the peer, and where the requests of its sessions are. Other silent links should ask too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ Verdict = LookAgain | AskNow | Unused | PeerGone
 
 @dataclass(slots=True)
 class _Question:
-    """A PING without its PONG. ``since`` and ``received``: from when on, and after how many bytes, the answer
-    is missed. ``of_sessions``: it asks where their requests are."""
+    """A PING without its PONG. The answer is missed from ``since`` on, after ``received`` bytes.
+    ``of_sessions``: it asks where their requests are."""
 
     at: float
     since: float
@@ -120,7 +120,7 @@ class LinkTimers:
 
     @property
     def round_trip_s(self) -> float:
-        """Of HELLO and PINGs, smoothed; 0 before the first."""
+        """The smoothed round trip of HELLO and PINGs; 0 before the first."""
         return self._round_trips.mean_s
 
     @property
@@ -182,7 +182,8 @@ class LinkTimers:
 
     def excuse(self, now: float, wall: float, late_s: float, heard: Heard) -> LookAgain | None:
         """This process was blocked, or the computer asleep: what the peer said is not read yet, and its
-        silence up to now means nothing. ``late_s``: by how much this look is late. None: neither was so."""
+        silence up to now means nothing. ``late_s``: by how much this look is late. Returns None if neither
+        happened."""
         ahead, self._wall_ahead = self._wall_ahead, wall - now
         slept = self._wall_ahead - ahead > SLEPT_S
         if late_s <= LATE_S and not slept:
@@ -225,14 +226,14 @@ class LinkTimers:
         return AskNow()
 
     def _trickles(self, now: float, heard: Heard) -> bool:
-        """It has said something since it was asked, but so little that no answer is on its way."""
+        """The peer has sent bytes since it was asked, but too few for an answer to be on its way."""
         oldest = next(iter(self._questions.values()), None)
         if oldest is None or heard.at <= oldest.since:
             return False
         return is_trickle(heard.received - oldest.received, now - oldest.since, self.answer_within_s())
 
     def _judge_silence(self, now: float, heard: Heard, others: Iterable[float]) -> Verdict:
-        """A PING was not answered in time: the peer's fault, unless nobody else is heard either."""
+        """A PING was not answered in time. That is the peer's fault, unless no other peer is heard either."""
         pinged_at = self._pinged_at or now
         theirs = list(others)
         speaking = any(at > (self._alone_since or pinged_at) for at in theirs)

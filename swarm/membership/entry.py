@@ -31,12 +31,12 @@ class SwarmEntry:
 
     @property
     def tag(self) -> str:
-        """Of the swarm; "" is the unnamed one."""
+        """The swarm's tag; "" is the unnamed one."""
         return "" if self.membership is None else self.membership.tag
 
     @property
     def is_alone(self) -> bool:
-        """Whether nothing says where others are, and nobody is looked for."""
+        """True if no address of another peer is given and the LAN is not searched."""
         return not (self.initial_peers or self.may_meet or self.mdns)
 
 

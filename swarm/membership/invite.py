@@ -6,7 +6,7 @@
         first 4 bytes of SHA-256 of all before
 
 ``authority``, ``seed`` and ``grant`` are empty for a swarm without a key; see ``membership`` for their
-meaning. Of a swarm with a key an invite is a secret: who has it can join until it ends.
+meaning. An invite to a swarm with a key is a secret: everybody who has it can join until it ends.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Invite:
         return math.inf if self.grant is None or not self.grant.ends else float(self.grant.ends)
 
     def membership(self, now: float) -> Membership | None:
-        """What a process that joins by it is; None: the unnamed swarm without a key.
+        """The membership of a process that joins by this invite; None: the unnamed swarm without a key.
 
         Raises UsageError if it has ended, has not begun, or was not made by the swarm's key.
         """
@@ -78,7 +78,7 @@ class Invite:
         return swarm
 
     def __str__(self) -> str:
-        """The line of text. Of more addresses than fit, the first are kept."""
+        """The line of text. If the addresses do not all fit, the first are kept."""
         peers: dict[str, list[str]] = {}
         for peer in self.peers:
             if peer.peer_id in peers or len(peers) < MAX_PEERS:
@@ -152,7 +152,7 @@ def make_invite(
 
 
 def describe_end(invite: Invite) -> str:
-    """For people: how long it counts."""
+    """How long the invite is valid, in words for people."""
     return "for ever" if math.isinf(invite.ends) else f"until {moment(invite.ends)}"
 
 

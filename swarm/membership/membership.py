@@ -3,7 +3,7 @@
     authority key ──signs──▶ invite key (until when) ──signs──▶ PeerID of a member
 
 The authority's public key is part of the swarm's tag, so every member can check every credential without
-asking anybody. A credential is worth nothing to another peer: it names the PeerID whose key the transport's
+asking anybody. A credential is of no use to another peer: it names the PeerID whose key the transport's
 handshake proves. A swarm with a name and no key has a tag only, which keeps it apart and lets everybody in.
 
     tag         first 16 bytes of SHA-256("swarm-node swarm 1\\n" + authority (32 bytes or none) + name)
@@ -31,12 +31,13 @@ from ..fairness.recent import RecentMap
 from ..identity import SIGNATURE_BYTES, Identity, is_peer_id, verify_key
 
 CLOCK_SLACK_S = 120.0
-"""By how much clocks may differ before a grant counts as expired, or as not begun."""
+"""Clocks may differ by this many seconds before a grant counts as expired, or as not begun."""
 RENEWAL_S = 24 * 3600.0
-"""How long a grant lasts that a holder of the key makes for itself; it makes the next at half of that."""
+"""A grant that a holder of the key makes for itself lasts this many seconds. It makes the next at half of
+that."""
 MAX_NAME_CHARS = 64
 MAX_CREDENTIAL_BYTES = 512
-"""Of any later version, too."""
+"""Bytes of a credential at most, also in later versions."""
 
 _TIMES = struct.Struct("!QQ")
 _CREDENTIAL_BYTES = 1 + 32 + _TIMES.size + 2 * SIGNATURE_BYTES
@@ -55,7 +56,8 @@ class Membership(Protocol):
 
     @property
     def tag(self) -> str:
-        """The swarm, as 32 hexadecimal digits: equal for all of its members and for nobody else."""
+        """The swarm as 32 hexadecimal digits, equal for all of its members and different in every other
+        swarm."""
 
     @property
     def ends(self) -> float:
@@ -70,13 +72,13 @@ class Membership(Protocol):
     def check(self, peer_id: str, credential: bytes, now: float) -> float:
         """Until when (Unix time, or inf) ``peer_id``, proven by the transport, is a member.
 
-        Raises NotAdmittedError, with a message that may be told to the peer, if it is none.
+        Raises NotAdmittedError if the peer is not a member. The message may be told to the peer.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """An invite key that the swarm's key vouches for. ``seed`` is secret: whoever has it can join.
+    """An invite key that the swarm's key has signed. ``seed`` is secret: everybody who has it can join.
 
     ``begins`` and ``ends``: whole seconds of Unix time; ``ends`` 0 is for ever.
     """
@@ -95,7 +97,7 @@ def grant(authority: Identity, tag: str, begins: float, ends: float = math.inf) 
 
 
 def swarm_name(text: str) -> str:
-    """A swarm's name in its one form. Raises UsageError for what is none."""
+    """A swarm's name in its one form. Raises UsageError for a text that cannot be a name."""
     name = unicodedata.normalize("NFC", text.strip())
     if len(name) > MAX_NAME_CHARS or not name.isprintable():
         raise UsageError(
@@ -112,7 +114,7 @@ def swarm_tag(name: str, authority: bytes = b"") -> str:
 
 
 class NamedSwarm:
-    """Membership of a swarm that has a name only: it is kept apart, and everybody may come in."""
+    """Membership of a swarm that has only a name: it is kept apart from others, and everybody may join."""
 
     def __init__(self, name: str) -> None:
         self.name = swarm_name(name)
@@ -150,7 +152,7 @@ class KeyedSwarm:
 
     @property
     def holder(self) -> Identity | None:
-        """The swarm's key, where we have it: who has it can invite others."""
+        """The swarm's key if we have it: a process that has the key can invite others."""
         return self._holder
 
     @property

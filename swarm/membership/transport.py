@@ -2,9 +2,9 @@
 
 Before a protocol's own bytes, each side sends one MEMBER frame. The opener does not wait for the other's:
 what it sends next follows at once, and the other's credential is checked before anything of the other is
-read, so that this costs no round trip. Who opens a stream must not send secrets before it has an answer; our
-protocols send activations only to a session that was opened. The PeerID that a credential must name is the
-one that the transport's handshake proved.
+read, so that this costs no round trip. A peer that opens a stream must not send secrets before it has an
+answer. Our protocols send activations only to a session that was opened. The PeerID that a credential must
+name is the one that the transport's handshake proved.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 MEMBER_KIND = 17
 GREETING_S = 5.0
-"""For a peer that opened a stream to show its credential."""
+"""Seconds that a peer which opened a stream has to show its credential."""
 MAX_GREETING = 64
-"""Streams of one peer that have not shown one yet; more are closed at once."""
+"""One peer may have this many streams without a credential shown. More are closed at once."""
 MAX_GREETINGS = 512
-"""The same of all peers; one more ends one of whoever has most, the oldest."""
+"""All peers together may have this many. One more ends the oldest of the peer that has most."""
 MAX_GREETING_BYTES = 4096
-"""Of the frame: a credential, or an error in its place."""
+"""Bytes of the MEMBER frame at most. It holds a credential, or an error in its place."""
 SWEEP_S = 15.0
-"""Between looks for members whose time is over."""
+"""Seconds between looks for members whose membership has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class MembersTransport:
 
     @property
     def is_keyed(self) -> bool:
-        """Whether only those are in the swarm whom somebody with its key has let in."""
+        """True if the swarm has a key: every member was then let in by a holder of the key."""
         return isinstance(self._membership, KeyedSwarm)
 
     async def maddrs(self) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class MembersTransport:
         self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
     ) -> Stream:
         """As Transport's, or NotAdmittedError if our own membership is over; the stream's ``read`` raises
-        NotAdmittedError if the peer is no member, or does not take us for one."""
+        NotAdmittedError if the peer is not a member, or refuses us."""
         greeting = self._own_greeting()
         stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout)
         try:
@@ -217,7 +217,7 @@ class MembersTransport:
 
 
 class MemberStream:
-    """A stream behind the greeting; implements Stream. Once the other's greeting is read it costs nothing.
+    """A stream after the greeting; implements Stream. It adds no cost once the other's greeting is read.
 
     ``admitted``: the other's greeting was read by these, whose unread bytes come first.
     """

@@ -15,19 +15,21 @@ from .swarm_view import Machine, MeasuredLinks, SwarmView
 from .types import ModelShape
 
 FINE = 0.002
-"""Part of a token's time for which a machine is placed elsewhere while planning: nothing is loaded yet."""
+"""While planning, a machine is placed elsewhere if that saves this part of a token's time: nothing is loaded
+yet, so a move costs nothing."""
 FEW = 8
-"""Machines, up to which they are placed again up to ROUNDS times."""
+"""Up to this many machines are placed again up to ROUNDS times."""
 ROUNDS = 4
 SEVERAL = 16
-"""Machines, up to which each is placed again once: a fraction of a second. Of more, each is placed once."""
+"""Up to this many machines are each placed again once, which takes a fraction of a second. With more, each is
+placed only once."""
 
 
 def assign_machines(
     machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape: ModelShape, links: MeasuredLinks
 ) -> dict[str, Span]:
-    """Spans by peer id beside the spans of ``fixed``; who would not help is left out. The same for any order
-    of ``machines``. ``links`` knows all of them."""
+    """Spans by peer id beside the spans of ``fixed``; a machine that would not help is left out. The same for
+    any order of ``machines``. ``links`` knows all of them."""
     fit = sorted(
         (machine for machine in machines if machine.max_blocks > 0),
         key=lambda machine: (machine.decode_ms_per_block, -machine.max_blocks, machine.peer_id),

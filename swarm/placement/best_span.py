@@ -13,18 +13,19 @@ from .throughput import PRECISION
 from .types import Gain, gigabytes
 
 NEARLY = 1.005
-"""Times the best route's time that another may take to count as good: among these the throughput decides."""
+"""A route that takes up to this many times the best one's time counts as good. Among those the throughput
+decides."""
 WORTH = 0.03
-"""Part of a token's time that a span must save to be served for that; else it is chosen as a copy."""
+"""A span must save this part of a token's time to be served for speed. Else it is chosen as a copy."""
 GROWS = 0.005
-"""Part of the throughput that is told as a gain."""
+"""A gain of throughput is reported from this part of it on."""
 WORTH_WIDER = 1.02
-"""Times the throughput for which a machine takes more blocks than the best route uses of it."""
+"""A machine takes more blocks than the best route uses of it if the throughput grows by this factor."""
 TOO_SLOW = 3.0
-"""A route through a machine that takes so many times the best one's time is no service to anybody; where it
-would be the only copy beside another's, three times as much."""
+"""A machine through which a route takes this many times the best one's time is not used. Where it would be
+the only copy beside another's, the limit is three times as high."""
 _TRIED = 6
-"""Spans whose throughput is reckoned, of those that are equally good otherwise."""
+"""The throughput of at most this many spans is computed, among those that are otherwise equally good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def _span_in(view: SwarmView, machine: Machine) -> Span:
 
 
 def _widened(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmView:
-    """The picture with the one of ``spans`` that gives most throughput, or with a longer span around it where
+    """The view with the one of ``spans`` that gives most throughput, or with a longer span around it where
     that gives more still or copies of blocks that have one only."""
     n = view.shape.n_blocks
     exact = _best(view, machine, spans)
@@ -104,8 +105,8 @@ def _widened(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmV
 
 
 def _best(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmView:
-    """The picture with that one of ``spans`` that closes most of a hole, then gives most throughput, then
-    leaves least shortage."""
+    """The view with the one of ``spans`` that closes most of a hole, then gives most throughput, then leaves
+    least shortage."""
     best: SwarmView | None = None
     for span in spans:
         after = view.with_node(machine.serving(span, view.shape.n_blocks))
@@ -127,7 +128,7 @@ def _is_better(one: SwarmView, other: SwarmView) -> bool:
 
 
 def _scarce(view: SwarmView, machine: Machine) -> list[Span]:
-    """Spans where another copy should add most throughput."""
+    """The spans where another copy should add most throughput."""
     n = view.shape.n_blocks
     length = min(machine.max_blocks, n)
     return _thinnest(view, machine, length, range(n - length + 1))

@@ -18,11 +18,11 @@ from ..types import NodeInfo, Span
 from .swarm_view import Machine, SwarmView
 
 STEPS = 1000
-"""Sequences looked at: some tens of milliseconds."""
+"""The search looks at up to this many sequences, which takes some tens of milliseconds."""
 QUICK_STEPS = 400
-"""The same where a serving node asks now and then."""
+"""The same for a serving node, which asks from time to time."""
 MOST = 12
-"""Nodes that are tried, the likeliest first."""
+"""At most this many nodes are tried, the likeliest first."""
 
 Costs = NDArray[np.float64]
 

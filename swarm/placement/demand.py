@@ -2,8 +2,8 @@
 
 Everything here is computed from what peers say, and a peer may say anything. So a peer has one vote, divided
 among the models it names, and an idle node picks with the chance that the votes give, not the model that has
-most: whoever has a tenth of the votes moves a tenth of the idle nodes. Identities cost nothing where a swarm
-has no membership; what an idle node loads at all is bounded by what its owner allows.
+most: a tenth of the votes moves a tenth of the idle nodes. Identities cost nothing where a swarm has no
+membership; what an idle node loads at all is bounded by what its owner allows.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from ..routing.best_route import missing_blocks
 from ..types import ModelRef, NodeInfo, NodeState, Span
 
 MAX_WANTED = 4
-"""Models that one peer may want at a time."""
+"""One peer may want at most this many models at a time."""
 MAX_DEMAND = 64
-"""Models that a reader of the demand looks at, those with most votes."""
+"""A reader of the demand looks at this many models at most, those with most votes."""
 SPREAD_S = 3.0
-"""Idle nodes answer a new demand one after another, within so many seconds, so that the later ones see what
-the first take on."""
+"""Idle nodes answer a new demand one after another within this many seconds, so that later ones see what the
+first have taken."""
 COOL_DOWN_S = 60.0
-"""Least time between two models of one node: loading costs as much as it serves."""
+"""At least this many seconds pass between two models of one node, because loading costs as much as
+serving."""
 UNUSED_S = 600.0
-"""A complete model that nobody used for so long may make room for one that is wanted."""
+"""A complete model that was not used for this many seconds may make room for a wanted one."""
 PATIENCE_S = 120.0
-"""A model that is wanted for so long although all its blocks are served or being loaded is short of nodes, or
-those that it has do not work."""
+"""A model counts as short of nodes if it was wanted for this many seconds although all its blocks are served
+or being loaded. Its nodes may be too few, or may not work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Demand:
     missing: tuple[Span, ...] = ()
     loading: tuple[NodeInfo, ...] = ()
     seen_s: float = 0.0
-    """For how long the reader has seen the demand."""
+    """Seconds for which the reader has seen the demand."""
 
     @property
     def covered(self) -> float:
@@ -177,7 +178,8 @@ def _demand(model: WantedModel, peers: Sequence[str], votes: float, nodes: Seque
 
 
 def _score(demand: Demand) -> float:
-    """Votes, and up to as much again for a model that others have begun: half a model serves nobody."""
+    """The votes, and up to as much again for a model that others have begun, because half a model is of no
+    use."""
     return demand.votes * (1 + (demand.covered if demand.missing else 0.0))
 
 

@@ -1,4 +1,5 @@
-"""Who should serve other blocks, and which: one node at a time, and only for a gain that is worth the move.
+"""Which node should serve other blocks, and which blocks: one node at a time, and only for a gain that is
+worth the move.
 
 Everybody who sees the same announcements finds the same mover. Why this comes to rest: a move makes the best
 route faster by a part, or leaves it as it is and adds a part of the throughput; or it is a step of a plan for
@@ -18,21 +19,21 @@ from .swarm_view import Machine, MeasuredLinks, SwarmView, block_rate
 from .types import Gain, ModelShape
 
 WORTH_MOVING = 0.05
-"""Part of a token's time that a move must save. Measured speeds vary by a few per cent from run to run."""
+"""A move must save this part of a token's time. Measured speeds vary by a few per cent from run to run."""
 WORTH_MOVING_FOR_COPIES = 0.1
-"""Part of the shortage of copies that a move must save."""
+"""A move must save this part of the shortage of copies."""
 WORTH_MOVING_FOR_ALL = 0.25
-"""Part of the throughput that a move must add."""
+"""A move must add this part of the throughput."""
 SLOWER = 1.001
-"""Times the best route's time that a move for throughput may cost."""
+"""A move for throughput may raise the best route's time by this factor at most."""
 ALL = 12
-"""Nodes that may move, up to which every one of them is looked at."""
+"""If at most this many nodes may move, every one of them is looked at."""
 LIKELY = 4
-"""In larger swarms so many of the fastest and so many of those least needed are."""
+"""In larger swarms this many of the fastest nodes are looked at, and this many of those least needed."""
 TOGETHER = 8
-"""Nodes that may move, up to which a plan for all of them is made."""
+"""If at most this many nodes may move, a plan for all of them is made."""
 PLANNED = 32
-"""The same while blocks are missing: that is worth more time."""
+"""The same while blocks are missing, which is worth more computing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _alone(before: SwarmView, nodes: Sequence[NodeInfo], machines: Mapping[str, 
 
 
 def _gain(before: SwarmView, after: SwarmView) -> Gain | None:
-    """What a change is worth making for; None where it is not."""
+    """The gain that makes a change worthwhile; None if there is none."""
     if after.n_missing != before.n_missing:
         return Gain.COVER if after.n_missing < before.n_missing else None
     if after.cost_s <= before.cost_s * (1 - WORTH_MOVING):

@@ -33,9 +33,10 @@ __all__ = [
 ]
 
 MOVE_COOL_DOWN_S = 300.0
-"""After a node's last move before it moves for a gain again; a hole is closed at any time."""
+"""A node waits this many seconds after its last move before it moves for a gain again. It may close a hole at
+any time."""
 PLACED_TOGETHER = 32
-"""Nodes that start at once and are placed together; of more, this many at a time."""
+"""Up to this many nodes that start at once are placed together. If there are more, this many at a time."""
 
 
 def plan_join(snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: ModelShape) -> Verdict:
@@ -93,7 +94,7 @@ def plan_move(
     }
     if own.peer_id not in machines:
         return Stay("stays: its announcement offers no change of blocks")
-    # As announced, for all must come to the same; but no more than its memory holds by now.
+    # As announced, so that all nodes come to the same plan; but no more than its memory holds now.
     holds = min(machines[own.peer_id].max_blocks, shape.max_blocks(offer.memory_bytes))
     machines[own.peer_id] = replace(machines[own.peer_id], max_blocks=holds)
     move = next_move(nodes, machines, shape)
@@ -125,8 +126,8 @@ def why_not_leave(snapshot: Sequence[NodeInfo], peer_id: str, n_blocks: int) -> 
 def assign(
     offers: Sequence[NodeOffer], shape: ModelShape, *, fixed: Sequence[NodeInfo] = ()
 ) -> dict[str, Span]:
-    """The best spans found for all ``offers`` at once, by peer id, beside nodes that are ``fixed``. Who
-    would not help is left out."""
+    """The best spans found for all ``offers`` at once, by peer id, beside nodes that are ``fixed``. A machine
+    that would not help is left out."""
     machines = [Machine.offering(offer, shape) for offer in offers]
     if len({machine.peer_id for machine in machines}) < len(machines):
         raise UsageError("a peer has two offers")

@@ -19,11 +19,12 @@ from ..types import Span
 from .swarm_view import Machine, SwarmView
 
 MOST_LOOKS = 48
-"""Routes searched for one machine in a small swarm; each takes a millisecond or less there."""
+"""At most this many routes are searched for one machine in a small swarm, where each takes a millisecond or
+less."""
 LARGE = 24
 LOOKS_WHEN_LARGE = 4
-"""With more nodes than LARGE in the view: a search takes tens of milliseconds, and a route that would come
-back to a node is rare."""
+"""The same limit with more nodes than LARGE in the view. There a search takes tens of milliseconds, and a
+route that would come back to a node is rare."""
 
 Costs = NDArray[np.float64]
 _NONE = -1

@@ -2,8 +2,8 @@
 short of copies.
 
 Routes are priced by ``routing`` and ``prediction``, for one decoded token and no waiting: load comes and goes
-faster than blocks can move. The client is nobody in particular: as far from each node as other nodes are from
-it (the median of what it announces). So everybody who sees one snapshot sees one picture.
+faster than blocks can move. The client is an average one: as far from each node as other nodes are from it
+(the median of what it announces). So all nodes that see one snapshot compute the same view.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .throughput import throughput
 from .types import ModelShape, NodeOffer
 
 HOME_LINK = Link(rtt_s=0.002, bytes_per_s=1.25e7)
-"""Where nobody has announced a link: 2 ms and 100 Mbit/s, as in a home. It is the same for all, so it only
-weighs hops against compute."""
+"""The link assumed where none is announced: 2 ms and 100 Mbit/s, as in a home. It is the same for all, so it
+only weighs hops against compute."""
 HOLE_S = 1e4
-"""Seconds that a missing block counts as: more than anybody may announce of a real one, so that holes are
-closed first."""
+"""A missing block counts as this many seconds. That is more than a node may announce of a real one, so that
+holes are closed first."""
 KEPT_PER_BLOCK = 6
-"""Of the nodes of a block so many, by speed and by speed with a hop's way shared out over the span, may be in
-the best route: in a large swarm the others are not looked at."""
+"""In a large swarm only this many nodes of a block may be in the best route: the fastest, and the fastest
+with a hop's way shared out over the span."""
 KEEP_ALL = 24
-"""Nodes; so few are all looked at."""
+"""In a swarm of up to this many nodes all are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class SwarmView:
         self.missing = missing_blocks(self._likely, n)
         self.n_missing = sum(map(len, self.missing))
         self.priced = [*self._likely, *(_hole(span, n) for span in self.missing)]
-        """Those that may be in the best route, and one for each missing span, at HOLE_S a block."""
+        """The nodes that may be in the best route, and one for each missing span, at HOLE_S a block."""
         self._cost_s: float | None = None
         self._tokens_per_s: float | None = None
         self._shortage: float | None = None
@@ -153,7 +153,8 @@ class SwarmView:
         return self._tokens_per_s
 
     def reaches(self, tokens_per_s: float) -> bool:
-        """Whether it computes so much: sooner known than how much."""
+        """Whether all nodes together reach ``tokens_per_s``, which is computed faster than the exact
+        number."""
         if self._tokens_per_s is None:
             found = throughput(self._rates, self.shape.n_blocks, at_least=tokens_per_s)
             if not found:
@@ -179,7 +180,7 @@ class SwarmView:
         return self.copies.count(1)
 
     def with_node(self, node: NodeInfo) -> SwarmView:
-        """With ``node``, whose peer is not in this view, but is among its ``machines``."""
+        """This view with ``node`` added, whose peer is not in this view but among its ``machines``."""
         other = object.__new__(SwarmView)
         other.shape, other.links, other.request, other.edges = (
             self.shape,
@@ -217,7 +218,7 @@ class SwarmView:
         self._rates[start, end] = self._rates.get((start, end), 0.0) + rate
 
     def _candidates(self) -> list[NodeInfo]:
-        """Those that may be in the best route."""
+        """The nodes that may be in the best route."""
         nodes = list(self.nodes.values())
         if len(nodes) <= KEEP_ALL:
             return nodes

@@ -12,7 +12,7 @@ from heapq import heappop, heappush, heapreplace
 from itertools import accumulate
 
 PRECISION = 1e-3
-"""Of the answer, which is at most so much too low."""
+"""The answer is too low by at most this part."""
 
 Rates = Mapping[tuple[int, int], float]
 """Blocks per second of all nodes with one span, by its first block and the block after its last."""

@@ -14,7 +14,7 @@ class ModelShape:
     """What serving a model costs. ``block_bytes``: one block's weights as the node would hold them.
 
     ``kv_bytes``: keys and values of one token in one block. ``context_tokens``: a node keeps room for at
-    least so many tokens in each of its blocks. ``activation_bytes``: one token's hidden state on the wire,
+    least this many tokens in each of its blocks. ``activation_bytes``: one token's hidden state on the wire,
     one way.
     """
 
@@ -31,7 +31,7 @@ class ModelShape:
 
     @property
     def room_per_block(self) -> int:
-        """Bytes: weights, and keys and values of one context."""
+        """Bytes of one block's weights, and of its keys and values of one context."""
         return self.block_bytes + self.kv_bytes * self.context_tokens
 
     def max_blocks(self, memory_bytes: int) -> int:

@@ -2,7 +2,7 @@
 
 A group is the smallest network that is usually rented as a whole: a /24 of IPv4, a /48 of IPv6. A private or
 loopback address stands for one machine: on a LAN each host is its own group. An address through a relay
-belongs to the relay's group, since that is all that can be seen of who is behind it.
+belongs to the relay's group, since nothing more can be seen of the peer behind it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def groups_of(maddrs: Iterable[str]) -> frozenset[str]:
 
 
 def networks(maddrs: Iterable[str]) -> int:
-    """In how many networks those are who answered from these addresses, at least: what one owner of one
-    network can make is 1, with as many identities as he likes.
+    """The least number of networks from which these addresses answered. An owner of one network gets 1, with
+    any number of identities.
 
     So the two families of IP are not added up, all addresses that are not global count as one place (a
     machine of a LAN takes as many of these as it likes, and may have a global one as well), and what answers

@@ -65,7 +65,7 @@ def bare_host(host: str) -> str:
 
 def listen_maddrs(host: str, port: int) -> tuple[str, ...]:
     """``("127.0.0.1", 0)`` -> ``/ip4/127.0.0.1/tcp/0``; an address for each kind that this machine has for
-    EVERY_INTERFACE. Raises UsageError if the host is no IP address."""
+    EVERY_INTERFACE. Raises UsageError if the host is not an IP address."""
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port} is not between 0 and 65535", hint="0 picks a free one.")
     if host == EVERY_INTERFACE:
@@ -127,12 +127,12 @@ def is_loopback(maddr: str) -> bool:
 
 
 def all_loopback(maddrs: Sequence[str]) -> bool:
-    """Whether no other machine can reach any of these."""
+    """True if no other machine can reach any of these."""
     return all(map(is_loopback, maddrs))
 
 
 def no_own_address(host: str) -> ListenError:
-    """Of a process that listens where this machine has no address that others could be told."""
+    """The error of a process that listens where this machine has no address that others could dial."""
     where = "this machine" if host == EVERY_INTERFACE else f"host {host}"
     return ListenError(
         f"nobody could reach this node: {where} has no address to tell others",
@@ -144,9 +144,9 @@ def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
     """The addresses, with a free port in place of 0, which a daemon keeps when it is started again; the same
     one for all, if it is free for all.
 
-    Raises ListenError if a port is taken or an address is not ours, UsageError if it is none. p2pd shares
-    ports (SO_REUSEPORT): two daemons on one port both start, and dials then fail at random. So a plain socket
-    tries the port first.
+    Raises ListenError if a port is taken or an address is not ours, UsageError if it is not an address. p2pd
+    shares ports (SO_REUSEPORT): two daemons on one port both start, and dials then fail at random. So a plain
+    socket tries the port first.
     """
     found: list[str] = []
     chosen = 0

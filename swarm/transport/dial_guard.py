@@ -1,8 +1,8 @@
-"""Where this process dials when a stranger's word names the address: few places, none that was not meant.
+"""Where this process dials when a stranger names the address: few places, and none that it should not reach.
 
-Whoever signs a record chooses its addresses, and identities cost nothing; so an address from a record may be
-somebody's who has nothing to do with the swarm, or inside of a network that its author cannot reach himself.
-A node dials public addresses, and those of its own kind of network only where it has no public address: a
+The signer of a record chooses its addresses, and identities cost nothing. So an address from a record may
+belong to a host that has nothing to do with the swarm, or lie in a network that its author cannot reach. A
+node dials public addresses, and those of its own kind of network only where it has no public address: a
 public node knows no private network that strangers may have it look into. What does not answer is left alone
 for longer each time, and a host or an address group is not tried more than a few times a minute.
 """
@@ -19,28 +19,30 @@ from .address_groups import host_group
 from .addresses import SocketMaddr, parse_socket_maddr
 
 MAX_ADDRESSES = 6
-"""Of one peer that are tried: TCP and QUIC on a few networks."""
+"""At most this many addresses of one peer are tried: TCP and QUIC on a few networks."""
 MAX_HOSTS = 3
-"""Of one peer that are tried: a public address of each kind, and one on the LAN."""
+"""At most this many hosts of one peer are tried: a public address of each kind, and one on the LAN."""
 FAILURES_PER_HOST = 30
 FAILURES_PER_GROUP = 60
-"""Dials a minute to one host, or one address group, that come to nothing or are under way."""
+"""One host, or one address group, gets at most this many dials a minute that fail or are under way."""
 CLIENT_FAILURES_PER_HOST = 512
 CLIENT_FAILURES_PER_GROUP = 1024
-"""The same of a client, which dials for itself: as many as one key of the directory holds, so that who writes
-a host into many records does not keep a client from whoever really is there."""
+"""The same for a client, which dials for itself. It is as many as one key of the directory holds, so that a
+peer which writes a host into many records cannot keep a client from the real peer there."""
 FAILURES_NEARBY = 120
-"""The same to a host or group that is not public: on one machine many nodes may live and die in a minute."""
+"""The same for a host or group that is not public: on one machine many nodes may start and end in a
+minute."""
 MINUTE_S = 60.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
-"""A place that did not answer is left alone for so long; doubled with each time in a row."""
+"""A place that did not answer is left alone for a time that doubles with each failure, up to this many
+seconds."""
 MAX_PLACES = 4096
-"""Places, hosts and groups that are remembered."""
+"""At most this many places, hosts and groups are remembered."""
 
 SPOKEN = ("", "/quic", "/quic-v1")
-"""What is spoken over TCP or UDP where a node dials. No WebSockets: a stranger's server would get requests of
-HTTP from us."""
+"""A node dials addresses that go on like this after TCP or UDP. WebSockets are left out: a stranger's server
+would get HTTP requests from us."""
 
 _TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 _PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
@@ -48,7 +50,8 @@ _CARRIER = ipaddress.ip_network("100.64.0.0/10")
 
 
 class Reach(StrEnum):
-    """From where an address can be meant. OTHER: from nowhere that we know, such as documentation's."""
+    """From where an address can be reached. OTHER: from no place that we know, such as addresses for
+    documentation."""
 
     PUBLIC = "public"
     PRIVATE = "private"
@@ -99,7 +102,7 @@ def reaches(own: Iterable[str]) -> frozenset[Reach]:
 
 def choose(maddrs: Iterable[str], allowed: frozenset[Reach]) -> list[str]:
     """Of a peer's addresses those that are dialled, as a node does it: at ``allowed`` places, MAX_ADDRESSES
-    on MAX_HOSTS. Names are to be looked up before: who answers for them may change his mind."""
+    on MAX_HOSTS. Look names up before the call: their owner may change the answer later."""
     chosen: list[str] = []
     hosts: set[object] = set()
     for maddr in dict.fromkeys(maddrs):
@@ -113,8 +116,8 @@ def choose(maddrs: Iterable[str], allowed: frozenset[Reach]) -> list[str]:
 
 
 def for_client(maddrs: Iterable[str]) -> list[str]:
-    """The same for a process that dials for itself: its own networks are its own, but it is not sent to its
-    own machine by somebody who also has another address."""
+    """The same for a process that dials for itself. It may dial its own networks, but a peer that also has
+    another address cannot send it to its own machine."""
     known = list(dict.fromkeys(maddrs))
     elsewhere = [
         maddr
@@ -125,7 +128,7 @@ def for_client(maddrs: Iterable[str]) -> list[str]:
 
 
 def same_host(maddrs: Iterable[str], remote_maddr: str) -> tuple[str, ...]:
-    """Those of a peer's addresses that are at the host which it speaks from; nobody has signed the others."""
+    """Those of a peer's addresses that are at the host which it speaks from; the others are not signed."""
     here = socket_of(remote_maddr)
     return tuple(
         maddr
@@ -141,10 +144,10 @@ def public_of(maddrs: Iterable[str]) -> list[str]:
 
 
 class DialGuard:
-    """Spares those who do not answer. Pure: ``now`` in seconds.
+    """Spares places that do not answer. Pure: ``now`` in seconds.
 
-    What one record says costs no other peer: a place is left alone for the sake of the peer that was not
-    found there, and whoever was found where he said is dialled there again, whatever strangers say of it.
+    A record costs no other peer anything: a place is left alone only for the peer that was not found there. A
+    peer that was found at its address is dialled there again, whatever strangers say of it.
     """
 
     def __init__(self, *, for_client: bool = False) -> None:
@@ -161,8 +164,8 @@ class DialGuard:
         self._groups = RecentEvents(MINUTE_S, MAX_PLACES)
 
     def begin(self, peer_id: str, maddrs: Sequence[str], now: float) -> list[str]:
-        """Those of a peer's addresses that may be dialled now. Each counts for a minute, unless he is there
-        or was before."""
+        """Those of a peer's addresses that may be dialled now. Each counts for a minute, unless the peer is
+        or was found there."""
         free = []
         for maddr in maddrs:
             place, host, group = _counted(peer_id, maddr)
@@ -180,7 +183,8 @@ class DialGuard:
         return free
 
     def met(self, peer_id: str, maddrs: Sequence[str], remote_maddr: str) -> None:
-        """The peer answered from ``remote_maddr``: of what was dialled, only this place is to his credit."""
+        """The peer answered from ``remote_maddr``: of the dialled places, only this one counts as
+        answered."""
         there = socket_of(remote_maddr)
         for maddr in maddrs:
             place, host, group = _counted(peer_id, maddr)
@@ -202,7 +206,7 @@ class DialGuard:
             self._met.pop(place, None)
 
     def _limits(self, maddr: str) -> tuple[int, int]:
-        """Dials in vain a minute to its host, and to its address group."""
+        """How many failed dials a minute its host, and its address group, may get."""
         if not public_of([maddr]):
             return FAILURES_NEARBY, FAILURES_NEARBY
         if self._for_client:
@@ -210,7 +214,7 @@ class DialGuard:
         return FAILURES_PER_HOST, FAILURES_PER_GROUP
 
     def not_dialled(self, peer_id: str, maddrs: Sequence[str]) -> None:
-        """Nobody was dialled after all: our own end failed."""
+        """No peer was dialled after all: our own end failed."""
         for maddr in maddrs:
             place, host, group = _counted(peer_id, maddr)
             if place not in self._met:

@@ -12,7 +12,7 @@ from typing import Protocol
 Buffer = bytes | bytearray | memoryview
 
 READ_SIZE = 256 * 1024
-"""Bytes asked for in one read."""
+"""One read asks for this many bytes."""
 
 DIAL_TIMEOUT = 10.0
 """Seconds to connect to a peer and open a stream, by default."""
@@ -62,7 +62,7 @@ class Stream(Protocol):
         """
 
     async def drain(self) -> None:
-        """Wait until little enough is queued. Raises as ``read``, or StreamClosedError: the peer closed."""
+        """Wait until the queue is short. Raises as ``read``, or StreamClosedError if the peer closed."""
 
     def close(self) -> None:
         """End the stream for both sides. Idempotent."""
@@ -94,8 +94,7 @@ class Transport(Protocol):
         """
 
     async def check(self) -> None:
-        """Raises LocalNetworkError if it is our own end that does not answer: ask before a silent peer is
-        blamed."""
+        """Raises LocalNetworkError if our own end does not answer. Call it before a silent peer is blamed."""
 
     async def close(self) -> None:
         """Close every stream, stop the handlers, free the port. Idempotent."""

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 HIGH_WATER = 1024 * 1024
 """Bytes written and not yet read at which ``drain`` waits; p2pd's streams hold about as many."""
 RETRANSMIT_S = 0.2
-"""Seconds that a lost write is late: the usual minimum retransmission time-out of TCP."""
+"""A lost write is late by this many seconds: the usual minimum retransmission time-out of TCP."""
 
 Schedule = Callable[[float, Callable[[], object]], object]
 """Runs a function after some seconds; ``loop.call_later`` unless a test injects its own clock."""
@@ -56,7 +56,7 @@ class MemoryNetwork:
         self._healed = asyncio.Event()
 
     def transport(self, peer_id: str) -> MemoryTransport:
-        """The peer's transport; a new one if it was never asked for, closed or killed."""
+        """The peer's transport; a new one if there was none, or if it was closed or killed."""
         if peer_id not in self._transports:
             self._transports[peer_id] = MemoryTransport(self, peer_id)
         return self._transports[peer_id]

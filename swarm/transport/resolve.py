@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from ..errors import PeerTimeoutError, PeerUnreachableError
 
 RESOLVE_S = 5.0
-"""For one name; a resolver without a network may take half a minute to say so."""
+"""Seconds to look up one name. A resolver without a network may take half a minute to fail."""
 MOST_ADDRESSES = 8
-"""Of one name."""
+"""At most this many addresses of one name are used."""
 
 _NAMED = re.compile(r"/(dns[46]?)/([^/]{1,253})((?:/tcp|/udp)/\d{1,5}(?:/quic-v1|/quic)?)")
 _FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}

@@ -1,4 +1,4 @@
-"""hivemind's ``P2P`` over a daemon that can be replaced: whoever holds it need not know that one died."""
+"""hivemind's ``P2P`` over a daemon that can be replaced: its users need not know that one died."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class P2pDaemon(P2P):
     async def restart(self) -> None:
         """Start a daemon in the place of the last one, which is ended if it still runs.
 
-        Raises ListenError or NetworkError; may then be called again.
+        Raises ListenError or NetworkError. The caller may then try again.
         """
         last, handlers = self._process, self._client.control if self._client is not None else None
         self._lay_down()
@@ -103,8 +103,8 @@ class P2pDaemon(P2P):
             self._up.set()
 
     async def _direct_addresses(self) -> tuple[str, ...]:
-        """Where peers of our own network can dial us, which only a daemon that listens knows. To be announced
-        by one that has relays, they must be known before it starts."""
+        """Where peers of our own network can dial us, which only a daemon that listens knows. A daemon with
+        relays announces them, so they must be known before it starts."""
         options = self.options
         if options.announce_maddrs or options.client_mode:
             return options.announce_maddrs
@@ -132,7 +132,7 @@ class P2pDaemon(P2P):
     async def request(
         self, request: p2pd_pb2.Request
     ) -> tuple[p2pd_pb2.Response, asyncio.StreamReader, asyncio.StreamWriter]:
-        """As the process's. Who makes it again after a LocalNetworkError awaits ``ready`` before."""
+        """As the process's. A caller that repeats it after a LocalNetworkError awaits ``ready`` first."""
         process = self.process
         try:
             return await process.request(request)
@@ -150,7 +150,7 @@ class P2pDaemon(P2P):
         self.process.kill(because)
 
     def give_up(self, error: LocalNetworkError) -> None:
-        """There will be no other daemon: whoever waits for one gets ``error``."""
+        """There will be no other daemon: all callers that wait for one get ``error``."""
         self._failure = error
         self._up.set()
 

@@ -14,7 +14,7 @@ from ...errors import UsageError
 logger = logging.getLogger(__name__)
 
 KEPT_TEXTS = 4096
-"""Addresses whose text is remembered: those of the peers that are connected, with room to spare."""
+"""The texts of this many addresses are remembered: those of the connected peers, with room to spare."""
 
 _P2P_CODE = bytes.fromhex("a503")  # multicodec 421 as a varint
 
@@ -42,7 +42,7 @@ def encode_maddr(text: str) -> bytes:
 
 @lru_cache(maxsize=KEPT_TEXTS)
 def maddr_text(encoded: bytes) -> str:
-    """A multiaddress as text; "" for bytes that are none."""
+    """A multiaddress as text; "" for bytes that are not a multiaddress."""
     try:
         return str(Multiaddr(encoded))
     except ValueError:

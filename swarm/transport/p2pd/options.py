@@ -14,9 +14,9 @@ from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
 from ...identity import Identity
 
 MOST_CIRCUITS = 256
-"""Connections through a relay to one node."""
+"""A relay carries at most this many connections to one node."""
 CIRCUIT_LIFE = "24h"
-"""After which a relay ends a connection, in Go's notation; its users open another."""
+"""A relay ends a connection after this time, in Go's notation; its users then open another."""
 
 
 @dataclass(frozen=True, slots=True)

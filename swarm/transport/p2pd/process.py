@@ -30,9 +30,11 @@ STARTUP_TIMEOUT = 15.0
 STOP_TIMEOUT = 3.0
 """Seconds between SIGTERM and SIGKILL."""
 PROBE_S = 1.0
-"""For an answer of a daemon that is there; it takes a fraction of a millisecond, on a busy machine longer."""
+"""Seconds to wait for a daemon's answer. A working one takes a fraction of a millisecond, on a busy machine
+longer."""
 STALE_AGE = 60.0
-"""Seconds before a folder of sockets that nobody answers on counts as left behind, not as just being made."""
+"""A folder of sockets without an answer counts as left behind after this many seconds. Before that it may be
+one that is being made."""
 STREAM_LIMIT = 256 * 1024
 """Bytes that asyncio buffers of a stream before it stops reading; twice this at most."""
 
@@ -209,8 +211,8 @@ class P2pdProcess:
 
 
 def _pipe_with(data: bytes) -> int:
-    """The end to read of a pipe that holds ``data``: p2pd reads its key from a file, and none on a disk can
-    be left behind."""
+    """The read end of a pipe that holds ``data``. p2pd reads its key from it, so that no key file is left on
+    a disk."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(data)  # far less than what a pipe holds
@@ -218,7 +220,7 @@ def _pipe_with(data: bytes) -> int:
 
 
 def _path_of(descriptor: int) -> str:
-    """Under which a child that inherits it finds it."""
+    """The path under which a child that inherits the descriptor finds it."""
     folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     return f"{folder}/{descriptor}"
 
@@ -234,7 +236,8 @@ def remove_stale_folders() -> None:
 
 
 def _make_folder() -> Path:
-    """A folder that only this user can enter, since whoever reaches the sockets acts under our identity."""
+    """A folder that only this user can enter, since a process that reaches the sockets acts under our
+    identity."""
     return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_base_folder()))
 
 

@@ -17,12 +17,14 @@ from ..interface import Stream
 from .transport import P2pdTransport
 
 CHECK_BYTES = 512 * 1024
-"""Every p2pd relays a little, and cuts a connection after 128 KiB; one that is told to does not."""
+"""Bytes sent through a relay to test it. Every p2pd relays a little, and cuts a connection after 128 KiB; one
+that is a relay does not."""
 PLACE_S = 20.0
-"""For a peer to be reachable through a relay; usually a second."""
+"""Seconds in which a peer must become reachable through a relay; one second is usual."""
 DIAL_S = 3.0
 ATTEMPTS = 3
-"""p2pd starts two relay services; the one that should not run wins now and then."""
+"""A relay is started up to this many times: p2pd starts two relay services, and sometimes the wrong one
+wins."""
 RETRY_S = 0.5
 BYTES_S = 10.0
 logger = logging.getLogger(__name__)

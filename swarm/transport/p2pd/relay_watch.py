@@ -1,7 +1,7 @@
 """When a peer that others reach through relays has to be started anew to be reached again.
 
 p2pd reserves a place at its relays when it starts, keeps it as long as the connection to the relay lives, and
-does not ask a relay again that it lost: seen for as long as 90 s, reconnected to it or not.
+does not ask a relay again that it lost. This was seen for up to 90 s, connected to the relay again or not.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Collection
 from enum import Enum
 
 GRACE_S = 10.0
-"""For a daemon that has just started to connect to its relays."""
+"""Seconds that a new daemon has to connect to its relays."""
 RETRY_S = 5.0
-"""Between tries to connect to lost relays; p2pd dials an address that failed no sooner."""
+"""Seconds between tries to connect to lost relays. p2pd does not dial a failed address sooner."""
 
 
 class Verdict(Enum):
@@ -36,7 +36,7 @@ class RelayWatch:
         self._tried_at: float | None = None
 
     def ended(self, relay: bytes) -> None:
-        """A connection to the relay ended, perhaps for so short a time that no look noticed."""
+        """A connection to the relay ended, perhaps for such a short time that no look noticed it."""
         self._lost.add(relay)
 
     def look(self, connected: Collection[bytes], now: float) -> Verdict:

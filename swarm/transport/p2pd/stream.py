@@ -13,7 +13,7 @@ from .process import P2pdProcess
 CLOSE_GRACE = 5.0
 """Seconds that a closed stream may take to send what is queued, if the peer has stopped reading."""
 JOIN_LIMIT = 64 * 1024
-"""Up to so many bytes, copying a frame's buffers into one is cheaper than a second system call."""
+"""Up to this many bytes, copying a frame's buffers into one is cheaper than a second system call."""
 
 
 class P2pdStream:

@@ -15,20 +15,22 @@ logger = logging.getLogger(__name__)
 
 PING_EVERY_S = 1.0
 HUNG_AFTER_S = 3.0
-"""Without an answer, a daemon counts as hung. It answers within a millisecond, on a busy machine later."""
+"""A daemon that does not answer for this many seconds counts as hung. It answers within a millisecond, on a
+busy machine later."""
 DOUBT_S = 1.0
-"""The same, once a peer fell silent too, which must not be blamed for our daemon."""
+"""The same in seconds after a peer fell silent, because a peer must not be blamed for our daemon."""
 LATE_S = 0.5
-"""A time limit that ends so much too late says nothing: this process was stopped, or its machine slept."""
+"""A time limit that ends this many seconds too late is ignored: this process was stopped, or its machine
+slept."""
 SLEPT_S = 30.0
-"""After so long a sleep, peers have given up our connections and the daemon does not know it yet: it takes
-40 s. A new daemon begins with the addresses and connections of now."""
+"""After a sleep of this many seconds the daemon is replaced. Peers have given up our connections, and the old
+daemon takes 40 s to notice. A new one begins with the current addresses and connections."""
 SETTLED_S = 10.0
-"""A daemon that lived so long has not died of how it was started."""
+"""A daemon that lived for this many seconds did not die because of how it was started."""
 MOST_DEATHS = 5
-"""Daemons in a row that did not live SETTLED_S; then another would not help."""
+"""After this many daemons in a row that did not live SETTLED_S, another would not help."""
 BACK_OFF_S = 0.5
-"""Before the second start in a row; doubled with each. The first follows at once."""
+"""Seconds before the second start in a row, doubled with each further one. The first follows at once."""
 
 
 class Supervised(Protocol):
@@ -49,7 +51,7 @@ class Supervised(Protocol):
 
 
 def steady_clock() -> float:
-    """Seconds that pass while the machine sleeps, too, and that nobody sets."""
+    """A clock in seconds that also runs while the machine sleeps, and that cannot be set."""
     # On macOS CLOCK_MONOTONIC counts sleep; on Linux it does not.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 

@@ -48,14 +48,14 @@ ROUTING_POLL = 0.02
 CONTROL_TIMEOUT = 5.0
 """Seconds for a request that the daemon answers by itself."""
 MOST_NEIGHBOURS = 32
-"""Peers that a new daemon connects to at once; the others come back by themselves."""
+"""A new daemon connects to this many peers at once; the others come back by themselves."""
 MOST_ADDRESSES = 4
 LIST_AGAIN_S = 0.1
 """Seconds between two lists of connections that are asked for because a peer was not in the last one."""
 PING_PROTOCOL = "/ipfs/ping/1.0.0"
 PING_SIZE = 32
 PING_RENEWED_S = 20.0
-"""libp2p implementations end a stream of it after 30 s, or later."""
+"""A ping stream is renewed after this many seconds. libp2p implementations end one after 30 s or later."""
 
 _SILENT = "the libp2p daemon (p2pd) of this process does not answer"
 _PORT_ZERO = re.compile(r"/(tcp|udp)/0+(/|$)")
@@ -65,8 +65,8 @@ _ED25519_ID = bytes.fromhex("002408011220")  # what each PeerID of an Ed25519 ke
 class P2pdTransport:
     """One libp2p peer: its own p2pd, its identity, its streams. Made by ``await P2pdTransport.create()``.
 
-    A daemon that dies or hangs is replaced: identity, addresses and handlers stay, streams are lost.
-    ``p2p`` is the hivemind ``P2P`` for those who speak other protocols over the same daemon (the DHT).
+    A daemon that dies or hangs is replaced: identity, addresses and handlers stay, streams are lost. ``p2p``
+    is the hivemind ``P2P`` for other protocols over the same daemon (the DHT).
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class P2pdTransport:
     ) -> P2pdTransport:
         """Start a daemon, listen (unless ``client_mode``), and connect to the initial peers.
 
-        ``identity`` None: a new key that nobody keeps. ``announce_maddrs`` replaces the addresses that
-        we tell others. One initial peer that answers is enough. ``relays``: peers through which others reach
-        us, who cannot be dialled; ``is_relay``: be one.
-        Raises UsageError for an address that is none, ListenError if a port is taken, PeerUnreachableError or
-        PeerTimeoutError if no initial peer answers within BOOTSTRAP_TIMEOUT, NetworkError if p2pd fails.
+        ``identity`` None: a new key that is not kept. ``announce_maddrs`` replaces the addresses that we tell
+        others. One initial peer that answers is enough. ``relays``: peers through which others reach us, who
+        cannot be dialled; ``is_relay``: be one. Raises UsageError for a text that is not an address,
+        ListenError if a port is taken, PeerUnreachableError or PeerTimeoutError if no initial peer answers
+        within BOOTSTRAP_TIMEOUT, NetworkError if p2pd fails.
         """
         peers = [PeerAddress.parse(text) for text in initial_peers]
         through = [PeerAddress.parse(text) for text in relays]
@@ -240,8 +240,8 @@ class P2pdTransport:
     async def remote_maddr(self, peer_id: str) -> str:
         """The address of the connection to a peer, as our daemon sees it; "" for one that is not connected.
 
-        For those who are called without a stream of their own (the DHT). Raises PeerUnreachableError for
-        our own id, or for what is no id.
+        For callers without a stream of their own (the DHT). Raises PeerUnreachableError for our own id, or
+        for a text that is not an id.
         """
         raw = self._raw_peer_id(peer_id)
         if raw not in self._remotes and steady_clock() >= self._list_again_at:
@@ -273,7 +273,7 @@ class P2pdTransport:
     # Keeping the daemon.
 
     async def _ping(self) -> None:
-        """Ask the daemon whom it is connected to, and remember it: the next one begins with them."""
+        """Ask the daemon for its connected peers, and remember them: the next daemon begins with them."""
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
         response, _, writer = await self.p2p.request(request)
         writer.close()
@@ -297,7 +297,7 @@ class P2pdTransport:
 
     async def _settle(self) -> None:
         """Connect to the initial peers and to those whom the last daemon was connected to, until one answers;
-        the others in the background. Raises NetworkError if nobody does."""
+        the others in the background. Raises NetworkError if none answers."""
         self._relay_watch.began(steady_clock())
         whom = self._neighbours | _by_peer(self._initial_peers)
         pending, met = self._connect_in_background(whom), False
@@ -380,7 +380,7 @@ class P2pdTransport:
     async def _wait_for_routing(self) -> None:
         """Wait until p2pd can ask the initial peers where others are: a moment after dialling.
 
-        Looking for a peer that does not exist fails in two ways, which tell whether there was anybody to ask.
+        Looking for a peer that does not exist fails in two ways. They tell whether there was a peer to ask.
         """
         nobody = _ED25519_ID + os.urandom(32)
         request = p2pd_pb2.Request(
@@ -423,7 +423,7 @@ class P2pdTransport:
                 return response
 
     def _no_answer(self, peer_id: str, timeout: float) -> NetworkError:
-        """The error when time is over: that of our own daemon if there is none."""
+        """The error when time is over. It is our own daemon's if that does not answer."""
         if not self.p2p.is_up:
             return self.p2p.process.death_error()
         return PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s")

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ..dial_errors import no_address, only_by_others
 
 MAX_ADDRESSES = 16
-"""Addresses of one peer that are tried."""
+"""At most this many addresses of one peer are tried."""
 
 _CIRCUIT = "/p2p-circuit"
 _TCP_MADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([0-9A-Za-z:._-]{1,253})/tcp/([0-9]{1,5})/?")

@@ -1,6 +1,6 @@
 """A TCP connection and, over it, one encrypted by Noise: bytes as they come, first asked for, then pushed.
 
-Handshakes ask for so many bytes at a time; once they are over, what comes is handed to a sink in the same
+Handshakes ask for a number of bytes at a time; once they are over, what comes is handed to a sink in the same
 turn of the event loop, so that a connection needs no task of its own.
 """
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_PLAINTEXT = 65535 - 16
-"""Bytes that one message of Noise carries: its length has 16 bits, its tag 16 bytes."""
+"""One message of Noise carries at most this many bytes: its length has 16 bits, its tag 16 bytes."""
 HIGH_WATER = 256 * 1024
-"""Bytes that wait in a socket's buffer at which its writer pauses: what comes later stays where it can be
-told apart, by stream."""
+"""The writer pauses when this many bytes wait in a socket's buffer. Later bytes then stay sorted by
+stream."""
 MAX_UNASKED = 128 * 1024
-"""Bytes that a peer may send before the handshake asks for them; then its socket is not read."""
+"""A peer may send this many bytes before the handshake asks for them. After that its socket is not read."""
 
 
 class Sink(Protocol):
@@ -34,7 +34,7 @@ class Sink(Protocol):
 
 
 class _Inbox:
-    """Bytes that came: for who asks for a number of them, or for the sink."""
+    """Bytes that came: for a caller that asks for a number of them, or for the sink."""
 
     def __init__(self) -> None:
         self.sink: Sink | None = None
@@ -62,7 +62,7 @@ class _Inbox:
                 self.sink.ended(error)
 
     async def take(self, size: int) -> bytes:
-        """Exactly so many bytes. Raises what the channel ended of."""
+        """Exactly ``size`` bytes. Raises the error that ended the channel."""
         while len(self._bytes) < size:
             if self.error is not None:
                 raise self.error

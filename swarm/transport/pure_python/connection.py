@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 LINGER_S = 5.0
 """Seconds that a peer has to take what was written to a stream that is closed here, and to close it too."""
 KEEP_ALIVE_S = 15.0
-"""Silence after which a connection is asked whether it lives."""
+"""Seconds of silence after which a connection is asked whether it lives."""
 MUCH_UNREAD = 256 * 1024
-"""Bytes of one connection that wait to be read, beyond which it is asked how much all of them hold."""
+"""When one connection holds more than this many unread bytes, those of all connections are counted."""
 SILENT_S = 30.0
-"""Silence after which it does not: two questions were not answered."""
+"""Seconds of silence after which a connection counts as dead: two questions were not answered."""
 
 
 class Owner(Protocol):
@@ -114,7 +114,7 @@ class YamuxConnection:
         self._flush()
 
     def finish(self, stream: PyLibp2pStream, unread: int) -> None:
-        """``unread``: bytes of it that nobody will read any more."""
+        """``unread``: bytes of it that will not be read any more."""
         self.unread -= unread
         if self._streams.pop(stream.id, None) is None or self.ended_of is not None:
             return
@@ -168,7 +168,7 @@ class YamuxConnection:
             stream.end(StreamClosedError("it was reset") if reset else None)
 
     def _flush(self) -> None:
-        """Send what there is to send, as long as the socket takes it."""
+        """Send what waits, as long as the socket takes it."""
         if self.ended_of is not None:
             return
         wrote = False

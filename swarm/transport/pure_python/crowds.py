@@ -1,4 +1,4 @@
-"""Who gives way when too many connect: of the address group that has most. Pure functions."""
+"""Which connection ends when there are too many: one of the address group that has most. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def oldest_of_the_largest(groups: Mapping[T, str]) -> T:
-    """Of things, the oldest first, and their address groups."""
+    """The oldest thing of the largest group. ``groups``: things, the oldest first, and their address
+    groups."""
     crowd = Counter(groups.values()).most_common(1)[0][0]
     return next(thing for thing, group in groups.items() if group == crowd)
 

@@ -16,9 +16,9 @@ from ...errors import RemoteProtocolError
 
 MULTISTREAM = "/multistream/1.0.0"
 MAX_LINE = 1024
-"""Bytes of a line that we read; go-multistream allows as many."""
+"""A line may have at most this many bytes, as in go-multistream."""
 MAX_PROPOSALS = 32
-"""Protocols that a peer may propose on one stream."""
+"""A peer may propose at most this many protocols on one stream."""
 
 _NOT_HERE = "na"
 

@@ -50,7 +50,7 @@ class Security:
         return channel
 
     async def accepted(self, tcp: TcpChannel) -> tuple[NoiseChannel, str]:
-        """The channel to who has dialled us, and its proven peer id. Raises as ``dialled``."""
+        """The channel to the peer that has dialled us, and its proven peer id. Raises as ``dialled``."""
         await answer(tcp, NOISE.__eq__)
         session: Any = await self._noise.secure_inbound(RawConnection(tcp, initiator=False))
         channel = NoiseChannel(tcp, session.conn)

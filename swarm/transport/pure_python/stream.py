@@ -11,9 +11,9 @@ from ...errors import NetworkError, StreamClosedError
 from ..interface import READ_SIZE, Buffer
 
 HIGH_WATER = 256 * 1024
-"""Bytes queued at which ``drain`` waits."""
+"""``drain`` waits while at least this many bytes are queued."""
 JOINED = 16 * 1024
-"""Pieces that wait are joined up to so many bytes: single bytes would take forty times their size."""
+"""Pieces that wait are joined up to this many bytes: single bytes would take forty times their size."""
 
 
 class Carrier(Protocol):
@@ -87,7 +87,8 @@ class PyLibp2pStream:
             await self._wait()
 
     async def read_exactly(self, size: int) -> bytes:
-        """So many bytes. Raises as ``read``, and StreamClosedError if the peer ends the stream before."""
+        """Exactly ``size`` bytes. Raises as ``read``, and StreamClosedError if the peer ends the stream
+        before."""
         data = b""
         while len(data) < size:
             more = await self.read(size - len(data))

@@ -40,20 +40,21 @@ HANDSHAKE_S = 10.0
 NEXT_ADDRESS_S = 0.25
 """Seconds after which a further address of a peer is tried beside one that has not answered (RFC 8305)."""
 MAX_HANDSHAKES = 64
-"""Connections whose other side is not known yet; one more ends the oldest of the address group that has most:
-the slow keep nobody out."""
+"""At most this many connections have an unknown other side. One more ends the oldest of the address group
+that has most, so that slow peers keep none out."""
 MAX_CONNECTIONS = 512
-"""Connections that others have opened; one more ends one that is not in use, or one of an address group that
-has more than the newcomer's."""
+"""Others may have opened at most this many connections. One more ends one that is not in use, or one of an
+address group that has more than the newcomer's."""
 MAX_CONNECTIONS_OF_PEER = 4
-"""Of those, with one peer id. Two come of two peers that dial each other at once."""
+"""Of those, one peer id may have this many. Two peers that dial each other at once have two."""
 PING = "/ipfs/ping/1.0.0"
 PING_BYTES = 32
 PING_IDLE_S = 60.0
-"""Without a ping, after which its stream ends: it would keep a connection in use for nothing."""
+"""Seconds without a ping after which its stream ends, so that it does not keep a connection in use for
+nothing."""
 MAX_UNREAD_BYTES = 128 * 1024 * 1024
-"""Of all that came over all connections and was not read yet; beyond it, of the address group that holds most
-the connection that holds most ends."""
+"""All connections together may hold at most this many unread bytes. Beyond it, a connection ends: the one
+that holds most, of the address group that holds most."""
 
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
 
@@ -84,10 +85,10 @@ class PyLibp2pTransport:
         announce_maddrs: Sequence[str] = (),
         client_mode: bool = False,
     ) -> PyLibp2pTransport:
-        """Listen, unless ``client_mode``. ``identity`` None: a new key that nobody keeps. ``announce_maddrs``
+        """Listen, unless ``client_mode``. ``identity`` None: a new key that is not kept. ``announce_maddrs``
         replaces the addresses that we tell others.
 
-        Raises ListenError if a port is taken, UsageError for an address that is none or if py-libp2p is
+        Raises ListenError if a port is taken, UsageError for a text that is not an address or if py-libp2p is
         missing.
         """
         identity = identity or Identity.generate()
@@ -170,7 +171,8 @@ class PyLibp2pTransport:
         return next((each for each in self._connections.get(peer_id, ()) if each.usable), None)
 
     async def _dial(self, peer_id: str, maddrs: Sequence[str]) -> YamuxConnection:
-        """A new connection. Those who ask at the same time share it, and the last who gives up ends it."""
+        """A new connection. Callers that ask at the same time share it, and the last that gives up ends
+        it."""
         dial = self._dials.get(peer_id)
         if dial is None:
             dial = self._dials[peer_id] = _Dial(asyncio.create_task(self._connect(peer_id, maddrs)))
@@ -320,7 +322,7 @@ class PyLibp2pTransport:
             stream.close()
 
     async def _identify(self, stream: Stream) -> None:
-        """Tell who we are, as go-libp2p asks of everybody it meets."""
+        """Tell who we are, as go-libp2p asks of every peer that it meets."""
         maddrs = [maddr.partition("/p2p/")[0] for maddr in await self.maddrs()]
         stream.write([identify_message(self._identity.public_bytes, maddrs, list(self._handlers))])
         await stream.drain()
@@ -338,7 +340,7 @@ class PyLibp2pTransport:
         return loser is not None
 
     def on_unread(self) -> None:
-        """Some connection holds much that nobody has read."""
+        """Some connection holds many unread bytes."""
         connections = self._all_connections()
         if sum(each.unread for each in connections) > MAX_UNREAD_BYTES:
             error = StreamClosedError("too much of what the peer sent waits to be read")

@@ -26,17 +26,19 @@ from ...errors import LocalProtocolError, RemoteProtocolError
 from ..interface import Buffer
 
 INITIAL_WINDOW = 256 * 1024
-"""Bytes that each side may send on a new stream, by the specification."""
+"""Each side may send this many bytes on a new stream, by the specification."""
 MAX_WINDOW = 1024 * 1024
-"""Bytes that a busy stream's peer may send ahead of its reader: 50 ms at 20 MB/s."""
+"""A busy stream's peer may send this many bytes ahead of its reader: 50 ms at 20 MB/s."""
 GROWN_TOTAL = 16 * 1024 * 1024
-"""By how much the windows of all streams together may grow beyond the initial ones."""
+"""The windows of all streams together may grow by this many bytes beyond the initial ones."""
 MAX_DATA = 64 * 1024 - 40
-"""Bytes of one data frame that we send: with its header it fits into one message of Noise."""
+"""One data frame that we send has at most this many bytes: with its header it fits into one message of
+Noise."""
 MAX_ANSWERS = 1024
-"""Control frames that wait to be sent: a peer that makes us say more and reads none of it is cut off."""
+"""At most this many control frames wait to be sent. A peer that makes us queue more and reads none is cut
+off."""
 MAX_INBOUND = 128
-"""Streams that a peer may have open towards us on one connection."""
+"""A peer may have this many streams open towards us on one connection."""
 
 _HEADER = struct.Struct("!BBHII")
 _SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
@@ -62,7 +64,7 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Bytes of a stream; ``release`` them once they are read."""
+    """Bytes of a stream. Call ``release`` once they are read."""
 
     stream: int
     data: bytes
@@ -70,7 +72,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The peer writes no more; ``reset``: nor does it read."""
+    """The peer writes no more; ``reset``: it does not read either."""
 
     stream: int
     reset: bool
@@ -185,7 +187,7 @@ class YamuxSession:
             self._answer(_WINDOW_UPDATE, _RST, stream, 0)
 
     def release(self, stream: int, size: int) -> None:
-        """``size`` bytes of the stream were read: as many more may come."""
+        """``size`` bytes of the stream were read, so the peer may send as many more."""
         state = self._streams.get(stream)
         if state is None or state.ended or state.finishing:
             return
