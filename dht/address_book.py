@@ -1,8 +1,8 @@
 """Peers of a swarm that answered before, and where: kept on disk, so that a process that starts again, or
 whose directory has gone dark, need not rely on the addresses that it was given.
 
-A book belongs to one way into a swarm: its tag and the initial peers, or ourselves where there are none.
-What it says is only whom to dial: the transport then proves who answers.
+A book belongs to one way into a swarm: its tag and the initial peers, or ourselves where there are none. It
+only says which addresses to dial: the transport then proves which peer answers.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ..swarm.transport.address_groups import address_group
 from ..swarm.transport.addresses import PeerAddress
 
 MAX_PEERS = 64
-"""Peers of a book."""
+"""A book holds at most this many peers."""
 MAX_MADDRS = 4
-"""Addresses kept of a peer."""
+"""A book keeps at most this many addresses of a peer."""
 MAX_MADDR_CHARS = 512
 MAX_AGE_S = 30 * 86_400.0
-"""A peer that did not answer for a month is dropped."""
+"""A peer that did not answer for this many seconds, a month, is dropped."""
 STALE_S = 86_400.0
-"""A peer that did not answer for a day makes room first."""
+"""A peer that did not answer for this many seconds, a day, makes room first."""
 MAX_FILE_BYTES = 262_144
 MAX_BOOKS = 32
-"""Files kept; of more, those written longest ago are removed."""
+"""At most this many files are kept. Of more, those written longest ago are removed."""
 _VERSION = 1
 
 logger = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ class AddressBook:
         return len(self._peers)
 
     def peers(self) -> list[KnownPeer]:
-        """Who is known for longest first."""
+        """The peers, those known for longest first."""
         return sorted(self._peers.values(), key=lambda peer: (peer.first, peer.peer_id))
 
     def answered(self, peer_id: str, maddrs: Sequence[str]) -> None:
-        """A peer has answered, which announces these addresses. Not passed on to the disk before ``save``."""
+        """Note that a peer which announces these addresses has answered. It is on the disk after ``save``."""
         now, before = self._clock(), self._peers.get(peer_id)
         kept = tuple(dict.fromkeys(_plain(maddr) for maddr in maddrs))[:MAX_MADDRS]
         peer = KnownPeer(
@@ -107,7 +107,7 @@ class AddressBook:
         self._changed = False
 
     def _read(self, path: Path) -> dict[str, KnownPeer]:
-        """A file that is no address book is put aside, with one line in the log."""
+        """A file that is not an address book is put aside, with one line in the log."""
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError("it is too large")
@@ -122,8 +122,8 @@ class AddressBook:
         return {peer.peer_id: peer for peer in peers[:MAX_PEERS] if peer.last >= oldest}
 
     def _bound(self) -> None:
-        """Of too many the latest of the commonest address group go, so that a flood displaces only itself;
-        before them who has not answered for STALE_S."""
+        """If there are too many peers, those go first that have not answered for STALE_S. Then the latest of
+        the commonest address group go, so that a flood displaces only itself."""
         stale = self._clock() - STALE_S
         while len(self._peers) > MAX_PEERS:
             groups = Counter(peer.group for peer in self._peers.values())
@@ -164,7 +164,7 @@ def _is_sound(peer: KnownPeer) -> bool:
 
 
 def _parse(text: str) -> list[KnownPeer]:
-    """Raises ValueError for what is no book; a peer that is out of bounds is left out."""
+    """Raises ValueError for a text that is not a book; a peer that is out of bounds is left out."""
     book = json.loads(text)
     if (
         not isinstance(book, dict)

@@ -11,7 +11,7 @@ from .left_out import LeftOut
 from .namesakes import Namesake
 
 TTL_S = 60.0
-"""Seconds that an announcement lives: how long a node that was killed may still be listed."""
+"""An announcement lives for this many seconds. A node that was killed may be listed for as long."""
 
 REFRESH_S = TTL_S / 3
 """Seconds between announcements of a running node: two may get lost before it disappears."""
@@ -29,14 +29,14 @@ class Directory(Protocol):
         """Publish ``info`` for TTL_S seconds, in place of what this node announced before."""
 
     async def withdraw(self) -> None:
-        """Take back at once what this node announced and what it wants. May be called without either."""
+        """Take back at once what this node announced and what it wants, if anything. Idempotent."""
 
     async def want(self, models: Sequence[WantedModel]) -> None:
         """Tell idle nodes for TTL_S seconds that this identity finds no route through ``models``, MAX_WANTED
-        at most, in place of what it wanted before. None of them: it wants nothing any more."""
+        at most, in place of what it wanted before. An empty ``models``: it wants nothing any more."""
 
     async def wanted(self) -> list[Wanted]:
-        """What everybody wants, one record a peer."""
+        """What all peers want, one record for each peer."""
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
         """Every node that serves blocks of ``model`` (same digest; the name may differ), in any state."""
@@ -45,26 +45,26 @@ class Directory(Protocol):
         """The nodes of several models, read together."""
 
     async def models(self) -> list[ModelRef]:
-        """Every model that somebody serves. Two of one name with different digests are two models."""
+        """Every model that is served. Two of one name with different digests are two models."""
 
     async def all_nodes(self) -> list[NodeInfo]:
         """Every node of every model."""
 
     async def is_announced(self) -> bool | None:
-        """Whether others tell of what we announced; None while nothing is announced, or there is nobody to
-        ask. Where few do, it is announced to more of them from now on."""
+        """Whether other nodes return what we announced; None while nothing is announced, or if there is no
+        node to ask. If few return it, it is announced to more of them from now on."""
 
     @property
     def incarnation(self) -> Incarnation | None:
-        """Which process of its identity this is; None before an announcement was taken, and where nobody else
-        can announce under it."""
+        """Which process of its identity this is; None before an announcement was taken, and where no other
+        process can announce under it."""
 
     @property
     def namesakes(self) -> Sequence[Namesake]:
         """Other processes that run under our own identity at this time, as far as was seen."""
 
     async def look_for_namesakes(self) -> None:
-        """Look where announcing does not."""
+        """Look for them in places that announcing does not read."""
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_PEERS = 256
-"""Peers remembered by name; more are only counted."""
+"""This many peers are remembered by name; more are only counted."""
 FORGET_S = 120.0
-"""Seconds after which a peer is forgotten that announces nothing unusable any more: two lives of an entry."""
+"""A peer that announces nothing unusable any more is forgotten after this many seconds: two lives of an
+entry."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class LeftOut:
 
 
 class LeftOutPeers:
-    """``count``: unusable announcements of all peers that were read so far. ``clock`` in seconds."""
+    """``count``: unusable announcements of all peers that were read so far. ``clock`` gives seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.count = 0
@@ -38,8 +39,8 @@ class LeftOutPeers:
         self._peers: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when it was read last, and why
 
     def note(self, peer_id: str, reason: str, bug: BaseException | None = None) -> None:
-        """An announcement of ``peer_id`` cannot be used. ``bug``: an error of ours that it has brought to
-        light, which is logged with its traceback."""
+        """An announcement of ``peer_id`` cannot be used. ``bug``: an error of ours that it has caused, which
+        is logged with its traceback."""
         now = self._clock()
         self.count += 1
         self._forget(now)

@@ -56,7 +56,7 @@ class MemoryStore:
         return [self._wanted[peer][1] for peer in sorted(self._wanted)]
 
     def next_name(self) -> str:
-        """A peer id for a directory that was given none."""
+        """A peer id for a directory without one."""
         return f"memory-{next(self._numbers)}"
 
     def _check(self) -> None:

@@ -1,7 +1,7 @@
 """Other processes that announce themselves under our identity: its file was copied to another machine.
 
-Only entries that the identity has signed are looked at, so no stranger can feign one. Pure: the caller brings
-the entries and the time.
+Only entries that the identity has signed are looked at, so a stranger cannot fake one. Pure: the caller
+brings the entries and the time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ..swarm.fairness.recent import RecentMap
 from ..swarm.types import Incarnation, NodeInfo, NodeState
 
 LATER_S = 10.0
-"""An entry that was signed so long after we first announced ourselves is not of a process that ran before.
-What a predecessor wrote is older than we are, and clocks may differ by twice the 3 s that keepers allow."""
+"""An entry that was signed this many seconds after our first announcement is not of an earlier process. A
+predecessor's entries are older than we are, and clocks may differ by twice the 3 s that keepers allow."""
 _REMEMBERED = 16
 
 
@@ -48,7 +48,7 @@ class Namesakes:
         return Incarnation(now if self._since is None else self._since, self._nonce)
 
     def announced(self, mark: Incarnation) -> None:
-        """The directory has taken it."""
+        """The directory has taken the announcement with ``mark``."""
         if self._since is None:
             self._since = mark.since
 
@@ -62,7 +62,8 @@ class Namesakes:
             self._seen[other.nonce] = expiration, info
 
     def met(self, info: NodeInfo, expiration: float) -> None:
-        """The same of one that has just answered elsewhere: no predecessor, however old its entry is."""
+        """The same for a process that has just answered elsewhere: it is not a predecessor, however old its
+        entry is."""
         if info.incarnation is not None:
             self._met[info.incarnation.nonce] = None
         self.saw(info, expiration)
@@ -72,8 +73,8 @@ class Namesakes:
         self._silent[maddrs] = now + self._ttl
 
     def live(self, now: float) -> list[Namesake]:
-        """Those that run beside us, the first of them first. One that is about to end is none: a successor
-        may begin before its predecessor is gone."""
+        """The processes that run beside us, the first of them first. One that is about to end does not count:
+        a successor may begin before its predecessor is gone."""
         if self._since is None:
             return []
         found = [

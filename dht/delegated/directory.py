@@ -1,4 +1,4 @@
-"""The directory for who takes no part in the DHT: nodes of the swarm are asked for its signed entries.
+"""The directory for peers that are not in the DHT: nodes of the swarm are asked for its signed entries.
 
 Several are asked each time and their answers merged. An entry counts if its owner has signed it, for this key
 and until this time, so that a node that lies can leave others out, while another speaks of them, but neither
@@ -54,28 +54,28 @@ from .messages import (
 from .side_by_side import ask_side_by_side
 
 ASKED = 3
-"""Nodes whose answers make a lookup: all of them must lie to hide somebody."""
+"""A lookup takes the answers of this many nodes: all of them must lie to hide a peer."""
 DIAL_S = 5.0
-"""Seconds for a stream to a node; others are asked long before."""
+"""Seconds to open a stream to a node; others are asked long before."""
 SILENT_S = 2.5
-"""Seconds without a byte of an answer, after which it will not come."""
+"""An answer of which no byte came for this many seconds is given up."""
 ANSWER_S = 30.0
 """Seconds for one node's whole answer, dialling it included: 4 MB on a line of 1 Mbit/s."""
 MAX_REFUSALS = 64
-"""Peers whose refusal is remembered."""
+"""The refusals of this many peers are remembered."""
 MUTE_S = 120.0
-"""Seconds for which somebody who gave no good answer is left alone, as long as others answer."""
+"""A peer that gave no good answer is left alone for this many seconds, as long as others answer."""
 MAX_SOURCES = 64
-"""Nodes kept to be asked, besides the initial peers."""
+"""This many nodes are kept to be asked, besides the initial peers."""
 MAX_ANSWER = MAX_ENTRIES * 4200
-"""Bytes that a node may answer for one key: as many entries as a key holds, of the largest size."""
+"""A node may answer with this many bytes for one key: as many entries as a key holds, of the largest size."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class LookupAnswers:
-    """What those who were asked know, and who answered."""
+    """What the asked peers know, and which of them answered."""
 
     told: dict[str, ToldEntries]
     clocks: dict[str, ClockReading] = field(default_factory=dict)
@@ -169,12 +169,12 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         return True
 
     def forget(self, peer_id: str) -> None:
-        """A peer that was met is lost, as far as those know who found it."""
+        """A peer that was met is lost, as far as its finder knows."""
         self._initial.pop(peer_id, None)
 
     @property
     def refusals(self) -> list[NotAdmittedError]:
-        """Why peers that were found are not in this swarm, or we not in theirs."""
+        """Why peers that were found are not in this swarm, or why we are not in theirs."""
         return list(self._refusals.values())
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
@@ -200,7 +200,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
     async def _store(
         self, key: str, expiration: float, value: bytes, found: LookupAnswers
     ) -> NetworkError | None:
-        """Give our entry to those who answered the lookup: each stores it in the DHT."""
+        """Give our entry to the peers that answered the lookup: each stores it in the DHT."""
 
         said: dict[str, str] = {}
 
@@ -313,8 +313,8 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         return MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
 
     def _in_turn(self, answered: bool) -> list[str]:
-        """Whom to ask first: an initial peer, then others by chance. Who gave no good answer lately is asked
-        only while nobody else ``answered``."""
+        """The peers in the order to ask them: an initial peer, then others by chance. A peer that gave no
+        good answer lately is asked only while no other has ``answered``."""
         now = self._clock()
         self._mute = {peer_id: until for peer_id, until in self._mute.items() if until > now}
         initial = [peer_id for peer_id in self._initial if peer_id not in self._mute]
@@ -327,7 +327,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         return [*self._initial, *self._sources]
 
     def _meet(self, nodes: list[NodeInfo]) -> list[NodeInfo]:
-        """Remember whom else to ask."""
+        """Remember further nodes to ask."""
         for info in nodes:
             if info.peer_id in self._sources or len(self._sources) < MAX_SOURCES:
                 self._sources[info.peer_id] = info.maddrs

@@ -1,4 +1,4 @@
-"""What is said on a stream of /swarm-node/snapshot/1: the directory for those who take no part in the DHT.
+"""The messages of /swarm-node/snapshot/1: the directory for peers that are not in the DHT.
 
     reader                              node of the DHT
     GET keys                 →
@@ -7,8 +7,8 @@
                              ←          STORED reason ("": it is stored)
                              ←          SLOWER retry_after_ms, in place of either answer
 
-Entries are as they lie in the DHT, with the signatures of their owners: the reader checks them and need not
-believe who passes them on. In a payload they follow each other:
+Entries are as they lie in the DHT, with the signatures of their owners. The reader checks them and need not
+trust the peer that passes them on. In a payload they follow each other:
 
     index of its key in GET (2 bytes) ‖ expiration (8, big-endian double) ‖ owner's PeerID (52) ‖
     length (2) ‖ value
@@ -32,9 +32,9 @@ from ...swarm.types import MAX_RECORD_BYTES
 
 DELEGATED_PROTOCOL = "/swarm-node/snapshot/1"
 MAX_KEYS = 64
-"""Keys of one GET: all groups of a model of 1024 blocks."""
+"""One GET has at most this many keys: all groups of a model of 1024 blocks."""
 MAX_PAYLOAD = 256 * 1024
-"""Bytes of entries in one ENTRIES."""
+"""One ENTRIES holds at most this many bytes of entries."""
 MAX_FRAME = MAX_PAYLOAD + MAX_HEADER + FIXED_HEADER.size
 MAX_KEY_CHARS = 200
 
@@ -98,7 +98,7 @@ DELEGATED_MESSAGES = MessageSet(
 
 @dataclass(frozen=True, slots=True)
 class PackedEntry:
-    """An entry that somebody passes on, nothing of it checked. ``key``: index in the keys that were asked."""
+    """An entry that a peer passes on, not checked yet. ``key``: index in the keys that were asked."""
 
     key: int
     expiration: float

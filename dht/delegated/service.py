@@ -1,6 +1,7 @@
-"""The service for light peers: entries of the DHT for peers that take no part in it, and theirs for the DHT.
+"""The service for light peers, which are not in the DHT: it reads entries of the DHT for them, and stores
+theirs.
 
-Who asks is served what lies in the DHT as it lies there. Each peer has a budget of keys that it may ask for
+A peer that asks gets the entries as they lie in the DHT. Each peer has a budget of keys that it may ask for
 and of entries that it may store, so that one that asks too much waits, alone. What all of them may cause
 together is bounded, too; where that is scarce, address groups go in turn, and room is divided among them.
 """
@@ -44,29 +45,31 @@ from .messages import (
 logger = logging.getLogger(__name__)
 
 KEYS_PER_S = 32.0
-"""Keys that a peer may ask for, in the long run: a client of a large model looks at 8 every few seconds."""
+"""A peer may ask for this many keys a second in the long run: a client of a large model looks at 8 every few
+seconds."""
 KEYS_AT_ONCE = 512.0
-"""The same after a rest: one listing of every node of a few dozen models."""
+"""After a rest a peer may ask for this many keys at once: one listing of every node of a few dozen models."""
 BYTES_OF_KEY = 65_536
-"""Of an answer for a key; a longer one counts for more keys."""
+"""An answer for one key has this many bytes. A longer one counts as more keys."""
 PUTS_PER_S = 1.0
 PUTS_AT_ONCE = 16.0
-"""Entries that a peer may store: a light node refreshes two every 20 s."""
+"""A peer may store this many entries at once: a light node refreshes two every 20 s."""
 LOOKUPS = GateLimits(
     rate=256, at_once=1024, rate_of_peer=256, at_once_of_peer=1024, waiting=256, waiting_of_peer=8
 )
-"""Keys that are looked up in the DHT for all peers together; some ten questions to others each."""
+"""The keys looked up in the DHT for all peers together. Each costs some ten questions to others."""
 PUTS = GateLimits(rate=64, at_once=256, rate_of_peer=64, at_once_of_peer=256, waiting=256, waiting_of_peer=16)
-"""Entries that are stored for all peers together: what 600 light nodes refresh."""
+"""The entries stored for all peers together: as many as 600 light nodes refresh."""
 MAX_HELD = 4096
-"""Entries that all peers together may have in the DHT through us; of one owner, MAX_KEYS_OF_OWNER."""
+"""All peers together may have this many entries in the DHT through us; one owner may have
+MAX_KEYS_OF_OWNER."""
 STREAMS = ShareLimits(total=256, per_peer=8)
 MAX_PEERS = 1024
-"""Peers whose budgets are remembered; of more, those that were silent for longest begin anew."""
+"""The budgets of this many peers are remembered. With more peers, those silent for longest begin anew."""
 IDLE_S = 60.0
-"""Seconds after which a stream ends on which nothing is asked."""
+"""A stream without a request ends after this many seconds."""
 FRESH_S = 1.0
-"""For how long an answer of the DHT is good for the next who asks."""
+"""An answer of the DHT serves later requests for this many seconds."""
 MAX_FRESH = 1024
 
 
@@ -132,8 +135,8 @@ class DelegatedService:
             self._end(stream)
 
     def _find_room(self, holder: Holder) -> str:
-        """Count a stream for the holder; or say which limit it is beyond. Where all are taken, the
-        holder of most loses the stream on which it was silent for longest."""
+        """Count a stream for the holder, or say which limit it exceeds. If all are taken, the holder of most
+        loses the stream on which it was silent for longest."""
         if not (why := self._shares.take(holder)) or self._shares.held < STREAMS.total:
             return why
         if (loser := self._shares.loser(holder)) is None:

@@ -1,4 +1,4 @@
-"""Asking several peers of many the same, so that the silent ones hold up nobody."""
+"""Asking several peers of many the same, so that silent ones cause no delay."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...swarm.errors import PeerTimeoutError
 from ...swarm.runtime.tasks import cancel_all
 
 HEDGE_S = 0.7
-"""Seconds after which somebody else is asked beside one that is silent: a dial, a handshake and an answer
-over half the world."""
+"""Another peer is asked beside one that is silent for this many seconds: they allow a dial, a handshake and
+an answer over half the world."""
 REST_S = 1.0
-"""Seconds that the silent ones have, once there is an answer and nobody else to ask."""
+"""Silent peers get this many more seconds once there is an answer and no other peer to ask."""
 MOST_AT_ONCE = 16
-"""Peers asked at a time."""
+"""At most this many peers are asked at a time."""
 
 
 async def ask_side_by_side(
@@ -23,11 +23,11 @@ async def ask_side_by_side(
     ask: Callable[[str], Coroutine[Any, Any, None]],
     wanted: int,
 ) -> dict[str, BaseException | None]:
-    """Ask until ``wanted`` have answered, or nobody is left to ask. What became of each: None, it answered;
-    or what was raised, PeerTimeoutError for one that was given up for others.
+    """Ask until ``wanted`` have answered, or no peer is left to ask. The result of each: None if it answered,
+    else its error, which is PeerTimeoutError for one that was given up for others.
 
-    ``turn(answered)``: whom to ask, the first first; ``answered``: whether anybody has. Of those that still
-    have to answer when all is over only the late are told of.
+    ``turn(answered)``: the peers to ask, in order; ``answered``: whether any peer has answered. Of the peers
+    that are asked at the end, only the late ones are in the result.
     """
     clock = asyncio.get_running_loop().time
     asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # who, and since when

@@ -1,1 +1,1 @@
-"""The one way into a swarm: which directory, over which transport, through whom. Opens no sessions."""
+"""The one way into a swarm: which directory, over which transport, through which peers. Opens no sessions."""

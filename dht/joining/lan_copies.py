@@ -1,7 +1,7 @@
-"""Somebody on this LAN says by mDNS that he is us: he is dialled, and what he announces is read.
+"""A peer on this LAN claims our identity by mDNS: it is dialled, and its announcements are read.
 
-Two machines with one identity do not meet in the directory, since nobody dials himself. mDNS proves nothing;
-the dial does, and the announcement is signed.
+Two machines with one identity do not meet in the directory, since a peer does not dial itself. mDNS proves
+nothing; the dial does, and the announcement is signed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...swarm.runtime.tasks import cancel_all
 from ...swarm.types import NodeInfo
 
 PAUSE_S = 20.0
-"""Seconds between two looks: each may start a daemon, and anybody on the network can make us look."""
+"""Seconds between two looks. Each may start a daemon, and every machine on the network can cause one."""
 LOOK_S = 20.0
 """Seconds for one look."""
 
@@ -33,7 +33,7 @@ class NamesakeDirectory(Protocol):
 
 
 class LanCopies:
-    """``found`` takes what mDNS tells; what is found out goes to the directory. ``clock`` in seconds."""
+    """``found`` takes what mDNS tells; the result goes to the directory. ``clock`` gives seconds."""
 
     def __init__(
         self, own_id: str, directory: NamesakeDirectory, read: Read, *, clock: Callable[[], float]

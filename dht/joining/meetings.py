@@ -15,11 +15,13 @@ from ...swarm.runtime.tasks import cancel_all
 from ...swarm.transport.addresses import PeerAddress
 
 JOIN_S = 1.5
-"""Seconds for a node that is alone to find others before it begins. It meets later ones when they come."""
+"""A node that is alone looks for others for this many seconds before it begins. It meets later ones when they
+come."""
 FIND_S = 5.0
-"""Seconds for a client, which needs a peer: mDNS asks again after one second, and after three."""
+"""A client, which needs a peer, looks for one for this many seconds. mDNS asks again after one second, and
+after three."""
 AT_ONCE = 4
-"""Meetings under way; the others wait. Those that are met already name the rest."""
+"""At most this many meetings are under way; the others wait. Peers that are met already name the rest."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +74,9 @@ class Meetings:
 
     async def begin(self, may_meet: Sequence[str] = (), *, mdns: bool, joined: bool, needed: bool) -> None:
         """Try ``may_meet``, addresses of peers that need not be there, and with ``mdns`` those of the LAN;
-        return when somebody is met or time is over. ``joined``: there is somebody already.
+        return when a peer is met or time is over. ``joined``: a peer is there already.
 
-        ``needed``: raises NotAdmittedError or PeerUnreachableError if there is nobody.
+        ``needed``: raise NotAdmittedError or PeerUnreachableError if there is no peer.
         """
         peers: dict[str, list[str]] = {}
         for address in map(PeerAddress.parse, may_meet):

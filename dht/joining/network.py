@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from ..kademlia.directory import HivemindDirectory
 
 LOOK_S = 60.0
-"""Seconds between looks whether our membership is over."""
+"""Seconds between looks whether our membership has ended."""
 MOST_TRIED = 8
-"""Peers of the address book that a start tries where no initial peer answers: those known for longest."""
+"""If no initial peer answers, a start tries this many peers of the address book, those known for longest."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ class GivenNetwork:
         self.directory = directory
 
     def watch(self, watcher: NetworkWatcher) -> None:
-        """Nothing here comes and goes."""
+        """Does nothing: this network does not change."""
 
     def on_peer(self, callback: Callable[[str], None]) -> None:
-        """Nobody is looked for."""
+        """Does nothing: no peer is looked for."""
 
     async def failed(self) -> None:
         await asyncio.Event().wait()
@@ -99,7 +99,7 @@ class GivenNetwork:
 
 
 class JoinedNetwork(GivenNetwork):
-    """What was opened to be in a swarm, closed together. ``meetings`` goes on finding its peers."""
+    """Everything that was opened to join a swarm, closed together. ``meetings`` goes on finding its peers."""
 
     def __init__(
         self,
@@ -178,15 +178,15 @@ async def open_network(
     be EVERY_INTERFACE.
 
     ``client_mode``: do not listen, and hold no records for others. ``relays``: peers through which others
-    reach us, whom they cannot dial; ``is_relay``: be one for others. Both are tried before this returns.
-    ``membership``: be in this swarm, and have to do with its members only. ``may_meet``: peers to join
-    through as well, if they answer; they are tried again and again. ``mdns``: find the swarm's peers on this
-    LAN and be found, now and later; not where ``host`` is this machine only, nor in client mode beside
+    reach us if they cannot dial us; ``is_relay``: be one for others. Both are tried before this returns.
+    ``membership``: be in this swarm, and speak only with its members. ``may_meet``: peers to join through as
+    well, if they answer; they are tried again and again. ``mdns``: find the swarm's peers on this LAN and be
+    found, now and later; not where ``host`` is this machine only, nor in client mode beside
     ``initial_peers``. ``pure_python``: be a light peer, without p2pd and the DHT, which asks nodes that have
     them; so is every peer where there is no p2pd.
 
     Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
-    NetworkErrors. In client mode, and for a light peer, it is an error if nobody is found.
+    NetworkErrors. In client mode, and for a light peer, it is an error if no peer is found.
     """
     light = pure_python or lacks_p2pd()
     is_told = bool(initial_peers or may_meet or mdns)
@@ -282,7 +282,7 @@ async def connect_in(
 ) -> P2pdTransport:
     """A transport that is connected to an initial peer or, where none of them answers, to one of the book.
     ``options`` and errors are those of ``P2pdTransport.create``."""
-    # hivemind and torch cost a second and 240 MB at import: not for those who bring a network of their own.
+    # hivemind and torch cost a second and 240 MB at import: not for callers with a network of their own.
     make_lazy()
     from ...swarm.transport.p2pd.transport import P2pdTransport
 

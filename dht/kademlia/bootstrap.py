@@ -1,9 +1,9 @@
 """Keeping in touch with the peers a node was told to start from, has found, or knows from before, and
 comparing clocks with them.
 
-A bootstrap node that restarts has forgotten everybody, and nobody asks it anything any more: it stays alone
-until somebody who knows its address pings it. So every node does, for as long as it runs. And a node whose
-table is empty, or whose look-ups find nobody, begins anew: with the initial peers and its address book.
+A bootstrap node that restarts has forgotten all peers, and no peer asks it any more. It stays alone until a
+peer that knows its address pings it. So every node pings its initial peers for as long as it runs. A node
+whose table is empty, or whose look-ups find no peer, begins anew with the initial peers and its address book.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ from .node import KademliaNode
 from .replicas import LOOKUP_TIMEOUT_S
 
 PING_INTERVAL_S = 15.0
-"""Between rounds of pings: how long a restarted bootstrap node stays alone that was not missed."""
+"""Seconds between rounds of pings. A restarted bootstrap node whose absence was not noticed stays alone for
+as long."""
 MISSED_INTERVAL_S = 5.0
-"""The same while one of them does not answer; p2pd dials an address that failed no sooner."""
+"""The same while one of them does not answer. p2pd does not dial a failed address sooner."""
 
 DIAL_TIMEOUT_S = 5.0
 HEAL_INTERVAL_S = 5.0
-"""Least seconds between two beginnings anew."""
+"""``heal`` begins anew at most once in this many seconds."""
 REFRESH_ROUNDS = 4
-"""Rounds of pings between looks after the routing table."""
+"""The routing table is refreshed once in this many rounds of pings."""
 ANCHORS = 3
-"""Peers known from the start or from before that every look-up asks, drawn anew each time."""
+"""Every look-up asks this many peers that are known from the start or from before, drawn anew each time."""
 MAX_INITIAL = 8
-"""Initial peers that keep the entries of a node which others do not tell of."""
+"""This many initial peers keep the entries of a node which other nodes do not return."""
 MAX_ANNOUNCED = 64
-"""Peers that wait to be taken into the book."""
+"""At most this many peers wait to be taken into the book."""
 MAX_REMEMBERED = 512
-"""Peers whose clock or refusal is remembered: more than are pinged at once."""
+"""The clocks or refusals of this many peers are remembered: more than are pinged at once."""
 AT_ONCE = 8
-"""Peers of the book that are dialled side by side."""
+"""This many peers of the book are dialled side by side."""
 MAX_FOUND = 32
-"""Peers that were found and are pinged in every round; through them, those of them that matter are met."""
+"""At most this many peers that were found are pinged in every round; the others are met through them."""
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +102,13 @@ class Bootstrap:
         self.refusals: RecentMap[str, NotAdmittedError] = RecentMap(MAX_REMEMBERED)
 
     def initial(self) -> list[Contact]:
-        """The peers that we began with, MAX_INITIAL at most, those left out that do not answer."""
+        """The peers that we began with and that answer, MAX_INITIAL at most."""
         awake = (peer_id for peer_id in self._peers if not self._node.notes.is_silent(peer_id))
         return [contact_of(peer_id) for peer_id in islice(awake, MAX_INITIAL)]
 
     def anchors(self) -> list[Contact]:
-        """Some of those that we began with or know from before, for a look-up to ask in any case. A client's
-        always has an initial peer among them: a node that is hidden elsewhere is stored there."""
+        """Some of the peers that we began with or know from before, which a look-up asks in any case. A
+        client's always has an initial peer among them: a node that is hidden elsewhere is stored there."""
         initial = self.initial()
         chosen = random.sample(initial, min(1, len(initial))) if self._node.client_mode else []
         book = (contact_of(peer.peer_id) for peer in self._book.peers())
@@ -163,7 +164,7 @@ class Bootstrap:
             self.refusals.pop(peer_id, None)
 
     async def rejoin(self) -> None:
-        """The same after our own network was lost, when nobody need answer: ``run`` goes on trying."""
+        """The same after our own network was lost. No peer need answer: ``run`` goes on trying."""
         self._node.notes.forgive_silence()  # it was our fault that they did not answer
         pings = [asyncio.ensure_future(self._ping(*peer)) for peer in (self._peers | self._found).items()]
         met = False
@@ -180,9 +181,9 @@ class Bootstrap:
         await self._meet_nearest()
 
     async def heal(self) -> None:
-        """Begin anew, since nobody answers or nobody tells of us: with all that we know from the start and
-        from before. Not more often than every HEAL_INTERVAL_S; who calls meanwhile waits for the one under
-        way."""
+        """Begin anew with all peers that we know from the start and from before, since no peer answers or
+        none returns our entry. This happens at most once in HEAL_INTERVAL_S; a call meanwhile waits for the
+        one under way."""
         if self._healing is None or self._healing.done():
             if self._clock() - self._healed_at < HEAL_INTERVAL_S:
                 return
@@ -195,8 +196,8 @@ class Bootstrap:
             self._announced[peer_id] = tuple(maddrs)
 
     async def _keep_book(self) -> None:
-        """Save the book, with peers that were met and those of their addresses that are at the host where
-        each has shown itself: nobody can have us dial another's."""
+        """Save the book with the peers that were met. Of their addresses only those at the host where each
+        was seen are kept, so that a peer cannot make us dial another's host."""
         announced, self._announced = self._announced, {}
         for peer_id, maddrs in announced.items():
             if contact_of(peer_id) in self._node.table:
@@ -217,7 +218,7 @@ class Bootstrap:
         self._healed_at = self._clock()
 
     async def _ping_book(self) -> int:
-        """Ping those of the address book that are not pinged anyway; how many answer."""
+        """Ping the peers of the address book that are not pinged anyway; returns how many answer."""
         slots = asyncio.Semaphore(AT_ONCE)
 
         async def ping(peer: KnownPeer) -> bool:
@@ -230,7 +231,8 @@ class Bootstrap:
         )
 
     async def _meet_nearest(self) -> None:
-        """Also those that we began with are asked, whom an attacker near our id cannot be."""
+        """The peers that we began with are asked too, because an attacker near our id cannot be among
+        them."""
         node = self._node
         await node.meet_nearest(node.contact.node_id, anchors=self.anchors(), limit_s=LOOKUP_TIMEOUT_S)
 

@@ -1,7 +1,7 @@
 """Who is in the DHT: a PeerID that the transport has proven, and the id that follows from it.
 
-Ids are computed here and nowhere else. What a message says about ids is only compared with that, so that
-nobody can choose where in the DHT he is, but by inventing identities until one fits.
+Ids are computed here and nowhere else. What a message says about ids is only compared with that. So a peer
+can choose its place in the DHT only by inventing identities until one fits.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ...swarm.errors import RemoteProtocolError
 from ...swarm.identity import peer_id_bytes, peer_id_of
 
 ID_BYTES = 20
-"""Of a DHT id: SHA-1."""
+"""Bytes of a DHT id, which is a SHA-1."""
 
 MAX_NAMES = 20
-"""Peers that one answer may name. Kademlia's k."""
+"""One answer may name this many peers. Kademlia's k."""
 
 KEPT_CONTACTS = 1024
-"""Contacts that are not computed anew, each 0.5 kB: those of a table and of some look-ups. Anybody can invent
-others."""
+"""This many contacts are cached, each 0.5 kB: those of a table and of some look-ups. The bound is needed
+because names can be invented."""
 
 _ED25519 = bytes.fromhex("002408011220")  # what each binary PeerID of an Ed25519 key begins with
 
@@ -40,7 +40,7 @@ class Contact:
 @lru_cache(maxsize=KEPT_CONTACTS)
 def contact_of(peer_id: str) -> Contact:
     """The contact that a PeerID (base58) is: its id is the SHA-1 of the PeerID's text. Raises
-    RemoteProtocolError for what is no PeerID."""
+    RemoteProtocolError for a text that is not a PeerID."""
     digest = hashlib.sha1(peer_id.encode(), usedforsecurity=False).digest()
     return Contact(int.from_bytes(digest), peer_id, peer_id_bytes(peer_id))
 

@@ -24,7 +24,7 @@ def pack_dictionary(entries: Iterable[tuple[str, bytes, float]]) -> bytes:
 
 
 def unpack_dictionary(raw: bytes) -> Iterator[tuple[bytes, bytes, float]]:
-    """Subkeys (msgpack), values and expirations. Raises RemoteProtocolError for what is not of this form."""
+    """Subkeys (msgpack), values and expirations. Raises RemoteProtocolError for bytes of another form."""
     if len(raw) > _MAX_BYTES:
         raise RemoteProtocolError(f"a DHT dictionary of {len(raw)} bytes")
     try:

@@ -33,13 +33,13 @@ from .node import KademliaNode
 from .replicas import Lookup, Replicas
 
 SHUTDOWN_S = 3.0
-"""Seconds to take leave of the DHT. Peers that are not told find out by themselves."""
+"""Seconds to take leave of the DHT. Peers that are not told notice it by themselves."""
 WIDE_S = 600.0
-"""Seconds for which entries are also stored at the initial peers, once others did not tell of what we
+"""Entries are also stored at the initial peers for this many seconds after others did not return what we
 announced."""
 
 REMEMBERED = 8
-"""Nodes of a model that one reading of it offers to the address book, by chance."""
+"""One reading of a model offers this many of its nodes to the address book, chosen by chance."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class HivemindDirectory(RecordDirectory[Lookup]):
     ) -> HivemindDirectory:
         """Join the DHT that ``initial_peers`` belong to, or start one if there are none.
 
-        ``membership``: ask, answer and believe members of this swarm only. ``book``: peers that answered
+        ``membership``: ask, answer and trust members of this swarm only. ``book``: peers that answered
         before. Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers,
         NotAdmittedError if they are of another swarm, and NetworkError if all their clocks differ from
         ``clock`` (Unix time in seconds) by more than 3 s. All nodes of a DHT must use the same ``ttl``.
@@ -126,12 +126,12 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         return not self._closed and await self._bootstrap.meet(peer_id, maddrs)
 
     def forget(self, peer_id: str) -> None:
-        """A peer that was met is lost, as far as those know who found it."""
+        """A peer that was met is lost, as far as its finder knows."""
         self._bootstrap.forget(peer_id)
 
     @property
     def refusals(self) -> list[NotAdmittedError]:
-        """Why peers that we know of are not in this swarm, or we not in theirs."""
+        """Why peers that we know are not in this swarm, or why we are not in theirs."""
         return list(self._bootstrap.refusals.values())
 
     async def close(self) -> None:
@@ -190,15 +190,15 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         await self._bootstrap.heal()
 
     async def entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
-        """The live entries of keys, by key and owner, for those who ask us instead of the DHT. Raises
+        """The live entries of keys, by key and owner, for peers that ask us instead of the DHT. Raises
         NetworkError."""
         return (await self._lookup(keys)).entries
 
     async def store(
         self, owner: str, key: str, expiration: float, value: bytes, found: Lookup | None = None
     ) -> NetworkError | None:
-        """Store an entry that ``owner`` signed, at the DHT nodes nearest to its key; why not, if nobody took
-        it. ``found``: a lookup of this key."""
+        """Store an entry that ``owner`` signed, at the DHT nodes nearest to its key. Returns the reason if
+        none took it. ``found``: a lookup of this key."""
         also = self._bootstrap.initial() if self._clock() < self._wide_until else ()
         result = await self._replicas.write(
             owner, value, expiration, key, found or await self._lookup([key]), also

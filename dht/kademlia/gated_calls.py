@@ -1,8 +1,8 @@
 """The calls that other DHT nodes make to us, within what one of them may cost.
 
-Work is counted in milliseconds of the event loop, which serves tokens, too: a figure for each call, and what
-its answer weighs. Who asks for more than his rate waits, and who asks on nevertheless is disconnected. Sizes
-are bounded before anything is looked at.
+Work is counted in milliseconds of the event loop, which serves tokens, too: a figure for each call, and a
+cost for the size of its answer. A peer that asks for more than its rate waits, and one that goes on asking is
+disconnected. Sizes are bounded before anything is looked at.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .store_calls import MAX_STORED_AT_ONCE
 RATES = GateLimits(
     rate=250, at_once=500, rate_of_peer=50, at_once_of_peer=250, waiting=512, waiting_of_peer=32
 )
-"""Milliseconds of work a second: a quarter of the event loop for the DHT, a twentieth for one peer. That is
-1,000 questions a second of one peer; the busiest honest ones, who ask for others, have a few dozen."""
+"""Milliseconds of work a second: a quarter of the event loop for the DHT, a twentieth for one peer. One peer
+may thus ask 1,000 questions a second; the busiest honest ones, which ask for others, ask a few dozen."""
 
 CALL_MS = 0.05
-"""A call, whatever it asks: measured 0.04 on a usual processor."""
+"""Milliseconds of any call: 0.04 was measured on a usual processor."""
 ENTRY_MS = 0.15
-"""An entry to store: most of it the check of its signature."""
+"""Milliseconds of an entry to store, most of which is the check of its signature."""
 BYTES_PER_MS = 512 * 1024
-"""Of an answer. Measured: a quarter of a mebibyte takes 0.44 ms."""
+"""Bytes of an answer that cost a millisecond. Measured: a quarter of a mebibyte takes 0.44 ms."""
 
 MAX_REQUEST_BYTES = 8192 + MAX_STORED_AT_ONCE * (MAX_RECORD_BYTES + 256)
 DISCONNECT_AFTER = 256
-"""Calls of a peer that were turned away, after which its connection is ended: to begin anew costs it more."""
+"""After this many refused calls of a peer its connection is ended, because a new one costs it more."""
 TELL_S = 60.0
-"""Seconds between two lines in the log about floods: a flood must not fill it."""
+"""Seconds between two lines in the log about floods, so that a flood does not fill it."""
 _MAX_COUNTED = 1024  # peers whose refused calls are counted
 
 Handler = Callable[[Any, P2PContext], Awaitable[Any]]

@@ -1,4 +1,5 @@
-"""Drives a look-up: asks whom it names, all that it may at once, and lets nobody hold it up."""
+"""Drives a look-up: asks the peers that it names, as many at once as it may, and does not wait for slow
+ones."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from .peer_notes import DEAD_NAMES_S, PeerNotes
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One peer's answer: whom it names, and the address group that it answers from."""
+    """One peer's answer: the peers that it names, and the address group that it answers from."""
 
     names: Sequence[Contact]
     group: str = ""
@@ -28,8 +29,8 @@ Ask = Callable[[Contact], Awaitable[Told | None]]
 
 
 async def look_up(paths: Paths, ask: Ask, notes: PeerNotes) -> None:
-    """Ask along ``paths`` until there is nobody left to ask or to wait for; questions that are late then are
-    dropped. May be cancelled; ``paths`` then has what was found."""
+    """Ask along ``paths`` until there is no peer left to ask or to wait for; questions that are late then are
+    dropped. If it is cancelled, ``paths`` has what was found."""
     now = asyncio.get_running_loop().time
     asking: dict[asyncio.Task[Told | None], Contact] = {}
     try:
@@ -56,7 +57,7 @@ async def look_up(paths: Paths, ask: Ask, notes: PeerNotes) -> None:
 
 
 async def _ask(ask: Ask, contact: Contact) -> Told | None:
-    """Whatever one peer's answer brings about costs that peer's answer only."""
+    """An error over one peer's answer costs only that answer."""
     with _faults.survived():
         return await ask(contact)
     return None

@@ -1,8 +1,8 @@
 """The DHT between members of one swarm: every request and every answer carries its sender's credential.
 
 libp2p proves the PeerID of either side of a call, so a credential needs no signature of its own here. It
-travels in the field ``auth`` that hivemind's messages have for such ends. Who is no member gets an error and
-learns nothing; whom we ask, and who is none, is not believed.
+travels in the field ``auth`` that hivemind's messages have for this use. A peer that is not a member gets an
+error and learns nothing. The answer of a peer that is not a member is ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...swarm.terminal_text import one_line
 logger = logging.getLogger(__name__)
 
 REFUSAL = "not admitted: "
-"""How a refusal begins, for those who only see its text."""
+"""A refusal begins with this text, by which a caller that sees only the text knows it."""
 
 
 class MembersP2P:
@@ -59,7 +59,7 @@ class MembersP2P:
     async def call_protobuf_handler(
         self, peer_id: PeerID, name: str, input: Any, output_protobuf_type: Any
     ) -> Any:
-        """Raises NotAdmittedError if either side is no member; else as the daemon's."""
+        """Raises NotAdmittedError if either side is not a member; else as the daemon's."""
         input.auth.client_access_token.CopyFrom(self._own_token())
         response = await self._p2p.call_protobuf_handler(peer_id, name, input, output_protobuf_type)
         self._check(str(peer_id), response.auth.service_access_token)

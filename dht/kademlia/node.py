@@ -1,8 +1,8 @@
 """One DHT node: answers the three calls of hivemind's DHT protocol, makes them, and keeps its routing table.
 
-No id is taken from a message: who calls, who answers and who is named has the id of his PeerID, or is
-refused. Only who has answered us is in the table; who calls us is asked first. Who takes no part (a client)
-gives no id, and is in nobody's table.
+No id is taken from a message: a peer that calls, answers or is named has the id of its PeerID, or is refused.
+Only peers that have answered us are in the table; a peer that calls us is asked first. A client, which is not
+in the DHT, gives no id and is in no table.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from .routing_table import RoutingTable
 from .store_calls import StoreCalls
 
 RPC_TIMEOUT_S = 2.0
-"""One answer of one DHT node, dialling it included."""
+"""Seconds for one answer of one DHT node, dialling it included."""
 MAX_CHECKS = 32
-"""Peers that called us and are asked whether they answer, at once; more callers are met another time."""
+"""At most this many peers that called us are asked at once whether they answer. Others are asked at a later
+call."""
 MAX_CHECKS_OF_GROUP = 8
-"""The same of one address group."""
+"""The same for one address group."""
 UNHEARD_S = 60.0
-"""Seconds after which a member of the table that was not heard of is asked whether it is there."""
+"""A member of the table that was not heard of for this many seconds is asked whether it is there."""
 MAX_UNHEARD = 8
-"""Members asked so in one round of ``refresh``."""
+"""One round of ``refresh`` asks at most this many of them."""
 _PREFIX = "DHTProtocol."  # hivemind's name for the calls
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Calls(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FindReply:
-    """To a question for a key. ``entries`` were checked. ``names``: peers near the key."""
+    """The answer to a question for a key. ``entries`` were checked. ``names``: peers near the key."""
 
     entries: Sequence[Entry]
     names: Sequence[Contact]
@@ -80,7 +81,7 @@ async def _no_address(peer_id: str) -> str:
 
 class KademliaNode:
     """``check``: what entries must be; ``clock``: Unix time in seconds; ``group_of``: the address group of a
-    peer that is connected. ``client_mode``: ask, but neither answer nor be in anybody's table."""
+    peer that is connected. ``client_mode``: ask, but neither answer nor be in another's table."""
 
     def __init__(
         self,
@@ -143,8 +144,8 @@ class KademliaNode:
         return float(answer.dht_time)
 
     async def find(self, contact: Contact, key: bytes) -> FindReply | None:
-        """What a peer has under ``key``, and whom it knows near it; None if it gives no answer. Goes on
-        when who asked has no more time: the table learns what comes of it."""
+        """What a peer has under ``key``, and the peers near it that it knows; None if it gives no answer. It
+        goes on when the caller has no more time, so that the table learns the result."""
         return await self._outlive(self._find(contact, key))
 
     async def store(
@@ -202,7 +203,8 @@ class KademliaNode:
         await self.look_up(key, ask, width=MAX_NAMES, enough=MAX_NAMES, anchors=anchors, limit_s=limit_s)
 
     async def refresh(self, limit_s: float) -> None:
-        """Ask members of the table that were not heard of for long, and look for others, by chance."""
+        """Ask members of the table that were not heard of for UNHEARD_S, and look for others near a random
+        key."""
         unheard = self.table.unheard(UNHEARD_S, MAX_UNHEARD)
         await asyncio.gather(*(self._check_on(contact.peer_id) for contact in unheard))
         await self.meet_nearest(random.getrandbits(8 * ID_BYTES), limit_s=limit_s)
@@ -235,7 +237,8 @@ class KademliaNode:
         return dht_pb2.FindResponse(peer=self._info, results=[result])
 
     def _hear(self, request: Any, context: Any) -> Contact | None:
-        """Who calls, None for a client. Raises PermissionError, which the caller gets to read."""
+        """The contact of the caller, None for a client. Raises PermissionError, which the caller gets to
+        read."""
         try:
             caller = proven(request.peer.node_id, str(context.remote_id))
         except RemoteProtocolError as error:
@@ -259,7 +262,7 @@ class KademliaNode:
             await self._check_on(peer_id)
 
     async def _check_on(self, peer_id: str) -> None:
-        """A question, not a ping: who answers none has no place in the table."""
+        """It asks a question, not a ping: a peer that answers no questions has no place in the table."""
         await self._find(contact_of(peer_id), id_bytes(self.contact.node_id))
 
     # Calls.

@@ -1,8 +1,8 @@
-"""A look-up along disjoint paths, as S/Kademlia (Baumgart, Mies 2007) has it: whom to ask next, and when
-there is nobody left to ask.
+"""A look-up along disjoint paths, as in S/Kademlia (Baumgart, Mies 2007): which peer to ask next, and when no
+peer is left to ask.
 
-Sans-IO: the driver (look_up.py) asks whom ``ready`` names and tells what came of it. What one path learns
-stays in it, and nobody is asked twice, so a liar spoils the path that he is on and no other. On each path:
+Sans-IO: the driver (look_up.py) asks the peers that ``ready`` names and tells the results. What one path
+learns stays in it, and no peer is asked twice. So a liar spoils its own path and no other. On each path:
 
 - Who is named answers for who named him. A peer whose names do not answer, or are all of one address group,
   has no more of them asked: made-up names cost a few questions, however many there are.
@@ -22,19 +22,19 @@ from .contacts import Contact
 from .routing_table import GroupCount
 
 PATHS = 3
-"""Disjoint paths of a look-up."""
+"""A look-up has this many disjoint paths."""
 AT_ONCE = 3
-"""Questions under way on a path that are not late. Kademlia's alpha."""
+"""A path has at most this many questions under way that are not late. Kademlia's alpha."""
 MAX_AT_ONCE = 12
-"""The same with the late ones."""
+"""The same, late ones included."""
 MAX_ASKED = 40
-"""Peers that one path may ask."""
+"""One path may ask this many peers."""
 HEDGE_S = 0.3
-"""Seconds after which a question is late: some round trips between continents."""
+"""A question is late after this many seconds: some round trips between continents."""
 CREDIT = 4
-"""Names of one peer that may fail before another of his proves good."""
+"""This many names of one peer may fail before another of its names proves good."""
 LIE_NAMES = 4
-"""Names that must have failed, and none have answered, before who told them is a liar."""
+"""A peer is a liar if this many of its names failed and none answered."""
 
 
 class _State(Enum):
@@ -45,7 +45,7 @@ class _State(Enum):
 
 @dataclass(slots=True)
 class _Peer:
-    """Somebody who was asked. ``at``: when."""
+    """A peer that was asked. ``at``: when."""
 
     contact: Contact
     at: float
@@ -55,7 +55,7 @@ class _Peer:
 
 @dataclass(slots=True)
 class _Sponsor:
-    """What came of the names that a peer told."""
+    """The results of the names that a peer told."""
 
     credit: int = CREDIT
     good: int = 0
@@ -73,9 +73,10 @@ class _Path:
 
 
 class Paths:
-    """``key``: the DHT id looked for. ``seeds``: whom we know near it, nearest first, each on one path;
-    ``anchors``: who is asked in any case. ``own_id``: our PeerID. ``width``: how many of the nearest are
-    asked. ``patience_s``: how long a question is waited for; once ``enough`` have answered, for HEDGE_S."""
+    """``key``: the DHT id looked for. ``seeds``: the peers that we know near it, nearest first, each on one
+    path; ``anchors``: peers that are asked in any case. ``own_id``: our PeerID. ``width``: how many of the
+    nearest are asked. ``patience_s``: how long a question is waited for; once ``enough`` have answered, for
+    HEDGE_S."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Paths:
     # What the driver does.
 
     def ready(self, now: float) -> list[Contact]:
-        """Whom to ask now; they count as asked."""
+        """The peers to ask now; they count as asked."""
         chosen: list[Contact] = []
         progress = True
         while progress:  # in turn, so that no path takes everybody
@@ -119,7 +120,7 @@ class Paths:
         return chosen
 
     def answered(self, contact: Contact, names: Iterable[Contact], group: str = "") -> None:
-        """``names``: whom it named, those left out that are known to be useless. ``group``: its address
+        """``names``: the peers that it named, without those known to be useless. ``group``: its address
         group."""
         peer = self._peers[contact.peer_id]
         peer.state, peer.group = _State.ANSWERED, group
@@ -138,7 +139,7 @@ class Paths:
                 self._settle(path, contact, False)
 
     def is_over(self, now: float) -> bool:
-        """Whether there is nobody to ask or to wait for. Those that are under way may be dropped then."""
+        """True if there is no peer to ask or to wait for. Questions under way may be dropped then."""
         answers = sum(peer.state is _State.ANSWERED for peer in self._peers.values())
         patience_s = HEDGE_S if answers >= self._enough else self._patience_s
         return not any(
@@ -146,7 +147,7 @@ class Paths:
         )
 
     def next_look(self, now: float) -> float:
-        """Seconds until something is late that is not yet: when to ask ``ready`` and ``is_over`` again."""
+        """Seconds until the next question is late. Call ``ready`` and ``is_over`` again then."""
         waits = [
             limit - (now - peer.at)
             for peer in self._peers.values()
@@ -159,7 +160,8 @@ class Paths:
     # What it comes to.
 
     def nearest(self) -> list[Contact]:
-        """Those who answered, nearest first; of an address group that has more, the rest come at the end."""
+        """The peers that answered, nearest first. Those of an address group that is over its bound come at
+        the end."""
         ranked = sorted(
             (peer for peer in self._peers.values() if peer.state is _State.ANSWERED),
             key=lambda peer: peer.contact.node_id ^ self._key,
@@ -172,7 +174,7 @@ class Paths:
         return chosen + rest
 
     def liars(self) -> list[str]:
-        """Peers that named only such as did not answer."""
+        """Peers whose names all failed to answer."""
         return [
             peer_id
             for peer_id, sponsor in self._sponsors.items()
@@ -186,8 +188,8 @@ class Paths:
     # One path.
 
     def _next(self, path: _Path, now: float) -> Contact | None:
-        """Whom this path asks next, if anybody: the nearest that it has not asked, unless ``width`` nearer
-        ones answered or may yet do so."""
+        """The peer that this path asks next, if any: the nearest that it has not asked, unless ``width``
+        nearer ones answered or may still answer."""
         if len(path.asked) >= MAX_ASKED:
             return None
         mine = [self._peers[peer_id] for peer_id in path.asked]
@@ -221,7 +223,7 @@ class Paths:
         return not sponsors or any(self._sponsors[sponsor].credit > 0 for sponsor in sponsors)
 
     def _settle(self, path: _Path, contact: Contact, useful: bool) -> None:
-        """Let those who named a peer answer for what came of it."""
+        """Count a peer's result for the peers that named it."""
         failed = self._peers[contact.peer_id].state is _State.FAILED
         for sponsor_id in path.known[contact.peer_id]:
             sponsor = self._sponsors[sponsor_id]
@@ -247,11 +249,11 @@ class Paths:
         return GroupCount(self._groups())
 
     def _groups(self) -> list[str]:
-        """Of those who have answered."""
+        """The address groups of the peers that have answered."""
         return [peer.group for peer in self._peers.values() if peer.state is _State.ANSWERED]
 
     def _is_crowded(self, group: str) -> bool:
-        """Whether the one that has just answered is one too many of its group."""
+        """True if the peer that has just answered is one too many of its group."""
         groups = self._groups()
         counted = GroupCount(groups)
         return not [counted.fits(each) for each in groups if each == group][-1]

@@ -1,4 +1,4 @@
-"""What a DHT node remembers of peers that did not do their part, for a while and in bounds."""
+"""What a DHT node remembers of peers that were silent or lied, for some time and in bounds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from ...swarm.fairness.recent import RecentMap
 
 SILENT_S = 5.0
-"""Seconds for which a peer that did not answer is not asked; doubled each further time."""
+"""A peer that did not answer is not asked for this many seconds, doubled each further time."""
 MAX_SILENT_S = 320.0
 LIES_S = 300.0
-"""Seconds for which the names that a liar tells are not used. What it stores and answers still counts:
-entries are signed."""
+"""The names that a liar tells are not used for this many seconds. Its entries still count, as they are
+signed."""
 DEAD_NAMES_S = 60.0
-"""The same for one whose names did not answer: those may have been there a moment ago."""
+"""The same for a peer whose names did not answer: they may have been there a moment ago."""
 MAX_NOTES = 4096
-"""Peers remembered; of more, those noted longest ago are forgotten."""
+"""At most this many peers are remembered. Of more, those noted longest ago are forgotten."""
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class _Note:
 
 
 class PeerNotes:
-    """``clock``: seconds, steady."""
+    """``clock``: steady seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -41,12 +41,12 @@ class PeerNotes:
             note.silences = min(note.silences + 1, 16)
 
     def answered(self, peer_id: str) -> None:
-        """It did; who is silent every other time is asked the less often for that."""
+        """The peer answered. One that is silent every other time is still asked less often."""
         if (note := self._notes.get(peer_id)) is not None:
             note.silences, note.silent_until = max(0, note.silences - 1), 0.0
 
     def lied(self, peer_id: str, seconds: float = LIES_S) -> None:
-        """It named peers that are not what it says, or that nobody reaches."""
+        """The peer named peers that are not what it says, or that cannot be reached."""
         note = self._note(peer_id)
         note.distrusted_until = max(note.distrusted_until, self._clock() + seconds)
 
@@ -59,7 +59,7 @@ class PeerNotes:
         return note is not None and note.distrusted_until > self._clock()
 
     def forgive_silence(self) -> None:
-        """It was our own fault that nobody answered."""
+        """Forget all silences: our own network was the reason."""
         for note in self._notes.values():
             note.silences, note.silent_until = 0, 0.0
 

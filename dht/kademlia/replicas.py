@@ -21,14 +21,14 @@ from .node import KademliaNode
 from .paths import HEDGE_S
 
 LOOKUP_TIMEOUT_S = 5.0
-"""A lookup returns what it has found by then, whatever others do."""
+"""A lookup returns what it has found after this many seconds, even if peers are still silent."""
 WIDTH = 16
-"""Nearest nodes that a lookup asks, of different address groups as far as there are."""
+"""A lookup asks this many nearest nodes, of different address groups if there are enough."""
 WRITE_WIDTH = 12
-"""Nearest nodes among which those are that keep an entry: fewer than are asked, so that it is found for a
-while after others have come nearer."""
+"""An entry is kept among this many nearest nodes. A lookup asks more, so that the entry is still found after
+other nodes have come nearer."""
 KEYS_AT_ONCE = 16
-"""Keys that are looked up side by side."""
+"""This many keys are looked up side by side."""
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +122,8 @@ class Replicas:
         found: Lookup,
         also: Sequence[Contact] = (),
     ) -> Written:
-        """Store ``owner``'s entry at REPLICAS nodes of those that readers ask, as ``found`` names them; in
-        the place of one that does not take it, or not soon, at another. ``also``: nodes to store it at
-        besides."""
+        """Store ``owner``'s entry at REPLICAS nodes of those that readers ask, as ``found`` names them. If
+        one does not take it, or not soon, another gets it. ``also``: further nodes to store it at."""
         node, raw = self._node, key_hash(key, self._tag)
         result, candidates = Written(), self._in_turn(owner, found.nearest[key][:WRITE_WIDTH])
         asking: dict[asyncio.Task[bool | None], bool] = {}  # and whether it is counted on
@@ -160,7 +159,8 @@ class Replicas:
                 task.cancel()
 
     def _in_turn(self, owner: str, nearest: Sequence[Contact]) -> list[Contact]:
-        """Whom to store at first: any of those whom readers ask, the same ones each time. The nearest of all
-        are the ones that somebody may have ground identities to be."""
+        """The nodes in the order to store at: any of those that readers ask, the same ones each time. The
+        nearest of all come in no special place, since an attacker may have invented identities to be
+        nearest."""
         turn = in_fair_order((contact.peer_id for contact in nearest), owner)
         return sorted(nearest, key=lambda contact: turn.index(contact.peer_id))

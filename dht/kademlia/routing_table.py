@@ -1,9 +1,9 @@
-"""Whom a DHT node knows: peers that have answered it, more of them the nearer they are to it.
+"""The peers that a DHT node knows: they have answered it, and it knows more of those near to it.
 
 A peer is in the table once it has answered, under the one id that its PeerID gives it, and leaves it with the
-first question that it does not answer. Buckets are Kademlia's: one for each length of the prefix shared
-with our own id. In a full bucket a peer of an address group that is rare there takes the place of one whose
-group has most: who has one network only gets a share of a bucket, however many identities he invents.
+first question that it does not answer. Buckets are Kademlia's: one for each length of the prefix shared with
+our own id. In a full bucket a peer of an address group that is rare there takes the place of one whose group
+has most. So an attacker with one network gets a share of a bucket, with any number of identities.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ...swarm.transport.address_groups import UNKNOWN
 from .contacts import Contact
 
 BUCKET_SIZE = 20
-"""Peers of a bucket. Kademlia's k."""
+"""A bucket holds this many peers. Kademlia's k."""
 
 WAITING = 8
-"""Peers that have answered and wait for a place in a full bucket, those of the others lost."""
+"""At most this many peers that have answered wait for a place in a full bucket."""
 
 NAMED_OF_GROUP = 1
-"""Peers of one address group among those nearest to a key, while there are others to name: who has one
-network is one of the replicas of a key, however many identities he grinds to be near it."""
+"""At most this many peers of one address group are named as nearest to a key, while there are others. So an
+attacker with one network is one of a key's replicas, however many identities it invents to be near."""
 
 NAMED_OF_UNKNOWN = 4
-"""The same of peers whose address is not known: some were connected a moment ago, and some hide it."""
+"""The same for peers whose address is not known: some were connected a moment ago, and some hide it."""
 
 
 class GroupCount:
@@ -71,7 +71,7 @@ class _Bucket:
 
 
 class RoutingTable:
-    """``clock``: seconds, steady."""
+    """``clock``: steady seconds."""
 
     def __init__(self, own_id: int, clock: Callable[[], float]) -> None:
         self._own_id = own_id
@@ -90,8 +90,8 @@ class RoutingTable:
         return bucket is not None and contact.peer_id in bucket.members
 
     def answered(self, contact: Contact, group: str = "") -> Contact | None:
-        """A peer has answered us. Returns the one to ask next, if its bucket is full: were it gone, there
-        would be room."""
+        """A peer has answered us. If its bucket is full, returns the member to ask next, whose silence would
+        make room."""
         if contact.node_id == self._own_id:
             return None
         bucket = self._buckets.setdefault(self._index(contact), _Bucket())
@@ -112,7 +112,7 @@ class RoutingTable:
         return next(iter(bucket.members.values())).contact
 
     def failed(self, contact: Contact) -> None:
-        """A peer did not answer: somebody who waits takes its place."""
+        """A peer did not answer: one that waits takes its place."""
         bucket = self._buckets.get(self._index(contact))
         if bucket is None:
             return
@@ -150,8 +150,8 @@ class RoutingTable:
 
 
 def _of_commonest_group(members: Iterable[BucketEntry], newcomer: str) -> BucketEntry | None:
-    """Who makes room for a newcomer of this group: of the group with most members the one that came last;
-    None if the newcomer's would then have as many."""
+    """The member that makes room for a newcomer of this group: the last to come of the group with most
+    members. None if the newcomer's group would then have as many."""
     ranked = list(members)
     groups = Counter(member.group for member in ranked)
     commonest, number = groups.most_common(1)[0]

@@ -1,4 +1,4 @@
-"""Entries that others bring us to keep: what they are checked for, cheapest first."""
+"""Entries that others bring us to keep, and their checks, cheapest first."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..records.envelope import subkey_of, unseal
 from ..records.kept_entries import KeptEntries
 
 MAX_STORED_AT_ONCE = 8
-"""Entries of one request; ours have one."""
+"""One request has at most this many entries; ours have one."""
 
 OWN, GUESTS = "own", "guests"
-"""The groups of what this process itself keeps here; no network of others has such a name."""
+"""The groups of entries that this process itself keeps here. No address group has such a name."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class StoreCalls:
     def answer(self, request: Any, sender: Holder) -> list[bool]:
         """For each entry whether it is kept, or need not be. Raises ValueError if its fields do not match.
 
-        Whole dictionaries and entries for a cache are taken from nobody: every owner brings his own.
+        Whole dictionaries and entries for a cache are refused: every owner brings its own entries.
         """
         fields = (request.keys, request.subkeys, request.values, request.expiration_time, request.in_cache)
         if len({len(field) for field in fields}) != 1 or len(request.keys) > MAX_STORED_AT_ONCE:
@@ -44,8 +44,8 @@ class StoreCalls:
         ]
 
     def keep(self, key: bytes, owner: str, value: bytes, expiration: float) -> bool:
-        """Keep an entry that this process stores: its own, or one that it checked for a peer that takes no
-        part in the DHT."""
+        """Keep an entry that this process stores: its own, or one that it checked for a peer that is not in
+        the DHT."""
         body = unseal(key, subkey_of(owner.encode()), expiration, value).body
         is_own = owner == self._own_id
         return self.kept.put(key, owner, value, expiration, OWN if is_own else GUESTS, body, by_owner=is_own)

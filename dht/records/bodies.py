@@ -9,7 +9,7 @@
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
 
-Who it is about is not in it: that is the entry's signer. Unknown fields are ignored; unknown versions and
+A body does not name its peer, which is the entry's signer. Unknown fields are ignored; unknown versions and
 kinds are refused, and their reader skips the entry.
 """
 
@@ -216,15 +216,14 @@ _OPTIONAL: dict[str, object] = {
     "shares_weights": False,
     "incarnation": None,
 }
-"""What an entry may leave out, and the value that it then has."""
+"""The fields that an entry may leave out, and the values that they then have."""
 
 
 def encode_node(info: NodeInfo) -> bytes:
     """The body of a node's announcement.
 
-    Addresses that nobody could dial are left out. Of what does not fit the last links go first, then the last
-    addresses.
-    Raises LocalProtocolError if ``info`` breaks the bounds that every reader enforces.
+    Addresses that cannot be dialled are left out. If the rest does not fit, the last links go first, then the
+    last addresses. Raises LocalProtocolError if ``info`` breaks the bounds that every reader enforces.
     """
     if info.span.end > info.model.n_blocks:
         raise LocalProtocolError(f"a span {info.span} outside a model of {info.model.n_blocks} blocks")

@@ -1,4 +1,5 @@
-"""The directory's logic over signed entries, wherever they are kept: what to write where, what to believe."""
+"""The directory's logic over signed entries, wherever they are kept: what to write where, and what to
+accept."""
 
 from __future__ import annotations
 
@@ -34,12 +35,13 @@ from .keys import (
 )
 
 MAX_NODES = 4096
-"""Nodes of one model that a reader takes: all that 8 full keys hold, so that of a model of up to 128 blocks
-no node is left out because others are many. A search among all of these takes an eighth of a second."""
+"""A reader takes at most this many nodes of one model: all that 8 full keys hold. So no node of a model of up
+to 128 blocks is left out because there are many others. A search among all of these takes an eighth of a
+second."""
 
 FEW_COPIES = 3
-"""Of REPLICAS, our own may be one and a liar's another. Who finds fewer elsewhere makes himself known to
-more."""
+"""A node that finds fewer copies of its entry elsewhere stores it at more nodes. Of REPLICAS, our own may be
+one and a liar's another."""
 
 _LATER_S = 0.001  # an entry replaces another only if it expires later
 _MODELS_OF_ONE = 4  # of one identity that are looked for
@@ -81,26 +83,28 @@ class RecordDirectory(ABC, Generic[FoundT]):
 
     @abstractmethod
     async def _lookup(self, keys: Sequence[str]) -> FoundT:
-        """The live entries of these keys. Raises NetworkError if nobody can be asked."""
+        """The live entries of these keys. Raises NetworkError if no node can be asked."""
 
     @abstractmethod
     async def _store(self, key: str, expiration: float, value: bytes, found: FoundT) -> NetworkError | None:
-        """Store our own signed entry; why not, if nobody took it. ``found``: a lookup of this key."""
+        """Store our own signed entry. Returns the reason if no node took it. ``found``: a lookup of this
+        key."""
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
         return self._left_out.all()
 
     async def _copies(self, key: str, owner: str) -> tuple[int, int]:
-        """How many others tell of an owner's entry, and how many were asked. Raises NetworkError."""
+        """How many other nodes return an owner's entry, and how many were asked. Raises NetworkError."""
         entry = (await self._lookup([key])).entries[key].get(owner)
         return int(entry is not None and entry.body != encode_gone()), 1
 
     async def _on_few_copies(self) -> None:
-        """Few others tell of us, though some took our announcement."""
+        """Few other nodes return our entry, though some took our announcement."""
 
     async def announce(self, info: NodeInfo) -> None:
-        """Raises NetworkError if nobody takes the announcement, LocalProtocolError if it is out of bounds."""
+        """Raises NetworkError if no node takes the announcement, LocalProtocolError if it is out of
+        bounds."""
         if info.peer_id != self._identity.peer_id:
             raise LocalProtocolError(f"{self._identity.peer_id} cannot announce {info.peer_id}")
         mark = self._namesakes.mark(self._clock())
@@ -232,7 +236,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         return sorted(nodes, key=_by_place)
 
     async def _write(self, bodies: dict[str, bytes], found: FoundT) -> dict[str, NetworkError]:
-        """Sign and store a body under each key. Returns why, for those that nobody took."""
+        """Sign and store a body under each key. Returns the reasons for those that no node took."""
         errors = await asyncio.gather(*(self._write_one(key, body, found) for key, body in bodies.items()))
         return {key: error for key, error in zip(bodies, errors, strict=True) if error is not None}
 
@@ -281,7 +285,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         return sorted(kept, key=_by_place)
 
     def _decoded(self, entries: Iterable[Entry]) -> Iterable[tuple[Entry, Content]]:
-        """What can be used of the entries. One that cannot costs its owner the place, never the reader its
+        """The entries that can be used. An unusable one costs its owner its place, and never the reader its
         answer."""
         for entry in entries:
             try:
@@ -295,7 +299,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
 
 
 def _without_name(message: str, owner: str) -> str:
-    """The complaint alone, for who knows whom it is about."""
+    """The complaint without the name, for a reader that already shows it."""
     return message.removeprefix(f"an announcement of {owner}: ").removeprefix(f"{owner} ")
 
 

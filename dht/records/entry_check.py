@@ -1,7 +1,7 @@
-"""What a DHT entry must be before anybody stores or believes it: signed by its owner, for its place and time.
+"""What a DHT entry must be before it is stored or used: signed by its owner, for its place and time.
 
-The same check serves the nodes of the DHT and those who are handed entries by others: an entry that passes
-was made by its owner, no matter who brought it.
+The same check serves the nodes of the DHT and peers that get entries from others: an entry that passes was
+made by its owner, no matter which peer brought it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from ..directory import TTL_S
 from .envelope import Sealed, is_signed, unseal
 
 MAX_CLOCK_SKEW_S = 3.0
-"""How far a node's clock may be from ours. hivemind's own bound, too."""
+"""A node's clock may differ from ours by this many seconds, which is also hivemind's bound."""
 
 EXPIRATION_SLACK_S = 2 * MAX_CLOCK_SKEW_S
-"""Two nodes may each be off by MAX_CLOCK_SKEW_S from a third, in opposite directions."""
+"""Seconds by which an expiration may be too late: two nodes may each differ by MAX_CLOCK_SKEW_S from a third,
+in opposite directions."""
 
 _REMEMBERED = 16_384  # signatures found good: a reader gets each entry from several replicas, again and again
 

@@ -11,8 +11,8 @@ In a swarm with a name or a key the owner shows that it is a member:
     signature = over "swarm-node dht record 2\\n" + key hash + expiration + PeerID
                 + length of the credential (2 bytes) + credential + body
 
-The expiration is the DHT's own for the entry, so nobody can prolong somebody else's. Replicas check
-only the wrapping; what is inside is its readers' business, so that different versions can share a DHT.
+The expiration is the DHT's own for the entry, so a peer cannot prolong another's entry. Replicas check only
+the wrapping; what is inside is its readers' business, so that different versions can share a DHT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ...swarm.types import MAX_RECORD_BYTES
 
 ENVELOPE_VERSION = 1
 MEMBERS_VERSION = 2
-"""Of entries that carry a credential."""
+"""The version of entries that carry a credential."""
 
 _CONTEXT = b"swarm-node dht record 1\n"
 _MEMBERS_CONTEXT = b"swarm-node dht record 2\n"
@@ -53,7 +53,7 @@ def seal(
 ) -> bytes:
     """The value to store. ``key``: the key's hash, ``expiration``: seconds of Unix time.
 
-    Raises LocalProtocolError if it would be larger than anybody accepts.
+    Raises LocalProtocolError if it would be larger than readers accept.
     """
     signature = identity.sign(_message(key, expiration, identity.peer_id, body, credential))
     parts: list[object] = [ENVELOPE_VERSION, body, signature]

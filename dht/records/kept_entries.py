@@ -1,10 +1,11 @@
-"""What one DHT node keeps for others, and who gives way when there is no room left.
+"""What one DHT node keeps for others, and which entry gives way when there is no room left.
 
 Anyone may invent identities, so room is divided among the networks that entries come from (address groups,
-``swarm.fairness.shares``) before it is divided among their owners. While there is room, anybody gets it. When
-a key or everything is full, a newcomer takes the place of the heaviest group's heaviest owner, and only if
-its own group holds less: so a newcomer from another network always finds room, and a network of few is never
-pushed out by one of many. Of equals the last to come gives way, and whoever is in may stay and refresh.
+``swarm.fairness.shares``) before it is divided among their owners. While there is room, every owner gets it.
+When a key or everything is full, a newcomer takes the place of the heaviest group's heaviest owner, and only
+if its own group holds less: so a newcomer from another network always finds room, and a network of few is
+never pushed out by one of many. Of equals the last to come gives way, and an owner that is in may stay and
+refresh.
 
 In the index of models many owners say the same. It is enough that INDEX_SPEAKERS do, from as many networks as
 there are: that is for the keeper to bound, not for owners who trust that others will speak.
@@ -165,7 +166,8 @@ class KeptEntries:
         return True
 
     def _way_in(self, new: Kept) -> _Way:
-        """The narrowest bound that is reached decides: who gives way there makes room in the wider ones."""
+        """The narrowest bound that is reached decides: the entry that gives way there makes room in the wider
+        ones."""
         holder, key = new.holder, self._keys.get(new.key)
         if len(self._of_owner.get(new.owner, ())) >= MAX_KEYS_OF_OWNER:
             return _NO_WAY
@@ -229,7 +231,8 @@ class KeptEntries:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """``loser``: who has to go for it. ``is_said``: it has no place because others say the same."""
+    """``loser``: the owner whose entry has to go for it. ``is_said``: it has no place because others say the
+    same."""
 
     is_open: bool
     loser: Kept | None = None

@@ -13,8 +13,8 @@ REPLICAS nearest DHT nodes; each keeps at most MAX_ENTRIES of MAX_RECORD_BYTES, 
 group of blocks of one model; later ones are refused until others leave.
 
 In the index of models every node enters its model, and keepers hold INDEX_SPEAKERS entries of each model,
-from as many networks as there are: it grows with the models, not with the nodes, and nobody's entry depends
-on what others do.
+from as many networks as there are. The index grows with the models, not with the nodes, and no node's entry
+depends on what others do.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ from collections.abc import Iterable
 from ...swarm.types import MAX_BLOCKS, ModelRef, Span
 
 GROUP_BLOCKS = 16
-"""Blocks a group: few keys to read for a model of 100 blocks, yet large swarms are spread over several."""
+"""A group has this many blocks: a model of 100 blocks needs few keys, and large swarms are spread over
+several."""
 
 MODEL_SHARDS = 4
-"""Keys of the index of models: all are read by ``status``, one by a client that looks for a name."""
+"""The index of models has this many keys. ``status`` reads all of them, and a client that looks for a name
+reads one."""
 
 WANTED_SHARDS = 4
-"""Keys of the demand: one entry a peer, so that nobody has two votes under one identity."""
+"""The demand has this many keys. A peer has one entry, so that no identity has two votes."""
 
 MAX_ENTRIES = 512
-"""Entries a key: times MAX_RECORD_BYTES that is 2 MiB."""
+"""A key holds at most this many entries: times MAX_RECORD_BYTES that is 2 MiB."""
 
 MAX_MODELS = 256
-"""Models that a reader lists; a directory that holds more shows the first of them by name."""
+"""A reader lists at most this many models; a directory that holds more shows the first of them by name."""
 
 MAX_KEYS_OF_OWNER = 16
-"""Keys under which one owner may have entries at one keeper: an honest one has a place among the nodes, its
-model in the index, what it wants, and for a minute those that it had before."""
+"""One owner may have entries under this many keys at one keeper. An honest one has a place among the nodes,
+its model in the index, what it wants, and for a minute those that it had before."""
 
 MAX_TOTAL_ENTRIES = 16_384
-"""Entries of all keys together at one keeper: 64 MiB of the largest ones, about 15 MB of usual ones."""
+"""One keeper holds at most this many entries of all keys: 64 MiB of the largest ones, about 15 MB of usual
+ones."""
 
 INDEX_SPEAKERS = 16
-"""Entries that a keeper holds of one model in the index, from as many networks as there are. Liars need this
-many networks to keep out all honest nodes of a model, and a key still has room for some dozen models."""
+"""A keeper holds this many entries of one model in the index, from as many networks as there are. Liars need
+this many networks to keep out all honest nodes of a model, and a key still has room for some dozen models."""
 
 REPLICAS = 5
-"""DHT nodes that hold a key."""
+"""This many DHT nodes hold a key."""
 
 
 def nodes_key(digest: str, group: int) -> str:
@@ -99,5 +102,5 @@ def key_hash(key: str, tag: str = "") -> bytes:
 
 
 def in_fair_order(peer_ids: Iterable[str], salt: str) -> list[str]:
-    """A fixed order that nobody can place himself in front of without knowing ``salt``."""
+    """A fixed order. A peer that does not know ``salt`` cannot place itself in front."""
     return sorted(peer_ids, key=lambda peer_id: hashlib.sha256(f"{salt}/{peer_id}".encode()).digest())

@@ -12,7 +12,8 @@ import ipaddress
 import re
 
 MAX_MADDR_CHARS = 320
-"""A full DNS name (253), a port, a relay and the owner would not fit; every address seen in practice does."""
+"""Characters of an address at most. A full DNS name (253), a port, a relay and the owner would not fit; every
+address seen in practice does."""
 
 _UPGRADES = {"tcp": ((), ("ws",), ("wss",), ("tls",), ("tls", "ws")), "udp": (("quic",), ("quic-v1",))}
 _DNS_NAME = re.compile(

@@ -1,4 +1,4 @@
-"""Announcements that are handed on from peer to peer: who proves himself needs no look-up."""
+"""Announcements that are handed on from peer to peer: a peer that proves itself needs no look-up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .entry_check import EntryCheck
 from .envelope import subkey_of, unseal
 
 STALE_S = 24 * 3600.0
-"""So long after its end a record still tells where its owner listens: sessions keep those they began with."""
+"""A record tells where its owner listens until this many seconds after its end, because sessions keep the
+records they began with."""
 
 _NO_KEY = bytes(20)
 
@@ -35,7 +36,7 @@ class NodeRecords:
         self._clock = clock
 
     def maddrs(self, peer_id: str, record: SignedRecord) -> tuple[str, ...]:
-        """Where the node listens, by its own signed word. Raises RemoteProtocolError."""
+        """The addresses where the node listens, by its own signed record. Raises RemoteProtocolError."""
         subkey = subkey_of(peer_id.encode())
         sealed = unseal(_NO_KEY, subkey, record.expiration, record.value)
         info = decode(sealed.owner, sealed.body)  # says under which key it was signed

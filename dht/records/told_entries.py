@@ -1,8 +1,8 @@
 """Entries of one key as several keepers tell them, merged.
 
-All of them are signed, so one honest keeper is enough for an entry to be found. Too many are another matter:
-who keeps none of the bounds tells of thousands of invented owners. So where there are more than a reader
-takes, those come first that most keepers tell.
+All of them are signed, so one honest keeper is enough for an entry to be found. But a keeper that ignores the
+bounds may tell of thousands of invented owners. So if there are more entries than a reader takes, those that
+most keepers tell come first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ToldEntries:
         self._tellers: dict[str, set[str]] = {}
 
     def add(self, teller: str, entries: Iterable[Entry], now: float) -> None:
-        """What ``teller`` tells; may be called again for more of it. ``now``: Unix time in seconds."""
+        """Add what ``teller`` tells, in one or several calls. ``now``: Unix time in seconds."""
         for entry in entries:
             if entry.expiration <= now:
                 continue
@@ -33,7 +33,7 @@ class ToldEntries:
                 self.entries[entry.owner] = entry
 
     def bounded(self, salt: str) -> dict[str, Entry]:
-        """MAX_ENTRIES of them at most. ``salt``: for the order of those that equally many tell."""
+        """At most MAX_ENTRIES of them. ``salt``: for the order of those that equally many keepers tell."""
         if len(self.entries) <= MAX_ENTRIES:
             return self.entries
         most_told = sorted(in_fair_order(self.entries, salt), key=lambda owner: -len(self._tellers[owner]))

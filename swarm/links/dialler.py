@@ -92,7 +92,7 @@ class Dialler:
 
 
 def _few_names(maddrs: Sequence[str]) -> list[str]:
-    """The addresses with at most MAX_NAMES names: each name is a question to a server that its owner
+    """The addresses, of names only the first MAX_NAMES: each name is a question to a server that its owner
     chooses."""
     names = [maddr for maddr in maddrs if maddr.startswith("/dns")]
     return [maddr for maddr in maddrs if maddr not in names[MAX_NAMES:]]
