@@ -1,8 +1,8 @@
 """Control tokens spelled out in what people wrote, told apart from those that a chat template writes.
 
-A template makes one text of a chat, and there ``<|im_end|>`` ends a message whoever wrote it. So before it
-renders, each such token in the chat is put between two characters that occur nowhere in it; what stands
-between them afterwards is text. Templates still find the tokens that they look for.
+A template makes one text of a chat, and there every ``<|im_end|>`` ends a message. So before it renders, each
+such token in the chat is put between two characters that occur nowhere in it; what stands between them
+afterwards is text. Templates still find the tokens that they look for.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from ...swarm.errors import UsageError
 
 _PRIVATE = range(0xF8FF, 0xDFFF, -1)
-"""Characters without a meaning; whoever gives one to some keeps it."""
+"""Characters without a meaning. A chat or template that gives one a meaning keeps it."""
 _OWN_WORDS = ("content", "reasoning_content", "reasoning", "thinking")
-"""Of an assistant's message: what the model itself has written."""
+"""The fields of an assistant's message that the model itself has written."""
 
 
 class ControlTokens:
@@ -54,7 +54,7 @@ class ControlTokens:
 
 
 def free_characters(count: int, source: str, values: Any) -> str:
-    """So many characters without a meaning that are neither in ``source`` nor in any text of ``values``."""
+    """``count`` characters without a meaning that are neither in ``source`` nor in any text of ``values``."""
     used = set(source).union(*_texts(values))
     free = [chr(code) for code in _PRIVATE if chr(code) not in used]
     if len(free) < count:

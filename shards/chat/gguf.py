@@ -11,7 +11,8 @@ _KEY = "tokenizer.chat_template"
 
 def gguf_templates(header: GGUFHeader) -> TemplateSource | None:
     """``tokenizer.chat_template``, and ``tokenizer.chat_template.NAME`` for each other name that
-    ``tokenizer.chat_templates`` lists. None where there are none. CheckpointError for what is no text."""
+    ``tokenizer.chat_templates`` lists. None if there are none. CheckpointError for a value that is not a
+    text."""
     read = Fields(header.metadata, str(header.file.path))
     only = read.optional_text(_KEY)
     names = header.strings("tokenizer.chat_templates")

@@ -18,12 +18,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CHARACTERS, PER_CHARACTER = 2**20, 8
-"""What a template may write: so much, and so many characters for each one it is given (JSON with an indent
+"""A template may write CHARACTERS, and PER_CHARACTER more for each one that it is given (JSON with an indent
 and ``\\u`` escapes takes six)."""
 MAX_CHARACTERS = 2**24
-"""In any case: more than any model's context."""
+"""A template may write at most this many characters: more than any model's context."""
 SHOWN = 300
-"""Characters of an error's text."""
+"""At most this many characters of an error's text are shown."""
 
 
 class GenerationTag(Extension):
@@ -37,8 +37,8 @@ class GenerationTag(Extension):
 
 
 def opened(source: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, str]]]:
-    """Compile; what it reads and does not set itself (``variables``), or why it is no template
-    (``damaged``); and what renders it."""
+    """Compile. Returns the names that it reads and does not set itself (``variables``), or why it is not a
+    template (``damaged``); and the function that renders it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
@@ -57,8 +57,7 @@ def opened(source: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict
 
 
 def _asks_for_no_content(tree: nodes.Template) -> bool:
-    """Whether it looks if something called ``content`` is none, as DeepSeek's do of messages that only call
-    tools."""
+    """True if it tests ``content is none``, as DeepSeek's templates do for messages that only call tools."""
     asked = [test.node for test in tree.find_all(nodes.Test) if test.name == "none"]
     asked += (
         comparison.expr

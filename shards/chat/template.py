@@ -1,7 +1,7 @@
 """A model's chat template, rendered as transformers renders it, in a process that can be ended.
 
 A template is a program that comes with the weights, perhaps from peers: it may run for ever, take all memory,
-or hold the interpreter. What it says is bounded, and errors of its own wording are printable.
+or hold the interpreter. Its output is bounded, and its error texts are made printable.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ...swarm.terminal_text import one_line
 from .control_tokens import ControlTokens, free_characters
 
 MAX_SOURCE = 2**20
-"""Characters of a template; the longest in use have some ten thousand."""
+"""A template has at most this many characters; the longest in use have some ten thousand."""
 BOUNDS = Bounds()
-"""Of rendering one chat; usual is a millisecond, and a few MiB."""
+"""The bounds of rendering one chat; a millisecond and a few MiB are usual."""
 _PROGRAM = Path(__file__).with_name("program.py")
 _INSTEAD = "Send plain text instead (--raw on the command line), or get the model from another source."
 
@@ -28,7 +28,7 @@ class ChatTemplate:
     ``origin``: the model, for messages. ``control``: which tokens only the template may write.
 
     Nothing runs before it is first used. Every use blocks, in the worst case for ``BOUNDS.wall_s``, and
-    raises ChatTemplateError for a source that is no template, or that takes more than it may.
+    raises ChatTemplateError for a source that is not a template, or that takes more than it may.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class ChatTemplate:
         **more: Any,
     ) -> str:
         """The chat as one text, special tokens written out. ``continue_final_message``: it ends with the last
-        message's content, to be gone on with. ``more`` goes to the template (``tools``, …).
+        message's content, to be continued. ``more`` goes to the template (``tools``, …).
 
-        UsageError where the template refuses these messages.
+        UsageError if the template refuses these messages.
         """
         chat, variables, end = self._begun(messages, more, add_generation_prompt, continue_final_message)
         return self._cut(self._rendered(chat, variables), end)
@@ -206,7 +206,7 @@ def _plain(value: Any) -> Any:
 
 
 def _characters(value: Any) -> int:
-    """Of all texts in it, keys included."""
+    """The characters of all texts in it, keys included."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

@@ -17,7 +17,7 @@ TemplateSource = str | Mapping[str, str]
 
 class ChatTemplates:
     """``source``: Jinja text, or several by name: ``tool_use`` renders chats that come with tools, even none,
-    and ``default`` all others; further names are nobody's here. See ``ChatTemplate`` for the rest.
+    and ``default`` all others; further names are not used. See ``ChatTemplate`` for the rest.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Checkpoint:
         root: str = "",
         files: Sequence[FileState] = (),
     ) -> None:
-        """``root``: of the files' piece manifest, where it is known. ``files``: as they were hashed."""
+        """``root``: the root of the files' piece manifest, if it is known. ``files``: as they were hashed."""
         self.config = config
         self.identity = identity
         self.ref = ModelRef(name, identity.digest, config.n_blocks, identity.brief, root)
@@ -76,8 +76,7 @@ class Checkpoint:
     def release(self) -> None:
         """Give the file pages read so far back, once the weights were copied out of them.
 
-        CheckpointError where somebody has written into a file since it was hashed: then these are weights of
-        another model.
+        CheckpointError if a file was changed since it was hashed: then these are weights of another model.
         """
         self._source.release()
         for file in self._files:

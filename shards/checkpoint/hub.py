@@ -46,15 +46,15 @@ from ..tokenizer.source import DirectoryTokenizer
 from .checkpoint import Checkpoint, check_span, directory_config
 
 _FIRST_READ = 100_000
-"""Bytes asked for at first: most headers fit, which saves a round trip."""
+"""The first request asks for this many bytes: most headers fit, which saves a round trip."""
 _TIMEOUT = 30.0
-"""Seconds without an answer to a range request."""
+"""Seconds to wait for an answer to a range request."""
 _REACH_TIMEOUT = 10.0
 """Seconds to wait for a first answer."""
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
-"""As an ETag. Small files have another, which is no SHA-256 of their content."""
+"""An ETag that is a SHA-256. Small files have another, which is not the SHA-256 of their content."""
 _MAX_UNTOLD = 64 << 20
-"""Bytes of a file that is fetched for its SHA-256 alone, since the hub does not tell it."""
+"""A file of up to this many bytes is fetched only for its SHA-256 if the hub does not tell it."""
 
 
 def open_hub_model(
@@ -123,7 +123,7 @@ class _HubTokenizer(DirectoryTokenizer):
 def _identity(
     small: Mapping[str, Path], shards: Mapping[str, ShardFile], progress: Progress | None
 ) -> ModelIdentity:
-    """Of what is here by reading it, of the rest by the hub's word."""
+    """The identity: local files are read, the others have the SHA-256 that the hub tells."""
     told = [shard.hash for shard in shards.values() if isinstance(shard, RemoteShard)]
     local = {name: Path(shard.where) for name, shard in shards.items() if isinstance(shard, LocalShard)}
     files = {**small, **local}
@@ -279,12 +279,12 @@ class HubRange(NamedTuple):
 
 
 class RemoteShard:
-    """A shard of which only the header is here, and its ``hash``, by the hub's word."""
+    """A shard of which only the header is here, and its ``hash`` as the hub tells it."""
 
     local = False
 
     def __init__(self, repo: HubRepo, file: str, first: HubRange) -> None:
-        """``first``: the file's first bytes, _FIRST_READ of them where there are so many."""
+        """``first``: the file's first _FIRST_READ bytes, or all of a shorter file."""
         self.where = f"{file} of {repo.name}"
         self.hash = FileHash(file, first.size, first.sha256)
         length = header_length(first.data[:8], first.size, self.where)
@@ -306,7 +306,7 @@ class RemoteShard:
 def _open_shards(
     repo: HubRepo, index: Path | None, config: ModelConfig, blocks: Span | None, client: bool, weights: bool
 ) -> dict[str, ShardFile]:
-    """By file; here are those that hold tensors that are needed, and those fetched before."""
+    """The shards by file. Those with needed tensors, and those fetched before, are local."""
     if index is None:
         return {SINGLE: _open_shard(repo, SINGLE, weights)}
     weight_map = read_index(index)

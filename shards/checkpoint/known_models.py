@@ -1,5 +1,5 @@
 """Which model this machine has used under a name, and which ones its user has pinned: a text file, as ssh's
-known_hosts. What others say of a model's age never comes in here.
+known_hosts. It never holds what others say of a model's age.
 
     pin DIGEST NAME                  the user's: nothing else is taken under this name
     used DIGEST FIRST LAST NAME      a client got answers from it, or a node served it; times in UTC
@@ -24,10 +24,10 @@ from ...swarm.runtime.state_files import replace_file
 from ...swarm.runtime.state_folder import state_folder
 
 MAX_USED = 512
-"""Lines of models that were used; of more, those not used for longest are dropped."""
+"""At most this many lines of used models are kept. Of more, those not used for longest are dropped."""
 MAX_FILE_BYTES = 1024 * 1024
 TOUCH_S = 3600.0
-"""A model that was used so lately is not written down again."""
+"""A model that was noted within this many seconds is not noted again."""
 _HEADER = "# swarm-node: models by name. `pin` lines are yours, `used` ones come when a model has answered.\n"
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class _Lines:
 class KnownModels:
     """The file at ``path``, read anew by every call, which blocks. Case and ``.gguf`` of names do not count.
 
-    Raises UsageError for a file that cannot be written, and for one of which a line cannot be read: a pin
-    that nobody sees would protect nobody.
+    Raises UsageError for a file that cannot be written, and for one with an unreadable line: a pin that is
+    not read would protect nothing.
     """
 
     def __init__(self, path: Path, now: Now = lambda: datetime.now(UTC)) -> None:
@@ -84,7 +84,7 @@ class KnownModels:
         return max(fitting, key=lambda each: (each.last, each.digest), default=None)
 
     def first_used(self) -> dict[str, datetime]:
-        """Since when this machine has used each model, under any name, by digest."""
+        """The first time that this machine used each model, under any name, by digest."""
         first: dict[str, datetime] = {}
         for each in self._read().used:
             first[each.digest] = min(each.first, first.get(each.digest, each.first))
@@ -113,11 +113,11 @@ class KnownModels:
         self._change(with_it)
 
     def add_pin(self, pin: ModelName) -> None:
-        """In place of what the name was pinned to before."""
+        """Add a pin in place of the name's earlier one."""
         self._change(lambda lines: replace(lines, pins=(*_without(lines.pins, pin.name), pin)))
 
     def remove_pin(self, name: str) -> bool:
-        """Whether there was one."""
+        """Remove the pin of a name. Returns whether there was one."""
         was = self.pin(name) is not None
         self._change(lambda lines: replace(lines, pins=tuple(_without(lines.pins, name))))
         return was

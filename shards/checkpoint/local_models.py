@@ -41,8 +41,8 @@ class ModelFiles:
 
 
 class LocalModels:
-    """``folders``: where people put models. ``hub_cache``: huggingface_hub's. ``fetched``: what peers sent.
-    What cannot be read is left out: a folder that is not there holds no models."""
+    """``folders``: where people put models. ``hub_cache``: huggingface_hub's. ``fetched``: the models that
+    peers sent. What cannot be read is left out: a folder that is not there holds no models."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class LocalModels:
         return sorted(once.values(), key=lambda model: model.name)
 
     def find(self, name: str) -> list[ModelFiles]:
-        """Those that ``name`` means: by file or directory, else by the title inside a GGUF file."""
+        """The models that ``name`` means: by file or directory, else by the title inside a GGUF file."""
         models = self.models()
         if names := set(matching(name, (model.name for model in models))):
             return [model for model in models if model.name in names]
@@ -92,7 +92,7 @@ def models_folder() -> Path:
 
 
 def weights_folder() -> Path:
-    """Where what peers sent is kept."""
+    """The folder of the weights that peers sent."""
     return state_folder() / "weights"
 
 
@@ -105,7 +105,7 @@ def hub_cache() -> Path:
 
 
 def gguf_title(path: Path) -> str:
-    """``general.name`` of a GGUF file; "" where it has none, or is none."""
+    """``general.name`` of a GGUF file; "" if it has none, or if the file is not GGUF."""
     with suppress(SwarmError, OSError):
         file = MappedFile(path)
         try:
@@ -129,7 +129,7 @@ def _in_folder(folder: Path, depth: int) -> Iterator[ModelFiles]:
 
 
 def _in_hub_cache(cache: Path) -> Iterator[ModelFiles]:
-    """Of each model the snapshot that its ``main`` was at last."""
+    """Each model's snapshot that its ``main`` pointed to last."""
     for repo in _entries(cache):
         if repo.name.startswith("models--"):
             with suppress(OSError, UnicodeDecodeError):

@@ -30,7 +30,7 @@ class Source(StrEnum):
 
 
 class ModelNotFoundError(ModelError):
-    """Nobody has a model of this name. ``wanted`` is what to ask the swarm for; None if none was named."""
+    """No model of this name was found. ``wanted`` is what to ask the swarm for; None if none was named."""
 
     def __init__(self, message: str, *, hint: str, wanted: ModelName | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -66,7 +66,7 @@ def find_local(
     """The first tier alone, without a look at the network: a path, or a name that one model here has.
 
     None where it is not here, or where several models here have that name. Reads the disk: for a thread.
-    Raises UsageError for what is no name.
+    Raises UsageError for a text that is not a name.
     """
     if _is_path(text):
         return _at_path(text)
@@ -92,7 +92,7 @@ async def resolve_model(
     knows of names; None: ``default_known``.
 
     Raises UsageError for a name that several different models have and where none was named though there are
-    several, ModelNotFoundError where nobody has it, with near names, and NetworkError.
+    several, ModelNotFoundError with near names if none has it, and NetworkError.
     """
     local_models, known = local_models or default_local_models(), known or default_known()
     if text is None:
@@ -256,7 +256,7 @@ def _named_here(wanted: ModelName, local_models: LocalModels) -> list[ModelLocat
 
 
 def _with_digests(models: Sequence[ModelFiles]) -> list[ModelLocation]:
-    """With the digest of each; what cannot be opened is left out."""
+    """The models with their digests; those that cannot be opened are left out."""
     places = []
     for model in models:
         try:

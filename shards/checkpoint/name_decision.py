@@ -1,5 +1,6 @@
-"""Which of the swarm's models a name means, said so that a person can judge it: reads who announces what,
-asks who answers where that matters, and lets ``swarm.naming.model_choice`` decide."""
+"""Which of the swarm's models a name means, with a reason that a person can judge. It reads the
+announcements, asks nodes whether they answer if that matters, and lets ``swarm.naming.model_choice``
+decide."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from ...swarm.naming.witnesses import Witnesses
 
 _HUB_S = 8.0
-"""For the hub to tell its hashes: as long as nodes have to answer."""
+"""Seconds for the hub to tell its hashes: as long as nodes have to answer."""
 _LISTED = 4
-"""Models that a message names."""
+"""A message names at most this many models."""
 
 
 class ModelIndex(Protocol):
@@ -34,7 +35,7 @@ class ModelIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NameDecision:
-    """What was taken for a name that did not say it alone. ``reason``: of ``model_choice``, or "pinned".
+    """The model taken for a name that several models may have. ``reason``: of ``model_choice``, or "pinned".
     ``is_change``: this machine has used another model under the name, which nobody announces now."""
 
     name: str
@@ -74,7 +75,7 @@ async def decide_name(
     pinned: bool = False,
     hub_digest: Callable[[str], str] | None = None,
 ) -> SwarmModels | None:
-    """What is meant of ``refs``, all that the swarm serves; None: nothing of it.
+    """The model that is meant among ``refs``, all that the swarm serves; None if none is.
 
     ``witnesses``: to ask who answers; without, several models are told apart only by what was used before.
     ``hub_digest``: the digest that the hub's own hashes give for one of its names, or ""; it may block for
@@ -122,7 +123,7 @@ async def _asked(
     index: ModelIndex,
     witnesses: Witnesses | None,
 ) -> list[Candidate]:
-    """With who announces each and who answers."""
+    """The candidates with the nodes that announce each, and those that answer."""
     nodes = await index.nodes_of([ref for each in candidates for ref in meant[each.identity]])
     answers = None if witnesses is None else await witnesses.ask(nodes)
     found = []
@@ -157,7 +158,7 @@ async def _of_hub(hub_digest: Callable[[str], str] | None, name: str) -> str:
 async def _with_root(
     candidates: Sequence[Candidate], root: str, meant: dict[str, list[ModelRef]], index: ModelIndex
 ) -> list[Candidate]:
-    """Those of which somebody announces files of this root."""
+    """The candidates for which a node announces files of this root."""
     nodes = await index.nodes_of([ref for refs in meant.values() for ref in refs])
     said = {node.model.digest for node in nodes if node.weights_root == root}
     return [each for each in candidates if each.identity in said] or list(candidates)
@@ -169,7 +170,7 @@ def _near(wanted: ModelName, refs: Sequence[ModelRef]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What people are told. ``meant``: what is announced, by digest, the nearest name first."""
+    """The sentences for people. ``meant``: what is announced, by digest, the nearest name first."""
 
     wanted: ModelName
     meant: dict[str, list[ModelRef]]
@@ -177,7 +178,7 @@ class _Words:
     members: bool
 
     def decided(self, choice: Choice) -> NameDecision | None:
-        """None where there is nothing to say: there is one model of this name, and always was."""
+        """None if there is nothing to tell: there is one model of this name, and always was."""
         taken = choice.taken
         if not choice.others and not choice.before:
             return None
@@ -243,7 +244,7 @@ class _Words:
 
 
 def _holders(candidate: Candidate) -> str:
-    """``3 nodes answer from 2 networks``; "" where nobody was asked."""
+    """``3 nodes answer from 2 networks``; "" if no node was asked."""
     if candidate.answered:
         nodes = f"{candidate.answered} node{'s answer' if candidate.answered > 1 else ' answers'}"
         return f"{nodes} from {candidate.networks} network{'s' if candidate.networks > 1 else ''}"

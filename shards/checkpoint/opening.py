@@ -107,7 +107,7 @@ def is_hub_name(text: str) -> bool:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a person who wrote this meant a file: such names are looked up nowhere else."""
+    """True if the text means a file: such names are looked up nowhere else."""
     return (
         text.startswith((".", "/", "~", os.sep))
         or text.endswith((".gguf", ".safetensors", ".bin", "/"))

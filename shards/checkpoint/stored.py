@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class IncompleteError(CheckpointError):
     """A model cannot be opened before ``pieces`` of it are here; after them, others may be missing.
 
-    ``ref`` and ``root`` say what to fetch; ``damaged`` pieces were here and not right."""
+    ``ref`` and ``root`` say what to fetch; ``damaged`` pieces were here and wrong."""
 
     def __init__(self, store: PieceStore, pieces: list[int]) -> None:
         self.damaged = store.damaged
@@ -40,7 +40,7 @@ class IncompleteError(CheckpointError):
 
 
 class ForgedError(CheckpointError):
-    """Pieces were what their list says, and the list is of another file than it claims."""
+    """All pieces match their list, but the list is of another file than it claims."""
 
 
 class StoredCheckpoint(Checkpoint):
@@ -84,7 +84,7 @@ class StoredCheckpoint(Checkpoint):
         self._store.close()
 
     def _pieces(self, name: str) -> list[int]:
-        """Those that hold a tensor. A matrix that MLX has quantized is stored as three."""
+        """The pieces that hold a tensor. A matrix that MLX has quantized is stored as three tensors."""
         parts = [part for part in stored_names(name) if part in self._places.manifest]
         pieces: list[int] = []
         for path, offset, size in map(self._places.place, parts):
@@ -139,7 +139,7 @@ def check_whole_files(store: PieceStore) -> None:
     """ForgedError unless each file that is here whole has the content that the model's digest knows of it;
     IncompleteError where that is for damage on this disk.
 
-    Pieces prove only that they are in the list that somebody announced; of a file of one piece, or a GGUF
+    Pieces prove only that they are in the list that a peer announced. For a file of one piece, or a GGUF
     file, the digest proves the list. Blocks while files are read that are not remembered.
     """
     whole = {
@@ -158,7 +158,7 @@ def check_whole_files(store: PieceStore) -> None:
 
 
 def _check_head(store: PieceStore, name: str, head: int) -> None:
-    """A list that says another length of a header is another list, of another root, for the same files."""
+    """A list with another length of a header has another root, though it is for the same files."""
     if store.manifest.file(name).head != head:
         raise ForgedError(
             f"the list {store.manifest.root[:12]} of {store.model.name} says that the header of {name} has "

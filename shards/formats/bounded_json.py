@@ -1,7 +1,7 @@
 """JSON of files that came with a model: within bounds, before it becomes objects and after.
 
-A few bytes of JSON can become hundreds of bytes of objects, and a nested value ends whoever walks it by
-recursion. So both how much there may be and how deep it may go is the reader's to say.
+A few bytes of JSON can become hundreds of bytes of objects, and code that walks a nested value by recursion
+may fail. So the reader sets how much there may be, and how deep it may be nested.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...swarm.errors import CheckpointError
 from .not_a_model import download_hint
 
 MAX_DEPTH = 32
-"""Arrays and objects inside each other; files in use have six."""
+"""At most this many arrays and objects may be nested; files in use have six."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be half of a pair."""
@@ -37,8 +37,9 @@ class JsonBounds:
 def parse_json(
     text: bytes, bounds: JsonBounds, pairs_hook: Callable[[Pairs], dict[str, Any]] | None = None
 ) -> Any:
-    """The document, whose texts are all valid Unicode. Raises ValueError for one that is none, or beyond the
-    bounds; takes time linear in ``text``. Whole numbers have 4300 digits at most, as Python bounds them.
+    """The document, whose texts are all valid Unicode. Raises ValueError for a text that is not JSON, or
+    beyond the bounds; takes time linear in ``text``. Whole numbers have 4300 digits at most, as Python bounds
+    them.
     """
     if len(text) > bounds.nbytes:
         raise ValueError(f"it has more than {bounds.nbytes} bytes")
@@ -53,7 +54,7 @@ def parse_json(
     if is_deeper(document, MAX_DEPTH):
         raise ValueError("its values are nested too deeply")
     if _SURROGATE.search(written):
-        # Halves of a pair by themselves are no characters: whoever prints or encodes them fails.
+        # Halves of a pair by themselves are not characters: printing or encoding them fails.
         json.dumps(document, ensure_ascii=False).encode()
     return document
 
@@ -70,7 +71,8 @@ def is_deeper(document: Any, most: int) -> bool:
 
 
 def read_json(path: Path, bounds: JsonBounds) -> Any:
-    """As ``parse_json``, of a file. CheckpointError for one that cannot be read, or is not so."""
+    """As ``parse_json``, from a file. CheckpointError for one that cannot be read, or that ``parse_json``
+    refuses."""
     content = read_bytes(path, bounds.nbytes)
     try:
         return parse_json(content, bounds)

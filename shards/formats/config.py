@@ -1,7 +1,7 @@
 """What a model is, in one frozen type that both checkpoint formats fill in.
 
-All numbers are checked here, so that whatever reads a ``ModelConfig`` may trust it: sizes are positive and
-bounded, head counts divide, the rope settings are complete for their type.
+All numbers are checked here, so that all code may trust a ``ModelConfig``: sizes are positive and bounded,
+head counts divide, the rope settings are complete for their type.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .shown import shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 MAX_WIDTH = 1 << 20
-"""Wider than any layer in use; bounds what a damaged file can make us allocate."""
+"""No layer may be wider. It is more than any in use, and bounds what a damaged file can make us allocate."""
 MAX_VOCAB = 1 << 22
 MAX_CONTEXT = 1 << 26
 THETAS = (1.0, 1e30)
-"""Between these, both excluded, lies any base of rotary frequencies that is one in float32."""
+"""The base of rotary frequencies lies between these, both excluded: it must be a float32 number."""
 SCALES = (1e-6, 1e6)
 """The same for factors of rotary frequencies and the like."""
 

@@ -2,7 +2,7 @@
 
 Whatever a file has in place of a number, a text or a list ends in one line that names the file and the key,
 shows what is there, and says what belongs there. Every number has bounds, so no value of a file reaches a
-computation unchecked. True and false are no numbers, and 1.0 is no whole number, as in transformers.
+computation unchecked. True and false do not count as numbers, nor 1.0 as a whole number, as in transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...swarm.errors import CheckpointError
 from .shown import shown
 
 MAX_LIST = 4096
-"""Entries of a list that is read whole."""
+"""A list that is read whole has at most this many entries."""
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -58,7 +58,7 @@ class Fields:
         return self.has(key) and isinstance(self._values[key], str)
 
     def unread(self) -> list[str]:
-        """Keys that nobody has asked for."""
+        """Keys that were not read."""
         return sorted(self._values.keys() - self._read)
 
     def named(self, key: str) -> str:
@@ -98,7 +98,7 @@ class Fields:
         above: float = -sys.float_info.max,
         below: float = sys.float_info.max,
     ) -> float:
-        """Finite, and between the bounds. A whole number is one, too."""
+        """A finite number between the bounds. A whole number counts too."""
         value = self._get(key, default)
         if type(value) in (int, float):
             try:
@@ -157,7 +157,7 @@ class Fields:
         return [Fields(each, self.where, f"{self._inside}{key}[{at}].") for at, each in enumerate(found)]
 
     def inner(self) -> list[tuple[str, Fields]]:
-        """Those values that are objects, under their keys."""
+        """The values that are objects, under their keys."""
         objects = [(key, value) for key, value in self._values.items() if isinstance(value, Mapping)]
         return [(key, Fields(value, self.where, f"{self._inside}{key}.")) for key, value in objects]
 

@@ -30,7 +30,7 @@ class AbsentError(CheckpointError):
 
 
 class Presence(Protocol):
-    """Which bytes of a file are there: elsewhere it holds zeros that nobody must read."""
+    """Which bytes of a file are there. Elsewhere it holds zeros, which must not be read."""
 
     def require(self, start: int, length: int) -> None:
         """AbsentError unless all these bytes are there."""
@@ -70,7 +70,7 @@ class MappedFile:
         return self._array[offset : offset + length]
 
     def check(self) -> None:
-        """CheckpointError where somebody has cut the file short or written into it since it was opened.
+        """CheckpointError if the file was cut short or written into since it was opened.
 
         One that was replaced by another of its name is kept as it was. A file some of whose bytes were not
         there is written into as they come.

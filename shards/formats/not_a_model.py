@@ -13,7 +13,7 @@ from ...swarm.errors import CheckpointError
 from ...swarm.names import listed, near_names
 
 MAX_ENTRIES = 1000
-"""Of a folder that is looked through for names: each may cost a look at the disk."""
+"""At most this many entries of a folder are searched for names: each may cost a read of the disk."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _OF_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")

@@ -38,11 +38,11 @@ _OTHERS = dict(
     [(16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (21, "IQ3_S"), (22, "IQ2_S")]
     + [(28, "F64"), (29, "IQ1_M"), (34, "TQ1_0"), (35, "TQ2_0"), (39, "MXFP4"), (40, "NVFP4")]
 )
-"""Types of ggml.h in which files of models come, too, and which are not read."""
+"""Further types of ggml.h that occur in files of models, and that are not read."""
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
-"""What MLX quantizes to: see ``affine``."""
+"""The group sizes that MLX quantizes to: see ``affine``."""
 
 
 def affine_qtype(bits: int, group: int, wide: bool) -> str:
@@ -59,7 +59,7 @@ AFFINE = {
 GGUF_QTYPES = tuple(_TABLE)
 QTYPES = (*_TABLE, *AFFINE)
 SUPPORTED = f"Supported types: {', '.join(GGUF_QTYPES)}, and what MLX quantizes to."
-"""A hint."""
+"""The hint of an error for a type that is not supported."""
 
 
 def qtype_of_number(number: int, tensor: str) -> str:

@@ -14,7 +14,8 @@ from ...swarm.errors import UnsupportedModelError
 from .qtypes import DENSE, dequantize_rows, row_bytes
 
 _CHUNK_VALUES = 1 << 22
-"""Values dequantized at a time (16 MiB in float32), so that the float32 copy of a big matrix never exists."""
+"""This many values are dequantized at a time (16 MiB in float32), so that a big matrix never has a whole
+float32 copy."""
 
 
 class Blocks(NamedTuple):
@@ -115,7 +116,7 @@ class RawTensor:
 
 
 def _dense(data: np.ndarray, dtype: torch.dtype) -> Tensor:
-    # Copied first: the memory map is read-only, and may start at an address that is no multiple of 4.
+    # Copied first: the memory map is read-only, and may start at an address that is not a multiple of 4.
     return torch.from_numpy(np.array(data, order="C")).view(dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 
 _LONGEST = 100
-"""Characters of a text, or of another value; longer ones lose their middle."""
+"""A text or another value is shown with this many characters; longer ones lose their middle."""
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _LONGEST

@@ -18,9 +18,9 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 _HARMLESS = re.compile(r"(model\.layers\.[0-9]{1,4}\.self_attn\.|model\.)rotary_emb\.inv_freq")
-"""Tensors that nobody needs to read: the frequencies follow from the configuration, as in transformers."""
+"""Tensors that need not be read: the frequencies follow from the configuration, as in transformers."""
 _NAMED = 3
-"""How many tensors that nobody reads a message names."""
+"""A message names at most this many of the tensors that are not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def model_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def needed_tensors(config: ModelConfig, blocks: Span | None, client: bool) -> list[str]:
-    """What a node of ``blocks``, a client, or (neither named) somebody who wants everything reads."""
+    """The tensors that a node of ``blocks``, or a client, reads; all of them if neither is named."""
     if blocks is None and not client:
         return list(model_tensors(config))
     names: list[str] = list(client_tensors(config)) if client else []
@@ -118,7 +118,7 @@ def check_manifest(
     manifest: Mapping[str, TensorInfo], config: ModelConfig, where: str, *, bias_optional: bool = False
 ) -> None:
     """Raise CheckpointError unless every tensor of the model is there in its right shape, and
-    UnsupportedModelError where there are more: whatever nobody reads belongs to another computation.
+    UnsupportedModelError if there are more: a tensor that is not read belongs to another computation.
 
     ``bias_optional``: GGUF files may hold some biases and not others.
     """
@@ -144,7 +144,7 @@ def check_manifest(
 
 
 def refuse_unread(names: Iterable[str], where: str) -> None:
-    """UnsupportedModelError if any of these tensors, which nobody reads, would change what is computed."""
+    """UnsupportedModelError if any of these tensors, which are not read, would change what is computed."""
     unread = sorted(name for name in names if not _HARMLESS.fullmatch(name))
     if unread:
         named = ", ".join(map(shown, unread[:_NAMED]))

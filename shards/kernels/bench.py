@@ -13,7 +13,7 @@ from ..layers.quantize import GROUP, Int4Groups, Int8Groups
 from .linear import ActivationPrecision, native_dense, native_int4, native_int8
 
 ROWS = (1, 8, 64)
-"""A token of one stream, a batch of streams, a piece of a prompt."""
+"""The rows of one stream's token, of a batch of streams, and of a piece of a prompt."""
 DIGIT_NAMES = {
     ActivationPrecision.EXACT: "exact",
     ActivationPrecision.CLOSE: "close",
@@ -28,7 +28,8 @@ NATIVE_WAYS = (
 _SIZE = 768
 _REPEATS = 5
 _SLOW = 2e-3
-"""A product of fewer rows that took longer is not repeated with more: the time is taken to grow with them."""
+"""If a product takes longer than this many seconds, it is not measured with more rows: its time is assumed to
+grow with them."""
 
 Product = Callable[[Tensor], Tensor]
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor
 
 TILE = 32
-"""Output rows that a kernel computes together: packed rows are padded to a multiple of this."""
+"""A kernel computes this many output rows together: packed rows are padded to a multiple of it."""
 BLOCK_ROWS = 64
-"""Input rows that are prepared at a time, so that scratch memory does not grow with the batch."""
+"""This many input rows are prepared at a time, so that scratch memory does not grow with the batch."""
 
 _KIND_F32, _KIND_F16, _KIND_BF16, _KIND_INT8, _KIND_INT4 = range(5)
 _FILE_KINDS = {
@@ -37,7 +37,7 @@ _FILE_KINDS = {
     "Q4_K": _KIND_INT4 | 3 << 4 | 1 << 7,
     "Q8_0": _KIND_INT8 | 1 << 4,
 }
-"""What GGUF's types are packed as, bytes as they are: see ``sn_pack_file``."""
+"""The kinds that GGUF's types are packed as, with their bytes unchanged: see ``sn_pack_file``."""
 _SCALE_TYPES = {torch.float32: 0 << 4, torch.float16: 1 << 4, torch.bfloat16: 2 << 4}
 _CENTRED, _MINIMUM = 1 << 6, 1 << 7
 _DENSE_KINDS = {torch.float32: _KIND_F32, torch.float16: _KIND_F16, torch.bfloat16: _KIND_BF16}
@@ -101,7 +101,7 @@ def native_file(
 ) -> NativeLinear | None:
     """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
 
-    None where their types are not all one of Q4_0, Q4_1, Q4_K, Q8_0.
+    None if their types are not all the same one of Q4_0, Q4_1, Q4_K, Q8_0.
     """
     qtype = raws[0].qtype
     if qtype not in _FILE_KINDS or any(raw.qtype != qtype for raw in raws):

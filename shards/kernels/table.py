@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MAX_BYTES = 16384
 _LONGEST = 60.0
-"""Seconds; no product of the measurement takes as long on a machine that is of any use."""
+"""Seconds. No product of the measurement takes as long on a usable machine."""
 
 _PROMPT_TOKENS = 4
-"""Tokens of prompts for each generated one, in what a kernel is judged by."""
+"""A kernel is judged by a mix with this many prompt tokens for each generated one."""
 _NATIVE_MARGIN = 1.5
-"""Our kernels may be so much slower in this measurement: a whole span is then one call, without torch's
-bookkeeping for each operation, and activations are not rounded to bfloat16."""
+"""Our kernels may be this many times slower in this measurement: a whole span is then one call, without
+torch's bookkeeping for each operation, and activations are not rounded to bfloat16."""
 
 # Half and a quarter of the bytes are worth some time, and where a kernel has no vector code for this CPU it
 # loses by ten times and more. So wide margins, which other processes' noise does not cross.
@@ -78,19 +78,19 @@ class KernelTable:
 
     @property
     def torch_int4_pays(self) -> bool:
-        """torch's packed int4 kernel is vectorised here."""
+        """True if torch's packed int4 kernel is vectorised here."""
         return self._one("torch int4") < _INT4_MARGIN * min(
             self._one("torch float32"), self._one("torch bfloat16")
         )
 
     @property
     def torch_bf16_pays(self) -> bool:
-        """So is torch's bfloat16 product for one row."""
+        """True if torch's bfloat16 product for one row is vectorised too."""
         return self._one("torch bfloat16") < _BF16_MARGIN * self._one("torch float32")
 
     @property
     def wide_bf16(self) -> bool:
-        """bfloat16 beats float32 for many rows (AMX and the like)."""
+        """True if bfloat16 is faster than float32 for many rows (AMX and the like)."""
         return self.seconds["torch bfloat16"][-1] < self.seconds["torch float32"][-1] * _WIDE_MARGIN
 
     def describe(self) -> str:
@@ -163,7 +163,7 @@ def _plausible(seconds: object) -> bool:
 
 
 def _write(path: Path, seconds: Mapping[str, tuple[float, ...]]) -> None:
-    """All or nothing; a folder that cannot be written to costs a measurement at the next start."""
+    """Write the whole file or nothing. If the folder cannot be written, the next start measures again."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, json.dumps({"key": path.stem, "seconds": seconds}, indent=1))

@@ -18,9 +18,9 @@ from ...swarm.errors import LocalProtocolError
 from .kv_pool import PAGE_TOKENS, BatchSlice, KvPool
 
 QUERY_ROWS = 128
-"""Prompt rows attended at once on CPU. Its SDPA computes masked keys too, so cutting a chunk into rows that
-see only the keys before their own end saves up to a third of the time (512 rows, 2 threads: 4.2 against 3.3
-ms a block); fewer rows a call cost more in calls than they save."""
+"""On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk
+into rows that see only the keys before their own end saves up to a third of the time (512 rows, 2 threads:
+4.2 against 3.3 ms a block); fewer rows a call cost more in calls than they save."""
 
 
 class PagedAttention:

@@ -25,7 +25,7 @@ _TORCH_DTYPES = {
     "int8": torch.int8,
 }
 _SMALLEST_LARGEST = 1e-30
-"""The smallest magnitude that sets an int8 scale: keeps 1 / scale finite for rows of zeros."""
+"""An int8 scale is made of at least this magnitude, which keeps 1 / scale finite for rows of zeros."""
 
 
 class KvPool:

@@ -23,13 +23,14 @@ from ...swarm.errors import LocalProtocolError
 from .quantize import GROUP, Int4Groups, Int8Rows
 
 PACKED_ROWS_INT4 = 40
-"""Most rows that the packed int4 kernel does faster than unpacking and a dense product."""
+"""Up to this many rows the packed int4 kernel is faster than unpacking and a dense product."""
 PACKED_ROWS_INT8 = 16
 """The same for int8, whose unpacking is a plain conversion."""
 ROW_PADDING = 64
 """Output rows come in multiples of this in the packed int4 layout; missing ones are padded with zeros."""
 SLICE_VALUES = 1 << 20
-"""Weights unpacked at a time: 4 MiB of float32, which stays in or near the second-level cache."""
+"""This many weights are unpacked at a time: 4 MiB of float32, which stays in or near the second-level
+cache."""
 
 
 class Scratch(threading.local):

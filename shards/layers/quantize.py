@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor
 
 GROUP = 32
-"""Values that share a scale in int4, as in GGUF's Q4_0 and Q4_1."""
+"""This many values share a scale in int4, as in GGUF's Q4_0 and Q4_1."""
 
 
 INT4_SOURCES = (

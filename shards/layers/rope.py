@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from ..formats.config import ModelConfig
 
 _FIRST_TABLE = 512
-"""Positions in a new table; it doubles when a longer sequence comes."""
+"""A new table has this many positions; it doubles when a longer sequence comes."""
 _KEPT_LENGTHS = 64
-"""Dynamic NTK: how many sequence lengths' frequencies are remembered (batched sessions repeat theirs)."""
+"""Dynamic NTK: the frequencies of this many sequence lengths are remembered (batched sessions repeat
+theirs)."""
 
 
 class Rope:

@@ -13,10 +13,11 @@ from torch import Tensor
 from .linear import PACKED_ROWS_INT8, Linear
 
 ROW_TILE = 16
-"""Rows of every dense product. 3072x576 in float32 on one core, milliseconds: 1 row 0.31, a tile of 8 0.90,
-of 16 0.97, of 32 1.23, 512 rows 13.9. So one session's token costs three times as much and a prompt twice."""
+"""Every dense product has this many rows. 3072x576 in float32 on one core, milliseconds: 1 row 0.31, a tile
+of 8 0.90, of 16 0.97, of 32 1.23, 512 rows 13.9. So one session's token costs three times as much and a
+prompt twice."""
 PACKED_ROWS = min(ROW_TILE, PACKED_ROWS_INT8)
-"""Rows given to torch's packed kernels at a time: few enough that the weights are never unpacked."""
+"""torch's packed kernels get this many rows at a time: few enough that the weights are never unpacked."""
 
 
 class RowTiles:

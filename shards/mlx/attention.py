@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..formats.config import ModelConfig
 
 MOST_PADDING = 2
-"""How many times longer than the shortest the longest context of a group may be."""
+"""The longest context of a group may be this many times as long as the shortest."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class PagedAttention:
     def __call__(self, block: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv_heads, head_dim) → (T, heads * head_dim).
 
-        ``block`` is absolute. To be called once for each block of the span, in their order.
+        ``block`` is absolute. Call it once for each block of the span, in their order.
         """
         rows = mx.concatenate([k, v], axis=1).swapaxes(0, 1)  # (2 * kv_heads, T, head_dim)
         stored = self._pool.narrow(rows)
@@ -90,7 +90,7 @@ class PagedAttention:
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 
     def pending(self) -> list[mx.array]:
-        """What ``commit`` writes: to be evaluated before, together with the result."""
+        """What ``commit`` writes. Evaluate it before, together with the result."""
         self._stacked = [mx.stack(list(parts)) for parts in zip(*self._new, strict=True)]
         return self._stacked
 

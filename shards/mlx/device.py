@@ -1,7 +1,7 @@
 """MLX's device, its memory, and arrays from and to torch tensors.
 
 In MLX a stream belongs to the thread that made it, and an array that was not evaluated belongs to a stream:
-whatever one thread hands to another must be evaluated first. Evaluated arrays go anywhere.
+an array that one thread hands to another must be evaluated first. Evaluated arrays may go to any thread.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DTYPES: dict[torch.dtype, mx.Dtype] = {
     torch.bfloat16: mx.bfloat16,
 }
 GPU_SHARE = 0.75
-"""Part of unified memory that Metal lets the GPU work with by default, where it does not say itself."""
+"""The part of unified memory that Metal lets the GPU use by default. It counts where Metal does not say."""
 KEPT_BYTES = 256 << 20
-"""Freed buffers that MLX may keep for its next arrays. By default it keeps as many as it once used, which
-other programs then miss."""
+"""MLX may keep this many bytes of freed buffers for its next arrays. By default it keeps as many as it once
+used, and other programs lack them."""
 
 
 def on_gpu() -> bool:

@@ -17,12 +17,12 @@ from ..layers.kv_pool import KV_DTYPES, PAGE_TOKENS, slot_bytes
 from .device import fused
 
 _STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "int8": mx.int8}
-"""numpy knows no bfloat16: its bits are kept."""
+"""The types as they are stored. numpy has no bfloat16, so its bits are kept."""
 _MLX = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _LARGE = 1e30
-"""What larger values become: no product of such a key with a query overflows."""
+"""Larger values become this, so that no product of such a key with a query overflows."""
 _SMALLEST_LARGEST = 1e-30
-"""As in ``kv_pool``: the smallest magnitude that sets an int8 scale."""
+"""An int8 scale is made of at least this magnitude, as in ``kv_pool``."""
 
 Stored = tuple[mx.array, ...]
 """Rows as the pool holds them: (2 * kv_heads, T, head_dim); for int8 scales (2 * kv_heads, T) too."""

@@ -173,7 +173,7 @@ def _file_bits(raw: RawTensor) -> int:
 
 
 def _as_in_file(raw: RawTensor) -> _Grouped:
-    """Nothing is lost: integers stay, and scales become float32."""
+    """The matrix without loss: integers stay, and scales become float32."""
     if isinstance(raw, AffineTensor):
         return _Grouped(
             np.ascontiguousarray(raw.stored).view(np.uint32),

@@ -1,4 +1,5 @@
-"""What the engine asks of whatever computes a span: torch's ``SpanModel``, MLX's ``MlxSpan``.
+"""The interface between the engine and the code that computes a span: torch's ``SpanModel``, MLX's
+``MlxSpan``.
 
 The engine's compute thread is the only caller once a span is loaded and its memory is made. Rows go in and
 come out as torch tensors, since that is what the wire codecs read and write; what happens in between is the
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class KvMemory(Protocol):
     """Memory for keys and values in ``n_slots`` slots, each one page of one block.
 
-    What a slot holds before it was written is undefined, and no result may depend on it. Who holds which slot
-    is kept by the engine; a slot may be one block's now and another's later.
+    What a slot holds before it was written is undefined, and no result may depend on it. The engine keeps
+    which session holds which slot; a slot may be one block's now and another's later.
     """
 
     @property

@@ -15,13 +15,14 @@ from ..kernels.linear import TILE
 from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
 
 PROGRAM_BYTES = 300_000_000
-"""Python, torch, hivemind and the rest of the imports: measured on Linux, the same for every model."""
+"""Bytes of Python, torch, hivemind and the other imports: measured on Linux, the same for every model."""
 DAEMON_BYTES = 40_000_000
-"""The p2pd process beside the client, which holds its connections."""
+"""Bytes of the p2pd process beside the client, which holds its connections."""
 TOKENIZER_BYTES_PER_TOKEN = 320
-"""Of a vocabulary, with its merges: measured on byte-level BPE vocabularies of 32,000 and 128,000 tokens."""
+"""Bytes of a vocabulary for each token, merges included: measured on byte-level BPE vocabularies of 32,000
+and 128,000 tokens."""
 MOST_ROWS = 16
-"""Answers whose logits are computed together (``client.decoding.head_batch``)."""
+"""The logits of this many answers are computed together (``client.decoding.head_batch``)."""
 
 _NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "Q8_0": 34, "int8": 34}
 """Bytes of 32 values in the C kernels' layouts; ``int8``: what we round ourselves."""
@@ -62,7 +63,7 @@ class ClientMemory:
 
     @property
     def total(self) -> int:
-        """Of both processes, beside the file's pages and the prompts."""
+        """Bytes of both processes, without the file's pages and the prompts."""
         return self.weights + self.tokenizer + self.logits + self.program + self.daemon
 
 
@@ -101,7 +102,7 @@ def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
 
 
 def check_room(shape: HeadShape, *, quantize: str, native: bool) -> None:
-    """Raises UsageError where the head does not fit into the memory that is free, swap included."""
+    """Raises UsageError if the head does not fit into the free memory, swap included."""
     import psutil
 
     need = client_memory(shape, quantize=quantize, native=native).weights

@@ -19,11 +19,12 @@ from ..layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool
 from .span import SpanModel
 
 TOKENS = 44
-"""Of the sequence: past a page, and past several tiles of rows."""
+"""The sequence has this many tokens: more than a page, and more than several tiles of rows."""
 OTHER_TOKENS = 3
-"""Of the session beside it: shifts the sequence's rows to other places in their tiles."""
+"""The session beside it has this many tokens, which shifts the sequence's rows to other places in their
+tiles."""
 CHUNKS = (1, 19, 2, 17)
-"""Tokens of each chunk when cut; the rest is the last one."""
+"""The tokens of each chunk when the sequence is cut; the rest is the last one."""
 
 
 def check_determinism(model: SpanModel, kv_dtype: str) -> str:
@@ -31,7 +32,7 @@ def check_determinism(model: SpanModel, kv_dtype: str) -> str:
     compute alike. Takes the time of some fifty decode steps. Call it under inference mode, in the thread that
     computes.
 
-    Raises UsageError where the property does not hold.
+    Raises UsageError if the property does not hold.
     """
     tokens = max(1, min(TOKENS, model.config.max_position_embeddings))
     x = _rows(tokens, model, seed=1)

@@ -1,4 +1,4 @@
-"""Which devices there are, which one is taken where nobody says, and how much memory they have."""
+"""Which devices there are, which one is the default, and how much memory they have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CONCRETE = ("cpu", "cuda", "mps", "mlx")
 DEVICES = ("auto", *CONCRETE)
-"""What ``--device`` takes."""
+"""The values of ``--device``."""
 INSTALL_MLX = f"{install_extra('mlx')} in the checkout"
 
 
@@ -31,7 +31,7 @@ def choose_device(wanted: str = "auto", *, only_cpu: bool = False) -> DeviceChoi
 
     On Apple Silicon without MLX it is torch's MPS, else the CPU; the note then says how to install MLX. CUDA
     is not chosen by itself: the machine may have other uses for it. ``only_cpu``: no other device can do what
-    is asked for. Raises UsageError for a device that this machine has not.
+    is asked for. Raises UsageError for a device that this machine does not have.
     """
     if wanted != "auto":
         check_device(wanted)
@@ -72,7 +72,7 @@ def require_mlx() -> None:
 
 
 def check_device(name: str) -> None:
-    """Raises UsageError for a device that this machine has not."""
+    """Raises UsageError for a device that this machine does not have."""
     if name == "mlx":
         require_mlx()
     elif name != "cpu":

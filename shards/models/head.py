@@ -33,13 +33,13 @@ PROVEN = 64
 """The most likely tokens of a row whose logits are exact, and which are proven to be those: more than top-k
 sampling usually looks at, and than logprobs are asked for."""
 EXACT_ROWS = 64
-"""From more rows than this on, the whole matrix is read exactly, which then costs about the same."""
+"""For more rows than this the whole matrix is read exactly, which then costs about the same."""
 MOST_CANDIDATES = 8
-"""When more than one part in so many of the vocabulary could be among the best, everything is computed
+"""If more than 1/MOST_CANDIDATES of the vocabulary could be among the best, everything is computed
 exactly."""
 _SLICE_VALUES = 1 << 21
 _REFINED_VALUES = 1 << 19
-"""Weights refined at a time: 4 MiB in float64."""
+"""This many weights are refined at a time: 4 MiB in float64."""
 
 
 class DenseHead:

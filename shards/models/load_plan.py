@@ -150,7 +150,7 @@ def resolve(options: LoadOptions, native_dtype: str) -> LoadPlan:
 
 
 def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> ActivationPrecision | None:
-    """UsageError where kernels are asked for that cannot run."""
+    """UsageError if kernels are asked for that cannot run."""
     problem = ""
     if device.type != "cpu" or dtype != torch.float32:
         problem = "they compute in float32 on the CPU"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..formats.config import ModelConfig
 
 HEAD_DIM_MULTIPLE = 8
-"""What ``csrc/attention.c`` asks of head_dim."""
+"""``csrc/attention.c`` needs a head_dim that is a multiple of this."""
 
 
 class SnBlock(ctypes.Structure):

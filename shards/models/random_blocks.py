@@ -23,14 +23,15 @@ from ..pieces.digest import identity_of
 from ..tokenizer.tokenizer import Tokenizer
 
 _LOW, _HIGH = 0x20, 0x30
-"""Bytes of quantized groups. Any two of them, read as the float16 scale of a group, are 0.008 to 0.13."""
+"""Bytes of quantized groups lie between these. Any two of them, read as the float16 scale of a group, are
+0.008 to 0.13."""
 
 
 def random_checkpoint(
     config: ModelConfig, manifest: Mapping[str, TensorInfo], *, like: int = 0, count: int = 1
 ) -> Checkpoint:
     """A model of ``count`` blocks of the shape and types that block ``like`` of ``manifest`` has, 1 to the
-    model's own number. All have the same values; what loads them holds each by itself."""
+    model's own number. All have the same values; their loader holds each by itself."""
     source = _RandomBlocks(config, manifest, like, count)
     return Checkpoint("random", replace(config, n_blocks=count), source, _NoTokenizer(), identity_of(()))
 

@@ -22,7 +22,7 @@ _STEPS = {
     ActivationPrecision.CLOSE: 32639.0,
     ActivationPrecision.EXACT: 8355700.0,
 }
-"""Of a group's largest activation, as ``csrc/linear_int.c`` has them."""
+"""The number of steps to a group's largest activation, as in ``csrc/linear_int.c``."""
 
 
 class Quantized(Protocol):
@@ -34,7 +34,7 @@ _Parts = TypeVar("_Parts", bound=Quantized)
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What a kernel adds to the error of the weights. ``of_input``: times the norms of row and input;
+    """The error that a kernel adds to that of the weights. ``of_input``: times the norms of row and input;
     ``of_output``: times the magnitude of the product."""
 
     of_input: float

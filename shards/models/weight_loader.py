@@ -41,7 +41,7 @@ Progress = Callable[[int, int, str], None]
 
 
 _PIECE_VALUES = 1 << 20
-"""Weights quantized at a time."""
+"""This many weights are quantized at a time."""
 
 
 class TensorReader:
@@ -230,7 +230,7 @@ def in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator[
 
 
 def whole(pieces: Iterable[_Parts]) -> _Parts:
-    """Pieces put together."""
+    """The pieces put together."""
     held = list(pieces)
     return type(held[0])(*(torch.cat(tensors) for tensors in zip(*held, strict=True)))
 

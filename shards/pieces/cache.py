@@ -22,12 +22,13 @@ from .store_users import is_used
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 200_000_000_000
-"""``--cache-size``, too."""
+"""Bytes of the cache by default, as in ``--cache-size``."""
 SPARE_DISK_BYTES = 1_000_000_000
-"""Left free on the disk, whatever the limit says: a full disk breaks more than this program."""
+"""This many bytes stay free on the disk, even if the limit allows more: a full disk breaks more than this
+program."""
 _HEX = frozenset("0123456789abcdef")
 _BROKEN = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENOTEMPTY, errno.ELOOP)
-"""What a folder says in which something of the wrong kind lies, or bad sectors."""
+"""The errors of a folder with an entry of the wrong kind, or with bad sectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class PieceCache:
                 return None
 
     def models(self) -> list[CachedModel]:
-        """By name; the most lately used first among those of one name."""
+        """The models by name; of one name the most recently used first."""
         found = []
         for folder in filter(is_store, self._by_age()):
             try:
@@ -111,7 +112,7 @@ class PieceCache:
     def make_room(self, store: PieceStore, more_bytes: int) -> None:
         """Evict other stores until ``more_bytes`` fit beside what ``store`` holds. Blocks.
 
-        UsageError where they cannot, because of the limit or of the disk.
+        UsageError if they cannot fit, because of the limit or of the disk.
         """
         with self._locked():
             stores = [folder for folder in self._by_age() if folder != store.folder]
@@ -149,8 +150,7 @@ class PieceCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Against another process that opens, or evicts, a store at the same time. On a disk that is only
-        read nobody does."""
+        """Lock out other processes that open or evict a store. A read-only disk needs no lock."""
         lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -165,8 +165,8 @@ class PieceCache:
 
 
 def _evict(folder: Path) -> bool:
-    """False for one that is in use. First it gets another name: one of which only a part is gone would be
-    taken for a store, should this process die meanwhile."""
+    """False for a store that is in use. It is renamed first, because a store with only a part removed would
+    be taken for a whole one if this process died meanwhile."""
     gone = folder.with_suffix(".evicted")
     try:
         if is_used(folder):
@@ -195,7 +195,7 @@ def _used_at(folder: Path) -> float:
 
 
 def _disk_bytes(folder: Path) -> int:
-    """What a store takes on the disk: holes take nothing."""
+    """The bytes that a store takes on the disk: holes take nothing."""
     total = 0
     for path in folder.rglob("*"):
         try:

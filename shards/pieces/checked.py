@@ -28,15 +28,15 @@ from .manifest import PieceManifest
 _THREADS = min(4, os.cpu_count() or 1)
 """Hashing is done beside reading; four threads hash 6 GB/s, more than most disks give."""
 _FEW = 8
-"""So many pieces are hashed in the time that it takes to start a thread for them."""
+"""This many pieces are hashed in the time that it takes to start a thread."""
 _LOST = (errno.ENOENT, errno.EIO, errno.ENODATA, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ESTALE)
-"""What reading a damaged file or disk says. The rest, such as missing rights, tells nothing of the bytes."""
+"""The errors of reading a damaged file or disk. Others, such as missing rights, tell nothing of the bytes."""
 
 _Identity = tuple[int, int, int, int]
 
 
 class CheckedPieces:
-    """Of one folder. Methods may be called from any thread."""
+    """The checks of one folder. Methods may be called from any thread."""
 
     def __init__(self, manifest: PieceManifest) -> None:
         self._manifest = manifest
@@ -49,7 +49,7 @@ class CheckedPieces:
 
     @classmethod
     def of(cls, folder: Path, manifest: PieceManifest) -> CheckedPieces:
-        """The one that all in this process share who use this folder. OSError."""
+        """The one object for this folder that all of this process share. OSError."""
         status = folder.stat()
         key = (status.st_dev, status.st_ino)
         with _knowing:
@@ -60,8 +60,8 @@ class CheckedPieces:
             return found
 
     def wrong(self, name: str, path: Path, pieces: Iterable[int]) -> list[int]:
-        """Those of a file's ``pieces`` whose bytes are not there, or are not right. Reads those that were not
-        checked yet; blocks. CheckpointError for a file that may not be read."""
+        """Those of a file's ``pieces`` whose bytes are missing or wrong. Reads those that were not checked
+        yet; blocks. CheckpointError for a file that may not be read."""
         pieces = list(pieces)
         try:
             change = self._notice(name, _identity(file_status(path)))
@@ -82,7 +82,7 @@ class CheckedPieces:
 
     @contextlib.contextmanager
     def write(self, name: str, piece: int, file: FileIO) -> Iterator[None]:
-        """Around writing a piece, whose bytes are right, into an open file: the file changes by our doing."""
+        """Use it around writing a right piece into an open file, so that the change counts as ours."""
         with self._writing[name]:
             self._notice(name, _identity(os.fstat(file.fileno())))
             done = False
@@ -98,23 +98,23 @@ class CheckedPieces:
 
     @property
     def found_wrong(self) -> frozenset[int]:
-        """Pieces that were not right when they were looked at, and have not been written since."""
+        """Pieces that were wrong when they were read, and have not been written since."""
         with self._lock:
             return frozenset(self._found_wrong)
 
     def note_wrong(self, piece: int) -> None:
-        """Somebody has read it, and its bytes were not right."""
+        """Note that a piece was read and its bytes were wrong."""
         with self._lock:
             self._right[piece] = False
             self._found_wrong.add(piece)
 
     def forget(self, name: str) -> None:
-        """Nothing is known of the file any more."""
+        """Forget everything about the file."""
         with self._lock:
             self._identities.pop(name, None)
 
     def _notice(self, name: str, identity: _Identity) -> int:
-        """What the file is; how often it has changed by others' doing."""
+        """The file's identity; how often others have changed it."""
         with self._lock:
             if self._identities.get(name) != identity:
                 self._identities[name] = identity
@@ -129,8 +129,8 @@ _knowing = threading.Lock()
 
 
 def file_status(path: Path) -> os.stat_result:
-    """OSError also for what is no file of the folder's own: whoever opens a named pipe waits, a device may
-    have no end, and what is written through a link overwrites a file somewhere else."""
+    """OSError also for an entry that is not a file of the folder's own: opening a named pipe waits, a device
+    may have no end, and writing through a link overwrites a file somewhere else."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EISDIR, "is not a file", str(path))
@@ -138,17 +138,17 @@ def file_status(path: Path) -> os.stat_result:
 
 
 def is_lost(error: OSError) -> bool:
-    """Whether what could not be read is gone, or damaged; otherwise it may be there."""
+    """True if the bytes that could not be read are gone or damaged; otherwise they may be there."""
     return error.errno in _LOST
 
 
 def _identity(status: os.stat_result) -> _Identity:
-    """Changes whenever somebody writes into a file, or puts another one in its place."""
+    """A value that changes when the file is written into or replaced."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _wrong(manifest: PieceManifest, path: Path, pieces: Sequence[int]) -> list[int]:
-    """Those that are not right, hashed in several threads where they are many."""
+    """The wrong pieces. Many are hashed in several threads."""
     if len(pieces) <= _FEW or _THREADS == 1:
         return _wrong_in_turn(manifest, path, pieces)
     step = max(_FEW, -(-len(pieces) // (4 * _THREADS)))

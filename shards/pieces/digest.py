@@ -8,10 +8,10 @@ size and its content; its branches are the four parts below, so that two models 
 
 each list as JSON without spaces, in ASCII, hashes in lowercase hexadecimal. The content of a file is its
 SHA-256. The HuggingFace hub tells that of a large file without sending the file: so a node that has fetched
-some files of a model knows the same digest as one that has all of them. A GGUF file is a whole model, and
-nobody has a part of it from the hub: its content is the SHA-256 of its piece size (8 bytes, big-endian) and
-the hashes of its pieces (``piece_manifest``). So a peer that fetches one by its digest can check every piece,
-and several threads can hash one file.
+some files of a model knows the same digest as one that has all of them. A GGUF file is a whole model, and no
+node has a part of it from the hub: its content is the SHA-256 of its piece size (8 bytes, big-endian) and the
+hashes of its pieces (``piece_manifest``). So a peer that fetches one by its digest can check every piece, and
+several threads can hash one file.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from enum import StrEnum
 
 _VERSION = "swarm-node model 1"
 _BRIEF = 8
-"""Characters of a part's hash in ``ModelIdentity.brief``."""
+"""``ModelIdentity.brief`` has this many characters of each part's hash."""
 GGUF_NAME = "model.gguf"
-"""What a GGUF file is called here, whatever it is called on the disk."""
+"""The name of a GGUF file here, independent of its name on the disk."""
 
 
 class Part(StrEnum):
-    """In the order of the digest; the values are for people."""
+    """The parts in the order of the digest; the values are for people."""
 
     SETTINGS = "configuration"
     WEIGHTS = "weights"
@@ -48,8 +48,8 @@ SMALL_FILES = {
     "chat_template.jinja": Part.TEMPLATE,
     "chat_template.json": Part.TEMPLATE,
 }
-"""Every file beside the weights that is read of a model, where the model has it. What is not read, such as a
-README, is no part of the model: it may differ."""
+"""Every file beside the weights that is read of a model, if the model has it. A file that is not read, such
+as a README, is not a part of the model: it may differ."""
 CLIENT_FILES = tuple(name for name, part in SMALL_FILES.items() if part in (Part.TOKENIZER, Part.TEMPLATE))
 """Small files that only clients read."""
 
@@ -76,7 +76,7 @@ class ModelIdentity:
 
     @property
     def brief(self) -> str:
-        """The beginnings of the parts' hashes, to tell people what differs; they prove nothing."""
+        """The beginnings of the parts' hashes, to show people what differs; they prove nothing."""
         return "".join(part[:_BRIEF] for part in self.parts)
 
     def differs_in(self, other: ModelIdentity) -> list[Part]:
@@ -84,7 +84,7 @@ class ModelIdentity:
 
 
 def identity_of(files: Iterable[FileHash]) -> ModelIdentity:
-    """Of all files of a model, in any order."""
+    """The identity of a model from all its files, in any order."""
     parts: dict[Part, list[FileHash]] = {part: [] for part in Part}
     for file in sorted(files, key=lambda file: file.name):
         parts[SMALL_FILES.get(file.name, Part.WEIGHTS)].append(file)

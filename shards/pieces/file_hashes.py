@@ -29,32 +29,32 @@ from ..formats.bounded_json import read_bytes
 Progress = Callable[[int, int, str], None]
 """``progress(done_bytes, total_bytes, label)``."""
 HASHING = "Hashing the model's files"
-"""The label."""
+"""The label for ``progress``."""
 THREADS = 4
-"""At most: a disk is then as fast as it gets."""
+"""At most this many threads hash: more do not make a disk faster."""
 SETTLED_S = 2.0
-"""A file that changed less than so long ago is not remembered: another change may leave its times as they are
-(FAT's have two seconds)."""
+"""A file that changed less than this many seconds ago is not remembered: another change may leave its times
+as they are (FAT's have two seconds)."""
 _TICK_S = 0.1
-"""Between looks at whether to stop, and lines of progress."""
+"""Seconds between looks whether to stop, and between reports of progress."""
 _READ = 1 << 20
-"""Bytes read at once where no pieces are wanted."""
+"""This many bytes are read at once if no pieces are wanted."""
 _STRETCH = 32 << 20
-"""Bytes of a file of pieces that a thread takes at once."""
+"""A thread takes this many bytes of a file of pieces at once."""
 _REMEMBERED = 4096
-"""Files whose hashes are kept: the largest models have some hundreds."""
+"""The hashes of this many files are kept: the largest models have some hundreds."""
 _MAX_RECORD = 8 << 20
 _FORMAT = "swarm-node hashes 1"
 
 
 class HashingStopped(Exception):  # noqa: N818 - no error: somebody asked for it
-    """``stop`` was set."""
+    """Hashing ended because ``stop`` was set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """``whole``: the SHA-256 of all of the file. ``piece_size``: of the pieces to be hashed, in bytes; 0 for
-    none."""
+    """``whole``: whether the SHA-256 of the whole file is wanted. ``piece_size``: bytes of the pieces to
+    hash; 0 for none."""
 
     path: Path
     whole: bool
@@ -63,7 +63,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class FileHashes:
-    """``sha256`` of the whole file, empty where nobody wanted it. ``pieces``: 32 bytes for each."""
+    """``sha256`` of the whole file, empty if it was not wanted. ``pieces``: 32 bytes for each."""
 
     size: int
     sha256: bytes
@@ -95,8 +95,8 @@ class FileState:
         return cls(str(path.resolve()), status.st_dev, status.st_ino, status.st_size, *times)
 
     def is_overwritten(self) -> bool:
-        """Whether somebody has written into this very file since. One that was moved, removed or replaced by
-        another is what it was to whoever has it open."""
+        """Whether this very file was written into since. A file that was moved, removed or replaced stays as
+        it was for those that have it open."""
         try:
             status = os.stat(self.path)
         except OSError:
@@ -108,9 +108,9 @@ class FileState:
 
 @contextmanager
 def hashing_watched(progress: Progress | None = None) -> Iterator[None]:
-    """Whatever is hashed inside, in this task and in threads that it starts with ``asyncio.to_thread``, tells
-    ``progress``. It ends, with HashingStopped in its thread, when an exception leaves this block, such as
-    CancelledError, or after ``stop_hashing``."""
+    """Everything that is hashed inside, in this task and in threads that it starts with
+    ``asyncio.to_thread``, tells ``progress``. It ends, with HashingStopped in its thread, when an exception
+    leaves this block, such as CancelledError, or after ``stop_hashing``."""
     outer, _ = _WATCH.get()
     token = _WATCH.set((progress or outer, threading.Event()))
     try:
@@ -123,7 +123,7 @@ def hashing_watched(progress: Progress | None = None) -> Iterator[None]:
 
 
 def stop_hashing() -> None:
-    """For whoever has to wait for a thread before an exception may leave the block: what is hashed ends."""
+    """End the hashing. For code that must wait for a thread before an exception may leave the block."""
     _, stop = _WATCH.get()
     if stop is not None:
         stop.set()
@@ -139,7 +139,7 @@ def hash_files(
     stop: threading.Event | None = None,
     remembered: Path | None = None,
 ) -> dict[str, FileHashes]:
-    """By the same keys. Blocks for as long as reading takes; where all is remembered, no file is opened.
+    """The hashes by the same keys. Blocks while files are read; no file is opened if all is remembered.
 
     ``remembered``: the folder for results, by default one in the state folder. CheckpointError for files that
     cannot be read or change meanwhile; HashingStopped.
@@ -222,7 +222,7 @@ class _Reading:
             self._progress(self._done, total, HASHING)
 
     def _read(self, key: str, start: int, end: int) -> tuple[bytes, bytes]:
-        """(SHA-256, hashes of pieces) of a stretch; what nobody wants is empty."""
+        """(SHA-256, hashes of pieces) of a stretch; what is not wanted is empty."""
         wanted = self._files[key]
         step = wanted.piece_size or _READ
         buffer = memoryview(bytearray(min(step, end - start)))
@@ -263,8 +263,8 @@ def _record(folder: Path, state: FileState) -> Path:
 
 
 def _recall(folder: Path, state: FileState) -> FileHashes | None:
-    """None also for a damaged record: it begins with its own SHA-256. Whoever can write the folder can forge
-    it, as all of our state."""
+    """None also for a damaged record, which shows by its own SHA-256 at its start. A process that can write
+    the folder can forge it, as all of our state."""
     record = _record(folder, state)
     try:
         data = read_bytes(record, _MAX_RECORD)

@@ -1,6 +1,6 @@
 """A model's files on this disk: which they are, its identity, and its piece manifest.
 
-All of it is hashed together: whoever wants the identity and the pieces reads the disk once.
+Everything is hashed together: the disk is read once for the identity and the pieces.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def model_files(path: Path) -> dict[str, Path]:
 
 
 def model_identity(path: Path, *, progress: Progress | None = None) -> ModelIdentity:
-    """Of a GGUF file or a HuggingFace directory. Blocks while files are read that are not remembered.
-    Raises as ``hash_files``."""
+    """The identity of a GGUF file or a HuggingFace directory. Blocks while files are read that are not
+    remembered. Raises as ``hash_files``."""
     return identity_of(hashed(model_files(path), progress=progress))
 
 
@@ -60,7 +60,7 @@ def identity_and_root(path: Path, *, progress: Progress | None = None) -> tuple[
 
 
 def hashed(files: Mapping[str, Path], *, progress: Progress | None = None) -> list[FileHash]:
-    """Some files of a model."""
+    """The hashes of some files of a model."""
     hashes = _hashed(files, 0, progress, None)
     return [FileHash(name, each.size, _content(name, each)) for name, each in hashes.items()]
 
@@ -72,7 +72,7 @@ def manifest_of(
     stop: threading.Event | None = None,
     piece_size: int | None = None,
 ) -> PieceManifest:
-    """As ``model_identity``. ``piece_size`` None is what all peers take.
+    """As ``model_identity``. ``piece_size`` None is the size that all peers use.
 
     CheckpointError also for files that are damaged.
     """
@@ -113,7 +113,7 @@ def _piece_size(files: Mapping[str, Path]) -> int:
 
 
 def head_of(name: str, path: Path) -> int:
-    """How many bytes of the file everybody reads who opens it."""
+    """How many bytes of the file every opening reads."""
     if not name.endswith((".gguf", ".safetensors")):
         return path.stat().st_size
     file = MappedFile(path)

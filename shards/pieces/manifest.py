@@ -1,4 +1,4 @@
-"""What a model's files consist of, as pieces that anybody can check.
+"""A model's files as pieces that every peer can check.
 
 A piece is ``piece_size`` bytes of one file (the file's last piece may be shorter); pieces are numbered
 through all files, which are sorted by name. Encoded, a manifest is this msgpack array, and its SHA-256 is the
@@ -6,12 +6,11 @@ through all files, which are sorted by name. Encoded, a manifest is this msgpack
 
     ["swarm-node pieces 2", piece_size, [[name, size, head, hashes, content], …]]
 
-``head``: how many bytes from the start of the file everybody reads who opens it (the header of a weights
-file, all of any other). ``hashes``: the SHA-256 of each piece, one after another. ``content``: what the
-model's digest takes of the file (``digest``), so that a manifest says of which model it is. Of a file of one
-piece, and of a GGUF file, it follows from ``hashes``; of another it is checked once all of the file is here.
-There is one encoding of a manifest: whoever reads another refuses it. A GGUF model is one file, always called
-``model.gguf`` here.
+``head``: how many bytes from the start of the file every opening reads (the header of a weights file, all of
+any other). ``hashes``: the SHA-256 of each piece, one after another. ``content``: what the model's digest
+takes of the file (``digest``), so that a manifest says of which model it is. Of a file of one piece, and of a
+GGUF file, it follows from ``hashes``; of another it is checked once all of the file is here. There is one
+encoding of a manifest, and any other is refused. A GGUF model is one file, always called ``model.gguf`` here.
 """
 
 from __future__ import annotations
@@ -33,18 +32,20 @@ FORMAT = "swarm-node pieces 2"
 
 MAX_FILES = 512
 MAX_PIECES = 1 << 17
-"""1 TiB in the largest pieces."""
+"""A model has at most this many pieces: 1 TiB in the largest ones."""
 MAX_HEADS = 512 * 1024 * 1024
-"""Bytes of all files' heads together, which are fetched before anything is known of the model."""
+"""All files' heads together have at most this many bytes. They are fetched before anything is known of the
+model."""
 MIN_PIECE, MAX_PIECE = 16 * 1024, 8 * 1024 * 1024
 USUAL_PIECE = 256 * 1024
-"""Small enough that the ends of a span's tensors bring little that is not needed; hashes are 1/8000 of it."""
+"""Bytes of a usual piece: small enough that the ends of a span's tensors bring little that is not needed.
+Hashes are 1/8000 of it."""
 _FEW_PIECES = 1 << 14
-"""Above so many the pieces get larger, so that a manifest stays below half a megabyte up to 128 GiB."""
+"""Above this many pieces, pieces get larger, so that a manifest stays below half a megabyte up to 128 GiB."""
 MAX_MANIFEST = 6 * 1024 * 1024
-"""Bytes: the hashes of MAX_PIECES, and names."""
+"""A manifest has at most this many bytes: the hashes of MAX_PIECES, and names."""
 _MAX_NAME = 256
-"""Bytes of a text in a manifest: any name that is allowed."""
+"""A text in a manifest has at most this many bytes: any allowed name fits."""
 _WEIGHTS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.safetensors")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\..*", re.IGNORECASE)  # devices, on Windows
 
@@ -74,7 +75,7 @@ class Place:
 
 
 class PieceManifest:
-    """Raises CheckpointError for files that are no model, or beyond the bounds above."""
+    """Raises CheckpointError for files that are not a model, or beyond the bounds above."""
 
     def __init__(self, piece_size: int, files: tuple[PieceFile, ...]) -> None:
         self.piece_size = piece_size
@@ -111,7 +112,7 @@ class PieceManifest:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Of the model that these files are."""
+        """The identity of the model that these files are."""
         return identity_of(FileHash(file.name, file.size, file.content) for file in self.files)
 
     def has_file(self, name: str) -> bool:
@@ -187,7 +188,7 @@ class _ArrayCounter:
 
 
 def piece_size_for(total_bytes: int) -> int:
-    """The piece size of a model of so many bytes: the same for everybody who lists its files."""
+    """The piece size of a model of ``total_bytes``: the same for every peer that lists its files."""
     size = USUAL_PIECE
     while size < MAX_PIECE and total_bytes > size * _FEW_PIECES:
         size *= 2
@@ -238,7 +239,8 @@ def _may_have_content(piece_size: int, file: PieceFile) -> bool:
 
 
 def _may_be_called(name: str) -> bool:
-    """Only plain names of files that a model has: they become files on the disk of whoever fetches them."""
+    """Only plain names of files that a model has: they become files on the disk of each peer that fetches
+    them."""
     if name == GGUF_NAME or name in SMALL_FILES:
         return True
     return _WEIGHTS_NAME.fullmatch(name) is not None and ".." not in name and not _RESERVED.fullmatch(name)

@@ -48,16 +48,16 @@ FILES = "files"
 """Folder of a store that holds what was fetched."""
 _MANIFEST, _ABOUT, _HAVE = "manifest", "about.json", "have"
 FLUSH_S = 1.0
-"""At most so much fetching is lost when the process dies."""
+"""At most this many seconds of fetching are lost when the process dies."""
 _LOCK_S = 30.0
-"""To wait for another process to write its claims, which takes milliseconds unless it is stopped."""
+"""Seconds to wait for another process to write its claims, which takes milliseconds unless it is stopped."""
 _MAX_NAME = 128
 _ABOUT_BOUNDS = JsonBounds(nbytes=4096, values=16)
 
 
 class PieceStore:
-    """A folder of pieces, which must be there already; ``create`` makes one, or mends one. CheckpointError
-    where its list of pieces cannot be read, or one of its files is none.
+    """A folder of pieces, which must exist; ``create`` makes or repairs one. CheckpointError if its list of
+    pieces cannot be read, or if one of its files is not a file.
 
     ``close`` it when done: until then it is not evicted. ``use`` False: only to look at what it claims.
     """
@@ -128,7 +128,7 @@ class PieceStore:
 
     @property
     def damaged(self) -> frozenset[int]:
-        """Pieces that this process has found to be claimed here and not right; some may be mended."""
+        """Pieces that were claimed here and that this process has found wrong; some may be right again."""
         return self._checked.found_wrong
 
     def missing(self, pieces: Iterable[int]) -> list[int]:
@@ -173,7 +173,7 @@ class PieceStore:
         return data
 
     def add(self, piece: int, data: bytes | bytearray | memoryview) -> bool:
-        """Write a piece; False, and nothing written, for bytes that are not its. Blocks.
+        """Write a piece; False, and nothing written, for bytes of another. Blocks.
 
         CheckpointError where the disk is full or fails; what is here stays.
         """
@@ -215,7 +215,7 @@ class PieceStore:
         return end
 
     def flush(self) -> None:
-        """What is here is on the disk, and known to whoever opens the store next."""
+        """Bring what is here to the disk, so that the next opening of the store finds it."""
         with self._flushing:
             self._flush()
 
@@ -265,7 +265,7 @@ class PieceStore:
         self.close()
 
     def require(self, name: str, start: int, length: int) -> None:
-        """AbsentError unless these bytes of a file are here, and right. Blocks."""
+        """AbsentError unless these bytes of a file are here and right. Blocks."""
         pieces = self.manifest.pieces_of(name, start, length)
         if not self._held[pieces.start : pieces.stop].all():
             self._merge()  # another process, or another opening of this store, may have brought them
@@ -289,7 +289,7 @@ class PieceStore:
         return np.unpackbits(bits, count=n).astype(bool)
 
     def _drop(self, pieces: list[int]) -> None:
-        """They are not here, whatever was claimed."""
+        """The pieces are not here, even if they were claimed."""
         with self._lock:
             lost = [piece for piece in pieces if self._held[piece]]
             self._held[lost] = False
@@ -361,7 +361,7 @@ def _described(folder: Path) -> tuple[PieceManifest, ModelRef]:
 
 
 def _check_kinds(folder: Path, manifest: PieceManifest) -> None:
-    """OSError where something else than a file has the name of one: it can be neither read nor mended."""
+    """OSError if an entry with a file's name is not a file: it can be neither read nor repaired."""
     for file in manifest.files:
         for name in (file.name, file.name + PART):
             with contextlib.suppress(FileNotFoundError):
@@ -379,7 +379,7 @@ def _make_files(folder: Path, manifest: PieceManifest) -> None:
 
 
 def _to_disk(handle: int) -> None:
-    """The bytes of a file and its length; when it was changed may wait."""
+    """Bring the bytes of a file and its length to the disk; its time of change may wait."""
     getattr(os, "fdatasync", os.fsync)(handle)
 
 

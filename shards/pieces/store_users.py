@@ -1,4 +1,5 @@
-"""Who has a piece store open: a locked file of each, which goes with the process that held it."""
+"""The processes that have a piece store open: each holds a locked file, and the lock ends with the
+process."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class StoreUser:
 
 
 def is_used(store: Path) -> bool:
-    """Whether some process, this one too, has the store open. Forgets those that have died."""
+    """Whether some process, this one included, has the store open. Forgets those that have died."""
     for marker in (store / _USERS).glob("*.lock"):
         lock = FileLock(marker)
         try:

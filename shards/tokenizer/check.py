@@ -19,17 +19,17 @@ from .splitting import LINEAR
 from .token_bytes import byte_spelling
 
 MAX_GROWTH = 64
-"""How many times longer its replacements together may make a text, or a token; usual is 3, in bytes."""
+"""Its replacements together may make a text, or a token, this many times longer; 3 is usual, in bytes."""
 MAX_STEPS = 32
-"""One after the other, of normalizing, splitting or decoding; some ten are usual."""
+"""Normalizing, splitting or decoding may each have this many steps; some ten are usual."""
 MAX_WORD_CHARACTERS = 1000
-"""Of a word that WordPiece looks up, which takes quadratic time; usual is 100."""
+"""WordPiece, which takes quadratic time, looks up words of at most this many characters; 100 are usual."""
 MAX_POST_PROCESSOR = 64 * 1024
-"""Characters of what is put around a text; usual is a thousand."""
+"""At most this many characters may be put around a text; a thousand are usual."""
 
 _MODELS = frozenset(("BPE", "WordLevel"))
-"""Unigram takes the length of its longest token at each character, WordPiece the square of a word's length
-times that of its prefix."""
+"""The models that take linear time. Unigram takes the length of its longest token at each character,
+WordPiece the square of a word's length times that of its prefix."""
 _MARKING, _MARKED = frozenset(("ByteLevel", "Metaspace")), 5
 """Steps that spell bytes as characters of two, or put one of up to four before each piece; and how many times
 longer each makes a text at most. They add up: what one has spelled the next spells again."""
@@ -44,9 +44,9 @@ _PRE_TOKENIZERS = frozenset(
 _KEEPING = frozenset(
     ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "ByteLevel", "ActivationPrecision", "Metaspace")
 )
-"""Steps that take nothing away."""
+"""Steps that remove nothing."""
 _COMPOSED = 4
-"""Characters that NFC makes one of, at most."""
+"""NFC makes one character of at most this many."""
 _DECODERS = frozenset(
     ("ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "Replace", "WordPiece", "BPEDecoder", "CTC")
 )
@@ -97,7 +97,7 @@ class TokenReach:
     ignored: str
 
     def fewest(self, text: str) -> int:
-        """Tokens that ``text`` has at least."""
+        """The least number of tokens that ``text`` has."""
         return -(-(len(text) - sum(map(text.count, self.ignored))) // self.characters)
 
 
@@ -135,7 +135,7 @@ def _keeps_all(step: dict[str, Any]) -> bool:
 
 
 def normalizes_in_linear_time(backend: Backend) -> bool:
-    """Whether adding tokens does, which are normalized as texts are."""
+    """Whether adding tokens takes linear time; they are normalized as texts are."""
     return {_expression(step) for step in _steps(backend.normalizer, "normalizers")} <= {None, *LINEAR}
 
 

@@ -13,7 +13,7 @@ TURN_ENDS = frozenset(
     + ("<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]")
     + ("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[")
 )
-"""Of models in use. None of them is spelled as text would be."""
+"""Ends of turns of models in use. None of them is spelled like ordinary text."""
 FILE_ENDS = frozenset(
     ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>")
     + ("<REPO>", "<reponame>", "<|file_sep|>")
@@ -50,11 +50,12 @@ FILL_MARKS = frozenset(
     )
     + ("<|prefix|>", "<|suffix|>", "<|middle|>")
 )
-"""Around code that is to be filled in: no ends, and no text either."""
+"""Marks around code that is to be filled in: they are neither ends nor text."""
 
 
 def looks_like_a_mark(token: str) -> bool:
-    """As ``<start_of_turn>`` or ``[INST]`` do, and words, signs and whitespace do not."""
+    """True for a token such as ``<start_of_turn>`` or ``[INST]``, and false for words, signs and
+    whitespace."""
     return len(token) > 2 and not any(end.isalnum() or end.isspace() for end in (token[0], token[-1]))
 
 

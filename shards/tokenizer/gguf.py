@@ -25,8 +25,8 @@ from .tokenizer import Tokenizer, is_panic
 logger = logging.getLogger(__name__)
 
 MAX_CUT_CHARACTERS = 2**28
-"""The squares of all tokens' lengths together, where merges are made by cutting each token everywhere: a
-vocabulary of 256,000 has a tenth of it."""
+"""The squares of all tokens' lengths may add up to this, if merges are made by cutting each token everywhere.
+A vocabulary of 256,000 has a tenth of it."""
 _SPACE = "▁"
 _KEPT_BESIDE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 """Special tokens of Phi-3 that leave the whitespace behind them alone."""
@@ -63,7 +63,7 @@ def gguf_tokenizer(header: GGUFHeader) -> Tokenizer:
 
 
 def _guessed(where: str) -> Splitting:
-    """For a file that names no way to split text, as llama.cpp does it."""
+    """The splitting that llama.cpp assumes for a file that names none."""
     logger.warning(
         "%s does not say how it splits text (tokenizer.ggml.pre): a guess is used, answers may be worse. "
         "Convert the model anew.",

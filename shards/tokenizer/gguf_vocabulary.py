@@ -13,18 +13,18 @@ from ..formats.shown import shown
 from .end_tokens import ALL_ENDS, FILL_MARKS, end_tokens, looks_like_a_mark
 
 MAX_TOKEN_CHARACTERS = 8 * 1024
-"""Of one token's spelling; the longest in use have some hundred."""
+"""One token's spelling has at most this many characters; the longest in use have some hundred."""
 
 _ROLES = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-"""As chat templates name them, and as GGUF does."""
+"""The roles of tokens, as chat templates name them and as GGUF does."""
 _SENTENCEPIECE_ROLES = {"bos": 1, "eos": 2, "unk": 0}
-"""Where a file with SentencePiece tokens does not say."""
+"""The roles' ids for a file with SentencePiece tokens that does not give them."""
 _SHOWN_PARTS = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
-"""Of an answer in parts (gpt-oss), which whoever reads it has to see."""
+"""Marks of an answer in parts (gpt-oss), which the reader of the answer has to see."""
 _TAG = "</s>"
 """Ends texts of SentencePiece models; where a file calls it normal, it is a tag of HTML."""
 _NO_TEXT = "\ufffd"
-"""In a token whose bytes are no UTF-8."""
+"""The character that stands in a token whose bytes are not UTF-8."""
 
 
 class TokenType(IntEnum):
@@ -54,7 +54,7 @@ class GGUFVocabulary:
 
 
 def read_vocabulary(header: GGUFHeader) -> GGUFVocabulary:
-    """CheckpointError for one that is damaged. It must not be empty."""
+    """CheckpointError for a damaged vocabulary. It must not be empty."""
     path = header.file.path
     tokens = header.strings("tokenizer.ggml.tokens")
     if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:

@@ -28,17 +28,18 @@ from .prefix_space import says_no_space, take_prefix_space_off
 from .tokenizer import Tokenizer, is_panic
 
 MAX_FILE_BYTES = 128 * 2**20
-"""Of a tokenizer.json; the largest in use have 35 MB."""
+"""A tokenizer.json has at most this many bytes; the largest in use have 35 MB."""
 MAX_TEXT_BYTES = 8 * 1024
-"""Of one text in it but for a table of Unicode: a token comes from the model as text, and so costs whoever
-reads the answer, and a trie of tokens is as deep as the longest. Some hundred bytes are usual."""
+"""One text in it has at most this many bytes, except for a table of Unicode. A token comes from the model as
+text, which costs the reader of the answer, and a trie of tokens is as deep as the longest. Some hundred bytes
+are usual."""
 MAX_ADDED = 64 * 1024
-"""Tokens that tokenizer_config.json adds; some thousand are usual."""
+"""tokenizer_config.json adds at most this many tokens; some thousand are usual."""
 LOAD_BOUNDS = Bounds(memory_bytes=4 * 2**30, cpu_s=20, wall_s=60.0)
-"""Of loading a tokenizer.json that runs its own steps on texts of its own."""
+"""The bounds of loading a tokenizer.json that runs its own steps on its own texts."""
 _PROGRAM = Path(__file__).with_name("program.py")
 _NORMALIZED = re.compile(rb'"normalized"\s*:\s*true|\\u00[2-7]')
-"""In a file with tokens that are normalized while it is loaded; keys may be spelled with escapes."""
+"""Found in a file with tokens that are normalized while it is loaded; keys may be spelled with escapes."""
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -98,8 +99,8 @@ def _read(path: Path) -> Backend:
 
 
 def _try_out(content: bytes, path: Path) -> None:
-    """Load it where that can be ended: the library holds the interpreter meanwhile, so not even Ctrl-C would
-    end it here."""
+    """Load it in a process that can be ended: the library holds the interpreter meanwhile, so not even Ctrl-C
+    would end it here."""
     opening = {"content": content.decode(errors="replace"), "markers": []}
     process = ConfinedProcess(_PROGRAM, ("tokenizers",), opening, LOAD_BOUNDS)
     try:

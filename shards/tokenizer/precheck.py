@@ -14,11 +14,11 @@ from ..formats.shown import shown
 from .splitting import NOT_BYTE_LEVEL, SPLITTINGS, Splitting
 
 _FIRST_BYTES = 4096
-"""Of a ``tokenizer.json`` that are looked at: a JSON object begins in them."""
+"""The first bytes of a ``tokenizer.json`` that are read: a JSON object begins in them."""
 
 
 def check_directory(directory: Path) -> None:
-    """CheckpointError where tokenizer.json is missing, or begins as no such file does."""
+    """CheckpointError if tokenizer.json is missing, or does not begin as a JSON object."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no tokenizer.json", hint=tokenizer_hint(directory))

@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 _FRAME_TEXT = "a"
-"""What is encoded to see which tokens go around a text."""
+"""This text is encoded to see which tokens go around a text."""
 _REST = ""
-"""A name for what is no added token, which none can have."""
+"""A name for text that is not an added token; no token can have this name."""
 
 
 class TextEncoder:
@@ -88,7 +88,8 @@ class TextEncoder:
         return [token for _, token in sorted(self._backend.get_added_tokens_decoder().items())]
 
     def _encode_plain(self, text: str, *, first: bool) -> list[int]:
-        """No special token may come of it, not even by merging: where one does, the text is cut."""
+        """The ids of a text without any special token, not even one made by merging: the text is cut
+        there."""
         if self._plain is None:
             self._plain = self._without_special(False), self._without_special(True)
         ids: list[int] = []
@@ -110,7 +111,8 @@ class TextEncoder:
         return ids
 
     def _without_special(self, continued: bool) -> Tokenizer:
-        """The same, blind for special tokens; ``continued``: for a text that does not begin the whole."""
+        """The same encoder without special tokens; ``continued``: for a text that does not begin the
+        whole."""
         ours = self._backend
         plain = Tokenizer(ours.model)  # shares the vocabulary
         tokens = []
@@ -132,7 +134,7 @@ class TextEncoder:
         return plain
 
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What goes before a text, and after it."""
+        """The tokens that go before a text, and after it."""
         bare, framed = (
             list(self._backend.encode_batch_fast([_FRAME_TEXT], add_special_tokens=special)[0].ids)
             for special in (False, True)

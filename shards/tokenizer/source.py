@@ -27,7 +27,7 @@ class TokenizerSource(Protocol):
 
 
 class DirectoryTokenizer:
-    """Of a HuggingFace directory."""
+    """The tokenizer of a HuggingFace directory."""
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         self._directory = directory
@@ -43,7 +43,7 @@ class DirectoryTokenizer:
 
 
 class GGUFTokenizer:
-    """Of a GGUF file."""
+    """The tokenizer of a GGUF file."""
 
     def __init__(self, header: GGUFHeader) -> None:
         self._header = header

@@ -33,7 +33,7 @@ _CJK_HANGUL = "[一-龥ࠀ-一가-퟿]+"
 _WORD_OR_SIGNS = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _LINES = r"[^\n]+|[\n]+"
 _LAST_SPACES = r"(?<!\s)\s+$"
-"""The original, ``\\s+$``, takes quadratic time on spaces before something else, for the same."""
+"""The original, ``\\s+$``, matches the same, but takes quadratic time on spaces before other text."""
 _DEEPSEEK_LETTERS = (
     r"\s?[A-Za-z"
     "µÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-"
@@ -120,7 +120,7 @@ _BAILINGMOE = Splitting((_BAILING,))
 _TINY_AYA = Splitting((r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O_SPLIT))
 
 DEFAULT = Splitting((_PUNCTUATION, GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]"))
-"""Of files that name none: written before there were names. A guess, as llama.cpp makes it."""
+"""The splitting of files that name none, which are older than the names. It is a guess, as in llama.cpp."""
 
 SPLITTINGS: dict[str, Splitting] = {
     "default": DEFAULT,
@@ -183,4 +183,4 @@ SPLITTINGS: dict[str, Splitting] = {
 """``tokenizer.ggml.pre`` → how text is split."""
 
 NOT_BYTE_LEVEL = frozenset({"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"})
-"""Names whose tokens are spelled in characters, not in bytes: of no family that is served here."""
+"""Names whose tokens are spelled in characters, not in bytes. Their families are not served here."""

@@ -37,7 +37,7 @@ class TokenBytes:
         self._anchor = () if self._known else _plain_token(backend)
 
     def of(self, token: int) -> bytes:
-        """The bytes of a token; none for an id that is no token, or whose bytes cannot be told."""
+        """The bytes of a token; none for an id that is not a token, or whose bytes are not known."""
         spelling = self._backend.id_to_token(token)
         if spelling is None:
             return b""
@@ -73,7 +73,7 @@ def _decoding_steps(backend: Backend) -> list[dict[str, Any]]:
 
 
 def _plain_token(backend: Backend) -> tuple[int, ...]:
-    """Some token that is text of its own: others are decoded behind it, as in the middle of a text."""
+    """Some token that is ordinary text: others are decoded behind it, as in the middle of a text."""
     for spelling in ("a", "e", "the", "1", "0"):
         token = backend.token_to_id(spelling)
         if token is not None:

@@ -20,20 +20,21 @@ from .program import TextEncoder
 from .token_bytes import TokenBytes
 
 _UNFINISHED = "\ufffd"
-"""What a decoder puts for bytes that are no whole character yet."""
+"""The character that a decoder puts for bytes that are not a whole character yet."""
 _MAX_HELD = 16
-"""Tokens held back for a character to become whole; none needs more than 4, wrong bytes never do."""
+"""At most this many tokens are held back for a character to become whole. No character needs more than 4, and
+wrong bytes never become one."""
 
 CHECKED_CHARACTERS = 64 * 1024
-"""Of a text that may be too long: so many at once are tokenized to see whether it is."""
+"""A text that may be too long is tokenized in parts of this many characters to see whether it is."""
 CUT_TOKENS = 64
-"""What the cuts between them may add to the tokens counted, at least."""
+"""The cuts between them may add at least this many tokens to the count."""
 
 DECODED_AT_ONCE = 1024
-"""Ids that are decoded without letting other threads go on: some tenths of a millisecond."""
+"""This many ids are decoded without letting other threads go on, which takes some tenths of a millisecond."""
 
 ENCODE_BOUNDS = Bounds(memory_bytes=2 * 2**30, cpu_s=5)
-"""Of encoding one text, or a part of it, where that may take more than linear time."""
+"""The bounds of encoding one text, or a part of it, if that may take more than linear time."""
 _PROGRAM = Path(__file__).with_name("program.py")
 
 
@@ -63,7 +64,7 @@ class Tokenizer:
         markers = self._markers()
         self._encoder = TextEncoder(backend, markers)
         self._confined: ConfinedProcess | None = None
-        """Where texts are encoded, if it may take more than linear time."""
+        """The process that encodes texts, if encoding may take more than linear time."""
         if not takes_linear_time(backend, origin):
             opening = {"content": backend.to_str(), "markers": markers}
             self._confined = ConfinedProcess(_PROGRAM, ("tokenizers",), opening, ENCODE_BOUNDS)
@@ -168,7 +169,7 @@ class Tokenizer:
         return Detokenizer(self, skip_special, self._whole_end(after))
 
     def _whole_end(self, ids: Sequence[int]) -> list[int]:
-        """As few of the last as are whole characters; none where that takes too many."""
+        """The fewest last ids that are whole characters; none if that takes too many."""
         for count in range(1, min(len(ids), _MAX_HELD) + 1):
             end = list(ids[-count:])
             if _UNFINISHED not in self.decode(end):
@@ -195,7 +196,7 @@ class Tokenizer:
         return len(mine.keys() & theirs.keys()) >= 0.99 * max(len(mine), len(theirs))
 
     def special_ids(self) -> frozenset[int]:
-        """Tokens that are no text: they steer the model, and ``decode`` leaves them out."""
+        """Tokens that are not text: they steer the model, and ``decode`` leaves them out."""
         return frozenset(self.hidden_texts)
 
     @cached_property
@@ -296,11 +297,12 @@ class Detokenizer:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether the tokenizers library says that it cannot: by an Exception of no class of its own, or by a
-    panic, which is no Exception, so nobody expects it."""
+    """Whether the tokenizers library reports a failure: by a plain Exception, or by a panic, which is not an
+    Exception and so is not caught as one."""
     return type(error) is Exception or is_panic(error)
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether the tokenizers library failed where it never should: no Exception, so nobody expects it."""
+    """Whether the tokenizers library failed by a panic, which is not an Exception and so is not caught as
+    one."""
     return type(error).__module__ == "pyo3_runtime"

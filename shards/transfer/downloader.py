@@ -1,6 +1,6 @@
 """Gets pieces of one model from many sources at once: connects, asks, checks, bans.
 
-What to ask whom for is ``piece_schedule``'s to decide.
+``schedule`` decides what to ask which source for.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ from .weights_root import holders
 logger = logging.getLogger(__name__)
 
 Nodes = Callable[[], Awaitable[Sequence[NodeInfo]]]
-"""Who serves the model, fresh from the directory. May raise NetworkError."""
+"""The nodes that serve the model, fresh from the directory. May raise NetworkError."""
 LastResort = Callable[[PieceManifest, int], bytes]
 """A piece from outside the swarm. Blocks; raises NetworkError, CheckpointError."""
 LAST_RESORT = "the hub"
-"""Among the sources; no peer id has a space."""
+"""Its name among the sources; no peer id has a space."""
 _LAST_RESORT_READS = 4
 _NOT_YET_S = 1.0
-"""To leave a peer alone that shares nothing."""
+"""A peer that shares nothing is left alone for this many seconds."""
 _AGAIN_S = 0.1
-"""Between dials of such a peer while others say that it was sent pieces. What it was sent is waited for."""
+"""Seconds between dials of such a peer while others say that it was sent pieces, which are waited for."""
 _MAX_LOST_REFERRALS = 8
-"""Peers that one source named and that did not answer, after which nobody is met at its word."""
+"""After this many peers that one source named and that did not answer, its further names are ignored."""
 _WRITES = 4
-"""Pieces of one source that are checked and written at once, while it sends the next."""
+"""This many pieces of one source are checked and written at once, while it sends the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class Downloader:
         return FetchStatistics(dict(self._bytes), dict(self._banned), self._wasted)
 
     async def manifest(self) -> PieceManifest:
-        """Raises NetworkError where nobody gives it within ``wait_s``."""
+        """Raises NetworkError if no source gives it within ``wait_s``."""
         began = self._clock()
         while self._manifest is None:
             self._check(began)
@@ -178,9 +178,10 @@ class Downloader:
     async def get(
         self, pieces: Iterable[int], store: PieceStore, on_bytes: Callable[[int], None] | None = None
     ) -> None:
-        """Fetch those of ``pieces`` that ``store`` has not. ``on_bytes(n)`` for each piece that comes.
+        """Fetch those of ``pieces`` that ``store`` does not have. ``on_bytes(n)`` is called for each piece
+        that comes.
 
-        Raises NetworkError where nobody gives one for ``wait_s``, CheckpointError where the disk fails.
+        Raises NetworkError if no source gives one for ``wait_s``, CheckpointError if the disk fails.
         """
         missing = await asyncio.to_thread(store.missing, pieces)
         if not missing:
@@ -204,14 +205,14 @@ class Downloader:
         await asyncio.to_thread(store.flush)
 
     def source_names(self) -> str:
-        """Who sends at present, for people."""
+        """The sources that send now, in words for people."""
         names = [peer if peer == LAST_RESORT else f"…{peer[-6:]}" for peer in sorted(self._bytes)]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     # Waiting.
 
     def _check(self, since: float) -> None:
-        """Raise what has gone wrong meanwhile."""
+        """Raise an error that has come meanwhile."""
         if self._failure is not None:
             raise self._failure
         wait = self._settings.wait_s
@@ -294,7 +295,7 @@ class Downloader:
         return True
 
     def _meet_named(self, peer: str, maddrs: Sequence[str], source: str) -> bool:
-        """Connect to a peer at another source's word, which may send us anywhere."""
+        """Connect to a peer that another source has named, which may be any address."""
         if self._lost_referrals[source] >= _MAX_LOST_REFERRALS:
             return False
         maddrs = self._announced.get(peer, maddrs)
@@ -305,7 +306,7 @@ class Downloader:
         return True
 
     async def _visit(self, peer: str, maddrs: Sequence[str], after_s: float) -> None:
-        """One source, from dial to end. What it does wrong ends it alone."""
+        """One source, from dial to end. Its errors end only itself."""
         try:
             await asyncio.sleep(after_s)
             announced = peer in self._announced
@@ -444,7 +445,7 @@ class Downloader:
     async def _keep(
         self, peer: str, piece: int, data: bytes | bytearray | memoryview, room: asyncio.Semaphore
     ) -> None:
-        """Check the piece and write it, before anybody knows that it is here."""
+        """Check the piece and write it, before any peer is told that it is here."""
         try:
             schedule, store = self._schedule_of(self._manifest), self._store
             if store is None or not schedule.is_wanted(piece):  # two were asked, and the other was faster
@@ -476,7 +477,7 @@ class Downloader:
             link.close()  # whoever reads it cleans up
 
     async def _read_last_resort(self) -> None:
-        """Answers requests from outside the swarm, where all else fails."""
+        """Answers requests from outside the swarm if all other sources fail."""
         read, room = self._last_resort, asyncio.Semaphore()
         while read is not None:
             request = await self._reads.get()
@@ -509,7 +510,7 @@ class Downloader:
         self._health.ban(peer, self._clock(), self._settings.ban_s, reason)
 
     def _end(self, peer: str, reason: str) -> None:
-        """Give a source up that does not answer."""
+        """Give up a source that does not answer."""
         self._health.failed(peer, self._clock(), reason)
         if (link := self._links.pop(peer, None)) is not None:
             link.close()

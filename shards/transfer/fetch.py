@@ -37,16 +37,18 @@ Progress = Callable[[int, int, str], None]
 """``progress(done_bytes, total_bytes, label)``, in the event loop."""
 _PROGRESS_S = 0.1
 _AGREE_S = 0.5
-"""Between looks for the first peer that shares the model: it may be hashing its files still."""
+"""Seconds between looks for the first peer that shares the model: it may still be hashing its files."""
 _MOST_ROUNDS = 16
-"""Times that an opening may ask for more: headers, and what they tell of."""
+"""An opening may ask this many times for more: for headers, and for what they name."""
 
 _RIVAL_S = 15.0
-"""For a root that nobody gives, while peers announce another."""
+"""Seconds to wait for a root that no source gives, while peers announce another."""
 _MOST_PROOF = 4_000_000_000
-"""Bytes of a model that is fetched whole to learn which of several roots lies: half a minute on a LAN."""
+"""A model of up to this many bytes is fetched whole to learn which of several roots is false: half a minute
+on a LAN."""
 _MOST_SET_ASIDE = 8
-"""Roots that turned out to be wrong, after which nobody's word is taken: each cost a manifest, or more."""
+"""After this many roots that turned out to be wrong no further one is tried: each cost a manifest, or
+more."""
 
 
 class ModelFetch:
@@ -56,13 +58,12 @@ class ModelFetch:
             path = await fetch.fetch(None, client=False)      # enough to open and to look at
             path = await fetch.fetch(Span(0, 8), client=False)
 
-    ``model.digest`` may be "" where only the name and ``root`` are known. ``root``: believed without asking
-    anybody. One of the peers' that turns out to be of another model, or of files that are not the model's, is
-    set aside and not believed again.
-    ``share``: where to offer what is here while it is fetched, and until this object is closed.
-    ``last_resort``: asked for pieces that no peer gives. ``on_root(root)``: pieces are kept under this root
-    from here on; "": under none. ``on_remark(sentence)``: for people, in the event loop, when pieces on this
-    disk were damaged.
+    ``model.digest`` may be "" if only the name and ``root`` are known. ``root``: used without asking peers. A
+    root of the peers' that turns out to be of another model, or of files that are not the model's, is set
+    aside and not tried again. ``share``: where to offer what is here while it is fetched, and until this
+    object is closed. ``last_resort``: asked for pieces that no peer gives. ``on_root(root)``: pieces are kept
+    under this root from here on; "": under none. ``on_remark(sentence)``: for people, in the event loop, when
+    pieces on this disk were damaged.
     """
 
     def __init__(
@@ -126,16 +127,16 @@ class ModelFetch:
             store.close()
 
     def statistics(self) -> FetchStatistics:
-        """Of everything fetched so far."""
+        """The statistics of everything fetched so far."""
         return FetchStatistics(dict(self._fetched), dict(self._banned), self._wasted)
 
     async def fetch(self, blocks: Span | None, *, client: bool) -> Path:
         """What ``open_checkpoint`` takes, with all that a node of ``blocks`` and a client need; with neither,
         all that every opening needs.
 
-        Where peers announce several roots, the next is tried where one turns out to be wrong, or nobody gives
-        anything under it. Raises NetworkError where nobody gives it, ModelMismatchError where all that they
-        announce are of another model, CheckpointError, UsageError where they do not fit on the disk.
+        If peers announce several roots, the next is tried when one is wrong, or when no source gives anything
+        under it. Raises NetworkError if no source gives the model, ModelMismatchError if all announced roots
+        are of another model, CheckpointError, and UsageError if the pieces do not fit on the disk.
         """
         while True:
             try:
@@ -189,8 +190,8 @@ class ModelFetch:
         return store.folder
 
     def _check(self, manifest: PieceManifest) -> None:
-        """Before anything else is fetched: whether these are the files of the model, cut as everybody cuts
-        them. Other pieces of the same files have another root, so those who have it would be refused."""
+        """Before anything else is fetched, check that these are the files of the model, cut in the usual way.
+        Other pieces of the same files have another root, so peers that have it would be refused."""
         digest = manifest.identity.digest
         if self.model.digest not in ("", digest):
             raise ModelMismatchError(
@@ -215,8 +216,8 @@ class ModelFetch:
         return list(range(manifest.n_pieces))
 
     async def _give_up_root(self, error: SwarmError) -> None:
-        """Never believe one again that was wrong, and keep nothing that came under it; pass over one that
-        nobody gives. Raises ``error`` where peers announce no other."""
+        """Never use a root again that was wrong, and keep nothing that came under it; skip one that no source
+        gives. Raises ``error`` if peers announce no other."""
         logger.warning(
             "event=weights_set_aside root=%s peers=%s error=%r",
             self.root,
@@ -242,7 +243,7 @@ class ModelFetch:
             raise error
 
     async def _believable(self) -> LikelyRoots:
-        """Those that have not failed."""
+        """The roots that have not failed."""
         failed = self._set_aside | self._unanswered
         nodes = [node for node in await self._nodes() if node.weights_root not in failed]
         return await likely_roots(nodes, self.model, self._transport)
@@ -349,7 +350,7 @@ class ModelFetch:
             await asyncio.to_thread(check_whole_files, store)
 
     def _remark(self, store: PieceStore) -> None:
-        """Say it once that some of the disk is not what it was."""
+        """Say once that some pieces on the disk were damaged."""
         damaged = self._damaged | store.damaged
         if self._on_remark is not None and len(damaged) > self._remarked:
             pieces = f"{counted(len(damaged))} of {self.model.name}"
@@ -390,7 +391,7 @@ async def fetch_model(
     settings: FetchSettings | None = None,
     last_resort: LastResort | None = None,
 ) -> Path:
-    """Once, for somebody who shares nothing: see ``ModelFetch``."""
+    """One fetch for a process that shares nothing: see ``ModelFetch``."""
     async with ModelFetch(
         model,
         nodes=nodes,

@@ -1,4 +1,4 @@
-"""Pieces of a model from the HuggingFace hub, for those that no peer gives: checked like everybody's."""
+"""Pieces of a model from the HuggingFace hub, for those that no peer gives: checked like all others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class HubPieces:
-    """A ``piece_swarm.LastResort``. Asks the hub for nothing before the first piece is wanted of it."""
+    """A ``downloader.LastResort``. It does not contact the hub before its first piece is wanted."""
 
     def __init__(self, name: str) -> None:
         self._name = name

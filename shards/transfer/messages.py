@@ -1,4 +1,4 @@
-"""What is said on a stream of ``/swarm-node/weights/1``: frames as everywhere, messages of its own.
+"""The messages of ``/swarm-node/weights/1``: frames as everywhere, messages of its own.
 
 asker                            holder
 ASK root                  →
@@ -27,12 +27,12 @@ from ..pieces.manifest import MAX_MANIFEST, MAX_PIECE, MAX_PIECES
 
 WEIGHTS_PROTOCOL = "/swarm-node/weights/1"
 MAX_HAVE = 1024
-"""Pieces that one HAVE names."""
+"""One HAVE names at most this many pieces."""
 MAX_MADDRS = 12
 ASKER_MAX_FRAME = FIXED_HEADER.size + MAX_HEADER + max(MAX_PIECE, MAX_MANIFEST)
-"""Bytes of a frame that somebody who fetches accepts."""
+"""A peer that fetches accepts frames of this many bytes."""
 HOLDER_MAX_FRAME = FIXED_HEADER.size + 16 * 1024
-"""Bytes of a frame that somebody who serves accepts: nobody sends it payloads."""
+"""A peer that serves accepts frames of this many bytes: it is sent no payloads."""
 
 
 class Kind(IntEnum):
@@ -93,7 +93,7 @@ class Holds:
 
 @dataclass(frozen=True, slots=True)
 class GetManifest:
-    """The encoded manifest, please."""
+    """Asks for the encoded manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    """``insist``: the holder sends it itself, though it may know somebody else who has it."""
+    """``insist``: the holder sends it itself, though it may know another peer that has it."""
 
     piece: PieceNumber
     insist: Flag = False
@@ -117,7 +117,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """The piece went to this peer, who serves it in turn, or will soon."""
+    """The piece went to this peer, which serves it in turn, or will soon."""
 
     piece: PieceNumber
     peer_id: Annotated[str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")]

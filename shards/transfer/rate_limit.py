@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...swarm.errors import UsageError
 
 BURST_S = 0.25
-"""What was not used of so much time may be used at once."""
+"""What was not used in this many seconds may be used at once."""
 
 
 class RateLimit:

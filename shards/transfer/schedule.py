@@ -1,4 +1,4 @@
-"""Whom to ask for which piece: pure, no I/O, no clock; every call brings ``now`` in seconds.
+"""Which source to ask for which piece: pure, no I/O, no clock; every call brings ``now`` in seconds.
 
 Several peers that begin with nothing should together take each piece from the one that has the model (a
 *whole* source) about once, and the rest from each other:
@@ -25,29 +25,30 @@ import numpy as np
 from ...swarm.timeouts import LEAST_RATE_BYTES_PER_S
 
 STALL_S = 2.0
-"""A source that was asked and sends nothing for so long is asked for nothing more until it does, and others
-are asked for the same."""
+"""A source that was asked and sends nothing for this many seconds is asked for nothing more until it does,
+and others are asked for the same."""
 DEAD_S = 8.0
-"""After so long without a byte it is given up: it holds a place that others could have."""
+"""After this many seconds without a byte it is given up: it holds a place that others could have."""
 LATE_S = 10.0
-"""A piece that has not come so long after it was asked for is asked of others, too: bytes that flow end in no
-piece, perhaps."""
+"""A piece that has not come this many seconds after it was asked for is asked of others too: the bytes that
+flow may never make a piece."""
 BACKLOG_S = 5.0
-"""A source of a part whose full pipe takes longer than this is not waited for: what it has is asked of whole
-sources, too. On a line of 10 Mbit/s a pipe takes less."""
+"""A source of a part whose full pipe takes more seconds than this is not waited for: its pieces are asked of
+whole sources too. On a line of 10 Mbit/s a pipe takes less."""
 PROMISE_S = 3.0
-"""To wait for a piece that somebody else was just sent, counted from the last news of that peer: on a LAN it
-is there in milliseconds."""
+"""Seconds to wait for a piece that another peer was just sent, counted from the last news of that peer: on a
+LAN it is there in milliseconds."""
 LONGEST_PROMISE_S = 30.0
-"""To wait for it at all."""
+"""Seconds to wait for such a piece in all."""
 PIPE_BYTES = 4 * 1024 * 1024
-"""Asked of one source at a time: more than is ever under way on a gigabit link with 30 ms of delay."""
+"""One source is asked for at most this many bytes at a time: more than is ever under way on a gigabit link
+with 30 ms of delay."""
 MAX_ASKED = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Ask ``peer`` for ``piece``. ``insist``: though it said that somebody else has it."""
+    """Ask ``peer`` for ``piece``. ``insist``: though it said that another peer has it."""
 
     peer: str
     piece: int
@@ -63,7 +64,7 @@ class _Source:
     told_at: float
     """When it last said what it holds."""
     flowed_at: float = 0.0
-    """When bytes last came from it, and not too few of them."""
+    """When enough bytes last came from it."""
     received: int = 0
     """Bytes that had come from it by then."""
     preferred: np.ndarray | None = None
@@ -75,7 +76,7 @@ class _Source:
         return self.silent_s(now) > STALL_S
 
     def silent_s(self, now: float) -> float:
-        """For how long it owes a piece and sends nothing."""
+        """Seconds for which it owes a piece and sends nothing."""
         return now - max(self.heard_at, self.flowed_at) if self.asked else 0.0
 
     def is_behind(self, now: float, depth: int) -> bool:
@@ -155,7 +156,7 @@ class PieceSchedule:
         self._insist.discard(piece)
 
     def elsewhere(self, peer: str, piece: int, other: str, now: float) -> None:
-        """The source says that it sent the piece to ``other``, who will serve it."""
+        """The source says that it sent the piece to ``other``, which will serve it."""
         self._answered(peer, piece, now)
         if self.is_wanted(piece):
             self._promised[piece] = (other, now)
@@ -180,7 +181,7 @@ class PieceSchedule:
             self._break_promise(piece)
 
     def flowed(self, peer: str, received: int, now: float) -> None:
-        """So many bytes have come from a source in all. A trickle does not count."""
+        """``received`` bytes have come from a source in all. A trickle does not count."""
         source = self._sources.get(peer)
         if source is None:
             return
@@ -276,7 +277,7 @@ class PieceSchedule:
             self._insist.add(piece)
 
     def _rank_whole(self) -> None:
-        """Which whole source everybody asks first for a piece: the one of the highest hash."""
+        """Which whole source every peer asks first for a piece: the one of the highest hash."""
         whole = sorted(peer for peer, s in self._sources.items() if s.whole and not s.last_resort)
         for source in self._sources.values():
             source.preferred = None

@@ -1,11 +1,12 @@
-"""Which piece went to whom: what a peer that has the whole model tells others who ask for the same. Pure."""
+"""Which piece went to which peer: what a peer that has the whole model tells others that ask for the same.
+Pure."""
 
 from __future__ import annotations
 
 from ...swarm.fairness.recent import RecentMap
 
 REMEMBER_S = 300.0
-"""A peer that got a piece so long ago may have gone."""
+"""A peer that got a piece this many seconds ago may have gone."""
 MAX_REMEMBERED = 1 << 18
 """(piece, peer) pairs: two whole models of the most pieces."""
 
@@ -18,11 +19,12 @@ class SentLog:
         self._told: set[tuple[str, int]] = set()
 
     def sent(self, piece: int, peer: str, now: float) -> None:
-        """The piece goes to ``peer``, who serves what it gets."""
+        """The piece goes to ``peer``, which serves what it gets."""
         self._sent[piece] = (peer, now)
 
     def elsewhere(self, piece: int, asker: str, now: float) -> str | None:
-        """Who else has the piece; None where nobody has, or ``asker`` was told already and asks again."""
+        """The other peer that has the piece; None if there is none, or if ``asker`` was told already and asks
+        again."""
         found = self._sent.get(piece)
         if found is None or found[0] == asker or now - found[1] > REMEMBER_S:
             return None

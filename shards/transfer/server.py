@@ -1,4 +1,4 @@
-"""Serves pieces of the models that this process was asked to share, to whoever may have them."""
+"""Serves pieces of the models that this process was asked to share, to every peer that may have them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from .upload_limits import MAX_PEERS, ServeLimits, Uploads
 logger = logging.getLogger(__name__)
 
 _READ_AHEAD = 2
-"""Pieces of one stream that are in memory beside the one that is being sent."""
+"""This many pieces of one stream are in memory beside the one that is being sent."""
 
 
 class PieceShelf:
@@ -52,7 +52,7 @@ class PieceShelf:
         self._holders: dict[str, PieceHolder] = {}
 
     def put(self, holder: PieceHolder) -> None:
-        """In place of what was shared under its root before."""
+        """Share ``holder`` in place of what was shared under its root before."""
         self._holders[holder.manifest.root] = holder
 
     def remove(self, root: str) -> None:
@@ -68,7 +68,7 @@ class PieceShelf:
 
 @dataclass(frozen=True, slots=True)
 class ServedPieces:
-    """What was sent since the start: bytes of pieces by peer, and of manifests."""
+    """The bytes sent since the start: of pieces by peer, and of manifests."""
 
     bytes_by_peer: dict[str, int]
     manifest_bytes: int
@@ -205,7 +205,7 @@ class _Visit:
         self._has_news.set()
 
     async def tell_news(self) -> None:
-        """HAVE for what comes; while the peer does not read, pieces gather in one set."""
+        """Send HAVE for new pieces; while the peer does not read, pieces gather in one set."""
         while True:
             await self._has_news.wait()
             self._has_news.clear()
@@ -237,7 +237,7 @@ class _Visit:
             await self._answers.put(answer)
 
     async def send_answers(self) -> None:
-        """In the order of the requests; the next pieces are read from the disk meanwhile."""
+        """Send answers in the order of the requests; the next pieces are read from the disk meanwhile."""
         server = self._server
         while True:
             answer = await self._answers.get()
@@ -261,7 +261,7 @@ class _Visit:
                 answer.failed()
 
     def forget_answers(self) -> None:
-        """They will not be sent."""
+        """Drop the answers that will not be sent."""
         while not self._answers.empty():
             self._answers.get_nowait().failed()
 

@@ -1,4 +1,4 @@
-"""What one peer may take from somebody who serves pieces. Pure: every call brings ``now`` in seconds."""
+"""What one peer may take from a peer that serves pieces. Pure: every call brings ``now`` in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...swarm.fairness.shares import Holder, ShareLimits, Shares
 
 HOUR_S = 3600.0
 MAX_PEERS = 1024
-"""Peers whose use is remembered; above it the one that came least lately is forgotten."""
+"""The use of this many peers is remembered; above it the one that was away for longest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Upload:
     streams: int = 0
     asks: deque[float] = field(default_factory=deque)
     taken: float = 0.0
-    """In bytes; what was allowed since is taken off."""
+    """Bytes taken, less those that were allowed since."""
     counted_at: float = 0.0
 
 
@@ -58,7 +58,7 @@ class Uploads:
         return int(self._shares.held)
 
     def enter(self, holder: Holder, now: float) -> str:
-        """Count a stream of the peer; or, with nothing counted, say which limit it is beyond."""
+        """Count a stream of the peer, or say which limit it exceeds and count nothing."""
         peer = holder.peer_id
         upload = self._uploads.setdefault(peer, _Upload(counted_at=now))
         self._uploads.move_to_end(peer)
@@ -87,14 +87,14 @@ class Uploads:
         self._shares.give_back(holder)
 
     def loser(self, holder: Holder, now: float) -> Holder | None:
-        """Whose stream is to end so that this peer can have one, while too many are open."""
+        """The peer whose stream ends so that this peer can have one, while too many are open."""
         upload = self._uploads.get(holder.peer_id)
         if self.streams < self._limits.streams or (upload is not None and self._refusal(upload, now)):
             return None
         return self._shares.loser(holder)
 
     def take(self, peer: str, n_bytes: int, model_bytes: int, now: float) -> bool:
-        """Count bytes that the peer wants; False, and nothing counted, where it took too many lately."""
+        """Count bytes that the peer wants; False, and nothing counted, if it took too many lately."""
         upload = self._uploads[peer]
         most = self._limits.copies_per_hour * model_bytes
         upload.taken = max(0.0, upload.taken - (now - upload.counted_at) * most / HOUR_S)

@@ -2,7 +2,7 @@
 
 What comes is checked against the digest, so a wrong root is found out, but only after something was fetched.
 So the order is by what a stranger cannot make: networks that answer. Nodes that have hashed every byte of the
-files themselves bear witness; those that fetched them repeat what they were told.
+files themselves count; those that fetched them repeat what they were told.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...swarm.types import ModelRef, NodeInfo
 
 
 def holders(nodes: Iterable[NodeInfo], root: str) -> list[NodeInfo]:
-    """Those who share the files of this root."""
+    """The nodes that share the files of this root."""
     return [node for node in nodes if node.shares_weights and node.weights_root == root]
 
 
@@ -35,8 +35,8 @@ class LikelyRoots:
 
 
 async def likely_roots(nodes: Sequence[NodeInfo], model: ModelRef, transport: Transport) -> LikelyRoots:
-    """Those under which peers share files of ``model``. Where there are several, nodes are asked whether they
-    are there."""
+    """The roots under which peers share files of ``model``. If there are several, nodes are asked whether
+    they are there."""
     said = [node for node in nodes if node.weights_root and model.digest in ("", node.model.digest)]
     if len({node.weights_root for node in said}) < 2:
         return LikelyRoots(in_order(said))
@@ -54,9 +54,9 @@ async def likely_roots(nodes: Sequence[NodeInfo], model: ModelRef, transport: Tr
 def in_order(
     nodes: Iterable[NodeInfo], came_from: Mapping[str, str] = MappingProxyType({}), *, salt: str = ""
 ) -> list[str]:
-    """The roots that somebody shares. ``came_from``: where those nodes answered that did, by peer id.
-    ``salt``: orders what nothing else tells apart, so that nobody can choose a root that comes first. Whoever
-    announces a hundred roots from one machine has one turn in each round."""
+    """The roots that nodes share. ``came_from``: the addresses of the nodes that answered, by peer id.
+    ``salt``: orders roots that are otherwise equal, so that a peer cannot choose a root that comes first. A
+    machine that announces a hundred roots has one turn in each round."""
     by_root: dict[str, list[NodeInfo]] = {}
     for node in nodes:
         by_root.setdefault(node.weights_root, []).append(node)
@@ -64,7 +64,7 @@ def in_order(
     def rank(root: str) -> tuple[int, int, int]:
         whole = [node for node in by_root[root] if node.weights_whole]
         there = networks(_answered(by_root[root], came_from))
-        # Of those for which nobody answers: one network a node, whatever addresses it names.
+        # Without answers a node counts as one network, however many addresses it names.
         named = 0 if there else len({_named_group(node) for node in whole})
         return -networks(_answered(whole, came_from)), -there, -named
 
@@ -81,7 +81,7 @@ def in_order(
 
 
 def _answered(nodes: Iterable[NodeInfo], came_from: Mapping[str, str]) -> list[str]:
-    """The addresses where those answered that did."""
+    """The addresses of the nodes that answered."""
     return [came_from[node.peer_id] for node in nodes if node.peer_id in came_from]
 
 

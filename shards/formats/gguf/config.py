@@ -37,8 +37,8 @@ HARMLESS = frozenset(
     ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id")
     + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon")
 )
-"""Keys that change nothing: of other heads than a language model's, or of norms that Llama has not. Nor do
-those of experts and of windows where there are none."""
+"""Keys that change nothing: those of other heads than a language model's, or of norms that Llama does not
+have. Keys of experts and windows change nothing if there are none."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention.causal",), (True,)),
     **dict.fromkeys(
@@ -111,7 +111,7 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
 
 
 def gguf_eos_ids(header: GGUFHeader) -> tuple[int, ...]:
-    """End of text, of turn and of message, where the file names them."""
+    """The tokens for the end of text, of turn and of message, if the file names them."""
     read = Fields(header.metadata, str(header.file.path))
     found = (
         read.optional_integer(f"tokenizer.ggml.{name}_token_id", most=MAX_VOCAB - 1)
@@ -139,7 +139,7 @@ def _settings(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _check_neutral(read: Fields, config: ModelConfig) -> None:
-    """What all must have that we compute, and that there is nothing else."""
+    """Check that the model has everything that we compute, and nothing else."""
     for key, what in _OF_HEADS.items():
         if read.integer(key, config.head_dim) != config.head_dim:
             raise UnsupportedModelError(
@@ -163,7 +163,7 @@ def _check_neutral(read: Fields, config: ModelConfig) -> None:
         if not read.is_one_of(key, values):
             raise UnsupportedModelError(f"{read.named(key)} is {read.shown(key)}, which is not supported")
     for key in read.unread():
-        # What is zero is off: some tools write every key that llama.cpp has, for any architecture.
+        # Zero means off: some tools write every key that llama.cpp has, for any architecture.
         of_others = key.startswith("expert_") or key.endswith("_swa")
         if not (key in HARMLESS or of_others or read.is_one_of(key, (0,))):
             raise UnsupportedModelError(

@@ -1,8 +1,8 @@
 """The header of a GGUF file: metadata and tensor table, without reading vocabulary or weights.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the ``gguf`` package makes
-numpy objects for each of 100,000 vocabulary strings at opening (4 s for a 135M model); here arrays are
-walked over, and decoded when somebody asks for them.
+numpy objects for each of 100,000 vocabulary strings at opening (4 s for a 135M model). Here arrays are
+skipped, and decoded at their first use.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _DEFAULT_ALIGNMENT = 32
 # Far above any real file, so that a damaged count fails at once instead of walking through the weights.
 MAX_HEADER = 128 << 20
-"""Bytes of the whole header; vocabulary, merges and an embedded tokenizer.json take up to 60 MB."""
+"""The whole header has at most this many bytes; vocabulary, merges and an embedded tokenizer.json take up to
+60 MB."""
 MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 17
 MAX_NAME = 1 << 10
-"""Bytes of a key or of a tensor's name; 100 are many."""
+"""A key or a tensor's name has at most this many bytes; 100 are many."""
 MAX_DIMENSIONS = 4
 MAX_ITEMS = 1 << 22
-"""Texts in all arrays of texts together, and numbers in an array that is read: as large as a vocabulary."""
+"""All arrays of texts together have at most this many texts, and an array that is read this many numbers: the
+size of a large vocabulary."""
 MAX_TEXTS = 8 << 20
-"""Bytes of all single texts that are read, the chat template the longest; others stay in the file."""
+"""All single texts that are read have at most this many bytes. The chat template is the longest. Other texts
+stay in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class GGUFHeader:
         for _ in range(array.count):
             (length,) = struct.unpack_from("<Q", buffer, position)
             position += 8 + length
-            # A few vocabularies hold bytes that are no UTF-8; such a token can never match text anyway.
+            # A few vocabularies hold bytes that are not UTF-8; such a token can never match text anyway.
             items.append(str(buffer[position - length : position], "utf-8", "replace"))
         return items
 

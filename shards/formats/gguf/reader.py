@@ -86,7 +86,7 @@ class GGUFSource:
 
 
 def _huggingface_name(name: str) -> str | None:
-    """None for tensors that are no weights of ours, such as ``rope_freqs.weight``."""
+    """None for tensors that we do not use as weights, such as ``rope_freqs.weight``."""
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return _TOP[stem] if kind == "weight" else None

@@ -21,9 +21,9 @@ from .quantization import check_quantization
 from .rope import hf_rope
 
 BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
-"""Of each of the small files: config.json has some kilobytes, a tokenizer_config.json up to 1.2 MB."""
+"""The bounds of each small file: config.json has some kilobytes, a tokenizer_config.json up to 1.2 MB."""
 MAX_END_TOKENS = 256
-"""Tokens that end a text; models have three at most."""
+"""At most this many tokens may end a text; models have three at most."""
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -69,7 +69,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("no_rope_layers", "per_layer_config"), ([], {}, None)),
 }
 """Keys that we do not read, and the values with which they change nothing. Some of them transformers ignores
-in these families: whoever wrote them means another computation all the same."""
+in these families, but a file that has them means another computation."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _head_dim(read: Fields, hidden: int, n_heads: int) -> int:
 
 
 def _check_window(read: Fields, family: Family, context: int, *, is_scaled: bool) -> None:
-    """A window as long as the context hides nothing."""
+    """Refuse a sliding window that is shorter than the context: a longer one hides nothing."""
     window = read.optional_integer("sliding_window", family.window, least=1)
     if window is not None and window < context:
         missing = "" if read.has("sliding_window") else ", transformers' default where the key is missing"
@@ -170,7 +170,7 @@ def _window_hint(window: int, is_scaled: bool) -> str:
 
 
 def _check_layers(read: Fields, n_blocks: int) -> None:
-    """Every block attends to all that came before."""
+    """Check that every block attends to all earlier tokens."""
     kinds = read.texts("layer_types")
     for kind in kinds:
         if kind not in ("full_attention", "attention"):

@@ -17,15 +17,16 @@ from ..not_a_model import download_hint
 from ..shown import shown
 
 MAX_TENSORS = 1 << 16
-"""Of one file. The largest models have some 100,000 tensors, in dozens of files."""
+"""One file has at most this many tensors. The largest models have some 100,000 tensors, in dozens of
+files."""
 BOUNDS = JsonBounds(nbytes=16 << 20, values=16 * MAX_TENSORS)
-"""Of the header: 256 bytes, and 16 marks, for each tensor; 120 and 9 are usual."""
+"""The bounds of the header: 256 bytes and 16 values for each tensor; 120 and 9 are usual."""
 MAX_NAME = 1024
-"""Characters of a tensor's name; 100 are many."""
+"""A tensor's name has at most this many characters; 100 are many."""
 MAX_DIMENSIONS = 8
-"""Of a tensor; weights have four at most."""
+"""A tensor has at most this many dimensions; weights have four at most."""
 _MAX_SIZE = 2**63
-"""Of a dimension or an offset: beyond any file."""
+"""A dimension or an offset is below this, which is beyond any file."""
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
@@ -59,7 +60,7 @@ def header_length(first: bytes, file_size: int, where: str) -> int:
 
 def parse_header(header: bytes, file_size: int, where: str) -> dict[str, StoredTensor]:
     """The tensors by name, in time linear in the header. CheckpointError unless they fill the rest of the
-    file exactly, without overlap; UnsupportedModelError for a type that is none of this format's."""
+    file exactly, without overlap; UnsupportedModelError for a type that the format does not have."""
     try:
         document = parse_json(header, BOUNDS, _no_duplicates)
     except ValueError as error:

@@ -19,9 +19,9 @@ from .safetensors_header import StoredTensor, header_length, parse_header
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARDS = 1024
-"""Files of one model; the largest in use have 191."""
+"""One model has at most this many files; the largest in use have 191."""
 MAX_TENSORS = 1 << 18
-"""Of one model, in all files together."""
+"""One model has at most this many tensors, in all files together."""
 _SHARD_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 _INDEX_BOUNDS = JsonBounds(nbytes=64 << 20, values=2 * MAX_TENSORS)
 
@@ -69,7 +69,7 @@ class SafetensorsSource:
     """All shards of a model as one. A tensor in two shards is an error."""
 
     def __init__(self, shards: Iterable[ShardFile]) -> None:
-        """Opens them one after the other, and closes what it has opened where one is not as it should be."""
+        """Opens them one after the other. If one is wrong, closes those that it has opened."""
         self._shards: list[ShardFile] = []
         self._home: dict[str, ShardFile] = {}
         self._manifest: dict[str, TensorInfo] = {}

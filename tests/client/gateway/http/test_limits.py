@@ -46,7 +46,11 @@ def test_key_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
     keys = ApiKeys.read(path)
     assert keys.needed
     assert keys.check([(b"authorization", b"bearer sk-0123456789")])
-    for text, words in (("", "holds 0 API keys"), ("short\n", "that can be none"), ("ä" * 9, "can be none")):
+    for text, words in (
+        ("", "holds 0 API keys"),
+        ("short\n", "that is not possible"),
+        ("ä" * 9, "not possible"),
+    ):
         path.write_text(text)
         with pytest.raises(UsageError, match=words):
             ApiKeys.read(path)
