@@ -48,6 +48,6 @@ def test_what_is_in_the_place_of_the_folder_is_said(tmp_path: Path) -> None:
 def test_an_identity_is_an_ordinary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="no ordinary file"):
+    with pytest.raises(UsageError, match="not an ordinary file"):
         IdentityClaim(name, "node")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

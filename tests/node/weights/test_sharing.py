@@ -232,7 +232,7 @@ async def test_a_model_that_no_client_can_read_is_served_with_a_remark(
     (model / "tokenizer.json").unlink()
     await swarm.start("node", str(model), Span(0, 2))
     await swarm.start("other", "unreadable", Span(2, 4))
-    for name, message in (("node", "holds no tokenizer.json"), ("other", "without a tokenizer.json")):
+    for name, message in (("node", "holds no tokenizer.json"), ("other", "has no tokenizer.json")):
         told = [event.event for event in swarm.events[name]]
         assert told.count("tokenizer_unreadable") == 1
         assert told.index("tokenizer_unreadable") < told.index("online")
