@@ -237,7 +237,7 @@ class FetchedModel:
             transport=node.transport,
             cache=options.cache(),
             root=location.root,
-            share=self._weights.shelf if self._weights.shares else None,
+            share=self._weights.shared_models if self._weights.shares else None,
             rate=RateLimit(options.bytes_per_s),
             settings=self._settings,
             last_resort=HubPieces(ref.name) if in_hub else None,

@@ -2,7 +2,7 @@
 
 A node that has a model whole announces the root of its files, also where it shares nothing: so whoever
 fetches from another hears more than one. Nothing else on this machine can be asked for: what is shared is on
-the shelf by its root.
+the shared models by its root.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...shards.pieces.holder import PieceHolder, WholeFiles
 from ...shards.pieces.store import PieceStore, is_store
 from ...shards.transfer.messages import WEIGHTS_PROTOCOL
 from ...shards.transfer.rate_limit import RateLimit
-from ...shards.transfer.server import PieceServer, PieceShelf, ServedPieces
+from ...shards.transfer.server import PieceServer, ServedPieces, SharedModels
 from ...swarm.errors import CheckpointError, ModelError, UsageError
 from ...swarm.types import NodeInfo
 from ..node import Node
@@ -55,15 +55,15 @@ class WeightOptions:
 
 
 class WeightService:
-    """A ``serve.Service``. ``shelf`` is what it serves: whoever fetches puts there what comes.
+    """A ``serve.Service``. ``shared_models`` is what it serves: whoever fetches puts there what comes.
 
     ``add_files`` takes a model that is here whole, once it is hashed; ``announce`` tells of one that comes.
     """
 
     def __init__(self, options: WeightOptions, on_progress: Progress | None = None) -> None:
         self.options = options
-        self.shelf = PieceShelf()
-        self._server = PieceServer(self.shelf, rate=RateLimit(options.bytes_per_s))
+        self.shared_models = SharedModels()
+        self._server = PieceServer(self.shared_models, rate=RateLimit(options.bytes_per_s))
         self._on_progress = on_progress
         self._node: Node | None = None
         self._shares = False
@@ -121,8 +121,10 @@ class WeightService:
         self._roots.pop(digest, None)
         if (files := self._files.pop(digest, None)) is not None:
             files.stop.set()  # what is being hashed is closed when that has stopped
-            if (holder := files.holder) is not None and self.shelf.get(holder.manifest.root) is holder:
-                self.shelf.remove(holder.manifest.root)
+            if (holder := files.holder) is not None and self.shared_models.get(
+                holder.manifest.root
+            ) is holder:
+                self.shared_models.remove(holder.manifest.root)
             if files.hashing is None or files.hashing.done():
                 files.close()
 
@@ -152,7 +154,7 @@ class WeightService:
             return
         root = holder.manifest.root
         if self._shares:
-            self.shelf.put(holder)
+            self.shared_models.put(holder)
         self.announce(digest, root)
         if self._node is not None and self._shares:
             self._node.emit("sharing", root=root, bytes=holder.manifest.total_bytes)

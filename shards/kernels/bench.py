@@ -14,7 +14,7 @@ from .linear import ActivationPrecision, native_dense, native_int4, native_int8
 
 ROWS = (1, 8, 64)
 """The rows of one stream's token, of a batch of streams, and of a piece of a prompt."""
-DIGIT_NAMES = {
+PRECISION_NAMES = {
     ActivationPrecision.EXACT: "exact",
     ActivationPrecision.CLOSE: "close",
     ActivationPrecision.FAST: "fast",
@@ -22,7 +22,7 @@ DIGIT_NAMES = {
 TORCH_WAYS = ("torch float32", "torch bfloat16", "torch int8", "torch int4")
 NATIVE_WAYS = (
     *("native float32", "native float16", "native bfloat16"),
-    *(f"native {kind} {digits}" for kind in ("int8", "int4") for digits in DIGIT_NAMES.values()),
+    *(f"native {kind} {precision}" for kind in ("int8", "int4") for precision in PRECISION_NAMES.values()),
 )
 
 _SIZE = 768
@@ -75,8 +75,8 @@ def _native_products() -> dict[str, Product]:
     )
     products: tuple[Product, ...] = (
         *(native_dense([single.to(dtype)], None) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
-        *(native_int8([eight], None, digits) for digits in DIGIT_NAMES),
-        *(native_int4([four], None, digits) for digits in DIGIT_NAMES),
+        *(native_int8([eight], None, precision) for precision in PRECISION_NAMES),
+        *(native_int4([four], None, precision) for precision in PRECISION_NAMES),
     )
     return dict(zip(NATIVE_WAYS, products, strict=True))
 

@@ -97,7 +97,7 @@ class NativeLinear:
 
 
 def native_file(
-    raws: Sequence[RawTensor], bias: Tensor | None, digits: ActivationPrecision
+    raws: Sequence[RawTensor], bias: Tensor | None, precision: ActivationPrecision
 ) -> NativeLinear | None:
     """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
 
@@ -109,7 +109,7 @@ def native_file(
     rows, cols = sum(raw.shape[0] for raw in raws), raws[0].cols
     if any(raw.stored.shape != (raw.shape[0], row_bytes(qtype, cols)) for raw in raws):
         raise ValueError("the parts of a linear differ in columns")
-    struct = SnLinear(_FILE_KINDS[qtype], digits, rows, cols)
+    struct = SnLinear(_FILE_KINDS[qtype], precision, rows, cols)
     packed = _memory(struct)
     row = 0
     for raw in raws:
@@ -128,12 +128,12 @@ def native_file(
 
 
 def native_int4(
-    parts: Sequence[Int4Groups], bias: Tensor | None, digits: ActivationPrecision
+    parts: Sequence[Int4Groups], bias: Tensor | None, precision: ActivationPrecision
 ) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type, flags = _int4_form(parts)
     centred = flags == _CENTRED | _MINIMUM
-    struct = _struct(_KIND_INT4 | _SCALE_TYPES[scale_type] | flags, digits, [part.q for part in parts])
+    struct = _struct(_KIND_INT4 | _SCALE_TYPES[scale_type] | flags, precision, [part.q for part in parts])
     packed = _memory(struct)
     row = 0
     for q, scale, minimum in parts:
@@ -145,11 +145,11 @@ def native_int4(
 
 
 def native_int8(
-    parts: Sequence[Int8Groups], bias: Tensor | None, digits: ActivationPrecision
+    parts: Sequence[Int8Groups], bias: Tensor | None, precision: ActivationPrecision
 ) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type = _narrowest(part.scale for part in parts)
-    struct = _struct(_KIND_INT8 | _SCALE_TYPES[scale_type], digits, [part.q for part in parts])
+    struct = _struct(_KIND_INT8 | _SCALE_TYPES[scale_type], precision, [part.q for part in parts])
     packed = _memory(struct)
     row = 0
     for q, scale in parts:
@@ -159,13 +159,13 @@ def native_int8(
 
 
 def native_int8_pieces(
-    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, digits: ActivationPrecision
+    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, precision: ActivationPrecision
 ) -> NativeLinear:
     """One linear of ``rows`` that come in pieces, each packed when it comes, so that they are never held
     twice. Their scales are float16 values, as ``quantize.to_int8_groups`` makes them."""
     if cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
-    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES[torch.float16], digits, rows, cols)
+    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES[torch.float16], precision, rows, cols)
     packed = _memory(struct)
     row = 0
     for q, scale in pieces:
@@ -225,13 +225,13 @@ def _kernels() -> ctypes.CDLL:
     return kernels
 
 
-def _struct(kind: int, digits: int, parts: Sequence[Tensor]) -> SnLinear:
+def _struct(kind: int, precision: int, parts: Sequence[Tensor]) -> SnLinear:
     rows, cols = sum(len(part) for part in parts), parts[0].shape[1]
     if any(part.shape[1] != cols or part.dtype != parts[0].dtype for part in parts):
         raise ValueError("the parts of a linear differ in columns or type")
     if kind & 15 in (_KIND_INT8, _KIND_INT4) and cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
-    return SnLinear(kind, digits, rows, cols)
+    return SnLinear(kind, precision, rows, cols)
 
 
 def _memory(struct: SnLinear) -> Tensor:

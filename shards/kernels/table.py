@@ -68,11 +68,11 @@ class KernelTable:
         """Whether the C kernels were there to be measured."""
         return NATIVE_WAYS[0] in self.seconds
 
-    def native_pays(self, form: str, digits: str) -> bool:
-        """``form``: float32, float16, bfloat16, int8 or int4; ``digits``: a name in DIGIT_NAMES."""
+    def native_pays(self, form: str, precision: str) -> bool:
+        """``form``: float32, float16, bfloat16, int8 or int4; ``precision``: a name in PRECISION_NAMES."""
         if not self.native:
             return False
-        way = f"native {form}" + (f" {digits}" if form in ("int8", "int4") else "")
+        way = f"native {form}" + (f" {precision}" if form in ("int8", "int4") else "")
         rival = min(self._cost(rival) for rival in _TORCH_RIVALS[form])
         return self._cost(way) < rival * _NATIVE_MARGIN
 

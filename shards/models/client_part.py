@@ -100,9 +100,9 @@ def load_client_model(
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
     if (
-        plan.digits is ActivationPrecision.FAST
+        plan.precision is ActivationPrecision.FAST
     ):  # a head reads its weights once for few rows: coarser ones gain nothing
-        plan = replace(plan, digits=ActivationPrecision.CLOSE)
+        plan = replace(plan, precision=ActivationPrecision.CLOSE)
     embedding = checkpoint.tensor(EMBEDDING)
     check_shape(embedding, (config.vocab_size, config.hidden_size))
     tied = config.tie_word_embeddings
@@ -127,7 +127,7 @@ def load_client_model(
     if errors is not None and errors.known:
         rounding = torch_rounding(config.hidden_size)
         if kernels == "native":
-            rounding = native_rounding(plan.digits or ActivationPrecision.FAST, config.hidden_size)
+            rounding = native_rounding(plan.precision or ActivationPrecision.FAST, config.hidden_size)
         bounds = errors.bounds(rounding)
         head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
         held += bounds.nbytes

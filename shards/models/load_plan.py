@@ -14,7 +14,7 @@ import torch
 
 from ...swarm.errors import UsageError
 from ...swarm.runtime.c_build import NativeUnavailableError
-from ..kernels.bench import DIGIT_NAMES
+from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import library
 from ..kernels.linear import ActivationPrecision
 from ..kernels.table import kernel_table
@@ -79,14 +79,14 @@ class WeightKind(StrEnum):
 class LoadPlan:
     """``dtype``: activations, keys and values. ``wide``: what torch computes many rows of packed weights in.
 
-    ``digits``: how the C kernels hold activations; None where only torch's kernels can be used.
+    ``precision``: how the C kernels hold activations; None where only torch's kernels can be used.
     """
 
     device: torch.device
     dtype: torch.dtype
     wide: torch.dtype
     options: LoadOptions
-    digits: ActivationPrecision | None = None
+    precision: ActivationPrecision | None = None
 
     @property
     def packed(self) -> bool:
@@ -95,12 +95,14 @@ class LoadPlan:
 
     def native(self, form: WeightKind | torch.dtype) -> bool:
         """Whether the C kernels multiply by weights held as INT4, as INT8 or in this type."""
-        if self.digits is None:
+        if self.precision is None:
             return False
         if self.options.deterministic:
             return True
         name = str(form).removeprefix("torch.")
-        return self.options.kernels != "auto" or kernel_table().native_pays(name, DIGIT_NAMES[self.digits])
+        return self.options.kernels != "auto" or kernel_table().native_pays(
+            name, PRECISION_NAMES[self.precision]
+        )
 
     def kind(self, tensor: RawTensor) -> WeightKind:
         """How to hold the matrix ``tensor`` (rows, cols)."""
@@ -146,10 +148,10 @@ def resolve(options: LoadOptions, native_dtype: str) -> LoadPlan:
     wide = torch.float32
     if device.type == "cpu" and options.dtype != "float32" and kernel_table().wide_bf16:
         wide = torch.bfloat16
-    return LoadPlan(device, dtype, wide, options, _digits(options, device, dtype))
+    return LoadPlan(device, dtype, wide, options, _precision(options, device, dtype))
 
 
-def _digits(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> ActivationPrecision | None:
+def _precision(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> ActivationPrecision | None:
     """UsageError if kernels are asked for that cannot run."""
     problem = ""
     if device.type != "cpu" or dtype != torch.float32:

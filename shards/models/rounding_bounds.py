@@ -41,10 +41,10 @@ class Rounding:
     of_output: float = 0.0
 
 
-def native_rounding(digits: ActivationPrecision, cols: int) -> Rounding:
+def native_rounding(precision: ActivationPrecision, cols: int) -> Rounding:
     """Of the C kernels: activations to fixed point, at most half a step of their group's largest, which is
     at most the group's norm; sums in float32, exact within a group."""
-    return Rounding(GROUP**0.5 / (2 * _STEPS[digits]) + (cols / GROUP + 32) * 2.0**-24)
+    return Rounding(GROUP**0.5 / (2 * _STEPS[precision]) + (cols / GROUP + 32) * 2.0**-24)
 
 
 def torch_rounding(cols: int) -> Rounding:

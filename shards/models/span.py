@@ -141,10 +141,13 @@ def load_span(
             blocks.append(load_block(loader, config, block, make))
             checkpoint.release()
     native, kernels = None, "torch rowwise" if options.deterministic else "torch"
-    if plan.digits is not None:
+    if plan.precision is not None:
         reason = unsupported(config, blocks)
         if reason is None:
-            native, kernels = NativeSpan(config, span, blocks, threads), f"native {plan.digits.name.lower()}"
+            native, kernels = (
+                NativeSpan(config, span, blocks, threads),
+                f"native {plan.precision.name.lower()}",
+            )
         else:
             kernels += f" ({reason})"
             logger.info("event=plain_span span=%s reason=%r", span, reason)

@@ -162,7 +162,7 @@ class WeightLoader(TensorReader):
     def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
         plan = self.plan
         as_in_file = self._count_integers("int4", INT4_SOURCES, raws)
-        native = plan.digits if plan.native(WeightKind.INT4) else None
+        native = plan.precision if plan.native(WeightKind.INT4) else None
         if native is not None and as_in_file and (linear := native_file(raws, bias, native)) is not None:
             return linear
         parts = [
@@ -179,9 +179,9 @@ class WeightLoader(TensorReader):
 
     def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
         plan = self.plan
-        if plan.digits is not None and plan.native(WeightKind.INT8):
+        if plan.precision is not None and plan.native(WeightKind.INT8):
             if self._count_integers("int8", INT8_SOURCES, raws):
-                linear = native_file(raws, bias, plan.digits)
+                linear = native_file(raws, bias, plan.precision)
                 if linear is not None:
                     return linear
             quantize = to_int8_groups if errors is None else errors.watched(to_int8_groups)
@@ -193,7 +193,7 @@ class WeightLoader(TensorReader):
                 )
             )
             rows = sum(raw.shape[0] for raw in raws)
-            return native_int8_pieces(pieces, rows, raws[0].cols, bias, plan.digits)
+            return native_int8_pieces(pieces, rows, raws[0].cols, bias, plan.precision)
         self._count("int8", raws)
         to_rows = to_int8 if errors is None else errors.watched(to_int8)
         held = whole(piece for raw in raws for piece in in_pieces(to_rows, raw))

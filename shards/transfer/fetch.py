@@ -28,7 +28,7 @@ from ..pieces.manifest import PieceManifest, piece_size_for
 from ..pieces.store import PieceStore
 from .downloader import Downloader, FetchSettings, FetchStatistics, LastResort, Nodes
 from .rate_limit import RateLimit
-from .server import PieceShelf
+from .server import SharedModels
 from .weights_root import LikelyRoots, likely_roots
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class ModelFetch:
         transport: Transport,
         cache: PieceCache,
         root: str = "",
-        share: PieceShelf | None = None,
+        share: SharedModels | None = None,
         rate: RateLimit | None = None,
         health: PeerHealth | None = None,
         settings: FetchSettings | None = None,

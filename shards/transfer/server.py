@@ -45,7 +45,7 @@ _READ_AHEAD = 2
 """This many pieces of one stream are in memory beside the one that is being sent."""
 
 
-class PieceShelf:
+class SharedModels:
     """The models that are shared, by root. Nothing else can be asked for."""
 
     def __init__(self) -> None:
@@ -80,19 +80,19 @@ class PieceServer:
 
     def __init__(
         self,
-        shelf: PieceShelf,
+        shared_models: SharedModels,
         *,
         rate: RateLimit | None = None,
         limits: ServeLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.shelf = shelf
+        self.shared_models = shared_models
         self._rate = rate or RateLimit()
         self._limits = limits or ServeLimits()
         self._clock = clock
         self._uploads = Uploads(self._limits)
         self._open: dict[MessageStream[PieceMessage], Holder] = {}  # the oldest first
-        self._ledgers: dict[str, SentLog] = {}
+        self._sent_logs: dict[str, SentLog] = {}
         # Of peers that serve what they get.
         self._addresses: RecentMap[str, tuple[str, ...]] = RecentMap(MAX_PEERS)
         self._sent: Counter[str] = Counter()
@@ -137,7 +137,7 @@ class PieceServer:
             ask = await connection.receive()
         if not isinstance(ask, Ask):
             raise unexpected(ask, "ASK")
-        holder = self.shelf.get(ask.root.hex())
+        holder = self.shared_models.get(ask.root.hex())
         if holder is None:
             await connection.close_with(PieceError(ErrorCode.UNSUPPORTED, "this model is not shared here"))
             return
@@ -158,10 +158,10 @@ class PieceServer:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 visit.forget_answers()
 
-    def _ledger(self, root: str) -> SentLog:
-        for gone in self._ledgers.keys() - self.shelf.roots:
-            del self._ledgers[gone]
-        return self._ledgers.setdefault(root, SentLog())
+    def _sent_log(self, root: str) -> SentLog:
+        for gone in self._sent_logs.keys() - self.shared_models.roots:
+            del self._sent_logs[gone]
+        return self._sent_logs.setdefault(root, SentLog())
 
 
 class _Visit:
@@ -222,7 +222,7 @@ class _Visit:
         while True:
             async with asyncio.timeout(self._limits.idle_s):
                 request = await self._connection.receive()
-            if server.shelf.get(self._holder.manifest.root) is not self._holder:
+            if server.shared_models.get(self._holder.manifest.root) is not self._holder:
                 await self._connection.close_with(
                     PieceError(ErrorCode.UNSUPPORTED, "this model is not shared here any more")
                 )
@@ -280,17 +280,17 @@ class _Visit:
         if not holder.has(piece):
             return self._refusal(piece, ErrorCode.UNSUPPORTED, "this piece is not here")
         manifest = holder.manifest
-        ledger = server._ledger(manifest.root) if holder.held().all() else None
-        if ledger is not None and not request.insist:
-            other = ledger.elsewhere(piece, self._peer, now)
+        sent_log = server._sent_log(manifest.root) if holder.held().all() else None
+        if sent_log is not None and not request.insist:
+            other = sent_log.elsewhere(piece, self._peer, now)
             if other is not None and other in server._addresses:
                 return _Answer(Elsewhere(piece, other, server._addresses[other]))
         if not server._uploads.take(self._peer, manifest.size_of(piece), manifest.total_bytes, now):
             return self._refusal(piece, ErrorCode.OVERLOADED, "you took the model several times this hour")
         failed: Callable[[], None] = _nothing
-        if ledger is not None and self._serves:
-            ledger.sent(piece, self._peer, now)
-            failed = partial(ledger.failed, piece, self._peer)
+        if sent_log is not None and self._serves:
+            sent_log.sent(piece, self._peer, now)
+            failed = partial(sent_log.failed, piece, self._peer)
         loop = asyncio.get_running_loop()
         return _Answer(loop.run_in_executor(None, _read, holder, piece), failed)
 

@@ -34,11 +34,11 @@ from .membership import CLOCK_SLACK_S, MAX_CREDENTIAL_BYTES, KeyedSwarm, Members
 logger = logging.getLogger(__name__)
 
 MEMBER_KIND = 17
-GREETING_S = 5.0
+HANDSHAKE_S = 5.0
 """Seconds that a peer which opened a stream has to show its credential."""
-MAX_GREETING = 64
+MAX_HANDSHAKES = 64
 """One peer may have this many streams without a credential shown. More are closed at once."""
-MAX_GREETINGS = 512
+MAX_ALL_HANDSHAKES = 512
 """All peers together may have this many. One more ends the oldest of the peer that has most."""
 MAX_GREETING_BYTES = 4096
 """Bytes of the MEMBER frame at most. It holds a credential, or an error in its place."""
@@ -66,7 +66,7 @@ class MembersTransport:
         self._transport = transport
         self._membership = membership
         self._clock = clock
-        self._greeting = Shares(ShareLimits(MAX_GREETINGS, per_peer=MAX_GREETING))
+        self._handshakes = Shares(ShareLimits(MAX_ALL_HANDSHAKES, per_peer=MAX_HANDSHAKES))
         self._greeted: dict[Stream, Holder] = {}  # that have not shown one yet, the oldest first
         self._bounded: WeakSet[MemberStream] = WeakSet()  # with members whose time will be over
         self._sweeping: asyncio.TimerHandle | None = None
@@ -96,10 +96,10 @@ class MembersTransport:
     ) -> Stream:
         """As Transport's, or NotAdmittedError if our own membership is over; the stream's ``read`` raises
         NotAdmittedError if the peer is not a member, or refuses us."""
-        greeting = self._own_greeting()
+        handshake = self._own_handshake()
         stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout)
         try:
-            stream.write(greeting)
+            stream.write(handshake)
         except BaseException:
             stream.close()
             raise
@@ -116,7 +116,7 @@ class MembersTransport:
 
     # Greeting.
 
-    def _own_greeting(self) -> list[Buffer]:
+    def _own_handshake(self) -> list[Buffer]:
         credential = self._membership.credential(self._transport.peer_id, self._clock())
         return [*encode_frame(_MESSAGES.encode(Member(self._membership.tag, credential)))]
 
@@ -127,10 +127,10 @@ class MembersTransport:
             return None
         messages: MessageStream[Member | ErrorMessage] = MessageStream(stream, _MESSAGES, MAX_GREETING_BYTES)
         try:
-            async with asyncio.timeout(GREETING_S):
+            async with asyncio.timeout(HANDSHAKE_S):
                 member = await messages.receive()
             until = self.checked(peer_id, member)
-            stream.write(self._own_greeting())
+            stream.write(self._own_handshake())
         except TimeoutError:
             logger.info("event=not_admitted peer=%s message='it showed no credential in time'", peer_id)
             return None
@@ -150,21 +150,21 @@ class MembersTransport:
 
     def _begin_greeting(self, stream: Stream) -> bool:
         holder = Holder(stream.peer_id, address_group(stream.remote_maddr))
-        if self._greeting.take(holder):
-            loser = self._greeting.loser(holder)
-            if loser is None or self._greeting.of_peer(holder) >= MAX_GREETING:
+        if self._handshakes.take(holder):
+            loser = self._handshakes.loser(holder)
+            if loser is None or self._handshakes.of_peer(holder) >= MAX_HANDSHAKES:
                 return False
             oldest = next(each for each, whose in self._greeted.items() if whose == loser)
             oldest.close()
             self._end_greeting(oldest)
-            self._greeting.take(holder)
+            self._handshakes.take(holder)
         self._greeted[stream] = holder
         return True
 
     def _end_greeting(self, stream: Stream) -> None:
         """Idempotent."""
         if (holder := self._greeted.pop(stream, None)) is not None:
-            self._greeting.give_back(holder)
+            self._handshakes.give_back(holder)
 
     async def _refuse(self, messages: MessageStream[Member | ErrorMessage], error: NotAdmittedError) -> None:
         self.refused += 1

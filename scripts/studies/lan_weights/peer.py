@@ -15,7 +15,7 @@ from swarm_node.shards.pieces.holder import WholeFiles
 from swarm_node.shards.transfer.fetch import ModelFetch
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
 from swarm_node.shards.transfer.rate_limit import RateLimit
-from swarm_node.shards.transfer.server import PieceServer, PieceShelf
+from swarm_node.shards.transfer.server import PieceServer, SharedModels
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
@@ -30,27 +30,27 @@ def share_or_fetch(*, home: str, model_file: str, mbit: float | None) -> None:
 async def _share_or_fetch(home: Path, model_file: str, mbit: float | None) -> None:
     transport = await P2pdTransport.create()
     rate = RateLimit(None if mbit is None else mbit * 125_000)
-    server = PieceServer(PieceShelf(), rate=rate)
+    server = PieceServer(SharedModels(), rate=rate)
     try:
         await transport.serve(WEIGHTS_PROTOCOL, server.handle)
         here = {"peer_id": transport.peer_id, "maddrs": await transport.maddrs()}
         if model_file:
-            tell("ready", **here, **share(Path(model_file), server.shelf))
+            tell("ready", **here, **share(Path(model_file), server.shared_models))
             await next_order()
             tell("sent", bytes=sum(server.statistics().bytes_by_peer.values()))
         else:
             tell("ready", **here)
-            await fetch(await next_order() or {}, transport, server.shelf, home)
+            await fetch(await next_order() or {}, transport, server.shared_models, home)
         await next_order()  # until the parent ends us: others may still ask
     finally:
         await transport.close()
 
 
-def share(path: Path, shelf: PieceShelf) -> dict[str, Any]:
+def share(path: Path, shared_models: SharedModels) -> dict[str, Any]:
     began = time.perf_counter()
     manifest = manifest_of(path)
     hashing_s = time.perf_counter() - began
-    shelf.put(WholeFiles(manifest, model_files(path)))
+    shared_models.put(WholeFiles(manifest, model_files(path)))
     with open_checkpoint(str(path)) as checkpoint:
         ref = checkpoint.ref
     return {
@@ -62,7 +62,9 @@ def share(path: Path, shelf: PieceShelf) -> dict[str, Any]:
     }
 
 
-async def fetch(plan: dict[str, Any], transport: P2pdTransport, shelf: PieceShelf, home: Path) -> None:
+async def fetch(
+    plan: dict[str, Any], transport: P2pdTransport, shared_models: SharedModels, home: Path
+) -> None:
     ref, span = ModelRef(**plan["ref"]), Span(*plan["blocks"])
     nodes = [
         NodeInfo(
@@ -80,7 +82,9 @@ async def fetch(plan: dict[str, Any], transport: P2pdTransport, shelf: PieceShel
     async def directory() -> list[NodeInfo]:
         return nodes
 
-    fetching = ModelFetch(ref, nodes=directory, transport=transport, cache=PieceCache(home), share=shelf)
+    fetching = ModelFetch(
+        ref, nodes=directory, transport=transport, cache=PieceCache(home), share=shared_models
+    )
     began = time.perf_counter()
     await fetching.fetch(span, client=plan["client"])
     seconds = time.perf_counter() - began

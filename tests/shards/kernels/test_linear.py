@@ -88,15 +88,19 @@ def bf16_scales(weight: Tensor) -> Int8Groups:
 def integer(
     build: Callable[..., NativeLinear], form: Callable[[Tensor], Int4Groups] | Callable[[Tensor], Int8Groups]
 ) -> Make:
-    def make(weight: Tensor, bias: Tensor | None, digits: ActivationPrecision) -> tuple[NativeLinear, Tensor]:
+    def make(
+        weight: Tensor, bias: Tensor | None, precision: ActivationPrecision
+    ) -> tuple[NativeLinear, Tensor]:
         groups = form(weight)
-        return build([groups], bias, digits), groups.dequantize()
+        return build([groups], bias, precision), groups.dequantize()
 
     return make
 
 
 def dense(dtype: torch.dtype) -> Make:
-    def make(weight: Tensor, bias: Tensor | None, digits: ActivationPrecision) -> tuple[NativeLinear, Tensor]:
+    def make(
+        weight: Tensor, bias: Tensor | None, precision: ActivationPrecision
+    ) -> tuple[NativeLinear, Tensor]:
         return native_dense([weight.to(dtype)], bias), weight.to(dtype).float()
 
     return make
@@ -128,14 +132,14 @@ def error(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-@pytest.mark.parametrize("digits", ActivationPrecision)
+@pytest.mark.parametrize("precision", ActivationPrecision)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("maker", MAKERS)
-def test_products(maker: str, shape: tuple[int, int], digits: ActivationPrecision) -> None:
+def test_products(maker: str, shape: tuple[int, int], precision: ActivationPrecision) -> None:
     weight, x, bias = case(*shape, max(ROWS))
     for held_bias in (None, bias):
-        linear, values = MAKERS[maker](weight, held_bias, digits)
-        tolerance = 1e-6 if maker.startswith(("float", "bfloat")) else TOLERANCE[digits]
+        linear, values = MAKERS[maker](weight, held_bias, precision)
+        tolerance = 1e-6 if maker.startswith(("float", "bfloat")) else TOLERANCE[precision]
         whole = linear(x)
         assert error(whole, x, values, held_bias) < tolerance
         # A row's bits depend on nothing but the row.
@@ -156,16 +160,16 @@ def test_large_channels_do_not_spoil_exact_products(maker: str) -> None:
     assert ((linear(x) - want).norm(dim=1) < 4 * in_float32).all()
 
 
-@pytest.mark.parametrize("digits", ActivationPrecision)
-def test_magnitudes(digits: ActivationPrecision) -> None:
+@pytest.mark.parametrize("precision", ActivationPrecision)
+def test_magnitudes(precision: ActivationPrecision) -> None:
     """Groups of the largest value only (every digit at its end), zeros, and values near float32's ends."""
     weight, _, _ = case(40, 64, 1)
-    linear, values = MAKERS["Q8_0"](weight, None, digits)
+    linear, values = MAKERS["Q8_0"](weight, None, precision)
     ones = torch.ones(3, 64)
     ones[1, ::2] = -1.0
     ones[2, 32:] = 0.0
     for scale in (1.0, 0.3, 1e-20, 1e30, 7.1e5):
-        assert error(linear(ones * scale), ones * scale, values, None) < TOLERANCE[digits]
+        assert error(linear(ones * scale), ones * scale, values, None) < TOLERANCE[precision]
     assert torch.equal(linear(torch.zeros(2, 64)), torch.zeros(2, 40))
     assert torch.equal(linear(torch.full((1, 64), 1e-38)), torch.zeros(1, 40))
 
@@ -197,11 +201,11 @@ def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> Raw
     return RawTensor("w", (rows, cols), qtype, data, np.arange(rows)[::-1] if shuffled else None)
 
 
-@pytest.mark.parametrize("digits", ActivationPrecision)
+@pytest.mark.parametrize("precision", ActivationPrecision)
 @pytest.mark.parametrize("qtype", FILE_BITS)
-def test_file_blocks_are_held_exactly(qtype: str, digits: ActivationPrecision) -> None:
+def test_file_blocks_are_held_exactly(qtype: str, precision: ActivationPrecision) -> None:
     raws = [file_tensor(qtype, 33, 512, shuffled=True), file_tensor(qtype, 31, 512)]
-    linear = native_file(raws, None, digits)
+    linear = native_file(raws, None, precision)
     assert linear is not None
     assert linear.nbytes * 8 == FILE_BITS[qtype] * 64 * 512
     weight = torch.cat([raw.dequantize() for raw in raws])
@@ -209,7 +213,7 @@ def test_file_blocks_are_held_exactly(qtype: str, digits: ActivationPrecision) -
     read = linear(torch.eye(512)).t()
     torch.testing.assert_close(read, weight, rtol=3e-6, atol=1e-6 * weight.abs().max().item())
     x = torch.randn(7, 512, generator=torch.Generator().manual_seed(1))
-    assert error(linear(x), x, weight, None) < TOLERANCE[digits]
+    assert error(linear(x), x, weight, None) < TOLERANCE[precision]
     for tokens in range(1, 7):
         assert torch.equal(linear(x[:tokens]), linear(x)[:tokens])
 
@@ -370,14 +374,14 @@ def expected() -> dict[tuple[str, ActivationPrecision], Tensor]:
     """What the library of this machine computes."""
     weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
     return {
-        (maker, digits): make(weight, bias, digits)[0](x)
+        (maker, precision): make(weight, bias, precision)[0](x)
         for maker, make in MAKERS.items()
-        for digits in ActivationPrecision
-    } | {("Q4_K file", digits): q4_k_file(digits) for digits in ActivationPrecision}
+        for precision in ActivationPrecision
+    } | {("Q4_K file", precision): q4_k_file(precision) for precision in ActivationPrecision}
 
 
-def q4_k_file(digits: ActivationPrecision) -> Tensor:
-    linear = native_file([file_tensor("Q4_K", 40, 256)], None, digits)
+def q4_k_file(precision: ActivationPrecision) -> Tensor:
+    linear = native_file([file_tensor("Q4_K", 40, 256)], None, precision)
     assert linear is not None
     return linear(torch.randn(5, 256, generator=torch.Generator().manual_seed(1)))
 
@@ -387,6 +391,6 @@ def test_every_instruction_set_gives_the_same_bits(
     expected: dict[tuple[str, ActivationPrecision], Tensor], other_kernels: None
 ) -> None:
     weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
-    for (maker, digits), want in expected.items():
-        got = q4_k_file(digits) if maker == "Q4_K file" else MAKERS[maker](weight, bias, digits)[0](x)
-        assert torch.equal(got, want), (maker, digits)
+    for (maker, precision), want in expected.items():
+        got = q4_k_file(precision) if maker == "Q4_K file" else MAKERS[maker](weight, bias, precision)[0](x)
+        assert torch.equal(got, want), (maker, precision)

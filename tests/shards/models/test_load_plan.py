@@ -102,12 +102,12 @@ def test_native_kernels_keep_eight_bit_and_float16_files_too(
 
 
 def test_activations_of_native_kernels(native: None) -> None:
-    assert resolve(LoadOptions(), "Q4_1").digits is ActivationPrecision.CLOSE
-    assert resolve(LoadOptions(kernels="native"), "Q4_1").digits is ActivationPrecision.CLOSE
-    assert resolve(LoadOptions(dtype="float32"), "Q4_1").digits is ActivationPrecision.EXACT
-    assert resolve(LoadOptions(kernels="fast"), "Q4_1").digits is ActivationPrecision.FAST
-    assert resolve(LoadOptions(kernels="torch"), "Q4_1").digits is None
-    assert resolve(LoadOptions(dtype="bfloat16"), "Q4_1").digits is None
+    assert resolve(LoadOptions(), "Q4_1").precision is ActivationPrecision.CLOSE
+    assert resolve(LoadOptions(kernels="native"), "Q4_1").precision is ActivationPrecision.CLOSE
+    assert resolve(LoadOptions(dtype="float32"), "Q4_1").precision is ActivationPrecision.EXACT
+    assert resolve(LoadOptions(kernels="fast"), "Q4_1").precision is ActivationPrecision.FAST
+    assert resolve(LoadOptions(kernels="torch"), "Q4_1").precision is None
+    assert resolve(LoadOptions(dtype="bfloat16"), "Q4_1").precision is None
 
 
 def test_torch_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_torch_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_native_kernels_that_cannot_run(speeds: None) -> None:
-    assert resolve(LoadOptions(), "Q4_1").digits is None
+    assert resolve(LoadOptions(), "Q4_1").precision is None
     assert not resolve(LoadOptions(), "Q4_1").native(WeightKind.INT4)
     for kernels in ("native", "fast"):
         with pytest.raises(UsageError, match="no C compiler found"):

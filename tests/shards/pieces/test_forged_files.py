@@ -49,7 +49,7 @@ async def forger(world: PieceWorld, name: str, *, honest: bool = True) -> Peer:
         assert manifest.identity.digest == world.ref.digest
     assert manifest.root != world.manifest.root
     peer = await world.peer("forger")
-    peer.shelf.put(WholeFiles(manifest, model_files(copy)))
+    peer.shared_models.put(WholeFiles(manifest, model_files(copy)))
     peer.root = manifest.root
     return peer
 
@@ -161,7 +161,7 @@ async def test_other_pieces_of_the_right_files_are_another_root_for_them_and_ref
     peer = await world.peer("origin")
     manifest = manifest_of(world.model, piece_size=2 * PIECE)
     assert manifest.identity.digest == world.ref.digest
-    peer.shelf.put(WholeFiles(manifest, model_files(world.model)))
+    peer.shared_models.put(WholeFiles(manifest, model_files(world.model)))
     peer.root = manifest.root
     async with world.fetch(await world.peer("cold"), settings=IMPATIENT) as fetch:
         with pytest.raises(ModelMismatchError, match="cut into pieces of 32768 bytes"):
@@ -178,7 +178,7 @@ async def test_a_root_that_a_person_named_is_not_replaced(world: PieceWorld) -> 
 
 async def test_who_announces_one_wrong_root_after_the_other_is_left_in_the_end(world: PieceWorld) -> None:
     peer = await forger(world, SMALL, honest=False)
-    holder = peer.shelf.get(peer.root)
+    holder = peer.shared_models.get(peer.root)
     assert holder is not None
     asked = 0
 
@@ -187,7 +187,7 @@ async def test_who_announces_one_wrong_root_after_the_other_is_left_in_the_end(w
         asked += 1
         size = 2 ** (14 + asked % 9)
         manifest = manifest_of(world.folder / "forged", piece_size=size)
-        peer.shelf.put(WholeFiles(manifest, model_files(world.folder / "forged")))
+        peer.shared_models.put(WholeFiles(manifest, model_files(world.folder / "forged")))
         return [replace(world.info(peer), weights_root=manifest.root)]
 
     async with world.fetch(await world.peer("cold"), nodes=nodes) as fetch:

@@ -14,7 +14,7 @@ from swarm_node.shards.pieces.holder import WholeFiles
 from swarm_node.shards.transfer.downloader import FetchSettings
 from swarm_node.shards.transfer.fetch import ModelFetch
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.transfer.server import PieceServer, PieceShelf
+from swarm_node.shards.transfer.server import PieceServer, SharedModels
 from swarm_node.shards.transfer.upload_limits import ServeLimits
 from swarm_node.swarm.transport.memory import MemoryNetwork, MemoryTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
@@ -30,7 +30,7 @@ class Peer:
     name: str
     transport: MemoryTransport
     cache: PieceCache
-    shelf: PieceShelf
+    shared_models: SharedModels
     server: PieceServer | None
     root: str = ""
 
@@ -53,18 +53,18 @@ class PieceWorld:
     async def peer(
         self, name: str, *, shares: bool = True, limits: ServeLimits | None = None, max_bytes: int = 10**9
     ) -> Peer:
-        transport, shelf = self.network.transport(name), PieceShelf()
-        server = PieceServer(shelf, limits=limits) if shares else None
+        transport, shared_models = self.network.transport(name), SharedModels()
+        server = PieceServer(shared_models, limits=limits) if shares else None
         if server is not None:
             await transport.serve(WEIGHTS_PROTOCOL, server.handle)
         cache = PieceCache(self.folder / name, max_bytes)
-        self.peers[name] = Peer(name, transport, cache, shelf, server)
+        self.peers[name] = Peer(name, transport, cache, shared_models, server)
         return self.peers[name]
 
     async def origin(self, name: str = "origin", **options: object) -> Peer:
         """A peer that has the whole model."""
         peer = await self.peer(name, **options)  # type: ignore[arg-type]
-        peer.shelf.put(WholeFiles(self.manifest, model_files(self.model)))
+        peer.shared_models.put(WholeFiles(self.manifest, model_files(self.model)))
         peer.root = self.manifest.root
         return peer
 
@@ -96,7 +96,7 @@ class PieceWorld:
             "nodes": self.nodes,
             "transport": peer.transport,
             "cache": peer.cache,
-            "share": peer.shelf if peer.server is not None else None,
+            "share": peer.shared_models if peer.server is not None else None,
             "settings": SOON,
             "on_root": announce,
             **options,

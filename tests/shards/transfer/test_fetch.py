@@ -177,7 +177,7 @@ async def test_a_peer_with_holes_shares_none_of_them(world: PieceWorld) -> None:
         path = await fetch.fetch(Span(0, world.n_blocks), client=True)
     zero(world, path, range(0, world.manifest.n_pieces, 3))
     with PieceStore(path) as store:
-        peer.shelf.put(store)
+        peer.shared_models.put(store)
         async with world.fetch(await world.peer("cold")) as fetch:
             got = await fetch.fetch(Span(0, world.n_blocks), client=True)
             statistics = fetch.statistics()
@@ -288,7 +288,7 @@ async def test_a_bound_on_bandwidth_holds(world: PieceWorld) -> None:
 async def test_what_no_peer_gives_comes_from_outside(world: PieceWorld) -> None:
     """As from the hub: the origin goes after the manifest and a part of the pieces."""
     origin = await world.origin(limits=ServeLimits(copies_per_hour=0.3))
-    whole = origin.shelf.get(world.manifest.root)
+    whole = origin.shared_models.get(world.manifest.root)
     asked: list[int] = []
 
     def hub(manifest: PieceManifest, piece: int) -> bytes:

@@ -32,8 +32,8 @@ async def test_a_model_goes_from_one_daemon_to_another(
 ) -> None:
     world = PieceWorld(hf_llama(shards=2, num_hidden_layers=8, hidden_size=256), tmp_path)
     giving, taking = transports
-    origin = await world.origin()  # for its shelf
-    server = PieceServer(origin.shelf, rate=RateLimit(200e6))
+    origin = await world.origin()  # for the models that it shares
+    server = PieceServer(origin.shared_models, rate=RateLimit(200e6))
     await giving.serve(WEIGHTS_PROTOCOL, server.handle)
     here = NodeInfo(
         giving.peer_id,

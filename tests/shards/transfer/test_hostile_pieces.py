@@ -181,7 +181,7 @@ async def test_a_damaged_origin_is_found_out(world: PieceWorld) -> None:
     """Its disk has changed under it: it sends none of that, and nobody takes it for a liar."""
     origin = await world.origin()
     name = max(world.manifest.files, key=lambda f: f.size).name
-    holder = origin.shelf.get(world.manifest.root)
+    holder = origin.shared_models.get(world.manifest.root)
     path = holder._files[name]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -347,7 +347,7 @@ async def test_what_was_not_shared_cannot_be_asked_for(world: PieceWorld) -> Non
     assert (await (await Asker.of(world, root="ab" * 32)).ended()).code is ErrorCode.UNSUPPORTED
     asker = await Asker.of(world)
     await asker.answer()
-    origin.shelf.remove(world.manifest.root)
+    origin.shared_models.remove(world.manifest.root)
     await asker.link.send(Get(0))
     assert "any more" in (await asker.ended()).message
 

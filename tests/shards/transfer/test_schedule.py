@@ -39,7 +39,8 @@ def only(n: int, *pieces: int) -> np.ndarray:
 
 class World:
     """An origin with everything and peers that want all of it, in rounds: each round everybody asks what its
-    schedule says, and gets ``speed`` answers of each source. The origin has a ledger as ``piece_server``."""
+    schedule says, and gets ``speed`` answers of each source. The origin has a sent_log as
+    ``piece_server``."""
 
     def __init__(self, n: int, peers: list[str], speeds: list[int]) -> None:
         self.n = n
@@ -48,7 +49,7 @@ class World:
         self.held = {peer: np.zeros(n, dtype=bool) for peer in peers} | {"origin": whole(n)}
         self.schedules = {peer: schedule_of(n, peer) for peer in peers}
         self.asked: dict[str, list[tuple[str, Request]]] = {peer: [] for peer in self.held}
-        self.ledger = SentLog()
+        self.sent_log = SentLog()
         self.from_origin = 0
         self.news: dict[str, list[int]] = {peer: [] for peer in peers}
         for peer, schedule in self.schedules.items():
@@ -75,11 +76,11 @@ class World:
     def answer(self, source: str, asker: str, request: Request) -> None:
         schedule, piece = self.schedules[asker], request.piece
         if source == "origin":
-            other = None if request.insist else self.ledger.elsewhere(piece, asker, self.now)
+            other = None if request.insist else self.sent_log.elsewhere(piece, asker, self.now)
             if other is not None:
                 schedule.elsewhere(source, piece, other, self.now)
                 return
-            self.ledger.sent(piece, asker, self.now)
+            self.sent_log.sent(piece, asker, self.now)
             self.from_origin += 1
         schedule.got(source, piece, self.now)
         if not self.held[asker][piece]:
@@ -108,7 +109,7 @@ def test_each_piece_leaves_the_origin_about_once(n: int, speeds: list[int]) -> N
 def test_equal_peers_share_the_work() -> None:
     world = World(300, ["a", "b", "c"], [8, 8, 8])
     world.run()
-    went = [peer for peer, _ in world.ledger._sent.values()]
+    went = [peer for peer, _ in world.sent_log._sent.values()]
     assert min(map(went.count, "abc")) > 60
 
 

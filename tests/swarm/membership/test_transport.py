@@ -22,8 +22,8 @@ from swarm_node.swarm.membership.membership import (
     swarm_tag,
 )
 from swarm_node.swarm.membership.transport import (
-    GREETING_S,
-    MAX_GREETING,
+    HANDSHAKE_S,
+    MAX_HANDSHAKES,
     MEMBER_KIND,
     Member,
     MembersTransport,
@@ -322,8 +322,8 @@ async def test_a_node_whose_own_membership_is_over_serves_nobody(
 async def test_who_shows_nothing_is_dropped_in_time(
     network: MemoryNetwork, node: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert GREETING_S <= 10
-    monkeypatch.setattr("swarm_node.swarm.membership.transport.GREETING_S", 0.02)
+    assert HANDSHAKE_S <= 10
+    monkeypatch.setattr("swarm_node.swarm.membership.transport.HANDSHAKE_S", 0.02)
     stream = await network.transport(CLIENT).open_stream(NODE, PROTOCOL)
     async with asyncio.timeout(2):
         assert await stream.read() == b""
@@ -331,14 +331,14 @@ async def test_who_shows_nothing_is_dropped_in_time(
 
 async def test_a_flood_of_silent_streams_is_bounded(network: MemoryNetwork, node: MembersTransport) -> None:
     flood = network.transport(THIRD)
-    streams = [await flood.open_stream(NODE, PROTOCOL) for _ in range(MAX_GREETING + 5)]
+    streams = [await flood.open_stream(NODE, PROTOCOL) for _ in range(MAX_HANDSHAKES + 5)]
     ended = [asyncio.ensure_future(stream.read()) for stream in streams]
     async with asyncio.timeout(2):
         done, waiting = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         while len(done) < 5:
             more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             done |= more
-    assert len(waiting) == MAX_GREETING
+    assert len(waiting) == MAX_HANDSHAKES
     for stream in streams:
         stream.close()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -350,14 +350,14 @@ async def test_a_flood_of_silent_streams_is_bounded(network: MemoryNetwork, node
 async def test_a_crowd_of_silent_peers_keeps_nobody_out(
     network: MemoryNetwork, node: MembersTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node, "_greeting", Shares(ShareLimits(6, per_peer=MAX_GREETING)))
+    monkeypatch.setattr(node, "_handshakes", Shares(ShareLimits(6, per_peer=MAX_HANDSHAKES)))
     crowd = [await network.transport(peer).open_stream(NODE, PROTOCOL) for peer in (THIRD,) * 4 + ("x",) * 2]
     client = MembersTransport(network.transport(CLIENT), invited(), Clock())
     fine = await client.open_stream(NODE, PROTOCOL)
     fine.write([b"x"])
     assert await fine.read() == b"x"
     assert await crowd[0].read() == b""  # the oldest of who had most
-    assert node._greeting.held == 5
+    assert node._handshakes.held == 5
     for stream in (*crowd, fine):
         stream.close()
     network.kill("x")
