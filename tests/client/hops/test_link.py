@@ -11,7 +11,13 @@ import torch
 
 from swarm_node.client.hops import segment as segment_module
 from swarm_node.client.hops.route_session import RouteSession
-from swarm_node.swarm.errors import HopFailedError, PeerTimeoutError, StreamClosedError, SwarmError
+from swarm_node.swarm.errors import (
+    HopFailedError,
+    ModelMismatchError,
+    PeerTimeoutError,
+    StreamClosedError,
+    SwarmError,
+)
 from swarm_node.swarm.links import timers
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.links.pool import LinkPool
@@ -101,6 +107,16 @@ async def test_a_link_that_ends_fails_every_session_with_one_error() -> None:
     assert isinstance(idle.value.cause, StreamClosedError)
     for session in sessions:
         session.close()
+    await links.close()
+
+
+async def test_what_a_node_said_before_it_ended_the_stream_is_read() -> None:
+    """The node refuses HELLO and ends the stream while OPEN is on its way."""
+    swarm, links = await _swarm()
+    swarm.nodes["a"].behaviour.digest = "cd" * 32
+    with pytest.raises(HopFailedError) as caught:
+        await _open(links)
+    assert isinstance(caught.value.cause, ModelMismatchError)
     await links.close()
 
 

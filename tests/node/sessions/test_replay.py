@@ -342,9 +342,10 @@ async def test_a_replay_to_nobody_leaves_the_session_without_a_next_hop(swarm, x
         first, middle, _ = sender.hops
         peer = "d" if target == "no such session" else "nobody"
         nobody = Hop(peer, first.control, b"n" * 16)
-        await first.start_replay(0, 50, sender.new_numbers(50), nobody)
+        step = sender.new_numbers(50)
+        await first.start_replay(0, 50, step, nobody)
         lost = await first.error()
-        assert lost.code is ErrorCode.DOWNSTREAM_LOST
+        assert (lost.code, lost.step) == (ErrorCode.DOWNSTREAM_LOST, step)
         await sender.send(50, 51)
         await until(lambda: it.servers["a"].sessions[first.session].journal.end == 51)
         assert middle.control.messages == []
@@ -385,7 +386,8 @@ async def test_without_a_journal_nothing_can_be_replayed(swarm, x, why):
         await hop.step(1, 0, rows(x[:5]), 5)
         await hop.result(1)
         await hop.start_replay(0, 5, 2, None)
-        assert (await hop.error()).code is ErrorCode.JOURNAL_LOST
+        lost = await hop.error()
+        assert (lost.code, lost.step) == (ErrorCode.JOURNAL_LOST, 2)
         await hop.replay(5, 5, 3, None)
 
 
