@@ -1,4 +1,4 @@
-"""What a person may set about a node, checked once, and what a node tells the one who started it."""
+"""What a person may set about a node, checked once, and what a node tells its starter."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from .engine.scheduler import DECODE_TOKENS
 KERNELS = ("auto", "native", "fast", "torch")
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 MIN_MAX_FRAME = 64 * 1024
-"""Bytes. A node that takes less could not pass one token of a wide model in float32."""
+"""Bytes of a frame that a node must accept at least. With less it could not pass one token of a wide model in
+float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """How one node serves. Raises UsageError naming the option that is wrong.
 
-    ``model`` may be "" where ``models`` are given: those that an idle node loads when somebody asks for them,
-    ``any`` for whatever it can get.
-    ``blocks``: None serves every block of the model, or with ``auto`` those that help most, which may change.
-    ``memory``: bytes that weights and KV cache may take, ``kv_cache_tokens``: of the cache; None measures.
-    ``kv_dtype``: how keys and values are held; auto is float32 where ``dtype`` is, else 16 bits.
-    ``look_seconds``: between looks at the directory, where the node chooses its blocks itself.
-    ``prefill_target_ms``: what a slice of a prompt may add to a batch that others' decode steps are in.
-    ``max_kv_share_per_peer``: the part of the cache that one peer may hold even while nobody else wants any.
-    ``journal_mib``: memory for what sessions sent on, to feed a replacement of the next hop; 0 keeps none.
-    ``deterministic``: compute each token to the same bits in any batch and any chunk, or refuse to start.
-    ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free one.
-    ``membership``: of the swarm to be in, None for the unnamed one. ``may_meet``: addresses of peers to join
-    through that need not answer, as ``initial_peers`` must. ``mdns``: find peers on this LAN, and be found.
-    ``pure_python``: a light node, without p2pd and the DHT.
-    ``identity``: None makes a new identity that is forgotten at the end. ``relays``: peers through which
-    others reach this node, where they cannot dial it.
-    Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
+    ``model`` may be "" if ``models`` are given: those that an idle node loads when a client asks for them,
+    ``any`` for every model that it can get. ``blocks``: None serves every block of the model, or with
+    ``auto`` those that help most, which may change. ``memory``: bytes that weights and KV cache may take,
+    ``kv_cache_tokens``: of the cache; None measures. ``kv_dtype``: how keys and values are held; auto is
+    float32 where ``dtype`` is, else 16 bits. ``look_seconds``: between looks at the directory, where the node
+    chooses its blocks itself. ``prefill_target_ms``: what a slice of a prompt may add to a batch that others'
+    decode steps are in. ``max_kv_share_per_peer``: the part of the cache that one peer may hold even while
+    nobody else wants any. ``journal_mib``: memory for what sessions sent on, to feed a replacement of the
+    next hop; 0 keeps none. ``deterministic``: compute each token to the same bits in any batch and any chunk,
+    or refuse to start. ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free
+    one. ``membership``: of the swarm to be in, None for the unnamed one. ``may_meet``: addresses of peers to
+    join through that need not answer, as ``initial_peers`` must. ``mdns``: find peers on this LAN, and be
+    found. ``pure_python``: a light node, without p2pd and the DHT. ``identity``: None makes a new identity
+    that is forgotten at the end. ``relays``: peers through which others reach this node, where they cannot
+    dial it. Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
     """
 
     model: str

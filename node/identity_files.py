@@ -19,8 +19,8 @@ class IdentityClaim:
     """Holds a key file's path for this process alone, by a lock on ``<path>.lock``, until closed.
 
     With ``path`` None takes the first default ``<role>-N.key`` that is free, so that several nodes can be
-    started on one machine without a word, each keeping its PeerID over restarts.
-    Raises UsageError when the file is taken, is no ordinary file, or its folder cannot be written.
+    started on one machine without options, each keeping its PeerID over restarts. Raises UsageError when the
+    file is taken, is not an ordinary file, or its folder cannot be written.
     """
 
     def __init__(self, path: str | Path | None, role: str) -> None:

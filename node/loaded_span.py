@@ -42,7 +42,7 @@ SWEEP_S = 5.0
 """Seconds between looks for idle sessions and connections."""
 
 MUCH_SLOWER = 1.2
-"""A change of speed by less is noise, and would change nobody's plans."""
+"""A change of speed by a smaller factor is noise, and would change no plan."""
 
 OnProgress = Callable[[int, int, str], None]
 """``on_progress(done_bytes, total_bytes, label)`` while weights load; called in a worker thread."""
@@ -144,8 +144,8 @@ class LoadedSpan:
         }
 
     async def remeasure(self) -> None:
-        """Measure decoding again, for some milliseconds and only while no session is open: whatever else runs
-        on the machine may have made it slower."""
+        """Measure decoding again, for some milliseconds and only while no session is open: other work of the
+        machine may have made it slower."""
         model, engine = self._model, self._engine
         if model is None or engine is None or self.server.statistics().sessions:
             return

@@ -445,7 +445,7 @@ class Node:
         await asyncio.to_thread(compile_kernels, self.config.device, on_compiling)
 
     def emit(self, event: str, **details: object) -> None:
-        """Tell the one who started the node."""
+        """Tell the starter of the node."""
         logger.info(
             "event=%s peer=%s %s",
             event,

@@ -18,14 +18,14 @@ from ..swarm.errors import UsageError
 _CGROUP = Path("/sys/fs/cgroup")
 
 KV_SHARE = 0.25
-"""Part of the available memory that the default gives to KV cache: weights of other nodes, the page cache
-and the machine's owner need the rest."""
+"""The default gives this part of the available memory to KV cache: weights of other nodes, the page cache and
+the machine's owner need the rest."""
 KV_CEILING = 0.8
-"""Part of the available memory that one full context may claim when it needs more than its share."""
+"""One full context may claim this part of the available memory when it needs more than its share."""
 MAX_CONTEXTS = 64
 """The default stops at this many full contexts: more sessions than a node can decode at a useful speed."""
 USABLE_SHARE = 0.8
-"""Part of the available memory that a node which chooses its blocks itself plans with: activations, journals
+"""A node that chooses its blocks itself plans with this part of the available memory: activations, journals
 and the machine's owner need the rest."""
 
 

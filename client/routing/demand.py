@@ -39,7 +39,7 @@ class DemandTeller:
         self._closed = False
 
     def miss(self, model: WantedModel) -> None:
-        """There is no route through it now; returns at once. To be called again while that is so."""
+        """There is no route through it now; returns at once. Call it again while that is so."""
         self._missed[model] = self._clock()
         self._keep_up()
 

@@ -1,1 +1,1 @@
-"""Which model and blocks a node takes when nobody says. Knows no command line."""
+"""Which model and blocks a node takes if it is told none. Knows no command line."""

@@ -8,10 +8,9 @@ says:
     move    announce DRAINING, wait and look again, drain, unload, load, go online; one node at a time
     wait    announce nothing, say why, look again
 
-That only one node moves at a time needs no lock: who wants to move looks first that nobody else does,
-announces DRAINING, and looks again after longer than an announcement takes. Of two that began within that
-time both then see the other, and the one with the smaller peer id goes on (Fischer's mutual exclusion by
-timing).
+That only one node moves at a time needs no lock. A node that wants to move looks first that no other does,
+announces DRAINING, and looks again after longer than an announcement takes. Two that began within that time
+then see each other, and the one with the smaller peer id goes on (Fischer's mutual exclusion by timing).
 """
 
 from __future__ import annotations
@@ -38,24 +37,25 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 SETTLE_S = 1.0
-"""Without news among those who join, before a node begins to load; and before a mover looks again. More than
-an announcement takes to be seen, which in a wide-area swarm is some round trips."""
+"""Seconds without news of joining nodes before a node begins to load, and before a mover looks again. An
+announcement is seen in less, which in a wide-area swarm is some round trips."""
 LONGEST_SETTLE_S = 15.0
-"""After it a node begins to load even if others still come and go."""
+"""After this many seconds a node begins to load even if others still come and go."""
 WAITING_LOOK = 0.4
-"""Of the time between looks at the directory, for a node that stands by: it has nothing else to do."""
+"""A node that stands by looks at the directory after this part of the usual time: it has nothing else to
+do."""
 SPEED_STEP, LINK_STEP = 0.02, 0.3
 """Parts by which announced speeds and round trips must differ to make another plan for a move."""
 RESTING_LOOK_S = 30.0
-"""Between questions of a node that would move if it had not moved lately."""
+"""Seconds between looks of a node that would move if it had not moved lately."""
 JITTER = 0.3
-"""Part of these that is random, so that nodes do not look in step."""
+"""This part of those times is random, so that nodes do not look in step."""
 RETRY_S = 10.0
-"""After a failure of the network, or of a source of weights."""
+"""Seconds to the next try after a failure of the network, or of a source of weights."""
 SHORT_S = 600.0
-"""After memory ran short, for so long fewer blocks are tried."""
+"""After memory ran short, fewer blocks are tried for this many seconds."""
 REMEASURE_S = 60.0
-"""Between measurements of the speed that is announced, and of a node that stands by."""
+"""Seconds between measurements of the speed that is announced, and of a node that stands by."""
 
 
 _FIGURES = re.compile(r"[\d.]+")
@@ -214,7 +214,7 @@ class AutoBlocks:
                 return
 
     async def _settled(self) -> Verdict:
-        """What to serve, once everybody who is about to join has had the time to say so."""
+        """What to serve, once all nodes that are about to join have had the time to say so."""
         host, began, news_at = self._host, self._clock(), self._clock()
         seen: object = None
         announced: Span | None = None
@@ -253,8 +253,8 @@ class AutoBlocks:
         return self._joined[1]
 
     async def _planned(self, plan: Callable[[Sequence[NodeInfo]], T], nodes: Sequence[NodeInfo]) -> T:
-        """What the planner says of ``nodes``, without those that it fails over. Raises NetworkError where
-        it fails whoever is left out."""
+        """What the planner says of ``nodes``, without those that it fails over. Raises NetworkError if it
+        fails in any case."""
         try:
             return await self._call(self._faults.without_culprits, plan, nodes, _peer_id)
         except Exception as fault:
@@ -374,8 +374,8 @@ def _peer_id(node: NodeInfo) -> str:
 
 
 def _as_all_see_it(nodes: Sequence[NodeInfo]) -> tuple[NodeInfo, ...]:
-    """What a plan depends on, in steps and without what changes from moment to moment: so that nodes which
-    look at different times still agree on who does what."""
+    """What a plan depends on, in steps and without what changes from moment to moment. So nodes that look at
+    different times still agree on each node's part."""
     known = {node.peer_id for node in nodes}
     return tuple(
         replace(

@@ -22,7 +22,8 @@ from ..model_source import ModelSource
 from .wanted_models import LocatedDemand, WantedModels
 
 LOOK_S = 4.0
-"""Between looks at the demand of a node that serves nothing: some 40 questions to directory nodes each."""
+"""Seconds between looks at the demand of a node that serves nothing. Each costs some 40 questions to
+directory nodes."""
 SERVING_LOOK_S = 10.0
 """The same of one that serves: its model is not given up within seconds in any case."""
 

@@ -48,11 +48,11 @@ class Outlook:
 
     @property
     def missing(self) -> tuple[Span, ...]:
-        """What nobody serves now."""
+        """The blocks that no node serves now."""
         return missing_blocks(self._online, self.model.n_blocks)
 
     def missing_with(self, span: Span) -> tuple[Span, ...]:
-        """What nobody would serve if ``span`` were served here."""
+        """The blocks that no node would serve if ``span`` were served here."""
         here = NodeInfo("", (), self.model, span, NodeState.ONLINE)
         return missing_blocks([*self._online, here], self.model.n_blocks)
 
@@ -132,7 +132,7 @@ async def _network(entry: SwarmEntry) -> AsyncIterator[Network | None]:
 async def _described(
     name: str, network: Network | None, on_stage: OnStage, on_progress: Progress | None
 ) -> AsyncIterator[Checkpoint]:
-    """The model as far as its weights need not be here."""
+    """What is known of the model without its weights."""
     directory: Directory | None = None if network is None else network.directory
     witnesses = None if network is None else Witnesses(network.transport)
     with hashing_watched(on_progress):

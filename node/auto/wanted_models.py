@@ -20,10 +20,10 @@ from ...swarm.placement.demand import Demand, Idle, next_model, tally
 from ...swarm.types import NodeInfo
 
 ANY = "any"
-"""Among the allowed models: whatever is on this machine's disk, or shared by peers. Never the hub: a
-stranger's word makes nobody download from the internet."""
+"""Among the allowed models, this stands for every model that is on this machine's disk, or shared by peers.
+It never means the hub: a stranger's wish must not cause a download from the internet."""
 BACK_OFF_S = 600.0
-"""A model that could not be loaded is left alone for so long."""
+"""A model that could not be loaded is left alone for this many seconds."""
 LISTING_S = 30.0
 """Age up to which the list of models on the disk is used again."""
 
@@ -39,8 +39,8 @@ class LocatedDemand:
 
 
 class WantedModels:
-    """``allowed``: names of models that the owner named, or ``any`` among them. ``clock`` in seconds.
-    ``witnesses`` and ``known``: by whom and by what a name that several models have is decided."""
+    """``allowed``: names of models that the owner named, or ``any`` among them. ``clock`` gives seconds.
+    ``witnesses`` and ``known`` decide a name that several models have."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The entry of ``swarm-node``. Until the command line is imported, Ctrl-C ends the process without a word."""
+"""The entry of ``swarm-node``. Until the command line is imported, Ctrl-C ends the process without output."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def _make_key(path: str | None) -> bool:
 
 
 def _bare_invite(arguments: argparse.Namespace, entry: SwarmEntry) -> Invite:
-    """Without addresses. Who was invited passes on what it was given: it has no key to make more of."""
+    """An invite without addresses. A machine that was invited passes on its own invite: it has no key to make
+    others."""
     if arguments.join:
         return Invite.parse(read_invite(arguments.join))
     holder = entry.membership.holder if isinstance(entry.membership, KeyedSwarm) else None
@@ -90,8 +91,8 @@ async def _find_peers(entry: SwarmEntry) -> list[PeerAddress]:
 
 
 def choose_addresses(given: Sequence[PeerAddress], nodes: Iterable[NodeInfo]) -> list[PeerAddress]:
-    """Of ``given`` all, then of serving nodes until MOST_PEERS are named, each by its first addresses that
-    lead to another machine."""
+    """All of ``given``, then serving nodes until MOST_PEERS are named, each by its first addresses that lead
+    to another machine."""
     chosen = list(given)
     serving = [node for node in nodes if node.state is NodeState.ONLINE]
     for node in serving:

@@ -18,7 +18,7 @@ from .shared.signals import exiting_on_end_signals, until_ended
 from .shared.streams import StandardStreams
 
 NODES = ("serve", "bootstrap", "gateway")
-"""Commands that go on whoever reads what they say."""
+"""Commands that go on even if their output is not read."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

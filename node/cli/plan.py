@@ -14,7 +14,7 @@ from .shared.arguments import entry_of
 from .shared.output import answers, console, plural, print_json, short_peer_id, shown
 
 MOST_NAMED = 8
-"""Peers that do not answer, in a line for people: ``--json`` has all."""
+"""A line for people names at most this many peers that do not answer: ``--json`` has all."""
 
 
 async def run_plan(arguments: argparse.Namespace) -> None:

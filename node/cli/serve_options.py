@@ -27,7 +27,7 @@ from .shared.arguments import (
 )
 
 BOOTSTRAP_PORT = 31330
-"""Where a bootstrap node listens unless told otherwise: its address should survive a restart."""
+"""The port of a bootstrap node by default. It is fixed, so that its address survives a restart."""
 
 BOOTSTRAP_EXAMPLES = f"""\
 examples:

@@ -1,4 +1,5 @@
-"""``swarm-node status``: every model of a swarm, who serves which blocks, what nobody serves, and demand."""
+"""``swarm-node status``: every model of a swarm, the nodes and their blocks, the blocks that no node serves,
+and the demand."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class SwarmListing:
 
 
 async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> SwarmListing:
-    """What a swarm's directory says now; with ``ask``, which nodes answer, too. Raises UsageError,
+    """What a swarm's directory says now; with ``ask``, also which nodes answer. Raises UsageError,
     NetworkError."""
     network = await join_as_client(entry)
     try:
@@ -125,7 +126,7 @@ def networks_of(nodes: Sequence[NodeInfo]) -> int:
 
 
 def _said(model: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
-    """What names it for ``--model``: its name, with the digest where another has it, too."""
+    """What names it for ``--model``: its name, with the digest if another model has that name too."""
     alike = [other["digest"] for other in models if other["name"] == model["name"]]
     return model["name"] if len(alike) == 1 else f"{model['name']}@{digest_prefix(model['digest'], alike)}"
 
@@ -162,7 +163,7 @@ def print_tables(
 
 
 _LEFT_OUT_SHOWN = 8
-"""Peers that cannot be used, or do not answer, in the tables: ``--json`` has all."""
+"""The tables show at most this many peers that cannot be used, or do not answer: ``--json`` has all."""
 _LEGEND = """\
   [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
   load lately: open sessions, tok/s of all together, ms of wait in the queue;
@@ -205,7 +206,7 @@ def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
 
 
 def _silent(model: dict[str, Any]) -> list[str]:
-    """Whose claims nobody can count on from here."""
+    """The line of nodes that did not answer this machine."""
     silent = model["silent"]
     if not silent:
         return []
@@ -215,7 +216,7 @@ def _silent(model: dict[str, Any]) -> list[str]:
 
 
 def _deterministic(model: dict[str, Any]) -> list[str]:
-    """Which nodes compute a token to the same bits whatever is beside it: one line for each arithmetic."""
+    """Which nodes compute a token to the same bits in any batch: one line for each arithmetic."""
     alike: dict[tuple[str, str], list[str]] = {}
     for node in model["nodes"]:
         if node["deterministic"]:
@@ -227,7 +228,7 @@ def _deterministic(model: dict[str, Any]) -> list[str]:
 
 
 def _left_out(peers: Sequence[dict[str, Any]]) -> list[str]:
-    """Who announces what cannot be used: a line for each of the first few."""
+    """The peers whose announcements cannot be used: a line for each of the first few."""
     lines = [
         f"  [yellow]left out: {short_peer_id(peer['peer_id'])}[/], {shown(peer['reason'])}"
         for peer in peers[:_LEFT_OUT_SHOWN]

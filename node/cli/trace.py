@@ -15,15 +15,15 @@ from rich.table import Table
 from .shared.output import short_peer_id
 
 MATTERS = 1.5
-"""Prediction and measurement disagree when one is so many times the other, and ..."""
+"""Prediction and measurement disagree when one is this many times the other, and ..."""
 LEAST_MS = 2.0
 """... they are so far apart, and ..."""
 LEAST_PART = 0.2
 """... that is such a part of the whole."""
 PEERS_TOLD = 3
-"""Of those passed over, by name."""
+"""At most this many of the peers that were passed over are named."""
 BAR = 12
-"""Characters of the waterfall's bars."""
+"""The waterfall's bars have this many characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ def trace_of(result: dict[str, Any]) -> Trace:
 
 
 def _stages(result: dict[str, Any], predicted: dict[str, Any] | None, passes: int, fed: float) -> list[Stage]:
-    """In the order in which a pass of ``fed`` tokens goes through them, as far as that was measured: a
-    chain's ways are one sum."""
+    """The stages in the order in which a pass of ``fed`` tokens goes through them, as far as that was
+    measured: a chain's ways are one sum."""
     hops = {_place(hop): hop for hop in result["route"]}
     order = [hop["peer_id"] for hop in result["route"]]
     expected = {} if predicted is None else {_place(hop): hop for hop in predicted["hops"]}
@@ -274,7 +274,7 @@ def _ms(value: float | None) -> str:
 
 
 def _bar(start: float, length: float, total: float) -> str:
-    """Of BAR characters for ``total``."""
+    """A bar, of BAR characters for ``total``."""
     if total <= 0:
         return ""
     first = round(start / total * BAR)

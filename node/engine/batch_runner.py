@@ -63,7 +63,7 @@ class BatchRunner:
     def admit(self, job: StepJob) -> None:
         """Bring the table of the step's sequence up to date, in the order in which steps were submitted.
 
-        A page may have been given to another session the moment its change was queued: whatever that session
+        A page may have been given to another session the moment its change was queued: all that this session
         does to it comes later in the queue. Steps of the sequence that still wait find the same content in
         the copies.
         """

@@ -1,10 +1,10 @@
-"""The sole owner of the device: one compute thread that batches whatever steps are ready.
+"""The sole owner of the device: one compute thread that batches the steps that are ready.
 
-The event loop keeps all books: which session holds which pages, what is cached, who is under way. It hands
-a step over through one C queue, together with the page copies and table entries that must come before it, and
-gets the results of a whole batch back in one callback: two thread hand-offs a batch, however many sessions
-are in it, and no asyncio task per step. The order of the queue is the order of memory: a page given up by one
-step may be given to the next one submitted, as the compute thread takes them in that order.
+The event loop keeps all records: which session holds which pages, what is cached, which steps are under way.
+It hands a step over through one C queue, together with the page copies and table entries that must come
+before it, and gets the results of a whole batch back in one callback: two thread hand-offs a batch, however
+many sessions are in it, and no asyncio task per step. The order of the queue is the order of memory: a page
+given up by one step may be given to the next one submitted, as the compute thread takes them in that order.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _HOLE = StepFailed(
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """``max_batch_tokens`` and ``max_sessions_per_batch`` bound one forward pass. ``prefill_target_ms``: what
-    a slice of somebody's prompt may add to the others' time between tokens. ``prefix_cache`` keeps pages of
-    closed sessions for those that begin alike."""
+    a slice of one session's prompt may add to the others' time between tokens. ``prefix_cache`` keeps pages
+    of closed sessions for those that begin alike."""
 
     max_batch_tokens: int = 512
     max_sessions_per_batch: int = 64
@@ -201,11 +201,10 @@ class Engine:
         """A session with room for ``max_tokens`` tokens; None if there is no room now.
 
         ``owner``: the peer that the session is for; it finds the pages of its own earlier sessions.
-        ``prefix``: its names of the whole pages that it is going to feed, which is a promise: who feeds
-        anything else without going back spoils its own cache. The longest beginning that the cache knows is
-        there already, up to ``max_tokens - 1`` tokens, as ``sequence.length`` says. The first step may start
-        below that, to feed those tokens again.
-        ``group`` and ``on_released``: see ``TokenSequence``.
+        ``prefix``: its names of the whole pages that it is going to feed, which is a promise: a peer that
+        feeds other tokens without going back spoils its own cache. The longest beginning that the cache knows
+        is there already, up to ``max_tokens - 1`` tokens, as ``sequence.length`` says. The first step may
+        start below that, to feed those tokens again. ``group`` and ``on_released``: see ``TokenSequence``.
         ``parent``: a sequence over the same span whose first ``parent_tokens`` settled tokens are shared.
         Raises LocalProtocolError for a session or a fork that can never be.
         """
@@ -413,7 +412,7 @@ class Engine:
             self._post(_set_result, call.future, result)
 
     def _drop(self, sequence: TokenSequence) -> None:
-        """Nobody waits for this sequence's steps any more."""
+        """Drop this sequence's steps: their answers are not wanted any more."""
         self._scheduler.remove(sequence)
         report = BatchReport()
         report.finished = [(job, StepDropped()) for job in sequence.steps]

@@ -81,7 +81,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepDropped:
-    """The session was closed before the step was computed: nobody wants an answer."""
+    """The session was closed before the step was computed: no answer is wanted."""
 
 
 StepOutcome = StepDone | StepFailed | StepDropped

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 RATE_SECONDS = 3.0
-"""Over about so long the speed is averaged, and idle figures fade."""
+"""The speed is averaged over about this many seconds, and idle figures fade in the same time."""
 _WEIGHT = 0.1
-"""Of the newest batch in the averages over batches."""
+"""The weight of the newest batch in the averages over batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class EngineLoad:
 
     ``queued``: steps without an answer. ``running``: sessions of the last batch; ``batch``: their mean
     number. ``queue_ms``: mean time from a decode step's arrival to its computation. ``tokens_per_s``: over
-    the last seconds. ``cached``: held by the prefix cache alone and free for whoever needs them;
+    the last seconds. ``cached``: held by the prefix cache alone and free for every session that needs them;
     ``free_tokens`` counts those too, less what open sessions were promised. The last three count since the
     start.
     """

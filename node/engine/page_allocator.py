@@ -1,4 +1,4 @@
-"""Who holds which slots of the KV pool. Plain ints: no tensor, no clock, no thread.
+"""Which sessions hold which slots of the KV pool. Plain ints: no tensor, no clock, no thread.
 
 A slot is the memory of one page of tokens in one block; a page of a session is one slot for each block of its
 span. Pages are shared by counting holders, and a page without a holder lives on while the prefix cache has a
@@ -68,7 +68,7 @@ class PageAllocator:
 
     @property
     def cached(self) -> int:
-        """Slots of pages that nobody holds but the prefix cache knows."""
+        """Slots of pages that no session holds but the prefix cache knows."""
         return self._cached.size
 
     @property
@@ -81,7 +81,7 @@ class PageAllocator:
 
     @property
     def available(self) -> int:
-        """Slots that nobody uses and nobody was promised."""
+        """Slots that are neither used nor promised."""
         return len(self._free) + self._cached.size - self._reserved
 
     # Promises.
@@ -116,7 +116,7 @@ class PageAllocator:
     # Pages.
 
     def share(self, page: Page, *, claim: bool = False) -> bool:
-        """One more holder, who ``claim``s if it is sure to write; False, and nothing changed, if the slots
+        """Add a holder, with a ``claim`` if it is sure to write; False, and nothing changed, if the slots
         that this takes are not there."""
         revived = len(page.slots) if page.holders == 0 else 0
         holders, claims = page.holders + 1, page.claims + claim
@@ -144,7 +144,7 @@ class PageAllocator:
         self._change(page, page.holders, page.claims - 1)
 
     def release(self, page: Page, *, claim: bool = False) -> None:
-        """One holder less, with its claim if it had one. Nobody left: the page is cached if it has a key,
+        """Remove a holder, with its claim if it had one. If none is left, the page is cached if it has a key,
         else its slots are free."""
         self._change(page, page.holders - 1, page.claims - claim)
         if page.holders:
@@ -155,12 +155,13 @@ class PageAllocator:
             self._free.extend(reversed(page.slots))
 
     def copies_without_promise(self, page: Page, *, claim: bool) -> bool:
-        """Whether a holder who wants a copy of a shared page must find slots for it that nobody promised."""
+        """Whether a holder that wants a copy of a shared page must find slots for it that were not
+        promised."""
         after = min(page.claims - claim, max(page.holders - 2, 0))
         return after == page.copies_due
 
     def drop_key(self, page: Page) -> None:
-        """The prefix cache forgets a page: it is freed if nobody holds it."""
+        """The prefix cache forgets a page: it is freed if it has no holder."""
         page.key = None
         if page.holders == 0:
             self._cached.remove(page)
@@ -174,7 +175,8 @@ class PageAllocator:
         self._reserved += (page.copies_due - due) * len(page.slots)
 
     def _evict(self) -> None:
-        """Free the slots of a cached page: of who has most, the one that was let go longest ago."""
+        """Free the slots of a cached page: of the owner that has most, the one that was let go longest
+        ago."""
         page = self._cached.pop()
         self._free.extend(reversed(page.slots))
         if self.on_evict is not None:

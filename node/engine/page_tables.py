@@ -120,7 +120,7 @@ class PageTable:
         """Make positions ``start`` to ``start + count`` writable: what must change in the table before, in
         order. None, and nothing changed, if that takes slots that were not reserved and are not there.
 
-        ``quiet``: no step of the session is under way, so that nobody reads what is about to be overwritten.
+        ``quiet``: no step of the session is under way, so that what is about to be overwritten is not read.
         """
         first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
         pages = self.pages

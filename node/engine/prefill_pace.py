@@ -13,7 +13,7 @@ FIRST_SLICE = 64
 MEASURABLE = 8
 """Prompt tokens below which a batch's time says nothing about the cost of one."""
 WINDOW = 9
-"""Measurements whose median counts: four in a row may be spoilt by whatever else the machine does."""
+"""The median of this many measurements counts: four in a row may be spoilt by other work of the machine."""
 COLD = 2
 """Decode batches whose times count only together, by the smallest: the first one of all is the slowest."""
 _FRACTION = 1024
@@ -36,7 +36,7 @@ class PrefillPace:
         self._decode_seen = [0] * 16
 
     def observe(self, prefill_tokens: int, decode_rows: int, elapsed_us: int) -> None:
-        """A batch of so many prompt tokens and decode rows took so long."""
+        """A batch of ``prefill_tokens`` and ``decode_rows`` took ``elapsed_us``."""
         if elapsed_us < 1 or prefill_tokens < 0 or decode_rows < 0:
             return
         bucket = min(decode_rows.bit_length(), len(self._decode_us) - 1)

@@ -2,9 +2,9 @@
 
 A page belongs to its owner, the authenticated peer whose session computed it, and only this peer finds it: by
 the span, and by the name that it gave the page, a keyed hash over all tokens up to the page's end. A page is
-registered once the step that completed it was answered. Which unheld pages go first when memory is needed is
-the allocator's business: those of who has most (see ``owner_lru``), least recently let go first. Sessions let
-their pages go from the last to the first, so that a sequence loses its end before its beginning.
+registered once the step that completed it was answered. The allocator decides which unheld pages go first
+when memory is needed: those of the owner that has most (see ``owner_lru``), least recently let go first.
+Sessions let their pages go from the last to the first, so that a sequence loses its end before its beginning.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PrefixCache:
         return True
 
     def unregister(self, page: Page) -> None:
-        """Take a page's name away: somebody is about to write to it."""
+        """Take a page's name away: a session is about to write to it."""
         self._forget(page)
         self._allocator.drop_key(page)
 

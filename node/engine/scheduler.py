@@ -6,10 +6,10 @@ budget. Sessions that decoded a moment ago count as decoding: their next token i
 gets a few tokens a batch, so neither side can starve the other. Where the two gain nothing from one batch,
 they alternate: then a token waits for a slice at most, and is not computed as slowly as one.
 
-Address groups take turns, and owners within a group, in prefill always, in decode when not everybody fits
-into a batch; within an owner it is first come, first served. A session has one step in a batch at most; its
-steps run in the order they came.
-A step whose deadline has passed leaves the queue before it costs anything, or anything more.
+Address groups take turns, and owners within a group, in prefill always, in decode when not all sessions fit
+into a batch. Within an owner it is first come, first served. A session has one step in a batch at most; its
+steps run in the order they came. A step whose deadline has passed leaves the queue before it costs anything,
+or anything more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Key = TypeVar("Key", bound=Hashable)
 DECODE_TOKENS = 8
 """A step this short counts as decode: one token, or a draft of a few for speculative decoding."""
 DECODE_LINGERS_NS = 250_000_000
-"""After a decode step its session counts as decoding for so long: a token's way through a wide-area route."""
+"""After a decode step its session counts as decoding for this many nanoseconds: a token's way through a
+wide-area route."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """A node's measurement of itself before it announces: how fast its blocks decode and prefill, right now.
 
-Measured rather than looked up: it sees the weights' format, the threads given and whatever else runs here.
+Measured rather than looked up: it sees the weights' format, the threads given and the other work of this
+machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PREFILL_SECONDS = 0.3
 """Time boxes; at least one timed run happens even if it alone takes longer."""
 MAX_RUNS = 64
 AGAIN_RUNS = 15
-"""Tokens that a node decodes to see whether it became slower: within one page of KV cache."""
+"""A node decodes this many tokens to see whether it became slower: they fit in one page of KV cache."""
 
 
 @dataclass(frozen=True, slots=True)

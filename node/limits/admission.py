@@ -1,12 +1,11 @@
-"""Who may take how much KV cache and how many places, who must give some back, and when there will be more.
-
-No clock, no memory. While there is room, a peer may hold all of the cache (up to the node's
-``kv_share_per_peer``) and as many sessions as the node gives one peer. Once somebody finds none, both are
-divided: among the address groups of those who hold or want some, then among the peers of each group. For
-WANT_SECONDS from then nobody may grow beyond its share, and who is beyond it gives sessions back: idle ones
-at once, the least used of what they hold first; those in use only to somebody who has waited, and a peer's
-last only to another address group, and while its own stays beyond its share without it. Nobody is so poor
-that he may not have one session.
+"""How much KV cache and how many places each peer may take, which must give some back, and when there will be
+more. No clock, no memory. While there is room, a peer may hold all of the cache (up to the node's
+``kv_share_per_peer``) and as many sessions as the node gives one peer. Once a peer finds none, both are
+divided: among the address groups of the peers that hold or want some, then among the peers of each group. For
+WANT_SECONDS from then no peer may grow beyond its share, and a peer beyond it gives sessions back: idle ones
+at once, the least used of what they hold first; those in use only to a peer that has waited, and a peer's
+last only to another address group, and while its own stays beyond its share without it. Every peer may have
+one session.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from ...swarm.fairness.shares import Holder
 WANT_SECONDS = 30.0
 """How long a peer that found no room counts as waiting: it was told to be back before."""
 PATIENCE_S = 3.0
-"""Waited by who is in want, before sessions in use are taken for him: many end by themselves."""
+"""Seconds that a peer in want waits before sessions in use are taken for it: many end by themselves."""
 MAX_WANTING = 256
-"""Peers remembered as waiting; identities cost nothing, so there must be an end."""
+"""At most this many peers are remembered as waiting: identities cost nothing, so there must be a bound."""
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 """Bounds of the advice in BUSY: a round trip of a far peer, and WANT_SECONDS."""
 FIRST_LIFETIME_S = 2.0
@@ -32,10 +31,10 @@ FIRST_LIFETIME_S = 2.0
 NO_BOUND = 2**62
 """More cells than there can be."""
 MOST_OF_IDLE = 4
-"""A peer without any session gets up to this part of the cache, one in so many, from idle ones of its group,
-even if each of these is within its share: crowds of idle identities keep nobody out."""
+"""A peer without any session gets up to 1/MOST_OF_IDLE of the cache from idle ones of its group, even if each
+of these is within its share: crowds of idle identities keep no peer out."""
 _LIFETIME_WEIGHT = 0.2
-"""Of the newest session in the mean lifetime: a change of habits shows after some five sessions."""
+"""The weight of the newest session in the mean lifetime: a change shows after some five sessions."""
 
 
 class Holding(NamedTuple):
@@ -103,7 +102,7 @@ class Admission:
         self._wanting.pop(holder, None)
 
     def ended(self, seconds: float) -> None:
-        """A session ended after so long."""
+        """A session ended after ``seconds``."""
         weight = _LIFETIME_WEIGHT if self._any_ended else 1.0
         self._any_ended = True
         self._lifetime_s += weight * (max(0.0, seconds) - self._lifetime_s)
@@ -130,11 +129,11 @@ class Admission:
         held: Mapping[Holder, Holding],
         now: float,
     ) -> list[int]:
-        """Which of ``sessions`` to drop so that ``holder``, who wants ``cells`` in one session more, finds
+        """Which of ``sessions`` to drop so that ``holder``, which wants ``cells`` in one session more, finds
         what is ``missing``: indices, in the order in which they are to go.
 
-        Only of peers beyond their share, and none falls below it except by its last drop. Empty when that
-        would not be enough, or when the peer itself would be beyond its share.
+        They are only of peers beyond their share, and none falls below it except by its last drop. Empty if
+        that would not be enough, or if the peer itself would be beyond its share.
         """
         shares = self._shares(held.keys(), holder)
         own = held.get(holder, Holding(0, 0))

@@ -1,4 +1,5 @@
-"""Which client may make this node dial. Pure: ``now`` in seconds; who counts is the authenticated peer."""
+"""Which client may make this node dial. Pure: ``now`` in seconds. Clients are counted by their authenticated
+peer ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one peer uses of a node, and what it may. Plain ints: who is counted is the authenticated peer id."""
+"""What one peer uses of a node, and what it may use. Plain ints by authenticated peer id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Limits:
 
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
-    read. ``queued_bytes``: of all peers; above, nobody is read who has more than an equal part.
+    read. ``queued_bytes``: of all peers; above, no peer is read that has more than an equal part.
     ``work_per_second`` and ``work_at_once``: what one peer may ask beside steps, in units of a PING; above,
     it is read more slowly. ``rest_seconds``: after this time a session that is hardly used counts as idle,
     and is dropped where a peer that holds less than its share finds no room.
@@ -63,7 +63,7 @@ so it cannot be left unread."""
 
 
 class WorkRate:
-    """What a peer makes the event loop do, in units of a PING: so many a second, and ``burst`` at once."""
+    """What a peer makes the event loop do, in units of a PING: a number a second, and ``burst`` at once."""
 
     __slots__ = ("_burst", "_left", "_per_s", "_since")
 
@@ -82,7 +82,7 @@ class WorkRate:
 class PeerAccount:
     """One peer's use of the node, over all its streams.
 
-    ``holder``: who it is, and the address group of its first stream. ``kv_cells`` are (token, block) pairs
+    ``holder``: its id, and the address group of its first stream. ``kv_cells`` are (token, block) pairs
     reserved. ``room`` is set while its steps may be read. Bytes are queued until they are computed, and again
     while what was computed waits for a slow next hop or for a client that does not read.
     """
@@ -165,7 +165,8 @@ class Ledger:
         return account
 
     def stream_to_close(self, holder: Holder, may_lose: Callable[[Holder], bool]) -> Holder | None:
-        """Who must give a stream up so that this peer can have one; None: it has to wait, or has enough."""
+        """The peer that must give a stream up so that this one can have it; None: it has to wait, or has
+        enough."""
         account = self._accounts.get(holder.peer_id)
         if account is not None and account.connections >= self._limits.max_connections_per_peer:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ACTIVE_TOKENS_PER_S = 0.5
-"""From here on a session is in use: the slowest answer that somebody reads along with."""
+"""From this speed on a session is in use: it is the slowest answer that a person reads along with."""
 
 
 class Usage:

@@ -26,7 +26,7 @@ EARLY_S = 4.0
 LOOK_S = 1.0
 """Seconds between looks at the load: a few comparisons each."""
 MUCH_KV = 0.125
-"""Part of the KV cache that is much: fewer steps would not change anybody's route."""
+"""A change by this part of the KV cache counts: smaller ones would not change a route."""
 MUCH_QUEUE_MS = 2.0
 MUCH_QUEUE_RATIO = 2.0
 """A wait in the queue moved much when it at least doubled or halved, by at least so many milliseconds."""
@@ -84,7 +84,7 @@ class Announcer:
         return done
 
     async def _announce(self) -> tuple[NodeInfo | None, bool]:
-        """What was announced, and whether somebody took it."""
+        """What was announced, and whether a directory node took it."""
         async with self._announcing:
             self._changed.clear()
             info = self._snapshot()  # here: one that waited for another must not bring older news

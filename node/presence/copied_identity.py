@@ -1,8 +1,8 @@
 """Two machines with one copied identity: both say so, and the one that began later stops.
 
-Everybody else sees one peer whose record flips between two addresses, so clients fail at random and nobody
-knows why. Entries that our own identity has signed and this process has not are the proof; strangers cannot
-make any.
+Other peers see one peer whose record flips between two addresses, so clients fail at random without a visible
+reason. The proof is an entry that our own identity has signed and this process has not; strangers cannot make
+one.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from ...swarm.errors import CopiedIdentityError, SwarmError
 from ...swarm.faults import Faults
 
 TICK_S = 2.0
-"""Between looks at what announcing has shown anyhow."""
+"""Seconds between looks at what announcing has shown."""
 LOOK_S = 60.0
-"""Between looks at the rest: two look-ups more among the dozens that a node makes in that time."""
+"""Seconds between looks at the rest: two look-ups more among the dozens that a node makes in that time."""
 FIRST_LOOK_S = 15.0
 ANSWER_S = 15.0
-"""Of the directory, as for an announcement."""
+"""Seconds for an answer of the directory, as for an announcement."""
 
 logger = logging.getLogger(__name__)
 
 
 class CopyWatch:
-    """``identity``: the file; None: there is none. ``emit(event, **details)`` tells of ``copied``, once for
-    each other process. ``announce_soon`` is called while there is one: the directory shall tell of us."""
+    """``identity``: the file; None if there is none. ``emit(event, **details)`` tells of ``copied``, once for
+    each other process. ``announce_soon`` is called while there is one, so that the directory holds our
+    entry."""
 
     def __init__(
         self,

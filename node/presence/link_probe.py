@@ -24,11 +24,11 @@ from ...swarm.types import MAX_PEER_LINKS, NodeInfo, NodeState, PeerLink, Span
 logger = logging.getLogger(__name__)
 
 PROBE_S = 60.0
-"""Between two rounds: distances change seldom, and chains in use report theirs."""
+"""Seconds between two rounds: distances change seldom, and chains in use report theirs."""
 FIRST_ROUND_S = 2.0
 """Before the first round: a new node should be placed in the network before the first sessions come."""
 JITTER = 0.3
-"""Part of the pause that is random, so that nodes which started together do not probe together."""
+"""This part of the pause is random, so that nodes which started together do not probe together."""
 PINGS = 3
 """Round trips measured of a node; the least of them is the line's."""
 PROBE_TIMEOUT_S = 5.0
@@ -38,9 +38,10 @@ FRESH_S = 45.0
 """A link that a chain measured within this time needs no probe."""
 FIRST_PAUSE_S = 120.0
 LONGEST_PAUSE_S = 3600.0
-"""A node that did not answer is left alone for so long; doubled with each time in a row."""
+"""A node that did not answer is left alone for a time that doubles with each failure, up to this many
+seconds."""
 NEWEST_WEIGHT = 0.3
-"""Of what a chain measured, in a link's moving average."""
+"""The weight of a chain's measurement in a link's moving average."""
 
 
 class PingableLink(Protocol):
@@ -114,7 +115,7 @@ class LinkProbe:
         )
 
     def links(self) -> tuple[PeerLink, ...]:
-        """For the announcement: what is known and not old, MAX_PEER_LINKS at most, nearest first."""
+        """The links for the announcement: those known and not old, MAX_PEER_LINKS at most, nearest first."""
         since = self._clock() - FORGET_S
         self._known = {peer_id: known for peer_id, known in self._known.items() if known.at >= since}
         nearest = sorted(self._known.items(), key=lambda item: (item[1].rtt_s, item[0]))

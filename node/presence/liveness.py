@@ -1,12 +1,12 @@
 """Which announced nodes count when blocks are chosen: those that answered.
 
 An announcement is a claim, and costs a stranger nothing. A node that says that it serves, or that it is about
-to, is dialled; one that gives no answer fills no hole. Where more are announced than can be asked, those come
-first whose claims decide: of blocks that nobody is known to serve. The others count as more of the same
+to, is dialled; one that gives no answer fills no hole. If more are announced than can be asked, those come
+first whose claims decide: of blocks that no node is known to serve. The others count as more of the same
 beside nodes that answered, never in their place.
 
-Who answers may still never get ready. So one that joins or leaves counts for UNREADY_S only, and a node that
-has waited for so long beside a hole (three times as long if it serves) waits for nobody any more.
+A node that answers may still never get ready. So one that joins or leaves counts for UNREADY_S only, and a
+node that has waited for that time beside a hole (three times as long if it serves) does not wait any more.
 """
 
 from __future__ import annotations
@@ -29,25 +29,29 @@ logger = logging.getLogger(__name__)
 
 PING_TIMEOUT_S = 3.0
 FAILURES = 2
-"""In a row, one a look, after which a node that answered before is dead: one is a lost packet."""
+"""After this many failures in a row, one a look, a node that answered before is dead: one may be a lost
+packet."""
 MOST_MET = 16
-"""Nodes asked in one look that have not answered yet."""
+"""One look asks at most this many nodes that have not answered yet."""
 MOST_ASKED_AGAIN = 16
-"""Nodes asked in one look that have answered before, in a larger swarm those of a random sample."""
+"""One look asks at most this many nodes that have answered before; in a larger swarm they are a random
+sample."""
 MOST_WEIGHED = 256
-"""Nodes among which those are sought whose claims decide, in a larger swarm those of a random sample."""
+"""The nodes whose claims decide are sought among at most this many; in a larger swarm they are a random
+sample."""
 MOST_KNOWN = 1024
-"""Nodes remembered; above it those are forgotten that were heard of longest ago."""
+"""At most this many nodes are remembered; above it those heard of longest ago are forgotten."""
 SERVING_PATIENCE = 3.0
-"""Times as long a node that serves waits beside a hole: it would have to leave its own blocks."""
+"""A node that serves waits this many times as long beside a hole: it would have to leave its own blocks."""
 UNREADY_LOOK_S = 5.0
-"""Between questions to a node that has answered that it does not serve yet: each is a dial."""
+"""Seconds between questions to a node that has answered that it does not serve yet: each is a dial."""
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 300.0
-"""A node that never answered is left alone for so long; doubled with each time in a row."""
+"""A node that never answered is left alone for a time that doubles with each failure, up to this many
+seconds."""
 UNREADY_S = 60.0
-"""For so long a node counts that answers and serves nothing yet, or nothing any more: longer than loading
-from a disk takes. One that fetches its weights for longer may find others at its blocks then."""
+"""A node that answers and serves nothing yet, or nothing any more, counts for this many seconds: longer than
+loading from a disk takes. A node that fetches its weights for longer may then find others at its blocks."""
 
 
 @dataclass(slots=True)
@@ -83,8 +87,8 @@ class Liveness:
         self._whole_at = clock()  # when nodes that answered last served every block, or the first look
 
     async def living(self, nodes: Sequence[NodeInfo], own: str, *, waits: bool = False) -> list[NodeInfo]:
-        """Those of ``nodes`` that count. Asks some of them, all at once. ``waits``: this node serves nothing
-        and waits for a hole."""
+        """The ``nodes`` that count. Asks some of them, all at once. ``waits``: this node serves nothing and
+        waits for a hole."""
         others = [node for node in nodes if node.peer_id != own]
         async with asyncio.TaskGroup() as tasks:
             for node in self._to_ask(others):

@@ -27,7 +27,7 @@ AGENT = f"swarm-node/{version('swarm-node')}"
 
 class Presence:
     """Made by ``begin``. ``maddrs``: where others can dial it. ``announcer``, ``links`` and ``probe`` are the
-    node's own, whatever it serves."""
+    node's own, for any blocks."""
 
     def __init__(
         self,

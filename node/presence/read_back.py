@@ -1,4 +1,5 @@
-"""A node reads its own announcement back, as others would: an announcement that nobody tells of is none."""
+"""A node reads its own announcement back, as others would: an announcement that no other node returns is of
+no use."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
 
 READ_BACK_S = 60.0
-"""Between two looks: one look-up more among the dozen that a node makes in that time."""
+"""Seconds between two looks: one look-up more among the dozen that a node makes in that time."""
 FIRST_S = 5.0
 """Before the first look, and between looks while the swarm does not tell of us."""
 ANSWER_S = 15.0
-"""Of the directory, as for an announcement."""
+"""Seconds for an answer of the directory, as for an announcement."""
 
 logger = logging.getLogger(__name__)
 

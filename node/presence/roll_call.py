@@ -1,8 +1,8 @@
-"""Who of the announced nodes answers, asked once: for people who look at a swarm from outside.
+"""Which of the announced nodes answer, asked once: for people that look at a swarm from outside.
 
 Asked as a client asks, at the addresses of each node's own announcement. A process that only looks announces
-none, so by a node's rule it would dial no private address, and find such a node only by what others tell:
-they may tell an address where nobody is any more.
+none, so by a node's rule it would dial no private address, and find such a node only by what others tell,
+which may be an old address.
 """
 
 from __future__ import annotations

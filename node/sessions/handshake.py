@@ -13,7 +13,7 @@ from ...swarm.types import ModelRef, Span
 
 PROTOCOL_VERSION = 1
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
-"""Bytes that a frame may need beside its payload."""
+"""A frame may need this many bytes beside its payload."""
 
 
 @dataclass(frozen=True, slots=True)

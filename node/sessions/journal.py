@@ -22,8 +22,8 @@ from ...swarm.protocol.wire import Payload
 from ...swarm.types import Span
 
 PageKey = tuple[str, int, int, str, bytes]
-"""Of a finished page's rows: the peer they were computed for, first block, end block, codec of the rows, and
-the name that this peer gave the page."""
+"""The key of a finished page's rows: the peer they were computed for, first block, end block, codec of the
+rows, and the name that this peer gave the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,8 @@ class JournalBook:
                 self._lose(self._heaviest())
 
     def _heaviest(self) -> Journal:
-        """Of the group that holds most, of its owner who holds most, the one written to the longest ago."""
+        """The journal to drop: of the group that holds most and its owner that holds most, the one written to
+        the longest ago."""
         group = self._held_by_group.most_common(1)[0][0]
         most = max(held for (each, _), held in self._held.items() if each == group)
         return next(

@@ -2,7 +2,7 @@
 
 A client makes this node dial, so dials are counted by client and go where the other node's own signed record
 says, over libp2p only; the client is not told what was found there. What is computed leaves without waiting;
-what a slow next hop has not taken is charged to the clients whose it is.
+what a slow next hop has not taken is charged to the clients that it belongs to.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 UNCOUNTED_BYTES = 1024 * 1024
 """Sent to a next hop before it is asked whether it keeps up: some seconds of decode steps."""
 NOT_REACHED = "the next hop cannot be reached from here"
-"""All that a client is told of a dial that failed: who asks what is where must not have us look for him."""
+"""A client is told no more of a failed dial, so that it cannot use this node to find out what is at an
+address."""
 
 OnLink = Callable[[str, float, float], None]
 """``on_link(peer_id, round_trip_s, bytes_per_s)``; 0 bytes per second: not measured."""
@@ -72,7 +73,7 @@ class NextHop:
             self.link.leave(session)
 
     def post(self, step: Step, account: PeerAccount) -> None:
-        """Send a client's step on; never waits. Raises what the link failed of."""
+        """Send a client's step on; never waits. Raises the link's error if it has failed."""
         self.link.post(step)
         size = len(step.payload)
         if self._drainer is None:
@@ -133,8 +134,8 @@ class NextHops:
         """The link to ``target``'s node, dialled for ``client`` if there is none yet.
 
         Raises SwarmError: the client is beyond its dials, or the node cannot be reached within
-        ``link_seconds``, for whatever reason: that is nobody's business but ours. A dial that is under way
-        serves all who want it, and counts until it is over.
+        ``link_seconds``. The reason is not told to the client. A dial that is under way serves all clients
+        that want it, and counts until it is over.
         """
         if self.dialler is None:
             raise PeerUnreachableError("this node does not dial other nodes")

@@ -214,7 +214,7 @@ class OpenSessions:
     def _journal_of(
         self, request: Open, sequence: TokenSequence, parent: NodeSession | None, owner: Holder
     ) -> Journal | None:
-        """With the rows of what the session begins with, as far as they were kept."""
+        """The session's journal, with the rows of what it begins with, as far as they were kept."""
         if not request.journal or not self.journals.budget:
             return None
         base, rows = sequence.length, b""

@@ -7,7 +7,7 @@ An ``Output`` has four states. Each says what becomes of a result that is comput
     NEXT_HOP  the next hop gets it, as STEP
     LOST      it is dropped: the next hop is lost, or the session is closed; the journal has its rows
 
-Nobody but the ``Output`` changes its state:
+Only the ``Output`` changes its state:
 
     CLIENT, NEXT_HOP, LOST or HELD → HELD    REPLAY comes; what was held is dropped, as the journal has it
     HELD → NEXT_HOP                          the next hop is connected, and has what the journal had to give
@@ -40,8 +40,8 @@ from .replay import Replayer
 from .step_result import StepResult
 
 ACTIVE_S = 5.0
-"""A session that sent something within this time waits for a sign of life from the next hop. Steps get no
-answer on this link, so silence is otherwise how a healthy hop looks, too."""
+"""A session that sent something within this many seconds waits for a sign of life from the next hop. Steps
+get no answer on this link, so a healthy hop is silent otherwise."""
 
 
 class Client(Protocol):

@@ -55,18 +55,18 @@ UNREAD_BYTES = 1024 * 1024
 MESSAGES_A_TURN = 32
 """Taken from one stream before others have their turn of the event loop: a flood fits many into one read."""
 COSTS: dict[type[Message], float] = {Open: 5.0, Attach: 2.0, Replay: 5.0, Close: 2.0}
-"""What messages cost the event loop, roughly, in units of a PING; STEPs are counted where they wait."""
+"""The rough cost of messages for the event loop, in units of a PING; STEPs are counted where they wait."""
 ABOUT_A_UNIT = 16
-"""Sessions that a PING asks about cost as much as another PING."""
+"""This many sessions that a PING asks about cost as much as another PING."""
 LONGEST_DELAY_S = 1.0
-"""A peer that asks too much is read again after so long, however much it has asked."""
+"""A peer that asks too much is read again after at most this many seconds."""
 REOPEN = "Open the session again and send its tokens from the start."
 NOT_OPEN = ("is not open on this stream", REOPEN)
 
 
 class PeerConnection:
-    """Serves one stream in the task that calls ``run``. ``sessions``: those of all streams. ``frames``: of
-    all streams, too, which of them are on their way."""
+    """Serves one stream in the task that calls ``run``. ``sessions``: those of all streams. ``frames``: the
+    unfinished frames of all streams."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class PeerConnection:
                 await self.account.room.wait()
 
     def sweep(self, now: float) -> None:
-        """Close what nobody uses: called by the server every few seconds with its clock's time."""
+        """Close what is not used. The server calls it every few seconds with its clock's time."""
         limits = self._limits
         silent = now - self.last_heard
         if silent > (limits.idle_connection_seconds if self.welcomed else limits.hello_seconds):
@@ -203,7 +203,7 @@ class PeerConnection:
         )
 
     def close(self, reason: ErrorMessage | None = None) -> None:
-        """End the stream. Its sessions are closed at once, ``run`` then returns, whatever it waits for."""
+        """End the stream. Its sessions are closed at once, and ``run`` then returns, even while it waits."""
         if self._ending or self._closed:
             return
         self._ending = True
@@ -330,7 +330,8 @@ class PeerConnection:
         self._post(ErrorMessage(session, step, ErrorCode.UNKNOWN_SESSION, text, True, hint))
 
     def _progress(self, about: Sequence[bytes]) -> tuple[Progress, ...]:
-        """Of those sessions that are this peer's business: it opened them here, or may feed them."""
+        """The progress of those sessions that this peer may ask about: it opened them here, or may feed
+        them."""
         found = (self._all_sessions.get(session) for session in about)
         return tuple(
             session.progress()
@@ -392,7 +393,7 @@ class PeerConnection:
             self._drainer = None
 
     def _try_flush(self) -> None:
-        """Write outside of the reader, where an ended stream concerns nobody: the reader will see it too."""
+        """Write outside of the reader. An ended stream is ignored here, as the reader will see it too."""
         try:
             self._flush()
         except StreamClosedError:

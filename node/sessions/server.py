@@ -27,7 +27,8 @@ from .open_sessions import OpenSessions
 from .peer_connection import PeerConnection
 
 DEFAULT_JOURNAL_BYTES = 256 * 1024 * 1024
-"""Of all journals: some 400,000 tokens of a model 576 wide in 8 bits, 60,000 of one 4096 wide."""
+"""Bytes of all journals by default: some 400,000 tokens of a model 576 wide in 8 bits, 60,000 of one 4096
+wide."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from .output import Client, Output
 from .step_result import StepResult
 
 MAX_KEPT_ANSWER = 256 * 1024
-"""Bytes of the last result kept for a client that asks again: any decode step, not a whole prompt's rows."""
+"""At most this many bytes of the last result are kept for a client that asks again: any decode step, not a
+whole prompt's rows."""
 FED_TURNS = 2
 """How many times over another hop's steps may fill a session before they are computed: what is sent, and sent
 again after a repair. More would use up its client's quota, and the client's own stream would go unread."""
@@ -33,7 +34,7 @@ _OVERLOADED = (
 
 
 class StepSource(Protocol):
-    """A stream that steps come from. ``post`` may find nobody there."""
+    """A stream that steps come from. ``post`` may fail if its peer has gone."""
 
     def post(self, message: Message) -> None: ...
 
@@ -318,7 +319,7 @@ class NodeSession:
         self.output.send(result)
 
     def _refuse(self, error: ErrorMessage, hold: bool, source: StepSource) -> None:
-        """Tell the client that a step failed, and who waits for it where that is somebody else."""
+        """Tell the client that a step failed, and the peer that waits for it if that is another."""
         self.owner.post(error)
         if hold and source is not self.owner:
             source.post(error)

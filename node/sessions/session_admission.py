@@ -1,4 +1,5 @@
-"""Who gets a session on this node now, who is told to come back when, and whose session ends for it."""
+"""Which peer gets a session on this node now, which is told to come back later, and which session ends for
+it."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class SessionAdmission:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no place for another session, however small."""
+        """True if there is no place for another session of any size."""
         return self._ledger.sessions >= self._limits.max_sessions
 
     def satisfied(self, holder: Holder) -> None:
@@ -39,7 +40,7 @@ class SessionAdmission:
         self._admission.satisfied(holder)
 
     def ended(self, seconds: float) -> None:
-        """A session ended after so long."""
+        """A session ended after ``seconds``."""
         self._admission.ended(seconds)
 
     def limit_of(self, request: Open, account: PeerAccount, cells: int, now: float) -> Busy | None:

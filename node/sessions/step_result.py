@@ -30,7 +30,7 @@ class StepResult:
     batch: int
 
     def as_step(self, session: bytes) -> Step:
-        """For the next hop, whose session that is."""
+        """The STEP for the next hop, whose ``session`` that is."""
         spent = (*self.spent, (self.queue_us, self.compute_us, self.codec_us, self.batch))
         return Step(
             session,
@@ -45,7 +45,7 @@ class StepResult:
         )
 
     def as_result(self, session: bytes) -> Result:
-        """For the client, with the rows it wants."""
+        """The RESULT for the client, with the rows it wants."""
         rows = self.tokens
         if self.want is not Want.ALL:
             rows = min(rows, 1 if self.want is Want.LAST else 0)

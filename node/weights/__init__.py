@@ -1,1 +1,1 @@
-"""Where a node's weights come from and whom it gives them to. Knows no command line."""
+"""Where a node's weights come from, and to which peers it gives them. Knows no command line."""

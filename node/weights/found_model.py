@@ -36,12 +36,13 @@ from ..node import Node
 from .sharing import WeightService
 
 FIND_S = 120.0
-"""How long to look for a model that is neither here nor on the hub: its first node may be starting, too."""
+"""A model that is neither here nor on the hub is looked for this many seconds: its first node may be starting
+too."""
 HUB_AFTER_S = 5.0
 """How long to look for peers that have a model before the hub is asked: LANs answer within seconds."""
 LOOK_S = 0.5
 MOST_HINTS = 3
-"""Times that a node which waits for a model tells of near names: others come as peers are found."""
+"""A node that waits for a model tells of near names this many times: others come as peers are found."""
 
 
 class FoundModel:
@@ -258,8 +259,8 @@ def _is_in(place: str, folder: Path) -> bool:
 
 
 def _fetched_before(place: ModelLocation) -> ModelLocation:
-    """Of a model in the cache: one of the swarm's, with its path if it can be opened without the swarm.
-    Raises ModelError."""
+    """The location of a model in the cache: one of the swarm's, with its path if it can be opened without the
+    swarm. Raises ModelError."""
     root = Path(place.path).expanduser().resolve().name
     found = ModelLocation(place.name, Source.SWARM, ref=place.ref, root=root)
     try:

@@ -1,8 +1,8 @@
-"""A node's word about the files of its model, and their sharing: whole, or as they come.
+"""What a node announces of its model's files, and their sharing: whole, or as they come.
 
-A node that has a model whole announces the root of its files, also where it shares nothing: so whoever
-fetches from another hears more than one. Nothing else on this machine can be asked for: what is shared is on
-the shared models by its root.
+A node that has a model whole announces the root of its files, also if it shares nothing: so a peer that
+fetches from another hears more than one root. Nothing else on this machine can be asked for: what is shared
+is on the shared models by its root.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class WeightOptions:
 
 
 class WeightService:
-    """A ``serve.Service``. ``shared_models`` is what it serves: whoever fetches puts there what comes.
+    """A ``serve.Service``. It serves ``shared_models``, to which a fetch adds what comes.
 
     ``add_files`` takes a model that is here whole, once it is hashed; ``announce`` tells of one that comes.
     """
@@ -210,7 +210,7 @@ def all_private(maddrs: Sequence[str]) -> bool:
     """Whether every one of these addresses is of a private network, or of this machine.
 
     Beside a private IPv4 address a public one of IPv6 counts as private: the same router is before both, and
-    lets nobody in by itself (RFC 6092).
+    lets no connection in by itself (RFC 6092).
     """
     addresses = [_ip_of(maddr) for maddr in maddrs]
     behind = any(each is not None and each.version == 4 and _is_lan(each) for each in addresses)

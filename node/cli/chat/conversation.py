@@ -13,7 +13,7 @@ FORMAT = "swarm-node chat 1"
 """First key of a saved chat; the number rises when an older program could not read it any more."""
 MAX_TURNS = 100_000
 ROOM_SHARE = 4
-"""An answer gets at least one part in so many of the context, unless fewer tokens are allowed for it."""
+"""An answer gets at least 1/ROOM_SHARE of the context, unless fewer tokens are allowed for it."""
 
 Message = dict[str, str]
 Count = Callable[[Sequence[Message]], int]
@@ -46,8 +46,8 @@ class Conversation:
         self.turns.append({"role": "user", "content": text})
 
     def answer(self, text: str) -> None:
-        """The answer to the last question, whole or as far as it came. Without a word of it the question
-        stays as it is, for ``retry``."""
+        """Take the answer to the last question, whole or as far as it came. If it is empty, the question
+        stays open, for ``retry``."""
         if self.waits_for_answer and text.strip():
             self.turns.append({"role": "assistant", "content": text})
 
@@ -83,7 +83,7 @@ class Conversation:
         return dropped
 
     def dumps(self, model: str) -> str:
-        """As ``/save`` writes it; ``model`` is for who reads it."""
+        """The text that ``/save`` writes; ``model`` is there for its reader."""
         saved = {
             "format": FORMAT,
             "model": model,

@@ -79,7 +79,8 @@ def _appended(path: Path) -> IO[str]:
 
 
 class PipeSource:
-    """Standard input that is no terminal: a message a line, or several, as ``LineJoiner`` has it."""
+    """Standard input that is not a terminal: each line is a message, or several lines are, as ``LineJoiner``
+    has it."""
 
     def __init__(self) -> None:
         self._joiner = LineJoiner()

@@ -117,7 +117,7 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """Markdown on a terminal; below what grows, how fast it does and through whom."""
+    """Markdown on a terminal. Below the growing text it shows the speed and the route."""
 
     def __init__(self, console: SafeConsole | None = None) -> None:
         self._console = console or SafeConsole(highlight=False)
@@ -215,8 +215,8 @@ def summary(result: Generation) -> str:
 
 
 def repair_sentence(repair: Repair, before: Route | None, after: Route | None) -> tuple[str, list[str]]:
-    """A line on one repair, and the peer ids of who took over. ``before`` and ``after``: None where no route
-    was known."""
+    """A line on one repair, and the ids of the peers that took over. ``before`` and ``after``: None if no
+    route was known."""
     old = {hop.peer_id for hop in before.hops} if before is not None else set()
     new = [hop.peer_id for hop in after.hops if hop.peer_id not in old] if after is not None else []
     lost, took = _names(repair.lost), _names(new)

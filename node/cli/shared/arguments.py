@@ -163,7 +163,7 @@ MODEL_HELP = (
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """For a command that asks; who serves must say what."""
+    """Add ``--model`` to a command that asks. A command that serves must be given its model."""
     command.add_argument(
         "--model",
         default=None,

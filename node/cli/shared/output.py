@@ -1,7 +1,7 @@
 """How the command line speaks: errors in one or two lines, JSON for machines, progress for people.
 
-All that is shown goes through here, and here text of peers, files and models becomes safe to show: nobody who
-prints something has to think of it.
+All that is shown goes through here, and here text of peers, files and models becomes safe to show. Code that
+prints need not take care of it.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class SafeConsole(Console):
 
 
 console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
-"""For progress and remarks. Standard output is kept for what was asked for."""
+"""The console for progress and remarks. Standard output is kept for results."""
 
 answers = SafeConsole(highlight=False, soft_wrap=True)
-"""For what was asked for, when it is a table."""
+"""The console for results that are tables."""
 
 NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
 """The keys that every event has, for an error before there is a node."""
@@ -55,7 +55,8 @@ INTERRUPTED = 130
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on one line of standard output, exact in whatever characters that takes."""
+    """One JSON object on one line of standard output. Characters are escaped where needed, so that it is
+    exact."""
     sys.stdout.write(json_line(value, sys.stdout.encoding or "utf-8") + "\n")
     sys.stdout.flush()
 
@@ -151,8 +152,8 @@ def print_error(error: BaseException, *, as_json: bool, say: Callable[[str], str
 
 @contextlib.contextmanager
 def starting_line(*, speak: bool) -> Iterator[None]:
-    """A word on a terminal while the imports of a command take their seconds; erased after them. Unlike a
-    spinner it hides no cursor, which a signal in these seconds would leave hidden."""
+    """A short line on a terminal while a command imports its modules for some seconds; it is erased after
+    that. Unlike a spinner it hides no cursor, which a signal in these seconds would leave hidden."""
     if not speak or not console.is_terminal or console.is_dumb_terminal:
         yield
         return

@@ -11,9 +11,9 @@ from ....swarm.membership.invite import PREFIX
 _COMMAND = re.compile(r"`(swarm-node (?:serve|plan|generate|chat|gateway|status|models|invite)\b[^`]*)`")
 _NEEDS_NO_SWARM = ("models unpin", "generate --raw")
 MODEL = "--model …"
-"""In a command of a message: the model of the command that failed."""
+"""In a message's command this stands for the model of the command that failed."""
 PEERS = " --initial-peers …"
-"""The same of how it went into the swarm; who does not know how leaves it in the text."""
+"""The same for the options by which it joined the swarm. It stays in the text if they are not known."""
 
 
 def pasteable(text: str, arguments: argparse.Namespace) -> str:

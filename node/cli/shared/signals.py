@@ -11,11 +11,12 @@ from types import FrameType
 from typing import Any
 
 HANG_UP = getattr(signal, "SIGHUP", None)
-"""None where there is no such signal: on Windows."""
+"""None on Windows, which does not have this signal."""
 
 
 def _heeded(*numbers: int | None) -> list[int]:
-    """Those that count: a hang-up that the process was told to ignore, as by nohup, stays ignored."""
+    """The signals that are handled: a hang-up that the process was told to ignore, as by nohup, stays
+    ignored."""
     ignored = HANG_UP is not None and signal.getsignal(HANG_UP) is signal.SIG_IGN
     return [number for number in numbers if number is not None and not (number == HANG_UP and ignored)]
 

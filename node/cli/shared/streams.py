@@ -24,11 +24,11 @@ from ....swarm.terminal_text import json_line
 from .output import NO_NODE
 
 MOST_WAITING_BYTES = 256 * 1024
-"""Of what a node said and nobody has read yet; more is dropped."""
+"""At most this many bytes of a node's output wait to be read; more is dropped."""
 MOST_WAITING = 4096
 """The same, in pieces: each takes memory beyond its bytes."""
 CLOSE_S = 1.0
-"""At the end of a node, for a slow reader to take the rest."""
+"""Seconds that a slow reader has at the end of a node to take the rest."""
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ESHUTDOWN, errno.ENOTCONN)
 
@@ -96,7 +96,8 @@ def text_stream(raw: io.RawIOBase, send: Send, encoding: str) -> io.TextIOWrappe
 
 
 def answers_to(raw: io.RawIOBase) -> Send:
-    """Raises ReaderGoneError if nobody reads any more, OutputError if it cannot be written otherwise."""
+    """Raises ReaderGoneError if the reader has left, OutputError if it cannot be written for another
+    reason."""
     terminal = raw.isatty()  # asked before it is closed: after that it says no
 
     def send(data: bytes) -> None:
@@ -128,7 +129,7 @@ def remarks_to(raw: io.RawIOBase) -> Send:
 
 
 def write_all(raw: io.RawIOBase, data: bytes) -> None:
-    """Waits where the other end is not ready, also on a descriptor that somebody made non-blocking."""
+    """Waits if the other end is not ready, also on a non-blocking descriptor."""
     left = memoryview(data)
     while left:
         written = raw.write(left)
@@ -147,8 +148,8 @@ def lost_event(lines: int) -> bytes:
 
 
 class WriterQueue:
-    """``put`` hands bytes to a thread that writes them, and never waits for it nor fails. ``note``: what to
-    write in the place of so many lost lines. From any thread."""
+    """``put`` hands bytes to a thread that writes them, and never waits for it nor fails. ``note``: the text
+    in place of a number of lost lines. From any thread."""
 
     def __init__(self, write: Send, note: Callable[[int], bytes]) -> None:
         self._write = write

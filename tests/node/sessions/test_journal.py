@@ -47,7 +47,7 @@ def test_a_lower_position_cuts():
 def test_what_cannot_be():
     book = JournalBook(1000)
     journal = book.open(4, 0)
-    with pytest.raises(LocalProtocolError, match="no whole rows"):
+    with pytest.raises(LocalProtocolError, match="are not whole rows"):
         journal.write(0, b"aaa")
     with pytest.raises(LocalProtocolError, match="a hole"):
         journal.write(1, b"aaaa")
