@@ -173,8 +173,8 @@ async def test_a_replay_stands_back_behind_other_sessions_tokens(tiny_span, hidd
         gaps.append((perf_counter_ns() - began) / 1e6)
         position += 1
     await replaying
+    assert sum(map(sum, batches)) == 2048 + position - 3  # a slice may be as short as a token of the chat
     slices = [count for batch in batches for count in batch if count > 1]
-    assert sum(slices) == 2048
     assert max(slices) <= 64
     assert sorted(slices)[len(slices) // 2] <= TARGET_MS / 1000 / ROW_S
     assert len(gaps) >= 2048 // 64  # it went on decoding all the time
