@@ -1,4 +1,4 @@
-"""The client for asyncio programs; ``swarm_model`` wraps it for everybody else."""
+"""The client for asyncio programs; ``swarm_model`` wraps it for all others."""
 
 from __future__ import annotations
 

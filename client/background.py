@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for callers who have none."""
+"""An event loop in a thread of its own, for callers without one."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Job(Generic[T]):
             self._loop.call_soon_threadsafe(self._cancel)
 
     def result(self) -> T:
-        """Wait for its result. Where the waiting is interrupted (Ctrl-C), it is cancelled and ends first.
+        """Wait for its result. If the wait is interrupted (Ctrl-C), the task is cancelled and ends first.
 
-        Raises UsageError if it was cancelled by somebody else.
+        Raises UsageError if it was cancelled from elsewhere.
         """
         try:
             return self.future.result()

@@ -22,7 +22,7 @@ from .routing.prefix import check_salt
 
 
 class EntryOptions(TypedDict, total=False):
-    """Which swarm, and through whom. Defaults are those of ``swarm_entry``."""
+    """Which swarm, and through which peers. Defaults are those of ``swarm_entry``."""
 
     initial_peers: Sequence[str]
     swarm: str
@@ -65,11 +65,11 @@ class ConnectOptions(ClientOptions, total=False):
 
 
 class OnceOptions(ClientOptions, GenerateOptions, total=False):
-    """Keyword arguments of the function ``generate``."""
+    """Keyword arguments of the function ``generate`` alone."""
 
 
 def part(options: Mapping[str, Any], kind: Any) -> Any:
-    """Those of the options that ``kind``, a TypedDict, names."""
+    """The options that ``kind``, a TypedDict, names."""
     return {name: value for name, value in options.items() if name in kind.__annotations__}
 
 

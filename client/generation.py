@@ -64,7 +64,7 @@ class Generation:
         return self.timings.cached_tokens
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: what ``swarm-node generate --json`` prints."""
+        """The JSON that ``swarm-node generate --json`` prints."""
         return {
             "model": self.model,
             "text": self.text,

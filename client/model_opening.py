@@ -27,7 +27,7 @@ from .network import ClientNetwork
 from .routing.demand import DemandTeller
 
 POLL_S = 1.0
-"""Between looks for a model that nobody serves yet."""
+"""Seconds between looks for a model that no node serves yet."""
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ async def find_in_swarm(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> ModelLocation:
-    """Where the model is. One that nobody has is asked for, and waited for as long as ``wait`` says.
+    """Where the model is. A model that no peer has is asked for, and waited for as long as ``wait`` says.
     ``hub``: whether what the hub may have counts."""
     until, missed = clock() + wait, None
     while True:
@@ -181,7 +181,8 @@ async def find_in_swarm(
 
 
 def wanted_model(name: ModelName) -> WantedModel:
-    """What a person's words ask the swarm for; the first characters of a digest are none to others."""
+    """What a person's text asks the swarm for. The first characters of a digest are left out, as they do not
+    name it to others."""
     return WantedModel(name.name, name.digest if len(name.digest) == DIGEST_CHARS else "")
 
 

@@ -20,10 +20,10 @@ from .params import Prompt, PromptTokenizer, Raw, prompt_ids
 T = TypeVar("T")
 
 SHORT_BYTES = 32 * 1024
-"""Of a text that is read in some ten milliseconds: most prompts."""
+"""A text of up to this many bytes is read in some ten milliseconds: most prompts are shorter."""
 READ_S = 20.0
-"""For one prompt, its turn included; usual is a millisecond. Where a template is ended for each of many
-requests, those that wait give up here."""
+"""Seconds for one prompt, its turn included; a millisecond is usual. If a template is ended for each of many
+requests, those that wait give up after this time."""
 
 
 class PromptReader:

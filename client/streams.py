@@ -1,4 +1,4 @@
-"""Answers while they are made: as an async iterator, and over a background loop for everybody else."""
+"""Answers while they are made: as an async iterator, and over a background loop for all other callers."""
 
 from __future__ import annotations
 

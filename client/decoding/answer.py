@@ -64,7 +64,7 @@ class Answer:
         return tuple(choice.token for choice in self.choices)
 
     def push(self, choice: ChosenToken, *, last: bool = False) -> TokenEvent:
-        """``last``: the token completes the answer, whatever its text says."""
+        """``last``: the token completes the answer, independent of its text."""
         stops = self._stops
         self.choices.append(choice)
         text = ""

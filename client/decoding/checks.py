@@ -32,7 +32,7 @@ def impossible(name: str, value: object, allowed: str) -> UsageError:
 
 
 def _as_float(value: object) -> float:
-    """NaN for what is no number; a truth value is none."""
+    """``value`` as a float; NaN if it is not a number. True and False do not count as numbers."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return math.nan
     try:

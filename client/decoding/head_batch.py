@@ -30,7 +30,7 @@ from ...swarm.runtime.tasks import in_thread
 from .sampling import ChosenToken, Sampler
 
 MAX_ROWS = 16
-"""Rows of one call: with more, everybody in it waits longer."""
+"""One call has at most this many rows: with more, all of its requests wait longer."""
 
 ROWS_AT_ONCE = 8
 """Rows of one draft in a call: a few cost hardly more than one, and behind a wrong one they are wasted."""
@@ -44,7 +44,7 @@ LONGEST_INLINE_S = 0.005
 """Usual time of a call up to which a lone generation computes it in the event loop; the thread's detour costs
 some 0.03 ms, and a loop that is blocked for longer serves its other users badly."""
 NEWEST_WEIGHT = 0.1
-"""Of a new call in the moving average of their times."""
+"""The weight of a new call in the moving average of their times."""
 
 
 class Head(Protocol):
@@ -64,8 +64,8 @@ class Chosen:
 
 
 class _Request:
-    """One generation's wish for its next tokens. ``x``: set when they are chosen; ``failure``: why there are
-    none."""
+    """One generation's request for its next tokens. ``x``: set when they are chosen; ``failure``: why there
+    are none."""
 
     def __init__(self, hidden: Tensor, sampler: Sampler, draft: Sequence[int]) -> None:
         self.choices: list[ChosenToken] = []
@@ -98,7 +98,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request in the thread's hands, and who waits for it."""
+    """A request that the thread computes, and the future that waits for it."""
 
     request: _Request
     loop: asyncio.AbstractEventLoop

@@ -76,7 +76,7 @@ class SamplingParams:
             check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, allowed)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises UsageError for a bias of what is no token."""
+        """Raises UsageError for a bias of an id that is not a token."""
         for token in self.logit_bias:
             if token >= vocab_size:
                 raise UsageError(

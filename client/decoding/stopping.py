@@ -15,7 +15,7 @@ class StopStrings:
 
     The text ends where the first stop string to be complete begins; of two that are complete with the same
     character, where the longer begins. How the text was cut into pieces makes no difference. Control tokens
-    are no part of what is shown; a stop string may be in the text with them or without.
+    are not part of what is shown; a stop string may be in the text with them or without.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -74,7 +74,7 @@ class StopStrings:
         return "".join(self._held[place] for place in self._places() if place < end)
 
     def _places(self) -> list[int]:
-        """Of the held characters that are shown."""
+        """The places of the held characters that are shown."""
         hidden = {place for each in self._hidden for place in each}
         return [place for place in range(len(self._held)) if place not in hidden]
 

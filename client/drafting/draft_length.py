@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 MAX_DRAFT = 32
-"""Tokens; with the one before them a step that goes through the route in one piece."""
+"""A draft has at most this many tokens; with the one before them it goes through the route in one step."""
 Kind = tuple[str, int]
 """What a drafted token's chance depends on: its source, and how sure that is of it, as a small number."""
 
@@ -32,7 +32,7 @@ RECENT_PASSES = 9
 RECENT_LONGER = 24
 """Passes of several tokens that tell what a token more takes."""
 GUESS_WEIGHT = 2.0
-"""Of a first guess of that, in tokens measured."""
+"""The weight of a first guess of that, in tokens measured."""
 UNLIKE_SIZE = 0.4
 """Weight of passes of half or twice the size."""
 FEWEST_PASSES = 3
@@ -52,9 +52,9 @@ MOST_CREDIT = 6.0
 PROBE_PASSES = 12
 """Plain passes between two tries of a draft that does not seem to pay."""
 FIRST_DRAFT = 3
-"""Tokens at most, before any pass of several was measured."""
+"""A draft has at most this many tokens before any pass of several was measured."""
 DEAR_TOKEN = 0.1
-"""What a token more costs, as a part of a plain pass, before anything is known of it."""
+"""The assumed cost of one token more, as a part of a plain pass, before it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Acceptance:
 
 
 class PassTimes:
-    """What a pass takes by its number of tokens: a plain pass, and for each token more so much, which may
+    """What a pass takes by its number of tokens: a plain pass, and a time for each token more, which may
     depend on how many they are (kernels take the first few for nearly nothing)."""
 
     def __init__(self, plain_s: float | None = None, token_s: float | None = None) -> None:
@@ -134,8 +134,9 @@ class PassTimes:
         return plain_s if tokens == 1 else plain_s + (tokens - 1) * self._token_s(tokens - 1, plain_s)
 
     def _token_s(self, more: int, plain_s: float) -> float:
-        """Of each token but the first: the weighted median of what passes took. One of many tokens says more
-        than one of few, where a short delay looks like dear tokens; and one of another size says less."""
+        """The time of each token but the first: the weighted median of what passes took. A pass of many
+        tokens counts more than one of few, in which a short delay looks like expensive tokens. A pass of
+        another size counts less."""
         guess_s = DEAR_TOKEN * plain_s if self._token_guess is None else self._token_guess
         samples = [(guess_s, GUESS_WEIGHT)]
         for other, each_s in self._longer:

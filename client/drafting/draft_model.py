@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ...shards.tokenizer.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 256
-"""Of one call: an answer that ends early does not keep the others waiting for its prompt."""
+"""One call takes at most this many tokens, so that an answer that ends early does not keep the others waiting
+for its prompt."""
 
 _T = TypeVar("_T")
 

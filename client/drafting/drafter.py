@@ -28,7 +28,7 @@ FORCED: Kind = ("guide", 0)
 FORCED_PRIOR = 0.97
 """A text may be cut into other tokens than the guide would cut it into."""
 READ_AT_ONCE = 4096
-"""Tokens of a prompt: a millisecond of the event loop."""
+"""This many tokens of a prompt are read at once, which takes a millisecond of the event loop."""
 CONFIDENCES = 8
 """Classes of the draft model's own probabilities."""
 

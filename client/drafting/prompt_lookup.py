@@ -11,7 +11,7 @@ from .draft import NO_DRAFT, Draft
 
 SOURCE = "lookup"
 LONGEST_MATCH = 32
-"""Tokens compared; longer matches are as good."""
+"""At most this many tokens are compared; longer matches are not better."""
 CANDIDATES = 32
 """Latest places of the last two tokens that are compared."""
 _PRIORS = ((1, 0.15), (2, 0.35), (3, 0.5), (5, 0.65), (8, 0.8), (16, 0.9))
@@ -59,7 +59,7 @@ class PromptLookup:
         )
 
     def _match(self) -> tuple[int, int]:
-        """Where the longest match goes on, and how long it is; 0: there is none."""
+        """Where the longest match goes on, and how long it is; 0 if there is none."""
         ids = self._ids
         end = len(ids)
         if end < 2:

@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: its paths, and who may come from where."""
+"""The gateway as an ASGI application: its paths, and which callers it answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Handler = Callable[[HttpCall], Awaitable[None]]
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
-    """``local_only``: answer only those who call this computer by a local name. A web page elsewhere could
-    otherwise have a name of its own lead here, and ask."""
+    """``local_only``: answer only requests that name this computer by a local name. Otherwise a web page
+    elsewhere could point a name of its own here, and ask."""
 
     def route(path: str, method: str, handler: Handler) -> Route:
         return Route(path, _Endpoint(method, handler, gateway.limits.stall_s, local_only))

@@ -109,7 +109,7 @@ class Gateway:
         await self._answer(call, read_completion, self._completion_job)
 
     def _check(self, call: HttpCall) -> str:
-        """Who asks: a key, or an address group. Raises ApiError: 401, 429."""
+        """The caller: a key, or an address group. Raises ApiError: 401, 429."""
         caller = self.keys.check(call.headers) or group_of_client(call.scope.get("client"))
         self._rates.take(caller)
         return caller
@@ -258,7 +258,7 @@ async def _watch(call: HttpCall, answering: Answering) -> None:
 
 
 def group_of_client(client: tuple[str, int] | None) -> str:
-    """The address group of who is connected; "" where that is not known."""
+    """The address group of the connected client; "" if it is not known."""
     try:
         return "" if client is None else host_group(ip_address(client[0].partition("%")[0]))
     except ValueError:

@@ -16,12 +16,12 @@ from ..async_model import AsyncSwarmModel
 from .http.errors import ApiError, serve_commands
 
 FRESH_S = 2.0
-"""Age up to which the answer to "who serves what" is given again."""
+"""The directory's answer is reused for this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Of one model: nodes that are online, and blocks that none of them serves."""
+    """One model's nodes that are online, and blocks that none of them serves."""
 
     nodes: int
     missing: tuple[Span, ...]

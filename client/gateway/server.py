@@ -114,7 +114,8 @@ class GatewayServer:
 
 
 def allowed_connections(wished: int) -> int:
-    """As many as the process may have descriptors for, which is raised as far as it can be."""
+    """``wished`` connections, or as many as the process may have descriptors for. Their limit is raised as
+    far as possible."""
     try:
         import resource
     except ImportError:  # Windows: descriptors have no such bound

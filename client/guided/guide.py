@@ -20,11 +20,12 @@ from .schema_forms import plain
 GuideKind = Literal["json_object", "json_schema", "regex", "lark"]
 
 MAX_SOURCE = 64 * 1024
-"""Characters of a schema, expression or grammar."""
+"""A schema, expression or grammar has at most this many characters."""
 MAX_NESTING = 64
 """Levels of brackets in an expression or grammar: the compilers of both are recursive."""
 MAX_LINES = 500
-"""Of a grammar: its rules, as each begins a line, and so how deep they nest in one another."""
+"""A grammar has at most this many lines. That bounds its rules, as each begins a line, and so how deep they
+nest."""
 _EMBEDDED_JSON = re.compile(r"%json\b\s*")
 
 

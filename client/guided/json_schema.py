@@ -1,6 +1,6 @@
-"""JSON schemas of strangers: only what can be promised, and only so much of it.
+"""JSON schemas of strangers: only what can be promised, and only in bounded size.
 
-The compiler of schemas passes over keywords that it does not know; here they are refused by name, so that an
+The compiler of schemas ignores keywords that it does not know; here they are refused by name, so that an
 answer never looks checked where it is not.
 """
 
@@ -23,14 +23,14 @@ MAX_VALUES = 10_000
 """JSON values (keys not counted): bounds what a schema can make the compiler build."""
 
 MAX_PLACES = 4 * 2**20
-"""Characters of the places of all schemas in it together, such as ``/properties/name``: one long name counts
-again for each schema below it."""
+"""The places of all schemas in it, such as ``/properties/name``, have at most this many characters together:
+one long name counts again for each schema below it."""
 MAX_MULTIPLE = 100_000
 """Least common multiple of all multipleOf, in units of their last digit: the compiler makes this many
 states of them, and its time has no other bound (100,000: 0.7 s)."""
 MAX_UNIT = 10**18
-"""Where the last digits of all multipleOf together are finer than one part in so many, their least common
-multiple is too large in any case: none is below 1e-9."""
+"""If the last digits of all multipleOf together are finer than 1/MAX_UNIT, their least common multiple is too
+large in any case: none is below 1e-9."""
 
 ONE = frozenset({"items", "additionalItems", "additionalProperties"})
 MANY = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
@@ -56,7 +56,7 @@ _KNOWN = ENFORCED | ONE | MANY | NAMED
 FORMATS = frozenset(
     ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
-"""Of texts; any other cannot be promised."""
+"""The formats of texts that can be promised."""
 _OUT_OF_REACH = re.compile(
     r"\\(?P<escape>.)|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\(\?(?:<?[=!]|>))", re.DOTALL
 )
@@ -74,7 +74,8 @@ class _Seen:
 
 
 def check_schema(schema: object) -> None:
-    """Raises UsageError, naming the place, for a JSON value that is no schema we can promise to keep to."""
+    """Raises UsageError, naming the place, for a JSON value that is not a schema we can promise to keep
+    to."""
     _check_size(schema)
     seen = _Seen()
     for place, inner in walk(schema):
@@ -222,7 +223,7 @@ def exact(number: object) -> Fraction:
 
 
 def check_depth(schema: object) -> None:
-    """Raises UsageError for a value that those who walk through it by recursion cannot take."""
+    """Raises UsageError for a value that is too deep for code that walks through it by recursion."""
     level: list[object] = [schema]
     for _ in range(MAX_DEPTH):
         level = [inner for value in level for inner in _inside(value)]

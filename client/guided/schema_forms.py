@@ -47,15 +47,16 @@ _UNPROMISED = frozenset(
 _MAX_FORMS = 64
 """That are told apart, properties of each that may do it, and values of those."""
 _MAX_REFERENCES = 8
-"""From one to the next."""
+"""References are followed at most this many times from one to the next."""
 _ANYTHING: tuple[object, ...] = (True, {})
 _SHAPE = frozenset(("$ref", "$anchor", "type", "const", "enum", "required")) | NAMED | MANY | ONE
 _TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean", "null"))
 
 
 def plain(schema: Any, *, lenient: bool = False) -> Any:
-    """The schema without what says nothing. What is no schema stays as it is, to be refused by name; if
-    ``lenient``, it goes, together with what cannot be promised. Raises UsageError for one too deep."""
+    """The schema without keywords that have no effect. A value that is not a schema stays as it is, to be
+    refused by name; if ``lenient``, it goes, together with what cannot be promised. Raises UsageError for one
+    too deep."""
     check_depth(schema)
     cleaned = _Cleaner(schema, lenient).cleaned(schema)
     return _with_living_references(cleaned) if lenient else cleaned
@@ -174,7 +175,7 @@ def _at(root: object, reference: object) -> object:
 
 
 def _tags(schema: object) -> dict[str, list[str]]:
-    """Of a schema of objects, the texts that a property may have which must be there."""
+    """For a schema of objects: the texts that a required property may have."""
     if not isinstance(schema, dict) or schema.get("type") != "object" or schema.get("nullable"):
         return {}
     properties, required = schema.get("properties"), schema.get("required")
@@ -269,7 +270,7 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exclusive(schema: dict[str, Any]) -> None:
-    """Draft 4 says by a flag that a bound is no part of the range."""
+    """Draft 4 says by a flag that a bound is not part of the range."""
     for flag, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if isinstance(schema.get(flag), bool):
             exclusive = schema.pop(flag)
@@ -307,7 +308,8 @@ def _ids(schema: object) -> dict[str, str]:
 
 
 def _with_living_references(schema: object) -> object:
-    """Without references to what is no schema of it; and without ``multipleOf``, where those are too many."""
+    """The schema without references to what is not a schema in it, and without ``multipleOf`` if there are
+    too many."""
     places: set[str] = set()
     anchors: set[str] = set()
     multiples: list[Fraction] = []

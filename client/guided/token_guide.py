@@ -1,9 +1,9 @@
 """Guides at work: compiled for a vocabulary by llguidance, they say which tokens may come next.
 
 Compiling takes a thread of its own, since it can take a second; one at a time and askers in turn, so that a
-flood of hostile grammars takes one core at most, and delays only its sender. Its stack is large: the
-compiler is recursive in what it reads. What is compiled here was compiled before in a process that is ended
-where it takes too much, or crashes, or nobody waits for it any more.
+flood of hostile grammars takes one core at most, and delays only its sender. Its stack is large: the compiler
+is recursive in what it reads. What is compiled here was first compiled in a process that is ended if it takes
+too much, crashes, or is not waited for any more.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ COMPILE_S = 30.0
 """A guide that takes longer is refused, its turn included; with our bounds a second of processor time is
 rare."""
 BOUNDS = Bounds(memory_bytes=2 * 2**30, cpu_s=5)
-"""Of compiling one guide, the address space of the stack included."""
+"""The bounds of compiling one guide, the address space of the stack included."""
 STACK_BYTES = 512 << 20
 """Address space, not memory, for the compiler's stack: a chain of 1200 references overflows the usual 8
 MB."""
 FREE_S, S_PER_TOKEN = 1.0, 0.005
-"""Processor time that a guide may take in one answer: this, and so much a token. Usual is 0.0001 a token."""
+"""A guide may take FREE_S seconds of processor time in one answer, and S_PER_TOKEN more a token. 0.0001 s a
+token is usual."""
 WHITESPACE = r"( |\n[ \t]{0,40})?"
-"""Between the parts of JSON: without a bound a model that is not sure goes on with spaces for ever."""
+"""The whitespace between the parts of JSON. Without a bound a model that is not sure writes spaces for
+ever."""
 
 _NAMES = {
     "json_object": "the JSON object",
@@ -50,7 +52,7 @@ _NAMES = {
     "lark": "the Lark grammar",
 }
 _LIMITS = {"step_lexer_fuel": 50_000, "max_items_in_row": 5_000, "max_lexer_states": 50_000}
-"""Of llguidance, where its defaults let one mask take over a second, or half a gigabyte; the first is four
+"""Limits of llguidance, whose defaults let one mask take over a second, or half a gigabyte. The first is four
 times less, the second twice more (for schemas of some hundred optional properties)."""
 
 
@@ -60,7 +62,7 @@ TRIAL = ConfinedProcess(
     {"limits": _LIMITS, "stack_bytes": STACK_BYTES},
     BOUNDS,
 )
-"""Where every guide is compiled first, for all models of this program."""
+"""The process in which every guide is compiled first, for all models of this program."""
 
 
 class TokenGuide:
@@ -162,8 +164,8 @@ class Guides:
         return TokenGuide(matcher.deep_copy(), self._vocab_size)
 
     def _leave(self, guide: Guide, compiled: asyncio.Task[Any]) -> None:
-        """One that waited waits no more. What nobody waits for is not compiled any further: else who asks and
-        hangs up, again and again, keeps everybody's guides waiting long after."""
+        """One that waited waits no more. A guide without a waiter is not compiled any further: else a client
+        that asks and leaves, again and again, would keep all guides waiting long after."""
         self._waiting[compiled] -= 1
         if self._waiting[compiled] > 0:
             return

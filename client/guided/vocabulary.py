@@ -10,10 +10,10 @@ _ANCHOR = "\x02"
 
 
 MAX_TEXT_BYTES = 4096
-"""Of a forced text that is cut as the model would have it. Of a longer one the beginning is, in the simplest
-way; the rest comes up again."""
+"""A forced text of up to this many bytes is cut into tokens as the model would do it. Of a longer one only
+the beginning is cut, in the simplest way; the rest comes up again."""
 MAX_TOKEN_BYTES = 128
-"""Of a token that is looked for in a forced text."""
+"""Tokens of up to this many bytes are looked for in a forced text."""
 
 
 class SpelledTokenizer(Protocol):

@@ -70,7 +70,7 @@ def configurations(
 
 
 def client_part(local: LocalModel) -> ClientModel:
-    """Raises UsageError for a client whose head is none of ours."""
+    """Raises UsageError for a client whose head was not loaded by us."""
     if not isinstance(local.head, ClientModel):
         raise UsageError("this client's head was not read from a model's files", hint="Use from_pretrained.")
     return local.head

@@ -55,7 +55,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of hidden states and logits."""
+        """The type of hidden states and logits."""
         return torch.float32
 
     @property
@@ -189,7 +189,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
 
 
 _HARMLESS = frozenset({"cache_position", "num_items_in_batch", "tokenizer", "assistant_tokenizer"})
-"""What transformers passes on to every model, for those that want it."""
+"""Arguments that transformers passes to every model, for those that want them."""
 _WHY_NOT = {
     "inputs_embeds": "Give input_ids: a lost peer's work is repeated from them.",
     "output_attentions": "Attention weights stay on the peers.",
@@ -265,8 +265,8 @@ def _check_positions(position_ids: Tensor | None, mask: Tensor | None, tokens: i
 
 
 def _wanted_columns(logits_to_keep: int | Tensor, tokens: int) -> Tensor:
-    """The columns, 0 to ``tokens`` - 1, whose logits are asked for, as transformers reads it: the last so
-    many, all for 0, or those of a tensor of indices."""
+    """The columns, 0 to ``tokens`` - 1, whose logits are asked for, as transformers reads it: the last
+    ``logits_to_keep``, all for 0, or those of a tensor of indices."""
     if isinstance(logits_to_keep, Tensor):
         indices = logits_to_keep.flatten().cpu().long()
         indices = torch.where(indices < 0, indices + tokens, indices)

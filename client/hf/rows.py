@@ -22,11 +22,11 @@ from ..hops.trace import Repair
 from ..session.swarm_session import SwarmSession
 
 MOST_FED_AGAIN = 16
-"""Tokens: more than that is never fed again where a fork would do."""
+"""At most this many tokens are fed again where a fork would do."""
 SPARE_TOKENS = 256
-"""KV cache reserved beyond what is fed, where nobody said how long a sequence is going to be."""
+"""Tokens of KV cache reserved beyond what is fed, if it is not known how long a sequence is going to be."""
 PREFILL_TOKENS = 64
-"""Tokens whose results nobody wants; from this number on they get a step of their own, which returns none."""
+"""From this number on, tokens whose results are not wanted get a step of their own, which returns none."""
 
 
 @dataclass(eq=False, slots=True)
@@ -344,7 +344,7 @@ def _take_over(spares: list[Row], source: Row, cheap: int) -> Row | None:
 
 
 def _leaders(tokens: Sequence[Sequence[int]], mask: Sequence[Sequence[int]]) -> list[int]:
-    """For each row the first that is the same."""
+    """For each row, the first row that is equal to it."""
     first: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     return [
         first.setdefault((tuple(row), tuple(kept)), number)

@@ -33,7 +33,7 @@ REFUSED_INPUT = frozenset(
 )
 """A step that is refused with one of these codes may be the fault of its sender."""
 MISCOUNTED = frozenset({ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
-"""Of those, these may follow from steps that were sent before."""
+"""Of those codes, these may follow from steps that were sent before."""
 
 
 @dataclass(slots=True)

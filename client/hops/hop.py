@@ -53,7 +53,7 @@ REPLAY_TOKENS = 256
 """A replay goes in chunks of this many tokens. The hop sends the next chunk when the next hop has computed
 the last one."""
 NOBODY = b""
-"""Where the results of a hop go whose next hop is lost: nowhere."""
+"""The next session of a hop whose next hop is lost: its results go nowhere."""
 
 _Answer = TypeVar("_Answer", Opened, Attached, Replayed)
 StepTold = Callable[[Progress, float], None]
@@ -89,9 +89,9 @@ class HopClient:
 
     ``length``: tokens that its KV cache held already when it opened. ``state``: what is known against it, and
     what it lacks. ``upstream`` and ``downstream`` are how it is wired now, as the node knows it: a peer id or
-    "", a session, None (us) or NOBODY. ``was_fed``: by another hop, so that what it holds and counts may be
-    that one's doing. ``names``: of its pages; None: they have none. ``misnamed``: they have none any more,
-    and the node has yet to be told.
+    "", a session, None (us) or NOBODY. ``was_fed``: by another hop, which may be the cause of what it holds
+    and counts. ``names``: of its pages; None: they have none. ``misnamed``: they have none any more, and the
+    node has yet to be told.
     """
 
     def __init__(self, plan: HopPlan, link: NodeLink, settings: SessionSettings, deadline_ms: int) -> None:
@@ -162,7 +162,7 @@ class HopClient:
         """Send what was computed for positions [start, until) to ``to`` (None: here), and what comes after.
 
         ``step`` and the ``until - start`` numbers after it are the replay's. Raises ReplayRefusedError, or
-        what the session failed of.
+        the session's error.
         """
         self.downstream = NOBODY
         try:
@@ -189,7 +189,7 @@ class HopClient:
     # What its route's session and its repair change.
 
     def listen(self, listener: Listener | None) -> None:
-        """Tell ``listener`` what happens from now on, and nobody else."""
+        """Tell only ``listener`` what happens from now on."""
         self.listener = listener
 
     def ignore_before(self, step: int) -> None:

@@ -19,8 +19,8 @@ Expected = type[Opened] | type[Attached] | type[Replayed]
 
 
 class Requests:
-    """Of one session. ``since``: when (perf_counter) the request that waits was sent; None: none waits.
-    ``expected``: its answer's type. ``replay_step``: the first step number of a replay that waits."""
+    """The requests of one session. ``since``: when (perf_counter) the request that waits was sent; None: none
+    waits. ``expected``: its answer's type. ``replay_step``: the first step number of a replay that waits."""
 
     def __init__(self) -> None:
         self.since: float | None = None

@@ -210,7 +210,7 @@ class RouteSession:
         return diagnosis.worst(self.hops)
 
     def rollback(self, length: int) -> None:
-        """The tokens from ``length`` on are no part of the sequence any more; ``forward`` goes on there."""
+        """The tokens from ``length`` on are not part of the sequence any more; ``forward`` goes on there."""
         self.acked = min(self.acked, length)
         for hop in self.hops:
             if hop.names is not None:
@@ -284,7 +284,7 @@ class RouteSession:
         return outputs[-1] if want is Want.LAST else torch.cat(outputs)
 
     def _decode(self, payload: Payload, tokens: int, decoding: bool) -> Tensor:
-        """The hidden states (tokens, hidden) that the last hop sent; blames it if they are none."""
+        """The hidden states (tokens, hidden) that the last hop sent; blames it if they are not valid."""
         hop = self.hops[-1]
         began = perf_counter()
         try:

@@ -97,8 +97,8 @@ class RowWatch:
         return memoryview(sent)[index * size : (index + 1) * size]
 
     def _judge(self, name: str, magnitude: float, codec: str, came: memoryview, position: int) -> None:
-        """A row is out of bounds: raises unless what came in was so, too. What is not finite is refused where
-        it is decoded, and is certainly of its sender's making."""
+        """A row is out of bounds: raises unless the incoming row was so too. A value that is not finite is
+        refused when it is decoded, and its sender is certainly the cause."""
         if not math.isfinite(magnitude):
             return
         (before,) = magnitudes(codec, came, 1, self._hidden)

@@ -94,12 +94,12 @@ class Segment:
 
     @property
     def codec(self) -> str:
-        """Of what goes in."""
+        """The codec of what goes in."""
         return self.first.codec
 
     @property
     def reply_codec(self) -> str:
-        """Of what comes out."""
+        """The codec of what comes out."""
         return self.last.reply_codec
 
     @property
@@ -113,7 +113,7 @@ class Segment:
         return len(self._sent)
 
     def take_slowest_wire_s(self) -> float:
-        """Of the decode steps since the last call."""
+        """The slowest wire time of the decode steps since the last call, in seconds."""
         slowest_s, self._slowest_wire_s = self._slowest_wire_s, 0.0
         return slowest_s
 
@@ -128,7 +128,8 @@ class Segment:
         decoding: bool = False,
         hold: bool = False,
     ) -> None:
-        """Send a step of ``tokens`` encoded tokens. Never waits; who sends many awaits ``room`` before."""
+        """Send a step of ``tokens`` encoded tokens. Never waits; a caller that sends many awaits ``room``
+        first."""
         if self._broken:
             raise BrokenError
         first = self.first
@@ -323,7 +324,7 @@ class Segment:
 
 
 def check_size(hop: HopClient, result: Result, hidden_size: int) -> None:
-    """Raises RemoteProtocolError where a payload has not the size of its rows."""
+    """Raises RemoteProtocolError if a payload does not have the size of its rows."""
     size = payload_bytes(hop.reply_codec, result.tokens, hidden_size)
     if len(result.payload) != size:
         raise RemoteProtocolError(

@@ -1,5 +1,5 @@
 """Where the time of a generation went: per hop queue, compute and codec, per chain the wire; and on this
-side. What repairs have cost, and whom."""
+side. What repairs have cost, and which side paid."""
 
 from __future__ import annotations
 

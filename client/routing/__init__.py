@@ -1,1 +1,2 @@
-"""Which route to take: what nodes announce, what this client measured, whom it avoids. Opens no sessions."""
+"""Which route to take: what nodes announce, what this client measured, which peers it avoids. Opens no
+sessions."""

@@ -18,8 +18,8 @@ place of a lost one comes soon, and is best known before it is needed."""
 
 
 class Announcements:
-    """Of one model. ``nodes``: as last read. ``on_read`` is called after each reading that succeeded.
-    ``clock`` in seconds. ``close`` ends what still reads."""
+    """The announcements of one model. ``nodes``: as last read. ``on_read`` is called after each reading that
+    succeeded. ``clock`` gives seconds. ``close`` ends what still reads."""
 
     def __init__(
         self,

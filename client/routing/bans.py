@@ -1,4 +1,4 @@
-"""For how long to keep away from peers that failed: by reason, and never for what is another's fault."""
+"""How long to keep away from peers that failed: by reason, and never for another peer's fault."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SILENT_S = 8.0
 out."""
 MUTE_S = 3600.0
 """Seconds of the ban of a peer that answers PING and leaves requests without an answer. No honest peer does
-so; an hour is for reasons that nobody thought of. A client process should pay for a mute node once."""
+so; an hour is for unforeseen reasons. A client process should pay for a mute node once."""
 RETRY_S = 1.0
-"""Where nobody else could serve, a peer that failed is tried again after this many seconds for each failure
-in a row, banned or not."""
+"""If no other peer could serve, a peer that failed is tried again after this many seconds for each failure in
+a row, banned or not."""
 DRAINING_S = 5.0
 """Seconds of the ban of a peer that drains. After them its announcement says so too, or that it is back."""
 FIRST_BUSY_S = 0.05
@@ -52,7 +52,7 @@ NO_FAULT = frozenset(
         ErrorCode.JOURNAL_LOST,  # its memory is bounded
     }
 )
-"""A healthy peer may say these, too."""
+"""A healthy peer may say these codes too."""
 
 
 def is_fault(cause: SwarmError) -> bool:
@@ -64,8 +64,8 @@ def is_fault(cause: SwarmError) -> bool:
 
 
 class Bans:
-    """Turns what peers failed of into bans in ``health``. ``causes``: the last failure, by peer id. Bounded:
-    of more than MAX_PEERS peers those that failed longest ago are forgotten."""
+    """Turns failures of peers into bans in ``health``. ``causes``: the last failure, by peer id. Bounded: of
+    more than MAX_PEERS peers those that failed longest ago are forgotten."""
 
     def __init__(self, health: PeerHealth, rng: random.Random) -> None:
         self.causes: OrderedDict[str, SwarmError] = OrderedDict()
@@ -141,7 +141,7 @@ class Bans:
         return frozenset(filter(self._is_hopeless, self._health.banned(now)))
 
     def barred(self, now: float) -> frozenset[str]:
-        """Of the banned peers those to leave alone while only bans are in the way: hopeless ones, and those
+        """The banned peers to leave alone even if no route is left without them: hopeless ones, and those
         that were tried a moment ago."""
         records = self._health.statistics()
         return frozenset(

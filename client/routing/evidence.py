@@ -50,7 +50,7 @@ MAX_PEERS = 4096
 MAX_GROUPS = 4096
 """The turns of this many address groups are counted. Beyond it the count begins anew."""
 MAX_SEEN = 16384
-"""Of this many peers it is remembered since when they are known. Beyond it the oldest are forgotten."""
+"""The first meetings of this many peers are remembered. Beyond it the oldest are forgotten."""
 
 
 class Standing(IntEnum):

@@ -1,4 +1,4 @@
-"""Why there is no route, said as helpfully as what is known allows."""
+"""Why there is no route, with as much help as possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def explain(
     causes: Mapping[str, SwarmError],
     banned: AbstractSet[str],
 ) -> SwarmError:
-    """The error to raise in place of ``error``. ``causes``: what peers failed of, by peer id."""
+    """The error to raise in place of ``error``. ``causes``: the last failures, by peer id."""
     if not error.seen:
         return await _absence(error, model, directory)
     causes = {
@@ -62,7 +62,7 @@ def nobody_opens(tried: int, cause: SwarmError) -> NetworkError:
 
 
 def who_loads(seen: Sequence[NodeInfo]) -> str:
-    """``…abc123 is loading 0-10 and …def456 is loading 11-20``; "" where nobody is."""
+    """``…abc123 is loading 0-10 and …def456 is loading 11-20``; "" if none is."""
     coming = sorted((node.span, node.peer_id) for node in seen if node.state is NodeState.JOINING)
     told = [f"…{peer_id[-6:]} is loading {span}" for span, peer_id in coming[:_TOLD]]
     if len(coming) > _TOLD:
@@ -71,7 +71,7 @@ def who_loads(seen: Sequence[NodeInfo]) -> str:
 
 
 async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) -> SwarmError:
-    """Nobody serves this model: say what is served instead."""
+    """No node serves this model: say what is served instead."""
     try:
         models = [model for model in await directory.models() if model.digest != ours.digest]
     except NetworkError:

@@ -1,4 +1,4 @@
-"""The names of KV pages: what a client asks a hop for pages by, and what nobody else can ask for them by.
+"""The names of KV pages: a client asks a hop for pages by these names, and no other client can know them.
 
 A page is PAGE_TOKENS tokens. A hop's keys and values of a page depend on every token up to its end, on the
 model, on the hop itself, and on each hop before it: any of them may compute something else than it says. So
@@ -45,7 +45,7 @@ _PAGE = struct.Struct(f"<{PAGE_TOKENS}I")
 
 @dataclass(frozen=True, slots=True)
 class HopPlace:
-    """What one hop of a route does to activations, and who it is."""
+    """What one hop of a route does to activations, and its peer id."""
 
     peer_id: str
     span: Span

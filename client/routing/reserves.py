@@ -23,8 +23,8 @@ EXPLORE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Peers to be found for the blocks ``gap`` (None: all), other than those to do ``without``, who are known
-    ``least`` so well."""
+    """Peers to be found for the blocks ``gap`` (None: all), other than those to do ``without``, that are
+    known at least as well as ``least`` says."""
 
     gap: Span | None = None
     without: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ class Wanted:
 
 
 class Reserves:
-    """Of one client, for a model of ``n_blocks``. ``clock`` in seconds."""
+    """The reserves of one client, for a model of ``n_blocks``. ``clock`` gives seconds."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class Reserves:
         return self._evidence.in_turn(useful, now)
 
     def to_try(self, route: Route) -> NodeInfo | None:
-        """Whom to put on trial now, while ``route`` is in use: who may replace a hop that seems slow; else
-        one that never worked for us, while reserves lack; else, now and then, any such."""
+        """The peer to put on trial now, while ``route`` is in use: one that may replace a hop that seems
+        slow; else one that never worked for us, while reserves lack; else, from time to time, any such."""
         now = self._now()
         usable = {
             node.peer_id: node
@@ -115,7 +115,7 @@ class Reserves:
         self._evidence.asked(node)
 
     def proven(self) -> list[NodeInfo]:
-        """Those that have computed for us lately."""
+        """The peers that have computed for us lately."""
         now = self._now()
         return [
             node

@@ -90,8 +90,9 @@ class RouteFinder:
         *,
         own_only: bool = False,
     ) -> Planned:
-        """The cheapest route, which is ``held`` where that need not be fed so much. ``own_only``: claims that
-        are better than what this client measured count for nothing. Raises NoRouteError."""
+        """The cheapest route. It is ``held`` if that is cheaper because it needs fewer tokens fed.
+        ``own_only``: claims that are better than what this client measured count for nothing. Raises
+        NoRouteError."""
         return self._faults.without_culprits(
             lambda some: self._search_among(self._as_seen(some, own_only), request, held),
             nodes,

@@ -1,4 +1,4 @@
-"""Waiting for a route: for blocks that nobody serves, or for peers that are busy or failed a moment ago."""
+"""Waiting for a route: for blocks that no node serves, or for peers that are busy or failed a moment ago."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ Search = Callable[[Sequence[NodeInfo], frozenset[str]], Planned]
 
 
 class RouteWait:
-    """Of one client. ``clock`` and ``sleep`` in seconds. ``demand`` is told while there is no route."""
+    """The waiting of one client. ``clock`` and ``sleep`` take seconds. ``demand`` is told while there is no
+    route."""
 
     def __init__(
         self,

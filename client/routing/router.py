@@ -35,7 +35,7 @@ class Router:
     """Plans routes for one model. Everything that is learned of peers goes in here: failures, round trips.
 
     ``bytes_per_token``: activations of a token on the wire, one way. ``clock`` in seconds. ``demand`` is told
-    while there is no route. ``reserves``: who could serve besides those in use.
+    while there is no route. ``reserves``: the peers that could serve besides those in use.
     """
 
     def __init__(
@@ -159,7 +159,8 @@ class Router:
         self._announcements.unsettled()
 
     def passed_by(self, failure: HopFailedError) -> None:
-        """As ``failed``, of a peer that no session was at: the swarm is no more unsettled than before."""
+        """As ``failed``, for a peer without a session of ours: the swarm does not count as unsettled for
+        it."""
         self._note(failure)
 
     def _note(self, failure: HopFailedError) -> None:
@@ -198,11 +199,11 @@ class Router:
         self._evidence.answered(peer_id, self.now())
 
     def is_stranger(self, peer_id: str) -> bool:
-        """It has not answered us lately."""
+        """True if the peer has not answered us lately."""
         return self._evidence.standing(peer_id, self.now()) is Standing.STRANGER
 
     def is_wary(self) -> bool:
-        """Somebody was found lately who is far slower than he says: there may be more of them."""
+        """True if a peer was found lately that is far slower than it says: there may be more of them."""
         return self.now() < self._evidence.wary_until
 
     def is_proven(self, peer_id: str) -> bool:

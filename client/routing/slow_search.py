@@ -1,4 +1,4 @@
-"""Slow hops of a client's routes: who should be left now, and what is remembered of those that were."""
+"""Slow hops of a client's routes: which one should be left now, and what is remembered of those that were."""
 
 from __future__ import annotations
 

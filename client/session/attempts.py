@@ -28,10 +28,10 @@ MAX_FAILURES = 8
 """A session gives up after this many failures of proven peers without a token in between: a prompt that
 brings nodes down must not walk through the swarm."""
 MAX_STRANGE_FAILURES = 16
-"""The same for peers that never worked for this client. Some may be there to fail, and a new client knows
-nobody."""
+"""The same for peers that never worked for this client. Some may be there to fail, and a new client knows no
+peer."""
 WARY_S = 2.0
-"""Where liars were met lately and too few peers are proven, trials before a route is opened take at most this
+"""If liars were met lately and too few peers are proven, trials before a route is opened take at most this
 many seconds."""
 STRANGERS_S = 30.0
 """Strangers that open no session are tried for this many seconds without a token in between."""
@@ -45,7 +45,7 @@ T = TypeVar("T", bound=Closeable)
 
 
 class Attempts:
-    """Of one session. ``passed_over``: peers that were tried and did not serve, and why."""
+    """The attempts of one session. ``passed_over``: peers that were tried and did not serve, and why."""
 
     def __init__(self, router: Router, scout: Scout, need: Need) -> None:
         self.passed_over: dict[str, str] = {}
@@ -92,8 +92,9 @@ class Attempts:
             raise failure.cause from failure
 
     async def look_around(self, gap: Span | None = None) -> None:
-        """If strangers have failed: find out who is there, for the whole model or the blocks ``gap``; and who
-        works, if some were there and did not. For some seconds at most if liars were met lately."""
+        """If strangers have failed, find out which peers are there, for the whole model or the blocks
+        ``gap``; and which ones work, if some were there and did not. For some seconds at most if liars were
+        met lately."""
         if self._lacking is not None:
             least, self._lacking = self._lacking, None
             self._note(await self._scout.meet(self._need, Wanted(gap, least=least)))

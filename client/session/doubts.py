@@ -1,4 +1,4 @@
-"""When to leave a hop that says it works, and shows nothing for it, though it may only be slow.
+"""When to leave a hop that says it works, and shows no progress, though it may only be slow.
 
 It is left only where a proven peer could take its place; other peers are put on trial as soon as the first
 doubt comes. To be left is no blame: the hop is avoided for seconds only. Each doubt without a token in
@@ -21,7 +21,7 @@ from .scout import Scout
 
 
 class Doubts:
-    """Of one session; a ``plan.Patient``. ``close`` ends what it has begun."""
+    """The doubts of one session; a ``plan.Patient``. ``close`` ends what it has begun."""
 
     def __init__(self, router: Router, scout: Scout, need: Need) -> None:
         self._router = router

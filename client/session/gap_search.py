@@ -34,7 +34,8 @@ def repair_limits(limits: WaitLimits) -> WaitLimits:
 
 
 class GapSearch:
-    """Of one session. ``limits`` are those for its first route; ``on_wait`` is told while it waits."""
+    """The gap searches of one session. ``limits`` are those for its first route; ``on_wait`` is told while it
+    waits."""
 
     def __init__(
         self, router: Router, attempts: Attempts, need: Need, limits: WaitLimits, on_wait: OnWait | None

@@ -213,7 +213,7 @@ class RouteRepair:
         return line
 
     async def _open(self, line: Line, plans: dict[int, HopPlan]) -> dict[int, HopClient]:
-        """Open the new hops, and tell those behind them who comes before, at the same time."""
+        """Open the new hops, and at the same time tell the hops behind them which peer comes before."""
         session = self._session
         opened: dict[int, HopClient] = {}
 

@@ -1,4 +1,4 @@
-"""From when a route broke until tokens came again: what was lost, why, and what it has cost whom."""
+"""From a route's break until tokens came again: what was lost, why, and what it has cost each side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..hops.trace import Repair, RepairKind
 
 @dataclass(slots=True)
 class ReplayCost:
-    """What was computed once more, and who sent the activations for it."""
+    """What was computed once more, and which side sent the activations for it."""
 
     tokens: int = 0
     node_bytes: int = 0
@@ -48,7 +48,7 @@ class RepairRecord:
         self._causes.append(cause)
 
     def reached(self, acked: int) -> None:
-        """The route had computed so many tokens before it broke once more."""
+        """The route had computed ``acked`` tokens before it broke once more."""
         self.acked = max(self.acked, acked)
 
     def reopen(self, lost: Iterable[str]) -> None:

@@ -75,8 +75,9 @@ class Scout:
         self._meetings: dict[Wanted, _Meeting] = {}
 
     async def meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
-        """Find out who is there, or with ``wanted.least`` PROVEN who works, until those who are could carry
-        ``need``, or no peer is left. Returns the failures. Sessions that want the same share one search."""
+        """Find out which peers are there, or with ``wanted.least`` PROVEN which ones work, until those found
+        could carry ``need``, or no peer is left. Returns the failures. Sessions that want the same share one
+        search."""
         meeting = self._meetings.get(wanted)
         if meeting is None:
             task = asyncio.create_task(self._meet(need, wanted))
@@ -121,7 +122,7 @@ class Scout:
         await cancel_all(tasks)
 
     def mute(self, hops: Sequence[Hop]) -> frozenset[str]:
-        """Those of ``hops`` to whom no link stands yet."""
+        """The ``hops`` without a link yet."""
         return frozenset(hop.peer_id for hop in hops if not self._links.is_met(hop.peer_id))
 
     @property
@@ -155,7 +156,7 @@ class Scout:
     def _next(
         self, need: Need, wanted: Wanted, asked: set[str], in_vain: int, since: list[float]
     ) -> list[NodeInfo]:
-        """Whom to dial now, besides those dialled ``since`` and still to answer."""
+        """The peers to dial now, besides those dialled ``since`` and still to answer."""
         now = perf_counter()
         mute = sum(now - at > MUTE_S for at in since)
         at_once = min(MOST_AT_ONCE, AT_ONCE + (in_vain + mute) // PATIENT)

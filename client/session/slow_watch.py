@@ -46,7 +46,7 @@ class _Apart:
 
 
 class SlowWatch:
-    """Of one session."""
+    """The watch of one session."""
 
     def __init__(self, router: Router) -> None:
         self.step_times = StepTimes()

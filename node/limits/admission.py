@@ -1,5 +1,7 @@
 """How much KV cache and how many places each peer may take, which must give some back, and when there will be
-more. No clock, no memory. While there is room, a peer may hold all of the cache (up to the node's
+more.
+
+No clock, no memory. While there is room, a peer may hold all of the cache (up to the node's
 ``kv_share_per_peer``) and as many sessions as the node gives one peer. Once a peer finds none, both are
 divided: among the address groups of the peers that hold or want some, then among the peers of each group. For
 WANT_SECONDS from then no peer may grow beyond its share, and a peer beyond it gives sessions back: idle ones

@@ -1,4 +1,4 @@
-"""Who may ask, how often, and how much runs at once."""
+"""Which callers may ask, how often, and how much runs at once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .errors import ApiError, too_many
 
 MAX_KEYS = 10_000
 MAX_KEYS_BYTES = 1024 * MAX_KEYS
-"""Of their file, comments included."""
+"""Bytes of their file at most, comments included."""
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered. The one that was seen the longest ago is forgotten first."""
 SHORTEST_KEY = 8
 SPARE_REQUESTS = 64
-"""Requests beyond those that one caller may have, kept for others, so that one caller locks nobody out."""
+"""This many places are kept for requests of other callers, so that one caller cannot take all places."""
 
 
 class ApiKeys:
-    """Keys out of a file, one a line; ``#`` begins a comment. Without a file everybody may ask."""
+    """Keys from a file, one a line; ``#`` begins a comment. Without a file every caller may ask."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._digests = frozenset(map(_digest, keys))
@@ -55,7 +55,7 @@ class ApiKeys:
         return bool(self._digests)
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Who asks; None where everybody may. Raises ApiError 401."""
+        """The caller's key; None if every caller may ask. Raises ApiError 401."""
         if not self._digests:
             return None
         words = dict(headers).get(b"authorization", b"").decode("latin-1").split()
@@ -93,8 +93,9 @@ class RequestRate:
 
 class GatewayAdmission:
     """``most_running``: generations at once; others wait for their turn. ``most_requests``: answered or
-    waiting at once; more are refused, but for SPARE_REQUESTS of callers who have less than an equal part.
-    Callers take turns: next is who has the fewest running, of these who had no turn for longest."""
+    waiting at once; more are refused, except SPARE_REQUESTS of callers that have less than an equal part.
+    Callers take turns: next is the one with the fewest running, and of these the one that had no turn for
+    longest."""
 
     def __init__(self, most_running: int, most_requests: int) -> None:
         self.running = 0

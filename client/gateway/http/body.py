@@ -13,7 +13,8 @@ from .errors import ApiError, wrong
 from .reading import Reading
 
 MAX_DEPTH = 64
-"""Of objects and lists inside each other; no honest request comes near, and templates and schemas recurse."""
+"""At most this many objects and lists may be nested. No honest request comes near, and templates and schemas
+recurse."""
 
 MAX_CONTAINERS = 2**16
 """Objects and lists in a body. Python's garbage collector looks at all of them again and again while they are
@@ -23,7 +24,7 @@ MAX_NAMES = 2**16
 MAX_VALUES = 2**19
 """Values in a body: some ten milliseconds where they are numbers, such as token ids."""
 MAX_SHOWN = 40
-"""Characters of a name in an error."""
+"""An error shows at most this many characters of a name."""
 _LONG_NUMBER = b"0" * 64
 """Digits that take long to read: the time grows with the square of their number."""
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
@@ -39,7 +40,7 @@ def to_json(value: object) -> str:
 
 
 class ClientGoneError(Exception):
-    """Nobody is there any more to be answered."""
+    """The client has left before its answer."""
 
 
 async def read_json(
@@ -84,7 +85,7 @@ async def read_json(
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises ApiError 400 for what is no JSON, too deep, or of too many parts."""
+    """Raises ApiError 400 for a body that is not JSON, nested too deep, or of too many parts."""
     if _too_many(data) and (what := _too_many(_outside_strings(data))):
         raise wrong("", f"holds over {what}", code="invalid_json")
     try:
@@ -110,7 +111,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def _too_many(data: bytes) -> str:
-    """Of what it has more than may be; characters in strings are counted, too."""
+    """What it has too many of; characters in strings are counted too."""
     if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
         return f"{MAX_CONTAINERS} objects and lists"
     if data.count(b":") > MAX_NAMES:
@@ -132,8 +133,8 @@ def _integer(digits: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two values with one name, one would be without effect, and who looks at the request on its way here
-    may have looked at the other."""
+    """Refuses two values with one name: one would be without effect, and a filter before the gateway may have
+    checked the other."""
     values = dict(pairs)
     if len(values) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]

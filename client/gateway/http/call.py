@@ -11,12 +11,12 @@ from .errors import ApiError
 from .reading import Reading
 
 ABORT = "swarm_node.abort"
-"""Key of the ASGI scope: a function that ends the connection at once, whatever is still to be sent."""
+"""The ASGI scope's key of a function that ends the connection at once, even if data is still to be sent."""
 BODY_S = 30.0
-"""For a request's body to arrive."""
+"""Seconds for a request's body to arrive."""
 LEFT_BYTES, LEFT_S = 64 * 2**20, 10.0
-"""Of a body that is not wanted, what is still taken and for how long: most clients look for an answer only
-once they have sent all, and who hangs up on them takes the answer back."""
+"""Bytes that are still read of an unwanted body, and seconds for it. Most clients look for an answer only
+after they have sent all, and a closed connection would take the answer from them."""
 
 T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -29,7 +29,7 @@ class HttpCall:
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_s: float) -> None:
         self.scope = scope
         self.status = 0
-        """Of the reply; 0 before it began."""
+        """The reply's status; 0 before it began."""
         self.streaming = False
         self._receive = receive
         self._send = send
@@ -112,7 +112,7 @@ class HttpCall:
         return message
 
     async def _take_the_rest(self) -> None:
-        """Of a body that nobody wants."""
+        """Read the rest of an unwanted body."""
         taken = 0
         try:
             async with asyncio.timeout(LEFT_S):

@@ -13,9 +13,9 @@ from .call import ABORT
 from .errors import ApiError
 
 HEADER_S = 10.0
-"""For a request's head to arrive, from the connection's beginning or the request's."""
+"""Seconds for a request's head to arrive, from the connection's beginning or the request's."""
 MAX_HEADER_BYTES = 64 * 1024
-"""Of a request's head, and of what stands between two parts of its body."""
+"""Bytes of a request's head at most, and of what stands between two parts of its body."""
 KEEP_ALIVE_S = 30
 LINGER_S = 2.0
 """Seconds for which a refused connection is still read: if it were closed at once, the client could lose the
@@ -23,7 +23,7 @@ answer."""
 RESERVED_FILES = 256
 """Descriptors that are kept for all else: peers, models, logs."""
 _LINE = 4
-"""Bytes that a header takes beside its name and value."""
+"""A header takes this many bytes beside its name and value."""
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 
@@ -114,7 +114,7 @@ class HttpConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer in place of whatever runs here, and hang up."""
+        """Answer in place of the request's handler, and close the connection."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True

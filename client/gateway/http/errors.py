@@ -23,7 +23,7 @@ from ....swarm.errors import (
 from ....swarm.routing.best_route import NoRouteError
 
 RETRY_S = 2
-"""What ``Retry-After`` says where nobody knows better."""
+"""The seconds of ``Retry-After`` if no better time is known."""
 
 
 class ApiError(Exception):
@@ -80,7 +80,7 @@ def internal() -> ApiError:
 
 
 def serve_commands(blocks: Sequence[str], model: str, initial_peers: str) -> list[str]:
-    """What would fill blocks that nobody serves."""
+    """The commands that would fill blocks that no node serves."""
     begin = f"swarm-node serve --model {shlex.quote(model or 'PATH_OR_NAME')} --blocks"
     through = f" --initial-peers {initial_peers}" if initial_peers else ""
     return [f"{begin} {span}{through}" for span in blocks]

@@ -1,7 +1,7 @@
 """By which name a request calls this computer.
 
-A web page elsewhere can have a name of its own lead here, and then ask as if it were at home. It cannot
-choose what its browser writes into ``Host``: that is its own name.
+A web page elsewhere can point a name of its own here, and then ask as if it were local. It cannot choose what
+its browser writes into ``Host``, which is its own name.
 """
 
 from __future__ import annotations

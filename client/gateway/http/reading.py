@@ -18,9 +18,10 @@ from ....swarm.fairness.unfinished import UnfinishedFrames
 from .errors import too_many
 
 MOST_BYTES = 64 * 2**20
-"""Of all bodies together, or four of the largest where those are larger."""
+"""Bytes of all bodies together at most, or four of the largest if that is more."""
 INLINE_BYTES = 32 * 1024
-"""Of a body that is read at once, in some milliseconds at worst; a larger one is read in a thread."""
+"""A body of up to this many bytes is parsed at once, in some milliseconds at worst; a larger one is parsed in
+a thread."""
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Reading:
 
 
 class Readings:
-    """Those of all requests. ``max_body_bytes``: of one."""
+    """The readings of all requests. ``max_body_bytes``: the bound of one."""
 
     def __init__(self, max_body_bytes: int) -> None:
         limits = ShareLimits(max(MOST_BYTES, 4 * max_body_bytes))

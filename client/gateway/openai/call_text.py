@@ -17,7 +17,8 @@ _SPACE = " \t\n\r"
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _NUMBER_BEGIN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:(?<=[0-9])[eE][+-]?[0-9]*)?)?")
 _LONGEST = 1024
-"""Characters of a number, and of a name or key with escapes; each is looked at anew with every character."""
+"""A number, or a name or key with escapes, has at most this many characters: it is read anew with every
+character."""
 _WORDS = ("true", "false", "null")
 Role = Literal["calls", "call", "name", "object", "anything"]
 """What a value must be: one call or a list of them, a call, a tool's name, an object; or it may be

@@ -19,7 +19,7 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 256
 MAX_CALLS = 128
 MAX_TEXT = 16 * 1024 * 1024
-"""Characters; the body's limit comes first."""
+"""Characters of a text at most; the body's limit is usually reached first."""
 
 
 @dataclass(frozen=True, slots=True)

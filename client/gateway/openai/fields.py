@@ -27,8 +27,8 @@ class BodyFields:
         return f"{self.where}.{field}" if self.where else field
 
     def unread(self) -> Iterator[tuple[BodyFields, str, Any]]:
-        """What nobody asked for, here and in the objects inside that were: the object, the field, its value.
-        Those that are null are left out."""
+        """The fields that were not read, here and in inner objects that were: the object, the field, its
+        value. Those that are null are left out."""
         if self._is_whole:
             return
         for field, value in self._values.items():

@@ -19,7 +19,7 @@ MAX_CHOICES = 1024
 
 
 def read_format(body: BodyFields, tools: Tools) -> tuple[Guide | None, str]:
-    """The guide, and the field that asks for it. A call that must come is one, too."""
+    """The guide, and the field that asks for it. A required tool call is one too."""
     asked = [
         (guide, field)
         for guide, field in (

@@ -1,5 +1,5 @@
 """Fields of OpenAI, vLLM, llama.cpp, Ollama and others that this gateway knows and does not act on: what they
-may say. Nothing is accepted that would be without effect, and what nobody knows is told of."""
+may say. Nothing is accepted that would be without effect, and unknown fields are reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNCHANGING = frozenset(
     + ("chat_id", "conversation_id", "message_id", "request_id", "id", "trace_id", "timings_per_token")
     + ("return_progress", "provider", "cache_control")
 )
-"""They concern who bills, caches, schedules and traces, and change no answer by their nature."""
+"""These concern billing, caching, scheduling and tracing, and do not change an answer."""
 _OFF: Mapping[str, tuple[str, ...]] = {
     "mirostat": ("mirostat_tau", "mirostat_eta"),
     "dry_multiplier": (
@@ -150,9 +150,8 @@ def check_known(body: BodyFields) -> None:
 
 
 def passed_over(fields: BodyFields) -> tuple[str, ...]:
-    """What nothing has read and nobody here knows, in the objects inside too: the reply tells of it. Raises
-    ApiError for what is nearly the name of something, as a misspelled option would change nothing without a
-    word."""
+    """The unread and unknown fields, inner objects included: the reply names them. Raises ApiError for a name
+    that is nearly a known one, as a misspelled option would be ignored without notice."""
     unknown: dict[str, tuple[BodyFields, str]] = {}  # by how they are told
     for inner, name, value in fields.unread():
         if name not in UNCHANGING and value not in _NOTHING:

@@ -8,7 +8,7 @@ from typing import Any
 from ...generation import TokenEvent
 
 LEAST = -9999.0
-"""For what is impossible: JSON has no -inf."""
+"""The log-probability of an impossible token: JSON has no -inf."""
 
 TokenBytes = Callable[[int], bytes]
 
@@ -46,7 +46,7 @@ def text_logprobs(events: Sequence[TokenEvent], token_bytes: TokenBytes, offset:
 
 
 def text_length(events: Sequence[TokenEvent], token_bytes: TokenBytes) -> int:
-    """By which ``text_offset`` moves on."""
+    """The length by which ``text_offset`` moves on."""
     return sum(len(_text(token_bytes(event.token))) for event in events)
 
 

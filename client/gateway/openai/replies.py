@@ -25,7 +25,8 @@ MAX_TOLD = 10
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """A request that is ready to run. ``prompt_tokens``: of all prompts together. ``n``: choices for each of
-    them. ``guide_field``: which field asks for a guide, if any does. ``ignored``: fields nobody knows."""
+    them. ``guide_field``: which field asks for a guide, if any does. ``ignored``: fields that are not
+    known."""
 
     model: AsyncSwarmModel
     envelope: Envelope

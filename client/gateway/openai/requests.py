@@ -37,7 +37,7 @@ MAX_PROMPT_TEXT = 16 * 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """``logprobs``: None, or how many likely tokens beside each. ``template``: further variables for the chat
-    template. ``guide_field``: which field asks for the guide. ``ignored``: fields that nobody knows."""
+    template. ``guide_field``: which field asks for the guide. ``ignored``: fields that are not known."""
 
     model: str | None
     chat: ChatMessages

@@ -53,7 +53,7 @@ class ChoiceShape(ABC):
         return f"{self._before}{_quoted(text)}{self._after}"
 
     def _keep(self, event: TokenEvent) -> None:
-        """An end-of-text token is no part of what is said."""
+        """An end-of-text token is not part of what is said."""
         if self._token_bytes is not None and event.token not in self._eos_ids:
             self._events.append(event)
 

@@ -18,7 +18,7 @@ MAX_LOGPROBS = 20
 _SEED = 2**63
 _UNLIMITED = 2**31 - 1
 _LENGTHS = ("n_predict", "num_predict", "max_new_tokens")
-"""What llama.cpp, Ollama and transformers call ``max_tokens``."""
+"""The names of ``max_tokens`` in llama.cpp, Ollama and transformers."""
 
 
 @dataclass(frozen=True, slots=True)

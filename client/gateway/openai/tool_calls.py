@@ -27,11 +27,11 @@ class ToolCall:
 
 
 class ToolCallReader:
-    """Text in, piece by piece; out comes what is no call, to be shown, and complete calls.
+    """Takes text piece by piece; gives the text to show, and complete calls.
 
-    ``names``: the tools there are; what calls any other is shown as text. ``forced``: the whole answer is one
-    call, by its guide. ``parallel``: False lets the first call through alone. Nothing is held back that can
-    no longer be a call.
+    ``names``: the tools; a call of any other is shown as text. ``forced``: the whole answer is one call, by
+    its guide. ``parallel``: False lets the first call through alone. Nothing is held back that can no longer
+    be a call.
     """
 
     def __init__(self, names: AbstractSet[str], *, forced: bool = False, parallel: bool = True) -> None:
@@ -85,7 +85,7 @@ class ToolCallReader:
         return True
 
     def _split(self) -> tuple[str, list[ToolCall]]:
-        """What of the held text is no call, and the calls in it; what may become one stays."""
+        """The held text that is not a call, and the calls in it; text that may become one stays."""
         shown = ""
         calls: list[ToolCall] = []
         while True:
@@ -108,7 +108,7 @@ class ToolCallReader:
 
     def _end_of_call(self) -> int | None:
         """Where the closing tag of the call begins that the held text begins with; None where it has not
-        come, and 0 where it cannot, since this is no call."""
+        come, and 0 where it cannot, since this is not a call."""
         if self._tagged is None:
             self._tagged, self._tagged_read = CallText(self._names), len(OPENS)
         for place in range(self._tagged_read, len(self._held)):
@@ -144,7 +144,7 @@ class ToolCallReader:
         return [call for call in calls if call is not None] if all(calls) else []
 
     def _call(self, value: Any) -> ToolCall | None:
-        """ValueError and RecursionError for arguments that are no JSON."""
+        """Raises ValueError and RecursionError for arguments that are not JSON."""
         if not isinstance(value, dict) or value.keys() - KEYS:
             return None
         name = value.get("name")

@@ -20,7 +20,7 @@ MAX_DESCRIPTION = 64 * 1024
 _NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 
 _NONE = {"type": "object", "properties": {}, "additionalProperties": False}
-"""Of a tool that names no parameters, as at OpenAI: there are none."""
+"""The parameters of a tool that names none, as at OpenAI: it takes none."""
 
 ToolChoice = Literal["none", "auto", "required"]
 
