@@ -16,6 +16,7 @@ SWARMS = "tests/swarms/"
 LONGEST = tuple(
     f"{SWARMS}{name}.py"
     for name in (
+        "answers/test_exact_tokens",
         "answers/test_many_streams",
         "failures/test_chaos",
         "failures/test_network_survives",
