@@ -103,6 +103,7 @@ def numbers(value: object) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     swarms,

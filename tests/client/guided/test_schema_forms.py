@@ -171,6 +171,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(schema=SCHEMAS, definition=LEAVES, values=st.lists(VALUES, min_size=1, max_size=8))
 def test_forms_say_the_same_and_lenient_ones_no_more(schema: Any, definition: Any, values: list[Any]) -> None:

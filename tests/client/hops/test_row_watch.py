@@ -46,6 +46,7 @@ def look(
 finite = st.floats(-100, 100, width=32)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(finite, min_size=HIDDEN, max_size=HIDDEN), min_size=1, max_size=4),
     st.sampled_from(CODECS),

@@ -164,7 +164,7 @@ class Allocator(RuleBasedStateMachine):
             assert (p.page.holders, p.page.claims, p.page.key) == (p.holders, p.claims, p.key)
 
 
-TestAllocator = Allocator.TestCase
+TestAllocator = pytest.mark.slow(Allocator.TestCase)
 
 
 def test_a_double_free_is_a_bug():

@@ -202,7 +202,7 @@ def content(span: Span, name: bytes) -> int:
     return -1000 - crc32(bytes([span.start, span.end]) + name)
 
 
-TestTables = Tables.TestCase
+TestTables = pytest.mark.slow(Tables.TestCase)
 TestTables.settings = settings(max_examples=100, stateful_step_count=50)
 
 

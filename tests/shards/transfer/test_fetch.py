@@ -77,6 +77,7 @@ async def test_what_was_not_fetched_is_an_error_and_never_zeros(world: PieceWorl
         assert absent > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("announced", [False, True])
 async def test_three_cold_peers_take_each_byte_from_the_origin_about_once(
     world: PieceWorld, announced: bool

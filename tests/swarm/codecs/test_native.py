@@ -45,6 +45,7 @@ row_values = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 90), st.data())
 def test_both_paths_write_the_same_bytes(tokens: int, hidden: int, data: st.DataObject) -> None:

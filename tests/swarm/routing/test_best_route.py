@@ -124,6 +124,7 @@ def swarms(draw: st.DrawFn) -> tuple[list[NodeInfo], Edges, RouteRequest]:
     return nodes, Edges(nodes, known, unchained=unchained), wanted
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(swarms(), st.randoms(use_true_random=False))
 def test_agrees_with_brute_force(

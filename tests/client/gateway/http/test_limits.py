@@ -239,6 +239,7 @@ async def test_who_does_not_read_is_given_up_and_disturbs_nobody(serve: Serve) -
     await until(lambda: served.server.connections == 1)  # the one that asked beside it
 
 
+@pytest.mark.slow
 async def test_a_thousand_connections(serve: Serve) -> None:
     """Some ask, some only sit there: every request is answered or refused, one beside them is served."""
     served = await serve(limits={"max_running": 8, "max_requests": 40}, a="0-5")

@@ -138,6 +138,7 @@ CALLS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     value=CALLS | st.lists(CALLS, max_size=3) | ARGUMENTS,
