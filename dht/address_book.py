@@ -1,5 +1,5 @@
 """Peers of a swarm that answered before, and where: kept on disk, so that a process that starts again, or
-whose directory has gone dark, need not rely on the addresses that it was given.
+whose directory does not answer any more, need not rely on the addresses that it was given.
 
 A book belongs to one way into a swarm: its tag and the initial peers, or ourselves where there are none. It
 only says which addresses to dial: the transport then proves which peer answers.

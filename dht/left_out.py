@@ -53,7 +53,7 @@ class LeftOutPeers:
             logger.log(level, "event=peer_left_out peer=%s reason=%r", peer_id, reason, exc_info=bug)
 
     def all(self) -> tuple[LeftOut, ...]:
-        """Those that were read lately, by peer id."""
+        """The peers that were left out lately, by peer id."""
         self._forget(self._clock())
         return tuple(LeftOut(peer_id, self._peers[peer_id][1]) for peer_id in sorted(self._peers))
 

@@ -53,7 +53,7 @@ class Namesakes:
             self._since = mark.since
 
     def saw(self, info: NodeInfo, expiration: float) -> None:
-        """An entry of our own identity, whichever process wrote it."""
+        """Take an entry of our own identity, of this or another process."""
         other = info.incarnation
         if other is None or other.nonce == self._nonce:
             return

@@ -1,7 +1,7 @@
 """When our own code fails over what a peer has said: the peer is left out, and the failure is not hidden.
 
 Bounds at the doors (``figures``, ``fields``) should make this impossible. Where it happens all the same it is
-a fault of ours. Then one peer's words must not end a loop, a process or everybody's requests: the fault is
+a fault of ours. Then one peer's data must not end a loop, a process or the requests of others: the fault is
 logged with its traceback and counted, and the work goes on without that peer.
 """
 
@@ -54,8 +54,8 @@ class Faults:
 
     @contextmanager
     def survived(self) -> Iterator[None]:
-        """Whatever goes wrong inside is noted and passed over, so that a loop around it goes on. For work
-        that may be left out once: the loop must pause before it tries again."""
+        """Errors inside are noted and not raised, so that a loop around it goes on. Use it for work that may
+        be left out once: the loop must pause before it tries again."""
         try:
             yield
         except Exception as fault:  # noqa: BLE001 - told with its traceback
@@ -69,8 +69,8 @@ class Faults:
     ) -> Result:
         """``work`` on all ``records`` or, where it fails unexpectedly, on those that it does not fail over.
 
-        An answer such as that there is no route is no failure: it is raised. So is the failure itself if no
-        part of the records is found with which the work does not fail.
+        An answer, such as that there is no route, is not a failure: it is raised. So is the failure itself if
+        no part of the records is found with which the work does not fail.
         """
         try:
             return work(records)

@@ -113,7 +113,7 @@ def public_key_of(peer_id: str) -> bytes:
 
 
 def peer_id_bytes(peer_id: str) -> bytes:
-    """A PeerID in binary, of whatever kind of key. Raises RemoteProtocolError."""
+    """A PeerID in binary, for any kind of key. Raises RemoteProtocolError."""
     raw = _unbase58(peer_id) if 0 < len(peer_id) <= _MAX_PEER_ID_CHARS else None
     if raw is None:
         raise RemoteProtocolError(f"{peer_id[:_MAX_PEER_ID_CHARS]!r} is not a PeerID")
@@ -165,7 +165,8 @@ def _seed_from(data: bytes, file: Path) -> bytes:
 
 
 def _create(file: Path, data: bytes) -> None:
-    """Write ``data`` at once and only if nobody else did: a crash or a race never leaves half a key."""
+    """Write ``data`` at once and only if the file does not exist: a crash or a race never leaves half a
+    key."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     create_file(file, data)  # where another process was first, its key counts
 

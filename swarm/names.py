@@ -87,7 +87,7 @@ def nearness(name: str, known: str) -> int | None:
 
 def matching(name: str, known: Iterable[str]) -> list[str]:
     """The known names that are the nearest to ``name``, if any is near: each once, in order. For names that
-    nobody else can choose."""
+    strangers cannot choose."""
     near = {each: how for each in known if (how := nearness(name, each)) is not None}
     nearest = min(near.values(), default=0)
     return [each for each, how in near.items() if how == nearest]

@@ -64,7 +64,8 @@ class PeerHealth:
         return until
 
     def ban(self, peer_id: str, now: float, seconds: float, reason: str = "") -> float:
-        """Keep away for at least ``seconds`` whatever the count (a peer that lied, or asked for a pause)."""
+        """Keep away for at least ``seconds``, with any count of failures (a peer that lied, or asked for a
+        pause)."""
         if not seconds > 0:
             raise UsageError(f"a ban must last more than 0 seconds, not {seconds}")
         earlier = self._current(peer_id, now)
@@ -91,7 +92,7 @@ class PeerHealth:
         return frozenset(peer_id for peer_id, record in self._records.items() if now < record.banned_until)
 
     def next_release(self, now: float) -> float | None:
-        """When the next ban ends, None when there is none: how long waiting for a route makes sense."""
+        """When the next ban ends, None if there is none. A wait for a route makes sense until then."""
         return min((r.banned_until for r in self._records.values() if now < r.banned_until), default=None)
 
     def statistics(self) -> dict[str, PeerRecord]:

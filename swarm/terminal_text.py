@@ -2,8 +2,8 @@
 
 A control character that reaches a terminal can move the cursor, recolour or rewrite what was shown, set the
 window's title, or type into the shell; a bidirectional override shows a line in another order than it has; a
-newline in a log begins a line that nobody wrote. Here each such character becomes a visible one, one by one:
-so a sequence that arrives in pieces does not slip through.
+newline in a log begins a false line. Here each such character becomes a visible one, one by one: so a
+sequence that arrives in pieces does not slip through.
 """
 
 from __future__ import annotations

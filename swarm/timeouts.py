@@ -67,8 +67,8 @@ def work_within_s(expected_s: float, queue_s: float, *, cold: bool, most_s: floa
 
 
 def doubt_within_s(expected_s: float, queue_s: float, doubts: int) -> float:
-    """Seconds for which a peer that says it works may show no progress before another is preferred to it,
-    which is no blame; the others as in ``work_within_s``. ``doubts``: how often it has happened in a row."""
+    """Seconds for which a peer that says it works may show no progress before another is preferred to it
+    without a ban; the others as in ``work_within_s``. ``doubts``: how often it has happened in a row."""
     queue_s = min(DOUBT_QUEUE_S, max(0.0, queue_s))
     return (DOUBT_LEAST_S + DOUBT_FACTOR * (max(0.0, expected_s) + queue_s)) * 2.0 ** min(doubts, 16)
 

@@ -2,8 +2,8 @@
 theirs.
 
 A peer that asks gets the entries as they lie in the DHT. Each peer has a budget of keys that it may ask for
-and of entries that it may store, so that one that asks too much waits, alone. What all of them may cause
-together is bounded, too; where that is scarce, address groups go in turn, and room is divided among them.
+and of entries that it may store, so that one that asks too much waits, alone. The work for all of them
+together is bounded too. If it is scarce, address groups go in turn, and room is divided among them.
 """
 
 from __future__ import annotations

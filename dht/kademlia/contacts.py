@@ -1,4 +1,4 @@
-"""Who is in the DHT: a PeerID that the transport has proven, and the id that follows from it.
+"""A peer in the DHT: a PeerID that the transport has proven, and the id that follows from it.
 
 Ids are computed here and nowhere else. What a message says about ids is only compared with that. So a peer
 can choose its place in the DHT only by inventing identities until one fits.

@@ -4,11 +4,11 @@ peer is left to ask.
 Sans-IO: the driver (look_up.py) asks the peers that ``ready`` names and tells the results. What one path
 learns stays in it, and no peer is asked twice. So a liar spoils its own path and no other. On each path:
 
-- Who is named answers for who named him. A peer whose names do not answer, or are all of one address group,
-  has no more of them asked: made-up names cost a few questions, however many there are.
+- A peer answers for the peers that it named. If its names do not answer, or are all of one address group, no
+  more of them are asked: made-up names cost only a few questions, however many there are.
 - An address group counts once (NAMED_OF_GROUP) as nearest to the key, while there are several groups:
   up to ``width`` others of it are asked besides.
-- Who has not answered for HEDGE_S is waited for no longer: the next is asked beside him.
+- A peer that has not answered for HEDGE_S is waited for no longer: the next is asked beside it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ WAITING = 8
 
 NAMED_OF_GROUP = 1
 """At most this many peers of one address group are named as nearest to a key, while there are others. So an
-attacker with one network is one of a key's replicas, however many identities it invents to be near."""
+attacker with one network is one of a key's replicas, with any number of identities near it."""
 
 NAMED_OF_UNKNOWN = 4
 """The same for peers whose address is not known: some were connected a moment ago, and some hide it."""

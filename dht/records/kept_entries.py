@@ -8,7 +8,7 @@ never pushed out by one of many. Of equals the last to come gives way, and an ow
 refresh.
 
 In the index of models many owners say the same. It is enough that INDEX_SPEAKERS do, from as many networks as
-there are: that is for the keeper to bound, not for owners who trust that others will speak.
+there are. The keeper bounds that, and owners need not leave it to each other.
 
 Pure: no hivemind, a clock that is given. Counts are exact and nothing is ever counted anew: a store, a
 refusal and an expiry cost O(log n) each.

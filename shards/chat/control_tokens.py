@@ -21,8 +21,8 @@ _OWN_WORDS = ("content", "reasoning_content", "reasoning", "thinking")
 
 
 class ControlTokens:
-    """``special`` steer the model and are left out of answers; ``shown``: steer it, too, and are shown, such
-    as ``<think>``. In what an assistant says those are the model's own, and remain what they are."""
+    """``special`` steer the model and are left out of answers; ``shown`` steer it too and are shown, such as
+    ``<think>``. In what an assistant says those are the model's own, and remain what they are."""
 
     def __init__(self, special: Iterable[str], shown: Iterable[str] = ()) -> None:
         hidden = set(special) - {""}
@@ -99,8 +99,8 @@ class MarkedChat:
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Of two that begin alike the longer. Vocabularies have up to some thousand: they are tried only where
-    the first two characters fit."""
+    """An expression for the tokens; of two that begin alike it takes the longer. Vocabularies have up to some
+    thousand, so they are tried only where the first two characters fit."""
     by_begin: dict[str, list[str]] = {}
     for token in sorted(tokens, key=len, reverse=True):
         by_begin.setdefault(token[:2], []).append(re.escape(token[2:]))

@@ -93,7 +93,7 @@ def _rendered(template: jinja2.Template, asks: bool, request: dict[str, Any]) ->
 
 
 def _written(template: jinja2.Template, request: dict[str, Any]) -> dict[str, str]:
-    """The ``text``; or what the template said against the messages (``refused``), failed of (``failed``), or
+    """The ``text``; or the template's reason to refuse the messages (``refused``), its error (``failed``), or
     that it writes ``too_much``."""
     room = min(MAX_CHARACTERS, CHARACTERS + PER_CHARACTER * request["characters"])
     pieces = []

@@ -22,7 +22,7 @@ from ..pieces.hashing import model_files
 from .checkpoint import directory_name
 
 MAX_MODELS = 1000
-"""Of one folder: a folder that holds more is none of models."""
+"""One folder has at most this many models: a folder with more entries is not a folder of models."""
 _DEPTH = 2  # folder/NAME/config.json, folder/OWNER/NAME/config.json
 _MAX_TITLE = 128
 

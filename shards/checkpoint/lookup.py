@@ -88,8 +88,8 @@ async def resolve_model(
 
     ``text``: a path, ``NAME``, ``NAME@DIGEST`` (its first characters) or ``NAME@sha256:ROOT``; None is the
     one model that the swarm serves. ``index`` is None outside of a swarm. ``hub``: whether the hub counts.
-    ``witnesses``: who is asked where the swarm has several models of the name. ``known``: what this machine
-    knows of names; None: ``default_known``.
+    ``witnesses`` are asked if the swarm has several models of the name. ``known``: what this machine knows of
+    names; None: ``default_known``.
 
     Raises UsageError for a name that several different models have and where none was named though there are
     several, ModelNotFoundError with near names if none has it, and NetworkError.
@@ -169,8 +169,8 @@ def with_pin(wanted: ModelName, known: KnownModels) -> tuple[ModelName, bool]:
 def _one_of(
     wanted: ModelName, here: Sequence[ModelLocation], refs: Sequence[ModelRef], known: KnownModels | None
 ) -> ModelLocation:
-    """Of several models on this machine the one that it used last under this name; else the one that the
-    swarm serves. It says so. Raises UsageError."""
+    """Of several models on this machine, the one that it used last under this name; else the one that the
+    swarm serves. The result says so. Raises UsageError."""
     places = {place.ref.digest: place for place in here if place.ref is not None}
 
     def taken(digest: str, reason: str, why: str) -> ModelLocation:

@@ -36,7 +36,7 @@ class ModelIndex(Protocol):
 @dataclass(frozen=True, slots=True)
 class NameDecision:
     """The model taken for a name that several models may have. ``reason``: of ``model_choice``, or "pinned".
-    ``is_change``: this machine has used another model under the name, which nobody announces now."""
+    ``is_change``: this machine has used another model under the name, which no node announces now."""
 
     name: str
     ref: ModelRef

@@ -1,4 +1,4 @@
-"""Opening a model, whatever form it comes in."""
+"""Opening a model in any of its forms."""
 
 from __future__ import annotations
 

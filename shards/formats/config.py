@@ -136,7 +136,7 @@ class ModelConfig:
 
 
 def unsupported_family(family: object) -> UnsupportedModelError:
-    """``family``: as the file has it, whatever that is."""
+    """``family``: the value in the file, of any type."""
     return UnsupportedModelError(
         f"model family {shown(family)} is not supported",
         hint="Supported: Llama-architecture models (LlamaForCausalLM; Mistral without sliding window).",

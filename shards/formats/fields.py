@@ -1,8 +1,8 @@
 """The values of one object of a file, each read by its type.
 
-Whatever a file has in place of a number, a text or a list ends in one line that names the file and the key,
-shows what is there, and says what belongs there. Every number has bounds, so no value of a file reaches a
-computation unchecked. True and false do not count as numbers, nor 1.0 as a whole number, as in transformers.
+A value of a wrong type in a file gives one line that names the file and the key, shows what is there, and
+says what belongs there. Every number has bounds, so no value of a file reaches a computation unchecked. True
+and false do not count as numbers, nor 1.0 as a whole number, as in transformers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Fields:
         self._read: set[str] = set()
 
     def has(self, key: str) -> bool:
-        """Whether the key is there, with whatever value."""
+        """Whether the key is there, with any value."""
         self._read.add(key)
         return key in self._values
 

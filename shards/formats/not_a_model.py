@@ -20,14 +20,15 @@ _OF_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")
 
 
 def download_hint(first: bytes) -> str:
-    """For a file that cannot be read. ``first``: at least 8 bytes that it begins with, if it has as many."""
+    """The hint for a file that cannot be read. ``first``: at least the first 8 bytes of the file, if it has
+    as many."""
     if len(first) >= 8 and _POINTER.startswith(first[: len(_POINTER)]):
         return "Git left a pointer in place of the file: run `git lfs pull` in its folder."
     return "Download it again."
 
 
 def no_model_error(directory: Path, lacks: str) -> CheckpointError:
-    """For a directory without the file or files ``lacks``: by what is there instead."""
+    """The error for a directory without the file or files ``lacks``, by what is there instead."""
     try:
         names = sorted(path.name for path in directory.iterdir())
     except OSError as error:
@@ -67,7 +68,7 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
 
 
 def no_path_error(text: str) -> CheckpointError:
-    """For a path at which there is nothing: with names beside it that may be meant."""
+    """The error for a path at which there is nothing, with names beside it that may be meant."""
     folder = Path(text).expanduser().parent
     near = [str(folder / name) for name in near_names(Path(text).name, models_in(folder))]
     return CheckpointError(
@@ -89,7 +90,7 @@ def models_in(folder: Path) -> list[str]:
 
 
 def tokenizer_hint(directory: Path) -> str:
-    """For a directory without tokenizer.json."""
+    """The hint for a directory without tokenizer.json."""
     saved = f"AutoTokenizer.from_pretrained({_text(directory)}).save_pretrained({_text(directory)})"
     return f"Have transformers write it: {_python(f'from transformers import AutoTokenizer; {saved}')}"
 

@@ -1,4 +1,4 @@
-"""A value of a file as a message shows it: in one short piece, whatever it is."""
+"""A value of a file as a message shows it: in one short piece, for any type."""
 
 from __future__ import annotations
 

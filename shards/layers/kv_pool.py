@@ -1,4 +1,5 @@
-"""Paged memory for keys and values: tensors only. Which slot belongs to whom is kept in ``node/``, in ints.
+"""Paged memory for keys and values: tensors only. ``node/`` keeps which slot belongs to which session, in
+ints.
 
 A slot is the memory of one page (``PAGE_TOKENS`` tokens) of one block: keys, then values. Keys are stored
 transposed, (head_dim, PAGE_TOKENS) a head, so that a CPU vector holds one channel of many tokens and a score

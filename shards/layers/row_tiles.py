@@ -1,4 +1,4 @@
-"""Products with one way to compute a row, whatever rows are computed beside it.
+"""Products with one way to compute a row, independent of the rows beside it.
 
 Products on torch's kernels depend on how many rows they have, as the library picks another kernel for each
 shape. So dense products always have ROW_TILE rows here, missing ones being zeros: every row of one shape is

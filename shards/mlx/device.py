@@ -37,8 +37,8 @@ def prepare() -> None:
 
 
 def memory_left() -> int | None:
-    """Bytes that this process may still take: what the system has free and what Metal allows the GPU to
-    work with, whichever is less. None on a CPU, which has no memory but the host's."""
+    """Bytes that this process may still take: what the system has free and what Metal allows the GPU to work
+    with; the smaller of the two counts. None on a CPU, which has no memory but the host's."""
     if not on_gpu():
         return None
     free = int(psutil.virtual_memory().available) + mx.get_cache_memory()

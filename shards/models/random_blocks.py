@@ -1,7 +1,7 @@
 """Blocks of a model's shape with made-up weights: to measure what a machine could do before it has the model.
 
 What computing costs depends on shapes and on how weights are held, not on their values, as long as these are
-ordinary numbers: none here is infinite, NaN or subnormal, whatever the file's type.
+ordinary numbers: none here is infinite, NaN or subnormal, for any type of the file.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ class Rounding:
 
 
 def native_rounding(precision: ActivationPrecision, cols: int) -> Rounding:
-    """Of the C kernels: activations to fixed point, at most half a step of their group's largest, which is
-    at most the group's norm; sums in float32, exact within a group."""
+    """The rounding of the C kernels: activations to fixed point, at most half a step of their group's
+    largest, which is at most the group's norm; sums in float32, exact within a group."""
     return Rounding(GROUP**0.5 / (2 * _STEPS[precision]) + (cols / GROUP + 32) * 2.0**-24)
 
 
 def torch_rounding(cols: int) -> Rounding:
-    """Of torch's packed kernels: activations, and in four bits weights, to bfloat16; sums in float32; the
-    product to bfloat16."""
+    """The rounding of torch's packed kernels: activations, and in four bits weights, to bfloat16; sums in
+    float32; the product to bfloat16."""
     return Rounding(2 * 2.0**-9 + (cols + 32) * 2.0**-24, 2.0**-8)
 
 

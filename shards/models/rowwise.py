@@ -1,4 +1,4 @@
-"""The plain path with one way to compute a row: the same bits whatever rows are computed beside it.
+"""The plain path with one way to compute a row: the same bits with any rows beside it.
 
 Products go in tiles (``layers.row_tiles``). Norms and activations, whose vectorised loops and reductions are
 cut by the size of the whole tensor, go row by row, and so does attention (``PagedAttention``). What is left

@@ -140,7 +140,7 @@ def normalizes_in_linear_time(backend: Backend) -> bool:
 
 
 def _steps(component: Any, inner: str) -> Iterator[dict[str, Any]]:
-    """Those of sequences one by one; none where there is no such component."""
+    """The steps of a component, those of sequences one by one; none if there is no such component."""
     waiting = [] if component is None else [json.loads(component.__getstate__())]
     while waiting:
         step = waiting.pop()

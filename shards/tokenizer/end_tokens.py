@@ -1,7 +1,7 @@
 """Tokens that end an answer, known by their text where a file does not name them all.
 
 Many files name one end of a text only, and not the one that their chat template ends a turn with. The names
-are facts of llama.cpp's ``src/llama-vocab.cpp`` at commit 0c1e57098, which stops at them, too.
+are facts of llama.cpp's ``src/llama-vocab.cpp`` at commit 0c1e57098, which also stops at them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE_ENDS = frozenset(
     ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>")
     + ("<REPO>", "<reponame>", "<|file_sep|>")
 )
-"""Where a model that fills in code goes on to another file: the answer is over."""
+"""Tokens with which a model that fills in code goes on to another file: the answer is over."""
 ALL_ENDS = TURN_ENDS | FILE_ENDS
 FILL_MARKS = frozenset(
     (

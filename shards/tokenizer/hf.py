@@ -47,7 +47,7 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 def hf_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     """From tokenizer.json, and where there tokenizer_config.json, special_tokens_map.json, chat template.
 
-    What is put around a text (begin-of-text, …) is tokenizer.json's word: transformers, too, ignores
+    What is put around a text (begin-of-text, …) follows tokenizer.json: transformers also ignores
     ``add_bos_token`` beside it. CheckpointError for files that are missing or damaged.
     """
     check_directory(directory)
@@ -112,7 +112,8 @@ def _try_out(content: bytes, path: Path) -> None:
 
 
 def _check_texts(content: bytes, path: Path) -> None:
-    """Seen from the outside: what is between two quotes, of which those after a backslash are none."""
+    """Checks texts without parsing the JSON: a text is between two quotes, and a quote after a backslash does
+    not count."""
     data = np.frombuffer(content, np.uint8)
     quotes = np.flatnonzero(data == ord('"'))
     quotes = quotes[data[np.maximum(quotes - 1, 0)] != ord("\\")]
@@ -129,7 +130,7 @@ def _optional(path: Path) -> Fields:
 
 
 def _named_tokens(*sources: Fields) -> dict[str, AddedToken]:
-    """Of the last of ``sources`` that names it."""
+    """The special tokens by role; the last of ``sources`` that names one counts."""
     named = {}
     for source in sources:
         for name in _NAMES:

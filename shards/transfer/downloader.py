@@ -74,9 +74,9 @@ _WRITES = 4
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
     """``sources`` at once. In seconds: ``wait_s`` without a source for what is missing, None: for ever;
-    ``ban_s``: who sent wrong bytes; ``look_s`` between looks into the directory; ``dial_s`` for a stream;
-    ``answer_s`` without a byte of a first answer, or of a manifest; ``hedge_s`` until another source is asked
-    for the manifest, too."""
+    ``ban_s`` for a source that sent wrong bytes; ``look_s`` between looks into the directory; ``dial_s`` for
+    a stream; ``answer_s`` without a byte of a first answer, or of a manifest; ``hedge_s`` until another
+    source is also asked for the manifest."""
 
     sources: int = 12
     wait_s: float | None = 60.0
@@ -100,7 +100,7 @@ class FetchStatistics:
 class Downloader:
     """The sources of one root. ``async with`` it; then ``manifest`` and ``get`` as often as wanted.
 
-    ``serves``: others may ask us, too, for what we get. ``health``: remembers bans beyond this object.
+    ``serves``: others may also ask us for what we get. ``health``: remembers bans beyond this object.
     """
 
     def __init__(

@@ -207,9 +207,9 @@ class ModelFetch:
             )
 
     def _with_proof(self, store: PieceStore, pieces: list[int]) -> list[int]:
-        """Where it is in doubt which of several roots lies: all pieces, as the digest proves whole files, and
-        a root that is wrong in one file is refused by all who have the right one. Of a model of more than
-        ``_MOST_PROOF`` bytes only ``pieces``."""
+        """If it is in doubt which of several roots is false: all pieces, as the digest proves whole files,
+        and a root that is wrong in one file is refused by all peers that have the right one. Of a model of
+        more than ``_MOST_PROOF`` bytes only ``pieces``."""
         manifest = store.manifest
         if not self._in_doubt or manifest.has_file(GGUF_NAME) or manifest.total_bytes > _MOST_PROOF:
             return pieces

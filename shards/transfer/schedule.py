@@ -66,7 +66,7 @@ class _Source:
     flowed_at: float = 0.0
     """When enough bytes last came from it."""
     received: int = 0
-    """Bytes that had come from it by then."""
+    """Bytes that had come from it at ``flowed_at``."""
     preferred: np.ndarray | None = None
     asked: dict[int, float] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Work that is given up when nobody waits for its result any more.
+"""Work that is given up when its result is not waited for any more.
 
 A thread cannot be stopped; the process that it waits for can.
 """

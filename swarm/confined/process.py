@@ -216,7 +216,7 @@ class _Child:
         self._process.kill()
 
     def _why(self) -> EndedError:
-        """Of a process that gave no reply."""
+        """The error of a process that gave no reply."""
         code = self._process.wait()
         signal = _signal(code)
         if self._reason:

@@ -81,7 +81,7 @@ class LanDiscovery:
 
     @property
     def peers(self) -> list[LanPeer]:
-        """Those that are there now."""
+        """The peers that are there now."""
         return [peer for peer in self._names.values() if peer is not None]
 
     async def start(self) -> None:
@@ -167,7 +167,7 @@ class LanDiscovery:
         await self._browse(self._zeroconf)
 
     async def _browse(self, zeroconf: AsyncZeroconf) -> None:
-        """Ask who is there, but for those who were heard lately, and listen."""
+        """Ask which peers are there, except those that were heard lately, and listen."""
         from zeroconf import DNSQuestionType
         from zeroconf.asyncio import AsyncServiceBrowser
 

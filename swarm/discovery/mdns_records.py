@@ -1,4 +1,4 @@
-"""What libp2p's mDNS says of a peer, and under which name: pure, whatever carries it.
+"""What libp2p's mDNS says of a peer, and under which name: pure, without any network.
 
 A swarm is a private network in the words of the specification, so its peers are found under
 ``_p2p-X._udp.local`` and not among all libp2p peers of the LAN: X is 32 hexadecimal digits made of the
@@ -55,9 +55,9 @@ def txt_record(peer_id: str, maddrs: Sequence[str]) -> bytes:
 def read_txt(records: Iterable[bytes], *, loopback: bool = False, own: Sequence[str] = ()) -> LanPeer | None:
     """The peer that TXT records of one name speak of; None if of none that could be dialled on a LAN.
 
-    They come from anybody on the network: only addresses of private networks are taken, so that nobody can
-    make us dial elsewhere. ``loopback``: those of this machine too; ``own``: and those of an IPv6 link of
-    these of ours.
+    They may come from every machine on the network. Only addresses of private networks are taken, so that
+    they cannot make us dial elsewhere. ``loopback``: those of this machine too; ``own``: and those of an IPv6
+    link of these of ours.
     """
     peers: dict[str, list[str]] = {}
     for string in _strings(records):

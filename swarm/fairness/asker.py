@@ -1,4 +1,4 @@
-"""Whom a task works for, in a program that works for several, such as a gateway with its clients.
+"""The client that a task works for, in a program with several clients, such as a gateway.
 
 It is a variable of the task's context, so that all code that divides work fairly knows it.
 """

@@ -1,4 +1,4 @@
-"""Token buckets: so much a second, and so much at once after a rest; one alone, or one for each name.
+"""Token buckets: a rate a second, and an amount at once after a rest; one alone, or one for each name.
 
 Pure: every call brings ``now``, in seconds on any steady clock.
 """

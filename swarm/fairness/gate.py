@@ -2,8 +2,8 @@
 
 Each peer has a rate, and all have one together. While all together ask less than that, only a peer's own rate
 holds it back. When they ask more, address groups go in turn and in a group its peers, so that one network
-waits for itself, however many identities it asks under. Waiting places are few and divided the same way
-(``shares``): when they are full, whoever has most of them loses one.
+waits for itself, with any number of identities. Waiting places are few and divided the same way (``shares``):
+when they are full, whoever has most of them loses one.
 
 An asker who waits is not answered, which slows down one that asks again when it is answered.
 """
@@ -38,7 +38,7 @@ CallLater = Callable[[float, Callable[[], None]], Timer]
 
 
 class TurnedAwayError(Exception):
-    """There is no waiting place left for the asker, or it has waited for too long."""
+    """There is no waiting place left for the asker, or it has waited for ``patience_s``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class FairGate:
             self._timer = call_later(wait_s, self._release)
 
     def _find_place(self, holder: Holder) -> Holder:
-        """As whom it waits: under the group that it waits under already, if it does."""
+        """The holder that it waits as: with the group that it waits under already, if it does."""
         if (asker := self._askers.get(holder.peer_id)) is not None:
             holder = asker.holder
         why = self._places.take(holder)

@@ -1,8 +1,8 @@
 """Things kept for peers until the room is needed: the peer that has most loses first.
 
 First loses the address group that has most, in it the peer that has most, and of its things the one that was
-used least recently. So nobody can push out what others have left here by leaving more, under however many
-names behind one network.
+used least recently. So a network cannot push out what others have left here by leaving more, under any number
+of names.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Who is next: keys in the order they came within an owner, owners in turn in a group, and groups in turn,
-however much each has waiting."""
+"""Which key is next: keys in the order they came within an owner, owners in turn in a group, and groups in
+turn, independent of how many wait."""
 
 from __future__ import annotations
 

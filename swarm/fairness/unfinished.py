@@ -42,7 +42,7 @@ class UnfinishedFrame:
 
 
 class UnfinishedFrames:
-    """Those of all streams. ``clock`` gives seconds."""
+    """The unfinished frames of all streams. ``clock`` gives seconds."""
 
     def __init__(
         self, clock: Callable[[], float], limits: ShareLimits | None = None, window_s: float = GROWTH_WINDOW_S

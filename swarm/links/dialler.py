@@ -1,4 +1,5 @@
-"""A node's links to other nodes, dialled by their own word: only where ``dial_guard`` lets them send us."""
+"""A node's links to other nodes, dialled at addresses that those announce: only where ``dial_guard`` allows
+it."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ class Dialler:
         self._allowed: tuple[float, frozenset[Reach]] | None = None
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
-        """The live link to a node; dials it where there is none. ``maddrs``: its own signed word.
+        """The live link to a node; dials it where there is none. ``maddrs``: from its own signed record.
 
         Raises NetworkError's subclasses: HiddenDialError if an address was tried that only we can reach. A
         peer that is connected already needs no address.

@@ -18,7 +18,7 @@ from .link import NodeLink
 class LinkPool:
     """The links of a client, one a node. Used in one event loop; ``close`` ends them all. ``max_frame``:
     bytes of a frame that is accepted on one. ``guard`` spares hosts on the Internet that many records name
-    and where nobody is."""
+    and where no peer is."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class LinkPool:
         return self._closed
 
     def has(self, peer_id: str) -> bool:
-        """Whether ``get`` would dial nobody: there is a link, or one is being made."""
+        """True if ``get`` need not dial: there is a link, or one is being made."""
         return peer_id in self._dials
 
     async def get(self, peer_id: str, maddrs: Sequence[str] = ()) -> NodeLink:
         """The live link to a node; dials it where there is none.
 
-        Raises NetworkError's subclasses. Those who ask at the same time share one dial.
+        Raises NetworkError's subclasses. Callers that ask at the same time share one dial.
         """
         if self._closed:
             raise StreamClosedError("the client is closed")

@@ -55,7 +55,7 @@ class AskNow:
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """Nobody has used the link for IDLE_S."""
+    """The link was not used for IDLE_S."""
 
 
 @dataclass(frozen=True, slots=True)

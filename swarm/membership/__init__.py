@@ -1,1 +1,1 @@
-"""Who belongs to a swarm: keys, invitations, proofs on every connection. Knows no models."""
+"""Membership of a swarm: keys, invitations, proofs on every connection. Knows no models."""

@@ -1,4 +1,4 @@
-"""Who belongs to a swarm: its name and key, and the credentials by which members know each other, offline.
+"""Membership of a swarm: its name and key, and the credentials by which members know each other, offline.
 
     authority key ──signs──▶ invite key (until when) ──signs──▶ PeerID of a member
 

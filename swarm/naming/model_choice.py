@@ -1,8 +1,8 @@
-"""Which of several models that one name may mean is taken: a rule that no single stranger can tip. Pure.
+"""Which model is taken if one name may mean several: a rule that no single stranger can decide. Pure.
 
-Anybody can announce anything under any name, and identities cost nothing. What costs something is a network
-to answer from. So a model counts by the networks from which its nodes answer (``address_groups.networks``),
-and where only members are let in, by the members that answer. In this order:
+Every peer can announce anything under any name, and identities cost nothing. What costs something is a
+network to answer from. So a model counts by the networks from which its nodes answer
+(``address_groups.networks``), and where only members are let in, by the members that answer. In this order:
 
 1. what a trusted third party says it is: the hub, of one of its own names;
 2. what this machine has used under the name before, while somebody still announces it; where all of these
@@ -68,7 +68,7 @@ def choose(
     """The candidate to take; None where a person has to say which. Candidates have different identities.
 
     ``used``: the identity that this machine has used under the name; ``hub``: the one that the hub's own
-    hashes give. Either may be "". ``members``: whether every node was let into the swarm by somebody.
+    hashes give. Either may be "". ``members``: whether every node was let into the swarm by a member.
     """
     for known, reason in ((hub, Reason.HUB), (used, Reason.USED)):
         for candidate in candidates:
@@ -84,7 +84,7 @@ def choose(
 
 
 def needs_answers(candidates: Sequence[Candidate], *, used: str = "") -> bool:
-    """Whether the choice depends on who answers."""
+    """Whether the choice depends on which nodes answer."""
     if any(each.identity == used and not each.is_silent for each in candidates):
         return False
     return len(candidates) > 1 or (len(candidates) == 1 and bool(used))

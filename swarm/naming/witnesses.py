@@ -1,5 +1,5 @@
-"""Who of many announced nodes, of several models, is there and serves what it announces: asked once, side by
-side and within bounds, since records of nobody cost nothing."""
+"""Which of many announced nodes, of several models, are there and serve what they announce. They are asked
+once, side by side and within bounds, since false records cost nothing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ALL_S = 8.0
 @dataclass(frozen=True, slots=True)
 class Answers:
     """``came_from``: of those that serve what they announce, by peer id, the address where they answered.
-    ``here``: those, and those that answered that they do not serve yet. ``asked``: everybody who had the time
-    to answer."""
+    ``here``: those, and those that answered that they do not serve yet. ``asked``: all nodes that had the
+    time to answer."""
 
     came_from: dict[str, str] = field(default_factory=dict)
     here: set[str] = field(default_factory=set)
@@ -39,7 +39,7 @@ class Answers:
 
 
 class Witnesses:
-    """``transport``: this process's. ``members``: whether everybody in its swarm was let in by somebody."""
+    """``transport``: this process's. ``members``: whether every peer in its swarm was let in by a member."""
 
     def __init__(self, transport: Transport, *, rng: random.Random | None = None) -> None:
         self.members = isinstance(transport, MembersTransport) and transport.is_keyed

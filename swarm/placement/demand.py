@@ -48,7 +48,7 @@ class WantedModel:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One peer's signed word: it looks for these models, MAX_WANTED at most, and finds no route."""
+    """One peer's signed record: it looks for these models, MAX_WANTED at most, and finds no route."""
 
     peer_id: str
     models: tuple[WantedModel, ...]
@@ -58,7 +58,7 @@ class Wanted:
 class Demand:
     """A model that is wanted. ``votes``: of ``peers``, each has one in all. ``ref``: the model that nodes
     announce under this name or digest, None if none does. ``missing``: blocks that no node serves or is
-    loading; () as well while nobody has begun. ``loading``: nodes that are joining with blocks of it."""
+    loading; () as well while no node has begun. ``loading``: nodes that are joining with blocks of it."""
 
     model: WantedModel
     peers: tuple[str, ...]
@@ -78,15 +78,15 @@ class Demand:
 
     @property
     def key(self) -> str:
-        """The same for everybody who wants the same model."""
+        """A key that is the same for all that want the same model."""
         return self.model.digest or self.model.name.casefold()
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
     """A node that may load what others want. ``serving``: digest of the model it holds, "" for none.
-    ``in_use``: sessions are open, or its owner chose the model. Times are seconds, since the model was
-    chosen and since somebody used it."""
+    ``in_use``: sessions are open, or its owner chose the model. Times are seconds, since the model was chosen
+    and since it was used."""
 
     serving: str = ""
     in_use: bool = False
@@ -126,7 +126,7 @@ def next_model(
     model and it can have the weights.
 
     A node never leaves a model that is in use, or complete and used lately. One that holds a part of a model
-    that nobody completes goes where all such nodes go, so that two of them do not wait for each other.
+    that is not completed goes where all such nodes go, so that two of them do not wait for each other.
     """
     if idle.in_use or (idle.serving and idle.since_change_s < COOL_DOWN_S):
         return None
@@ -143,12 +143,13 @@ def next_model(
 
 
 def is_open(demand: Demand) -> bool:
-    """Whether nodes are needed: some block is not even being loaded, or that has not helped for long."""
+    """Whether nodes are needed: some block is not being loaded, or all are and it has not helped for
+    PATIENCE_S."""
     return demand.ref is None or bool(demand.missing) or demand.seen_s >= PATIENCE_S
 
 
 def _known(model: WantedModel, refs: dict[str, ModelRef]) -> WantedModel:
-    """One value for everybody who means the same model; the name is put back later."""
+    """One value for all that mean the same model; the name is put back later."""
     if not model.digest:
         meant = [digest for digest, ref in refs.items() if is_same_name(model.name, ref.name)]
         if len(meant) != 1:

@@ -1,7 +1,7 @@
 """Which node should serve other blocks, and which blocks: one node at a time, and only for a gain that is
 worth the move.
 
-Everybody who sees the same announcements finds the same mover. Why this comes to rest: a move makes the best
+All nodes that see the same announcements find the same mover. Why this comes to rest: a move makes the best
 route faster by a part, or leaves it as it is and adds a part of the throughput; or it is a step of a plan for
 all, which does not depend on where nodes are now, in an order that can be gone to its end without a hole.
 """

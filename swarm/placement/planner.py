@@ -75,7 +75,7 @@ def plan_move(
 ) -> Serve | Stay:
     """Whether the node ``offer.peer_id``, ONLINE in ``snapshot``, should serve other blocks now.
 
-    Serve only if it is this node's turn: nobody joins or drains, no block that others serve loses its last
+    Serve only if it is this node's turn: no node joins or drains, no block that others serve loses its last
     server meanwhile, and the gain is worth it. ``last_move_at``: when this node last moved or joined, on the
     clock of ``now``.
     """

@@ -66,7 +66,7 @@ class Gain(StrEnum):
     """What a span would be served for."""
 
     COVER = "cover"
-    """Blocks that nobody serves."""
+    """It serves blocks that no node serves."""
     FASTER = "faster"
     """The best route takes less time per token."""
     THROUGHPUT = "throughput"
@@ -122,7 +122,7 @@ class StandBy:
 @dataclass(frozen=True, slots=True)
 class Stay:
     """Keep the span that is served. ``why``: one line for people. ``mover``: the peer that should move first,
-    "" when nobody should."""
+    "" if none should."""
 
     why: str
     mover: str = ""

@@ -82,8 +82,8 @@ Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
 
 @dataclass(frozen=True, slots=True)
 class Downstream:
-    """A session at a peer whom the receiver may have to dial: whose it is, and the peer's own record, which
-    says where it listens."""
+    """A session at a peer that the receiver may have to dial: the peer's id, and its own record, which says
+    where it listens."""
 
     peer_id: str
     session: bytes

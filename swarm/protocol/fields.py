@@ -93,7 +93,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """An integer from 0 to ``high`` that somebody has measured or counted: as Measured."""
+    """An integer from 0 to ``high`` that was measured or counted: as Measured."""
 
     high: int
 

@@ -276,9 +276,9 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """From now on take the session's STEPs from the peer ``upstream`` ("": from this stream) and nobody
-    else. ``unnamed``: others compute them than before, so the names that OPEN gave end with the pages that
-    are computed."""
+    """From now on take the session's STEPs only from the peer ``upstream`` ("": from this stream).
+    ``unnamed``: others compute them than before, so the names that OPEN gave end with the pages that are
+    computed."""
 
     session: SessionId
     upstream: OptionalPeerId

@@ -106,7 +106,7 @@ class StepWatch:
         return None
 
     def _still_s(self, place: tuple[object, ...], state: tuple[int, ...], now: float) -> tuple[float, float]:
-        """For how long nothing has changed, and for how long the step has been where it is."""
+        """Seconds for which nothing has changed, and for which the step has been where it is."""
         if place != self._place:
             self._place, self._place_since = place, now
             self._state, self._state_since = state, now

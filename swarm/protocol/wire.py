@@ -143,7 +143,7 @@ class FrameParser:
         return rest
 
     def discard(self) -> None:
-        """Keep nothing of what came: at once, not when somebody collects what is left of a closed stream."""
+        """Drop what came at once, and not when the garbage of a closed stream is collected."""
         self._buffer, self._payload = bytearray(), bytearray()
         self._pending = None
         self._head = self._missing = 0

@@ -105,7 +105,8 @@ class Prices:
         return price
 
     def link(self, a: str, b: str) -> int:
-        """All that is sent from ``a`` to ``b``; "" is the client, who is sent one row of a prompt only."""
+        """The price of all that is sent from ``a`` to ``b``; "" is the client, to which only one row of a
+        prompt is sent."""
         if not a:
             return self.client_link(b)
         if not b:

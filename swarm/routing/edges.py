@@ -94,7 +94,7 @@ class Edges:
         return (a, b) not in self.unchained
 
     def is_measured(self, a: str, b: str) -> bool:
-        """Whether the way from ``a`` to ``b`` ("": the client) was measured by anybody."""
+        """Whether the way from ``a`` to ``b`` ("": the client) was measured by any peer."""
         if a and b:
             return (a, b) in self._told
         return (a or b) in self._links
@@ -127,7 +127,7 @@ class Edges:
         return min(self.between(a, b, payload_bytes).one_way_s(payload_bytes), through_client)
 
     def _hear(self, a: str, b: str, rtt_s: float, bytes_per_s: float) -> None:
-        """Of two nodes that announce their link differently the worse figures count."""
+        """If two nodes announce their link differently, the worse figures count."""
         if (a, b) in self._told:
             earlier = self._told[a, b]
             rtt_s = max(rtt_s, earlier[0])

@@ -47,7 +47,7 @@ class HopPrediction:
 class EdgePrediction:
     """The way from ``source`` to ``target`` ("": the client): ``wire_s`` for a decoded token, one way.
 
-    ``chained``: direct, not through the client. ``measured``: by somebody; else an estimate.
+    ``chained``: direct, not through the client. ``measured``: by some peer; else an estimate.
     """
 
     source: str
@@ -109,12 +109,12 @@ def queue_seconds(node: NodeInfo) -> float:
 
 
 def decode_seconds(node: NodeInfo) -> float:
-    """Of one token, for each block."""
+    """Seconds of one token for each block."""
     return max(node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK, DECODE_MS.low) / 1000
 
 
 def prefill_seconds(node: NodeInfo) -> float:
-    """Of one token of a prompt, for each block."""
+    """Seconds of one token of a prompt for each block."""
     tokens_per_s = PREFILL_TOKENS_PER_S.nearest(node.prefill_tokens_per_s) or UNMEASURED_PREFILL_TOKENS_PER_S
     return 1 / (tokens_per_s * len(node.span))
 
@@ -139,8 +139,8 @@ def predict(
     after: str = "",
     max_step_tokens: int = 1 << 30,
 ) -> Prediction:
-    """``nodes``: the hops' announcements, in their order. ``before`` and ``after``: who feeds the first hop
-    and takes what the last gives, "" for the client, who is sent one row of a prompt only."""
+    """``nodes``: the hops' announcements, in their order. ``before`` and ``after``: the peers that feed the
+    first hop and take what the last gives, "" for the client, to which only one row of a prompt is sent."""
     peers = [before, *(hop.peer_id for hop in hops), after]
     links = list(pairwise(peers))
     edge_predictions = tuple(

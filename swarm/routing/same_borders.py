@@ -26,7 +26,8 @@ def cheapest_with_borders(
 ) -> list[Pick] | None:
     """One hop for each of ``spans``, no node twice, cheapest first, then by ``rank``; None if there are none.
 
-    Exact but for swarms where the best hop of one span is also the best of another: then a good choice.
+    Exact, except in swarms where the best hop of one span is also the best of another: there it is a good
+    choice.
     """
     reached: dict[str, tuple[int, list[Pick]]] = {before: (0, [])}
     for span in spans:

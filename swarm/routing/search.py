@@ -1,6 +1,6 @@
 """The cheapest chain of hops over a range of blocks: exact, deterministic, in whole nanoseconds.
 
-It knows offers and ways only: somebody serves a span, at a price for using it at all and a price per block;
+It knows only offers and ways. An offer serves a span, at a price for using it at all and a price per block;
 the way from one to the next has a price too. Costs are ints, so that chains found in another order compare
 the same.
 """
@@ -22,8 +22,8 @@ LinkPrices = Mapping[tuple[str, str], int]
 ``client_link_ns``."""
 
 _Chain = tuple[int, int, tuple[int, ...]]
-"""What decides between two chains, smaller first: cost in ns, hops, and who is entered at which block, each
-as place in the order of offers * MAX_BLOCKS + block."""
+"""What decides between two chains, smaller first: cost in ns, hops, and the offer and block of each entry as
+place in the order of offers * MAX_BLOCKS + block."""
 
 
 @dataclass(frozen=True, slots=True)

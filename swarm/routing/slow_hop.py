@@ -147,7 +147,8 @@ def chain_to_take_apart(
 
 
 def _optimism(predicted: Prediction, spent: Sequence[HopSpent], number: int) -> float:
-    """By how much the route's other hops are slower than they announced: expect it of a new one too."""
+    """The factor by which the route's other hops are slower than they announced; a new one is expected to be
+    so too."""
     ratios = [
         seen.node_s / expected
         for other, (seen, hop) in enumerate(zip(spent, predicted.hops, strict=True))

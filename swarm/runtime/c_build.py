@@ -173,7 +173,7 @@ def _built(key: tuple[str, str], sources: Sequence[Path], flags: Sequence[str]) 
 
 
 def _cache_folder() -> Path:
-    """A folder that nobody else can write to: what lies in it is run. Raises OSError."""
+    """A folder that no other user can write to: what lies in it is run. Raises OSError."""
     folder = cache_home() / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()

@@ -53,7 +53,7 @@ class GGUFTensor:
 @dataclass(frozen=True, slots=True, repr=False)
 class GGUFArray:
     """An array of the metadata that is still in the file: ``count`` items from ``offset`` on. A text that is
-    too long for us is one, too: of bytes."""
+    too long for us is also one, of bytes."""
 
     item_type: int
     count: int
