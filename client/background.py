@@ -22,7 +22,7 @@ class Job(Generic[T]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
         self.future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self.future.set_running_or_notify_cancel()  # nobody but the coroutine ends it
+        self.future.set_running_or_notify_cancel()  # only the coroutine ends it
         self._loop = loop
         self._task: asyncio.Task[T] | None = None
         loop.call_soon_threadsafe(self._start, coroutine)

@@ -198,7 +198,7 @@ class BridgedTextStream(_BackgroundStream, TextStream):
             self._job.cancel()
             ended = asyncio.wrap_future(self._job.future)
             await asyncio.wait([ended])
-            ended.exception()  # that it was stopped, which is no news
+            ended.exception()  # that it was stopped, which is known
 
     async def _next(self) -> TokenEvent | None:
         if self._over:

@@ -20,7 +20,7 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], float] = time.monotonic, ttl: float = TTL_S) -> None:
         self.clock = clock
         self.ttl = ttl
-        self.down = False  # set it to simulate a directory that nobody can reach
+        self.down = False  # set it to simulate a directory that cannot be reached
         self._records: dict[str, tuple[float, NodeInfo]] = {}  # peer id -> (expiration, record)
         self._wanted: dict[str, tuple[float, Wanted]] = {}
         self._numbers = itertools.count(1)

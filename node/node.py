@@ -99,7 +99,7 @@ class Node:
         self._demanding: asyncio.Task[None] | None = None  # and on the model
         self._amended_before: list[Callable[[NodeInfo], NodeInfo]] | None = None
 
-    # What a node is, for services and those who show it.
+    # What a node is, for services and displays.
 
     @property
     def peer_id(self) -> str:

@@ -73,7 +73,7 @@ class ErrorCode(StrEnum):
     BAD_TENSOR = "bad_tensor"  # wrong size, shape, dtype or codec, or values that are not finite
     DRAINING = "draining"
     DOWNSTREAM_LOST = "downstream_lost"  # the hop after this one cannot be reached from here (any more)
-    UPSTREAM_LOST = "upstream_lost"  # the hop before this one has gone, or sent what is no message
+    UPSTREAM_LOST = "upstream_lost"  # the hop before this one has gone, or broke the protocol
     JOURNAL_LOST = "journal_lost"  # the journal does not reach back as far as a replay needs
     DEADLINE = "deadline"
     NOT_ADMITTED = "not_admitted"  # the peer is not a member of this swarm, or not any more

@@ -68,7 +68,7 @@ class Identity:
                 _create(file, _file_bytes(secrets.token_bytes(32)))
             identity = cls(_seed_from(read_given(file, _FILE_BYTES + 1), file))
             if file.stat().st_mode & 0o077:
-                file.chmod(0o600)  # a copy made with a lax umask: whoever reads it can pose as this node
+                file.chmod(0o600)  # a copy made with a lax umask: its reader can pose as this node
         except OSError as error:
             raise UsageError(
                 f"cannot use the key file {file}: {error.strerror or error}",

@@ -89,7 +89,7 @@ class Drafter:
         right = 0
         while right < min(len(offered), len(tokens)) and offered.tokens[right] == tokens[right]:
             right += 1
-        # Beyond the tokens that came, nobody knows.
+        # Nothing is known beyond the tokens that came.
         kinds = offered.kinds[: len(tokens)]
         self.speculation.judged(kinds, right)
         if kinds and kinds[0][0] == MODEL:

@@ -27,7 +27,7 @@ REFUSED_INPUT = frozenset(
         ErrorCode.BAD_TENSOR,
         ErrorCode.BAD_STEP,
         ErrorCode.CONTEXT_EXCEEDED,
-        ErrorCode.OVERLOADED,  # who feeds may send more than was asked for
+        ErrorCode.OVERLOADED,  # the hop before it may send more than was asked for
         ErrorCode.DEADLINE,  # and say that it is urgent
     }
 )

@@ -78,13 +78,13 @@ class Segment:
         self._sent: deque[_Sent] = deque()
         self._inbox: deque[Result] = deque()
         self._in_flight = 0  # bytes of payload
-        self._slowest_wire_s = 0.0  # of a decode step, since somebody took it
+        self._slowest_wire_s = 0.0  # of a decode step, since it was read last
         self._doubts = doubts
         self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s, self._doubt_within_s)
         self._queue_s = 0.0  # that the hop which told last says of its steps
         self._broken = any(hop.state.is_troubled for hop in hops)
-        self._waiter: asyncio.Future[None] | None = None  # of who receives
-        self._room: asyncio.Future[None] | None = None  # of who waits to send
+        self._waiter: asyncio.Future[None] | None = None  # of the receiver
+        self._room: asyncio.Future[None] | None = None  # of the sender that waits
         for hop in hops:
             hop.listen(self)
 
@@ -300,7 +300,7 @@ class Segment:
         """Each hop says what a step cost it, no more in all than it took; the rest is the chain's wire."""
         hops, last = self.hops, self.last
         spent: list[tuple[int, int, int]] = []
-        if len(result.spent) == len(hops) - 1:  # else somebody left something out: believe none of it
+        if len(result.spent) == len(hops) - 1:  # else a hop left something out: use none of it
             spent = [(queue, compute, codec) for queue, compute, codec, _ in result.spent]
         spent.append((result.queue_us, result.compute_us, result.codec_us))
         elapsed_s = now - sent.at

@@ -111,7 +111,7 @@ class Bans:
                     pause = MUTE_S if isinstance(cause, PeerMuteError) else SILENT_S
                     self._health.ban(peer_id, now, pause, cause.message)
         if isinstance(cause, PeerMuteError):
-            return  # that it moves, or says that it was restarted, is no excuse
+            return  # that it moves, or was restarted, does not excuse it
         for node in nodes:
             if node.peer_id == peer_id:
                 self._left[peer_id] = node.maddrs

@@ -119,9 +119,9 @@ class RouteWait:
                 with suppress(NoRouteError):
                     return search(nodes, barred)
             limit, until = self._worth_waiting(nodes, search, began, limits)
-            patient = began + limits.missing_s  # who waits for missing blocks waits for anybody new
+            patient = began + limits.missing_s  # a wait for missing blocks is for any new node
             if until > limit > now and not limits.missing_s:
-                # Those that failed are banned for longer than anybody wants to wait: better them than nobody.
+                # Those that failed are banned for longer than users want to wait: they are better than none.
                 await self._sleep(min(POLL_S, limit - now))
                 with suppress(NoRouteError):
                     return search(nodes, self._bans.hopeless(self._now()))

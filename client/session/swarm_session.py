@@ -227,7 +227,7 @@ class SwarmSession:
                     fed = await self._feed_up_to(begin, fed)
                 hidden = await self._push(x, fed, len(self._ids), want)
             except (HopFailedError, EdgeFailedError):
-                self._check_open()  # what was closed on purpose is no failure of a hop
+                self._check_open()  # closing on purpose is not a failure of a hop
                 await self._repair()
                 fed, x = (self._session.acked if self._session is not None else 0), None
             else:

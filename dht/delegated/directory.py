@@ -114,7 +114,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
             peer.peer_id: peer.maddrs for peer in self._book.peers() if peer.peer_id not in self._initial
         }
         self._refusals: RecentMap[str, NotAdmittedError] = RecentMap(MAX_REFUSALS)
-        self._mute: dict[str, float] = {}  # who gave no good answer, and until when others are asked
+        self._mute: dict[str, float] = {}  # peers without a good answer, and until when others are asked
         self._closed = False
         self._faults = Faults("asking for entries")
 

@@ -116,7 +116,7 @@ class DelegatedService:
             max_entries=MAX_HELD, max_total=MAX_HELD, clock=clock
         )  # without their values
         self._shares = Shares(STREAMS)
-        self._streams: dict[Stream, Holder] = {}  # who was silent for longest is first
+        self._streams: dict[Stream, Holder] = {}  # the one silent for longest is first
 
     async def handle(self, stream: Stream) -> None:
         """Serve one stream until it ends, or is idle for IDLE_S."""

@@ -30,7 +30,7 @@ async def ask_side_by_side(
     that are asked at the end, only the late ones are in the result.
     """
     clock = asyncio.get_running_loop().time
-    asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # who, and since when
+    asking: dict[asyncio.Task[None], tuple[str, float]] = {}  # the peer, and since when
     outcomes: dict[str, BaseException | None] = {}
     answers, last_news = 0, clock()
     try:

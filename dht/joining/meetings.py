@@ -58,7 +58,7 @@ class Meetings:
         self.met: set[str] = set()
         self._directory = directory
         self._on_met = on_met
-        self._changed = asyncio.Event()  # somebody was met, or a meeting failed
+        self._changed = asyncio.Event()  # a peer was met, or a meeting failed
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._discovery = LanDiscovery(

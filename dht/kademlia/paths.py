@@ -68,7 +68,7 @@ class _Path:
     def __init__(self) -> None:
         self.anchors: list[Contact] = []  # to be asked first, however far they are
         self.order: list[tuple[int, Contact]] = []  # by distance
-        self.known: dict[str, set[str]] = {}  # peer id -> who named it; nobody: we knew it
+        self.known: dict[str, set[str]] = {}  # peer id -> the peers that named it; empty: we knew it
         self.asked: set[str] = set()
 
 
@@ -109,7 +109,7 @@ class Paths:
         """The peers to ask now; they count as asked."""
         chosen: list[Contact] = []
         progress = True
-        while progress:  # in turn, so that no path takes everybody
+        while progress:  # in turn, so that no path takes all
             progress = False
             for path in self._paths:
                 if (contact := self._next(path, now)) is not None:
@@ -238,7 +238,7 @@ class Paths:
             path.known[contact.peer_id] = set()
             insort(path.order, (contact.node_id ^ self._key, contact), key=lambda item: item[0])
         elif not path.known[contact.peer_id]:
-            return  # nobody answers for whom we knew
+            return  # no peer answers for those that we knew
         if sponsor is not None:
             self._sponsors.setdefault(sponsor, _Sponsor())
             path.known[contact.peer_id].add(sponsor)

@@ -41,7 +41,7 @@ class Lookup:
     nearest: dict[str, list[Contact]] = field(default_factory=dict)
     answers: int = 0  # questions answered by other nodes
     failures: int = 0  # questions that were not
-    copies: int = 0  # answers that had an entry of the owner who was to be counted
+    copies: int = 0  # answers that had an entry of the counted owner
 
 
 @dataclass(slots=True)

@@ -66,7 +66,7 @@ class _Bucket:
     __slots__ = ("members", "waiting")
 
     def __init__(self) -> None:
-        self.members: OrderedDict[str, BucketEntry] = OrderedDict()  # who answered last is last
+        self.members: OrderedDict[str, BucketEntry] = OrderedDict()  # the last to answer is last
         self.waiting: RecentMap[str, BucketEntry] = RecentMap(WAITING)
 
 

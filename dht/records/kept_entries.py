@@ -136,7 +136,7 @@ class KeptEntries:
         if old.expiration > expiration or (old.expiration == expiration and old.value != value):
             return False
         if not by_owner and self._all.of_group(group) >= self._all.of_group(old.group):
-            new.group = old.group  # nobody makes another's entry weigh more by bringing it
+            new.group = old.group  # an entry does not weigh more because another brings it
         if old.saying != new.saying:
             self._remove(old)
             self._let_in(new)

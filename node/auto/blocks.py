@@ -172,7 +172,7 @@ class AutoBlocks:
         # The last questions to the planner, which takes a while and always says the same of the same.
         self._joined: tuple[object, Verdict] | None = None
         self._stayed: tuple[object, float, Stay] | None = None
-        self._short: tuple[float, int] | None = None  # until when no more blocks are tried than so many
+        self._short: tuple[float, int] | None = None  # until when at most this many blocks are tried
 
     async def begin(self) -> None:
         """Join, or stand by. Raises SwarmError where loading fails for another reason than memory."""

@@ -53,7 +53,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
         "--api-key-file",
         default=None,
         metavar="FILE",
-        help="file of API keys, one a line, # for comments (default: everybody who reaches the port may ask)",
+        help="file of API keys, one a line, # for comments (default: all that reach the port may ask)",
     )
     command.add_argument(
         "--cors-origin",

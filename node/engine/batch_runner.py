@@ -97,7 +97,7 @@ class BatchRunner:
             work.append((steps.popleft() if part.last else steps[0], part))
         try:
             self._run(work, began, report)
-        except Exception:  # a bug of ours must not end the thread that everybody depends on
+        except Exception:  # a bug of ours must not end the thread that all sessions need
             logger.exception("event=batch_broken sessions=%d", len(work))
             report.clean = False
             for job, _ in work:
@@ -286,7 +286,7 @@ class BatchRunner:
             return
         view, size, at = memoryview(payload), self._row_bytes[codec], 0
         for job, _, count in takes:
-            # Bytes of its own: an answer that is kept must not keep everybody's.
+            # Bytes of its own: an answer that is kept must not keep all others.
             job.parts.append(bytes(view[at : at + count * size]))
             job.rows += count
             at += count * size

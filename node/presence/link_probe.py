@@ -171,7 +171,7 @@ class LinkProbe:
                 rtt_s = min([await link.ping() for _ in range(PINGS)])
         except (SwarmError, TimeoutError) as error:
             self._silent.failed(node.peer_id, self._clock(), str(error))
-            self._known.pop(node.peer_id, None)  # nobody should be told of a way that is not there
+            self._known.pop(node.peer_id, None)  # a way that is not there must not be announced
             return
         self._silent.succeeded(node.peer_id)
         earlier = self._known.get(node.peer_id)

@@ -164,7 +164,7 @@ class Liveness:
                 rtt_s = await link.ping()
         except PeerError as error:
             if node.state is NodeState.ONLINE:
-                self._failed(node, known, str(error))  # it has nothing for anybody, whatever it announces
+                self._failed(node, known, str(error))  # it serves nothing, in spite of its announcement
             else:
                 known.answered, known.failures = True, 0  # as it must: it does not serve yet
         except (SwarmError, TimeoutError) as error:

@@ -234,7 +234,7 @@ class _Dial:
         self.maddrs = maddrs
         self.task = task
         self._given_up = False
-        task.add_done_callback(look_at)  # everybody who wanted it may have given up
+        task.add_done_callback(look_at)  # all that wanted it may have given up
 
     def give_up(self) -> None:
         """Its place is another's."""

@@ -88,7 +88,7 @@ def _open(
     if blocks is not None:
         check_span(blocks, config)
     if INDEX in small and repo.has(SINGLE):
-        del small[INDEX]  # as in a directory: nobody reads it
+        del small[INDEX]  # as in a directory: it is not read
     shards = _open_shards(repo, small.get(INDEX), config, blocks, client, weights)
     config, source = checked_tensors(config, SafetensorsSource(shards.values()), name)
     try:

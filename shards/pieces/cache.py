@@ -100,7 +100,7 @@ class PieceCache:
                         )
                     )
             except CheckpointError:
-                continue  # damaged: ``open`` mends it once somebody has told its list of pieces
+                continue  # damaged: ``open`` repairs it once a peer has told its list of pieces
         found.reverse()
         return sorted(found, key=lambda model: model.name)
 
@@ -174,7 +174,7 @@ def _evict(folder: Path) -> bool:
         if gone != folder:
             shutil.rmtree(gone, ignore_errors=True)
             folder.rename(gone)
-            if is_used(gone):  # somebody has just opened it
+            if is_used(gone):  # another process has just opened it
                 gone.rename(folder)
                 return False
     except OSError:

@@ -47,7 +47,7 @@ _MAX_RECORD = 8 << 20
 _FORMAT = "swarm-node hashes 1"
 
 
-class HashingStopped(Exception):  # noqa: N818 - no error: somebody asked for it
+class HashingStopped(Exception):  # noqa: N818 - not an error: it was asked for
     """Hashing ended because ``stop`` was set."""
 
 

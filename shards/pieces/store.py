@@ -66,7 +66,7 @@ class PieceStore:
         self.folder = folder
         self._user: StoreUser | None = None
         if use:  # first: from then on it is not evicted
-            with contextlib.suppress(OSError):  # of a disk that is only read: nobody evicts it there
+            with contextlib.suppress(OSError):  # of a read-only disk: it is not evicted there
                 self._user = StoreUser(folder)
         try:
             self.manifest, self.model = _described(folder)
@@ -243,7 +243,7 @@ class PieceStore:
             raise unwritable(self.folder, error) from None
         with self._lock:
             self._held |= held & ~self._bad
-            self._bad &= ~bad  # who claims them from here on has written them
+            self._bad &= ~bad  # a process that claims them from here on has written them
         self.finish_files()
         self._flushed_at = time.monotonic()
 

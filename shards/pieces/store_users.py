@@ -42,7 +42,7 @@ def is_used(store: Path) -> bool:
         except Timeout:
             return True
         except OSError:
-            continue  # of a folder that cannot be written: nobody evicts that
+            continue  # of a folder that cannot be written, and so is not evicted
         lock.release()
         with contextlib.suppress(OSError):
             marker.unlink(missing_ok=True)

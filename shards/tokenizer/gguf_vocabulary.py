@@ -80,7 +80,7 @@ def read_vocabulary(header: GGUFHeader) -> GGUFVocabulary:
     roles = {ids[token] for token in special.values() if not types or looks_like_a_mark(token)}
     for index in (*found.values(), *roles, *(ids[token] for token in FILL_MARKS & ids.keys())):
         if kinds[index] != TokenType.UNKNOWN:
-            kinds[index] = TokenType.CONTROL  # whatever the file calls it: it is never text
+            kinds[index] = TokenType.CONTROL  # for any type in the file: it is never text
     for token in _SHOWN_PARTS & ids.keys():
         kinds[ids[token]] = TokenType.USER_DEFINED
     return GGUFVocabulary(ids, kinds, special, ends)

@@ -474,7 +474,7 @@ class Downloader:
         try:
             await link.send(Get(request.piece, request.insist))
         except NetworkError:
-            link.close()  # whoever reads it cleans up
+            link.close()  # its reader cleans up
 
     async def _read_last_resort(self) -> None:
         """Answers requests from outside the swarm if all other sources fail."""

@@ -99,7 +99,7 @@ class ModelFetch:
         self._store: PieceStore | None = None
         self._given = bool(root)
         self._set_aside: set[str] = set()  # roots
-        self._unanswered: set[str] = set()  # roots under which nobody gave anything
+        self._unanswered: set[str] = set()  # roots under which no source gave anything
         self._has_rivals = False  # the root in use: others are announced
         self._in_doubt = False  # and it may be the one that lies
         self._fetched: dict[str, int] = {}
@@ -150,7 +150,7 @@ class ModelFetch:
             except NetworkError as error:
                 if self._given or not self._has_rivals:
                     if self._store is None and not self._given:
-                        self.root = ""  # who asks again may hear of another
+                        self.root = ""  # the next question may find another
                         self._unanswered.clear()
                     raise
                 await self._give_up_root(error)
@@ -237,7 +237,7 @@ class ModelFetch:
         except NetworkError:
             others = []
         if not others and self._unanswered and self._settings.wait_s is None:
-            self._unanswered.clear()  # from the first again: somebody may be back
+            self._unanswered.clear()  # from the first again: a source may be back
         elif not others:
             self._unanswered.clear()
             raise error

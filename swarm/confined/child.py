@@ -36,7 +36,7 @@ def main(settings: dict[str, Any]) -> None:
     """``settings``: ``program`` (a file that defines ``opened``), ``paths`` to import its packages from,
     ``memory_bytes``, ``cpu_s`` of a request."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the program prints is no reply
+    os.dup2(2, 1)  # what the program prints is not a reply
     _confine(settings["memory_bytes"])
     sys.path += settings["paths"]
     with open(settings["program"], encoding="utf-8") as file:

@@ -96,7 +96,7 @@ class LanDiscovery:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-        self._names.clear()  # nobody is lost by our leaving
+        self._names.clear()  # our leaving loses no peer
         await self._stop()
 
     async def _watch(self) -> None:
@@ -162,7 +162,7 @@ class LanDiscovery:
                 host_ttl=TTL_S,
                 other_ttl=TTL_S,
             )
-            # The name is random: nobody need be asked whether it is taken.
+            # The name is random: it need not be checked for a clash.
             await self._zeroconf.async_register_service(info, cooperating_responders=True, strict=False)
         await self._browse(self._zeroconf)
 

@@ -150,7 +150,7 @@ class Ranking:
     def __init__(self) -> None:
         self._weights: dict[str, tuple[float, int]] = {}  # with the number of its arrival
         self._arrivals = 0
-        self._heap: list[_Item] | None = None  # former weights are still in it; made when somebody asks
+        self._heap: list[_Item] | None = None  # former weights are still in it; made at the first question
 
     def weight(self, name: str) -> float:
         """0 of a name that is not known."""

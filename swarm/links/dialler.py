@@ -70,7 +70,7 @@ class Dialler:
         except (LocalNetworkError, StreamClosedError):
             self._guard.not_dialled(peer_id, chosen)
             raise
-        except asyncio.CancelledError:  # who waited for it too long waits no more
+        except asyncio.CancelledError:  # the caller gave it up
             self._guard.failed(peer_id, chosen, self._clock())
             raise
         except NetworkError as error:

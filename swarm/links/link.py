@@ -372,7 +372,7 @@ class NodeLink:
         self._connection.close()
         if not self.welcome.done():
             self.welcome.set_exception(error)
-            self.welcome.exception()  # nobody may be waiting: then it is no forgotten error
+            self.welcome.exception()  # without a waiter it must not be reported as forgotten
         users, self._users = list(self._users.values()), {}
         for user in users:
             user.fail(error)

@@ -58,13 +58,13 @@ class LinkPool:
         dial = self._dials.get(peer_id)
         if dial is None:
             dial = self._dials[peer_id] = asyncio.create_task(self._dial(peer_id, maddrs))
-            dial.add_done_callback(look_at)  # everybody who wanted it may have given up
+            dial.add_done_callback(look_at)  # all that wanted it may have given up
         # Shielded: that one session is cancelled must not cost the others their dial.
         try:
             return await asyncio.shield(dial)
         except asyncio.CancelledError:
             asker = asyncio.current_task()
-            if dial.cancelled() and not (asker and asker.cancelling()):  # by close, not the one who asks
+            if dial.cancelled() and not (asker and asker.cancelling()):  # by close, not by the caller
                 raise StreamClosedError("the client is closed") from None
             raise
 

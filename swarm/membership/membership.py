@@ -127,7 +127,7 @@ class NamedSwarm:
         return b""
 
     def check(self, peer_id: str, credential: bytes, now: float) -> float:
-        return math.inf  # whoever says the tag is in
+        return math.inf  # every peer that says the tag is a member
 
 
 class KeyedSwarm:

@@ -97,7 +97,7 @@ async def _ask(pool: LinkPool, node: NodeInfo, answers: Answers) -> None:
             link = await pool.get(node.peer_id, node.maddrs)
             await asyncio.shield(link.welcome)
     except PeerSparedError:
-        return  # nobody was asked
+        return  # no node was asked
     except PeerError:
         if node.state is not NodeState.ONLINE:  # as it must: it does not serve yet
             answers.here.add(node.peer_id)

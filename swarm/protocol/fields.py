@@ -242,7 +242,7 @@ class SpanField:
             try:
                 return Span(value[0], value[1])
             except UsageError:
-                pass  # same refusal as for anything else that is no span
+                pass  # same refusal as for any other value that is not a span
         raise FieldError("a span of blocks [start, end]", value)
 
     def write(self, value: object) -> list[int]:

@@ -132,7 +132,7 @@ class GatewayAdmission:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting[turn] = caller
             try:
-                await turn  # who ends hands its place over
+                await turn  # a request that ends hands its place over
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
                     self._end(caller)

@@ -155,5 +155,5 @@ def _too_large(max_bytes: int) -> ApiError:
         413,
         f"the request is larger than {max_bytes} bytes",
         code="request_too_large",
-        headers={"Connection": "close"},  # who looks for answers while sending need not send the rest
+        headers={"Connection": "close"},  # a client that reads answers while it sends need not send the rest
     )

@@ -92,7 +92,7 @@ class HttpConnection(HttpToolsProtocol):
         self._progress = False
         super().data_received(data if self._in_request and not self._in_head else _without_offer(data))
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()  # what came is no request yet, and ended uvicorn's own waiting
+            self._await_head()  # what came is not a request yet, and ended uvicorn's own waiting
         self._raw_bytes = 0 if self._progress else self._raw_bytes + len(data)
         if self._raw_bytes > MAX_HEADER_BYTES:
             self._refuse(_too_large_head())

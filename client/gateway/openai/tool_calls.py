@@ -52,7 +52,7 @@ class ToolCallReader:
         if self._forced or self._may_be_whole():
             return "", []
         begin = self._held.lstrip()
-        # Space before and between calls is no text of the answer.
+        # Space before and between calls is not part of the answer.
         if self._after_call or (not self._shown and (begin.startswith(OPENS) or OPENS.startswith(begin))):
             self._drop(len(self._held) - len(begin))
         shown, calls = self._split()

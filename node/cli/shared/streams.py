@@ -157,7 +157,7 @@ class WriterQueue:
         self._changed = (
             threading.Condition()
         )  # re-entrant: what a collector's finaliser says comes in between
-        self._waiting: deque[bytes | int] = deque()  # an int: so many lines were lost here
+        self._waiting: deque[bytes | int] = deque()  # an int: this many lines were lost here
         self._waiting_bytes = 0
         self._closing = False
         self._broken_line = False

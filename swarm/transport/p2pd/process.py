@@ -228,7 +228,7 @@ def _path_of(descriptor: int) -> str:
 def remove_stale_folders() -> None:
     """Remove the socket folders of processes that were killed: old, ours, and nobody answers there."""
     for folder in _base_folder().glob(_FOLDER_PREFIX + "*"):
-        with contextlib.suppress(OSError):  # somebody else's, or removed by another process meanwhile
+        with contextlib.suppress(OSError):  # another user's, or removed by another process meanwhile
             stat = folder.lstat()
             old = time.time() - stat.st_mtime > STALE_AGE
             if old and stat.st_uid == os.getuid() and not _answers(folder / _DAEMON_SOCKET):
@@ -253,7 +253,7 @@ def _answers(path: Path) -> bool:
         try:
             trial.connect(str(path))
         except BlockingIOError:
-            return True  # its queue is full, so somebody owns it
+            return True  # its queue is full, so a process owns it
         except OSError:
             return False
         return True

@@ -61,7 +61,7 @@ class P2pdStream:
         if self._closed:
             raise self._closed_here()
         if writer.transport.is_closing():
-            return  # who ended it takes a moment to find out: read and drain do
+            return  # it takes a moment to find out which side ended it: read and drain do
         buffers = list(buffers)
         if len(buffers) > 1 and sum(map(len, buffers)) <= JOIN_LIMIT:
             writer.write(b"".join(buffers))

@@ -116,7 +116,7 @@ class _Stream:
         self.released = 0  # bytes that were read and not granted again
         self.queue: deque[memoryview] = deque()
         self.queued = 0  # bytes in it
-        self.finishing = False  # FIN follows the queue, and nobody here reads any more
+        self.finishing = False  # FIN follows the queue, and this side reads no more
         self.finished = False  # FIN is sent
         self.ended = False  # the peer has sent FIN
         self.ready = False  # it is among those that have something to send
