@@ -1,7 +1,7 @@
 """A node's Ed25519 identity: the key file, the libp2p PeerID it gives, and signatures that name a PeerID.
 
-A PeerID of an Ed25519 key *contains* the public key (identity multihash of its protobuf form), so anybody
-can check a signature with nothing but the PeerID of the signer. Specification:
+A PeerID of an Ed25519 key *contains* the public key (identity multihash of its protobuf form), so every peer
+can check a signature with only the PeerID of the signer. Specification:
 https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 
     public key protobuf    08 01 12 20 + 32 bytes            (KeyType 1 = Ed25519, then the data field)

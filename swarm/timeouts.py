@@ -2,9 +2,9 @@
 
 Most silence needs no deadline. A stream keeps its order, so what a node had to say before it answers a PING
 has come before the PONG. PING therefore asks about the sessions that wait (``about``), and PONG tells where
-their requests are (``tells``): a node that never got what it was sent, or that has answered what nobody has
-heard, is mute, however busy the machines are, and is found as soon as it answers. What is left to
-clocks is a node that says it works (see ``work_within_s``), and bytes on their way.
+their requests are (``tells``): a node that never got what it was sent, or that has sent an answer which never
+came, is mute, however busy the machines are, and is found as soon as it answers. What is left to clocks is a
+node that says it works (see ``work_within_s``), and bytes on their way.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class PeerLink:
 
 @dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """An announcement as its owner signed it, which anybody who is handed it can check. ``expiration``:
+    """An announcement as its owner signed it, which every peer that gets it can check. ``expiration``:
     seconds of Unix time. ``value``: as it lies in the directory."""
 
     expiration: float

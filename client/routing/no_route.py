@@ -57,7 +57,7 @@ def nobody_opens(tried: int, cause: SwarmError) -> NetworkError:
     """The error where many are announced, and of those that were tried none opens a session."""
     return NetworkError(
         f"{tried} peers are announced that do not serve; the last one: {cause.message}",
-        hint="Try again, or ask who runs the swarm; swarm-node status shows who is announced.",
+        hint="Try again, or ask the people who run the swarm; swarm-node status lists the announced nodes.",
     )
 
 
@@ -84,7 +84,7 @@ async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) ->
         return ModelMismatchError(
             f"nobody serves your {ours}; under that name another model is announced: {names}"
             + (f" or {len(same) - _TOLD} more" if len(same) > _TOLD else difference),
-            hint=f"Use the same files as the nodes, or, if you trust who announces it, --model {names}",
+            hint=f"Use the same files as the nodes, or, if you trust its nodes, --model {names}",
         )
     if not models:
         return error

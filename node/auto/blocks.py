@@ -278,7 +278,7 @@ class AutoBlocks:
         return True
 
     async def _living(self) -> list[NodeInfo]:
-        """Raises NetworkError, whatever the swarm's peers have done to the reading."""
+        """Raises NetworkError, also if announcements of peers break the reading."""
         try:
             return await self._host.living_nodes()
         except NetworkError:

@@ -29,7 +29,7 @@ MUCH_KV = 0.125
 """A change by this part of the KV cache counts: smaller ones would not change a route."""
 MUCH_QUEUE_MS = 2.0
 MUCH_QUEUE_RATIO = 2.0
-"""A wait in the queue moved much when it at least doubled or halved, by at least so many milliseconds."""
+"""A wait in the queue has changed much if it at least doubled or halved, by at least MUCH_QUEUE_MS."""
 
 
 def moved_much(told: NodeInfo, current: NodeInfo) -> bool:

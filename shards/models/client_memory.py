@@ -40,7 +40,7 @@ class HeadShape:
     def __post_init__(self) -> None:
         if self.vocab_size < 1 or self.hidden_size < 1 or self.qtype not in QTYPES:
             raise UsageError(
-                f"there is no head of {self.vocab_size} rows of {self.hidden_size} {self.qtype} values",
+                f"there is no head with {self.vocab_size} rows of {self.hidden_size} {self.qtype} values",
                 hint=SUPPORTED,
             )
 

@@ -1,8 +1,8 @@
 """Which pieces of a folder's files were read, and found to be what the manifest says.
 
 A disk claims more than it holds after a power cut, a bad sector, a copy that was cut short. So nothing of it
-is used before it was hashed: once in a process, by all who use the folder in it together. A check counts for
-the file as it was then; one that somebody else has changed since is read again.
+is used before it was hashed: once in a process, for all of its users of the folder. A check counts for the
+file as it was then; one that others have changed since is read again.
 """
 
 from __future__ import annotations

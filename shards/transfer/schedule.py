@@ -6,10 +6,10 @@ Several peers that begin with nothing should together take each piece from the o
 - each peer goes through the pieces in an order of its own, those that fewest hold first;
 - a piece that some source with only a part of the model holds is never asked of a whole one, unless that
   source gives nothing for STALL_S;
-- a whole source that has sent a piece to somebody else says so (``elsewhere``); the piece is then awaited
+- a whole source that has sent a piece to another peer says so (``elsewhere``); the piece is then awaited
   from there, and asked for again, with ``insist``, when it has not shown up within PROMISE_S;
-- of several whole sources a hash says which one everybody asks for a piece first, so that what one of them
-  knows of who has it is of use; one that has nothing else to do helps the others.
+- of several whole sources a hash says which one every peer asks for a piece first, so that this one knows
+  where the piece went; one that has nothing else to do helps the others.
 
 A source of the last resort (the hub) is asked only for what no other source could give.
 """

@@ -33,7 +33,7 @@ TTL_S = 120
 ASK_S = 3.0
 """Seconds that a peer has to tell its addresses, if it did not tell them at once."""
 MAX_PEERS = 256
-"""At most this many names are followed at once, because anybody on the network can invent names."""
+"""At most this many names are followed at once, because every machine on the network can invent names."""
 DISCOVERY_PORT = 4001
 """The port in the SRV record, which DNS-SD requires and libp2p does not read."""
 
@@ -131,7 +131,7 @@ class LanDiscovery:
             logger.info("event=mdns_unavailable message=%r", problem)
 
     async def _start(self, addresses: list[str]) -> None:
-        # Costs a tenth of a second to import: not for those who are told addresses.
+        # Costs a tenth of a second to import: not for processes with given addresses.
         from zeroconf import IPVersion, ServiceInfo
         from zeroconf.asyncio import AsyncZeroconf
 

@@ -3,9 +3,9 @@
 Each peer has a rate, and all have one together. While all together ask less than that, only a peer's own rate
 holds it back. When they ask more, address groups go in turn and in a group its peers, so that one network
 waits for itself, with any number of identities. Waiting places are few and divided the same way (``shares``):
-when they are full, whoever has most of them loses one.
+when they are full, the group and peer with most of them lose one.
 
-An asker who waits is not answered, which slows down one that asks again when it is answered.
+An asker that waits is not answered, which slows down one that asks again when it is answered.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 OPEN follows HELLO at once, so that a first session costs one round trip after the dial; every other session
 on a live link costs one round trip and no dial. What several sessions send in one turn of the event loop
-leaves in one write. A node that is silent while somebody waits for it gets a PING, once a link; when that is
+leaves in one write. A node that is silent while a session waits for it gets a PING, once a link; when that is
 not answered either, or the stream ends, every session on the link fails with the same error.
 
 ``timers`` decides when a peer is asked, and when it counts as gone.
@@ -307,7 +307,7 @@ class NodeLink:
                     if link is not self and now - link.heard_at >= self._patience.ping_after_s:
                         link.check_self(now)
             case Unused():
-                self._end(StreamClosedError("nobody used the link"))
+                self._end(StreamClosedError("the link was not used"))
             case PeerGone():
                 self._end(PeerTimeoutError(f"{self.name} {verdict.reason}"))
 

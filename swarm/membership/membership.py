@@ -2,8 +2,8 @@
 
     authority key ──signs──▶ invite key (until when) ──signs──▶ PeerID of a member
 
-The authority's public key is part of the swarm's tag, so every member can check every credential without
-asking anybody. A credential is of no use to another peer: it names the PeerID whose key the transport's
+The authority's public key is part of the swarm's tag, so every member can check every credential without a
+question to others. A credential is of no use to another peer: it names the PeerID whose key the transport's
 handshake proves. A swarm with a name and no key has a tag only, which keeps it apart and lets everybody in.
 
     tag         first 16 bytes of SHA-256("swarm-node swarm 1\\n" + authority (32 bytes or none) + name)

@@ -5,9 +5,9 @@ network to answer from. So a model counts by the networks from which its nodes a
 (``address_groups.networks``), and where only members are let in, by the members that answer. In this order:
 
 1. what a trusted third party says it is: the hub, of one of its own names;
-2. what this machine has used under the name before, while somebody still announces it; where all of these
-   were asked and nobody answers, it is gone;
-3. the only one, if nothing else is announced, or nobody answers for anything else;
+2. what this machine has used under the name before, while a node still announces it; if all of these
+   were asked and none answers, it is gone;
+3. the only one, if nothing else is announced, or if no node answers for anything else;
 4. the one for which nodes in ENOUGH networks answer, and in more than for any other name as near to what was
    said; a name that is nearer, but has one network alone, does not stand in front of it;
 5. none: a person has to say which.

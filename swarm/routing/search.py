@@ -200,7 +200,7 @@ def _uses(chain: _Chain, place: int) -> bool:
 
 
 def _farthest_first(offers: Sequence[Offer], start: int, end: int) -> list[tuple[Offer, Span]]:
-    """The chain that always takes the offer that goes farthest. It uses no peer twice, whatever it costs."""
+    """The chain that always takes the offer that goes farthest. It uses no peer twice, at any cost."""
     hops: list[tuple[Offer, Span]] = []
     while start < end:
         here = [offer for offer in offers if start in offer.span]

@@ -2,10 +2,10 @@
 
 It pays when what the remaining tokens gain is worth more than replaying the context into the replacement.
 What a hop took is what the client's own clock says, where that can tell: time that neither the hop nor the
-way to it accounts for is the hop's. Of hops that are chained only the sum is known. Where a part of it that
-nobody accounts for would matter, the chain is taken apart, and its hops are timed one by one.
-Everything here holds back: measured steps in place of announcements, a margin, a least difference; and the
-caller leaves some seconds between two replacements.
+way to it accounts for is the hop's. Of hops that are chained only the sum is known. If an unexplained part of
+it would matter, the chain is taken apart, and its hops are timed one by one. Everything here holds back:
+measured steps in place of announcements, a margin, a least difference; and the caller leaves some seconds
+between two replacements.
 """
 
 from __future__ import annotations

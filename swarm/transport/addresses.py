@@ -1,8 +1,8 @@
-"""Multiaddresses as people write them: who listens where.
+"""Multiaddresses as people write them: where to listen, and which peer to dial.
 
     /ip4/192.0.2.1/tcp/31330                      where to listen
-    /ip4/192.0.2.1/tcp/31330/p2p/12D3KooW…        where to dial whom
-    …/p2p/RELAY/p2p-circuit/p2p/12D3KooW…         whom to dial through a relay
+    /ip4/192.0.2.1/tcp/31330/p2p/12D3KooW…        where to dial which peer
+    …/p2p/RELAY/p2p-circuit/p2p/12D3KooW…         which peer to dial through a relay
 
 Specification: https://github.com/multiformats/multiaddr
 """
@@ -37,7 +37,7 @@ _SOCKET_MADDR = re.compile(r"/(ip4|ip6)/([0-9A-Fa-f.:]+)/(tcp|udp)/(\d{1,5})(/.*
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Where to dial (``maddr``, without the final /p2p part) and whom."""
+    """Where to dial (``maddr``, without the final /p2p part), and which peer."""
 
     peer_id: str
     maddr: str

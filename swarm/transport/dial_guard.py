@@ -147,7 +147,7 @@ class DialGuard:
     """Spares places that do not answer. Pure: ``now`` in seconds.
 
     A record costs no other peer anything: a place is left alone only for the peer that was not found there. A
-    peer that was found at its address is dialled there again, whatever strangers say of it.
+    peer that was found at its address is dialled there again, even if strangers name it falsely.
     """
 
     def __init__(self, *, for_client: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Standard input, output and error of a process, whatever is at their other end.
+"""Standard input, output and error of a process, with any file, terminal or program at their other end.
 
 They may be closed from the start, lead to a full disk, to a reader that left or to one that never reads, and
 take only some characters. For a command whose work is its output, a standard output that cannot be written

@@ -23,7 +23,7 @@ CIRCUIT_LIFE = "24h"
 class P2pdOptions:
     """``host_maddrs``: where to listen, with real ports, since a daemon that takes another's place listens at
     the same ones. ``announce_maddrs`` replaces the addresses that others are told. ``relays``: through which
-    others reach us, who cannot be dialled; ``is_relay``: be one for others.
+    others reach us if they cannot dial us; ``is_relay``: be one for others.
     """
 
     identity: Identity

@@ -226,7 +226,7 @@ def _path_of(descriptor: int) -> str:
 
 
 def remove_stale_folders() -> None:
-    """Remove the socket folders of processes that were killed: old, ours, and nobody answers there."""
+    """Remove the socket folders of processes that were killed: old, ours, and without an answer."""
     for folder in _base_folder().glob(_FOLDER_PREFIX + "*"):
         with contextlib.suppress(OSError):  # another user's, or removed by another process meanwhile
             stat = folder.lstat()

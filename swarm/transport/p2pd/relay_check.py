@@ -87,7 +87,7 @@ async def check_relaying(maddrs: Sequence[str]) -> None:
 
 
 async def _meet_one(transport: P2pdTransport, maddrs: Sequence[str]) -> None:
-    """Raises NetworkError if nobody answers at any of the addresses, each with /p2p/PEER."""
+    """Raises NetworkError if no relay answers at any of the addresses, each with /p2p/PEER."""
 
     async def attempt(address: PeerAddress) -> NetworkError | None:
         try:

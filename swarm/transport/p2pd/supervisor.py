@@ -117,7 +117,7 @@ class DaemonSupervisor:
             raise LocalNetworkError(f"the libp2p daemon (p2pd) of this process {because}")
 
     async def _lost(self) -> LocalNetworkError:
-        """Bring the daemon into the network and watch it until it is lost, whoever ended it."""
+        """Bring the daemon into the network and watch it until it is lost for any reason."""
         ended = asyncio.ensure_future(self._daemon.ended())
         tasks = [ended, asyncio.ensure_future(self._watch()), asyncio.ensure_future(self._restored())]
         try:

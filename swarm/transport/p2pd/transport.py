@@ -109,8 +109,8 @@ class P2pdTransport:
         """Start a daemon, listen (unless ``client_mode``), and connect to the initial peers.
 
         ``identity`` None: a new key that is not kept. ``announce_maddrs`` replaces the addresses that we tell
-        others. One initial peer that answers is enough. ``relays``: peers through which others reach us, who
-        cannot be dialled; ``is_relay``: be one. Raises UsageError for a text that is not an address,
+        others. One initial peer that answers is enough. ``relays``: peers through which others reach us if
+        they cannot dial us; ``is_relay``: be one. Raises UsageError for a text that is not an address,
         ListenError if a port is taken, PeerUnreachableError or PeerTimeoutError if no initial peer answers
         within BOOTSTRAP_TIMEOUT, NetworkError if p2pd fails.
         """
@@ -150,7 +150,8 @@ class P2pdTransport:
 
     @property
     def listen_maddrs(self) -> tuple[str, ...]:
-        """Where this process listens, whatever it announces; a host of zeros is all of its addresses."""
+        """Where this process listens, which may differ from what it announces; a host of zeros is all of its
+        addresses."""
         return self.p2p.options.host_maddrs
 
     async def maddrs(self) -> tuple[str, ...]:
@@ -296,7 +297,7 @@ class P2pdTransport:
                 self.p2p.kill("was replaced, since a relay that restarted has lost our place")
 
     async def _settle(self) -> None:
-        """Connect to the initial peers and to those whom the last daemon was connected to, until one answers;
+        """Connect to the initial peers and to those that the last daemon was connected to, until one answers;
         the others in the background. Raises NetworkError if none answers."""
         self._relay_watch.began(steady_clock())
         whom = self._neighbours | _by_peer(self._initial_peers)

@@ -59,7 +59,7 @@ class Security:
 
 
 def dial_problem(peer_id: str, maddr: str, error: Exception) -> NetworkError:
-    """The error to raise for whatever a dial raised: every exception has an answer here.
+    """The error to raise for any exception of a dial.
 
     ``peer_id`` was to be found at ``maddr``.
     """

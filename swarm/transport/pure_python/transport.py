@@ -110,7 +110,8 @@ class PyLibp2pTransport:
 
     @property
     def listen_maddrs(self) -> tuple[str, ...]:
-        """Where this process listens, whatever it announces; a host of zeros is all of its addresses."""
+        """Where this process listens, which may differ from what it announces; a host of zeros is all of its
+        addresses."""
         names = [socket.getsockname() for server in self._servers for socket in server.sockets]
         return tuple(f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}" for host, port, *_ in names)
 
