@@ -23,15 +23,16 @@ OnProgress = Callable[[str], None]
 
 async def hashing_told(opening: Awaitable[T], on_progress: OnProgress | None) -> T:
     """What comes of ``opening``. People are told while it hashes files; that ends when this is cancelled."""
-    with hashing_watched(_lines(on_progress)):
+    with hashing_watched(progress_lines(on_progress)):
         return await opening
 
 
-def _lines(on_progress: OnProgress | None, doing: str = "") -> Callable[[int, int, str], None] | None:
+def progress_lines(on_progress: OnProgress | None, doing: str = "") -> Callable[[int, int, str], None] | None:
+    """What tells ``on_progress`` how much is done, in percent; without it where ``total`` is 0."""
     if on_progress is None:
         return None
     return lambda done, total, label: on_progress(
-        f"{doing}{label} ({done * 100 // total if total else 100} %)"
+        f"{doing}{label}" + (f" ({done * 100 // total} %)" if total else "")
     )
 
 
@@ -106,14 +107,16 @@ def load_local_model(
     if on_progress is not None and device == "cpu" and not library.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
-    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=_lines(on_progress))
+    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress_lines(on_progress))
     try:
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
-        head = load_client_model(checkpoint, options, _lines(on_progress, "Loading "), threads=threads)
+        head = load_client_model(
+            checkpoint, options, progress_lines(on_progress, "Loading "), threads=threads
+        )
         guesser = None
         if draft is not None:
-            on_part = _lines(on_progress, "Loading draft model, ")
+            on_part = progress_lines(on_progress, "Loading draft model, ")
             vocab = (tokenizer, config.vocab_size)
             guesser = load_draft_model(draft, *vocab, device=device, threads=threads, progress=on_part)
     except BaseException:

@@ -22,7 +22,7 @@ from ..swarm.errors import CheckpointError, LocalProtocolError, ModelMismatchErr
 from ..swarm.names import DIGEST_CHARS, ModelName
 from ..swarm.naming.witnesses import Witnesses
 from ..swarm.placement.demand import WantedModel
-from .local_model import LocalModel, OnProgress
+from .local_model import LocalModel, OnProgress, progress_lines
 from .network import ClientNetwork
 from .routing.demand import DemandTeller
 
@@ -49,10 +49,6 @@ async def fetch_client_part(
     if model is None:
         raise LocalProtocolError("a model of the swarm without its digest")
 
-    def progress(done: int, total: int, label: str) -> None:
-        if on_progress is not None:
-            on_progress(f"{label} ({done * 100 // total if total else 100} %)")
-
     path = await fetch_model(
         model,
         blocks=None,
@@ -61,7 +57,7 @@ async def fetch_client_part(
         transport=network.transport,
         cache=PieceCache(weights_folder()),
         root=location.root,
-        on_progress=progress,
+        on_progress=progress_lines(on_progress),
     )
     return str(path)
 

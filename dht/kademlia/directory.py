@@ -168,7 +168,8 @@ class HivemindDirectory(RecordDirectory[Lookup]):
             if self._node.client_mode and not found.answers:
                 raise NetworkError(
                     "no peer of the swarm's directory answers",
-                    hint="Check this computer's network, and that the peers given as --initial-peers run.",
+                    hint="Check this computer's network, and that the peers of --initial-peers or of the "
+                    "invite run.",
                 )
         return found
 

@@ -29,6 +29,7 @@ from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
 from .shared.arguments import entry_of
 from .shared.output import console, events, plural, short_peer_id, shown
+from .shared.pasting import pasteable
 from .shared.signals import on_stop_signals
 
 STATUS_LINE_S = 1.0
@@ -224,16 +225,24 @@ def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str, bl
     return " ".join(words)
 
 
+def invite_note(arguments: argparse.Namespace, event: NodeEvent) -> str:
+    """How to get the INVITE of ``join_command``, or one for another network; "" where an address will do."""
+    if arguments.join or arguments.swarm_key:
+        known = arguments.join or arguments.initial_peers or not event.maddrs
+        here = "" if known else f" --initial-peers {_dialable(event.maddrs)[0]}"
+        return pasteable(f"`swarm-node invite{here}` prints INVITE.", arguments)
+    if not arguments.mdns or arguments.host in ONLY_HERE:
+        return ""
+    return pasteable("On another network: see `swarm-node invite`.", arguments)
+
+
 def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> None:
     command = join_command(arguments, event, model, blocks)
     near = "" if "--initial-peers" in command or "--join" in command else " on this network"
     console.print(f"The next peer{near} joins with:")
     console.print(f"  {shown(command)}")
-    if near or "--join" in command:
-        prints = (
-            "`swarm-node invite` prints INVITE" if not near else "On another network: see `swarm-node invite`"
-        )
-        console.print(f"  {prints}.")
+    if note := invite_note(arguments, event):
+        console.print(f"  {shown(note)}")
 
 
 def _auto_line(event: NodeEvent) -> str:
@@ -273,7 +282,7 @@ class _Display:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._as_json = bool(arguments.json)
-        self._was_online = self._stands_by = self._failed = False
+        self._was_online = self._stands_by = self._failed = self._shares = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -338,6 +347,8 @@ class _Display:
                         "[yellow]The swarm has not taken the announcement yet. The node tries again.[/]"
                     )
                 model = self._arguments.model or event.model
+                if self._shares and Path(model).exists():
+                    model = event.model  # other machines have no such path, and get the files by name
                 blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
                 _print_join(self._arguments, event, model, blocks)
                 console.print("Ctrl-C stops it.")
@@ -363,6 +374,7 @@ class _Display:
                 line = f"{details['message']}. {details['hint']}"
                 console.print(f"[yellow]Waiting[/]: {shown(line)}")
             case "not_sharing":
+                self._shares = False
                 console.print(f"[yellow]Not sharing its weights[/]: {shown(str(details.get('message')))}")
             case "tokenizer_unreadable":
                 line = f"{details['message']}. It is served as it is until the node starts with other files."
@@ -372,6 +384,7 @@ class _Display:
             case "weights_damaged":
                 console.print(f"[yellow]{shown(str(details['message']))}.[/]")
             case "sharing":
+                self._shares = True
                 size = cast(int, details["bytes"]) / 1e6
                 console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")
             case "fetched":

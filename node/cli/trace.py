@@ -248,7 +248,9 @@ def waterfall(trace: Trace) -> Table:
         )
         reached += stage.measured_ms
     predicted = [stage.predicted_ms for stage in trace.stages if stage.predicted_ms is not None]
-    table.add_row("total", _ms(sum(predicted) if predicted else None), _ms(total), "", "", "", "")
+    hops_predicted = all(stage.predicted_ms is not None for stage in trace.stages if stage.peer_id)
+    whole = sum(predicted) if predicted and hops_predicted else None  # the sum of a part would look too small
+    table.add_row("total", _ms(whole), _ms(total), "", "", "", "")
     return table
 
 

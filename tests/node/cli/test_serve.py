@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.serve import _Display, join_command, node_config, reach_note, suggest_blocks
+from swarm_node.node.cli.serve import (
+    _Display,
+    invite_note,
+    join_command,
+    node_config,
+    reach_note,
+    suggest_blocks,
+)
 from swarm_node.node.cli.shared.arguments import byte_size
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
@@ -38,6 +45,46 @@ def test_the_next_peer_is_told_how_to_get_in(words: tuple[str, ...], command: st
     arguments = build_parser().parse_args(["serve", "--model", "m", *words])
     event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
     assert join_command(arguments, event, "m", "") == command
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        ((), "On another network: see `swarm-node invite`."),
+        (("--swarm", "my den"), "On another network: see `swarm-node invite --swarm 'my den'`."),
+        (("--no-mdns",), ""),
+        (("--host", "127.0.0.1"), ""),
+        (("--join", "swn1x"), "`swarm-node invite --join INVITE` prints INVITE."),
+        (
+            ("--swarm", "my den", "--swarm-key", "my key"),
+            "`swarm-node invite --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x "
+            "--swarm 'my den' --swarm-key 'my key'` prints INVITE.",
+        ),
+        (
+            ("--swarm-key", "k", "--initial-peers", "/ip4/192.168.1.6/tcp/1/p2p/y"),
+            "`swarm-node invite --swarm-key k --initial-peers /ip4/192.168.1.6/tcp/1/p2p/y` prints INVITE.",
+        ),
+    ],
+)
+def test_it_is_said_how_to_get_an_invite_to_this_swarm(words: tuple[str, ...], note: str) -> None:
+    arguments = build_parser().parse_args(["serve", "--model", "m", *words])
+    event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
+    assert invite_note(arguments, event) == note
+
+
+@pytest.mark.parametrize(("shares", "model"), [(True, "tiny.Q4_1"), (False, "{path}")])
+def test_the_next_peer_is_told_the_name_of_files_that_it_can_fetch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shares: bool, model: str
+) -> None:
+    path = tmp_path / "tiny.Q4_1.gguf"
+    path.touch()
+    display = _Display(build_parser().parse_args(["serve", "--model", str(path)]))
+    display.on_event(NodeEvent("sharing", details={"bytes": 1}))
+    if not shares:
+        display.on_event(NodeEvent("not_sharing", details={"message": "the files changed"}))
+    details = {"decode_ms_per_block": 1.0, "prefill_tokens_per_s": 1.0}
+    display.on_event(NodeEvent("online", model="tiny.Q4_1", blocks="0-2", details=details))
+    assert f"serve --model {model.format(path=path)}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
