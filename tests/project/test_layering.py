@@ -73,6 +73,13 @@ FLOORS = {
 }
 """From the ground up. A room may import the floors below its own; the rooms of one floor are apart."""
 
+APART = {
+    "client/guided": "client/routing",
+    "client/gateway": "client/hf",
+    "node/sessions": "node/presence",
+}
+"""A room, and one on a floor below that neither it nor the rooms in it import."""
+
 ONLY_IN = {
     "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
     "libp2p": ("swarm/transport/pure_python",),
@@ -82,11 +89,26 @@ ONLY_IN = {
     "transformers": ("client/hf",),
     "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
     "llguidance": ("client/guided",),
+    "socket": ("swarm/transport", "swarm/discovery", "client/gateway"),
+    "starlette": ("client/gateway",),
+    "uvicorn": ("client/gateway",),
+    "zeroconf": ("swarm/discovery",),
+    "rich": ("node/cli",),
+    "prompt_toolkit": ("node/cli/chat",),
 }
 """What is imported in these rooms and the rooms in them alone."""
 
-_NO_IO = ("asyncio", "socket", "selectors", "threading")
-_STREAMS = (
+CALLS = ("import_module", "__import__")
+
+COMPUTED = "a computed name"
+"""What is imported where the name is not in the source."""
+
+COMPUTED_IN = ("client/__init__.py", "client/hf/__init__.py", "swarm/runtime/lazy_scipy.py")
+"""Doors that import what is in their room once it is used, and the one that imports scipy then."""
+
+_NO_IO = ("asyncio", "concurrent", "multiprocessing", "selectors", "ssl", "subprocess", "threading")
+_PEERS = ("swarm_node.swarm.links", "swarm_node.swarm.transport")
+_STREAMS = (  # without the arithmetic of addresses, by which copies of a model are weighed
     *("swarm_node.swarm.links", "swarm_node.swarm.transport.interface"),
     *("swarm_node.swarm.transport.p2pd", "swarm_node.swarm.transport.pure_python"),
 )
@@ -95,25 +117,25 @@ NEVER_IN = {
     "swarm/protocol": _NO_IO,
     "swarm/routing": _NO_IO,
     "swarm/placement": _NO_IO,
-    "dht/records": ("socket",),
-    "shards/formats": (*_STREAMS, "asyncio", "socket"),
-    "shards/chat": (*_STREAMS, "torch"),
-    "shards/tokenizer": (*_STREAMS, "torch"),
-    "shards/pieces": _STREAMS,
+    "shards/formats": (*_PEERS, "asyncio"),
+    "shards/chat": (*_PEERS, "torch"),
+    "shards/tokenizer": (*_PEERS, "torch"),
+    "shards/pieces": _PEERS,
     "shards/checkpoint": _STREAMS,
-    "shards/layers": _STREAMS,
-    "shards/kernels": _STREAMS,
-    "shards/models": _STREAMS,
-    "shards/mlx": _STREAMS,
-    "client/decoding": (*_STREAMS, "socket"),
-    "client/guided": (*_STREAMS, "socket", "torch"),
-    "client/routing": ("torch", "socket"),
+    "shards/layers": _PEERS,
+    "shards/kernels": _PEERS,
+    "shards/models": _PEERS,
+    "shards/mlx": _PEERS,
+    "shards/loading.py": _PEERS,
+    "client/decoding": _PEERS,
+    "client/guided": (*_PEERS, "torch"),
+    "client/routing": ("torch",),
     "node/engine/page_allocator.py": ("torch",),
     "node/engine/page_tables.py": ("torch",),
     "node/engine/prefill_pace.py": ("torch",),
     "node/engine/prefix_cache.py": ("torch",),
     "node/engine/scheduler.py": ("torch",),
-    "node/limits": ("torch", "socket"),
+    "node/limits": ("torch",),
     "node/presence": ("torch",),
     "node/cli": ("torch",),
 }
@@ -132,8 +154,8 @@ ROOMS = sorted({str(PurePosixPath(file).parent) for file in FILES})
 
 
 def imports(source: str, file: str) -> Iterator[str]:
-    """Absolute dotted names of all that ``file`` (as ``package/room/module.py``) imports, for types only,
-    too."""
+    """Absolute dotted names of all that ``file`` (as ``package/room/module.py``) imports, also for types only
+    and by calls; COMPUTED where a call's name is not in the source."""
     package = ["swarm_node", *file.split("/")[:-1]]
     for statement in ast.walk(ast.parse(source)):
         if isinstance(statement, ast.Import):
@@ -142,6 +164,14 @@ def imports(source: str, file: str) -> Iterator[str]:
             base = package[: len(package) - statement.level + 1] if statement.level else []
             module = ".".join([*base, *(statement.module or "").split(".")]).strip(".")
             yield from (f"{module}.{alias.name}" for alias in statement.names)
+        elif isinstance(statement, ast.Call) and ast.unparse(statement.func).split(".")[-1] in CALLS:
+            match statement.args:
+                case [ast.Constant(value=str(name)), *_]:
+                    module = name.lstrip(".")
+                    above = package[: len(package) - (len(name) - len(module)) + 1]
+                    yield module if module == name else ".".join([*above, module])
+                case _:
+                    yield COMPUTED
 
 
 def module_of(name: str) -> str | None:
@@ -174,6 +204,10 @@ def violations(source: str, file: str) -> list[str]:
         top = name.split(".")[0]
         if top in PACKAGES:
             found.append(f"{file} imports {name} by its bare name: use a relative import")
+        if name == "swarm_node" or top in ("tests", "scripts"):
+            found.append(f"{file} imports {name}: only modules of the rooms may be imported")
+        if name == COMPUTED and file not in COMPUTED_IN:
+            found.append(f"{file} imports {name}: nobody sees what that is")
         for what, places in ONLY_IN.items():
             if top == what and not any(is_in(file, place) for place in places):
                 found.append(f"{file} imports {name}: only {', '.join(places)} may")
@@ -189,6 +223,11 @@ def violations(source: str, file: str) -> list[str]:
             found.append(f"{file} imports {name}: {package} may import {', '.join(PACKAGES[package])}")
         elif other == package and theirs != room and floor_of(theirs) >= floor_of(room):
             found.append(f"{file} imports {name}: {theirs} is not below {room}")
+        found += (
+            f"{file} imports {name}: {place} and {apart} are apart"
+            for place, apart in APART.items()
+            if is_in(file, place) and is_in(target, apart)
+        )
     return found
 
 
@@ -276,6 +315,19 @@ def test_tests_and_scripts_are_in_rooms_too() -> None:
         ("shards/models/llama.py", "from ...swarm.transport.interface import Transport"),
         ("shards/models/llama.py", "from swarm.types import Span"),
         ("client/generation.py", "def f():\n    from transformers import Cache"),
+        ("client/generation.py", "import socket"),
+        ("client/generation.py", "import swarm_node as everything"),
+        ("client/generation.py", "import_module(name)"),
+        ("client/gateway/opening.py", "from ..hf.model import SwarmModelForCausalLM"),
+        ("client/gateway/openai/requests.py", "from ...hf import cache"),
+        ("client/guided/guide.py", "from ..routing.bans import Bans"),
+        ("client/decoding/answer.py", "from ...swarm.transport.addresses import bare_host"),
+        ("node/sessions/server.py", "from ..presence.announcer import Announcer"),
+        ("node/node.py", "from tests.doubles.toy_engine import ToyEngine"),
+        ("swarm/routing/search.py", "import importlib\nimportlib.import_module('..links.link', __package__)"),
+        ("swarm/routing/search.py", "__import__('swarm_node.dht.memory')"),
+        ("swarm/routing/search.py", "import swarm_node.client as c"),
+        ("swarm/routing/search.py", "from ..links.link import *"),
     ],
 )
 def test_the_check_sees_a_wrong_import(file: str, line: str) -> None:
