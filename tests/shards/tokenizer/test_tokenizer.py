@@ -200,7 +200,7 @@ def merge(writer: gguf.GGUFWriter) -> None:
             "1 tokens but 2 token types",
         ),
         (lambda w: (w.add_token_list(["a"]), w.add_bos_token_id(5), merge(w)), "outside the vocabulary"),
-        (lambda w: (w.add_token_list(["a", "b"]), w.add_token_merges(["ab"])), "no pair"),
+        (lambda w: (w.add_token_list(["a", "b"]), w.add_token_merges(["ab"])), "not a pair"),
         (lambda w: (w.add_token_list(["a", "b"]), w.add_token_merges(["a c"])), "damaged vocabulary"),
     ],
 )
