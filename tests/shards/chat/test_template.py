@@ -208,7 +208,7 @@ def test_a_message_that_is_gone_on_with_equals_transformers(source: str, content
 
 def test_only_text_can_be_gone_on_with() -> None:
     for content in ("", None, [{"type": "text", "text": "x"}]):
-        with pytest.raises(UsageError, match="no text to go on with"):
+        with pytest.raises(UsageError, match="no text to continue"):
             render("x", [{"role": "assistant", "content": content}], continue_final_message=True)
     with pytest.raises(UsageError, match="does not show it"):
         render("x", [{"role": "assistant", "content": "x"}], continue_final_message=True)
