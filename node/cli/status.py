@@ -192,7 +192,7 @@ def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
         table.add_row(
             short_peer_id(node["peer_id"]),
             node["blocks"],
-            node["state"],
+            "silent" if node["peer_id"] in model["silent"] else node["state"],
             shown(node["weights"]),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",

@@ -75,7 +75,8 @@ def no_path_error(text: str) -> CheckpointError:
         f"there is no model at {text}",
         hint=f"Did you mean {listed(near)}?"
         if near
-        else "Give a .gguf file, a HuggingFace directory, or a hub name such as meta-llama/Llama-3.2-1B.",
+        else "Give a .gguf file, a HuggingFace directory, the name of a model that the swarm serves, or a "
+        "hub name such as meta-llama/Llama-3.2-1B.",
     )
 
 

@@ -47,6 +47,7 @@ def test_whoever_gives_no_answer_is_named_and_serves_nothing(capsys: pytest.Capt
     print_tables(report)
     told = capsys.readouterr().out
     assert "did not answer, so not counted: …ranger" in told
+    assert next(line for line in told.splitlines() if line.startswith("…ranger")).split()[2] == "silent"
     assert "no peer serves blocks 20-29" in told
 
 
