@@ -271,7 +271,7 @@ class RowBatch:
         """Feed what the hops of a row lack, of which its caller has just added ``count`` tokens."""
         if not count:
             return torch.empty(0, self._core.local.hidden_size)
-        session = await self._with_room(row, count)
+        session = await self._with_room(row)
         row.feeding = True
         new, want = row.ids[session.length :], Want.ALL
         if wanted < 2:
@@ -283,7 +283,7 @@ class RowBatch:
         row.feeding = False
         return hidden[len(hidden) - wanted :]
 
-    async def _with_room(self, row: Row, count: int) -> SwarmSession:
+    async def _with_room(self, row: Row) -> SwarmSession:
         """The row's session, opened or made larger."""
         needed = len(row.ids)
         if row.session is not None and needed <= row.max_tokens:

@@ -8,7 +8,6 @@ passes the check is true: one honest answer is enough.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,8 +28,6 @@ WRITE_WIDTH = 12
 other nodes have come nearer."""
 KEYS_AT_ONCE = 16
 """This many keys are looked up side by side."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ it."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,8 +16,6 @@ from ..transport.resolve import resolve_all
 from ..types import ModelRef
 from .link import NodeLink
 from .pool import LinkPool
-
-logger = logging.getLogger(__name__)
 
 OWN_ADDRESSES_S = 30.0
 """Our own addresses count as known for this many seconds: a computer seldom moves to another network."""

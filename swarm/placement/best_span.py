@@ -97,7 +97,7 @@ def _widened(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmV
     if length == len(span):
         return exact
     starts = range(max(0, span.end - length), min(span.start, n - length) + 1)
-    wider = _best(view, machine, _thinnest(view, machine, length, starts))
+    wider = _best(view, machine, _thinnest(view, length, starts))
     better = wider.tokens_per_s >= WORTH_WIDER * exact.tokens_per_s or wider.singles < exact.singles
     if wider.missing:
         better = wider.n_missing < exact.n_missing
@@ -131,10 +131,10 @@ def _scarce(view: SwarmView, machine: Machine) -> list[Span]:
     """The spans where another copy should add most throughput."""
     n = view.shape.n_blocks
     length = min(machine.max_blocks, n)
-    return _thinnest(view, machine, length, range(n - length + 1))
+    return _thinnest(view, length, range(n - length + 1))
 
 
-def _thinnest(view: SwarmView, machine: Machine, length: int, starts: range) -> list[Span]:
+def _thinnest(view: SwarmView, length: int, starts: range) -> list[Span]:
     """Up to _TRIED spans of ``length``: those where least is computed, each node's work spread evenly over
     its span, and those around the scarcest block."""
     density = view.density

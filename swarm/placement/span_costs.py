@@ -66,10 +66,6 @@ class SpanCosts:
             found.append((promised if self._is_simple(span) else self._look(span), span))
         return sorted(found, key=lambda spot: (spot[0], len(spot[1]), spot[1]))
 
-    def near(self, seconds: float, most: int) -> list[Span]:
-        """Up to ``most`` spans whose route should cost no more than ``seconds``, cheapest first."""
-        return [span for promised, span in islice(self._in_order(), most) if promised <= seconds]
-
     def through(self, span: Span) -> float:
         """Seconds per token of the best route that has the machine carry all of ``span``."""
         return float(self._total[span.start, span.end]) / 1e9

@@ -23,7 +23,7 @@ Pick = tuple[NodeInfo, Span]
 
 
 class Prices(Protocol):
-    """The part of ``routing.Prices`` that is used here."""
+    """The part of ``best_route.Prices`` that is used here."""
 
     def hop(self, node: NodeInfo) -> tuple[int, int]: ...
 

@@ -78,7 +78,6 @@ class FakeHost:
     fails: list[SwarmError] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     loaded: Span | None = None
-    most_loaded: int = 0
     announced: NodeInfo | None = None
 
     def __post_init__(self) -> None:

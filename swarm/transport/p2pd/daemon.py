@@ -71,7 +71,7 @@ class P2pDaemon(P2P):
         if self._stopping:
             await process.stop()
             raise StreamClosedError("the transport is closed")
-        self._process, self._child, self._alive = process, process.child, True
+        self._process, self._child = process, process.child
         self._daemon_listen_maddr = Multiaddr(f"/unix{process.control_socket}")
         self._client_listen_maddr = Multiaddr(f"/unix{process.client_socket}")
         try:
@@ -195,7 +195,6 @@ class P2pDaemon(P2P):
 
     def _lay_down(self) -> None:
         """End what belongs to the daemon in use."""
-        self._alive = False
         if not self._stopping:
             self._up.clear()
         if self._client is not None:
@@ -216,7 +215,6 @@ class P2pDaemon(P2P):
         """End hivemind's unary calls, which would otherwise wait for the dead daemon for ever."""
         if self._process is None or not self._process.ended.is_set() or self._stopping:
             return
-        self._alive = False
         self._up.clear()
         if self._client is not None:
             for call in self._client.control._pending_calls.values():

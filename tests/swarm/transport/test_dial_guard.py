@@ -19,7 +19,7 @@ from swarm_node.swarm.transport.dial_guard import (
     reaches,
 )
 
-PUBLIC, OTHER_PUBLIC = "/ip4/8.8.8.8/tcp/31330", "/ip6/2606:4700::1/udp/31330/quic-v1"
+PUBLIC = "/ip4/8.8.8.8/tcp/31330"
 LAN, LOOP = "/ip4/192.168.1.5/tcp/31330", "/ip4/127.0.0.1/tcp/31330"
 RELAY = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
 

@@ -21,7 +21,6 @@ from tests.swarms.harness import MARK
 pytestmark = [pytest.mark.swarm]
 
 CHAOS = [sys.executable, "-m", "scripts.lab.chaos"]
-STARTED_S = 60.0
 ENDED_S = 30.0
 
 
