@@ -23,6 +23,8 @@ from swarm_node.swarm.protocol.messages import ErrorMessage, Want
 from tests.doubles.fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, settle
 from tests.doubles.oracle import Oracle, send_all
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]
 N = 48
 GREEDY = expected(PROMPT, N)

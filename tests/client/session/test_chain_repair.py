@@ -17,6 +17,8 @@ from swarm_node.swarm.protocol.messages import ErrorMessage, Step
 from tests.doubles.chain_case import CHUNK, OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
 from tests.doubles.fake_swarm import HIDDEN, settle
 
+pytestmark = pytest.mark.slow
+
 EVERY_HOP = [(hops, victim) for hops in (1, 2, 3, 4) for victim in range(hops)]
 ROW = 4 * HIDDEN
 
@@ -66,7 +68,6 @@ async def test_a_hop_that_dies_while_it_opens(hops: int, victim: int) -> None:
     assert case.blamed <= {H[victim]}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
 async def test_a_frozen_hop(hops: int, victim: int) -> None:
     case = await ChainCase(hops).start()
@@ -349,7 +350,6 @@ async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
     assert case.blamed <= {"hb"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["die_at_open", "die_at_hold", "die_at_replay"])
 async def test_a_death_during_a_repair(fault: str) -> None:
     case = await ChainCase(3).start()
@@ -435,7 +435,6 @@ async def test_an_own_loss_is_sat_out() -> None:
     assert case.blamed == set()
 
 
-@pytest.mark.slow
 async def test_an_own_loss_that_lasts_ends_in_new_sessions() -> None:
     case = await ChainCase(3).start()
     patience = replace(PATIENCE, own_loss_s=0.5)
