@@ -14,13 +14,14 @@ import torch
 from ..dht.records.node_records import NodeRecords
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.kernels import library
-from ..shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ..shards.layers.kv_pool import slot_bytes
 from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..shards.models.span import SpanModel
 from ..swarm.codecs import native
+from ..swarm.protocol.field_types import PAGE_TOKENS
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.c_build import NativeUnavailableError
 from ..swarm.runtime.waiting import first

@@ -67,7 +67,8 @@ class DraftSequence:
     """One answer's draft. ``guess`` is called in the model's thread, the rest in the event loop's."""
 
     def __init__(self, model: DraftModel, prompt: Sequence[int], max_tokens: int) -> None:
-        from ...shards.layers.kv_pool import PAGE_TOKENS, KvPool
+        from ...shards.layers.kv_pool import KvPool
+        from ...swarm.protocol.field_types import PAGE_TOKENS
 
         config, blocks = model.blocks.config, len(model.blocks.span)
         pages = -(-max_tokens // PAGE_TOKENS)

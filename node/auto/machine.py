@@ -13,11 +13,12 @@ import torch
 
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_tensors
-from ...shards.layers.kv_pool import PAGE_TOKENS, slot_bytes
+from ...shards.layers.kv_pool import slot_bytes
 from ...shards.loading import load_backend
 from ...shards.models.random_blocks import random_checkpoint
 from ...swarm.codecs import activations
 from ...swarm.placement.types import ModelShape, NodeOffer, gigabytes
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import PeerLink, Span
 from ..config import NodeConfig
 from ..engine.self_bench import PREFILL_TOKENS, measure_self

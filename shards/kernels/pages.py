@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from ...swarm.errors import LocalProtocolError
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
-from ..layers.kv_pool import KV_DTYPES, PAGE_TOKENS, BatchSlice, KvPool
+from ..layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
 
 
 class SnKv(ctypes.Structure):

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError
-from .kv_pool import PAGE_TOKENS, BatchSlice, KvPool
+from ...swarm.protocol.field_types import PAGE_TOKENS
+from .kv_pool import BatchSlice, KvPool
 
 QUERY_ROWS = 128
 """On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...swarm.errors import UsageError
+from ...swarm.protocol.field_types import PAGE_TOKENS
 
-PAGE_TOKENS = 32
 KV_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 _TORCH_DTYPES = {

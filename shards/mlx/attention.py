@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from ...swarm.errors import LocalProtocolError
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
-from ..layers.kv_pool import PAGE_TOKENS, BatchSlice
+from ..layers.kv_pool import BatchSlice
 from .device import index
 from .pool import MlxKvPool, Stored
 

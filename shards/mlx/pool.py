@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..layers.kv_pool import KV_DTYPES, PAGE_TOKENS, slot_bytes
+from ...swarm.protocol.field_types import PAGE_TOKENS
+from ..layers.kv_pool import KV_DTYPES, slot_bytes
 from .device import fused
 
 _STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "int8": mx.int8}

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ...swarm.errors import UsageError
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
-from ..layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool
+from ..layers.kv_pool import BatchSlice, KvPool
 from .span import SpanModel
 
 TOKENS = 44

@@ -79,9 +79,6 @@ class ModelIdentity:
         """The beginnings of the parts' hashes, to show people what differs; they prove nothing."""
         return "".join(part[:_BRIEF] for part in self.parts)
 
-    def differs_in(self, other: ModelIdentity) -> list[Part]:
-        return [part for part, own, its in zip(Part, self.parts, other.parts, strict=True) if own != its]
-
 
 def identity_of(files: Iterable[FileHash]) -> ModelIdentity:
     """The identity of a model from all its files, in any order."""

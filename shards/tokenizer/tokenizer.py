@@ -180,10 +180,6 @@ class Tokenizer:
         """The content of a ``tokenizer.json``, special tokens' roles and chat template left out."""
         return self._backend.to_str()
 
-    def token_id(self, token: str) -> int | None:
-        """The id of a token spelled out, such as ``<|im_end|>``."""
-        return self._backend.token_to_id(token)
-
     def token_bytes(self, token: int) -> bytes:
         """The exact bytes that a token stands for, half characters included; a special one's spelling."""
         return self._token_bytes.of(token)
@@ -213,12 +209,6 @@ class Tokenizer:
     def chat_variables(self) -> frozenset[str]:
         """Names that the chat templates read, such as ``tools`` where one can show some."""
         return self.template.variables if self.has_chat_template else frozenset()
-
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **more: Any
-    ) -> str:
-        """The chat as text. UsageError where the model has no template, or it refuses these messages."""
-        return self.template.render(messages, add_generation_prompt=add_generation_prompt, **more)
 
     def apply_chat_template(
         self,

@@ -16,7 +16,8 @@ from swarm_node.node.engine.batch_runner import BatchReport, BatchRunner
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepJob, TokenSequence
 from swarm_node.node.engine.scheduler import Batch
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.doubles.toy_model import CONTEXT, HIDDEN, block_row
 

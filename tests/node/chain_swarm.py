@@ -17,12 +17,12 @@ from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
+from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.field_types import Downstream
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS, Downstream
 from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,

@@ -23,11 +23,12 @@ from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import NodeServer
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, KvPool
+from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Result, Step, Want, Welcome
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork

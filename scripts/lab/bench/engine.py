@@ -26,9 +26,10 @@ def engine_alone(
     *, threads: int, batches: Sequence[int], prefill_tokens: int, seconds: float, repeat: int
 ) -> dict[str, Any]:
     from swarm_node.shards.checkpoint.opening import open_checkpoint
-    from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool, resolve_kv_dtype
+    from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
     from swarm_node.shards.models.load_plan import LoadOptions
     from swarm_node.shards.models.span import load_span
+    from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
     from swarm_node.swarm.types import Span
 
     torch.set_num_threads(threads)

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, BatchSlice, KvPool
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
 from swarm_node.shards.models.client_part import ClientModel, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs.activations import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 HOPS = 3

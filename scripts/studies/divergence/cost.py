@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool, resolve_kv_dtype
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 BLOCKS = 8

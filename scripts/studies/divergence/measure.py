@@ -17,11 +17,12 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool, resolve_kv_dtype
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs.activations import DEFAULT_CODEC, decode, encode
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 from ...lab.prompts import long_prompt, question

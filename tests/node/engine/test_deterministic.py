@@ -20,11 +20,12 @@ from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepJob, TokenSequence
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.node import Node
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, KvPool
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span

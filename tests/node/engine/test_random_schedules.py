@@ -24,13 +24,14 @@ from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice
+from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import Memory, SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 

@@ -10,9 +10,7 @@ import random
 import pytest
 import torch
 
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.protocol import field_types
 from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,
@@ -46,10 +44,6 @@ async def settle(condition) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - polls what has no event
             await asyncio.sleep(0.0005)
-
-
-def test_the_page_of_the_protocol_is_the_page_of_the_memory():
-    assert field_types.PAGE_TOKENS == PAGE_TOKENS
 
 
 # Prefixes.

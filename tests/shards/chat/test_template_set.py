@@ -64,9 +64,9 @@ def test_a_chat_with_tools_takes_the_template_for_tools(
         expected = theirs.apply_chat_template(CHAT, tokenize=False, **options)
     except ValueError:
         with pytest.raises(UsageError, match="has no chat template for this chat, only tool_use"):
-            ours.render_chat(CHAT, **options)
+            ours.template.render(CHAT, **options)
     else:
-        assert ours.render_chat(CHAT, **options) == expected
+        assert ours.template.render(CHAT, **options) == expected
     ours.close()
 
 
@@ -148,7 +148,7 @@ def test_templates_of_a_gguf_file(gguf_llama: GGUFLlama, keys: dict[str, Any], e
         tokenizer = model.tokenizer()
         assert tokenizer.chat_template == (several if len(keys) == 3 else expected)
         if len(keys) == 3:
-            assert tokenizer.render_chat(CHAT, tools=TOOLS) == "b"
+            assert tokenizer.template.render(CHAT, add_generation_prompt=True, tools=TOOLS) == "b"
         tokenizer.close()
 
 

@@ -24,6 +24,7 @@ from swarm_node.shards.transfer.hub_source import HubPieces
 from swarm_node.swarm.errors import CheckpointError, NetworkError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 from tests.shards.mlx.mlx_checkpoints import quantize_directory
+from tests.shards.pieces.differing import differing_parts
 
 HFLlama = Callable[..., Path]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -192,7 +193,7 @@ def test_another_small_file_on_the_hub_is_another_model(hub: FakeHub, name: str)
     with open_checkpoint(str(hub.directory)) as local:
         (hub.directory / name).write_bytes(b'{"version": "1.0", "model": {"type": "BPE"}}')
         with open_checkpoint(NAME, weights=False) as model:
-            assert model.identity.differs_in(local.identity) == [SMALL_FILES[name]]
+            assert differing_parts(model.identity, local.identity) == [SMALL_FILES[name]]
 
 
 def test_a_shard_beside_the_needed_ones_that_differs_is_another_model(hub: FakeHub) -> None:
@@ -200,7 +201,7 @@ def test_a_shard_beside_the_needed_ones_that_differs_is_another_model(hub: FakeH
         path = hub.directory / shard(4)
         path.write_bytes(path.read_bytes()[:-1] + b"\7")
         with open_checkpoint(NAME, blocks=Span(0, 1)) as model:
-            assert model.identity.differs_in(local.identity) == [Part.WEIGHTS]
+            assert differing_parts(model.identity, local.identity) == [Part.WEIGHTS]
 
 
 def test_a_model_in_one_file_has_an_index_that_nobody_reads(hub: FakeHub, hf_llama: HFLlama) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from swarm_node.shards.layers.kv_pool import PAGE_TOKENS, BatchSlice, KvPool
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 CPU = torch.device("cpu")
 

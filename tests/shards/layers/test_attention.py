@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from swarm_node.shards.layers.attention import PagedAttention
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, PAGE_TOKENS, BatchSlice
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.swarm.errors import LocalProtocolError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from tests.shards.layers.kv_cases import (
     PagedSession,
     shuffled_sessions,

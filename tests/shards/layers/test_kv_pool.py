@@ -5,15 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.layers.kv_pool import (
-    KV_DTYPES,
-    PAGE_TOKENS,
-    KvPool,
-    quantize_int8,
-    resolve_kv_dtype,
-    slot_bytes,
-)
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, quantize_int8, resolve_kv_dtype, slot_bytes
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 CPU = torch.device("cpu")
 TOLERANCE = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 0.5001 / 127}

@@ -87,7 +87,7 @@ class TestSmolLM2:
     def test_default_system_prompt(self, smollm2_pair: tuple[Tokenizer, Any]) -> None:
         ours, theirs = smollm2_pair
         messages = [{"role": "user", "content": "Hi <|im_end|> there"}]
-        text = ours.render_chat(messages)
+        text = ours.template.render(messages, add_generation_prompt=True)
         assert text.startswith(
             "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         )
@@ -96,7 +96,7 @@ class TestSmolLM2:
         plain = [{"role": "user", "content": "Hi there"}]
         ids = theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
         assert ours.apply_chat_template(plain) == ids
-        end = ours.token_id("<|im_end|>")
+        end = ours._backend.token_to_id("<|im_end|>")
         spelled = ours.apply_chat_template(messages)  # as text, and merged with what stands around it
         assert spelled.count(end) == ids.count(end)
         assert ours.decode(spelled, skip_special=False) == text
@@ -106,7 +106,7 @@ class TestSmolLM2:
         assert ours.vocab_size == 49152
         assert ours.eos_ids == {0, 2, 4}
         assert ours.has_chat_template
-        assert ours.token_id("<|im_end|>") == 2
+        assert ours._backend.token_to_id("<|im_end|>") == 2
 
     def test_pieces_are_whole_characters(self, smollm2_pair: tuple[Tokenizer, Any]) -> None:
         ours, _ = smollm2_pair
@@ -281,7 +281,7 @@ def test_hf_directory_equals_transformers(hf_llama: HFLlama, settings: dict[str,
             assert ours.encode(text) == theirs.encode(text, truncation=False), text
         assert ours.eos_ids == {1, 2}  # tokenizer_config.json's and config.json's
         messages = [{"role": "user", "content": "x"}]
-        assert ours.render_chat(messages) == "<s>[x]"
+        assert ours.template.render(messages, add_generation_prompt=True) == "<s>[x]"
         assert ours.apply_chat_template(messages) == theirs.apply_chat_template(messages)["input_ids"]
 
 
@@ -292,7 +292,8 @@ def test_generation_config_wins_and_template_file(hf_llama: HFLlama) -> None:
     (directory / "chat_template.jinja").write_text("new")
     with open_checkpoint(str(directory)) as model:
         assert model.tokenizer().eos_ids == {1, 9}
-        assert model.tokenizer().render_chat([{"role": "user", "content": "x"}]) == "new"
+        chat = [{"role": "user", "content": "x"}]
+        assert model.tokenizer().template.render(chat, add_generation_prompt=True) == "new"
         assert model.tokenizer() is model.tokenizer()
     (directory / "chat_template.jinja").write_bytes(b"x" * (2**22 + 1))
     with open_checkpoint(str(directory)) as model, pytest.raises(CheckpointError, match="has more than"):
@@ -313,7 +314,8 @@ def test_turns_end_by_their_text_where_no_file_says_so(hf_llama: HFLlama, templa
     )
     with open_checkpoint(str(directory)) as model:
         ours = model.tokenizer()
-        ends = {1, 2, ours.token_id("<|im_end|>"), *([ours.token_id("<end_of_turn>")] if template else [])}
+        token_id = ours._backend.token_to_id
+        ends = {1, 2, token_id("<|im_end|>"), *([token_id("<end_of_turn>")] if template else [])}
         assert ours.eos_ids == ends
 
 
