@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from ..swarm.codecs.activations import DEFAULT_CODEC, payload_bytes
 from ..swarm.errors import UsageError
@@ -21,7 +21,7 @@ from .decoding.head_batch import HeadBatcher
 from .generation import Generation, GenerationRun
 from .guided.token_guide import Guides
 from .hops.plan import RouteSettings, SessionSettings
-from .local_model import LocalModel, OnProgress, TextTokenizer
+from .local_model import LocalModel, OnProgress
 from .network import ClientNetwork
 from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
 from .prompt_reader import PromptReader
@@ -36,6 +36,9 @@ from .session.scout import Scout
 from .session.shared_prompt import SharedPrompt
 from .session.swarm_session import SwarmSession
 from .streams import TextStream
+
+if TYPE_CHECKING:
+    from ..shards.tokenizer.tokenizer import Tokenizer
 
 
 class AsyncSwarmModel:
@@ -117,7 +120,7 @@ class AsyncSwarmModel:
         return self._local.context
 
     @property
-    def tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """Text to token ids and back, and the chat template."""
         return self._local.tokenizer
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..swarm.protocol.messages import Want
 from ..swarm.routing.prediction import Prediction
 from ..swarm.types import ModelRef, Route
-from .decoding.answer import Answer, FinishReason, PieceDecoder, TokenEvent
+from .decoding.answer import Answer, FinishReason, TokenEvent
 from .decoding.head_batch import HeadBatcher
 from .decoding.sampling import ChosenToken, Sampler, TokenRule
 from .drafting.draft_model import DraftModel
@@ -19,6 +20,9 @@ from .drafting.drafter import Drafter
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
 from .session.swarm_session import SwarmSession
+
+if TYPE_CHECKING:
+    from ..shards.tokenizer.tokenizer import Detokenizer
 
 __all__ = ["FinishReason", "Generation", "GenerationRun", "TokenEvent"]
 
@@ -98,7 +102,7 @@ class GenerationRun:
         *,
         model: ModelRef,
         heads: HeadBatcher,
-        detokenizer: PieceDecoder,
+        detokenizer: Detokenizer,
         eos_ids: frozenset[int],
         session: SwarmSession,
         feed: Callable[[SwarmSession], Awaitable[Tensor]],

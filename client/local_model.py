@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, Protocol, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.types import ModelRef
-from .decoding.answer import PieceDecoder
 from .drafting.draft_model import DraftModel, load_draft_model
 from .hops.row_watch import usual_embedding_rms
-from .params import PromptTokenizer
+
+if TYPE_CHECKING:
+    from ..shards.models.client_part import ClientModel
+    from ..shards.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 OnProgress = Callable[[str], None]
@@ -36,34 +36,6 @@ def progress_lines(on_progress: OnProgress | None, doing: str = "") -> Callable[
     )
 
 
-class TextTokenizer(PromptTokenizer, Protocol):
-    """The part of ``shards.tokenizer.tokenizer.Tokenizer`` that a client uses."""
-
-    eos_ids: frozenset[int]
-
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
-
-    @property
-    def is_confined(self) -> bool: ...
-
-    def token_bytes(self, token: int) -> bytes: ...
-
-    def special_ids(self) -> frozenset[int]: ...
-
-    def stream(self, *, after: Sequence[int] = ()) -> PieceDecoder: ...
-
-    @property
-    def chat_variables(self) -> frozenset[str]: ...
-
-
-class HeadModel(Protocol):
-    """The part of ``shards.models.client_part.ClientModel`` that a client uses."""
-
-    def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
-
-    def logits(self, hidden: Tensor) -> Tensor: ...  # (tokens, hidden) -> (tokens, vocab) float32
-
-
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
@@ -75,8 +47,8 @@ class LocalModel:
     hidden_size: int
     vocab_size: int
     context: int
-    head: HeadModel
-    tokenizer: TextTokenizer
+    head: ClientModel
+    tokenizer: Tokenizer
     close: Callable[[], None] = lambda: None
     answered: Callable[[], None] | None = None
     draft: DraftModel | None = None

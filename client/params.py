@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from ..swarm.errors import PromptTooLongError, UsageError
 from .decoding.checks import check_integer, impossible
 from .decoding.sampling import SamplingParams
 from .decoding.stopping import StopStrings
 from .guided.guide import Guide
+
+if TYPE_CHECKING:
+    from ..shards.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 256
 SPECULATE = ("auto", "off")
@@ -105,33 +108,8 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     return tuple(stop)
 
 
-class PromptTokenizer(Protocol):
-    """The part of ``shards.tokenizer.tokenizer.Tokenizer`` that reads prompts."""
-
-    def encode(
-        self,
-        text: str,
-        add_special: bool = True,
-        *,
-        literal: Sequence[tuple[int, int]] = (),
-        most: int | None = None,
-    ) -> list[int]: ...
-
-    @property
-    def has_chat_template(self) -> bool: ...
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool = True,
-        *,
-        most: int | None = None,
-        **more: Any,
-    ) -> list[int]: ...
-
-
 def prompt_ids(
-    tokenizer: PromptTokenizer, prompt: Prompt, *, raw: Raw, vocab_size: int, most: int | None = None
+    tokenizer: Tokenizer, prompt: Prompt, *, raw: Raw, vocab_size: int, most: int | None = None
 ) -> list[int]:
     """The token ids of a prompt. Blocks for as long as template and tokenizer take.
 

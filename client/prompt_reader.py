@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..swarm.errors import UsageError
 from ..swarm.fairness.asker import ASKER
 from ..swarm.fairness.thread import FairThread
-from .params import Prompt, PromptTokenizer, Raw, prompt_ids
+from .params import Prompt, Raw, prompt_ids
+
+if TYPE_CHECKING:
+    from ..shards.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -29,7 +32,7 @@ requests, those that wait give up after this time."""
 class PromptReader:
     """``context``: tokens that the model holds; a longer prompt is refused before all of it is read."""
 
-    def __init__(self, tokenizer: PromptTokenizer, *, vocab_size: int, context: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, context: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context = context

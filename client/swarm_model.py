@@ -6,16 +6,18 @@ import weakref
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Self, Unpack, cast
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..swarm.types import ModelRef
 from .async_model import AsyncSwarmModel
 from .background import BackgroundLoop
 from .connecting import ClientOptions, ConnectOptions, OnceOptions, part
 from .generation import Generation
-from .local_model import TextTokenizer
 from .params import GenerateOptions, Prompt
 from .streams import BridgedTextStream, SyncTextStream
+
+if TYPE_CHECKING:
+    from ..shards.tokenizer.tokenizer import Tokenizer
 
 
 class SwarmModel:
@@ -145,7 +147,7 @@ class SwarmModel:
         return self._core.context
 
     @property
-    def tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, with its chat template."""
         return self._core.tokenizer
 

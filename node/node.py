@@ -312,11 +312,13 @@ class Node:
 
     @property
     def is_used(self) -> bool:
+        """Whether a session is open, or was a moment ago."""
         load = self.statistics()
         return load is not None and bool(load.server.sessions or load.engine.tokens_per_s)
 
     async def take(self, source: ModelSource) -> None:
-        """Choose blocks of the source's model and serve them, or stand by for it. Raises SwarmError."""
+        """Choose blocks of the source's model and serve them, or stand by for it. Raises SwarmError;
+        ``leave`` then too."""
         self.source = source
         self._amended_before = list(self.amend)
         await self._choose_blocks(await self._describe())

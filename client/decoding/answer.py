@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from .sampling import ChosenToken
 from .stopping import StopStrings
+
+if TYPE_CHECKING:
+    from ...shards.tokenizer.tokenizer import Detokenizer
 
 FinishReason = Literal["stop", "length", "stop_string"]
 
@@ -26,17 +29,6 @@ class TokenEvent:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class PieceDecoder(Protocol):
-    """``shards.tokenizer.tokenizer.Detokenizer``: token ids in, whole characters out. ``hidden`` is what a
-    token spells that is left out of them, "" for any other."""
-
-    def push(self, token: int) -> str: ...
-
-    def hidden(self, token: int) -> str: ...
-
-    def flush(self) -> str: ...
-
-
 class Answer:
     """Choices in, events out. ``reason`` is None until something ends it; then nothing more may be pushed.
 
@@ -44,7 +36,7 @@ class Answer:
     """
 
     def __init__(
-        self, detokenizer: PieceDecoder, eos_ids: frozenset[int], stop: Iterable[str], max_tokens: int
+        self, detokenizer: Detokenizer, eos_ids: frozenset[int], stop: Iterable[str], max_tokens: int
     ) -> None:
         self.choices: list[ChosenToken] = []
         self.reason: FinishReason | None = None

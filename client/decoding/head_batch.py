@@ -20,7 +20,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from torch import Tensor
 from ...swarm.errors import LocalProtocolError, StreamClosedError, SwarmError
 from ...swarm.runtime.tasks import in_thread
 from .sampling import ChosenToken, Sampler
+
+if TYPE_CHECKING:
+    from ...shards.models.client_part import ClientModel
 
 MAX_ROWS = 16
 """One call has at most this many rows: with more, all of its requests wait longer."""
@@ -45,14 +48,6 @@ LONGEST_INLINE_S = 0.005
 some 0.03 ms, and a loop that is blocked for longer serves its other users badly."""
 NEWEST_WEIGHT = 0.1
 """The weight of a new call in the moving average of their times."""
-
-
-class Head(Protocol):
-    """The part of ``shards.models.client_part.ClientModel`` that ends a step and begins the next."""
-
-    def logits(self, hidden: Tensor) -> Tensor: ...  # (tokens, hidden) -> (tokens, vocab) float32
-
-    def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +103,7 @@ class _Waiting:
 class HeadBatcher:
     """``choose`` may be called by any number of tasks of one event loop. ``calls`` and ``rows`` count."""
 
-    def __init__(self, head: Head, *, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, head: ClientModel, *, max_rows: int = MAX_ROWS) -> None:
         self.calls = 0
         self.rows = 0
         self._head = head

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from time import thread_time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,10 @@ from ...swarm.fairness.recent import RecentMap
 from ...swarm.fairness.thread import FairThread
 from ...swarm.runtime.extras import install_extra
 from .guide import Guide, embedded_schemas
-from .vocabulary import SpelledTokenizer, Vocabulary
+from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ...shards.tokenizer.tokenizer import Tokenizer
 
 CACHED = 32
 """Compiled guides that are kept: clients use the same few schemas again and again."""
@@ -122,7 +125,7 @@ class Guides:
     """Compiles guides for one model. Loads llguidance, and builds its tables of the vocabulary, when the
     first guide is opened, or before that by ``prepare``."""
 
-    def __init__(self, tokenizer: SpelledTokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """``vocab_size``: the head's; tokens of the tokenizer beyond it cannot be chosen."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
@@ -231,7 +234,7 @@ def _grammar(library: Any, guide: Guide) -> str:
 _JSON_OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 
 
-def _vocabulary(library: Any, tokenizer: SpelledTokenizer, vocab_size: int) -> Any:
+def _vocabulary(library: Any, tokenizer: Tokenizer, vocab_size: int) -> Any:
     eos = sorted(token for token in tokenizer.eos_ids if token < vocab_size)
     return library.LLTokenizer(Vocabulary(tokenizer, vocab_size), n_vocab=vocab_size, eos_token=eos or None)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...shards.tokenizer.tokenizer import Tokenizer
 
 _ANCHOR = "\x02"
 """Put before a text whose tokenizer would add a space to its beginning; no merge goes over it."""
@@ -16,23 +18,6 @@ MAX_TOKEN_BYTES = 128
 """Tokens of up to this many bytes are looked for in a forced text."""
 
 
-class SpelledTokenizer(Protocol):
-    """The part of ``shards.tokenizer.tokenizer.Tokenizer`` that guides need."""
-
-    eos_ids: frozenset[int]
-
-    def encode(
-        self, text: str, add_special: bool = True, *, literal: Sequence[tuple[int, int]] = ()
-    ) -> list[int]: ...
-
-    @property
-    def is_confined(self) -> bool: ...
-
-    def token_bytes(self, token: int) -> bytes: ...
-
-    def special_ids(self) -> frozenset[int]: ...
-
-
 class Vocabulary:
     """What llguidance reads of a tokenizer, by these names: ``tokens`` are the bytes of each; those of
     ``special_token_ids`` never are text."""
@@ -40,7 +25,7 @@ class Vocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokenizer: SpelledTokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """``vocab_size``: how many tokens the head has; a tokenizer may have fewer, or more."""
         special = tokenizer.special_ids() | tokenizer.eos_ids
         self._tokenizer = tokenizer

@@ -46,7 +46,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -83,11 +83,8 @@ from .repair_record import RepairRecord
 from .scout import Scout
 from .slow_watch import Rewire, SlowWatch
 
-
-class Embedding(Protocol):
-    """The part of ``shards.models.client_part.ClientModel`` that feeds a session."""
-
-    def embed(self, ids: Sequence[int]) -> Tensor: ...  # (tokens, hidden)
+if TYPE_CHECKING:
+    from ...shards.models.client_part import ClientModel
 
 
 class SwarmSession:
@@ -101,7 +98,7 @@ class SwarmSession:
 
     def __init__(
         self,
-        model: Embedding,
+        model: ClientModel,
         links: LinkPool,
         router: Router,
         scout: Scout,

@@ -23,7 +23,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...swarm.errors import NetworkError, SwarmError
 from ...swarm.faults import Faults
@@ -32,6 +32,9 @@ from ...swarm.placement.types import NodeOffer, Serve, StandBy, Stay, Verdict
 from ...swarm.types import NodeInfo, PeerLink, Span
 from ..resources import MemoryShortError
 from .machine import MeasuredMachine
+
+if TYPE_CHECKING:
+    from .host import AutoHost
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -59,58 +62,6 @@ REMEASURE_S = 60.0
 
 
 _FIGURES = re.compile(r"[\d.]+")
-
-
-class BlocksHost(Protocol):
-    """The node, as far as its blocks go."""
-
-    @property
-    def peer_id(self) -> str: ...
-
-    @property
-    def span(self) -> Span | None: ...
-
-    @property
-    def is_serving(self) -> bool: ...
-
-    async def living_nodes(self) -> list[NodeInfo]:
-        """Announcements of the model, this node's too, but for nodes that do not answer.
-        Their round trips are measured on the way. Raises NetworkError."""
-
-    def links(self) -> tuple[PeerLink, ...]:
-        """Measured round trips to others."""
-
-    async def announce_intent(self, span: Span, max_blocks: int) -> None:
-        """Announce JOINING with ``span``. ``max_blocks`` 0: it is decided, and being loaded."""
-
-    async def stand_by(self) -> None:
-        """Take the announcement back."""
-
-    async def start_draining(self) -> None:
-        """Announce DRAINING; open sessions go on, and so would new ones."""
-
-    async def resume(self) -> None:
-        """Announce ONLINE again after ``start_draining``."""
-
-    async def load(self, span: Span) -> None:
-        """Raises SwarmError, MemoryShortError among them; nothing is loaded then."""
-
-    async def go_online(self, max_blocks: int) -> None:
-        """Announce ONLINE; with ``max_blocks`` that it could hold, others plan."""
-
-    async def unload(self) -> None:
-        """Drain, and give the memory back."""
-
-    async def remeasure(self) -> None:
-        """Bring the announced speed of the span that is served up to date."""
-
-    async def measure(self) -> MeasuredMachine:
-        """Measure what the machine could do anew; asked while nothing is loaded. Raises SwarmError."""
-
-    def usable_memory(self) -> int:
-        """Bytes that weights and KV cache may take; asked while nothing is loaded."""
-
-    def emit(self, event: str, **details: object) -> None: ...
 
 
 class Planner(Protocol):
@@ -147,7 +98,7 @@ class AutoBlocks:
 
     def __init__(
         self,
-        host: BlocksHost,
+        host: AutoHost,
         machine: MeasuredMachine,
         *,
         look_s: float = 5.0,

@@ -16,7 +16,7 @@ from .machine import MeasuredMachine, measure_machine
 
 
 class AutoHost:
-    """Implements ``auto.Host``. ``machine``: its speeds are announced until a span is loaded."""
+    """The node, as far as its blocks go. ``machine``: its speeds are announced until a span is loaded."""
 
     def __init__(
         self, node: Node, machine: MeasuredMachine, measure: Callable[[], Awaitable[MeasuredMachine]]
@@ -41,6 +41,8 @@ class AutoHost:
         return self._node.loaded is not None
 
     async def living_nodes(self) -> list[NodeInfo]:
+        """Announcements of the model, this node's too, but for nodes that do not answer.
+        Their round trips are measured on the way. Raises NetworkError."""
         node = self._node
         if node.model is None:
             return []
@@ -48,40 +50,51 @@ class AutoHost:
         return await self._liveness.living(nodes, node.peer_id, waits=not self.is_serving)
 
     def links(self) -> tuple[PeerLink, ...]:
+        """Measured round trips to others."""
         return self._node.presence.probe.links()
 
     async def announce_intent(self, span: Span, max_blocks: int) -> None:
+        """Announce JOINING with ``span``. ``max_blocks`` 0: it is decided, and being loaded."""
         self._max_blocks = max_blocks
         await self._node.announce_as(NodeState.JOINING, span)
 
     async def stand_by(self) -> None:
+        """Take the announcement back."""
         await self._node.announce_as(NodeState.JOINING, None)
 
     async def start_draining(self) -> None:
+        """Announce DRAINING; open sessions go on, and so would new ones."""
         await self._node.announce_as(NodeState.DRAINING, self._node.span)
 
     async def resume(self) -> None:
+        """Announce ONLINE again after ``start_draining``."""
         await self._node.announce_as(NodeState.ONLINE, self._node.span)
 
     async def load(self, span: Span) -> None:
+        """Raises SwarmError, MemoryShortError among them; nothing is loaded then."""
         await self._node.load(span)
 
     async def go_online(self, max_blocks: int) -> None:
+        """Announce ONLINE; with ``max_blocks`` that it could hold, others plan."""
         self._max_blocks = max_blocks
         await self._node.go_online()
 
     async def unload(self) -> None:
+        """Drain, and give the memory back."""
         await self._node.unload()
 
     async def remeasure(self) -> None:
+        """Bring the announced speed of the span that is served up to date."""
         if self._node.loaded is not None:
             await self._node.loaded.remeasure()
 
     async def measure(self) -> MeasuredMachine:
+        """Measure what the machine could do anew; asked while nothing is loaded. Raises SwarmError."""
         self._machine = await self._measure()
         return self._machine
 
     def usable_memory(self) -> int:
+        """Bytes that weights and KV cache may take; asked while nothing is loaded."""
         return usable_memory(self._node.config.device, self._node.config.memory)
 
     def emit(self, event: str, **details: object) -> None:

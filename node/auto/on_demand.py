@@ -11,15 +11,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...shards.checkpoint.lookup import ModelLocation
 from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
 from ...swarm.placement.demand import UNUSED_S, Idle
-from ...swarm.types import ModelRef
 from ..model_source import ModelSource
 from .wanted_models import LocatedDemand, WantedModels
+
+if TYPE_CHECKING:
+    from ..node import Node
 
 LOOK_S = 4.0
 """Seconds between looks at the demand of a node that serves nothing. Each costs some 40 questions to
@@ -30,38 +32,12 @@ SERVING_LOOK_S = 10.0
 logger = logging.getLogger(__name__)
 
 
-class ModelHost(Protocol):
-    """The node, as far as its model goes."""
-
-    @property
-    def model(self) -> ModelRef | None: ...
-
-    @property
-    def is_serving(self) -> bool: ...
-
-    @property
-    def is_used(self) -> bool:
-        """Whether a session is open, or was a moment ago."""
-
-    async def take(self, source: ModelSource) -> None:
-        """Choose blocks of the model and serve them, or stand by for it. Raises SwarmError; ``leave`` then
-        too."""
-
-    async def leave(self) -> None:
-        """Drain, unload, announce nothing, and forget the model. Idempotent."""
-
-    async def failed(self) -> None:
-        """Waits until what chooses blocks of the model fails, then raises that."""
-
-    def emit(self, event: str, **details: object) -> None: ...
-
-
 class OnDemand:
     """``run`` goes on until cancelled. ``home``: the model that the owner named. ``clock`` in seconds."""
 
     def __init__(
         self,
-        host: ModelHost,
+        host: Node,
         wanted_models: WantedModels,
         open_source: Callable[[ModelLocation], ModelSource],
         *,

@@ -142,6 +142,7 @@ class P2pDaemon(P2P):
             raise
 
     async def ended(self) -> LocalNetworkError:
+        """Waits for the end of the daemon in use; what to tell people about it."""
         process = self.process
         await process.ended.wait()
         return process.death_error()

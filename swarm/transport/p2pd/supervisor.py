@@ -6,10 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...errors import LocalNetworkError, NetworkError
 from ..interface import NetworkChange, NetworkLost, NetworkRestored, NetworkWatcher
+
+if TYPE_CHECKING:
+    from .daemon import P2pDaemon
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +36,6 @@ BACK_OFF_S = 0.5
 """Seconds before the second start in a row, doubled with each further one. The first follows at once."""
 
 
-class Supervised(Protocol):
-    """The part of a daemon that is kept."""
-
-    @property
-    def is_up(self) -> bool: ...
-
-    async def ended(self) -> LocalNetworkError:
-        """Waits for the end of the daemon in use; what to tell people about it."""
-
-    def kill(self, because: str) -> None: ...
-
-    async def restart(self) -> None:
-        """Raises NetworkError."""
-
-    def give_up(self, error: LocalNetworkError) -> None: ...
-
-
 def steady_clock() -> float:
     """A clock in seconds that also runs while the machine sleeps, and that cannot be set."""
     # On macOS CLOCK_MONOTONIC counts sleep; on Linux it does not.
@@ -64,7 +50,7 @@ class DaemonSupervisor:
 
     def __init__(
         self,
-        daemon: Supervised,
+        daemon: P2pDaemon,
         ping: Callable[[], Awaitable[None]],
         settle: Callable[[], Awaitable[None]],
         *,

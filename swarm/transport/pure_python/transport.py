@@ -353,7 +353,7 @@ class PyLibp2pTransport:
         return connection
 
     def on_end(self, connection: YamuxConnection) -> None:
-        """A connection is over."""
+        """A connection is over; called once for each."""
         if not connection.initiator:
             self._accepted -= 1
         known = self._connections.get(connection.peer_id, [])
