@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..swarm.errors import UsageError
-from ..swarm.fairness.asker import ASKER
-from ..swarm.fairness.thread import FairThread
+from ..swarm.fairness.thread import ASKER, FairThread
 from .params import Prompt, Raw, prompt_ids
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from pathlib import Path
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity, is_peer_id
 from ..swarm.membership.membership import Membership
-from ..swarm.runtime.state_files import replace_file, set_aside
-from ..swarm.runtime.state_folder import state_folder
+from ..swarm.runtime.state_files import replace_file, set_aside, state_folder
 from ..swarm.transport.address_groups import address_group
 from ..swarm.transport.addresses import PeerAddress
 

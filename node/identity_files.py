@@ -9,7 +9,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from ..swarm.errors import UsageError
-from ..swarm.runtime.state_folder import state_folder
+from ..swarm.runtime.state_files import state_folder
 
 MAX_DEFAULT_IDENTITIES = 64
 """Processes on one machine that may each take a default key."""

@@ -24,7 +24,7 @@ from ..swarm.codecs import native
 from ..swarm.protocol.field_types import PAGE_TOKENS
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.c_build import NativeUnavailableError
-from ..swarm.runtime.waiting import first
+from ..swarm.runtime.tasks import first
 from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
 from .config import NodeConfig

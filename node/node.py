@@ -16,7 +16,7 @@ from ..dht.joining.network import Network, open_network
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..swarm.errors import LocalProtocolError, ModelError, SwarmError, UsageError
 from ..swarm.identity import Identity
-from ..swarm.runtime.waiting import end, first
+from ..swarm.runtime.tasks import end, first
 from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent

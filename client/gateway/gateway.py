@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Literal, TypeVar
 
 from ...swarm.errors import SwarmError, UsageError
-from ...swarm.fairness.asker import ASKER, Asker
+from ...swarm.fairness.thread import ASKER, Asker
 from ...swarm.transport.address_groups import host_group
 from ..async_model import AsyncSwarmModel
 from ..guided.guide import Guide

@@ -32,9 +32,8 @@ from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S
-from ..records.clock_skew import ClockReading, clock_problem
 from ..records.directory import Clock, RecordDirectory
-from ..records.entry_check import Entry, EntryCheck
+from ..records.entry_check import ClockReading, Entry, EntryCheck, clock_problem
 from ..records.envelope import subkey_of
 from ..records.keys import MAX_ENTRIES, key_hash, model_keys
 from ..records.told_entries import ToldEntries

@@ -27,7 +27,7 @@ from ...swarm.transport.dial_guard import same_host
 from ...swarm.transport.interface import NetworkWatcher
 from ...swarm.transport.resolve import resolve_all
 from ..address_book import AddressBook, KnownPeer
-from ..records.clock_skew import ClockReading, clock_problem
+from ..records.entry_check import ClockReading, clock_problem
 from .contacts import Contact, contact_of
 from .members import refusal_of
 from .node import KademliaNode

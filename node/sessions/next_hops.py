@@ -30,8 +30,7 @@ from ...swarm.runtime.tasks import cancel_all, look_at
 from ...swarm.timeouts import Patience
 from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef
-from ..limits.dial_quota import DialQuota
-from ..limits.quotas import Ledger, Limits, PeerAccount
+from ..limits.quotas import DialQuota, Ledger, Limits, PeerAccount
 
 logger = logging.getLogger(__name__)
 

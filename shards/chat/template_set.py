@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...swarm.errors import UsageError
+from ..formats.fields import Fields
+from ..formats.gguf.header import GGUFHeader
 from .control_tokens import ControlTokens
 from .template import ChatTemplate
 
@@ -71,3 +73,19 @@ class ChatTemplates:
 def texts_of(source: TemplateSource | None) -> str:
     """All of it as one text."""
     return source if isinstance(source, str) else "\n".join((source or {}).values())
+
+
+_KEY = "tokenizer.chat_template"
+
+
+def gguf_templates(header: GGUFHeader) -> TemplateSource | None:
+    """``tokenizer.chat_template``, and ``tokenizer.chat_template.NAME`` for each other name that
+    ``tokenizer.chat_templates`` lists. None if there are none. CheckpointError for a value that is not a
+    text."""
+    read = Fields(header.metadata, str(header.file.path))
+    only = read.optional_text(_KEY)
+    names = header.strings("tokenizer.chat_templates")
+    named = {name: read.text(f"{_KEY}.{name}") for name in names if read.has(f"{_KEY}.{name}")}
+    if only is not None:
+        named[DEFAULT] = only
+    return only if set(named) <= {DEFAULT} else named

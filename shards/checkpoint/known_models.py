@@ -20,8 +20,7 @@ from filelock import FileLock
 
 from ...swarm.errors import SwarmError, UsageError
 from ...swarm.names import ModelName, plain_name
-from ...swarm.runtime.state_files import replace_file
-from ...swarm.runtime.state_folder import state_folder
+from ...swarm.runtime.state_files import replace_file, state_folder
 
 MAX_USED = 512
 """At most this many lines of used models are kept. Of more, those not used for longest are dropped."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...swarm.errors import SwarmError
 from ...swarm.names import matching
-from ...swarm.runtime.state_folder import state_folder
+from ...swarm.runtime.state_files import state_folder
 from ..formats.gguf.header import GGUFHeader
 from ..formats.mapped_file import MappedFile
 from ..pieces.cache import PieceCache

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..layers.norm import RmsNorm
-from .library import library
+from .library import ThreadPool, library
 from .linear import NativeLinear, SnLinear
-from .threads import ThreadPool
 
 if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor

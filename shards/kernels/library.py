@@ -1,8 +1,9 @@
-"""The package's C kernels as one library."""
+"""The package's C kernels as one library, and their threads."""
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -21,3 +22,27 @@ def library() -> ctypes.CDLL:
 def is_ready() -> bool:
     """Whether ``library`` would answer without compiling (or fail without trying)."""
     return is_built("shards", sorted(_SOURCES.glob("*.c")), _FLAGS)
+
+
+class ThreadPool:
+    """``threads`` that compute (``csrc/pool.c``), the caller's own among them: none are started for 1. They
+    end with this.
+
+    For one caller at a time, which gives ``handle`` to the kernels. Idle threads spin for some 0.1 ms, then
+    sleep. They are not pinned: nodes that share a machine would end up on the same cores.
+    Raises OSError where the system refuses threads, NativeUnavailableError without the library.
+    """
+
+    __slots__ = ("__weakref__", "handle")
+
+    def __init__(self, threads: int) -> None:
+        self.handle: int | None = None
+        if threads > 1:
+            kernels = library()
+            kernels.sn_pool_new.restype = ctypes.c_void_p
+            kernels.sn_pool_free.argtypes = (ctypes.c_void_p,)
+            self.handle = kernels.sn_pool_new(ctypes.c_int32(threads))
+            if self.handle is None:
+                raise OSError(f"cannot start {threads - 1} threads")
+            # At exit they go with the process: one that still computes would be waited for.
+            weakref.finalize(self, kernels.sn_pool_free, self.handle).atexit = False

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.types import Span
-from ..kernels.library import library
+from ..kernels.library import ThreadPool, library
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SliceArray, kv_struct
-from ..kernels.threads import ThreadPool
 from ..layers.kv_pool import BatchSlice, KvPool
 from ..layers.rope import Rope
 from .llama import LlamaBlock

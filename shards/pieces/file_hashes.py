@@ -22,8 +22,7 @@ from typing import BinaryIO
 import msgpack
 
 from ...swarm.errors import CheckpointError
-from ...swarm.runtime.state_files import replace_file
-from ...swarm.runtime.state_folder import state_folder
+from ...swarm.runtime.state_files import replace_file, state_folder
 from ..formats.bounded_json import read_bytes
 
 Progress = Callable[[int, int, str], None]

@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.terminal_text import one_line
-from ..chat.gguf import gguf_templates
+from ..chat.template_set import gguf_templates
 from ..formats.fields import Fields
 from ..formats.gguf.header import GGUFHeader
 from ..formats.shown import shown

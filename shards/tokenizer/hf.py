@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from ...swarm.confined.process import Bounds, ConfinedProcess, EndedError
@@ -24,7 +26,6 @@ from ..formats.shown import shown
 from .check import normalizes_in_linear_time, takes_linear_time
 from .end_tokens import TURN_ENDS, end_tokens
 from .precheck import check_directory
-from .prefix_space import says_no_space, take_prefix_space_off
 from .tokenizer import Tokenizer, is_panic
 
 MAX_FILE_BYTES = 128 * 2**20
@@ -197,3 +198,38 @@ def _chat_template(directory: Path, settings: Fields) -> TemplateSource | None:
         return home.text("chat_template")
     # Several have a name each; of two with the same name the last counts, as in transformers.
     return {each.text("name"): each.text("template") for each in home.sections("chat_template")} or None
+
+
+_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+_SAYING = {"add_prefix_space": (False,), "tokenizer_class": _CLASSES}
+
+
+def says_no_space(settings: Fields) -> bool:
+    """``settings``: of tokenizer_config.json."""
+    return all(settings.has(key) and settings.is_one_of(key, values) for key, values in _SAYING.items())
+
+
+def take_prefix_space_off(backend: Backend) -> None:
+    """SentencePiece then puts no space before a text, and none is taken off what is decoded.
+
+    This is for models that were trained without that space. A tokenizer.json may still have it where
+    tokenizer_config.json says ``add_prefix_space: false``: transformers then builds the steps anew for its
+    Llama tokenizers, and follows tokenizer.json for all others.
+    """
+    backend.normalizer = _without(backend.normalizer, normalizers.Sequence([]), "normalizers", "Prepend")
+    backend.pre_tokenizer = _without(backend.pre_tokenizer, pre_tokenizers.Sequence([]), "pretokenizers")
+    backend.decoder = _without(backend.decoder, decoders.Sequence([]), "decoders", "Strip")
+
+
+def _without(component: Any, sequence: Any, inner: str, kind: str = "") -> Any:
+    """``sequence`` with the steps of ``component`` that are not of ``kind``."""
+    if component is None:
+        return None
+    described = json.loads(component.__getstate__())
+    steps = described[inner] if described["type"] == "Sequence" else [described]
+    kept = [step for step in steps if step["type"] != kind]
+    for step in kept:
+        if step["type"] == "Metaspace":
+            step["prepend_scheme"] = "never"
+    sequence.__setstate__(json.dumps({"type": "Sequence", inner: kept}).encode())
+    return sequence

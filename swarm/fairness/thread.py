@@ -7,15 +7,30 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ..confined.asking import ASKING, Asking
 from ..errors import StreamClosedError
 from ..runtime.tasks import look_at
-from .asker import ASKER
 from .queue import FairQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """``name``: whose turn the work takes; equal for all that one client asks. ``nbytes``: of its request."""
+
+    name: str = ""
+    nbytes: int = 0
+
+
+ITSELF = Asker()
+"""The asker of a program that works for itself alone."""
+ASKER: ContextVar[Asker] = ContextVar("asker", default=ITSELF)
+"""The client that a task works for, in a program with several clients, such as a gateway. It is a variable of
+the task's context, so that all code that divides work fairly knows it."""
+
 
 T = TypeVar("T")
 

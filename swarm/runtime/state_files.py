@@ -85,3 +85,9 @@ def _remove_left_behind(path: Path) -> None:
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - left.lstat().st_mtime > STALE_S:
                 left.unlink()
+
+
+def state_folder() -> Path:
+    """Where this user's swarm keeps what outlives a process, such as keys, histories and weights:
+    ``$SWARM_NODE_HOME``, else ``~/.swarm-node``."""
+    return Path(os.environ.get("SWARM_NODE_HOME") or Path.home() / ".swarm-node")

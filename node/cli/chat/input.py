@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ....swarm.errors import UsageError
-from ....swarm.runtime.state_files import replace_file
-from ....swarm.runtime.state_folder import state_folder
+from ....swarm.runtime.state_files import replace_file, state_folder
 from ..shared.arguments import decoded
 from ..shared.output import print_text
 from .commands import COMMANDS, LineJoiner

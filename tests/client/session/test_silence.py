@@ -11,7 +11,7 @@ from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import HopFailedError, PeerTimeoutError
 from swarm_node.swarm.links import link as link_module
 from swarm_node.swarm.links.pool import LinkPool
-from swarm_node.swarm.links.round_trips import SLOW_LINE_BYTES, RoundTrips
+from swarm_node.swarm.links.timers import SLOW_LINE_BYTES, RoundTrips
 from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.types import Hop, Route, Span
 from tests.doubles.fake_swarm import FAST, HIDDEN, MODEL, FakeSwarm, ToyHead

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels import library as native_library
-from swarm_node.shards.kernels.library import library
+from swarm_node.shards.kernels.library import ThreadPool, library
 from swarm_node.shards.kernels.linear import NativeLinear
-from swarm_node.shards.kernels.threads import ThreadPool
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.layers.linear import DenseLinear, Scratch
 from swarm_node.shards.models.llama import LlamaBlock

@@ -10,8 +10,7 @@ import pytest
 
 from swarm_node.swarm.confined.asking import ASKING
 from swarm_node.swarm.errors import StreamClosedError
-from swarm_node.swarm.fairness.asker import ASKER, Asker
-from swarm_node.swarm.fairness.thread import FairThread
+from swarm_node.swarm.fairness.thread import ASKER, Asker, FairThread
 from tests.doubles.fake_swarm import settle, until
 
 
