@@ -42,7 +42,7 @@ class Decider(Protocol):
 
 
 BeginAuto = Callable[["Node", Checkpoint], Awaitable[Decider]]
-"""Makes the first decision on blocks of a model, and serves them or stands by: ``auto.host.begin_auto``."""
+"""Makes the first decision on blocks of a model, and serves them or stands by: ``auto.blocks.begin_auto``."""
 
 
 class Node:

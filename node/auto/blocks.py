@@ -23,18 +23,18 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from ...shards.checkpoint.checkpoint import Checkpoint
 from ...swarm.errors import NetworkError, SwarmError
 from ...swarm.faults import Faults
 from ...swarm.placement import planner as placement
 from ...swarm.placement.types import NodeOffer, Serve, StandBy, Stay, Verdict
 from ...swarm.types import NodeInfo, PeerLink, Span
+from ..node import Node
 from ..resources import MemoryShortError
-from .machine import MeasuredMachine
-
-if TYPE_CHECKING:
-    from .host import AutoHost
+from .host import AutoHost
+from .machine import MeasuredMachine, measure_machine
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -355,3 +355,18 @@ def _links_in_steps(links: Sequence[PeerLink]) -> tuple[PeerLink, ...]:
 def _in_steps(value: float, step: float) -> float:
     """Rounded to a power of ``1 + step``."""
     return (1 + step) ** round(math.log(value, 1 + step)) if value > 0 else 0.0
+
+
+async def begin_auto(node: Node, checkpoint: Checkpoint) -> AutoBlocks:
+    """Measure the machine for the model, choose blocks and serve them, or stand by; ``run`` of what this
+    gives looks again from then on. Raises SwarmError."""
+    config, model, manifest = node.config, checkpoint.config, checkpoint.manifest
+
+    async def measure() -> MeasuredMachine:
+        return await asyncio.to_thread(measure_machine, config, model, manifest, node.threads)
+
+    machine = await measure()
+    node.emit("measured", **machine.as_dict())
+    auto = AutoBlocks(AutoHost(node, machine, measure), machine, look_s=config.look_seconds)
+    await auto.begin()
+    return auto

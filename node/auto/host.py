@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from ...shards.checkpoint.checkpoint import Checkpoint
 from ...swarm.types import NodeInfo, NodeState, PeerLink, Span
 from ..node import Node
 from ..presence.liveness import Liveness
 from ..resources import usable_memory
-from .blocks import AutoBlocks
-from .machine import MeasuredMachine, measure_machine
+from .machine import MeasuredMachine
 
 
 class AutoHost:
@@ -109,18 +106,3 @@ class AutoHost:
             decode_ms_per_block=self._machine.decode_ms_per_block,
             prefill_tokens_per_s=self._machine.prefill_tokens_per_s / len(info.span),
         )
-
-
-async def begin_auto(node: Node, checkpoint: Checkpoint) -> AutoBlocks:
-    """Measure the machine for the model, choose blocks and serve them, or stand by; ``run`` of what this
-    gives looks again from then on. Raises SwarmError."""
-    config, model, manifest = node.config, checkpoint.config, checkpoint.manifest
-
-    async def measure() -> MeasuredMachine:
-        return await asyncio.to_thread(measure_machine, config, model, manifest, node.threads)
-
-    machine = await measure()
-    node.emit("measured", **machine.as_dict())
-    auto = AutoBlocks(AutoHost(node, machine, measure), machine, look_s=config.look_seconds)
-    await auto.begin()
-    return auto

@@ -18,7 +18,7 @@ from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.types import gigabytes
 from ...swarm.transport.addresses import all_loopback
 from ...swarm.types import Span
-from ..auto.host import begin_auto
+from ..auto.blocks import begin_auto
 from ..auto.on_demand import OnDemand
 from ..auto.wanted_models import WantedModels
 from ..bootstrap import run_bootstrap

@@ -53,11 +53,6 @@ class PrefixCache:
         self._forget(page)
         self._allocator.drop_key(page)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        for page in list(self._pages.values()):
-            self.unregister(page)
-
     def _forget(self, page: Page) -> None:
         if page.key is not None:
             self._pages.pop(page.key, None)

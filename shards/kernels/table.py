@@ -93,18 +93,6 @@ class KernelTable:
         """True if bfloat16 is faster than float32 for many rows (AMX and the like)."""
         return self.seconds["torch bfloat16"][-1] < self.seconds["torch float32"][-1] * _WIDE_MARGIN
 
-    def describe(self) -> str:
-        """A table for people: microseconds a row, fastest of each column marked."""
-        fastest = [min(times[i] for times in self.seconds.values()) for i in range(len(ROWS))]
-        lines = [f"{'microseconds a row (768x768)':32}" + "".join(f"{rows:>7} rows" for rows in ROWS)]
-        for way, times in self.seconds.items():
-            cells = (
-                f"{time / rows * 1e6:>10.1f}{'*' if time == best else ' '} "
-                for time, rows, best in zip(times, ROWS, fastest, strict=True)
-            )
-            lines.append(f"{way:32}" + "".join(cells).rstrip())
-        return "\n".join(lines)
-
     def _one(self, way: str) -> float:
         return self.seconds[way][0]
 

@@ -49,15 +49,13 @@ class HeadShape:
 class ClientMemory:
     """Bytes. ``weights``: held all the time, with the kernels' working memory. ``in_file``: of embedding and
     head on disk, read where needed; pages that the system may take back. ``tokenizer``: about. ``logits``: of
-    MOST_ROWS answers made side by side. ``per_prompt_token``: while a prompt is fed. ``program`` and
-    ``daemon``: the same for every model.
+    MOST_ROWS answers made side by side. ``program`` and ``daemon``: the same for every model.
     """
 
     weights: int
     in_file: int
     tokenizer: int
     logits: int
-    per_prompt_token: int
     program: int = PROGRAM_BYTES
     daemon: int = DAEMON_BYTES
 
@@ -77,7 +75,6 @@ def client_memory(shape: HeadShape, *, quantize: str = "auto", native: bool = Tr
         in_file=vocab * row_in_file * (1 if shape.tied else 2),
         tokenizer=vocab * TOKENIZER_BYTES_PER_TOKEN,
         logits=4 * vocab * MOST_ROWS,
-        per_prompt_token=4 * hidden + hidden * 17 // 16,  # float32, and about a byte a value on the wire
     )
 
 

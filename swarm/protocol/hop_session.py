@@ -58,10 +58,6 @@ class HopSession:
         return self._length
 
     @property
-    def max_tokens(self) -> int:
-        return self._max_tokens
-
-    @property
     def last_step(self) -> int | None:
         """The highest step number accepted, None before the first."""
         return None if self._last is None else self._last[0]

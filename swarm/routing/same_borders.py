@@ -7,13 +7,9 @@ would differ from the undisturbed one in its last bits; and journals are cut whe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from ..types import NodeInfo, Span
-from .load_spread import Pick
-
-if TYPE_CHECKING:
-    from .best_route import Prices
+from .load_spread import Pick, Prices
 
 WORTH = 1.25
 """A route with the same borders may cost this many times the cheapest route's price."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ...errors import LocalProtocolError, NetworkError, RemoteProtocolError, StreamClosedError
 from ..interface import Buffer
 from .channel import NoiseChannel
 from .stream import PyLibp2pStream
 from .yamux import Data, Ended, GoneAway, Incoming, YamuxSession
-
-if TYPE_CHECKING:
-    from .transport import PyLibp2pTransport
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +25,21 @@ SILENT_S = 30.0
 """Seconds of silence after which a connection counts as dead: two questions were not answered."""
 
 
+class Owner(Protocol):
+    def on_stream(self, stream: PyLibp2pStream) -> None:
+        """The peer has opened a stream."""
+
+    def on_unread(self) -> None:
+        """Much of what the peer sent was not read yet."""
+
+    def on_end(self, connection: YamuxConnection) -> None:
+        """The connection is over; called once."""
+
+
 class YamuxConnection:
     """``initiator``: we dialled. Tells its owner what the peer does."""
 
-    def __init__(
-        self, channel: NoiseChannel, peer_id: str, *, initiator: bool, owner: PyLibp2pTransport
-    ) -> None:
+    def __init__(self, channel: NoiseChannel, peer_id: str, *, initiator: bool, owner: Owner) -> None:
         self.peer_id = peer_id
         self.initiator = initiator
         self.ended_of: NetworkError | None = None

@@ -5,18 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ...errors import NetworkError, StreamClosedError
 from ..interface import READ_SIZE, Buffer
-
-if TYPE_CHECKING:
-    from .connection import YamuxConnection
 
 HIGH_WATER = 256 * 1024
 """``drain`` waits while at least this many bytes are queued."""
 JOINED = 16 * 1024
 """Pieces that wait are joined up to this many bytes: single bytes would take forty times their size."""
+
+
+class Carrier(Protocol):
+    """The connection that a stream is part of."""
+
+    @property
+    def peer_id(self) -> str: ...
+
+    @property
+    def remote_maddr(self) -> str: ...
+
+    @property
+    def draining(self) -> set[PyLibp2pStream]: ...
+
+    def write(self, stream: PyLibp2pStream, buffers: Iterable[Buffer]) -> None: ...
+
+    def queued(self, stream: PyLibp2pStream) -> int: ...
+
+    def release(self, stream: PyLibp2pStream, size: int) -> None: ...
+
+    def finish(self, stream: PyLibp2pStream, unread: int) -> None: ...
 
 
 class PyLibp2pStream:
@@ -34,7 +52,7 @@ class PyLibp2pStream:
         "id",
     )
 
-    def __init__(self, connection: YamuxConnection, id: int) -> None:
+    def __init__(self, connection: Carrier, id: int) -> None:
         self.id = id
         self._connection = connection
         self._arrived: deque[bytes | bytearray] = deque()

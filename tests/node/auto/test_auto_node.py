@@ -12,7 +12,7 @@ import torch
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import loaded_span
-from swarm_node.node.auto.host import begin_auto
+from swarm_node.node.auto.blocks import begin_auto
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node

@@ -12,7 +12,7 @@ import torch
 from scripts.lab.tiny_model import write_tiny_model
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.auto.host import begin_auto
+from swarm_node.node.auto.blocks import begin_auto
 from swarm_node.node.auto.on_demand import OnDemand
 from swarm_node.node.auto.wanted_models import LocatedDemand, WantedModels
 from swarm_node.node.config import NodeConfig, NodeEvent

@@ -84,17 +84,6 @@ def test_one_page_a_name_and_one_name_a_page():
     assert allocator.cached == 0
 
 
-def test_forgetting_everything_frees_it():
-    allocator = PageAllocator(8)
-    cache = PrefixCache(allocator)
-    let_go(allocator, fill(allocator, cache, [b"a", b"b"]))
-    held = fill(allocator, cache, [b"c"])
-    cache.clear()
-    assert (len(cache), allocator.cached, allocator.used) == (0, 0, 2)
-    let_go(allocator, held)
-    assert allocator.free == 8
-
-
 @given(chains=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=30))
 def test_a_chain_loses_its_end_before_its_beginning(chains):
     """Conversations that branch, in a pool that holds few of them: no page is kept that cannot be reached."""

@@ -54,13 +54,6 @@ def test_without_the_library_only_torch_is_left() -> None:
     assert bare.torch_int4_pays
 
 
-def test_the_description_marks_the_fastest() -> None:
-    lines = table({"native int4 fast": (5e-5, 1e-4, 6.4e-4)}).describe().splitlines()
-    assert len(lines) == 1 + len(PLAIN)
-    assert [line for line in lines if "*" in line] == [lines[-1]]
-    assert lines[-1].split() == ["native", "int4", "fast", "50.0*", "12.5*", "10.0*"]
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(kernel_table, "cache_home", lambda: tmp_path)
