@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...swarm.errors import UsageError
 from ...swarm.names import ModelName, digest_prefix, nearness
-from ...swarm.naming.model_choice import Candidate, Choice, Reason, choose, in_order, needs_answers
+from ...swarm.naming.model_choice import Candidate, ModelChoice, Reason, choose, in_order, needs_answers
 from ...swarm.transport.address_groups import networks
 from ...swarm.types import ModelRef, NodeInfo
 from .known_models import KnownModels, UsedModel
@@ -177,7 +177,7 @@ class _Words:
     used: UsedModel | None
     members: bool
 
-    def decided(self, choice: Choice) -> NameDecision | None:
+    def decided(self, choice: ModelChoice) -> NameDecision | None:
         """None if there is nothing to tell: there is one model of this name, and always was."""
         taken = choice.taken
         if not choice.others and not choice.before:
@@ -218,7 +218,7 @@ class _Words:
         name = f"{used.name}@{self._short(used.digest)}"
         return f"{self.wanted} was {name} when this machine used it last, on {used.last:%Y-%m-%d}"
 
-    def _why(self, choice: Choice) -> str:
+    def _why(self, choice: ModelChoice) -> str:
         taken = choice.taken
         match choice.reason:
             case Reason.USED if self.used is not None:

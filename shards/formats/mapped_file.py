@@ -29,7 +29,7 @@ class AbsentError(CheckpointError):
         self.length = length
 
 
-class Presence(Protocol):
+class PresentBytes(Protocol):
     """Which bytes of a file are there. Elsewhere it holds zeros, which must not be read."""
 
     def require(self, start: int, length: int) -> None:
@@ -46,7 +46,7 @@ class MappedFile:
     for long ago.
     """
 
-    def __init__(self, path: Path, presence: Presence | None = None) -> None:
+    def __init__(self, path: Path, presence: PresentBytes | None = None) -> None:
         """``presence`` None: all of the file is there."""
         self.path = path
         self._presence = presence

@@ -51,7 +51,7 @@ class HashingStopped(Exception):  # noqa: N818 - not an error: it was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class HashRequest:
     """``whole``: whether the SHA-256 of the whole file is wanted. ``piece_size``: bytes of the pieces to
     hash; 0 for none."""
 
@@ -69,7 +69,7 @@ class FileHashes:
     piece_size: int
     pieces: bytes
 
-    def answers(self, wanted: Wanted) -> bool:
+    def answers(self, wanted: HashRequest) -> bool:
         return (bool(self.sha256) or not wanted.whole) and wanted.piece_size in (0, self.piece_size)
 
 
@@ -132,7 +132,7 @@ _WATCH: ContextVar[tuple[Progress | None, threading.Event | None]] = ContextVar(
 
 
 def hash_files(
-    files: Mapping[str, Wanted],
+    files: Mapping[str, HashRequest],
     *,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
@@ -170,7 +170,7 @@ class _Reading:
 
     def __init__(
         self,
-        files: Mapping[str, Wanted],
+        files: Mapping[str, HashRequest],
         states: Mapping[str, FileState],
         progress: Progress | None,
         stop: threading.Event | None,

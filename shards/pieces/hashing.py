@@ -16,7 +16,7 @@ from ..formats.hf.safetensors_reader import INDEX, SINGLE, read_index, shard_nam
 from ..formats.mapped_file import MappedFile
 from ..formats.not_a_model import no_model_error
 from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
-from .file_hashes import FileHashes, Progress, Wanted, hash_files
+from .file_hashes import FileHashes, HashRequest, Progress, hash_files
 from .manifest import PieceFile, PieceManifest, piece_size_for
 
 
@@ -93,9 +93,9 @@ def _hashed(
 ) -> dict[str, FileHashes]:
     """A GGUF file is known by its pieces, every other by its SHA-256."""
     wanted = {
-        name: Wanted(path, False, piece_size or _piece_size({name: path}))
+        name: HashRequest(path, False, piece_size or _piece_size({name: path}))
         if name == GGUF_NAME
-        else Wanted(path, True, piece_size)
+        else HashRequest(path, True, piece_size)
         for name, path in files.items()
     }
     return hash_files(wanted, progress=progress, stop=stop)

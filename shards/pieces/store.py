@@ -323,7 +323,7 @@ class PieceStore:
 
 
 class FilePresence:
-    """``mapped_file.Presence`` of one file of a store."""
+    """``mapped_file.PresentBytes`` of one file of a store."""
 
     def __init__(self, store: PieceStore, name: str) -> None:
         self._store = store

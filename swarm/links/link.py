@@ -51,7 +51,7 @@ from ..transport.interface import Stream
 from ..types import Hop, ModelRef
 from . import timers
 from .message_stream import Connection
-from .timers import AskNow, Heard, LinkTimers, LookAgain, PeerGone, Unused, Verdict
+from .timers import AskNow, Heard, LinkTimers, LinkVerdict, LookAgain, PeerGone, Unused
 
 PROTOCOL_VERSION = 1
 Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
@@ -291,7 +291,7 @@ class NodeLink:
         if self.failure is not None:
             return
         now, late_s = perf_counter(), self._loop.time() - self._due
-        verdict: Verdict | None = self._timers.excuse(now, wall_clock(), late_s, self._heard())
+        verdict: LinkVerdict | None = self._timers.excuse(now, wall_clock(), late_s, self._heard())
         if verdict is None:
             self._give_up_overdue(now)
             since = min((at for user in self._users.values() if (at := user.waiting_since)), default=None)

@@ -101,7 +101,7 @@ class PeerGone:
     reason: str
 
 
-Verdict = LookAgain | AskNow | Unused | PeerGone
+LinkVerdict = LookAgain | AskNow | Unused | PeerGone
 
 
 @dataclass(slots=True)
@@ -233,7 +233,7 @@ class LinkTimers:
 
     def judge(
         self, now: float, heard: Heard, waiting_since: float | None, others: Iterable[float]
-    ) -> Verdict:
+    ) -> LinkVerdict:
         """``waiting_since``: since when the session that has waited longest does so; None: none waits.
         ``others``: when each other peer was last heard."""
         if self._unused_since is not None and not self._questions:
@@ -268,7 +268,7 @@ class LinkTimers:
             return False
         return is_trickle(heard.received - oldest.received, now - oldest.since, self.answer_within_s())
 
-    def _judge_silence(self, now: float, heard: Heard, others: Iterable[float]) -> Verdict:
+    def _judge_silence(self, now: float, heard: Heard, others: Iterable[float]) -> LinkVerdict:
         """A PING was not answered in time. That is the peer's fault, unless no other peer is heard either."""
         pinged_at = self._pinged_at or now
         theirs = list(others)

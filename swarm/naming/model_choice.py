@@ -53,7 +53,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ModelChoice:
     """``before``: the identity that this machine has used under the name, where it is another one."""
 
     taken: Candidate
@@ -64,7 +64,7 @@ class Choice:
 
 def choose(
     candidates: Sequence[Candidate], *, used: str = "", hub: str = "", members: bool = False
-) -> Choice | None:
+) -> ModelChoice | None:
     """The candidate to take; None where a person has to say which. Candidates have different identities.
 
     ``used``: the identity that this machine has used under the name; ``hub``: the one that the hub's own
@@ -98,14 +98,14 @@ def in_order(candidates: Sequence[Candidate], *, members: bool = False) -> list[
     )
 
 
-def _only(candidates: Sequence[Candidate]) -> Choice | None:
+def _only(candidates: Sequence[Candidate]) -> ModelChoice | None:
     there = [candidate for candidate in candidates if not candidate.is_silent]
     if len(candidates) != 1 and len(there) != 1:
         return None
     return _choice(there[0] if there else candidates[0], Reason.ONLY, candidates)
 
 
-def _most(candidates: Sequence[Candidate], members: bool) -> Choice | None:
+def _most(candidates: Sequence[Candidate], members: bool) -> ModelChoice | None:
     strong = [each for each in candidates if each.weight(members=members) >= ENOUGH]
     nearest = min((each.nearness for each in strong), default=0)
     strong = in_order([each for each in strong if each.nearness == nearest], members=members)
@@ -115,5 +115,5 @@ def _most(candidates: Sequence[Candidate], members: bool) -> Choice | None:
     return _choice(strong[0], Reason.MEMBERS if members else Reason.NETWORKS, candidates)
 
 
-def _choice(taken: Candidate, reason: Reason, candidates: Sequence[Candidate]) -> Choice:
-    return Choice(taken, reason, tuple(each for each in candidates if each is not taken))
+def _choice(taken: Candidate, reason: Reason, candidates: Sequence[Candidate]) -> ModelChoice:
+    return ModelChoice(taken, reason, tuple(each for each in candidates if each is not taken))

@@ -123,7 +123,7 @@ class _Search:
 
     def _rest(self, used: int) -> Costs:
         """[b]: what the blocks from ``b`` on cost at least on nodes that are not in ``used``: the fastest
-        compute all they can, and the largest make as few ways as can be."""
+        compute all they can, and the largest make as few links as can be."""
         free = [place for place in self._fast_first if not used >> place & 1]
         fill: list[float] = []
         for place in free:

@@ -113,7 +113,7 @@ class SpanCosts:
         return costs, origin
 
     def _from_back(self) -> tuple[Costs, NDArray[np.int64]]:
-        """[b, q]: nanoseconds for blocks from ``b`` on, ``q`` being at work already, and the way back."""
+        """[b, q]: nanoseconds for blocks from ``b`` on, ``q`` being at work already, and the link back."""
         n, count = self._active.shape
         costs = np.full((n + 1, count), np.inf)
         onward = np.full((n + 1, count), _NONE)

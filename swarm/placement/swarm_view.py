@@ -28,7 +28,7 @@ HOLE_S = 1e4
 holes are closed first."""
 KEPT_PER_BLOCK = 6
 """In a large swarm only this many nodes of a block may be in the best route: the fastest, and the fastest
-with a hop's way shared out over the span."""
+with a hop's link shared out over the span."""
 KEEP_ALL = 24
 """In a swarm of up to this many nodes all are looked at."""
 
@@ -86,7 +86,7 @@ class MeasuredLinks:
             self.client_links.setdefault(peer_id, usual)
 
     def edges(self, peer_ids: Iterable[str]) -> Edges:
-        """The ways between a few of them."""
+        """The links between a few of them."""
         one = Span(0, 1)
         few = [Machine(peer_id, 1, 0.0, self._links[peer_id]).serving(one, 1) for peer_id in peer_ids]
         return Edges(few, self.client_links)
@@ -228,7 +228,7 @@ class SwarmView:
             for node in nodes
         ]
         likely: set[int] = set()
-        for shared in (0, 1):  # a hop's way counts, or does not
+        for shared in (0, 1):  # a hop's link counts, or does not
             prices = [block_s + shared * way_s for block_s, way_s in speeds]
             left = [min(KEPT_PER_BLOCK, copies) for copies in self.copies]
             wanted = sum(left)

@@ -81,7 +81,7 @@ class NoRouteError(RouteError):
 
 
 class Prices:
-    """What hops and ways cost for one request, in whole nanoseconds over all of its tokens."""
+    """What hops and links cost for one request, in whole nanoseconds over all of its tokens."""
 
     def __init__(self, edges: Edges, request: RouteRequest) -> None:
         self._edges = edges
@@ -114,7 +114,7 @@ class Prices:
         return min(self._direct(a, b), self.client_link(a) + self.client_link(b))
 
     def links(self, nodes: Sequence[NodeInfo]) -> dict[tuple[str, str], int]:
-        """The ways between ``nodes`` of which more is known than the client's own links tell."""
+        """The links between ``nodes`` of which more is known than the client's own links tell."""
         spans = {node.peer_id: node.span for node in nodes}
         links: dict[tuple[str, str], int] = {}
         for pairs in (self._edges.told, self._edges.unchained):

@@ -1,13 +1,13 @@
-"""What the way between two nodes costs, seen by a client that measured only its own links.
+"""What the link between two nodes costs, seen by a client that measured only its own links.
 
 Three sources, best first: what the client learned when it chained the two, what the nodes announce of each
 other, and an estimate from the client's own links. The triangle of client and two nodes bounds all of them:
-a way between nodes is never shorter than the difference of the client's ways to them, and never costs more
-than the way through the client, which is open in any case. So no announcement can make a pair of nodes look
+a link between nodes is never shorter than the difference of the client's links to them, and never costs more
+than the path through the client, which is open in any case. So no announcement can make a pair of nodes look
 nearer to each other than the client's measurements allow.
 
-A peer that the client has not met is at most as far away as the way over one that it has met, if that one and
-the peer tell of a link between them. A peer that lies about that is tried once, and is then measured.
+A peer that the client has not met is at most as far away as the path over one that it has met, if that one
+and the peer tell of a link between them. A peer that lies about that is tried once, and is then measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Pair = tuple[str, str]
 
 
 class Edges:
-    """The client's picture of all ways of a swarm.
+    """What the client knows of all links of a swarm.
 
     ``links``: the client's own, by peer id. ``known``: what it learned of pairs that it chained.
     ``unchained``: pairs that must not be chained, whose activations the client carries itself.
@@ -94,19 +94,19 @@ class Edges:
         return (a, b) not in self.unchained
 
     def is_measured(self, a: str, b: str) -> bool:
-        """Whether the way from ``a`` to ``b`` ("": the client) was measured by any peer."""
+        """Whether the link from ``a`` to ``b`` ("": the client) was measured by any peer."""
         if a and b:
             return (a, b) in self._told
         return (a or b) in self._links
 
     def estimate(self, a: str, b: str, payload_bytes: float) -> Link:
-        """The way between two nodes of which nothing is told: as costly as the costlier of the client's two
+        """The link between two nodes of which nothing is told: as costly as the costlier of the client's two
         links, which is the middle of what the triangle allows."""
         client_links = self.client_link(a), self.client_link(b)
         return max(client_links, key=lambda client_link: client_link.one_way_s(payload_bytes))
 
     def between(self, a: str, b: str, payload_bytes: float) -> Link:
-        """The direct way from ``a`` to ``b``. ``payload_bytes``: what one step sends, for an estimate."""
+        """The direct link from ``a`` to ``b``. ``payload_bytes``: what one step sends, for an estimate."""
         told = self._told.get((a, b))
         if told is None:
             return self.estimate(a, b, payload_bytes)

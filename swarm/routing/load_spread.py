@@ -22,7 +22,7 @@ Pick = tuple[NodeInfo, Span]
 """A node and the blocks that a route uses of it."""
 
 
-class Prices(Protocol):
+class RoutePrices(Protocol):
     """The part of ``best_route.Prices`` that is used here."""
 
     def hop(self, node: NodeInfo) -> tuple[int, int]: ...
@@ -33,7 +33,7 @@ class Prices(Protocol):
 def spread_out(
     picks: Sequence[Pick],
     nodes: Sequence[NodeInfo],
-    prices: Prices,
+    prices: RoutePrices,
     draw: Callable[[str], float],
     tolerance: float,
     *,

@@ -45,7 +45,7 @@ class HopPrediction:
 
 @dataclass(frozen=True, slots=True)
 class EdgePrediction:
-    """The way from ``source`` to ``target`` ("": the client): ``wire_s`` for a decoded token, one way.
+    """The link from ``source`` to ``target`` ("": the client): ``wire_s`` for a decoded token, one way.
 
     ``chained``: direct, not through the client. ``measured``: by some peer; else an estimate.
     """
@@ -68,9 +68,9 @@ class EdgePrediction:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A route's cost before it is used. ``edges`` are one more than ``hops``: the way in, those between, the
-    way back. ``prefill_s``: from the first chunk sent to the last token's row, hops working at the same time;
-    of ``prompt_tokens``, in chunks."""
+    """A route's cost before it is used. ``edges`` are one more than ``hops``: the link to the first, those
+    between, the link back. ``prefill_s``: from the first chunk sent to the last token's row, hops working at
+    the same time; of ``prompt_tokens``, in chunks."""
 
     hops: tuple[HopPrediction, ...]
     edges: tuple[EdgePrediction, ...]
@@ -84,11 +84,11 @@ class Prediction:
 
     @property
     def wire_s(self) -> float:
-        """The part of ``token_s`` on the way."""
+        """The part of ``token_s`` that the links take."""
         return sum(edge.wire_s for edge in self.edges)
 
     def around(self, number: int) -> float:
-        """Seconds of a decoded token at hop ``number`` and on the ways to and from it."""
+        """Seconds of a decoded token at hop ``number`` and on the links to and from it."""
         hop = self.hops[number]
         return hop.queue_s + hop.compute_s + self.edges[number].wire_s + self.edges[number + 1].wire_s
 
@@ -175,7 +175,7 @@ def predict(
 
 
 def _transfers(a: str, b: str, edges: Edges, payload_bytes: int) -> list[float]:
-    """Seconds that a payload keeps each line busy on the way from ``a`` to ``b``."""
+    """Seconds that a payload keeps each line busy on the link from ``a`` to ``b``."""
     if a and b and not edges.may_chain(a, b):
         return _transfers(a, "", edges, payload_bytes) + _transfers("", b, edges, payload_bytes)
     return [edges.one_way_s(a, b, payload_bytes) - edges.one_way_s(a, b, 0)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..types import NodeInfo, Span
-from .load_spread import Pick, Prices
+from .load_spread import Pick, RoutePrices
 
 WORTH = 1.25
 """A route with the same borders may cost this many times the cheapest route's price."""
@@ -18,7 +18,7 @@ WORTH = 1.25
 def cheapest_with_borders(
     nodes: Sequence[NodeInfo],
     spans: Sequence[Span],
-    prices: Prices,
+    prices: RoutePrices,
     rank: Callable[[str], bytes],
     *,
     before: str = "",

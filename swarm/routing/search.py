@@ -1,7 +1,7 @@
 """The cheapest chain of hops over a range of blocks: exact, deterministic, in whole nanoseconds.
 
-It knows only offers and ways. An offer serves a span, at a price for using it at all and a price per block;
-the way from one to the next has a price too. Costs are ints, so that chains found in another order compare
+It knows only offers and links. An offer serves a span, at a price for using it at all and a price per block;
+the link from one to the next has a price too. Costs are ints, so that chains found in another order compare
 the same.
 """
 
@@ -18,7 +18,7 @@ WORK_LIMIT = 150_000
 takes about a quarter of a second. Then the best chain found so far is the answer."""
 
 LinkPrices = Mapping[tuple[str, str], int]
-"""Prices in ns of the ways between pairs of peers; any other pair's is the higher of their two
+"""Prices in ns of the links between pairs of peers; any other pair's is the higher of their two
 ``client_link_ns``."""
 
 _Chain = tuple[int, int, tuple[int, ...]]
@@ -30,7 +30,7 @@ place in the order of offers * MAX_BLOCKS + block."""
 class Offer:
     """A peer's price for carrying blocks of ``span``. ``rank`` decides between equals, smaller first.
 
-    ``first_ns``: the link to it, where the chain begins with it; ``last_ns``: the way on, where it ends.
+    ``first_ns``: the link to it, where the chain begins with it; ``last_ns``: the link on, where it ends.
     """
 
     peer_id: str
@@ -77,7 +77,7 @@ def cheapest_chain(
 
 
 class _Search:
-    """What all branches share: the offers in the order of their ranks, and the ways between their places."""
+    """What all branches share: the offers in the order of their ranks, and the links between their places."""
 
     def __init__(self, offers: Sequence[Offer], start: int, end: int, links: LinkPrices) -> None:
         self.offers = sorted(offers, key=lambda offer: (offer.rank, offer.peer_id))
@@ -174,7 +174,7 @@ class _Search:
                 if bound is None or best[0] < bound:
                     bound = best[0]
             if theirs <= client_link:
-                break  # arrivals are in order: later ones cost as much or more, on no shorter way
+                break  # arrivals are in order: later ones cost as much or more, over no shorter link
         return best
 
     def first_repeat(self, chain: _Chain) -> tuple[int, int] | None:

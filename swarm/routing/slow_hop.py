@@ -2,8 +2,8 @@
 
 It pays when what the remaining tokens gain is worth more than replaying the context into the replacement.
 What a hop took is what the client's own clock says, where that can tell: time that neither the hop nor the
-way to it accounts for is the hop's. Of hops that are chained only the sum is known. If an unexplained part of
-it would matter, the chain is taken apart, and its hops are timed one by one. Everything here holds back:
+link to it accounts for is the hop's. Of hops that are chained only the sum is known. If an unexplained part
+of it would matter, the chain is taken apart, and its hops are timed one by one. Everything here holds back:
 measured steps in place of announcements, a margin, a least difference; and the caller leaves some seconds
 between two replacements.
 """
@@ -38,8 +38,8 @@ class HopSpent:
     it joined the route. ``tokens``: of a step, on average; above 1 where drafts were checked.
 
     ``queue_s``, ``compute_s`` and ``codec_s`` are what the hop says. ``wire_s``: the rest of the client's own
-    time, where no other hop has a part in it; else None. ``unexplained_s``: the part of it that the way there
-    and back does not take.
+    time, where no other hop has a part in it; else None. ``unexplained_s``: the part of it that the link
+    there and back does not take.
     """
 
     steps: int
@@ -72,7 +72,7 @@ class HopSpent:
 @dataclass(frozen=True, slots=True)
 class ChainSpent:
     """Hops ``first`` to ``last`` of a route, which pass steps on to each other. ``wire_s`` of a decode step:
-    what they do not account for. ``unexplained_s``: the part of it that their ways do not take."""
+    what they do not account for. ``unexplained_s``: the part of it that their links do not take."""
 
     first: int
     last: int
@@ -83,7 +83,7 @@ class ChainSpent:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Hops that could stand in for one: ``token_s`` for a decoded token with the ways to and from them,
+    """Hops that could stand in for one: ``token_s`` for a decoded token with the links to and from them,
     ``replay_s`` to bring them to where the generation is. ``measured``: by this client."""
 
     token_s: float
@@ -97,7 +97,7 @@ def hop_to_replace(
     replacements: Sequence[Replacement | None],
     tokens_to_come: int,
 ) -> int | None:
-    """The hop whose replacement saves most, or None. ``predicted``: of the route in use, whose ways count as
+    """The hop whose replacement saves most, or None. ``predicted``: of the route in use, whose links count as
     predicted; ``replacements``: the best for each hop, None where there is none."""
     steps = min((hop.steps for hop in spent), default=0)
     if steps < GROSS_STEPS:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ....swarm.errors import CheckpointError
 from ..config import ModelConfig
-from ..mapped_file import MappedFile, Presence
+from ..mapped_file import MappedFile, PresentBytes
 from ..raw_tensor import RawTensor
 from ..tensors import EMBEDDING, FINAL_NORM, HEAD, TensorInfo, check_manifest, refuse_unread
 from .config import READ_WITH_METADATA, gguf_config
@@ -34,7 +34,7 @@ _IN_BLOCK = {
 class GGUFSource:
     """``header`` and ``config`` of the file, and its tensors. Reads nothing but the header when opened."""
 
-    def __init__(self, path: Path, presence: Presence | None = None) -> None:
+    def __init__(self, path: Path, presence: PresentBytes | None = None) -> None:
         """``presence``: which bytes are there, where not all are."""
         self.file = MappedFile(path, presence)
         self.header = GGUFHeader(self.file)

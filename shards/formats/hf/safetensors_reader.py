@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ....swarm.errors import CheckpointError
 from ..bounded_json import JsonBounds, read_json
-from ..mapped_file import MappedFile, Presence
+from ..mapped_file import MappedFile, PresentBytes
 from ..not_a_model import no_model_error
 from ..raw_tensor import RawTensor
 from ..shown import shown
@@ -43,7 +43,7 @@ class ShardFile(Protocol):
 class LocalShard:
     local = True
 
-    def __init__(self, path: Path, presence: Presence | None = None) -> None:
+    def __init__(self, path: Path, presence: PresentBytes | None = None) -> None:
         """``presence``: which bytes are there, where not all are."""
         self.where = str(path)
         file = self._file = MappedFile(path, presence)

@@ -15,7 +15,7 @@ RETRY_S = 5.0
 """Seconds between tries to connect to lost relays. p2pd does not dial a failed address sooner."""
 
 
-class Verdict(Enum):
+class RelayState(Enum):
     FINE = "a relay holds a place for us, or may soon"
     LOST = "none does: try to connect to them"
     BACK = "none does, but one is there: a new daemon will get a place"
@@ -39,17 +39,17 @@ class RelayWatch:
         """A connection to the relay ended, perhaps for such a short time that no look noticed it."""
         self._lost.add(relay)
 
-    def look(self, connected: Collection[bytes], now: float) -> Verdict:
+    def look(self, connected: Collection[bytes], now: float) -> RelayState:
         """``connected``: the peers that our daemon is connected to."""
         present = self._relays & set(connected)
         starting = now - self._since < GRACE_S
         self._lost |= (self._met if starting else self._relays) - present
         self._met |= present
         if (self._relays if starting else present) - self._lost:
-            return Verdict.FINE
+            return RelayState.FINE
         if present:
-            return Verdict.BACK
+            return RelayState.BACK
         if self._tried_at is not None and now - self._tried_at < RETRY_S:
-            return Verdict.FINE
+            return RelayState.FINE
         self._tried_at = now
-        return Verdict.LOST
+        return RelayState.LOST

@@ -34,7 +34,7 @@ from .daemon import P2pDaemon
 from .maddrs import encode_maddr, maddr_text, readable_maddrs
 from .options import P2pdOptions
 from .process import P2pdProcess
-from .relay_watch import RelayWatch, Verdict
+from .relay_watch import RelayState, RelayWatch
 from .stream import P2pdStream
 from .supervisor import DaemonSupervisor, steady_clock
 
@@ -291,9 +291,9 @@ class P2pdTransport:
             self._held_relays.add(relay)
             self._run(self._hold_relay(relay))
         match self._relay_watch.look(connected, steady_clock()):
-            case Verdict.LOST:
+            case RelayState.LOST:
                 self._connect_in_background(self._relays)
-            case Verdict.BACK:
+            case RelayState.BACK:
                 self.p2p.kill("was replaced, since a relay that restarted has lost our place")
 
     async def _settle(self) -> None:

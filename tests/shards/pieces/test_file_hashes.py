@@ -17,7 +17,7 @@ from swarm_node.shards.pieces.file_hashes import (
     FileHashes,
     FileState,
     HashingStopped,
-    Wanted,
+    HashRequest,
     hash_files,
     hashing_watched,
 )
@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hashes_of(path: Path, *, whole: bool = True, piece_size: int = PIECE) -> FileHashes:
-    return hash_files({"it": Wanted(path, whole, piece_size)})["it"]
+    return hash_files({"it": HashRequest(path, whole, piece_size)})["it"]
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -61,7 +61,7 @@ def test_hashes_are_those_of_the_bytes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_hashes, "_STRETCH", stretch * PIECE)
         found = hash_files(
-            {"it": Wanted(path, whole, PIECE if pieces else 0)}, remembered=path.parent / "memory"
+            {"it": HashRequest(path, whole, PIECE if pieces else 0)}, remembered=path.parent / "memory"
         )["it"]
     assert found.size == size
     assert found.sha256 == (hashlib.sha256(data).digest() if whole else b"")
@@ -73,7 +73,7 @@ def test_several_files_are_read_side_by_side_and_progress_ends_at_all_of_them(tm
     files = {}
     for number in range(6):
         (tmp_path / str(number)).write_bytes(bytes([number]) * (number + 1) * 1000)
-        files[str(number)] = Wanted(tmp_path / str(number), True)
+        files[str(number)] = HashRequest(tmp_path / str(number), True)
     told: list[tuple[int, int]] = []
     found = hash_files(files, progress=lambda done, total, label: told.append((done, total)))
     assert told[0] == (0, 21_000)
@@ -174,7 +174,7 @@ def test_a_state_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, h
 def test_a_bit_that_flips_in_a_record_changes_no_hash(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100_000)
-    wanted = {"file": Wanted(path, whole=True, piece_size=PIECE)}
+    wanted = {"file": HashRequest(path, whole=True, piece_size=PIECE)}
     right = hash_files(wanted)
     (record,) = (home / "hashes").glob("*.hashes")
     data = record.read_bytes()
@@ -200,7 +200,7 @@ def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path) -> None:
         grow(path)
 
     with pytest.raises(CheckpointError, match="changed while"):
-        hash_files({"it": Wanted(path, True)}, progress=touch)
+        hash_files({"it": HashRequest(path, True)}, progress=touch)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_hashing_stops_when_told_however_large_the_file(tmp_path: Path) -> None:
 
     began = time.monotonic()
     with pytest.raises(HashingStopped):
-        hash_files({"it": Wanted(path, False, 8 << 20)}, progress=soon, stop=stop)
+        hash_files({"it": HashRequest(path, False, 8 << 20)}, progress=soon, stop=stop)
     assert time.monotonic() - began < 5
     assert len(told) < 10
 
@@ -236,7 +236,7 @@ async def test_a_thread_stops_hashing_when_its_task_is_cancelled(tmp_path: Path)
 
     def hashing() -> None:
         try:
-            hash_files({"it": Wanted(path, True)})
+            hash_files({"it": HashRequest(path, True)})
         except HashingStopped:
             ended.set()
 

@@ -16,10 +16,10 @@ from swarm_node.swarm.links.timers import (
     AskNow,
     Heard,
     LinkTimers,
+    LinkVerdict,
     LookAgain,
     PeerGone,
     Unused,
-    Verdict,
 )
 from swarm_node.swarm.timeouts import Patience
 
@@ -57,7 +57,7 @@ class Peer:
             self.heard = Heard(at, self.heard.received + ENOUGH)
             self.timers.answered(nonce, at)
 
-    def look(self, *, late_s: float = 0.0, slept_s: float = 0.0) -> Verdict:
+    def look(self, *, late_s: float = 0.0, slept_s: float = 0.0) -> LinkVerdict:
         self._answers(self.now)
         wall = self.now + slept_s
         verdict = self.timers.excuse(self.now, wall, late_s, self.heard)
@@ -65,7 +65,7 @@ class Peer:
             return self.timers.judge(self.now, self.heard, self.waiting_since, self.others)
         return verdict
 
-    def run(self, seconds: float) -> Verdict:
+    def run(self, seconds: float) -> LinkVerdict:
         """The first verdict that ends the link, or the last one within ``seconds``."""
         end = self.now + seconds
         while True:
