@@ -1,1 +1,1 @@
-"""Tokens guessed ahead, to be verified by the swarm in one pass."""
+"""Tokens guessed ahead, to be verified by the swarm in one pass. Opens no sessions."""

@@ -1,1 +1,3 @@
-"""Attention, linear layers, norms and rotary positions on torch, and the memory of keys and values."""
+"""Attention, linear layers, norms and rotary positions on torch, and the memory of keys and values.
+Knows no model families.
+"""

@@ -1,1 +1,3 @@
-"""Model families built of layers and kernels: spans for nodes, embedding and head for clients."""
+"""Model families built of layers and kernels: spans for nodes, embedding and head for clients.
+Fetches nothing.
+"""

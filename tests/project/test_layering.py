@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import chain
@@ -85,7 +86,7 @@ ONLY_IN = {
     "libp2p": ("swarm/transport/pure_python",),
     "trio": ("swarm/transport/pure_python",),
     "torch": ("swarm/codecs", "shards", "client", "node"),
-    "mlx": ("shards/mlx", "shards/models/devices.py"),
+    "mlx": ("shards/mlx", "shards/models/devices.py"),  # which tries whether it can be imported
     "transformers": ("client/hf",),
     "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
     "llguidance": ("client/guided",),
@@ -278,6 +279,9 @@ def test_a_room_is_small_and_says_what_it_holds(room: str) -> None:
     assert door, f"{room}/__init__.py does not say what the room holds"
     if room not in PACKAGES:  # a package's docstring may show how it is used, too
         assert len(door.splitlines()) <= MOST_LINES_AT_THE_DOOR
+        assert re.search(r"\b(no|nothing|nowhere|only)\b", door), (
+            f"{room} does not say what it must not touch"
+        )
 
 
 def test_tests_and_scripts_are_in_rooms_too() -> None:
