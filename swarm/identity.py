@@ -37,8 +37,6 @@ _MAX_PEER_ID_CHARS = 64  # an Ed25519 PeerID has 52; the bound keeps decoding (q
 class Identity:
     """An Ed25519 key pair, in memory only. Immutable; equal keys give equal PeerIDs."""
 
-    __slots__ = ("_private", "peer_id", "public_bytes", "seed")
-
     def __init__(self, seed: bytes) -> None:
         """``seed``: the 32 secret bytes."""
         if len(seed) != 32:

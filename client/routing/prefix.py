@@ -93,8 +93,6 @@ class PageChain:
 class PageNames:
     """What one hop is told of a session's pages. The hops of a session share its ``chain``."""
 
-    __slots__ = ("_chain", "_keyed", "_names")
-
     def __init__(self, chain: PageChain, key: bytes) -> None:
         self._chain = chain
         self._keyed = blake2b(key=key, digest_size=32)

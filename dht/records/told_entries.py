@@ -16,8 +16,6 @@ from .keys import MAX_ENTRIES, in_fair_order
 class ToldEntries:
     """``entries``: by owner, of each the one that expires last; filled by ``add``."""
 
-    __slots__ = ("_tellers", "entries")
-
     def __init__(self, entries: dict[str, Entry] | None = None) -> None:
         self.entries: dict[str, Entry] = {} if entries is None else entries
         self._tellers: dict[str, set[str]] = {}

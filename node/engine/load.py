@@ -44,8 +44,6 @@ class EngineLoad:
 class LoadMeter:
     """Averages over batches. ``now`` is nanoseconds of any one clock."""
 
-    __slots__ = ("_last_ns", "_queue_ms", "_rate", "batch", "batches", "running", "tokens")
-
     def __init__(self) -> None:
         self.tokens = 0
         self.batches = 0

@@ -51,8 +51,6 @@ class Page:
 class PageAllocator:
     """``total`` slots. ``on_evict`` is told of each page whose key is taken away to free its slots."""
 
-    __slots__ = ("_cached", "_free", "_reserved", "on_evict", "total")
-
     def __init__(self, total: int, on_evict: Callable[[Page], None] | None = None) -> None:
         if total < 1:
             raise UsageError(f"a KV pool of {total} slots is not possible")

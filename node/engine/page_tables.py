@@ -40,8 +40,6 @@ class PageTable:
     Made by ``open`` or ``fork``; ``release`` ends it.
     """
 
-    __slots__ = ("_allocator", "_blocks", "_cache", "_claim", "_page_tokens", "max_pages", "pages")
-
     def __init__(
         self,
         allocator: PageAllocator,

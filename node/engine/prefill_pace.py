@@ -23,8 +23,6 @@ _FRACTION = 1024
 class PrefillPace:
     """Learns the cost of a prompt token from whole batches; sizes slices to ``target_us`` of extra time."""
 
-    __slots__ = ("_costs", "_decode_seen", "_decode_us", "_estimate", "_target_us")
-
     def __init__(self, target_us: int) -> None:
         if target_us < 1:
             raise UsageError(f"a prefill slice of {target_us} µs is not possible")

@@ -19,8 +19,6 @@ from .page_allocator import Page, PageAllocator, PrefixKey
 class PrefixCache:
     """Each owner has a cache of its own. At most one page a key, so all can never hold more than the pool."""
 
-    __slots__ = ("_allocator", "_pages")
-
     def __init__(self, allocator: PageAllocator) -> None:
         self._allocator = allocator
         self._pages: dict[PrefixKey, Page] = {}

@@ -56,8 +56,6 @@ class Batch(Generic[Key]):
 class _WaitingSteps:
     """The waiting steps of one session as (tokens, deadline), and how far the oldest one has come."""
 
-    __slots__ = ("done", "group", "owner", "steps")
-
     def __init__(self, owner: str, group: str) -> None:
         self.owner = owner
         self.group = group
@@ -67,18 +65,6 @@ class _WaitingSteps:
 
 class Scheduler(Generic[Key]):
     """Waiting steps by session key. Not thread-safe: the compute thread alone owns it."""
-
-    __slots__ = (
-        "_decode",
-        "_last_decode",
-        "_max_sessions",
-        "_max_tokens",
-        "_mixed",
-        "_pace",
-        "_prefill",
-        "_prefill_is_next",
-        "_sessions",
-    )
 
     def __init__(
         self,

@@ -66,8 +66,6 @@ so it cannot be left unread."""
 class WorkRate:
     """What a peer makes the event loop do, in units of a PING: a number a second, and ``burst`` at once."""
 
-    __slots__ = ("_burst", "_left", "_per_s", "_since")
-
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s = per_s
         self._burst = self._left = burst
@@ -121,16 +119,6 @@ class PeerAccount:
 
 class Ledger:
     """The accounts of all peers that are connected or still hold something, and their sums."""
-
-    __slots__ = (
-        "_accounts",
-        "_limits",
-        "_streams",
-        "_waiting",
-        "kv_cells",
-        "queued_bytes",
-        "sessions",
-    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -10,8 +10,6 @@ class Usage:
     """``add`` every computed token; call ``fold`` every few seconds, so that what is past counts less: half
     of it each time."""
 
-    __slots__ = ("_before", "_seconds", "_seen", "_since", "_tokens")
-
     def __init__(self, now: float) -> None:
         self._tokens = 0
         self._seen = 0  # of these, folded into ``_before``

@@ -44,8 +44,6 @@ class Journal:
     ``lost``: dropped to keep to the budget; nothing is kept from then on.
     """
 
-    __slots__ = ("_book", "_rows", "base", "group", "lost", "owner", "row_bytes")
-
     def __init__(self, book: JournalBook, row_bytes: int, base: int, owner: str, group: str) -> None:
         self._book = book
         self._rows = bytearray()

@@ -67,22 +67,6 @@ class Output:
     """One session's; a ``link.LinkUser`` on the link to the next hop. ``session`` is the id on this node.
     ``chained``: the session's OPEN names a next hop, and ``open`` is about to be called."""
 
-    __slots__ = (
-        "_account",
-        "_client",
-        "_first_step",
-        "_held",
-        "_hop",
-        "_ledger",
-        "_opened",
-        "_replayer",
-        "_sent_at",
-        "_session",
-        "_state",
-        "_task",
-        "_there",
-    )
-
     def __init__(
         self, session: bytes, account: PeerAccount, ledger: Ledger, client: Client, *, chained: bool
     ) -> None:

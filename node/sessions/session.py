@@ -66,29 +66,6 @@ class NodeSession:
     clock. ``kv_cells`` is what it holds of its peer's quota.
     """
 
-    __slots__ = (
-        "_engine",
-        "_last_answer",
-        "_ledger",
-        "account",
-        "closed",
-        "fed_by",
-        "hop",
-        "inflight",
-        "journal",
-        "kv_cells",
-        "last_done",
-        "last_used",
-        "opened_at",
-        "output",
-        "owner",
-        "queued_tokens",
-        "request",
-        "sequence",
-        "upstream",
-        "usage",
-    )
-
     def __init__(
         self,
         request: Open,

@@ -26,8 +26,6 @@ class NativeHead:
     A row's logits are the same bits alone and among others.
     """
 
-    __slots__ = ("_forward", "_ids", "_linear", "_lock", "_norm", "_refine", "_scratch", "_threads")
-
     def __init__(self, norm: RmsNorm, linear: NativeLinear, threads: int = 1) -> None:
         kernels = library()
         kernels.sn_head_scratch.restype = ctypes.c_int64

@@ -67,8 +67,6 @@ class SnLinear(ctypes.Structure):
 class NativeLinear:
     """``struct``: what C code takes; valid for as long as this object lives. For any thread."""
 
-    __slots__ = ("_bias", "_weights", "nbytes", "struct")
-
     def __init__(self, struct: SnLinear, weights: Tensor, bias: Tensor | None) -> None:
         self._weights = weights
         self._bias = None

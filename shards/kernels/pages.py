@@ -50,8 +50,6 @@ def kv_struct(pool: KvPool) -> SnKv:
 class SliceArray:
     """A C array of slices that grows as needed and is filled anew for each call."""
 
-    __slots__ = ("array", "size")
-
     def __init__(self) -> None:
         self.size = 16
         self.array = (SnPiece * self.size)()

@@ -32,17 +32,6 @@ class PagedAttention:
     first, so that its bits depend on its own past alone.
     """
 
-    __slots__ = (
-        "_dtype",
-        "_first_block",
-        "_masks",
-        "_offsets",
-        "_pages",
-        "_pool",
-        "_slices",
-        "_slots",
-    )
-
     def __init__(
         self, pool: KvPool, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:

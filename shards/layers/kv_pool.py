@@ -38,19 +38,6 @@ class KvPool:
     int8 only: (n_slots, 2, kv_heads, PAGE_TOKENS) float32, one a token and head.
     """
 
-    __slots__ = (
-        "data",
-        "device",
-        "head_dim",
-        "keys",
-        "kv_dtype",
-        "n_kv_heads",
-        "n_slots",
-        "scales",
-        "slot_bytes",
-        "values",
-    )
-
     def __init__(
         self, n_slots: int, n_kv_heads: int, head_dim: int, kv_dtype: str, device: torch.device
     ) -> None:

@@ -61,8 +61,6 @@ class Linear(Protocol):
 class DenseLinear:
     """``weight`` (out, in). ``wide``: the type many rows are computed in, where another one is faster."""
 
-    __slots__ = ("_bias", "_dtype", "_scratch", "_wide", "weight")
-
     def __init__(
         self, weight: Tensor, bias: Tensor | None, scratch: Scratch, wide: torch.dtype | None = None
     ) -> None:
@@ -93,8 +91,6 @@ class Int8Linear:
 
     ValueError for columns that do not divide into groups of 32: the kernel reads past the end of those.
     """
-
-    __slots__ = ("_bias", "_q", "_scale", "_scratch", "_wide")
 
     def __init__(
         self, rows: Int8Rows, bias: Tensor | None, scratch: Scratch, wide: torch.dtype = torch.float32
@@ -128,8 +124,6 @@ class Int4Linear:
     The kernel's scales are bfloat16; where the file's own (float16) are finer, these are kept beside them and
     many rows are computed from the exact ones.
     """
-
-    __slots__ = ("_bias", "_exact", "_packed", "_rows", "_scales", "_scratch", "_shape", "_wide")
 
     def __init__(
         self, groups: Int4Groups, bias: Tensor | None, scratch: Scratch, wide: torch.dtype = torch.float32

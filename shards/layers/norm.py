@@ -14,8 +14,6 @@ class RmsNorm:
     folded into the weight: 10 against 17 µs for ``F.rms_norm`` at one row, 61 times a token.
     """
 
-    __slots__ = ("_floor", "_shape", "_sharp", "eps", "weight")
-
     def __init__(self, weight: Tensor, eps: float) -> None:
         hidden = weight.shape[0]
         self.weight = weight

@@ -30,17 +30,6 @@ class Rope:
     ``x * cos + x.roll(half, -1) * sin`` equals the usual ``x * cos + rotate_half(x) * sin``.
     """
 
-    __slots__ = (
-        "_config",
-        "_dtype",
-        "_dynamic",
-        "_inv_freq",
-        "_rowwise",
-        "_table",
-        "attention_factor",
-        "device",
-    )
-
     def __init__(
         self, config: ModelConfig, device: torch.device, dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:

@@ -26,8 +26,6 @@ class RowTiles:
     torch's packed kernels for int8 and int4 take each row the same way in any number, so these are only cut.
     """
 
-    __slots__ = ("_linear", "_pad")
-
     def __init__(self, linear: Linear, *, pad: bool) -> None:
         self._linear = linear
         self._pad = pad

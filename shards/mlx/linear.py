@@ -22,8 +22,6 @@ class MlxLinear(Protocol):
 class DenseLinear:
     """``weight`` (out, in), ``bias`` (out) or None; both evaluated."""
 
-    __slots__ = ("_bias", "_turned", "nbytes")
-
     def __init__(self, weight: mx.array, bias: mx.array | None) -> None:
         self._turned = weight.T  # a view
         mx.eval(self._turned)
@@ -41,8 +39,6 @@ class GroupedLinear:
 
     Computed in the wider of x's type and theirs.
     """
-
-    __slots__ = ("_bias", "_biases", "_bits", "_group", "_packed", "_scales", "nbytes")
 
     def __init__(
         self,
@@ -72,8 +68,6 @@ class GroupedLinear:
 
 class StackedLinear:
     """Linears over one input whose outputs follow each other: matrices that are held in several forms."""
-
-    __slots__ = ("_parts", "nbytes")
 
     def __init__(self, parts: Sequence[MlxLinear]) -> None:
         self._parts = tuple(parts)

@@ -26,21 +26,6 @@ def _gate(gate: mx.array, up: mx.array) -> mx.array:
 class MlxBlock:
     """One block."""
 
-    __slots__ = (
-        "_down",
-        "_eps",
-        "_gate",
-        "_gate_up",
-        "_head_dim",
-        "_heads",
-        "_intermediate",
-        "_mlp_norm",
-        "_norm",
-        "_out",
-        "_qkv",
-        "_rotated",
-    )
-
     def __init__(
         self,
         config: ModelConfig,

@@ -37,8 +37,6 @@ class MlxKvPool:
     in the second: pages of one session, taken together, are then a contiguous matrix a head.
     """
 
-    __slots__ = ("_cells", "_scale_cells", "data", "kv_dtype", "n_slots", "scales", "slot_bytes")
-
     def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, kv_dtype: str) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, RuntimeError where memory is short."""
         self.slot_bytes = slot_bytes(n_kv_heads, head_dim, kv_dtype)

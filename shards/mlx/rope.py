@@ -21,8 +21,6 @@ class MlxRope:
     """For one model. ``attention_factor``: what scores are multiplied by, for the factor that YaRN puts on
     queries and on keys."""
 
-    __slots__ = ("_config", "_dim", "_wavelengths", "attention_factor")
-
     def __init__(self, config: ModelConfig) -> None:
         inv_freq, factor = frequencies(config)
         self._config = config
@@ -49,8 +47,6 @@ class MlxRope:
 
 class Rotation:
     """``rotation(x)``: x (T, heads, head_dim) turned by rows' positions. ``runs``: (rows, wavelengths)."""
-
-    __slots__ = ("_dim", "_positions", "_runs")
 
     def __init__(self, dim: int, positions: mx.array, runs: Sequence[tuple[int, mx.array]]) -> None:
         self._dim = dim

@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 class MlxSpan:
     """The ``SpanBackend`` of MLX. Rows come from and go to the CPU, whose memory the GPU shares."""
 
-    __slots__ = (
-        "_blocks",
-        "_rope",
-        "_scale",
-        "config",
-        "device",
-        "dtype",
-        "kernels",
-        "span",
-        "weight_bytes",
-        "weights",
-    )
-
     def __init__(
         self,
         config: ModelConfig,

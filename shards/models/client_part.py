@@ -35,18 +35,6 @@ class ClientModel:
     open for as long as this is used.
     """
 
-    __slots__ = (
-        "_embedding",
-        "_head",
-        "_norm",
-        "config",
-        "device",
-        "dtype",
-        "kernels",
-        "weight_bytes",
-        "weights",
-    )
-
     def __init__(
         self,
         config: ModelConfig,

@@ -45,8 +45,6 @@ _REFINED_VALUES = 1 << 19
 class DenseHead:
     """``norm`` and ``linear`` are all there is to it."""
 
-    __slots__ = ("_linear", "_norm")
-
     def __init__(self, norm: RmsNorm, linear: Linear) -> None:
         self._norm = norm
         self._linear = linear
@@ -67,18 +65,6 @@ class RefinedHead:
     ``rows`` and ``refined`` count rows that went this way and logits computed again for them, ``given_up``
     rows computed exactly as a whole.
     """
-
-    __slots__ = (
-        "_bounds",
-        "_native",
-        "_norm",
-        "_of_output",
-        "_propose",
-        "_raw",
-        "given_up",
-        "refined",
-        "rows",
-    )
 
     def __init__(
         self, norm: RmsNorm, propose: Head, raw: RawTensor, bounds: Tensor, of_output: float = 0.0

@@ -26,19 +26,6 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class LlamaBlock:
     """One block. Not an ``nn.Module``: its call overhead is most of a decode token at this size."""
 
-    __slots__ = (
-        "_head_dim",
-        "_heads",
-        "_intermediate",
-        "_kv_heads",
-        "down",
-        "gate_up",
-        "mlp_norm",
-        "norm",
-        "out",
-        "qkv",
-    )
-
     def __init__(
         self,
         config: ModelConfig,

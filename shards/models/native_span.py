@@ -76,18 +76,6 @@ def unsupported(config: ModelConfig, blocks: Sequence[LlamaBlock]) -> str | None
 class NativeSpan:
     """``blocks`` of ``span``, for which ``unsupported`` gave None. For one caller at a time."""
 
-    __slots__ = (
-        "_blocks",
-        "_c_blocks",
-        "_c_span",
-        "_forward",
-        "_kv",
-        "_rotations",
-        "_scratch",
-        "_slices",
-        "_threads",
-    )
-
     def __init__(
         self, config: ModelConfig, span: Span, blocks: Sequence[LlamaBlock], threads: int = 1
     ) -> None:

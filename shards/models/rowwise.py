@@ -22,8 +22,6 @@ from .llama import Attend, LlamaBlock
 class RowwiseBlock(LlamaBlock):
     """A LlamaBlock whose linears are RowTiles, for ``attend`` of a rowwise ``PagedAttention``."""
 
-    __slots__ = ()
-
     def __call__(self, block: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
         dtype = x.dtype
         tokens, head_dim, inner = x.shape[0], self._head_dim, self._intermediate

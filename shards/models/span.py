@@ -37,20 +37,6 @@ class SpanModel:
     any batch and in chunks of any size.
     """
 
-    __slots__ = (
-        "_blocks",
-        "_native",
-        "_rope",
-        "config",
-        "device",
-        "dtype",
-        "kernels",
-        "rowwise",
-        "span",
-        "weight_bytes",
-        "weights",
-    )
-
     def __init__(
         self,
         config: ModelConfig,

@@ -30,8 +30,6 @@ NOT_FINITE, BAD_SCALE, BAD_VALUE, BAD_CHANNEL = 1, 2, 3, 4
 class NativeCodec:
     """Encodes and decodes as ``codecs`` documents. Pointers and sizes are the caller's to get right."""
 
-    __slots__ = ("_decode", "_decode_brief", "_encode", "_encode_brief")
-
     def __init__(self, library: ctypes.CDLL) -> None:
         brief = ctypes.PyDLL(library._name, handle=library._handle)  # the same functions, keeping the lock
         pointer, size = ctypes.c_void_p, ctypes.c_int64

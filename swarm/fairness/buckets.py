@@ -41,8 +41,6 @@ class Bucket:
 class Buckets:
     """A bucket for each of ``max_names`` names. With more names, those that asked longest ago begin anew."""
 
-    __slots__ = ("_buckets", "_most", "_rate")
-
     def __init__(self, rate: float, most: float, max_names: int) -> None:
         self._rate = rate
         self._most = most

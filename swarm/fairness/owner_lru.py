@@ -20,8 +20,6 @@ T = TypeVar("T", bound=Hashable)
 class OwnerLru(Generic[T]):
     """``size``: the sum over all things, in the unit that they are counted in."""
 
-    __slots__ = ("_by_group", "_changed", "_groups", "_owned", "_owners", "_peers", "size")
-
     def __init__(self) -> None:
         self.size = 0
         self._owners: dict[T, Holder] = {}

@@ -14,8 +14,6 @@ class FairQueue(Generic[Key]):
     """Each key waits once. Changed by the calls below, never while ``in_turn`` is being iterated. An owner
     belongs to one ``group``."""
 
-    __slots__ = ("_groups", "_size")
-
     def __init__(self) -> None:
         self._groups: OrderedDict[str, OrderedDict[str, OrderedDict[Key, None]]] = OrderedDict()
         self._size = 0

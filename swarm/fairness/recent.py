@@ -30,8 +30,6 @@ class RecentEvents:
     """``window_s``: how long an event counts. ``max_names``: remembered; above it, the one whose last event
     is the oldest is forgotten."""
 
-    __slots__ = ("_events", "_window_s")
-
     def __init__(self, window_s: float, max_names: int) -> None:
         self._window_s = window_s
         self._events: RecentMap[str, deque[float]] = RecentMap(max_names)

@@ -44,8 +44,6 @@ class ShareLimits:
 class Shares:
     """The shares of one scarce thing by holder. A group or peer that holds nothing is forgotten."""
 
-    __slots__ = ("_by_group", "_groups", "_peers", "held", "limits")
-
     def __init__(self, limits: ShareLimits) -> None:
         self.limits = limits
         self.held = 0.0
@@ -144,8 +142,6 @@ class Shares:
 
 class Ranking:
     """Names by their weight, the heaviest first; of equals the one that came last."""
-
-    __slots__ = ("_arrivals", "_heap", "_weights")
 
     def __init__(self) -> None:
         self._weights: dict[str, tuple[float, int]] = {}  # with the number of its arrival

@@ -34,8 +34,6 @@ class RoundTrips:
     """How long a peer usually takes to answer, and how long it may: the estimator of TCP (RFC 6298), made of
     moving averages over the round trips. ``mean_s`` is 0 before the first."""
 
-    __slots__ = ("_jitter_s", "mean_s")
-
     def __init__(self) -> None:
         self.mean_s = 0.0
         self._jitter_s = 0.0
@@ -118,24 +116,6 @@ class _Question:
 class LinkTimers:
     """The clocks of one link. Times are seconds of one clock that never goes back; ``wall`` is the clock on
     the wall, which goes on while the computer sleeps."""
-
-    __slots__ = (
-        "_alone_since",
-        "_ask_again_s",
-        "_asked_at",
-        "_began",
-        "_excused_at",
-        "_excused_s",
-        "_nonce",
-        "_patience",
-        "_pinged_at",
-        "_posted",
-        "_posted_at",
-        "_questions",
-        "_round_trips",
-        "_unused_since",
-        "_wall_ahead",
-    )
 
     def __init__(self, patience: Patience, now: float, wall: float) -> None:
         self._patience = patience

@@ -40,8 +40,6 @@ class HopSession:
     already holds.
     """
 
-    __slots__ = ("_last", "_length", "_max_step_tokens", "_max_tokens")
-
     def __init__(self, max_tokens: int, *, max_step_tokens: int = 0, length: int = 0) -> None:
         if max_tokens < 1 or max_step_tokens < 0 or not 0 <= length <= max_tokens:
             raise UsageError(

@@ -43,17 +43,6 @@ class StepWatch:
     ``work_within_s(number)`` tells, and ``doubt_within_s(number)`` before it counts as slow;
     ``transit_within_s(number)`` how long the way to it may take. Times are of any one clock, in seconds."""
 
-    __slots__ = (
-        "_doubt_within_s",
-        "_place",
-        "_place_since",
-        "_state",
-        "_state_since",
-        "_told",
-        "_transit_within_s",
-        "_work_within_s",
-    )
-
     def __init__(
         self,
         hops: int,

@@ -87,8 +87,6 @@ class FrameParser:
     where the next frame would begin is unknown.
     """
 
-    __slots__ = ("_buffer", "_error", "_head", "_missing", "_payload", "_pending", "max_frame")
-
     def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
         if max_frame < FIXED_HEADER.size:
             raise LocalProtocolError(f"max_frame of {max_frame} bytes cannot hold a frame")
