@@ -40,17 +40,7 @@ async def run_bootstrap(
     try:
         if network is None:
             identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
-            network = await open_network(
-                identity,
-                host=config.host,
-                port=config.port,
-                announce_maddrs=config.announce_maddrs,
-                initial_peers=config.initial_peers,
-                may_meet=config.may_meet,
-                membership=config.membership,
-                mdns=config.mdns,
-                is_relay=config.relay,
-            )
+            network = await open_network(identity, **config.network_options(), is_relay=config.relay)
         peer_id = network.transport.peer_id
         maddrs = await network.transport.maddrs()
         network.watch(on_network)

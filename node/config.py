@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..swarm.errors import UsageError
 from ..swarm.membership.membership import Membership
@@ -19,8 +20,35 @@ MIN_MAX_FRAME = 64 * 1024
 float32."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """How a node is in its swarm. ``identity``: None makes a new identity that is forgotten at the end.
+    ``port``: 0 takes a free one. ``membership``: of the swarm to be in, None for the unnamed one.
+    ``may_meet``: addresses of peers to join through that need not answer, as ``initial_peers`` must.
+    ``mdns``: find peers on this LAN, and be found.
+    """
+
+    identity: Path | None = None
+    host: str = EVERY_INTERFACE
+    port: int = 0
+    announce_maddrs: tuple[str, ...] = ()
+    initial_peers: tuple[str, ...] = ()
+    may_meet: tuple[str, ...] = ()
+    membership: Membership | None = None
+    mdns: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port {self.port} is not between 0 and 65535")
+
+    def network_options(self) -> dict[str, Any]:
+        """What ``open_network`` takes of it beside the identity."""
+        names = ("host", "port", "announce_maddrs", "initial_peers", "may_meet", "membership", "mdns")
+        return {name: getattr(self, name) for name in names}
+
+
 @dataclass(frozen=True, slots=True)
-class NodeConfig:
+class NodeConfig(NetworkConfig):
     """How one node serves. Raises UsageError naming the option that is wrong.
 
     ``model`` may be "" if ``models`` are given: those that an idle node loads when a client asks for them,
@@ -32,11 +60,8 @@ class NodeConfig:
     decode steps are in. ``max_kv_share_per_peer``: the part of the cache that one peer may hold even while
     nobody else wants any. ``journal_mib``: memory for what sessions sent on, to feed a replacement of the
     next hop; 0 keeps none. ``deterministic``: compute each token to the same bits in any batch and any chunk,
-    or refuse to start. ``threads``: None takes the real cores this process may use. ``port``: 0 takes a free
-    one. ``membership``: of the swarm to be in, None for the unnamed one. ``may_meet``: addresses of peers to
-    join through that need not answer, as ``initial_peers`` must. ``mdns``: find peers on this LAN, and be
-    found. ``pure_python``: a light node, without p2pd and the DHT. ``identity``: None makes a new identity
-    that is forgotten at the end. ``relays``: peers through which others reach this node, where they cannot
+    or refuse to start. ``threads``: None takes the real cores this process may use. ``pure_python``: a light
+    node, without p2pd and the DHT. ``relays``: peers through which others reach this node, where they cannot
     dial it. Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
     """
 
@@ -45,15 +70,7 @@ class NodeConfig:
     blocks: Span | None = None
     auto: bool = False
     memory: int | None = None
-    initial_peers: tuple[str, ...] = ()
-    may_meet: tuple[str, ...] = ()
-    membership: Membership | None = None
-    mdns: bool = True
     pure_python: bool = False
-    identity: Path | None = None
-    host: str = EVERY_INTERFACE
-    port: int = 0
-    announce_maddrs: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"
@@ -90,8 +107,7 @@ class NodeConfig:
                 "only a node that chooses its blocks itself can take up models that are asked for",
                 hint="Leave --blocks out, or --models.",
             )
-        if not 0 <= self.port <= 65535:
-            raise UsageError(f"port {self.port} is not between 0 and 65535")
+        NetworkConfig.__post_init__(self)
         for name in (
             "max_step_tokens",
             "max_batch_tokens",
@@ -130,23 +146,11 @@ class NodeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class BootstrapConfig:
+class BootstrapConfig(NetworkConfig):
     """How a bootstrap node listens: a meeting point for the DHT that serves no blocks. ``relay``: it passes
     on connections to peers that cannot be dialled, too."""
 
-    identity: Path | None = None
-    host: str = EVERY_INTERFACE
-    port: int = 0
-    announce_maddrs: tuple[str, ...] = ()
-    initial_peers: tuple[str, ...] = ()
-    may_meet: tuple[str, ...] = ()
-    membership: Membership | None = None
-    mdns: bool = True
     relay: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise UsageError(f"port {self.port} is not between 0 and 65535")
 
 
 @dataclass(frozen=True, slots=True)

@@ -368,16 +368,7 @@ class Node:
         if self._network is None:
             identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
             self._network = await open_network(
-                identity,
-                host=config.host,
-                port=config.port,
-                announce_maddrs=config.announce_maddrs,
-                initial_peers=config.initial_peers,
-                may_meet=config.may_meet,
-                membership=config.membership,
-                mdns=config.mdns,
-                pure_python=config.pure_python,
-                relays=config.relays,
+                identity, **config.network_options(), pure_python=config.pure_python, relays=config.relays
             )
         self._exit.push_async_callback(self._network.close)
         presence = self._presence = await Presence.begin(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import msgpack
 
 from ...swarm.errors import RemoteProtocolError
+from ...swarm.protocol.wire import refuse_extension
 from ...swarm.types import MAX_RECORD_BYTES
 from ..records.keys import MAX_ENTRIES
 
@@ -31,7 +32,9 @@ def unpack_dictionary(raw: bytes) -> Iterator[tuple[bytes, bytes, float]]:
         outer = msgpack.unpackb(raw)
         if type(outer) is not msgpack.ExtType or outer.code != _EXT:
             raise RemoteProtocolError("a DHT value that is not a dictionary")
-        parts = msgpack.unpackb(outer.data, ext_hook=_refuse_ext, max_array_len=MAX_ENTRIES, max_map_len=0)
+        parts = msgpack.unpackb(
+            outer.data, ext_hook=refuse_extension, max_array_len=MAX_ENTRIES, max_map_len=0
+        )
     except (ValueError, TypeError, msgpack.UnpackException, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError("a DHT dictionary that is not msgpack") from error
     if type(parts) is not list or len(parts) != 3 or type(parts[2]) is not list:
@@ -43,7 +46,3 @@ def unpack_dictionary(raw: bytes) -> Iterator[tuple[bytes, bytes, float]]:
         if type(subkey) is not str or type(value) is not bytes or type(expiration) is not float:
             raise RemoteProtocolError("a DHT dictionary with an entry of another type")
         yield msgpack.packb(subkey), value, expiration
-
-
-def _refuse_ext(code: int, data: bytes) -> object:
-    raise ValueError("msgpack extension types are not allowed")

@@ -49,6 +49,7 @@ from ...swarm.protocol.fields import (
     SpanField,
     Word,
 )
+from ...swarm.protocol.wire import refuse_extension
 from ...swarm.types import (
     MAX_BLOCKS,
     MAX_PEER_LINKS,
@@ -372,13 +373,9 @@ def _read(owner: str, fields: dict[str, FieldType], record: dict[str, object]) -
 
 def _unpack(body: bytes) -> dict[str, object]:
     try:
-        record = msgpack.unpackb(body, ext_hook=_refuse_ext, max_map_len=64, max_array_len=64)
+        record = msgpack.unpackb(body, ext_hook=refuse_extension, max_map_len=64, max_array_len=64)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise RemoteProtocolError("an announcement that is not msgpack") from error
     if type(record) is not dict:
         raise RemoteProtocolError("an announcement that is not a map")
     return record
-
-
-def _refuse_ext(code: int, data: bytes) -> object:
-    raise ValueError("msgpack extension types are not allowed")

@@ -26,6 +26,7 @@ import msgpack
 from ...swarm.errors import LocalProtocolError, RemoteProtocolError
 from ...swarm.identity import SIGNATURE_BYTES, Identity, is_peer_id, verify
 from ...swarm.membership.membership import MAX_CREDENTIAL_BYTES
+from ...swarm.protocol.wire import refuse_extension
 from ...swarm.types import MAX_RECORD_BYTES
 
 ENVELOPE_VERSION = 1
@@ -76,7 +77,7 @@ def unseal(key: bytes, subkey: bytes, expiration: float, value: bytes) -> Sealed
         raise RemoteProtocolError("a DHT entry without a proper key or expiration")
     owner = owner_of(subkey)
     try:
-        parts = msgpack.unpackb(value, ext_hook=_refuse_ext, max_array_len=4, max_map_len=0)
+        parts = msgpack.unpackb(value, ext_hook=refuse_extension, max_array_len=4, max_map_len=0)
     except (ValueError, msgpack.UnpackException) as error:
         raise RemoteProtocolError("a DHT entry that is not msgpack") from error
     if type(parts) is not list or len(parts) < 3 or type(parts[0]) is not int:
@@ -116,7 +117,3 @@ def _message(key: bytes, expiration: float, owner: str, body: bytes, credential:
     if credential is None:
         return _CONTEXT + place + body
     return b"".join((_MEMBERS_CONTEXT, place, _LENGTH.pack(len(credential)), credential, body))
-
-
-def _refuse_ext(code: int, data: bytes) -> object:
-    raise ValueError("msgpack extension types are not allowed")

@@ -23,6 +23,7 @@ import msgpack
 
 from ..errors import RemoteProtocolError, UsageError
 from ..identity import SIGNATURE_BYTES, Identity, peer_id_of, public_key_of
+from ..protocol.wire import refuse_extension
 from ..transport.addresses import PeerAddress
 from .membership import Grant, KeyedSwarm, Membership, NamedSwarm, grant, moment, swarm_name, time_problem
 
@@ -170,7 +171,7 @@ def _read(body: bytes) -> Invite:
     )
     try:
         parts = msgpack.unpackb(
-            body, ext_hook=_refuse_ext, max_array_len=16, max_map_len=0, max_str_len=MAX_INVITE_CHARS
+            body, ext_hook=refuse_extension, max_array_len=16, max_map_len=0, max_str_len=MAX_INVITE_CHARS
         )
     except (ValueError, TypeError, msgpack.UnpackException):
         raise strange from None
@@ -200,7 +201,3 @@ def _peer(value: object) -> list[PeerAddress]:
         raise ValueError("not a peer")
     peer_id = peer_id_of(public)
     return [PeerAddress.parse(f"{maddr}/p2p/{peer_id}") for maddr in maddrs]
-
-
-def _refuse_ext(code: int, data: bytes) -> object:
-    raise ValueError("msgpack extension types are not allowed")

@@ -181,7 +181,7 @@ class FrameParser:
         try:
             header = msgpack.unpackb(
                 data,
-                ext_hook=_refuse_extension,
+                ext_hook=refuse_extension,
                 max_ext_len=0,
                 max_array_len=MAX_HEADER_ITEMS,
                 max_map_len=MAX_HEADER_ITEMS,
@@ -206,5 +206,6 @@ class FrameParser:
         raise self._error
 
 
-def _refuse_extension(code: int, data: bytes) -> NoReturn:
+def refuse_extension(code: int, data: bytes) -> NoReturn:
+    """For msgpack's ``ext_hook``."""
     raise ValueError(f"extension type {code} is not allowed")
