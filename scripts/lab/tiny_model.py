@@ -23,20 +23,44 @@ def characters() -> list[str]:
 
 def write_tiny_model(folder: Path, *, seed: int = 7, blocks: int = BLOCKS) -> Path:
     """Write config.json, model.safetensors (float32) and tokenizer.json; returns ``folder``."""
+    from tokenizers import Tokenizer, decoders, models
+
+    write_llama(folder, seed=seed, blocks=blocks)
+    vocabulary = {character: n for n, character in enumerate(characters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return folder
+
+
+def write_llama(
+    folder: Path,
+    *,
+    seed: int = 7,
+    blocks: int = BLOCKS,
+    vocab: int = VOCAB,
+    spread: float = SPREAD,
+    tied: bool = False,
+    **settings: int,
+) -> None:
+    """Write config.json with these ``settings`` and model.safetensors (float32). ``spread``: times the usual
+    width of random weights. ``tied``: the embedding is the head, too."""
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, decoders, models
 
     generator = torch.Generator().manual_seed(seed)
 
     def weight(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * SPREAD * shape[-1] ** -0.5
+        return torch.randn(shape, generator=generator) * spread * shape[-1] ** -0.5
 
     tensors = {
-        "model.embed_tokens.weight": weight(VOCAB, HIDDEN),
+        "model.embed_tokens.weight": weight(vocab, HIDDEN),
         "model.norm.weight": torch.ones(HIDDEN),
-        "lm_head.weight": weight(VOCAB, HIDDEN),
     }
+    if not tied:
+        tensors["lm_head.weight"] = weight(vocab, HIDDEN)
     for block in range(blocks):
         prefix = f"model.layers.{block}"
         tensors |= {
@@ -60,20 +84,13 @@ def write_tiny_model(folder: Path, *, seed: int = 7, blocks: int = BLOCKS) -> Pa
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM,
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": tied,
         "eos_token_id": 0,
         "torch_dtype": "float32",
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    vocabulary = {character: n for n, character in enumerate(characters())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(["</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
-    return folder
+    (folder / "config.json").write_text(json.dumps(config | settings))

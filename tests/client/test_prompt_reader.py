@@ -23,15 +23,10 @@ class Stuck(ToyTokenizer):
         self.go_on = threading.Event()
 
     def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
-        *,
-        most: int | None = None,
-        **more: Any,
+        self, messages: Sequence[Mapping[str, Any]], *more: Any, **options: Any
     ) -> list[int]:
         self.go_on.wait(20)
-        return super().apply_chat_template(messages, add_generation_prompt)
+        return super().apply_chat_template(messages, *more, **options)
 
 
 async def test_a_slow_template_holds_up_neither_the_loop_nor_other_models() -> None:

@@ -10,15 +10,9 @@ import pytest
 from swarm_node.dht.address_book import MAX_BOOKS, MAX_PEERS, AddressBook, book_path
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.identity import Identity
+from tests.doubles.clock import Clock
 
 NOW = 1_700_000_000.0
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def peer(number: int) -> str:
@@ -30,7 +24,7 @@ def place(number: int, group: int = 0) -> str:
 
 
 def test_what_answered_is_there_after_a_restart(tmp_path: Path) -> None:
-    path, clock = tmp_path / "peers" / "book.json", Clock()
+    path, clock = tmp_path / "peers" / "book.json", Clock(NOW)
     book = AddressBook(path, clock)
     book.answered(peer(1), [f"{place(1)}/p2p/{peer(1)}"])
     clock.now += 5
@@ -48,16 +42,16 @@ def test_what_answered_is_there_after_a_restart(tmp_path: Path) -> None:
 
 def test_processes_that_share_a_book_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "book.json"
-    one, other = AddressBook(path, Clock()), AddressBook(path, Clock())
+    one, other = AddressBook(path, Clock(NOW)), AddressBook(path, Clock(NOW))
     one.answered(peer(1), [place(1)])
     other.answered(peer(2), [place(2)])
     one.save()
     other.save()
-    assert {known.peer_id for known in AddressBook(path, Clock()).peers()} == {peer(1), peer(2)}
+    assert {known.peer_id for known in AddressBook(path, Clock(NOW)).peers()} == {peer(1), peer(2)}
 
 
 def test_a_flood_from_one_network_displaces_only_itself() -> None:
-    clock = Clock()
+    clock = Clock(NOW)
     book = AddressBook(clock=clock)
     for number in range(20):
         book.answered(peer(number), [place(number, group=number + 1)])
@@ -85,13 +79,13 @@ def test_a_damaged_book_is_put_aside(
 ) -> None:
     path = tmp_path / "book.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    book = AddressBook(path, Clock())
+    book = AddressBook(path, Clock(NOW))
     assert len(book) == 0
     assert "event=address_book_unreadable" in caplog.text
     assert path.with_name(f"{path.name}.bad").exists()
     book.answered(peer(1), [place(1)])
     book.save()
-    assert len(AddressBook(path, Clock())) == 1
+    assert len(AddressBook(path, Clock(NOW))) == 1
 
 
 def test_peers_out_of_bounds_are_left_out(tmp_path: Path) -> None:
@@ -106,12 +100,12 @@ def test_peers_out_of_bounds_are_left_out(tmp_path: Path) -> None:
         None,
     ]
     path.write_text(json.dumps({"version": 1, "peers": [*bad, good]}))
-    assert [known.peer_id for known in AddressBook(path, Clock()).peers()] == [peer(1)]
+    assert [known.peer_id for known in AddressBook(path, Clock(NOW)).peers()] == [peer(1)]
 
 
 def test_a_disk_that_cannot_be_written_is_only_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    book = AddressBook(tmp_path / "file" / "book.json", Clock())
+    book = AddressBook(tmp_path / "file" / "book.json", Clock(NOW))
     book.answered(peer(1), [place(1)])
     book.save()
     assert "event=address_book_unwritable" in caplog.text
@@ -134,7 +128,7 @@ def test_a_book_belongs_to_one_way_into_a_swarm(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UsageError):
         book_path("", ["nonsense"])
     for number in range(MAX_BOOKS + 4):
-        book = AddressBook(book_path(str(number), [first]), Clock())
+        book = AddressBook(book_path(str(number), [first]), Clock(NOW))
         book.answered(peer(1), [place(1)])
         book.save()
     assert len(list(paths[0].parent.glob("*.json"))) == MAX_BOOKS

@@ -5,17 +5,11 @@ import logging
 import pytest
 
 from swarm_node.dht.left_out import FORGET_S, MAX_PEERS, LeftOut, LeftOutPeers
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.doubles.clock import Clock
 
 
 def test_each_peer_is_told_once_and_forgotten_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     peers = LeftOutPeers(clock)
     with caplog.at_level(logging.INFO, "swarm_node"):
         for _ in range(3):
@@ -34,7 +28,7 @@ def test_each_peer_is_told_once_and_forgotten_when_it_is_gone(caplog: pytest.Log
 
 
 def test_strangers_cannot_fill_the_memory_or_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    peers = LeftOutPeers(Clock())
+    peers = LeftOutPeers(Clock(1000.0))
     with caplog.at_level(logging.INFO, "swarm_node"):
         for number in range(3 * MAX_PEERS):
             peers.note(f"peer {number}", "odd")

@@ -11,6 +11,7 @@ import pytest
 from swarm_node.dht import TTL_S, Directory, MemoryDirectory, MemoryStore
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.doubles.clock import Clock
 
 MODEL = ModelRef("m", "ab" * 32, 30)
 OTHER = ModelRef("m", "cd" * 32, 30)
@@ -18,13 +19,6 @@ OTHER = ModelRef("m", "cd" * 32, 30)
 
 def node(peer_id: str, start: int = 0, model: ModelRef = MODEL) -> NodeInfo:
     return NodeInfo(peer_id, (), model, Span(start, start + 10), NodeState.ONLINE)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_announce_read_withdraw() -> None:
@@ -41,7 +35,7 @@ async def test_announce_read_withdraw() -> None:
 
 
 async def test_records_expire() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     directory = MemoryDirectory(MemoryStore(clock))
     await directory.announce(node("a"))
     clock.now += TTL_S - 1

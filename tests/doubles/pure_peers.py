@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from swarm_node.swarm.identity import Identity
@@ -25,9 +24,3 @@ async def linked(start_pure: StartPure) -> tuple[PyLibp2pTransport, PyLibp2pTran
     server, client = await start_pure(), await start_pure(client_mode=True)
     await server.serve(ECHO, echo)
     return server, client, await client.open_stream(server.peer_id, ECHO, await server.maddrs())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)

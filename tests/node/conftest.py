@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor
 
+from scripts.lab.tiny_model import BLOCKS, HEAD_DIM, HIDDEN, KV_HEADS, write_llama
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.limits.quotas import Limits
@@ -33,61 +30,20 @@ from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Res
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
+from tests.node.chain_swarm import stalled
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, BLOCKS, CONTEXT = 64, 4, 2, 16, 96, 128, 4, 256
+VOCAB, CONTEXT = 128, 256
 MODEL = ModelRef("tiny", "ab" * 32, BLOCKS)
 torch.set_num_threads(1)
 
 
-def write_tiny_checkpoint(folder: Path) -> None:
-    """A random Llama model in HuggingFace's form, float32, with a tokenizer that knows no token."""
-    generator = torch.Generator().manual_seed(7)
-
-    def weight(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-
-    tensors = {"model.embed_tokens.weight": weight(VOCAB, HIDDEN), "model.norm.weight": torch.ones(HIDDEN)}
-    for block in range(BLOCKS):
-        prefix = f"model.layers.{block}"
-        tensors |= {
-            f"{prefix}.input_layernorm.weight": torch.ones(HIDDEN),
-            f"{prefix}.post_attention_layernorm.weight": torch.ones(HIDDEN),
-            f"{prefix}.self_attn.q_proj.weight": weight(HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.k_proj.weight": weight(KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.v_proj.weight": weight(KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.o_proj.weight": weight(HIDDEN, HEADS * HEAD_DIM),
-            f"{prefix}.mlp.gate_proj.weight": weight(INNER, HIDDEN),
-            f"{prefix}.mlp.up_proj.weight": weight(INNER, HIDDEN),
-            f"{prefix}.mlp.down_proj.weight": weight(HIDDEN, INNER),
-        }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": BLOCKS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
-        "vocab_size": VOCAB,
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    Backend(models.BPE()).save(str(folder / "tokenizer.json"))
-
-
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama model with a tokenizer that knows no token."""
     folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_checkpoint(folder)
+    settings = {"max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2}
+    write_llama(folder, vocab=VOCAB, spread=1, tied=True, **settings)
+    Backend(models.BPE()).save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -211,22 +167,9 @@ class Harness:
     def free_tokens(self) -> int:
         return self.engine.free_tokens
 
-    @asynccontextmanager
-    async def stalled(self) -> AsyncIterator[None]:
+    def stalled(self) -> AbstractAsyncContextManager[None]:
         """The device computes nothing meanwhile; steps wait."""
-        begun, go_on = threading.Event(), threading.Event()
-
-        def stall() -> None:
-            begun.set()
-            go_on.wait(30)
-
-        stalling = asyncio.ensure_future(self.engine.run(stall))
-        try:
-            await asyncio.to_thread(begun.wait)
-            yield
-        finally:
-            go_on.set()
-            await stalling
+        return stalled(self.engine)
 
     async def connect(self, peer: str = "client", *, greet: bool = True) -> RawClient:
         stream = await self.network.transport(peer).open_stream("node", PROTOCOL_ID)

@@ -30,25 +30,21 @@ from swarm_node.swarm.placement.demand import MAX_WANTED, Wanted, WantedModel
 from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeState
+from tests.doubles.clock import Clock
 from tests.doubles.fake_swarm import MODEL, FakeSwarm, until
 
 NOTHING_HERE = LocalModels()
 TOY = WantedModel(MODEL.name, MODEL.digest)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
+class Sleeper(Clock):
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
         await asyncio.sleep(0)
 
 
 class CountingDirectory(MemoryDirectory):
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Sleeper) -> None:
         super().__init__(MemoryStore(clock), "client")
         self.writes: list[tuple[str, ...]] = []
 
@@ -58,24 +54,24 @@ class CountingDirectory(MemoryDirectory):
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Sleeper:
+    return Sleeper()
 
 
 @pytest.fixture
-def directory(clock: Clock) -> CountingDirectory:
+def directory(clock: Sleeper) -> CountingDirectory:
     return CountingDirectory(clock)
 
 
 @pytest.fixture
-def teller(directory: CountingDirectory, clock: Clock) -> DemandTeller:
+def teller(directory: CountingDirectory, clock: Sleeper) -> DemandTeller:
     return DemandTeller(directory, clock)
 
 
 A, B = WantedModel("a"), WantedModel("b")
 
 
-async def test_records_are_few(teller: DemandTeller, directory: CountingDirectory, clock: Clock) -> None:
+async def test_records_are_few(teller: DemandTeller, directory: CountingDirectory, clock: Sleeper) -> None:
     while clock.now < 3 * REFRESH_S:
         teller.miss(A)
         await clock.sleep(0.5)
@@ -83,7 +79,7 @@ async def test_records_are_few(teller: DemandTeller, directory: CountingDirector
 
 
 async def test_changes_wait_a_moment(
-    teller: DemandTeller, directory: CountingDirectory, clock: Clock
+    teller: DemandTeller, directory: CountingDirectory, clock: Sleeper
 ) -> None:
     for number in range(100):
         teller.miss(WantedModel(f"m{number}"))
@@ -101,7 +97,7 @@ async def test_what_is_found_is_taken_back(teller: DemandTeller, directory: Coun
 
 
 async def test_what_is_not_missed_any_more_is_not_refreshed(
-    teller: DemandTeller, directory: CountingDirectory, clock: Clock
+    teller: DemandTeller, directory: CountingDirectory, clock: Sleeper
 ) -> None:
     teller.miss(A)
     await clock.sleep(0)
@@ -111,7 +107,7 @@ async def test_what_is_not_missed_any_more_is_not_refreshed(
     assert directory.writes == [("a",), ("b",)]
 
 
-async def test_the_last_word_is_written_before_the_end(directory: CountingDirectory, clock: Clock) -> None:
+async def test_the_last_word_is_written_before_the_end(directory: CountingDirectory, clock: Sleeper) -> None:
     teller = DemandTeller(directory, clock)
     teller.miss(A)
     await teller.close()
@@ -130,7 +126,7 @@ async def test_a_directory_that_takes_nothing_harms_nobody(
 
 
 async def test_waiting_for_work_keeps_what_is_missed(
-    teller: DemandTeller, directory: CountingDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    teller: DemandTeller, directory: CountingDirectory, clock: Sleeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("swarm_node.client.routing.demand.PAUSE_S", 0.001)
     teller.miss(A)
@@ -152,7 +148,7 @@ async def test_waiting_for_work_keeps_what_is_missed(
 
 
 async def test_an_unknown_model_is_asked_for_and_waited_for(
-    teller: DemandTeller, directory: CountingDirectory, clock: Clock
+    teller: DemandTeller, directory: CountingDirectory, clock: Sleeper
 ) -> None:
     seen: list[str] = []
 

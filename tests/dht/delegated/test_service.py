@@ -48,19 +48,12 @@ from swarm_node.swarm.placement.demand import WantedModel
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.doubles.clock import Clock
 
 MODEL = ModelRef("smol", "ab" * 32, 30)
 NOW, TTL = 1_700_000_000.0, 60.0
 READER = Identity(b"r" * 32)
 NODES = [Identity(bytes([index + 1]) * 32) for index in range(6)]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Store:
@@ -101,7 +94,7 @@ class Swarm:
 
     def __init__(self, nodes: int = 3) -> None:
         self.network = MemoryNetwork()
-        self.clock = Clock()
+        self.clock = Clock(NOW)
         self.store = Store()
         self.full = NODES[:nodes]
         self.services: list[DelegatedService] = []

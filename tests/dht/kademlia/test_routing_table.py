@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from swarm_node.dht.kademlia.contacts import Contact
 from swarm_node.dht.kademlia.routing_table import BUCKET_SIZE, WAITING, RoutingTable
+from tests.doubles.clock import Clock
 
 TOP = 1 << 159
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def peer(number: int) -> Contact:

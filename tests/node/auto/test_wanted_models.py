@@ -14,15 +14,9 @@ from swarm_node.shards.checkpoint.lookup import Source
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.placement.demand import SPREAD_S, Idle, WantedModel
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.doubles.clock import Clock
 
 SHARED = ModelRef("owner/shared", "ab" * 32, 10)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Swarm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import random
@@ -27,6 +26,7 @@ from swarm_node.swarm.protocol.messages import (
     Result,
 )
 from swarm_node.swarm.types import Span
+from tests.doubles.fake_swarm import until
 
 ALL = Span(0, 4)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -38,12 +38,6 @@ def chain(pages: int, seed: bytes = b"salt") -> tuple[bytes, ...]:
         link = hashlib.blake2b(link + bytes([page]), digest_size=32).digest()
         hashes.append(link)
     return tuple(hashes)
-
-
-async def settle(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - polls what has no event
-            await asyncio.sleep(0.0005)
 
 
 # Prefixes.
@@ -199,7 +193,7 @@ async def test_pages_that_are_kept_are_no_reason_to_be_busy(serving, hidden_stat
             session = await client.open(max_tokens=128, prefix=chain(4, bytes([number])))
             await client.forward(session, hidden_states(128), 0)
             await client.send(Close(session))
-        await settle(lambda: node.engine.load().sequences == 0)
+        await until(lambda: node.engine.load().sequences == 0)
         assert node.free_tokens == 256
         assert node.engine.load().cached_tokens > 0
         session = await client.open(max_tokens=256)
@@ -241,7 +235,7 @@ async def test_hostile_chains_hurt_only_who_sends_them(serving, plain, hidden_st
         torch.testing.assert_close(got, plain(node.engine.model, x)[64:], **TOLERANCE)
         for client in (good, bad):
             client.connection.close()
-        await settle(lambda: node.engine.load().used_slots == 0)
+        await until(lambda: node.engine.load().used_slots == 0)
         assert node.engine.load().reserved_slots == 0
 
 
@@ -279,7 +273,7 @@ async def test_a_fork_goes_its_own_way(serving, plain, hidden_states, tokens, pa
         got = await client.forward(child, y[5:15], tokens + 5)
         torch.testing.assert_close(got, plain(node.engine.model, both)[tokens + 5 : tokens + 15], **TOLERANCE)
         client.connection.close()
-        await settle(lambda: node.engine.load().used_slots == 0)
+        await until(lambda: node.engine.load().used_slots == 0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -310,7 +304,7 @@ async def test_a_tree_of_forks_that_write_anywhere(serving, plain, hidden_states
                 wanted = plain(node.engine.model, beams[session])[position:]
                 torch.testing.assert_close(got, wanted, **TOLERANCE)
         client.connection.close()
-        await settle(lambda: node.engine.load().used_slots == 0)
+        await until(lambda: node.engine.load().used_slots == 0)
         assert node.engine.load().reserved_slots == 0
 
 

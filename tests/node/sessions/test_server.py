@@ -28,16 +28,10 @@ from swarm_node.swarm.protocol.messages import (
 )
 from swarm_node.swarm.protocol.wire import FIXED_HEADER, Frame, encode_frame
 from swarm_node.swarm.types import NodeState, Span
+from tests.node.chain_swarm import until
 
 ALL = Span(0, 4)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-async def settle(condition) -> None:
-    """Let the loop run until something holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - polls what has no event
-            await asyncio.sleep(0)
 
 
 async def test_welcome_says_what_is_served(serving):
@@ -282,7 +276,7 @@ async def test_a_closed_session_id_may_be_used_again(serving, hidden_states):
             opened = await client.receive()
         assert isinstance(opened, Opened)
         await client.send(Close(session))
-        await settle(lambda: node.free_tokens == 64)
+        await until(lambda: node.free_tokens == 64)
         await client.send(Close(session))  # a session that is gone already
         assert isinstance(await client.ask(Ping(1)), Pong)
 
@@ -381,7 +375,7 @@ async def test_a_stream_that_ends_in_mid_frame_frees_its_sessions(serving, hidde
         frame = step_frame(4)
         bad.connection.stream.write([frame[: min(cut, len(frame) - 1)]])
         bad.connection.close()
-        await settle(lambda: node.free_tokens == 1024 - 32)
+        await until(lambda: node.free_tokens == 1024 - 32)
         await good.forward(session, hidden_states(3), 0)
 
 
@@ -392,8 +386,8 @@ async def test_a_client_that_dies_during_its_prompt_frees_everything(serving, hi
         for session in sessions:
             await client.send(client.step(session, hidden_states(100), 0))
         node.network.kill("bad")
-        await settle(lambda: node.free_tokens == 1024)
-        await settle(lambda: node.server.engine.queued == 0)
+        await until(lambda: node.free_tokens == 1024)
+        await until(lambda: node.server.engine.queued == 0)
         assert node.server.statistics().connections == 0
 
 
@@ -416,7 +410,7 @@ async def test_fuzzing_one_stream_does_not_change_anothers_results(serving, plai
             got.append(await good.forward(session, x[position : position + 1], position))
             bad.connection.close()
         torch.testing.assert_close(torch.cat(got), plain(node.server.engine.model, x), **TOLERANCE)
-        await settle(lambda: node.server.statistics().connections == 1)
+        await until(lambda: node.server.statistics().connections == 1)
 
 
 # Time and memory bounds.
@@ -437,7 +431,7 @@ async def test_frames_that_never_end_are_counted_and_given_up(serving, hidden_st
             await good.forward(session, hidden_states(9), 0)
         assert node.server.frames.held == 0
         bad.connection.stream.write([unfinished_step(100_000)])
-        await settle(lambda: node.server.frames.held > 100_000)
+        await until(lambda: node.server.frames.held > 100_000)
         now[0] = 29.0
         node.server.sweep()
         assert isinstance(await good.ask(Ping(1)), Pong)
@@ -447,7 +441,7 @@ async def test_frames_that_never_end_are_counted_and_given_up(serving, hidden_st
         assert (told.code, told.session, told.retriable) == (ErrorCode.OVERLOADED, None, True)
         assert "grew by less than" in told.message
         assert node.server.frames.held == 0
-        await settle(lambda: node.server.statistics().connections == 1)
+        await until(lambda: node.server.statistics().connections == 1)
         await good.forward(session, hidden_states(9), 0)
 
 
@@ -476,8 +470,8 @@ async def test_idle_connections_are_closed(serving, hidden_states):
         node.server.sweep()
         with pytest.raises(StreamClosedError):
             await client.receive()
-        await settle(lambda: node.free_tokens == 1024)
-        await settle(lambda: node.server.statistics().connections == 0)
+        await until(lambda: node.free_tokens == 1024)
+        await until(lambda: node.server.statistics().connections == 0)
 
 
 async def test_a_client_that_does_not_read_is_not_read_and_then_closed(serving, hidden_states):
@@ -505,7 +499,7 @@ async def test_a_client_that_does_not_read_is_not_read_and_then_closed(serving, 
         await good.ask(Ping(1))
         node.server.sweep()
         flooding.cancel()
-        await settle(lambda: node.server.statistics().connections == 1)
+        await until(lambda: node.server.statistics().connections == 1)
         assert node.free_tokens == 1024 - 64
         await good.forward(other, hidden_states(5), 5)
 

@@ -29,17 +29,12 @@ from swarm_node.swarm.protocol.messages import (
 )
 from swarm_node.swarm.protocol.wire import encode_frame
 from swarm_node.swarm.types import Span
+from tests.doubles.fake_swarm import until
 
 if TYPE_CHECKING:
     from tests.node.conftest import RawClient
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-async def settle(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - polls what has no event
-            await asyncio.sleep(0.0005)
 
 
 # Room.
@@ -55,7 +50,7 @@ async def test_busy_until_somebody_leaves(serving):
         assert "65 tokens" in answer.reason
         assert "64 are free" in answer.reason
         await other.send(Close(held))
-        await settle(lambda: node.free_tokens == 128)
+        await until(lambda: node.free_tokens == 128)
         await client.open(max_tokens=128)
 
 
@@ -83,7 +78,7 @@ async def test_the_advice_is_how_long_sessions_last(serving):
             session = await client.open(max_tokens=128)
             now[0] += 6.0
             await client.send(Close(session))
-            await settle(lambda: node.free_tokens == 128)
+            await until(lambda: node.free_tokens == 128)
         await client.open(max_tokens=128)
         answer = await waiting.try_open(64)
         assert isinstance(answer, Busy)
@@ -285,7 +280,7 @@ async def test_a_peer_that_queues_too_much_stops_only_itself(serving, plain, hid
         async with node.stalled():
             for start in range(0, 200, 8):
                 await flood.send(flood.step(sessions[0], x[start : start + 8], start, Want.LAST))
-            await settle(lambda: node.engine.queued == 3)  # of 8 tokens each
+            await until(lambda: node.engine.queued == 3)  # of 8 tokens each
             await second.send(second.step(sessions[1], x[:8], 0))  # its other stream was waiting to read
             await good.send(good.step(sessions[2], x[:8], 0))
             assert isinstance(await good.ask(Ping(1)), Pong)
@@ -375,12 +370,12 @@ async def test_work_for_who_hung_up_is_dropped(serving, plain, hidden_states, ho
             else:
                 for session in sessions:
                     await gone.send(Close(session))
-            await settle(lambda: not any(c.sessions for c in node.server._connections if c.peer_id == "gone"))
+            await until(lambda: not any(c.sessions for c in node.server._connections if c.peer_id == "gone"))
         got = await good.forward(mine, x[:5], 0)
         torch.testing.assert_close(got, plain(node.engine.model, x[:5]), **TOLERANCE)
-        await settle(lambda: node.engine.queued == 0)
+        await until(lambda: node.engine.queued == 0)
         assert node.engine.load().tokens == 5
-        await settle(lambda: node.free_tokens == 1024 - 64)
+        await until(lambda: node.free_tokens == 1024 - 64)
         assert node.server.statistics().sessions == 1
 
 
@@ -390,10 +385,10 @@ async def test_who_hangs_up_while_it_is_not_read_is_noticed_by_its_answers(servi
         session = await gone.open(max_tokens=64)
         async with node.stalled():
             await gone.send(gone.step(session, hidden_states(8), 0))
-            await settle(lambda: node.engine.queued == 1)
+            await until(lambda: node.engine.queued == 1)
             node.network.kill("gone")
-        await settle(lambda: node.server.statistics().connections == 0)
-        await settle(lambda: node.free_tokens == 1024)
+        await until(lambda: node.server.statistics().connections == 0)
+        await until(lambda: node.free_tokens == 1024)
         assert node.server.statistics().sessions == 0
 
 
@@ -481,7 +476,7 @@ async def test_nothing_is_left_of_clients_that_come_and_go_as_they_like(serving,
             assert load.free_slots + load.used_slots + load.cached_slots == load.total_slots
         for client, _ in clients:
             client.connection.close()
-        await settle(lambda: node.server.statistics().connections == 0 and node.engine.queued == 0)
+        await until(lambda: node.server.statistics().connections == 0 and node.engine.queued == 0)
         await asyncio.wait_for(node.server.sessions.wait_idle(), 5)
         load, statistics = node.engine.load(), node.server.statistics()
         assert (load.sequences, load.used_slots, load.reserved_slots) == (0, 0, 0)

@@ -43,6 +43,7 @@ from swarm_node.swarm.links.message_stream import MessageStream
 from swarm_node.swarm.naming.witnesses import Answers
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.types import Span
+from tests.doubles.fake_swarm import until
 from tests.shards.transfer.piece_swarms import SOON, PieceWorld
 
 IMPATIENT = replace(SOON, wait_s=0.3)
@@ -486,9 +487,3 @@ def test_a_bandwidth_is_kept() -> None:
         now += waited
     assert now == pytest.approx(100.0 + 4.9 - BURST_S, abs=0.01)
     assert RateLimit(None).delay(10**9, 0.0) == 0.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - polls what has no event
-            await asyncio.sleep(0.002)

@@ -35,20 +35,14 @@ from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.transport.interface import Stream, Transport
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef
+from tests.doubles.clock import Clock
+from tests.doubles.pure_peers import echo
 
 NOW = 1_800_000_000.0
 PROTOCOL = "/test/1"
 KEY = Identity(bytes(range(32)))
 NODE, CLIENT, THIRD = (Identity(letter * 32).peer_id for letter in (b"n", b"c", b"t"))
 HELLO = Hello((1,), "", ("int8",), 1 << 20, "test")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def invited(ends: float = math.inf, key: Identity = KEY, name: str = "home") -> KeyedSwarm:
@@ -58,7 +52,7 @@ def invited(ends: float = math.inf, key: Identity = KEY, name: str = "home") -> 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 @pytest.fixture
@@ -78,12 +72,6 @@ async def node(network: MemoryNetwork, clock: Clock) -> AsyncIterator[MembersTra
 @pytest.fixture
 def client(network: MemoryNetwork, clock: Clock) -> MembersTransport:
     return MembersTransport(network.transport(CLIENT), invited(NOW + 3600), clock)
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read():
-        stream.write([data])
-        await stream.drain()
 
 
 async def read_all(stream: Stream, size: int) -> bytes:
@@ -298,7 +286,7 @@ async def test_streams_of_a_member_end_with_its_membership(
 async def test_a_member_whose_clock_is_behind_hears_from_the_other_side(
     network: MemoryNetwork, node: MembersTransport, clock: Clock
 ) -> None:
-    slow = Clock()
+    slow = Clock(NOW)
     late = MembersTransport(network.transport(CLIENT), invited(NOW + 3600), slow)
     clock.now = NOW + 7200
     stream = await late.open_stream(NODE, PROTOCOL)
@@ -342,7 +330,7 @@ async def test_a_flood_of_silent_streams_is_bounded(network: MemoryNetwork, node
     for stream in streams:
         stream.close()
     await asyncio.gather(*waiting, return_exceptions=True)
-    fine = await MembersTransport(network.transport(THIRD), invited(), Clock()).open_stream(NODE, PROTOCOL)
+    fine = await MembersTransport(network.transport(THIRD), invited(), Clock(NOW)).open_stream(NODE, PROTOCOL)
     fine.write([b"x"])
     assert await fine.read() == b"x"
 
@@ -352,7 +340,7 @@ async def test_a_crowd_of_silent_peers_keeps_nobody_out(
 ) -> None:
     monkeypatch.setattr(node, "_handshakes", Shares(ShareLimits(6, per_peer=MAX_HANDSHAKES)))
     crowd = [await network.transport(peer).open_stream(NODE, PROTOCOL) for peer in (THIRD,) * 4 + ("x",) * 2]
-    client = MembersTransport(network.transport(CLIENT), invited(), Clock())
+    client = MembersTransport(network.transport(CLIENT), invited(), Clock(NOW))
     fine = await client.open_stream(NODE, PROTOCOL)
     fine.write([b"x"])
     assert await fine.read() == b"x"

@@ -10,14 +10,9 @@ import pytest
 from swarm_node.swarm.errors import PeerTimeoutError, PeerUnreachableError, StreamClosedError
 from swarm_node.swarm.transport.interface import Stream, Transport
 from swarm_node.swarm.transport.memory import HIGH_WATER, RETRANSMIT_S, MemoryNetwork, MemoryTransport
+from tests.doubles.pure_peers import echo
 
 ECHO = "/echo/1"
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read():
-        stream.write([data])
-        await stream.drain()
 
 
 async def settle() -> None:

@@ -34,12 +34,7 @@ class Held(TemplateTokenizer):
         self.go_on = threading.Event()
 
     def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
-        *,
-        most: int | None = None,
-        **more: Any,
+        self, messages: Sequence[Mapping[str, Any]], *more: Any, **options: Any
     ) -> list[int]:
         if len(messages[0]["content"]) > len(LARGE) // 2:
             self.begun += 1
@@ -48,7 +43,7 @@ class Held(TemplateTokenizer):
                     self.given_up += 1
                     break
             messages = [{"role": "user", "content": "cut"}]
-        return super().apply_chat_template(messages, add_generation_prompt, most=most, **more)
+        return super().apply_chat_template(messages, *more, **options)
 
 
 async def test_short_prompts_do_not_wait_for_long_ones(serve: Serve) -> None:

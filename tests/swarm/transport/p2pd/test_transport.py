@@ -41,6 +41,7 @@ from swarm_node.swarm.transport.p2pd.maddrs import encode_maddr
 from swarm_node.swarm.transport.p2pd.process import STALE_AGE, remove_stale_folders
 from swarm_node.swarm.transport.p2pd.stream import P2pdStream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
+from tests.doubles.pure_peers import echo
 
 pytestmark = pytest.mark.swarm
 
@@ -64,12 +65,6 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await asyncio.gather(*(transport.close() for transport in started))
     assert sockets() == []
     shutil.rmtree(folder)  # key files of errors that hold their frames
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read():
-        stream.write([data])
-        await stream.drain()
 
 
 async def linked(start: Start) -> tuple[P2pdTransport, P2pdTransport, Stream]:

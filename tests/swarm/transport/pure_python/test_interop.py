@@ -19,6 +19,7 @@ from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
+from tests.doubles.pure_peers import echo
 
 pytestmark = [
     pytest.mark.swarm,
@@ -38,11 +39,6 @@ class Pair(NamedTuple):
 
 
 async def _serve(transport: Either, read_on: asyncio.Event) -> None:
-    async def echo(stream: Stream) -> None:
-        while data := await stream.read():
-            stream.write([data])
-            await stream.drain()
-
     async def repeat(stream: Stream) -> None:
         connection = Connection(stream)
         await connection.send(await connection.receive())

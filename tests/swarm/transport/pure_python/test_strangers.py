@@ -25,7 +25,8 @@ from swarm_node.swarm.transport.pure_python.security import NOISE, Security
 from swarm_node.swarm.transport.pure_python.stream import PyLibp2pStream
 from swarm_node.swarm.transport.pure_python.transport import MAX_HANDSHAKES, PyLibp2pTransport
 from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW, MAX_INBOUND
-from tests.doubles.pure_peers import ECHO, STRANGER, StartPure, echo, linked, until
+from tests.doubles.fake_swarm import until
+from tests.doubles.pure_peers import ECHO, STRANGER, StartPure, echo, linked
 
 
 async def intruder(server: PyLibp2pTransport) -> NoiseChannel:

@@ -32,7 +32,8 @@ from swarm_node.swarm.transport.pure_python.addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.pure_python.security import Security, dial_problem
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW
-from tests.doubles.pure_peers import ECHO, STRANGER, StartPure, echo, linked, until
+from tests.doubles.fake_swarm import until
+from tests.doubles.pure_peers import ECHO, STRANGER, StartPure, echo, linked
 
 
 async def test_streams_both_ways_with_proven_identities(start_pure: StartPure) -> None:
