@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from ..swarm.errors import UsageError
-from ..swarm.runtime.event_loop import new_event_loop
+from ..swarm.runtime.tasks import new_event_loop
 
 T = TypeVar("T")
 

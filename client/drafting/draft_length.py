@@ -218,3 +218,32 @@ class Speculation:
         if not draft or self._since_draft < PROBE_PASSES:
             return False
         return self.times.expected(2) + (costs[0] if costs else 0.0) - plain_s <= min(stake_s, plain_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that probably come next, in one chain: ``tokens``, the ``kinds`` that their chances are measured
+    by, and first guesses of them, ``priors``.
+
+    A chain, not a tree: a hop's KV cache and journal are lines of positions, and a rolled back line is all
+    that a repair has to know. What a tree adds is the second guess at each place; with a round trip that is
+    long against a token's compute, the same rows are better spent on a longer chain.
+    """
+
+    tokens: tuple[int, ...]
+    kinds: tuple[Kind, ...]
+    priors: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def first(self, length: int) -> Draft:
+        return Draft(self.tokens[:length], self.kinds[:length], self.priors[:length])
+
+    def before(self, stop_ids: frozenset[int]) -> Draft:
+        """The part before the first of ``stop_ids``: nothing that comes after it would be used."""
+        ends = (number for number, token in enumerate(self.tokens) if token in stop_ids)
+        return self.first(next(ends, len(self)))
+
+
+NO_DRAFT = Draft((), (), ())

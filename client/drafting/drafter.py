@@ -13,8 +13,7 @@ from time import perf_counter
 
 from ...swarm.routing.prediction import Prediction
 from ..hops.trace import Speculated
-from .draft import NO_DRAFT, Draft
-from .draft_length import MAX_DRAFT, DraftPlan, Kind, PassTimes, Speculation
+from .draft_length import MAX_DRAFT, NO_DRAFT, Draft, DraftPlan, Kind, PassTimes, Speculation
 from .draft_model import DraftSequence
 from .prompt_lookup import PromptLookup
 

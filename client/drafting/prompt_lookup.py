@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .draft import NO_DRAFT, Draft
+from .draft_length import NO_DRAFT, Draft
 
 SOURCE = "lookup"
 LONGEST_MATCH = 32

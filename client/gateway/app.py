@@ -9,9 +9,9 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .gateway import Gateway, answer
+from .http.admission import check_host
 from .http.call import HttpCall
 from .http.errors import ApiError
-from .http.hosts import check_host
 from .http.page import send_page
 
 Handler = Callable[[HttpCall], Awaitable[None]]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ...swarm.errors import SwarmError
-from ...swarm.runtime.event_loop import new_event_loop
+from ...swarm.runtime.tasks import new_event_loop
 from .parser import build_parser
 from .shared.output import exit_code_of, print_error, set_up_logging, starting_line
 from .shared.pasting import pasteable

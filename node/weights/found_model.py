@@ -26,7 +26,7 @@ from ...shards.pieces.store import is_store
 from ...shards.transfer.downloader import FetchSettings
 from ...shards.transfer.fetch import ModelFetch
 from ...shards.transfer.hub_source import HubPieces
-from ...shards.transfer.rate_limit import RateLimit
+from ...shards.transfer.upload_limits import RateLimit
 from ...swarm.errors import LocalProtocolError, SwarmError
 from ...swarm.names import ModelName
 from ...swarm.naming.witnesses import Witnesses

@@ -25,8 +25,8 @@ from ...shards.pieces.hashing import manifest_of, model_files
 from ...shards.pieces.holder import PieceHolder, WholeFiles
 from ...shards.pieces.store import PieceStore, is_store
 from ...shards.transfer.messages import WEIGHTS_PROTOCOL
-from ...shards.transfer.rate_limit import RateLimit
 from ...shards.transfer.server import PieceServer, ServedPieces, SharedModels
+from ...shards.transfer.upload_limits import RateLimit
 from ...swarm.errors import CheckpointError, ModelError, UsageError
 from ...swarm.types import NodeInfo
 from ..node import Node

@@ -16,10 +16,9 @@ from ..formats.tensors import block_tensors
 from ..layers.attention import PagedAttention
 from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.rope import Rope
-from .llama import LlamaBlock, load_block
+from .llama import LlamaBlock, RowwiseBlock, load_block
 from .load_plan import LoadOptions, resolve
 from .native_span import NativeSpan, unsupported
-from .rowwise import RowwiseBlock
 from .weight_loader import Progress, WeightLoader
 
 if TYPE_CHECKING:

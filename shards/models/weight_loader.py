@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...swarm.errors import CheckpointError
 from ..kernels.linear import native_dense, native_file, native_int4, native_int8_pieces
-from ..layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Scratch
+from ..layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
 from ..layers.norm import RmsNorm
 from ..layers.quantize import (
     GROUP,
@@ -27,7 +27,6 @@ from ..layers.quantize import (
     to_int8,
     to_int8_groups,
 )
-from ..layers.row_tiles import RowTiles
 from .load_plan import LoadPlan, WeightKind
 from .rounding_bounds import RoundingBounds
 

@@ -48,8 +48,8 @@ from .messages import (
     PieceMessage,
     unexpected,
 )
-from .rate_limit import RateLimit
 from .schedule import PieceSchedule, Request
+from .upload_limits import RateLimit
 from .weights_root import holders
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from ..pieces.digest import GGUF_NAME
 from ..pieces.manifest import PieceManifest, piece_size_for
 from ..pieces.store import PieceStore
 from .downloader import Downloader, FetchSettings, FetchStatistics, LastResort, Nodes
-from .rate_limit import RateLimit
 from .server import SharedModels
+from .upload_limits import RateLimit
 from .weights_root import LikelyRoots, likely_roots
 
 logger = logging.getLogger(__name__)

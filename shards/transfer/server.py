@@ -35,9 +35,8 @@ from .messages import (
     PieceMessage,
     unexpected,
 )
-from .rate_limit import RateLimit
 from .sent_log import SentLog
-from .upload_limits import MAX_PEERS, ServeLimits, Uploads
+from .upload_limits import MAX_PEERS, RateLimit, ServeLimits, Uploads
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Tasks: run side by side, waited for, ended together, or left to themselves."""
+"""The event loop, and tasks: run side by side, waited for, ended together, or left to themselves."""
 
 from __future__ import annotations
 
@@ -86,3 +86,12 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is built for this platform, else Python's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

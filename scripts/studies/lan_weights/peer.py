@@ -14,8 +14,8 @@ from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.holder import WholeFiles
 from swarm_node.shards.transfer.fetch import ModelFetch
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.transfer.rate_limit import RateLimit
 from swarm_node.shards.transfer.server import PieceServer, SharedModels
+from swarm_node.shards.transfer.upload_limits import RateLimit
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 

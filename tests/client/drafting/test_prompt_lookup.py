@@ -8,7 +8,7 @@ from time import perf_counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.drafting.draft import NO_DRAFT, Draft
+from swarm_node.client.drafting.draft_length import NO_DRAFT, Draft
 from swarm_node.client.drafting.prompt_lookup import CANDIDATES, LONGEST_MATCH, PromptLookup
 
 

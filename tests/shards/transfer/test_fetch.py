@@ -17,8 +17,7 @@ from swarm_node.shards.formats.tensors import needed_tensors
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.manifest import PieceManifest
 from swarm_node.shards.pieces.store import PieceStore
-from swarm_node.shards.transfer.rate_limit import BURST_S, RateLimit
-from swarm_node.shards.transfer.upload_limits import ServeLimits
+from swarm_node.shards.transfer.upload_limits import BURST_S, RateLimit, ServeLimits
 from swarm_node.swarm.errors import CheckpointError, NetworkError
 from swarm_node.swarm.types import Span
 from tests import ROOT
@@ -194,7 +193,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.shards.transfer.piece_swarms import PIECE, PieceWorld
 from swarm_node.shards.pieces import manifest
-from swarm_node.shards.transfer.rate_limit import RateLimit
+from swarm_node.shards.transfer.upload_limits import RateLimit
 from swarm_node.swarm.types import Span
 
 manifest.USUAL_PIECE = PIECE

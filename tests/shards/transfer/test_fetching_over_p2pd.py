@@ -11,8 +11,8 @@ import pytest
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
-from swarm_node.shards.transfer.rate_limit import RateLimit
 from swarm_node.shards.transfer.server import PieceServer
+from swarm_node.shards.transfer.upload_limits import RateLimit
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 from tests.shards.transfer.piece_swarms import PieceWorld

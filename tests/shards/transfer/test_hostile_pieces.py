@@ -30,8 +30,7 @@ from swarm_node.shards.transfer.messages import (
     PieceError,
     PieceMessage,
 )
-from swarm_node.shards.transfer.rate_limit import BURST_S, RateLimit
-from swarm_node.shards.transfer.upload_limits import ServeLimits, Uploads
+from swarm_node.shards.transfer.upload_limits import BURST_S, RateLimit, ServeLimits, Uploads
 from swarm_node.swarm.errors import (
     ErrorCode,
     ModelMismatchError,

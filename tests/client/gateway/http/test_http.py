@@ -14,7 +14,7 @@ import socket
 import pytest
 
 from swarm_node.client.gateway.http import call, connection
-from swarm_node.client.gateway.http.hosts import is_local
+from swarm_node.client.gateway.http.admission import is_local
 from tests.client.gateway.gateway_case import Serve, Served
 from tests.doubles.fake_swarm import until
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from swarm_node.node.cli.shared.signals import exiting_on_end_signals, on_stop_signals, until_ended
-from swarm_node.swarm.runtime.event_loop import new_event_loop
+from swarm_node.swarm.runtime.tasks import new_event_loop
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 
