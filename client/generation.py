@@ -24,8 +24,6 @@ from .session.swarm_session import SwarmSession
 if TYPE_CHECKING:
     from ..shards.tokenizer.tokenizer import Detokenizer
 
-__all__ = ["FinishReason", "Generation", "GenerationRun", "TokenEvent"]
-
 
 @dataclass(frozen=True, slots=True)
 class Generation:

@@ -11,8 +11,6 @@ from ..swarm.identity import Identity
 from ..swarm.transport.interface import NetworkChange, NetworkRestored
 from .config import BootstrapConfig, NodeEvent, OnEvent
 
-__all__ = ["BootstrapConfig", "run_bootstrap"]
-
 logger = logging.getLogger(__name__)
 
 

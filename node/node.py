@@ -19,13 +19,11 @@ from ..swarm.identity import Identity
 from ..swarm.runtime.tasks import end, first
 from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
-from .config import BootstrapConfig, NodeConfig, NodeEvent, OnEvent
+from .config import NodeConfig, NodeEvent, OnEvent
 from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress, compile_kernels
 from .model_source import LocalOrHubModel, ModelSource
 from .presence.presence import Presence, reject
 from .resources import default_threads, give_memory_back
-
-__all__ = ["BootstrapConfig", "Node", "NodeConfig", "NodeEvent", "NodeStatistics", "Service"]
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from ...shards.checkpoint.checkpoint import Checkpoint
 from ...swarm.errors import NetworkError, SwarmError
 from ...swarm.faults import Faults
 from ...swarm.placement import planner as placement
-from ...swarm.placement.types import NodeOffer, Serve, StandBy, Stay, Verdict
+from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict
 from ...swarm.types import NodeInfo, PeerLink, Span
 from ..node import Node
 from ..resources import MemoryShortError
@@ -67,15 +67,13 @@ _FIGURES = re.compile(r"[\d.]+")
 class Planner(Protocol):
     """The part of ``swarm.placement.planner`` that is used here."""
 
-    def plan_join(
-        self, snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: placement.ModelShape
-    ) -> Verdict: ...
+    def plan_join(self, snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: ModelShape) -> Verdict: ...
 
     def plan_move(
         self,
         snapshot: Sequence[NodeInfo],
         offer: NodeOffer,
-        shape: placement.ModelShape,
+        shape: ModelShape,
         *,
         now: float,
         last_move_at: float | None = None,

@@ -20,8 +20,8 @@ from ...shards.transfer.fetch import ModelFetch
 from ...swarm.errors import NetworkError
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.naming.witnesses import Witnesses
-from ...swarm.placement.planner import Verdict, plan_join
-from ...swarm.placement.types import StandBy
+from ...swarm.placement.planner import plan_join
+from ...swarm.placement.types import StandBy, Verdict
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..config import NodeConfig

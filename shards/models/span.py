@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Progress", "SpanModel", "load_span"]
-
 
 class SpanModel:
     """The ``SpanBackend`` of torch and of our own C kernels. Used by one thread at a time.

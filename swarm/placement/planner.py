@@ -18,20 +18,6 @@ from .moves import can_spare, next_move
 from .swarm_view import Machine, MeasuredLinks, SwarmView
 from .types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict, gigabytes
 
-__all__ = [
-    "Gain",
-    "ModelShape",
-    "NodeOffer",
-    "Serve",
-    "StandBy",
-    "Stay",
-    "Verdict",
-    "assign",
-    "plan_join",
-    "plan_move",
-    "why_not_leave",
-]
-
 MOVE_COOL_DOWN_S = 300.0
 """A node waits this many seconds after its last move before it moves for a gain again. It may close a hole at
 any time."""

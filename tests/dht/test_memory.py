@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from swarm_node.dht import TTL_S, Directory, MemoryDirectory, MemoryStore
+from swarm_node.dht.directory import TTL_S, Directory
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 from tests.doubles.clock import Clock

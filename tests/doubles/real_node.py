@@ -7,7 +7,8 @@ from pathlib import Path
 
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.node import Node, NodeConfig
+from swarm_node.node.config import NodeConfig
+from swarm_node.node.node import Node
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 

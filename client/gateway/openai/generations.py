@@ -16,7 +16,8 @@ from time import perf_counter
 from ....swarm.errors import SwarmError
 from ....swarm.types import Route
 from ...async_model import AsyncSwarmModel
-from ...generation import Generation, TokenEvent
+from ...decoding.answer import TokenEvent
+from ...generation import Generation
 from ...params import GenerateOptions
 from ...streams import TextStream
 from ..http.admission import GatewayAdmission

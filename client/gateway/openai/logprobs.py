@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...generation import TokenEvent
+from ...decoding.answer import TokenEvent
 
 LEAST = -9999.0
 """The log-probability of an impossible token: JSON has no -inf."""

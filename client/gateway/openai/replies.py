@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from ....swarm.types import Route
 from ...async_model import AsyncSwarmModel
-from ...generation import Generation, TokenEvent
+from ...decoding.answer import TokenEvent
+from ...generation import Generation
 from ..http.body import to_json
 from ..http.call import HttpCall
 from .generations import Answering, WantedChoice

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from ...generation import Generation, TokenEvent
+from ...decoding.answer import TokenEvent
+from ...generation import Generation
 from ..http.body import to_json
 from .logprobs import TokenBytes, chat_logprobs, text_length, text_logprobs
 from .tool_calls import ToolCall, ToolCallReader

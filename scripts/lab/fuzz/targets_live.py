@@ -23,7 +23,8 @@ from swarm_node.client.local_model import LocalModel, load_local_model
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
-from swarm_node.node.node import Node, NodeConfig
+from swarm_node.node.config import NodeConfig
+from swarm_node.node.node import Node
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.protocol.messages import MESSAGES, Close, Hello, Open, Ping, Step, Want

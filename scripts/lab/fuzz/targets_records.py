@@ -18,7 +18,8 @@ from swarm_node.swarm.discovery.mdns_records import read_txt, txt_record
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.invite import Invite, make_invite
 from swarm_node.swarm.placement.demand import Wanted, WantedModel, tally
-from swarm_node.swarm.placement.planner import ModelShape, NodeOffer, plan_join, plan_move
+from swarm_node.swarm.placement.planner import plan_join, plan_move
+from swarm_node.swarm.placement.types import ModelShape, NodeOffer
 from swarm_node.swarm.routing.best_route import (
     NoRouteError,
     RouteRequest,

@@ -33,7 +33,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.placement.planner import ModelShape, NodeOffer
+from swarm_node.swarm.placement.types import ModelShape, NodeOffer
 from swarm_node.swarm.types import PeerLink, Span
 
 from ...lab.command_line import add_json, console, count, positive, run_and_report, script_parser

@@ -25,8 +25,9 @@ from typing import Any
 from rich.progress import track
 from rich.table import Table
 
-from swarm_node.swarm.placement.planner import ModelShape, assign
+from swarm_node.swarm.placement.planner import assign
 from swarm_node.swarm.placement.swarm_view import Machine, MeasuredLinks, SwarmView
+from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import NodeInfo, Span
 
 from ...lab.command_line import add_json, console, count, run_and_report, script_parser

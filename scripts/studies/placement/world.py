@@ -16,16 +16,8 @@ from time import process_time
 
 from swarm_node.dht.directory import REFRESH_S, TTL_S
 from swarm_node.dht.memory import MemoryStore
-from swarm_node.swarm.placement.planner import (
-    ModelShape,
-    NodeOffer,
-    Serve,
-    Stay,
-    Verdict,
-    plan_join,
-    plan_move,
-    why_not_leave,
-)
+from swarm_node.swarm.placement.planner import plan_join, plan_move, why_not_leave
+from swarm_node.swarm.placement.types import ModelShape, NodeOffer, Serve, Stay, Verdict
 from swarm_node.swarm.routing.best_route import missing_blocks
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 

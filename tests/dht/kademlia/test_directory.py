@@ -20,8 +20,8 @@ from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from swarm_node.dht import TTL_S
 from swarm_node.dht.address_book import AddressBook
+from swarm_node.dht.directory import TTL_S
 from swarm_node.dht.joining.network import connect_in
 from swarm_node.dht.kademlia.contacts import Contact, contact_of
 from swarm_node.dht.kademlia.directory import HivemindDirectory

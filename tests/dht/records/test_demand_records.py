@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht import MemoryDirectory, MemoryStore
 from swarm_node.dht.kademlia.directory import HivemindDirectory
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.dht.records.bodies import RECORD_VERSION, decode, encode_node, encode_wanted
 from swarm_node.dht.records.envelope import seal
 from swarm_node.dht.records.keys import MAX_ENTRIES, key_hash, wanted_key, wanted_keys

@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 
 from scripts.studies.placement.clusters import BLOCK_BYTES, links_between
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.placement.planner import (
-    MOVE_COOL_DOWN_S,
-    Gain,
-    ModelShape,
-    NodeOffer,
-    Serve,
-    StandBy,
-    Stay,
-    assign,
-    plan_join,
-    plan_move,
-    why_not_leave,
-)
+from swarm_node.swarm.placement.planner import MOVE_COOL_DOWN_S, assign, plan_join, plan_move, why_not_leave
 from swarm_node.swarm.placement.swarm_view import Machine
+from swarm_node.swarm.placement.types import Gain, ModelShape, NodeOffer, Serve, StandBy, Stay
 from swarm_node.swarm.routing.best_route import missing_blocks
 from swarm_node.swarm.types import NodeInfo, NodeState, PeerLink, Span
 from tests.swarm.placement.placement_cases import node, shape
