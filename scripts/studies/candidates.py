@@ -54,7 +54,7 @@ LONGEST_S = 60.0
 
 
 async def swarm_with(kind: str, sybils: int, networks: int) -> FakeSwarm:
-    """Honest nodes, and ``sybils`` on so many networks."""
+    """Honest nodes, and ``sybils`` others on as many networks as ``networks``."""
     swarm = FakeSwarm(LATENCY_S, a="0-2", b="0-2", c="3-5", d="3-5")
     names = [f"sybil{number}" for number in range(sybils)]
     if kind in LIVE:

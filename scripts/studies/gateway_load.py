@@ -25,7 +25,7 @@ Starts a swarm and a gateway as processes of their own, and measures in one run:
   beginnings eight requests at once that share a long system prompt: time to first token, tokens computed.
 """
 LARGE, LARGER, SPACES = "ab " * 600_000, "ab " * 690_000, " " * 2_000_000
-"""Texts that no context holds. A token stands for so many spaces that counting in parts takes longest."""
+"""Texts that no context holds. Counting spaces in parts takes longest, since one token stands for many."""
 SYSTEM_WORDS, LONG_WORDS = 950, 1400
 """Of prompts that do fit: about as many tokens."""
 PARTS = ("strangers", "choices", "beginnings")

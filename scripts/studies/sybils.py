@@ -1,4 +1,4 @@
-"""What an attacker of so many identities, in so many networks (address groups), can do to the directory.
+"""What an attacker with many identities, in many networks (address groups), can do to the directory.
 
 In memory, with the code that DHT nodes keep entries with (dht/records/kept_entries.py), on a clock of its
 own. The attacker is there first, refreshes as often as he can, and comes back before everybody else. Told

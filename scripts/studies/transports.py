@@ -315,7 +315,7 @@ def block_count(model: str) -> int:
 def main() -> int:
     parser = script_parser("study transports", __doc__)
     parser.add_argument("--pairs", nargs="+", default=PAIRS)
-    parser.add_argument("--repeat", type=int, default=3, help="the best of so many runs (%(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="runs, of which the best counts (%(default)s)")
     parser.add_argument("--generate", metavar="MODEL")
     parser.add_argument("--tokens", type=int, default=200)
     arguments = parser.parse_args()

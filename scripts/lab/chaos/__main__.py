@@ -49,9 +49,9 @@ POLL_S = 0.004
 READER_PAUSE_S = 0.02
 """Between two tokens of a tiny model, which would otherwise take all of the machine."""
 POSTPONE_S = 5.0
-"""A fault waits so long for a node that is in use; then it takes one that is not."""
+"""A fault waits at most this many seconds for a node that is in use. Then it takes one that is not."""
 STUCK_S = 90.0
-"""When no fault could be made for so long, there is nothing to disturb any more."""
+"""A run without a possible fault for this many seconds ends: there is nothing to disturb any more."""
 SETTLE_S = 60.0
 KV_TOKENS = 8192
 DRAIN_S = 0.5

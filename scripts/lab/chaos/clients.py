@@ -20,7 +20,7 @@ REST_S = 15.0
 
 
 class ChaosClients:
-    """One process with so many streams for each of ``streams``. Use as a context manager."""
+    """One process for each of ``streams``, with that number of streams. Use as a context manager."""
 
     def __init__(
         self, *, streams: Sequence[int], launch: Launch, places: Places, kv_filler: bool, **options: Any

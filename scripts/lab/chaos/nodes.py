@@ -20,12 +20,12 @@ from .schedule import SKEW_S, Planned
 from .watch import Fault
 
 DAEMON_RESTART_S = 3.0
-"""After the end of its p2pd a node is left alone for so long; then it must be whole again."""
+"""A node is left alone for this many seconds after the end of its p2pd. Then it must be whole again."""
 DAEMON_REST_S = 20.0
 """Between two ends of one node's p2pd: a node gives up when its daemons keep dying young."""
 UNREACHABLE_S = 5.0
-"""libp2p does not dial a peer again for so long after it could not: a node that was cut off is no replica for
-anybody until then."""
+"""After a failed dial libp2p waits this many seconds before it dials the peer again. Until then a node that
+was cut off is no replica for anybody."""
 LEAVE_S = 20.0
 """What a node that was told to leave may take."""
 ONLINE_S = 60.0

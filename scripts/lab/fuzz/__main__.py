@@ -107,7 +107,7 @@ def run_again(name: str, path: str) -> int:
 def main() -> int:
     parser = script_parser("fuzz", __doc__)
     parser.add_argument("--minutes", type=positive, help="for all targets together (default: one each)")
-    parser.add_argument("--inputs", type=count, default=NO_BOUND, help="at most so many for a target")
+    parser.add_argument("--inputs", type=count, default=NO_BOUND, help="the most inputs for a target")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", type=names_of(NAMES), default=list(NAMES), metavar="NAMES")
     add_json(parser)

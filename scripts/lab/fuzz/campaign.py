@@ -56,7 +56,8 @@ def run_target(
     keep: Path,
     on_count: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
-    """Run one target for so long, or for so many inputs. ``keep``: a folder for inputs that found something.
+    """Run one target until its time or its inputs are used up. ``keep``: a folder for inputs that found
+    something.
 
     A worker that dies or hangs is a finding; what is left of the time goes to another one.
     """

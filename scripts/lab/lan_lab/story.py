@@ -167,8 +167,8 @@ class Story:
         at: tuple[int, Callable[[], None]] | None = None,
         until: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
-        """An answer with the time of each token. ``at``: do something after so many. ``until``: ask again
-        until it is true, for the answer in which it became so."""
+        """An answer with the time of each token. ``at``: do something after a number of tokens. ``until``:
+        ask again until it is true, for the answer in which it became so."""
         if not any(event.get("event") == "ready" for event in guest.events):
             guest.wait_for("ready", READY_S)
         asked_at = time.monotonic()

@@ -32,7 +32,7 @@ REFERENCE = LoadOptions(dtype="float32", quantize="none", kernels="torch")
 DECODE_ROWS = 8
 """Tokens at once that go through the kernels for decoding, which hold the weights in another form."""
 CHARACTERS_PER_TOKEN = 8
-"""More than any tokenizer makes of prose: how much text to encode for so many tokens."""
+"""Characters of text that are encoded for each wanted token. No tokenizer's tokens of prose are longer."""
 
 
 def measure(

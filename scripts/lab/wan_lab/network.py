@@ -102,7 +102,7 @@ class WanLab:
         seed: int = 1,
     ) -> None:
         """Links have half of ``rtt_s`` as latency each way, ``jitter_s``, ``rate`` and ``loss``, machines an
-        ``access`` of so many bit/s up and as many down, until something else is said. ``network``: where
+        ``access`` in bit/s, the same up and down, until something else is said. ``network``: where
         addresses come from; a public one is seen by nobody outside. ``multicast``: it reaches every
         machine, as on one switch. ``seed``: of losses and jitter.
 
@@ -157,7 +157,7 @@ class WanLab:
         return tuple(self._machines)
 
     def machine(self, name: str) -> Machine:
-        """As it is now. Raises ValueError for a name that is none."""
+        """As it is now. Raises ValueError for an unknown name."""
         if name not in self._machines:
             raise ValueError(f"there is no machine {name!r}, but {', '.join(self._machines) or 'none'}")
         return self._machines[name]

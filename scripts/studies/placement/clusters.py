@@ -10,7 +10,7 @@ from swarm_node.swarm.placement.types import NodeOffer
 from swarm_node.swarm.types import NodeInfo, PeerLink, Span
 
 BLOCK_BYTES = 100
-"""Of a block in these clusters: an offer's memory is so many times its blocks."""
+"""Bytes of a block in these clusters. An offer's memory is this times its blocks."""
 
 
 def links_between(rng: random.Random, peer_id: str, others: Sequence[str]) -> tuple[PeerLink, ...]:

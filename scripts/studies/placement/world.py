@@ -26,7 +26,7 @@ SETTLE_S = 2.0
 DRAIN_S = 20.0
 """Sessions of a node that moves or leaves end within this."""
 WAITING_LOOKS = 4
-"""Of those that stand by so many look at a time, to bound the simulation's work."""
+"""At most this many nodes that stand by look at the directory at a time, to bound the simulation's work."""
 REPLAN_S = 30.0
 """Between two looks at the directory."""
 

@@ -38,7 +38,6 @@ NAMES = (
     *("stream_options", "ignore_eos", "echo", "suffix", "best_of", "user", "chat_template_kwargs"),
     *("parallel_tool_calls", "repetition_penalty", "functions", "modalities", "reasoning_effort"),
 )
-PART = st.fixed_dictionaries({"type": st.just("text"), "text": JSON})
 MESSAGE = st.fixed_dictionaries(
     {},
     optional={
