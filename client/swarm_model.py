@@ -201,12 +201,7 @@ class SwarmModel:
         self.close()
 
 
-def generate(
-    prompt: Prompt,
-    *,
-    model: str | PathLike[str],
-    **options: Unpack[OnceOptions],
-) -> str:
+def generate(prompt: Prompt, *, model: str | PathLike[str], **options: Unpack[OnceOptions]) -> str:
     """One answer from the swarm: connect, generate, leave.
 
         text = generate("What is the capital of France?", model="model.gguf", initial_peers=["/ip4/..."])

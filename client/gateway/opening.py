@@ -51,9 +51,7 @@ async def open_gateway(
         opened = [
             await stack.enter_async_context(
                 AsyncSwarmModel(
-                    local,
-                    _LentNetwork(network.joined, network.demand),
-                    **part(options, SessionOptions),
+                    local, _LentNetwork(network.joined, network.demand), **part(options, SessionOptions)
                 )
             )
             for local in loaded

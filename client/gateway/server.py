@@ -63,9 +63,7 @@ class GatewayServer:
         self._server = _Server(
             uvicorn.Config(
                 create_app(
-                    gateway,
-                    cors_origins=cors_origins,
-                    local_only=self.is_local and not gateway.keys.needed,
+                    gateway, cors_origins=cors_origins, local_only=self.is_local and not gateway.keys.needed
                 ),
                 http=protocol,
                 ws="none",

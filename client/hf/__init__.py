@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoSwarmModelForCausalLM", "SwarmCache", "SwarmModelForCausalLM"]
 
-_HOMES = {
-    "AutoSwarmModelForCausalLM": "model",
-    "SwarmCache": "cache",
-    "SwarmModelForCausalLM": "model",
-}
+_HOMES = {"AutoSwarmModelForCausalLM": "model", "SwarmCache": "cache", "SwarmModelForCausalLM": "model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -184,9 +184,7 @@ class Evidence:
         if least_s == claim_s and prompt_s == prefill_seconds(node):
             return node
         return replace(
-            node,
-            decode_ms_per_block=least_s * 1000,
-            prefill_tokens_per_s=1 / (prompt_s * len(node.span)),
+            node, decode_ms_per_block=least_s * 1000, prefill_tokens_per_s=1 / (prompt_s * len(node.span))
         )
 
     def asked(self, node: NodeInfo) -> None:

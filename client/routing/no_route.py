@@ -46,10 +46,7 @@ async def explain(
             hint="Try again later, or ask for fewer new tokens.",
         )
     return NoRouteError(
-        f"{error.message} Why they failed: {text}",
-        hint=error.hint,
-        missing=error.missing,
-        seen=error.seen,
+        f"{error.message} Why they failed: {text}", hint=error.hint, missing=error.missing, seen=error.seen
     )
 
 
@@ -90,8 +87,5 @@ async def _absence(error: NoRouteError, ours: ModelRef, directory: Directory) ->
         return error
     names = ", ".join(str(model) for model in models[:4]) + (", …" if len(models) > 4 else "")
     return NoRouteError(
-        f"nobody serves {ours}. The swarm serves: {names}.",
-        hint=error.hint,
-        missing=error.missing,
-        seen=(),
+        f"nobody serves {ours}. The swarm serves: {names}.", hint=error.hint, missing=error.missing, seen=()
     )

@@ -60,11 +60,7 @@ class Scout:
     it."""
 
     def __init__(
-        self,
-        links: LinkPool,
-        router: Router,
-        embed: Callable[[Sequence[int]], Tensor],
-        wire_codec: str,
+        self, links: LinkPool, router: Router, embed: Callable[[Sequence[int]], Tensor], wire_codec: str
     ) -> None:
         self._links = links
         self._router = router

@@ -19,9 +19,7 @@ MOST_AT_ONCE = 16
 
 
 async def ask_side_by_side(
-    turn: Callable[[bool], Sequence[str]],
-    ask: Callable[[str], Coroutine[Any, Any, None]],
-    wanted: int,
+    turn: Callable[[bool], Sequence[str]], ask: Callable[[str], Coroutine[Any, Any, None]], wanted: int
 ) -> dict[str, BaseException | None]:
     """Ask until ``wanted`` have answered, or no peer is left to ask. The result of each: None if it answered,
     else its error, which is PeerTimeoutError for one that was given up for others.

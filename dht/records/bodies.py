@@ -169,13 +169,9 @@ _TOKENS = Count(MAX_KV_TOKENS)
 _BYTES = Count(MAX_JOURNAL_BYTES)
 _MADDR = re.compile(rf"[\x21-\x7e]{{1,{MAX_MADDR_CHARS}}}")
 
-_MODEL_FIELDS: dict[str, FieldType] = {
-    "name": Name(),
-    "digest": _DIGEST,
-    "n_blocks": Integer(1, MAX_BLOCKS),
-}
+_MODEL_FIELDS: dict[str, FieldType] = {"name": Name(), "digest": _DIGEST, "n_blocks": Integer(1, MAX_BLOCKS)}
 _INDEX_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
-    "parts": Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 lowercase hexadecimal digits"),
+    "parts": Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 lowercase hexadecimal digits")
 }
 _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "span": SpanField(),

@@ -47,10 +47,7 @@ class EntryCheck:
     """
 
     def __init__(
-        self,
-        ttl: float = TTL_S,
-        clock: Callable[[], float] = time.time,
-        membership: Membership | None = None,
+        self, ttl: float = TTL_S, clock: Callable[[], float] = time.time, membership: Membership | None = None
     ) -> None:
         self._membership = membership
         self._max_life = ttl + EXPIRATION_SLACK_S

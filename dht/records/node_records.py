@@ -25,10 +25,7 @@ class NodeRecords:
     ``clock``: Unix time in seconds."""
 
     def __init__(
-        self,
-        model: ModelRef,
-        membership: Membership | None = None,
-        clock: Callable[[], float] = time.time,
+        self, model: ModelRef, membership: Membership | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._model = model
         self._tag = "" if membership is None else membership.tag

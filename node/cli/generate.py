@@ -41,9 +41,7 @@ async def run_generate(arguments: argparse.Namespace) -> None:
         async with await AsyncSwarmModel.connect(
             model=arguments.model,
             **client_options(
-                arguments,
-                on_progress=lambda text: status.update(shown(text)),
-                on_decision=on_decision,
+                arguments, on_progress=lambda text: status.update(shown(text)), on_decision=on_decision
             ),
         ) as model:
             options = {

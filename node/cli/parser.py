@@ -193,10 +193,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         "--ignore-eos", action="store_true", help="do not end the answer at the end-of-sequence token"
     )
     command.add_argument(
-        "--json-schema",
-        default=None,
-        metavar="FILE",
-        help="make the answer JSON of the schema in this file",
+        "--json-schema", default=None, metavar="FILE", help="make the answer JSON of the schema in this file"
     )
     command.add_argument(
         "--logprobs",

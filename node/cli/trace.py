@@ -224,13 +224,7 @@ def waterfall(trace: Trace) -> Table:
     title = "A decoded token, ms"
     if trace.fed_per_pass > 1:
         title = f"A pass of {trace.fed_per_pass:.1f} tokens that brings {trace.gained_per_pass:.1f}, ms"
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("stage", no_wrap=True)
     for heading in ("predicted", "measured", "queue", "compute", "codec"):
         table.add_column(heading, justify="right")

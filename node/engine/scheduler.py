@@ -67,12 +67,7 @@ class Scheduler(Generic[Key]):
     """Waiting steps by session key. Not thread-safe: the compute thread alone owns it."""
 
     def __init__(
-        self,
-        max_tokens: int,
-        *,
-        max_sessions: int = 64,
-        prefill_target_us: int = 25_000,
-        mixed: bool = True,
+        self, max_tokens: int, *, max_sessions: int = 64, prefill_target_us: int = 25_000, mixed: bool = True
     ) -> None:
         """``mixed``: decode and prefill may share a batch."""
         if max_tokens <= DECODE_TOKENS or max_sessions < 1:

@@ -97,11 +97,7 @@ class OpenSessions:
         )
 
     def open(
-        self,
-        request: Open,
-        account: PeerAccount,
-        parent: NodeSession | None,
-        owner: SessionOwner,
+        self, request: Open, account: PeerAccount, parent: NodeSession | None, owner: SessionOwner
     ) -> NodeSession | Busy | Refused:
         """A session with everything it needs reserved; or why not, with nothing taken."""
         refusal = refusal_of(

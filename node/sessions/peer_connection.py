@@ -69,11 +69,7 @@ class PeerConnection:
     unfinished frames of all streams."""
 
     def __init__(
-        self,
-        sessions: OpenSessions,
-        frames: UnfinishedFrames,
-        connection: Connection,
-        account: PeerAccount,
+        self, sessions: OpenSessions, frames: UnfinishedFrames, connection: Connection, account: PeerAccount
     ) -> None:
         self._all_sessions = sessions
         self._limits = sessions.limits
@@ -193,12 +189,7 @@ class PeerConnection:
         self._all_sessions.close(session)
         self.post(
             ErrorMessage(
-                session.id,
-                None,
-                ErrorCode.SESSION_EXPIRED,
-                f"{reason} and was closed",
-                True,
-                REOPEN,
+                session.id, None, ErrorCode.SESSION_EXPIRED, f"{reason} and was closed", True, REOPEN
             )
         )
 

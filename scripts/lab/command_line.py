@@ -26,9 +26,7 @@ console = Console(
 def script_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """For ``scripts/NAME``; the description is shown as it is written."""
     return argparse.ArgumentParser(
-        prog=f"scripts/{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"scripts/{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 

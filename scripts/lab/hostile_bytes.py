@@ -21,8 +21,7 @@ def to_bytes(*messages: Message) -> bytes:
 def valid_opening(rng: random.Random, span: Span) -> bytes:
     """HELLO and OPEN as a client sends them."""
     return to_bytes(
-        HELLO,
-        Open(session=rng.randbytes(16), span=span, max_tokens=64, codec="none", reply_codec="none"),
+        HELLO, Open(session=rng.randbytes(16), span=span, max_tokens=64, codec="none", reply_codec="none")
     )
 
 

@@ -60,11 +60,7 @@ def statistics_of(node: Node) -> dict[str, Any]:
 def usage_of(process: psutil.Process) -> dict[str, int]:
     """``rss`` in bytes, open file descriptors and threads."""
     with process.oneshot():
-        return {
-            "rss": process.memory_info().rss,
-            "fds": process.num_fds(),
-            "threads": process.num_threads(),
-        }
+        return {"rss": process.memory_info().rss, "fds": process.num_fds(), "threads": process.num_threads()}
 
 
 async def serve(words: list[str], overrides: dict[str, Any]) -> None:

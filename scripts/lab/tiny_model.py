@@ -55,10 +55,7 @@ def write_llama(
     def weight(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * spread * shape[-1] ** -0.5
 
-    tensors = {
-        "model.embed_tokens.weight": weight(vocab, HIDDEN),
-        "model.norm.weight": torch.ones(HIDDEN),
-    }
+    tensors = {"model.embed_tokens.weight": weight(vocab, HIDDEN), "model.norm.weight": torch.ones(HIDDEN)}
     if not tied:
         tensors["lm_head.weight"] = weight(vocab, HIDDEN)
     for block in range(blocks):

@@ -43,9 +43,6 @@ def load_transformers_tokenizer(path: Path) -> Any:
     kind = gguf.GGUFReader(path).get_field("tokenizer.ggml.pre")
     if kind is not None and kind.contents() == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     return tokenizer

@@ -173,8 +173,5 @@ def main() -> int:
         return {"lines": [asyncio.run(measured(*case, options.clients)) for case in cases(options)]}
 
     return run_and_report(
-        run,
-        show,
-        options.json,
-        is_good=lambda report: all(line["made"] == 1 for line in report["lines"]),
+        run, show, options.json, is_good=lambda report: all(line["made"] == 1 for line in report["lines"])
     )

@@ -95,10 +95,7 @@ def attack_keeper(identities: int, networks: int) -> dict[str, float]:
     cost_us = 1e6 * (process_time() - began) / min(len(attacker), 4000)
     out = sum(not keeper.has(owner, key) for owner in come for key in keys) / (len(come) * len(keys))
     lost = sum(not keeper.has(owner, key) for owner in there for key in keys)
-    return _told(identities, networks, out, lost) | {
-        "cost_us": round(cost_us, 1),
-        "held": len(keeper.kept),
-    }
+    return _told(identities, networks, out, lost) | {"cost_us": round(cost_us, 1), "held": len(keeper.kept)}
 
 
 def attack_index(identities: int, networks: int) -> dict[str, float]:

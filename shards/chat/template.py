@@ -133,13 +133,7 @@ class ChatTemplate:
         return chat, _plain(more)
 
     def _rendered(self, chat: list[dict[str, Any]], more: Mapping[str, Any]) -> str:
-        variables = {
-            "tools": None,
-            "documents": None,
-            **self._special_tokens,
-            **more,
-            "messages": chat,
-        }
+        variables = {"tools": None, "documents": None, **self._special_tokens, **more, "messages": chat}
         _ = self.variables  # raises for what is no template
         request = {"variables": variables, "characters": len(self.source) + _characters(variables)}
         try:

@@ -45,10 +45,7 @@ class LocalModels:
     peers sent. What cannot be read is left out: a folder that is not there holds no models."""
 
     def __init__(
-        self,
-        folders: Sequence[Path] = (),
-        hub_cache: Path | None = None,
-        fetched: PieceCache | None = None,
+        self, folders: Sequence[Path] = (), hub_cache: Path | None = None, fetched: PieceCache | None = None
     ) -> None:
         self._folders = folders
         self._hub_cache = hub_cache

@@ -200,8 +200,7 @@ async def _only_one(
     refs = await index.models()
     if not refs:
         raise ModelNotFoundError(
-            "this swarm serves no model yet",
-            hint="Start one with: `swarm-node serve --model PATH_OR_NAME`",
+            "this swarm serves no model yet", hint="Start one with: `swarm-node serve --model PATH_OR_NAME`"
         )
     models = list({ref.digest: ref for ref in refs}.values())
     if len({plain_name(ref.name) for ref in refs}) > 1:

@@ -70,12 +70,7 @@ class Fields:
         return shown(self._values.get(key))
 
     def integer(
-        self,
-        key: str,
-        default: int | _Required = REQUIRED,
-        *,
-        least: int = 0,
-        most: int = _MAX_INTEGER,
+        self, key: str, default: int | _Required = REQUIRED, *, least: int = 0, most: int = _MAX_INTEGER
     ) -> int:
         value = self._get(key, default)
         if type(value) is not int or not least <= value <= most:

@@ -137,8 +137,7 @@ def check_manifest(
             )
         if info.qtype not in QTYPES:
             raise UnsupportedModelError(
-                f"tensor {name} of {where} has type {info.qtype}, which is not supported",
-                hint=SUPPORTED,
+                f"tensor {name} of {where} has type {info.qtype}, which is not supported", hint=SUPPORTED
             )
     refuse_unread((name for name in manifest if name not in needed), where)
 

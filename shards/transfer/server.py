@@ -167,11 +167,7 @@ class _Visit:
     """One stream, once it is known what it is about."""
 
     def __init__(
-        self,
-        server: PieceServer,
-        connection: MessageStream[PieceMessage],
-        holder: PieceHolder,
-        serves: bool,
+        self, server: PieceServer, connection: MessageStream[PieceMessage], holder: PieceHolder, serves: bool
     ) -> None:
         self._server = server
         self._connection = connection

@@ -173,10 +173,7 @@ class LanDiscovery:
 
         former, self._asked_at = self._browser, self._loop_time()
         self._browser = AsyncServiceBrowser(
-            zeroconf.zeroconf,
-            self._type,
-            handlers=[self._on_change],
-            question_type=DNSQuestionType.QM,
+            zeroconf.zeroconf, self._type, handlers=[self._on_change], question_type=DNSQuestionType.QM
         )
         if former is not None:
             await former.async_cancel()

@@ -138,11 +138,7 @@ class Invite:
 
 
 def make_invite(
-    name: str,
-    authority: Identity | None,
-    peers: Sequence[PeerAddress],
-    now: float,
-    lasts_s: float = math.inf,
+    name: str, authority: Identity | None, peers: Sequence[PeerAddress], now: float, lasts_s: float = math.inf
 ) -> Invite:
     """``authority``: the swarm's key, None if it has none. ``lasts_s``: seconds from now, or inf."""
     name = swarm_name(name)

@@ -101,11 +101,7 @@ def _alone(before: SwarmView, nodes: Sequence[NodeInfo], machines: Mapping[str, 
             continue
         after = choice.after
         faster = gain in (Gain.COVER, Gain.FASTER)
-        score = (
-            after.n_missing,
-            after.cost_s if faster else before.cost_s,
-            -after.tokens_per_s,
-        )
+        score = (after.n_missing, after.cost_s if faster else before.cost_s, -after.tokens_per_s)
         if best is None or score < best[0]:
             best = score, Move(peer_id, choice.span, gain, before, after)
     return None if best is None else best[1]

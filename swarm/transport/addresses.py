@@ -193,8 +193,7 @@ def listen_error(host: str, port: int, error: OSError) -> ListenError:
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenError(
-            f"cannot listen on {host}: it is not an address of this machine",
-            hint=f"Use {_WHERE_TO_LISTEN}.",
+            f"cannot listen on {host}: it is not an address of this machine", hint=f"Use {_WHERE_TO_LISTEN}."
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return ListenError(f"not allowed to listen on port {port}", hint="Choose a port from 1024 up.")

@@ -98,12 +98,7 @@ class Talk:
 
         self.model = self.loop.run(start())
         self.screen = Recorder()
-        self.chat = Chat(
-            self.model,
-            self.screen,
-            Conversation(settings=settings or {}),
-            survives=survives,
-        )
+        self.chat = Chat(self.model, self.screen, Conversation(settings=settings or {}), survives=survives)
 
     def type(self, *lines: str | BaseException) -> None:
         self.chat.run(Lines(*lines))

@@ -16,12 +16,7 @@ PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of
 N = 24
 GREEDY = expected(PROMPT, N)
 OPTIONS: dict[str, Any] = {"max_new_tokens": N, "ignore_eos": True}
-SPANS = {
-    1: ("0-5",),
-    2: ("0-2", "3-5"),
-    3: ("0-1", "2-3", "4-5"),
-    4: ("0-0", "1-2", "3-4", "5-5"),
-}
+SPANS = {1: ("0-5",), 2: ("0-2", "3-5"), 3: ("0-1", "2-3", "4-5"), 4: ("0-0", "1-2", "3-4", "5-5")}
 PATIENCE = Patience(dial_s=0.5, ping_after_s=0.1, pong_within_s=0.3, step_s=20.0, own_loss_s=5.0)
 """Of peers on a busy machine."""
 CHUNK = 16

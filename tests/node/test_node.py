@@ -16,13 +16,7 @@ from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node
 from swarm_node.swarm.codecs import activations
-from swarm_node.swarm.errors import (
-    CheckpointError,
-    ErrorCode,
-    NetworkError,
-    PeerUnreachableError,
-    UsageError,
-)
+from swarm_node.swarm.errors import CheckpointError, ErrorCode, NetworkError, PeerUnreachableError, UsageError
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Hello, Open, Opened, Refused, Result, Step, Want, Welcome
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
@@ -59,12 +53,7 @@ class Swarm:
         self.events: list[NodeEvent] = []
 
     def node(self, blocks: Span | None = MIDDLE, peer: str = "node", **options) -> Node:
-        options = {
-            "threads": 1,
-            "kv_cache_tokens": 300,
-            "dtype": "float32",
-            "quantize": "none",
-        } | options
+        options = {"threads": 1, "kv_cache_tokens": 300, "dtype": "float32", "quantize": "none"} | options
         config = NodeConfig(model=self.model, blocks=blocks, **options)
         network = FailingNetwork(self.memory.transport(peer), MemoryDirectory(self.store))
         return Node(config, self.events.append, network=network)

@@ -129,11 +129,7 @@ def test_a_file_that_is_not_there_is_seen() -> None:
     )
     assert sorted(
         missing_files(text + "swarm_node.client.gone_module.X, swarm_node.swarm.errors.SwarmError")
-    ) == [
-        "scripts/gone",
-        "swarm/gone.py",
-        "swarm_node.client.gone_module",
-    ]
+    ) == ["scripts/gone", "swarm/gone.py", "swarm_node.client.gone_module"]
 
 
 COMMANDS = ("bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "status")

@@ -36,12 +36,7 @@ FLOORS = {
         ("swarm/membership",),
         ("swarm/naming",),
     ),
-    "dht": (
-        ("dht",),
-        ("dht/records",),
-        ("dht/kademlia", "dht/delegated"),
-        ("dht/joining",),
-    ),
+    "dht": (("dht",), ("dht/records",), ("dht/kademlia", "dht/delegated"), ("dht/joining",)),
     "shards": (
         ("shards/formats",),
         ("shards/formats/gguf", "shards/formats/hf"),
@@ -74,11 +69,7 @@ FLOORS = {
 }
 """From the ground up. A room may import the floors below its own; the rooms of one floor are apart."""
 
-APART = {
-    "client/guided": "client/routing",
-    "client/gateway": "client/hf",
-    "node/sessions": "node/presence",
-}
+APART = {"client/guided": "client/routing", "client/gateway": "client/hf", "node/sessions": "node/presence"}
 """A room, and one on a floor below that neither it nor the rooms in it import."""
 
 ONLY_IN = {

@@ -22,13 +22,7 @@ def _answer(group: str, times: float, *, identical: bool = True) -> dict[str, An
 
 
 def _report(*answers: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": "m",
-        "round_trip_ms": 50.0,
-        "new_tokens": 8,
-        "repeat": 1,
-        "answers": list(answers),
-    }
+    return {"model": "m", "round_trip_ms": 50.0, "new_tokens": 8, "repeat": 1, "answers": list(answers)}
 
 
 def test_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,8 +88,7 @@ def test_memory_is_bounded_and_keeps_the_newest_and_longest() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"first_ban_s": 0.0}, {"first_ban_s": 9.0, "longest_ban_s": 8.0}, {"max_peers": 0}],
+    "options", [{"first_ban_s": 0.0}, {"first_ban_s": 9.0, "longest_ban_s": 8.0}, {"max_peers": 0}]
 )
 def test_senseless_limits(options: dict[str, float]) -> None:
     with pytest.raises(UsageError):

@@ -66,11 +66,7 @@ class Reply(ABC):
         self, route: Route | None, last: str, timings: Mapping[str, float] | None = None
     ) -> dict[str, str]:
         """What was measured so far, and the route, of the first choice. ``last``: what is reached now."""
-        seconds = {
-            "queue": self._answering.queued_s,
-            last: perf_counter() - self._began,
-            **(timings or {}),
-        }
+        seconds = {"queue": self._answering.queued_s, last: perf_counter() - self._began, **(timings or {})}
         headers = {
             "Server-Timing": ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in seconds.items())
         }

@@ -109,8 +109,7 @@ def answers_to(raw: io.RawIOBase) -> Send:
             if error.errno in _GONE:
                 raise ReaderGoneError("nobody reads standard output any more") from None
             raise OutputError(
-                f"cannot write standard output: {error.strerror or error}",
-                hint="The output is not complete.",
+                f"cannot write standard output: {error.strerror or error}", hint="The output is not complete."
             ) from None
 
     return send

@@ -112,12 +112,7 @@ class Bench:
 
     def _client_processes(self) -> dict[str, Any]:
         options = [
-            {
-                "initial_peers": self.peers,
-                "threads": 1,
-                "number": number,
-                "new_tokens": 2 * self.new_tokens,
-            }
+            {"initial_peers": self.peers, "threads": 1, "number": number, "new_tokens": 2 * self.new_tokens}
             for number in range(CLIENTS)
         ]
         with workers("scripts.lab.bench.clients:single_stream_when_told", options) as clients:

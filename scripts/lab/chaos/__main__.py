@@ -205,13 +205,7 @@ class Chaos:
         arguments = self._arguments
         return not arguments.rounds and not self._kills and time.monotonic() - self._began > arguments.seconds
 
-    def _try(
-        self,
-        planned: Planned,
-        nodes: ChaosNodes,
-        clients: ChaosClients,
-        asked_at: float,
-    ) -> bool:
+    def _try(self, planned: Planned, nodes: ChaosNodes, clients: ChaosClients, asked_at: float) -> bool:
         """Make the fault if one can be made now."""
         watch = self._watch
         patient = time.monotonic() - asked_at < POSTPONE_S

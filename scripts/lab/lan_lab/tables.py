@@ -15,14 +15,7 @@ MB = 1e6
 def print_story(report: dict[str, Any]) -> None:
     start, plan = report["start"], report["plan"]
     machines = Table(
-        "machine",
-        "processor",
-        "memory",
-        "link",
-        "sent",
-        "received",
-        "of it from studio",
-        box=SIMPLE_HEAD,
+        "machine", "processor", "memory", "link", "sent", "received", "of it from studio", box=SIMPLE_HEAD
     )
     for machine in report["machines"]:
         went = report["traffic"][machine["name"]]

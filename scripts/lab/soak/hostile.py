@@ -156,12 +156,7 @@ class HostilePeer:
 
     def _open(self, session: bytes, max_tokens: int, **more: Any) -> Open:
         return Open(
-            session=session,
-            span=self._span,
-            max_tokens=max_tokens,
-            codec="none",
-            reply_codec="none",
-            **more,
+            session=session, span=self._span, max_tokens=max_tokens, codec="none", reply_codec="none", **more
         )
 
     def _step(self, session: bytes, number: int, tokens: int, payload: bytes | None = None) -> Step:

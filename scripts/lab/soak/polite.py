@@ -148,10 +148,7 @@ class PoliteClients:
         """Two turns, so that the second finds the first one's pages."""
         turns = [{"role": "user", "content": self._rng.choice(QUESTIONS)}]
         first = await model.generate(turns, max_new_tokens=NEW_TOKENS)
-        turns += [
-            {"role": "assistant", "content": first},
-            {"role": "user", "content": "Are you sure?"},
-        ]
+        turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "Are you sure?"}]
         await model.generate(turns, max_new_tokens=NEW_TOKENS)
 
     async def long_prompt(self, model: Any) -> None:

@@ -41,10 +41,7 @@ async def _measure(
         await model.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
         await model.generate(long_prompt(encode, context, 99), max_new_tokens=2, ignore_eos=True)
         for number in range(repeat):
-            for kind, prompt in (
-                ("short", question(number)),
-                ("long", long_prompt(encode, context, number)),
-            ):
+            for kind, prompt in (("short", question(number)), ("long", long_prompt(encode, context, number))):
                 runs[kind].append(await _answer(model, prompt, new_tokens))
         async with model.stream(
             question(repeat), max_new_tokens=64, ignore_eos=True, speculate="off"

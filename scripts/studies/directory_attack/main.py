@@ -155,12 +155,7 @@ class Attack:
     ) -> HivemindDirectory:
         p2p = self.network.join(identity.peer_id, f"{20 + number // 250}.{number % 250}.1.1")
         directory = await HivemindDirectory.create(
-            p2p,
-            identity,
-            initial,
-            client_mode=client,
-            clock=self.network.clock,
-            steady=self.network.steady,
+            p2p, identity, initial, client_mode=client, clock=self.network.clock, steady=self.network.steady
         )
         self.directories.append(directory)
         return directory

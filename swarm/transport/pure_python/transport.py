@@ -202,9 +202,7 @@ class PyLibp2pTransport:
                 if targets:
                     pending.add(asyncio.create_task(self._connect_to(peer_id, targets.pop(0))))
                 done, pending = await asyncio.wait(
-                    pending,
-                    timeout=NEXT_ADDRESS_S if targets else None,
-                    return_when=asyncio.FIRST_COMPLETED,
+                    pending, timeout=NEXT_ADDRESS_S if targets else None, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
                     error = task.exception()

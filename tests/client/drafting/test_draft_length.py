@@ -123,12 +123,7 @@ def test_on_a_busy_machine_it_stays_so(name: str, noise: float, mean: float, lea
 )
 @settings(max_examples=60, deadline=None)
 def test_what_may_be_lost_is_bounded_whatever_happens(
-    base: float,
-    slope: float,
-    chances: Sequence[tuple[int, float]],
-    prior: float,
-    draft_s: float,
-    seed: int,
+    base: float, slope: float, chances: Sequence[tuple[int, float]], prior: float, draft_s: float, seed: int
 ) -> None:
     simulated = Simulated(lambda tokens: base + slope * tokens, seed)
     for tokens, chance in chances:

@@ -49,13 +49,7 @@ class Swarm:
 
     async def _serve(self, peer: str, span: Span, kv_tokens: int) -> None:
         self.nodes[peer] = await start_node(
-            self.folder,
-            peer,
-            span,
-            kv_tokens=kv_tokens,
-            memory=self.memory,
-            store=self.store,
-            exit=self.exit,
+            self.folder, peer, span, kv_tokens=kv_tokens, memory=self.memory, store=self.store, exit=self.exit
         )
 
     def client(self, *, name: str = "client", **options: Any) -> SwarmModelForCausalLM:

@@ -6,10 +6,7 @@ import pytest
 
 from swarm_node.client.routing.announcements import UNSETTLED_S
 from swarm_node.dht.memory import MemoryDirectory
-from swarm_node.swarm.errors import (
-    NetworkError,
-    PeerTimeoutError,
-)
+from swarm_node.swarm.errors import NetworkError, PeerTimeoutError
 from swarm_node.swarm.types import ModelRef, NodeInfo, Span
 from tests.doubles.router_case import NEED, clocked_swarm, failure, hops
 

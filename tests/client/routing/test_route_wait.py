@@ -7,12 +7,7 @@ import pytest
 
 from swarm_node.client.routing.bans import BUSY_JITTER
 from swarm_node.client.routing.route_wait import Waiting, WaitLimits
-from swarm_node.swarm.errors import (
-    BusyError,
-    ModelMismatchError,
-    PeerTimeoutError,
-    RemoteProtocolError,
-)
+from swarm_node.swarm.errors import BusyError, ModelMismatchError, PeerTimeoutError, RemoteProtocolError
 from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import MODEL

@@ -289,10 +289,7 @@ class Alone:
     ],
 )
 async def test_who_needs_somebody_is_told_why_there_is_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-    refusals: Sequence[NotAdmittedError],
-    error: type[Exception],
-    said: str,
+    monkeypatch: pytest.MonkeyPatch, refusals: Sequence[NotAdmittedError], error: type[Exception], said: str
 ) -> None:
     monkeypatch.setattr("swarm_node.dht.joining.meetings.FIND_S", 0.05)
     directory = Alone(refusals)

@@ -31,8 +31,7 @@ class HostileModel:
 
 
 @pytest.mark.parametrize(
-    ("is_terminal", "shown"),
-    [(True, "␛]0;owned␇␛[2Jhello\N{REPLACEMENT CHARACTER}"), (False, HOSTILE)],
+    ("is_terminal", "shown"), [(True, "␛]0;owned␇␛[2Jhello\N{REPLACEMENT CHARACTER}"), (False, HOSTILE)]
 )
 async def test_an_answer_controls_no_terminal(
     monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str

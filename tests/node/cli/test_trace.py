@@ -100,11 +100,7 @@ def test_a_relayed_edge_belongs_half_to_each_chain() -> None:
     found = result(chains=[chain(16.0, "aaaaaaaa"), chain(14.0, "bbbbbbbb")])
     stages = trace_of(found).stages
     assert [stage.predicted_ms for stage in stages[::2]] == [16.0, 14.0, None]
-    assert [stage.name for stage in stages[:3]] == [
-        "wire …aaaaaa",
-        "…aaaaaa blocks 0-2",
-        "wire …bbbbbb",
-    ]
+    assert [stage.name for stage in stages[:3]] == ["wire …aaaaaa", "…aaaaaa blocks 0-2", "wire …bbbbbb"]
 
 
 def test_after_a_repair_the_last_chains_count() -> None:

@@ -15,11 +15,7 @@ from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 INFO = NodeInfo(
-    peer_id="node",
-    maddrs=(),
-    model=ModelRef("tiny", "ab" * 32, 4),
-    span=Span(0, 4),
-    state=NodeState.ONLINE,
+    peer_id="node", maddrs=(), model=ModelRef("tiny", "ab" * 32, 4), span=Span(0, 4), state=NodeState.ONLINE
 )
 
 

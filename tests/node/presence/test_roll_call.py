@@ -33,8 +33,7 @@ def _node(peer_id: str, *maddrs: str, model: ModelRef = MODEL) -> NodeInfo:
 
 
 @pytest.mark.parametrize(
-    ("announced", "dialled"),
-    [([LOOP], [LOOP]), ([LAN], [LAN]), ([LOOP, LAN, PUBLIC], [LAN, PUBLIC])],
+    ("announced", "dialled"), [([LOOP], [LOOP]), ([LAN], [LAN]), ([LOOP, LAN, PUBLIC], [LAN, PUBLIC])]
 )
 async def test_a_node_is_asked_at_the_addresses_that_it_announces(announced, dialled):
     """Without addresses the network would be asked where it is, and may tell where it was."""

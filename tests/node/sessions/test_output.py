@@ -14,14 +14,7 @@ from swarm_node.node.sessions.output import Output
 from swarm_node.node.sessions.step_result import StepResult
 from swarm_node.swarm.errors import ErrorCode, NetworkError
 from swarm_node.swarm.fairness.shares import Holder
-from swarm_node.swarm.protocol.messages import (
-    Downstream,
-    Opened,
-    Replay,
-    Replayed,
-    Result,
-    Want,
-)
+from swarm_node.swarm.protocol.messages import Downstream, Opened, Replay, Replayed, Result, Want
 
 SESSION = b"s" * 16
 

@@ -232,10 +232,7 @@ async def test_bad_steps_are_told_and_hurt_nothing(serving, plain, hidden_states
             (Step(session, 0, 10, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # an old number
             (Step(session, 5, 11, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # a hole
             (Step(session, 5, 0, 41, Want.ALL, payload=many), ErrorCode.BAD_STEP),  # too long a step
-            (
-                Step(session, 5, 10, 40, Want.ALL, payload=memoryview(many)[: 40 * 256]),
-                None,
-            ),  # fits exactly
+            (Step(session, 5, 10, 40, Want.ALL, payload=memoryview(many)[: 40 * 256]), None),  # fits exactly
             (Step(session, 6, 50, 1, Want.ALL, payload=row), ErrorCode.CONTEXT_EXCEEDED),
             (Step(session, 7, 10, 2, Want.ALL, payload=row), ErrorCode.BAD_TENSOR),  # a row short
             (Step(session, 8, 10, 1, Want.ALL, payload=bytes(row) + b"\0"), ErrorCode.BAD_TENSOR),

@@ -17,13 +17,7 @@ from swarm_node.shards.kernels.pages import SnPiece, kv_struct
 from swarm_node.shards.layers.attention import PagedAttention
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
-from tests.shards.layers.kv_cases import (
-    PagedSession,
-    shuffled_sessions,
-    softmax_attention,
-    stored,
-    used_pool,
-)
+from tests.shards.layers.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
 
 SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "kernels/csrc"
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -102,12 +96,7 @@ def at(tensor: Tensor) -> ctypes.c_void_p:
 
 def c_struct(part: BatchSlice) -> SnPiece:
     return SnPiece(
-        part.table.data_ptr(),
-        part.table.shape[1],
-        part.first_block,
-        part.row,
-        part.start,
-        part.count,
+        part.table.data_ptr(), part.table.shape[1], part.first_block, part.row, part.start, part.count
     )
 
 

@@ -342,10 +342,7 @@ INSTRUCTION_SETS = {
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def other_kernels(
-    request: pytest.FixtureRequest,
-    sources: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """The same sources for other instruction sets, in the library's place."""
     name: str = request.param

@@ -9,13 +9,7 @@ from swarm_node.shards.layers.attention import PagedAttention
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-from tests.shards.layers.kv_cases import (
-    PagedSession,
-    shuffled_sessions,
-    softmax_attention,
-    stored,
-    used_pool,
-)
+from tests.shards.layers.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
 
 
 @pytest.mark.slow

@@ -31,10 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one KV head, wide heads": {"num_key_value_heads": 1, "head_dim": 32},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    "dynamic rope": {
-        "max_position_embeddings": 32,
-        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
-    },
+    "dynamic rope": {"max_position_embeddings": 32, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "llama3 rope": {
         "rope_theta": 500.0,
         "rope_scaling": {

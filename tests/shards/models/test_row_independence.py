@@ -250,9 +250,7 @@ def digests_here(load: Load) -> dict[str, str]:
 
 @torch.inference_mode()
 def test_other_instruction_sets_give_the_same_bits(
-    digests_here: dict[str, str],
-    other_instructions: tuple[str, ...],
-    load: Load,
+    digests_here: dict[str, str], other_instructions: tuple[str, ...], load: Load
 ) -> None:
     """Of whole blocks: products, attention, norms and activations."""
     afresh = {"bos_token_id": 1 + len(other_instructions)}  # so that the spans are loaded again

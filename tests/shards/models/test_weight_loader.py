@@ -81,11 +81,7 @@ def test_native_forms(
     ],
 )
 def test_torch_forms(
-    gguf_llama: GGUFLlama,
-    qtype: str,
-    quantize: str,
-    type_: type | tuple[type, ...],
-    form: str | None,
+    gguf_llama: GGUFLlama, qtype: str, quantize: str, type_: type | tuple[type, ...], form: str | None
 ) -> None:
     with open_checkpoint(str(gguf_llama(qtype))) as checkpoint:
         linear, summary = load(checkpoint, LoadOptions(quantize=quantize, kernels="torch"))

@@ -235,10 +235,7 @@ def test_a_padding_token_that_is_none(tmp_path: Path, padding: int) -> None:
 def hf_tokenizer_files(directory: Path, **settings: Any) -> None:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(

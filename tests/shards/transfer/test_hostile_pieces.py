@@ -31,12 +31,7 @@ from swarm_node.shards.transfer.messages import (
     PieceMessage,
 )
 from swarm_node.shards.transfer.upload_limits import BURST_S, RateLimit, ServeLimits, Uploads
-from swarm_node.swarm.errors import (
-    ErrorCode,
-    ModelMismatchError,
-    NetworkError,
-    StreamClosedError,
-)
+from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, NetworkError, StreamClosedError
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.links.message_stream import MessageStream
 from swarm_node.swarm.naming.witnesses import Answers
@@ -142,13 +137,7 @@ async def test_a_source_that_lies_is_banned_and_the_rest_comes_from_others(
 
 
 @pytest.mark.parametrize(
-    "before",
-    [
-        Holds(7, b""),
-        Holds(131072, bytes(131072 // 8)),
-        Have((1,)),
-        Manifest(b"x"),
-    ],
+    "before", [Holds(7, b""), Holds(131072, bytes(131072 // 8)), Have((1,)), Manifest(b"x")]
 )
 async def test_a_source_that_describes_itself_wrongly_is_banned(
     world: PieceWorld, before: PieceMessage

@@ -95,10 +95,7 @@ class World:
         raise AssertionError("not everybody got everything")
 
 
-@given(
-    n=st.integers(1, 120),
-    speeds=st.lists(st.integers(1, 20), min_size=1, max_size=6),
-)
+@given(n=st.integers(1, 120), speeds=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 @settings(max_examples=15)
 def test_each_piece_leaves_the_origin_about_once(n: int, speeds: list[int]) -> None:
     world = World(n, [f"peer{i}" for i in range(len(speeds))], speeds)

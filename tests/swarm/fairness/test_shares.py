@@ -88,10 +88,7 @@ def test_counts_are_exact_and_within_limits_whatever_is_taken_and_given_back(
         assert all(shares.of_group(group) <= limits.per_group for group in {h.group for h in held})
 
 
-@given(
-    st.lists(st.integers(0, 8), min_size=1, max_size=5),
-    st.integers(1, 30),
-)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=5), st.integers(1, 30))
 def test_taking_from_losers_divides_evenly_and_always_ends(others: list[int], wanted: int) -> None:
     shares = Shares(ShareLimits(total=sum(others) or 1))
     for number, amount in enumerate(others):

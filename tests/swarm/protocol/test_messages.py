@@ -328,10 +328,7 @@ def _some(field: Any) -> Any:
             {"session": SESSION, "span": [0, 1], "parent_tokens": 3},
             "OPEN: parent_tokens is 3 without a parent",
         ),
-        (
-            {"session": SESSION, "span": [0, 1], "parent": SESSION},
-            "OPEN: a session cannot be its own parent",
-        ),
+        ({"session": SESSION, "span": [0, 1], "parent": SESSION}, "OPEN: a session cannot be its own parent"),
         (
             {"session": SESSION, "span": [0, 1], "parent": b"p" * 16, "parent_tokens": 11},
             "OPEN: parent_tokens is 11, but max_tokens is 10",

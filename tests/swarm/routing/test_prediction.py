@@ -58,12 +58,7 @@ def test_one_hop_takes_the_prompt_in_one_piece() -> None:
     predicted = predict([Hop("a", Span(0, 6))], [whole], edges, prompt_tokens=500, bytes_per_token=1000)
     assert predicted.prefill_s == pytest.approx(0.005 + 0.5 + 0.5 + 0.005 + 0.001)
     cut = predict(
-        [Hop("a", Span(0, 6))],
-        [whole],
-        edges,
-        prompt_tokens=500,
-        bytes_per_token=1000,
-        max_step_tokens=100,
+        [Hop("a", Span(0, 6))], [whole], edges, prompt_tokens=500, bytes_per_token=1000, max_step_tokens=100
     )
     assert cut.prefill_s == pytest.approx(0.005 + 0.1 + 0.1 + 0.006 + 4 * 0.1)
 

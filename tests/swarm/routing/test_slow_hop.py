@@ -110,10 +110,7 @@ def test_a_chain_is_taken_apart_where_a_hop_of_it_may_be_to_blame() -> None:
 
 
 @given(
-    st.lists(st.floats(0.001, 1), min_size=1, max_size=4),
-    st.data(),
-    st.floats(0, 10),
-    st.integers(0, 2000),
+    st.lists(st.floats(0.001, 1), min_size=1, max_size=4), st.data(), st.floats(0, 10), st.integers(0, 2000)
 )
 def test_a_replacement_as_announced_never_leads_straight_back(
     computes: list[float], data: st.DataObject, replay_s: float, tokens: int

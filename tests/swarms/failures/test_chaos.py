@@ -51,18 +51,7 @@ def test_every_kind_of_fault_costs_no_token() -> None:
 
 def test_no_process_outlives_it_when_it_is_killed(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [
-            *CHAOS,
-            "--kills",
-            "1000",
-            "--clients",
-            "2",
-            "--spans",
-            "1",
-            "--replicas",
-            "2",
-            "--verbose",
-        ],
+        [*CHAOS, "--kills", "1000", "--clients", "2", "--spans", "1", "--replicas", "2", "--verbose"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

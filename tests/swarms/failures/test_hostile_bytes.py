@@ -56,9 +56,7 @@ async def test_garbage_hurts_nobody_else(exact_swarm: LocalSwarm) -> None:
         throwing = asyncio.create_task(_throw(exact_swarm))
         answers = []
         while not throwing.done():
-            answers.append(
-                await model.agenerate_detailed(PROMPT, max_new_tokens=32, ignore_eos=True),
-            )
+            answers.append(await model.agenerate_detailed(PROMPT, max_new_tokens=32, ignore_eos=True))
         assert await throwing > 0, "the node answered some of it with typed frames"
         assert answers
         for answer in answers:

@@ -17,11 +17,7 @@ SOAK = [sys.executable, "-m", "scripts.lab.soak"]
 
 def test_a_short_soak_leaves_nothing_behind() -> None:
     done = subprocess.run(
-        [*SOAK, "--seconds", "8", "--json", "-"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
+        [*SOAK, "--seconds", "8", "--json", "-"], cwd=ROOT, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

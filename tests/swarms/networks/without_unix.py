@@ -29,16 +29,7 @@ HIDDEN = {
     "uvloop",
 }
 MISSING = {
-    os: (
-        "O_CLOEXEC",
-        "chown",
-        "fork",
-        "getuid",
-        "geteuid",
-        "killpg",
-        "sched_getaffinity",
-        "setsid",
-    ),
+    os: ("O_CLOEXEC", "chown", "fork", "getuid", "geteuid", "killpg", "sched_getaffinity", "setsid"),
     signal: ("SIGKILL", "SIGUSR1", "SIGWINCH", "SIGHUP"),
 }
 

@@ -140,8 +140,7 @@ NEEDS_CALLS = TEMPLATE.replace(
 
 
 @pytest.mark.parametrize(
-    ("template", "status"),
-    [(TEMPLATE, 400), (ADDS_CONTENT, 400), (SHOWS_CALLS, 200), (NEEDS_CALLS, 200)],
+    ("template", "status"), [(TEMPLATE, 400), (ADDS_CONTENT, 400), (SHOWS_CALLS, 200), (NEEDS_CALLS, 200)]
 )
 async def test_calls_that_the_template_does_not_show_are_refused(
     serve: Serve, template: str, status: int

@@ -65,10 +65,7 @@ def test_all_fits() -> None:
     assert len(talk.turns) == 3
 
 
-@pytest.mark.parametrize(
-    ("context", "dropped"),
-    [(18, 0), (17, 1), (14, 1), (11, 2), (9, 2)],
-)
+@pytest.mark.parametrize(("context", "dropped"), [(18, 0), (17, 1), (14, 1), (11, 2), (9, 2)])
 def test_the_oldest_turns_are_forgotten_first(context: int, dropped: int) -> None:
     """Five messages of 3 tokens and a system prompt of 2; 1 more is kept for an answer."""
     talk = chat("q 1", "a 1", "q 2", "a 2", "q 3", system="s")

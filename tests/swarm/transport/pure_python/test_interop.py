@@ -21,10 +21,7 @@ from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 from tests.doubles.pure_peers import echo
 
-pytestmark = [
-    pytest.mark.swarm,
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = [pytest.mark.swarm, pytest.mark.asyncio(loop_scope="module")]
 
 ECHO, REPEAT, LATE, STRICT = "/echo/1", "/repeat/1", "/late/1", "/strict/1"
 STRANGER = Identity(b"s" * 32).peer_id

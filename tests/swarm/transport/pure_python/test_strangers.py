@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.swarm.errors import (
-    PeerUnreachableError,
-    RemoteProtocolError,
-)
+from swarm_node.swarm.errors import PeerUnreachableError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.pure_python import transport
