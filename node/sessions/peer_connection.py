@@ -75,7 +75,7 @@ class PeerConnection:
         self._limits = sessions.limits
         self._connection = connection
         self.account = account
-        self._peer_id = connection.peer_id
+        self.peer_id = connection.peer_id
         connection.unfinished = frames.on_stream(account.holder, self._on_bad_frame)
         self._sessions: dict[bytes, NodeSession] = {}
         self._fed: set[NodeSession] = set()  # of other streams, whose last step came on this one
@@ -90,10 +90,6 @@ class PeerConnection:
         self.max_step_tokens = 0
         self.welcomed = False
         self.last_heard = sessions.now()
-
-    @property
-    def peer_id(self) -> str:
-        return self._peer_id
 
     @property
     def is_unused(self) -> bool:
@@ -225,7 +221,7 @@ class PeerConnection:
     def _forget_fed(self, why: str) -> None:
         """Nothing more will come for them from here: tell their clients."""
         while self._fed:
-            self._fed.pop().lose_feeder(self._peer_id, why)
+            self._fed.pop().lose_feeder(self.peer_id, why)
 
     # Messages, in the order a client sends them. None of these awaits.
 
@@ -281,7 +277,7 @@ class PeerConnection:
 
     def _on_step(self, step: Step) -> None:
         session = self._all_sessions.get(step.session)
-        if session is not None and session.takes_from(self, self._peer_id):
+        if session is not None and session.takes_from(self, self.peer_id):
             if session.fed_by is not self and session.owner is not self:
                 session.feed_from(self)
                 self._fed.add(session)
@@ -327,7 +323,7 @@ class PeerConnection:
         return tuple(
             session.progress()
             for session in found
-            if session is not None and (session.owner is self or session.upstream == self._peer_id)
+            if session is not None and (session.owner is self or session.upstream == self.peer_id)
         )
 
     # Writing.

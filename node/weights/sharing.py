@@ -25,7 +25,7 @@ from ...shards.pieces.hashing import manifest_of, model_files
 from ...shards.pieces.holder import PieceHolder, WholeFiles
 from ...shards.pieces.store import PieceStore, is_store
 from ...shards.transfer.messages import WEIGHTS_PROTOCOL
-from ...shards.transfer.server import PieceServer, ServedPieces, SharedModels
+from ...shards.transfer.server import PieceServer, SharedModels
 from ...shards.transfer.upload_limits import RateLimit
 from ...swarm.errors import CheckpointError, ModelError, UsageError
 from ...swarm.types import NodeInfo
@@ -97,9 +97,6 @@ class WeightService:
                 self.forget(digest)
             await asyncio.gather(*hashing, return_exceptions=True)
             self._node = None
-
-    def statistics(self) -> ServedPieces:
-        return self._server.statistics()
 
     def announce(self, digest: str, root: str) -> None:
         """Pieces of this root are here: the model's. "": of none."""

@@ -65,17 +65,9 @@ class SharedModels:
         return frozenset(self._holders)
 
 
-@dataclass(frozen=True, slots=True)
-class ServedPieces:
-    """The bytes sent since the start: of pieces by peer, and of manifests."""
-
-    bytes_by_peer: dict[str, int]
-    manifest_bytes: int
-    streams: int
-
-
 class PieceServer:
-    """``handle`` serves one stream of WEIGHTS_PROTOCOL. ``rate`` bounds what goes to all peers together."""
+    """``handle`` serves one stream of WEIGHTS_PROTOCOL. ``rate`` bounds what goes to all peers together.
+    ``bytes_by_peer``: of pieces, sent since the start."""
 
     def __init__(
         self,
@@ -94,11 +86,7 @@ class PieceServer:
         self._sent_logs: dict[str, SentLog] = {}
         # Of peers that serve what they get.
         self._addresses: RecentMap[str, tuple[str, ...]] = RecentMap(MAX_PEERS)
-        self._sent: Counter[str] = Counter()
-        self._manifest_bytes = 0
-
-    def statistics(self) -> ServedPieces:
-        return ServedPieces(dict(self._sent), self._manifest_bytes, self._uploads.streams)
+        self.bytes_by_peer: Counter[str] = Counter()
 
     async def handle(self, stream: Stream) -> None:
         """Raises nothing but cancellation: what a peer does wrong ends its stream."""
@@ -249,10 +237,8 @@ class _Visit:
                 self._connection.close()  # ``take_requests`` finds out
                 return
             if isinstance(message, Piece):
-                server._sent[self._peer] += size
-            elif isinstance(message, Manifest):
-                server._manifest_bytes += size
-            else:
+                server.bytes_by_peer[self._peer] += size
+            elif not isinstance(message, Manifest):
                 answer.failed()
 
     def forget_answers(self) -> None:

@@ -172,19 +172,15 @@ class MemoryStream:
 
     def __init__(self, owner: MemoryTransport, peer_id: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         self._owner = owner
-        self._peer_id = peer_id
+        self.peer_id = peer_id
         self._incoming = incoming
         self._outgoing = outgoing
         self._closed = False
         owner._streams.add(self)
 
     @property
-    def peer_id(self) -> str:
-        return self._peer_id
-
-    @property
     def remote_maddr(self) -> str:
-        return self._owner._network.hosts.get(self._peer_id, "")
+        return self._owner._network.hosts.get(self.peer_id, "")
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         incoming = self._incoming
@@ -200,14 +196,14 @@ class MemoryStream:
     def write(self, buffers: Iterable[Buffer]) -> None:
         self._check_open()
         if self._incoming.ended:
-            raise StreamClosedError(f"peer {self._peer_id} closed the stream")
+            raise StreamClosedError(f"peer {self.peer_id} closed the stream")
         self._outgoing.send(b"".join(buffers))
 
     async def drain(self) -> None:
         self._check_open()
         while not self._outgoing.writable.is_set():
             if self._incoming.ended:
-                raise StreamClosedError(f"peer {self._peer_id} closed the stream")
+                raise StreamClosedError(f"peer {self.peer_id} closed the stream")
             await self._outgoing.writable.wait()
             self._check_open()
 
@@ -221,7 +217,7 @@ class MemoryStream:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")
+            raise StreamClosedError(f"the stream to peer {self.peer_id} was closed on this side")
 
 
 class MemoryTransport:
@@ -229,18 +225,14 @@ class MemoryTransport:
 
     def __init__(self, network: MemoryNetwork, peer_id: str) -> None:
         self._network = network
-        self._peer_id = peer_id
+        self.peer_id = peer_id
         self._handlers: dict[str, StreamHandler] = {}
         self._streams: set[MemoryStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    @property
-    def peer_id(self) -> str:
-        return self._peer_id
-
     async def maddrs(self) -> tuple[str, ...]:
-        return (f"/memory/{self._peer_id}/p2p/{self._peer_id}",)
+        return (f"/memory/{self.peer_id}/p2p/{self.peer_id}",)
 
     async def serve(self, protocol_id: str, handler: StreamHandler) -> None:
         self._check_open()
@@ -250,11 +242,11 @@ class MemoryTransport:
         self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
     ) -> MemoryStream:
         self._check_open()
-        if peer_id == self._peer_id:
+        if peer_id == self.peer_id:
             raise PeerUnreachableError(f"peer {peer_id} is this process itself")
         try:
             async with asyncio.timeout(timeout):
-                await self._network._reach(self._peer_id, peer_id)
+                await self._network._reach(self.peer_id, peer_id)
         except TimeoutError:
             raise PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s") from None
         self._check_open()
@@ -264,9 +256,9 @@ class MemoryTransport:
         handler = remote._handlers.get(protocol_id)
         if handler is None:
             raise PeerUnreachableError(f"peer {peer_id} does not speak {protocol_id}")
-        there = _Pipe(self._network, self._peer_id, peer_id)
-        back = _Pipe(self._network, peer_id, self._peer_id)
-        remote._accept(MemoryStream(remote, self._peer_id, there, back), handler)
+        there = _Pipe(self._network, self.peer_id, peer_id)
+        back = _Pipe(self._network, peer_id, self.peer_id)
+        remote._accept(MemoryStream(remote, self.peer_id, there, back), handler)
         return MemoryStream(self, peer_id, back, there)
 
     async def check(self) -> None:

@@ -37,7 +37,7 @@ async def _share_or_fetch(home: Path, model_file: str, mbit: float | None) -> No
         if model_file:
             tell("ready", **here, **share(Path(model_file), server.shared_models))
             await next_order()
-            tell("sent", bytes=sum(server.statistics().bytes_by_peer.values()))
+            tell("sent", bytes=sum(server.bytes_by_peer.values()))
         else:
             tell("ready", **here)
             await fetch(await next_order() or {}, transport, server.shared_models, home)

@@ -19,7 +19,7 @@ JOIN_LIMIT = 64 * 1024
 class P2pdStream:
     """A ``transport.Stream`` over the daemon's socket of one libp2p stream."""
 
-    __slots__ = ("__weakref__", "_closed", "_peer_id", "_process", "_reader", "_remote", "_writer")
+    __slots__ = ("__weakref__", "_closed", "_process", "_reader", "_remote", "_writer", "peer_id")
 
     def __init__(
         self,
@@ -30,15 +30,11 @@ class P2pdStream:
         writer: asyncio.StreamWriter,
     ) -> None:
         self._process = process
-        self._peer_id = peer_id
+        self.peer_id = peer_id
         self._remote = remote  # a multiaddress in binary
         self._reader = reader
         self._writer = writer
         self._closed = False
-
-    @property
-    def peer_id(self) -> str:
-        return self._peer_id
 
     @property
     def remote_maddr(self) -> str:
@@ -88,10 +84,10 @@ class P2pdStream:
         if self._closed:
             return self._closed_here()
         fault = await self._process.fault()
-        return fault or StreamClosedError(f"peer {self._peer_id} closed the stream")
+        return fault or StreamClosedError(f"peer {self.peer_id} closed the stream")
 
     def _closed_here(self) -> StreamClosedError:
-        return StreamClosedError(f"the stream to peer {self._peer_id} was closed on this side")
+        return StreamClosedError(f"the stream to peer {self.peer_id} was closed on this side")
 
 
 def _abort(transport: asyncio.WriteTransport) -> None:

@@ -79,7 +79,7 @@ class P2pdTransport:
         """Use ``create``."""
         self.p2p = daemon
         self._identity: Identity | None = identity  # whose key file the next daemon reads, too
-        self._peer_id = str(daemon.peer_id)
+        self.peer_id = str(daemon.peer_id)
         self._initial_peers = initial_peers
         self._relays = _by_peer(relays)
         self._relay_watch = RelayWatch(self._relays)
@@ -145,10 +145,6 @@ class P2pdTransport:
         return transport
 
     @property
-    def peer_id(self) -> str:
-        return self._peer_id
-
-    @property
     def listen_maddrs(self) -> tuple[str, ...]:
         """Where this process listens, which may differ from what it announces; a host of zeros is all of its
         addresses."""
@@ -161,7 +157,7 @@ class P2pdTransport:
             response = await self._control(request, CONTROL_TIMEOUT)
         except TimeoutError:
             raise NetworkError(_SILENT) from None
-        return tuple(f"{Multiaddr(raw)}/p2p/{self._peer_id}" for raw in response.identify.addrs)
+        return tuple(f"{Multiaddr(raw)}/p2p/{self.peer_id}" for raw in response.identify.addrs)
 
     def watch(self, watcher: NetworkWatcher) -> None:
         """Tell ``watcher`` whenever the network is lost or restored, after the watchers that came before."""
@@ -352,7 +348,7 @@ class P2pdTransport:
     async def _connect_initial(self, peers: Sequence[PeerAddress]) -> None:
         addresses: dict[str, list[str]] = {}
         for peer in peers:
-            if peer.peer_id == self._peer_id:
+            if peer.peer_id == self.peer_id:
                 raise UsageError(
                     f"initial peer {peer} has the identity of this process",
                     hint="Give the address of another peer, and each process an identity file of its own.",
@@ -442,7 +438,7 @@ class P2pdTransport:
         return stream
 
     def _raw_peer_id(self, peer_id: str) -> bytes:
-        if peer_id == self._peer_id:
+        if peer_id == self.peer_id:
             raise self_dial_error(peer_id)
         try:
             raw: bytes = PeerID.from_base58(peer_id).to_bytes()

@@ -60,7 +60,7 @@ async def forger_first(world: PieceWorld, forger: Peer) -> Callable[[], object]:
 
     async def nodes() -> Sequence[NodeInfo]:
         assert forger.server is not None
-        has_sent = bool(forger.server.statistics().bytes_by_peer)
+        has_sent = bool(forger.server.bytes_by_peer)
         return [node for node in await world.nodes() if has_sent or node.peer_id == "forger"]
 
     return nodes
@@ -73,7 +73,7 @@ async def test_a_changed_file_makes_another_digest_and_nothing_else_is_fetched(w
             await fetch.fetch(None, client=True)
         assert fetch.statistics().bytes_by_source == {}
     assert peer.server is not None
-    assert peer.server.statistics().bytes_by_peer == {}
+    assert peer.server.bytes_by_peer == {}
 
 
 @pytest.mark.parametrize("name", [SMALL, "config.json"])

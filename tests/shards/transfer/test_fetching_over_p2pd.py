@@ -55,4 +55,4 @@ async def test_a_model_goes_from_one_daemon_to_another(
         assert fetch.statistics().bytes_by_source == {giving.peer_id: world.manifest.total_bytes}
     with open_checkpoint(str(path)) as checkpoint:
         assert checkpoint.ref.digest == world.ref.digest
-    assert server.statistics().bytes_by_peer == {taking.peer_id: world.manifest.total_bytes}
+    assert server.bytes_by_peer == {taking.peer_id: world.manifest.total_bytes}

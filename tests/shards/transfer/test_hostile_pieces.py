@@ -375,7 +375,7 @@ async def test_one_peer_has_only_so_many_streams(world: PieceWorld) -> None:
     assert "2 streams of yours" in (await askers[2].ended()).message
     assert isinstance(await (await Asker.of(world, "another")).answer(), Holds)
     askers[0].link.close()
-    await until(lambda: origin.server.statistics().streams == 2)
+    await until(lambda: origin.server._uploads.streams == 2)
     assert isinstance(await (await Asker.of(world)).answer(), Holds)
 
 
@@ -422,7 +422,7 @@ async def test_one_who_asks_and_does_not_speak_or_read(world: PieceWorld) -> Non
     deaf = await Asker.of(world, "deaf")
     for _ in range(80):  # more than a stream holds
         await deaf.link.send(Get(1))
-    await until(lambda: origin.server.statistics().streams == 0)
+    await until(lambda: origin.server._uploads.streams == 0)
 
 
 async def test_cold_peers_are_told_who_has_a_piece(world: PieceWorld) -> None:
