@@ -18,20 +18,17 @@ import psutil
 import pytest
 
 from swarm_node.swarm.errors import (
-    ErrorCode,
     ListenError,
     LocalNetworkError,
     NetworkError,
     PeerTimeoutError,
     PeerUnreachableError,
-    RemoteProtocolError,
     StreamClosedError,
     UsageError,
 )
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.error_frames import error_message
-from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.address_groups import address_group
 from swarm_node.swarm.transport.interface import NetworkChange, NetworkLost, NetworkRestored, Stream
@@ -41,7 +38,7 @@ from swarm_node.swarm.transport.p2pd.maddrs import encode_maddr
 from swarm_node.swarm.transport.p2pd.process import STALE_AGE, remove_stale_folders
 from swarm_node.swarm.transport.p2pd.stream import P2pdStream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
-from tests.doubles.pure_peers import echo
+from tests.doubles.pure_peers import STRICT, echo, gets_parting_errors, strict
 
 pytestmark = pytest.mark.swarm
 
@@ -181,22 +178,8 @@ async def test_a_writer_waits_for_a_reader_that_stopped(start: Start) -> None:
 
 async def test_a_parting_error_arrives_even_while_the_other_side_floods(start: Start) -> None:
     server, client = await asyncio.gather(start(), start(client_mode=True))
-
-    async def handler(stream: Stream) -> None:
-        connection = Connection(stream)
-        try:
-            await connection.receive()
-        except RemoteProtocolError as error:
-            await connection.close_with(error_message(error))
-
-    await server.serve(PROTOCOL_ID, handler)
-    for _ in range(5):
-        stream = await client.open_stream(server.peer_id, PROTOCOL_ID, await server.maddrs())
-        stream.write([b"garbage" * 50_000])
-        told = await Connection(stream).receive()
-        assert isinstance(told, ErrorMessage)
-        assert told.code is ErrorCode.BAD_FRAME
-        stream.close()
+    await server.serve(STRICT, strict)
+    await gets_parting_errors(client, server)
 
 
 async def test_a_failing_handler_ends_its_stream_only(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,20 +10,19 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from swarm_node.swarm.errors import ErrorCode, PeerUnreachableError, RemoteProtocolError
+from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.error_frames import error_message
-from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
-from tests.doubles.pure_peers import echo
+from tests.doubles.pure_peers import STRICT, echo, gets_parting_errors, strict
 
 pytestmark = [pytest.mark.swarm, pytest.mark.asyncio(loop_scope="module")]
 
-ECHO, REPEAT, LATE, STRICT = "/echo/1", "/repeat/1", "/late/1", "/strict/1"
+ECHO, REPEAT, LATE = "/echo/1", "/repeat/1", "/late/1"
 STRANGER = Identity(b"s" * 32).peer_id
 Either = P2pdTransport | PyLibp2pTransport
 
@@ -46,13 +45,6 @@ async def _serve(transport: Either, read_on: asyncio.Event) -> None:
         await read_on.wait()
         while await stream.read():
             pass
-
-    async def strict(stream: Stream) -> None:
-        connection = Connection(stream)
-        try:
-            await connection.receive()
-        except RemoteProtocolError as error:
-            await connection.close_with(error_message(error))
 
     for protocol, handler in ((ECHO, echo), (REPEAT, repeat), (LATE, late), (STRICT, strict)):
         await transport.serve(protocol, handler)
@@ -127,13 +119,7 @@ async def test_a_writer_waits_for_a_reader_that_stopped(pair: Pair) -> None:
 
 
 async def test_a_parting_error_arrives_even_while_the_other_side_floods(pair: Pair) -> None:
-    for _ in range(3):
-        stream = await pair.client.open_stream(pair.server.peer_id, STRICT, pair.where)
-        stream.write([b"garbage" * 50_000])
-        told = await Connection(stream).receive()
-        assert isinstance(told, ErrorMessage)
-        assert told.code is ErrorCode.BAD_FRAME
-        stream.close()
+    await gets_parting_errors(pair.client, pair.server)
 
 
 async def test_a_protocol_of_which_nobody_knows(pair: Pair) -> None:

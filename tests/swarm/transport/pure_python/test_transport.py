@@ -12,19 +12,16 @@ import socket
 import pytest
 
 from swarm_node.swarm.errors import (
-    ErrorCode,
     ListenError,
     NetworkError,
     PeerTimeoutError,
     PeerUnreachableError,
-    RemoteProtocolError,
     StreamClosedError,
     UsageError,
 )
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.error_frames import error_message
-from swarm_node.swarm.protocol.messages import ErrorMessage, Step, Want
+from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.interface import Stream, Transport
 from swarm_node.swarm.transport.pure_python import connection as py_libp2p_connection
@@ -33,7 +30,16 @@ from swarm_node.swarm.transport.pure_python.security import Security, dial_probl
 from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW
 from tests.doubles.fake_swarm import until
-from tests.doubles.pure_peers import ECHO, STRANGER, StartPure, echo, linked
+from tests.doubles.pure_peers import (
+    ECHO,
+    STRANGER,
+    STRICT,
+    StartPure,
+    echo,
+    gets_parting_errors,
+    linked,
+    strict,
+)
 
 
 async def test_streams_both_ways_with_proven_identities(start_pure: StartPure) -> None:
@@ -137,22 +143,8 @@ async def test_a_writer_waits_for_a_reader_that_stopped(start_pure: StartPure) -
 
 async def test_a_parting_error_arrives_even_while_the_other_side_floods(start_pure: StartPure) -> None:
     server, client = await start_pure(), await start_pure(client_mode=True)
-
-    async def handler(stream: Stream) -> None:
-        connection = Connection(stream)
-        try:
-            await connection.receive()
-        except RemoteProtocolError as error:
-            await connection.close_with(error_message(error))
-
-    await server.serve(PROTOCOL_ID, handler)
-    for _ in range(5):
-        stream = await client.open_stream(server.peer_id, PROTOCOL_ID, await server.maddrs())
-        stream.write([b"garbage" * 50_000])
-        told = await Connection(stream).receive()
-        assert isinstance(told, ErrorMessage)
-        assert told.code is ErrorCode.BAD_FRAME
-        stream.close()
+    await server.serve(STRICT, strict)
+    await gets_parting_errors(client, server)
 
 
 async def test_what_was_written_before_closing_arrives(start_pure: StartPure) -> None:
