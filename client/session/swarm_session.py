@@ -193,7 +193,7 @@ class SwarmSession:
 
         ``x`` (tokens, hidden): their embedding, where the caller has it already.
         Raises what ``Router.plan`` raises when no route can be had (any more), and after MAX_FAILURES in a
-        row what the last hop failed of.
+        row with what the last hop failed with.
         """
         if not ids:
             raise LocalProtocolError("there are no tokens to feed")

@@ -238,7 +238,7 @@ class BatchRunner:
         for job, _ in work:
             job.compute_ns += ended - started
         self._encode(work, hidden, report, ended)
-        self._finish(work, report, ended)
+        self._finish(work, report)
 
     # Results out.
 
@@ -291,7 +291,7 @@ class BatchRunner:
             job.rows += count
             at += count * size
 
-    def _finish(self, work: _Work, report: BatchReport, computed_ns: int) -> None:
+    def _finish(self, work: _Work, report: BatchReport) -> None:
         ended = perf_counter_ns()
         sessions = len(work)
         for job, part in work:
