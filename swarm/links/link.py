@@ -174,7 +174,7 @@ class NodeLink:
             self._loop.call_soon(self._flush)
         buffers = encode_frame(encode(message))
         self._outgoing += buffers
-        self._timers.posted(len(buffers[-1]), self._heard())
+        self._timers.posted(len(buffers[-1]), self.heard_at)
         if len(self._users) <= 1:
             self._flush()
 

@@ -162,10 +162,11 @@ class LinkTimers:
     def unused(self, now: float) -> None:
         self._unused_since = now
 
-    def posted(self, size: int, heard: Heard) -> None:
-        """``size`` bytes were sent."""
-        if self._posted_at < heard.at:
-            self._posted, self._posted_at = 0, heard.at
+    def posted(self, size: int, heard_at: float) -> None:
+        """``size`` bytes were sent, after the peer's last bytes came at ``heard_at``. Called for each
+        step."""
+        if self._posted_at < heard_at:
+            self._posted, self._posted_at = 0, heard_at
         self._posted += size
 
     def welcomed(self, now: float) -> None:

@@ -121,14 +121,14 @@ def test_a_peer_that_answers_in_time_is_never_gone(
     answers_after_s: float, waits: bool, posted: int, seconds: float
 ) -> None:
     peer = Peer(answers_after_s, waiting_since=100.0 if waits else None)
-    peer.timers.posted(posted, peer.heard)
+    peer.timers.posted(posted, peer.heard.at)
     assert isinstance(peer.run(seconds), LookAgain | AskNow)
 
 
 @given(others=st.lists(st.floats(0.0, 200.0), max_size=4), posted=st.integers(0, 1 << 24))
 def test_a_mute_peer_is_gone_at_last_whatever_others_do(others: list[float], posted: int) -> None:
     peer = Peer(waiting_since=100.0, others=others)
-    peer.timers.posted(posted, peer.heard)
+    peer.timers.posted(posted, peer.heard.at)
     assert isinstance(peer.run(3 * PATIENCE.own_loss_s), PeerGone)
 
 
