@@ -220,7 +220,7 @@ class NodeLink:
             return
         try:
             self._connection.write(outgoing)
-        except SwarmError:
+        except StreamClosedError:
             pass  # the reader ends the link: what the node said last may say why
 
     # Receiving.
