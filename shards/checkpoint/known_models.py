@@ -98,10 +98,10 @@ class KnownModels:
 
     def _note_used(self, name: str, digest: str) -> None:
         now = self._now()
-        before = self.used(name, [digest])
         latest = self.used(name)
-        if before is not None and before == latest and 0 <= (now - before.last).total_seconds() < TOUCH_S:
+        if latest and latest.digest == digest and 0 <= (now - latest.last).total_seconds() < TOUCH_S:
             return
+        before = self.used(name, [digest])
         entry = UsedModel(name, digest, before.first if before else now, now)
 
         def with_it(lines: _Lines) -> _Lines:

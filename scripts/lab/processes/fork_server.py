@@ -190,9 +190,8 @@ def _serve(connection: socket.socket) -> None:
     """Fork a process for each request until the other side is gone; then end those that are left."""
     _import_everything()
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(
-        PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
-    )  # daemons that outlive their node are ours to reap, or to end
+    # Daemons that outlive their node are ours to reap, or to end.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_read, wake_write = os.pipe()
     for descriptor in (wake_read, wake_write):
         os.set_blocking(descriptor, False)
