@@ -197,24 +197,25 @@ class SwarmSession:
         """
         if not ids:
             raise LocalProtocolError("there are no tokens to feed")
-        begin = fed = len(self._ids)
-        if self._slow.step_times.is_time(fed) and self._session is not None:
+        begin = len(self._ids)
+        if self._slow.step_times.is_time(begin) and self._session is not None:
             self._scout.look(self._session.route)
             await self._look_for_slow_hops()
         self._ids.extend(ids)
         if self._was_open or self._beginnings is None or want is Want.ALL:  # which takes feeding it all
-            return await self._append(begin, fed, x, want)
+            return await self._append(begin, x, want)
         async with self._beginnings.feeding(self._ids) as feed:
             self._feed = feed
             try:
-                hidden = await self._append(begin, fed, x, want)
+                hidden = await self._append(begin, x, want)
                 self._remember(len(self._ids))
                 return hidden
             finally:
                 self._feed = None
 
-    async def _append(self, begin: int, fed: int, x: Tensor | None, want: Want) -> Tensor:
-        """Feed from ``fed`` on, with ``x`` as the embedding; the rows from ``begin`` on, or the last."""
+    async def _append(self, begin: int, x: Tensor | None, want: Want) -> Tensor:
+        """Feed from ``begin`` on, with ``x`` as the embedding; the rows from there on, or the last."""
+        fed = begin
         while True:
             self._check_open()
             try:

@@ -119,7 +119,11 @@ class NodeLink:
         self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
         self.post(
             Hello(
-                *((PROTOCOL_VERSION,), model.digest, CODECS, DEFAULT_MAX_FRAME, agent),
+                (PROTOCOL_VERSION,),
+                model.digest,
+                CODECS,
+                DEFAULT_MAX_FRAME,
+                agent,
                 parts=model.parts,
                 root=model.root,
             )
