@@ -9,6 +9,7 @@ from typing import Any
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
 from swarm_node.client.routing.router import Router
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.timeouts import Patience
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected
 
@@ -70,8 +71,6 @@ class ChainCase:
 
     async def revive(self, name: str) -> None:
         """A killed node is back, without what it held."""
-        from swarm_node.swarm.protocol.wire import PROTOCOL_ID
-
         node = self.swarm.nodes[name]
         await self.swarm.network.transport(name).serve(PROTOCOL_ID, node.handle)
         self.swarm.announce(name)

@@ -115,7 +115,7 @@ class _Stream:
         self,
         stream: Stream,
         came: Callable[[_Stream, Message], Message | None],
-        goes: Callable[[_Stream, Message], Sequence[Message | bytes]],
+        goes: Callable[[Message], Sequence[Message | bytes]],
     ) -> None:
         self.inner = stream
         self.muted = False
@@ -153,7 +153,7 @@ class _Stream:
             return
         out = []
         for message in _messages(self._outgoing, b"".join(buffers)):
-            out += [message] if isinstance(message, bytes) else self._goes(self, message)
+            out += [message] if isinstance(message, bytes) else self._goes(message)
         if out:
             self.inner.write([_bytes(each) for each in out])
 
@@ -363,7 +363,7 @@ class FakeNode:
 
     # What it answers.
 
-    def _answers(self, stream: _Stream, message: Message) -> Sequence[Message | bytes]:
+    def _answers(self, message: Message) -> Sequence[Message | bytes]:
         how = self.behaviour
         match message:
             case Welcome():
@@ -422,7 +422,7 @@ class FakeNode:
     def _adds_rows(self, step: int) -> bool:
         return step >= (self.behaviour.more_rows_from_step or 1 << 60)
 
-    def _forwards(self, stream: _Stream, message: Message) -> Sequence[Message | bytes]:
+    def _forwards(self, message: Message) -> Sequence[Message | bytes]:
         how = self.behaviour
         if not isinstance(message, Step) or message.hold:
             return [message]

@@ -28,8 +28,6 @@ TOTAL_TOKENS = 64 * CONTEXT
 class ToyPool:
     """A slot holds, for each token of its page, the sum of the block's inputs up to it."""
 
-    kv_dtype = "float32"
-
     def __init__(self, n_slots: int) -> None:
         self.n_slots = n_slots
         self.slots: dict[int, Tensor] = {}
