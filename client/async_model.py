@@ -100,7 +100,12 @@ class AsyncSwarmModel:
         ``SwarmModel.connect``."""
         entry = checked_entry(options)
         network, (local,) = await open_models([options.get("model")], entry, options)
-        self = cls(local, network, **part(options, SessionOptions))
+        try:
+            self = cls(local, network, **part(options, SessionOptions))
+        except BaseException:
+            await network.close()
+            local.close()
+            raise
         try:
             if options.get("wait"):
                 await self.wait_for_route()

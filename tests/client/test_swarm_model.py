@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 import swarm_node.client
-from swarm_node.client import SwarmModel
+from swarm_node.client import SwarmModel, async_model
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.swarm.errors import CheckpointError, SwarmError, UsageError
 from swarm_node.swarm.routing.best_route import NoRouteError
@@ -233,6 +234,28 @@ def test_dropping_the_model_closes_it(make: Callable[..., Sync]) -> None:
 
 
 @pytest.mark.slow
+async def test_a_client_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = await FakeSwarm(a="0-5").start()
+    network, closed = swarm.client_network(), []
+
+    async def open_models(*_: object) -> object:
+        return network, (replace(swarm.local(), close=lambda: closed.append("local")),)
+
+    async def close() -> None:
+        closed.append("network")
+
+    monkeypatch.setattr(async_model, "open_models", open_models)
+    monkeypatch.setattr(type(network), "close", lambda self: close())
+
+    def no_memory(_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(async_model, "HeadBatcher", no_memory)
+    with pytest.raises(MemoryError):
+        await async_model.AsyncSwarmModel.connect(initial_peers=["/ip4/192.0.2.1/tcp/1"])
+    assert closed == ["network", "local"]
+
+
 def test_connect_explains_what_is_wrong_before_dialling(tmp_path) -> None:  # type: ignore[no-untyped-def]
     missing = tmp_path / "missing.gguf"
     with pytest.raises(CheckpointError, match=r"missing\.gguf"):
