@@ -19,6 +19,8 @@ from ...swarm.membership.membership import Membership, moment
 from ...swarm.membership.transport import MembersTransport
 from ...swarm.runtime.lazy_scipy import make_lazy
 from ...swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
+from ...swarm.transport.direct.imports import lacks_p2pd
+from ...swarm.transport.direct.transport import DirectTransport
 from ...swarm.transport.interface import (
     NetworkChange,
     NetworkLost,
@@ -26,8 +28,6 @@ from ...swarm.transport.interface import (
     NetworkWatcher,
     Transport,
 )
-from ...swarm.transport.pure_python.imports import lacks_p2pd
-from ...swarm.transport.pure_python.transport import PyLibp2pTransport
 from ...swarm.types import NodeInfo
 from ..address_book import AddressBook, open_book
 from ..delegated.directory import DelegatedDirectory
@@ -206,9 +206,9 @@ async def open_network(
     where = listen_maddrs(host, port)
     book = open_book(identity, initial_peers, membership)
     p2pd: P2pdTransport | None = None
-    opened: P2pdTransport | PyLibp2pTransport
+    opened: P2pdTransport | DirectTransport
     if light:
-        opened = await PyLibp2pTransport.create(
+        opened = await DirectTransport.create(
             identity, host_maddrs=where, announce_maddrs=announce_maddrs, client_mode=client_mode
         )
     else:
@@ -305,9 +305,9 @@ async def _read_nodes(
     """What the peer at some of these addresses knows of the swarm's nodes, asked over a transport and with an
     identity of its own. Raises SwarmError."""
     identity = Identity.generate()
-    opened: P2pdTransport | PyLibp2pTransport
+    opened: P2pdTransport | DirectTransport
     if light:
-        opened = await PyLibp2pTransport.create(identity, client_mode=True)
+        opened = await DirectTransport.create(identity, client_mode=True)
     else:
         opened = await connect_in(identity, addresses, AddressBook(), client_mode=True)
     transport = _among_members(opened, membership)

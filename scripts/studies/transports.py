@@ -144,7 +144,7 @@ async def ours(stack: str, target: str) -> None:
     if stack == "p2pd":
         from swarm_node.swarm.transport.p2pd.transport import P2pdTransport as Transport
     else:
-        from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport as Transport  # type: ignore[assignment]
+        from swarm_node.swarm.transport.direct.transport import DirectTransport as Transport  # type: ignore[assignment]
     transport = await Transport.create(client_mode=bool(target))
     if target:
         peer_id = target.rpartition("/")[2]

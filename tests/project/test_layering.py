@@ -32,7 +32,7 @@ FLOORS = {
         ("swarm/confined", "swarm/protocol", "swarm/codecs", "swarm/routing"),
         ("swarm/fairness", "swarm/placement"),
         ("swarm/transport",),
-        ("swarm/transport/p2pd", "swarm/transport/pure_python", "swarm/links", "swarm/discovery"),
+        ("swarm/transport/p2pd", "swarm/transport/direct", "swarm/links", "swarm/discovery"),
         ("swarm/membership",),
         ("swarm/naming",),
     ),
@@ -74,8 +74,8 @@ APART = {"client/guided": "client/routing", "client/gateway": "client/hf", "node
 
 ONLY_IN = {
     "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
-    "libp2p": ("swarm/transport/pure_python",),
-    "trio": ("swarm/transport/pure_python",),
+    "libp2p": ("swarm/transport/direct",),
+    "trio": ("swarm/transport/direct",),
     "torch": ("swarm/codecs", "shards", "client", "node"),
     "mlx": ("shards/mlx", "shards/models/devices.py"),  # which tries whether it can be imported
     "transformers": ("client/hf",),
@@ -102,7 +102,7 @@ _NO_IO = ("asyncio", "concurrent", "multiprocessing", "selectors", "ssl", "subpr
 _PEERS = ("swarm_node.swarm.links", "swarm_node.swarm.transport")
 _STREAMS = (  # without the arithmetic of addresses, by which copies of a model are weighed
     *("swarm_node.swarm.links", "swarm_node.swarm.transport.interface"),
-    *("swarm_node.swarm.transport.p2pd", "swarm_node.swarm.transport.pure_python"),
+    *("swarm_node.swarm.transport.p2pd", "swarm_node.swarm.transport.direct"),
 )
 
 NEVER_IN = {
@@ -295,7 +295,7 @@ def test_tests_and_scripts_are_in_rooms_too() -> None:
         ("swarm/routing/search.py", "import torch"),
         ("swarm/routing/search.py", "import asyncio"),
         ("swarm/routing/search.py", "from ..links.link import NodeLink"),
-        ("swarm/transport/p2pd/daemon.py", "from ..pure_python import yamux"),
+        ("swarm/transport/p2pd/daemon.py", "from ..direct import yamux"),
         ("dht/delegated/directory.py", "from libp2p.peer.id import ID"),
         ("dht/records/bodies.py", "from ...shards.formats.config import ModelConfig"),
         ("dht/records/keys.py", "def f():\n    from ..kademlia.node import Node"),

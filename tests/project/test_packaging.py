@@ -57,9 +57,9 @@ def test_pure_modules_load_neither_torch_nor_hivemind() -> None:
     transport = (
         "interface",
         "memory",
-        "pure_python.yamux",
-        "pure_python.multistream",
-        "pure_python.transport",
+        "direct.yamux",
+        "direct.multistream",
+        "direct.transport",
     )
     modules = (
         *("errors", "identity", "peer_health", "types", "links.message_stream", "routing.best_route"),

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
-from tests.doubles.pure_peers import StartPure
+from swarm_node.swarm.transport.direct.transport import DirectTransport
+from tests.doubles.direct_peers import StartDirect
 
 
 @pytest.fixture
-async def start_pure() -> AsyncIterator[StartPure]:
-    """Starts pure-Python transports, as ``PyLibp2pTransport.create`` does, and closes them."""
-    started: list[PyLibp2pTransport] = []
+async def start_direct() -> AsyncIterator[StartDirect]:
+    """Starts pure-Python transports, as ``DirectTransport.create`` does, and closes them."""
+    started: list[DirectTransport] = []
 
-    async def begin(identity: Identity | None = None, **options: object) -> PyLibp2pTransport:
-        transport = await PyLibp2pTransport.create(identity, **options)  # type: ignore[arg-type]
+    async def begin(identity: Identity | None = None, **options: object) -> DirectTransport:
+        transport = await DirectTransport.create(identity, **options)  # type: ignore[arg-type]
         started.append(transport)
         return transport
 

@@ -1,1 +1,1 @@
-"""Streams through go-libp2p's daemon, which this process starts and watches. Knows no ``pure_python``."""
+"""Streams through go-libp2p's daemon, which this process starts and watches. Knows no ``direct``."""

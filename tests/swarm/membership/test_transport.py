@@ -36,7 +36,7 @@ from swarm_node.swarm.transport.interface import Stream, Transport
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef
 from tests.doubles.clock import Clock
-from tests.doubles.pure_peers import echo
+from tests.doubles.direct_peers import echo
 
 NOW = 1_800_000_000.0
 PROTOCOL = "/test/1"

@@ -10,7 +10,7 @@ import pytest
 from swarm_node.swarm.errors import PeerTimeoutError, PeerUnreachableError, StreamClosedError
 from swarm_node.swarm.transport.interface import Stream, Transport
 from swarm_node.swarm.transport.memory import HIGH_WATER, RETRANSMIT_S, MemoryNetwork, MemoryTransport
-from tests.doubles.pure_peers import echo
+from tests.doubles.direct_peers import echo
 
 ECHO = "/echo/1"
 

@@ -38,7 +38,7 @@ from swarm_node.swarm.transport.p2pd.maddrs import encode_maddr
 from swarm_node.swarm.transport.p2pd.process import STALE_AGE, remove_stale_folders
 from swarm_node.swarm.transport.p2pd.stream import P2pdStream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
-from tests.doubles.pure_peers import STRICT, echo, gets_parting_errors, strict
+from tests.doubles.direct_peers import STRICT, echo, gets_parting_errors, strict
 
 pytestmark = pytest.mark.swarm
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from swarm_node.swarm.transport.pure_python.crowds import loser_to, most_unread, oldest_of_the_largest
+from swarm_node.swarm.transport.direct.crowds import loser_to, most_unread, oldest_of_the_largest
 
 HOME, NET = "/ip4/9.9.9.9/tcp/1", "/ip4/8.8.8.{}/tcp/1"
 

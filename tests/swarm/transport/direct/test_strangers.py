@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import PeerUnreachableError, RemoteProtocolError
 from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.transport.direct import transport
+from swarm_node.swarm.transport.direct.addresses import parse_tcp_maddr
+from swarm_node.swarm.transport.direct.channel import NoiseChannel, TcpChannel
+from swarm_node.swarm.transport.direct.multistream import propose
+from swarm_node.swarm.transport.direct.relay import HOP, _fields
+from swarm_node.swarm.transport.direct.security import NOISE, Security
+from swarm_node.swarm.transport.direct.stream import DirectStream
+from swarm_node.swarm.transport.direct.transport import MAX_HANDSHAKES, DirectTransport
+from swarm_node.swarm.transport.direct.yamux import INITIAL_WINDOW, MAX_INBOUND
 from swarm_node.swarm.transport.interface import Stream
-from swarm_node.swarm.transport.pure_python import transport
-from swarm_node.swarm.transport.pure_python.addresses import parse_tcp_maddr
-from swarm_node.swarm.transport.pure_python.channel import NoiseChannel, TcpChannel
-from swarm_node.swarm.transport.pure_python.multistream import propose
-from swarm_node.swarm.transport.pure_python.relay import HOP, _fields
-from swarm_node.swarm.transport.pure_python.security import NOISE, Security
-from swarm_node.swarm.transport.pure_python.stream import PyLibp2pStream
-from swarm_node.swarm.transport.pure_python.transport import MAX_HANDSHAKES, PyLibp2pTransport
-from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW, MAX_INBOUND
+from tests.doubles.direct_peers import ECHO, STRANGER, StartDirect, echo, linked
 from tests.doubles.fake_swarm import until
-from tests.doubles.pure_peers import ECHO, STRANGER, StartPure, echo, linked
 
 
-async def intruder(server: PyLibp2pTransport) -> NoiseChannel:
+async def intruder(server: DirectTransport) -> NoiseChannel:
     """An authenticated connection on which anything can be written in place of yamux."""
     host, port = parse_tcp_maddr((await server.maddrs())[0].partition("/p2p/")[0])
     tcp = TcpChannel()
@@ -38,8 +38,8 @@ def frame(kind: int, flags: int, stream: int, length: int, payload: bytes = b"")
     return struct.pack("!BBHII", 0, kind, flags, stream, length) + payload
 
 
-async def test_more_than_a_window_ends_the_connection_of_who_sends_it(start_pure: StartPure) -> None:
-    server, _, good = await linked(start_pure)
+async def test_more_than_a_window_ends_the_connection_of_who_sends_it(start_direct: StartDirect) -> None:
+    server, _, good = await linked(start_direct)
     channel = await intruder(server)
     await until(lambda: len(server._all_connections()) == 2)
     channel.write(frame(1, 1, 1, 0) + frame(0, 0, 1, INITIAL_WINDOW + 1, bytes(1000)))
@@ -48,8 +48,8 @@ async def test_more_than_a_window_ends_the_connection_of_who_sends_it(start_pure
     assert await good.read() == b"unharmed"
 
 
-async def test_streams_without_end_are_refused(start_pure: StartPure) -> None:
-    server, _, good = await linked(start_pure)
+async def test_streams_without_end_are_refused(start_direct: StartDirect) -> None:
+    server, _, good = await linked(start_direct)
     channel = await intruder(server)
     channel.write(b"".join(frame(1, 1, 2 * i + 1, 0) for i in range(3 * MAX_INBOUND)))
     await until(lambda: any(len(each._streams) > 1 for each in server._all_connections()))
@@ -61,10 +61,10 @@ async def test_streams_without_end_are_refused(start_pure: StartPure) -> None:
 
 
 async def test_connections_that_nobody_uses_make_room(
-    start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "MAX_CONNECTIONS", 3)
-    server, _, good = await linked(start_pure)
+    server, _, good = await linked(start_direct)
     strangers = [await intruder(server) for _ in range(6)]
     await until(lambda: len(server._all_connections()) == 3 and not server._handshakes)
     good.write([b"unharmed"])  # in use, though the oldest
@@ -74,17 +74,17 @@ async def test_connections_that_nobody_uses_make_room(
     await until(lambda: server._accepted == 1)
 
 
-async def test_a_flood_of_single_bytes_takes_little_more_than_its_size(start_pure: StartPure) -> None:
-    server, _, _ = await linked(start_pure)
-    kept: list[PyLibp2pStream] = []
+async def test_a_flood_of_single_bytes_takes_little_more_than_its_size(start_direct: StartDirect) -> None:
+    server, _, _ = await linked(start_direct)
+    kept: list[DirectStream] = []
 
     async def rest(stream: Stream) -> None:
-        assert isinstance(stream, PyLibp2pStream)
+        assert isinstance(stream, DirectStream)
         kept.append(stream)
         await asyncio.Event().wait()
 
     await server.serve("/rest/1", rest)
-    client = await start_pure(client_mode=True)
+    client = await start_direct(client_mode=True)
     stream = await client.open_stream(server.peer_id, "/rest/1", await server.maddrs())
     for _ in range(100):
         stream.write([b"x"] * 500)
@@ -96,16 +96,16 @@ async def test_a_flood_of_single_bytes_takes_little_more_than_its_size(start_pur
 
 
 async def test_what_nobody_reads_is_bounded_over_all_connections(
-    start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "MAX_UNREAD_BYTES", 5 * INITIAL_WINDOW)
-    server, _, good = await linked(start_pure)
+    server, _, good = await linked(start_direct)
 
     async def rest(stream: Stream) -> None:
         await asyncio.Event().wait()
 
     await server.serve("/rest/1", rest)
-    light, heavy = await start_pure(client_mode=True), await start_pure(client_mode=True)
+    light, heavy = await start_direct(client_mode=True), await start_direct(client_mode=True)
     for client, streams in ((light, 1), (heavy, 4)):
         for _ in range(streams):
             stream = await client.open_stream(server.peer_id, "/rest/1", await server.maddrs())
@@ -122,8 +122,8 @@ async def test_what_nobody_reads_is_bounded_over_all_connections(
     assert await good.read()
 
 
-async def test_bytes_that_were_altered_end_the_connection(start_pure: StartPure) -> None:
-    server, _, good = await linked(start_pure)
+async def test_bytes_that_were_altered_end_the_connection(start_direct: StartDirect) -> None:
+    server, _, good = await linked(start_direct)
     channel = await intruder(server)
     await until(lambda: len(server._all_connections()) == 2)
     channel._tcp.write((100).to_bytes(2) + bytes(100))
@@ -133,10 +133,10 @@ async def test_bytes_that_were_altered_end_the_connection(start_pure: StartPure)
 
 
 async def test_plaintext_and_silence_do_not_get_in(
-    start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "HANDSHAKE_S", 1.5)
-    server, client = await start_pure(), await start_pure(client_mode=True)
+    server, client = await start_direct(), await start_direct(client_mode=True)
     host, port = parse_tcp_maddr((await server.maddrs())[0].partition("/p2p/")[0])
     loop = asyncio.get_running_loop()
     plain = TcpChannel()
@@ -168,8 +168,8 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-async def test_a_relay_that_answers_badly(start_pure: StartPure, answer: bytes) -> None:
-    relay, client = await start_pure(), await start_pure(client_mode=True)
+async def test_a_relay_that_answers_badly(start_direct: StartDirect, answer: bytes) -> None:
+    relay, client = await start_direct(), await start_direct(client_mode=True)
 
     async def hop(stream: Stream) -> None:
         await stream.read()

@@ -23,29 +23,29 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.direct import connection as connection_module
+from swarm_node.swarm.transport.direct.addresses import parse_tcp_maddr
+from swarm_node.swarm.transport.direct.security import Security, dial_problem
+from swarm_node.swarm.transport.direct.transport import DirectTransport
+from swarm_node.swarm.transport.direct.yamux import INITIAL_WINDOW
 from swarm_node.swarm.transport.interface import Stream, Transport
-from swarm_node.swarm.transport.pure_python import connection as py_libp2p_connection
-from swarm_node.swarm.transport.pure_python.addresses import parse_tcp_maddr
-from swarm_node.swarm.transport.pure_python.security import Security, dial_problem
-from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
-from swarm_node.swarm.transport.pure_python.yamux import INITIAL_WINDOW
-from tests.doubles.fake_swarm import until
-from tests.doubles.pure_peers import (
+from tests.doubles.direct_peers import (
     ECHO,
     STRANGER,
     STRICT,
-    StartPure,
+    StartDirect,
     echo,
     gets_parting_errors,
     linked,
     strict,
 )
+from tests.doubles.fake_swarm import until
 
 
-async def test_streams_both_ways_with_proven_identities(start_pure: StartPure) -> None:
+async def test_streams_both_ways_with_proven_identities(start_direct: StartDirect) -> None:
     identity = Identity.generate()
-    server: Transport = await start_pure(identity)
-    client = await start_pure(client_mode=True)
+    server: Transport = await start_direct(identity)
+    client = await start_direct(client_mode=True)
     seen: list[str] = []
 
     async def handler(stream: Stream) -> None:
@@ -71,8 +71,8 @@ async def test_streams_both_ways_with_proven_identities(start_pure: StartPure) -
     await server.check()
 
 
-async def test_large_messages_and_addresses_that_strangers_garbled(start_pure: StartPure) -> None:
-    server, client = await start_pure(), await start_pure(client_mode=True)
+async def test_large_messages_and_addresses_that_strangers_garbled(start_direct: StartDirect) -> None:
+    server, client = await start_direct(), await start_direct(client_mode=True)
 
     async def handler(stream: Stream) -> None:
         connection = Connection(stream)
@@ -93,8 +93,8 @@ async def test_large_messages_and_addresses_that_strangers_garbled(start_pure: S
     await sending
 
 
-async def test_a_hundred_streams_share_a_connection(start_pure: StartPure) -> None:
-    server, client, _ = await linked(start_pure)
+async def test_a_hundred_streams_share_a_connection(start_direct: StartDirect) -> None:
+    server, client, _ = await linked(start_direct)
 
     async def use(index: int) -> None:
         stream = await client.open_stream(server.peer_id, ECHO)
@@ -112,8 +112,8 @@ async def test_a_hundred_streams_share_a_connection(start_pure: StartPure) -> No
     await until(lambda: len(connection._streams) == 1)  # ended streams leave nothing behind
 
 
-async def test_a_writer_waits_for_a_reader_that_stopped(start_pure: StartPure) -> None:
-    server, client = await start_pure(), await start_pure(client_mode=True)
+async def test_a_writer_waits_for_a_reader_that_stopped(start_direct: StartDirect) -> None:
+    server, client = await start_direct(), await start_direct(client_mode=True)
     read_on = asyncio.Event()
     got = 0
 
@@ -141,14 +141,14 @@ async def test_a_writer_waits_for_a_reader_that_stopped(start_pure: StartPure) -
     await until(lambda: got == INITIAL_WINDOW + (1 << 20))
 
 
-async def test_a_parting_error_arrives_even_while_the_other_side_floods(start_pure: StartPure) -> None:
-    server, client = await start_pure(), await start_pure(client_mode=True)
+async def test_a_parting_error_arrives_even_while_the_other_side_floods(start_direct: StartDirect) -> None:
+    server, client = await start_direct(), await start_direct(client_mode=True)
     await server.serve(STRICT, strict)
     await gets_parting_errors(client, server)
 
 
-async def test_what_was_written_before_closing_arrives(start_pure: StartPure) -> None:
-    server, client = await start_pure(), await start_pure(client_mode=True)
+async def test_what_was_written_before_closing_arrives(start_direct: StartDirect) -> None:
+    server, client = await start_direct(), await start_direct(client_mode=True)
 
     async def handler(stream: Stream) -> None:
         stream.write([bytes(100_000)])
@@ -167,9 +167,9 @@ async def test_what_was_written_before_closing_arrives(start_pure: StartPure) ->
 
 
 async def test_a_failing_handler_ends_its_stream_only(
-    start_pure: StartPure, caplog: pytest.LogCaptureFixture
+    start_direct: StartDirect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server, client, good = await linked(start_pure)
+    server, client, good = await linked(start_direct)
 
     async def fails(stream: Stream) -> None:
         raise RuntimeError("oops")
@@ -182,24 +182,24 @@ async def test_a_failing_handler_ends_its_stream_only(
     assert await good.read() == b"still here"
 
 
-async def test_ports_and_addresses_that_cannot_be_used(start_pure: StartPure) -> None:
-    taken = await start_pure()
+async def test_ports_and_addresses_that_cannot_be_used(start_direct: StartDirect) -> None:
+    taken = await start_direct()
     (maddr,) = await taken.maddrs()
     where = maddr.partition("/p2p/")[0]
     with pytest.raises(ListenError, match=f"port {parse_tcp_maddr(where)[1]} on 127.0.0.1 is in use"):
-        await start_pure(host_maddrs=[where])
+        await start_direct(host_maddrs=[where])
     with pytest.raises(ListenError, match="not an address of this machine"):
-        await start_pure(host_maddrs=["/ip4/192.0.2.1/tcp/0"])
+        await start_direct(host_maddrs=["/ip4/192.0.2.1/tcp/0"])
     with pytest.raises(UsageError, match="not an address of plain TCP"):
-        await start_pure(host_maddrs=["/ip4/127.0.0.1/udp/1/quic-v1"])
-    everywhere = await start_pure(host_maddrs=["/ip4/0.0.0.0/tcp/0"])
+        await start_direct(host_maddrs=["/ip4/127.0.0.1/udp/1/quic-v1"])
+    everywhere = await start_direct(host_maddrs=["/ip4/0.0.0.0/tcp/0"])
     assert any(each.startswith("/ip4/127.0.0.1/") for each in await everywhere.maddrs())
-    named = await start_pure(announce_maddrs=["/dns4/node.example/tcp/31330"])
+    named = await start_direct(announce_maddrs=["/dns4/node.example/tcp/31330"])
     assert await named.maddrs() == (f"/dns4/node.example/tcp/31330/p2p/{named.peer_id}",)
 
 
-async def test_dials_that_fail_say_why(start_pure: StartPure) -> None:
-    server, client, _ = await linked(start_pure)
+async def test_dials_that_fail_say_why(start_direct: StartDirect) -> None:
+    server, client, _ = await linked(start_direct)
     where = await server.maddrs()
     with pytest.raises(PeerUnreachableError, match="does not speak /other/1"):
         await client.open_stream(server.peer_id, "/other/1")
@@ -231,13 +231,13 @@ async def test_dials_that_fail_say_why(start_pure: StartPure) -> None:
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x13/multistream/1.0.0\n\x03na\n", b"\xff\xff\xff", b"", b"\x13"],
     ids=["http", "no noise", "long line", "closes", "half a line"],
 )
-async def test_what_is_no_libp2p_is_told(start_pure: StartPure, reply: bytes) -> None:
+async def test_what_is_no_libp2p_is_told(start_direct: StartDirect, reply: bytes) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(reply)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    client = await start_pure(client_mode=True)
+    client = await start_direct(client_mode=True)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(
         PeerUnreachableError, match=r"is not a swarm peer|closed the connection|cannot reach peer"
@@ -246,10 +246,10 @@ async def test_what_is_no_libp2p_is_told(start_pure: StartPure, reply: bytes) ->
     server.close()
 
 
-async def test_a_peer_that_is_gone_ends_its_streams_and_is_dialled_anew(start_pure: StartPure) -> None:
+async def test_a_peer_that_is_gone_ends_its_streams_and_is_dialled_anew(start_direct: StartDirect) -> None:
     identity = Identity.generate()
-    server, client, stream = await linked(start_pure)
-    server = await start_pure(identity)
+    server, client, stream = await linked(start_direct)
+    server = await start_direct(identity)
     await server.serve(ECHO, echo)
     where = await server.maddrs()
     stream = await client.open_stream(server.peer_id, ECHO, where)
@@ -259,7 +259,7 @@ async def test_a_peer_that_is_gone_ends_its_streams_and_is_dialled_anew(start_pu
     assert await asyncio.wait_for(waiting, 5) == b""
     with pytest.raises(PeerUnreachableError):
         await client.open_stream(identity.peer_id, ECHO, where)
-    again = await start_pure(identity, host_maddrs=[where[0].partition("/p2p/")[0]])
+    again = await start_direct(identity, host_maddrs=[where[0].partition("/p2p/")[0]])
     await again.serve(ECHO, echo)
     stream = await client.open_stream(identity.peer_id, ECHO, where)
     stream.write([b"back"])
@@ -267,11 +267,11 @@ async def test_a_peer_that_is_gone_ends_its_streams_and_is_dialled_anew(start_pu
 
 
 async def test_a_silent_connection_is_given_up(
-    start_pure: StartPure, monkeypatch: pytest.MonkeyPatch
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(py_libp2p_connection, "KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr(py_libp2p_connection, "SILENT_S", 0.12)
-    server, client, stream = await linked(start_pure)
+    monkeypatch.setattr(connection_module, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(connection_module, "SILENT_S", 0.12)
+    server, client, stream = await linked(start_direct)
     (there,) = server._all_connections()
     (here,) = client._all_connections()
     await asyncio.sleep(0.3)  # questions are asked and answered
@@ -281,8 +281,8 @@ async def test_a_silent_connection_is_given_up(
     assert not here.usable
 
 
-async def test_close_ends_everything_and_may_be_repeated(start_pure: StartPure) -> None:
-    server, client, stream = await linked(start_pure)
+async def test_close_ends_everything_and_may_be_repeated(start_direct: StartDirect) -> None:
+    server, client, stream = await linked(start_direct)
     stream.write([b"x"])
     assert await stream.read() == b"x"
     waiting = asyncio.create_task(stream.read())
@@ -328,4 +328,4 @@ def test_every_error_of_a_dial_has_an_answer() -> None:
 def test_only_the_interface_is_the_transport_s() -> None:
     """Clients and nodes use what swarm.transport promises; this one has all of it."""
     promised = {name for name in vars(Transport) if not name.startswith("_")}
-    assert promised <= set(dir(PyLibp2pTransport))
+    assert promised <= set(dir(DirectTransport))

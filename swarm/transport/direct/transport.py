@@ -31,7 +31,7 @@ from .identify import IDENTIFY, identify_message
 from .multistream import answer, propose
 from .relay import HOP, connect_through
 from .security import Security, dial_problem
-from .stream import PyLibp2pStream
+from .stream import DirectStream
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ that holds most, of the address group that holds most."""
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
 
 
-class PyLibp2pTransport:
-    """One libp2p peer. Made by ``await PyLibp2pTransport.create()``."""
+class DirectTransport:
+    """One libp2p peer. Made by ``await DirectTransport.create()``."""
 
     def __init__(self, identity: Identity, security: Security, announce_maddrs: Sequence[str]) -> None:
         """Use ``create``."""
@@ -84,7 +84,7 @@ class PyLibp2pTransport:
         host_maddrs: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
         announce_maddrs: Sequence[str] = (),
         client_mode: bool = False,
-    ) -> PyLibp2pTransport:
+    ) -> DirectTransport:
         """Listen, unless ``client_mode``. ``identity`` None: a new key that is not kept. ``announce_maddrs``
         replaces the addresses that we tell others.
 
@@ -244,7 +244,7 @@ class PyLibp2pTransport:
             stream.close()
             raise
 
-    async def _negotiate(self, connection: YamuxConnection, protocol_id: str) -> PyLibp2pStream:
+    async def _negotiate(self, connection: YamuxConnection, protocol_id: str) -> DirectStream:
         stream = connection.open()
         try:
             if not await propose(_Lines(stream), protocol_id):
@@ -304,11 +304,11 @@ class PyLibp2pTransport:
         self._accepted += 1
         self._add(YamuxConnection(channel, peer_id, initiator=False, owner=self))
 
-    def on_stream(self, stream: PyLibp2pStream) -> None:
+    def on_stream(self, stream: DirectStream) -> None:
         """A peer has opened a stream: find out what for, and serve it."""
         self._run(self._serve_stream(stream))
 
-    async def _serve_stream(self, stream: PyLibp2pStream) -> None:
+    async def _serve_stream(self, stream: DirectStream) -> None:
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 protocol_id = await answer(_Lines(stream), self._handlers.__contains__)
@@ -384,7 +384,7 @@ class _Dial:
 class _Lines:
     """A stream as multistream-select wants it."""
 
-    def __init__(self, stream: PyLibp2pStream) -> None:
+    def __init__(self, stream: DirectStream) -> None:
         self._stream = stream
         self.read_exactly = stream.read_exactly
 

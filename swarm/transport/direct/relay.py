@@ -13,7 +13,7 @@ from ...errors import NetworkError, PeerUnreachableError, RemoteProtocolError, S
 from ...identity import peer_id_bytes
 from ..interface import Stream
 from .channel import Sink
-from .stream import HIGH_WATER, PyLibp2pStream
+from .stream import HIGH_WATER, DirectStream
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
 MAX_MESSAGE = 4096
@@ -34,7 +34,7 @@ async def connect_through(stream: Stream, peer_id: str, run: Run) -> StreamChann
 
     Raises PeerUnreachableError if the relay refuses, RemoteProtocolError, or what the stream raises.
     """
-    if not isinstance(stream, PyLibp2pStream):
+    if not isinstance(stream, DirectStream):
         raise TypeError("a relayed connection is made on a stream of this transport")
     peer = peer_id_bytes(peer_id)
     message = bytes([0x08, _CONNECT, 0x12, len(peer) + 2, 0x0A, len(peer)]) + peer
@@ -57,7 +57,7 @@ async def connect_through(stream: Stream, peer_id: str, run: Run) -> StreamChann
 class StreamChannel:
     """A stream in the place of a TcpChannel."""
 
-    def __init__(self, stream: PyLibp2pStream, run: Run) -> None:
+    def __init__(self, stream: DirectStream, run: Run) -> None:
         self._stream = stream
         self._run = run
         self._sink: Sink | None = None
@@ -114,7 +114,7 @@ class StreamChannel:
             self._sink.writable()
 
 
-async def _read_varint(stream: PyLibp2pStream) -> int:
+async def _read_varint(stream: DirectStream) -> int:
     value = 0
     for shift in (0, 7):
         byte = (await stream.read_exactly(1))[0]

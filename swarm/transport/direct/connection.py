@@ -10,7 +10,7 @@ from typing import Protocol
 from ...errors import LocalProtocolError, NetworkError, RemoteProtocolError, StreamClosedError
 from ..interface import Buffer
 from .channel import NoiseChannel
-from .stream import PyLibp2pStream
+from .stream import DirectStream
 from .yamux import Data, Ended, GoneAway, Incoming, YamuxSession
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SILENT_S = 30.0
 
 
 class Owner(Protocol):
-    def on_stream(self, stream: PyLibp2pStream) -> None:
+    def on_stream(self, stream: DirectStream) -> None:
         """The peer has opened a stream."""
 
     def on_unread(self) -> None:
@@ -44,10 +44,10 @@ class YamuxConnection:
         self.initiator = initiator
         self.ended_of: NetworkError | None = None
         self.unread = 0  # bytes that came and were not read
-        self.draining: set[PyLibp2pStream] = set()  # streams whose writers wait for room
+        self.draining: set[DirectStream] = set()  # streams whose writers wait for room
         self._channel = channel
         self._session = YamuxSession(initiator)
-        self._streams: dict[int, PyLibp2pStream] = {}
+        self._streams: dict[int, DirectStream] = {}
         self._lingering: dict[int, asyncio.TimerHandle] = {}
         self._owner = owner
         self._loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ class YamuxConnection:
         """When (the loop's time) the peer's last bytes came."""
         return self._heard_at
 
-    def open(self) -> PyLibp2pStream:
+    def open(self) -> DirectStream:
         """Raises StreamClosedError."""
         try:
             if self.ended_of is not None:
@@ -101,19 +101,19 @@ class YamuxConnection:
 
     # For the streams.
 
-    def write(self, stream: PyLibp2pStream, buffers: Iterable[Buffer]) -> None:
+    def write(self, stream: DirectStream, buffers: Iterable[Buffer]) -> None:
         self._session.write(stream.id, buffers)
         self._flush()
 
-    def queued(self, stream: PyLibp2pStream) -> int:
+    def queued(self, stream: DirectStream) -> int:
         return self._session.queued(stream.id)
 
-    def release(self, stream: PyLibp2pStream, size: int) -> None:
+    def release(self, stream: DirectStream, size: int) -> None:
         self.unread -= size
         self._session.release(stream.id, size)
         self._flush()
 
-    def finish(self, stream: PyLibp2pStream, unread: int) -> None:
+    def finish(self, stream: DirectStream, unread: int) -> None:
         """``unread``: bytes of it that will not be read any more."""
         self.unread -= unread
         if self._streams.pop(stream.id, None) is None or self.ended_of is not None:
@@ -156,8 +156,8 @@ class YamuxConnection:
     def writable(self) -> None:
         self._flush()
 
-    def _add(self, id: int) -> PyLibp2pStream:
-        stream = self._streams[id] = PyLibp2pStream(self, id)
+    def _add(self, id: int) -> DirectStream:
+        stream = self._streams[id] = DirectStream(self, id)
         return stream
 
     def _ended(self, id: int, reset: bool) -> None:

@@ -9,12 +9,12 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.error_frames import error_message
 from swarm_node.swarm.protocol.messages import ErrorMessage
+from swarm_node.swarm.transport.direct.transport import DirectTransport
 from swarm_node.swarm.transport.interface import Stream, Transport
-from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
 
 ECHO, STRICT = "/echo/1", "/strict/1"
 STRANGER = Identity(b"s" * 32).peer_id
-StartPure = Callable[..., Awaitable[PyLibp2pTransport]]
+StartDirect = Callable[..., Awaitable[DirectTransport]]
 
 
 async def echo(stream: Stream) -> None:
@@ -43,8 +43,8 @@ async def gets_parting_errors(client: Transport, server: Transport) -> None:
         stream.close()
 
 
-async def linked(start_pure: StartPure) -> tuple[PyLibp2pTransport, PyLibp2pTransport, Stream]:
+async def linked(start_direct: StartDirect) -> tuple[DirectTransport, DirectTransport, Stream]:
     """A server that echoes, a client, and a stream between them."""
-    server, client = await start_pure(), await start_pure(client_mode=True)
+    server, client = await start_direct(), await start_direct(client_mode=True)
     await server.serve(ECHO, echo)
     return server, client, await client.open_stream(server.peer_id, ECHO, await server.maddrs())

@@ -15,16 +15,16 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport.direct.transport import DirectTransport
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
-from swarm_node.swarm.transport.pure_python.transport import PyLibp2pTransport
-from tests.doubles.pure_peers import STRICT, echo, gets_parting_errors, strict
+from tests.doubles.direct_peers import STRICT, echo, gets_parting_errors, strict
 
 pytestmark = [pytest.mark.swarm, pytest.mark.asyncio(loop_scope="module")]
 
 ECHO, REPEAT, LATE = "/echo/1", "/repeat/1", "/late/1"
 STRANGER = Identity(b"s" * 32).peer_id
-Either = P2pdTransport | PyLibp2pTransport
+Either = P2pdTransport | DirectTransport
 
 
 class Pair(NamedTuple):
@@ -51,9 +51,9 @@ async def _serve(transport: Either, read_on: asyncio.Event) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def peers() -> AsyncIterator[tuple[PyLibp2pTransport, P2pdTransport, asyncio.Event]]:
+async def peers() -> AsyncIterator[tuple[DirectTransport, P2pdTransport, asyncio.Event]]:
     read_on = asyncio.Event()
-    python, go = await PyLibp2pTransport.create(), await P2pdTransport.create()
+    python, go = await DirectTransport.create(), await P2pdTransport.create()
     for transport in (python, go):
         await _serve(transport, read_on)
     yield python, go, read_on
@@ -63,7 +63,7 @@ async def peers() -> AsyncIterator[tuple[PyLibp2pTransport, P2pdTransport, async
 
 @pytest_asyncio.fixture(params=["python dials p2pd", "p2pd dials python"], loop_scope="module")
 async def pair(
-    request: pytest.FixtureRequest, peers: tuple[PyLibp2pTransport, P2pdTransport, asyncio.Event]
+    request: pytest.FixtureRequest, peers: tuple[DirectTransport, P2pdTransport, asyncio.Event]
 ) -> Pair:
     python, go, read_on = peers
     client, server = (python, go) if request.param.startswith("python") else (go, python)
@@ -127,7 +127,7 @@ async def test_a_protocol_of_which_nobody_knows(pair: Pair) -> None:
         await pair.client.open_stream(pair.server.peer_id, PROTOCOL_ID, pair.where)
 
 
-async def _once_it_has_a_place(client: PyLibp2pTransport, peer_id: str, maddrs: tuple[str, ...]) -> Stream:
+async def _once_it_has_a_place(client: DirectTransport, peer_id: str, maddrs: tuple[str, ...]) -> Stream:
     async with asyncio.timeout(20):
         while True:
             try:
@@ -142,7 +142,7 @@ async def test_a_peer_behind_a_relay_is_reached() -> None:
     """By way of p2pd's relay: encrypted between the two, whoever passes it on."""
     relay, client = (
         await P2pdTransport.create(is_relay=True),
-        await PyLibp2pTransport.create(client_mode=True),
+        await DirectTransport.create(client_mode=True),
     )
     try:
         (where,) = await relay.maddrs()
