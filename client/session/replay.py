@@ -42,7 +42,8 @@ class HopListener:
         self.alarm = alarm
         self.hidden_size = hidden_size
         self.rows: asyncio.Queue[Result | None] = asyncio.Queue()  # None: no more will come
-        self._takes_rows = False
+        self._wanted = range(0)  # positions whose rows are still to come
+        self._failed = False
         self._since = perf_counter()
         self._feed: Segment | None = None
         self._last_feed: Segment | None = None
@@ -69,26 +70,45 @@ class HopListener:
             self._feed = None
 
     @contextmanager
-    def taking_rows(self) -> Iterator[None]:
-        """Inside, rows that the hop sends come into ``rows``."""
-        self._takes_rows = True
+    def taking_rows(self, start: int, until: int) -> Iterator[None]:
+        """Inside, the rows of positions [start, until) that the hop sends come into ``rows``: checked, in
+        order, each once. What it sends beyond them is dropped."""
+        self._wanted = range(start, until)
         try:
             yield
         finally:
-            self._takes_rows = False
+            self._wanted = range(0)
 
     def take(self, hop: HopClient, result: Result) -> None:
         if result.tokens == 0 and self._feed is not None:
             self._feed.take(hop, result)
-        elif self._takes_rows:
-            self.rows.put_nowait(result)
+        elif self._wanted:
+            try:
+                self._check(result)
+            except RemoteProtocolError as error:
+                hop.mark_lost(error)
+            else:
+                self._wanted = self._wanted[result.tokens :]
+                self.rows.put_nowait(result)
 
     def mark_broken(self) -> None:
         if self._feed is not None:
             self._feed.mark_broken()
         if self.hop.failure is not None or self.hop.state.step_error is not None:
-            self.rows.put_nowait(None)
+            if not self._failed:
+                self._failed = True
+                self.rows.put_nowait(None)
             self.alarm.set()
+
+    def _check(self, result: Result) -> None:
+        """Raises RemoteProtocolError for rows that are not the next ones."""
+        left, at = len(self._wanted), self._wanted.start
+        if result.position != at or not 0 < result.tokens <= left:
+            raise RemoteProtocolError(
+                f"{self.hop.link.name}: replays {result.tokens} rows at {result.position}, not up to "
+                f"{left} at {at}"
+            )
+        check_size(self.hop, result, self.hidden_size)
 
 
 async def feed_ids(
@@ -116,8 +136,8 @@ async def relay_rows(
 ) -> None:
     """Let ``source`` replay positions [start, until) to us, and pass them on to ``target``; from then on its
     results come to us. Raises BrokenError and what ``HopClient.replay`` raises."""
-    hop, hidden_size = source.hop, source.hidden_size
-    row = activations.payload_bytes(hop.reply_codec, 1, hidden_size)
+    hop = source.hop
+    row = activations.payload_bytes(hop.reply_codec, 1, source.hidden_size)
 
     async def chunks() -> AsyncIterator[_Chunk]:
         at = start
@@ -125,7 +145,6 @@ async def relay_rows(
             result = await source.rows.get()
             if result is None:
                 raise BrokenError
-            _check_rows(hop, result, at, until, hidden_size)
             cost.by_nodes(0, len(result.payload))
             rows = memoryview(result.payload)
             size = max(1, target.hop.max_step_tokens)
@@ -137,21 +156,8 @@ async def relay_rows(
     async def replay() -> None:
         await hop.replay(start, until, step, None)
 
-    with source.taking_rows():
+    with source.taking_rows(start, until):
         await all_of(replay(), _feed(target, chunks(), step, cost))
-
-
-def _check_rows(hop: HopClient, result: Result, at: int, until: int, hidden_size: int) -> None:
-    try:
-        if result.position != at or not 0 < result.tokens <= until - at:
-            raise RemoteProtocolError(
-                f"{hop.link.name}: replays {result.tokens} rows at {result.position}, not up to "
-                f"{until - at} at {at}"
-            )
-        check_size(hop, result, hidden_size)
-    except RemoteProtocolError as error:
-        hop.mark_lost(error)
-        raise BrokenError from error
 
 
 async def _feed(listener: HopListener, chunks: AsyncIterator[_Chunk], step: int, cost: ReplayCost) -> None:

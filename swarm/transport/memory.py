@@ -195,17 +195,16 @@ class MemoryStream:
 
     def write(self, buffers: Iterable[Buffer]) -> None:
         self._check_open()
-        if self._incoming.ended:
-            raise StreamClosedError(f"peer {self.peer_id} closed the stream")
-        self._outgoing.send(b"".join(buffers))
+        if not self._incoming.ended:  # else it is dropped, as by sockets: read and drain say so
+            self._outgoing.send(b"".join(buffers))
 
     async def drain(self) -> None:
         self._check_open()
-        while not self._outgoing.writable.is_set():
-            if self._incoming.ended:
-                raise StreamClosedError(f"peer {self.peer_id} closed the stream")
+        while not self._incoming.ended and not self._outgoing.writable.is_set():
             await self._outgoing.writable.wait()
             self._check_open()
+        if self._incoming.ended:
+            raise StreamClosedError(f"peer {self.peer_id} closed the stream")
 
     def close(self) -> None:
         if not self._closed:
