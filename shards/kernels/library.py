@@ -30,10 +30,9 @@ class ThreadPool:
 
     For one caller at a time, which gives ``handle`` to the kernels. Idle threads spin for some 0.1 ms, then
     sleep. They are not pinned: nodes that share a machine would end up on the same cores.
+    ``width``: how many of them compute, all at first; the others sleep. Results are the same for every width.
     Raises OSError where the system refuses threads, NativeUnavailableError without the library.
     """
-
-    __slots__ = ("__weakref__", "handle")
 
     def __init__(self, threads: int) -> None:
         self.handle: int | None = None
@@ -46,3 +45,12 @@ class ThreadPool:
                 raise OSError(f"cannot start {threads - 1} threads")
             # At exit they go with the process: one that still computes would be waited for.
             weakref.finalize(self, kernels.sn_pool_free, self.handle).atexit = False
+
+    @property
+    def width(self) -> int:
+        return library().sn_pool_width(ctypes.c_void_p(self.handle)) if self.handle is not None else 1
+
+    @width.setter
+    def width(self, threads: int) -> None:
+        if self.handle is not None:
+            library().sn_pool_set_width(ctypes.c_void_p(self.handle), ctypes.c_int32(threads))

@@ -87,6 +87,9 @@ class MlxSpan:
         turned[order] = out
         return turned
 
+    def use_threads(self, threads: int) -> None:
+        pass  # MLX has its own
+
     def synchronize(self) -> None:
         """``forward`` has done it."""
 

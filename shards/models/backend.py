@@ -104,3 +104,8 @@ class SpanBackend(Protocol[Memory]):
     def synchronize(self) -> None:
         """Return once everything that ``forward`` began is computed; its errors are raised here at last."""
         ...
+
+    def use_threads(self, threads: int) -> None:
+        """Compute with at most ``threads`` from now on, of those that it was loaded with. A hint: it changes
+        no bit of a result, and a backend that computes elsewhere ignores it."""
+        ...

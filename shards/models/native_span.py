@@ -116,6 +116,10 @@ class NativeSpan:
         self._slices = SliceArray()
         self._rotations = (SnRotation * self._slices.size)()
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many of the threads from now on."""
+        self._threads.width = threads
+
     def forward(self, x: Tensor, slices: Sequence[BatchSlice], pool: KvPool, span: Span, rope: Rope) -> None:
         """As SpanModel.forward, but ``x``, contiguous float32 on the CPU, itself becomes the output."""
         c_span = self._c_span

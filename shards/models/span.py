@@ -72,6 +72,10 @@ class SpanModel:
     def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
         return KvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype, self.device)
 
+    def use_threads(self, threads: int) -> None:
+        if self._native is not None:
+            self._native.use_threads(threads)
+
     def synchronize(self) -> None:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()

@@ -75,6 +75,9 @@ class ToySpan:
                 pool.sums(slots[page])[at] = total
         return rows
 
+    def use_threads(self, threads: int) -> None:
+        pass
+
     def synchronize(self) -> None:
         pass
 

@@ -188,7 +188,7 @@ static void block_forward(tile *t, sn_pool *pool)
     sn_run(pool, attention_norm, t, rows);
     sn_multiply(pool, &block->qkv, t->normed, hidden, rows, t->qkv, width, 0, t->linear_scratch);
     sn_run(pool, rotate_and_append, t, t->segments);
-    t->splits = t->segments < 2 * sn_pool_threads(pool) ? span->kv_heads : 1;
+    t->splits = t->segments < 2 * sn_pool_width(pool) ? span->kv_heads : 1;
     sn_pool_run(pool, attend, t, t->segments * t->splits, 1);
     sn_run(pool, prepare_out, t, rows);
     sn_multiply(pool, &block->out, t->attended, attended, rows, t->x, hidden, 1, t->linear_scratch);

@@ -41,9 +41,10 @@ struct sn_pool {
     _Atomic(void *) arg;
     _Atomic int32_t parts, grain;
     _Atomic int32_t sleeping; /* workers that wait for awake */
+    _Atomic int32_t width;    /* threads that compute now; the workers behind them wait for widened */
     _Atomic int32_t stop;
     pthread_mutex_t mutex;
-    pthread_cond_t awake;
+    pthread_cond_t awake, widened;
     pid_t owner; /* threads do not survive a fork */
     int32_t threads, started;
     worker *workers;
@@ -81,12 +82,24 @@ static int has_new(sn_pool *pool, uint32_t seen)
     return (uint32_t)(atomic_load(&pool->next) >> 32) != seen || atomic_load(&pool->stop);
 }
 
+/* Sleeps while the pool is too narrow for this worker. Those that wait so are not woken for every job. */
+static void wait_for_width(sn_pool *pool, const worker *self)
+{
+    if (self->number < atomic_load(&pool->width))
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    while (self->number >= atomic_load(&pool->width) && !atomic_load(&pool->stop))
+        pthread_cond_wait(&pool->widened, &pool->mutex);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 static void *worker_main(void *start)
 {
     worker *self = start;
     sn_pool *pool = self->pool;
     uint32_t seen = 0;
     for (;;) {
+        wait_for_width(pool, self);
         for (int spins = 0; spins < WORKER_SPINS && !has_new(pool, seen); spins++)
             SPIN_HINT();
         if (!has_new(pool, seen)) {
@@ -110,10 +123,11 @@ sn_pool *sn_pool_new(int32_t threads)
     sn_pool *pool = NULL;
     if (posix_memalign((void **)&pool, 64, sizeof *pool))
         return NULL;
-    *pool = (sn_pool){.threads = threads, .owner = getpid()};
+    *pool = (sn_pool){.threads = threads, .width = threads, .owner = getpid()};
     pool->workers = calloc((size_t)threads, sizeof *pool->workers);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->awake, NULL);
+    pthread_cond_init(&pool->widened, NULL);
     for (int32_t number = 1; pool->workers && number < threads; number++) {
         worker *self = &pool->workers[number - 1];
         *self = (worker){.pool = pool, .number = number};
@@ -135,15 +149,27 @@ static void wake_all(sn_pool *pool)
     pthread_mutex_unlock(&pool->mutex);
 }
 
+void sn_pool_set_width(sn_pool *pool, int32_t width)
+{
+    if (!pool)
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->width, width < 1 ? 1 : width > pool->threads ? pool->threads : width);
+    pthread_cond_broadcast(&pool->widened);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 void sn_pool_free(sn_pool *pool)
 {
     if (!pool || pool->owner != getpid())
         return;
     atomic_store(&pool->stop, 1);
+    sn_pool_set_width(pool, pool->threads);
     wake_all(pool);
     for (int32_t index = 0; index < pool->started; index++)
         pthread_join(pool->workers[index].id, NULL);
     pthread_cond_destroy(&pool->awake);
+    pthread_cond_destroy(&pool->widened);
     pthread_mutex_destroy(&pool->mutex);
     free(pool->workers);
     free(pool);
@@ -151,11 +177,13 @@ void sn_pool_free(sn_pool *pool)
 
 int32_t sn_pool_threads(const sn_pool *pool) { return pool ? pool->threads : 1; }
 
+int32_t sn_pool_width(const sn_pool *pool) { return pool ? atomic_load(&pool->width) : 1; }
+
 void sn_pool_run(sn_pool *pool, sn_job job, void *arg, int32_t parts, int32_t grain)
 {
     if (parts <= 0)
         return;
-    if (!pool || pool->threads == 1 || parts <= grain) {
+    if (sn_pool_width(pool) == 1 || parts <= grain) {
         job(arg, 0, parts, 0);
         return;
     }

@@ -19,6 +19,11 @@ void sn_pool_free(sn_pool *pool);
 /* 1 for NULL, which stands for the caller alone. */
 int32_t sn_pool_threads(const sn_pool *pool);
 
+/* How many of the threads compute from the next job on, the caller's own included: 1 to sn_pool_threads(pool), all
+   at first. The same parts are computed either way. The caller of sn_pool_run sets it. */
+void sn_pool_set_width(sn_pool *pool, int32_t width);
+int32_t sn_pool_width(const sn_pool *pool);
+
 /* Runs all parts of a job, grain (>= 1) of them at a time, and returns when they are done. One caller at a time. */
 void sn_pool_run(sn_pool *pool, sn_job job, void *arg, int32_t parts, int32_t grain);
 

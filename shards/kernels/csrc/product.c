@@ -18,7 +18,7 @@ typedef struct {
    held up does not hold up the rest for long. */
 void sn_run(sn_pool *pool, sn_job job, void *arg, int64_t parts)
 {
-    int64_t grain = parts / (TURNS * sn_pool_threads(pool));
+    int64_t grain = parts / (TURNS * sn_pool_width(pool));
     sn_pool_run(pool, job, arg, (int32_t)parts, grain > 1 ? (int32_t)grain : 1);
 }
 

@@ -236,12 +236,29 @@ def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanModel]
         )
 
 
-def test_threads_end_with_the_model(spans: Callable[..., SpanModel], sessions: MakeSessions) -> None:
+def test_a_narrower_pool_computes_the_same_bits(
+    spans: Callable[..., SpanModel], sessions: MakeSessions
+) -> None:
+    want = feed_all(sessions, spans(threads=1))
+    model = spans(threads=3)
+    feeds = list(zip(rows_of(FEEDS, model.config.hidden_size), FEEDS, want, strict=True))
+    for widths in ((1, 1, 1, 1, 1), (2, 2, 2, 2, 2), (3, 1, 2, 1, 3), (99, 0, 3, 2, 1)):
+        fed = sessions(model, count=3, tokens=TOKENS)
+        for width, (x, feed, rows) in zip(widths, feeds, strict=True):
+            model.use_threads(width)
+            torch.testing.assert_close(fed.forward(x, feed), rows, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_threads_end_with_the_model(
+    spans: Callable[..., SpanModel], sessions: MakeSessions, width: int
+) -> None:
     def thread_ids() -> set[int]:
         return {thread.id for thread in psutil.Process().threads()}
 
     before = thread_ids()
     model = spans(threads=4)
+    model.use_threads(width)
     sessions(model).forward(torch.zeros(40, 64))
     new = thread_ids() - before  # threads that others leave behind may end meanwhile
     assert len(new) == 3
