@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...swarm.errors import NotAdmittedError, PeerTimeoutError, PeerUnreachableError, SwarmError, UsageError
@@ -19,7 +20,6 @@ from ...swarm.membership.membership import Membership, moment
 from ...swarm.membership.transport import MembersTransport
 from ...swarm.runtime.lazy_scipy import make_lazy
 from ...swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
-from ...swarm.transport.direct.imports import lacks_p2pd
 from ...swarm.transport.direct.transport import DirectTransport
 from ...swarm.transport.interface import (
     NetworkChange,
@@ -188,7 +188,7 @@ async def open_network(
     Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
     NetworkErrors. In client mode, and for a light peer, it is an error if no peer is found.
     """
-    light = pure_python or lacks_p2pd()
+    light = pure_python or find_spec("hivemind") is None  # where there is no p2pd, as on Windows
     is_told = bool(initial_peers or may_meet or mdns)
     if client_mode and not is_told:
         raise UsageError(

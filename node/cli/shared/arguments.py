@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Unpack
 
 from ....swarm.errors import UsageError
 from ....swarm.membership.entry import SwarmEntry, swarm_entry
-from ....swarm.runtime.extras import install_extra
 from ....swarm.types import Span
 
 if TYPE_CHECKING:
@@ -139,8 +138,8 @@ def add_peers(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--pure-python",
             action="store_true",
-            help="run without p2pd, and ask nodes that run it; the default where there is no p2pd, as on "
-            f"Windows (needs {install_extra('libp2p')} in the checkout)",
+            help="run without p2pd, and ask nodes that run it; the default where there is no p2pd, "
+            "as on Windows",
         )
 
 

@@ -1,1 +1,1 @@
-"""Streams through py-libp2p, in this process. The only room that imports libp2p. Knows no ``p2pd``."""
+"""libp2p over TCP, Noise and yamux in this process: streams go straight to the peer. Knows no ``p2pd``."""

@@ -7,14 +7,15 @@ turn of the event loop, so that a connection needs no task of its own.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from ...errors import NetworkError, StreamClosedError
+from ...errors import NetworkError, RemoteProtocolError, StreamClosedError
+from .noise import TAG_BYTES, Cipher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_PLAINTEXT = 65535 - 16
+MAX_PLAINTEXT = 65535 - TAG_BYTES
 """One message of Noise carries at most this many bytes: its length has 16 bits, its tag 16 bytes."""
 HIGH_WATER = 256 * 1024
 """The writer pauses when this many bytes wait in a socket's buffer. Later bytes then stay sorted by
@@ -87,11 +88,7 @@ class _Inbox:
 
 
 class TcpChannel(asyncio.Protocol):
-    """One TCP connection. ``on_made`` is called once it stands.
-
-    Is also py-libp2p's IRawConnection, as far as its Noise uses that: ``read``, ``write`` and ``close`` are
-    coroutines there; ``read(n)`` gives exactly n bytes.
-    """
+    """One TCP connection. ``on_made`` is called once it stands."""
 
     def __init__(self, on_made: Callable[[TcpChannel], None] | None = None) -> None:
         self._on_made = on_made
@@ -185,31 +182,13 @@ class RawChannel(Protocol):
     def abort(self) -> None: ...
 
 
-class RawConnection:
-    """A RawChannel as py-libp2p's Noise wants it for the handshake."""
-
-    def __init__(self, tcp: RawChannel, *, initiator: bool) -> None:
-        self.is_initiator = initiator
-        self._tcp = tcp
-
-    async def read(self, n: int | None = None) -> bytes:
-        return await self._tcp.read_exactly(n or 1)
-
-    async def write(self, data: bytes) -> None:
-        self._tcp.write(data)
-
-    async def close(self) -> None:
-        self._tcp.shut()
-
-
 class NoiseChannel:
-    """What Noise makes of a RawChannel after its handshake. ``cipher``: py-libp2p's, with ``encrypt`` and
-    ``decrypt`` of one message."""
+    """What Noise makes of a RawChannel after its handshake."""
 
-    def __init__(self, tcp: RawChannel, cipher: Any) -> None:
+    def __init__(self, tcp: RawChannel, send: Cipher, receive: Cipher) -> None:
         self._tcp = tcp
-        self._encrypt = cipher.encrypt
-        self._decrypt = cipher.decrypt
+        self._encrypt = send.encrypt
+        self._decrypt = receive.decrypt
         self._raw = bytearray()
         self._inbox = _Inbox()
         tcp.attach(self)
@@ -252,8 +231,8 @@ class NoiseChannel:
                 break
             try:
                 plain.append(self._decrypt(bytes(raw[at + 2 : end])))
-            except Exception as error:  # noqa: BLE001  whatever a cipher says of bytes that are not its own
-                self._fail(f"received bytes that the peer did not encrypt ({type(error).__name__})")
+            except RemoteProtocolError as error:
+                self._fail(f"received {error.message}")
                 return
             at = end
         del raw[:at]

@@ -31,7 +31,17 @@ class ByteChannel(Protocol):
 
 async def propose(channel: ByteChannel, protocol_id: str) -> bool:
     """Whether the other side speaks this protocol. Raises RemoteProtocolError, or what the channel raises."""
-    channel.write(_line(MULTISTREAM) + _line(protocol_id))
+    channel.write(proposal(protocol_id))
+    return await agreed(channel, protocol_id)
+
+
+def proposal(protocol_id: str) -> bytes:
+    """What ``propose`` writes. More may follow at once, for a peer that is known to speak the protocol."""
+    return _line(MULTISTREAM) + _line(protocol_id)
+
+
+async def agreed(channel: ByteChannel, protocol_id: str) -> bool:
+    """What ``propose`` reads, and gives."""
     if (answer := await _read_line(channel)) != MULTISTREAM:
         raise RemoteProtocolError(f"{answer[:40]!r} is not an answer of multistream-select")
     answer = await _read_line(channel)

@@ -13,6 +13,7 @@ from ...errors import NetworkError, PeerUnreachableError, RemoteProtocolError, S
 from ...identity import peer_id_bytes
 from ..interface import Stream
 from .channel import Sink
+from .protobuf import fields_of
 from .stream import HIGH_WATER, DirectStream
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
@@ -42,11 +43,11 @@ async def connect_through(stream: Stream, peer_id: str, run: Run) -> StreamChann
     size = await _read_varint(stream)
     if size > MAX_MESSAGE:
         raise RemoteProtocolError(f"a relay's answer of {size} bytes")
-    fields = _fields(await stream.read_exactly(size))
+    fields = dict(fields_of(await stream.read_exactly(size)))
     if fields.get(1) != _STATUS:
         raise RemoteProtocolError("a relay's answer without a status")
     if (status := fields.get(5)) != _OK:
-        why = _REASONS.get(status or 0, f"status {status}")
+        why = _REASONS.get(status, "no status") if isinstance(status, int) else "no status"
         raise PeerUnreachableError(
             f"relay {stream.peer_id[-8:]} does not lead to peer {peer_id}: {why}",
             hint="The peer may have left, or lost its place at the relay and be getting another.",
@@ -122,34 +123,3 @@ async def _read_varint(stream: DirectStream) -> int:
         if byte < 0x80:
             return value
     raise RemoteProtocolError("a relay's answer without end")
-
-
-def _fields(data: bytes) -> dict[int, int]:
-    """The integer fields of a protobuf message, by number; others are passed over. Raises
-    RemoteProtocolError."""
-    found: dict[int, int] = {}
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = 0
-        for shift in range(0, 70, 7):
-            if at >= len(data):
-                break
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise RemoteProtocolError("a relay's answer is not a protobuf")
-
-    while at < len(data):
-        number, kind = divmod(varint(), 8)
-        if kind == 0:
-            found[number] = varint()
-        elif kind == 2:
-            size = varint()  # it moves ``at`` itself
-            at += size
-        else:
-            raise RemoteProtocolError("a relay's answer is not a protobuf")
-    return found

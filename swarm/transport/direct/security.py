@@ -1,61 +1,73 @@
 """From a TCP connection to an encrypted, authenticated one that carries streams: Noise, then yamux.
 
-py-libp2p does the cryptography: its keys, PeerIDs and Noise XX handshake are coroutines that only read and
-write, so they run on asyncio as they are. Nothing but Noise is offered or taken: never plaintext.
-Specification: https://github.com/libp2p/specs/tree/master/noise
+Nothing but Noise is offered or taken: never plaintext. Who dials asks for Noise and begins it in one message,
+and names its muxer inside of it, as the peer does: so there are two round trips, TCP's and this one.
+
+     →  /multistream/1.0.0  /noise  e
+    ←   /multistream/1.0.0  /noise  e, ee, s, es, who and "/yamux/1.0.0"
+     →  s, se, who and "/yamux/1.0.0"; streams may begin at once
 """
 
 from __future__ import annotations
 
-from typing import Any
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from ...errors import NetworkError, RemoteProtocolError, StreamClosedError, UsageError
+from ...errors import NetworkError, RemoteProtocolError, StreamClosedError
 from ...identity import Identity
 from ..dial_errors import dial_failure, no_swarm_peer, refused, too_slow, wrong_peer
-from .channel import NoiseChannel, RawChannel, RawConnection, TcpChannel
-from .imports import load_noise
-from .multistream import answer, propose
+from .channel import NoiseChannel, RawChannel
+from .multistream import agreed, answer, proposal, propose
+from .noise import KEY_BYTES, XXHandshake
+from .noise_payload import read_payload, write_payload
 
 NOISE = "/noise"
 YAMUX = "/yamux/1.0.0"
-_WRONG_PEER = "PeerIDMismatchesPubkey"
+MAX_HANDSHAKE_MESSAGE = 2048
+"""A message of a handshake may have this many bytes: a key, a signature and the names of some muxers."""
+
+
+class WrongPeerError(RemoteProtocolError):
+    """The peer has proven to be another one: its message is that one's peer id."""
 
 
 class Security:
-    """Upgrades connections for one identity. Made in a worker thread: it may import py-libp2p."""
+    """Upgrades connections for one identity, under one Noise key that it has signed."""
 
     def __init__(self, identity: Identity) -> None:
-        """Raises UsageError if py-libp2p is missing."""
-        noise = load_noise()
-        from libp2p.crypto.ed25519 import create_new_key_pair
-        from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key
-        from libp2p.peer.id import ID
-
-        self._noise = noise.Transport(create_new_key_pair(identity.seed), create_noise_key().private_key)
-        self._id = ID.from_base58
-        if str(self._noise.local_peer) != identity.peer_id:
-            raise UsageError(f"py-libp2p takes {identity} for {self._noise.local_peer}")
+        self._static = X25519PrivateKey.generate()
+        self._payload = write_payload(identity, self._static.public_key().public_bytes_raw(), (YAMUX,))
 
     async def dialled(self, tcp: RawChannel, peer_id: str) -> NoiseChannel:
         """The channel to ``peer_id``, which has proven that it is this peer and carries yamux.
 
-        Raises what py-libp2p and the channel raise: see ``dial_problem``.
+        Raises RemoteProtocolError, or what the channel raises: see ``dial_problem``.
         """
-        if not await propose(tcp, NOISE):
+        handshake = XXHandshake(self._static, initiator=True)
+        tcp.write(proposal(NOISE) + _framed(handshake.write_message()))
+        if not await agreed(tcp, NOISE):
             raise RemoteProtocolError("the peer does not speak Noise")
-        session = await self._noise.secure_outbound(RawConnection(tcp, initiator=True), self._id(peer_id))
-        channel = NoiseChannel(tcp, session.conn)
-        if not await propose(channel, YAMUX):
+        payload = handshake.read_message(await _read_message(tcp, MAX_HANDSHAKE_MESSAGE))
+        proof = read_payload(payload, handshake.remote_static)
+        if proof.peer_id != peer_id:
+            raise WrongPeerError(proof.peer_id)
+        tcp.write(_framed(handshake.write_message(self._payload)))
+        channel = NoiseChannel(tcp, *handshake.split())
+        if YAMUX not in proof.muxers and not await propose(channel, YAMUX):
             raise RemoteProtocolError("the peer does not speak yamux")
         return channel
 
-    async def accepted(self, tcp: TcpChannel) -> tuple[NoiseChannel, str]:
+    async def accepted(self, tcp: RawChannel) -> tuple[NoiseChannel, str]:
         """The channel to the peer that has dialled us, and its proven peer id. Raises as ``dialled``."""
         await answer(tcp, NOISE.__eq__)
-        session: Any = await self._noise.secure_inbound(RawConnection(tcp, initiator=False))
-        channel = NoiseChannel(tcp, session.conn)
-        await answer(channel, YAMUX.__eq__)
-        return channel, str(session.get_remote_peer())
+        handshake = XXHandshake(self._static, initiator=False)
+        handshake.read_message(await _read_message(tcp, KEY_BYTES))
+        tcp.write(_framed(handshake.write_message(self._payload)))
+        payload = handshake.read_message(await _read_message(tcp, MAX_HANDSHAKE_MESSAGE))
+        proof = read_payload(payload, handshake.remote_static)
+        channel = NoiseChannel(tcp, *handshake.split())
+        if YAMUX not in proof.muxers:
+            await answer(channel, YAMUX.__eq__)
+        return channel, proof.peer_id
 
 
 def dial_problem(peer_id: str, maddr: str, error: Exception) -> NetworkError:
@@ -74,7 +86,17 @@ def dial_problem(peer_id: str, maddr: str, error: Exception) -> NetworkError:
             return dial_failure(peer_id, maddr, "it closed the connection during the handshake")
         case NetworkError():
             return error
-    if type(error).__name__ == _WRONG_PEER:
-        found = str(error).rpartition("remote_peer_id_from_pubkey=")[2]
-        return wrong_peer(maddr, found[:64], peer_id)
+        case WrongPeerError():
+            return wrong_peer(maddr, error.message, peer_id)
     return no_swarm_peer(maddr)  # it talks, but not libp2p, or not by its rules
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(2) + message
+
+
+async def _read_message(tcp: RawChannel, most: int) -> bytes:
+    size = int.from_bytes(await tcp.read_exactly(2))
+    if size > most:
+        raise RemoteProtocolError(f"a message of {size} bytes in a Noise handshake")
+    return await tcp.read_exactly(size)

@@ -62,10 +62,10 @@ _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
 class DirectTransport:
     """One libp2p peer. Made by ``await DirectTransport.create()``."""
 
-    def __init__(self, identity: Identity, security: Security, announce_maddrs: Sequence[str]) -> None:
+    def __init__(self, identity: Identity, announce_maddrs: Sequence[str]) -> None:
         """Use ``create``."""
         self._identity = identity
-        self._security = security
+        self._security = Security(identity)
         self._announce = tuple(announce_maddrs)
         self._servers: list[asyncio.Server] = []
         self._handlers: dict[str, StreamHandler] = {PING: _answer_pings, IDENTIFY: self._identify}
@@ -88,14 +88,12 @@ class DirectTransport:
         """Listen, unless ``client_mode``. ``identity`` None: a new key that is not kept. ``announce_maddrs``
         replaces the addresses that we tell others.
 
-        Raises ListenError if a port is taken, UsageError for a text that is not an address or if py-libp2p is
-        missing.
+        Raises ListenError if a port is taken, UsageError for a text that is not an address.
         """
         identity = identity or Identity.generate()
         for maddr in announce_maddrs:
             parse_tcp_maddr(maddr)
-        security = await asyncio.to_thread(Security, identity)
-        transport = cls(identity, security, announce_maddrs)
+        transport = cls(identity, announce_maddrs)
         try:
             for maddr in () if client_mode else host_maddrs:
                 await transport._listen(maddr)

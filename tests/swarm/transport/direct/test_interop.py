@@ -1,15 +1,17 @@
-"""A pure-Python peer and p2pd (go-libp2p) with each other, each of them as client and as server."""
+"""Direct streams with p2pd (go-libp2p) and with py-libp2p, each of them as client and as server."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
 
+from scripts.lab.processes.worker import Worker
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
@@ -165,3 +167,30 @@ async def test_a_peer_behind_a_relay_is_reached() -> None:
     finally:
         await client.close()
         await relay.close()
+
+
+async def test_py_libp2p_is_dialled() -> None:
+    client = await DirectTransport.create(client_mode=True)
+    with closing(Worker("tests.swarm.transport.direct.py_libp2p_peer:take_part", target="")) as peer:
+        maddr = (await asyncio.to_thread(peer.wait_for, "listening"))["maddr"]
+        peer_id = maddr.rpartition("/")[2]
+        stream = await client.open_stream(peer_id, ECHO, [maddr])
+        stream.write([b"hello"])
+        assert await stream.read_exactly(5) == b"hello"
+        assert stream.peer_id == peer_id
+        await client.close()
+
+
+async def test_py_libp2p_dials() -> None:
+    server, seen = await DirectTransport.create(), []
+
+    async def handler(stream: Stream) -> None:
+        seen.append(stream.peer_id)
+        await echo(stream)
+
+    await server.serve(ECHO, handler)
+    (maddr,) = await server.maddrs()
+    with closing(Worker("tests.swarm.transport.direct.py_libp2p_peer:take_part", target=maddr)) as peer:
+        peer_id, said = (await asyncio.to_thread(peer.result)).split()
+    assert (said, seen) == ("hello", [peer_id])
+    await server.close()
