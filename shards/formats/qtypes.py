@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DENSE: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types whose bytes are plain values."""
+DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types whose bytes are plain values, and which floats these are."""
 
 # name -> (GGUF type number, values of a group, bytes of a group); numbers and sizes as in ggml.h.
 _TABLE: dict[str, tuple[int, int, int]] = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...swarm.errors import UnsupportedModelError
+from .floats import STORED, narrow, widen
 from .qtypes import DENSE, dequantize_rows, row_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _CHUNK_VALUES = 1 << 22
 """This many values are dequantized at a time (16 MiB in float32), so that a big matrix never has a whole
@@ -25,9 +27,9 @@ class Blocks(NamedTuple):
     ``scale``, ``minimum``: (rows, cols // 32) float32. ``minimum`` is -8 * scale for Q4_0, 0 for Q8_0.
     """
 
-    q: Tensor
-    scale: Tensor
-    minimum: Tensor
+    q: NDArray[Any]
+    scale: NDArray[np.float32]
+    minimum: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,37 +66,39 @@ class RawTensor:
     def cols(self) -> int:
         return self.shape[-1]
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values, computed exactly in float32, then cast: a fresh tensor of ``shape``."""
+    def dequantize(self, dtype: str = "float32") -> NDArray[Any]:
+        """The values, computed exactly in float32, then rounded to ``dtype``, a key of ``floats.STORED``: a
+        fresh array of ``shape``, bits for bfloat16."""
         rows = self.stored.shape[0]
         if self.is_dense and DENSE[self.qtype] == dtype:
             return _dense(self.data, dtype).reshape(self.shape)
-        out = torch.empty((rows, self.cols), dtype=dtype)
+        out = np.empty((rows, self.cols), STORED[dtype])
         step = max(1, _CHUNK_VALUES // max(1, self.cols))
         for start in range(0, rows, step):
             stop = min(rows, start + step)
             index: slice | np.ndarray = slice(start, stop)
             if self.row_order is not None:
                 index = self.row_order[index]
-            out[start:stop] = self.values(index)
+            out[start:stop] = narrow(self.values(index), dtype)
         return out.reshape(self.shape)
 
-    def dequantize_rows(self, rows: Sequence[int] | Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
-        """(len(rows), cols) of a matrix; reads only these rows, long after opening, too. IndexError for a row
-        outside, CheckpointError where the file has changed meanwhile."""
+    def dequantize_rows(self, rows: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """(len(rows), cols) float32 of a matrix; reads only these rows, long after opening, too. IndexError
+        for a row outside, CheckpointError where the file has changed meanwhile."""
         if self.check is not None:
             self.check()
         index = np.asarray(rows, dtype=np.int64)
         if self.row_order is not None:
             index = self.row_order[index]
-        return self.values(index).to(dtype)
+        return self.values(index)
 
-    def values(self, rows: slice | np.ndarray) -> Tensor:
+    def values(self, rows: slice | np.ndarray) -> NDArray[np.float32]:
         """Stored rows as float32 (rows, cols), a copy."""
         data = self.stored[rows]
         if self.is_dense:
-            return _dense(data, DENSE[self.qtype]).float()
-        return torch.from_numpy(dequantize_rows(data, self.qtype))
+            dtype = DENSE[self.qtype]
+            return widen(_dense(data, dtype), dtype)
+        return dequantize_rows(data, self.qtype)
 
     def blocks(self) -> Blocks:
         """Taken apart for kernels that keep the groups: Q4_0, Q4_1, Q8_0; else UnsupportedModelError."""
@@ -107,25 +111,25 @@ class RawTensor:
         shape = groups.shape[:2]
         if self.qtype == "Q8_0":
             scale = _half(groups[..., :2])
-            q = torch.from_numpy(np.ascontiguousarray(groups[..., 2:]).view(np.int8))
-            return Blocks(q.reshape(shape[0], -1), scale, torch.zeros(shape))
+            q = np.ascontiguousarray(groups[..., 2:]).view(np.int8)
+            return Blocks(q.reshape(shape[0], -1), scale, np.zeros(shape, np.float32))
         if self.qtype == "Q4_0":
             scale = _half(groups[..., :2])
-            return Blocks(_nibbles(groups[..., 2:]), scale, scale * -8.0)
+            return Blocks(_nibbles(groups[..., 2:]), scale, scale * np.float32(-8))
         return Blocks(_nibbles(groups[..., 4:]), _half(groups[..., :2]), _half(groups[..., 2:4]))
 
 
-def _dense(data: np.ndarray, dtype: torch.dtype) -> Tensor:
+def _dense(data: np.ndarray, dtype: str) -> NDArray[Any]:
     # Copied first: the memory map is read-only, and may start at an address that is not a multiple of 4.
-    return torch.from_numpy(np.array(data, order="C")).view(dtype)
+    return np.array(data, order="C").view(STORED[dtype])
 
 
-def _half(data: np.ndarray) -> Tensor:
+def _half(data: np.ndarray) -> NDArray[np.float32]:
     """uint8 (rows, groups, 2) → float32 (rows, groups)."""
-    return torch.from_numpy(np.ascontiguousarray(data).view(np.float16)[..., 0].astype(np.float32))
+    return np.ascontiguousarray(data).view(np.float16)[..., 0].astype(np.float32)
 
 
-def _nibbles(data: np.ndarray) -> Tensor:
+def _nibbles(data: np.ndarray) -> NDArray[np.uint8]:
     """uint8 (rows, groups, 16) → uint8 (rows, groups * 32): low nibbles are the group's first half."""
     low, high = data & 0x0F, data >> 4
-    return torch.from_numpy(np.concatenate((low, high), axis=-1).reshape(data.shape[0], -1))
+    return np.concatenate((low, high), axis=-1).reshape(data.shape[0], -1)

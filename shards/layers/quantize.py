@@ -122,18 +122,17 @@ def file_groups(raw: RawTensor) -> Int4Groups:
     """The file's own integers and scales, for a ``raw`` matrix whose ``qtype`` is in INT4_SOURCES."""
     if isinstance(raw, AffineTensor):
         parts = raw.scales.values(slice(None)), raw.biases.values(slice(None))
-        scale, minimum = (part.repeat_interleave(raw.group // GROUP, 1) for part in parts)
+        scale, minimum = (torch.from_numpy(part.repeat(raw.group // GROUP, 1)) for part in parts)
         return Int4Groups(torch.from_numpy(raw.integers()), scale, minimum)
     if raw.qtype == "Q4_K":
         return q4_k_groups(raw.data)
-    q, scale, minimum = raw.blocks()
-    return Int4Groups(q, scale, minimum)
+    return Int4Groups(*map(torch.from_numpy, raw.blocks()))
 
 
 def file_int8_groups(raw: RawTensor) -> Int8Groups:
     """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES."""
     q, scale, _ = raw.blocks()
-    return Int8Groups(q, scale)
+    return Int8Groups(torch.from_numpy(q), torch.from_numpy(scale))
 
 
 def q4_k_groups(data: np.ndarray) -> Int4Groups:

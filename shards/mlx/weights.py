@@ -27,7 +27,7 @@ from ..layers.quantize import (
 )
 from ..models.load_plan import DTYPES as TORCH_DTYPES
 from ..models.load_plan import LoadOptions
-from ..models.weight_loader import TensorReader, check_shape, in_pieces, whole
+from ..models.weight_loader import TensorReader, check_shape, in_pieces, tensor_of, whole
 from .device import on_gpu, to_mlx
 from .linear import DenseLinear, GroupedLinear, MlxLinear, StackedLinear
 
@@ -96,7 +96,7 @@ class MlxLoader(TensorReader):
         """The weight of an RMSNorm."""
         raw = self._checkpoint.tensor(name)
         check_shape(raw, (size,))
-        weight = _evaluated(raw.dequantize(self.plan.dtype))
+        weight = _evaluated(tensor_of(raw, self.plan.dtype))
         self.nbytes += weight.nbytes
         self._read(raw)
         return weight
@@ -126,7 +126,7 @@ class MlxLoader(TensorReader):
         return linear
 
     def _dense(self, raws: Sequence[RawTensor], bias: Tensor | None) -> DenseLinear:
-        weight = _evaluated(torch.cat([raw.dequantize(self.plan.dtype) for raw in raws]))
+        weight = _evaluated(torch.cat([tensor_of(raw, self.plan.dtype) for raw in raws]))
         return DenseLinear(weight, self._place(bias))
 
     def _hold(self, parts: Sequence[_Grouped], bias: Tensor | None) -> GroupedLinear:
@@ -177,8 +177,8 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
     if isinstance(raw, AffineTensor):
         return _Grouped(
             np.ascontiguousarray(raw.stored).view(np.uint32),
-            raw.scales.dequantize(),
-            raw.biases.dequantize(),
+            torch.from_numpy(raw.scales.dequantize()),
+            torch.from_numpy(raw.biases.dequantize()),
             raw.bits,
             raw.group,
             f"int{raw.bits} ({raw.qtype})",

@@ -63,7 +63,7 @@ class ClientModel:
             raise UsageError(f"token ids must be 0 to {self.config.vocab_size - 1}")
         if not len(index):
             return torch.empty((0, self.config.hidden_size), dtype=self.dtype, device=self.device)
-        return self._embedding.dequantize_rows(index, torch.float32).to(self.device, self.dtype)
+        return torch.from_numpy(self._embedding.dequantize_rows(index.numpy())).to(self.device, self.dtype)
 
     @torch.inference_mode()
     def final_norm(self, hidden: Tensor) -> Tensor:

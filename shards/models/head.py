@@ -102,7 +102,7 @@ class RefinedHead:
             step = max(1, _REFINED_VALUES // len(x))
             for start in range(0, len(ids), step):
                 part = ids[start : start + step]
-                rows = self._raw.dequantize_rows(part, torch.float32).numpy().astype(np.float64)
+                rows = self._raw.dequantize_rows(part).astype(np.float64)
                 # einsum stays in this thread, where BLAS would wake others.
                 scores.numpy()[part] = np.einsum("rc,c->r", rows, exact)
             count = len(ids)
@@ -125,6 +125,6 @@ class RefinedHead:
         step = max(1, _SLICE_VALUES // hidden)
         for start in range(0, vocab, step):
             stop = min(vocab, start + step)
-            rows = self._raw.dequantize_rows(torch.arange(start, stop), torch.float32)
-            torch.mm(x, rows.t(), out=logits[:, start:stop])
+            rows = self._raw.dequantize_rows(np.arange(start, stop))
+            torch.mm(x, torch.from_numpy(rows).t(), out=logits[:, start:stop])
         return logits

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from ...swarm.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
 from ..formats.config import ModelConfig
+from ..formats.floats import narrow
 from ..formats.hf.mlx_affine import affine_tensor
 from ..formats.qtypes import AFFINE, DENSE, row_bytes
 from ..formats.raw_tensor import RawTensor
@@ -70,7 +70,7 @@ def _made(info: TensorInfo, rng: np.random.Generator) -> RawTensor:
     cols = info.shape[-1]
     if info.qtype in DENSE:
         values = rng.standard_normal((rows, cols), dtype=np.float32) * cols**-0.5
-        stored = torch.from_numpy(values).to(DENSE[info.qtype]).view(torch.uint8).numpy()
+        stored = narrow(values, DENSE[info.qtype]).view(np.uint8)
     else:
         stored = rng.integers(_LOW, _HIGH, (rows, row_bytes(info.qtype, cols)), dtype=np.uint8)
     if info.qtype in AFFINE:

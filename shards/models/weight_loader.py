@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class TensorReader:
                 continue
             raw = self._checkpoint.tensor(f"{name}.bias")
             check_shape(raw, (size,))
-            parts.append(raw.dequantize())
+            parts.append(torch.from_numpy(raw.dequantize()))
             self._read(raw)
         return torch.cat(parts)
 
@@ -110,7 +111,7 @@ class WeightLoader(TensorReader):
         """An RMSNorm over the hidden size, its weight in the activation type."""
         raw = self._checkpoint.tensor(name)
         check_shape(raw, (config.hidden_size,))
-        weight = raw.dequantize(torch.float32).to(self.plan.device, self.plan.dtype)
+        weight = tensor_of(raw, self.plan.dtype).to(self.plan.device)
         self.nbytes += weight.nbytes
         self._read(raw)
         return RmsNorm(weight, config.rms_norm_eps)
@@ -155,8 +156,8 @@ class WeightLoader(TensorReader):
         dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
         self._count(str(dtype).removeprefix("torch."), raws)
         if self.plan.native(dtype):
-            return native_dense([raw.dequantize(dtype) for raw in raws], bias)
-        return self._dense(torch.cat([raw.dequantize(dtype) for raw in raws]), bias)
+            return native_dense([tensor_of(raw, dtype) for raw in raws], bias)
+        return self._dense(torch.cat([tensor_of(raw, dtype) for raw in raws]), bias)
 
     def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
         plan = self.plan
@@ -225,7 +226,7 @@ def in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator[
     rows, cols = raw.shape
     step = max(1, _PIECE_VALUES // cols)
     for start in range(0, rows, step):
-        yield quantize(raw.dequantize_rows(torch.arange(start, min(rows, start + step)), torch.float32))
+        yield quantize(torch.from_numpy(raw.dequantize_rows(np.arange(start, min(rows, start + step)))))
 
 
 def whole(pieces: Iterable[_Parts]) -> _Parts:
@@ -241,6 +242,12 @@ def _add_in_pieces(errors: RoundingBounds, groups: Int4Groups) -> None:
     for start in range(0, rows, step):
         piece = Int4Groups(*(tensor[start : start + step] for tensor in groups))
         errors.add(piece.dequantize(), as_torch_holds(piece).dequantize())
+
+
+def tensor_of(raw: RawTensor, dtype: torch.dtype) -> Tensor:
+    """The values of ``raw`` in ``dtype``."""
+    values = torch.from_numpy(raw.dequantize(str(dtype).removeprefix("torch.")))
+    return values.view(dtype)
 
 
 def check_shape(raw: RawTensor, shape: tuple[int, ...]) -> None:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ..config import ModelConfig
 from ..qtypes import AFFINE, AFFINE_BITS, AFFINE_GROUPS, affine_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource, model_tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SCALE_TYPES = ("F16", "BF16", "F32")
 
@@ -47,11 +49,13 @@ class AffineTensor(RawTensor):
         digits = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), self.cols, self.bits)
         return np.packbits(digits, axis=-1, bitorder="little")[..., 0]
 
-    def values(self, rows: slice | np.ndarray) -> Tensor:
+    def values(self, rows: slice | np.ndarray) -> NDArray[np.float32]:
         q = self.integers(rows)
         scale, bias = self.scales.values(rows)[..., None], self.biases.values(rows)[..., None]
-        grouped = torch.from_numpy(q).view(len(q), -1, self.group).float()
-        return torch.addcmul(bias, grouped, scale).view(q.shape)
+        grouped = q.reshape(len(q), -1, self.group).astype(np.float32)
+        grouped *= scale
+        grouped += bias
+        return grouped.reshape(q.shape)
 
 
 class AffineSource:

@@ -208,7 +208,7 @@ def test_file_blocks_are_held_exactly(qtype: str, precision: ActivationPrecision
     linear = native_file(raws, None, precision)
     assert linear is not None
     assert linear.nbytes * 8 == FILE_BITS[qtype] * 64 * 512
-    weight = torch.cat([raw.dequantize() for raw in raws])
+    weight = torch.cat([torch.from_numpy(raw.dequantize()) for raw in raws])
     # Unit vectors read the weights out; powers of two, which one digit holds but for its 127 steps.
     read = linear(torch.eye(512)).t()
     torch.testing.assert_close(read, weight, rtol=3e-6, atol=1e-6 * weight.abs().max().item())

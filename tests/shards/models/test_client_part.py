@@ -27,10 +27,10 @@ def hidden_states(rows: int, width: int) -> Tensor:
 
 
 def plain_logits(checkpoint: Checkpoint, hidden: Tensor, head: str) -> Tensor:
-    norm = checkpoint.tensor("model.norm.weight").dequantize().double()
+    norm = torch.from_numpy(checkpoint.tensor("model.norm.weight").dequantize()).double()
     x = hidden.double()
     x = x / (x.pow(2).mean(-1, keepdim=True) + checkpoint.config.rms_norm_eps).sqrt() * norm
-    return (x @ checkpoint.tensor(head).dequantize().double().t()).float()
+    return (x @ torch.from_numpy(checkpoint.tensor(head).dequantize()).double().t()).float()
 
 
 @pytest.mark.parametrize("rows", [1, 4, EXACT_ROWS, EXACT_ROWS + 1])
@@ -74,7 +74,7 @@ def test_gguf_heads(gguf_llama: GGUFLlama, qtype: str) -> None:
 def test_embedding_rows(hf_llama: HFLlama, ids: list[int]) -> None:
     with open_checkpoint(str(hf_llama())) as checkpoint:
         model = load_client_model(checkpoint, EXACT)
-        whole = checkpoint.tensor("model.embed_tokens.weight").dequantize()
+        whole = torch.from_numpy(checkpoint.tensor("model.embed_tokens.weight").dequantize())
         assert torch.equal(model.embed(ids), whole[ids])
         assert torch.equal(model.embed(torch.tensor(ids, dtype=torch.int64)), whole[ids])
 

@@ -32,8 +32,8 @@ def test_weights_of_every_type_are_ordinary_numbers(qtype):
         tensor = made.tensor(name)
         assert (tensor.shape, tensor.qtype, tensor.nbytes) == (info.shape, info.qtype, info.nbytes)
         values = tensor.dequantize()
-        assert torch.isfinite(values).all()
-        assert values.abs().max() < 1000
+        assert np.isfinite(values).all()
+        assert np.abs(values).max() < 1000
         assert values.std() > 0
         if qtype in DENSE or qtype in AFFINE:
             continue

@@ -35,7 +35,7 @@ def load(checkpoint: Checkpoint, options: LoadOptions, kind: WeightKind | None =
 
 
 def values(checkpoint: Checkpoint) -> torch.Tensor:
-    return torch.cat([checkpoint.tensor(f"{name}.weight").dequantize() for name in GATE_UP])
+    return torch.cat([torch.from_numpy(checkpoint.tensor(f"{name}.weight").dequantize()) for name in GATE_UP])
 
 
 CASES = [
