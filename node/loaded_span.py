@@ -205,6 +205,7 @@ class LoadedSpan:
             model,
             pool,
             threads=threads,
+            may_narrow=config.threads is None,
             settings=EngineSettings(
                 max_batch_tokens=config.max_batch_tokens,
                 prefill_target_ms=config.prefill_target_ms,

@@ -55,7 +55,7 @@ def default_kv_tokens(
 def default_threads() -> int:
     """Real cores that this process may use: hyper-threads share the units that matrix products keep busy.
 
-    Nodes do not see each other; ``--threads`` gives each its part where that is wanted.
+    Nodes do not see each other: an engine that may narrow takes fewer while others want the cores.
     """
     logical = psutil.cpu_count() or 1
     real = psutil.cpu_count(logical=False) or logical

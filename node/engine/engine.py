@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +31,9 @@ from .load import EngineLoad, LoadMeter
 from .page_allocator import PageAllocator
 from .page_tables import PageTable, pages_for
 from .prefix_cache import PrefixCache
+from .run_delay import RunDelay
 from .scheduler import Scheduler
+from .thread_width import ThreadWidth
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,8 @@ class Engine:
     """Computes steps in order of the scheduler. Create and use it in a running event loop; ``start`` before
     use. All calls are of the event loop.
 
-    ``pool``: the KV memory, of which the engine is the only user. ``threads``: what torch may use for one
-    operation. A process runs one engine.
+    ``pool``: the KV memory, of which the engine is the only user. ``threads``: those that may compute one
+    batch; with ``may_narrow`` fewer do while others want the cores. A process runs one engine.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Engine:
         pool: Memory,
         *,
         threads: int,
+        may_narrow: bool = False,
         settings: EngineSettings | None = None,
     ) -> None:
         settings = settings or EngineSettings()
@@ -97,6 +100,8 @@ class Engine:
         self.pool: KvMemory = pool
         self.settings = settings
         self._threads = threads
+        self._may_narrow = may_narrow and threads > 1
+        self._width: ThreadWidth | None = None  # the compute thread's
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[StepJob | TokenSequence | _Call | None] = SimpleQueue()
         self._scheduler: Scheduler[TokenSequence] = Scheduler(
@@ -177,6 +182,7 @@ class Engine:
             prefix_hit_tokens=self._hit_tokens,
             tokens=meter.tokens,
             batches=meter.batches,
+            threads=self._threads if self._width is None else self._width.width,
         )
 
     def _tokens(self, slots: int) -> int:
@@ -366,6 +372,8 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        if self._may_narrow:
+            self._width = _thread_width(self._threads)
         with torch.inference_mode():
             while self._take_in():
                 self._compute()
@@ -374,13 +382,18 @@ class Engine:
     def _compute(self) -> None:
         # A function of its own: its locals would keep closed sessions' memory while the thread waits.
         if self._scheduler:
-            batch = self._scheduler.next_batch(perf_counter_ns())
+            began, on_core = perf_counter_ns(), thread_time_ns()
+            batch = self._scheduler.next_batch(began)
             report = self._runner.run(batch)
             for sequence in report.cut:
                 self._scheduler.cut(sequence)
             if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
                 self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
             self._post(self._deliver, report)
+            if self._width is not None:
+                before, on_core_ns = self._width.width, thread_time_ns() - on_core
+                if (width := self._width.computed(began, perf_counter_ns(), on_core_ns)) != before:
+                    self.model.use_threads(width)
 
     def _take_in(self) -> bool:
         """Schedule everything in the inbox, waiting for something if nothing is scheduled. False: stop."""
@@ -404,12 +417,16 @@ class Engine:
         return False
 
     def _call(self, call: _Call) -> None:
+        if self._width is not None:
+            self.model.use_threads(self._threads)
         try:
             result = call.function()
         except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
             self._post(_set_exception, call.future, error)
         else:
             self._post(_set_result, call.future, result)
+        if self._width is not None:
+            self.model.use_threads(self._width.width)
 
     def _drop(self, sequence: TokenSequence) -> None:
         """Drop this sequence's steps: their answers are not wanted any more."""
@@ -431,6 +448,14 @@ class Engine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             logger.debug("event=result_without_loop")
+
+
+def _thread_width(threads: int) -> ThreadWidth:
+    """For the calling thread and the native workers."""
+    try:
+        return ThreadWidth(threads, RunDelay())
+    except OSError:
+        return ThreadWidth(threads)
 
 
 def _set_result(future: asyncio.Future[Any], result: object) -> None:

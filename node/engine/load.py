@@ -18,8 +18,8 @@ class EngineLoad:
     ``queued``: steps without an answer. ``running``: sessions of the last batch; ``batch``: their mean
     number. ``queue_ms``: mean time from a decode step's arrival to its computation. ``tokens_per_s``: over
     the last seconds. ``cached``: held by the prefix cache alone and free for every session that needs them;
-    ``free_tokens`` counts those too, less what open sessions were promised. The last three count since the
-    start.
+    ``free_tokens`` counts those too, less what open sessions were promised. ``threads`` compute a batch. The
+    last three count since the start.
     """
 
     queued: int
@@ -36,6 +36,7 @@ class EngineLoad:
     cached_slots: int
     reserved_slots: int
     sequences: int
+    threads: int
     prefix_hit_tokens: int
     tokens: int
     batches: int

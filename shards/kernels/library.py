@@ -11,6 +11,8 @@ from ...swarm.runtime.c_build import is_built, load_library
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-ffp-contract=off",)
+WORKER_NAME = "swarm-worker"
+"""What Linux calls the threads of every ThreadPool: ``SN_WORKER_NAME`` in ``csrc/pool.h``."""
 
 
 @cache

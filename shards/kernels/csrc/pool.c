@@ -2,6 +2,7 @@
    only the range it took: the others do the rest, and a worker that did not wake in time is not waited for.
    Waiting is a short spin (the next job of a block comes within microseconds), then sleep: nodes that share a
    machine must not burn each other's cores. Threads are not pinned, for the same reason. */
+#define _GNU_SOURCE /* for pthread_setname_np */
 #include "pool.h"
 
 #include <pthread.h>
@@ -133,6 +134,9 @@ sn_pool *sn_pool_new(int32_t threads)
         *self = (worker){.pool = pool, .number = number};
         if (pthread_create(&self->id, NULL, worker_main, self))
             break;
+#if defined(__linux__)
+        pthread_setname_np(self->id, SN_WORKER_NAME);
+#endif
         pool->started++;
     }
     if (pool->started < threads - 1) {

@@ -4,6 +4,9 @@
 
 #include <stdint.h>
 
+/* The workers' name in the system's tables of threads, on Linux. */
+#define SN_WORKER_NAME "swarm-worker"
+
 typedef struct sn_pool sn_pool;
 
 /* Computes parts first..end-1 of a job; called from several threads at once with ranges that do not overlap.
