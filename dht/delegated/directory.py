@@ -308,7 +308,9 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
 
     async def _open(self, peer_id: str) -> MessageStream[DelegatedMessage]:
         maddrs = self._initial.get(peer_id) or self._sources.get(peer_id, ())
-        stream = await self._transport.open_stream(peer_id, DELEGATED_PROTOCOL, maddrs, timeout=DIAL_S)
+        stream = await self._transport.open_stream(
+            peer_id, DELEGATED_PROTOCOL, maddrs, timeout=DIAL_S, lazy=True
+        )
         return MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
 
     def _in_turn(self, answered: bool) -> list[str]:

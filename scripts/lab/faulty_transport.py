@@ -140,9 +140,15 @@ class FaultyTransport:
         await self._inner.serve(protocol_id, faulty)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
-        stream = await self._inner.open_stream(peer_id, protocol_id, maddrs, timeout)
+        stream = await self._inner.open_stream(peer_id, protocol_id, maddrs, timeout, lazy=lazy)
         return self._faults.watch(stream) if protocol_id == PROTOCOL_ID else stream
 
 

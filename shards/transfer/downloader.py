@@ -316,6 +316,7 @@ class Downloader:
                 WEIGHTS_PROTOCOL,
                 for_client(maddrs) if announced else choose(maddrs, reaches(own)),
                 timeout=self._settings.dial_s,
+                lazy=True,
             )
             self._named_by.pop(peer, None)
             link: MessageStream[PieceMessage] = MessageStream(stream, PIECE_MESSAGES, ASKER_MAX_FRAME)

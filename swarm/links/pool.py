@@ -114,7 +114,7 @@ class LinkPool:
         try:
             chosen, counted = self._chosen(peer_id, maddrs)
             stream = await self._transport.open_stream(
-                peer_id, PROTOCOL_ID, chosen, timeout=self.patience.dial_s
+                peer_id, PROTOCOL_ID, chosen, timeout=self.patience.dial_s, lazy=True
             )
             if self._guard is not None:
                 self._guard.met(peer_id, counted, stream.remote_maddr)

@@ -92,12 +92,18 @@ class MembersTransport:
         await self._transport.serve(protocol_id, accept)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         """As Transport's, or NotAdmittedError if our own membership is over; the stream's ``read`` raises
         NotAdmittedError if the peer is not a member, or refuses us."""
         handshake = self._own_handshake()
-        stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout)
+        stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout, lazy=lazy)
         try:
             stream.write(handshake)
         except BaseException:

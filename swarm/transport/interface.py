@@ -84,10 +84,18 @@ class Transport(Protocol):
         """Call ``handler`` for each stream that a peer opens for this protocol; returns at once."""
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         """Dial a peer. ``maddrs`` may be empty when it is connected already or the network can find it.
 
+        ``lazy``: it may return before the peer has agreed to the protocol, so that what is written next
+        needs no further round trip; then ``read`` raises what this would have.
         While our own network is lost it waits for it, as long as ``timeout`` allows.
         Raises PeerUnreachableError, PeerTimeoutError, LocalNetworkError, or StreamClosedError when this
         transport is closed.

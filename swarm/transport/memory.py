@@ -238,7 +238,13 @@ class MemoryTransport:
         self._handlers[protocol_id] = handler
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> MemoryStream:
         self._check_open()
         if peer_id == self.peer_id:

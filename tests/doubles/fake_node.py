@@ -197,11 +197,17 @@ class _Transport:
         return getattr(self._transport, name)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = 10.0
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = 10.0,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         if peer_id in self._node.cannot_reach or not self._node.behaviour.chains:
             raise NetworkError(f"{peer_id} cannot be reached from {self._node.peer_id}")
-        stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout)
+        stream = await self._transport.open_stream(peer_id, protocol_id, maddrs, timeout, lazy=lazy)
         return self._node.to_next_hop(stream)
 
 

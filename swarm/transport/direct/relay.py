@@ -27,7 +27,7 @@ _REASONS = {
     203: "the peer is not reachable through it",
     204: "the peer has no place there",
 }
-Run = Callable[[Coroutine[Any, Any, None]], None]
+Run = Callable[[Coroutine[Any, Any, None]], object]
 
 
 async def connect_through(stream: Stream, peer_id: str, run: Run) -> StreamChannel:

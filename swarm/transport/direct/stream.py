@@ -49,6 +49,7 @@ class DirectStream:
         "_ended",
         "_error",
         "_waiters",
+        "agreement",
         "id",
     )
 
@@ -60,6 +61,7 @@ class DirectStream:
         self._closed = False  # here
         self._error: NetworkError | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self.agreement: asyncio.Task[None] | None = None  # which reads what the peer says to the protocol
 
     @property
     def peer_id(self) -> str:
@@ -75,6 +77,15 @@ class DirectStream:
         return self._connection.queued(self)
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
+        if self.agreement is not None:
+            await asyncio.wait([self.agreement])
+            if self.agreement.cancelled():
+                raise self._closed_here()
+            self.agreement.result()
+            self.agreement = None
+        return await self._read(max_bytes)
+
+    async def _read(self, max_bytes: int) -> bytes:
         while True:
             if self._closed:
                 raise self._closed_here()
@@ -87,11 +98,11 @@ class DirectStream:
             await self._wait()
 
     async def read_exactly(self, size: int) -> bytes:
-        """Exactly ``size`` bytes. Raises as ``read``, and StreamClosedError if the peer ends the stream
-        before."""
+        """Exactly ``size`` bytes of what the peer says first, before ``read``. Raises as ``read``, and
+        StreamClosedError if the peer ends the stream before."""
         data = b""
         while len(data) < size:
-            more = await self.read(size - len(data))
+            more = await self._read(size - len(data))
             if not more:
                 raise self._closed_there()
             data += more

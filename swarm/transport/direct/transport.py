@@ -18,7 +18,7 @@ from ...errors import (
     StreamClosedError,
 )
 from ...identity import Identity
-from ...runtime.tasks import cancel_all
+from ...runtime.tasks import cancel_all, look_at
 from ..address_groups import address_group
 from ..addresses import listen_error
 from ..dial_errors import not_spoken, self_dial_error
@@ -28,7 +28,7 @@ from .channel import RawChannel, TcpChannel
 from .connection import YamuxConnection
 from .crowds import loser_to, most_unread, oldest_of_the_largest
 from .identify import IDENTIFY, identify_message
-from .multistream import answer, propose
+from .multistream import agreed, answer, proposal
 from .relay import HOP, connect_through
 from .security import Security, dial_problem
 from .stream import DirectStream
@@ -47,6 +47,9 @@ MAX_CONNECTIONS = 512
 address group that has more than the newcomer's."""
 MAX_CONNECTIONS_OF_PEER = 4
 """Of those, one peer id may have this many. Two peers that dial each other at once have two."""
+LATELY_S = 5.0
+"""A connection that was heard of this many seconds ago is taken to live: its peer's answer to a request for a
+stream need not be awaited."""
 PING = "/ipfs/ping/1.0.0"
 PING_BYTES = 32
 PING_IDLE_S = 60.0
@@ -124,7 +127,13 @@ class DirectTransport:
         self._handlers[protocol_id] = handler
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         self._check_open()
         if peer_id == self.peer_id:
@@ -132,10 +141,12 @@ class DirectTransport:
         if not _PEER_ID.fullmatch(peer_id):
             raise PeerUnreachableError(f"{peer_id[:128]!r} is not a peer id")
         connection: YamuxConnection | None = None
-        began = asyncio.get_running_loop().time()
+        now = began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(timeout):
                 if (connection := self._connected(peer_id)) is not None:
+                    if lazy and now - connection.heard_at < LATELY_S:
+                        return self._ask(connection, protocol_id, timeout)
                     try:
                         return await self._negotiate(connection, protocol_id)
                     except StreamClosedError:
@@ -143,11 +154,11 @@ class DirectTransport:
                             raise
                         # It had ended without our knowing.
                 connection = await self._dial(peer_id, maddrs)
+                if lazy:
+                    return self._ask(connection, protocol_id, timeout)
                 return await self._negotiate(connection, protocol_id)
         except TimeoutError:
-            if connection is not None and connection.heard_at < began:
-                connection.abort(StreamClosedError("the peer is silent"))  # what comes next dials anew
-            raise PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s") from None
+            raise _silent(peer_id, connection, began, timeout) from None
 
     async def check(self) -> None:
         self._check_open()
@@ -244,15 +255,25 @@ class DirectTransport:
 
     async def _negotiate(self, connection: YamuxConnection, protocol_id: str) -> DirectStream:
         stream = connection.open()
-        try:
-            if not await propose(_Lines(stream), protocol_id):
-                raise not_spoken(connection.peer_id, protocol_id)
-        except RemoteProtocolError as error:
-            stream.close()
-            raise StreamClosedError(f"peer {connection.peer_id}: {error.message}") from None
-        except BaseException:
-            stream.close()
-            raise
+        stream.write([proposal(protocol_id)])
+        await _agree(stream, protocol_id)
+        return stream
+
+    def _ask(self, connection: YamuxConnection, protocol_id: str, timeout: float) -> DirectStream:
+        """A stream whose reader hears whether the peer agrees."""
+
+        async def agree() -> None:
+            began = asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(timeout):
+                    await _agree(stream, protocol_id)
+            except TimeoutError:
+                raise _silent(connection.peer_id, connection, began, timeout) from None
+
+        stream = connection.open()
+        stream.write([proposal(protocol_id)])
+        stream.agreement = self._run(agree())
+        stream.agreement.add_done_callback(look_at)
         return stream
 
     # Being dialled.
@@ -361,10 +382,11 @@ class DirectTransport:
     def _all_connections(self) -> list[YamuxConnection]:
         return [connection for known in self._connections.values() for connection in known]
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _check_open(self) -> None:
         if self._closed:
@@ -377,6 +399,28 @@ class _Dial:
     def __init__(self, task: asyncio.Task[YamuxConnection]) -> None:
         self.task = task
         self.askers = 0
+
+
+async def _agree(stream: DirectStream, protocol_id: str) -> None:
+    """Hear that the peer speaks the protocol. Raises PeerUnreachableError, or StreamClosedError."""
+    try:
+        if not await agreed(_Lines(stream), protocol_id):
+            raise not_spoken(stream.peer_id, protocol_id)
+    except RemoteProtocolError as error:
+        stream.close()
+        raise StreamClosedError(f"peer {stream.peer_id}: {error.message}") from None
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _silent(
+    peer_id: str, connection: YamuxConnection | None, began: float, timeout: float
+) -> PeerTimeoutError:
+    """What to say of a peer that let ``timeout`` pass."""
+    if connection is not None and connection.heard_at < began:
+        connection.abort(StreamClosedError("the peer is silent"))  # what comes next dials anew
+    return PeerTimeoutError(f"peer {peer_id} did not answer within {timeout:g} s")
 
 
 class _Lines:

@@ -207,7 +207,13 @@ class P2pdTransport:
         await self._connect(self._raw_peer_id(peer_id), readable_maddrs(peer_id, maddrs), timeout)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         raw = self._raw_peer_id(peer_id)
         request = p2pd_pb2.Request(

@@ -23,7 +23,7 @@ class Outside:
     async def maddrs(self):
         return ()
 
-    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0):
+    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0, *, lazy=False):
         self.dialled[peer_id] = list(maddrs)
         raise PeerUnreachableError("nobody is there")
 

@@ -44,7 +44,7 @@ class FakeTransport:
     async def maddrs(self):
         return self.own
 
-    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0):
+    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0, *, lazy=False):
         self.dialled.append((peer_id, list(maddrs)))
         if self.answer is not None:
             raise self.answer

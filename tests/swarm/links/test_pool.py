@@ -18,7 +18,7 @@ class Nobody:
     def __init__(self) -> None:
         self.dialled: list[tuple[str, ...]] = []
 
-    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0):
+    async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0, *, lazy=False):
         self.dialled.append(tuple(maddrs))
         raise PeerUnreachableError("refused")
 

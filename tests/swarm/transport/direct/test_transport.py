@@ -353,7 +353,37 @@ async def test_a_first_answer_takes_two_round_trips_beside_tcp_s(
             usual(self, data)
 
         monkeypatch.setattr(TcpChannel, name, noted)
-    stream = await client.open_stream(server.peer_id, ECHO, where)
+    stream = await client.open_stream(server.peer_id, ECHO, where, lazy=True)
     stream.write([b"hello"])
     assert await stream.read() == b"hello"
-    assert turns.removeprefix("←") == "→←→←→←"
+    assert turns.removeprefix("←") == "→←→←"
+
+
+async def test_a_lazy_stream_s_reader_hears_why_there_is_none(
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client, _ = await linked(start_direct)
+    refused = await client.open_stream(server.peer_id, "/other/1", lazy=True)
+    refused.write([b"hello"])
+    for _ in range(2):
+        with pytest.raises(PeerUnreachableError, match="does not speak /other/1"):
+            await refused.read()
+    (there,) = server._all_connections()
+    monkeypatch.setattr(there._channel._tcp, "write", lambda data: None)  # the cable is cut
+    closed = await client.open_stream(server.peer_id, ECHO, lazy=True)
+    closed.close()
+    with pytest.raises(StreamClosedError, match="closed on this side"):
+        await closed.read()
+    lost = await client.open_stream(server.peer_id, ECHO, timeout=0.1, lazy=True)
+    with pytest.raises(PeerTimeoutError, match="did not answer within"):
+        await lost.read()
+    assert not client._connections  # what comes next dials anew
+    await until(lambda: not client._tasks)
+    server, client, _ = await linked(start_direct)
+    (there,) = server._all_connections()
+    monkeypatch.setattr(there._channel._tcp, "write", lambda data: None)
+    waiting = asyncio.create_task((await client.open_stream(server.peer_id, ECHO, lazy=True)).read())
+    await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises(StreamClosedError):
+        await waiting
