@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
-
 from ..dht.records.node_records import NodeRecords
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.kernels import library
@@ -258,7 +256,7 @@ class LoadedSpan:
         slots = slots_for(tokens, blocks, PAGE_TOKENS)
         try:
             return cast(KvMemory, model.new_pool(slots, kv_dtype))
-        except RuntimeError as error:  # torch's allocators raise it and its subclass OutOfMemoryError
+        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
             logger.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
             raise MemoryShortError(
                 f"{tokens} tokens of KV cache as {kv_dtype} do not fit into the memory of {model.device}",
@@ -271,8 +269,8 @@ def kv_dtype_of(config: NodeConfig, model: SpanBackend[Any]) -> str:
 
 
 def is_memory_error(error: Exception) -> bool:
-    """Whether an allocator of Python, numpy or torch said no."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()
+    """Whether an allocator of Python, numpy or torch said no: torch's raise RuntimeError, which says so."""
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()
 
 
 def load_options(config: NodeConfig) -> LoadOptions:

@@ -9,8 +9,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from importlib.metadata import version
 from typing import Protocol
 
-import torch
-
 from ..dht.directory import Directory
 from ..dht.joining.network import Network, open_network
 from ..shards.checkpoint.checkpoint import Checkpoint
@@ -170,7 +168,6 @@ class Node:
 
     async def start(self) -> None:
         """Listen, load, measure, announce. Raises SwarmError; call ``stop`` then too."""
-        torch.set_num_threads(self.threads)  # for loading; the compute thread sets its own
         self._exit.callback(lambda: self.source.close())
         if self._on_demand is not None:
             await self._join_network()

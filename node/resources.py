@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import torch
 
 from ..shards.loading import device_memory
 from ..swarm.errors import UsageError
@@ -88,11 +87,12 @@ def give_memory_back(device: str) -> None:
     """Return what was freed to the system, or to the device: others shall have it."""
     gc.collect()
     kind = device.partition(":")[0]
-    if kind == "cuda" and torch.cuda.is_available():
+    torch, mlx = sys.modules.get("torch"), sys.modules.get("mlx.core")  # there, if any memory was taken
+    if kind == "cuda" and torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    elif kind == "mps" and torch.backends.mps.is_available():
+    elif kind == "mps" and torch is not None and torch.backends.mps.is_available():
         torch.mps.empty_cache()
-    elif kind == "mlx" and (mlx := sys.modules.get("mlx.core")) is not None:
+    elif kind == "mlx" and mlx is not None:
         mlx.clear_cache()
     if sys.platform == "linux":
         # glibc keeps freed heaps: weights of a few MiB a tensor live there once such a block was freed.

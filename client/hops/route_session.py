@@ -226,7 +226,7 @@ class RouteSession:
     async def _short_step(self, x: Rows, position: int, want: Want) -> Tensor:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
-        payload: Payload = activations.encode(first.codec, x[:])
+        payload: Payload = activations.encode(first.codec, x[:].float().cpu().numpy())
         first.trace.phase(self._fed).coded(perf_counter() - began)
         step = self.take_steps(1)
         for segment in self.segments:
@@ -256,7 +256,7 @@ class RouteSession:
             for start in starts:
                 piece = x[start : start + size]
                 began = perf_counter()
-                payload = activations.encode(self.hops[0].codec, piece)
+                payload = activations.encode(self.hops[0].codec, piece.float().cpu().numpy())
                 self.hops[0].trace.prefill.coded(perf_counter() - began)
                 await queues[0].put((payload, len(piece), position + start))
 
@@ -288,7 +288,9 @@ class RouteSession:
         hop = self.hops[-1]
         began = perf_counter()
         try:
-            x = activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
+            x = torch.from_numpy(
+                activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
+            )
         except RemoteProtocolError as error:
             hop.mark_lost(error)
             raise BrokenError from error

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from ...swarm.codecs import activations
@@ -138,7 +139,7 @@ class RowWatch:
         if one == other:
             return False
         a, b = (activations.decode(codec, row, 1, self._hidden) for row in (one, other))
-        return bool((a - b).abs().max() > UNLIKE * a.abs().max())
+        return bool(np.abs(a - b).max() > UNLIKE * np.abs(a).max())
 
 
 def impossible(message: str) -> RemoteProtocolError:

@@ -126,7 +126,7 @@ async def feed_ids(
     async def chunks() -> AsyncIterator[_Chunk]:
         for at in range(start, until, size):
             x = embed(at, min(until, at + size))  # (tokens, hidden)
-            yield activations.encode(listener.hop.codec, x), len(x), at
+            yield activations.encode(listener.hop.codec, x.float().cpu().numpy()), len(x), at
 
     await _feed(listener, chunks(), step, cost)
 

@@ -56,7 +56,7 @@ async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> T
     hop = await HopClient.open(links, plan, SessionSettings(hidden_size, TRIAL_TOKENS))
     try:
         segment = Segment([hop], hidden_size)
-        payload = activations.encode(codec, x)
+        payload = activations.encode(codec, x.float().cpu().numpy())
         times = []
         for number in range(TRIAL_STEPS):
             began = perf_counter()

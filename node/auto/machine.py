@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_tensors
 from ...shards.layers.kv_pool import slot_bytes
 from ...shards.loading import load_backend
+from ...shards.models import tensor_door
 from ...shards.models.random_blocks import random_checkpoint
 from ...swarm.codecs import activations
 from ...swarm.placement.types import ModelShape, NodeOffer, gigabytes
@@ -88,12 +87,11 @@ def measure_machine(
 
     Raises UsageError for a device that is not there, MemoryShortError where not even one block fits.
     """
-    torch.set_num_threads(threads)  # of this thread
     memory = usable_memory(config.device, config.memory)
     file_bytes = max(1, sum(manifest[name].nbytes for name in block_tensors(model, 0) if name in manifest))
     count = min(model.n_blocks, MOST_BLOCKS, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
     try:
-        with torch.inference_mode(), random_checkpoint(model, manifest, count=count) as made:
+        with tensor_door.computing(threads), random_checkpoint(model, manifest, count=count) as made:
             blocks = load_backend(made, Span(0, count), load_options(config), threads=threads)
             kv_dtype = kv_dtype_of(config, blocks)
             longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)

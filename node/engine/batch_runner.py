@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
+from ...shards.models import tensor_door
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -50,12 +50,13 @@ class BatchReport:
 
 
 class BatchRunner:
-    """Runs slices of steps through a span model. Used by the compute thread only, under inference mode."""
+    """Runs slices of steps through a span model. Used by the compute thread only."""
 
     def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
         self._model: SpanBackend[Any] = model
         self._pool = pool
         self._hidden = model.config.hidden_size
+        self._limit = tensor_door.limit(model)
         self._row_bytes = {
             codec: activations.payload_bytes(codec, 1, self._hidden) for codec in activations.CODECS
         }
@@ -78,7 +79,7 @@ class BatchRunner:
             if sources:
                 self._pool.copy_slots(sources, targets)
             for change in job.changes:
-                sequence.table[:, change.index] = torch.tensor(change.slots, dtype=torch.int32)
+                sequence.table[:, change.index] = change.slots
         except Exception:
             logger.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
             sequence.computed = 0  # what the copies should hold is lost
@@ -160,7 +161,7 @@ class BatchRunner:
 
     # Payloads in.
 
-    def _decode(self, work: _Work, report: BatchReport) -> tuple[_Work, Tensor | None]:
+    def _decode(self, work: _Work, report: BatchReport) -> tuple[_Work, np.ndarray | None]:
         """The slices that are sound, and their rows (T, hidden) in that order; None without any."""
         try:
             return work, self._rows(work)
@@ -170,20 +171,20 @@ class BatchRunner:
             self._fail(work[0][0], _decode_failure(error), report)
             return [], None
 
-    def _decode_each(self, work: _Work, report: BatchReport) -> tuple[_Work, Tensor | None]:
+    def _decode_each(self, work: _Work, report: BatchReport) -> tuple[_Work, np.ndarray | None]:
         sound: _Work = []
-        rows: list[Tensor] = []
+        rows: list[np.ndarray] = []
         for item in work:
             try:
                 rows.append(self._rows([item]))
                 sound.append(item)
             except Exception as error:  # noqa: BLE001 - told to its sender
                 self._fail(item[0], _decode_failure(error), report)
-        return sound, torch.cat(rows) if rows else None
+        return sound, np.concatenate(rows) if rows else None
 
-    def _rows(self, work: _Work) -> Tensor:
+    def _rows(self, work: _Work) -> np.ndarray:
         """(T, hidden) of ``work``, which is sorted by codec. Raises RemoteProtocolError for bad values."""
-        parts: list[Tensor] = []
+        parts: list[np.ndarray] = []
         payloads: list[bytes | bytearray | memoryview] = []
         tokens = 0
         last = len(work) - 1
@@ -199,26 +200,22 @@ class BatchRunner:
             tokens += part.count
             if i == last or work[i + 1][0].sequence.codec != codec:
                 payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
-                parts.append(
-                    activations.decode(
-                        codec, payload, tokens, self._hidden, self._model.dtype, self._model.device
-                    )
-                )
+                parts.append(activations.decode(codec, payload, tokens, self._hidden, self._limit))
                 payloads, tokens = [], 0
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     # The blocks.
 
-    def _compute(self, span: Span, work: _Work, x: Tensor, report: BatchReport) -> None:
+    def _compute(self, span: Span, work: _Work, x: np.ndarray, report: BatchReport) -> None:
         started = perf_counter_ns()
         first, row = span.start, 0
         slices: list[BatchSlice] = []
         for job, part in work:
-            slices.append(BatchSlice(job.sequence.table, first, row, job.position + part.offset, part.count))
+            table, start = job.sequence.table, job.position + part.offset
+            slices.append(BatchSlice(table, first, row, start, part.count))  # type: ignore[arg-type]
             row += part.count
         try:
-            hidden = self._model.forward(x, slices, self._pool, span)
-            self._model.synchronize()
+            hidden = tensor_door.forward(self._model, x, slices, self._pool, span)
         except Exception as error:
             report.clean = False
             if len(work) > 1:
@@ -242,7 +239,7 @@ class BatchRunner:
 
     # Results out.
 
-    def _encode(self, work: _Work, hidden: Tensor, report: BatchReport, started: int) -> None:
+    def _encode(self, work: _Work, hidden: np.ndarray, report: BatchReport, started: int) -> None:
         """Add to each step's ``parts`` the rows of ``hidden`` (T, hidden) that its client wants."""
         wanted: dict[str, list[tuple[StepJob, int, int]]] = {}  # by codec: first row, rows
         row = 0
@@ -271,14 +268,14 @@ class BatchRunner:
         for job, _ in work:
             job.codec_ns += elapsed
 
-    def _encode_rows(self, codec: str, takes: Sequence[tuple[StepJob, int, int]], hidden: Tensor) -> None:
+    def _encode_rows(self, codec: str, takes: Sequence[tuple[StepJob, int, int]], hidden: np.ndarray) -> None:
         total = sum(count for _, _, count in takes)
         if total == len(hidden):
             rows = hidden
         elif len(takes) == 1:
             rows = hidden[takes[0][1] : takes[0][1] + total]
         else:
-            rows = torch.cat([hidden[first : first + count] for _, first, count in takes])
+            rows = np.concatenate([hidden[first : first + count] for _, first, count in takes])
         payload = activations.encode(codec, rows)
         if len(takes) == 1:
             takes[0][0].parts.append(payload)

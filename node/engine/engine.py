@@ -18,8 +18,9 @@ from queue import Empty, SimpleQueue
 from time import perf_counter_ns, thread_time_ns
 from typing import Any, TypeVar
 
-import torch
+import numpy as np
 
+from ...shards.models import tensor_door
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
@@ -236,11 +237,11 @@ class Engine:
         if pages is None:
             return None
         try:
-            table = torch.zeros((len(span), pages.max_pages), dtype=torch.int32)
+            table = np.zeros((len(span), pages.max_pages), np.int32)
             if pages.pages:
-                slots = torch.tensor([page.slots for page in pages.pages], dtype=torch.int32)
-                table[:, : len(pages.pages)] = slots.t()  # nobody else knows this table yet
-        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
+                slots = [page.slots for page in pages.pages]
+                table[:, : len(slots)] = np.transpose(slots)  # nobody else knows this table yet
+        except MemoryError as error:
             logger.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
             pages.release()
             return None
@@ -371,10 +372,9 @@ class Engine:
     # The compute thread.
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)
         if self._may_narrow:
             self._width = _thread_width(self._threads)
-        with torch.inference_mode():
+        with tensor_door.computing(self._threads):
             while self._take_in():
                 self._compute()
         self._drop_all()

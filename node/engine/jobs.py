@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import ErrorCode
 from ...swarm.protocol.messages import Want
@@ -31,7 +31,7 @@ class TokenSequence:
     codec: str
     reply_codec: str
     pages: PageTable
-    table: Tensor  # (blocks, max_pages) int32 slots; filled as pages come, by the compute thread
+    table: np.ndarray  # (blocks, max_pages) int32 slots; filled as pages come, by the compute thread
     length: int
     on_released: Callable[[], None] | None = None
     group: str = ""

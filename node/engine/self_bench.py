@@ -12,9 +12,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
+import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
+from ...shards.models import tensor_door
 from ...shards.models.backend import SpanBackend
 from .page_tables import pages_for
 
@@ -41,19 +42,18 @@ class SelfMeasurement:
 def measure_self(
     model: SpanBackend[Any], kv_dtype: str, max_tokens: int, clock: Callable[[], float] = perf_counter
 ) -> SelfMeasurement:
-    """Run in the compute thread under inference mode, with a KV pool of its own that lasts as long as the
+    """Run in the compute thread, with a KV pool of its own that lasts as long as the
     call. ``max_tokens`` bounds the context of the measurement."""
     config, blocks = model.config, len(model.span)
     tokens = max(1, min(PREFILL_TOKENS, max_tokens - 1))
     pages = pages_for(tokens + 1)
     pool = model.new_pool(pages * blocks, kv_dtype)
-    table = torch.arange(pages * blocks, dtype=torch.int32).view(blocks, pages)
-    prompt = torch.randn((tokens, config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
+    table = np.arange(pages * blocks, dtype=np.int32).reshape(blocks, pages)
+    prompt = _noise(tokens, config.hidden_size)
 
     def forward(start: int, count: int) -> None:
-        part = BatchSlice(table, model.span.start, 0, start, count)
-        # float() waits for the device.
-        float(model.forward(prompt[:count], [part], pool)[-1, 0])
+        part = BatchSlice(table, model.span.start, 0, start, count)  # type: ignore[arg-type]
+        tensor_door.forward(model, prompt[:count], [part], pool)
 
     forward(0, 1)  # first-use costs: kernels, page faults
     prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
@@ -70,14 +70,19 @@ def measure_decode(
     """Milliseconds per block and token, as ``measure_self``'s, with a short context: AGAIN_RUNS tokens."""
     blocks = len(model.span)
     pool = model.new_pool(blocks, kv_dtype)
-    table = torch.arange(blocks, dtype=torch.int32).view(blocks, 1)
-    x = torch.randn((1, model.config.hidden_size), dtype=torch.float32).to(model.device, model.dtype)
+    table = np.arange(blocks, dtype=np.int32).reshape(blocks, 1)
+    x = _noise(1, model.config.hidden_size)
     times = []
     for position in range(AGAIN_RUNS + 1):
         began = clock()
-        float(model.forward(x, [BatchSlice(table, model.span.start, 0, position, 1)], pool)[-1, 0])
+        part = BatchSlice(table, model.span.start, 0, position, 1)  # type: ignore[arg-type]
+        tensor_door.forward(model, x, [part], pool)
         times.append(max(clock() - began, 1e-9))
     return median(times[1:]) * 1000 / blocks
+
+
+def _noise(tokens: int, hidden: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal((tokens, hidden), np.float32)
 
 
 def _time(run: Callable[[], None], box_s: float, clock: Callable[[], float]) -> float:

@@ -91,7 +91,7 @@ def _alarms(came: torch.Tensor, went: torch.Tensor, blocks: int, own_input: bool
     """What is said of rows (tokens, hidden) that are decoded one by one, and of all of them at once."""
     found = []
     for codec in CODECS:
-        sent, got = encode(codec, came), encode(codec, went)
+        sent, got = encode(codec, came.float().numpy()), encode(codec, went.float().numpy())
         one, size = len(sent) // len(came), len(got) // len(went)
         for step in (1, len(came)):
             watch = RowWatch(came.shape[1], blocks, own_input=own_input, embedding_rms=usual)

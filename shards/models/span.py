@@ -116,6 +116,7 @@ def load_span(
     ``loading.load_backend``. ``threads`` compute in the native kernels, the caller's included."""
     config = checkpoint.config
     check_span(span, config)
+    torch.set_num_threads(threads)
     plan = resolve(options, config.native_dtype)
     blocks_tensors = [block_tensors(config, block) for block in range(span.start, span.end)]
     names = [name for tensors in blocks_tensors for name in tensors if checkpoint.has(name)]

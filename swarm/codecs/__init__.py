@@ -1,1 +1,1 @@
-"""Activations as bytes: quantized, packed, measured. The only room of ``swarm`` that imports torch."""
+"""Activations as bytes: quantized, packed, measured. Rows are numpy arrays of float32, and nothing else."""

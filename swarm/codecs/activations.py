@@ -39,7 +39,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from ..errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
 from . import native as native_codec
@@ -61,11 +60,10 @@ _SMALLEST_SCALED = 1e-30
 """A scale is made of at least this magnitude, which keeps 1 / scale finite for rows of zeros."""
 _ROWS_AT_ONCE = 64
 """This many rows are encoded together, so that their float32 temporaries stay in the second-level cache."""
-_INFINITY_BITS = {"bf16": 0x7F80, "fp16": 0x7C00}
-_LARGEST_BITS = {"bf16": (127 + 40) << 7, "fp16": 0x7BFF}
-"""The bits of the largest magnitude that is accepted: MAX_MAGNITUDE, or the type's largest value."""
-_CPU = torch.device("cpu")
-_TORCH_16 = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LARGEST_FP16 = np.float32(65504)
+_ROUNDS_TO_INFINITY = 0x7F7F8000
+"""The bits of the smallest magnitude that bfloat16 rounds to infinity."""
+_FLOATS = np.dtype(np.float32)
 
 
 def payload_bytes(codec: str, tokens: int, hidden: int) -> int:
@@ -79,37 +77,30 @@ def payload_bytes(codec: str, tokens: int, hidden: int) -> int:
     return tokens * hidden * (4 if codec == "none" else 2)
 
 
-def encode(codec: str, x: torch.Tensor) -> bytes | memoryview:
-    """The payload of ``x`` (tokens, hidden), any float dtype and device; it shares no memory with ``x``.
+def encode(codec: str, rows: np.ndarray) -> bytes | memoryview:
+    """The payload of ``rows`` (tokens, hidden) float32; it shares no memory with them.
 
     Raises LocalProtocolError when a value is not finite: our own computation failed, and no peer may get it.
     """
-    if x.ndim != 2 or not x.dtype.is_floating_point:
-        raise UsageError(f"activations are floats of (tokens, hidden), not {x.dtype} of {tuple(x.shape)}")
-    tokens, hidden = x.shape
+    if rows.ndim != 2 or rows.dtype != _FLOATS:
+        raise UsageError(f"activations are float32 of (tokens, hidden), not {rows.dtype} of {rows.shape}")
+    tokens, hidden = rows.shape
     size = payload_bytes(codec, tokens, hidden)
     if size == 0:
         return b""
-    # Every step that is left out counts: after an idle moment a call into torch costs tens of microseconds.
-    ready = x.dtype is torch.float32 and x.is_cpu
-    if codec == "int8" and (native := native_codec.loaded()) is not None:
-        if (payload := native.encode_int8(x if ready else x.to("cpu", torch.float32), size)) is None:
+    if codec == "int8":
+        if (native := native_codec.loaded()) is None:
+            return _encode_int8(rows)
+        if (payload := native.encode_int8(rows, size)) is None:
             raise _not_finite()
         return payload
-    values = x.detach() if ready else x.detach().to("cpu", torch.float32)
-    if codec == "int8":
-        return _encode_int8(values.numpy())
-    if codec == "none":
-        array = values.numpy()
-        if not np.isfinite(array).all():
-            raise _not_finite()
-        return array.astype("<f4", copy=False).tobytes()
+    if codec == "bf16":
+        return _encode_bf16(rows)
     if codec == "fp16":
-        values = values.clamp(-65504.0, 65504.0)  # NaN stays NaN
-    bits = values.to(_TORCH_16[codec]).contiguous().view(torch.int16).numpy().view(np.uint16)
-    if (bits & 0x7FFF).max() >= _INFINITY_BITS[codec]:
+        rows = np.clip(rows, -_LARGEST_FP16, _LARGEST_FP16)  # NaN stays NaN
+    if not np.isfinite(rows).all():
         raise _not_finite()
-    return bits.astype("<u2", copy=False).tobytes()
+    return rows.astype("<f2" if codec == "fp16" else "<f4", copy=False).tobytes()
 
 
 def decode(
@@ -117,45 +108,38 @@ def decode(
     payload: bytes | bytearray | memoryview,
     tokens: int,
     hidden: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> torch.Tensor:
-    """The (tokens, hidden) tensor of a peer's payload, in memory of its own, every value finite.
+    limit: float = MAX_MAGNITUDE,
+) -> np.ndarray:
+    """The rows (tokens, hidden) float32 of a peer's payload, in memory of their own.
 
-    Raises RemoteProtocolError (BAD_TENSOR) for a wrong size, values that are not finite, beyond
-    MAX_MAGNITUDE or do not fit ``dtype``, and outlier channels that are out of range or order.
+    ``limit``: the largest magnitude that the reader can take, at most MAX_MAGNITUDE. Raises
+    RemoteProtocolError (BAD_TENSOR) for a wrong size, values that are not finite or beyond ``limit``, and
+    outlier channels that are out of range or order.
     """
     size = payload_bytes(codec, tokens, hidden)
     got = memoryview(payload).nbytes
     if got != size:
         raise _bad_tensor(f"{tokens} tokens of {hidden} values take {size} bytes in codec {codec}, not {got}")
     if size == 0:
-        return torch.empty(tokens, hidden, dtype=dtype, device=device)
-    limit = _largest(dtype)
+        return np.empty((tokens, hidden), np.float32)
     if codec == "int8":
         if (native := native_codec.loaded()) is None:
-            tensor = torch.from_numpy(_decode_int8(payload, tokens, hidden, limit))
-        elif isinstance(done := native.decode_int8(payload, tokens, hidden, limit), int):
-            raise _bad_row(done, hidden)
-        else:
-            tensor = done
-            if dtype is torch.float32 and device in ("cpu", _CPU):
-                return tensor
-    elif codec == "none":
-        array = np.frombuffer(payload, "<f4").astype(np.float32)
-        if not (array.max() <= limit and array.min() >= -limit):  # false for NaN too
-            raise _bad_values(dtype)
-        tensor = torch.from_numpy(array).view(tokens, hidden)
-    else:
-        bits = np.frombuffer(payload, "<u2").astype(np.uint16)
-        if (bits & 0x7FFF).max() > _LARGEST_BITS[codec]:
-            raise _bad_values(dtype)
-        tensor = torch.from_numpy(bits.view(np.int16)).view(_TORCH_16[codec]).view(tokens, hidden)
-        if limit < min(torch.finfo(tensor.dtype).max, MAX_MAGNITUDE) and not bool(
-            tensor.abs().max() <= limit
-        ):
-            raise _bad_values(dtype)
-    return tensor.to(device, dtype)
+            return _decode_int8(payload, tokens, hidden, limit)
+        if isinstance(rows := native.decode_int8(payload, tokens, hidden, limit), int):
+            raise _bad_row(rows, hidden)
+        return rows
+    values = floats(codec, payload)
+    if not (values.max() <= limit and values.min() >= -limit):  # false for NaN too
+        raise _bad_tensor(f"activations hold values that are not finite or larger than {limit:g}")
+    return values.reshape(tokens, hidden)
+
+
+def floats(codec: str, payload: bytes | bytearray | memoryview) -> np.ndarray:
+    """The values of a payload of whole rows in a codec other than int8: float32, in memory of their own."""
+    if codec == "bf16":
+        bits = np.frombuffer(payload, "<u2").astype(np.uint32)
+        return np.left_shift(bits, 16, out=bits).view(np.float32)
+    return np.frombuffer(payload, "<f2" if codec == "fp16" else "<f4").astype(np.float32)
 
 
 def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_CODEC) -> str:
@@ -176,15 +160,23 @@ def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_
 
 
 @lru_cache(maxsize=16)
-def _largest(dtype: torch.dtype) -> float:
-    return min(float(torch.finfo(dtype).max), MAX_MAGNITUDE)
-
-
-@lru_cache(maxsize=16)
 def row_type(hidden: int) -> np.dtype[np.void]:
     """One int8 row, packed as the module's docstring says."""
     k = min(OUTLIERS, hidden)
     return np.dtype([("scale", "<f4"), ("channel", "<u2", k), ("value", "<f4", k), ("q", "i1", hidden)])
+
+
+def _encode_bf16(rows: np.ndarray) -> bytes:
+    """The upper halves of the floats, rounded to nearest, or to even where both are as near."""
+    bits = np.ascontiguousarray(rows).view(np.uint32)
+    odd = np.right_shift(bits, 16)
+    odd &= 1
+    if (bits & 0x7FFFFFFF).max() >= _ROUNDS_TO_INFINITY:  # NaN too
+        raise _not_finite()
+    rounded = np.add(bits, 0x7FFF)
+    rounded += odd
+    rounded >>= 16
+    return rounded.astype("<u2").tobytes()
 
 
 def _encode_int8(x: np.ndarray) -> memoryview:
@@ -258,8 +250,3 @@ def _bad_row(complaint: int, hidden: int) -> RemoteProtocolError:
 
 def _bad_tensor(message: str) -> RemoteProtocolError:
     return RemoteProtocolError(message, code=ErrorCode.BAD_TENSOR)
-
-
-def _bad_values(dtype: torch.dtype) -> RemoteProtocolError:
-    name = str(dtype).removeprefix("torch.")
-    return _bad_tensor(f"activations hold values that are not finite, too large or do not fit {name}")

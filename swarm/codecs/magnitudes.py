@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
-from .activations import OUTLIERS, row_type
+from .activations import OUTLIERS, floats, row_type
 
 SMALLEST_MAGNITUDE = 1e-29
 """``magnitudes`` gives at most this for a row of zeros, because in int8 such a row has a scale too."""
@@ -23,7 +22,7 @@ def magnitudes(codec: str, payload: bytes | bytearray | memoryview, tokens: int,
     much in SmolLM2, or sqrt(hidden) at worst.
     """
     if codec != "int8":
-        values = _VIEWS[codec](payload).reshape(tokens, hidden)
+        values = floats(codec, payload).reshape(tokens, hidden)
         with np.errstate(over="ignore"):
             return [math.sqrt(float(np.dot(row, row)) / hidden) for row in values]
     if tokens == 1:
@@ -40,19 +39,6 @@ def magnitudes(codec: str, payload: bytes | bytearray | memoryview, tokens: int,
 def _envelope(scale: float, outliers_squared: float, hidden: int) -> float:
     """With all other channels at their largest."""
     return math.sqrt(outliers_squared / hidden + (127 * scale) ** 2)
-
-
-def _float32_of_bf16(payload: bytes | bytearray | memoryview) -> np.ndarray:
-    bits = np.frombuffer(payload, "<u2").astype(np.uint32)
-    return np.left_shift(bits, 16).view(np.float32)
-
-
-_VIEWS: dict[str, Callable[[bytes | bytearray | memoryview], np.ndarray]] = {
-    "none": lambda payload: np.frombuffer(payload, "<f4").astype(np.float32, copy=False),
-    "fp16": lambda payload: np.frombuffer(payload, "<f2").astype(np.float32),
-    "bf16": _float32_of_bf16,
-}
-"""A payload's values in float32."""
 
 
 @lru_cache(maxsize=16)

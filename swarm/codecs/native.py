@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..runtime.c_build import NativeUnavailableError, is_built, load_library
 
@@ -23,6 +22,7 @@ GIL_ROWS = 16
 getting the lock back from a busy thread takes milliseconds at worst."""
 
 _first_byte = ctypes.c_char.from_buffer
+_FLOAT_BYTES = 4
 NOT_FINITE, BAD_SCALE, BAD_VALUE, BAD_CHANNEL = 1, 2, 3, 4
 """The kernels return one of these instead of 0 for an input that they refuse."""
 
@@ -40,25 +40,25 @@ class NativeCodec:
         for function in (self._decode, self._decode_brief):
             function.argtypes = (pointer, size, size, ctypes.c_float, pointer)
 
-    def encode_int8(self, x: torch.Tensor, size: int) -> memoryview | None:
-        """The payload of ``size`` bytes of ``x`` (tokens, hidden), float32 on the CPU, or None if a value is
-        not finite."""
-        tokens, hidden = x.shape
-        row_step, step = x.stride()
-        if step != 1:
-            x, row_step = x.contiguous(), hidden
+    def encode_int8(self, rows: np.ndarray, size: int) -> memoryview | None:
+        """The payload of ``size`` bytes of ``rows`` (tokens, hidden) float32, or None if a value is not
+        finite."""
+        tokens, hidden = rows.shape
+        if rows.strides[1] != _FLOAT_BYTES or rows.strides[0] % _FLOAT_BYTES:
+            rows = np.ascontiguousarray(rows)
         payload = bytearray(size)
         function = self._encode_brief if tokens <= GIL_ROWS else self._encode
         place = _first_byte(payload)
-        verdict = function(x.data_ptr(), row_step, tokens, hidden, ctypes.byref(place))
+        row_step = rows.strides[0] // _FLOAT_BYTES
+        verdict = function(_place(rows), row_step, tokens, hidden, ctypes.byref(place))
         return None if verdict else memoryview(payload)
 
     def decode_int8(
         self, payload: bytes | bytearray | memoryview, tokens: int, hidden: int, limit: float
-    ) -> torch.Tensor | int:
+    ) -> np.ndarray | int:
         """(tokens, hidden) float32, every magnitude at most ``limit``, or the first complaint. ``payload``
         has the size of ``tokens`` tokens."""
-        x = torch.empty((tokens, hidden), dtype=torch.float32)
+        rows = np.empty((tokens, hidden), np.float32)
         function = self._decode_brief if tokens <= GIL_ROWS else self._decode
         if isinstance(payload, bytes):
             place: object = payload
@@ -66,7 +66,14 @@ class NativeCodec:
             place = ctypes.byref(_first_byte(payload))
         else:
             place = np.frombuffer(payload, np.uint8).ctypes.data
-        return function(place, tokens, hidden, limit, x.data_ptr()) or x
+        return function(place, tokens, hidden, limit, _place(rows)) or rows
+
+
+def _place(rows: np.ndarray) -> object:
+    """Where the first value lies, as a C function takes it: four times as fast as ``rows.ctypes`` alone."""
+    if rows.flags.carray:
+        return ctypes.byref(_first_byte(rows))  # type: ignore[arg-type]
+    return rows.ctypes.data
 
 
 _FLAGS = ("-ffp-contract=off",)

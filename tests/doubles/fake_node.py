@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from swarm_node.node.engine.batch_runner import BatchReport
 from swarm_node.node.engine.jobs import StepDone, StepFailed, StepJob
@@ -79,7 +79,7 @@ class Behaviour:
     error_at_step: tuple[int, ErrorMessage] | None = None  # once; session and step are filled in
     nan_at_step: int | None = None  # once
     nan_from_step: int | None = None  # and ever after
-    lie: Callable[[Tensor, Tensor], Tensor] | None = None
+    lie: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     """From step ``lie_from_step`` on: the rows it sends, of its input and its true rows."""
     lie_from_step: int = 1
     made_up: Callable[[Step], Step] | None = None
@@ -460,7 +460,7 @@ class FakeNode:
             (_, error), how.error_at_step = how.error_at_step, None
             job.refusal = StepFailed(error.code, error.message, error.hint, error.retriable)
 
-    def _spoil(self, step: int, came: Tensor, rows: Tensor) -> Tensor:
+    def _spoil(self, step: int, came: np.ndarray, rows: np.ndarray) -> np.ndarray:
         how = self.behaviour
         return rows if how.lie is None or step < how.lie_from_step else how.lie(came, rows)
 

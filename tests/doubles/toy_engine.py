@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from swarm_node.node.engine.batch_runner import BatchReport, BatchRunner
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepJob, TokenSequence
 from swarm_node.node.engine.scheduler import Batch
 from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.swarm.codecs.activations import MAX_MAGNITUDE
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.doubles.toy_model import CONTEXT, HIDDEN, block_row
@@ -30,15 +30,15 @@ class ToyPool:
 
     def __init__(self, n_slots: int) -> None:
         self.n_slots = n_slots
-        self.slots: dict[int, Tensor] = {}
+        self.slots: dict[int, np.ndarray] = {}
 
-    def sums(self, slot: int) -> Tensor:
+    def sums(self, slot: int) -> np.ndarray:
         """(PAGE_TOKENS, HIDDEN)"""
-        return self.slots.setdefault(slot, torch.zeros(PAGE_TOKENS, HIDDEN))
+        return self.slots.setdefault(slot, np.zeros((PAGE_TOKENS, HIDDEN), np.float32))
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         for source, target in zip(sources, targets, strict=True):
-            self.slots[target] = self.sums(source).clone()
+            self.slots[target] = self.sums(source).copy()
 
 
 @dataclass
@@ -47,20 +47,19 @@ class ToySpan:
     what came and the right rows."""
 
     span: Span
-    spoil: Callable[[int, Tensor, Tensor], Tensor] = lambda step, came, rows: rows
+    spoil: Callable[[int, np.ndarray, np.ndarray], np.ndarray] = lambda step, came, rows: rows
     step: int = 0
     config: Any = field(default_factory=lambda: SimpleNamespace(hidden_size=HIDDEN))
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
+    limit: float = MAX_MAGNITUDE
     mixes: bool = True
 
     def forward(
-        self, x: Tensor, slices: Sequence[BatchSlice], pool: ToyPool, span: Span | None = None
-    ) -> Tensor:
+        self, x: np.ndarray, slices: Sequence[BatchSlice], pool: ToyPool, span: Span | None = None
+    ) -> np.ndarray:
         rows = [row for each in slices for row in self._rows(x, each, pool, span or self.span)]
-        return self.spoil(self.step, x, torch.stack(rows))
+        return self.spoil(self.step, x, np.stack(rows))
 
-    def _rows(self, x: Tensor, part: BatchSlice, pool: ToyPool, span: Span) -> list[Tensor]:
+    def _rows(self, x: np.ndarray, part: BatchSlice, pool: ToyPool, span: Span) -> list[np.ndarray]:
         rows = list(x[part.row : part.row + part.count])
         for block in range(span.start, span.end):
             slots = part.table[block - part.first_block].tolist()
@@ -76,9 +75,6 @@ class ToySpan:
         return rows
 
     def use_threads(self, threads: int) -> None:
-        pass
-
-    def synchronize(self) -> None:
         pass
 
 

@@ -11,6 +11,7 @@ import codecs as text_codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,24 +26,26 @@ MODEL = ModelRef("toy", "ab" * 32, N_BLOCKS)
 
 _generator = torch.Generator().manual_seed(5)
 _EMBEDDING = torch.randn(VOCAB, HIDDEN, generator=_generator)
-_MIXES = torch.randn(N_BLOCKS, HIDDEN, HIDDEN, generator=_generator) / HIDDEN**0.5
+_MIXES = torch.randn(N_BLOCKS, HIDDEN, HIDDEN, generator=_generator).numpy() / np.float32(HIDDEN**0.5)
 
 
-def block_row(block: int, row: Tensor, total: Tensor | None, position: int) -> tuple[Tensor, Tensor]:
+def block_row(
+    block: int, row: np.ndarray, total: np.ndarray | None, position: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The sum of the block's inputs up to this token, and the token's row. ``total``: the sum before it."""
     total = row if total is None else total + row
-    return total, row + torch.tanh(_MIXES[block] @ (total / (position + 1)))
+    return total, row + np.tanh(_MIXES[block] @ (total / np.float32(position + 1)))
 
 
-def run_block(block: int, x: Tensor, history: list[Tensor]) -> Tensor:
+def run_block(block: int, x: Tensor, history: list[np.ndarray]) -> Tensor:
     """x (tokens, hidden); ``history`` holds the sums of the block's inputs up to each token, like a KV
     cache."""
     rows = []
-    for row in x:
+    for row in x.numpy():
         total, out = block_row(block, row, history[-1] if history else None, len(history))
         history.append(total)
         rows.append(out)
-    return torch.stack(rows)
+    return torch.from_numpy(np.stack(rows))
 
 
 class ToyHead:
@@ -122,7 +125,7 @@ class ToyTokenizer:
 
 def expected(prompt: Sequence[int], n: int) -> list[int]:
     """Greedy tokens of the toy model, computed in one place."""
-    histories: list[list[Tensor]] = [[] for _ in range(N_BLOCKS)]
+    histories: list[list[np.ndarray]] = [[] for _ in range(N_BLOCKS)]
     head = ToyHead()
     tokens: list[int] = []
     fed = list(prompt)

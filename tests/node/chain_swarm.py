@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import slots_for
@@ -295,5 +295,5 @@ async def swarm_of(
         await swarm.close()
 
 
-def rows(x: Tensor, codec: str = "none") -> bytes:
+def rows(x: np.ndarray, codec: str = "none") -> bytes:
     return bytes(activations.encode(codec, x))

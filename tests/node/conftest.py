@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer as Backend
@@ -57,7 +58,7 @@ def tiny_span(tiny_dir: Path) -> Callable[..., SpanModel]:
     return load
 
 
-def plain_forward(model: SpanModel, x: Tensor, span: Span | None = None) -> Tensor:
+def plain_forward(model: SpanModel, rows: np.ndarray, span: Span | None = None) -> np.ndarray:
     """The slow reference: the whole sequence (T, hidden) at once, softmax written out, no cache."""
 
     def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,22 +72,22 @@ def plain_forward(model: SpanModel, x: Tensor, span: Span | None = None) -> Tens
 
     span = span or model.span
     with torch.inference_mode():
-        cos, sin = model._rope.rows([(0, len(x))])
-        x = x.to(model.device, model.dtype, copy=True)
+        cos, sin = model._rope.rows([(0, len(rows))])
+        x = torch.from_numpy(rows).to(model.device, model.dtype, copy=True)
         for block in range(span.start, span.end):
             model._blocks[block - model.span.start](block, x, cos, sin, attend)
-        return x
+        return np.asarray(x.numpy())
 
 
 @pytest.fixture
-def plain() -> Callable[..., Tensor]:
+def plain() -> Callable[..., np.ndarray]:
     return plain_forward
 
 
 @pytest.fixture
-def hidden_states() -> Callable[[int, int], Tensor]:
-    """``hidden_states(tokens, seed)`` → (tokens, hidden)."""
-    return lambda tokens, seed=0: torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(seed))
+def hidden_states() -> Callable[[int, int], np.ndarray]:
+    """``hidden_states(tokens, seed)`` → (tokens, hidden) float32."""
+    return lambda tokens, seed=0: np.random.default_rng(seed).standard_normal((tokens, HIDDEN), np.float32)
 
 
 class RawClient:
@@ -133,7 +134,7 @@ class RawClient:
     def step(
         self,
         session: bytes,
-        x: Tensor,
+        x: np.ndarray,
         position: int,
         want: Want = Want.ALL,
         codec: str = "none",
@@ -144,12 +145,12 @@ class RawClient:
         return Step(session, self.step_number, position, len(x), want, payload=payload)
 
     async def forward(
-        self, session: bytes, x: Tensor, position: int, want: Want = Want.ALL, codec: str = "none"
-    ) -> Tensor:
+        self, session: bytes, x: np.ndarray, position: int, want: Want = Want.ALL, codec: str = "none"
+    ) -> np.ndarray:
         answer = await self.ask(self.step(session, x, position, want, codec))
         return self.rows(answer, codec)
 
-    def rows(self, answer: Message, codec: str = "none") -> Tensor:
+    def rows(self, answer: Message, codec: str = "none") -> np.ndarray:
         if not isinstance(answer, Result):
             raise TypeError(f"no result: {answer}")
         return activations.decode(codec, answer.payload, answer.tokens, HIDDEN)

@@ -76,7 +76,7 @@ ONLY_IN = {
     "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
     "libp2p": (),  # a peer of tests
     "trio": (),
-    "torch": ("swarm/codecs", "shards", "client", "node"),
+    "torch": ("shards", "client"),
     "mlx": ("shards/mlx", "shards/models/devices.py"),  # which tries whether it can be imported
     "transformers": ("client/hf",),
     "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
@@ -122,14 +122,6 @@ NEVER_IN = {
     "client/decoding": _PEERS,
     "client/guided": (*_PEERS, "torch"),
     "client/routing": ("torch",),
-    "node/engine/page_allocator.py": ("torch",),
-    "node/engine/page_tables.py": ("torch",),
-    "node/engine/prefill_pace.py": ("torch",),
-    "node/engine/prefix_cache.py": ("torch",),
-    "node/engine/scheduler.py": ("torch",),
-    "node/limits": ("torch",),
-    "node/presence": ("torch",),
-    "node/cli": ("torch",),
 }
 """What is not imported in these rooms (and those in them) or files."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,7 +118,7 @@ class LocalModel:
         at = 0
         for edge in edges:  # n_blocks: after the last block
             x = cache.through(x, start, at, edge)
-            x = decode(codec, encode(codec, x), *x.shape, x.dtype)
+            x = torch.from_numpy(decode(codec, encode(codec, x.float().cpu().numpy()), *x.shape)).to(x)
             at = edge
         return cache.through(x, start, at, self.n_blocks)
 
@@ -251,15 +252,18 @@ def _cost(codec: str, hidden: Tensor) -> dict[str, Any]:
     return {
         "name": codec,
         "bytes_per_value": payload_bytes(codec, tokens, width) / (tokens * width),
-        "rows": {str(n): _round_trip_us(codec, hidden[-n:], 2000 // n + 5) for n in (1, tokens)},
+        "rows": {
+            str(n): _round_trip_us(codec, hidden[-n:].float().cpu().numpy(), 2000 // n + 5)
+            for n in (1, tokens)
+        },
     }
 
 
-def _round_trip_us(codec: str, rows: Tensor, repeats: int) -> float:
+def _round_trip_us(codec: str, rows: np.ndarray, repeats: int) -> float:
     """The median of ``repeats`` measurements."""
     taken = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        decode(codec, encode(codec, rows), *rows.shape, rows.dtype)
+        decode(codec, encode(codec, rows), *rows.shape)
         taken.append(time.perf_counter() - begun)
     return sorted(taken)[len(taken) // 2] * 1e6

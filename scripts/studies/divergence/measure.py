@@ -147,7 +147,7 @@ class Route:
         first = self.hops[0].through(parts)
         second = []
         for (index, start, _), rows in zip(parts, first, strict=True):
-            payload = bytes(encode(DEFAULT_CODEC, rows))
+            payload = bytes(encode(DEFAULT_CODEC, rows.float().numpy()))
             sessions[index].sent.append(payload)
             second.append((index, start, self._read(payload, len(rows))))
         for (index, _, _), rows in zip(parts, self.hops[1].through(second), strict=True):
@@ -170,10 +170,11 @@ class Route:
             hop.through([(index, start, rows)])
 
     def _over_the_wire(self, rows: Tensor) -> Tensor:
-        return self._read(bytes(encode(DEFAULT_CODEC, rows)), len(rows))
+        return self._read(bytes(encode(DEFAULT_CODEC, rows.float().numpy())), len(rows))
 
     def _read(self, payload: bytes, count: int) -> Tensor:
-        return decode(DEFAULT_CODEC, payload, count, self.hidden, self.hops[0].model.dtype)
+        rows = torch.from_numpy(decode(DEFAULT_CODEC, payload, count, self.hidden))
+        return rows.to(self.hops[0].model.dtype)
 
 
 def _groups(count: int, shuffle: random.Random | None) -> list[list[int]]:

@@ -38,9 +38,8 @@ def look(
     codec: str = "int8",
     reply_codec: str = "int8",
 ) -> None:
-    watching.check(
-        "peer a", codec, encode(codec, came), len(came), reply_codec, encode(reply_codec, went), position
-    )
+    sent, got = encode(codec, came.numpy()), encode(reply_codec, went.numpy())
+    watching.check("peer a", codec, sent, len(came), reply_codec, got, position)
 
 
 finite = st.floats(-100, 100, width=32)
@@ -141,7 +140,7 @@ def test_only_the_last_rows_may_be_asked_for() -> None:
     look(watch(), came, rows(1, seed=1), 11)
     with pytest.raises(RemoteProtocolError, match="position 11 is what was sent"):
         look(watch(), came, came[-1:], 11)
-    watch().check("peer a", "int8", encode("int8", came), 5, "int8", b"", 12)
+    watch().check("peer a", "int8", encode("int8", came.numpy()), 5, "int8", b"", 12)
 
 
 def test_without_an_embedding_to_compare_with_sizes_are_not_looked_at() -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from swarm_node.client.routing.slow_search import SlowHop
 from swarm_node.swarm.errors import ErrorCode
@@ -191,7 +191,7 @@ async def test_nonsense_for_ever_is_blamed_on_its_source(victim: int, step: int)
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        (lambda came, rows: torch.zeros_like(rows), "nothing but zeros"),
+        (lambda came, rows: np.zeros_like(rows), "nothing but zeros"),
         (lambda came, rows: rows * 1e-12, "next to nothing"),
         (lambda came, rows: came, "what was sent"),
         (lambda came, rows: rows * 1e9, "larger than any model's"),

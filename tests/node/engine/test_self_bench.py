@@ -3,23 +3,20 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 
 from swarm_node.node.engine.self_bench import DECODE_SECONDS, PREFILL_SECONDS, PREFILL_TOKENS, measure_self
 from swarm_node.swarm.types import Span
 
 
 def test_measures_positive_speeds_of_the_span(tiny_span):
-    with torch.inference_mode():
-        measured = measure_self(tiny_span(Span(1, 3)), "float32", 256)
+    measured = measure_self(tiny_span(Span(1, 3)), "float32", 256)
     assert 0 < measured.decode_ms_per_block < 1000
     assert measured.prefill_tokens_per_s > 0
 
 
 def test_arithmetic_with_a_clock_of_our_own(tiny_span):
     ticks = itertools.count(step=0.1)  # every look at the clock is 0.1 s later
-    with torch.inference_mode():
-        measured = measure_self(tiny_span(), "float16", 1000, clock=lambda: next(ticks))
+    measured = measure_self(tiny_span(), "float16", 1000, clock=lambda: next(ticks))
     assert measured.decode_ms_per_block == pytest.approx(100 / 4)
     assert measured.prefill_tokens_per_s == pytest.approx(PREFILL_TOKENS / 0.1)
     assert next(ticks) <= PREFILL_SECONDS + DECODE_SECONDS + 0.5
@@ -27,12 +24,10 @@ def test_arithmetic_with_a_clock_of_our_own(tiny_span):
 
 def test_a_slow_device_is_measured_once_each(tiny_span):
     ticks = itertools.count(step=50.0)
-    with torch.inference_mode():
-        measured = measure_self(tiny_span(), "float16", 1000, clock=lambda: next(ticks))
+    measured = measure_self(tiny_span(), "float16", 1000, clock=lambda: next(ticks))
     assert measured.decode_ms_per_block == pytest.approx(50_000 / 4)
     assert next(ticks) == 200.0
 
 
 def test_a_cache_of_one_token_is_enough(tiny_span):
-    with torch.inference_mode():
-        assert measure_self(tiny_span(), "int8", 1).prefill_tokens_per_s > 0
+    assert measure_self(tiny_span(), "int8", 1).prefill_tokens_per_s > 0

@@ -21,7 +21,7 @@ NODES = "abcde"
 LONGEST = 90
 ROW = 256
 LAYOUTS = [[4], [1, 4], [2, 4], [1, 3, 4], [1, 2, 3, 4]]
-X = torch.randn((LONGEST, 64), generator=torch.Generator().manual_seed(3))
+X = torch.randn((LONGEST, 64), generator=torch.Generator().manual_seed(3)).numpy()
 
 
 @dataclass

@@ -141,7 +141,7 @@ async def test_nor_replays_its_journal_to_one(swarm: ChainSwarm, hidden_states) 
     opened = await swarm.open(first, Span(0, 2), downstream=right.downstream, journal=True)
     assert isinstance(opened, Opened)
     assert opened.chained
-    await first.step(1, 0, hidden_states(3, 0).numpy().tobytes(), 3)
+    await first.step(1, 0, hidden_states(3, 0).tobytes(), 3)
     await right.result(1)
     await swarm.open(wrong, Span(2, 4), upstream="a")
     await first.control.send(Replay(first.session, 0, 3, 1, wrong.downstream))

@@ -6,8 +6,8 @@ import hashlib
 import os
 import random
 
+import numpy as np
 import pytest
-import torch
 
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import (
@@ -57,11 +57,11 @@ async def test_a_second_session_with_the_same_prefix_pays_only_for_what_is_new(s
         before = node.engine.load().tokens
         again = await other.forward(second, x[96:], 96)
         assert node.engine.load().tokens - before == 4
-        torch.testing.assert_close(again, torch.cat(rows)[96:], **TOLERANCE)
+        np.testing.assert_allclose(again, np.concatenate(rows)[96:], **TOLERANCE)
         more = hidden_states(10, 1)
         got = await other.forward(second, more, 100)
-        wanted = plain(node.engine.model, torch.cat([x, more]))[100:]
-        torch.testing.assert_close(got, wanted, **TOLERANCE)
+        wanted = plain(node.engine.model, np.concatenate([x, more]))[100:]
+        np.testing.assert_allclose(got, wanted, **TOLERANCE)
 
 
 async def test_a_stranger_who_knows_the_names_finds_nothing_and_is_replayed_nothing(serving, hidden_states):
@@ -94,7 +94,7 @@ async def test_what_a_stranger_fills_under_the_names_changes_nothing(serving, pl
             session = await client.open(max_tokens=100, prefix=chain(3))
             assert client.opened_length == known
             got = await client.forward(session, x[known:], known)
-            torch.testing.assert_close(got, plain(node.engine.model, x)[known:], **TOLERANCE)
+            np.testing.assert_allclose(got, plain(node.engine.model, x)[known:], **TOLERANCE)
             await client.send(Close(session, chain(3)))
 
 
@@ -118,11 +118,11 @@ async def test_a_running_session_shares_its_prefix_already(serving, plain, hidde
         await client.forward(first, x, 0)
         second = await client.open(max_tokens=100, prefix=chain(2))
         assert client.opened_length == 64
-        inputs = {first: torch.cat([x, hidden_states(20)]), second: torch.cat([x[:64], other])}
+        inputs = {first: np.concatenate([x, hidden_states(20)]), second: np.concatenate([x[:64], other])}
         got = await client.forward(second, other, 64)
-        torch.testing.assert_close(got, plain(node.engine.model, inputs[second])[64:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, inputs[second])[64:], **TOLERANCE)
         got = await client.forward(first, inputs[first][70:], 70)
-        torch.testing.assert_close(got, plain(node.engine.model, inputs[first])[70:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, inputs[first])[70:], **TOLERANCE)
 
 
 async def test_the_answer_is_found_in_the_next_turn(serving, plain, hidden_states):
@@ -137,7 +137,7 @@ async def test_the_answer_is_found_in_the_next_turn(serving, plain, hidden_state
         session = await client.open(max_tokens=200, prefix=chain(4))
         assert client.opened_length == 96
         got = await client.forward(session, x[96:], 96)
-        torch.testing.assert_close(got, plain(node.engine.model, x)[96:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, x)[96:], **TOLERANCE)
 
 
 async def test_a_step_below_the_known_prefix_feeds_it_again(serving, plain, hidden_states):
@@ -151,7 +151,7 @@ async def test_a_step_below_the_known_prefix_feeds_it_again(serving, plain, hidd
         session = await client.open(max_tokens=100, prefix=chain(3))
         assert client.opened_length == 96
         got = await client.forward(session, x[32:], 32)
-        torch.testing.assert_close(got, plain(node.engine.model, x)[32:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, x)[32:], **TOLERANCE)
         session = await client.open(max_tokens=100, prefix=chain(3))  # and it is known to the third
         assert client.opened_length == 96
 
@@ -228,11 +228,12 @@ async def test_hostile_chains_hurt_only_who_sends_them(serving, plain, hidden_st
             await bad.send(Close(evil, hashes))
             await bad.send(Close(evil, hashes))
         got = await good.forward(session, x[:40], 80)
-        torch.testing.assert_close(got, plain(node.engine.model, torch.cat([x, x[:40]]))[80:], **TOLERANCE)
+        both = np.concatenate([x, x[:40]])
+        np.testing.assert_allclose(got, plain(node.engine.model, both)[80:], **TOLERANCE)
         again = await good.open(max_tokens=120, prefix=chain(2))
         assert good.opened_length == 64
         got = await good.forward(again, x[64:], 64)
-        torch.testing.assert_close(got, plain(node.engine.model, x)[64:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, x)[64:], **TOLERANCE)
         for client in (good, bad):
             client.connection.close()
         await until(lambda: node.engine.load().used_slots == 0)
@@ -264,14 +265,14 @@ async def test_a_fork_goes_its_own_way(serving, plain, hidden_states, tokens, pa
         assert client.opened_length == tokens
         if parent_dies:
             await client.send(Close(parent))
-        both = torch.cat([x[:tokens], y])
+        both = np.concatenate([x[:tokens], y])
         got = await client.forward(child, y[:5], tokens)
-        torch.testing.assert_close(got, plain(node.engine.model, both)[tokens : tokens + 5], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, both)[tokens : tokens + 5], **TOLERANCE)
         if not parent_dies:
             got = await client.forward(parent, x[40:], 40)
-            torch.testing.assert_close(got, plain(node.engine.model, x)[40:], **TOLERANCE)
+            np.testing.assert_allclose(got, plain(node.engine.model, x)[40:], **TOLERANCE)
         got = await client.forward(child, y[5:15], tokens + 5)
-        torch.testing.assert_close(got, plain(node.engine.model, both)[tokens + 5 : tokens + 15], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.engine.model, both)[tokens + 5 : tokens + 15], **TOLERANCE)
         client.connection.close()
         await until(lambda: node.engine.load().used_slots == 0)
 
@@ -299,10 +300,10 @@ async def test_a_tree_of_forks_that_write_anywhere(serving, plain, hidden_states
             else:
                 position = rng.randint(max(0, len(tokens) - 40), len(tokens))
                 new = hidden_states(rng.randint(1, min(20, 96 - position)), 1000 * seed + turn)
-                beams[session] = torch.cat([tokens[:position], new])
+                beams[session] = np.concatenate([tokens[:position], new])
                 got = await client.forward(session, new, position)
                 wanted = plain(node.engine.model, beams[session])[position:]
-                torch.testing.assert_close(got, wanted, **TOLERANCE)
+                np.testing.assert_allclose(got, wanted, **TOLERANCE)
         client.connection.close()
         await until(lambda: node.engine.load().used_slots == 0)
         assert node.engine.load().reserved_slots == 0

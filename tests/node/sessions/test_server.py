@@ -4,8 +4,8 @@ import asyncio
 import os
 import random
 
+import numpy as np
 import pytest
-import torch
 
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.codecs import activations
@@ -60,7 +60,7 @@ async def test_a_session_computes_what_the_plain_forward_does(serving, plain, hi
         got = [await client.forward(session, x[:70], 0, codec=codec)]
         got += [await client.forward(session, x[i : i + 1], i, codec=codec) for i in range(70, 100)]
         tolerance = TOLERANCE if codec == "none" else {"atol": 0.15, "rtol": 0.1}
-        torch.testing.assert_close(torch.cat(got), wanted, **tolerance)
+        np.testing.assert_allclose(np.concatenate(got), wanted, **tolerance)
 
 
 async def test_want_last_and_nothing(serving, plain, hidden_states):
@@ -74,7 +74,7 @@ async def test_want_last_and_nothing(serving, plain, hidden_states):
         last = await client.ask(client.step(session, x[20:], 20, Want.LAST))
         assert isinstance(last, Result)
         assert (last.tokens, last.position) == (1, 29)
-        torch.testing.assert_close(client.rows(last), plain(node.server.engine.model, x)[-1:], **TOLERANCE)
+        np.testing.assert_allclose(client.rows(last), plain(node.server.engine.model, x)[-1:], **TOLERANCE)
 
 
 async def test_streamed_chunks_are_answered_in_order(serving, plain, hidden_states):
@@ -86,8 +86,8 @@ async def test_streamed_chunks_are_answered_in_order(serving, plain, hidden_stat
             await client.send(client.step(session, x[start : start + 15], start))
         answers = [await client.receive() for _ in range(6)]
         assert [answer.position for answer in answers] == list(range(0, 90, 15))
-        got = torch.cat([client.rows(answer) for answer in answers])
-        torch.testing.assert_close(got, plain(node.server.engine.model, x), **TOLERANCE)
+        got = np.concatenate([client.rows(answer) for answer in answers])
+        np.testing.assert_allclose(got, plain(node.server.engine.model, x), **TOLERANCE)
 
 
 async def test_a_session_id_belongs_to_who_opened_it(serving, plain, hidden_states):
@@ -104,7 +104,7 @@ async def test_a_session_id_belongs_to_who_opened_it(serving, plain, hidden_stat
         assert foreign.code is ErrorCode.UNKNOWN_SESSION
         await second.send(Close(session))
         got = await first.forward(session, x[4:], 4)
-        torch.testing.assert_close(got, plain(node.server.engine.model, x)[4:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.server.engine.model, x)[4:], **TOLERANCE)
 
 
 async def test_a_repeated_step_is_answered_again_and_computed_once(serving, hidden_states):
@@ -225,7 +225,7 @@ async def test_bad_steps_are_told_and_hurt_nothing(serving, plain, hidden_states
         await client.forward(session, x[:10], 0)
         row = activations.encode("none", x[:1])
         many = activations.encode("none", hidden_states(41))
-        nan = activations.encode("none", x[:1]).__class__(torch.full((1, 64), float("nan")).numpy().tobytes())
+        nan = np.full((1, 64), np.nan, np.float32).tobytes()
         cases = [
             (Step(os.urandom(16), 1, 0, 1, Want.ALL, payload=row), ErrorCode.UNKNOWN_SESSION),
             (Step(session, 1, 3, 1, Want.ALL, payload=row), ErrorCode.BAD_STEP),  # a used number
@@ -249,7 +249,7 @@ async def test_bad_steps_are_told_and_hurt_nothing(serving, plain, hidden_states
             assert answer.message
         client.step_number = 10
         got = await client.forward(session, x[10:], 10)
-        torch.testing.assert_close(got, plain(node.server.engine.model, x)[10:], **TOLERANCE)
+        np.testing.assert_allclose(got, plain(node.server.engine.model, x)[10:], **TOLERANCE)
 
 
 async def test_a_session_cannot_be_opened_twice(serving, hidden_states):
@@ -359,7 +359,7 @@ async def test_garbage_ends_its_own_stream_with_a_reason(serving, plain, hidden_
         assert answer.code is ErrorCode.BAD_FRAME
         second = await good.forward(session, x[10:], 10)
         wanted = plain(node.server.engine.model, x)
-        torch.testing.assert_close(torch.cat([first, second]), wanted, **TOLERANCE)
+        np.testing.assert_allclose(np.concatenate([first, second]), wanted, **TOLERANCE)
         assert node.server.statistics().sessions == 1
 
 
@@ -406,7 +406,7 @@ async def test_fuzzing_one_stream_does_not_change_anothers_results(serving, plai
             bad.connection.stream.write([mutated[: rng.randrange(len(mutated) + 1)]])
             got.append(await good.forward(session, x[position : position + 1], position))
             bad.connection.close()
-        torch.testing.assert_close(torch.cat(got), plain(node.server.engine.model, x), **TOLERANCE)
+        np.testing.assert_allclose(np.concatenate(got), plain(node.server.engine.model, x), **TOLERANCE)
         await until(lambda: node.server.statistics().connections == 1)
 
 
