@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Self
 
-from ..dht.joining.network import Network, join_as_client
+from ..dht.joining.client import join_as_client
+from ..dht.joining.network import Network
 from ..swarm.membership.entry import SwarmEntry
 from .local_model import OnProgress
 from .routing.demand import DemandTeller
@@ -21,10 +22,10 @@ class ClientNetwork:
 
     @classmethod
     async def join(cls, entry: SwarmEntry, on_progress: OnProgress | None = None) -> Self:
-        """Raises as ``open_network``."""
+        """Raises as ``join_as_client``."""
         if on_progress is not None and not (entry.initial_peers or entry.is_alone):
             on_progress("Looking for the swarm ...")
-        return cls(await join_as_client(entry))
+        return cls(await join_as_client(entry, on_progress))
 
     async def close(self) -> None:
         await self.demand.close()

@@ -16,6 +16,7 @@
     ├── NetworkError                the network is the problem                      exit 4
     │   ├── ListenError             cannot listen (port in use, address not ours)
     │   ├── PeerUnreachableError    a peer cannot be dialled
+    │   │   ├── NotSpokenError      it is there, and does not speak what it was asked in
     │   │   ├── PeerSparedError     nor was it: too many peers say that they are where it is
     │   │   └── HiddenDialError     nor is it public why (swarm/links/dialler)
     │   ├── StreamClosedError       the peer closed the stream
@@ -139,6 +140,10 @@ class ListenError(NetworkError):
 
 
 class PeerUnreachableError(NetworkError):
+    pass
+
+
+class NotSpokenError(PeerUnreachableError):
     pass
 
 

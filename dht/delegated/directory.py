@@ -13,10 +13,12 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ...swarm.errors import (
     NetworkError,
     NotAdmittedError,
+    NotSpokenError,
     PeerUnreachableError,
     RemoteProtocolError,
     SwarmError,
@@ -26,8 +28,7 @@ from ...swarm.faults import Faults
 from ...swarm.identity import Identity
 from ...swarm.links.message_stream import MessageStream
 from ...swarm.membership.membership import Membership
-from ...swarm.runtime.tasks import in_thread
-from ...swarm.transport.addresses import PeerAddress
+from ...swarm.runtime.tasks import cancel_all, in_thread
 from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
@@ -51,6 +52,7 @@ from .messages import (
     unpack_entries,
 )
 from .side_by_side import ask_side_by_side
+from .sources import Sources
 
 ASKED = 3
 """A lookup takes the answers of this many nodes: all of them must lie to hide a peer."""
@@ -62,10 +64,6 @@ ANSWER_S = 30.0
 """Seconds for one node's whole answer, dialling it included: 4 MB on a line of 1 Mbit/s."""
 MAX_REFUSALS = 64
 """The refusals of this many peers are remembered."""
-MUTE_S = 120.0
-"""A peer that gave no good answer is left alone for this many seconds, as long as others answer."""
-MAX_SOURCES = 64
-"""This many nodes are kept to be asked, besides the initial peers."""
 MAX_ANSWER = MAX_ENTRIES * 4200
 """A node may answer with this many bytes for one key: as many entries as a key holds, of the largest size."""
 
@@ -86,7 +84,7 @@ class LookupAnswers:
 
 
 class DelegatedDirectory(RecordDirectory[LookupAnswers]):
-    """Implements Directory. Made by ``await DelegatedDirectory.create()``."""
+    """Implements Directory. ``join`` meets the swarm."""
 
     def __init__(
         self,
@@ -104,57 +102,57 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         self._transport = transport
         self._tag = "" if membership is None else membership.tag
         self._check = EntryCheck(ttl, clock, membership)
-        self._rng = rng or random.SystemRandom()
-        self._initial: dict[str, list[str]] = {}  # peer id -> its addresses
-        self.add_peers(initial_peers)
         self._book = AddressBook(clock=clock) if book is None else book
-        # Nodes that announce themselves or did before, and where.
-        self._sources = {
-            peer.peer_id: peer.maddrs for peer in self._book.peers() if peer.peer_id not in self._initial
-        }
+        self._sources = Sources(
+            identity.peer_id, initial_peers, self._book, clock, rng or random.SystemRandom()
+        )
         self._refusals: RecentMap[str, NotAdmittedError] = RecentMap(MAX_REFUSALS)
-        self._mute: dict[str, float] = {}  # peers without a good answer, and until when others are asked
+        self._greeting: set[asyncio.Task[None]] = set()  # peers that have not answered yet since the start
+        self.reached = False  # some peer let us open a stream, whether or not it answered
         self._closed = False
         self._faults = Faults("asking for entries")
 
-    @classmethod
-    async def create(
-        cls,
-        transport: Transport,
-        identity: Identity,
-        initial_peers: Sequence[str],
-        *,
-        ttl: float = TTL_S,
-        clock: Clock = time.time,
-        membership: Membership | None = None,
-        book: AddressBook | None = None,
-    ) -> DelegatedDirectory:
-        """Meet the swarm that the initial peers belong to, and have a look at it.
+    async def join(self) -> None:
+        """Meet the swarm: ask all initial peers side by side. Returns with the first good answer. The others
+        go on, and are asked again once they have answered.
 
-        Raises UsageError for malformed addresses, PeerUnreachableError if no initial peer answers and
-        NetworkError if all their clocks differ from ``clock`` by more than 3 s.
+        Raises PeerUnreachableError or another NetworkError if none answers, NotAdmittedError if they are of
+        another swarm, NetworkError if all their clocks differ from ours by more than 3 s.
         """
-        directory = cls(transport, identity, initial_peers, ttl, clock, membership, book=book)
-        if initial_peers:
-            await directory.models()
-        return directory
+        found = LookupAnswers({key: ToldEntries() for key in model_keys()})
+        asked = {
+            asyncio.create_task(self._ask(peer_id, list(found.told), found)): peer_id
+            for peer_id in self._sources.at_start()
+        }
+        if not asked:
+            return
+        self._greeting.update(asked)
+        for task, peer_id in asked.items():
+            self._sources.failed(peer_id)  # until it has answered
+            task.add_done_callback(partial(self._greeted, peer_id))
+        pending = set(asked)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.exception() is None for task in done) and clock_problem(found.clocks) is None:
+                return
+        self._check_clocks(found)
+        raise self._nobody({peer_id: _error_of(peer_id, task) for task, peer_id in asked.items()})
+
+    def _greeted(self, peer_id: str, task: asyncio.Task[None]) -> None:
+        self._greeting.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            self._sources.answered(peer_id)
 
     def add_peers(self, addresses: Iterable[str]) -> None:
         """Ask these too from now on: multiaddresses that end in /p2p/PEER. Raises UsageError."""
-        for text in addresses:
-            peer = PeerAddress.parse(text)
-            known = self._initial.setdefault(peer.peer_id, [])
-            if peer.peer_id == self._identity.peer_id:
-                del self._initial[peer.peer_id]
-            elif str(peer) not in known:
-                known.append(str(peer))
+        self._sources.add(addresses)
 
     async def meet(self, peer_id: str, maddrs: Sequence[str]) -> bool:
         """Whether a peer that was found answers, and belongs to this swarm; it is asked from now on.
         ``maddrs``: without /p2p/."""
         if peer_id == self._identity.peer_id or self._closed:
             return False
-        self._initial[peer_id] = [f"{maddr}/p2p/{peer_id}" for maddr in maddrs]
+        self._sources.put(peer_id, maddrs)
         self._refusals.pop(peer_id, None)
         keys = model_keys()
         try:
@@ -169,7 +167,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
 
     def forget(self, peer_id: str) -> None:
         """A peer that was met is lost, as far as its finder knows."""
-        self._initial.pop(peer_id, None)
+        self._sources.remove(peer_id)
 
     @property
     def refusals(self) -> list[NotAdmittedError]:
@@ -184,6 +182,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
 
     async def close(self) -> None:
         self._closed = True
+        await cancel_all(self._greeting)
         await in_thread(self._book.save)
 
     # RecordDirectory
@@ -238,21 +237,23 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
             raise NetworkError("the directory is closed")
         errors: dict[str, SwarmError] = {}
         outcomes = await ask_side_by_side(
-            self._in_turn, lambda peer_id: self._ask(peer_id, keys, found), ASKED
+            self._sources.in_turn, lambda peer_id: self._ask(peer_id, keys, found), ASKED
         )
         for peer_id, error in outcomes.items():
             if error is None:
-                self._mute.pop(peer_id, None)
-                self._book.answered(peer_id, self._initial.get(peer_id) or self._sources.get(peer_id, ()))
+                self._sources.answered(peer_id)
                 continue
             if not isinstance(error, SwarmError):  # what one answers must not cost us what the others say
                 self._faults.note(error, peer_id)
-                error = RemoteProtocolError(f"peer {peer_id[-8:]} sent an answer that cannot be read")
+                error = _unreadable(peer_id)
             logger.debug("peer %s tells nothing of the swarm: %s", peer_id, error.message)
             errors[peer_id] = error
-            self._mute[peer_id] = self._clock() + MUTE_S
+            self._sources.failed(peer_id)
         if len(errors) == len(outcomes):
             raise self._nobody(errors)
+        self._check_clocks(found)
+
+    def _check_clocks(self, found: LookupAnswers) -> None:
         if (problem := clock_problem(found.clocks)) is not None:
             raise NetworkError(problem, hint="Set both clocks by network time (NTP), then start again.")
 
@@ -307,37 +308,24 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
             told.add(teller, [entry], now)
 
     async def _open(self, peer_id: str) -> MessageStream[DelegatedMessage]:
-        maddrs = self._initial.get(peer_id) or self._sources.get(peer_id, ())
-        stream = await self._transport.open_stream(
-            peer_id, DELEGATED_PROTOCOL, maddrs, timeout=DIAL_S, lazy=True
-        )
+        maddrs = self._sources.maddrs(peer_id)
+        try:
+            stream = await self._transport.open_stream(
+                peer_id, DELEGATED_PROTOCOL, maddrs, timeout=DIAL_S, lazy=True
+            )
+        except NotSpokenError:
+            self.reached = True
+            raise
+        self.reached = True
         return MessageStream(stream, DELEGATED_MESSAGES, MAX_FRAME)
-
-    def _in_turn(self, answered: bool) -> list[str]:
-        """The peers in the order to ask them: an initial peer, then others by chance. A peer that gave no
-        good answer lately is asked only while no other has ``answered``."""
-        now = self._clock()
-        self._mute = {peer_id: until for peer_id, until in self._mute.items() if until > now}
-        initial = [peer_id for peer_id in self._initial if peer_id not in self._mute]
-        others = [peer_id for peer_id in self._sources if peer_id not in self._mute]
-        self._rng.shuffle(initial)
-        self._rng.shuffle(others)
-        known = [*initial[:1], *others, *initial[1:]]
-        if known or answered:
-            return known
-        return [*self._initial, *self._sources]
 
     def _meet(self, nodes: list[NodeInfo]) -> list[NodeInfo]:
         """Remember further nodes to ask."""
-        for info in nodes:
-            if info.peer_id in self._sources or len(self._sources) < MAX_SOURCES:
-                self._sources[info.peer_id] = info.maddrs
-        for peer_id in (self._initial.keys() | {self._identity.peer_id}) & self._sources.keys():
-            del self._sources[peer_id]
+        self._sources.learn(nodes)
         return nodes
 
     def _nobody(self, errors: Mapping[str, SwarmError]) -> NetworkError:
-        if not self._initial and not self._sources:
+        if not self._sources:
             return PeerUnreachableError(
                 "no node of the swarm is known that could be asked who serves what",
                 hint="Check this computer's network, and that a node with p2pd runs.",
@@ -347,8 +335,16 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         for error in errors.values():
             if isinstance(error, NotAdmittedError):
                 raise error
-        listed = ", ".join(maddr for maddrs in self._initial.values() for maddr in maddrs)
         return PeerUnreachableError(
-            f"no peer answers at {listed}",
+            f"no peer answers at {', '.join(self._sources.addresses)}",
             hint="Check that the nodes there run, and the addresses, ports and PeerIDs that they print.",
         )
+
+
+def _error_of(peer_id: str, task: asyncio.Task[None]) -> SwarmError:
+    error = task.exception()
+    return error if isinstance(error, SwarmError) else _unreadable(peer_id)
+
+
+def _unreadable(peer_id: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"peer {peer_id[-8:]} sent an answer that cannot be read")

@@ -1,4 +1,4 @@
-"""The one way into a swarm, for nodes and clients: a transport, and the directory over it.
+"""The way into a swarm for peers that serve: a transport, and the directory over it.
 
 A peer with p2pd is in the DHT. A light peer, in this process alone, asks nodes that are.
 """
@@ -10,12 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...swarm.errors import NotAdmittedError, PeerTimeoutError, PeerUnreachableError, SwarmError, UsageError
 from ...swarm.identity import Identity
-from ...swarm.membership.entry import SwarmEntry
 from ...swarm.membership.membership import Membership, moment
 from ...swarm.membership.transport import MembersTransport
 from ...swarm.runtime.lazy_scipy import make_lazy
@@ -109,7 +109,7 @@ class JoinedNetwork(GivenNetwork):
         listen_maddrs: tuple[str, ...],
         p2pd: P2pdTransport | None,
     ) -> None:
-        """``listen_maddrs``: what mDNS tells others. ``p2pd``: None for a light peer."""
+        """``listen_maddrs``: what mDNS tells others. ``p2pd``: what the directory needs, None if nothing."""
         super().__init__(transport, directory)
         self._membership = membership
         self._p2pd = p2pd
@@ -117,7 +117,7 @@ class JoinedNetwork(GivenNetwork):
         self._copies = LanCopies(
             transport.peer_id,
             directory,
-            lambda addresses: _read_nodes(addresses, membership, light=p2pd is None),
+            partial(_read_nodes, membership=membership),
             clock=time.monotonic,
         )
         self.meetings = Meetings(
@@ -149,9 +149,13 @@ class JoinedNetwork(GivenNetwork):
                 end.cancel()
         raise next(iter(done)).result()
 
-    async def close(self) -> None:
+    async def stop_meeting(self) -> None:
+        """Find no more peers. Idempotent."""
         await self.meetings.close()
         await self._copies.close()
+
+    async def close(self) -> None:
+        await self.stop_meeting()
         await super().close()
 
     def _on_met(self, peer_id: str) -> None:
@@ -166,7 +170,6 @@ async def open_network(
     port: int = 0,
     announce_maddrs: Sequence[str] = (),
     initial_peers: Sequence[str] = (),
-    client_mode: bool = False,
     relays: Sequence[str] = (),
     is_relay: bool = False,
     membership: Membership | None = None,
@@ -174,31 +177,23 @@ async def open_network(
     mdns: bool = False,
     pure_python: bool = False,
 ) -> Network:
-    """Start a p2pd that listens on TCP ``host:port`` and join the DHT through ``initial_peers``. ``host`` may
-    be EVERY_INTERFACE.
+    """A place in a swarm for a peer that serves: start a p2pd that listens on TCP ``host:port``, and join the
+    DHT through ``initial_peers``. ``host`` may be EVERY_INTERFACE.
 
-    ``client_mode``: do not listen, and hold no records for others. ``relays``: peers through which others
-    reach us if they cannot dial us; ``is_relay``: be one for others. Both are tried before this returns.
-    ``membership``: be in this swarm, and speak only with its members. ``may_meet``: peers to join through as
-    well, if they answer; they are tried again and again. ``mdns``: find the swarm's peers on this LAN and be
-    found, now and later; not where ``host`` is this machine only, nor in client mode beside
-    ``initial_peers``. ``pure_python``: be a light peer, without p2pd and the DHT, which asks nodes that have
-    them; so is every peer where there is no p2pd.
+    ``relays``: peers through which others reach us if they cannot dial us; ``is_relay``: be one for others.
+    Both are tried before this returns. ``membership``: be in this swarm, and speak only with its members.
+    ``may_meet``: peers to join through as well, if they answer; they are tried again and again. ``mdns``:
+    find the swarm's peers on this LAN and be found, now and later; not where ``host`` is this machine only.
+    ``pure_python``: be a light peer, without p2pd and the DHT, which asks nodes that have them; so is every
+    peer where there is no p2pd.
 
     Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
-    NetworkErrors. In client mode, and for a light peer, it is an error if no peer is found.
+    NetworkErrors. For a light peer it is an error if no peer is found.
     """
-    light = pure_python or find_spec("hivemind") is None  # where there is no p2pd, as on Windows
-    is_told = bool(initial_peers or may_meet or mdns)
-    if client_mode and not is_told:
-        raise UsageError(
-            "no address of the swarm is given",
-            hint="Give --initial-peers ADDR (what swarm-node bootstrap or serve prints) or --join INVITE, or "
-            "let mDNS look for it.",
-        )
+    light = pure_python or lacks_p2pd()
     if light and (relays or is_relay):
         raise UsageError("relays need p2pd", hint="Leave --relay or --pure-python out.")
-    if light and not is_told:
+    if light and not (initial_peers or may_meet or mdns):
         raise UsageError(
             "a pure-Python peer cannot begin a swarm of its own, and no address of one is given",
             hint="Start one elsewhere (swarm-node bootstrap) and give its address with --initial-peers.",
@@ -208,9 +203,7 @@ async def open_network(
     p2pd: P2pdTransport | None = None
     opened: P2pdTransport | DirectTransport
     if light:
-        opened = await DirectTransport.create(
-            identity, host_maddrs=where, announce_maddrs=announce_maddrs, client_mode=client_mode
-        )
+        opened = await DirectTransport.create(identity, host_maddrs=where, announce_maddrs=announce_maddrs)
     else:
         opened = p2pd = await connect_in(
             identity,
@@ -218,19 +211,19 @@ async def open_network(
             book,
             host_maddrs=where,
             announce_maddrs=announce_maddrs,
-            client_mode=client_mode,
             relays=relays,
             is_relay=is_relay,
         )
-    transport = _among_members(opened, membership)
+    transport = among_members(opened, membership)
     directory: HivemindDirectory | DelegatedDirectory
     try:
-        if not client_mode and not await transport.maddrs():
+        if not await transport.maddrs():
             raise no_own_address(host)
         if p2pd is None:
-            directory = await DelegatedDirectory.create(
+            directory = DelegatedDirectory(
                 transport, identity, initial_peers, membership=membership, book=book
             )
+            await directory.join()
         else:
             from ...swarm.transport.p2pd.relay_check import check_reachable, check_relaying, make_relay
             from ..kademlia.directory import HivemindDirectory
@@ -241,40 +234,24 @@ async def open_network(
             if is_relay:
                 await make_relay(p2pd)
             directory = await HivemindDirectory.create(
-                p2pd, identity, initial_peers, client_mode=client_mode, membership=membership, book=book
+                p2pd, identity, initial_peers, membership=membership, book=book
             )
-            if not client_mode:
-                await serve_entries(transport, directory, membership)
+            await serve_entries(transport, directory, membership)
     except BaseException:
         await transport.close()
         raise
-    listening = () if client_mode else opened.listen_maddrs
-    network = JoinedNetwork(transport, directory, membership, listening, p2pd)
+    network = JoinedNetwork(transport, directory, membership, opened.listen_maddrs, p2pd)
     try:
         await network.meetings.begin(
             may_meet,
-            mdns=mdns and not (initial_peers if client_mode else all_loopback(where)),
+            mdns=mdns and not all_loopback(where),
             joined=bool(initial_peers),
-            needed=client_mode or light,
+            needed=light,
         )
     except BaseException:
         await network.close()
         raise
     return network
-
-
-async def join_as_client(entry: SwarmEntry) -> Network:
-    """A place in a swarm for a process that serves nothing, under an identity of this session only. Raises as
-    ``open_network``."""
-    return await open_network(
-        Identity.generate(),
-        initial_peers=entry.initial_peers,
-        client_mode=True,
-        membership=entry.membership,
-        may_meet=entry.may_meet,
-        mdns=entry.mdns,
-        pure_python=entry.pure_python,
-    )
 
 
 async def connect_in(
@@ -299,25 +276,23 @@ async def connect_in(
             raise error from None
 
 
-async def _read_nodes(
-    addresses: Sequence[str], membership: Membership | None, *, light: bool
-) -> list[NodeInfo]:
+async def _read_nodes(addresses: Sequence[str], membership: Membership | None) -> list[NodeInfo]:
     """What the peer at some of these addresses knows of the swarm's nodes, asked over a transport and with an
     identity of its own. Raises SwarmError."""
     identity = Identity.generate()
-    opened: P2pdTransport | DirectTransport
-    if light:
-        opened = await DirectTransport.create(identity, client_mode=True)
-    else:
-        opened = await connect_in(identity, addresses, AddressBook(), client_mode=True)
-    transport = _among_members(opened, membership)
+    transport = among_members(await DirectTransport.create(identity, client_mode=True), membership)
     try:
         return await DelegatedDirectory(transport, identity, addresses, membership=membership).all_nodes()
     finally:
         await transport.close()
 
 
-def _among_members(transport: Transport, membership: Membership | None) -> Transport:
+def lacks_p2pd() -> bool:
+    """Whether this installation cannot run p2pd, as on Windows: then a pure-Python peer is all there is."""
+    return find_spec("hivemind") is None
+
+
+def among_members(transport: Transport, membership: Membership | None) -> Transport:
     return transport if membership is None else MembersTransport(transport, membership)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...dht.directory import Directory
-from ...dht.joining.network import Network, join_as_client
+from ...dht.joining.client import join_as_client
+from ...dht.joining.network import Network
 from ...shards.checkpoint.checkpoint import Checkpoint
 from ...shards.checkpoint.local_models import weights_folder
 from ...shards.checkpoint.lookup import Source, resolve_model
@@ -87,7 +88,7 @@ async def look_ahead(
     Without addresses or an invite, a swarm that is not found counts as one that this machine would begin.
     """
     on_stage("Looking for the swarm ...")
-    async with _network(entry) as network:
+    async with _network(entry, on_stage) as network:
         async with _described(config.model, network, on_stage, on_progress) as checkpoint:
             ref, model, manifest = checkpoint.ref, checkpoint.config, checkpoint.manifest
             on_stage("Measuring this machine ...")
@@ -113,11 +114,11 @@ async def look_ahead(
 
 
 @asynccontextmanager
-async def _network(entry: SwarmEntry) -> AsyncIterator[Network | None]:
+async def _network(entry: SwarmEntry, on_stage: OnStage) -> AsyncIterator[Network | None]:
     network: Network | None = None
     if not entry.is_alone:
         try:
-            network = await join_as_client(entry)
+            network = await join_as_client(entry, on_stage)
         except NetworkError:
             if entry.initial_peers or entry.may_meet:
                 raise

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...dht.joining.network import join_as_client
+from ...dht.joining.client import join_as_client
 from ...swarm.errors import PeerUnreachableError
 from ...swarm.identity import Identity
 from ...swarm.membership.entry import SwarmEntry, read_invite
@@ -76,9 +76,9 @@ async def _find_peers(entry: SwarmEntry) -> list[PeerAddress]:
     given = [PeerAddress.parse(text) for text in entry.initial_peers]
     if entry.is_alone:
         return []
-    with console.status("Looking for nodes of the swarm ..."):
+    with console.status("Looking for nodes of the swarm ...") as line:
         try:
-            network = await join_as_client(entry)
+            network = await join_as_client(entry, lambda text: line.update(shown(text)))
         except PeerUnreachableError:
             if given:
                 raise

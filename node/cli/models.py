@@ -24,6 +24,8 @@ from .shared.arguments import entry_of
 from .shared.output import answers, console, format_bytes, plural, print_json, shown
 from .status import SwarmListing, demand_lines, demand_report, networks_of, read_swarm
 
+_ASKING = "Asking the swarm what it serves ..."
+
 
 async def run_models(arguments: argparse.Namespace) -> None:
     known = default_known()
@@ -38,8 +40,7 @@ async def run_models(arguments: argparse.Namespace) -> None:
     snapshot, problem = SwarmListing((), ()), ""
     if not arguments.local:
         try:
-            with console.status("Asking the swarm what it serves ..."):
-                snapshot = await read_swarm(entry_of(arguments))
+            snapshot = await read_swarm(entry_of(arguments), _ASKING)
         except NetworkError as error:  # what is here can be told in any case
             problem = error.message
     demand = tally(snapshot.wanted, snapshot.nodes)
@@ -162,8 +163,7 @@ async def _whole(wanted: ModelName, arguments: argparse.Namespace) -> ModelName:
     place = await asyncio.to_thread(find_local, str(wanted))
     if place is not None and place.ref is not None:
         return ModelName(wanted.name, place.ref.digest)
-    with console.status("Asking the swarm what it serves ..."):
-        nodes = (await read_swarm(entry_of(arguments))).nodes
+    nodes = (await read_swarm(entry_of(arguments), _ASKING)).nodes
     found = {
         node.model.digest
         for node in nodes

@@ -31,7 +31,9 @@ async def run_plan(arguments: argparse.Namespace) -> None:
         kv_dtype=arguments.kv_dtype,
     )
     with console.status("Starting ...") as line:
-        outlook = await look_ahead(entry_of(arguments), config, on_stage=lambda stage: line.update(stage))
+        outlook = await look_ahead(
+            entry_of(arguments), config, on_stage=lambda stage: line.update(shown(stage))
+        )
     if arguments.json:
         print_json(outlook.as_dict())
     else:

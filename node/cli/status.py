@@ -13,7 +13,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ...dht.joining.network import join_as_client
+from ...dht.joining.client import join_as_client
 from ...dht.left_out import LeftOut
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.names import digest_prefix
@@ -28,8 +28,7 @@ from .shared.pasting import pasteable
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
-    with console.status("Asking the swarm who serves what ..."):
-        snapshot = await read_swarm(entry_of(arguments), ask=True)
+    snapshot = await read_swarm(entry_of(arguments), "Asking the swarm who serves what ...", ask=True)
     demand = tally(snapshot.wanted, snapshot.nodes)
     report = build_report(snapshot.nodes, demand, snapshot.left_out, snapshot.silent)
     if arguments.json:
@@ -47,16 +46,17 @@ class SwarmListing:
     """Peer ids of nodes that were asked and gave no answer."""
 
 
-async def read_swarm(entry: SwarmEntry, *, ask: bool = False) -> SwarmListing:
-    """What a swarm's directory says now; with ``ask``, also which nodes answer. Raises UsageError,
-    NetworkError."""
-    network = await join_as_client(entry)
-    try:
-        nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
-        silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
-        return SwarmListing(nodes, wanted, network.directory.left_out, silent)
-    finally:
-        await network.close()
+async def read_swarm(entry: SwarmEntry, doing: str, *, ask: bool = False) -> SwarmListing:
+    """What a swarm's directory says now; with ``ask``, also which nodes answer. ``doing`` is shown meanwhile.
+    Raises UsageError, NetworkError."""
+    with console.status(doing) as line:
+        network = await join_as_client(entry, lambda text: line.update(shown(text)))
+        try:
+            nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
+            silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
+            return SwarmListing(nodes, wanted, network.directory.left_out, silent)
+        finally:
+            await network.close()
 
 
 def build_report(

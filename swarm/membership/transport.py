@@ -195,7 +195,7 @@ class MembersTransport:
         if said.swarm != self._membership.tag:
             raise NotAdmittedError(
                 f"peer {peer_id[-8:]} belongs to another swarm",
-                hint="Use the same --swarm name and key on both sides, or join by an invite.",
+                hint="Use the same --swarm name and key on both sides, or join by an invite (--join).",
             )
         return self._membership.check(peer_id, said.credential, self._clock())
 

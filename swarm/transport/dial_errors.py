@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import NetworkError, PeerTimeoutError, PeerUnreachableError
+from ..errors import NetworkError, NotSpokenError, PeerTimeoutError, PeerUnreachableError
 from ..terminal_text import one_line
 
 _ATTEMPT = re.compile(r"\* \[(?P<maddr>[^\]]{0,512})\] (?P<reason>.*)")
@@ -23,8 +23,8 @@ def self_dial_error(peer_id: str) -> PeerUnreachableError:
     )
 
 
-def not_spoken(peer_id: str, protocol_id: str) -> PeerUnreachableError:
-    return PeerUnreachableError(
+def not_spoken(peer_id: str, protocol_id: str) -> NotSpokenError:
+    return NotSpokenError(
         f"peer {peer_id} is there but does not speak {protocol_id or 'our protocol'}",
         hint="It may run another version, or only help peers to find each other.",
     )

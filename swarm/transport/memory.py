@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import PeerTimeoutError, PeerUnreachableError, StreamClosedError
+from .dial_errors import not_spoken
 from .interface import DIAL_TIMEOUT, READ_SIZE, Buffer, StreamHandler
 
 logger = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ class MemoryTransport:
             raise PeerUnreachableError(f"cannot reach peer {peer_id}: nobody listens there")
         handler = remote._handlers.get(protocol_id)
         if handler is None:
-            raise PeerUnreachableError(f"peer {peer_id} does not speak {protocol_id}")
+            raise not_spoken(peer_id, protocol_id)
         there = _Pipe(self._network, self.peer_id, peer_id)
         back = _Pipe(self._network, peer_id, self.peer_id)
         remote._accept(MemoryStream(remote, self.peer_id, there, back), handler)

@@ -33,19 +33,27 @@ class Target:
 def targets_of(peer_id: str, maddrs: Iterable[str]) -> list[Target]:
     """What can be dialled, relays last. Raises PeerUnreachableError if there is nothing. Addresses may come
     from strangers: one that cannot be read is passed over."""
-    found, others = [], []
-    for maddr in dict.fromkeys(maddrs):
-        plain = maddr.removesuffix(f"/p2p/{peer_id}")
-        where, _, relay = (
-            plain.removesuffix(_CIRCUIT).rpartition("/p2p/") if _CIRCUIT in plain else (plain, "", "")
-        )
-        try:
-            found.append(Target(maddr, where.split("/")[1:2][0], *parse_tcp_maddr(where), relay))
-        except (UsageError, IndexError):
-            others.append(maddr)
-    if not found:
-        raise only_by_others(peer_id, others[0]) if others else no_address(peer_id)
-    return sorted(found, key=lambda target: bool(target.relay))[:MAX_ADDRESSES]
+    found = {maddr: _target_of(peer_id, maddr) for maddr in maddrs}
+    targets = [target for target in found.values() if target is not None]
+    if not targets:
+        raise only_by_others(peer_id, next(iter(found))) if found else no_address(peer_id)
+    return sorted(targets, key=lambda target: bool(target.relay))[:MAX_ADDRESSES]
+
+
+def by_others_alone(peer_id: str, maddrs: Iterable[str]) -> list[str]:
+    """The addresses that ``targets_of`` passes over, such as those of QUIC."""
+    return [maddr for maddr in dict.fromkeys(maddrs) if _target_of(peer_id, maddr) is None]
+
+
+def _target_of(peer_id: str, maddr: str) -> Target | None:
+    plain = maddr.removesuffix(f"/p2p/{peer_id}")
+    where, _, relay = (
+        plain.removesuffix(_CIRCUIT).rpartition("/p2p/") if _CIRCUIT in plain else (plain, "", "")
+    )
+    try:
+        return Target(maddr, where.split("/")[1:2][0], *parse_tcp_maddr(where), relay)
+    except (UsageError, IndexError):
+        return None
 
 
 def parse_tcp_maddr(maddr: str) -> tuple[str, int]:

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.dht.address_book import AddressBook
-from swarm_node.dht.delegated import directory as delegated_directory
 from swarm_node.dht.delegated import service as delegated_service
-from swarm_node.dht.delegated import side_by_side
+from swarm_node.dht.delegated import side_by_side, sources
 from swarm_node.dht.delegated.directory import ASKED, DelegatedDirectory
 from swarm_node.dht.delegated.messages import (
     DELEGATED_MESSAGES,
@@ -235,7 +234,7 @@ async def test_who_answers_badly_costs_only_his_answer(how: str, monkeypatch: py
     for _ in range(3):
         assert spans(await reader.nodes(MODEL)) == {NODES[4].peer_id: Span(0, 10)}
     assert asked == 1  # and is left alone
-    swarm.clock.now += delegated_directory.MUTE_S
+    swarm.clock.now += sources.MUTE_S
     await reader.models()
     assert asked == 2
 

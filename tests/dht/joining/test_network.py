@@ -10,7 +10,8 @@ import pytest
 
 from swarm_node.dht.delegated.directory import DelegatedDirectory
 from swarm_node.dht.joining import network
-from swarm_node.dht.joining.network import JoinedNetwork, join_as_client, membership_over, open_network
+from swarm_node.dht.joining.client import join_as_client
+from swarm_node.dht.joining.network import JoinedNetwork, membership_over, open_network
 from swarm_node.swarm.errors import NotAdmittedError, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.entry import SwarmEntry
@@ -55,7 +56,6 @@ async def test_who_only_reads_must_be_told_where_or_may_look() -> None:
     ("options", "words"),
     [
         ({}, "cannot begin a swarm"),
-        ({"client_mode": True}, "no address of the swarm"),
         ({"is_relay": True}, "relays"),
     ],
 )
