@@ -189,8 +189,9 @@ class NoiseChannel:
         self._tcp = tcp
         self._encrypt = send.encrypt
         self._decrypt = receive.decrypt
-        self._raw = bytearray()
+        self._begun = bytearray()  # the beginning of a message whose rest has not come
         self._inbox = _Inbox()
+        self._failed = False
         tcp.attach(self)
 
     @property
@@ -203,9 +204,9 @@ class NoiseChannel:
         return self._tcp.remote_maddr
 
     def write(self, data: bytes) -> None:
-        for start in range(0, len(data), MAX_PLAINTEXT):
-            message = self._encrypt(data[start : start + MAX_PLAINTEXT])
-            self._tcp.write(len(message).to_bytes(2) + message)
+        """At most MAX_PLAINTEXT bytes."""
+        message = self._encrypt(data)
+        self._tcp.write(len(message).to_bytes(2) + message)
 
     async def read_exactly(self, size: int) -> bytes:
         return await self._inbox.take(size)
@@ -217,29 +218,32 @@ class NoiseChannel:
         self._tcp.shut()
 
     def abort(self) -> None:
+        self._failed = True
         self._tcp.abort()
 
     # Sink of the TcpChannel.
 
     def received(self, data: bytes) -> None:
-        raw = self._raw
-        raw += data
-        at, plain = 0, []
-        while len(raw) - at >= 2:
-            end = at + 2 + int.from_bytes(raw[at : at + 2])
-            if len(raw) < end:
-                break
-            try:
-                plain.append(self._decrypt(bytes(raw[at + 2 : end])))
-            except RemoteProtocolError as error:
-                self._fail(f"received {error.message}")
+        """Most often this is one whole message, or a few. Only one that comes in parts is put together."""
+        at, size = 0, len(data)
+        if begun := self._begun:
+            while len(begun) < 2 and at < size:
+                begun.append(data[at])
+                at += 1
+            end = at + 2 + int.from_bytes(begun[:2]) - len(begun)
+            begun += data[at:end]
+            if len(begun) < 2 or size < end:
                 return
+            at, self._begun = end, bytearray()
+            self._message(bytes(begun[2:]))
+        while size - at >= 2:
+            end = at + 2 + (data[at] << 8 | data[at + 1])
+            if end > size:
+                break
+            self._message(data[at + 2 : end])
             at = end
-        del raw[:at]
-        if plain:
-            self._inbox.put(plain[0] if len(plain) == 1 else b"".join(plain))
-        if self._inbox.sink is None and len(self._inbox) > MAX_UNASKED:
-            self._fail("the peer sends more than it was asked for")
+        if at < size:
+            self._begun += data[at:]
 
     def ended(self, error: NetworkError) -> None:
         self._inbox.end(error)
@@ -248,6 +252,16 @@ class NoiseChannel:
         if self._inbox.sink is not None:
             self._inbox.sink.writable()
 
+    def _message(self, message: bytes) -> None:
+        if self._failed:
+            return
+        try:
+            self._inbox.put(self._decrypt(message))
+        except RemoteProtocolError as error:
+            self._fail(f"received {error.message}")
+        if self._inbox.sink is None and len(self._inbox) > MAX_UNASKED:
+            self._fail("the peer sends more than it was asked for")
+
     def _fail(self, why: str) -> None:
         self._inbox.end(StreamClosedError(why))
-        self._tcp.abort()
+        self.abort()

@@ -102,6 +102,10 @@ class YamuxConnection:
     # For the streams.
 
     def write(self, stream: DirectStream, buffers: Iterable[Buffer]) -> None:
+        buffers = buffers if isinstance(buffers, list) else list(buffers)
+        if not self._channel.full and (frame := self._session.write_now(stream.id, buffers)):
+            self._channel.write(frame)
+            return
         self._session.write(stream.id, buffers)
         self._flush()
 
@@ -111,7 +115,8 @@ class YamuxConnection:
     def release(self, stream: DirectStream, size: int) -> None:
         self.unread -= size
         self._session.release(stream.id, size)
-        self._flush()
+        if self._session.has_output:
+            self._flush()
 
     def finish(self, stream: DirectStream, unread: int) -> None:
         """``unread``: bytes of it that will not be read any more."""
@@ -131,11 +136,12 @@ class YamuxConnection:
             return
         try:
             for event in self._session.receive(data):
+                if type(event) is Data:
+                    if (stream := self._streams.get(event.stream)) is not None:
+                        self.unread += len(event.data)
+                        stream.deliver(event.data)
+                    continue
                 match event:
-                    case Data(id, piece):
-                        if (stream := self._streams.get(id)) is not None:
-                            self.unread += len(piece)
-                            stream.deliver(piece)
                     case Incoming(id):
                         self._owner.on_stream(self._add(id))
                     case Ended(id, reset):
@@ -146,7 +152,8 @@ class YamuxConnection:
             logger.info("peer %s breaks the protocol: %s", self.peer_id, error.message)
             self.abort(StreamClosedError(error.message))
             return
-        self._flush()
+        if self._session.has_output:
+            self._flush()
         if self.unread > MUCH_UNREAD:
             self._owner.on_unread()
 

@@ -140,14 +140,16 @@ class DirectStream:
     # The connection's side.
 
     def deliver(self, data: bytes) -> None:
-        last = self._arrived[-1] if self._arrived else b""
-        if last and len(last) + len(data) <= JOINED:
+        arrived = self._arrived
+        if arrived and len(arrived[-1]) + len(data) <= JOINED:
+            last = arrived[-1]
             if isinstance(last, bytes):
-                last = self._arrived[-1] = bytearray(last)
+                last = arrived[-1] = bytearray(last)
             last += data
         else:
-            self._arrived.append(data)
-        self.wake()
+            arrived.append(data)
+        if self._waiters:
+            self.wake()
 
     def end(self, error: NetworkError | None = None) -> None:
         """Nothing more comes; ``error``: why, if the peer did not simply close."""

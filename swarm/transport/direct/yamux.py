@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -62,7 +62,7 @@ class Incoming:
     stream: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one for each message, and frozen ones are slow to make
 class Data:
     """Bytes of a stream. Call ``release`` once they are read."""
 
@@ -158,6 +158,28 @@ class YamuxSession:
         self._answer(_WINDOW_UPDATE, _SYN, stream, 0)
         return stream
 
+    @property
+    def has_output(self) -> bool:
+        """Whether ``next_output`` may have something."""
+        return bool(self._answers or self._ready)
+
+    def write_now(self, stream: int, buffers: Sequence[Buffer]) -> bytes:
+        """The frame to send for them at once; b"" where they do not fit into one that may go before anything
+        else: ``write`` them then."""
+        state = self._streams.get(stream)
+        size = sum(map(len, buffers))
+        if (
+            state is None
+            or state.queue
+            or not 0 < size <= min(state.credit, MAX_DATA)
+            or state.finishing
+            or self._ready
+            or self._answers
+        ):
+            return b""
+        state.credit -= size
+        return b"".join((_HEADER.pack(0, _DATA, 0, stream, size), *buffers))
+
     def write(self, stream: int, buffers: Iterable[Buffer]) -> None:
         state = self._streams.get(stream)
         if state is None or state.finishing:
@@ -245,34 +267,39 @@ class YamuxSession:
 
     # What the peer does.
 
-    def receive(self, data: Buffer) -> list[Event]:
+    def receive(self, data: bytes) -> list[Event]:
         """Take the next bytes. Raises RemoteProtocolError; the connection must end then."""
         events: list[Event] = []
-        view, at = memoryview(data), 0
-        while at < len(view):
+        at, end = 0, len(data)
+        while at < end:
             if self._missing:
-                size = min(self._missing, len(view) - at)
-                self._missing -= size
+                piece = data[at : at + self._missing]
+                at += len(piece)
+                self._missing -= len(piece)
                 state = self._streams.get(self._current)
                 if state is not None and not state.finishing:
-                    events.append(Data(self._current, bytes(view[at : at + size])))
-                at += size
+                    events.append(Data(self._current, piece))
                 if not self._missing:
                     self._end(self._current, self._after, events)
                 continue
-            taken = min(_HEADER.size - len(self._header), len(view) - at)
-            self._header += view[at : at + taken]
-            at += taken
-            if len(self._header) == _HEADER.size:
-                header, self._header = bytes(self._header), bytearray()
-                version, kind, flags, stream, length = _HEADER.unpack(header)
-                self._frame(version, kind, flags, stream, length, events)
-                if len(self._answers) > MAX_ANSWERS:
-                    raise RemoteProtocolError(f"yamux: the peer reads none of {MAX_ANSWERS} answers")
+            if self._header or end - at < _HEADER.size:
+                taken = _HEADER.size - len(self._header)
+                self._header += data[at : at + taken]
+                at += taken
+                if len(self._header) < _HEADER.size:
+                    break
+                header = _HEADER.unpack(self._header)
+                self._header.clear()
+            else:
+                header = _HEADER.unpack_from(data, at)
+                at += _HEADER.size
+            self._frame(events, *header)
+            if len(self._answers) > MAX_ANSWERS:
+                raise RemoteProtocolError(f"yamux: the peer reads none of {MAX_ANSWERS} answers")
         return events
 
     def _frame(
-        self, version: int, kind: int, flags: int, stream: int, length: int, events: list[Event]
+        self, events: list[Event], version: int, kind: int, flags: int, stream: int, length: int
     ) -> None:
         if version != 0 or kind > _GO_AWAY:
             raise RemoteProtocolError(f"yamux: version {version}, type {kind} is not a frame")
