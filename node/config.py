@@ -10,6 +10,7 @@ from typing import Any
 from ..swarm.errors import UsageError
 from ..swarm.membership.membership import Membership
 from ..swarm.transport.addresses import EVERY_INTERFACE
+from ..swarm.transport.direct_maddrs import DirectOptions
 from ..swarm.types import Span
 from .engine.scheduler import DECODE_TOKENS
 
@@ -61,9 +62,9 @@ class NodeConfig(NetworkConfig):
     nobody else wants any. ``journal_mib``: memory for what sessions sent on, to feed a replacement of the
     next hop; 0 keeps none. ``deterministic``: compute each token to the same bits in any batch and any chunk,
     or refuse to start. ``threads``: None takes the real cores this process may use. ``pure_python``: a light
-    node, without p2pd and the DHT. ``relays``: peers through which others reach this node, where they cannot
-    dial it. Times are seconds where the name does not say otherwise, ``max_frame`` is bytes.
-    """
+    node, without p2pd and the DHT. ``direct``: how others reach this process itself, beside its p2pd; None:
+    only through p2pd. ``relays``: peers through which others reach this node, where they cannot dial it.
+    Times are seconds where the name does not say otherwise, ``max_frame`` is bytes."""
 
     model: str
     models: tuple[str, ...] = ()
@@ -71,6 +72,7 @@ class NodeConfig(NetworkConfig):
     auto: bool = False
     memory: int | None = None
     pure_python: bool = False
+    direct: DirectOptions | None = field(default_factory=DirectOptions)
     relays: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"

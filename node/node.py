@@ -153,6 +153,7 @@ class Node:
             state=self._state,
             version=version("swarm-node"),
             links=self.presence.probe.links(),
+            direct_maddrs=self.presence.direct_maddrs,
         )
         if self.loaded is not None:
             info = self.loaded.announced(info)
@@ -363,7 +364,11 @@ class Node:
         if self._network is None:
             identity = Identity.load_or_create(config.identity) if config.identity else Identity.generate()
             self._network = await open_network(
-                identity, **config.network_options(), pure_python=config.pure_python, relays=config.relays
+                identity,
+                **config.network_options(),
+                pure_python=config.pure_python,
+                direct=config.direct,
+                relays=config.relays,
             )
         self._exit.push_async_callback(self._network.close)
         presence = self._presence = await Presence.begin(
@@ -375,7 +380,7 @@ class Node:
             config.identity,
         )
         self._listens.set()
-        self.emit("listening")
+        self.emit("listening", direct=list(presence.direct_maddrs))
         for service in self.services:
             await self._exit.enter_async_context(service(self))
         self._exit.push_async_callback(self._close_loaded)

@@ -147,6 +147,7 @@ class NodeInfo:
     ``weights_root``: of a node that has the model's files whole, or fetched some of them under this root, the
     SHA-256 of their piece manifest; else "". ``weights_whole``: it has hashed every byte of them itself, and
     no peer sent them: its root bears witness. ``shares_weights``: it gives others what it has of them.
+    ``direct_maddrs``: where it listens itself, beside its daemon; each is marked as that.
     ``incarnation``: which process says this, put in by the directory that announces it.
     ``record``: what all this was read from, to be handed on.
     """
@@ -174,8 +175,14 @@ class NodeInfo:
     weights_root: str = ""
     weights_whole: bool = False
     shares_weights: bool = False
+    direct_maddrs: tuple[str, ...] = ()
     incarnation: Incarnation | None = field(default=None, compare=False)
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def dial_maddrs(self) -> tuple[str, ...]:
+        """Where a transport that knows the direct ones dials it."""
+        return (*self.direct_maddrs, *self.maddrs)
 
 
 @dataclass(frozen=True, slots=True)

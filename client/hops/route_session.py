@@ -308,10 +308,10 @@ async def open_hop(links: LinkPool, plan: HopPlan, settings: RouteSettings) -> H
         raise HopFailedError(plan.hop.peer_id, error) from error
 
 
-async def own_fault(links: LinkPool) -> LocalNetworkError | None:
-    """What is wrong with our own network, which makes every peer look silent."""
+async def own_fault(links: LinkPool, remote_maddr: str = "") -> LocalNetworkError | None:
+    """What is wrong with our own end of the way to there, which makes every peer look silent."""
     try:
-        await links.check()
+        await links.check(remote_maddr)
     except LocalNetworkError as error:
         return error
     return None

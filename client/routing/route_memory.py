@@ -71,7 +71,7 @@ def cheaper_held(
     if route_price_ns(new, edges, request) < route_price_ns(known, edges, fed):
         return None
     hops = (
-        replace(hop, maddrs=node.maddrs, record=node.record)
+        replace(hop, maddrs=node.dial_maddrs, record=node.record)
         for hop, (node, _) in zip(held.hops, known, strict=True)
     )
     return replace(held, hops=tuple(hops))

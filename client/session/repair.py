@@ -156,11 +156,13 @@ class RouteRepair:
 
     async def _blame_ourselves(self, found: Diagnosis) -> None:
         """Hops that are silent because of our own daemon have done nothing."""
-        if any(isinstance(cause, PeerTimeoutError) for cause in found.lost.values()):
-            own = await own_fault(self._session.links)
-            for number, cause in found.lost.items():
-                if own is not None and isinstance(cause, PeerTimeoutError):
-                    found.lost[number] = own
+        session = self._session
+        silent = [number for number, cause in found.lost.items() if isinstance(cause, PeerTimeoutError)]
+        ways = [session.hops[number].link.remote_maddr for number in silent]
+        faults = await asyncio.gather(*(own_fault(session.links, way) for way in ways))
+        for number, own in zip(silent, faults, strict=True):
+            if own is not None:
+                found.lost[number] = own
 
     # New hops.
 

@@ -165,7 +165,7 @@ class Scout:
     async def _ask(self, node: NodeInfo) -> HopFailedError | None:
         """Whether a stranger is there; the router learns of it."""
         try:
-            link = await self._links.get(node.peer_id, node.maddrs)
+            link = await self._links.get(node.peer_id, node.dial_maddrs)
             async with asyncio.timeout(self._links.patience.dial_s):
                 await asyncio.shield(link.welcome)
         except TimeoutError:

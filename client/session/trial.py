@@ -52,7 +52,7 @@ async def try_peer(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) 
 async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
     hidden_size = x.shape[1]
     codec = activations.negotiate(activations.CODECS, node.codecs or activations.CODECS, wire_codec)
-    plan = HopPlan(Hop(node.peer_id, node.span, node.maddrs), 0, 1, new_session(), codec, codec)
+    plan = HopPlan(Hop(node.peer_id, node.span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
     hop = await HopClient.open(links, plan, SessionSettings(hidden_size, TRIAL_TOKENS))
     try:
         segment = Segment([hop], hidden_size)

@@ -21,6 +21,7 @@ from ...swarm.membership.transport import MembersTransport
 from ...swarm.runtime.lazy_scipy import make_lazy
 from ...swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
 from ...swarm.transport.direct.transport import DirectTransport
+from ...swarm.transport.direct_maddrs import DirectOptions, Way
 from ...swarm.transport.interface import (
     NetworkChange,
     NetworkLost,
@@ -28,11 +29,13 @@ from ...swarm.transport.interface import (
     NetworkWatcher,
     Transport,
 )
+from ...swarm.transport.paths.transport import PathsTransport
 from ...swarm.types import NodeInfo
 from ..address_book import AddressBook, open_book
 from ..delegated.directory import DelegatedDirectory
 from ..delegated.service import serve_entries
 from ..directory import Directory
+from .direct_listener import direct_maddrs, open_direct
 from .lan_copies import LanCopies
 from .meetings import Meetings
 
@@ -60,6 +63,9 @@ class Network(Protocol):
 
     def on_peer(self, callback: Callable[[str], None]) -> None:
         """Call ``callback`` with the PeerID of each peer that was found on the LAN, and each that will be."""
+
+    async def direct_maddrs(self) -> tuple[str, ...]:
+        """Where others can dial this process itself, marked as such; none if it has no such listener."""
 
     async def failed(self) -> None:
         """Waits until the network is lost for good, then raises the SwarmError to show."""
@@ -90,6 +96,9 @@ class GivenNetwork:
     def on_peer(self, callback: Callable[[str], None]) -> None:
         """Does nothing: no peer is looked for."""
 
+    async def direct_maddrs(self) -> tuple[str, ...]:
+        return ()
+
     async def failed(self) -> None:
         await asyncio.Event().wait()
 
@@ -108,9 +117,12 @@ class JoinedNetwork(GivenNetwork):
         membership: Membership | None,
         listen_maddrs: tuple[str, ...],
         p2pd: P2pdTransport | None,
+        listener: DirectTransport | None = None,
     ) -> None:
-        """``listen_maddrs``: what mDNS tells others. ``p2pd``: what the directory needs, None if nothing."""
+        """``listen_maddrs``: what mDNS tells others. ``p2pd``: what the directory needs, None if nothing.
+        ``listener``: what takes the streams of those that dial this process itself."""
         super().__init__(transport, directory)
+        self._listener = listener
         self._membership = membership
         self._p2pd = p2pd
         self._callbacks: list[Callable[[str], None]] = []
@@ -137,6 +149,9 @@ class JoinedNetwork(GivenNetwork):
         self._callbacks.append(callback)
         for peer_id in self.meetings.met:
             callback(peer_id)
+
+    async def direct_maddrs(self) -> tuple[str, ...]:
+        return () if self._listener is None else direct_maddrs(await self._listener.maddrs())
 
     async def failed(self) -> None:
         ends: list[asyncio.Future[SwarmError]] = [asyncio.ensure_future(membership_over(self._membership))]
@@ -176,6 +191,7 @@ async def open_network(
     may_meet: Sequence[str] = (),
     mdns: bool = False,
     pure_python: bool = False,
+    direct: DirectOptions | None = None,
 ) -> Network:
     """A place in a swarm for a peer that serves: start a p2pd that listens on TCP ``host:port``, and join the
     DHT through ``initial_peers``. ``host`` may be EVERY_INTERFACE.
@@ -185,7 +201,8 @@ async def open_network(
     ``may_meet``: peers to join through as well, if they answer; they are tried again and again. ``mdns``:
     find the swarm's peers on this LAN and be found, now and later; not where ``host`` is this machine only.
     ``pure_python``: be a light peer, without p2pd and the DHT, which asks nodes that have them; so is every
-    peer where there is no p2pd.
+    peer where there is no p2pd. ``direct``: dial others from process to process where they listen for that,
+    and listen for it; a light peer always does.
 
     Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
     NetworkErrors. For a light peer it is an error if no peer is found.
@@ -202,8 +219,11 @@ async def open_network(
     book = open_book(identity, initial_peers, membership)
     p2pd: P2pdTransport | None = None
     opened: P2pdTransport | DirectTransport
+    listener: DirectTransport | None = None
     if light:
-        opened = await DirectTransport.create(identity, host_maddrs=where, announce_maddrs=announce_maddrs)
+        opened = listener = await DirectTransport.create(
+            identity, host_maddrs=where, announce_maddrs=announce_maddrs
+        )
     else:
         opened = p2pd = await connect_in(
             identity,
@@ -214,9 +234,18 @@ async def open_network(
             relays=relays,
             is_relay=is_relay,
         )
-    transport = among_members(opened, membership)
+    transport: Transport = opened
     directory: HivemindDirectory | DelegatedDirectory
     try:
+        if light:  # whose own listener takes both kinds of streams
+            dialler = await DirectTransport.create(identity, client_mode=True)
+            transport = PathsTransport(dialler, {Way.DAEMON: opened})
+        elif direct is not None and p2pd is not None:
+            listens = bool(direct.announce) or not announce_maddrs
+            listener = await open_direct(identity, direct, listen_at=(host, port) if listens else None)
+            transport = paths = PathsTransport(listener, {Way.DAEMON: p2pd})
+            p2pd.watch(paths.on_network)
+        transport = among_members(transport, membership)
         if not await transport.maddrs():
             raise no_own_address(host)
         if p2pd is None:
@@ -240,7 +269,7 @@ async def open_network(
     except BaseException:
         await transport.close()
         raise
-    network = JoinedNetwork(transport, directory, membership, opened.listen_maddrs, p2pd)
+    network = JoinedNetwork(transport, directory, membership, opened.listen_maddrs, p2pd, listener)
     try:
         await network.meetings.begin(
             may_meet,

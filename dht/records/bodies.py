@@ -4,7 +4,7 @@
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "max_blocks",
              "weights_root", "weights_whole", "shares_weights",
-             "incarnation"}                               those from "queue_ms" on may be absent
+             "direct", "incarnation"}                     those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks", "parts"}      "parts" may be absent
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
@@ -16,6 +16,7 @@ kinds are refused, and their reader skips the entry.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -50,6 +51,7 @@ from ...swarm.protocol.fields import (
     Word,
 )
 from ...swarm.protocol.wire import refuse_extension
+from ...swarm.transport.direct_maddrs import mark_direct, without_mark
 from ...swarm.types import (
     MAX_BLOCKS,
     MAX_PEER_LINKS,
@@ -65,6 +67,9 @@ from .maddrs import MAX_MADDR_CHARS, is_dialable
 
 RECORD_VERSION = 1
 MAX_MADDRS = 12
+MAX_DIRECT_MADDRS = 4
+"""A node is on few networks that others share with it; each address is some 30 bytes of every
+announcement."""
 MAX_CODECS = 16
 
 _MAX_BODY_BYTES = MAX_RECORD_BYTES - 128  # the signature and its wrapping take about 75
@@ -167,6 +172,7 @@ class Gone:
 _DIGEST = Word(re.compile(r"[0-9a-f]{64}"), "64 lowercase hexadecimal digits")
 _TOKENS = Count(MAX_KV_TOKENS)
 _BYTES = Count(MAX_JOURNAL_BYTES)
+_PLAIN_TCP = re.compile(r"/[a-z0-9]+/[^/]+/tcp/[0-9]+")
 _MADDR = re.compile(rf"[\x21-\x7e]{{1,{MAX_MADDR_CHARS}}}")
 
 _MODEL_FIELDS: dict[str, FieldType] = {"name": Name(), "digest": _DIGEST, "n_blocks": Integer(1, MAX_BLOCKS)}
@@ -195,6 +201,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or empty"),
     "weights_whole": Boolean(),
     "shares_weights": Boolean(),
+    "direct": Sequence(Word(_MADDR, "an address"), 0, MAX_DIRECT_MADDRS),
     "incarnation": IncarnationField(),
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
@@ -211,6 +218,7 @@ _OPTIONAL: dict[str, object] = {
     "weights_root": "",
     "weights_whole": False,
     "shares_weights": False,
+    "direct": (),
     "incarnation": None,
 }
 """The fields that an entry may leave out, and the values that they then have."""
@@ -220,7 +228,8 @@ def encode_node(info: NodeInfo) -> bytes:
     """The body of a node's announcement.
 
     Addresses that cannot be dialled are left out. If the rest does not fit, the last links go first, then the
-    last addresses. Raises LocalProtocolError if ``info`` breaks the bounds that every reader enforces.
+    direct addresses, then the last others. Raises LocalProtocolError if ``info`` breaks the bounds that every
+    reader enforces.
     """
     if info.span.end > info.model.n_blocks:
         raise LocalProtocolError(f"a span {info.span} outside a model of {info.model.n_blocks} blocks")
@@ -229,6 +238,7 @@ def encode_node(info: NodeInfo) -> bytes:
     if info.journal_bytes > info.total_journal_bytes:
         raise LocalProtocolError("a journal larger than its bound")
     maddrs = tuple(maddr for maddr in info.maddrs if is_dialable(maddr, info.peer_id))[:MAX_MADDRS]
+    direct = _plain_direct(map(without_mark, info.direct_maddrs), info.peer_id)[:MAX_DIRECT_MADDRS]
     links = info.links[:MAX_PEER_LINKS]
     while True:
         body = _encode(
@@ -257,12 +267,18 @@ def encode_node(info: NodeInfo) -> bytes:
                 "weights_root": info.weights_root,
                 "weights_whole": info.weights_whole,
                 "shares_weights": info.shares_weights,
+                "direct": direct,
                 "incarnation": info.incarnation,
             },
         )
-        if len(body) <= _MAX_BODY_BYTES or not (links or maddrs):
+        if len(body) <= _MAX_BODY_BYTES or not (links or direct or maddrs):
             return body
-        links, maddrs = links[:-1], maddrs if links else maddrs[:-1]
+        if links:
+            links = links[:-1]
+        elif direct:
+            direct = direct[:-1]
+        else:
+            maddrs = maddrs[:-1]
 
 
 def encode_model(model: ModelRef) -> bytes:
@@ -331,8 +347,14 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         weights_root=values["weights_root"],
         weights_whole=values["weights_whole"],
         shares_weights=values["shares_weights"],
+        direct_maddrs=tuple(map(mark_direct, _plain_direct(values["direct"], owner))),
         incarnation=values["incarnation"],
     )
+
+
+def _plain_direct(maddrs: Iterable[str], owner: str) -> tuple[str, ...]:
+    """Those of the addresses that are of plain TCP."""
+    return tuple(maddr for maddr in maddrs if is_dialable(maddr, owner) and _PLAIN_TCP.fullmatch(maddr))
 
 
 def _model(values: dict[str, Any]) -> ModelRef:

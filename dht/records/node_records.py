@@ -43,4 +43,4 @@ class NodeRecords:
         self._check.check(key, subkey, record.expiration, record.value)
         if record.expiration + STALE_S < self._clock():
             raise RemoteProtocolError(f"a record of {peer_id} that expired long ago")
-        return info.maddrs
+        return info.dial_maddrs

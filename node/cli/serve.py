@@ -14,9 +14,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from ...shards.checkpoint.known_models import default_known
 from ...shards.models.devices import DeviceChoice, choose_device
+from ...swarm.errors import UsageError
 from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.types import gigabytes
 from ...swarm.transport.addresses import all_loopback
+from ...swarm.transport.direct_maddrs import DirectOptions
 from ...swarm.types import Span
 from ..auto.blocks import begin_auto
 from ..auto.on_demand import OnDemand
@@ -137,6 +139,7 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         host=arguments.host,
         port=arguments.port,
         announce_maddrs=tuple(arguments.announce or ()),
+        direct=direct_options(arguments),
         relays=tuple(arguments.relay or ()),
         device=device_of(arguments).name,
         dtype=arguments.dtype,
@@ -154,6 +157,16 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         idle_session_seconds=arguments.idle_session_seconds,
         drain_seconds=arguments.drain_seconds,
     )
+
+
+def direct_options(arguments: argparse.Namespace) -> DirectOptions | None:
+    """Raises UsageError."""
+    announce = tuple(arguments.announce_direct or ())
+    if not arguments.direct:
+        if announce or arguments.direct_port is not None:
+            raise UsageError("--no-direct goes with neither --direct-port nor --announce-direct")
+        return None
+    return DirectOptions(arguments.direct_port, announce)
 
 
 def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:

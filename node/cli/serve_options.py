@@ -9,6 +9,7 @@ import argparse
 
 from ...shards.models.devices import DEVICES
 from ...swarm.transport.addresses import EVERY_INTERFACE
+from ...swarm.transport.direct_maddrs import PORT_ABOVE
 from ..config import KERNELS, KV_DTYPES
 from .shared.arguments import (
     MODEL_HELP,
@@ -118,6 +119,29 @@ def add_serve(command: argparse.ArgumentParser) -> None:
         default=None,
         help="for a node behind NAT or a firewall: the address of a `bootstrap --relay` through which others "
         "reach it (repeatable)",
+    )
+    command.add_argument(
+        "--direct-port",
+        type=port_number,
+        default=None,
+        metavar="N",
+        help="TCP port of the node's own listener, which others dial without daemons; 0 takes a free one "
+        f"(default: --port plus {PORT_ABOVE}, or a free one)",
+    )
+    command.add_argument(
+        "--announce-direct",
+        metavar="MADDR",
+        type=comma_list,
+        action="extend",
+        default=None,
+        help="address of that listener to announce instead of those that were found (repeatable); with "
+        "--announce and without this, the node has no such listener",
+    )
+    command.add_argument(
+        "--no-direct",
+        dest="direct",
+        action="store_false",
+        help="only through daemons: neither have such a listener nor dial those of others",
     )
     command.add_argument(
         "--device",

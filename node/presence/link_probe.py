@@ -167,7 +167,7 @@ class LinkProbe:
     async def _measure(self, node: NodeInfo) -> None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                link = await self._pool.get(node.peer_id, node.maddrs)
+                link = await self._pool.get(node.peer_id, node.dial_maddrs)
                 rtt_s = min([await link.ping() for _ in range(PINGS)])
         except (SwarmError, TimeoutError) as error:
             self._silent.failed(node.peer_id, self._clock(), str(error))

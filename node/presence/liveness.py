@@ -160,7 +160,7 @@ class Liveness:
         known.asked_at = self._clock()
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
-                link = await self._links.get(node.peer_id, node.maddrs)
+                link = await self._links.get(node.peer_id, node.dial_maddrs)
                 rtt_s = await link.ping()
         except PeerError as error:
             if node.state is NodeState.ONLINE:

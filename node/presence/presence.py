@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from ...dht.joining.network import Network, network_event
-from ...swarm.errors import ErrorCode, StreamClosedError
+from ...swarm.errors import ErrorCode, NetworkError, StreamClosedError
 from ...swarm.links.dialler import Dialler
 from ...swarm.links.link import NodeLink
 from ...swarm.links.message_stream import Connection
@@ -59,17 +60,18 @@ class NodeLinks:
             await own[1].close()
 
 
+LOOK_WHERE_S = 20.0
+"""Seconds between looks at our own addresses, which change with the computer's networks."""
 AGENT = f"swarm-node/{version('swarm-node')}"
 
 
 class Presence:
-    """Made by ``begin``. ``maddrs``: where others can dial it. ``announcer``, ``links`` and ``probe`` are the
-    node's own, for any blocks."""
+    """Made by ``begin``. ``maddrs`` and ``direct_maddrs``: where others can dial it. ``announcer``, ``links``
+    and ``probe`` are the node's own, for any blocks."""
 
     def __init__(
         self,
         network: Network,
-        maddrs: tuple[str, ...],
         announcement: Callable[[], NodeInfo | None],
         model: Callable[[], ModelRef | None],
         emit: Callable[..., None],
@@ -78,7 +80,8 @@ class Presence:
     ) -> None:
         """Use ``begin``."""
         self.network = network
-        self.maddrs = maddrs
+        self.maddrs: tuple[str, ...] = ()
+        self.direct_maddrs: tuple[str, ...] = ()
         self.announcer = Announcer(network.directory, announcement, announce_s)
         self.read_back = ReadBack(network.directory, emit, self.announcer.announce_now)
         self.copies = CopyWatch(network.directory, identity, emit, self.announcer.announce_now)
@@ -99,8 +102,8 @@ class Presence:
     ) -> Presence:
         """``announcement``: None while there is nothing to announce. ``emit(event, **details)`` tells what
         happens to the network. ``identity``: its file. Nothing is announced before ``run``."""
-        maddrs = await network.transport.maddrs()
-        presence = cls(network, maddrs, announcement, model, emit, announce_s, identity)
+        presence = cls(network, announcement, model, emit, announce_s, identity)
+        await presence._look_where()
         network.watch(presence._on_network)
         return presence
 
@@ -114,6 +117,7 @@ class Presence:
             tasks.create_task(self.announcer.run())
             tasks.create_task(self.read_back.run())
             tasks.create_task(self.copies.run())
+            tasks.create_task(self._follow_addresses())
             probing: asyncio.Task[None] | None = None
             while True:
                 await self._moved.wait()
@@ -140,9 +144,23 @@ class Presence:
         self.announcer.announce_now()  # to the directory that it may have brought with it
         self._emit("peer_found", found=peer_id)
 
+    async def _follow_addresses(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_WHERE_S)
+            with suppress(NetworkError):  # while our daemon is started again
+                if await self._look_where():
+                    self.announcer.announce_now()
+
+    async def _look_where(self) -> bool:
+        """Find out where we can be dialled now: the computer may have moved. Whether that has changed."""
+        before = {*self.maddrs, *self.direct_maddrs}
+        self.maddrs = await self.network.transport.maddrs()
+        self.direct_maddrs = await self.network.direct_maddrs()
+        return before != {*self.maddrs, *self.direct_maddrs}
+
     async def _on_network(self, change: NetworkChange) -> None:
         if isinstance(change, NetworkRestored):
-            self.maddrs = await self.network.transport.maddrs()  # the computer may have moved
+            await self._look_where()
             self.announcer.announce_now()
         event, details = network_event(change)
         self._emit(event, **details)

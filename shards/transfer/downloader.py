@@ -253,7 +253,7 @@ class Downloader:
                 logger.debug("event=weights_directory error=%r", error.message)
                 nodes = ()
             else:
-                self._announced = {node.peer_id: node.maddrs for node in nodes}
+                self._announced = {node.peer_id: node.dial_maddrs for node in nodes}
             found = sorted(
                 holders(nodes, self.root), key=lambda n: (n.state is not NodeState.ONLINE, n.peer_id)
             )
@@ -261,7 +261,7 @@ class Downloader:
                 self._links[next(iter(self._links))].close()  # room for one that has more
             self._make_room({node.peer_id for node in found})
             for node in found:
-                self._meet(node.peer_id, node.maddrs)
+                self._meet(node.peer_id, node.dial_maddrs)
             await asyncio.sleep(self._settings.look_s)
 
     def _make_room(self, found: set[str]) -> None:

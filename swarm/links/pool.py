@@ -75,9 +75,9 @@ class LinkPool:
             return False
         return dial.result().welcome.done()
 
-    async def check(self) -> None:
-        """Raises LocalNetworkError if it is our own network that does not answer."""
-        await self._transport.check()
+    async def check(self, remote_maddr: str = "") -> None:
+        """Raises LocalNetworkError if it is our own network that does not answer, on the way to there."""
+        await self._transport.check(remote_maddr)
 
     async def close(self) -> None:
         self._closed = True

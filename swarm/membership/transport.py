@@ -111,8 +111,8 @@ class MembersTransport:
             raise
         return MemberStream(self, stream)
 
-    async def check(self) -> None:
-        await self._transport.check()
+    async def check(self, remote_maddr: str = "") -> None:
+        await self._transport.check(remote_maddr)
 
     async def close(self) -> None:
         if self._sweeping is not None:

@@ -94,7 +94,7 @@ def _dealt(queues: Sequence[Sequence[NodeInfo]]) -> list[NodeInfo]:
 async def _ask(pool: LinkPool, node: NodeInfo, answers: Answers) -> None:
     try:
         async with asyncio.timeout(ANSWER_S):
-            link = await pool.get(node.peer_id, node.maddrs)
+            link = await pool.get(node.peer_id, node.dial_maddrs)
             await asyncio.shield(link.welcome)
     except PeerSparedError:
         return  # no node was asked

@@ -185,7 +185,7 @@ def find_route(
             spread,
             **ends,
         )
-    hops = tuple(Hop(node.peer_id, span, node.maddrs, node.record) for node, span in picks)
+    hops = tuple(Hop(node.peer_id, span, node.dial_maddrs, node.record) for node, span in picks)
     return price_route(hops, by_peer, edges, request)
 
 

@@ -17,9 +17,12 @@ from ..fairness.recent import RecentEvents, RecentMap
 from ..peer_health import PeerHealth
 from .address_groups import host_group
 from .addresses import SocketMaddr, parse_socket_maddr
+from .direct_maddrs import is_direct
 
 MAX_ADDRESSES = 6
 """At most this many addresses of one peer are tried: TCP and QUIC on a few networks."""
+MAX_DIRECT = 3
+"""And this many direct ones: these come first, and must not take the place of all others."""
 MAX_HOSTS = 3
 """At most this many hosts of one peer are tried: a public address of each kind, and one on the LAN."""
 FAILURES_PER_HOST = 30
@@ -40,7 +43,7 @@ seconds."""
 MAX_PLACES = 4096
 """At most this many places, hosts and groups are remembered."""
 
-SPOKEN = ("", "/quic", "/quic-v1")
+SPOKEN = ("", "/quic", "/quic-v1", "/direct")
 """A node dials addresses that go on like this after TCP or UDP. WebSockets are left out: a stranger's server
 would get HTTP requests from us."""
 
@@ -109,10 +112,17 @@ def choose(maddrs: Iterable[str], allowed: frozenset[Reach]) -> list[str]:
         socket = socket_of(maddr)
         if socket is None or socket.rest not in SPOKEN or reach_of(socket.host) not in allowed:
             continue
-        if len(chosen) < MAX_ADDRESSES and len(hosts | {socket.host}) <= MAX_HOSTS:
+        if len(hosts | {socket.host}) <= MAX_HOSTS:
             chosen.append(maddr)
             hosts.add(socket.host)
-    return chosen
+    return _first(chosen)
+
+
+def _first(maddrs: Sequence[str]) -> list[str]:
+    """MAX_DIRECT of the direct ones, and of all together MAX_ADDRESSES."""
+    direct = list(filter(is_direct, maddrs))[:MAX_DIRECT]
+    others = [maddr for maddr in maddrs if not is_direct(maddr)]
+    return [*direct, *others][:MAX_ADDRESSES]
 
 
 def for_client(maddrs: Iterable[str]) -> list[str]:
@@ -124,7 +134,7 @@ def for_client(maddrs: Iterable[str]) -> list[str]:
         for maddr in known
         if (at := socket_of(maddr)) is None or reach_of(at.host) is not Reach.LOOPBACK
     ]
-    return (elsewhere or known)[:MAX_ADDRESSES]
+    return _first(elsewhere or known)
 
 
 def same_host(maddrs: Iterable[str], remote_maddr: str) -> tuple[str, ...]:

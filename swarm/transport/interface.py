@@ -101,8 +101,9 @@ class Transport(Protocol):
         transport is closed.
         """
 
-    async def check(self) -> None:
-        """Raises LocalNetworkError if our own end does not answer. Call it before a silent peer is blamed."""
+    async def check(self, remote_maddr: str = "") -> None:
+        """Raises LocalNetworkError if our own end does not answer. Call it before a silent peer is blamed,
+        with the ``remote_maddr`` of the stream on which it is silent; "": there is none."""
 
     async def close(self) -> None:
         """Close every stream, stop the handlers, free the port. Idempotent."""

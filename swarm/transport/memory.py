@@ -267,7 +267,7 @@ class MemoryTransport:
         remote._accept(MemoryStream(remote, self.peer_id, there, back), handler)
         return MemoryStream(self, peer_id, back, there)
 
-    async def check(self) -> None:
+    async def check(self, remote_maddr: str = "") -> None:
         self._check_open()
 
     async def close(self) -> None:

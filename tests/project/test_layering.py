@@ -32,7 +32,10 @@ FLOORS = {
         ("swarm/confined", "swarm/protocol", "swarm/codecs", "swarm/routing"),
         ("swarm/fairness", "swarm/placement"),
         ("swarm/transport",),
-        ("swarm/transport/p2pd", "swarm/transport/direct", "swarm/links", "swarm/discovery"),
+        (
+            *("swarm/transport/p2pd", "swarm/transport/direct", "swarm/transport/paths"),
+            *("swarm/links", "swarm/discovery"),
+        ),
         ("swarm/membership",),
         ("swarm/naming",),
     ),

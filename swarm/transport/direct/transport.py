@@ -160,7 +160,11 @@ class DirectTransport:
         except TimeoutError:
             raise _silent(peer_id, connection, began, timeout) from None
 
-    async def check(self) -> None:
+    def is_connected(self, peer_id: str) -> bool:
+        """Whether a stream to the peer needs no dial, perhaps since the peer has dialled us."""
+        return self._connected(peer_id) is not None
+
+    async def check(self, remote_maddr: str = "") -> None:
         self._check_open()
 
     async def close(self) -> None:

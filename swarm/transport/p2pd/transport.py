@@ -163,7 +163,7 @@ class P2pdTransport:
         """Tell ``watcher`` whenever the network is lost or restored, after the watchers that came before."""
         self._keeper.watch(watcher)
 
-    async def check(self) -> None:
+    async def check(self, remote_maddr: str = "") -> None:
         self._check_open()
         await self._keeper.check()
 
