@@ -39,7 +39,13 @@ class LazyTransport:
             await self.started.serve(protocol_id, handler)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         began = asyncio.get_running_loop().time()
         try:
@@ -52,7 +58,7 @@ class LazyTransport:
                 raise StreamClosedError("the transport is closed") from None
             raise
         left = timeout - (asyncio.get_running_loop().time() - began)
-        return await transport.open_stream(peer_id, protocol_id, maddrs, left)
+        return await transport.open_stream(peer_id, protocol_id, maddrs, left, lazy=lazy)
 
     async def check(self, remote_maddr: str = "") -> None:
         if self._starting is not None and self.started is None:

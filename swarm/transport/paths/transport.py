@@ -7,7 +7,7 @@ daemons. A stream stays on its path: if that fails, the stream ends, and what is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -79,7 +79,13 @@ class PathsTransport:
             await transport.serve(protocol_id, accept if name == Way.DIRECT else handler)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         """Takes the first path that works. The others that were tried beside it go on, to show whether they
         do. Raises the error of the last path, the daemon's."""
@@ -95,8 +101,11 @@ class PathsTransport:
                 now_s = loop.time() - began
                 while starts and (starts[0].after_s <= now_s or not tries):
                     name = starts.pop(0).path
-                    opening = self._open(known, name, peer_id, protocol_id, maddrs, timeout - now_s)
-                    tries[self._begin(opening)] = name
+                    where = [maddr for maddr in maddrs if is_direct(maddr) == (name == Way.DIRECT)]
+                    opening = self._paths[name].open_stream(
+                        peer_id, protocol_id, [*map(without_mark, where)], timeout - now_s, lazy=lazy
+                    )
+                    tries[self._begin(self._noted(known, name, opening))] = name
                 wait_s = starts[0].after_s - now_s if starts else None
                 done, _ = await asyncio.wait(tries, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=lambda each: reachable.index(tries[each])):
@@ -130,14 +139,10 @@ class PathsTransport:
     def _can_dial(self, peer_id: str, maddrs: Sequence[str]) -> bool:
         return any(map(is_direct, maddrs)) or self._direct.is_connected(peer_id)
 
-    async def _open(
-        self, known: _Known, name: str, peer_id: str, protocol_id: str, maddrs: Sequence[str], timeout: float
-    ) -> Stream:
-        """A stream on one path, and a note of how that went."""
-        direct = name == Way.DIRECT
-        where = [without_mark(maddr) for maddr in maddrs if is_direct(maddr) == direct]
+    async def _noted(self, known: _Known, name: str, opening: Awaitable[Stream]) -> Stream:
+        """The stream that opens on the path ``name``, and a note of how that went."""
         try:
-            stream = await self._paths[name].open_stream(peer_id, protocol_id, where, timeout)
+            stream = await opening
         except LocalNetworkError:
             raise  # which says nothing of the path
         except NetworkError:
@@ -149,9 +154,8 @@ class PathsTransport:
         def on_answer() -> None:
             known.records[name] = known.record(name).answered(self._clock() - opened)
 
-        return PathStream(
-            stream, mark_direct(stream.remote_maddr) if direct else stream.remote_maddr, on_answer
-        )
+        remote = stream.remote_maddr
+        return PathStream(stream, mark_direct(remote) if name == Way.DIRECT else remote, on_answer)
 
     def _begin(self, opening: Coroutine[Any, Any, Stream]) -> asyncio.Task[Stream]:
         task = asyncio.create_task(opening)

@@ -45,12 +45,20 @@ class Wire:
         await self.network.transport(self.peer_id).serve(protocol_id, handler)
 
     async def open_stream(
-        self, peer_id: str, protocol_id: str, maddrs: Sequence[str] = (), timeout: float = DIAL_TIMEOUT
+        self,
+        peer_id: str,
+        protocol_id: str,
+        maddrs: Sequence[str] = (),
+        timeout: float = DIAL_TIMEOUT,
+        *,
+        lazy: bool = False,
     ) -> Stream:
         self.dialled.append(tuple(maddrs))
         if self.fault is not None:
             raise self.fault
-        return await self.network.transport(self.peer_id).open_stream(peer_id, protocol_id, maddrs, timeout)
+        return await self.network.transport(self.peer_id).open_stream(
+            peer_id, protocol_id, maddrs, timeout, lazy=lazy
+        )
 
     async def check(self, remote_maddr: str = "") -> None:
         if self.fault is not None:
