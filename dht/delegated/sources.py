@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ...swarm.transport.address_groups import address_group
 from ...swarm.transport.addresses import PeerAddress
+from ...swarm.transport.direct_maddrs import is_direct
 from ...swarm.types import NodeInfo
 from ..address_book import AddressBook
 
@@ -73,14 +74,15 @@ class Sources:
                 if mute is None:
                     continue
                 del self._others[mute]
-            self._others[info.peer_id] = info.maddrs
+            self._others[info.peer_id] = info.dial_maddrs
 
     def maddrs(self, peer_id: str) -> Sequence[str]:
         return self._initial.get(peer_id) or self._others.get(peer_id, ())
 
     def answered(self, peer_id: str) -> None:
         self._mute.pop(peer_id, None)
-        self._book.answered(peer_id, self.maddrs(peer_id))
+        others = [maddr for maddr in self.maddrs(peer_id) if not is_direct(maddr)]
+        self._book.answered(peer_id, others)  # which a daemon may read, too
 
     def failed(self, peer_id: str) -> None:
         """It gave no good answer, or none yet."""

@@ -18,7 +18,9 @@ from ...swarm.membership.entry import SwarmEntry
 from ...swarm.runtime.lazy_scipy import make_lazy
 from ...swarm.transport.direct.transport import DirectTransport
 from ...swarm.transport.direct.with_daemon import LazyDaemonTransport
+from ...swarm.transport.direct_maddrs import Way
 from ...swarm.transport.interface import Transport
+from ...swarm.transport.paths.transport import PathsTransport
 from ..address_book import AddressBook, open_book
 from ..delegated.directory import DelegatedDirectory
 from .network import JoinedNetwork, Network, among_members, lacks_p2pd
@@ -48,11 +50,11 @@ async def join_as_client(entry: SwarmEntry, on_progress: OnProgress | None = Non
     identity, membership = Identity.generate(), entry.membership
     known = entry.initial_peers or entry.may_meet
     book = open_book(identity, known, membership) if known else AddressBook()
-    direct = await DirectTransport.create(identity, client_mode=True)
+    direct, others = [await DirectTransport.create(identity, client_mode=True) for _ in range(2)]
     lazy: LazyDaemonTransport[P2pdTransport] | None = None
     if not (entry.pure_python or lacks_p2pd()):
-        lazy = LazyDaemonTransport(direct, lambda: _start_p2pd(identity), on_progress or (lambda line: None))
-    transport = among_members(lazy or direct, membership)
+        lazy = LazyDaemonTransport(others, lambda: _start_p2pd(identity), on_progress or (lambda line: None))
+    transport = among_members(PathsTransport(direct, {Way.DAEMON: lazy or others}), membership)
     try:
         asked = DelegatedDirectory(transport, identity, entry.initial_peers, membership=membership, book=book)
         try:

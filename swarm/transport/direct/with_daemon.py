@@ -98,7 +98,7 @@ class LazyDaemonTransport(Generic[DaemonT]):
     async def _begin(self) -> DaemonT:
         return await self._start()
 
-    async def check(self) -> None:
+    async def check(self, remote_maddr: str = "") -> None:
         await self._direct.check()
         if (daemon := self._running) is not None:
             await daemon.check()

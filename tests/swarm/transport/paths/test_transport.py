@@ -13,7 +13,6 @@ from swarm_node.swarm.transport.direct_maddrs import Way, way_of
 from swarm_node.swarm.transport.interface import DIAL_TIMEOUT, NetworkRestored, Stream, StreamHandler
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.transport.paths.choice import FIRST_REST_S, NEXT_PATH_S
-from swarm_node.swarm.transport.paths.lazy import LazyTransport
 from swarm_node.swarm.transport.paths.transport import PathsTransport
 from tests.doubles.direct_peers import echo
 from tests.doubles.virtual_time import VirtualLoop
@@ -251,45 +250,3 @@ async def test_closing_ends_tries_and_every_transport(peers: Peers) -> None:
     assert peers.daemon.closed
     await asyncio.sleep(0.1)  # until the end of its stream has come to the peer
     assert len(asyncio.all_tasks()) == 1
-
-
-@peers_test
-async def test_a_daemon_is_started_for_the_first_peer_that_needs_it(peers: Peers) -> None:
-    starts = 0
-
-    async def start() -> Wire:
-        nonlocal starts
-        starts += 1
-        await asyncio.sleep(0.5)
-        return peers.daemon
-
-    lazy = LazyTransport("a", start)
-    transport = PathsTransport(peers.direct, {Way.DAEMON: lazy})
-    await transport.serve(ECHO, echo)
-    assert way_of((await transport.open_stream("b", ECHO, BOTH)).remote_maddr) is Way.DIRECT
-    assert starts == 0
-    peers.wires.kill("b")
-    streams = await asyncio.gather(*(transport.open_stream("b", ECHO, BOTH) for _ in range(3)))
-    assert {way_of(stream.remote_maddr) for stream in streams} == {Way.DAEMON}
-    assert starts == 1
-    back = await peers.b.open_stream("a", ECHO, (ORDINARY,))  # what was served before it started
-    back.write([b"back"])
-    assert await back.read() == b"back"
-    await transport.close()
-    assert peers.daemon.closed
-
-
-@peers_test
-async def test_a_daemon_that_cannot_be_started_is_tried_again(peers: Peers) -> None:
-    faults = [LocalNetworkError("no p2pd")]
-
-    async def start() -> Wire:
-        if faults:
-            raise faults.pop()
-        return peers.daemon
-
-    lazy = LazyTransport("a", start)
-    with pytest.raises(LocalNetworkError, match="no p2pd"):
-        await lazy.open_stream("b", ECHO)
-    assert (await lazy.open_stream("b", ECHO)).peer_id == "b"
-    await lazy.close()
