@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from ...swarm.errors import NetworkError, UsageError
 from ...swarm.identity import Identity
 from ...swarm.membership.entry import SwarmEntry
-from ...swarm.runtime.lazy_scipy import make_lazy
 from ...swarm.transport.direct.transport import DirectTransport
 from ...swarm.transport.direct.with_daemon import LazyDaemonTransport
 from ...swarm.transport.direct_maddrs import Way
@@ -108,6 +107,5 @@ async def _start_p2pd(identity: Identity) -> P2pdTransport:
 
 
 def _import_p2pd() -> None:
-    """In a thread: hivemind takes a second to import."""
-    make_lazy()
+    """In a thread: it takes a tenth of a second."""
     from ...swarm.transport.p2pd import transport  # noqa: F401

@@ -18,7 +18,6 @@ from ...swarm.errors import NotAdmittedError, PeerTimeoutError, PeerUnreachableE
 from ...swarm.identity import Identity
 from ...swarm.membership.membership import Membership, moment
 from ...swarm.membership.transport import MembersTransport
-from ...swarm.runtime.lazy_scipy import make_lazy
 from ...swarm.transport.addresses import all_loopback, listen_maddrs, no_own_address
 from ...swarm.transport.direct.transport import DirectTransport
 from ...swarm.transport.direct_maddrs import DirectOptions, Way
@@ -288,8 +287,7 @@ async def connect_in(
 ) -> P2pdTransport:
     """A transport that is connected to an initial peer or, where none of them answers, to one of the book.
     ``options`` and errors are those of ``P2pdTransport.create``."""
-    # hivemind and torch cost a second and 240 MB at import: not for callers with a network of their own.
-    make_lazy()
+    # Here: hivemind is not for callers with a network of their own.
     from ...swarm.transport.p2pd.transport import P2pdTransport
 
     try:

@@ -98,8 +98,8 @@ CALLS = ("import_module", "__import__")
 COMPUTED = "a computed name"
 """What is imported where the name is not in the source."""
 
-COMPUTED_IN = ("client/__init__.py", "client/hf/__init__.py", "swarm/runtime/lazy_scipy.py")
-"""Doors that import what is in their room once it is used, and the one that imports scipy then."""
+COMPUTED_IN = ("client/__init__.py", "client/hf/__init__.py")
+"""Doors that import what is in their room once it is used."""
 
 _NO_IO = ("asyncio", "concurrent", "multiprocessing", "selectors", "ssl", "subprocess", "threading")
 _PEERS = ("swarm_node.swarm.links", "swarm_node.swarm.transport")
