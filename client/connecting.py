@@ -8,12 +8,11 @@ from functools import partial
 from os import PathLike
 from typing import Any, TypedDict
 
-import torch
-
 from ..swarm.codecs import native
 from ..swarm.codecs.activations import CODECS, DEFAULT_CODEC
 from ..swarm.errors import UsageError
 from ..swarm.membership.entry import SwarmEntry, swarm_entry
+from ..swarm.runtime.cores import default_threads
 from .local_model import LocalModel, OnProgress, hashing_told, load_local_model
 from .model_opening import OnDecision, open_model
 from .network import ClientNetwork
@@ -103,12 +102,10 @@ async def open_models(
     """Join the swarm and load the client's part of each model, all at once; a name of None is the one model
     that the swarm serves. What is opened belongs to the caller. Raises as ``SwarmModel.connect``: where both
     fail, what the models raise is the better message."""
-    if (threads := options.get("threads")) is not None:
-        torch.set_num_threads(threads)
     on_progress = options.get("on_progress")
     load = partial(
         load_local_model,
-        threads=torch.get_num_threads(),
+        threads=options.get("threads") or default_threads(),
         on_progress=on_progress,
         **part(options, HeadOptions),
     )

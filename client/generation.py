@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 from ..swarm.protocol.messages import Want
 from ..swarm.routing.prediction import Prediction
@@ -103,7 +103,7 @@ class GenerationRun:
         detokenizer: Detokenizer,
         eos_ids: frozenset[int],
         session: SwarmSession,
-        feed: Callable[[SwarmSession], Awaitable[Tensor]],
+        feed: Callable[[SwarmSession], Awaitable[np.ndarray]],
         guide: Callable[[], Awaitable[TokenRule]] | None = None,
         draft_model: DraftModel | None = None,
         on_end: Callable[[GenerationRun], None] | None = None,
@@ -142,7 +142,7 @@ class GenerationRun:
         began = first_at = perf_counter()
         fed: tuple[int, ...] = self._prompt
         draft: tuple[int, ...] = ()
-        x: Tensor | None = None  # of what is fed, once it is one chosen token
+        x: np.ndarray | None = None  # of what is fed, once it is one chosen token
         drafter: Drafter | None = None
         deciding = False
         try:

@@ -103,7 +103,7 @@ class SwarmModel:
         for exact float32. ``quantize`` ("auto", "none", "int8",
         "int4"), ``dtype`` ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine
         holds the head; auto takes the fastest form that loses nothing against the file. ``threads``: CPU
-        threads of torch and of the head, for the whole process. ``wait``: seconds to wait for peers while
+        threads that compute the head. ``wait``: seconds to wait for peers while
         some blocks are served by nobody, here and at each generation; idle nodes are asked for them in any
         case. ``on_progress``: called with a line of text while loading and waiting, from another thread.
         ``prefix_cache``: let peers keep what they computed of a finished chat for a while, so that its next

@@ -14,6 +14,7 @@ from ..dht.joining.network import Network, open_network
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..swarm.errors import LocalProtocolError, ModelError, SwarmError, UsageError
 from ..swarm.identity import Identity
+from ..swarm.runtime.cores import default_threads
 from ..swarm.runtime.tasks import end, first
 from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
@@ -21,7 +22,7 @@ from .config import NodeConfig, NodeEvent, OnEvent
 from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress, compile_kernels
 from .model_source import LocalOrHubModel, ModelSource
 from .presence.presence import Presence, reject
-from .resources import default_threads, give_memory_back
+from .resources import give_memory_back
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,16 @@
-"""What this machine lets one node use: cores and memory, seen through affinity and container limits."""
+"""The memory that this machine lets one node use, seen through container limits."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import math
-import os
 import sys
-from pathlib import Path
 
 import psutil
 
 from ..shards.loading import device_memory
 from ..swarm.errors import UsageError
-
-_CGROUP = Path("/sys/fs/cgroup")
+from ..swarm.runtime.cores import cgroup_file
 
 KV_SHARE = 0.25
 """The default gives this part of the available memory to KV cache: weights of other nodes, the page cache and
@@ -49,21 +45,6 @@ def default_kv_tokens(
     ceiling = int(available_bytes * KV_CEILING) // bytes_per_token
     wanted = max(share, min(context_tokens, ceiling))
     return max(1, min(wanted, MAX_CONTEXTS * context_tokens))
-
-
-def default_threads() -> int:
-    """Real cores that this process may use: hyper-threads share the units that matrix products keep busy.
-
-    Nodes do not see each other: an engine that may narrow takes fewer while others want the cores.
-    """
-    logical = psutil.cpu_count() or 1
-    real = psutil.cpu_count(logical=False) or logical
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    if usable < logical:
-        real = max(1, real * usable // logical)
-    if (quota := _cgroup_cpus()) is not None:
-        real = min(real, max(1, math.floor(quota)))
-    return max(1, real)
 
 
 def available_memory(device: str) -> int:
@@ -101,23 +82,8 @@ def give_memory_back(device: str) -> None:
             trim(0)
 
 
-def _cgroup_cpus() -> float | None:
-    """CPUs of the control group's quota; None without one."""
-    fields = _read(_CGROUP / "cpu.max").split()
-    if len(fields) != 2 or not fields[0].isdecimal() or not fields[1].isdecimal():
-        return None
-    return int(fields[0]) / int(fields[1])
-
-
 def _cgroup_memory_left() -> int | None:
-    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
+    limit, used = cgroup_file("memory.max"), cgroup_file("memory.current")
     if not limit.isdecimal() or not used.isdecimal():
         return None
     return max(0, int(limit) - int(used))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

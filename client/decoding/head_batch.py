@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import LocalProtocolError, StreamClosedError, SwarmError
 from ...swarm.runtime.tasks import in_thread
@@ -55,27 +54,27 @@ class Chosen:
     """Tokens in order, all but the last as drafted, and what to feed for the last: ``x`` (1, hidden)."""
 
     choices: tuple[ChosenToken, ...]
-    x: Tensor
+    x: np.ndarray
 
 
 class _Request:
     """One generation's request for its next tokens. ``x``: set when they are chosen; ``failure``: why there
     are none."""
 
-    def __init__(self, hidden: Tensor, sampler: Sampler, draft: Sequence[int]) -> None:
+    def __init__(self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int]) -> None:
         self.choices: list[ChosenToken] = []
-        self.x: Tensor | None = None
+        self.x: np.ndarray | None = None
         self.failure: Exception | None = None
         self._hidden = hidden  # (1 + len(draft), hidden)
         self._sampler = sampler
         self._draft = draft
 
-    def rows(self) -> Tensor:
+    def rows(self) -> np.ndarray:
         """The hidden states that are looked at next."""
         done = len(self.choices)
         return self._hidden[done : done + ROWS_AT_ONCE]
 
-    def choose(self, logits: Tensor) -> bool:
+    def choose(self, logits: np.ndarray) -> bool:
         """Choose from ``logits`` (rows, vocab) of ``rows``; whether more are to be looked at."""
         for scores in logits:
             choice = self._sampler.choose(scores)
@@ -122,7 +121,7 @@ class HeadBatcher:
     def end(self) -> None:
         self._generations -= 1
 
-    async def choose(self, hidden: Tensor, sampler: Sampler, draft: Sequence[int] = ()) -> Chosen:
+    async def choose(self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int] = ()) -> Chosen:
         """The tokens after ``hidden`` (1 + len(draft), hidden): the next one, and while it is as drafted the
         one after it. ``sampler`` is not to be touched until this returns.
 
@@ -134,8 +133,7 @@ class HeadBatcher:
             raise LocalProtocolError(f"{len(hidden)} hidden states for a draft of {len(draft)} tokens")
         request = _Request(hidden, sampler, draft)
         if self._generations <= 1 and not self._in_thread and self._usual_s < LONGEST_INLINE_S:
-            with torch.inference_mode():
-                self._compute([request])
+            self._compute([request])
             return request.chosen()
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="swarm-head", daemon=True)
@@ -155,10 +153,9 @@ class HeadBatcher:
             await in_thread(thread.join)
 
     def _serve(self) -> None:
-        with torch.inference_mode():
-            while (batch := self._gather()) is not None:
-                self._compute([waiting.request for waiting in batch if not waiting.future.done()])
-                self._hand_back(batch)
+        while (batch := self._gather()) is not None:
+            self._compute([waiting.request for waiting in batch if not waiting.future.done()])
+            self._hand_back(batch)
 
     def _gather(self) -> list[_Waiting] | None:
         """What waits, and with little patience what is about to come; None at the end."""
@@ -193,8 +190,8 @@ class HeadBatcher:
             good = [request for request in requests if request.failure is None]
             if good:
                 embedded = self._head.embed([request.choices[-1].token for request in good])  # (n, hidden)
-                for request, x in zip(good, embedded.split(1), strict=True):
-                    request.x = x
+                for row, request in enumerate(good):
+                    request.x = embedded[row : row + 1]
         except Exception as error:  # noqa: BLE001 - it is raised where the tokens are waited for
             for request in requests:
                 request.failure = request.failure or error
@@ -202,26 +199,29 @@ class HeadBatcher:
     def _look(self, requests: Sequence[_Request]) -> list[_Request]:
         """One go through the head; those that are to be looked at again."""
         rows = [request.rows() for request in requests]
-        logits = self._logits(torch.cat(rows))  # (all rows, vocab)
+        logits = self._logits(rows[0] if len(rows) == 1 else np.concatenate(rows))  # (all rows, vocab)
         again = []
-        for request, scores in zip(requests, logits.split([len(part) for part in rows]), strict=True):
+        end = 0
+        for request, part in zip(requests, rows, strict=True):
+            start, end = end, end + len(part)
             try:
-                if request.choose(scores):
+                if request.choose(logits[start:end]):
                     again.append(request)
             except SwarmError as error:
                 request.failure = error
         return again
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: np.ndarray) -> np.ndarray:
         """(rows, hidden) → (rows, vocab), counted and timed."""
         logits = []
-        for rows in hidden.split(self._max_rows):
+        for start in range(0, len(hidden), self._max_rows):
+            rows = hidden[start : start + self._max_rows]
             self.calls += 1
             self.rows += len(rows)
             began = perf_counter()
             logits.append(self._head.logits(rows))
             self._usual_s += NEWEST_WEIGHT * (perf_counter() - began - self._usual_s)
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _hand_back(self, batch: Sequence[_Waiting]) -> None:
         try:

@@ -7,14 +7,12 @@ cache that is rolled back with the answer. It is loaded with the code of a node'
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
@@ -67,15 +65,13 @@ class DraftSequence:
     """One answer's draft. ``guess`` is called in the model's thread, the rest in the event loop's."""
 
     def __init__(self, model: DraftModel, prompt: Sequence[int], max_tokens: int) -> None:
-        from ...shards.layers.kv_pool import KvPool
         from ...swarm.protocol.field_types import PAGE_TOKENS
 
-        config, blocks = model.blocks.config, len(model.blocks.span)
+        count = len(model.blocks.span)
         pages = -(-max_tokens // PAGE_TOKENS)
-        kv_dtype = "float32" if model.blocks.dtype is torch.float32 else "bfloat16"
         self._model = model
-        self._pool = KvPool(blocks * pages, config.n_kv_heads, config.head_dim, kv_dtype, model.blocks.device)
-        self._table = torch.arange(blocks * pages, dtype=torch.int32).view(blocks, pages)
+        self._pool = model.blocks.new_pool(count * pages, model.blocks.kv_dtype("auto", exact=True))
+        self._table: Any = np.arange(count * pages, dtype=np.int32).reshape(count, pages)
         self._ids: list[int] = []  # in the cache
         self._settled = 0  # of them, for good
         self._closed = False
@@ -124,7 +120,7 @@ class DraftSequence:
         token = int(logits.argmax())
         if token >= self._model.vocab_size:
             return None
-        return token, math.exp(float(logits[token] - torch.logsumexp(logits, 0)))
+        return token, float(1 / np.exp(logits - logits[token]).sum())
 
     def close(self) -> None:
         """Stop reading, if it still does."""
@@ -137,14 +133,14 @@ class DraftSequence:
                 return
             self._feed(prompt[start : start + PREFILL_TOKENS])
 
-    @torch.inference_mode()
-    def _feed(self, ids: Sequence[int]) -> Tensor:
+    def _feed(self, ids: Sequence[int]) -> np.ndarray:
         """(tokens, hidden) after all blocks."""
         from ...shards.layers.kv_pool import BatchSlice
+        from ...shards.models import tensor_door
 
         model = self._model
         piece = BatchSlice(self._table, 0, 0, len(self._ids), len(ids))
-        hidden = model.blocks.forward(model.client.embed(ids), [piece], self._pool)
+        hidden = tensor_door.forward(model.blocks, model.client.embed(ids), [piece], self._pool)
         self._ids.extend(ids)
         return hidden
 

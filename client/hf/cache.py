@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, NoReturn, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -53,7 +54,7 @@ class SwarmCache(Cache):
     def belongs_to(self, swarm: SwarmModel) -> bool:
         return self._swarm is swarm
 
-    def feed(self, ids: Tensor, mask: Tensor | None, wanted: int) -> list[Tensor]:
+    def feed(self, ids: Tensor, mask: Tensor | None, wanted: int) -> list[np.ndarray]:
         """Append columns ``ids`` (rows, tokens), of which ``mask`` (rows, tokens) leaves some out.
 
         Returns for each row the hidden states after the last block of what is in the last ``wanted`` columns,

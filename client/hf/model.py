@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, NoReturn, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -117,7 +118,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
             if mask is None
             else mask[:, -wanted:].bool().cpu()
         )
-        hidden[real] = torch.cat([row.to(hidden) for row in rows])
+        hidden[real] = torch.from_numpy(np.concatenate(rows))
         kept = kept - (columns - wanted)
         logits = self._logits(hidden[:, kept], real[:, kept])
         states = self._hidden_states(input_ids, hidden, real) if all_states else None
@@ -134,14 +135,18 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
     def _logits(self, hidden: Tensor, real: Tensor) -> Tensor:
         """(rows, kept, hidden) → (rows, kept, vocab), 0 where nothing is real."""
         logits = torch.zeros(*real.shape, self._head.config.vocab_size, device=self.device)
-        logits[real.to(self.device)] = self._head.logits(hidden[real])
+        logits[real.to(self.device)] = self._by_head(self._head.logits, hidden[real])
         return logits
+
+    def _by_head(self, compute: Callable[[np.ndarray], np.ndarray], rows: Tensor) -> Tensor:
+        return torch.from_numpy(compute(rows.numpy())).to(self.device)
 
     def _hidden_states(self, input_ids: Tensor, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         embedded = torch.empty(hidden.shape, device=self.device)
-        embedded[:] = self._head.embed(input_ids.flatten().tolist()).view(hidden.shape)
+        rows = self._head.embed(input_ids.flatten().tolist())
+        embedded[:] = torch.from_numpy(rows).view(hidden.shape)
         last = torch.zeros_like(embedded)
-        last[real.to(self.device)] = self._head.final_norm(hidden[real])
+        last[real.to(self.device)] = self._by_head(self._head.final_norm, hidden[real])
         return embedded, last
 
     def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:

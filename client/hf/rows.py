@@ -11,8 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import BusyError, RouteError, UsageError
 from ...swarm.protocol.messages import Want
@@ -118,7 +117,7 @@ class RowBatch:
 
     async def feed(
         self, ids: Sequence[Sequence[int]], mask: Sequence[Sequence[int]], wanted: int
-    ) -> list[Tensor]:
+    ) -> list[np.ndarray]:
         """Append columns: ``ids`` and ``mask`` have a list for each row, 0 in the mask leaves a token out.
 
         Returns for each row the hidden states after the last block of what is in the last ``wanted`` columns:
@@ -145,7 +144,7 @@ class RowBatch:
             for one in kept:
                 row.held.append(row.held[-1] + bool(one))
             row.ids.extend(new)
-        results: dict[int, Tensor] = {}
+        results: dict[int, np.ndarray] = {}
         leaders = _leaders(tokens, mask) if fresh else list(range(len(tokens)))
 
         async def feed_row(number: int) -> None:
@@ -267,10 +266,10 @@ class RowBatch:
                 hint=f"Open it with session(max_tokens={longest}) or more.",
             )
 
-    async def _feed_row(self, row: Row, count: int, wanted: int) -> Tensor:
+    async def _feed_row(self, row: Row, count: int, wanted: int) -> np.ndarray:
         """Feed what the hops of a row lack, of which its caller has just added ``count`` tokens."""
         if not count:
-            return torch.empty(0, self._core.local.hidden_size)
+            return np.empty((0, self._core.local.hidden_size), np.float32)
         session = await self._with_room(row)
         row.feeding = True
         new, want = row.ids[session.length :], Want.ALL

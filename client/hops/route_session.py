@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from time import perf_counter
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.codecs import activations
 from ...swarm.errors import (
@@ -188,7 +187,7 @@ class RouteSession:
         if self.closed:
             raise StreamClosedError("the session was closed on this side")
 
-    async def forward(self, x: Rows, position: int, want: Want = Want.LAST) -> Tensor:
+    async def forward(self, x: Rows, position: int, want: Want = Want.LAST) -> np.ndarray:
         """Push ``x`` (tokens, hidden) through all blocks at ``position``; a long one is asked for in parts.
 
         Returns (0, hidden), (1, hidden) or (tokens, hidden) float32 as ``want`` says. A ``position`` below
@@ -223,10 +222,10 @@ class RouteSession:
         for hop in self.hops:
             hop.close(ids)
 
-    async def _short_step(self, x: Rows, position: int, want: Want) -> Tensor:
+    async def _short_step(self, x: Rows, position: int, want: Want) -> np.ndarray:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
-        payload: Payload = activations.encode(first.codec, x[:].float().cpu().numpy())
+        payload: Payload = activations.encode(first.codec, x[:])
         first.trace.phase(self._fed).coded(perf_counter() - began)
         step = self.take_steps(1)
         for segment in self.segments:
@@ -238,14 +237,14 @@ class RouteSession:
         self.acked = position + tokens
         return hidden
 
-    async def _prefill(self, x: Rows, position: int, want: Want) -> Tensor:
+    async def _prefill(self, x: Rows, position: int, want: Want) -> np.ndarray:
         """In chunks; each segment has a task that feeds it and one that takes its results."""
         size = chunk_tokens(len(x), len(self.hops), self._max_step_tokens)
         starts = range(0, len(x), size)
         steps = self.take_steps(len(starts))
         segments = self.segments
         queues = [asyncio.Queue[_Chunk](CHUNKS_AHEAD) for _ in segments]
-        outputs: list[Tensor] = []
+        outputs: list[np.ndarray] = []
 
         def wanted(segment: Segment, start: int) -> Want:
             if segment is not segments[-1]:
@@ -256,7 +255,7 @@ class RouteSession:
             for start in starts:
                 piece = x[start : start + size]
                 began = perf_counter()
-                payload = activations.encode(self.hops[0].codec, piece.float().cpu().numpy())
+                payload = activations.encode(self.hops[0].codec, piece)
                 self.hops[0].trace.prefill.coded(perf_counter() - began)
                 await queues[0].put((payload, len(piece), position + start))
 
@@ -281,16 +280,14 @@ class RouteSession:
         await all_of(
             encode_chunks(), *(task(number) for number in range(len(segments)) for task in (feed, take))
         )
-        return outputs[-1] if want is Want.LAST else torch.cat(outputs)
+        return outputs[-1] if want is Want.LAST else np.concatenate(outputs)
 
-    def _decode(self, payload: Payload, tokens: int, decoding: bool) -> Tensor:
+    def _decode(self, payload: Payload, tokens: int, decoding: bool) -> np.ndarray:
         """The hidden states (tokens, hidden) that the last hop sent; blames it if they are not valid."""
         hop = self.hops[-1]
         began = perf_counter()
         try:
-            x = torch.from_numpy(
-                activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
-            )
+            x = activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
         except RemoteProtocolError as error:
             hop.mark_lost(error)
             raise BrokenError from error

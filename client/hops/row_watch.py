@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from ...swarm.codecs import activations
 from ...swarm.codecs.magnitudes import SMALLEST_MAGNITUDE, magnitudes
@@ -146,7 +145,7 @@ def impossible(message: str) -> RemoteProtocolError:
     return RemoteProtocolError(message, code=ErrorCode.BAD_TENSOR)
 
 
-def usual_embedding_rms(embed: Callable[[Sequence[int]], Tensor], vocab_size: int) -> float:
+def usual_embedding_rms(embed: Callable[[Sequence[int]], np.ndarray], vocab_size: int) -> float:
     """The median root mean square of embeddings, of tokens from all over the vocabulary."""
     rows = embed(range(0, vocab_size, max(1, vocab_size // SAMPLED)))  # (tokens, hidden)
-    return float(rows.float().square().mean(dim=1).sqrt().median()) if len(rows) else 0.0
+    return float(np.median(np.sqrt(np.square(rows).mean(axis=1)))) if len(rows) else 0.0

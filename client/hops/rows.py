@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+import numpy as np
 
 
 class Rows(Protocol):
-    """(tokens, hidden): a Tensor, or what makes one of a slice."""
+    """(tokens, hidden): an array, or what makes one of a slice."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, part: slice, /) -> Tensor: ...
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
 class EmbeddedLater:
     """``embed(start, end)`` gives the embeddings of the tokens [start, end) of a sequence."""
 
-    def __init__(self, embed: Callable[[int, int], Tensor], start: int, end: int) -> None:
+    def __init__(self, embed: Callable[[int, int], np.ndarray], start: int, end: int) -> None:
         self._embed = embed
         self._start = start
         self._end = end
@@ -30,6 +30,6 @@ class EmbeddedLater:
     def __len__(self) -> int:
         return self._end - self._start
 
-    def __getitem__(self, part: slice, /) -> Tensor:
+    def __getitem__(self, part: slice, /) -> np.ndarray:
         first, last, _ = part.indices(len(self))
         return self._embed(self._start + first, self._start + last)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import (
     BrokenError,
@@ -65,7 +65,7 @@ class RouteRepair:
         session: RouteSession,
         ids: Sequence[int],
         record: RepairRecord,
-        embed: Callable[[int, int], Tensor],
+        embed: Callable[[int, int], np.ndarray],
         gaps: GapSearch,
         attempts: Attempts,
         *,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from torch import Tensor
+import numpy as np
 
 from ...swarm.codecs import activations
 from ...swarm.errors import BrokenError, RemoteProtocolError
@@ -116,7 +116,7 @@ async def feed_ids(
     start: int,
     until: int,
     step: int,
-    embed: Callable[[int, int], Tensor],
+    embed: Callable[[int, int], np.ndarray],
     cost: ReplayCost,
 ) -> None:
     """Feed positions [start, until) from their token ids, with step numbers from ``step`` on. Raises
@@ -126,7 +126,7 @@ async def feed_ids(
     async def chunks() -> AsyncIterator[_Chunk]:
         for at in range(start, until, size):
             x = embed(at, min(until, at + size))  # (tokens, hidden)
-            yield activations.encode(listener.hop.codec, x.float().cpu().numpy()), len(x), at
+            yield activations.encode(listener.hop.codec, x), len(x), at
 
     await _feed(listener, chunks(), step, cost)
 

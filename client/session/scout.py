@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import HopFailedError, PeerTimeoutError, SwarmError
 from ...swarm.links.pool import LinkPool
@@ -60,7 +59,7 @@ class Scout:
     it."""
 
     def __init__(
-        self, links: LinkPool, router: Router, embed: Callable[[Sequence[int]], Tensor], wire_codec: str
+        self, links: LinkPool, router: Router, embed: Callable[[Sequence[int]], np.ndarray], wire_codec: str
     ) -> None:
         self._links = links
         self._router = router
@@ -102,8 +101,7 @@ class Scout:
 
     async def _try(self, node: NodeInfo) -> HopFailedError | None:
         """Whether a peer works; the router learns of it."""
-        with torch.inference_mode():
-            x = self._embed([0])  # (1, hidden)
+        x = self._embed([0])  # (1, hidden)
         try:
             tried = await try_peer(self._links, node, x, self._wire_codec)
         except HopFailedError as failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from torch import Tensor
+import numpy as np
 
 from .swarm_session import SwarmSession
 
@@ -16,7 +16,7 @@ class SharedPrompt:
     def __init__(self, read: Callable[[], Awaitable[Sequence[int]]]) -> None:
         self._read = read
         self._ids: Sequence[int] | None = None
-        self._hidden: Tensor | None = None  # (1, hidden), of the prompt's last token
+        self._hidden: np.ndarray | None = None  # (1, hidden), of the prompt's last token
         self._sessions: list[SwarmSession] = []  # which begin with the prompt
         self._turn = asyncio.Lock()
 
@@ -27,7 +27,7 @@ class SharedPrompt:
                 self._ids = await self._read()
             return self._ids
 
-    async def feed(self, session: SwarmSession) -> Tensor:
+    async def feed(self, session: SwarmSession) -> np.ndarray:
         """Let a fresh ``session`` hold the prompt; the hidden state (1, hidden) of its last token.
 
         The first that comes feeds it; if it fails or is cancelled, the next does. Raises as ``append``.

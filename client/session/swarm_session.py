@@ -48,8 +48,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import (
     BusyError,
@@ -187,7 +186,9 @@ class SwarmSession:
         """How many tokens were fed."""
         return len(self._ids)
 
-    async def append(self, ids: Sequence[int], x: Tensor | None = None, want: Want = Want.LAST) -> Tensor:
+    async def append(
+        self, ids: Sequence[int], x: np.ndarray | None = None, want: Want = Want.LAST
+    ) -> np.ndarray:
         """Feed token ids; returns hidden states after all blocks, float32: the last one's (1, hidden), or all
         of them (tokens, hidden), or none (0, hidden), as ``want`` says.
 
@@ -213,7 +214,7 @@ class SwarmSession:
             finally:
                 self._feed = None
 
-    async def _append(self, begin: int, x: Tensor | None, want: Want) -> Tensor:
+    async def _append(self, begin: int, x: np.ndarray | None, want: Want) -> np.ndarray:
         """Feed from ``begin`` on, with ``x`` as the embedding; the rows from there on, or the last."""
         fed = begin
         while True:
@@ -298,7 +299,7 @@ class SwarmSession:
             await self._push(None, fed, begin, Want.NOTHING)
         return begin
 
-    async def _push(self, x: Tensor | None, start: int, end: int, want: Want) -> Tensor:
+    async def _push(self, x: np.ndarray | None, start: int, end: int, want: Want) -> np.ndarray:
         """Feed the tokens [start, end), of which ``x`` is the embedding."""
         session = self._session
         if session is None:
@@ -312,9 +313,8 @@ class SwarmSession:
             self._scout.look(session.route)
         return hidden
 
-    def _embed(self, start: int, end: int) -> Tensor:
-        with torch.inference_mode():
-            return self._model.embed(self._ids[start:end])  # (tokens, hidden)
+    def _embed(self, start: int, end: int) -> np.ndarray:
+        return self._model.embed(self._ids[start:end])  # (tokens, hidden)
 
     # Routes.
 

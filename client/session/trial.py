@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
-from torch import Tensor
+import numpy as np
 
 from ...swarm.codecs import activations
 from ...swarm.errors import HopFailedError, NetworkError, SwarmError, TrialLostError
@@ -37,7 +37,7 @@ class Tried:
     round_trip_s: float
 
 
-async def try_peer(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
+async def try_peer(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str) -> Tried:
     """``x``: (1, hidden), an embedding. Raises HopFailedError."""
     try:
         async with asyncio.timeout(TRIAL_S):
@@ -49,14 +49,14 @@ async def try_peer(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) 
     raise HopFailedError(node.peer_id, error)
 
 
-async def _try(links: LinkPool, node: NodeInfo, x: Tensor, wire_codec: str) -> Tried:
+async def _try(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str) -> Tried:
     hidden_size = x.shape[1]
     codec = activations.negotiate(activations.CODECS, node.codecs or activations.CODECS, wire_codec)
     plan = HopPlan(Hop(node.peer_id, node.span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
     hop = await HopClient.open(links, plan, SessionSettings(hidden_size, TRIAL_TOKENS))
     try:
         segment = Segment([hop], hidden_size)
-        payload = activations.encode(codec, x.float().cpu().numpy())
+        payload = activations.encode(codec, x)
         times = []
         for number in range(TRIAL_STEPS):
             began = perf_counter()

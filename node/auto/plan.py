@@ -24,11 +24,11 @@ from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.planner import plan_join
 from ...swarm.placement.types import StandBy, Verdict
 from ...swarm.routing.best_route import missing_blocks
+from ...swarm.runtime.cores import default_threads
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..config import NodeConfig
 from ..loaded_span import compile_kernels
 from ..presence.roll_call import RollCall, call_roll
-from ..resources import default_threads
 from .machine import MeasuredMachine, measure_machine
 
 OnStage = Callable[[str], None]

@@ -65,7 +65,7 @@ def measure(model: str, text: str, tokens: int, window: int) -> dict[str, Any]:
         alarms: list[str] = []
         for each in windows:
             cache = Cache(whole.blocks, len(each), "float32")
-            began = x = whole.client.embed(each)
+            began = x = torch.from_numpy(whole.client.embed(each))
             for block in range(whole.n_blocks):
                 came, x = x, cache.through(x, 0, block, block + 1)
                 rms = x.float().square().mean(dim=1).sqrt() / usual

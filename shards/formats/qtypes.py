@@ -1,15 +1,8 @@
-"""Tensor types by their GGUF names, and MLX's: sizes, and the way back to float32."""
+"""Tensor types by their GGUF names, and MLX's, and their sizes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
 from ...swarm.errors import CheckpointError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types whose bytes are plain values, and which floats these are."""
@@ -82,10 +75,3 @@ def row_bytes(qtype: str, cols: int) -> int:
     if cols % values:
         raise CheckpointError(f"a row of {cols} values cannot be {qtype}, which comes in groups of {values}")
     return cols // values * size
-
-
-def dequantize_rows(data: NDArray[np.uint8], qtype: str) -> NDArray[Any]:
-    """uint8 (rows, bytes of a row) → float32 (rows, cols)."""
-    from gguf import GGMLQuantizationType, quants  # here: a safetensors model needs none of it
-
-    return quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[qtype])

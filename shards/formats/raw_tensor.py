@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...swarm.errors import UnsupportedModelError
+from .dequantize import dequantize_rows
 from .floats import STORED, narrow, widen
-from .qtypes import DENSE, dequantize_rows, row_bytes
+from .qtypes import DENSE, row_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

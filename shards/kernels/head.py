@@ -6,11 +6,9 @@ import ctypes
 import threading
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ..layers.norm import RmsNorm
-from .library import ThreadPool, library
+from .library import ThreadPool, address, library
 from .linear import NativeLinear, SnLinear
 
 if TYPE_CHECKING:
@@ -26,13 +24,14 @@ class NativeHead:
     A row's logits are the same bits alone and among others.
     """
 
-    def __init__(self, norm: RmsNorm, linear: NativeLinear, threads: int = 1) -> None:
+    def __init__(self, norm: np.ndarray, eps: float, linear: NativeLinear, threads: int = 1) -> None:
+        """``norm``: the final norm's weight (hidden,) float32, and its ``eps``."""
         kernels = library()
         kernels.sn_head_scratch.restype = ctypes.c_int64
-        self._norm, self._linear = norm, linear
+        self._norm, self._eps, self._linear = np.ascontiguousarray(norm), eps, linear
         self._threads = ThreadPool(threads)
         self._lock = threading.Lock()
-        self._scratch = torch.empty(kernels.sn_head_scratch(ctypes.byref(linear.struct)), dtype=torch.uint8)
+        self._scratch = np.empty(kernels.sn_head_scratch(ctypes.byref(linear.struct)), np.uint8)
         self._forward = kernels.sn_head_forward
         self._forward.restype = None
         self._forward.argtypes = (
@@ -46,7 +45,7 @@ class NativeHead:
             ctypes.c_void_p,  # scratch
         )
 
-        self._ids = torch.empty(0, dtype=torch.int32)
+        self._ids = np.empty(0, np.int32)
         self._refine = kernels.sn_refine
         self._refine.restype = ctypes.c_int64
         self._refine.argtypes = (
@@ -65,10 +64,10 @@ class NativeHead:
 
     def refine(
         self,
-        scores: Tensor,
-        x: Tensor,
+        scores: np.ndarray,
+        x: np.ndarray,
         raw: RawTensor,
-        bounds: Tensor,
+        bounds: np.ndarray,
         of_output: float,
         best: int,
         most: int,
@@ -77,35 +76,35 @@ class NativeHead:
         (hidden,) float32, contiguous. Returns how many were computed from ``raw``."""
         vocab, cols = raw.shape
         if scores.shape != (vocab,) or bounds.shape != (vocab,) or x.shape != (cols,) or cols % 16:
-            raise ValueError(f"{tuple(scores.shape)} logits of {tuple(x.shape)} for a head of {raw.shape}")
-        exact = x.double()
+            raise ValueError(f"{scores.shape} logits of {x.shape} for a head of {raw.shape}")
+        exact = x.astype(np.float64)
         with self._lock:
             if len(self._ids) < vocab:
-                self._ids = torch.empty(vocab, dtype=torch.int32)
+                self._ids = np.empty(vocab, np.int32)
             return self._refine(
-                *(scores.data_ptr(), vocab, bounds.data_ptr()),
-                *(float(torch.linalg.vector_norm(x)), of_output, best, most),
-                *(raw.stored.ctypes.data, raw.stored.shape[1], _FILE_TYPES[raw.qtype]),
-                *(exact.data_ptr(), cols, self._ids.data_ptr(), self._threads.handle),
+                *(address(scores), vocab, address(bounds)),
+                *(float(np.linalg.norm(x)), of_output, best, most),
+                *(address(raw.stored), raw.stored.shape[1], _FILE_TYPES[raw.qtype]),
+                *(address(exact), cols, address(self._ids), self._threads.handle),
             )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` (T, hidden) → (T, vocab) float32."""
-        if x.shape[1] != self._linear.struct.cols:
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``x`` (T, hidden) float32 → (T, vocab) float32."""
+        if x.dtype != np.float32 or x.shape[1] != self._linear.struct.cols:
             raise ValueError(
-                f"hidden states {tuple(x.shape)} for a head of {self._linear.struct.cols} columns"
+                f"hidden states {x.dtype} {x.shape} for a head of {self._linear.struct.cols} columns"
             )
-        x = x.to(torch.device("cpu"), torch.float32).contiguous()
-        logits = torch.empty(len(x), self._linear.struct.rows)
+        x = np.ascontiguousarray(x)
+        logits = np.empty((len(x), self._linear.struct.rows), np.float32)
         with self._lock:
             self._forward(
                 self._linear.struct,
-                self._norm.weight.data_ptr(),
-                self._norm.eps,
+                address(self._norm),
+                self._eps,
                 self._threads.handle,
-                x.data_ptr(),
+                address(x),
                 len(x),
-                logits.data_ptr(),
-                self._scratch.data_ptr(),
+                address(logits),
+                address(self._scratch),
             )
         return logits

@@ -6,11 +6,15 @@ import ctypes
 import weakref
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ...swarm.runtime.c_build import is_built, load_library
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-ffp-contract=off",)
+_first_byte: Any = ctypes.c_char.from_buffer
 WORKER_NAME = "swarm-worker"
 """What Linux calls the threads of every ThreadPool: ``SN_WORKER_NAME`` in ``csrc/pool.h``."""
 
@@ -24,6 +28,14 @@ def library() -> ctypes.CDLL:
 def is_ready() -> bool:
     """Whether ``library`` would answer without compiling (or fail without trying)."""
     return is_built("shards", sorted(_SOURCES.glob("*.c")), _FLAGS)
+
+
+def address(array: np.ndarray) -> int:
+    """Where the first value of a C-contiguous ``array`` lies: ten times as fast as ``array.ctypes``, where it
+    may be written to."""
+    if array.flags.carray and array.nbytes:
+        return ctypes.addressof(_first_byte(array))
+    return array.ctypes.data
 
 
 class ThreadPool:

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import UsageError
 from ..formats.tensors import EMBEDDING, FINAL_NORM, HEAD
 from ..kernels.head import NativeHead
 from ..kernels.linear import ActivationPrecision, NativeLinear
-from ..layers.norm import RmsNorm
 from ..layers.quantize import INT4_SOURCES
 from .client_memory import HeadShape, check_room
-from .head import DenseHead, Head, RefinedHead
+from .head import FinalNorm, Head, RefinedHead
 from .load_plan import LoadOptions, LoadPlan, WeightKind, resolve
 from .rounding_bounds import RoundingBounds, native_rounding, torch_rounding
 from .weight_loader import Progress, WeightLoader, check_shape
@@ -28,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class ClientModel:
-    """``dtype``: what ``embed`` gives. ``weight_bytes``: memory the weights take; ``weights``: how held;
-    ``kernels``: what computes the head ("native", "torch").
+    """``device``: where the head is. ``weight_bytes``: memory the weights take; ``weights``: how held;
+    ``kernels``: what computes the head ("native", "torch"). Rows come and go as float32 arrays.
 
     The embedding stays in the file: a prompt's rows are read from the memory map, so the checkpoint must stay
     open for as long as this is used.
@@ -39,16 +37,15 @@ class ClientModel:
         self,
         config: ModelConfig,
         embedding: RawTensor,
-        norm: RmsNorm,
+        norm: FinalNorm,
         head: Head,
-        plan: LoadPlan,
+        device: str,
         weight_bytes: int,
         weights: str,
         kernels: str = "torch",
     ) -> None:
         self.config = config
-        self.device = plan.device
-        self.dtype = plan.dtype
+        self.device = device
         self.weight_bytes = weight_bytes
         self.weights = weights
         self.kernels = kernels
@@ -56,24 +53,22 @@ class ClientModel:
         self._norm = norm
         self._head = head
 
-    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """T token ids → (T, hidden). UsageError for an id outside the vocabulary."""
-        index = torch.as_tensor(ids, dtype=torch.int64).flatten()
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.config.vocab_size:
-            raise UsageError(f"token ids must be 0 to {self.config.vocab_size - 1}")
+    def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """T token ids → (T, hidden) float32. UsageError for an id outside the vocabulary."""
+        index = np.asarray(ids, dtype=np.int64)
         if not len(index):
-            return torch.empty((0, self.config.hidden_size), dtype=self.dtype, device=self.device)
-        return torch.from_numpy(self._embedding.dequantize_rows(index.numpy())).to(self.device, self.dtype)
+            return np.empty((0, self.config.hidden_size), np.float32)
+        if not 0 <= index.min() <= index.max() < self.config.vocab_size:
+            raise UsageError(f"token ids must be 0 to {self.config.vocab_size - 1}")
+        return self._embedding.dequantize_rows(index)
 
-    @torch.inference_mode()
-    def final_norm(self, hidden: Tensor) -> Tensor:
-        """What the head multiplies: hidden states after the last block, (T, hidden) → (T, hidden) float32."""
-        return self._norm(hidden.to(self.device, self.dtype)).float()
+    def final_norm(self, hidden: np.ndarray) -> np.ndarray:
+        """What the head multiplies: hidden states after the last block, (T, hidden) → (T, hidden)."""
+        return self._norm(hidden)
 
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Hidden states after the last block, (T, hidden) → (T, vocab) float32. From any thread."""
-        return self._head(hidden.to(self.device, self.dtype))
+        return self._head(hidden)
 
 
 def load_client_model(
@@ -98,20 +93,22 @@ def load_client_model(
     if plan.device.type == "cpu":
         shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
         check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
-    loader = WeightLoader(checkpoint, plan, raw.nbytes + checkpoint.tensor(FINAL_NORM).nbytes, progress)
+    weight = checkpoint.tensor(FINAL_NORM)
+    check_shape(weight, (config.hidden_size,))
+    norm = FinalNorm(weight.dequantize(), config.rms_norm_eps)
+    loader = WeightLoader(checkpoint, plan, raw.nbytes, progress)
     loader.label = "head"
-    kind = _head_kind(raw, plan)
-    with torch.inference_mode():
-        norm = loader.norm(FINAL_NORM, config)
-        name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
-        errors = RoundingBounds() if plan.packed and plan.dtype == torch.float32 else None
-        linear = loader.linear([name], [config.vocab_size], config.hidden_size, kind, errors)
+    name = (EMBEDDING if tied else HEAD).removesuffix(".weight")
+    errors = RoundingBounds() if _refinable(plan) else None
+    linear = loader.linear([name], [config.vocab_size], config.hidden_size, _head_kind(raw, plan), errors)
     head: Head
     if isinstance(linear, NativeLinear):
-        head, kernels = NativeHead(norm, linear, threads), "native"
+        head, kernels = NativeHead(norm.weight, norm.eps, linear, threads), "native"
     else:
-        head, kernels = DenseHead(norm, linear), "torch"
-    held = loader.nbytes
+        from .torch_head import TorchHead
+
+        head, kernels = TorchHead(norm, linear, plan.device, plan.dtype, threads), "torch"
+    held = norm.weight.nbytes + loader.nbytes
     if errors is not None and errors.known:
         rounding = torch_rounding(config.hidden_size)
         if kernels == "native":
@@ -120,14 +117,19 @@ def load_client_model(
         head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
         held += bounds.nbytes
     checkpoint.release()
-    return ClientModel(config, embedding, norm, head, plan, held, loader.summary(), kernels)
+    return ClientModel(config, embedding, norm, head, str(plan.device), held, loader.summary(), kernels)
 
 
 def _head_kind(raw: RawTensor, plan: LoadPlan) -> WeightKind:
     """Four bits in the file stay four; rounding to four costs KL 1.5e-2 (SmolLM2), so that is never done."""
     kind = plan.kind(raw)
     if plan.options.quantize == "auto" and kind is WeightKind.DENSE and raw.qtype != "F32":
-        return WeightKind.INT8 if plan.packed and plan.dtype == torch.float32 else WeightKind.DENSE
+        return WeightKind.INT8 if _refinable(plan) else WeightKind.DENSE
     if kind is WeightKind.INT4 and raw.qtype not in INT4_SOURCES:
         return WeightKind.INT8
     return kind
+
+
+def _refinable(plan: LoadPlan) -> bool:
+    """Whether rough logits can be made exact: on the CPU, from activations that were not rounded."""
+    return plan.packed and str(plan.dtype).removeprefix("torch.") == "float32"

@@ -15,19 +15,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..kernels.head import NativeHead
-from ..layers.linear import Linear
-from ..layers.norm import RmsNorm
 
 if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor
 
 
-Head = Callable[[Tensor], Tensor]
-"""``head(x)``: hidden states after the last block, (T, hidden) → (T, vocab) float32, final norm included."""
+Head = Callable[[np.ndarray], np.ndarray]
+"""``head(x)``: hidden states after the last block, (T, hidden) float32 → (T, vocab) float32, final norm
+included."""
 
 PROVEN = 64
 """The most likely tokens of a row whose logits are exact, and which are proven to be those: more than top-k
@@ -42,16 +39,17 @@ _REFINED_VALUES = 1 << 19
 """This many weights are refined at a time: 4 MiB in float64."""
 
 
-class DenseHead:
-    """``norm`` and ``linear`` are all there is to it."""
+class FinalNorm:
+    """``norm(x)``: x (T, hidden) float32 → x / sqrt(mean(x²) + eps) * ``weight``."""
 
-    def __init__(self, norm: RmsNorm, linear: Linear) -> None:
-        self._norm = norm
-        self._linear = linear
+    def __init__(self, weight: np.ndarray, eps: float) -> None:
+        self.weight = weight  # (hidden,) float32
+        self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` (T, hidden) → (T, vocab) float32."""
-        return self._linear(self._norm(x)).float()
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        squares = np.einsum("th,th->t", x, x) / np.float32(x.shape[1])
+        with np.errstate(invalid="ignore"):  # what is not finite stays so, and is refused where it is sampled
+            return x / np.sqrt(squares + np.float32(self.eps))[:, None] * self.weight
 
 
 class RefinedHead:
@@ -67,7 +65,7 @@ class RefinedHead:
     """
 
     def __init__(
-        self, norm: RmsNorm, propose: Head, raw: RawTensor, bounds: Tensor, of_output: float = 0.0
+        self, norm: FinalNorm, propose: Head, raw: RawTensor, bounds: np.ndarray, of_output: float = 0.0
     ) -> None:
         """``bounds`` and ``of_output`` are ``RoundingBounds.bounds`` and ``Rounding.of_output``."""
         self.rows = self.refined = self.given_up = 0
@@ -78,7 +76,7 @@ class RefinedHead:
         self._of_output = of_output
         self._native = propose if isinstance(propose, NativeHead) and propose.refines(raw) else None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         """``x`` (T, hidden) float32 → (T, vocab) float32."""
         normed = self._norm(x)
         if x.shape[0] > EXACT_ROWS:
@@ -88,43 +86,43 @@ class RefinedHead:
             self._refine(scores, row)
         return logits
 
-    def _refine(self, scores: Tensor, x: Tensor) -> None:
+    def _refine(self, scores: np.ndarray, x: np.ndarray) -> None:
         """``scores`` (vocab,), changed in place; ``x`` (hidden,)."""
         vocab = len(scores)
         most = vocab // MOST_CANDIDATES
         if self._native is not None:
             count = self._native.refine(scores, x, self._raw, self._bounds, self._of_output, PROVEN, most)
         else:
-            ids = self.candidates(scores.numpy(), x)
+            ids = self.candidates(scores, x)
             if len(ids) > most:
                 ids = np.arange(vocab)
-            exact = x.double().numpy()
+            exact = x.astype(np.float64)
             step = max(1, _REFINED_VALUES // len(x))
             for start in range(0, len(ids), step):
                 part = ids[start : start + step]
                 rows = self._raw.dequantize_rows(part).astype(np.float64)
                 # einsum stays in this thread, where BLAS would wake others.
-                scores.numpy()[part] = np.einsum("rc,c->r", rows, exact)
+                scores[part] = np.einsum("rc,c->r", rows, exact)
             count = len(ids)
         self.rows += 1
         self.refined += count
         self.given_up += count == vocab
 
-    def candidates(self, scores: np.ndarray, x: Tensor) -> np.ndarray:
+    def candidates(self, scores: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Ids that hold the PROVEN best of the exact logits for ``x`` (hidden,), of which ``scores`` are the
         rough ones."""
         count = min(PROVEN, len(scores))
-        off = self._bounds.numpy() * float(torch.linalg.vector_norm(x)) + self._of_output * np.abs(scores)
+        off = self._bounds * float(np.linalg.norm(x)) + self._of_output * np.abs(scores)
         threshold = np.partition(scores - off, -count)[-count]
         # Not "at least the threshold": what is not a number is above everything.
         return np.flatnonzero(~(scores + off < threshold))
 
-    def _exact(self, x: Tensor) -> Tensor:
+    def _exact(self, x: np.ndarray) -> np.ndarray:
         vocab, hidden = self._raw.shape
-        logits = x.new_empty(x.shape[0], vocab)
+        logits = np.empty((len(x), vocab), np.float32)
         step = max(1, _SLICE_VALUES // hidden)
         for start in range(0, vocab, step):
             stop = min(vocab, start + step)
             rows = self._raw.dequantize_rows(np.arange(start, stop))
-            torch.mm(x, torch.from_numpy(rows).t(), out=logits[:, start:stop])
+            np.matmul(x, rows.T, out=logits[:, start:stop])
         return logits

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..kernels.linear import ActivationPrecision
 from ..layers.quantize import GROUP
@@ -26,7 +25,7 @@ _STEPS = {
 
 
 class Quantized(Protocol):
-    def dequantize(self) -> Tensor: ...  # (rows, cols) float32
+    def dequantize(self) -> Any: ...  # (rows, cols) float32
 
 
 _Parts = TypeVar("_Parts", bound=Quantized)
@@ -57,31 +56,32 @@ class RoundingBounds:
     """Collects the errors of a matrix whose rows are rounded piece by piece; ``bounds`` in the end."""
 
     def __init__(self) -> None:
-        self._errors: list[Tensor] = []
-        self._norms: list[Tensor] = []
+        self._errors: list[np.ndarray] = []
+        self._norms: list[np.ndarray] = []
 
     @property
     def known(self) -> bool:
         """Whether any rows were rounded."""
         return bool(self._errors)
 
-    def add(self, weight: Tensor, held: Tensor) -> None:
+    def add(self, weight: Any, held: Any) -> None:
         """The next rows, as the file has them and as they are held: both (rows, cols) float32."""
-        self._errors.append(torch.linalg.vector_norm(weight - held, dim=1))
-        self._norms.append(torch.linalg.vector_norm(weight, dim=1))
+        weight, held = np.asarray(weight), np.asarray(held)
+        self._errors.append(np.linalg.norm(weight - held, axis=1))
+        self._norms.append(np.linalg.norm(weight, axis=1))
 
-    def watched(self, quantize: Callable[[Tensor], _Parts]) -> Callable[[Tensor], _Parts]:
+    def watched(self, quantize: Callable[[Any], _Parts]) -> Callable[[Any], _Parts]:
         """``quantize``, with what it makes of each piece added here."""
 
-        def watching(weight: Tensor) -> _Parts:
+        def watching(weight: Any) -> _Parts:
             parts = quantize(weight)
             self.add(weight, parts.dequantize())
             return parts
 
         return watching
 
-    def bounds(self, rounding: Rounding) -> Tensor:
+    def bounds(self, rounding: Rounding) -> np.ndarray:
         """(rows,) float32: times the norm of an input, how far each row's product can be off, apart from
         ``rounding.of_output``."""
-        errors, norms = torch.cat(self._errors), torch.cat(self._norms)
+        errors, norms = np.concatenate(self._errors), np.concatenate(self._norms)
         return (errors + rounding.of_input * (norms + errors)) * (1 + 1e-4)  # norms are rounded as well

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from torch import Tensor
 
 from swarm_node.client.routing.reserves import TRIAL_TOKENS
 from swarm_node.client.routing.route_wait import WaitLimits
@@ -59,7 +59,7 @@ async def test_a_prompt_is_embedded_as_it_is_fed() -> None:
     """A whole long one would hold up everybody's answers, and take gigabytes."""
 
     class Counting(ToyHead):
-        def embed(self, ids: Sequence[int]) -> Tensor:
+        def embed(self, ids: Sequence[int]) -> np.ndarray:
             sizes.append(len(ids))
             return super().embed(ids)
 

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from swarm_node.swarm.types import ModelRef
 
@@ -24,9 +22,9 @@ BOS, EOS = 256, 257
 CONTEXT = 512
 MODEL = ModelRef("toy", "ab" * 32, N_BLOCKS)
 
-_generator = torch.Generator().manual_seed(5)
-_EMBEDDING = torch.randn(VOCAB, HIDDEN, generator=_generator)
-_MIXES = torch.randn(N_BLOCKS, HIDDEN, HIDDEN, generator=_generator).numpy() / np.float32(HIDDEN**0.5)
+_random = np.random.default_rng(5)
+_EMBEDDING = _random.standard_normal((VOCAB, HIDDEN), np.float32)
+_MIXES = _random.standard_normal((N_BLOCKS, HIDDEN, HIDDEN), np.float32) / np.float32(HIDDEN**0.5)
 
 
 def block_row(
@@ -37,23 +35,23 @@ def block_row(
     return total, row + np.tanh(_MIXES[block] @ (total / np.float32(position + 1)))
 
 
-def run_block(block: int, x: Tensor, history: list[np.ndarray]) -> Tensor:
+def run_block(block: int, x: np.ndarray, history: list[np.ndarray]) -> np.ndarray:
     """x (tokens, hidden); ``history`` holds the sums of the block's inputs up to each token, like a KV
     cache."""
     rows = []
-    for row in x.numpy():
+    for row in x:
         total, out = block_row(block, row, history[-1] if history else None, len(history))
         history.append(total)
         rows.append(out)
-    return torch.from_numpy(np.stack(rows))
+    return np.stack(rows)
 
 
 class ToyHead:
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        return _EMBEDDING[torch.as_tensor(ids)]
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        return _EMBEDDING[np.asarray(ids, np.int64)]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(hidden) @ _EMBEDDING.T * 0.3
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        return np.tanh(hidden) @ _EMBEDDING.T * np.float32(0.3)
 
 
 class ScriptedHead(ToyHead):
@@ -62,9 +60,13 @@ class ScriptedHead(ToyHead):
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        tokens = [self._tokens.pop(0) if self._tokens else EOS for _ in hidden]
-        return torch.nn.functional.one_hot(torch.tensor(tokens), VOCAB).float()
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        return one_hot([self._tokens.pop(0) if self._tokens else EOS for _ in hidden])
+
+
+def one_hot(tokens: Sequence[int]) -> np.ndarray:
+    """Logits (tokens, vocab) that say them."""
+    return np.eye(VOCAB, dtype=np.float32)[np.asarray(tokens, np.int64)]
 
 
 class ToyDetokenizer:

@@ -79,7 +79,7 @@ ONLY_IN = {
     "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
     "libp2p": (),  # a peer of tests
     "trio": (),
-    "torch": ("shards", "client"),
+    "torch": ("shards", "client/hf"),
     "mlx": ("shards/mlx", "shards/models/devices.py"),  # which tries whether it can be imported
     "transformers": ("client/hf",),
     "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
@@ -123,8 +123,7 @@ NEVER_IN = {
     "shards/mlx": _PEERS,
     "shards/loading.py": _PEERS,
     "client/decoding": _PEERS,
-    "client/guided": (*_PEERS, "torch"),
-    "client/routing": ("torch",),
+    "client/guided": _PEERS,
 }
 """What is not imported in these rooms (and those in them) or files."""
 

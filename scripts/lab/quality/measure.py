@@ -103,18 +103,19 @@ class LocalModel:
         logits = []
         for start in range(0, len(ids), rows or len(ids)):
             piece = ids[start : start + (rows or len(ids))]
-            logits.append(self.client.logits(self._hidden(piece, start, cache, codec, edges)))
+            hidden = self._hidden(piece, start, cache, codec, edges)
+            logits.append(torch.from_numpy(self.client.logits(hidden.numpy())))
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def hidden_after(self, ids: Sequence[int], blocks: int) -> Tensor:
         """(tokens, hidden) between two blocks."""
         cache = Cache(self.blocks, len(ids), "float32")
-        return cache.through(self.client.embed(ids), 0, 0, blocks)
+        return cache.through(torch.from_numpy(self.client.embed(ids)), 0, 0, blocks)
 
     def _hidden(
         self, ids: Sequence[int], start: int, cache: Cache, codec: str, edges: Sequence[int]
     ) -> Tensor:
-        x = self.client.embed(ids)
+        x = torch.from_numpy(self.client.embed(ids))
         at = 0
         for edge in edges:  # n_blocks: after the last block
             x = cache.through(x, start, at, edge)

@@ -143,7 +143,7 @@ class Route:
         for index in group:
             session = sessions[index]
             ids = session.ids[session.fed : session.fed + count]
-            parts.append((index, session.fed, self._over_the_wire(self.client.embed(ids))))
+            parts.append((index, session.fed, self._over_the_wire(torch.from_numpy(self.client.embed(ids)))))
         first = self.hops[0].through(parts)
         second = []
         for (index, start, _), rows in zip(parts, first, strict=True):
@@ -154,7 +154,7 @@ class Route:
             session = sessions[index]
             session.fed += count
             if session.fed == len(session.ids):
-                logits = self.client.logits(self._over_the_wire(rows[-1:]))
+                logits = self.client.logits(self._over_the_wire(rows[-1:]).numpy())
                 session.ids.append(int(logits[0].argmax()))
 
     def _replay(self, session: Session, index: int) -> None:

@@ -7,9 +7,8 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from swarm_node.client.decoding.head_batch import HeadBatcher
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
@@ -27,7 +26,7 @@ class GatedHead(ToyHead):
         self.calls: list[int] = []
         self.threads: set[int] = set()
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
         self.calls.append(len(hidden))
         self.threads.add(threading.get_ident())
         self.entered.set()
@@ -35,19 +34,18 @@ class GatedHead(ToyHead):
         return super().logits(hidden)
 
 
-def _states(n: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    return list(torch.randn(n, 1, HIDDEN, generator=generator))
+def _states(n: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(n).standard_normal((n, 1, HIDDEN), np.float32))
 
 
-def _tokens(states: Sequence[Tensor]) -> list[int]:
+def _tokens(states: Sequence[np.ndarray]) -> list[int]:
     return [int(ToyHead().logits(state)[0].argmax()) for state in states]
 
 
-async def _choose(heads: HeadBatcher, state: Tensor) -> int:
+async def _choose(heads: HeadBatcher, state: np.ndarray) -> int:
     chosen = await heads.choose(state, Sampler(SamplingParams()))
     (choice,) = chosen.choices
-    assert torch.equal(chosen.x, ToyHead().embed([choice.token]))
+    assert np.array_equal(chosen.x, ToyHead().embed([choice.token]))
     return choice.token
 
 
@@ -100,7 +98,7 @@ async def test_generations_are_kept_in_two_cohorts() -> None:
     states = _states(8)
     sampler = Sampler(SamplingParams())
 
-    async def decode(state: Tensor, delay: float) -> None:
+    async def decode(state: np.ndarray, delay: float) -> None:
         for _ in range(12):
             await heads.choose(state, sampler)
             await asyncio.sleep(delay)  # the hops
@@ -159,7 +157,7 @@ async def test_a_cancelled_row_is_not_computed_and_hurts_nobody() -> None:
 async def test_nonsense_in_one_row_ends_one_generation() -> None:
     heads = _batcher(GatedHead(), 3)
     states = _states(3)
-    states[1] = states[1] * float("nan")
+    states[1] = states[1] * np.float32("nan")
     outcomes = await asyncio.gather(*(_choose(heads, state) for state in states), return_exceptions=True)
     good = _tokens([states[0], states[2]])
     assert [outcomes[0], outcomes[2]] == good
@@ -169,7 +167,7 @@ async def test_nonsense_in_one_row_ends_one_generation() -> None:
 
 async def test_a_head_that_fails_fails_all_of_its_call() -> None:
     class Broken(ToyHead):
-        def logits(self, hidden: Tensor) -> Tensor:
+        def logits(self, hidden: np.ndarray) -> np.ndarray:
             raise RuntimeError("no memory")
 
     heads = HeadBatcher(Broken())
@@ -208,14 +206,14 @@ async def test_closing_waits_for_the_call_and_refuses_the_rest() -> None:
 async def test_a_draft_is_looked_at_up_to_what_is_wrong_in_it() -> None:
     head = GatedHead()
     heads = _batcher(head, 1)
-    states = torch.cat(_states(20))  # (20, hidden)
-    right = _tokens(list(states.split(1)))
+    states = np.concatenate(_states(20))  # (20, hidden)
+    right = _tokens(np.split(states, len(states)))
     for good, calls in ((19, [8, 8, 4]), (12, [8, 8]), (8, [8, 8]), (7, [8]), (0, [8])):
         draft = [token if number < good else token ^ 1 for number, token in enumerate(right[:19])]
         head.calls.clear()
         chosen = await heads.choose(states, Sampler(SamplingParams()), draft)
         assert [choice.token for choice in chosen.choices] == right[: good + 1]
-        assert torch.equal(chosen.x, ToyHead().embed(right[good : good + 1]))
+        assert np.array_equal(chosen.x, ToyHead().embed(right[good : good + 1]))
         assert head.calls == calls
     with pytest.raises(LocalProtocolError, match="20 hidden states for a draft of 3"):
         await heads.choose(states, Sampler(SamplingParams()), draft[:3])
@@ -225,11 +223,11 @@ async def test_a_draft_is_looked_at_up_to_what_is_wrong_in_it() -> None:
 async def test_drafts_of_several_share_calls() -> None:
     head = GatedHead()
     heads = _batcher(head, 4)
-    all_states = [torch.cat(_states(n)) for n in (3, 12, 1, 5)]
+    all_states = [np.concatenate(_states(n)) for n in (3, 12, 1, 5)]
     head.gate.clear()
     first = asyncio.create_task(_choose(heads, _states(1)[0]))
     await asyncio.to_thread(head.entered.wait, 5)
-    expected_ = [_tokens(list(states.split(1))) for states in all_states]
+    expected_ = [_tokens(np.split(states, len(states))) for states in all_states]
     tasks = [
         asyncio.create_task(heads.choose(states, Sampler(SamplingParams()), right[:-1]))
         for states, right in zip(all_states, expected_, strict=True)

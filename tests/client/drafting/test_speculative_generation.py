@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from swarm_node.client.decoding.head_batch import HeadBatcher
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
@@ -22,6 +20,7 @@ from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import ErrorMessage, Want
 from tests.doubles.fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, settle
 from tests.doubles.oracle import Oracle, send_all
+from tests.doubles.toy_model import one_hot
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +70,8 @@ async def test_greedy_answers_are_the_same(chain: bool, wrong: Callable[[int], b
 class RowByRowHead(ToyHead):
     """The last bits of a row do not depend on the rows beside it, as with the real heads."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return torch.cat([super(RowByRowHead, self).logits(row) for row in hidden.split(1)])
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        return np.concatenate([super(RowByRowHead, self).logits(row[None]) for row in hidden])
 
 
 SAMPLED: list[dict[str, Any]] = [
@@ -107,14 +106,12 @@ class SuccessorHead(ToyHead):
     def __init__(self, text: Sequence[int]) -> None:
         self._next = dict(zip(text, [*text[1:], text[0]], strict=True))
 
-    def embed(self, ids: Sequence[int]) -> Tensor:
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
         return super().embed(ids) * 1000
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
         tokens = (hidden @ super().embed(range(VOCAB)).T).argmax(1).tolist()
-        return torch.nn.functional.one_hot(
-            torch.tensor([self._next[token] for token in tokens]), VOCAB
-        ).float()
+        return one_hot([self._next[token] for token in tokens])
 
 
 async def test_the_text_itself_is_drafted_from() -> None:
@@ -130,25 +127,24 @@ async def test_the_text_itself_is_drafted_from() -> None:
 
 async def test_probabilities_are_those_of_the_model() -> None:
     """Many draws of two tokens, of which the first is drafted: rows of fixed logits."""
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(3, 6, generator=generator)
+    logits = np.random.default_rng(3).standard_normal((3, 6), np.float32)
 
     class Fixed:
-        def logits(self, hidden: Tensor) -> Tensor:
-            return logits[hidden[:, 0].long()]
+        def logits(self, hidden: np.ndarray) -> np.ndarray:
+            return logits[hidden[:, 0].astype(int)]
 
-        def embed(self, ids: Sequence[int]) -> Tensor:
-            return torch.zeros(len(ids), 1)
+        def embed(self, ids: Sequence[int]) -> np.ndarray:
+            return np.zeros((len(ids), 1), np.float32)
 
     heads = HeadBatcher(Fixed())
     counts: Counter[tuple[int, ...]] = Counter()
     draws = 6_000
     for seed in range(draws):
         sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
-        chosen = await heads.choose(torch.tensor([[0.0], [1.0]]), sampler, (2,))
+        chosen = await heads.choose(np.array([[0.0], [1.0]], np.float32), sampler, (2,))
         counts[tuple(choice.token for choice in chosen.choices)] += 1
     await heads.close()
-    first, second = torch.softmax(logits[0], 0), torch.softmax(logits[1], 0)
+    first, second, _ = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     probabilities = {(token,): float(first[token]) for token in range(6) if token != 2}
     probabilities |= {(2, token): float(first[2] * second[token]) for token in range(6)}
     assert set(counts) == set(probabilities)
@@ -178,11 +174,11 @@ class PositionedHead(ToyHead):
         self._answer = list(answer)
         self._said = 0
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
         tokens = self._answer[self._said : self._said + len(hidden)]
         self._said += len(tokens)
         tokens += [EOS] * (len(hidden) - len(tokens))
-        return torch.nn.functional.one_hot(torch.tensor(tokens), VOCAB).float()
+        return one_hot(tokens)
 
 
 def _fed(swarm: FakeSwarm, node: str = "a") -> int:
@@ -248,13 +244,13 @@ async def test_a_guide_that_is_over_inside_a_draft() -> None:
             self.count += 1
 
     class Rising(ToyHead):
-        def logits(self, hidden: Tensor) -> Tensor:
-            return torch.arange(VOCAB).expand(len(hidden), VOCAB).float()
+        def logits(self, hidden: np.ndarray) -> np.ndarray:
+            return np.tile(np.arange(VOCAB, dtype=np.float32), (len(hidden), 1))
 
     heads = HeadBatcher(Rising())
     sampler = Sampler(SamplingParams(), guide=Five())
     most = VOCAB - 2  # the largest even one
-    chosen = await heads.choose(torch.zeros(8, 24), sampler, (most,) * 7)
+    chosen = await heads.choose(np.zeros((8, 24), np.float32), sampler, (most,) * 7)
     assert [choice.token for choice in chosen.choices] == [most] * 5
     await heads.close()
 
@@ -381,13 +377,13 @@ async def test_a_hop_that_joins_with_a_wrong_draft_names_the_right_pages() -> No
 # The session itself
 
 
-async def _rows(swarm: FakeSwarm, ids: Sequence[int]) -> Tensor:
+async def _rows(swarm: FakeSwarm, ids: Sequence[int]) -> np.ndarray:
     """The hidden state of each token, fed one by one."""
     async with swarm.client() as model:
         session = model.session(256)
         rows = [await session.append([token]) for token in ids]
         session.close()
-    return torch.cat(rows)
+    return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("chain", [True, False])
@@ -398,13 +394,13 @@ async def test_all_rows_of_a_step(chain: bool) -> None:
     async with swarm.client(chain=chain) as model:
         session = model.session(256)
         assert (await session.append(ids[:9], want=Want.NOTHING)).shape == (0, 24)
-        assert torch.equal(await session.append(ids[9:30], want=Want.ALL), rows[9:30])  # in one step
-        assert torch.equal(await session.append(ids[30:], want=Want.ALL), rows[30:])  # in chunks
+        assert np.array_equal(await session.append(ids[9:30], want=Want.ALL), rows[9:30])  # in one step
+        assert np.array_equal(await session.append(ids[30:], want=Want.ALL), rows[30:])  # in chunks
         session.rollback(17)
         assert session.length == 17
-        assert torch.equal(await session.append(ids[17:20], want=Want.ALL), rows[17:20])
+        assert np.array_equal(await session.append(ids[17:20], want=Want.ALL), rows[17:20])
         session.rollback(0)
-        assert torch.equal(await session.append(ids[:4], want=Want.ALL), rows[:4])
+        assert np.array_equal(await session.append(ids[:4], want=Want.ALL), rows[:4])
         session.close()
 
 
@@ -418,10 +414,10 @@ async def test_all_rows_come_though_the_route_breaks() -> None:
                 swarm.nodes[peer_id].behaviour.die_at_step = step
             session = model.session(256)
             await session.append(ids[:5])
-            assert torch.equal(await session.append(ids[5:9], want=Want.ALL), rows[5:9])
+            assert np.array_equal(await session.append(ids[5:9], want=Want.ALL), rows[5:9])
             session.rollback(7)
-            assert torch.equal(await session.append(ids[7:12], want=Want.ALL), rows[7:12])
-            assert torch.equal(await session.append(ids[12:], want=Want.ALL), rows[12:])
+            assert np.array_equal(await session.append(ids[7:12], want=Want.ALL), rows[7:12])
+            assert np.array_equal(await session.append(ids[12:], want=Want.ALL), rows[12:])
             session.close()
 
 
@@ -435,7 +431,7 @@ async def test_a_route_that_is_opened_anew_sends_no_rows_that_nobody_wants() -> 
         (used,) = [peer for peer, node in swarm.nodes.items() if node.open_sessions]
         (other,) = set(swarm.nodes) - {used}
         swarm.network.kill(used)
-        assert torch.equal(await session.append(ids[50:], want=Want.ALL), rows[50:])
+        assert np.array_equal(await session.append(ids[50:], want=Want.ALL), rows[50:])
         wanted = [(step.want, step.tokens) for step in swarm.nodes[other].steps]
         session.close()
     assert wanted == [(Want.NOTHING, 50), (Want.ALL, 10)]

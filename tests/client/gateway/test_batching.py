@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import numpy as np
 import pytest
-from torch import Tensor
 
 from tests.client.gateway.gateway_case import Serve, text_of
 from tests.doubles.fake_swarm import expected
@@ -22,7 +22,7 @@ async def test_sixteen_streams_say_what_each_says_alone(
     head = served.model._heads._head
     compute = head.logits
 
-    def as_slow_as_a_real_one(hidden: Tensor) -> Tensor:
+    def as_slow_as_a_real_one(hidden: np.ndarray) -> np.ndarray:
         """The toy's takes 0.03 ms: what waits meanwhile would be a matter of the scheduler."""
         time.sleep(HEAD_S)
         return compute(hidden)

@@ -14,8 +14,8 @@ from time import perf_counter, process_time
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
-import torch
 
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.client.guided import token_guide
@@ -102,8 +102,8 @@ class Roll:
 
     def __init__(self, tokenizer: Tokenizer, guide: TokenGuide, seed: int, **params: Any) -> None:
         vocab_size = tokenizer.vocab_size + 13
-        generator = torch.Generator().manual_seed(seed)
-        ends = torch.zeros(vocab_size)
+        random = np.random.default_rng(seed)
+        ends = np.zeros(vocab_size, np.float32)
         for token in range(tokenizer.vocab_size):
             text = tokenizer.token_bytes(token)
             ends[token] = 40.0 * (text[-1:] in (b'"', b"}", b"]")) - 5.0 * len(text) - 30.0 * (b"," in text)
@@ -111,7 +111,7 @@ class Roll:
         sampler = Sampler(SamplingParams(seed=seed, **params), guide=guide)
         self.tokens: list[int] = []
         while not sampler.is_over and len(self.tokens) < LONGEST:
-            logits = torch.randn(vocab_size, generator=generator) * 4
+            logits = random.standard_normal(vocab_size, np.float32) * 4
             if len(self.tokens) > WEARY:
                 logits += ends
             self.tokens.append(sampler.choose(logits).token)
@@ -170,7 +170,7 @@ async def test_a_forced_text_is_never_a_special_token(tokenizer: Tokenizer, guid
 async def test_spaces_do_not_go_on_for_ever(tokenizer: Tokenizer, guides: Guides, space: str) -> None:
     """A model that would always rather write another one."""
     vocab_size = tokenizer.vocab_size + 13
-    logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(0))
+    logits = np.random.default_rng(0).standard_normal(vocab_size, np.float32)
     for token in range(tokenizer.vocab_size):
         logits[token] += 100.0 * tokenizer.token_bytes(token).startswith(space.encode())
     for guide in (Guide("json_schema", ADDRESS), Guide("lark", f"start: %json {json.dumps(ADDRESS)}")):
@@ -183,7 +183,7 @@ async def test_spaces_do_not_go_on_for_ever(tokenizer: Tokenizer, guides: Guides
 
 async def test_what_is_allowed_is_what_may_be_accepted(tokenizer: Tokenizer, guides: Guides) -> None:
     """Token by token, ``allowed``, ``allows`` and ``accept`` say the same; copies are apart."""
-    generator = torch.Generator().manual_seed(3)
+    random = np.random.default_rng(3)
     guide = await guides.open(Guide("json_schema", ADDRESS))
     path: list[int] = []
     while not guide.is_over:
@@ -196,7 +196,7 @@ async def test_what_is_allowed_is_what_may_be_accepted(tokenizer: Tokenizer, gui
             refused = set(range(tokenizer.vocab_size)) - set(allowed)
             # A forced text is masked to its usual tokens; others that spell it are right as well.
             assert len(allowed) == 1 or not any(guide.allows(token) for token in refused)
-        path.append(allowed[int(torch.randint(len(allowed), (1,), generator=generator))])
+        path.append(allowed[random.integers(len(allowed))])
         guide.accept(path[-1])
     again = await guides.open(Guide("json_schema", ADDRESS))
     assert not again.is_over
@@ -214,7 +214,8 @@ async def test_forced_tokens_are_what_comes(tokenizer: Tokenizer, guides: Guides
     while not sampler.is_over:
         forced = sampler.forced
         drafted += len(forced)
-        chosen = [sampler.choose(torch.randn(vocab_size)).token for _ in range(max(1, len(forced)))]
+        logits = np.random.default_rng().standard_normal(vocab_size, np.float32)
+        chosen = [sampler.choose(logits).token for _ in range(max(1, len(forced)))]
         assert not forced or tuple(chosen) == forced
         said += b"".join(tokenizer.token_bytes(token) for token in chosen).decode()
     assert re.fullmatch("name and size: [12] items", said)
@@ -508,10 +509,10 @@ class Talker(ToyHead):
     """Any byte as likely as another; never the end."""
 
     def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(11)
+        self._random = np.random.default_rng(11)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        scores = torch.randn(len(hidden), 258, generator=self._generator)
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        scores = self._random.standard_normal((len(hidden), 258), np.float32)
         scores[:, EOS] = -50.0
         return scores
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
-import torch
 
 from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.errors import (
@@ -32,7 +32,7 @@ from tests.doubles.fake_swarm import FAST, HIDDEN, MODEL, N_BLOCKS, FakeSwarm, T
 X = ToyHead().embed(list(b"a prompt of some length, long enough for more than one chunk of tokens"))
 
 
-def _through(x: torch.Tensor) -> torch.Tensor:
+def _through(x: np.ndarray) -> np.ndarray:
     for block in range(N_BLOCKS):
         x = run_block(block, x, [])
     return x
@@ -54,7 +54,7 @@ async def test_prefill_in_chunks_equals_one_piece(limit: int) -> None:
     for node in swarm.nodes.values():
         node.behaviour.max_step_tokens = limit
     session = await _open(swarm, a="0-2", b="3-5")
-    assert torch.equal(await session.forward(X, 0, Want.ALL), _through(X))
+    assert np.array_equal(await session.forward(X, 0, Want.ALL), _through(X))
     assert max(step.tokens for node in swarm.nodes.values() for step in node.steps) <= limit
     session.close()
 
@@ -63,10 +63,12 @@ async def test_prefill_then_decode_then_rollback() -> None:
     swarm = FakeSwarm(a="0-1", b="2-3", c="4-5")
     session = await _open(swarm, a="0-1", b="2-3", c="4-5")
     expected = _through(X)
-    assert torch.equal(await session.forward(X[:40], 0), expected[39:40])
+    assert np.array_equal(await session.forward(X[:40], 0), expected[39:40])
     for position in range(40, 45):
-        assert torch.equal(await session.forward(X[position : position + 1], position), expected[[position]])
-    assert torch.equal(await session.forward(X[20:], 20), expected[-1:])
+        assert np.array_equal(
+            await session.forward(X[position : position + 1], position), expected[[position]]
+        )
+    assert np.array_equal(await session.forward(X[20:], 20), expected[-1:])
     assert (await session.forward(X[:3], 0, Want.NOTHING)).shape == (0, HIDDEN)
     assert (await session.forward(X[3:4], 3, Want.NOTHING)).shape == (0, HIDDEN)
     session.close()
@@ -124,7 +126,7 @@ async def test_payloads_pass_between_hops_as_they_came() -> None:
     session = await _open(swarm, "int8", a="0-2", b="3-5")
     hidden = await session.forward(X[:1], 0)
     assert [opened.codec for node in swarm.nodes.values() for opened in node.opens] == ["int8", "int8"]
-    assert torch.allclose(hidden, _through(X[:1]), atol=0.2)
+    assert np.allclose(hidden, _through(X[:1]), atol=0.2)
     assert session.hops[0].trace.decode.codec_s < 0.05
     session.close()
 
@@ -134,7 +136,7 @@ async def test_each_hop_gets_a_codec_that_it_speaks() -> None:
     swarm.nodes["b"].behaviour.codecs = ("none", "bf16")
     session = await _open(swarm, "int8", a="0-2", b="3-5")
     assert [hop.codec for hop in session.hops] == ["int8", "bf16"]
-    assert torch.allclose(await session.forward(X[:5], 0), _through(X[:5])[-1:], atol=0.2)
+    assert np.allclose(await session.forward(X[:5], 0), _through(X[:5])[-1:], atol=0.2)
     session.close()
 
 
@@ -276,5 +278,5 @@ async def test_our_own_nonsense_is_nobodys_failure() -> None:
     session = await _open(swarm, a="0-5")
     for rows in (1, 30):
         with pytest.raises(LocalProtocolError, match="not finite"):
-            await session.forward(torch.full((rows, HIDDEN), float("nan")), 0)
+            await session.forward(np.full((rows, HIDDEN), np.nan, np.float32), 0)
     session.close()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from swarm_node.client.hops.plan import RouteSettings, SessionSettings
 from swarm_node.client.routing.prefix import PrefixKey
@@ -25,7 +24,7 @@ PROMPT = list(b"A prompt of more than one page of tokens, or of two of them, whi
 HEAD = ToyHead()
 
 
-def states(ids: Sequence[int]) -> Tensor:
+def states(ids: Sequence[int]) -> np.ndarray:
     """(tokens, hidden) after all blocks, computed here."""
     x = HEAD.embed(ids)
     for block in range(N_BLOCKS):
@@ -59,7 +58,7 @@ async def check(session: SwarmSession, ids: list[int], more: Sequence[int]) -> l
     """Append ``more`` to a session of ``ids``; all it holds."""
     hidden = await session.append(more, want=Want.ALL)
     ids = [*ids, *more]
-    assert torch.equal(hidden, states(ids)[-len(more) :])
+    assert np.array_equal(hidden, states(ids)[-len(more) :])
     assert session.length == len(ids)
     return ids
 

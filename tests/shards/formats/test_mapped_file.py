@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.mapped_file import MappedFile
@@ -62,7 +62,7 @@ def test_a_client_says_that_its_embedding_is_gone(
     path = gguf_llama("F32") if form == "gguf" else hf_llama()
     with open_checkpoint(str(path), client=True) as checkpoint:
         client = load_client_model(checkpoint, LoadOptions(device="cpu", dtype="float32", quantize="none"))
-        assert torch.isfinite(client.embed([1, 2])).all()
+        assert np.isfinite(client.embed([1, 2])).all()
         os.truncate(path if form == "gguf" else path / "model.safetensors", 100)
         with pytest.raises(CheckpointError, match="was changed while it was in use"):
             client.embed([1, 2])

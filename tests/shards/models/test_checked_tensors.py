@@ -92,8 +92,9 @@ def compare(sessions: Callable[..., Any], directory: Path, count: int) -> None:
         client = load_client_model(checkpoint, EXACT)
         span = load_span(checkpoint, Span(0, 2), EXACT)
         hop = sessions(span, tokens=count)
-        got = client.logits(hop.forward(client.embed(ids)))
-    torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4)
+        hidden = hop.forward(torch.from_numpy(client.embed(ids.numpy())))
+        got = client.logits(hidden.numpy())
+    torch.testing.assert_close(torch.from_numpy(got), want, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("same", [True, False])

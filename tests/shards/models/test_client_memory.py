@@ -26,18 +26,25 @@ GGUFLlama = Callable[..., Path]
 
 
 def held(thing: object) -> int:
-    """Bytes of all tensors that ``thing`` leads to, each storage once; arrays over the file do not count."""
+    """Bytes of all tensors and arrays that ``thing`` leads to, each storage once; those over the file do not
+    count."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
     waiting = [thing]
     while waiting:
         one = waiting.pop()
-        if id(one) in seen or isinstance(one, type | np.ndarray | str | int):
+        if id(one) in seen or isinstance(one, type | str | int):
             continue
         seen.add(id(one))
         if isinstance(one, torch.Tensor):
             storage = one.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
+            continue
+        if isinstance(one, np.ndarray):
+            while isinstance(one.base, np.ndarray):
+                one = one.base
+            if one.flags.owndata:
+                storages[one.ctypes.data] = one.nbytes
             continue
         waiting += _parts(one)
     return sum(storages.values())
@@ -58,7 +65,7 @@ def check(path: Path, shape: HeadShape, quantize: str, kernels: str) -> None:
         model = load_client_model(checkpoint, LoadOptions(quantize=quantize, kernels=kernels))
         assert model.kernels == kernels
         memory = client_memory(shape, quantize=quantize, native=kernels == "native")
-        model.logits(torch.zeros(1, shape.hidden_size))
+        model.logits(np.zeros((1, shape.hidden_size), np.float32))
         assert held(model) == pytest.approx(memory.weights, rel=0.005, abs=2000)
         assert model.weight_bytes <= memory.weights
         names = ["model.embed_tokens.weight"] + [] if shape.tied else ["lm_head.weight"]
@@ -116,7 +123,7 @@ def test_the_process_grows_by_as_much(hf_llama: HFLlama) -> None:
     with open_checkpoint(str(path)) as checkpoint:
         before = _anonymous()
         model = load_client_model(checkpoint, LoadOptions(kernels="native"))
-        model.logits(torch.randn(1, shape.hidden_size))
+        model.logits(np.ones((1, shape.hidden_size), np.float32))
         grown = _anonymous() - before
     assert 0.9 < grown / client_memory(shape).weights < 1.4
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ def hidden_states(rows: int, width: int) -> Tensor:
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)) * 3
 
 
+def logits(model: ClientModel, hidden: Tensor) -> Tensor:
+    return torch.from_numpy(model.logits(hidden.numpy()))
+
+
 def plain_logits(checkpoint: Checkpoint, hidden: Tensor, head: str) -> Tensor:
     norm = torch.from_numpy(checkpoint.tensor("model.norm.weight").dequantize()).double()
     x = hidden.double()
@@ -40,7 +45,7 @@ def test_exact_head(hf_llama: HFLlama, tied: bool, rows: int) -> None:
         model = load_client_model(checkpoint, EXACT)
         hidden = hidden_states(rows, 64)
         head = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        got = model.logits(hidden)
+        got = logits(model, hidden)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, plain_logits(checkpoint, hidden, head), rtol=1e-5, atol=1e-4)
 
@@ -51,7 +56,7 @@ def test_refined_head_is_exact_where_it_matters(hf_llama: HFLlama, quantize: str
     with open_checkpoint(str(hf_llama(vocab_size=6400, dtype=torch.bfloat16))) as checkpoint:
         model = load_client_model(checkpoint, LoadOptions(quantize=quantize))
         hidden = hidden_states(rows, 64)
-        got, want = model.logits(hidden), plain_logits(checkpoint, hidden, "lm_head.weight")
+        got, want = logits(model, hidden), plain_logits(checkpoint, hidden, "lm_head.weight")
     best = want.topk(8).indices
     torch.testing.assert_close(got.gather(1, best), want.gather(1, best), rtol=1e-5, atol=1e-3)
     assert torch.equal(got.argmax(-1), want.argmax(-1))
@@ -67,16 +72,18 @@ def test_gguf_heads(gguf_llama: GGUFLlama, qtype: str) -> None:
             hidden = hidden_states(rows, 256)
             want = plain_logits(checkpoint, hidden, "model.embed_tokens.weight")
             # All 50 tokens are among the best 64.
-            torch.testing.assert_close(model.logits(hidden), want, rtol=1e-4, atol=3e-3)
+            torch.testing.assert_close(logits(model, hidden), want, rtol=1e-4, atol=3e-3)
 
 
 @pytest.mark.parametrize("ids", [[0], [49, 3, 3, 7], []])
 def test_embedding_rows(hf_llama: HFLlama, ids: list[int]) -> None:
     with open_checkpoint(str(hf_llama())) as checkpoint:
         model = load_client_model(checkpoint, EXACT)
-        whole = torch.from_numpy(checkpoint.tensor("model.embed_tokens.weight").dequantize())
-        assert torch.equal(model.embed(ids), whole[ids])
-        assert torch.equal(model.embed(torch.tensor(ids, dtype=torch.int64)), whole[ids])
+        whole = checkpoint.tensor("model.embed_tokens.weight").dequantize()
+        for given in (ids, np.array(ids, np.int64)):
+            rows = model.embed(given)
+            assert rows.dtype == np.float32
+            assert np.array_equal(rows, whole[np.array(ids, np.int64)])
 
 
 @pytest.mark.parametrize("ids", [[50], [-1], [3, 1 << 40]])
@@ -92,7 +99,7 @@ def test_the_real_head_is_small_and_keeps_the_best_tokens(smollm2_path: Path) ->
         assert model.weight_bytes < 31e6
         hidden = hidden_states(4, 576)
         want = plain_logits(checkpoint, hidden, "model.embed_tokens.weight")
-        got = model.logits(hidden)
+        got = logits(model, hidden)
     best = want.topk(10).indices
     torch.testing.assert_close(got.gather(1, best), want.gather(1, best), rtol=1e-4, atol=1e-3)
     assert torch.equal(got.argmax(-1), want.argmax(-1))
@@ -108,25 +115,25 @@ def test_native_logits_are_the_same_bits_alone_and_in_a_batch(gguf_llama: GGUFLl
             load_client_model(checkpoint, LoadOptions(kernels="native"), threads=threads)
             for threads in (1, 3)
         ]
-        want = torch.cat([models[0].logits(row) for row in hidden.split(1)])
+        want = torch.cat([logits(models[0], row) for row in hidden.split(1)])
         assert models[0].kernels == "native"
         for model in models:
-            assert torch.equal(model.logits(hidden), want)
+            assert torch.equal(logits(model, hidden), want)
 
 
 def test_logits_from_several_threads(gguf_llama: GGUFLlama) -> None:
     with open_checkpoint(str(gguf_llama("Q8_0"))) as checkpoint:
         model = load_client_model(checkpoint, LoadOptions(kernels="native"), threads=2)
-        inputs = [hidden_states(rows, 256) for rows in range(1, 30)]
+        inputs = [hidden_states(rows, 256).numpy() for rows in range(1, 30)]
         want = [model.logits(hidden) for hidden in inputs]
         with ThreadPoolExecutor(4) as executor:
             for _ in range(5):
                 for got, expected in zip(executor.map(model.logits, inputs), want, strict=True):
-                    assert torch.equal(got, expected)
+                    assert np.array_equal(got, expected)
 
 
 def test_a_head_of_another_width_is_refused(gguf_llama: GGUFLlama) -> None:
     with open_checkpoint(str(gguf_llama("Q8_0"))) as checkpoint:
         model = load_client_model(checkpoint, LoadOptions(kernels="native"))
         with pytest.raises(ValueError, match="256"):
-            model.logits(torch.zeros(1, 255))
+            model.logits(np.zeros((1, 255), np.float32))

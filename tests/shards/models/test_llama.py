@@ -79,10 +79,16 @@ class Pair:
         return [self.sessions(self.load(Span(start, stop))) for start, stop in pairwise(cut)]
 
     def step(self, hops: Sequence[Any], ids: Sequence[int]) -> Tensor:
-        x = self.client.embed(ids)
+        x = self.embed(ids)
         for hop in hops:
             x = hop.forward(x)
-        return self.client.logits(x)
+        return self.logits(x)
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self.client.embed(ids))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.client.logits(x.numpy()))
 
     def got(self, ids: Sequence[int], pieces: Sequence[int], cut: Sequence[int]) -> Tensor:
         hops = self.hops(cut)
@@ -193,10 +199,10 @@ def test_packed_sessions_are_each_alone(pair: Pair) -> None:
     sessions = pair.sessions(pair.load(Span(0, BLOCKS)), count=3)
     for index, length in enumerate(before):
         if length:
-            sessions.forward(pair.client.embed(tokens(length, index)), [(index, length)])
+            sessions.forward(pair.embed(tokens(length, index)), [(index, length)])
     fresh = [tokens(count, 10 + index) for index, count in enumerate(now)]
-    x = pair.client.embed([token for part in fresh for token in part])
-    packed = pair.client.logits(sessions.forward(x, list(enumerate(now))))
+    x = pair.embed([token for part in fresh for token in part])
+    packed = pair.logits(sessions.forward(x, list(enumerate(now))))
     for index, (start, stop) in enumerate(pairwise(rows)):
         ids = tokens(before[index], index) + fresh[index]
         pieces = [before[index], now[index]] if before[index] else [now[index]]

@@ -10,11 +10,11 @@ from torch import Tensor
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.head import NativeHead
 from swarm_node.shards.kernels.linear import ActivationPrecision, native_int8
-from swarm_node.shards.layers.linear import Int4Linear, Int8Linear, Scratch
-from swarm_node.shards.layers.norm import RmsNorm
+from swarm_node.shards.layers.linear import Int4Linear, Int8Linear, Linear, Scratch
 from swarm_node.shards.layers.quantize import Int4Groups, as_torch_holds, to_int4, to_int8, to_int8_groups
-from swarm_node.shards.models.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, DenseHead, RefinedHead
+from swarm_node.shards.models.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, FinalNorm, RefinedHead
 from swarm_node.shards.models.rounding_bounds import RoundingBounds, native_rounding, torch_rounding
+from swarm_node.shards.models.torch_head import TorchHead
 
 QTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 KERNELS = ["native", "torch int8", "torch int4"]
@@ -30,28 +30,40 @@ class Case:
         vocab, hidden = weight.shape
         stored = weight.view(torch.uint8).view(vocab, -1).numpy()
         self.raw = RawTensor("lm_head.weight", (vocab, hidden), QTYPES[dtype], stored)
-        self.norm = RmsNorm(torch.ones(hidden), 1e-5)
+        self.norm = FinalNorm(np.ones(hidden, np.float32), 1e-5)
         errors = RoundingBounds()
         rows = weight.float()
         if kernels == "native":
             linear = native_int8([errors.watched(to_int8_groups)(rows)], None, ActivationPrecision.CLOSE)
             self.rounding = native_rounding(ActivationPrecision.CLOSE, hidden)
-            self.propose = NativeHead(self.norm, linear, threads)
+            self.propose = NativeHead(self.norm.weight, self.norm.eps, linear, threads)
         elif kernels == "torch int8":
             self.rounding = torch_rounding(hidden)
-            self.propose = DenseHead(self.norm, Int8Linear(errors.watched(to_int8)(rows), None, Scratch()))
+            self.propose = self.on_torch(Int8Linear(errors.watched(to_int8)(rows), None, Scratch()))
         else:
             self.rounding = torch_rounding(hidden)
             groups: Int4Groups = to_int4(rows)
             errors.add(rows, as_torch_holds(groups).dequantize())
-            self.propose = DenseHead(self.norm, Int4Linear(groups, None, Scratch()))
+            self.propose = self.on_torch(Int4Linear(groups, None, Scratch()))
         self.bounds = errors.bounds(self.rounding)
         self.head = RefinedHead(self.norm, self.propose, self.raw, self.bounds, self.rounding.of_output)
         self.weight = weight
 
+    def on_torch(self, linear: Linear) -> TorchHead:
+        return TorchHead(self.norm, linear, torch.device("cpu"), torch.float32, torch.get_num_threads())
+
+    def normed(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.norm(x.numpy()))
+
+    def rough(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.propose(x.numpy()))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.head(x.numpy()))
+
     def exact(self, x: Tensor) -> Tensor:
         """(T, vocab): the products in float64, rounded once."""
-        return (self.norm(x).double() @ self.weight.double().t()).float()
+        return (self.normed(x).double() @ self.weight.double().t()).float()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -60,7 +72,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def check(case: Case, x: Tensor) -> None:
     """The PROVEN best are those of the full product, in value and order, and nothing else is above them."""
-    got, want = case.head(x), case.exact(x)
+    got, want = case.logits(x), case.exact(x)
     count = min(PROVEN, want.shape[1])
     assert torch.equal(got.topk(count).values, want.topk(count).values)
     assert torch.equal(got.argmax(-1), want.argmax(-1))
@@ -96,7 +108,7 @@ def test_rows_anywhere_in_the_file_and_several_threads() -> None:
     shifted[1:] = case.raw.stored.ravel()
     case.head._raw = RawTensor("lm_head.weight", case.raw.shape, "BF16", shifted[1:].reshape(5000, -1))
     check(case, x)
-    assert torch.equal(case.head(x), other.head(x))
+    assert torch.equal(case.logits(x), other.logits(x))
 
 
 def test_few_rows_are_computed_again() -> None:
@@ -119,7 +131,7 @@ def near_ties(count: int, hidden: int, x: Tensor, *, others: int = 4000, apart: 
 def test_near_ties(kernels: str) -> None:
     x = normal(1, 512, seed=9)
     case = Case(near_ties(200, 512, x), kernels)
-    rough, exact = case.propose(x), case.exact(x)
+    rough, exact = case.rough(x), case.exact(x)
     assert not torch.equal(rough.topk(PROVEN).indices.sort().values, exact.topk(PROVEN).indices.sort().values)
     check(case, x)
     check(case, torch.cat((x, -x, x + normal(1, 512) * 0.01)))
@@ -130,7 +142,7 @@ def test_the_rough_best_is_not_the_best() -> None:
     for seed in range(20):
         x = normal(1, 256, seed=seed)
         case = Case(near_ties(40, 256, x, others=1000, apart=0.0005))
-        wrong += int(case.propose(x).argmax()) != int(case.exact(x).argmax())
+        wrong += int(case.rough(x).argmax()) != int(case.exact(x).argmax())
         check(case, x)
     assert wrong >= 5, "the test would see a head that takes the rough best"
 
@@ -140,11 +152,11 @@ def test_more_ties_than_can_be_looked_at(kernels: str) -> None:
     """Then everything is computed exactly."""
     x = normal(1, 256, seed=1)
     case = Case(near_ties(900, 256, x, others=1000), kernels)
-    found = case.head.candidates(case.propose(x)[0].numpy(), case.norm(x)[0])
+    found = case.head.candidates(case.propose(x.numpy())[0], case.norm(x.numpy())[0])
     assert len(found) > 1900 // MOST_CANDIDATES
     check(case, x)
     assert case.head.given_up == 1
-    assert torch.equal(case.head(x), case.exact(x))
+    assert torch.equal(case.logits(x), case.exact(x))
 
 
 def test_equal_rows() -> None:
@@ -154,7 +166,7 @@ def test_equal_rows() -> None:
     weight[[1999, 1000, 17]] = x / 10
     case = Case(weight)
     check(case, x)
-    assert int(case.head(x).argmax()) == 17
+    assert int(case.logits(x).argmax()) == 17
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -167,10 +179,12 @@ def test_the_bound_holds_and_is_reached(kernels: str) -> None:
     held = quantize(case.weight.float()).dequantize()  # type: ignore[operator]
     worst = (case.weight.float() - held)[:8]
     inputs = torch.cat((worst * 1e3, -worst * 1e3, normal(8, hidden), normal(8, hidden) ** 5))
-    x = case.norm(inputs)
-    rough = torch.cat([case.propose(row) for row in inputs.split(1)])
+    x = case.normed(inputs)
+    rough = torch.cat([case.rough(row) for row in inputs.split(1)])
     off = (rough.double() - x.double() @ case.weight.double().t()).abs()
-    allowed = case.bounds * x.norm(dim=1, keepdim=True) + case.rounding.of_output * rough.abs()
+    allowed = (
+        torch.from_numpy(case.bounds) * x.norm(dim=1, keepdim=True) + case.rounding.of_output * rough.abs()
+    )
     assert (off <= allowed).all()
     assert float((off / allowed)[:8].diagonal().max()) > 0.3, "not vacuous"
 
@@ -180,14 +194,14 @@ def test_nonsense_is_not_hidden() -> None:
     for value in (float("nan"), float("inf")):
         x = normal(1, 64)
         x[0, 3] = value
-        assert not case.head(x).isfinite().all()
-    assert torch.equal(case.head(torch.zeros(1, 64)), torch.zeros(1, 2000))
+        assert not case.logits(x).isfinite().all()
+    assert torch.equal(case.logits(torch.zeros(1, 64)), torch.zeros(1, 2000))
 
 
 def test_the_same_bits_alone_and_among_others() -> None:
     case = Case(normal(3000, 256))
     x = normal(EXACT_ROWS, 256)
-    assert torch.equal(case.head(x), torch.cat([case.head(row) for row in x.split(1)]))
+    assert torch.equal(case.logits(x), torch.cat([case.logits(row) for row in x.split(1)]))
 
 
 def test_weights_with_tiny_and_huge_rows() -> None:
@@ -195,4 +209,4 @@ def test_weights_with_tiny_and_huge_rows() -> None:
     weight[5] = 0
     case = Case(weight)
     check(case, normal(3, 256))
-    assert np.isfinite(case.bounds.numpy()).all()
+    assert np.isfinite(case.bounds).all()

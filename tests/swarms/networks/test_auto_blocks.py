@@ -47,8 +47,9 @@ def greedy(model: Path) -> list[int]:
         table = torch.arange(pages * BLOCKS, dtype=torch.int32).view(BLOCKS, pages)
         ids = list(PROMPT)
         for _ in range(NEW_TOKENS):
-            hidden = blocks.forward(ends.embed(ids), [BatchSlice(table, 0, 0, 0, len(ids))], pool)
-            ids.append(int(ends.logits(hidden[-1:])[0].argmax()))
+            x = torch.from_numpy(ends.embed(ids))
+            hidden = blocks.forward(x, [BatchSlice(table, 0, 0, 0, len(ids))], pool)
+            ids.append(int(ends.logits(hidden[-1:].numpy()).argmax()))
         return ids[len(PROMPT) :]
 
 

@@ -1,0 +1,33 @@
+"""The output head on torch's kernels: for other devices, other types than float32, and machines without a C
+compiler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from ..layers.linear import Linear
+    from .head import FinalNorm
+
+
+class TorchHead:
+    """``norm`` and ``linear`` are all there is to it. ``device``, ``dtype``: what the linear takes."""
+
+    def __init__(
+        self, norm: FinalNorm, linear: Linear, device: torch.device, dtype: torch.dtype, threads: int
+    ) -> None:
+        """``threads`` of torch on the CPU, in the whole process."""
+        torch.set_num_threads(threads)
+        self._norm = norm
+        self._linear = linear
+        self._device = device
+        self._dtype = dtype
+
+    @torch.inference_mode()
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``x`` (T, hidden) float32 → (T, vocab) float32."""
+        normed = torch.from_numpy(self._norm(x)).to(self._device, self._dtype)
+        return self._linear(normed).to("cpu", torch.float32).numpy()
