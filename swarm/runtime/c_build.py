@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -93,21 +93,23 @@ def enabled() -> bool:
 
 @cache
 def compiler() -> tuple[str, ...]:
-    """The command of a C compiler. Raises NativeUnavailableError where there is none."""
-    chosen = os.environ.get("SWARM_NODE_CC")
-    if chosen:
-        path = shutil.which(chosen)
-        if path is None:
-            raise NativeUnavailableError(f"SWARM_NODE_CC names {chosen!r}, which is not a program here")
-        return (path,)
-    for command in ("cc", "clang", "gcc"):
-        if (path := shutil.which(command)) is not None:
-            with suppress(NativeUnavailableError):  # a Mac's `cc` may be there only to offer the tools
-                _version((path,))
-                return (path,)
+    """The command of a C compiler that runs. Raises NativeUnavailableError where there is none."""
+    for path in _installed():
+        if os.environ.get("SWARM_NODE_CC") or _runs(path):  # a Mac's `cc` may only offer the tools
+            return (path,)
     if importlib.util.find_spec("ziglang") is not None:
         return (sys.executable, "-m", "ziglang", "cc")
     raise NativeUnavailableError("no C compiler found (cc, clang, gcc; `pip install ziglang` brings one)")
+
+
+def _installed() -> list[str]:
+    """The programs that may be a C compiler, in the order to try them. Raises NativeUnavailableError."""
+    chosen = os.environ.get("SWARM_NODE_CC")
+    names = [chosen] if chosen else ["cc", "clang", "gcc"]
+    found = [path for name in names if (path := shutil.which(name)) is not None]
+    if chosen and not found:
+        raise NativeUnavailableError(f"SWARM_NODE_CC names {chosen!r}, which is not a program here")
+    return found
 
 
 @cache
@@ -119,7 +121,7 @@ def cpu_identity() -> str:
         lines = []
     wanted = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part")
     seen = sorted({line for line in lines if line.split("\t")[0].split(":")[0].strip() in wanted})
-    return "\n".join((platform.system(), platform.machine(), platform.processor(), *seen))
+    return "\n".join((platform.system(), platform.machine(), *seen))
 
 
 def cache_home() -> Path:
@@ -141,21 +143,27 @@ def _build_key(name: str, sources: Sequence[Path], flags: Sequence[str]) -> str:
         for path in [*sources, *sorted(headers)]:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             digest.update(path.read_bytes())
+        compilers = [_identity(path) for path in _installed() or compiler()[:1]]
     except OSError as error:
         raise NativeUnavailableError(f"the sources of {name} are missing: {error}") from error
-    command = compiler()
-    for part in (*command, _version(command), cpu_identity(), *_BASE_FLAGS, *flags):
+    for part in (*compilers, cpu_identity(), *_BASE_FLAGS, *flags):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:32]
 
 
-@cache
-def _version(command: tuple[str, ...]) -> str:
+def _identity(path: str) -> str:
+    """What changes when a compiler is replaced. It is not run for this: a start has no time for it."""
+    program = os.path.realpath(path)
+    status = os.stat(program)
+    return f"{path} {program} {status.st_size} {status.st_mtime_ns}"
+
+
+def _runs(path: str) -> bool:
     try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NativeUnavailableError(f"{command[0]} does not run: {error}") from error
-    return done.stdout
+        subprocess.run([path, "--version"], capture_output=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
 
 
 def _built(key: tuple[str, str], sources: Sequence[Path], flags: Sequence[str]) -> Path:

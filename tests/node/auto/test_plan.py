@@ -77,7 +77,7 @@ class Swarm:
 def swarm(tiny_dir, monkeypatch):
     found = Swarm(str(tiny_dir))
 
-    async def network(entry: SwarmEntry) -> GivenNetwork:
+    async def network(entry: SwarmEntry, on_progress: object) -> GivenNetwork:
         return GivenNetwork(MemoryNetwork().transport("me"), MemoryDirectory(found.store))
 
     monkeypatch.setattr(plan, "join_as_client", network)
@@ -150,7 +150,7 @@ async def test_what_would_still_be_missing(swarm):
 
 
 async def test_a_swarm_that_was_named_must_be_there(swarm, monkeypatch):
-    async def nobody(entry: SwarmEntry) -> None:
+    async def nobody(entry: SwarmEntry, on_progress: object) -> None:
         raise PeerUnreachableError("nobody answers")
 
     monkeypatch.setattr(plan, "join_as_client", nobody)

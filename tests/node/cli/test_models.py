@@ -83,7 +83,7 @@ class Machine:
         monkeypatch.setattr(models, "default_local_models", lambda: Namespace(models=lambda: self.files))
         monkeypatch.setattr(models, "read_swarm", self.read)
 
-    async def read(self, _: object) -> SwarmListing:
+    async def read(self, *_: object) -> SwarmListing:
         if isinstance(self.snapshot, Exception):
             raise self.snapshot
         return self.snapshot

@@ -16,6 +16,7 @@ from scripts.lab.local_swarm import LocalSwarm, NodeProcess
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.processes.worker import Worker
 from swarm_node.client import AsyncSwarmModel
+from swarm_node.swarm.transport.direct import with_daemon
 from swarm_node.swarm.types import NodeState
 from tests.swarms.harness import EXACT, ONE_THREAD
 from tests.swarms.short_times import with_times
@@ -106,8 +107,10 @@ async def test_a_node_whose_daemon_is_killed_serves_the_same_answer_to_its_end(s
 
 @pytest.mark.parametrize("how", ["kill", "hang"])
 async def test_a_client_whose_own_daemon_is_lost_goes_on_and_blames_nobody(
-    swarm: LocalSwarm, how: str
+    swarm: LocalSwarm, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that needs its daemon for every peer, as if none could be dialled over TCP."""
+    monkeypatch.setattr(with_daemon, "by_others_alone", lambda peer_id, maddrs: list(maddrs))
     async with await connect(swarm, prefix_cache=False) as model:
         expected, _ = await answer(model)
         mine = daemon_of(psutil.Process())
@@ -164,7 +167,7 @@ async def test_a_client_with_several_initial_peers_misses_none_of_them(swarm: Lo
 def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(
     tiny: Path, fork_server: ForkServer
 ) -> None:
-    """A node and a client, each with its daemon, as when the lids of two laptops were closed."""
+    """A node with its daemon and a client, as when the lids of two laptops were closed."""
     options = [*ONE_THREAD, *EXACT]
     launch = with_times(fork_server.launch, SLEEPERS)
     with LocalSwarm(
@@ -182,8 +185,7 @@ def test_what_slept_longer_than_its_announcement_lives_is_back_when_it_wakes(
             swarm.wait_online(node)
             client.order(token_ids=PROMPT)
             expected = client.wait_for("answer")["token_ids"]
-            sleepers = [psutil.Process(each.pid) for each in (node, client)]
-            everyone = [*sleepers, *map(daemon_of, sleepers)]
+            everyone = [psutil.Process(client.pid), psutil.Process(node.pid), daemon_of(node.pid)]
             freeze(*everyone)
             asleep = time.monotonic()
             until(lambda: time.monotonic() > asleep + TTL_S + SLEPT_S, TTL_S + SLEPT_S + 5)

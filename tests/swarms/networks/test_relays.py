@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,11 @@ class Natted:
     def where(self) -> list[str]:
         return list(self.relay.events[0]["maddrs"])
 
-    async def client(self) -> AsyncSwarmModel:
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[AsyncSwarmModel]:
+        """This thread dials for it, so it stays in the client's machine meanwhile."""
         with self.lab.inside("client"):
-            return await AsyncSwarmModel.connect(
+            async with await AsyncSwarmModel.connect(
                 model=self.model,
                 initial_peers=self.where,
                 wire_codec="none",
@@ -51,7 +54,8 @@ class Natted:
                 threads=1,
                 prefix_cache=False,
                 wait=30,
-            )
+            ) as model:
+                yield model
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ async def test_a_client_behind_nat_is_answered_by_nodes_behind_nat(natted: Natte
     online = [node.events[-1] for node in natted.nodes]
     for event in online:
         assert any("/p2p-circuit/" in maddr for maddr in event["maddrs"]), "it says where it can be reached"
-    async with await natted.client() as model:
+    async with natted.client() as model:
         result = await model.generate_detailed(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert len(result.token_ids) == 20
     assert result.repairs == 0
@@ -98,7 +102,7 @@ async def test_a_client_behind_nat_is_answered_by_nodes_behind_nat(natted: Natte
 
 
 async def test_nodes_are_reached_again_when_their_relay_has_been_away(natted: Natted) -> None:
-    async with await natted.client() as model:
+    async with natted.client() as model:
         before = await model.generate_detailed(PROMPT, max_new_tokens=20, ignore_eos=True)
         (daemon,) = psutil.Process(natted.relay.pid).children()
         daemon.kill()
