@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter_ns, thread_time_ns
@@ -104,7 +105,8 @@ class Engine:
         self._may_narrow = may_narrow and threads > 1
         self._width: ThreadWidth | None = None  # the compute thread's
         self._loop = asyncio.get_running_loop()
-        self._inbox: SimpleQueue[StepJob | TokenSequence | _Call | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[StepJob] | TokenSequence | _Call | None] = SimpleQueue()
+        self._together: list[StepJob] | None = None  # submitted, and not in the inbox yet
         self._scheduler: Scheduler[TokenSequence] = Scheduler(
             settings.max_batch_tokens,
             max_sessions=settings.max_sessions_per_batch,
@@ -316,7 +318,22 @@ class Engine:
         sequence.begun = True
         sequence.pending.append(position)
         self._queued += 1
-        self._inbox.put(job)
+        if self._together is None:
+            self._inbox.put([job])
+        else:
+            self._together.append(job)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Steps submitted inside reach the compute thread at the end, at once: they wake it once, and no
+        batch begins before all are there."""
+        jobs = self._together = []
+        try:
+            yield
+        finally:
+            self._together = None
+            if jobs:
+                self._inbox.put(jobs)
 
     def _forget_names(self, sequence: TokenSequence, position: int) -> None:
         """The session goes back: the names no longer tell what the pages from there on will hold. A first
@@ -400,13 +417,9 @@ class Engine:
         try:
             item = self._inbox.get(block=not self._scheduler)
             while item is not None:
-                if isinstance(item, StepJob):
-                    sequence = item.sequence
-                    if item.changes:
-                        self._runner.admit(item)
-                    sequence.steps.append(item)
-                    tokens = item.tokens if item.refusal is None else 1
-                    self._scheduler.add(sequence, sequence.owner, tokens, item.deadline_ns, sequence.group)
+                if isinstance(item, list):
+                    for job in item:
+                        self._schedule(job)
                 elif isinstance(item, TokenSequence):
                     self._drop(item)
                 else:
@@ -415,6 +428,14 @@ class Engine:
         except Empty:
             return True
         return False
+
+    def _schedule(self, job: StepJob) -> None:
+        sequence = job.sequence
+        if job.changes:
+            self._runner.admit(job)
+        sequence.steps.append(job)
+        tokens = job.tokens if job.refusal is None else 1
+        self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group)
 
     def _call(self, call: _Call) -> None:
         if self._width is not None:

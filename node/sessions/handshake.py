@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...shards.pieces.digest import what_differs
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
+from ...swarm.protocol.field_types import MAX_MEMBERS
 from ...swarm.protocol.messages import Hello, Welcome
 from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER
 from ...swarm.types import ModelRef, Span
@@ -83,4 +84,5 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
         n_blocks=model.n_blocks,
         page_tokens=terms.page_tokens,
         root=model.root,
+        members=MAX_MEMBERS,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode
@@ -135,6 +136,10 @@ class OpenSessions:
         )
         self._sessions[session.id] = session
         return session
+
+    def submitting_together(self) -> AbstractContextManager[None]:
+        """Inside, steps wait until all have come: see ``Engine.together``."""
+        return self._engine.together()
 
     def close(self, session: NodeSession, prefix: tuple[bytes, ...] = ()) -> None:
         """Forget a session and free what it holds. ``prefix``: names of its pages, if the client told."""

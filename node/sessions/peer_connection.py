@@ -5,7 +5,7 @@ stream's end closes the sessions that it opened, and is told to the clients of t
 
 The reader awaits nothing but bytes and room: a step goes to the engine by one call and its answer is written
 from the engine's callback, so a decode step starts no task and sets no timer. What is said in one turn of the
-event loop, such as the answers of a batch, leaves in one write: each wakes the daemon.
+event loop, such as the answers of a batch, leaves in one write, and the results in one frame.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ...swarm.errors import (
 )
 from ...swarm.fairness.unfinished import UnfinishedFrames
 from ...swarm.links.message_stream import Connection
+from ...swarm.links.outbox import Outbox
 from ...swarm.protocol.error_frames import error_message
 from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.messages import (
@@ -40,9 +41,9 @@ from ...swarm.protocol.messages import (
     Refused,
     Replay,
     Step,
-    encode,
+    Steps,
 )
-from ...swarm.protocol.wire import Payload, encode_frame
+from ...swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..limits.quotas import FED_FACTOR, PeerAccount
 from .handshake import answer_hello
 from .open_sessions import OpenSessions
@@ -79,7 +80,7 @@ class PeerConnection:
         connection.unfinished = frames.on_stream(account.holder, self._on_bad_frame)
         self._sessions: dict[bytes, NodeSession] = {}
         self._fed: set[NodeSession] = set()  # of other streams, whose last step came on this one
-        self._outgoing: list[Payload] = []
+        self._outbox = Outbox(DEFAULT_MAX_FRAME)
         self._undrained = False
         self._unread = 0  # bytes written since the peer was last known to read
         self._charged = 0  # of these, counted as queued: all, once they are many
@@ -141,7 +142,8 @@ class PeerConnection:
         messages = 0
         while True:
             messages += 1
-            if messages % MESSAGES_A_TURN == 0:
+            if messages >= MESSAGES_A_TURN:
+                messages = 0
                 await asyncio.sleep(0)
             try:
                 message = await self._connection.receive()
@@ -152,7 +154,9 @@ class PeerConnection:
             else:
                 self.last_heard = self._all_sessions.now()
                 self._dispatch(message)
-                if type(message) is not Step:
+                if isinstance(message, Steps):
+                    messages += len(message.members)
+                elif type(message) is not Step:
                     units = COSTS.get(type(message), 1.0)
                     if isinstance(message, Ping):
                         units += len(message.about) / ABOUT_A_UNIT
@@ -231,6 +235,10 @@ class PeerConnection:
         match message:
             case Step():
                 self._on_step(message)
+            case Steps():
+                with self._all_sessions.submitting_together():
+                    for step in message.members:
+                        self._on_step(step)
             case Ping():
                 self._post(self._all_sessions.pong(message.nonce, self._progress(message.about)))
             case Hello():
@@ -253,7 +261,8 @@ class PeerConnection:
             raise RemoteProtocolError("HELLO came twice")
         welcome = answer_hello(hello, self._all_sessions.terms)
         self.max_step_tokens = welcome.max_step_tokens
-        self._connection.peer_max_frame = hello.max_frame
+        self._connection.peer_max_frame = self._outbox.max_frame = hello.max_frame
+        self._outbox.members = hello.members
         self._connection.max_frame = self._all_sessions.terms.max_frame
         self.welcomed = True
         self._post(welcome)
@@ -331,10 +340,9 @@ class PeerConnection:
     def _post(self, message: Message) -> None:
         """Write a message with the others of this turn of the event loop; the reader waits for room before it
         takes the next request."""
-        buffers = encode_frame(encode(message))
-        if not self._outgoing:
+        if not self._outbox:
             asyncio.get_running_loop().call_soon(self._try_flush)
-        self._outgoing += buffers
+        self._outbox.add(message)
         self._undrained = True
 
     @property
@@ -360,7 +368,7 @@ class PeerConnection:
             self._all_sessions.ledger.unqueue(self.account, 0, -change)
 
     def _flush(self) -> None:
-        outgoing, self._outgoing = self._outgoing, []
+        outgoing = self._outbox.take()
         if outgoing:
             self._unread += self._connection.write(outgoing)
             if self._unread > UNREAD_BYTES:
@@ -387,6 +395,9 @@ class PeerConnection:
             # The reader may be waiting for room and not know yet: nobody wants the steps that still wait.
             logger.debug("event=answer_without_stream peer=%s", self.peer_id)
             self.close()
+        except LocalProtocolError:
+            logger.exception("event=bad_answer peer=%s", self.peer_id)
+            self._connection.close()
 
     def post(self, message: Message) -> None:
         """Write outside of the reader, where a message that cannot be sent must not raise."""

@@ -2,8 +2,9 @@
 
 OPEN follows HELLO at once, so that a first session costs one round trip after the dial; every other session
 on a live link costs one round trip and no dial. What several sessions send in one turn of the event loop
-leaves in one write. A node that is silent while a session waits for it gets a PING, once a link; when that is
-not answered either, or the stream ends, every session on the link fails with the same error.
+leaves in one write, their steps in one frame. A node that is silent while a session waits for it gets a PING,
+once a link; when that is not answered either, or the stream ends, every session on the link fails with the
+same error.
 
 ``timers`` decides when a peer is asked, and when it counts as gone.
 """
@@ -11,6 +12,7 @@ not answered either, or the stream ends, every session on the link fails with th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from time import perf_counter
@@ -20,6 +22,7 @@ from typing import Protocol
 from ..codecs.activations import CODECS
 from ..errors import (
     ErrorCode,
+    LocalProtocolError,
     ModelMismatchError,
     PeerError,
     PeerTimeoutError,
@@ -29,7 +32,7 @@ from ..errors import (
     other_root_hint,
 )
 from ..protocol.error_frames import error_of
-from ..protocol.field_types import MAX_ABOUT, Progress
+from ..protocol.field_types import MAX_ABOUT, MAX_MEMBERS, Progress
 from ..protocol.messages import (
     Attached,
     Busy,
@@ -42,16 +45,20 @@ from ..protocol.messages import (
     Refused,
     Replayed,
     Result,
+    Results,
+    Step,
     Welcome,
-    encode,
 )
-from ..protocol.wire import DEFAULT_MAX_FRAME, Payload, encode_frame
+from ..protocol.wire import DEFAULT_MAX_FRAME
 from ..timeouts import Patience
 from ..transport.interface import Stream
 from ..types import Hop, ModelRef
 from . import timers
 from .message_stream import Connection
+from .outbox import Outbox
 from .timers import AskNow, Heard, LinkTimers, LinkVerdict, LookAgain, PeerGone, Unused
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
 Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
@@ -109,7 +116,7 @@ class NodeLink:
         self._patience = patience
         self._on_end = on_end
         self._users: dict[bytes, LinkUser] = {}
-        self._outgoing: list[Payload] = []
+        self._outbox = Outbox(DEFAULT_MAX_FRAME)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when it goes off, on the loop's clock
@@ -126,6 +133,7 @@ class NodeLink:
                 agent,
                 parts=model.parts,
                 root=model.root,
+                members=MAX_MEMBERS,
             )
         )
         self._reader = self._loop.create_task(self._read())
@@ -174,11 +182,10 @@ class NodeLink:
         """
         if self.failure is not None:
             raise self.failure
-        if not self._outgoing and len(self._users) > 1:
-            self._loop.call_soon(self._flush)
-        buffers = encode_frame(encode(message))
-        self._outgoing += buffers
-        self._timers.posted(len(buffers[-1]), self.heard_at)
+        if not self._outbox and len(self._users) > 1:
+            self._loop.call_soon(self._flush_turn)
+        self._outbox.add(message)
+        self._timers.posted(len(message.payload) if isinstance(message, Step) else 0, self.heard_at)
         if len(self._users) <= 1:
             self._flush()
 
@@ -219,13 +226,21 @@ class NodeLink:
         await asyncio.wait([self._reader])
 
     def _flush(self) -> None:
-        outgoing, self._outgoing = self._outgoing, []
-        if not outgoing or self.failure is not None:
+        """Raises LocalProtocolError for what cannot be sent."""
+        if not self._outbox or self.failure is not None:
             return
+        frames = self._outbox.take()
         try:
-            self._connection.write(outgoing)
+            self._connection.write(frames)
         except StreamClosedError:
             pass  # the reader ends the link: what the node said last may say why
+
+    def _flush_turn(self) -> None:
+        try:
+            self._flush()
+        except LocalProtocolError as error:  # of which session is not known: a fault of this process
+            logger.exception("event=bad_message peer=%s", self.peer_id)
+            self._end(error)
 
     # Receiving.
 
@@ -241,6 +256,10 @@ class NodeLink:
 
     def _dispatch(self, message: Message) -> None:
         match message:
+            case Results():
+                for member in message.members:
+                    if (user := self._users.get(member.session)) is not None:
+                        user.deliver(member)
             case Result() | Opened() | Busy() | Refused() | Replayed() | Attached():
                 if (user := self._users.get(message.session)) is not None:
                     user.deliver(message)
@@ -253,7 +272,8 @@ class NodeLink:
                     user.deliver(message)
             case Welcome() if not self.welcome.done():
                 self._check(message)
-                self._connection.peer_max_frame = message.max_frame
+                self._connection.peer_max_frame = self._outbox.max_frame = message.max_frame
+                self._outbox.members = message.members
                 self._timers.welcomed(perf_counter())
                 self.welcome.set_result(message)
             case _:

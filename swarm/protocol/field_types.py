@@ -24,6 +24,7 @@ from .fields import (
     Sequence,
     SpanField,
     Word,
+    all_fit,
 )
 
 MAX_TOKENS = 2**31 - 1
@@ -47,6 +48,8 @@ BATCH_SCALE = 100
 """PONG counts its mean batch size in hundredths."""
 MAX_ABOUT = 64
 """One PING asks about at most this many sessions. Those that wait longest come first."""
+MAX_MEMBERS = 64
+"""At most this many steps or results go in one frame: as many sessions as a batch has."""
 
 _PEER_ID = Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}"), "a peer id in base58")
 _CODEC = Word(re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}"), "a codec's name")
@@ -74,10 +77,38 @@ Blocks = Annotated[Span, SpanField()]
 OptionalPeerId = Annotated[
     str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
 ]
+Members = Annotated[int, Integer(0, 0xFFFF)]
 Flag = Annotated[bool, Boolean()]
-Spent = Annotated[tuple[tuple[int, int, int, int], ...], Sequence(Sequence(_STEP_US, 4, 4), 0, MAX_CHAIN)]
 PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
 Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
+
+
+class SpentField:
+    """What each hop has spent on a step: an array of arrays of four on the wire. It is in every step of a
+    chain, so what fits as it is does not go through the fields' types one by one."""
+
+    one_by_one = Sequence(Sequence(_STEP_US, 4, 4), 0, MAX_CHAIN)
+
+    def read(self, value: Any) -> tuple[object, ...]:
+        return tuple(map(tuple, value)) if self._fits(value, list) else self.one_by_one.read(value)
+
+    def write(self, value: Any) -> list[object]:
+        return [*map(list, value)] if self._fits(value, tuple) else self.one_by_one.write(value)
+
+    @staticmethod
+    def _fits(value: Any, kind: type[Any]) -> bool:
+        if type(value) is not kind or not 0 < len(value) <= MAX_CHAIN:
+            return False
+        numbers: list[Any] = []
+        for hop in value:
+            if type(hop) is not kind or len(hop) != 4:
+                return False
+            numbers += hop
+        return all_fit(_STEP_US, numbers)
+
+
+Spent = Annotated[tuple[tuple[int, int, int, int], ...], SpentField()]
+"""(queue_us, compute_us, codec_us, batch) of each hop that a step has passed."""
 
 
 @dataclass(frozen=True, slots=True)

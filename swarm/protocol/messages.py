@@ -21,6 +21,7 @@ from .field_types import (
     MAX_ABOUT,
     MAX_BATCH,
     MAX_COUNTER,
+    MAX_MEMBERS,
     MAX_PAGE_TOKENS,
     MAX_RETRY_MS,
     Agent,
@@ -35,6 +36,7 @@ from .field_types import (
     DownstreamField,
     Flag,
     FrameSize,
+    Members,
     OptionalPeerId,
     OptionalRoot,
     Parts,
@@ -74,6 +76,8 @@ class Kind(IntEnum):
     REPLAYED = 14
     ATTACH = 15
     ATTACHED = 16
+    STEPS = 17
+    RESULTS = 18
 
 
 class Want(IntEnum):
@@ -87,6 +91,7 @@ class Want(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Hello:
     """Client to node, first on a stream: what the client speaks, and its model. ``digest`` "" accepts any.
+    ``members``: as many results it takes in one RESULTS frame; 0: none.
     ``parts`` and ``root``: as in ``ModelRef``."""
 
     versions: Annotated[tuple[int, ...], Sequence(Integer(1, 0xFFFF), 1, 16)]
@@ -96,6 +101,7 @@ class Hello:
     agent: Agent
     parts: Parts = ""
     root: OptionalRoot = ""
+    members: Members = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Welcome:
     """The node's answer to HELLO: the version it chose and what it serves.
 
     ``page_tokens``: how many tokens one name in a ``prefix`` stands for; 0 where prefixes are not kept.
-    ``root``: as in HELLO.
+    ``root``: as in HELLO. ``members``: as many steps it takes in one STEPS frame; 0: none.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -116,6 +122,7 @@ class Welcome:
     n_blocks: Annotated[int, Integer(1, MAX_BLOCKS)]
     page_tokens: Annotated[int, Integer(0, MAX_PAGE_TOKENS)] = 0
     root: OptionalRoot = ""
+    members: Members = 0
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""
@@ -348,6 +355,22 @@ class ErrorMessage:
     hint: Text = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """STEPs of several sessions, each of another, whose rows are of one size. Each counts as if it had come
+    alone."""
+
+    members: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """RESULTs of several sessions, each of another, whose rows are of one size. Each counts as if it had come
+    alone."""
+
+    members: tuple[Result, ...]
+
+
 Message = (
     Hello
     | Welcome
@@ -365,6 +388,8 @@ Message = (
     | Replayed
     | Attach
     | Attached
+    | Steps
+    | Results
 )
 
 MESSAGE_TYPES: dict[Kind, type[Any]] = {
@@ -386,6 +411,11 @@ MESSAGE_TYPES: dict[Kind, type[Any]] = {
     Kind.ATTACHED: Attached,
 }
 
-MESSAGES = MessageSet(MESSAGE_TYPES)
+GROUP_TYPES: dict[Kind, tuple[type[Any], type[Any], int]] = {
+    Kind.STEPS: (Steps, Step, MAX_MEMBERS),
+    Kind.RESULTS: (Results, Result, MAX_MEMBERS),
+}
+
+MESSAGES = MessageSet(MESSAGE_TYPES, GROUP_TYPES)
 encode: Callable[[Message], Frame] = MESSAGES.encode
 decode: Callable[[Frame], Message] = MESSAGES.decode

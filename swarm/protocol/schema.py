@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from ..errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from .fields import FieldError, FieldType
-from .wire import Frame
+from .fields import FieldError, FieldType, all_fit
+from .wire import Frame, Payload
 
 
 class Schema:
@@ -71,22 +73,119 @@ class Schema:
         return header
 
 
+class GroupSchema:
+    """How ``members`` of one message type go in one frame: 1 to ``most`` of them, each of another
+    ``session``.
+
+    Each field of the member is a list on the wire: of one value for each member, or of one value for all. A
+    field that has its default in all members is not sent. The payload is their rows, back to back and all of
+    one size; a member has ``tokens`` of them.
+    """
+
+    def __init__(self, kind: int, name: str, message_type: type[Any], member: Schema, most: int) -> None:
+        self.kind = kind
+        self.name = name
+        self.message_type = message_type
+        self._member = member.message_type
+        self._most = most
+        self._fields = member.fields
+        self._order = [field.name for field in fields(member.message_type)]
+
+    def read(self, header: dict[str, object], payload: Payload) -> Any:
+        """The message; its members' payloads are bytes of their own, so that one which is kept does not keep
+        all. Raises RemoteProtocolError that names the first field that is wrong."""
+        sessions = header.get("session")
+        if type(sessions) is not list or not 1 <= len(sessions) <= self._most:
+            raise RemoteProtocolError(f"{self.name}: session is not a list of 1 to {self._most} sessions")
+        count = len(sessions)
+        columns: dict[str, list[Any]] = {}
+        for name, (type_, default) in self._fields.items():
+            if name in header:
+                columns[name] = self._read_column(name, header[name], type_, count)
+            elif default is MISSING:
+                raise RemoteProtocolError(f"{self.name}: {name} is missing")
+            else:
+                columns[name] = [default] * count
+        if len(set(columns["session"])) != count:
+            raise RemoteProtocolError(f"{self.name}: a session is there twice")
+        columns["payload"] = self._cut(payload, columns["tokens"])
+        return self.message_type(tuple(map(self._member, *(columns[name] for name in self._order))))
+
+    def _read_column(self, name: str, values: object, type_: FieldType, count: int) -> list[Any]:
+        if type(values) is not list or len(values) not in (1, count):
+            raise RemoteProtocolError(f"{self.name}: {name} is not a list of 1 or {count} values")
+        try:
+            read = values if all_fit(type_, values) else [type_.read(value) for value in values]
+        except FieldError as error:
+            raise RemoteProtocolError(f"{self.name}: {error.describe(name)}") from None
+        return read if len(read) == count else read * count
+
+    def _cut(self, payload: Payload, tokens: list[int]) -> list[bytes]:
+        """Each member's rows."""
+        rows = sum(tokens)
+        size, rest = divmod(len(payload), rows) if rows else (0, len(payload))
+        if rest:
+            raise RemoteProtocolError(f"{self.name}: payload is {len(payload)} bytes, not {rows} equal rows")
+        view, ends = memoryview(payload), itertools.accumulate(tokens, initial=0)
+        return [bytes(view[first * size : end * size]) for first, end in itertools.pairwise(ends)]
+
+    def write(self, message: Any) -> Frame:
+        """The frame. Raises LocalProtocolError for one that the other side would refuse."""
+        members = message.members
+        columns = {name: [getattr(member, name) for member in members] for name in self._order}
+        payloads = columns.pop("payload")
+        sizes = [len(payload) for payload in payloads]
+        rows, size = sum(columns["tokens"]), sum(sizes)
+        if (
+            not 1 <= len(members) <= self._most
+            or len(set(columns["session"])) != len(members)
+            or (size and not rows)
+            or any(own * rows != tokens * size for own, tokens in zip(sizes, columns["tokens"], strict=True))
+        ):
+            raise LocalProtocolError(f"{self.name}: {len(members)} members that do not go together")
+        header: dict[str, object] = {}
+        for name, (type_, default) in self._fields.items():
+            values = columns[name]
+            if name != "session" and values.count(values[0]) == len(values):
+                values = values[:1]
+                if values[0] == default:
+                    continue
+            try:
+                header[name] = values if all_fit(type_, values) else [type_.write(value) for value in values]
+            except FieldError as error:
+                raise LocalProtocolError(f"{self.name}: {error.describe(name)}") from None
+        return Frame(self.kind, header, b"".join(payloads))
+
+
 class MessageSet:
     """The messages of one protocol: ``types`` maps a frame's kind byte to the message that it carries.
-    ``schemas``: how each goes on the wire, by kind."""
+    ``groups`` maps one to a message that is ``members`` of another type, and how many it may have at most.
+    ``schemas`` and ``group_schemas``: how they go on the wire, by kind."""
 
-    def __init__(self, types: Mapping[Any, type[Any]]) -> None:
+    def __init__(
+        self,
+        types: Mapping[Any, type[Any]],
+        groups: Mapping[Any, tuple[type[Any], type[Any], int]] = MappingProxyType({}),
+    ) -> None:
         self.schemas = {
             int(kind): Schema(kind, getattr(kind, "name", type_.__name__), type_)
             for kind, type_ in types.items()
         }
         self._by_type = {schema.message_type: schema for schema in self.schemas.values()}
+        self.group_schemas = {
+            int(kind): GroupSchema(kind, kind.name, type_, self._by_type[member], most)
+            for kind, (type_, member, most) in groups.items()
+        }
+        self._groups = {schema.message_type: schema for schema in self.group_schemas.values()}
 
     def encode(self, message: Any) -> Frame:
-        """The frame of a message; its payload is passed on, not copied.
+        """The frame of a message; its payload is passed on, not copied, but for those of a group.
 
         Raises LocalProtocolError that names the field, for a value that the other side would refuse.
         """
+        group = self._groups.get(type(message))
+        if group is not None:
+            return group.write(message)
         schema = self._by_type.get(type(message))
         if schema is None:
             raise LocalProtocolError(f"{type(message).__name__} is not a message")
@@ -98,7 +197,7 @@ class MessageSet:
         Raises RemoteProtocolError: code UNKNOWN_KIND for a kind of another version, after which the stream is
         still in step; BAD_FRAME, naming the field, the value and its bound, for a message not of its form.
         """
-        schema = self.schemas.get(frame.kind)
+        schema = self.schemas.get(frame.kind) or self.group_schemas.get(frame.kind)
         if schema is None:
             raise RemoteProtocolError(f"unknown kind of message: {frame.kind}", code=ErrorCode.UNKNOWN_KIND)
         if frame.flags:

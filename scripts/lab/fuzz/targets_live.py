@@ -27,7 +27,7 @@ from swarm_node.node.config import NodeConfig
 from swarm_node.node.node import Node
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.links.link import Patience
-from swarm_node.swarm.protocol.messages import MESSAGES, Close, Hello, Open, Ping, Step, Want
+from swarm_node.swarm.protocol.messages import MESSAGES, Close, Hello, Open, Ping, Step, Steps, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork
@@ -197,6 +197,16 @@ def _conversations() -> list[bytes]:
                 _step(0, 2, row),
                 Open(bytes(16), Span(0, BLOCKS), 64, "none", "none", parent=SESSION, parent_tokens=1),
                 _step(1, 1, row),
+            ],
+            MESSAGES,
+        ),
+        stream_of(
+            [
+                replace(hello, members=64),
+                opened,
+                replace(opened, session=bytes(16)),
+                Steps((_step(0, 2, row), replace(_step(0, 1, row), session=bytes(16)))),
+                Steps((_step(2, 1, row), replace(_step(1, 1, row), session=bytes(16)))),
             ],
             MESSAGES,
         ),

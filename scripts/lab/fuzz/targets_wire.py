@@ -37,6 +37,12 @@ DIGEST = "ab" * 32
 
 def peer_messages() -> list[m.Message]:
     """One of each that a client or node says."""
+    row = bytes(64 * 4)
+
+    def step(session: bytes, number: int, tokens: int) -> m.Step:
+        spent = ((number, 2, 3, 3),)
+        return m.Step(session, number, 9, tokens, m.Want.LAST, 900, spent=spent, payload=row * tokens)
+
     down = m.Downstream(PEER, SESSION, SignedRecord(1.8e9, b"record"))
     return [
         m.Hello((1,), DIGEST, ("none", "int8"), 1 << 20, "fuzz"),
@@ -55,6 +61,8 @@ def peer_messages() -> list[m.Message]:
         m.Replayed(SESSION, 4, 1024, 100, 100),
         m.Attach(SESSION, PEER),
         m.Attached(SESSION, 4),
+        m.Steps(tuple(step(bytes([n]) * 16, 5 + n, n) for n in (1, 2, 3))),
+        m.Results(tuple(m.Result(bytes([n]) * 16, 5 + n, 9, 1, row, n, 2, 3, 3) for n in range(3))),
     ]
 
 

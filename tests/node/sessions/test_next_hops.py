@@ -234,7 +234,7 @@ async def test_a_client_that_reads_no_results_is_fed_no_further(tiny_span, hidde
         (connection,) = [each for each in server._connections if each.peer_id == "deaf"]
 
         def settled(number: int) -> bool:
-            flushed = not server.engine.queued and not connection._outgoing
+            flushed = not server.engine.queued and not connection._outbox
             return flushed and server.sessions[session].hop.last_step == number
 
         while connection.takes_answers:

@@ -47,6 +47,7 @@ async def test_welcome_says_what_is_served(serving):
             max_step_tokens=(100_000 - 10 - 65535) // 256,
             n_blocks=4,
             page_tokens=32,
+            members=64,
         )
 
 

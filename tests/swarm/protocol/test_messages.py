@@ -28,8 +28,10 @@ from swarm_node.swarm.protocol.field_types import (
     Progress,
     ProgressField,
     RecordField,
+    SpentField,
 )
 from swarm_node.swarm.protocol.messages import (
+    GROUP_TYPES,
     MESSAGE_TYPES,
     MESSAGES,
     Attach,
@@ -64,6 +66,8 @@ peer_ids = st.text("123ABCabc", min_size=1, max_size=60)
 def valid(field: Any) -> st.SearchStrategy[Any]:
     """Values that a field accepts."""
     match field:
+        case SpentField():
+            return valid(field.one_by_one)
         case wire_fields.Integer():
             return st.integers(field.low, field.high)
         case wire_fields.Count():
@@ -100,6 +104,8 @@ def invalid(field: Any) -> list[Any]:
     """Wire values that a field must refuse."""
     common: list[Any] = [1.5, float("nan"), [[]], {"x": 1}]
     match field:
+        case SpentField():
+            return invalid(field.one_by_one)
         case wire_fields.Integer():
             return [*common, None, True, "1", b"1", field.low - 1, field.high + 1]
         case wire_fields.Count():
@@ -257,8 +263,10 @@ def test_every_kind_has_its_number_for_ever() -> None:
         "REPLAYED": 14,
         "ATTACH": 15,
         "ATTACHED": 16,
+        "STEPS": 17,
+        "RESULTS": 18,
     }
-    assert {kind.name: int(kind) for kind in MESSAGE_TYPES} == numbers
+    assert {kind.name: int(kind) for kind in (*MESSAGE_TYPES, *GROUP_TYPES)} == numbers
     assert [int(want) for want in (Want.NOTHING, Want.LAST, Want.ALL)] == [0, 1, 2]
 
 
@@ -288,6 +296,8 @@ def test_each_violation_of_a_field_is_refused_with_its_name(schema: Any, name: s
 def _some(field: Any) -> Any:
     """A small valid value."""
     match field:
+        case SpentField():
+            return _some(field.one_by_one)
         case wire_fields.Integer():
             return min(max(1024, field.low), field.high) if field.low else 0
         case wire_fields.Count():
@@ -355,7 +365,7 @@ def test_a_welcome_must_fit_its_model() -> None:
         encode(Welcome(1, DIGEST, Span(0, 31), ("int8",), 1 << 20, "", 1, 30))
 
 
-@pytest.mark.parametrize("kind", [0, 17, 255])
+@pytest.mark.parametrize("kind", [0, 19, 255])
 def test_an_unknown_kind_has_its_own_code(kind: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown kind of message: {kind}") as caught:
         decode(Frame(kind, {}))
@@ -369,7 +379,11 @@ def test_payload_and_flags_only_where_they_belong() -> None:
         decode(Frame(Kind.PING, {"nonce": 1}, flags=0x80))
 
 
-@given(st.sampled_from(list(Kind)), st.dictionaries(st.text(max_size=3), st.none(), max_size=3), st.data())
+@given(
+    st.sampled_from(list(MESSAGE_TYPES)),
+    st.dictionaries(st.text(max_size=3), st.none(), max_size=3),
+    st.data(),
+)
 def test_any_header_gives_a_message_or_a_remote_protocol_error(
     kind: Kind, extra: dict[str, object], data: st.DataObject
 ) -> None:
