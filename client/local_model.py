@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
+from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
 from .hops.row_watch import usual_embedding_rms
@@ -95,6 +96,9 @@ def load_local_model(
         checkpoint.close()
         raise
 
+    usual_rms = usual_embedding_rms(head.embed, config.vocab_size)
+    trim_heap()
+
     def close() -> None:
         if guesser is not None:
             guesser.close()
@@ -110,5 +114,5 @@ def load_local_model(
         tokenizer=tokenizer,
         close=close,
         draft=guesser,
-        embedding_rms=usual_embedding_rms(head.embed, config.vocab_size),
+        embedding_rms=usual_rms,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 
@@ -11,6 +10,7 @@ import psutil
 from ..shards.loading import device_memory
 from ..swarm.errors import UsageError
 from ..swarm.runtime.cores import cgroup_file
+from ..swarm.runtime.heap import trim_heap
 
 KV_SHARE = 0.25
 """The default gives this part of the available memory to KV cache: weights of other nodes, the page cache and
@@ -75,11 +75,7 @@ def give_memory_back(device: str) -> None:
         torch.mps.empty_cache()
     elif kind == "mlx" and mlx is not None:
         mlx.clear_cache()
-    if sys.platform == "linux":
-        # glibc keeps freed heaps: weights of a few MiB a tensor live there once such a block was freed.
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+    trim_heap()
 
 
 def _cgroup_memory_left() -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor
 
 
+HELD_ROWS = 64
+"""After this many rows of the embedding, their pages of the file are let go: the kernel maps 64 KiB around
+each row, so that a long chat would come to hold all of the embedding."""
+
+
 class ClientModel:
     """``device``: where the head is. ``weight_bytes``: memory the weights take; ``weights``: how held;
     ``kernels``: what computes the head ("native", "torch"). Rows come and go as float32 arrays.
@@ -42,8 +47,10 @@ class ClientModel:
         device: str,
         weight_bytes: int,
         weights: str,
-        kernels: str = "torch",
+        kernels: str,
+        release: Callable[[], None],
     ) -> None:
+        """``release`` lets go of the pages of the file that were read."""
         self.config = config
         self.device = device
         self.weight_bytes = weight_bytes
@@ -52,6 +59,8 @@ class ClientModel:
         self._embedding = embedding
         self._norm = norm
         self._head = head
+        self._release = release
+        self._rows_read = 0
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """T token ids → (T, hidden) float32. UsageError for an id outside the vocabulary."""
@@ -60,7 +69,12 @@ class ClientModel:
             return np.empty((0, self.config.hidden_size), np.float32)
         if not 0 <= index.min() <= index.max() < self.config.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.config.vocab_size - 1}")
-        return self._embedding.dequantize_rows(index)
+        rows = self._embedding.dequantize_rows(index)
+        self._rows_read += len(rows)
+        if self._rows_read > HELD_ROWS:
+            self._rows_read = 0
+            self._release()
+        return rows
 
     def final_norm(self, hidden: np.ndarray) -> np.ndarray:
         """What the head multiplies: hidden states after the last block, (T, hidden) → (T, hidden)."""
@@ -117,7 +131,9 @@ def load_client_model(
         head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
         held += bounds.nbytes
     checkpoint.release()
-    return ClientModel(config, embedding, norm, head, str(plan.device), held, loader.summary(), kernels)
+    return ClientModel(
+        config, embedding, norm, head, str(plan.device), held, loader.summary(), kernels, checkpoint.release
+    )
 
 
 def _head_kind(raw: RawTensor, plan: LoadPlan) -> WeightKind:

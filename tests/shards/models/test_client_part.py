@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.models.client_part import ClientModel, load_client_model
+from swarm_node.shards.models.client_part import HELD_ROWS, ClientModel, load_client_model
 from swarm_node.shards.models.head import EXACT_ROWS
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError
@@ -137,3 +137,21 @@ def test_a_head_of_another_width_is_refused(gguf_llama: GGUFLlama) -> None:
         model = load_client_model(checkpoint, LoadOptions(kernels="native"))
         with pytest.raises(ValueError, match="256"):
             model.logits(np.zeros((1, 255), np.float32))
+
+
+def test_pages_of_the_embedding_are_let_go(gguf_llama: GGUFLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(str(gguf_llama("Q8_0"))) as checkpoint:
+        model = load_client_model(checkpoint, LoadOptions(kernels="native"))
+        released = 0
+        rows = model.embed([3, 4])
+
+        def release() -> None:
+            nonlocal released
+            released += 1
+
+        monkeypatch.setattr(model, "_release", release)
+        for _ in range(HELD_ROWS):
+            assert np.array_equal(model.embed([3, 4]), rows)
+        assert released == 1
+        model.embed([5] * (HELD_ROWS + 1))
+        assert released == 2
