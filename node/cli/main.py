@@ -68,7 +68,7 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
 
             return run_serve(arguments)
         case "bootstrap":
-            from .serve import run_bootstrap_command
+            from .bootstrap import run_bootstrap_command
 
             return run_bootstrap_command(arguments)
         case "models":

@@ -1,11 +1,10 @@
-"""``swarm-node serve`` and ``swarm-node bootstrap``: a node with its signals, progress and status line."""
+"""``swarm-node serve``: a node with its signals, progress and status line."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import shlex
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -17,56 +16,23 @@ from ...shards.models.devices import DeviceChoice, choose_device
 from ...swarm.errors import UsageError
 from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.types import gigabytes
-from ...swarm.transport.addresses import all_loopback
 from ...swarm.transport.direct_maddrs import DirectOptions
 from ...swarm.types import Span
 from ..auto.blocks import begin_auto
 from ..auto.on_demand import OnDemand
 from ..auto.wanted_models import WantedModels
-from ..bootstrap import run_bootstrap
-from ..config import BootstrapConfig, NodeConfig, NodeEvent
+from ..config import NodeConfig, NodeEvent
 from ..identity_files import IdentityClaim
 from ..node import Node
 from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
 from .shared.arguments import entry_of
+from .shared.network_lines import print_addresses, print_join, print_network, suggest_blocks
 from .shared.output import console, events, plural, short_peer_id, shown
-from .shared.pasting import pasteable
 from .shared.signals import on_stop_signals
 
 STATUS_LINE_S = 1.0
 """Seconds between refreshes of the status line at a terminal."""
-
-
-async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
-    def on_event(event: NodeEvent) -> None:
-        if arguments.json:
-            events.print(event.as_dict())
-        elif event.event == "peer_found":
-            console.print(f"Found peer {short_peer_id(str(event.details['found']))} on this network.")
-        elif event.event.startswith("network_"):
-            _print_network(event)
-        elif event.event == "listening":
-            _print_addresses(arguments, event, "Bootstrap node")
-            _print_join(arguments, event, "PATH_OR_NAME", "")
-            console.print("Ctrl-C stops it.")
-
-    entry = entry_of(arguments)
-    with IdentityClaim(arguments.identity, "bootstrap") as identity:
-        config = BootstrapConfig(
-            identity=identity.path,
-            host=arguments.host,
-            port=arguments.port,
-            announce_maddrs=tuple(arguments.announce or ()),
-            initial_peers=entry.initial_peers,
-            may_meet=entry.may_meet,
-            membership=entry.membership,
-            mdns=entry.mdns,
-            relay=arguments.relay,
-        )
-        running = asyncio.ensure_future(run_bootstrap(config, on_event))
-        with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
-            await running
 
 
 async def run_serve(arguments: argparse.Namespace) -> None:
@@ -169,37 +135,6 @@ def direct_options(arguments: argparse.Namespace) -> DirectOptions | None:
     return DirectOptions(arguments.direct_port, announce)
 
 
-def _dialable(maddrs: tuple[str, ...]) -> tuple[str, ...]:
-    """The addresses with those of this machine only at the end."""
-    return tuple(sorted(maddrs, key=lambda maddr: maddr.startswith(("/ip4/127.", "/ip6/::1/"))))
-
-
-def _print_addresses(arguments: argparse.Namespace, event: NodeEvent, what: str) -> None:
-    console.print(f"{what} {shown(event.peer_id)} listens at")
-    for maddr in _dialable(event.maddrs):
-        console.print(f"  {shown(maddr)}")
-    if note := reach_note(arguments.host, event.maddrs):
-        console.print(f"[yellow]{shown(note)}[/]")
-
-
-def reach_note(host: str, maddrs: tuple[str, ...]) -> str:
-    """What is to be known of a node that only its own computer reaches; "" of others."""
-    if not all_loopback([maddr.partition("/p2p/")[0] for maddr in maddrs]):
-        return ""
-    if host in ONLY_HERE:
-        return f"With --host {host} only this computer reaches it, and it looks for no peers of the network."
-    return "Only this computer reaches the node: it has no other address. Give others one with --announce."
-
-
-def _print_network(event: NodeEvent) -> None:
-    if event.event == "network_lost":
-        console.print(
-            f"[yellow]Network lost[/]: {shown(str(event.details['message']))}; starting it again ..."
-        )
-    else:
-        console.print(f"[green]Network restored[/] after {event.details['seconds']:.1f} s.")
-
-
 def _fetched(details: Mapping[str, object]) -> str:
     """``Fetched 98 MB in 1.2 s: 60 MB from …a1b2c3, 38 MB from …d4e5f6.``"""
     parts = cast(Mapping[str, int], details["bytes_by_source"])
@@ -209,53 +144,6 @@ def _fetched(details: Mapping[str, object]) -> str:
     )
     size = cast(int, details["bytes"]) / 1e6
     return f"Fetched {size:.0f} MB of weights in {details['seconds']:.1f} s: {sources}."
-
-
-def suggest_blocks(event: NodeEvent) -> str:
-    """Blocks that a next peer could serve: those after this node's, those before, or the same again."""
-    span, n_blocks = Span.parse(event.blocks), event.details.get("n_blocks")
-    if isinstance(n_blocks, int) and span.end < n_blocks:
-        return str(Span(span.end, n_blocks))
-    return str(Span(0, span.start)) if span.start else str(span)
-
-
-ONLY_HERE = ("127.0.0.1", "::1", "[::1]", "localhost")
-"""Hosts to listen on that no other machine reaches."""
-
-
-def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> str:
-    """What to type on another machine to serve beside this node."""
-    words = ["swarm-node serve --model", shlex.quote(model)]
-    if blocks:
-        words.append(f"--blocks {blocks}")
-    if arguments.join or arguments.swarm_key:
-        words.append("--join INVITE")  # which has the addresses, too
-    else:
-        if arguments.swarm:
-            words.append(f"--swarm {shlex.quote(arguments.swarm)}")
-        if not arguments.mdns or arguments.host in ONLY_HERE:
-            words.append(f"--initial-peers {_dialable(event.maddrs)[0] if event.maddrs else 'ADDR'}")
-    return " ".join(words)
-
-
-def invite_note(arguments: argparse.Namespace, event: NodeEvent) -> str:
-    """How to get the INVITE of ``join_command``, or one for another network; "" where an address will do."""
-    if arguments.join or arguments.swarm_key:
-        known = arguments.join or arguments.initial_peers or not event.maddrs
-        here = "" if known else f" --initial-peers {_dialable(event.maddrs)[0]}"
-        return pasteable(f"`swarm-node invite{here}` prints INVITE.", arguments)
-    if not arguments.mdns or arguments.host in ONLY_HERE:
-        return ""
-    return pasteable("On another network: see `swarm-node invite`.", arguments)
-
-
-def _print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> None:
-    command = join_command(arguments, event, model, blocks)
-    near = "" if "--initial-peers" in command or "--join" in command else " on this network"
-    console.print(f"The next peer{near} joins with:")
-    console.print(f"  {shown(command)}")
-    if note := invite_note(arguments, event):
-        console.print(f"  {shown(note)}")
 
 
 def _auto_line(event: NodeEvent) -> str:
@@ -335,7 +223,7 @@ class _Display:
         details = event.details
         match event.event:
             case "listening":
-                _print_addresses(self._arguments, event, "Node")
+                print_addresses(self._arguments, event, "Node")
             case "compiling":
                 console.print("Compiling kernels for this CPU (once, some seconds) ...")
             case "loading":
@@ -363,7 +251,7 @@ class _Display:
                 if self._shares and Path(model).exists():
                     model = event.model  # other machines have no such path, and get the files by name
                 blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
-                _print_join(self._arguments, event, model, blocks)
+                print_join(self._arguments, event, model, blocks)
                 console.print("Ctrl-C stops it.")
             case "model_choice":
                 loud = "bold yellow" if details["is_change"] else "yellow"
@@ -403,7 +291,7 @@ class _Display:
             case "fetched":
                 console.print(_fetched(details))
             case "network_lost" | "network_restored":
-                _print_network(event)
+                print_network(event)
             case "draining":
                 console.print(
                     f"Draining: {details.get('sessions')} sessions have "

@@ -8,68 +8,11 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.serve import (
-    _Display,
-    invite_note,
-    join_command,
-    node_config,
-    reach_note,
-    suggest_blocks,
-)
+from swarm_node.node.cli.serve import _Display, node_config
 from swarm_node.node.cli.shared.arguments import byte_size
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
 from swarm_node.swarm.types import Span
-
-
-@pytest.mark.parametrize(
-    ("served", "suggested"), [("0-14", "15-29"), ("10-19", "20-29"), ("20-29", "0-19"), ("0-29", "0-29")]
-)
-def test_the_next_peer_is_told_blocks_that_help(served: str, suggested: str) -> None:
-    event = NodeEvent("online", blocks=served, details={"n_blocks": 30})
-    assert suggest_blocks(event) == suggested
-
-
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        ((), "swarm-node serve --model m"),
-        (("--swarm", "my den"), "swarm-node serve --model m --swarm 'my den'"),
-        (("--no-mdns",), "swarm-node serve --model m --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x"),
-        (("--host", "127.0.0.1"), "swarm-node serve --model m --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x"),
-        (("--swarm", "home", "--swarm-key", "k"), "swarm-node serve --model m --join INVITE"),
-        (("--join", "swn1x"), "swarm-node serve --model m --join INVITE"),
-    ],
-)
-def test_the_next_peer_is_told_how_to_get_in(words: tuple[str, ...], command: str) -> None:
-    arguments = build_parser().parse_args(["serve", "--model", "m", *words])
-    event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
-    assert join_command(arguments, event, "m", "") == command
-
-
-@pytest.mark.parametrize(
-    ("words", "note"),
-    [
-        ((), "On another network: see `swarm-node invite`."),
-        (("--swarm", "my den"), "On another network: see `swarm-node invite --swarm 'my den'`."),
-        (("--no-mdns",), ""),
-        (("--host", "127.0.0.1"), ""),
-        (("--join", "swn1x"), "`swarm-node invite --join INVITE` prints INVITE."),
-        (
-            ("--swarm", "my den", "--swarm-key", "my key"),
-            "`swarm-node invite --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x "
-            "--swarm 'my den' --swarm-key 'my key'` prints INVITE.",
-        ),
-        (
-            ("--swarm-key", "k", "--initial-peers", "/ip4/192.168.1.6/tcp/1/p2p/y"),
-            "`swarm-node invite --swarm-key k --initial-peers /ip4/192.168.1.6/tcp/1/p2p/y` prints INVITE.",
-        ),
-    ],
-)
-def test_it_is_said_how_to_get_an_invite_to_this_swarm(words: tuple[str, ...], note: str) -> None:
-    arguments = build_parser().parse_args(["serve", "--model", "m", *words])
-    event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
-    assert invite_note(arguments, event) == note
 
 
 @pytest.mark.parametrize(("shares", "model"), [(True, "tiny.Q4_1"), (False, "{path}")])
@@ -85,24 +28,6 @@ def test_the_next_peer_is_told_the_name_of_files_that_it_can_fetch(
     details = {"decode_ms_per_block": 1.0, "prefill_tokens_per_s": 1.0}
     display.on_event(NodeEvent("online", model="tiny.Q4_1", blocks="0-2", details=details))
     assert f"serve --model {model.format(path=path)}\n" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("host", "maddrs", "says"),
-    [
-        ("127.0.0.1", ("/ip4/127.0.0.1/tcp/1/p2p/x",), "it looks for no peers of the network"),
-        ("[::1]", ("/ip6/::1/tcp/1/p2p/x",), "it looks for no peers of the network"),
-        ("any", ("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip6/::1/tcp/1/p2p/x"), "--announce"),
-        ("any", ("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip6/2001:db8::1/tcp/1/p2p/x"), ""),
-        ("127.0.0.1", ("/dns4/example.org/tcp/1/p2p/x",), ""),
-    ],
-)
-def test_a_node_that_only_its_own_computer_reaches_says_so(
-    host: str, maddrs: tuple[str, ...], says: str
-) -> None:
-    note = reach_note(host, maddrs)
-    assert says in note
-    assert bool(note) == bool(says)
 
 
 KEY = Path("k.key")
