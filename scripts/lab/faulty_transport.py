@@ -15,7 +15,7 @@ from typing import Any
 
 from swarm_node.dht.joining.network import Network
 from swarm_node.swarm.errors import StreamClosedError
-from swarm_node.swarm.protocol.messages import Message, Result, Step, decode, encode
+from swarm_node.swarm.protocol.messages import Message, Result, Step, decode, encode, singles
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID, FrameParser, encode_frame
 from swarm_node.swarm.transport.interface import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler
 
@@ -57,13 +57,13 @@ class Faults:
             parser.receive(buffer)
         sent: list[Buffer] = []
         while (frame := parser.next_frame()) is not None:
-            message = decode(frame)
-            if not isinstance(message, Step | Result):
-                sent += encode_frame(frame)
-                continue
-            if self._rng.random() < self.crash_rate:
-                self.crash()
-            sent += self._spoil(message)
+            for message in singles(decode(frame)):
+                if not isinstance(message, Step | Result):
+                    sent += encode_frame(frame)
+                    continue
+                if self._rng.random() < self.crash_rate:
+                    self.crash()
+                sent += self._spoil(message)
         return sent
 
     def crash(self) -> None:

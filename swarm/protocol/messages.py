@@ -419,3 +419,8 @@ GROUP_TYPES: dict[Kind, tuple[type[Any], type[Any], int]] = {
 MESSAGES = MessageSet(MESSAGE_TYPES, GROUP_TYPES)
 encode: Callable[[Message], Frame] = MESSAGES.encode
 decode: Callable[[Frame], Message] = MESSAGES.decode
+
+
+def singles(message: Message) -> tuple[Message, ...]:
+    """The members of a group one by one; any other message itself."""
+    return message.members if isinstance(message, Steps | Results) else (message,)

@@ -41,6 +41,7 @@ from swarm_node.swarm.protocol.messages import (
     Welcome,
     decode,
     encode,
+    singles,
 )
 from swarm_node.swarm.protocol.wire import FrameParser, encode_frame
 from swarm_node.swarm.transport.interface import READ_SIZE, Buffer, Stream
@@ -173,11 +174,11 @@ class _Stream:
 
 
 def _messages(parser: FrameParser, data: bytes) -> Iterable[Message | bytes]:
-    """The messages in ``data``; all of it, as it is, where it holds anything else."""
+    """The messages in ``data``, those of a group one by one; all of it, as it is, where it holds others."""
     parser.receive(data)
     try:
         while (frame := parser.next_frame()) is not None:
-            yield decode(frame)
+            yield from singles(decode(frame))
     except RemoteProtocolError:
         yield data
 
