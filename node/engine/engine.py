@@ -407,9 +407,11 @@ class Engine:
             if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
                 self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
             self._post(self._deliver, report)
+            ended = perf_counter_ns()
+            self._scheduler.computed(began, ended)
             if self._width is not None:
                 before, on_core_ns = self._width.width, thread_time_ns() - on_core
-                if (width := self._width.computed(began, perf_counter_ns(), on_core_ns)) != before:
+                if (width := self._width.computed(began, ended, on_core_ns)) != before:
                     self.model.use_threads(width)
 
     def _take_in(self) -> bool:

@@ -1,10 +1,11 @@
 """Which waiting steps run in the next batch. Plain ints: no tensor, no thread, no clock (pass ``now``).
 
-Decode goes first, up to the session bound. Prefill fills what is left of the token budget, cut into slices:
-beside decoding sessions a slice is sized by what it costs them (``PrefillPace``), alone it takes the whole
-budget. Sessions that decoded a moment ago count as decoding: their next token is on its way. Prefill always
-gets a few tokens a batch, so neither side can starve the other. Where the two gain nothing from one batch,
-they alternate: then a token waits for a slice at most, and is not computed as slowly as one.
+Decode goes first, up to the session bound or that of its ``Cohorts``. Prefill fills what is left of the token
+budget, cut into slices: beside decoding sessions a slice is sized by what it costs them (``PrefillPace``),
+alone it takes the whole budget. Sessions that decoded a moment ago count as decoding: their next token is on
+its way. Prefill always gets a few tokens a batch, so neither side can starve the other. Where the two gain
+nothing from one batch, they alternate: then a token waits for a slice at most, and is not computed as slowly
+as one.
 
 Address groups take turns, and owners within a group, in prefill always, in decode when not all sessions fit
 into a batch. Within an owner it is first come, first served. A session has one step in a batch at most; its
@@ -21,15 +22,13 @@ from typing import Generic, TypeVar
 
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.fairness.queue import FairQueue
+from .cohorts import DECODE_LINGERS_NS, Cohorts
 from .prefill_pace import MIN_SLICE, PrefillPace
 
 Key = TypeVar("Key", bound=Hashable)
 
 DECODE_TOKENS = 8
 """A step this short counts as decode: one token, or a draft of a few for speculative decoding."""
-DECODE_LINGERS_NS = 250_000_000
-"""After a decode step its session counts as decoding for this many nanoseconds: a token's way through a
-wide-area route."""
 
 
 @dataclass(slots=True)
@@ -78,6 +77,7 @@ class Scheduler(Generic[Key]):
         self._max_tokens = max_tokens
         self._max_sessions = max_sessions
         self._pace = PrefillPace(prefill_target_us)
+        self._cohorts = Cohorts()
         self._sessions: dict[Key, _WaitingSteps] = {}
         # Keys whose oldest step is decode or prefill.
         self._decode: FairQueue[Key] = FairQueue()
@@ -122,6 +122,10 @@ class Scheduler(Generic[Key]):
         """What a batch cost; sizes the prefill slices of the next ones."""
         self._pace.observe(prefill_tokens, decode_rows, elapsed_us)
 
+    def computed(self, began: int, ended: int) -> None:
+        """When the last batch was computed, of the clock of ``next_batch``'s ``now``."""
+        self._cohorts.computed(began, ended)
+
     def next_batch(self, now: int = 0) -> Batch[Key]:
         """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions."""
         batch: Batch[Key] = Batch()
@@ -147,6 +151,8 @@ class Scheduler(Generic[Key]):
         prompts = len(self._prefill) > 0
         budget = self._max_tokens - (min(MIN_SLICE, self._max_tokens - DECODE_TOKENS) if prompts else 0)
         places = max(1, self._max_sessions - prompts)
+        if (most := self._cohorts.most(now)) is not None:
+            places = min(places, most)
         sessions, slices, rows = self._sessions, batch.slices, 0
         for key in self._decode.in_turn():
             count, deadline = sessions[key].steps[0]
@@ -156,6 +162,7 @@ class Scheduler(Generic[Key]):
             if len(slices) == places or rows + count > budget:
                 break
             slices.append(Slice(key, 0, count, True))
+            self._cohorts.decodes(hash(key), now)
             rows += count
         batch.decode_rows = rows
 

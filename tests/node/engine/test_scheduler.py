@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.node.engine.cohorts import DECODE_LINGERS_NS
 from swarm_node.node.engine.prefill_pace import FIRST_SLICE, MIN_SLICE
-from swarm_node.node.engine.scheduler import DECODE_LINGERS_NS, DECODE_TOKENS, Scheduler, Slice
+from swarm_node.node.engine.scheduler import DECODE_TOKENS, Scheduler, Slice
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 
 KEYS = [f"{owner}{number}" for owner in "abc" for number in range(4)]
