@@ -43,6 +43,7 @@ from ...swarm.protocol.messages import (
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
 from ...swarm.routing.prediction import decode_seconds, prefill_seconds
 from ...swarm.timeouts import DIAL_CHAIN_S, work_within_s
+from ...swarm.transport.direct_maddrs import way_of
 from .plan import HopPlan, SessionSettings
 from .requests import Requests
 from .state import HopState
@@ -126,6 +127,7 @@ class HopClient:
         link = await links.get(plan.hop.peer_id, plan.hop.maddrs)
         deadline_ms = max(1, min(MAX_RETRY_MS, int(links.patience.step_s * 1000)))
         client = cls(plan, link, settings, deadline_ms)
+        client.trace.ways.here = str(way_of(link.remote_maddr))
         try:
             await client._open()
         except BaseException:
@@ -170,6 +172,7 @@ class HopClient:
         finally:
             self.state = self.state.replayed()  # what is lost now is said again by the answer
         self.downstream = None if to is None else to.session
+        self.trace.ways.on = done.way
         return done
 
     def close(self, ids: Sequence[int] = ()) -> None:
@@ -387,6 +390,7 @@ class HopClient:
         self.length = self._checked_length(opened.length, welcome, len(prefix))
         if plan.downstream is not None and opened.chained:
             self.downstream, self.downstream_rtt_s = plan.downstream.session, opened.link_us * 1e-6
+            self.trace.ways.on = opened.way
 
     def _problem(self, welcome: Welcome) -> SwarmError | None:
         return span_problem(welcome, self.plan.hop, self.codec, self.link.name) or span_problem(

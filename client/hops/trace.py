@@ -159,6 +159,15 @@ def passed_over_dict(peers: Sequence[PassedOver]) -> dict[str, object]:
     return {"count": len(peers), "first": first}
 
 
+@dataclass(slots=True)
+class Ways:
+    """How streams go (``swarm.transport.direct_maddrs.Way``): ``here``, from the client to a hop, and ``on``,
+    from it to the next; "" where that is not known, or the client carries what goes there."""
+
+    here: str = ""
+    on: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class HopTimings(_Traced):
     """One hop of a route and what it cost. ``codec`` is how activations travelled to it. ``bytes_sent`` and
@@ -167,6 +176,7 @@ class HopTimings(_Traced):
     peer_id: str
     span: Span
     codec: str
+    ways: Ways = field(default_factory=Ways)
 
     @property
     def ms_per_token(self) -> float:
@@ -190,6 +200,8 @@ class HopTimings(_Traced):
             "peer_id": self.peer_id,
             "blocks": str(self.span),
             "codec": self.codec,
+            "way": self.ways.here,
+            "way_on": self.ways.on,
             "ms_per_token": round(self.ms_per_token, 4),
             "queue_ms": round(self._per_token(phase.queue_s), 4),
             "compute_ms": round(self._per_token(phase.compute_s), 4),

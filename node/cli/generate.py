@@ -128,6 +128,8 @@ def print_trace(trace: Trace) -> None:
     if trace.stages:
         console.print(waterfall(trace))
     console.print(prefill_line(trace), highlight=False)
+    if trace.ways:
+        console.print(shown(trace.ways), highlight=False)
     for sentence in trace.disagreements:
         console.print(f"Not as predicted: {shown(sentence)}", highlight=False)
     if trace.passed_over:

@@ -114,6 +114,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
                 "codecs": list(node.codecs),
                 "version": node.version,
                 "maddrs": list(node.maddrs),
+                "direct_maddrs": list(node.direct_maddrs),
             }
             for node in nodes
         ],
@@ -144,7 +145,7 @@ def print_tables(
     digests = [model["digest"] for model in report["models"]]
     for model in report["models"]:
         answers.print(_table(model, digests))
-        for line in [*_deterministic(model), *_silent(model)]:
+        for line in [*_deterministic(model), *_silent(model), *_by_daemons(model)]:
             answers.print(line)
         if model["missing"]:
             which = quote(_said(model, report["models"]))
@@ -213,6 +214,16 @@ def _silent(model: dict[str, Any]) -> list[str]:
     names = ", ".join(map(short_peer_id, silent[:_LEFT_OUT_SHOWN]))
     more = f" and {len(silent) - _LEFT_OUT_SHOWN} more" if len(silent) > _LEFT_OUT_SHOWN else ""
     return [f"  [yellow]did not answer, so not counted[/]: {names}{more}"]
+
+
+def _by_daemons(model: dict[str, Any]) -> list[str]:
+    """The line of nodes that no stream reaches without their daemons."""
+    peers = [node["peer_id"] for node in model["nodes"] if not node["direct_maddrs"]]
+    if not peers:
+        return []
+    names = ", ".join(map(short_peer_id, peers[:_LEFT_OUT_SHOWN]))
+    more = f" and {len(peers) - _LEFT_OUT_SHOWN} more" if len(peers) > _LEFT_OUT_SHOWN else ""
+    return [f"  [dim]reached through their daemons only[/]: {names}{more}"]
 
 
 def _deterministic(model: dict[str, Any]) -> list[str]:

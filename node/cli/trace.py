@@ -49,7 +49,8 @@ class Trace:
     """The stages of a decode pass, none where there was none; tokens fed and gained by a pass on average; the
     prefill in seconds (None: no prediction for it); and sentences on where prediction and measurement
     disagree. A pass is one token, or several where a draft was checked: then nothing was predicted of it.
-    ``passed_over``: a sentence on peers that were tried in vain; "" where there were none."""
+    ``passed_over``: a sentence on peers that were tried in vain; "" where there were none. ``ways``: a line
+    on how each edge's streams go; "" where nobody said."""
 
     stages: tuple[Stage, ...]
     fed_per_pass: float
@@ -59,6 +60,7 @@ class Trace:
     prefill_measured_s: float
     disagreements: tuple[str, ...]
     passed_over: str = ""
+    ways: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, under ``trace``."""
@@ -71,6 +73,7 @@ class Trace:
             "prefill_measured_s": self.prefill_measured_s,
             "disagreements": list(self.disagreements),
             "passed_over": self.passed_over,
+            "ways": self.ways,
         }
 
 
@@ -107,6 +110,7 @@ def trace_of(result: dict[str, Any]) -> Trace:
         measured_s,
         tuple(says),
         _passed_over(result.get("passed_over") or {}),
+        _ways(hops),
     )
 
 
@@ -263,6 +267,18 @@ def _passed_over(tried: dict[str, Any]) -> str:
     told = "; ".join(f"{short_peer_id(peer['peer_id'])}: {peer['cause']}" for peer in first)
     more = f"; and {count - len(first)} more" if count > len(first) else ""
     return f"Passed over {count} peer{'s' * (count > 1)} that could not be used ({told}{more})."
+
+
+def _ways(hops: Sequence[dict[str, Any]]) -> str:
+    edges: list[str] = []
+    before, passed_on = "", ""
+    for hop in hops:
+        name = short_peer_id(hop["peer_id"])
+        way = passed_on or hop.get("way", "")
+        if way:
+            edges.append(f"{before if passed_on else 'client'} → {name} {way}")
+        before, passed_on = name, hop.get("way_on", "")
+    return f"Ways: {', '.join(edges)}" if edges else ""
 
 
 def _ms(value: float | None) -> str:

@@ -33,6 +33,7 @@ from ...swarm.protocol.error_frames import error_of
 from ...swarm.protocol.field_types import Downstream, Progress
 from ...swarm.protocol.messages import ErrorMessage, Message, Opened, Pong, Replay, Result, Step, Want
 from ...swarm.protocol.step_watch import Fault
+from ...swarm.transport.direct_maddrs import way_of
 from ..limits.quotas import Ledger, PeerAccount
 from .journal import Journal
 from .next_hops import NextHop, NextHops
@@ -167,13 +168,13 @@ class Output:
             self._answer_open(chained=False, reason=error.message)
             self._to_client()
         else:
-            self._answer_open(chained=True, link_us=_round_trip_us(hop))
+            self._answer_open(chained=True, link_us=_round_trip_us(hop), way=_way(hop))
             self._to_next_hop()
 
-    def _answer_open(self, *, chained: bool, link_us: int = 0, reason: str = "") -> None:
+    def _answer_open(self, *, chained: bool, link_us: int = 0, reason: str = "", way: str = "") -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            self._client.post(replace(opened, chained=chained, link_us=link_us, reason=reason))
+            self._client.post(replace(opened, chained=chained, link_us=link_us, reason=reason, way=way))
 
     async def _replay(self, request: Replay, replayer: Replayer, hops: NextHops) -> None:
         began = perf_counter()
@@ -184,7 +185,7 @@ class Output:
             else:
                 most_tokens = (await self._connect(hops, request.to)).max_step_tokens
             await replayer.send_all(most_tokens)
-            link_us = _round_trip_us(self._hop)
+            link_us, way = _round_trip_us(self._hop), _way(self._hop)
             if request.to is not None:
                 self._to_next_hop()  # live results follow the journal's last row
             await replayer.all_computed()
@@ -198,7 +199,7 @@ class Output:
             took_us = round((perf_counter() - began) * 1e6)
             if request.to is None:
                 self._to_client()
-            self._client.post(replayer.replayed(took_us, link_us))
+            self._client.post(replayer.replayed(took_us, link_us, way))
         finally:
             if self._replayer is replayer:
                 self._replayer = None
@@ -315,6 +316,10 @@ class Output:
             self._replayer.fail(error)
         else:
             self._client.post(_lost(self._session, error))
+
+
+def _way(hop: NextHop | None) -> str:
+    return "" if hop is None else str(way_of(hop.link.remote_maddr))
 
 
 def _round_trip_us(hop: NextHop | None) -> int:

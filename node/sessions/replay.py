@@ -87,9 +87,9 @@ class Replayer:
         if self._failure is not None:
             raise self._failure
 
-    def replayed(self, took_us: int, link_us: int) -> Replayed:
+    def replayed(self, took_us: int, link_us: int, way: str) -> Replayed:
         tokens = self._cursor - self._request.from_position
-        return Replayed(self._request.session, tokens, self._bytes, took_us, link_us)
+        return Replayed(self._request.session, tokens, self._bytes, took_us, link_us, way)
 
     def _rows(self) -> Journal:
         """The journal, as long as it holds what is asked for."""

@@ -51,6 +51,7 @@ from .field_types import (
     StepMicroseconds,
     Text,
     Tokens,
+    WayName,
 )
 from .fields import Blob, Boolean, Choice, Count, Integer, Maybe, Sequence
 from .schema import MessageSet
@@ -175,8 +176,8 @@ class Opened:
     """The session is open; ``length`` tokens, of its prefix or parent, are in the KV cache already.
 
     ``chained``: the peer ``downstream`` is connected and gets the results; ``link_us`` is the round trip to
-    it. Where one was asked for and it is not, ``reason`` says why, and results come back on this stream.
-    """
+    it, and ``way`` how its streams go there (``transport.direct_maddrs.Way``). Where one was asked for and it
+    is not, ``reason`` says why, and results come back on this stream."""
 
     session: SessionId
     length: Tokens
@@ -184,6 +185,7 @@ class Opened:
     chained: Flag = False
     link_us: RoundTripMicroseconds = 0
     reason: Text = ""
+    way: WayName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +274,14 @@ class Replay:
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """The replay asked for is done: ``tokens`` rows in ``payload_bytes`` bytes, in ``took_us`` microseconds.
-    ``link_us``: the round trip to the new downstream."""
+    ``link_us``, ``way``: of the new downstream."""
 
     session: SessionId
     tokens: Tokens
     payload_bytes: Annotated[int, Count(MAX_JOURNAL_BYTES)]
     took_us: StepMicroseconds = 0
     link_us: RoundTripMicroseconds = 0
+    way: WayName = ""
 
 
 @dataclass(frozen=True, slots=True)

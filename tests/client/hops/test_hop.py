@@ -33,6 +33,7 @@ class _Link:
     failure = None
     name = "peer h"
     round_trip_s = 0.0
+    remote_maddr = ""
 
     def __init__(self) -> None:
         self.posted: list[Any] = []

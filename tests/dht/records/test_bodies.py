@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.dht.records.bodies import MAX_MADDRS, Gone, decode, encode_gone, encode_model, encode_node
+from swarm_node.dht.records.bodies import (
+    MAX_DIRECT_MADDRS,
+    MAX_MADDRS,
+    Gone,
+    decode,
+    encode_gone,
+    encode_model,
+    encode_node,
+)
 from swarm_node.dht.records.keys import GROUP_BLOCKS, model_key, node_key, node_keys
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.figures import (
@@ -37,6 +45,11 @@ from swarm_node.swarm.types import (
 
 OWNER = Identity(bytes(32)).peer_id
 OTHER = Identity(b"1" * 32).peer_id
+DIRECT = (
+    "/ip4/192.0.2.1/tcp/5001/direct",
+    "/ip6/2001:db8::1/tcp/5001/direct",
+    "/dns4/a.example/tcp/1/direct",
+)
 MODEL = ModelRef("SmolLM2-135M-Instruct", "0123456789abcdef" * 4, 30)
 NODE = NodeInfo(
     peer_id=OWNER,
@@ -128,6 +141,7 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         weights_whole=draw(st.booleans()),
         shares_weights=draw(st.booleans()),
         max_blocks=draw(st.integers(0, MAX_BLOCKS)),
+        direct_maddrs=tuple(draw(st.lists(st.sampled_from(DIRECT), max_size=MAX_DIRECT_MADDRS))),
         incarnation=draw(
             st.none()
             | st.builds(
@@ -322,6 +336,42 @@ def test_links_give_way_before_addresses() -> None:
     assert parsed.maddrs == longer
     assert 0 < len(parsed.links) < MAX_PEER_LINKS
     assert parsed.links == links[: len(parsed.links)]  # the first are kept
+
+
+def test_direct_addresses_give_way_after_links() -> None:
+    maddrs = tuple(f"/dns4/{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 40}.{n}/tcp/4001" for n in range(12))
+    links = tuple(PeerLink(OTHER, n / 1e6, 1e9) for n in range(MAX_PEER_LINKS))
+    direct = tuple(f"{maddr[:-4]}5001/direct" for maddr in maddrs[:MAX_DIRECT_MADDRS])
+    full = dataclasses.replace(NODE, maddrs=maddrs, links=links, direct_maddrs=direct)
+    parsed = decode(OWNER, encode_node(full))
+    assert isinstance(parsed, NodeInfo)
+    assert parsed.maddrs == maddrs
+    assert 0 < len(parsed.direct_maddrs) < MAX_DIRECT_MADDRS
+    assert parsed.direct_maddrs == direct[: len(parsed.direct_maddrs)]
+    assert parsed.links == ()
+
+
+def test_older_peers_read_the_record_of_a_node_with_direct_addresses() -> None:
+    """They ignore the field, and find no such address among those that they give to their daemons."""
+    info = dataclasses.replace(NODE, direct_maddrs=DIRECT)
+    record = msgpack.unpackb(encode_node(info))
+    assert record["direct"] == [maddr.removesuffix("/direct") for maddr in DIRECT]
+    assert record.pop("direct") not in record["maddrs"]
+    assert decode(OWNER, msgpack.packb(record)) == NODE
+
+
+def test_only_addresses_of_plain_tcp_are_dialled_directly() -> None:
+    maddrs = ["/ip4/8.8.8.8/udp/1/quic-v1", "/ip4/8.8.8.8/tcp/1/ws", "/ip4/8.8.8.8/tcp/1/direct", "nowhere"]
+    record = msgpack.unpackb(encode_node(NODE))
+    told = decode(OWNER, msgpack.packb(record | {"direct": maddrs}))
+    assert isinstance(told, NodeInfo)
+    assert told.direct_maddrs == ()
+    named = decode(
+        OWNER,
+        msgpack.packb(record | {"direct": ["/dns4/a.example/tcp/1", f"/ip4/8.8.8.8/tcp/1/p2p/{OWNER}"]}),
+    )
+    assert isinstance(named, NodeInfo)
+    assert named.dial_maddrs == ("/dns4/a.example/tcp/1/direct", *NODE.maddrs)
 
 
 def test_unknown_fields_are_ignored() -> None:

@@ -34,6 +34,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
             "codecs",
             "version",
             "maddrs",
+            "direct_maddrs",
         ),
         *("sessions", "tokens_per_s", "queue_ms", "links"),
         *("journal_bytes", "total_journal_bytes", "deterministic", "row_check"),
@@ -60,6 +61,7 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
         prefill_tokens_per_s=2500.0,
         free_kv_tokens=12_345,
         total_kv_tokens=65_536,
+        direct_maddrs=("/ip4/203.0.113.5/tcp/32331/direct",),
         sessions=128,
         tokens_per_s=1234.5,
         queue_ms=123.4,
@@ -77,6 +79,13 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
     for words in ("draining", "int4 (Q4_1)", "12k 19%", "128", "1234", "123 ", "25%", "12.50"):
         assert words in row
     assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
+
+
+def test_nodes_that_only_their_daemons_reach_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    old = _node("12D3KooWolder1", 0, 30)
+    new = replace(old, peer_id="12D3KooWnewer1", direct_maddrs=("/ip4/203.0.113.5/tcp/32331/direct",))
+    print_tables(build_report([old, new]))
+    assert "  reached through their daemons only: …older1" in capsys.readouterr().out.splitlines()
 
 
 def test_deterministic_nodes_that_compute_alike_stand_together(capsys: pytest.CaptureFixture[str]) -> None:

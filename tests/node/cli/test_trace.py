@@ -57,6 +57,20 @@ def result(**changes: Any) -> dict[str, Any]:
     return usual | changes
 
 
+@pytest.mark.parametrize(
+    ("way_on", "told"),
+    [
+        ("daemon", "Ways: client → aaaaaa direct, aaaaaa → bbbbbb daemon"),
+        ("", "Ways: client → aaaaaa direct, client → bbbbbb relay"),  # which the client feeds
+    ],
+)
+def test_the_way_of_each_edge(way_on: str, told: str) -> None:
+    first = hop("aaaaaaaa", "0-2", 0.5, 10.0) | {"way": "direct", "way_on": way_on}
+    last = hop("bbbbbbbb", "3-5", 1.0, 20.0) | {"way": "relay", "way_on": ""}
+    assert trace_of(result(route=[first, last])).ways.replace("…", "") == told
+    assert trace_of(result()).ways == ""  # of an earlier version
+
+
 def test_stages_in_the_order_of_the_route() -> None:
     trace = trace_of(result())
     assert [stage.name for stage in trace.stages] == [

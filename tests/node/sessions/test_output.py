@@ -38,7 +38,12 @@ class Hop:
 
     def __init__(self) -> None:
         self.link = SimpleNamespace(
-            failure=None, round_trip_s=0.002, name="b", peer_id="b", watch=lambda: None
+            failure=None,
+            round_trip_s=0.002,
+            name="b",
+            peer_id="b",
+            remote_maddr="/ip4/8.8.8.8/tcp/1/direct",
+            watch=lambda: None,
         )
         self.steps: list[Any] = []
         self.joined: list[bytes] = []

@@ -308,7 +308,9 @@ def _some(field: Any) -> Any:
             return b"s" * field.size
         case wire_fields.Word():
             return next(
-                text for text in ("int8", DIGEST, "/ip4/1.2.3.4/tcp/1") if field.pattern.fullmatch(text)
+                text
+                for text in ("int8", "direct", DIGEST, "/ip4/1.2.3.4/tcp/1")
+                if field.pattern.fullmatch(text)
             )
         case wire_fields.Prose():
             return "text"
