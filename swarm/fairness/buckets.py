@@ -33,6 +33,10 @@ class Bucket:
         wait_s = (min(amount, self.most) - self._left) / self.rate
         return wait_s if wait_s > _NO_WAIT_S else 0.0
 
+    def owed(self, now: float) -> float:
+        """What was taken and has not come back."""
+        return max(0.0, self.most - self._left - (now - self._at) * self.rate)
+
     def owe(self, amount: float) -> None:
         """Take it whether it is there or not."""
         self._left -= amount

@@ -32,6 +32,7 @@ FLOORS = {
         ("swarm/confined", "swarm/protocol", "swarm/codecs", "swarm/routing"),
         ("swarm/fairness", "swarm/placement"),
         ("swarm/transport",),
+        ("swarm/transport/protocols",),
         (
             *("swarm/transport/p2pd", "swarm/transport/direct", "swarm/transport/paths"),
             *("swarm/links", "swarm/discovery"),
@@ -289,7 +290,7 @@ def test_tests_and_scripts_are_in_rooms_too() -> None:
         ("swarm/routing/search.py", "import torch"),
         ("swarm/routing/search.py", "import asyncio"),
         ("swarm/routing/search.py", "from ..links.link import NodeLink"),
-        ("swarm/transport/p2pd/daemon.py", "from ..direct import yamux"),
+        ("swarm/transport/p2pd/daemon.py", "from ..direct import stream"),
         ("dht/delegated/directory.py", "from libp2p.peer.id import ID"),
         ("dht/records/bodies.py", "from ...shards.formats.config import ModelConfig"),
         ("dht/records/keys.py", "def f():\n    from ..kademlia.node import Node"),

@@ -57,8 +57,8 @@ def test_pure_modules_load_neither_torch_nor_hivemind() -> None:
     transport = (
         "interface",
         "memory",
-        "direct.yamux",
-        "direct.multistream",
+        "protocols.yamux",
+        "protocols.multistream",
         "direct.transport",
     )
     modules = (

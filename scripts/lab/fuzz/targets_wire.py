@@ -23,7 +23,7 @@ from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
 from swarm_node.swarm.protocol import messages as m
 from swarm_node.swarm.protocol.schema import MessageSet
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
-from swarm_node.swarm.transport.direct.yamux import YamuxSession
+from swarm_node.swarm.transport.protocols.yamux import YamuxSession
 from swarm_node.swarm.types import NodeState, SignedRecord, Span
 
 from .mutation import frames_of, havoc

@@ -10,13 +10,11 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ...errors import NetworkError, RemoteProtocolError, StreamClosedError
-from .noise import TAG_BYTES, Cipher
+from ..protocols.noise import Cipher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_PLAINTEXT = 65535 - TAG_BYTES
-"""One message of Noise carries at most this many bytes: its length has 16 bits, its tag 16 bytes."""
 HIGH_WATER = 256 * 1024
 """The writer pauses when this many bytes wait in a socket's buffer. Later bytes then stay sorted by
 stream."""
@@ -150,6 +148,10 @@ class TcpChannel(asyncio.Protocol):
             self._transport.resume_reading()
         self._inbox.attach(sink)
 
+    @property
+    def unsent(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def shut(self) -> None:
         """Close once what was sent is out."""
         if self._transport is not None:
@@ -170,6 +172,10 @@ class RawChannel(Protocol):
     @property
     def full(self) -> bool:
         """Whether the writer should wait for the sink's ``writable``."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the other side, or the network, has not taken yet."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -200,11 +206,15 @@ class NoiseChannel:
         return self._tcp.full
 
     @property
+    def unsent(self) -> int:
+        return self._tcp.unsent
+
+    @property
     def remote_maddr(self) -> str:
         return self._tcp.remote_maddr
 
     def write(self, data: bytes) -> None:
-        """At most MAX_PLAINTEXT bytes."""
+        """At most 65519 bytes, one message of Noise: its length has 16 bits, its tag 16 bytes."""
         message = self._encrypt(data)
         self._tcp.write(len(message).to_bytes(2) + message)
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ...errors import LocalProtocolError, NetworkError, RemoteProtocolError, StreamClosedError
+from ...fairness.buckets import Bucket
 from ..interface import Buffer
+from ..protocols.yamux import Data, Ended, GoneAway, Incoming, YamuxSession
 from .channel import NoiseChannel
 from .stream import DirectStream
-from .yamux import Data, Ended, GoneAway, Incoming, YamuxSession
 
 logger = logging.getLogger(__name__)
 
@@ -22,24 +23,46 @@ KEEP_ALIVE_S = 15.0
 MUCH_UNREAD = 256 * 1024
 """When one connection holds more than this many unread bytes, those of all connections are counted."""
 SILENT_S = 30.0
-"""Seconds of silence after which a connection counts as dead: two questions were not answered."""
+"""Seconds of silence after which a connection counts as dead: two questions were not answered. So does one
+that takes nothing of what is sent for as long."""
+MUCH_UNSENT = 8 * 1024 * 1024
+"""When more than this many bytes wait to be sent on one connection, those of all connections are counted."""
+TOIL_PER_S = 2000.0
+"""A peer may make us do this much for little in a second: frames without data, or with almost none. An opened
+stream counts as ``yamux.OPENING``. All of it takes about 0.5 % of a core."""
+TOIL_AT_ONCE = 20_000.0
+"""And this much after a rest. One that exceeds it is cut off."""
+TINY = 32
+"""A message of Noise that says fewer bytes counts as toil."""
 
 
 class Owner(Protocol):
     def on_stream(self, stream: DirectStream) -> None:
         """The peer has opened a stream."""
 
-    def on_unread(self) -> None:
-        """Much of what the peer sent was not read yet."""
-
     def on_end(self, connection: YamuxConnection) -> None:
         """The connection is over; called once."""
+
+
+class Totals(Protocol):
+    """What is counted over all connections."""
+
+    def unread(self) -> None:
+        """Much of what the peer sent was not read yet."""
+
+    def unsent(self) -> None:
+        """Much of what is to be sent was not taken yet."""
+
+    def toil(self, amount: int) -> None:
+        """The peer makes us do ``amount`` more for little."""
 
 
 class YamuxConnection:
     """``initiator``: we dialled. Tells its owner what the peer does."""
 
-    def __init__(self, channel: NoiseChannel, peer_id: str, *, initiator: bool, owner: Owner) -> None:
+    def __init__(
+        self, channel: NoiseChannel, peer_id: str, *, initiator: bool, owner: Owner, totals: Totals
+    ) -> None:
         self.peer_id = peer_id
         self.initiator = initiator
         self.ended_of: NetworkError | None = None
@@ -50,8 +73,13 @@ class YamuxConnection:
         self._streams: dict[int, DirectStream] = {}
         self._lingering: dict[int, asyncio.TimerHandle] = {}
         self._owner = owner
+        self._totals = totals
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time()
+        self._toil = Bucket(TOIL_PER_S, TOIL_AT_ONCE, self._heard_at)
+        self._unsent_before = 0  # when it was last looked
+        self._stuck = 0  # looks since something was sent
+        self.serving = 0  # streams of the peer whose handlers run
         self._timer = self._loop.call_later(KEEP_ALIVE_S, self._look)
         channel.attach(self)
 
@@ -73,6 +101,16 @@ class YamuxConnection:
     def heard_at(self) -> float:
         """When (the loop's time) the peer's last bytes came."""
         return self._heard_at
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait to be sent, on all its streams."""
+        return self._session.unsent
+
+    @property
+    def toil(self) -> float:
+        """What it has made us do for little lately."""
+        return self._toil.owed(self._loop.time())
 
     def open(self) -> DirectStream:
         """Raises StreamClosedError."""
@@ -108,6 +146,8 @@ class YamuxConnection:
             return
         self._session.write(stream.id, buffers)
         self._flush()
+        if self._session.unsent > MUCH_UNSENT:
+            self._totals.unsent()
 
     def queued(self, stream: DirectStream) -> int:
         return self._session.queued(stream.id)
@@ -134,8 +174,12 @@ class YamuxConnection:
         self._heard_at = self._loop.time()
         if self.ended_of is not None:
             return
+        session = self._session
+        toil_before = session.toil
+        if len(data) < TINY:
+            session.toil += 1
         try:
-            for event in self._session.receive(data):
+            for event in session.receive(data):
                 if type(event) is Data:
                     if (stream := self._streams.get(event.stream)) is not None:
                         self.unread += len(event.data)
@@ -152,10 +196,12 @@ class YamuxConnection:
             logger.info("peer %s breaks the protocol: %s", self.peer_id, error.message)
             self.abort(StreamClosedError(error.message))
             return
-        if self._session.has_output:
+        if session.toil != toil_before and self.ended_of is None:
+            self._count(session.toil - toil_before)
+        if session.has_output:
             self._flush()
         if self.unread > MUCH_UNREAD:
-            self._owner.on_unread()
+            self._totals.unread()
 
     def ended(self, error: NetworkError) -> None:
         self._over(error)
@@ -186,6 +232,13 @@ class YamuxConnection:
             for stream in list(self.draining):
                 stream.wake()
 
+    def _count(self, toil: int) -> None:
+        if self._toil.take(toil, self._heard_at):
+            logger.info("peer %s asks for too much", self.peer_id)
+            self.abort(StreamClosedError("the peer sends too many frames that carry nothing"))
+        else:
+            self._totals.toil(toil)
+
     def _cut(self, id: int) -> None:
         del self._lingering[id]
         self._session.reset(id)
@@ -195,6 +248,12 @@ class YamuxConnection:
         silent = self._loop.time() - self._heard_at
         if silent > SILENT_S:
             self.abort(StreamClosedError(f"the peer is silent for {silent:.0f} s"))
+            return
+        unsent = self._channel.unsent
+        self._stuck = self._stuck + 1 if unsent and unsent == self._unsent_before else 0
+        self._unsent_before = unsent
+        if self._stuck * KEEP_ALIVE_S >= SILENT_S:
+            self.abort(StreamClosedError("the peer takes nothing of what is sent to it"))
             return
         if silent > KEEP_ALIVE_S / 2:
             self._session.ping()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from ..address_groups import address_group
@@ -35,9 +35,11 @@ def loser_to(newcomer: str, accepted: Collection[YamuxConnection]) -> YamuxConne
     return min(filter(may_go, accepted), key=order, default=None)
 
 
-def most_unread(connections: Collection[YamuxConnection]) -> YamuxConnection:
-    """The one that holds most unread bytes, of the group that does."""
+def heaviest(
+    connections: Collection[YamuxConnection], weight: Callable[[YamuxConnection], float]
+) -> YamuxConnection:
+    """The one of most weight, of the group that has most."""
     of_group: Counter[str] = Counter()
     for each in connections:
-        of_group[address_group(each.remote_maddr)] += each.unread
-    return max(connections, key=lambda each: (of_group[address_group(each.remote_maddr)], each.unread))
+        of_group[address_group(each.remote_maddr)] += weight(each)  # type: ignore[assignment]
+    return max(connections, key=lambda each: (of_group[address_group(each.remote_maddr)], weight(each)))

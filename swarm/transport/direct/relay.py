@@ -12,8 +12,8 @@ from typing import Any
 from ...errors import NetworkError, PeerUnreachableError, RemoteProtocolError, StreamClosedError
 from ...identity import peer_id_bytes
 from ..interface import Stream
+from ..protocols.protobuf import fields_of
 from .channel import Sink
-from .protobuf import fields_of
 from .stream import HIGH_WATER, DirectStream
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
@@ -71,6 +71,10 @@ class StreamChannel:
     @property
     def full(self) -> bool:
         return self._stream.queued > HIGH_WATER
+
+    @property
+    def unsent(self) -> int:
+        return self._stream.queued
 
     async def read_exactly(self, size: int) -> bytes:
         return await self._stream.read_exactly(size)

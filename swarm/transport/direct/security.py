@@ -10,15 +10,17 @@ and names its muxer inside of it, as the peer does: so there are two round trips
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ...errors import NetworkError, RemoteProtocolError, StreamClosedError
 from ...identity import Identity
 from ..dial_errors import dial_failure, no_swarm_peer, refused, too_slow, wrong_peer
+from ..protocols.multistream import agreed, answer, proposal, propose
+from ..protocols.noise import KEY_BYTES, XXHandshake
+from ..protocols.noise_payload import read_payload, write_payload
 from .channel import NoiseChannel, RawChannel
-from .multistream import agreed, answer, proposal, propose
-from .noise import KEY_BYTES, XXHandshake
-from .noise_payload import read_payload, write_payload
 
 NOISE = "/noise"
 YAMUX = "/yamux/1.0.0"
@@ -56,11 +58,16 @@ class Security:
             raise RemoteProtocolError("the peer does not speak yamux")
         return channel
 
-    async def accepted(self, tcp: RawChannel) -> tuple[NoiseChannel, str]:
-        """The channel to the peer that has dialled us, and its proven peer id. Raises as ``dialled``."""
+    async def accepted(
+        self, tcp: RawChannel, turn: Callable[[], Awaitable[None]]
+    ) -> tuple[NoiseChannel, str]:
+        """The channel to the peer that has dialled us, and its proven peer id. ``turn`` is awaited before
+        the costly part. Raises as ``dialled``, or what ``turn`` raises."""
         await answer(tcp, NOISE.__eq__)
+        first = await _read_message(tcp, KEY_BYTES)
+        await turn()
         handshake = XXHandshake(self._static, initiator=False)
-        handshake.read_message(await _read_message(tcp, KEY_BYTES))
+        handshake.read_message(first)
         tcp.write(_framed(handshake.write_message(self._payload)))
         payload = handshake.read_message(await _read_message(tcp, MAX_HANDSHAKE_MESSAGE))
         proof = read_payload(payload, handshake.remote_static)

@@ -28,6 +28,9 @@ class Carrier(Protocol):
     @property
     def draining(self) -> set[DirectStream]: ...
 
+    serving: int
+    """Streams of the peer whose handlers run."""
+
     def write(self, stream: DirectStream, buffers: Iterable[Buffer]) -> None: ...
 
     def queued(self, stream: DirectStream) -> int: ...
@@ -45,17 +48,17 @@ class DirectStream:
         "_arrived",
         "_changed",
         "_closed",
-        "_connection",
         "_ended",
         "_error",
         "_waiters",
         "agreement",
+        "connection",
         "id",
     )
 
     def __init__(self, connection: Carrier, id: int) -> None:
         self.id = id
-        self._connection = connection
+        self.connection = connection
         self._arrived: deque[bytes | bytearray] = deque()
         self._ended = False  # the peer writes no more
         self._closed = False  # here
@@ -65,16 +68,16 @@ class DirectStream:
 
     @property
     def peer_id(self) -> str:
-        return self._connection.peer_id
+        return self.connection.peer_id
 
     @property
     def remote_maddr(self) -> str:
-        return self._connection.remote_maddr
+        return self.connection.remote_maddr
 
     @property
     def queued(self) -> int:
         """Bytes written that wait to be sent."""
-        return self._connection.queued(self)
+        return self.connection.queued(self)
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         if self.agreement is not None:
@@ -91,7 +94,7 @@ class DirectStream:
                 raise self._closed_here()
             if self._arrived:
                 data = self._take(max_bytes)
-                self._connection.release(self, len(data))
+                self.connection.release(self, len(data))
                 return data
             if self._ended:
                 return b""
@@ -112,12 +115,12 @@ class DirectStream:
         if self._closed:
             raise self._closed_here()
         if not self._ended:  # else ``read`` says so
-            self._connection.write(self, buffers)
+            self.connection.write(self, buffers)
 
     async def drain(self) -> None:
         if self._closed:
             raise self._closed_here()
-        connection = self._connection
+        connection = self.connection
         connection.draining.add(self)
         try:
             while connection.queued(self) > HIGH_WATER:
@@ -134,7 +137,7 @@ class DirectStream:
             self._closed = True
             unread = sum(map(len, self._arrived))
             self._arrived.clear()
-            self._connection.finish(self, unread)
+            self.connection.finish(self, unread)
             self.wake()
 
     # The connection's side.

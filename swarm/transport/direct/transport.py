@@ -17,21 +17,26 @@ from ...errors import (
     RemoteProtocolError,
     StreamClosedError,
 )
+from ...fairness.buckets import Bucket
+from ...fairness.gate import FairGate, GateLimits
+from ...fairness.shares import Holder
 from ...identity import Identity
 from ...runtime.tasks import cancel_all, look_at
 from ..address_groups import address_group
 from ..addresses import listen_error
 from ..dial_errors import not_spoken, self_dial_error
 from ..interface import DIAL_TIMEOUT, Stream, StreamHandler
+from ..protocols.identify import IDENTIFY, identify_message
+from ..protocols.multistream import agreed, answer, proposal
+from ..protocols.yamux import MAX_INBOUND
 from .addresses import Target, parse_tcp_maddr, targets_of, tcp_maddrs
 from .channel import RawChannel, TcpChannel
 from .connection import YamuxConnection
-from .crowds import loser_to, most_unread, oldest_of_the_largest
-from .identify import IDENTIFY, identify_message
-from .multistream import agreed, answer, proposal
+from .crowds import loser_to, oldest_of_the_largest
 from .relay import HOP, connect_through
 from .security import Security, dial_problem
 from .stream import DirectStream
+from .totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,16 @@ NEXT_ADDRESS_S = 0.25
 MAX_HANDSHAKES = 64
 """At most this many connections have an unknown other side. One more ends the oldest of the address group
 that has most, so that slow peers keep none out."""
+HANDSHAKES = GateLimits(
+    rate=100,
+    at_once=200,
+    rate_of_peer=50,
+    at_once_of_peer=100,
+    waiting=MAX_HANDSHAKES,
+    patience_s=HANDSHAKE_S,
+)
+"""Handshakes of those who dial us, in a second: 100 take about 5 % of a core. Each address group counts as
+one peer; when all want more, the groups take turns."""
 MAX_CONNECTIONS = 512
 """Others may have opened at most this many connections. One more ends one that is not in use, or one of an
 address group that has more than the newcomer's."""
@@ -52,12 +67,11 @@ LATELY_S = 5.0
 stream need not be awaited."""
 PING = "/ipfs/ping/1.0.0"
 PING_BYTES = 32
+PINGS_PER_S, PINGS_AT_ONCE = 10.0, 60.0
+"""Pings of one stream that are answered. A stream with more of them ends."""
 PING_IDLE_S = 60.0
 """Seconds without a ping after which its stream ends, so that it does not keep a connection in use for
 nothing."""
-MAX_UNREAD_BYTES = 128 * 1024 * 1024
-"""All connections together may hold at most this many unread bytes. Beyond it, a connection ends: the one
-that holds most, of the address group that holds most."""
 
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
 
@@ -77,6 +91,8 @@ class DirectTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: dict[TcpChannel, str] = {}  # and the address group, oldest first
         self._accepted = 0  # connections that others have opened
+        self._gate = FairGate(HANDSHAKES)
+        self._totals = Totals(self._all_connections)
         self._closed = False
 
     @classmethod
@@ -242,7 +258,7 @@ class DirectTransport:
             if way is not None:
                 way.abort()
             raise dial_problem(peer_id, target.maddr, error) from error
-        return self._add(YamuxConnection(channel, peer_id, initiator=True, owner=self))
+        return self._add(YamuxConnection(channel, peer_id, initiator=True, owner=self, totals=self._totals))
 
     async def _way_to(self, peer_id: str, target: Target) -> RawChannel:
         if not target.relay:
@@ -304,9 +320,11 @@ class DirectTransport:
         self._run(self._welcome(tcp))
 
     async def _welcome(self, tcp: TcpChannel) -> None:
+        group = self._handshakes[tcp]
+        holder = Holder(group, group)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                channel, peer_id = await self._security.accepted(tcp)
+                channel, peer_id = await self._security.accepted(tcp, lambda: self._gate.enter(holder, 1))
         except asyncio.CancelledError:
             tcp.abort()
             raise
@@ -325,11 +343,15 @@ class DirectTransport:
             tcp.abort()
             return
         self._accepted += 1
-        self._add(YamuxConnection(channel, peer_id, initiator=False, owner=self))
+        self._add(YamuxConnection(channel, peer_id, initiator=False, owner=self, totals=self._totals))
 
     def on_stream(self, stream: DirectStream) -> None:
         """A peer has opened a stream: find out what for, and serve it."""
-        self._run(self._serve_stream(stream))
+        if stream.connection.serving < MAX_INBOUND:
+            stream.connection.serving += 1
+            self._run(self._serve_stream(stream))
+        else:  # it has reset streams whose handlers have not noticed yet
+            stream.close()
 
     async def _serve_stream(self, stream: DirectStream) -> None:
         try:
@@ -341,6 +363,7 @@ class DirectTransport:
         except Exception:
             logger.exception("the handler of a stream from %s failed", stream.peer_id)
         finally:
+            stream.connection.serving -= 1
             stream.close()
 
     async def _identify(self, stream: Stream) -> None:
@@ -360,13 +383,6 @@ class DirectTransport:
         if loser is not None:
             loser.close()
         return loser is not None
-
-    def on_unread(self) -> None:
-        """Some connection holds many unread bytes."""
-        connections = self._all_connections()
-        if sum(each.unread for each in connections) > MAX_UNREAD_BYTES:
-            error = StreamClosedError("too much of what the peer sent waits to be read")
-            most_unread(connections).abort(error)
 
     def _add(self, connection: YamuxConnection) -> YamuxConnection:
         if connection.ended_of is None:
@@ -439,10 +455,12 @@ class _Lines:
 
 
 async def _answer_pings(stream: Stream) -> None:
+    clock = asyncio.get_running_loop().time
+    allowed = Bucket(PINGS_PER_S, PINGS_AT_ONCE, clock())
     while True:
         async with asyncio.timeout(PING_IDLE_S):
             data = await stream.read(PING_BYTES)
-        if not data:
+        if not data or allowed.take(1, clock()):
             return
         stream.write([data])
         await stream.drain()

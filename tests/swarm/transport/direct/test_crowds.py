@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from swarm_node.swarm.transport.direct.crowds import loser_to, most_unread, oldest_of_the_largest
+from swarm_node.swarm.transport.direct.crowds import heaviest, loser_to, oldest_of_the_largest
 
 HOME, NET = "/ip4/9.9.9.9/tcp/1", "/ip4/8.8.8.{}/tcp/1"
 
@@ -27,4 +27,4 @@ def test_a_connection_of_the_crowd_ends_for_who_comes_from_elsewhere():
 
 def test_who_leaves_most_unread_is_of_the_network_that_does():
     crowd = [connection(NET.format(number), unread=10 + number) for number in range(5)]
-    assert most_unread([connection(unread=40), *crowd]) is crowd[4]
+    assert heaviest([connection(unread=40), *crowd], lambda each: each.unread) is crowd[4]

@@ -10,16 +10,16 @@ import pytest
 
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.transport.direct import transport
+from swarm_node.swarm.transport.direct import totals, transport
 from swarm_node.swarm.transport.direct.addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.direct.channel import NoiseChannel, TcpChannel
-from swarm_node.swarm.transport.direct.multistream import propose
 from swarm_node.swarm.transport.direct.relay import HOP
 from swarm_node.swarm.transport.direct.security import NOISE, Security
 from swarm_node.swarm.transport.direct.stream import DirectStream
 from swarm_node.swarm.transport.direct.transport import MAX_HANDSHAKES, DirectTransport
-from swarm_node.swarm.transport.direct.yamux import INITIAL_WINDOW, MAX_INBOUND
 from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.protocols.multistream import propose
+from swarm_node.swarm.transport.protocols.yamux import INITIAL_WINDOW, MAX_INBOUND
 from tests.doubles.direct_peers import ECHO, STRANGER, StartDirect, echo, linked
 from tests.doubles.fake_swarm import until
 
@@ -96,7 +96,7 @@ async def test_a_flood_of_single_bytes_takes_little_more_than_its_size(start_dir
 async def test_what_nobody_reads_is_bounded_over_all_connections(
     start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_UNREAD_BYTES", 5 * INITIAL_WINDOW)
+    monkeypatch.setattr(totals, "MAX_UNREAD_BYTES", 5 * INITIAL_WINDOW)
     server, _, good = await linked(start_direct)
 
     async def rest(stream: Stream) -> None:

@@ -29,8 +29,8 @@ from swarm_node.swarm.transport.direct.addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.direct.channel import TcpChannel
 from swarm_node.swarm.transport.direct.security import dial_problem
 from swarm_node.swarm.transport.direct.transport import DirectTransport
-from swarm_node.swarm.transport.direct.yamux import INITIAL_WINDOW
 from swarm_node.swarm.transport.interface import Stream, Transport
+from swarm_node.swarm.transport.protocols.yamux import INITIAL_WINDOW
 from tests.doubles.direct_peers import (
     ECHO,
     STRANGER,

@@ -11,7 +11,8 @@ A stream's receiver grants 256 KiB, and more as its reader takes what came. Spec
 https://github.com/hashicorp/yamux/blob/master/spec.md and https://github.com/libp2p/specs/tree/master/yamux
 
 Whatever bytes a peer sends, ``receive`` gives events or raises RemoteProtocolError. What a peer can make us
-keep is bounded: unread data by the windows granted, streams by ``max_inbound``, answers by MAX_ANSWERS.
+keep is bounded: unread data by the windows granted, streams by ``max_inbound``, answers by MAX_ANSWERS. What
+it makes us do for little is counted in ``toil``, for the connection to bound.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ MAX_ANSWERS = 1024
 off."""
 MAX_INBOUND = 128
 """A peer may have this many streams open towards us on one connection."""
+
+SMALL = 64
+"""A data frame of fewer bytes counts as toil, as frames without data do."""
+OPENING = 20
+"""A stream that the peer opens counts as so many frames: it costs a task."""
+EARNED = 16 * 1024
+"""A window update is no toil where this many bytes were sent for it."""
 
 _HEADER = struct.Struct("!BBHII")
 _SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
@@ -141,7 +149,10 @@ class YamuxSession:
         self._after = 0  # flags that count once it is complete
         self._grown = 0
         self._pings = 0
+        self._earned = 0  # bytes that were sent and not yet set against a window update
         self.going_away = False
+        self.unsent = 0  # bytes that wait here, of all streams
+        self.toil = 0  # frames that carried little or nothing, since the start
 
     def knows(self, stream: int) -> bool:
         """Whether at least one side has not ended the stream yet."""
@@ -178,6 +189,7 @@ class YamuxSession:
         ):
             return b""
         state.credit -= size
+        self._earned += size
         return b"".join((_HEADER.pack(0, _DATA, 0, stream, size), *buffers))
 
     def write(self, stream: int, buffers: Iterable[Buffer]) -> None:
@@ -188,6 +200,7 @@ class YamuxSession:
             if size := len(buffer):
                 state.queue.append(memoryview(buffer))
                 state.queued += size
+                self.unsent += size
         self._make_ready(stream, state)
 
     def queued(self, stream: int) -> int:
@@ -254,6 +267,8 @@ class YamuxSession:
                 _cut(state.queue, size, parts)
                 state.queued -= size
                 state.credit -= size
+                self.unsent -= size
+                self._earned += size
             elif last:
                 parts.append(_HEADER.pack(0, _WINDOW_UPDATE, _FIN, stream, 0))
             room -= _HEADER.size + size
@@ -303,6 +318,10 @@ class YamuxSession:
     ) -> None:
         if version != 0 or kind > _GO_AWAY:
             raise RemoteProtocolError(f"yamux: version {version}, type {kind} is not a frame")
+        if kind == _WINDOW_UPDATE and not flags and length and self._earned >= EARNED:
+            self._earned -= EARNED
+        elif kind != _DATA or length < SMALL:
+            self.toil += 1
         if kind == _PING:
             if flags & _SYN:
                 self._answer(_PING, _ACK, 0, length)
@@ -341,6 +360,7 @@ class YamuxSession:
             self._end(stream, flags, events)
 
     def _open_inbound(self, stream: int, events: list[Event]) -> None:
+        self.toil += OPENING
         if stream % 2 == self._next_id % 2 or stream in self._streams:
             raise RemoteProtocolError(f"yamux: stream {stream} has a number that the peer may not open")
         if self._inbound >= self._max_inbound:
@@ -368,6 +388,7 @@ class YamuxSession:
 
     def _forget(self, stream: int) -> None:
         state = self._streams.pop(stream)
+        self.unsent -= state.queued
         self._grown -= state.window - INITIAL_WINDOW
         if stream % 2 != self._next_id % 2:
             self._inbound -= 1

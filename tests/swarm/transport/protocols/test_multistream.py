@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import RemoteProtocolError, StreamClosedError
-from swarm_node.swarm.transport.direct.multistream import (
+from swarm_node.swarm.transport.protocols.multistream import (
     MAX_LINE,
     MAX_PROPOSALS,
     MULTISTREAM,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
-from swarm_node.swarm.transport.direct.noise import TAG_BYTES, Cipher, XXHandshake
+from swarm_node.swarm.transport.protocols.noise import TAG_BYTES, Cipher, XXHandshake
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import RemoteProtocolError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.transport.direct.noise_payload import MAX_MUXERS, read_payload, write_payload
-from swarm_node.swarm.transport.direct.protobuf import field, fields_of, varint
+from swarm_node.swarm.transport.protocols.noise_payload import MAX_MUXERS, read_payload, write_payload
+from swarm_node.swarm.transport.protocols.protobuf import field, fields_of, varint
 
 ME, STATIC = Identity(b"m" * 32), b"k" * 32
 PAYLOAD = write_payload(ME, STATIC, ("/yamux/1.0.0",))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
-from swarm_node.swarm.transport.direct.yamux import (
+from swarm_node.swarm.transport.protocols.yamux import (
     INITIAL_WINDOW,
     MAX_ANSWERS,
     MAX_INBOUND,
