@@ -37,9 +37,10 @@ typedef struct sn_piece {
     int32_t count;        /* rows */
 } sn_piece;
 
-/* Stores the keys and values of all rows of the piece: row i (of the piece) is read at
-   k + (piece->row + i) * ld, kv_heads * head_dim floats, and v likewise. */
-void sn_kv_append(const sn_kv *kv, const sn_piece *piece, int block, const float *k, const float *v, int64_t ld);
+/* Stores the keys and values of all rows of the piece for KV heads kv_first to kv_end: row i (of the piece) is read
+   at k + (piece->row + i) * ld, kv_heads * head_dim floats, and v likewise. */
+void sn_kv_append(const sn_kv *kv, const sn_piece *piece, int block, const float *k, const float *v, int64_t ld,
+                  int kv_first, int kv_end);
 
 /* Floats of scratch memory that one thread needs for the calls below. Any alignment will do. */
 int64_t sn_attend_scratch(int heads, int kv_heads, int head_dim);

@@ -35,4 +35,5 @@ void sn_head_forward(const sn_linear *head, const float *norm, float eps, sn_poo
         sn_linear_prepare(head, normed, hidden, count, prepared);
         sn_multiply(pool, head, normed, hidden, count, logits + first * vocab, vocab, 0, prepared);
     }
+    sn_pool_rest(pool);
 }

@@ -71,14 +71,15 @@ static void put_row(int dtype, const float *x, char *to, int64_t stride, int hea
     }
 }
 
-void sn_kv_append(const sn_kv *kv, const sn_piece *piece, int block, const float *k, const float *v, int64_t ld)
+void sn_kv_append(const sn_kv *kv, const sn_piece *piece, int block, const float *k, const float *v, int64_t ld,
+                  int kv_first, int kv_end)
 {
     int hd = kv->head_dim, size = ELEMENT_BYTES[kv->dtype];
     for (int i = 0; i < piece->count; i++) {
         int64_t position = (int64_t)piece->start + i, row = (int64_t)(piece->row + i) * ld;
         int64_t slot = slot_of(piece, block, position / SN_PAGE);
         int64_t token = position % SN_PAGE;
-        for (int h = 0; h < kv->kv_heads; h++) {
+        for (int h = kv_first; h < kv_end; h++) {
             page_head page = locate(kv, slot, h);
             const float *key = k + row + (int64_t)h * hd, *value = v + row + (int64_t)h * hd;
             float key_scale = 0, value_scale = 0;

@@ -7,13 +7,13 @@ int64_t sn_linear_scratch(const sn_linear *w, int64_t n) { return is_dense(w) ? 
 
 int32_t sn_linear_parts(const sn_linear *w) { return (w->rows + SN_TILE - 1) / SN_TILE; }
 
-void sn_linear_prepare_rows(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch,
-                            int64_t first, int64_t end) {
-    if (!is_dense(w)) sn_int_prepare(w, x, ldx, n, scratch, first, end);
+void sn_linear_prepare_part(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch,
+                            int64_t first, int64_t end, int64_t first_col, int64_t end_col) {
+    if (!is_dense(w)) sn_int_prepare(w, x, ldx, n, scratch, first, end, first_col, end_col);
 }
 
 void sn_linear_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch) {
-    sn_linear_prepare_rows(w, x, ldx, n, scratch, 0, n);
+    sn_linear_prepare_part(w, x, ldx, n, scratch, 0, n, 0, w->cols);
 }
 
 void sn_linear_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,

@@ -87,12 +87,12 @@ static void prepare_group(const float *x, int count, int digits, int32_t offset,
 }
 
 void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch, int64_t first,
-                    int64_t end) {
+                    int64_t end, int64_t first_col, int64_t end_col) {
     int digits = w->variant;
     int64_t bytes = group_bytes(digits);
     int32_t offset = (w->kind & SN_BASE) == SN_INT8 ? SN_INT8_OFFSET : w->kind & SN_CENTRED ? 8 : 0;
     for (int64_t row = first; row < end; row++)
-        for (int64_t group = 0; group < groups_of(w); group++) {
+        for (int64_t group = first_col / SN_GROUP; group * SN_GROUP < end_col; group++) {
             int64_t left = w->cols - group * SN_GROUP;
             /* Blocks of input rows, in them groups, in them rows: the order in which the kernel reads. */
             int64_t block = row / SN_BLOCK_ROWS * SN_BLOCK_ROWS;

@@ -17,7 +17,7 @@ int64_t sn_tile_bytes(const sn_linear *w);
 
 int64_t sn_int_scratch(const sn_linear *w, int64_t n);
 void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch, int64_t first,
-                    int64_t end);
+                    int64_t end, int64_t first_col, int64_t end_col);
 void sn_int_run(const sn_linear *w, int64_t n, float *y, int64_t ldy, int32_t accumulate, const void *scratch,
                 int32_t first_tile, int32_t end_tile);
 void sn_dense_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,

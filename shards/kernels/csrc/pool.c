@@ -1,7 +1,9 @@
 /* Threads take ranges of parts off one counter, so that a thread which the system has put to sleep holds up
    only the range it took: the others do the rest, and a worker that did not wake in time is not waited for.
-   Waiting is a short spin (the next job of a block comes within microseconds), then sleep: nodes that share a
-   machine must not burn each other's cores. Threads are not pinned, for the same reason. */
+   Ranges shrink as a job comes to its end, so that all end at about the same time.
+   Waiting is a short spin (the next job of a block comes within microseconds), then sleep, and sleep at once when
+   the caller rests: nodes that share a machine must not burn each other's cores. Threads are not pinned, for the
+   same reason. */
 #define _GNU_SOURCE /* for pthread_setname_np */
 #include "pool.h"
 
@@ -24,6 +26,9 @@
    another thread have the core that may be needed for the range it waits for. */
 enum { WORKER_SPINS = 3000, CALLER_SPINS = 300, MAX_THREADS = 256 };
 
+/* A thread takes this part of its fair share of what is left. */
+enum { TURNS = 2 };
+
 /* As next part: the job's fields are being changed, nothing can be taken. */
 #define CLOSED ((uint64_t)INT32_MAX)
 
@@ -43,6 +48,7 @@ struct sn_pool {
     _Atomic int32_t parts, grain;
     _Atomic int32_t sleeping; /* workers that wait for awake */
     _Atomic int32_t width;    /* threads that compute now; the workers behind them wait for widened */
+    _Atomic int32_t resting;
     _Atomic int32_t stop;
     pthread_mutex_t mutex;
     pthread_cond_t awake, widened;
@@ -55,6 +61,7 @@ struct sn_pool {
 static uint32_t work(sn_pool *pool, int32_t thread)
 {
     uint64_t next = atomic_load(&pool->next);
+    int32_t finished = 0; /* parts of the present job, told once: the job cannot change before */
     for (;;) {
         sn_job job = atomic_load(&pool->job);
         void *arg = atomic_load(&pool->arg);
@@ -62,18 +69,22 @@ static uint32_t work(sn_pool *pool, int32_t thread)
         int32_t grain = atomic_load(&pool->grain);
         int32_t first = (int32_t)(uint32_t)next;
         if (first >= parts) {
+            if (finished)
+                atomic_fetch_add(&pool->done, finished);
+            finished = 0;
             uint64_t now = atomic_load(&pool->next);
             if (now == next)
                 return (uint32_t)(next >> 32);
             next = now; /* the fields may have been another job's */
             continue;
         }
-        int32_t end = parts - first > grain ? first + grain : parts;
+        int32_t share = (parts - first) / (TURNS * sn_pool_width(pool)), size = share > grain ? share : grain;
+        int32_t end = parts - first > size ? first + size : parts;
         uint64_t taken = (next & ~(uint64_t)UINT32_MAX) | (uint32_t)end;
         if (!atomic_compare_exchange_weak(&pool->next, &next, taken))
             continue;
         job(arg, first, end, thread);
-        atomic_fetch_add(&pool->done, end - first);
+        finished += end - first;
         next = atomic_load(&pool->next);
     }
 }
@@ -101,7 +112,7 @@ static void *worker_main(void *start)
     uint32_t seen = 0;
     for (;;) {
         wait_for_width(pool, self);
-        for (int spins = 0; spins < WORKER_SPINS && !has_new(pool, seen); spins++)
+        for (int spins = 0; spins < WORKER_SPINS && !has_new(pool, seen) && !atomic_load(&pool->resting); spins++)
             SPIN_HINT();
         if (!has_new(pool, seen)) {
             pthread_mutex_lock(&pool->mutex);
@@ -191,6 +202,8 @@ void sn_pool_run(sn_pool *pool, sn_job job, void *arg, int32_t parts, int32_t gr
         job(arg, 0, parts, 0);
         return;
     }
+    if (atomic_load(&pool->resting))
+        atomic_store(&pool->resting, 0);
     uint64_t number = atomic_load(&pool->next) >> 32;
     atomic_store(&pool->next, number << 32 | CLOSED);
     atomic_store(&pool->job, job);
@@ -208,4 +221,10 @@ void sn_pool_run(sn_pool *pool, sn_job job, void *arg, int32_t parts, int32_t gr
         else
             sched_yield();
     }
+}
+
+void sn_pool_rest(sn_pool *pool)
+{
+    if (pool)
+        atomic_store(&pool->resting, 1);
 }

@@ -27,7 +27,11 @@ int32_t sn_pool_threads(const sn_pool *pool);
 void sn_pool_set_width(sn_pool *pool, int32_t width);
 int32_t sn_pool_width(const sn_pool *pool);
 
-/* Runs all parts of a job, grain (>= 1) of them at a time, and returns when they are done. One caller at a time. */
+/* Runs all parts of a job, at least grain (>= 1) of them at a time, and returns when they are done. One caller at a
+   time. No thread is woken for a job of up to grain parts. */
 void sn_pool_run(sn_pool *pool, sn_job job, void *arg, int32_t parts, int32_t grain);
+
+/* No job comes soon: the threads sleep at once instead of looking out for one. */
+void sn_pool_rest(sn_pool *pool);
 
 #endif

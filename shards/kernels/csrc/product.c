@@ -2,7 +2,7 @@
 
 #include <stddef.h>
 
-enum { ALIGNMENT = 64, TURNS = 4 };
+enum { ALIGNMENT = 64 };
 
 typedef struct {
     const sn_linear *linear;
@@ -13,14 +13,6 @@ typedef struct {
     int32_t accumulate;
     const void *scratch;
 } product;
-
-/* Each thread gets about TURNS turns: few enough to be cheap to hand out, small enough that a thread which is
-   held up does not hold up the rest for long. */
-void sn_run(sn_pool *pool, sn_job job, void *arg, int64_t parts)
-{
-    int64_t grain = parts / (TURNS * sn_pool_width(pool));
-    sn_pool_run(pool, job, arg, (int32_t)parts, grain > 1 ? (int32_t)grain : 1);
-}
 
 static void multiply_parts(void *arg, int32_t first, int32_t end, int32_t thread)
 {
@@ -33,7 +25,7 @@ void sn_multiply(sn_pool *pool, const sn_linear *linear, const float *x, int64_t
                  int64_t ldy, int32_t accumulate, const void *scratch)
 {
     product p = {linear, x, ldx, rows, y, ldy, accumulate, scratch};
-    sn_run(pool, multiply_parts, &p, sn_linear_parts(linear));
+    sn_pool_run(pool, multiply_parts, &p, sn_linear_parts(linear), 1);
 }
 
 void *sn_take(void *base, int64_t *used, int64_t bytes)

@@ -5,9 +5,6 @@
 #include "pool.h"
 #include "sn.h"
 
-/* sn_pool_run with a sensible grain. */
-void sn_run(sn_pool *pool, sn_job job, void *arg, int64_t parts);
-
 /* sn_linear_run of all tiles; x has been prepared into scratch. */
 void sn_multiply(sn_pool *pool, const sn_linear *linear, const float *x, int64_t ldx, int64_t rows, float *y,
                  int64_t ldy, int32_t accumulate, const void *scratch);

@@ -5,7 +5,7 @@
 #include "linear_simd.h"
 #include "product.h"
 
-enum { MOST_BEST = 256, TOGETHER = 16, BLOCK = 64, ROWS_OF_A_PART = 8 };
+enum { MOST_BEST = 256, TOGETHER = 16, BLOCK = 64, ROWS_OF_A_PART = 8, PARTS_WORTH_WAKING = 64 };
 
 typedef struct {
     const uint8_t *rows; /* of the file; may begin at any address */
@@ -118,6 +118,7 @@ int64_t sn_refine(float *logits, int64_t vocab, const float *bounds, float norm,
     if (count > most)
         for (count = 0; count < vocab; count++) ids[count] = (int32_t)count;
     refining r = {rows, row_bytes, cols, type, x, ids, count, logits};
-    sn_run(pool, refine_part, &r, (count + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART);
+    sn_pool_run(pool, refine_part, &r, (int32_t)((count + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART), PARTS_WORTH_WAKING);
+    sn_pool_rest(pool);
     return count;
 }

@@ -60,9 +60,10 @@ int64_t sn_linear_scratch(const sn_linear *w, int64_t n);
 /* Input rows to what the kernels read; once, before the parts run. `x`: n rows of cols, `ldx` floats apart. */
 void sn_linear_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch);
 
-/* The same for input rows first to end of the n (prepared in parallel). */
-void sn_linear_prepare_rows(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch,
-                            int64_t first, int64_t end);
+/* The same for input rows first to end of the n, columns from first_col (a multiple of SN_GROUP) to end_col (another,
+ * or all): prepared in parallel. */
+void sn_linear_prepare_part(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch,
+                            int64_t first, int64_t end, int64_t first_col, int64_t end_col);
 
 /* Independent parts of the product: tiles of SN_TILE output rows. */
 int32_t sn_linear_parts(const sn_linear *w);

@@ -39,7 +39,8 @@ class Kernels:
         assert k.stride(0) == v.stride(0)
         kv, c_slice = kv_struct(pool), c_struct(part)
         self._library.sn_kv_append(
-            ctypes.byref(kv), ctypes.byref(c_slice), block, at(k), at(v), INT64(k.stride(0))
+            *(ctypes.byref(kv), ctypes.byref(c_slice), block, at(k), at(v), INT64(k.stride(0))),
+            *(0, pool.n_kv_heads),
         )
 
     def rows(
