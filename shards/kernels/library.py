@@ -42,8 +42,8 @@ class ThreadPool:
     """``threads`` that compute (``csrc/pool.c``), the caller's own among them: none are started for 1. They
     end with this.
 
-    For one caller at a time, which gives ``handle`` to the kernels. Idle threads spin for some 0.1 ms, then
-    sleep. They are not pinned: nodes that share a machine would end up on the same cores.
+    For one caller at a time, which gives ``handle`` to the kernels. Between the parts of a call they spin for
+    some 50 us at most, then sleep. They are not pinned: nodes that share a machine would end up on the same cores.
     ``width``: how many of them compute, all at first; the others sleep. Results are the same for every width.
     Raises OSError where the system refuses threads, NativeUnavailableError without the library.
     """

@@ -22,9 +22,9 @@
 #define SPIN_HINT() ((void)0)
 #endif
 
-/* A pause is 10 to 50 ns: 30 to 150 us until an idle worker sleeps, and 3 to 15 us until the caller lets
+/* A pause is 10 to 50 ns: 10 to 50 us until an idle worker sleeps, and 3 to 15 us until the caller lets
    another thread have the core that may be needed for the range it waits for. */
-enum { WORKER_SPINS = 3000, CALLER_SPINS = 300, MAX_THREADS = 256 };
+enum { WORKER_SPINS = 1000, CALLER_SPINS = 300, MAX_THREADS = 256 };
 
 /* A thread takes this part of its fair share of what is left. */
 enum { TURNS = 2 };
