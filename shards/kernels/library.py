@@ -43,7 +43,8 @@ class ThreadPool:
     end with this.
 
     For one caller at a time, which gives ``handle`` to the kernels. Between the parts of a call they spin for
-    some 50 us at most, then sleep. They are not pinned: nodes that share a machine would end up on the same cores.
+    some 50 us at most, then sleep. They are not pinned: nodes that share a machine would end up on the same
+    cores.
     ``width``: how many of them compute, all at first; the others sleep. Results are the same for every width.
     Raises OSError where the system refuses threads, NativeUnavailableError without the library.
     """
