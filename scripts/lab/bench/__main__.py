@@ -10,6 +10,7 @@ single runs are in the JSON. Parts:
   prefix        the second turn of a long chat, with and without the prefix cache
   pipeline      a prompt over two hops, in chunks and whole
   memory        a node's memory against its weights and KV cache
+  start         from a command to its first output and to the shell; memory of idle processes
 
   scripts/bench                                 everything, as tables
   scripts/bench --parts streams,engine --json bench.json
@@ -42,6 +43,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--pipelined-tokens", type=count, default=2048, help="default: %(default)s")
     parser.add_argument("--repeat", type=count, help="runs of each (default: 3, quick 1)")
     parser.add_argument("--wire-codec", default="int8", help="of the one stream (default: %(default)s)")
+    parser.add_argument(
+        "--against",
+        nargs="*",
+        default=[],
+        metavar="PYTHON",
+        help="for the part start: the interpreter of another checkout, measured in turn with this one",
+    )
     add_json(parser)
     arguments = parser.parse_args(words)
     if arguments.nodes > BLOCKS:

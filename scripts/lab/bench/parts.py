@@ -20,8 +20,9 @@ from .clients import StreamRun, summarize
 from .figures import medians
 from .memory import memory
 from .pipeline import pipeline
+from .starts import starts
 
-PARTS = ("one-stream", "streams", "interference", "engine", "prefix", "pipeline", "memory")
+PARTS = ("one-stream", "streams", "interference", "engine", "prefix", "pipeline", "memory", "start")
 SWARM_PARTS = {"one-stream", "streams", "interference", "prefix"}
 CLIENTS = 8
 """Client processes that decode side by side."""
@@ -190,6 +191,11 @@ class Bench:
         say("memory")
         return memory(self.arguments.nodes, self.serve_options)
 
+    def start(self) -> dict[str, Any]:
+        say("start: what people wait for, and what idle processes weigh")
+        arguments = self.arguments
+        return starts(arguments.nodes, self.repeat, arguments.against, self.serve_options)
+
     def run(self) -> dict[str, Any]:
         began = time.perf_counter()
         parts: dict[str, Callable[[], Any]] = {
@@ -200,6 +206,7 @@ class Bench:
             "prefix": self.prefix,
             "pipeline": self.pipeline,
             "memory": self.memory,
+            "start": self.start,
         }
         chosen = [part for part in PARTS if part in self.arguments.parts]
         found: dict[str, Any] = dict.fromkeys(chosen)

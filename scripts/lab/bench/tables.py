@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..command_line import console
+from .starts import starts_table
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -19,6 +20,7 @@ def print_report(report: dict[str, Any]) -> None:
         "prefix": _prefix,
         "pipeline": _pipeline,
         "memory": _memory,
+        "start": lambda found: console.print(starts_table(found)),
     }
     for name, found in report["parts"].items():
         console.print()

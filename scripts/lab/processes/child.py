@@ -39,10 +39,12 @@ Launch = Callable[[Sequence[str], dict[str, str], bool], Child]
 top of ours, and only one that is ``asked`` gets a pipe as its standard input."""
 
 
-def launch_python(arguments: Sequence[str], environment: dict[str, str], asked: bool) -> Child:
+def launch_python(
+    arguments: Sequence[str], environment: dict[str, str], asked: bool, *, python: str = sys.executable
+) -> Child:
     """A process of its own, in the usual way."""
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [python, *arguments],
         stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
