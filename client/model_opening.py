@@ -162,7 +162,9 @@ async def find_in_swarm(
             left = until - clock()
             if left <= 0:
                 if missed is not None and not wait:
-                    error.hint += " Idle nodes are asked for it now; with --wait SECONDS you wait for one."
+                    error.hint += (
+                        " Idle nodes are asked for it now: wait for one (--wait SECONDS, in Python wait=)."
+                    )
                 raise
             if on_progress is not None:
                 name = "a model" if missed is None else f"{missed}"

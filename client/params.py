@@ -92,6 +92,12 @@ class GenerationParams:
 
 
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams))
+_LARGEST_VOCABULARY = 2**31
+
+
+def check_options(options: GenerateOptions) -> None:
+    """Raises UsageError for what no model can take, before there is one."""
+    GenerationParams.of(options, vocab_size=_LARGEST_VOCABULARY)
 
 
 def _check_flag(name: str, value: object) -> None:

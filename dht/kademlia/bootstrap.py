@@ -275,7 +275,7 @@ class Bootstrap:
         except Exception as error:  # noqa: BLE001  hivemind raises whatever the daemon says
             logger.debug("peer %s does not answer: %r", peer_id, error)
             self.clock_readings.pop(peer_id, None)
-            if (refusal := refusal_of(error)) is not None:
+            if (refusal := refusal_of(error, self._node.contact.peer_id)) is not None:
                 self.refusals[peer_id] = refusal
             return False
         self.refusals.pop(peer_id, None)

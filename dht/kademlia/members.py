@@ -17,6 +17,7 @@ from hivemind.proto.auth_pb2 import AccessToken
 
 from ...swarm.errors import NotAdmittedError
 from ...swarm.membership.membership import Membership
+from ...swarm.membership.transport import from_here
 from ...swarm.terminal_text import one_line
 
 logger = logging.getLogger(__name__)
@@ -78,15 +79,15 @@ class MembersP2P:
         self._membership.check(peer_id, token.signature, self._clock())
 
 
-def refusal_of(error: BaseException) -> NotAdmittedError | None:
+def refusal_of(error: BaseException, own_id: str) -> NotAdmittedError | None:
     """What an error of a call says about membership, whichever side raised it; None if it is about something
-    else."""
+    else. ``own_id``: by which the other side calls us."""
     if isinstance(error, NotAdmittedError):
         return error
     _, found, text = str(error).partition(REFUSAL)
     if not found:
         return None
-    said = one_line(text)[:300].rstrip("')\"")
+    said = from_here(one_line(text)[:300].rstrip("')\""), own_id)
     return NotAdmittedError(
         f"the swarm does not admit us: {said}",
         hint="Use the swarm's --swarm name and key, or join by an invite (--join).",

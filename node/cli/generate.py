@@ -7,10 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...client import AsyncSwarmModel, Generation, Guide
+from ...client.params import GenerateOptions, check_options
 from ...swarm.errors import UsageError
 from ...swarm.runtime.given_files import read_given
 from .shared.arguments import client_options, decoded
 from .shared.output import console, decision_line, plural, print_json, print_text, route_table, shown
+from .shared.progress import progress_line
 from .trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
@@ -26,8 +28,26 @@ async def run_generate(arguments: argparse.Namespace) -> None:
     prompt = read_prompt(arguments.prompt)
     schema = arguments.json_schema
     guide = Guide("json_schema", read_schema(schema)) if schema is not None else None
+    options: GenerateOptions = {
+        "raw": arguments.raw,
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
+        "frequency_penalty": arguments.frequency_penalty,
+        "presence_penalty": arguments.presence_penalty,
+        "seed": arguments.seed,
+        "stop": arguments.stop,
+        "ignore_eos": arguments.ignore_eos,
+        "logprobs": arguments.logprobs,
+        "guide": guide,
+        "speculate": arguments.speculate,
+    }
+    check_options(options)
     speak = not (arguments.json or arguments.quiet)
-    status = console.status("Opening the model ...")
+    status = progress_line("Opening the model ...", speak=speak)
     decisions: list[NameDecision] = []
 
     def on_decision(decision: NameDecision) -> None:
@@ -35,32 +55,12 @@ async def run_generate(arguments: argparse.Namespace) -> None:
         if speak or (decision.is_change and not arguments.json):
             console.print(decision_line(decision))
 
-    if speak:
-        status.start()
+    status.start()
     try:
         async with await AsyncSwarmModel.connect(
             model=arguments.model,
-            **client_options(
-                arguments, on_progress=lambda text: status.update(shown(text)), on_decision=on_decision
-            ),
+            **client_options(arguments, on_progress=status.update, on_decision=on_decision),
         ) as model:
-            options = {
-                "raw": arguments.raw,
-                "max_new_tokens": arguments.max_new_tokens,
-                "temperature": arguments.temperature,
-                "top_k": arguments.top_k,
-                "top_p": arguments.top_p,
-                "min_p": arguments.min_p,
-                "repetition_penalty": arguments.repetition_penalty,
-                "frequency_penalty": arguments.frequency_penalty,
-                "presence_penalty": arguments.presence_penalty,
-                "seed": arguments.seed,
-                "stop": arguments.stop,
-                "ignore_eos": arguments.ignore_eos,
-                "logprobs": arguments.logprobs,
-                "guide": guide,
-                "speculate": arguments.speculate,
-            }
             if arguments.json:
                 result = (await model.generate_detailed(prompt, **options)).as_dict()
                 if decisions:

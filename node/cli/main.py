@@ -11,6 +11,7 @@ from typing import Any
 
 from ...swarm.errors import SwarmError
 from ...swarm.runtime.tasks import new_event_loop
+from .early_checks import check_words
 from .parser import build_parser
 from .shared.output import exit_code_of, print_error, set_up_logging, starting_line
 from .shared.pasting import pasteable
@@ -37,6 +38,7 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
         if arguments.command in NODES:
             streams.never_wait()
         set_up_logging(arguments.log_level)
+        check_words(arguments)
         if arguments.command == "chat":
             with exiting_on_end_signals():
                 with starting_line(speak=speak):

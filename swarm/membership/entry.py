@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..identity import Identity
 from ..runtime.given_files import read_given
+from ..transport.addresses import PeerAddress
 from .invite import MAX_INVITE_CHARS, PREFIX, Invite
 from .membership import KeyedSwarm, Membership, NamedSwarm, swarm_name
 
@@ -52,10 +53,13 @@ def swarm_entry(
 ) -> SwarmEntry:
     """``swarm``: its name. ``swarm_key``: the file of its key. ``join``: an invite, or a file that holds one.
 
-    ``now``: Unix time. Raises UsageError: an invite that is damaged or over, another swarm's, no key file.
+    ``now``: Unix time. Raises UsageError: not a peer's address, an invite that is damaged or over, another
+    swarm's, no key file.
     """
     if isinstance(initial_peers, str):
         initial_peers = [initial_peers]
+    for text in initial_peers:
+        PeerAddress.parse(text)
     name = swarm_name(swarm)
     if join:
         if swarm_key is not None:

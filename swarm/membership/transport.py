@@ -181,9 +181,8 @@ class MembersTransport:
         """Until when the peer is a member. Raises NotAdmittedError."""
         if isinstance(said, ErrorMessage):
             if said.code is ErrorCode.NOT_ADMITTED:
-                raise NotAdmittedError(
-                    f"peer {peer_id[-8:]} does not admit us: {said.message}", hint=said.hint
-                )
+                why = from_here(said.message, self._transport.peer_id)
+                raise NotAdmittedError(f"peer {peer_id[-8:]} does not admit us: {why}", hint=said.hint)
             if said.code in (ErrorCode.UNKNOWN_KIND, ErrorCode.BAD_FRAME):
                 raise _outsider(peer_id)
             raise PeerError(
@@ -281,6 +280,12 @@ class MemberStream:
         if self._greeted and not self._rest:
             self.read = self._stream.read  # type: ignore[method-assign]
         self.write = self._stream.write  # type: ignore[method-assign]
+
+
+def from_here(message: str, own_id: str) -> str:
+    """What another peer says, who calls us by our id: people here do not know it."""
+    own = f"peer {own_id[-8:]}"
+    return message.replace(own, f"{own} (this process)", 1)
 
 
 def _stranger(peer_id: str) -> NotAdmittedError:

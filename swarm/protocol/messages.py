@@ -77,8 +77,8 @@ class Kind(IntEnum):
     REPLAYED = 14
     ATTACH = 15
     ATTACHED = 16
-    STEPS = 17
-    RESULTS = 18
+    STEPS = 18  # 17 is MEMBER (swarm/membership/transport.py)
+    RESULTS = 19
 
 
 class Want(IntEnum):

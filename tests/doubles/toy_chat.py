@@ -34,5 +34,13 @@ if __name__ == "__main__":
     if sys.argv[3] == "no-editor":
         sys.modules["prompt_toolkit"] = None  # type: ignore[assignment]
     SwarmModel.connect = connect  # type: ignore[method-assign,assignment]
-    words = ["chat", "--model", "toy", "--initial-peers", "/ip4/127.0.0.1/tcp/1", "--speculate", "off"]
+    words = [
+        "chat",
+        "--model",
+        "toy",
+        "--initial-peers",
+        "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWGBfKT9DXjP8kTGGwtJmqvCDqwnfTFGvzPLEyJZ1rEcBR",
+        "--speculate",
+        "off",
+    ]
     sys.exit(main.main([*words, *sys.argv[4:]]))

@@ -26,6 +26,7 @@ from ..shared.output import (
     print_text,
     short_peer_id,
 )
+from ..shared.progress import ProgressLine, SlowLine
 from .markdown import LastLines, finished, rendered
 
 FRAMES_PER_S = 10
@@ -90,6 +91,7 @@ class PlainScreen:
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
+        self._waiting: ProgressLine | None = None
 
     def begin(self, route: RouteNow) -> None: ...
 
@@ -104,7 +106,15 @@ class PlainScreen:
         if result is not None and self._is_terminal:
             self.note(summary(result))
 
-    def progress(self, text: str) -> None: ...
+    def progress(self, text: str) -> None:
+        if self._waiting is not None and text:
+            self._waiting.update(text)
+        elif text:
+            self._waiting = SlowLine(text)
+            self._waiting.start()
+        elif self._waiting is not None:
+            self._waiting.stop()
+            self._waiting = None
 
     def note(self, text: str) -> None:
         console.print(escape(text))

@@ -76,9 +76,11 @@ def timed(argv: Sequence[str]) -> dict[str, float]:
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert child.stdout is not None
     first = last = 0.0
+    peak = 0
     while os.read(child.stdout.fileno(), 65536):
         last = time.perf_counter()
         first = first or last
+        peak = peak_rss(child.pid) or peak
     _, _, used = os.wait4(child.pid, 0)
     ended = time.perf_counter()
     child.returncode = 0  # it was waited for
@@ -88,8 +90,18 @@ def timed(argv: Sequence[str]) -> dict[str, float]:
         "back_s": ended - last,
         "total_s": ended - began,
         "cpu_s": used.ru_utime + used.ru_stime,
-        "rss_mb": used.ru_maxrss * 1024 / 1e6,
+        "rss_mb": peak / 1e6,
     }
+
+
+def peak_rss(pid: int) -> int:
+    """The most bytes of memory that a process had so far; 0 once it has ended. What ``wait4`` says counts its
+    parent's."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def resident(python: str, words: Sequence[str], identity: str) -> dict[str, float]:

@@ -124,12 +124,12 @@ def test_what_was_accepted_once_stays_good_until_it_expires() -> None:
 
 
 def test_a_refusal_is_told_from_other_errors() -> None:
-    told = refusal_of(RuntimeError("Failed: PermissionError('not admitted: peer x is\x1b[0m nobody')"))
+    told = refusal_of(RuntimeError("Failed: PermissionError('not admitted: peer x is\x1b[0m nobody')"), "w")
     assert told is not None
     assert "peer x is\u241b[0m nobody" in told.message
-    assert refusal_of(RuntimeError("timed out")) is None
+    assert refusal_of(RuntimeError("timed out"), "w") is None
     own = NotAdmittedError("ours")
-    assert refusal_of(own) is own
+    assert refusal_of(own, "w") is own
 
 
 # Over real daemons.

@@ -12,6 +12,7 @@ from swarm_node.node.cli.serve import _Display, node_config
 from swarm_node.node.cli.shared.arguments import byte_size
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
+from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import Span
 
 
@@ -77,11 +78,14 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
         byte_size(text)
 
 
+PEERS = tuple(f"/ip4/192.0.2.{host}/tcp/1/p2p/{Identity.generate().peer_id}" for host in (1, 2))
+
+
 def test_every_option_reaches_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "check_device", lambda name: None)  # whatever this machine has
     options = {
         "blocks": ("0-9", Span(0, 10)),
-        "initial-peers": ("a,b", ("a", "b")),
+        "initial-peers": (",".join(PEERS), PEERS),
         "host": ("127.0.0.1", "127.0.0.1"),
         "port": ("7", 7),
         "device": ("cuda", "cuda"),

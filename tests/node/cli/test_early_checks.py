@@ -1,0 +1,51 @@
+"""What is wrong with the words alone is said before anything heavy is imported."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("numpy", "torch", "tokenizers", "hivemind", "uvicorn", "prompt_toolkit")
+PROGRAM = f"""
+import sys
+from swarm_node.node.cli.main import main
+code = main(sys.argv[1:])
+heavy = [name for name in {HEAVY} if name in sys.modules]
+sys.exit(f"imported {{heavy}}" if heavy else code)
+"""
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [["generate", "hi"], ["chat"], ["gateway"], ["status"], ["serve"]])
+def test_addresses_invites_and_keys(command: list[str], tmp_path: Path) -> None:
+    for words, message in (
+        (["--initial-peers", "192.0.2.1"], "is not a multiaddress"),
+        (["--join", "swn1nothing"], "invite"),
+        (["--swarm-key", str(tmp_path / "no.key")], "there is no swarm key"),
+    ):
+        done = run(*command, *words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 2), done.stderr
+        assert message in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "bootstrap"])
+def test_a_port_that_is_taken(command: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run(command, "--host", "127.0.0.1", "--port", port)
+    assert done.returncode == 4, done.stderr
+    assert f"port {port} on 127.0.0.1 is in use" in done.stderr
+
+
+def test_a_wrong_word_and_help() -> None:
+    assert run("generate", "--no-such-option", "hi").returncode == 2
+    assert run("--help").returncode == 0
