@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from scripts.lab.local_swarm import LocalSwarm, NodeProcess
 from scripts.lab.processes.child import Launch
@@ -61,3 +64,22 @@ async def exact_client(swarm: LocalSwarm, **options: Any) -> AsyncIterator[Async
         **options,
     ) as model:
         yield model
+
+
+def daemon_of(process: psutil.Process | int) -> psutil.Process:
+    parent = psutil.Process(process) if isinstance(process, int) else process
+    (daemon,) = [child for child in parent.children() if child.name() == "p2pd"]
+    return daemon
+
+
+def freeze(*processes: psutil.Process) -> None:
+    for process in processes:
+        process.suspend()
+    until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in processes))
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)

@@ -18,7 +18,7 @@ from scripts.lab.processes.worker import Worker
 from swarm_node.client import AsyncSwarmModel
 from swarm_node.swarm.transport.direct import with_daemon
 from swarm_node.swarm.types import NodeState
-from tests.swarms.harness import EXACT, ONE_THREAD
+from tests.swarms.harness import EXACT, ONE_THREAD, daemon_of, freeze, until
 from tests.swarms.short_times import with_times
 
 pytestmark = pytest.mark.swarm
@@ -35,29 +35,12 @@ SLEEPERS = {
 
 @pytest.fixture(scope="module")
 def swarm(tiny: Path, fork_server: ForkServer) -> Iterator[LocalSwarm]:
+    """All streams go through daemons, as those to nodes that cannot be dialled directly."""
+    options = [*ONE_THREAD, *EXACT, "--no-direct"]
     with LocalSwarm(
-        tiny, ["0-1", "2-3"], serve_options=[*ONE_THREAD, *EXACT], overrides={}, launch=fork_server.launch
+        tiny, ["0-1", "2-3"], serve_options=options, overrides={}, launch=fork_server.launch
     ) as swarm:
         yield swarm
-
-
-def daemon_of(process: psutil.Process | int) -> psutil.Process:
-    parent = psutil.Process(process) if isinstance(process, int) else process
-    (daemon,) = [child for child in parent.children() if child.name() == "p2pd"]
-    return daemon
-
-
-def freeze(*processes: psutil.Process) -> None:
-    for process in processes:
-        process.suspend()
-    until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in processes))
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 async def connect(swarm: LocalSwarm, **options: Any) -> AsyncSwarmModel:
