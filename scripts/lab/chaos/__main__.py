@@ -8,6 +8,7 @@ the undisturbed one, and when all is over nothing may be left: no session, page,
   scripts/chaos --seconds 60 --seed 7 --json -      shorter, figures for machines on standard output
   scripts/chaos --mode int4                         weights in four bits, int8 between the machines
   scripts/chaos --mode deterministic                the same with --deterministic on every node
+  scripts/chaos --streams daemon                    all streams through the nodes' p2pds
   scripts/chaos --faults frozen,SIGTERM             only these kinds
   scripts/chaos --kills 1000                        only kill -9, as fast as nodes come back, on a tiny model
 
@@ -137,6 +138,7 @@ class Chaos:
         return {
             "seed": arguments.seed,
             "mode": f"{'tiny model' if self._tiny else Path(arguments.model).name}, {arguments.mode}",
+            "streams": arguments.streams,
             "replicas": arguments.replicas,
             "spans": arguments.spans,
             "clients": arguments.clients,
@@ -174,6 +176,8 @@ class Chaos:
 
     def _serve_options(self) -> list[str]:
         options = ["--threads", "1", "--kv-cache-tokens", str(KV_TOKENS), "--drain-seconds", str(DRAIN_S)]
+        if self._arguments.streams == "daemon":
+            options.append("--no-direct")
         if self._arguments.mode == "float32":
             return [*options, "--quantize", "none", "--dtype", "float32"]
         deterministic = ["--deterministic"] if self._arguments.mode == "deterministic" else []
@@ -270,6 +274,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=count, metavar="N", help="N times kill -9, and nothing else")
     parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: %(default)s)")
     parser.add_argument("--mode", choices=("float32", "int4", "deterministic"), default="float32")
+    parser.add_argument(
+        "--streams",
+        choices=("direct", "daemon"),
+        default="direct",
+        help="from process to process (the default), or all through the nodes' p2pds",
+    )
     parser.add_argument("--model", help="a .gguf file, or tiny: random weights (default with --kills)")
     parser.add_argument("--spans", type=count, default=2, help="default: %(default)s")
     parser.add_argument("--replicas", type=count, help="of each span (default: 2; with --kills 4)")
@@ -282,7 +292,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--lab",
         action="store_true",
         help="each process on a machine of its own, as in scripts/wan_lab (needs root): partition then cuts "
-        "the wire; without it the node's p2pd is stopped",
+        "the wire; without it the node's p2pd is stopped, which direct streams do not notice",
     )
     parser.add_argument("--verbose", action="store_true", help="tell what happens, as it does")
     add_json(parser)

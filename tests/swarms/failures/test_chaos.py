@@ -40,8 +40,9 @@ def _chaos(*options: str, timeout: float = 240) -> dict[str, Any]:
     return report
 
 
-def test_every_kind_of_fault_costs_no_token() -> None:
-    report = _chaos("--rounds", "1", "--seed", "5")
+@pytest.mark.parametrize("streams", ["direct", "daemon"])
+def test_every_kind_of_fault_costs_no_token(streams: str) -> None:
+    report = _chaos("--rounds", "1", "--seed", "5", "--streams", streams)
     assert report["faults"] == {kind.name: 1 for kind in KINDS}
     assert report["in_a_running_generation"] >= len(KINDS) // 2, "faults were aimed at what is in use"
     for kind in ("kill -9", "frozen"):
