@@ -45,6 +45,9 @@ class NativeHead:
             ctypes.c_void_p,  # scratch
         )
 
+        self._unpack = kernels.sn_unpack_int8
+        self._unpack.restype = None
+        self._unpack.argtypes = (ctypes.POINTER(SnLinear), ctypes.c_int64, ctypes.c_void_p)
         self._ids = np.empty(0, np.int32)
         self._refine = kernels.sn_refine
         self._refine.restype = ctypes.c_int64
@@ -56,6 +59,12 @@ class NativeHead:
             *(ctypes.c_void_p, ctypes.c_int64),  # x, columns
             *(ctypes.c_void_p, ctypes.c_void_p),  # ids, pool
         )
+
+    def int8_row(self, row: int) -> np.ndarray:
+        """A row of the head's weights, which are held in 8 bits: (1, hidden) float32."""
+        out = np.empty((1, self._linear.struct.cols), np.float32)
+        self._unpack(self._linear.struct, row, address(out))
+        return out
 
     @staticmethod
     def refines(raw: RawTensor) -> bool:

@@ -31,6 +31,8 @@ BLOCK_ROWS = 64
 """This many input rows are prepared at a time, so that scratch memory does not grow with the batch."""
 
 _KIND_F32, _KIND_F16, _KIND_BF16, _KIND_INT8, _KIND_INT4 = range(5)
+_BASE = 15
+"""The mask of the above in a kind."""
 _FILE_KINDS = {
     "Q4_0": _KIND_INT4 | 1 << 4 | 1 << 6,
     "Q4_1": _KIND_INT4 | 1 << 4 | 1 << 7,
@@ -77,6 +79,10 @@ class NativeLinear:
         struct.bias = None if self._bias is None else self._bias.data_ptr()
         self.struct = struct
         self.nbytes: int = weights.nbytes
+
+    @property
+    def is_int8(self) -> bool:
+        return bool(self.struct.kind & _BASE == _KIND_INT8)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` (T, in) of any float type, on the CPU → (T, out) float32."""
@@ -227,7 +233,7 @@ def _struct(kind: int, precision: int, parts: Sequence[Tensor]) -> SnLinear:
     rows, cols = sum(len(part) for part in parts), parts[0].shape[1]
     if any(part.shape[1] != cols or part.dtype != parts[0].dtype for part in parts):
         raise ValueError("the parts of a linear differ in columns or type")
-    if kind & 15 in (_KIND_INT8, _KIND_INT4) and cols % GROUP:
+    if kind & _BASE in (_KIND_INT8, _KIND_INT4) and cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
     return SnLinear(kind, precision, rows, cols)
 

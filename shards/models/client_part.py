@@ -49,8 +49,10 @@ class ClientModel:
         weights: str,
         kernels: str,
         release: Callable[[], None],
+        tied: NativeHead | None = None,
     ) -> None:
-        """``release`` lets go of the pages of the file that were read."""
+        """``release`` lets go of the pages of the file that were read. ``tied`` holds the values of the
+        embedding in 8 bits: a token that was just chosen is not looked up in the file."""
         self.config = config
         self.device = device
         self.weight_bytes = weight_bytes
@@ -61,9 +63,12 @@ class ClientModel:
         self._head = head
         self._release = release
         self._rows_read = 0
+        self._tied = tied
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """T token ids → (T, hidden) float32. UsageError for an id outside the vocabulary."""
+        if self._tied is not None and len(ids) == 1 and 0 <= ids[0] < self.config.vocab_size:
+            return self._tied.int8_row(int(ids[0]))
         index = np.asarray(ids, dtype=np.int64)
         if not len(index):
             return np.empty((0, self.config.hidden_size), np.float32)
@@ -116,8 +121,12 @@ def load_client_model(
     errors = RoundingBounds() if _refinable(plan) else None
     linear = loader.linear([name], [config.vocab_size], config.hidden_size, _head_kind(raw, plan), errors)
     head: Head
+    tied_head = None
     if isinstance(linear, NativeLinear):
-        head, kernels = NativeHead(norm.weight, norm.eps, linear, threads), "native"
+        native = NativeHead(norm.weight, norm.eps, linear, threads)
+        head, kernels = native, "native"
+        if tied and raw.qtype == "Q8_0" and linear.is_int8:
+            tied_head = native
     else:
         from .torch_head import TorchHead
 
@@ -132,7 +141,8 @@ def load_client_model(
         held += bounds.nbytes
     checkpoint.release()
     return ClientModel(
-        config, embedding, norm, head, str(plan.device), held, loader.summary(), kernels, checkpoint.release
+        *(config, embedding, norm, head, str(plan.device), held, loader.summary(), kernels),
+        *(checkpoint.release, tied_head),
     )
 
 

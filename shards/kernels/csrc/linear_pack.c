@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "linear_int.h"
+#include "linear_simd.h"
 
 int64_t sn_group_bytes(int kind) {
     if ((kind & SN_BASE) == SN_INT8) return SN_TILE * SN_GROUP + SN_TILE * sn_scale_bytes(kind);
@@ -149,5 +150,18 @@ void sn_pack_dense(const sn_linear *w, int64_t first_row, int64_t n, const void 
         const uint8_t *in = (const uint8_t *)values + i * cols * size;
         uint8_t *out = (uint8_t *)packed + (row / SN_TILE * cols * SN_TILE + row % SN_TILE) * size;
         for (int64_t col = 0; col < cols; col++) memcpy(out + col * SN_TILE * size, in + col * size, (size_t)size);
+    }
+}
+
+void sn_unpack_int8(const sn_linear *w, int64_t row, float *out) {
+    const int64_t lane = row % SN_TILE, step = sn_group_bytes(w->kind);
+    const uint8_t *group = (const uint8_t *)w->weights + row / SN_TILE * sn_tile_bytes(w);
+    for (int64_t col = 0; col < w->cols; group += step) {
+        float scales[SN_LANES];
+        int vector = (int)(lane / SN_LANES * SN_LANES);
+        vf_store(scales, vf_load_scale(group + SN_TILE * SN_GROUP, vector, w->kind & SN_SCALE_TYPE));
+        const uint8_t *q = group + lane / 16 * (16 * SN_GROUP) + lane % 16 * 4;
+        for (int i = 0; i < SN_GROUP && col < w->cols; i++, col++)
+            out[col] = (float)((int)q[i / 4 * 64 + i % 4] - 128) * scales[lane % SN_LANES];
     }
 }

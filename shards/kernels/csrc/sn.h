@@ -94,6 +94,9 @@ void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t
 /* The same for dense w: values (n, cols) of its type. */
 void sn_pack_dense(const sn_linear *w, int64_t first_row, int64_t n, const void *values, void *packed);
 
+/* Writes the weights of a row of int8 w to out (cols): q * scale in float32. */
+void sn_unpack_int8(const sn_linear *w, int64_t row, float *out);
+
 #ifdef __cplusplus
 }
 #endif

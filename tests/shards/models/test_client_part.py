@@ -86,6 +86,18 @@ def test_embedding_rows(hf_llama: HFLlama, ids: list[int]) -> None:
             assert np.array_equal(rows, whole[np.array(ids, np.int64)])
 
 
+@pytest.mark.parametrize("qtype", ["Q8_0", "Q4_1", "F16", "Q6_K"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_single_row_is_the_files(gguf_llama: GGUFLlama, qtype: str, tied: bool) -> None:
+    with open_checkpoint(str(gguf_llama(qtype, tied=tied))) as checkpoint:
+        model = load_client_model(checkpoint, LoadOptions())
+        whole = checkpoint.tensor("model.embed_tokens.weight").dequantize()
+        rows = np.concatenate([model.embed([token]) for token in range(50)])
+        assert rows.tobytes() == whole.tobytes()
+        with pytest.raises(UsageError, match="0 to 49"):
+            model.embed([50])
+
+
 @pytest.mark.parametrize("ids", [[50], [-1], [3, 1 << 40]])
 def test_ids_outside_the_vocabulary(hf_llama: HFLlama, ids: list[int]) -> None:
     with open_checkpoint(str(hf_llama())) as checkpoint, pytest.raises(UsageError, match="0 to 49"):
