@@ -23,9 +23,7 @@ from .checks import check_integer, check_number
 MAX_LOGPROBS = 20
 """Most likely tokens that may be asked for beside each chosen one; OpenAI's limit."""
 _FIRST_LOOK = 1024
-"""Most likely tokens that top-p sorts at first: they nearly always suffice. Each further look is at
-``_MORE`` times as many."""
-_MORE = 16
+"""Most likely tokens that top-p looks at before it sorts a whole vocabulary: they nearly always suffice."""
 _RUN = 512
 """Weights are summed in runs of this many, and one by one only in the run that a random number points to:
 ten to thirty times faster than a running sum over a vocabulary."""
@@ -288,18 +286,21 @@ def _only(kept: np.ndarray, ids: np.ndarray | None, weights: np.ndarray) -> tupl
 
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Ascending indices of the fewest largest entries that reach ``top_p`` of all together."""
-    count, wanted = _FIRST_LOOK, top_p * float(weights.sum(dtype=np.float64))
-    order = _largest(weights, min(count, len(weights)))
-    while len(order) < len(weights) and weights[order].sum(dtype=np.float64) < wanted:
-        count *= _MORE
-        order = _largest(weights, min(count, len(weights)))
-    order = order[np.argsort(-weights[order], kind="stable")]
-    largest = weights[order]
-    above = largest.cumsum(dtype=np.float64) - largest  # what the larger ones sum to
-    within = above < wanted
-    within[0] = True  # the largest one, however small ``top_p`` is
-    return np.sort(order[within])
+    """Ascending indices of the fewest largest entries that reach ``top_p`` of all together; the first ones
+    where not all of some equals belong to them."""
+    wanted = top_p * float(weights.sum(dtype=np.float64))
+    largest = weights[_largest(weights, min(_FIRST_LOOK, len(weights)))]
+    if largest.sum(dtype=np.float64) < wanted:
+        largest = weights
+    largest = np.sort(largest)[::-1]
+    # One more than do not reach it, however small it is.
+    count = min(len(largest), 1 + int(largest.cumsum(dtype=np.float64).searchsorted(wanted)))
+    least = largest[count - 1]
+    kept = np.flatnonzero(weights >= least)
+    if len(kept) > count:
+        equal = np.flatnonzero(weights[kept] == least)
+        kept = np.delete(kept, equal[count - len(kept) :])
+    return kept
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

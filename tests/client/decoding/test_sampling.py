@@ -94,6 +94,16 @@ def test_the_smallest_top_p_leaves_the_most_likely_token() -> None:
     assert (ids.tolist(), probabilities.tolist()) == ([1], [1.0])
 
 
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.2, [1]), (0.5, [1, 2]), (0.7, [1, 2, 4]), (0.9999, [0, 1, 2, 4])]
+)
+def test_of_equals_at_the_edge_of_top_p_the_first_survive(top_p: float, kept: list[int]) -> None:
+    scores = _array(-8.0, 0.0, 0.0, -90.0, 0.0)
+    assert candidates(scores, 0, top_p)[0].tolist() == kept
+    many = np.zeros(5000, np.float32)
+    assert candidates(many, 0, top_p)[0].tolist() == list(range(math.ceil(5000 * top_p)))
+
+
 def test_top_k_keeps_all_equals_at_its_edge() -> None:
     from transformers import TopKLogitsWarper
 
