@@ -25,6 +25,7 @@ from ...swarm.errors import UsageError
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.fairness.thread import FairThread
 from ...swarm.runtime.extras import install_extra
+from ...swarm.runtime.heap import trim_heap
 from .guide import Guide, embedded_schemas
 from .vocabulary import Vocabulary
 
@@ -184,6 +185,7 @@ class Guides:
         """llguidance's own of the vocabulary. In the executor's thread."""
         if self._vocabulary is None:
             self._vocabulary = _vocabulary(_library(), self._tokenizer, self._vocab_size)
+            trim_heap()
         return self._vocabulary
 
     def _compile(self, guide: Guide) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ class Vocabulary:
         """``vocab_size``: how many tokens the head has; a tokenizer may have fewer, or more."""
         special = tokenizer.special_ids() | tokenizer.eos_ids
         self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
         self.eos_token_id = min(tokenizer.eos_ids, default=0)
-        self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
         self.special_token_ids = sorted(token for token in special if token < vocab_size)
         self._special = special
-        self._by_bytes = {text: token for token, text in enumerate(self.tokens) if token not in special}
-        self._longest = min(max(map(len, self._by_bytes), default=0), MAX_TOKEN_BYTES)
+
+    @property
+    def tokens(self) -> list[bytes]:
+        """Read once, by llguidance, which keeps them in a form of its own."""
+        return [self._tokenizer.token_bytes(token) for token in range(self._vocab_size)]
 
     def __call__(self, spelled: str) -> list[int]:
         """Tokens of a text that is forced: as the model would have it where that is exactly the text, and
@@ -47,7 +51,7 @@ class Vocabulary:
             return ids
         ids = self._encode(_ANCHOR + spelled)
         for number, token in enumerate(ids):
-            if self.tokens[token].endswith(_ANCHOR.encode()) and self._are(ids[number + 1 :], text):
+            if self._bytes(token).endswith(_ANCHOR.encode()) and self._are(ids[number + 1 :], text):
                 return ids[number + 1 :]
         return self._greedy(text)
 
@@ -55,8 +59,20 @@ class Vocabulary:
         return self._tokenizer.encode(spelled, add_special=False, literal=[(0, len(spelled))])
 
     def _are(self, ids: list[int], text: bytes) -> bool:
-        known = all(token < len(self.tokens) and token not in self._special for token in ids)
-        return known and b"".join(self.tokens[token] for token in ids) == text
+        known = all(token < self._vocab_size and token not in self._special for token in ids)
+        return known and b"".join(map(self._bytes, ids)) == text
+
+    def _bytes(self, token: int) -> bytes:
+        return self._tokenizer.token_bytes(token)
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        """Made when first a forced text has to be cut here, which most tokenizers do themselves."""
+        return {text: token for token, text in enumerate(self.tokens) if token not in self._special}
+
+    @cached_property
+    def _longest(self) -> int:
+        return min(max(map(len, self._by_bytes), default=0), MAX_TOKEN_BYTES)
 
     def _greedy(self, text: bytes) -> list[int]:
         """The longest token first; ends where no token goes on."""
