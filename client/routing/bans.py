@@ -114,7 +114,7 @@ class Bans:
             return  # that it moves, or was restarted, does not excuse it
         for node in nodes:
             if node.peer_id == peer_id:
-                self._left[peer_id] = node.maddrs
+                self._left[peer_id] = node.dial_maddrs
 
     def succeeded(self, peer_id: str) -> None:
         """It answered rightly: all is forgiven."""
@@ -132,7 +132,7 @@ class Bans:
                 continue  # a read may miss some
             elif node.state is not NodeState.ONLINE:
                 self._left[peer_id] = None
-            elif node.maddrs != maddrs and not self._is_hopeless(peer_id):
+            elif node.dial_maddrs != maddrs and not self._is_hopeless(peer_id):
                 del self._left[peer_id]
                 self._health.release(peer_id, now)
 

@@ -49,7 +49,8 @@ async def join_as_client(entry: SwarmEntry, on_progress: OnProgress | None = Non
     identity, membership = Identity.generate(), entry.membership
     known = entry.initial_peers or entry.may_meet
     book = open_book(identity, known, membership) if known else AddressBook()
-    direct, others = [await DirectTransport.create(identity, client_mode=True) for _ in range(2)]
+    others = await DirectTransport.create(identity, client_mode=True)
+    direct = await DirectTransport.create(identity, client_mode=True, apart=True)
     lazy: LazyDaemonTransport[P2pdTransport] | None = None
     if not (entry.pure_python or lacks_p2pd()):
         lazy = LazyDaemonTransport(others, lambda: _start_p2pd(identity), on_progress or (lambda line: None))

@@ -20,7 +20,7 @@ async def open_direct(
     """A transport from process to process. ``listen_at``: host and port of the daemon beside it; None: it
     only dials. Raises ListenError and UsageError."""
     if listen_at is None:
-        return await DirectTransport.create(identity, client_mode=True)
+        return await DirectTransport.create(identity, client_mode=True, apart=True)
     host, port = listen_at
     wanted = options.port
     if wanted is None:
@@ -31,7 +31,9 @@ async def open_direct(
         if options.port is not None:
             raise
         where = listenable(listen_maddrs(host, 0))
-    return await DirectTransport.create(identity, host_maddrs=where, announce_maddrs=options.announce)
+    return await DirectTransport.create(
+        identity, host_maddrs=where, announce_maddrs=options.announce, apart=True
+    )
 
 
 def direct_maddrs(maddrs: Iterable[str]) -> tuple[str, ...]:

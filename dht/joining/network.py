@@ -237,7 +237,7 @@ async def open_network(
     directory: HivemindDirectory | DelegatedDirectory
     try:
         if light:  # whose own listener takes both kinds of streams
-            dialler = await DirectTransport.create(identity, client_mode=True)
+            dialler = await DirectTransport.create(identity, client_mode=True, apart=True)
             transport = PathsTransport(dialler, {Way.DAEMON: opened})
         elif direct is not None and p2pd is not None:
             listens = bool(direct.announce) or not announce_maddrs

@@ -19,7 +19,7 @@ RESOLVE_S = 5.0
 MOST_ADDRESSES = 8
 """At most this many addresses of one name are used."""
 
-_NAMED = re.compile(r"/(dns[46]?)/([^/]{1,253})((?:/tcp|/udp)/\d{1,5}(?:/quic-v1|/quic)?)")
+_NAMED = re.compile(r"/(dns[46]?)/([^/]{1,253})((?:/tcp|/udp)/\d{1,5}(?:/quic-v1|/quic|/direct)?)")
 _FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
 _KINDS = {"dns": "IP", "dns4": "IPv4", "dns6": "IPv6"}
 

@@ -23,6 +23,9 @@ from ..protocols.noise_payload import read_payload, write_payload
 from .channel import NoiseChannel, RawChannel
 
 NOISE = "/noise"
+NOISE_APART = "/swarm-node/noise/1"
+"""The same Noise by a name that go-libp2p does not know. A listener beside a daemon, under the same PeerID,
+takes no other: a p2pd that was led there by somebody's lie would think that the peer has left the DHT."""
 YAMUX = "/yamux/1.0.0"
 MAX_HANDSHAKE_MESSAGE = 2048
 """A message of a handshake may have this many bytes: a key, a signature and the names of some muxers."""
@@ -33,9 +36,12 @@ class WrongPeerError(RemoteProtocolError):
 
 
 class Security:
-    """Upgrades connections for one identity, under one Noise key that it has signed."""
+    """Upgrades connections for one identity, under one Noise key that it has signed. ``apart``: with peers
+    alone that say NOISE_APART; else with those that say NOISE, and who dials us may say either."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, *, apart: bool = False) -> None:
+        self._asks = NOISE_APART if apart else NOISE
+        self._takes = {NOISE_APART} if apart else {NOISE, NOISE_APART}
         self._static = X25519PrivateKey.generate()
         self._payload = write_payload(identity, self._static.public_key().public_bytes_raw(), (YAMUX,))
 
@@ -45,8 +51,8 @@ class Security:
         Raises RemoteProtocolError, or what the channel raises: see ``dial_problem``.
         """
         handshake = XXHandshake(self._static, initiator=True)
-        tcp.write(proposal(NOISE) + _framed(handshake.write_message()))
-        if not await agreed(tcp, NOISE):
+        tcp.write(proposal(self._asks) + _framed(handshake.write_message()))
+        if not await agreed(tcp, self._asks):
             raise RemoteProtocolError("the peer does not speak Noise")
         payload = handshake.read_message(await _read_message(tcp, MAX_HANDSHAKE_MESSAGE))
         proof = read_payload(payload, handshake.remote_static)
@@ -63,7 +69,7 @@ class Security:
     ) -> tuple[NoiseChannel, str]:
         """The channel to the peer that has dialled us, and its proven peer id. ``turn`` is awaited before
         the costly part. Raises as ``dialled``, or what ``turn`` raises."""
-        await answer(tcp, NOISE.__eq__)
+        await answer(tcp, self._takes.__contains__)
         first = await _read_message(tcp, KEY_BYTES)
         await turn()
         handshake = XXHandshake(self._static, initiator=False)

@@ -79,10 +79,10 @@ _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,128}")
 class DirectTransport:
     """One libp2p peer. Made by ``await DirectTransport.create()``."""
 
-    def __init__(self, identity: Identity, announce_maddrs: Sequence[str]) -> None:
+    def __init__(self, identity: Identity, announce_maddrs: Sequence[str], *, apart: bool = False) -> None:
         """Use ``create``."""
         self._identity = identity
-        self._security = Security(identity)
+        self._security = Security(identity, apart=apart)
         self._announce = tuple(announce_maddrs)
         self._servers: list[asyncio.Server] = []
         self._handlers: dict[str, StreamHandler] = {PING: _answer_pings, IDENTIFY: self._identify}
@@ -103,16 +103,18 @@ class DirectTransport:
         host_maddrs: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
         announce_maddrs: Sequence[str] = (),
         client_mode: bool = False,
+        apart: bool = False,
     ) -> DirectTransport:
         """Listen, unless ``client_mode``. ``identity`` None: a new key that is not kept. ``announce_maddrs``
-        replaces the addresses that we tell others.
+        replaces the addresses that we tell others. ``apart``: beside another host of this identity; see
+        ``Security``.
 
         Raises ListenError if a port is taken, UsageError for a text that is not an address.
         """
         identity = identity or Identity.generate()
         for maddr in announce_maddrs:
             parse_tcp_maddr(maddr)
-        transport = cls(identity, announce_maddrs)
+        transport = cls(identity, announce_maddrs, apart=apart)
         try:
             for maddr in () if client_mode else host_maddrs:
                 await transport._listen(maddr)

@@ -11,13 +11,14 @@ import pytest
 
 from swarm_node.dht.joining.direct_listener import direct_maddrs, open_direct
 from swarm_node.dht.joining.network import Network, open_network
-from swarm_node.swarm.errors import ListenError, NotAdmittedError
+from swarm_node.swarm.errors import ListenError, NotAdmittedError, PeerUnreachableError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.membership import NamedSwarm
 from swarm_node.swarm.membership.transport import MembersTransport
 from swarm_node.swarm.transport.addresses import parse_socket_maddr
 from swarm_node.swarm.transport.direct.transport import DirectTransport
 from swarm_node.swarm.transport.direct_maddrs import PORT_ABOVE, DirectOptions, Way, way_of, without_mark
+from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from tests.doubles.direct_peers import echo
 
 HOME = "127.0.0.1"
@@ -88,6 +89,32 @@ async def test_a_daemon_is_told_nothing_of_the_listener() -> None:
         }
 
 
+async def test_a_daemon_that_is_led_to_the_listener_finds_no_peer_there() -> None:
+    """Else it would think that the peer is there and has no DHT."""
+    daemon = await P2pdTransport.create()
+    async with joined(direct=DirectOptions()) as network:
+        peer_id = network.transport.peer_id
+        with pytest.raises(PeerUnreachableError, match="does not speak"):
+            await daemon.connect(peer_id, [without_mark(maddr) for maddr in await network.direct_maddrs()])
+        await daemon.connect(peer_id, await network.transport.maddrs())
+    await daemon.close()
+
+
+async def test_a_light_node_takes_both_at_one_place() -> None:
+    async with joined() as boot:
+        (address,) = await boot.transport.maddrs()
+        async with joined(pure_python=True, initial_peers=[address]) as light:
+            await light.transport.serve("/echo/1", echo)
+            (direct,), (ordinary,) = await light.direct_maddrs(), await light.transport.maddrs()
+            assert without_mark(direct) == ordinary.partition("/p2p/")[0]
+            for apart in (True, False):
+                dialler = await DirectTransport.create(client_mode=True, apart=apart)
+                stream = await dialler.open_stream(light.transport.peer_id, "/echo/1", [without_mark(direct)])
+                stream.write([b"hello"])
+                assert await stream.read() == b"hello"
+                await dialler.close()
+
+
 async def test_where_the_daemon_s_addresses_are_replaced_so_must_the_listener_s() -> None:
     announce = ["/ip4/203.0.113.5/tcp/31331"]
     async with joined(direct=DirectOptions(), announce_maddrs=announce) as network:
@@ -101,9 +128,10 @@ async def test_strangers_are_refused_at_both_ways() -> None:
     async with joined(direct=DirectOptions(), membership=NamedSwarm("home")) as network:
         await network.transport.serve("/echo/1", echo)
         where = {Way.DIRECT: await network.direct_maddrs(), Way.DAEMON: await network.transport.maddrs()}
-        for maddrs in where.values():
+        for way, maddrs in where.items():
             for swarm in ("home", "elsewhere"):
-                dialler = MembersTransport(await DirectTransport.create(client_mode=True), NamedSwarm(swarm))
+                inner = await DirectTransport.create(client_mode=True, apart=way is Way.DIRECT)
+                dialler = MembersTransport(inner, NamedSwarm(swarm))
                 stream = await dialler.open_stream(
                     network.transport.peer_id, "/echo/1", [without_mark(maddr) for maddr in maddrs]
                 )
