@@ -28,6 +28,8 @@ MAX_CUT_CHARACTERS = 2**28
 """The squares of all tokens' lengths may add up to this, if merges are made by cutting each token everywhere.
 A vocabulary of 256,000 has a tenth of it."""
 _SPACE = "▁"
+_WHOLE = frozenset(map(int, (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)))
+"""The types of tokens that stay whole wherever they stand in a text."""
 _KEPT_BESIDE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 """Special tokens of Phi-3 that leave the whitespace behind them alone."""
 
@@ -74,17 +76,9 @@ def _guessed(where: str) -> Splitting:
 
 def _byte_level(header: GGUFHeader, vocabulary: GGUFVocabulary, splitting: Splitting) -> Backend:
     """Byte-level BPE, as GPT-2 has it: each byte of the text is spelled as one letter."""
-    spelling = byte_spelling()
-    alphabet = set(spelling)
-    ids = dict(vocabulary.ids)
-    for token, index in vocabulary.ids.items():
-        if vocabulary.types[index] == TokenType.NORMAL and not alphabet.issuperset(token):
-            spelled = "".join(spelling[byte] for byte in token.encode())
-            if spelled not in ids:
-                del ids[token]
-                ids[spelled] = index
+    merges = _merges(header)
     backend = Backend(
-        BPE(vocab=ids, merges=_merges(header), fuse_unk=False, ignore_merges=splitting.ignore_merges)
+        BPE(vocab=_spelled(vocabulary), merges=merges, fuse_unk=False, ignore_merges=splitting.ignore_merges)
     )
     *before, last = splitting.expressions
     steps: list[Any] = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in before]
@@ -95,6 +89,21 @@ def _byte_level(header: GGUFHeader, vocabulary: GGUFVocabulary, splitting: Split
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _spelled(vocabulary: GGUFVocabulary) -> dict[str, int]:
+    """The ids by spellings in which each letter is a byte; a few files spell some tokens as text."""
+    spelling = byte_spelling()
+    alphabet, ids = set(spelling), dict(vocabulary.ids)
+    if alphabet.issuperset("".join(ids)):
+        return ids
+    for token, index in vocabulary.ids.items():
+        if vocabulary.types[index] == TokenType.NORMAL and not alphabet.issuperset(token):
+            spelled = "".join(spelling[byte] for byte in token.encode())
+            if spelled not in ids:
+                del ids[token]
+                ids[spelled] = index
+    return ids
 
 
 def _sentencepiece(header: GGUFHeader, vocabulary: GGUFVocabulary, read: Fields) -> Backend:
@@ -115,12 +124,9 @@ def _sentencepiece(header: GGUFHeader, vocabulary: GGUFVocabulary, read: Fields)
 
 
 def _merges(header: GGUFHeader) -> list[tuple[str, str]]:
-    merges = []
-    for merge in header.strings("tokenizer.ggml.merges"):
-        left, space, right = merge.partition(" ")
-        if not space or " " in right:
-            raise CheckpointError(f"{header.file.path} has a merge that is not a pair: {shown(merge)}")
-        merges.append((left, right))
+    merges: list[Any] = [tuple(merge.split(" ")) for merge in header.strings("tokenizer.ggml.merges")]
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise CheckpointError(f"{header.file.path} has a merge that is not a pair: {shown(' '.join(wrong))}")
     return merges
 
 
@@ -157,17 +163,16 @@ def merges_of_scores(vocabulary: Mapping[str, int], scores: Mapping[str, float])
 
 def _add_special_tokens(backend: Backend, vocabulary: GGUFVocabulary, *, eats_space: bool) -> None:
     """Control tokens and user-defined ones stay whole wherever they stand in a text."""
-    known = backend.get_vocab(with_added_tokens=False)
+    kinds = {index: kind for index, kind in enumerate(vocabulary.types) if kind in _WHOLE}
     control, user = [], []
     for token, index in vocabulary.ids.items():
-        if known.get(token) != index:
+        if index not in kinds or backend.token_to_id(token) != index:
             continue
-        kind = vocabulary.types[index]
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+        if kinds[index] == TokenType.USER_DEFINED:
+            user.append(AddedToken(token, normalized=False, special=False, rstrip=eats_space))
+        else:
             eats = eats_space and token not in _KEPT_BESIDE
             control.append(AddedToken(token, normalized=False, special=True, rstrip=eats))
-        elif kind == TokenType.USER_DEFINED:
-            user.append(AddedToken(token, normalized=False, special=False, rstrip=eats_space))
     backend.add_special_tokens(control)
     backend.add_tokens(user)
 

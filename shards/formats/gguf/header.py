@@ -87,11 +87,13 @@ class GGUFHeader:
         if array.item_type != _STRING:
             raise self._damaged(f"{key} is not an array of strings")
         items, position, buffer = [], array.offset, self._head()
+        length_at = struct.Struct("<Q").unpack_from
         for _ in range(array.count):
-            (length,) = struct.unpack_from("<Q", buffer, position)
-            position += 8 + length
+            (length,) = length_at(buffer, position)
+            begins = position + 8
+            position = begins + length
             # A few vocabularies hold bytes that are not UTF-8; such a token can never match text anyway.
-            items.append(str(buffer[position - length : position], "utf-8", "replace"))
+            items.append(str(buffer[begins:position], "utf-8", "replace"))
         return items
 
     def count(self, key: str) -> int:
