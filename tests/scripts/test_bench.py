@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scripts.lab.bench.clients import StreamRun, summarize
 from scripts.lab.bench.engine import read_bytes_per_s
 from scripts.lab.bench.figures import medians, percentile, spread_ms
-from scripts.lab.bench.parts import interference_costs
+from scripts.lab.bench.parts import add_shares, interference_costs
 from scripts.lab.processes.child import ProcessFailedError
 from scripts.lab.processes.worker import Worker, run_in_process
 from scripts.lab.prompts import long_prompt
@@ -42,6 +44,21 @@ def test_streams_are_counted_while_all_of_them_decode() -> None:
     assert figures["between_tokens_p50_ms"] == pytest.approx(100)
     assert figures["between_tokens_p99_ms"] == pytest.approx(200)
     assert summarize([failed], 0.0)["errors"] == 1
+
+
+def test_streams_are_compared_with_the_engine_alone() -> None:
+    engine = [
+        {"batches": [{"batch": 1, "tokens_per_s": 100.0}, {"batch": 8, "tokens_per_s": 400.0}]},
+        {"batches": [{"batch": 1, "tokens_per_s": 150.0}, {"batch": 8, "tokens_per_s": 500.0}]},
+    ]
+    streams: dict[str, Any] = {
+        "1": {"aggregate_tokens_per_s": 75.0},
+        "3": {"aggregate_tokens_per_s": 90.0},
+        "32": {"aggregate_tokens_per_s": 600.0},
+        "64": {"errors": 64},
+    }
+    add_shares(streams, engine)
+    assert [figures.get("of_engine") for figures in streams.values()] == [0.5, None, 1.2, None]
 
 
 def test_interference_is_what_a_step_computes_longer_beside_a_prompt() -> None:

@@ -35,7 +35,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs, without transformers")
     parser.add_argument("--nodes", type=count, default=2, help="serving processes (default: %(default)s)")
-    parser.add_argument("--threads", type=count, help="of each node (default: the cores)")
+    parser.add_argument("--threads", type=count, help="of each node (default: as it chooses)")
     parser.add_argument("--client-threads", type=count, help="default: the cores")
     parser.add_argument("--new-tokens", type=count, help="of each answer (default: 64, quick 48)")
     parser.add_argument("--prefill-tokens", type=count, default=1024, help="default: %(default)s")

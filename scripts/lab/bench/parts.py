@@ -34,13 +34,15 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.cores = os.cpu_count() or 1
-        self.node_threads = arguments.threads or self.cores
+        self.node_threads = arguments.threads or "default"
         self.client_threads = arguments.client_threads or self.cores
         # The local contenders with one thread and with all: more are not always faster.
         self.local_threads = sorted({1, self.cores})
         self.repeat = arguments.repeat or (1 if arguments.quick else 3)
         self.new_tokens = arguments.new_tokens or (48 if arguments.quick else 64)
-        self.serve_options = ["--threads", str(self.node_threads), "--kv-cache-tokens", "32768"]
+        self.serve_options = ["--kv-cache-tokens", "32768"]
+        if arguments.threads is not None:
+            self.serve_options += ["--threads", str(arguments.threads)]
         self.peers: list[str] = []
         self.swarm: LocalSwarm | None = None
 
@@ -156,13 +158,13 @@ class Bench:
     def engine(self) -> list[dict[str, Any]]:
         quick = self.arguments.quick
         found = []
-        for threads in [1] if quick else self.local_threads:
+        for threads in self.local_threads:
             say(f"engine: {threads} thread{'s' * (threads > 1)}")
             found.append(
                 run_in_process(
                     "scripts.lab.bench.engine:engine_alone",
                     threads=threads,
-                    batches=[1, 8] if quick else [1, 2, 4, 8, 16],
+                    batches=[1, 8, 16] if quick else [1, 2, 4, 8, 16],
                     prefill_tokens=256 if quick else 512,
                     seconds=0.3 if quick else 0.7,
                     repeat=3,
@@ -222,6 +224,8 @@ class Bench:
                 for part in chosen:
                     if part in SWARM_PARTS:
                         found[part] = parts[part]()
+        if found.get("streams") and found.get("engine"):
+            add_shares(found["streams"]["swarm"], found["engine"])
         return {"conditions": self._conditions(weights, time.perf_counter() - began), "parts": found}
 
     def _conditions(self, weights: list[str], seconds: float) -> dict[str, Any]:
@@ -241,6 +245,18 @@ class Bench:
             "python": platform.python_version(),
             "seconds": round(seconds, 1),
         }
+
+
+def add_shares(streams: dict[str, dict[str, Any]], engine: list[dict[str, Any]]) -> None:
+    """``of_engine``: what so many streams got, over what the engine alone computes of them in one batch (of
+    16 at most), with the number of threads that is best."""
+    alone: dict[int, float] = {}
+    for each in (each for run in engine for each in run["batches"]):
+        alone[each["batch"]] = max(each["tokens_per_s"], alone.get(each["batch"], 0.0))
+    for count, figures in streams.items():
+        batch = min(int(count), max(alone))
+        if batch in alone and "aggregate_tokens_per_s" in figures:
+            figures["of_engine"] = figures["aggregate_tokens_per_s"] / alone[batch]
 
 
 def interference_costs(

@@ -68,7 +68,7 @@ def _one_stream(found: dict[str, Any]) -> None:
 
 def _streams(found: dict[str, Any]) -> None:
     headings = (
-        *("tok/s, all decoding", "× one", "with prefill", "slowest/fastest"),
+        *("tok/s, all decoding", "× one", "of the engine alone", "with prefill", "slowest/fastest"),
         *("first token s", "between tokens p50 ms", "p99 ms", "errors"),
     )
     table = _table("Streams side by side", headings)
@@ -84,6 +84,7 @@ def _streams(found: dict[str, Any]) -> None:
             name,
             f"{figures['aggregate_tokens_per_s']:.0f}",
             f"{figures['aggregate_tokens_per_s'] / one:.2f}" if one else "-",
+            f"{figures['of_engine']:.2f}" if "of_engine" in figures else "-",
             f"{figures['with_prefill_tokens_per_s']:.0f}",
             f"{figures['fairness']:.2f}",
             f"{figures['first_token_s']:.2f}",
@@ -98,6 +99,7 @@ def _streams(found: dict[str, Any]) -> None:
                 f"{count}, {name}",
                 f"{figures['aggregate_tokens_per_s']:.0f}",
                 f"{figures['aggregate_tokens_per_s'] / base:.2f}" if base else "-",
+                "-",
                 f"{figures['with_prefill_tokens_per_s']:.0f}",
                 *["-"] * 5,
             )
