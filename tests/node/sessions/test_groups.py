@@ -12,11 +12,13 @@ import pytest
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
+from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.field_types import MAX_MEMBERS
 from swarm_node.swarm.protocol.messages import (
     ErrorMessage,
     Hello,
     Kind,
+    Open,
     Ping,
     Pong,
     Result,
@@ -27,7 +29,9 @@ from swarm_node.swarm.protocol.messages import (
     Welcome,
     encode,
 )
-from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, encode_frame
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
+from swarm_node.swarm.types import Span
+from tests.node.chain_swarm import MODEL, until
 
 SESSIONS = 5
 ALL_AT_ONCE, IN_TWO = [5, 5, 5, 5, 5], [2, 2, 3, 3, 3]
@@ -207,3 +211,68 @@ async def test_steps_before_hello_are_none(serving, hidden_states):
         told = await client.ask(Steps((step,)))
         assert isinstance(told, ErrorMessage)
         assert "STEPS came before HELLO" in told.message
+
+
+class User:
+    """A session on a link that keeps what it is told."""
+
+    waiting_since = None
+
+    def __init__(self):
+        self.told = []
+
+    def question(self):
+        return None
+
+    def deliver(self, reply):
+        self.told.append(reply)
+
+    def fail(self, error):
+        self.told.append(error)
+
+
+async def test_a_link_and_a_node_put_together_what_is_said_in_one_turn(serving, plain, hidden_states):
+    async with serving() as node:
+        pool = LinkPool(node.network.transport("client"), MODEL)
+        link = await pool.get("node")
+        await link.welcome
+        said, heard = frames_of(link)
+        x = in_fives(hidden_states, 6)
+        users = {bytes([number]) * 16: User() for number in range(SESSIONS)}
+        for session, user in users.items():
+            link.join(session, user)
+            link.post(Open(session, Span(0, 4), 64, "none", "none"))
+        await until(lambda: all(user.told for user in users.values()))
+        said.clear(), heard.clear()
+        for at in range(6):
+            for session, rows in zip(users, x, strict=True):
+                payload = activations.encode("none", rows[at : at + 1])
+                link.post(Step(session, at + 1, at, 1, Want.LAST, payload=payload))
+            await until(lambda at=at: all(len(user.told) == at + 2 for user in users.values()))
+        assert said == [Kind.STEPS] * 6
+        assert set(heard) == {Kind.RESULTS}
+        for user, rows in zip(users.values(), x, strict=True):
+            got = [activations.decode("none", each.payload, 1, rows.shape[1]) for each in user.told[1:]]
+            want = plain(node.engine.model, rows)
+            np.testing.assert_allclose(np.concatenate(got), want, atol=1e-5, rtol=1e-4)
+        await pool.close()
+
+
+def frames_of(link):
+    """The kinds of the frames that it sends and gets from now on."""
+    said, heard, parser = [], [], FrameParser()
+    write, dispatch = link._connection.write, link._dispatch
+
+    def writing(frames):
+        for frame in frames:
+            parser.receive(frame)
+        while (frame := parser.next_frame()) is not None:
+            said.append(frame.kind)
+        return write(frames)
+
+    def dispatching(message):
+        heard.append(encode(message).kind)
+        dispatch(message)
+
+    link._connection.write, link._dispatch = writing, dispatching
+    return said, heard
