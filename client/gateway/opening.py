@@ -10,6 +10,7 @@ from typing import Any, Literal, Unpack
 from ...swarm.errors import UsageError
 from ..async_model import AsyncSwarmModel
 from ..connecting import ClientOptions, SessionOptions, checked_entry, open_models, part
+from ..local_model import LocalModel
 from ..network import ClientNetwork
 from .gateway import Gateway, GatewayLimits
 from .http.admission import ApiKeys
@@ -22,6 +23,11 @@ class _LentNetwork(ClientNetwork):
 
     async def close(self) -> None:
         pass
+
+
+def _close_all(models: Sequence[LocalModel]) -> None:
+    for model in models:
+        model.close()
 
 
 @asynccontextmanager
@@ -48,14 +54,13 @@ async def open_gateway(
         stack.callback(listener.close)
         network, loaded = await open_models(models or [None], entry, options)
         stack.push_async_callback(network.close)
-        opened = [
-            await stack.enter_async_context(
-                AsyncSwarmModel(
-                    local, _LentNetwork(network.joined, network.demand), **part(options, SessionOptions)
-                )
-            )
-            for local in loaded
-        ]
+        stack.callback(_close_all, loaded)  # those that have no client yet
+        opened: list[AsyncSwarmModel] = []
+        while loaded:
+            lent = _LentNetwork(network.joined, network.demand)
+            model = AsyncSwarmModel(loaded[0], lent, **part(options, SessionOptions))
+            del loaded[0]
+            opened.append(await stack.enter_async_context(model))
         if len({model.model.digest for model in opened}) < len(opened):
             raise UsageError("a model was given twice", hint="Give each --model once.")
         for model in opened:

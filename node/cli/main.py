@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
@@ -43,10 +44,13 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
             with exiting_on_end_signals():
                 with starting_line(speak=speak):
                     from .chat.chat import run_chat
+
+                    _all_is_imported()
                 run_chat(arguments)  # waits for keys in this thread, without an event loop
         else:
             with starting_line(speak=speak):
                 command = _command(arguments)
+                _all_is_imported()
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 return runner.run(until_ended(command))
     except (SwarmError, KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -59,6 +63,13 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
         print_error(error, as_json=as_json)
         return 1
     return 0
+
+
+def _all_is_imported() -> None:
+    """Python looks for garbage again, and not in what stays to the end."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:

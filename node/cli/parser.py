@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from difflib import get_close_matches
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ...shards.models.devices import DEVICES
@@ -113,6 +113,16 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(what, hint=f"{did_you_mean}See {self.prog} --help.")
 
 
+class _Version(argparse.Action):
+    """Looks for it only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"swarm-node {version('swarm-node')}\n")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="swarm-node",
@@ -120,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_MAIN_EXAMPLES + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"swarm-node {version('swarm-node')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add_bootstrap(_command(commands, "bootstrap", "start a meeting point for a swarm", BOOTSTRAP_EXAMPLES))
     add_serve(_command(commands, "serve", "load some blocks of a model and serve them", SERVE_EXAMPLES))

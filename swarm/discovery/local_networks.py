@@ -6,8 +6,6 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
-import psutil
-
 from ..transport.addresses import parse_socket_maddr
 
 _PRIVATE = tuple(
@@ -42,6 +40,8 @@ def is_near(address: str, own: Sequence[str]) -> bool:
 def lan_addresses() -> list[str]:
     """This computer's own addresses on private networks, of interfaces that are up and take multicast, in
     order. A network is private by an address of ours there; or it has no IPv4, which says nothing else."""
+    import psutil  # here: most clients are told an address
+
     states = psutil.net_if_stats()
     found: set[str] = set()
     for name, addresses in psutil.net_if_addrs().items():
