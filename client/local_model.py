@@ -73,11 +73,11 @@ def load_local_model(
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
     from ..shards.checkpoint.opening import open_checkpoint
-    from ..shards.kernels import library
-    from ..shards.models.client_part import load_client_model
+    from ..shards.kernels import table
+    from ..shards.loading import load_client_model
     from ..shards.models.load_plan import LoadOptions
 
-    if on_progress is not None and device == "cpu" and not library.is_ready():
+    if on_progress is not None and device == "cpu" and not table.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
     checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress_lines(on_progress))

@@ -11,13 +11,12 @@ from typing import Any, cast
 
 from ..dht.records.node_records import NodeRecords
 from ..shards.checkpoint.checkpoint import Checkpoint
-from ..shards.kernels import library
+from ..shards.kernels import library, table
 from ..shards.layers.kv_pool import slot_bytes
 from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
-from ..shards.models.span import SpanModel
 from ..swarm.codecs import native
 from ..swarm.protocol.field_types import PAGE_TOKENS
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
@@ -212,7 +211,7 @@ class LoadedSpan:
         )
         engine.start()
         self._exit.push_async_callback(engine.stop)
-        if config.deterministic and isinstance(model, SpanModel):
+        if config.deterministic:
             self.row_check = await engine.run(lambda: check_determinism(model, pool.kv_dtype))
         longest = min(context, engine.total_tokens)
         self.measured = await engine.run(lambda: measure_self(model, pool.kv_dtype, longest))
@@ -256,7 +255,7 @@ class LoadedSpan:
         slots = slots_for(tokens, blocks, PAGE_TOKENS)
         try:
             return cast(KvMemory, model.new_pool(slots, kv_dtype))
-        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
+        except MemoryError as error:
             logger.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
             raise MemoryShortError(
                 f"{tokens} tokens of KV cache as {kv_dtype} do not fit into the memory of {model.device}",
@@ -287,16 +286,17 @@ def compile_kernels(device: str, on_compiling: Callable[[], None]) -> None:
     """Compile the native kernels that this machine has not compiled yet. That blocks for some seconds, so
     call it in a worker thread.
 
-    ``on_compiling`` is called, in the same thread, before anything is compiled. The wire codec is for every
+    ``on_compiling`` is called, in the same thread, before anything is compiled, or measured to choose among
+    kernels. The wire codec is for every
     ``device``, the blocks' kernels are for the CPU. Where nothing can be compiled, the plain paths compute,
     and the build has logged why.
     """
     blocks = device == "cpu"
-    if not native.is_ready() or (blocks and not library.is_ready()):
+    if not native.is_ready() or (blocks and not table.is_ready()):
         on_compiling()
     native.warm_up()
     if blocks:
         try:
             library.library()
         except NativeUnavailableError:
-            pass  # the span model then computes with torch
+            pass  # torch then computes

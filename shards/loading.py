@@ -1,17 +1,30 @@
-"""The blocks of a span on any device: torch's with our own kernels, or MLX's."""
+"""A node's blocks and a client's head on any device, by our own kernels, torch or MLX: of these backends only
+the one that is chosen is imported."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint.checkpoint import Checkpoint, check_span
+from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD
+from .kernels.head import NativeHead
+from .kernels.linear import ActivationPrecision
+from .layers.quantize import INT4_SOURCES
+from .models.client_memory import HeadShape, check_room
+from .models.client_part import ClientModel
 from .models.devices import require_mlx, resolve_device
+from .models.head import FinalNorm, Head, RefinedHead
+from .models.load_plan import LoadOptions, LoadPlan, WeightKind, resolve
+from .models.native_span import load_native_span, unsupported
+from .models.rounding_bounds import RoundingBounds, native_rounding, torch_rounding
+from .models.weight_loader import Progress, WeightLoader, check_shape
 
 if TYPE_CHECKING:
     from ..swarm.types import Span
-    from .checkpoint.checkpoint import Checkpoint
+    from .formats.raw_tensor import RawTensor
     from .models.backend import SpanBackend
-    from .models.load_plan import LoadOptions
-    from .models.weight_loader import Progress
+    from .torch.weights import TorchLoader
 
 
 def load_backend(
@@ -27,14 +40,94 @@ def load_backend(
     ``progress(done_bytes, total_bytes, label)`` is called after each tensor, bytes being the file's.
     Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
     """
+    check_span(span, checkpoint.config)
     if options.device == "mlx":
         require_mlx()
-        from .mlx.span import load_mlx_span  # here: mlx is installed on Apple Silicon, and for tests
+        from .mlx.span import load_mlx_span
 
-        return load_mlx_span(checkpoint, span, options, progress)
-    from .models.span import load_span  # here: it imports torch
+        return load_mlx_span(checkpoint, span, options, progress, threads=threads)
+    plan = resolve(options, checkpoint.config.native_dtype)
+    reason = None if plan.precision is None else unsupported(checkpoint, span, plan)
+    if plan.precision is not None and reason is None:
+        return load_native_span(checkpoint, span, plan, progress, threads=threads)
+    from .torch.span import load_torch_span
 
-    return load_span(checkpoint, span, options, progress, threads=threads)
+    return load_torch_span(
+        checkpoint, span, replace(plan, precision=None), progress, threads=threads, reason=reason
+    )
+
+
+def load_client_model(
+    checkpoint: Checkpoint, options: LoadOptions, progress: Progress | None = None, *, threads: int = 1
+) -> ClientModel:
+    """``progress(done_bytes, total_bytes, label)``. UsageError: no such device; CheckpointError: bad files.
+
+    ``quantize="auto"`` on CPU holds a 16-bit or quantized head in four or eight bits: the file's own where it
+    has such, else the best tokens are made exact from the file (``head.RefinedHead``). ``threads`` compute.
+    """
+    config = checkpoint.config
+    plan = resolve(options, config.native_dtype)
+    if plan.precision is ActivationPrecision.FAST:
+        # A head reads its weights once for few rows: coarser ones gain nothing.
+        plan = replace(plan, precision=ActivationPrecision.CLOSE)
+    embedding = checkpoint.tensor(EMBEDDING)
+    check_shape(embedding, (config.vocab_size, config.hidden_size))
+    tied = config.tie_word_embeddings
+    name = EMBEDDING if tied else HEAD
+    raw = checkpoint.tensor(name)
+    if plan.packed:
+        shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
+        check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
+    weight = checkpoint.tensor(FINAL_NORM)
+    check_shape(weight, (config.hidden_size,))
+    norm = FinalNorm(weight.dequantize(), config.rms_norm_eps)
+    kind = _head_kind(raw, plan)
+    errors = RoundingBounds() if _refinable(plan) else None
+    wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors)
+    loader: WeightLoader | TorchLoader
+    head: Head
+    if plan.precision is not None and plan.native(plan.form([raw], kind)):
+        loader = WeightLoader(checkpoint, plan, raw.nbytes, progress, threads)
+        loader.label = "head"
+        linear = loader.linear(*wanted)
+        native = NativeHead(norm.weight, norm.eps, linear, threads)
+        head, kernels = native, "native"
+        tied_head = native if tied and raw.qtype == "Q8_0" and linear.is_int8 else None
+        rounding = native_rounding(plan.precision, config.hidden_size)
+    else:
+        from .torch.head import TorchHead
+        from .torch.weights import TorchLoader
+
+        loader = TorchLoader(checkpoint, plan, raw.nbytes, progress, threads)
+        loader.label = "head"
+        head = TorchHead(norm, loader.linear(*wanted), plan.device, plan.dtype, threads)
+        kernels, tied_head = "torch", None
+        rounding = torch_rounding(config.hidden_size)
+    held = norm.weight.nbytes + loader.nbytes
+    if errors is not None and errors.known:
+        bounds = errors.bounds(rounding)
+        head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
+        held += bounds.nbytes
+    checkpoint.release()
+    return ClientModel(
+        *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
+        *(checkpoint.release, tied_head),
+    )
+
+
+def _head_kind(raw: RawTensor, plan: LoadPlan) -> WeightKind:
+    """Four bits in the file stay four; rounding to four costs KL 1.5e-2 (SmolLM2), so that is never done."""
+    kind = plan.kind(raw)
+    if plan.options.quantize == "auto" and kind is WeightKind.DENSE and raw.qtype != "F32":
+        return WeightKind.INT8 if _refinable(plan) else WeightKind.DENSE
+    if kind is WeightKind.INT4 and raw.qtype not in INT4_SOURCES:
+        return WeightKind.INT8
+    return kind
+
+
+def _refinable(plan: LoadPlan) -> bool:
+    """Whether rough logits can be made exact: on the CPU, from activations that were not rounded."""
+    return plan.packed and plan.dtype == "float32"
 
 
 def device_memory(name: str) -> int | None:
@@ -43,9 +136,9 @@ def device_memory(name: str) -> int | None:
     kind, _, index = name.partition(":")
     if kind == "cuda":
         resolve_device(name)
-        import torch
+        from .torch.device import memory_left as cuda_memory_left
 
-        return int(torch.cuda.mem_get_info(int(index or 0))[0])
+        return cuda_memory_left(int(index or 0))
     if kind == "mlx":
         require_mlx()
         from .mlx.device import memory_left

@@ -19,8 +19,8 @@ from ...swarm.types import Span
 
 if TYPE_CHECKING:
     from ...shards.checkpoint.checkpoint import Checkpoint
+    from ...shards.models.backend import SpanBackend
     from ...shards.models.client_part import ClientModel
-    from ...shards.models.span import SpanModel
     from ...shards.tokenizer.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 256
@@ -35,7 +35,7 @@ class DraftModel:
     ``vocab_size``: ids that both models know are below it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, blocks: SpanModel, client: ClientModel, vocab_size: int
+        self, checkpoint: Checkpoint, blocks: SpanBackend[Any], client: ClientModel, vocab_size: int
     ) -> None:
         self.context: int = checkpoint.config.max_position_embeddings
         self.vocab_size = vocab_size
@@ -136,11 +136,10 @@ class DraftSequence:
     def _feed(self, ids: Sequence[int]) -> np.ndarray:
         """(tokens, hidden) after all blocks."""
         from ...shards.layers.kv_pool import BatchSlice
-        from ...shards.models import tensor_door
 
         model = self._model
         piece = BatchSlice(self._table, 0, 0, len(self._ids), len(ids))
-        hidden = tensor_door.forward(model.blocks, model.client.embed(ids), [piece], self._pool)
+        hidden = model.blocks.forward(model.client.embed(ids), [piece], self._pool)
         self._ids.extend(ids)
         return hidden
 
@@ -161,9 +160,8 @@ def load_draft_model(
     hub model.
     """
     from ...shards.checkpoint.opening import open_checkpoint
-    from ...shards.models.client_part import load_client_model
+    from ...shards.loading import load_backend, load_client_model
     from ...shards.models.load_plan import LoadOptions
-    from ...shards.models.span import load_span
 
     checkpoint = open_checkpoint(fspath(path_or_name), progress=progress)
     try:
@@ -173,7 +171,7 @@ def load_draft_model(
                 hint="Take a small model of the same family: its token ids must mean the same.",
             )
         options = LoadOptions(device=device)
-        blocks = load_span(checkpoint, Span(0, checkpoint.config.n_blocks), options, threads=threads)
+        blocks = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options, threads=threads)
         client = load_client_model(checkpoint, options, threads=threads)
     except BaseException:
         checkpoint.close()

@@ -13,7 +13,6 @@ from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_tensors
 from ...shards.layers.kv_pool import slot_bytes
 from ...shards.loading import load_backend
-from ...shards.models import tensor_door
 from ...shards.models.random_blocks import random_checkpoint
 from ...swarm.codecs import activations
 from ...swarm.placement.types import ModelShape, NodeOffer, gigabytes
@@ -91,7 +90,7 @@ def measure_machine(
     file_bytes = max(1, sum(manifest[name].nbytes for name in block_tensors(model, 0) if name in manifest))
     count = min(model.n_blocks, MOST_BLOCKS, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
     try:
-        with tensor_door.computing(threads), random_checkpoint(model, manifest, count=count) as made:
+        with random_checkpoint(model, manifest, count=count) as made:
             blocks = load_backend(made, Span(0, count), load_options(config), threads=threads)
             kv_dtype = kv_dtype_of(config, blocks)
             longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)

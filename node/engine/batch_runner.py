@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
-from ...shards.models import tensor_door
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
@@ -56,7 +55,7 @@ class BatchRunner:
         self._model: SpanBackend[Any] = model
         self._pool = pool
         self._hidden = model.config.hidden_size
-        self._limit = tensor_door.limit(model)
+        self._limit = model.limit
         self._row_bytes = {
             codec: activations.payload_bytes(codec, 1, self._hidden) for codec in activations.CODECS
         }
@@ -212,10 +211,10 @@ class BatchRunner:
         slices: list[BatchSlice] = []
         for job, part in work:
             table, start = job.sequence.table, job.position + part.offset
-            slices.append(BatchSlice(table, first, row, start, part.count))  # type: ignore[arg-type]
+            slices.append(BatchSlice(table, first, row, start, part.count))
             row += part.count
         try:
-            hidden = tensor_door.forward(self._model, x, slices, self._pool, span)
+            hidden = self._model.forward(x, slices, self._pool, span)
         except Exception as error:
             report.clean = False
             if len(work) > 1:

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...shards.models import tensor_door
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
@@ -391,9 +390,8 @@ class Engine:
     def _run(self) -> None:
         if self._may_narrow:
             self._width = _thread_width(self._threads)
-        with tensor_door.computing(self._threads):
-            while self._take_in():
-                self._compute()
+        while self._take_in():
+            self._compute()
         self._drop_all()
 
     def _compute(self) -> None:

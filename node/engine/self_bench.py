@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
-from ...shards.models import tensor_door
 from ...shards.models.backend import SpanBackend
 from .page_tables import pages_for
 
@@ -52,8 +51,7 @@ def measure_self(
     prompt = _noise(tokens, config.hidden_size)
 
     def forward(start: int, count: int) -> None:
-        part = BatchSlice(table, model.span.start, 0, start, count)  # type: ignore[arg-type]
-        tensor_door.forward(model, prompt[:count], [part], pool)
+        model.forward(prompt[:count], [BatchSlice(table, model.span.start, 0, start, count)], pool)
 
     forward(0, 1)  # first-use costs: kernels, page faults
     prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
@@ -75,8 +73,7 @@ def measure_decode(
     times = []
     for position in range(AGAIN_RUNS + 1):
         began = clock()
-        part = BatchSlice(table, model.span.start, 0, position, 1)  # type: ignore[arg-type]
-        tensor_door.forward(model, x, [part], pool)
+        model.forward(x, [BatchSlice(table, model.span.start, 0, position, 1)], pool)
         times.append(max(clock() - began, 1e-9))
     return median(times[1:]) * 1000 / blocks
 

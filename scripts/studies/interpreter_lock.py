@@ -20,7 +20,7 @@ from swarm_node.client.guided.guide import Guide
 from swarm_node.client.guided.token_guide import Guides
 from swarm_node.client.routing.prefix import PageChain
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs import activations
 

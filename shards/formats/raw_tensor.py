@@ -83,15 +83,13 @@ class RawTensor:
             out[start:stop] = narrow(self.values(index), dtype)
         return out.reshape(self.shape)
 
-    def dequantize_rows(self, rows: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
-        """(len(rows), cols) float32 of a matrix; reads only these rows, long after opening, too. IndexError
+    def dequantize_rows(self, rows: Sequence[int] | NDArray[Any] | slice) -> NDArray[np.float32]:
+        """(rows, cols) float32 of a matrix; reads only these rows, long after opening, too. IndexError
         for a row outside, CheckpointError where the file has changed meanwhile."""
         if self.check is not None:
             self.check()
-        index = np.asarray(rows, dtype=np.int64)
-        if self.row_order is not None:
-            index = self.row_order[index]
-        return self.values(index)
+        index = rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        return self.values(index if self.row_order is None else self.row_order[index])
 
     def values(self, rows: slice | np.ndarray) -> NDArray[np.float32]:
         """Stored rows as float32 (rows, cols), a copy."""

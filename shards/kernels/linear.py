@@ -12,17 +12,19 @@ import threading
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ..formats.floats import narrow, widen
 from ..formats.qtypes import row_bytes
+from ..layers.memory import zeros
 from ..layers.quantize import GROUP, Int4Groups, Int8Groups
-from .library import library
+from .library import address, library
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..formats.raw_tensor import RawTensor
 
 TILE = 32
@@ -40,9 +42,10 @@ _FILE_KINDS = {
     "Q8_0": _KIND_INT8 | 1 << 4,
 }
 """The kinds that GGUF's types are packed as, with their bytes unchanged: see ``sn_pack_file``."""
-_SCALE_TYPES = {torch.float32: 0 << 4, torch.float16: 1 << 4, torch.bfloat16: 2 << 4}
+_SCALE_TYPES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
 _CENTRED, _MINIMUM = 1 << 6, 1 << 7
-_DENSE_KINDS = {torch.float32: _KIND_F32, torch.float16: _KIND_F16, torch.bfloat16: _KIND_BF16}
+_DENSE_KINDS = {"f": _KIND_F32, "e": _KIND_F16, "H": _KIND_BF16}
+"""By the character of numpy's type, which is uint16 for the bits of bfloat16."""
 
 
 class ActivationPrecision(IntEnum):
@@ -69,14 +72,16 @@ class SnLinear(ctypes.Structure):
 class NativeLinear:
     """``struct``: what C code takes; valid for as long as this object lives. For any thread."""
 
-    def __init__(self, struct: SnLinear, weights: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, struct: SnLinear, weights: NDArray[np.uint8], bias: NDArray[np.float32] | None
+    ) -> None:
         self._weights = weights
         self._bias = None
         if bias is not None:
-            self._bias = torch.zeros(-(-struct.rows // TILE) * TILE)
+            self._bias = np.zeros(-(-struct.rows // TILE) * TILE, np.float32)
             self._bias[: struct.rows] = bias
-        struct.weights = weights.data_ptr()
-        struct.bias = None if self._bias is None else self._bias.data_ptr()
+        struct.weights = address(weights)
+        struct.bias = None if self._bias is None else address(self._bias)
         self.struct = struct
         self.nbytes: int = weights.nbytes
 
@@ -84,24 +89,23 @@ class NativeLinear:
     def is_int8(self) -> bool:
         return bool(self.struct.kind & _BASE == _KIND_INT8)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` (T, in) of any float type, on the CPU → (T, out) float32."""
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``x`` (T, in) float32 → (T, out) float32."""
         rows, cols = x.shape
-        if cols != self.struct.cols or x.device.type != "cpu":
-            raise ValueError(f"{tuple(x.shape)} on {x.device} times a matrix of {self.struct.cols} columns")
-        if x.dtype is not torch.float32 or x.stride(1) != 1:
-            x = x.float().contiguous()
-        out = torch.empty(rows, self.struct.rows)
+        if cols != self.struct.cols or x.dtype != np.float32:
+            raise ValueError(f"{x.shape} of {x.dtype} times a matrix of {self.struct.cols} columns")
+        x = np.ascontiguousarray(x)
+        out = np.empty((rows, self.struct.rows), np.float32)
         kernels = _kernels()
         scratch = _scratch.take(kernels.sn_linear_scratch(self.struct, min(rows, BLOCK_ROWS)))
         kernels.sn_linear_forward(
-            self.struct, x.data_ptr(), x.stride(0), rows, out.data_ptr(), out.stride(0), 0, scratch.data_ptr()
+            self.struct, address(x), cols, rows, address(out), out.shape[1], 0, address(scratch)
         )
         return out
 
 
 def native_file(
-    raws: Sequence[RawTensor], bias: Tensor | None, precision: ActivationPrecision
+    raws: Sequence[RawTensor], bias: NDArray[np.float32] | None, precision: ActivationPrecision
 ) -> NativeLinear | None:
     """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
 
@@ -124,15 +128,15 @@ def native_file(
         ):
             raise ValueError(f"the row order of {raw.name} is not one of its rows")
         _kernels().sn_pack_file(
-            *(struct, row, len(stored), stored.ctypes.data, stored.shape[1]),
-            *(None if order is None else order.ctypes.data, packed.data_ptr()),
+            *(struct, row, len(stored), address(stored), stored.shape[1]),
+            *(None if order is None else address(order), address(packed)),
         )
         row += len(stored)
     return NativeLinear(struct, packed, bias)
 
 
 def native_int4(
-    parts: Sequence[Int4Groups], bias: Tensor | None, precision: ActivationPrecision
+    parts: Sequence[Int4Groups], bias: NDArray[np.float32] | None, precision: ActivationPrecision
 ) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type, flags = _int4_form(parts)
@@ -149,7 +153,7 @@ def native_int4(
 
 
 def native_int8(
-    parts: Sequence[Int8Groups], bias: Tensor | None, precision: ActivationPrecision
+    parts: Sequence[Int8Groups], bias: NDArray[np.float32] | None, precision: ActivationPrecision
 ) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type = _narrowest(part.scale for part in parts)
@@ -157,39 +161,43 @@ def native_int8(
     packed = _memory(struct)
     row = 0
     for q, scale in parts:
-        _pack_int(struct, row, q.view(torch.uint8), scale, None, packed)
+        _pack_int(struct, row, q.view(np.uint8), scale, None, packed)
         row += len(q)
     return NativeLinear(struct, packed, bias)
 
 
 def native_int8_pieces(
-    pieces: Iterable[Int8Groups], rows: int, cols: int, bias: Tensor | None, precision: ActivationPrecision
+    pieces: Iterable[Int8Groups],
+    rows: int,
+    cols: int,
+    bias: NDArray[np.float32] | None,
+    precision: ActivationPrecision,
 ) -> NativeLinear:
     """One linear of ``rows`` that come in pieces, each packed when it comes, so that they are never held
     twice. Their scales are float16 values, as ``quantize.to_int8_groups`` makes them."""
     if cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
-    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES[torch.float16], precision, rows, cols)
+    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES["float16"], precision, rows, cols)
     packed = _memory(struct)
     row = 0
     for q, scale in pieces:
         if q.shape[1] != cols or row + len(q) > rows:
             raise ValueError(f"pieces {tuple(q.shape)} of {rows} rows of {cols} columns")
-        _pack_int(struct, row, q.view(torch.uint8), scale, None, packed)
+        _pack_int(struct, row, q.view(np.uint8), scale, None, packed)
         row += len(q)
     if row != rows:
         raise ValueError(f"{row} rows came of {rows}")
     return NativeLinear(struct, packed, bias)
 
 
-def native_dense(parts: Sequence[Tensor], bias: Tensor | None) -> NativeLinear:
-    """One linear of the rows of all ``parts`` (equal columns), all float32, float16 or bfloat16."""
-    struct = _struct(_DENSE_KINDS[parts[0].dtype], 0, parts)
+def native_dense(parts: Sequence[NDArray[Any]], bias: NDArray[np.float32] | None) -> NativeLinear:
+    """One linear of the rows of all ``parts`` (equal columns), all float32, float16 or bits of bfloat16."""
+    struct = _struct(_DENSE_KINDS[parts[0].dtype.char], 0, parts)
     packed = _memory(struct)
     row = 0
     for part in parts:
-        part = part.contiguous()
-        _kernels().sn_pack_dense(struct, row, len(part), part.data_ptr(), packed.data_ptr())
+        part = np.ascontiguousarray(part)
+        _kernels().sn_pack_dense(struct, row, len(part), address(part), address(packed))
         row += len(part)
     return NativeLinear(struct, packed, bias)
 
@@ -198,11 +206,11 @@ class _Scratch(threading.local):
     """Memory for prepared activations, one piece a thread."""
 
     def __init__(self) -> None:
-        self._held = torch.empty(0, dtype=torch.uint8)
+        self._held = zeros(0, np.uint8)
 
-    def take(self, nbytes: int) -> Tensor:
-        if nbytes > self._held.numel():
-            self._held = torch.empty(nbytes, dtype=torch.uint8)
+    def take(self, nbytes: int) -> NDArray[np.uint8]:
+        if nbytes > len(self._held):
+            self._held = zeros(nbytes, np.uint8)
         return self._held
 
 
@@ -229,7 +237,7 @@ def _kernels() -> ctypes.CDLL:
     return kernels
 
 
-def _struct(kind: int, precision: int, parts: Sequence[Tensor]) -> SnLinear:
+def _struct(kind: int, precision: int, parts: Sequence[NDArray[Any]]) -> SnLinear:
     rows, cols = sum(len(part) for part in parts), parts[0].shape[1]
     if any(part.shape[1] != cols or part.dtype != parts[0].dtype for part in parts):
         raise ValueError("the parts of a linear differ in columns or type")
@@ -238,51 +246,53 @@ def _struct(kind: int, precision: int, parts: Sequence[Tensor]) -> SnLinear:
     return SnLinear(kind, precision, rows, cols)
 
 
-def _memory(struct: SnLinear) -> Tensor:
-    return torch.zeros(_kernels().sn_packed_bytes(struct), dtype=torch.uint8)
+def _memory(struct: SnLinear) -> NDArray[np.uint8]:
+    return zeros(_kernels().sn_packed_bytes(struct), np.uint8)
 
 
 def _pack_int(
-    struct: SnLinear, row: int, q: Tensor, scale: Tensor, minimum: Tensor | None, packed: Tensor
+    struct: SnLinear,
+    row: int,
+    q: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    minimum: NDArray[np.float32] | None,
+    packed: NDArray[np.uint8],
 ) -> None:
-    q, scale = q.contiguous(), scale.float().contiguous()
-    minimum = None if minimum is None else minimum.float().contiguous()
+    q, scale = np.ascontiguousarray(q), np.ascontiguousarray(scale, np.float32)
+    minimum = None if minimum is None else np.ascontiguousarray(minimum, np.float32)
     _kernels().sn_pack_int(
         struct,
-        *(row, len(q), q.data_ptr(), scale.data_ptr()),
-        *(None if minimum is None else minimum.data_ptr(), packed.data_ptr()),
+        *(row, len(q), address(q), address(scale)),
+        *(None if minimum is None else address(minimum), address(packed)),
     )
 
 
-def _int4_form(parts: Sequence[Int4Groups]) -> tuple[torch.dtype, int]:
+def _int4_form(parts: Sequence[Int4Groups]) -> tuple[str, int]:
     """The fewest bytes that hold scales and minima exactly: their type, and flags of the kind."""
-    if all(torch.equal(part.minimum, -8.0 * part.scale) for part in parts):
+    if all(np.array_equal(part.minimum, -8 * part.scale) for part in parts):
         return _narrowest(part.scale for part in parts), _CENTRED
-    plain = _narrowest(tensor for part in parts for tensor in part[1:])
-    if plain == torch.float32:  # weights that we quantized: (q - 8) * scale + centre, both bfloat16
+    plain = _narrowest(array for part in parts for array in part[1:])
+    if plain == "float32":  # weights that we quantized: (q - 8) * scale + centre, both bfloat16
         centres = [_centre(part.scale, part.minimum) for part in parts]
         same = all(
-            torch.equal(centre - 8.0 * part.scale, part.minimum)
+            np.array_equal(centre - 8 * part.scale, part.minimum)
             for centre, part in zip(centres, parts, strict=True)
         )
-        if same and _exact(centres, torch.bfloat16) and _exact((p.scale for p in parts), torch.bfloat16):
-            return torch.bfloat16, _CENTRED | _MINIMUM
+        if same and _exact(centres, "bfloat16") and _exact((p.scale for p in parts), "bfloat16"):
+            return "bfloat16", _CENTRED | _MINIMUM
     return plain, _MINIMUM
 
 
-def _centre(scale: Tensor, minimum: Tensor) -> Tensor:
+def _centre(scale: NDArray[np.float32], minimum: NDArray[np.float32]) -> NDArray[np.float32]:
     """What ``quantize.to_int4`` made the minimum from; elsewhere an approximation that callers check."""
-    return (minimum + 8.0 * scale).to(torch.bfloat16).float()
+    return widen(narrow(minimum + 8 * scale, "bfloat16"), "bfloat16")
 
 
-def _narrowest(tensors: Iterable[Tensor]) -> torch.dtype:
+def _narrowest(arrays: Iterable[NDArray[np.float32]]) -> str:
     """The narrowest type that holds all values exactly."""
-    held = list(tensors)
-    for dtype in (torch.float16, torch.bfloat16):
-        if _exact(held, dtype):
-            return dtype
-    return torch.float32
+    held = list(arrays)
+    return next((dtype for dtype in ("float16", "bfloat16") if _exact(held, dtype)), "float32")
 
 
-def _exact(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
-    return all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in tensors)
+def _exact(arrays: Iterable[NDArray[np.float32]], dtype: str) -> bool:
+    return all(np.array_equal(widen(narrow(array, dtype), dtype), array) for array in arrays)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
+from .library import address
 
 
 class SnKv(ctypes.Structure):
@@ -38,8 +39,8 @@ class SnPiece(ctypes.Structure):
 def kv_struct(pool: KvPool) -> SnKv:
     """Valid for as long as ``pool`` lives."""
     return SnKv(
-        pool.data.data_ptr(),
-        None if pool.scales is None else pool.scales.data_ptr(),
+        address(pool.data),
+        None if pool.scales is None else address(pool.scales),
         KV_DTYPES.index(pool.kv_dtype),
         pool.n_kv_heads,
         pool.head_dim,
@@ -65,8 +66,8 @@ class SliceArray:
             table, first, start, count = part.table, part.first_block, part.start, part.count
             blocks, pages = table.shape
             if (
-                table.dtype is not torch.int32
-                or not table.is_contiguous()
+                table.dtype != np.int32
+                or not table.flags.c_contiguous
                 or part.row != row
                 or count < 1
                 or not 0 <= start <= pages * PAGE_TOKENS - count
@@ -76,7 +77,7 @@ class SliceArray:
                     f"a slice of rows {part.row} to {part.row + count} at position {start}, with {pages} "
                     f"pages of blocks {first} to {first + blocks - 1}, does not fit row {row}, blocks {span}"
                 )
-            c_slice.table = table.data_ptr()
+            c_slice.table = address(table)
             c_slice.pages = pages
             c_slice.first_block = first
             c_slice.row = row

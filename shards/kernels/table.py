@@ -3,6 +3,9 @@
 The file's name is a digest of all that the figures depend on: CPU and its features, torch's version, our
 compiled kernels (measured on one thread, so not on the number of threads). A file that is not exactly what
 this program writes is ignored and replaced; figures decide about speed only, never whether results are right.
+
+torch is measured by a process of its own (``shards/torch/bench.py``): one that computes with our kernels
+never imports it.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...swarm.runtime.c_build import NativeUnavailableError, cache_home, cpu_identity
 from ...swarm.runtime.state_files import replace_file
-from .bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
+from . import library as native
+from .bench import NATIVE_WAYS, ROWS, TORCH_WAYS
 from .library import library
 
 logger = logging.getLogger(__name__)
@@ -31,6 +36,13 @@ FORMAT = 1
 MAX_BYTES = 16384
 _LONGEST = 60.0
 """Seconds. No product of the measurement takes as long on a usable machine."""
+
+_BENCH = "swarm_node.shards.torch.bench"
+_BENCH_S = 60.0
+"""Seconds that the process which measures torch may take: two on a quiet machine, most of them its import."""
+
+_UNKNOWN = tuple(rows * 1e-4 for rows in ROWS)
+"""Where nothing can be measured all ways are taken to be as fast, so that ours are chosen."""
 
 _PROMPT_TOKENS = 4
 """A kernel is judged by a mix with this many prompt tokens for each generated one."""
@@ -56,7 +68,7 @@ _TORCH_RIVALS = {
 
 @dataclass(frozen=True, slots=True)
 class KernelTable:
-    """``seconds``: way (of kernel_bench) → seconds of a product at each of ROWS.
+    """``seconds``: way (of ``bench``) → seconds of a product at each of ROWS.
 
     Ratios of them decide, so the clock does not matter.
     """
@@ -103,29 +115,74 @@ class KernelTable:
 
 
 def kernel_table() -> KernelTable:
-    """From the cache folder, or measured now (under 0.3 s, and a compiler's seconds the first time)."""
+    """From the cache folder, or measured now: some seconds, once on a machine (see ``is_ready``)."""
+    return _table(_kernels())
+
+
+def is_ready() -> bool:
+    """Whether ``kernel_table`` would answer at once, with nothing to compile or to measure."""
+    if not native.is_ready():
+        return False
+    kernels = _kernels()
+    return _read(_path(kernels), _ways(kernels)) is not None
+
+
+def _kernels() -> str:
+    """The name of our compiled library; none without it."""
     try:
-        kernels = Path(library()._name).name
+        return Path(library()._name).name
     except NativeUnavailableError:
-        kernels = ""
-    return _table(kernels)
+        return ""
+
+
+def _ways(kernels: str) -> tuple[str, ...]:
+    return TORCH_WAYS + NATIVE_WAYS if kernels else TORCH_WAYS
 
 
 @cache
 def _table(kernels: str) -> KernelTable:
-    ways = TORCH_WAYS + NATIVE_WAYS if kernels else TORCH_WAYS
-    path = cache_home() / "kernels" / f"{_digest(kernels)}.json"
+    path, ways = _path(kernels), _ways(kernels)
     seconds = _read(path, ways)
     if seconds is None:
-        seconds = measure(native=bool(kernels))
+        seconds = _checked(measure(bool(kernels)), ways)
+        if seconds is None:
+            return KernelTable(dict.fromkeys(ways, _UNKNOWN))
         _write(path, seconds)
         logger.info("event=kernels_measured native=%s cache=%s", bool(kernels), path)
     return KernelTable(seconds)
 
 
-def _digest(kernels: str) -> str:
-    parts = (str(FORMAT), cpu_identity(), torch.__version__, kernels)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+def measure(native: bool) -> object:
+    """What a process of its own finds: way → seconds, with ours where ``native``. None where torch is not
+    installed, or where it failed, and then the log has the reason."""
+    if not _torch_version():
+        return None
+    command = [sys.executable, "-P", "-m", _BENCH, *(["native"] if native else [])]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_BENCH_S, check=True
+        )
+        return json.loads(done.stdout)
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode(errors="replace").strip()[-200:]
+    except (OSError, ValueError, RecursionError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    logger.warning("event=kernels_not_measured reason=%r", reason)
+    return None
+
+
+def _torch_version() -> str:
+    """Without importing it; none where it is not installed."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
+def _path(kernels: str) -> Path:
+    parts = (str(FORMAT), cpu_identity(), _torch_version(), kernels)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return cache_home() / "kernels" / f"{digest}.json"
 
 
 def _read(path: Path, ways: tuple[str, ...]) -> dict[str, tuple[float, ...]] | None:
@@ -135,15 +192,23 @@ def _read(path: Path, ways: tuple[str, ...]) -> dict[str, tuple[float, ...]] | N
             return None
         with path.open("rb") as file:
             document: Any = json.loads(file.read(MAX_BYTES))
-        seconds = document["seconds"]
-        if document["key"] != path.stem or tuple(seconds) != ways:
-            return None
-        for times in seconds.values():
-            if len(times) != len(ROWS) or not all(_plausible(time) for time in times):
-                return None
-        return {way: tuple(times) for way, times in seconds.items()}
+        return _checked(document["seconds"], ways) if document["key"] == path.stem else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _checked(seconds: Any, ways: tuple[str, ...]) -> dict[str, tuple[float, ...]] | None:
+    """None for what is not the figures of ``ways``."""
+    if not isinstance(seconds, dict) or tuple(seconds) != ways:
+        return None
+    for figures in seconds.values():
+        if (
+            not isinstance(figures, (list, tuple))
+            or len(figures) != len(ROWS)
+            or not all(map(_plausible, figures))
+        ):
+            return None
+    return {way: tuple(figures) for way, figures in seconds.items()}
 
 
 def _plausible(seconds: object) -> bool:

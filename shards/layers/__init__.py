@@ -1,3 +1,3 @@
-"""Attention, linear layers, norms and rotary positions on torch, and the memory of keys and values.
-Knows no model families.
+"""What the layers of every backend are made of: integers of weights, rotary positions, memory of keys and
+values. numpy only; knows no model families.
 """

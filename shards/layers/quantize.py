@@ -6,20 +6,25 @@ rounding of a scale is then part of the choice of integers and costs nothing aft
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ..formats.floats import narrow, widen
 from ..formats.hf.mlx_affine import AffineTensor
 from ..formats.qtypes import AFFINE_GROUPS, affine_qtype
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..formats.raw_tensor import RawTensor
+
+    Floats = NDArray[np.float32]
 
 GROUP = 32
 """This many values share a scale in int4, as in GGUF's Q4_0 and Q4_1."""
+_TINY = np.float32(2.0**-126)
+"""The smallest normal number of bfloat16, and of float32."""
 
 
 INT4_SOURCES = (
@@ -36,51 +41,56 @@ INT8_SOURCES = ("Q8_0",)
 class Int4Groups(NamedTuple):
     """``weight = q * scale + minimum``. ``q`` uint8 0..15 (rows, cols), others float32 (rows, cols // 32)."""
 
-    q: Tensor
-    scale: Tensor
-    minimum: Tensor
+    q: NDArray[np.uint8]
+    scale: Floats
+    minimum: Floats
 
-    def dequantize(self) -> Tensor:
+    def dequantize(self) -> Floats:
         """(rows, cols) float32."""
-        grouped = self.q.view(self.q.shape[0], -1, GROUP).float()
-        return (grouped * self.scale[..., None] + self.minimum[..., None]).view(self.q.shape)
+        grouped = _grouped(self.q).astype(np.float32)
+        grouped *= self.scale[..., None]
+        grouped += self.minimum[..., None]
+        return grouped.reshape(self.q.shape)
 
 
 class Int8Rows(NamedTuple):
     """``weight = q * scale``. ``q`` int8 (rows, cols), ``scale`` float32 (rows,), exact in bfloat16."""
 
-    q: Tensor
-    scale: Tensor
+    q: NDArray[np.int8]
+    scale: Floats
 
-    def dequantize(self) -> Tensor:
+    def dequantize(self) -> Floats:
         """(rows, cols) float32."""
-        return self.q.float() * self.scale[:, None]
+        return self.q.astype(np.float32) * self.scale[:, None]
 
 
 class Int8Groups(NamedTuple):
     """``weight = q * scale``. ``q`` int8 (rows, cols), ``scale`` float32 (rows, cols // 32)."""
 
-    q: Tensor
-    scale: Tensor
+    q: NDArray[np.int8]
+    scale: Floats
 
-    def dequantize(self) -> Tensor:
+    def dequantize(self) -> Floats:
         """(rows, cols) float32."""
-        grouped = self.q.view(self.q.shape[0], -1, GROUP).float()
-        return (grouped * self.scale[..., None]).view(self.q.shape)
+        grouped = _grouped(self.q).astype(np.float32)
+        grouped *= self.scale[..., None]
+        return grouped.reshape(self.q.shape)
 
 
-def to_int4(weight: Tensor) -> Int4Groups:
-    """Round to nearest between each group's minimum and maximum. ``weight`` (rows, cols), cols % 32 == 0."""
-    rows, cols = weight.shape
-    if cols % GROUP:
-        raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
-    groups = weight.float().view(rows, cols // GROUP, GROUP)
-    low, high = groups.aminmax(dim=-1)
-    scale = _bf16((high - low) / 15).clamp_(min=torch.finfo(torch.bfloat16).tiny)
+@np.errstate(all="ignore")
+def to_int4(weight: Floats) -> Int4Groups:
+    """Round to nearest between each group's minimum and maximum. ``weight`` (rows, cols) float32,
+    cols % 32 == 0."""
+    groups = _grouped(weight)
+    low, high = groups.min(-1), groups.max(-1)
+    scale = np.maximum(_bf16((high - low) / 15), _TINY)
     # The kernel's form is (q - 8) * scale + centre, with a bfloat16 centre.
     centre = _bf16(low + 8 * scale)
-    q = ((groups - centre[..., None]) / scale[..., None]).round_().add_(8).clamp_(0, 15).to(torch.uint8)
-    return Int4Groups(q.view(rows, cols), scale, centre - 8 * scale)
+    q = groups - centre[..., None]
+    q /= scale[..., None]
+    np.rint(q, out=q)
+    q += 8
+    return Int4Groups(q.clip(0, 15, out=q).astype(np.uint8).reshape(weight.shape), scale, centre - 8 * scale)
 
 
 def as_torch_holds(groups: Int4Groups) -> Int4Groups:
@@ -89,50 +99,57 @@ def as_torch_holds(groups: Int4Groups) -> Int4Groups:
     return Int4Groups(groups.q, scale, _bf16(groups.minimum + 8 * groups.scale) - 8 * scale)
 
 
-def to_int8(weight: Tensor) -> Int8Rows:
-    """Round to nearest, symmetric, one scale a row. ``weight`` (rows, cols)."""
-    weight = weight.float()
-    largest = weight.abs().amax(dim=-1)
+@np.errstate(all="ignore")
+def to_int8(weight: Floats) -> Int8Rows:
+    """Round to nearest, symmetric, one scale a row. ``weight`` (rows, cols) float32."""
+    largest = np.abs(weight).max(-1)
     scale = _bf16(largest / 127)
     # Rounding to nearest may land up to 2**-9 short, which would clip the row's largest values.
-    scale = torch.where(scale * 127 < largest, _bf16(scale * (1 + 2.0**-7)), scale)
-    scale.clamp_(min=torch.finfo(torch.bfloat16).tiny)
-    q = (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-    return Int8Rows(q, scale)
+    scale = np.where(scale * 127 < largest, _bf16(scale * np.float32(1 + 2.0**-7)), scale)
+    scale = np.maximum(scale, _TINY)
+    q = weight / scale[:, None]
+    return Int8Rows(np.rint(q, out=q).clip(-127, 127, out=q).astype(np.int8), scale)
 
 
-def to_int8_groups(weight: Tensor) -> Int8Groups:
+@np.errstate(all="ignore")
+def to_int8_groups(weight: Floats) -> Int8Groups:
     """Round to nearest, symmetric, float16 scales: as GGUF's Q8_0. ``weight`` as for ``to_int4``."""
-    rows, cols = weight.shape
+    groups = _grouped(weight)
+    scale = widen(narrow(np.abs(groups).max(-1) / 127, "float16"), "float16")
+    # A group too small for float16 becomes zeros, one whose scale was rounded down keeps 127 for its largest.
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    q = groups * inverse[..., None]
+    np.rint(q, out=q)
+    return Int8Groups(q.clip(-127, 127, out=q).astype(np.int8).reshape(weight.shape), scale)
+
+
+def _grouped(x: NDArray[Any]) -> NDArray[Any]:
+    """(rows, cols) → (rows, groups, GROUP)."""
+    rows, cols = x.shape
     if cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
-    groups = weight.float().view(rows, cols // GROUP, GROUP)
-    scale = (groups.abs().amax(dim=-1) / 127).to(torch.float16).float()
-    # A group too small for float16 becomes zeros, one whose scale was rounded down keeps 127 for its largest.
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    q = (groups * inverse[..., None]).round_().clamp_(-127, 127).to(torch.int8)
-    return Int8Groups(q.view(rows, cols), scale)
+    return x.reshape(rows, cols // GROUP, GROUP)
 
 
-def _bf16(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).float()
+def _bf16(x: Floats) -> Floats:
+    return widen(narrow(x, "bfloat16"), "bfloat16")
 
 
 def file_groups(raw: RawTensor) -> Int4Groups:
     """The file's own integers and scales, for a ``raw`` matrix whose ``qtype`` is in INT4_SOURCES."""
     if isinstance(raw, AffineTensor):
         parts = raw.scales.values(slice(None)), raw.biases.values(slice(None))
-        scale, minimum = (torch.from_numpy(part.repeat(raw.group // GROUP, 1)) for part in parts)
-        return Int4Groups(torch.from_numpy(raw.integers()), scale, minimum)
+        scale, minimum = (part.repeat(raw.group // GROUP, 1) for part in parts)
+        return Int4Groups(raw.integers(), scale, minimum)
     if raw.qtype == "Q4_K":
         return q4_k_groups(raw.data)
-    return Int4Groups(*map(torch.from_numpy, raw.blocks()))
+    return Int4Groups(*raw.blocks())
 
 
 def file_int8_groups(raw: RawTensor) -> Int8Groups:
     """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES."""
     q, scale, _ = raw.blocks()
-    return Int8Groups(torch.from_numpy(q), torch.from_numpy(scale))
+    return Int8Groups(q, scale)
 
 
 def q4_k_groups(data: np.ndarray) -> Int4Groups:
@@ -154,7 +171,7 @@ def q4_k_groups(data: np.ndarray) -> Int4Groups:
     nibbles = blocks[..., 16:].reshape(rows, count, 4, 1, 32)
     q = np.concatenate((nibbles & 15, nibbles >> 4), axis=3)  # (rows, blocks, 4, 2, 32): groups in order
     return Int4Groups(
-        torch.from_numpy(q.reshape(rows, -1)),
-        torch.from_numpy((scale * factors[..., :1]).reshape(rows, -1)),
-        torch.from_numpy((minimum * -factors[..., 1:]).reshape(rows, -1)),
+        q.reshape(rows, -1),
+        (scale * factors[..., :1]).reshape(rows, -1),
+        (minimum * -factors[..., 1:]).reshape(rows, -1),
     )

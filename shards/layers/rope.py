@@ -10,96 +10,94 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..formats.config import ModelConfig
+
+    Floats = NDArray[np.float32]
 
 _FIRST_TABLE = 512
 """A new table has this many positions; it doubles when a longer sequence comes."""
 _KEPT_LENGTHS = 64
 """Dynamic NTK: the frequencies of this many sequence lengths are remembered (batched sessions repeat
 theirs)."""
+_ONE = np.float32(1)
 
 
 class Rope:
-    """cos/sin rows for one model, on ``device`` in ``dtype`` (computed in float32).
+    """float32 rows of cos and sin for one model.
 
     The half-rotation's minus sign is folded into sin: with ``half = rotary_dim // 2``,
     ``x * cos + x.roll(half, -1) * sin`` equals the usual ``x * cos + rotate_half(x) * sin``.
     """
 
-    def __init__(
-        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, *, rowwise: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, rowwise: bool = False) -> None:
         """``rowwise``: for "dynamic", each row's end is its own, as if tokens came one by one."""
         self._config = config
         self._rowwise = rowwise
-        self.device = device
-        self._dtype = dtype
         self._inv_freq, self.attention_factor = frequencies(config)
-        self._table = (torch.empty(0), torch.empty(0))
-        self._dynamic: dict[int, Tensor] | None = {} if config.rope.type == "dynamic" else None
+        self._table: tuple[Floats, Floats] = self._cos_sin(0, 0, self._inv_freq)
+        self._dynamic: dict[int, Floats] | None = {} if config.rope.type == "dynamic" else None
 
-    def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """``slices``: (start position, tokens) of each packed session → cos, sin, both (T, 1, rotary_dim).
+    def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Floats, Floats]:
+        """``slices``: (start position, tokens) of each packed session → cos, sin, both (T, rotary_dim).
 
-        T is the sum of tokens; the middle dimension broadcasts over heads. May be views: read only.
+        T is the sum of tokens. May be views: read only.
         """
         tables = [self.slice_rows(start, count) for start, count in slices]
         if len(tables) == 1:
             return tables[0]
-        return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+        return np.concatenate([cos for cos, _ in tables]), np.concatenate([sin for _, sin in tables])
 
-    def slice_rows(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """``rows`` of one session: (count, 1, rotary_dim), contiguous."""
+    def slice_rows(self, start: int, count: int) -> tuple[Floats, Floats]:
+        """``rows`` of one session: (count, rotary_dim), C-contiguous."""
         if self._dynamic is not None:
             return self._dynamic_rows(start, count, self._dynamic)
         cos, sin = self._whole(start + count)
         return cos[start : start + count], sin[start : start + count]
 
-    def table(self, positions: int) -> tuple[Tensor, Tensor] | None:
+    def table(self, positions: int) -> tuple[Floats, Floats] | None:
         """``slice_rows`` of position 0 and at least ``positions`` tokens; None where there is no one table.
 
         Read only, and replaced by a longer one in time.
         """
         return None if self._dynamic is not None else self._whole(positions)
 
-    def _whole(self, positions: int) -> tuple[Tensor, Tensor]:
-        if positions > self._table[0].shape[0]:
-            self._grow(positions)
+    def _whole(self, positions: int) -> tuple[Floats, Floats]:
+        if positions > len(self._table[0]):
+            size = _FIRST_TABLE
+            while size < positions:
+                size *= 2
+            self._table = self._cos_sin(0, size, self._inv_freq)
         return self._table
 
-    def _grow(self, longest: int) -> None:
-        size = _FIRST_TABLE
-        while size < longest:
-            size *= 2
-        self._table = self._cos_sin(torch.arange(size), self._inv_freq)
-
-    def _dynamic_rows(self, start: int, count: int, known: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def _dynamic_rows(self, start: int, count: int, known: dict[int, Floats]) -> tuple[Floats, Floats]:
         """Each slice's end is its sequence length, as transformers has it for each forward pass."""
         length = max(start + count, self._config.rope.original_max_position_embeddings)
         if self._rowwise and count > 1 and start + count > self._config.rope.original_max_position_embeddings:
             rows = [self._dynamic_rows(position, 1, known) for position in range(start, start + count)]
-            return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
+            return np.concatenate([cos for cos, _ in rows]), np.concatenate([sin for _, sin in rows])
         if length not in known:
             if len(known) >= _KEPT_LENGTHS:
                 known.pop(next(iter(known)))
             known[length] = dynamic_inv_freq(self._config, length)
-        return self._cos_sin(torch.arange(start, start + count), known[length])
+        return self._cos_sin(start, start + count, known[length])
 
-    def _cos_sin(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    def _cos_sin(self, start: int, end: int, inv_freq: Floats) -> tuple[Floats, Floats]:
         # In float64, so that after rounding to float32 no CPU's way to compute a cosine shows.
-        angles = (positions.float()[:, None] * inv_freq).double()  # (positions, rotary_dim / 2)
-        cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+        positions = np.arange(start, end, dtype=np.float32)
+        angles = (positions[:, None] * inv_freq).astype(np.float64)  # (positions, rotary_dim / 2)
+        cos, sin = np.cos(angles) * self.attention_factor, np.sin(angles) * self.attention_factor
         return (
-            torch.cat((cos, cos), -1)[:, None].to(self.device, self._dtype),
-            torch.cat((-sin, sin), -1)[:, None].to(self.device, self._dtype),
+            np.concatenate((cos, cos), -1).astype(np.float32),
+            np.concatenate((-sin, sin), -1).astype(np.float32),
         )
 
 
-def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+def frequencies(config: ModelConfig) -> tuple[Floats, float]:
     """Inverse frequencies (rotary_dim / 2,) float32, and the factor on cos and sin."""
     rope = config.rope
     dim = config.rotary_dim
@@ -112,11 +110,12 @@ def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     elif rope.type == "yarn":
         base, factor = _yarn(config)
     if rope.frequency_factors:
-        base = base / torch.tensor(rope.frequency_factors, dtype=torch.float32)
+        factors: Floats = np.array(rope.frequency_factors, dtype=np.float32)
+        base = base / factors
     return base, factor
 
 
-def dynamic_inv_freq(config: ModelConfig, length: int) -> Tensor:
+def dynamic_inv_freq(config: ModelConfig, length: int) -> Floats:
     """NTK-aware scaling for a sequence of ``length`` tokens, at least as many as the model was trained on."""
     rope, dim = config.rope, config.rotary_dim
     stretch = rope.factor * length / rope.original_max_position_embeddings - (rope.factor - 1)
@@ -125,28 +124,30 @@ def dynamic_inv_freq(config: ModelConfig, length: int) -> Tensor:
     return _base_inv_freq(theta, dim)
 
 
-def _base_inv_freq(theta: float, dim: int) -> Tensor:
-    return 1.0 / _powers(theta, dim)
+def _base_inv_freq(theta: float, dim: int) -> Floats:
+    return _ONE / _powers(theta, dim)
 
 
-def _powers(theta: float, dim: int) -> Tensor:
+def _powers(theta: float, dim: int) -> Floats:
     """theta ** (2 i / dim), of float32 numbers and rounded to float32, but in float64: see ``_cos_sin``."""
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-    return (torch.tensor(theta, dtype=torch.float32).double() ** exponents.double()).float()
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
 
 
-def _llama3(config: ModelConfig, inv_freq: Tensor) -> Tensor:
+def _llama3(config: ModelConfig, inv_freq: Floats) -> Floats:
     """Llama 3.1: long wavelengths are stretched by ``factor``, short ones kept, a smooth blend between."""
     rope = config.rope
     context = rope.original_max_position_embeddings
-    wavelength = 2 * math.pi / inv_freq
-    blend = (context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    # A number over a tensor is, in torch, the number times one over the tensor: rounded twice, here too.
+    wavelength = 2 * math.pi * (_ONE / inv_freq)
+    blend = context * (_ONE / wavelength) - rope.low_freq_factor
+    blend = blend / (rope.high_freq_factor - rope.low_freq_factor)
     blended = (1 - blend) * inv_freq / rope.factor + blend * inv_freq
-    scaled = torch.where(wavelength > context / rope.low_freq_factor, inv_freq / rope.factor, blended)
-    return torch.where(wavelength < context / rope.high_freq_factor, inv_freq, scaled)
+    scaled = np.where(wavelength > context / rope.low_freq_factor, inv_freq / rope.factor, blended)
+    return np.where(wavelength < context / rope.high_freq_factor, inv_freq, scaled)
 
 
-def _yarn(config: ModelConfig) -> tuple[Tensor, float]:
+def _yarn(config: ModelConfig) -> tuple[Floats, float]:
     """YaRN (arXiv 2309.00071): interpolate slow dimensions, extrapolate fast ones, and scale attention."""
     rope, dim = config.rope, config.rotary_dim
 
@@ -170,8 +171,8 @@ def _yarn(config: ModelConfig) -> tuple[Tensor, float]:
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001  # the ramp needs a width
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    ramp = ((np.arange(dim // 2, dtype=np.float32) - low) / (high - low)).clip(0, 1)
     # Rounded in the order transformers rounds: at position 10,000 the last bit of a frequency is visible.
     wavelengths = _powers(rope.theta, dim)
     kept = 1 - ramp
-    return 1.0 / (rope.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept, attention_factor
+    return _ONE / (rope.factor * wavelengths) * (1 - kept) + _ONE / wavelengths * kept, attention_factor

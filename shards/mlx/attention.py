@@ -182,5 +182,4 @@ def _groups(slices: Sequence[BatchSlice]) -> list[list[BatchSlice]]:
 
 def _table(part: BatchSlice, span: Span) -> np.ndarray:
     """(blocks of ``span``, pages) of slots."""
-    table: np.ndarray = part.table.numpy()
-    return table[span.start - part.first_block : span.end - part.first_block]
+    return part.table[span.start - part.first_block : span.end - part.first_block]

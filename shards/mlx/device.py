@@ -1,4 +1,4 @@
-"""MLX's device, its memory, and arrays from and to torch tensors.
+"""MLX's device, its memory, and arrays from and to numpy.
 
 In MLX a stream belongs to the thread that made it, and an array that was not evaluated belongs to a stream:
 an array that one thread hands to another must be evaluated first. Evaluated arrays may go to any thread.
@@ -12,14 +12,10 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 import psutil
-import torch
-from torch import Tensor
 
-DTYPES: dict[torch.dtype, mx.Dtype] = {
-    torch.float32: mx.float32,
-    torch.float16: mx.float16,
-    torch.bfloat16: mx.bfloat16,
-}
+from ..formats.floats import narrow
+
+DTYPES: dict[str, mx.Dtype] = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 GPU_SHARE = 0.75
 """The part of unified memory that Metal lets the GPU use by default. It counts where Metal does not say."""
 KEPT_BYTES = 256 << 20
@@ -61,17 +57,16 @@ def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     return mx.compile(function, shapeless=True) if on_gpu() else function
 
 
-def to_mlx(x: Tensor) -> mx.array:
-    """A copy of ``x``, any float type, of its shape and type."""
-    x = x.detach().to("cpu").contiguous()
-    if x.dtype is torch.bfloat16:  # numpy has none
-        return mx.array(x.view(torch.uint16).numpy()).view(mx.bfloat16)
-    return mx.array(x.numpy())
+def to_mlx(x: np.ndarray, dtype: str = "float32") -> mx.array:
+    """A copy of ``x``, of type ``dtype`` as ``floats.STORED`` has it, of its shape and type."""
+    return mx.array(x).view(DTYPES[dtype])
 
 
-def to_torch(x: mx.array) -> Tensor:
-    """``x``, evaluated float32, as a tensor that shares its memory."""
-    return torch.from_numpy(np.array(x, copy=False))
+def evaluated(x: np.ndarray, dtype: str) -> mx.array:
+    """``x``, float32, rounded to ``dtype`` and ready for other threads."""
+    array = to_mlx(narrow(x, dtype), dtype)
+    mx.eval(array)
+    return array
 
 
 def index(values: Sequence[int] | np.ndarray) -> mx.array:

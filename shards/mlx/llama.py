@@ -13,7 +13,6 @@ from .rope import Rotation
 
 if TYPE_CHECKING:
     from ..formats.config import ModelConfig
-    from .weights import MlxLoader
 
 Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
 """As ``llama.Attend``, with MLX's arrays."""
@@ -50,21 +49,3 @@ class MlxBlock:
         x = x + self._out(attend(block, qk[:, : self._heads], qk[:, self._heads :], qkv[:, self._rotated :]))
         gate_up = self._gate_up(mx.fast.rms_norm(x, self._mlp_norm, self._eps))
         return x + self._down(self._gate(gate_up[:, : self._intermediate], gate_up[:, self._intermediate :]))
-
-
-def load_block(loader: MlxLoader, config: ModelConfig, block: int) -> MlxBlock:
-    """Block number ``block`` of the model, with q, k, v and gate, up as one product each."""
-    loader.label = f"block {block}"
-    prefix = f"model.layers.{block}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    hidden, q_size, kv_size = config.hidden_size, config.q_size, config.kv_size
-    inner = config.intermediate_size
-    return MlxBlock(
-        config,
-        norm=loader.norm(f"{prefix}.input_layernorm.weight", hidden),
-        qkv=loader.linear([f"{attention}.{part}_proj" for part in "qkv"], [q_size, kv_size, kv_size], hidden),
-        out=loader.linear([f"{attention}.o_proj"], [hidden], q_size),
-        mlp_norm=loader.norm(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gate_up=loader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], hidden),
-        down=loader.linear([f"{mlp}.down_proj"], [hidden], inner),
-    )

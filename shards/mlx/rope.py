@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
-import torch
 
 from ..layers.kv_pool import BatchSlice
 from ..layers.rope import dynamic_inv_freq, frequencies
-from .device import to_mlx
+from .device import evaluated
 
 if TYPE_CHECKING:
     from ..formats.config import ModelConfig
@@ -73,8 +72,6 @@ class Rotation:
         return (parts[0] if len(parts) == 1 else mx.concatenate(parts))[:, :, 0]
 
 
-def _wavelengths(inv_freq: torch.Tensor) -> mx.array:
+def _wavelengths(inv_freq: np.ndarray) -> mx.array:
     """As ``mx.fast.rope`` takes frequencies: one over what they are elsewhere."""
-    wavelengths = to_mlx((1.0 / inv_freq.double()).float())
-    mx.eval(wavelengths)
-    return wavelengths
+    return evaluated((1 / inv_freq.astype(np.float64)).astype(np.float32), "float32")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...swarm.errors import UsageError
+from ..formats.floats import narrow, widen
 from ..formats.hf.mlx_affine import AffineTensor
 from ..formats.raw_tensor import RawTensor
 from ..layers.quantize import (
@@ -25,15 +24,18 @@ from ..layers.quantize import (
     to_int4,
     to_int8_groups,
 )
-from ..models.load_plan import DTYPES as TORCH_DTYPES
 from ..models.load_plan import LoadOptions
-from ..models.weight_loader import TensorReader, check_shape, in_pieces, tensor_of, whole
-from .device import on_gpu, to_mlx
+from ..models.weight_loader import TensorReader, in_pieces, whole
+from .device import evaluated, on_gpu, to_mlx
 from .linear import DenseLinear, GroupedLinear, MlxLinear, StackedLinear
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..checkpoint.checkpoint import Checkpoint
     from ..models.weight_loader import Progress
+
+    Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,9 @@ class MlxPlan:
     """``dtype``: activations, and what dense matrices are held in. ``scales``: the type of scales where the
     file's have no exact place in ``dtype``; ``wide``: all scales are of that type."""
 
-    dtype: torch.dtype
+    dtype: str
     quantize: str
-    scales: torch.dtype
+    scales: str
     wide: bool
 
     @staticmethod
@@ -60,14 +62,14 @@ class MlxPlan:
                 f"--kernels {options.kernels} is a choice for the CPU", hint="Leave it out with --device mlx."
             )
         if options.dtype != "auto":
-            dtype = TORCH_DTYPES[options.dtype]
+            dtype = options.dtype
         elif on_gpu():
-            dtype = {"F32": torch.float32, "F16": torch.float16}.get(native_dtype, torch.bfloat16)
+            dtype = {"F32": "float32", "F16": "float16"}.get(native_dtype, "bfloat16")
         else:
-            dtype = torch.float32
+            dtype = "float32"
         exact = options.dtype == "auto" or not on_gpu()
         # MLX's quantized products on a CPU are some per cent off in 16 bits, and right in float32.
-        return MlxPlan(dtype, options.quantize, torch.float32 if exact else dtype, not on_gpu())
+        return MlxPlan(dtype, options.quantize, "float32" if exact else dtype, not on_gpu())
 
 
 class _Grouped(NamedTuple):
@@ -76,8 +78,8 @@ class _Grouped(NamedTuple):
     """
 
     packed: np.ndarray
-    scales: Tensor
-    biases: Tensor
+    scales: Floats
+    biases: Floats
     bits: int
     group: int
     form: str
@@ -87,18 +89,20 @@ class MlxLoader(TensorReader):
     """Reads tensors as ``plan`` says, each evaluated when it is returned: other threads will use them."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: MlxPlan, total_bytes: int = 0, progress: Progress | None = None
+        self,
+        checkpoint: Checkpoint,
+        plan: MlxPlan,
+        total_bytes: int = 0,
+        progress: Progress | None = None,
+        threads: int = 1,
     ) -> None:
-        super().__init__(checkpoint, total_bytes, progress)
+        super().__init__(checkpoint, total_bytes, progress, threads)
         self.plan = plan
 
-    def norm(self, name: str, size: int) -> mx.array:
-        """The weight of an RMSNorm."""
-        raw = self._checkpoint.tensor(name)
-        check_shape(raw, (size,))
-        weight = _evaluated(tensor_of(raw, self.plan.dtype))
+    def norm(self, name: str) -> mx.array:
+        """The weight of an RMSNorm over the hidden size."""
+        weight = evaluated(self._norm(name), self.plan.dtype)
         self.nbytes += weight.nbytes
-        self._read(raw)
         return weight
 
     def linear(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> MlxLinear:
@@ -112,7 +116,7 @@ class MlxLoader(TensorReader):
         elif len({part and (part.bits, part.group) for part in held}) == 1:
             linear = self._hold([part for part in held if part is not None], bias)
         else:
-            biases = [None] * len(raws) if bias is None else list(bias.split(list(sizes)))
+            biases = [None] * len(raws) if bias is None else np.split(bias, np.cumsum(sizes)[:-1])
             linear = StackedLinear(
                 [
                     self._dense([raw], own) if part is None else self._hold([part], own)
@@ -120,34 +124,36 @@ class MlxLoader(TensorReader):
                 ]
             )
         for raw, part in zip(raws, held, strict=True):
-            self._count(str(self.plan.dtype).removeprefix("torch.") if part is None else part.form, [raw])
+            self._count(self.plan.dtype if part is None else part.form, [raw])
             self._read(raw)
         self.nbytes += linear.nbytes
         return linear
 
-    def _dense(self, raws: Sequence[RawTensor], bias: Tensor | None) -> DenseLinear:
-        weight = _evaluated(torch.cat([tensor_of(raw, self.plan.dtype) for raw in raws]))
+    def _dense(self, raws: Sequence[RawTensor], bias: Floats | None) -> DenseLinear:
+        dtype = self.plan.dtype
+        weight = to_mlx(np.concatenate([raw.dequantize(dtype) for raw in raws]), dtype)
+        mx.eval(weight)
         return DenseLinear(weight, self._place(bias))
 
-    def _hold(self, parts: Sequence[_Grouped], bias: Tensor | None) -> GroupedLinear:
+    def _hold(self, parts: Sequence[_Grouped], bias: Floats | None) -> GroupedLinear:
         packed = mx.array(np.concatenate([part.packed for part in parts]))
         mx.eval(packed)
-        scales = torch.cat([part.scales for part in parts])
-        biases = torch.cat([part.biases for part in parts])
+        scales = np.concatenate([part.scales for part in parts])
+        biases = np.concatenate([part.biases for part in parts])
         dtype = self.plan.dtype
         if self.plan.wide or not (_fits(scales, dtype) and _fits(biases, dtype)):
             dtype = self.plan.scales
         return GroupedLinear(
-            *(packed, _evaluated(scales.to(dtype)), _evaluated(biases.to(dtype))),
+            *(packed, evaluated(scales, dtype), evaluated(biases, dtype)),
             bits=parts[0].bits,
             group=parts[0].group,
             bias=self._place(bias),
         )
 
-    def _place(self, bias: Tensor | None) -> mx.array | None:
+    def _place(self, bias: Floats | None) -> mx.array | None:
         if bias is None:
             return None
-        array = _evaluated(bias.to(self.plan.dtype))
+        array = evaluated(bias, self.plan.dtype)
         self.nbytes += array.nbytes
         return array
 
@@ -161,8 +167,8 @@ class MlxLoader(TensorReader):
         if wanted == "auto":
             return None
         if wanted == "int4":
-            return _int4(whole(in_pieces(to_int4, raw)), "int4")
-        return _int8(whole(in_pieces(to_int8_groups, raw)), "int8")
+            return _int4(whole(in_pieces(to_int4, raw, self._threads)), "int4")
+        return _int8(whole(in_pieces(to_int8_groups, raw, self._threads)), "int8")
 
 
 def _file_bits(raw: RawTensor) -> int:
@@ -177,8 +183,8 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
     if isinstance(raw, AffineTensor):
         return _Grouped(
             np.ascontiguousarray(raw.stored).view(np.uint32),
-            torch.from_numpy(raw.scales.dequantize()),
-            torch.from_numpy(raw.biases.dequantize()),
+            raw.scales.dequantize(),
+            raw.biases.dequantize(),
             raw.bits,
             raw.group,
             f"int{raw.bits} ({raw.qtype})",
@@ -189,23 +195,17 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
 
 
 def _int4(groups: Int4Groups, form: str) -> _Grouped:
-    q = groups.q.numpy()
+    q = groups.q
     packed = np.ascontiguousarray(q[:, ::2] | q[:, 1::2] << 4)  # the first integer in the low bits
     return _Grouped(packed.view(np.uint32), groups.scale, groups.minimum, 4, GROUP, form)
 
 
 def _int8(groups: Int8Groups, form: str) -> _Grouped:
     """MLX's integers begin at 0: these are moved up by 128, which the bias takes back."""
-    packed = np.ascontiguousarray(groups.q.numpy()).view(np.uint8) ^ 128
-    return _Grouped(packed.view(np.uint32), groups.scale, groups.scale * -128.0, 8, GROUP, form)
+    packed = np.ascontiguousarray(groups.q).view(np.uint8) ^ 128
+    return _Grouped(packed.view(np.uint32), groups.scale, groups.scale * np.float32(-128), 8, GROUP, form)
 
 
-def _fits(x: Tensor, dtype: torch.dtype) -> bool:
+def _fits(x: Floats, dtype: str) -> bool:
     """Whether ``x`` has its exact values in ``dtype``."""
-    return torch.equal(x.to(dtype).float(), x.float())
-
-
-def _evaluated(x: Tensor) -> mx.array:
-    array = to_mlx(x)
-    mx.eval(array)
-    return array
+    return np.array_equal(widen(narrow(x, dtype), dtype), x)

@@ -1,9 +1,9 @@
-"""The interface between the engine and the code that computes a span: torch's ``SpanModel``, MLX's
-``MlxSpan``.
+"""The interface between the engine and the code that computes a span: ``NativeSpan`` of our C kernels,
+torch's ``TorchSpan``, MLX's ``MlxSpan``.
 
 The engine's compute thread is the only caller once a span is loaded and its memory is made. Rows go in and
-come out as torch tensors, since that is what the wire codecs read and write; what happens in between is the
-backend's own affair.
+come out as float32 arrays, (tokens, hidden) and C-contiguous, as the wire codecs read and write them; a
+backend whose type is narrower converts them itself.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
 from ...swarm.types import Span
 from ..layers.kv_pool import BatchSlice
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..formats.config import ModelConfig
 
 
@@ -47,10 +47,10 @@ Memory = TypeVar("Memory", bound=KvMemory)
 class SpanBackend(Protocol[Memory]):
     """Blocks ``span`` of a model, ready to run. After loading, all calls are of one thread.
 
-    ``device``: where rows best come from and where results are; a backend may compute elsewhere. ``dtype``:
-    what activations have: rows that do not fit it are refused before they get here. ``weights`` and
-    ``kernels`` are for people: how the weights are held, what computes with them. ``mixes``: rows of prompts
-    and decode steps are best computed together, as a GPU likes it.
+    ``limit``: the largest magnitude that activations may have: rows beyond it are refused before they get
+    here. ``device``, ``weights`` and ``kernels`` are for people: where it computes, how the weights are held,
+    what computes with them. ``mixes``: rows of prompts and decode steps are best computed together, as a GPU
+    likes it.
     """
 
     @property
@@ -60,10 +60,10 @@ class SpanBackend(Protocol[Memory]):
     def span(self) -> Span: ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> str: ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def limit(self) -> float: ...
 
     @property
     def weights(self) -> str: ...
@@ -87,22 +87,19 @@ class SpanBackend(Protocol[Memory]):
         ...
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> Memory:
-        """Memory for this span's keys and values. Raises RuntimeError where there is not enough."""
+        """Memory for this span's keys and values. Raises MemoryError where there is not enough."""
         ...
 
     def forward(
-        self, x: Tensor, slices: Sequence[BatchSlice], pool: Memory, span: Span | None = None
-    ) -> Tensor:
+        self, x: NDArray[np.float32], slices: Sequence[BatchSlice], pool: Memory, span: Span | None = None
+    ) -> NDArray[np.float32]:
         """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
+        Complete when it returns.
 
         ``slices`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
         into ``pool``, as the slices' tables say; what a page holds beyond a slice's end counts for nothing.
         A call that raises has changed nothing before the first position of any slice.
         """
-        ...
-
-    def synchronize(self) -> None:
-        """Return once everything that ``forward`` began is computed; its errors are raised here at last."""
         ...
 
     def use_threads(self, threads: int) -> None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
-from ..layers.kv_pool import BatchSlice, KvPool
-from .span import SpanModel
+from ..layers.kv_pool import BatchSlice
+from .backend import SpanBackend
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
 
 TOKENS = 44
 """The sequence has this many tokens: more than a page, and more than several tiles of rows."""
@@ -28,10 +33,9 @@ CHUNKS = (1, 19, 2, 17)
 """The tokens of each chunk when the sequence is cut; the rest is the last one."""
 
 
-def check_determinism(model: SpanModel, kv_dtype: str) -> str:
+def check_determinism(model: SpanBackend[Any], kv_dtype: str) -> str:
     """A digest of the results, in hexadecimal: nodes that serve the same blocks and have the same digest
-    compute alike. Takes the time of some fifty decode steps. Call it under inference mode, in the thread that
-    computes.
+    compute alike. Takes the time of some fifty decode steps. Call it in the thread that computes.
 
     Raises UsageError if the property does not hold.
     """
@@ -45,36 +49,37 @@ def check_determinism(model: SpanModel, kv_dtype: str) -> str:
         .feed(x, CHUNKS),
     }
     for how, rows in trials.items():
-        wrong = (rows != alone).any(1).nonzero()
+        wrong = np.flatnonzero((rows != alone).any(1))
         if len(wrong):
             raise UsageError(
                 f"--deterministic does not hold here with {model.kernels} kernels and {model.weights} weights"
                 f": token {int(wrong[0])} has other bits {how} than alone",
                 hint="Try --kernels native, another --dtype or --quantize, or serve without --deterministic.",
             )
-    return blake2b(alone.float().cpu().numpy().tobytes(), digest_size=6).hexdigest()
+    return blake2b(alone.tobytes(), digest_size=6).hexdigest()
 
 
 class _Sessions:
     """The checked session and the one beside it, with KV memory of their own."""
 
-    def __init__(self, model: SpanModel, kv_dtype: str) -> None:
-        config, blocks = model.config, len(model.span)
+    def __init__(self, model: SpanBackend[Any], kv_dtype: str) -> None:
+        blocks = len(model.span)
         pages = -(-TOKENS // PAGE_TOKENS)
         self._model = model
-        self._pool = KvPool(2 * pages * blocks, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
-        tables = torch.arange(2 * pages * blocks, dtype=torch.int32).view(2, blocks, pages)
-        self._table, self._other_table = tables[0].contiguous(), tables[1].contiguous()
+        self._pool = model.new_pool(2 * pages * blocks, kv_dtype)
+        self._table, self._other_table = np.arange(2 * pages * blocks, dtype=np.int32).reshape(
+            2, blocks, pages
+        )
 
     def after_rollback(self, tokens: int) -> _Sessions:
         """Another sequence was computed in the same pages and taken back."""
         self.feed(_rows(tokens, self._model, seed=3), [tokens])
         return self
 
-    def feed(self, x: Tensor, chunks: Sequence[int], *, before: bool = False) -> Tensor:
+    def feed(self, x: Floats, chunks: Sequence[int], *, before: bool = False) -> Floats:
         """The results of all rows of ``x`` (T, hidden). ``before``: the other session's rows come first."""
         alone = len(chunks) == len(x)
-        out: list[Tensor] = []
+        out: list[Floats] = []
         at = 0
         while at < len(x):
             count = chunks[len(out)] if len(out) < len(chunks) else len(x) - at
@@ -82,13 +87,13 @@ class _Sessions:
             rows = x[at : at + count]
             out.append(self._one(rows, at) if alone else self._beside(rows, at, before))
             at += count
-        return torch.cat(out)
+        return np.concatenate(out)
 
-    def _one(self, rows: Tensor, start: int) -> Tensor:
+    def _one(self, rows: Floats, start: int) -> Floats:
         first = self._model.span.start
         return self._model.forward(rows, [BatchSlice(self._table, first, 0, start, len(rows))], self._pool)
 
-    def _beside(self, rows: Tensor, start: int, before: bool) -> Tensor:
+    def _beside(self, rows: Floats, start: int, before: bool) -> Floats:
         model, count = self._model, len(rows)
         others = _rows(min(OTHER_TOKENS, model.config.max_position_embeddings), model, seed=2)
         own = len(others) if before else 0
@@ -97,7 +102,7 @@ class _Sessions:
             BatchSlice(self._table, model.span.start, own, start, count),
             BatchSlice(self._other_table, model.span.start, other, 0, len(others)),
         ]
-        batch = torch.cat([others, rows] if before else [rows, others])
+        batch = np.concatenate([others, rows] if before else [rows, others])
         slices.sort(key=lambda part: part.row)
         for span in [model.span] if before else _halves(model.span):
             batch = model.forward(batch, slices, self._pool, span)
@@ -109,10 +114,11 @@ def _halves(span: Span) -> list[Span]:
     return [Span(span.start, middle), Span(middle, span.end)] if len(span) > 1 else [span]
 
 
-def _rows(tokens: int, model: SpanModel, seed: int) -> Tensor:
+def _rows(tokens: int, model: SpanBackend[Any], seed: int) -> Floats:
     """(tokens, hidden): whole numbers over a power of two, so the same on every machine; one channel is
     large, as in real hidden states."""
     shape = (tokens, model.config.hidden_size)
-    values = torch.randint(-255, 256, shape, generator=torch.Generator().manual_seed(seed)) / 128.0
-    values[:, seed % shape[1]] *= 64.0
-    return values.to(model.device, model.dtype)
+    bits = np.random.RandomState(seed).randint(0, 2**32, shape, dtype=np.uint32)
+    values: Floats = ((bits % np.uint32(511)).astype(np.float32) - 255) / np.float32(128)
+    values[:, seed % shape[1]] *= 64
+    return values

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ...swarm.errors import UsageError
 from ...swarm.runtime.extras import install_extra
-
-if TYPE_CHECKING:
-    import torch
 
 CONCRETE = ("cpu", "cuda", "mps", "mlx")
 DEVICES = ("auto", *CONCRETE)
@@ -75,12 +72,20 @@ def check_device(name: str) -> None:
     """Raises UsageError for a device that this machine does not have."""
     if name == "mlx":
         require_mlx()
-    elif name != "cpu":
+    else:
         resolve_device(name)
 
 
-def resolve_device(name: str) -> torch.device:
-    """UsageError naming what torch has on this machine, if it has no such device."""
+def resolve_device(name: str) -> str:
+    """``name``, of torch or the CPU. UsageError naming what torch has on this machine, if it has no such
+    device."""
+    kind, _, index = name.partition(":")
+    if kind == "cpu":
+        return kind
+    if name == "mlx":
+        raise UsageError(
+            "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
+        )
     import torch  # here: it takes a second, and most commands never ask
 
     available = ["cpu"]
@@ -88,13 +93,8 @@ def resolve_device(name: str) -> torch.device:
     available += ["cuda", *(f"cuda:{i}" for i in range(1, count))] if count else []
     if torch.backends.mps.is_available():
         available.append("mps")
-    if name == "mlx":
-        raise UsageError(
-            "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
-        )
-    kind, _, index = name.partition(":")
     if kind not in available or (kind == "cuda" and index.lstrip("0") and f"cuda:{index}" not in available):
         raise UsageError(
             f"this machine has no device {name!r}", hint=f"Available here: {', '.join(available)}."
         )
-    return torch.device(name)
+    return name

@@ -6,11 +6,10 @@ stay so (packed without loss), 16-bit files 16-bit, float32 float32. What is fas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
-
-import torch
 
 from ...swarm.errors import UsageError
 from ...swarm.runtime.c_build import NativeUnavailableError
@@ -24,7 +23,7 @@ from .devices import CONCRETE, resolve_device
 if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZE = ("auto", "none", "int8", "int4")
 KERNELS = ("auto", "native", "fast", "torch")
 
@@ -77,32 +76,44 @@ class WeightKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """``dtype``: activations, keys and values. ``wide``: what torch computes many rows of packed weights in.
+    """``device``: as ``LoadOptions.device``. ``dtype``: of activations, a name in DTYPES.
 
     ``precision``: how the C kernels hold activations; None where only torch's kernels can be used.
     """
 
-    device: torch.device
-    dtype: torch.dtype
-    wide: torch.dtype
+    device: str
+    dtype: str
     options: LoadOptions
     precision: ActivationPrecision | None = None
 
     @property
     def packed(self) -> bool:
         """The packed kernels are CPU kernels; elsewhere quantized values are held dense."""
-        return self.device.type == "cpu"
+        return self.device == "cpu"
 
-    def native(self, form: WeightKind | torch.dtype) -> bool:
-        """Whether the C kernels multiply by weights held as INT4, as INT8 or in this type."""
+    @property
+    def wide(self) -> str:
+        """The type that torch computes many rows of packed weights in."""
+        fits = self.packed and self.options.dtype != "float32"
+        return "bfloat16" if fits and kernel_table().wide_bf16 else "float32"
+
+    def native(self, form: str) -> bool:
+        """Whether the C kernels multiply by weights held in ``form``: see ``form``."""
         if self.precision is None:
             return False
-        if self.options.deterministic:
+        if self.options.deterministic or self.options.kernels != "auto":
             return True
-        name = str(form).removeprefix("torch.")
-        return self.options.kernels != "auto" or kernel_table().native_pays(
-            name, PRECISION_NAMES[self.precision]
-        )
+        return kernel_table().native_pays(form, PRECISION_NAMES[self.precision])
+
+    def form(self, raws: Sequence[RawTensor], kind: WeightKind | None = None) -> str:
+        """How matrices that are stacked into one are held: "int4", "int8" or a name in DTYPES. ``kind`` None:
+        as the least compressible of them needs, so mixed files lose nothing."""
+        kinds = {self.kind(raw) for raw in raws} if kind is None else {kind}
+        kind = kinds.pop() if len(kinds) == 1 else WeightKind.DENSE
+        if kind is not WeightKind.DENSE and raws[0].cols % GROUP == 0:
+            return kind.value
+        dtypes = {self.dense_dtype(raw.qtype) for raw in raws}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
 
     def kind(self, tensor: RawTensor) -> WeightKind:
         """How to hold the matrix ``tensor`` (rows, cols)."""
@@ -121,40 +132,37 @@ class LoadPlan:
             return WeightKind.INT8
         return WeightKind.DENSE
 
-    def dense_dtype(self, qtype: str) -> torch.dtype:
+    def dense_dtype(self, qtype: str) -> str:
         """What a dense matrix from a file's ``qtype`` is held in."""
         if self.options.dtype != "auto":
-            return DTYPES[self.options.dtype]
-        if self.device.type != "cpu":
+            return self.options.dtype
+        if not self.packed:
             return self.dtype
-        if qtype == "F16" and self.options.quantize == "auto" and self.native(torch.float16):
-            return torch.float16
+        if qtype == "F16" and self.options.quantize == "auto" and self.native("float16"):
+            return "float16"
         # torch's float16 products overflow where bfloat16-trained models have large activations: F16 widens.
         if qtype in ("F32", "F16") or (self.options.quantize == "none" and qtype != "BF16"):
-            return torch.float32
-        pays = self.native(torch.bfloat16) or kernel_table().torch_bf16_pays
-        return torch.bfloat16 if pays else torch.float32
+            return "float32"
+        pays = self.native("bfloat16") or kernel_table().torch_bf16_pays
+        return "bfloat16" if pays else "float32"
 
 
 def resolve(options: LoadOptions, native_dtype: str) -> LoadPlan:
     """Settle ``auto`` for a file of mainly ``native_dtype``. UsageError if there is no such device."""
     device = resolve_device(options.device)
     if options.dtype != "auto":
-        dtype = DTYPES[options.dtype]
-    elif device.type == "cpu":
-        dtype = torch.float32  # activations are small; float32 costs nothing beside the weights
+        dtype = options.dtype
+    elif device == "cpu":
+        dtype = "float32"  # activations are small; float32 costs nothing beside the weights
     else:
-        dtype = {"F32": torch.float32, "F16": torch.float16}.get(native_dtype, torch.bfloat16)
-    wide = torch.float32
-    if device.type == "cpu" and options.dtype != "float32" and kernel_table().wide_bf16:
-        wide = torch.bfloat16
-    return LoadPlan(device, dtype, wide, options, _precision(options, device, dtype))
+        dtype = {"F32": "float32", "F16": "float16"}.get(native_dtype, "bfloat16")
+    return LoadPlan(device, dtype, options, _precision(options, device, dtype))
 
 
-def _precision(options: LoadOptions, device: torch.device, dtype: torch.dtype) -> ActivationPrecision | None:
+def _precision(options: LoadOptions, device: str, dtype: str) -> ActivationPrecision | None:
     """UsageError if kernels are asked for that cannot run."""
     problem = ""
-    if device.type != "cpu" or dtype != torch.float32:
+    if device != "cpu" or dtype != "float32":
         problem = "they compute in float32 on the CPU"
     elif options.kernels != "torch":
         try:

@@ -11,20 +11,29 @@ import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ...swarm.errors import LocalProtocolError
+from ...swarm.codecs.activations import MAX_MAGNITUDE
+from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.types import Span
-from ..kernels.library import ThreadPool, library
+from ..checkpoint.checkpoint import Checkpoint
+from ..kernels.bench import PRECISION_NAMES
+from ..kernels.library import ThreadPool, address, library
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SliceArray, kv_struct
-from ..layers.kv_pool import BatchSlice, KvPool
+from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
+from ..layers.memory import zeros
 from ..layers.rope import Rope
-from .llama import LlamaBlock
+from .block_weights import BlockWeights, block_stacks, bytes_in_file, load_block
+from .load_plan import LoadPlan
+from .weight_loader import Progress, WeightLoader
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..formats.config import ModelConfig
+
+    Floats = NDArray[np.float32]
 
 HEAD_DIM_MULTIPLE = 8
 """``csrc/attention.c`` needs a head_dim that is a multiple of this."""
@@ -59,26 +68,32 @@ class SnRotation(ctypes.Structure):
     _fields_ = (("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p))
 
 
-def unsupported(config: ModelConfig, blocks: Sequence[LlamaBlock]) -> str | None:
-    """Why ``NativeSpan`` cannot compute these blocks; None if it can."""
-    if config.head_dim % HEAD_DIM_MULTIPLE:
-        return f"head_dim {config.head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}"
-    for block in blocks:
-        if not all(
-            isinstance(linear, NativeLinear) for linear in (block.qkv, block.out, block.gate_up, block.down)
-        ):
-            return "weights are held for torch's kernels"
-        if not all(norm.weight.dtype is torch.float32 for norm in (block.norm, block.mlp_norm)):
-            return "activations are not float32"
-    return None
+NativeBlock = BlockWeights["Floats", NativeLinear]
 
 
 class NativeSpan:
-    """``blocks`` of ``span``, for which ``unsupported`` gave None. For one caller at a time."""
+    """The ``SpanBackend`` of the C kernels: ``blocks`` of ``span``, for which ``unsupported`` gave None."""
+
+    device = "cpu"
+    limit = MAX_MAGNITUDE
+    mixes = False
 
     def __init__(
-        self, config: ModelConfig, span: Span, blocks: Sequence[LlamaBlock], threads: int = 1
+        self,
+        config: ModelConfig,
+        span: Span,
+        blocks: Sequence[NativeBlock],
+        threads: int = 1,
+        *,
+        weights: str = "",
+        weight_bytes: int = 0,
+        kernels: str = "native",
+        rowwise: bool = False,
     ) -> None:
+        """``threads`` compute, the caller's included. ``rowwise``: as ``Rope``'s."""
+        self.config, self.span = config, span
+        self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
+        self._rope = Rope(config, rowwise=rowwise)
         self._blocks = tuple(blocks)  # what the pointers point at
         self._c_blocks = (SnBlock * len(blocks))(*map(_c_block, blocks))
         self._c_span = SnSpan(
@@ -92,13 +107,13 @@ class NativeSpan:
             config.head_dim,
             config.rms_norm_eps,
         )
-        kernels = library()
-        kernels.sn_span_scratch.restype = ctypes.c_int64
+        functions = library()
+        functions.sn_span_scratch.restype = ctypes.c_int64
         self._threads = ThreadPool(threads)
-        self._scratch = torch.empty(
-            kernels.sn_span_scratch(ctypes.byref(self._c_span), ctypes.c_int32(threads)), dtype=torch.uint8
+        self._scratch = zeros(
+            functions.sn_span_scratch(ctypes.byref(self._c_span), ctypes.c_int32(threads)), np.uint8
         )
-        self._forward = kernels.sn_span_forward
+        self._forward = functions.sn_span_forward
         self._forward.restype = None
         self._forward.argtypes = (
             ctypes.POINTER(SnSpan),
@@ -116,60 +131,104 @@ class NativeSpan:
         self._slices = SliceArray()
         self._rotations = (SnRotation * self._slices.size)()
 
+    def kv_dtype(self, wanted: str, *, exact: bool) -> str:
+        return resolve_kv_dtype(wanted, "float32", exact)
+
+    def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
+        return KvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype)
+
     def use_threads(self, threads: int) -> None:
-        """Compute with so many of the threads from now on."""
         self._threads.width = threads
 
-    def forward(self, x: Tensor, slices: Sequence[BatchSlice], pool: KvPool, span: Span, rope: Rope) -> None:
-        """As SpanModel.forward, but ``x``, contiguous float32 on the CPU, itself becomes the output."""
+    def forward(
+        self, x: Floats, slices: Sequence[BatchSlice], pool: KvPool, span: Span | None = None
+    ) -> Floats:
+        """See ``SpanBackend``. What a page holds beyond a slice's end is never read."""
+        span = self.span if span is None else span
+        if not self.span.covers(span):
+            raise UsageError(f"blocks {span} are not within {self.span}")
+        rows = np.array(x, np.float32, order="C")  # a copy, which becomes the output
         c_span = self._c_span
-        shape = (x.shape[1], pool.n_kv_heads, pool.head_dim)
+        shape = (rows.shape[1], pool.n_kv_heads, pool.head_dim)
         if shape != (c_span.hidden, c_span.kv_heads, c_span.head_dim):
             raise LocalProtocolError(
                 f"hidden size {shape[0]}, {shape[1]} KV heads of {shape[2]}: this model has {c_span.hidden}, "
                 f"{c_span.kv_heads} of {c_span.head_dim}"
             )
-        self._slices.fill(slices, len(x), span)
-        tables = self._rotate(slices, rope)  # must live during the call
+        self._slices.fill(slices, len(rows), span)
+        tables = self._rotate(slices)  # must live during the call
         self._forward(
             self._c_span,
             self._threads.handle,
             span.start,
             span.end,
-            x.data_ptr(),
-            len(x),
+            address(rows),
+            len(rows),
             self._slices.array,
             self._rotations,
             len(slices),
             ctypes.byref(kv_struct(pool)),
-            self._scratch.data_ptr(),
+            address(self._scratch),
         )
         del tables
+        return rows
 
-    def _rotate(self, slices: Sequence[BatchSlice], rope: Rope) -> Sequence[Tensor]:
+    def _rotate(self, slices: Sequence[BatchSlice]) -> Sequence[Floats]:
         """Fills in where each slice's cos and sin are; returns what holds them."""
         if len(self._rotations) < len(slices):
             self._rotations = (SnRotation * self._slices.size)()
-        table = rope.table(max(part.start + part.count for part in slices))
+        table = self._rope.table(max(part.start + part.count for part in slices))
         if table is not None:
-            cos, sin = table[0].data_ptr(), table[1].data_ptr()
-            row_bytes = table[0].stride(0) * table[0].itemsize
+            cos, sin = map(address, table)
+            row_bytes = table[0].strides[0]
             for rotation, part in zip(self._rotations, slices, strict=False):
                 rotation.cos = cos + part.start * row_bytes
                 rotation.sin = sin + part.start * row_bytes
             return table
-        held: list[Tensor] = []
+        held: list[Floats] = []
         for rotation, part in zip(self._rotations, slices, strict=False):
-            rows = rope.slice_rows(part.start, part.count)
-            rotation.cos, rotation.sin = rows[0].data_ptr(), rows[1].data_ptr()
+            rows = self._rope.slice_rows(part.start, part.count)
+            rotation.cos, rotation.sin = map(address, rows)
             held.extend(rows)
         return held
 
 
-def _c_block(block: LlamaBlock) -> SnBlock:
-    linears = []
-    for linear in (block.qkv, block.out, block.gate_up, block.down):
-        if not isinstance(linear, NativeLinear):
-            raise TypeError("a linear is not native")
-        linears.append(linear.struct)
-    return SnBlock(block.norm.weight.data_ptr(), block.mlp_norm.weight.data_ptr(), *linears)
+def _c_block(block: NativeBlock) -> SnBlock:
+    linears = (linear.struct for linear in (block.qkv, block.out, block.gate_up, block.down))
+    return SnBlock(address(block.norm), address(block.mlp_norm), *linears)
+
+
+def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:
+    """Why ``load_native_span`` cannot or should not load these blocks; None if it should."""
+    config = checkpoint.config
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        return f"head_dim {config.head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}"
+    native = total = 0
+    for block in range(span.start, span.end):
+        for stack in block_stacks(config, block):
+            raws = [checkpoint.tensor(f"{name}.weight") for name in stack.names]
+            nbytes = sum(raw.nbytes for raw in raws)
+            native += nbytes if plan.native(plan.form(raws)) else 0
+            total += nbytes
+    return None if 2 * native > total else "torch's are faster here"
+
+
+def load_native_span(
+    checkpoint: Checkpoint, span: Span, plan: LoadPlan, progress: Progress | None = None, *, threads: int = 1
+) -> NativeSpan:
+    """As ``loading.load_backend``, for a plan that ``unsupported`` has nothing against."""
+    loader = WeightLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)
+    blocks: list[NativeBlock] = []
+    for block in range(span.start, span.end):
+        blocks.append(load_block(loader, checkpoint.config, block))
+        checkpoint.release()
+    return NativeSpan(
+        checkpoint.config,
+        span,
+        blocks,
+        threads,
+        weights=loader.summary(),
+        weight_bytes=loader.nbytes,
+        kernels=f"native {PRECISION_NAMES[loader.precision]}",
+        rowwise=plan.options.deterministic,
+    )

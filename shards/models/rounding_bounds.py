@@ -7,9 +7,8 @@ a percent of |w| |x|.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,11 +23,16 @@ _STEPS = {
 """The number of steps to a group's largest activation, as in ``csrc/linear_int.c``."""
 
 
-class Quantized(Protocol):
-    def dequantize(self) -> Any: ...  # (rows, cols) float32
+class RowErrors(NamedTuple):
+    """Of some rows: the norms of what rounding did to each, and of the rows. Both (rows,) float32."""
 
+    errors: np.ndarray
+    norms: np.ndarray
 
-_Parts = TypeVar("_Parts", bound=Quantized)
+    @classmethod
+    def of(cls, weight: np.ndarray, held: np.ndarray) -> RowErrors:
+        """Rows as the file has them and as they are held: both (rows, cols) float32."""
+        return cls(np.linalg.norm(weight - held, axis=1), np.linalg.norm(weight, axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +68,10 @@ class RoundingBounds:
         """Whether any rows were rounded."""
         return bool(self._errors)
 
-    def add(self, weight: Any, held: Any) -> None:
-        """The next rows, as the file has them and as they are held: both (rows, cols) float32."""
-        weight, held = np.asarray(weight), np.asarray(held)
-        self._errors.append(np.linalg.norm(weight - held, axis=1))
-        self._norms.append(np.linalg.norm(weight, axis=1))
-
-    def watched(self, quantize: Callable[[Any], _Parts]) -> Callable[[Any], _Parts]:
-        """``quantize``, with what it makes of each piece added here."""
-
-        def watching(weight: Any) -> _Parts:
-            parts = quantize(weight)
-            self.add(weight, parts.dequantize())
-            return parts
-
-        return watching
+    def add(self, rows: RowErrors) -> None:
+        """The next rows."""
+        self._errors.append(rows.errors)
+        self._norms.append(rows.norms)
 
     def bounds(self, rounding: Rounding) -> np.ndarray:
         """(rows,) float32: times the norm of an input, how far each row's product can be off, apart from

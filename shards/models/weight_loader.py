@@ -1,40 +1,45 @@
-"""From a checkpoint's tensors to linears as the plan wants them held."""
+"""From a checkpoint's tensors to linears as a backend holds them: what all loaders share, and that of the C
+kernels."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...swarm.errors import CheckpointError
-from ..kernels.linear import native_dense, native_file, native_int4, native_int8_pieces
-from ..layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
-from ..layers.norm import RmsNorm
+from ..kernels.linear import (
+    ActivationPrecision,
+    NativeLinear,
+    native_dense,
+    native_file,
+    native_int4,
+    native_int8_pieces,
+)
 from ..layers.quantize import (
-    GROUP,
     INT4_SOURCES,
     INT8_SOURCES,
     Int4Groups,
     Int8Groups,
     Int8Rows,
-    as_torch_holds,
     file_groups,
     file_int8_groups,
     to_int4,
-    to_int8,
     to_int8_groups,
 )
 from .load_plan import LoadPlan, WeightKind
-from .rounding_bounds import RoundingBounds
+from .rounding_bounds import RoundingBounds, RowErrors
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..checkpoint.checkpoint import Checkpoint
-    from ..formats.config import ModelConfig
     from ..formats.raw_tensor import RawTensor
+
+    Floats = NDArray[np.float32]
 
 Progress = Callable[[int, int, str], None]
 """``progress(done_bytes, total_bytes, label)``."""
@@ -48,11 +53,15 @@ class TensorReader:
     """Reads tensors, reports progress, and keeps count of how they ended up.
 
     ``total_bytes``: what ``progress`` counts towards, in bytes of the file. ``label``: what it is told.
-    ``nbytes``: memory that is held.
+    ``threads`` round weights. ``nbytes``: memory that is held.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, total_bytes: int = 0, progress: Progress | None = None
+        self,
+        checkpoint: Checkpoint,
+        total_bytes: int = 0,
+        progress: Progress | None = None,
+        threads: int = 1,
     ) -> None:
         self.nbytes = 0
         self.label = ""
@@ -60,6 +69,7 @@ class TensorReader:
         self._total = total_bytes
         self._done = 0
         self._progress = progress
+        self._threads = threads
         self._held: Counter[str] = Counter()
 
     def summary(self) -> str:
@@ -73,23 +83,36 @@ class TensorReader:
             check_shape(raw, (size, cols))
         return raws
 
-    def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Tensor | None:
+    def _norm(self, name: str) -> Floats:
+        """The weight of an RMSNorm over the hidden size."""
+        raw = self._checkpoint.tensor(name)
+        check_shape(raw, (self._checkpoint.config.hidden_size,))
+        self._read(raw)
+        return raw.dequantize()
+
+    def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Floats | None:
         """Stacked biases, zeros for the weights that have none; None if no weight has one."""
         if not any(self._checkpoint.has(f"{name}.bias") for name in names):
             return None
-        parts = []
+        parts: list[Floats] = []
         for name, size in zip(names, sizes, strict=True):
             if not self._checkpoint.has(f"{name}.bias"):
-                parts.append(torch.zeros(size))
+                parts.append(np.zeros(size, np.float32))
                 continue
             raw = self._checkpoint.tensor(f"{name}.bias")
             check_shape(raw, (size,))
-            parts.append(torch.from_numpy(raw.dequantize()))
+            parts.append(raw.dequantize())
             self._read(raw)
-        return torch.cat(parts)
+        return np.concatenate(parts)
 
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
         self._held[form] += sum(raw.nbytes for raw in raws)
+
+    def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> bool:
+        """Whether all are of types ``sources``, whose integers are held as they are."""
+        as_in_file = all(raw.qtype in sources for raw in raws)
+        self._count(f"{form} ({raws[0].qtype})" if as_in_file else form, raws)
+        return as_in_file
 
     def _read(self, raw: RawTensor) -> None:
         self._done += raw.nbytes
@@ -98,23 +121,27 @@ class TensorReader:
 
 
 class WeightLoader(TensorReader):
-    """Holds them for torch and for the C kernels, as ``plan`` says."""
+    """Holds them for the C kernels, as ``plan`` says; its ``precision`` is not None."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: LoadPlan, total_bytes: int = 0, progress: Progress | None = None
+        self,
+        checkpoint: Checkpoint,
+        plan: LoadPlan,
+        total_bytes: int = 0,
+        progress: Progress | None = None,
+        threads: int = 1,
     ) -> None:
-        super().__init__(checkpoint, total_bytes, progress)
+        super().__init__(checkpoint, total_bytes, progress, threads)
         self.plan = plan
-        self.scratch = Scratch()
+        if plan.precision is None:
+            raise ValueError("the plan is not one for the C kernels")
+        self.precision: ActivationPrecision = plan.precision
 
-    def norm(self, name: str, config: ModelConfig) -> RmsNorm:
-        """An RMSNorm over the hidden size, its weight in the activation type."""
-        raw = self._checkpoint.tensor(name)
-        check_shape(raw, (config.hidden_size,))
-        weight = tensor_of(raw, self.plan.dtype).to(self.plan.device)
+    def norm(self, name: str) -> Floats:
+        """The weight of an RMSNorm over the hidden size."""
+        weight = self._norm(name)
         self.nbytes += weight.nbytes
-        self._read(raw)
-        return RmsNorm(weight, config.rms_norm_eps)
+        return weight
 
     def linear(
         self,
@@ -123,131 +150,92 @@ class WeightLoader(TensorReader):
         cols: int,
         kind: WeightKind | None = None,
         errors: RoundingBounds | None = None,
-    ) -> Linear:
+    ) -> NativeLinear:
         """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``).
 
-        ``kind`` None: all in the form that the least compressible needs, so mixed files lose nothing.
-        ``errors`` learns what rounding does to each row, where the weights are rounded.
+        ``kind``: as for ``LoadPlan.form``. ``errors`` learns what rounding does to each row, where the
+        weights are rounded.
         """
         raws = self._matrices(names, sizes, cols)
-        if kind is None:
-            kinds = {self.plan.kind(raw) for raw in raws}
-            kind = kinds.pop() if len(kinds) == 1 else WeightKind.DENSE
-        if cols % GROUP:
-            kind = WeightKind.DENSE
         bias = self._bias(names, sizes)
-        if bias is not None:
-            bias = bias.to(self.plan.device)
-            self.nbytes += bias.nbytes
-        linear = self._hold(kind, raws, bias, errors)
-        self.nbytes += linear.nbytes
+        form = self.plan.form(raws, kind)
+        if form == WeightKind.INT4:
+            linear = self._int4(raws, bias)
+        elif form == WeightKind.INT8:
+            linear = self._int8(raws, bias, errors)
+        else:
+            self._count(form, raws)
+            linear = native_dense([raw.dequantize(form) for raw in raws], bias)
+        self.nbytes += linear.nbytes + (0 if bias is None else bias.nbytes)
         for raw in raws:
             self._read(raw)
         return linear
 
-    def _hold(
-        self, kind: WeightKind, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None
-    ) -> Linear:
-        if kind is WeightKind.INT4:
-            return self._int4(raws, bias, errors)
-        if kind is WeightKind.INT8:
-            return self._int8(raws, bias, errors)
-        dtypes = {self.plan.dense_dtype(raw.qtype) for raw in raws}
-        dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
-        self._count(str(dtype).removeprefix("torch."), raws)
-        if self.plan.native(dtype):
-            return native_dense([tensor_of(raw, dtype) for raw in raws], bias)
-        return self._dense(torch.cat([tensor_of(raw, dtype) for raw in raws]), bias)
+    def _int4(self, raws: Sequence[RawTensor], bias: Floats | None) -> NativeLinear:
+        if self._count_integers("int4", INT4_SOURCES, raws):
+            linear = native_file(raws, bias, self.precision)
+            if linear is not None:
+                return linear
+        return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
 
-    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
-        plan = self.plan
-        as_in_file = self._count_integers("int4", INT4_SOURCES, raws)
-        native = plan.precision if plan.native(WeightKind.INT4) else None
-        if native is not None and as_in_file and (linear := native_file(raws, bias, native)) is not None:
-            return linear
-        parts = [
-            file_groups(raw) if raw.qtype in INT4_SOURCES else whole(in_pieces(to_int4, raw)) for raw in raws
-        ]
-        if native is not None:
-            return native_int4(parts, bias, native)
-        groups = Int4Groups(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-        if plan.packed:
-            if errors is not None:
-                _add_in_pieces(errors, groups)
-            return self._plain(Int4Linear(groups, bias, self.scratch, plan.wide), pad=False)
-        return self._dense(groups.dequantize().to(plan.dtype), bias)
-
-    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
-        plan = self.plan
-        if plan.precision is not None and plan.native(WeightKind.INT8):
-            if self._count_integers("int8", INT8_SOURCES, raws):
-                linear = native_file(raws, bias, plan.precision)
-                if linear is not None:
-                    return linear
-            quantize = to_int8_groups if errors is None else errors.watched(to_int8_groups)
-            pieces = (
-                piece
-                for raw in raws
-                for piece in (
-                    (file_int8_groups(raw),) if raw.qtype in INT8_SOURCES else in_pieces(quantize, raw)
-                )
+    def _int8(
+        self, raws: Sequence[RawTensor], bias: Floats | None, errors: RoundingBounds | None
+    ) -> NativeLinear:
+        if self._count_integers("int8", INT8_SOURCES, raws):
+            linear = native_file(raws, bias, self.precision)
+            if linear is not None:
+                return linear
+        pieces = (
+            piece
+            for raw in raws
+            for piece in (
+                (file_int8_groups(raw),)
+                if raw.qtype in INT8_SOURCES
+                else in_pieces(to_int8_groups, raw, self._threads, errors)
             )
-            rows = sum(raw.shape[0] for raw in raws)
-            return native_int8_pieces(pieces, rows, raws[0].cols, bias, plan.precision)
-        self._count("int8", raws)
-        to_rows = to_int8 if errors is None else errors.watched(to_int8)
-        held = whole(piece for raw in raws for piece in in_pieces(to_rows, raw))
-        if plan.packed:
-            return self._plain(Int8Linear(held, bias, self.scratch, plan.wide), pad=False)
-        return self._dense(held.dequantize().to(plan.dtype), bias)
-
-    def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        wide = (
-            self.plan.wide if weight.dtype == torch.bfloat16 and self.plan.options.dtype == "auto" else None
         )
-        return self._plain(DenseLinear(weight.to(self.plan.device), bias, self.scratch, wide), pad=True)
-
-    def _plain(self, linear: Linear, *, pad: bool) -> Linear:
-        """A linear on torch's kernels, as the plan wants it used."""
-        return RowTiles(linear, pad=pad) if self.plan.options.deterministic else linear
-
-    def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> bool:
-        """Whether all are of types ``sources``, whose integers are held as they are."""
-        as_in_file = all(raw.qtype in sources for raw in raws)
-        self._count(f"{form} ({raws[0].qtype})" if as_in_file else form, raws)
-        return as_in_file
+        return native_int8_pieces(
+            pieces, sum(raw.shape[0] for raw in raws), raws[0].cols, bias, self.precision
+        )
 
 
 _Parts = TypeVar("_Parts", Int4Groups, Int8Groups, Int8Rows)
 
 
-def in_pieces(quantize: Callable[[Tensor], _Parts], raw: RawTensor) -> Iterator[_Parts]:
-    """``quantize`` of the rows of ``raw``, some at a time, so that its float32 copy is never whole."""
+def int4_groups(raw: RawTensor, threads: int) -> Int4Groups:
+    """The file's own groups, or what its values are rounded to."""
+    return file_groups(raw) if raw.qtype in INT4_SOURCES else whole(in_pieces(to_int4, raw, threads))
+
+
+def in_pieces(
+    quantize: Callable[[Floats], _Parts],
+    raw: RawTensor,
+    threads: int,
+    errors: RoundingBounds | None = None,
+) -> Iterator[_Parts]:
+    """``quantize`` of the rows of ``raw``, some at a time, so that its float32 copy is never whole: one piece
+    a thread. ``errors`` learns what that does to each row."""
     rows, cols = raw.shape
     step = max(1, _PIECE_VALUES // cols)
-    for start in range(0, rows, step):
-        yield quantize(torch.from_numpy(raw.dequantize_rows(np.arange(start, min(rows, start + step)))))
+    starts = range(0, rows, step)
+
+    def piece(start: int) -> tuple[_Parts, RowErrors | None]:
+        weight = raw.dequantize_rows(slice(start, start + step))
+        parts = quantize(weight)
+        return parts, None if errors is None else RowErrors.of(weight, parts.dequantize())
+
+    with ThreadPoolExecutor(threads) as workers:
+        for first in range(0, len(starts), threads):
+            for parts, lost in workers.map(piece, starts[first : first + threads]):
+                if errors is not None and lost is not None:
+                    errors.add(lost)
+                yield parts
 
 
 def whole(pieces: Iterable[_Parts]) -> _Parts:
     """The pieces put together."""
     held = list(pieces)
-    return type(held[0])(*(torch.cat(tensors) for tensors in zip(*held, strict=True)))
-
-
-def _add_in_pieces(errors: RoundingBounds, groups: Int4Groups) -> None:
-    """What torch's kernel makes of ``groups``, as ``in_pieces`` does it."""
-    rows, cols = groups.q.shape
-    step = max(1, _PIECE_VALUES // cols)
-    for start in range(0, rows, step):
-        piece = Int4Groups(*(tensor[start : start + step] for tensor in groups))
-        errors.add(piece.dequantize(), as_torch_holds(piece).dequantize())
-
-
-def tensor_of(raw: RawTensor, dtype: torch.dtype) -> Tensor:
-    """The values of ``raw`` in ``dtype``."""
-    values = torch.from_numpy(raw.dequantize(str(dtype).removeprefix("torch.")))
-    return values.view(dtype)
+    return type(held[0])(*(np.concatenate(arrays) for arrays in zip(*held, strict=True)))
 
 
 def check_shape(raw: RawTensor, shape: tuple[int, ...]) -> None:

@@ -8,17 +8,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
-from swarm_node.shards.layers.kv_pool import KvPool
-from swarm_node.shards.models.span import SpanModel
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.links.message_stream import Connection
@@ -174,7 +172,7 @@ class ChainSwarm:
     def add(
         self,
         name: str,
-        model: SpanModel,
+        model: SpanBackend[Any],
         *,
         limits: Limits | None = None,
         journal_bytes: int = DEFAULT_JOURNAL_BYTES,
@@ -182,7 +180,7 @@ class ChainSwarm:
         ref: ModelRef = MODEL,
     ) -> NodeServer:
         slots = slots_for(KV_TOKENS, len(model.span), PAGE_TOKENS)
-        pool = KvPool(slots, KV_HEADS, HEAD_DIM, "float32", torch.device("cpu"))
+        pool = model.new_pool(slots, "float32")
         engine = Engine(model, pool, threads=1, settings=EngineSettings(max_batch_tokens=64))
         engine.start()
         server = self.servers[name] = NodeServer(
@@ -282,7 +280,7 @@ class ChainSwarm:
 
 @asynccontextmanager
 async def swarm_of(
-    load: Callable[..., SpanModel], spans: dict[str, Span], **options: object
+    load: Callable[..., SpanBackend[Any]], spans: dict[str, Span], **options: object
 ) -> AsyncIterator[ChainSwarm]:
     """Nodes by name with their spans; ``options`` as for ``add``, for all of them."""
     swarm = ChainSwarm(MemoryNetwork())

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,16 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor
 
-from scripts.lab.tiny_model import BLOCKS, HEAD_DIM, HIDDEN, KV_HEADS, write_llama
+from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_llama
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import NodeServer
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KvPool
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
+from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -49,16 +51,16 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_span(tiny_dir: Path) -> Callable[..., SpanModel]:
-    def load(span: Span | None = None, **options: str) -> SpanModel:
+def tiny_span(tiny_dir: Path) -> Callable[..., SpanBackend[Any]]:
+    def load(span: Span | None = None, **options: str) -> SpanBackend[Any]:
         wanted = LoadOptions(**({"dtype": "float32", "quantize": "none"} | options))
         with open_checkpoint(str(tiny_dir)) as checkpoint:
-            return load_span(checkpoint, span or Span(0, BLOCKS), wanted)
+            return load_backend(checkpoint, span or Span(0, BLOCKS), wanted)
 
     return load
 
 
-def plain_forward(model: SpanModel, rows: np.ndarray, span: Span | None = None) -> np.ndarray:
+def plain_forward(model: TorchSpan, rows: np.ndarray, span: Span) -> np.ndarray:
     """The slow reference: the whole sequence (T, hidden) at once, softmax written out, no cache."""
 
     def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -70,18 +72,22 @@ def plain_forward(model: SpanModel, rows: np.ndarray, span: Span | None = None) 
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype).reshape(tokens, heads * head_dim)
 
-    span = span or model.span
     with torch.inference_mode():
         cos, sin = model._rope.rows([(0, len(rows))])
-        x = torch.from_numpy(rows).to(model.device, model.dtype, copy=True)
+        x = torch.from_numpy(rows.copy())
         for block in range(span.start, span.end):
             model._blocks[block - model.span.start](block, x, cos, sin, attend)
         return np.asarray(x.numpy())
 
 
 @pytest.fixture
-def plain() -> Callable[..., np.ndarray]:
-    return plain_forward
+def plain(tiny_span: Callable[..., SpanBackend[Any]]) -> Callable[..., np.ndarray]:
+    """``plain(model, rows, span=None)``: what ``model``, of tiny_span's weights, should compute."""
+
+    def forward(model: SpanBackend[Any], rows: np.ndarray, span: Span | None = None) -> np.ndarray:
+        return plain_forward(tiny_span(model.span, kernels="torch"), rows, span or model.span)
+
+    return forward
 
 
 @pytest.fixture
@@ -181,7 +187,7 @@ class Harness:
 
 
 @pytest.fixture
-def serving(tiny_span: Callable[..., SpanModel]) -> Callable[..., object]:
+def serving(tiny_span: Callable[..., SpanBackend[Any]]) -> Callable[..., object]:
     """``async with serving(...) as harness``."""
 
     @asynccontextmanager
@@ -192,13 +198,13 @@ def serving(tiny_span: Callable[..., SpanModel]) -> Callable[..., object]:
         limits: Limits | None = None,
         clock: Callable[[], float] | None = None,
         max_frame: int = DEFAULT_MAX_FRAME,
-        model: SpanModel | None = None,
+        model: SpanBackend[Any] | None = None,
         batch_tokens: int = 64,
         prefix_cache: bool = True,
     ) -> AsyncIterator[Harness]:
         span_model = model or tiny_span(span)
         slots = slots_for(kv_tokens, len(span_model.span), PAGE_TOKENS)
-        pool = KvPool(slots, KV_HEADS, HEAD_DIM, "float32", torch.device("cpu"))
+        pool = span_model.new_pool(slots, "float32")
         settings = EngineSettings(max_batch_tokens=batch_tokens, prefix_cache=prefix_cache)
         engine = Engine(span_model, pool, threads=1, settings=settings)
         engine.start()

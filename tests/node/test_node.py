@@ -155,7 +155,7 @@ async def test_events_are_flat_json(swarm):
 
 
 async def test_kernels_that_must_be_compiled_are_told_of_before(swarm, monkeypatch):
-    monkeypatch.setattr("swarm_node.shards.kernels.library.is_ready", lambda: False)
+    monkeypatch.setattr("swarm_node.shards.kernels.table.is_ready", lambda: False)
     node = swarm.node()
     await node.start()
     await node.stop()
@@ -174,7 +174,7 @@ async def test_kernels_that_must_be_compiled_are_told_of_before(swarm, monkeypat
     ],
 )
 def test_what_is_compiled_is_told_once(monkeypatch, device, library, codec, told):
-    monkeypatch.setattr("swarm_node.shards.kernels.library.is_ready", lambda: library)
+    monkeypatch.setattr("swarm_node.shards.kernels.table.is_ready", lambda: library)
     monkeypatch.setattr("swarm_node.swarm.codecs.native.is_ready", lambda: codec)
     calls: list[None] = []
     compile_kernels(device, lambda: calls.append(None))

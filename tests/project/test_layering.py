@@ -48,7 +48,7 @@ FLOORS = {
         ("shards/tokenizer", "shards/kernels"),
         ("shards/checkpoint",),
         ("shards/models", "shards/transfer"),
-        ("shards/mlx",),
+        ("shards/mlx", "shards/torch"),
         ("shards",),
     ),
     "client": (
@@ -80,8 +80,8 @@ ONLY_IN = {
     "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
     "libp2p": (),  # a peer of tests
     "trio": (),
-    "torch": ("shards", "client/hf"),
-    "mlx": ("shards/mlx", "shards/models/devices.py"),  # which tries whether it can be imported
+    "torch": ("shards/torch", "shards/models/devices.py", "client/hf"),
+    "mlx": ("shards/mlx", "shards/models/devices.py"),  # which asks what there is
     "transformers": ("client/hf",),
     "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
     "llguidance": ("client/guided",),

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from swarm_node.shards.formats.tensors import model_tensors
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.models.backend import KvMemory, SpanBackend
 from swarm_node.shards.pieces import manifest
+from swarm_node.shards.torch.kv_pool import TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.shards.gguf_files import write_gguf_llama
@@ -66,9 +68,9 @@ class Sessions:
     ) -> None:
         blocks, pages = len(model.span), -(-tokens // PAGE_TOKENS)
         used = count * blocks * pages
-        order = torch.randperm(used + 5, generator=torch.Generator().manual_seed(seed))[:used]
+        order = np.random.default_rng(seed).permutation(used + 5)[:used]
         self.model = model
-        self.tables = order.to(torch.int32).view(count, blocks, pages)
+        self.tables = order.astype(np.int32).reshape(count, blocks, pages)
         self.pool = model.new_pool(used + 5, kv_dtype)
         soil(self.pool)
         self.lengths = [0] * count
@@ -83,14 +85,15 @@ class Sessions:
             pieces.append(BatchSlice(self.tables[session], self.model.span.start, row, start, count))
             self.lengths[session] += count
             row += count
-        return self.model.forward(x, pieces, self.pool, span)
+        return torch.from_numpy(self.model.forward(x.float().numpy(), pieces, self.pool, span))
 
 
 def soil(pool: KvMemory) -> None:
-    if isinstance(pool, KvPool):
-        pool.data.fill_(100 if pool.kv_dtype == "int8" else float("nan"))
+    if isinstance(pool, (KvPool, TorchKvPool)):
+        nan = 0x7FC0 if isinstance(pool, KvPool) and pool.kv_dtype == "bfloat16" else float("nan")
+        pool.data[:] = 100 if pool.kv_dtype == "int8" else nan
         if pool.scales is not None:
-            pool.scales.fill_(float("nan"))
+            pool.scales[:] = float("nan")
         return
     pool._cells[:] = 0x4700 if pool.kv_dtype == "bfloat16" else 100  # these bits are 32768
     if pool._scale_cells is not None:

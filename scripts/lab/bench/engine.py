@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..prompts import MODEL
@@ -26,36 +27,35 @@ def engine_alone(
     *, threads: int, batches: Sequence[int], prefill_tokens: int, seconds: float, repeat: int
 ) -> dict[str, Any]:
     from swarm_node.shards.checkpoint.opening import open_checkpoint
-    from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
+    from swarm_node.shards.layers.kv_pool import BatchSlice
+    from swarm_node.shards.loading import load_backend
     from swarm_node.shards.models.load_plan import LoadOptions
-    from swarm_node.shards.models.span import load_span
     from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
     from swarm_node.swarm.types import Span
 
-    torch.set_num_threads(threads)
-    with open_checkpoint(str(MODEL)) as checkpoint, torch.inference_mode():
+    torch.set_num_threads(threads)  # for the reads that it is compared with
+    with open_checkpoint(str(MODEL)) as checkpoint:
         config = checkpoint.config
         span = Span(0, config.n_blocks)
         options = LoadOptions()
-        model = load_span(checkpoint, span, options, threads=threads)
-        kv_dtype = resolve_kv_dtype("auto", model.dtype, explicit_dtype=False)
+        model = load_backend(checkpoint, span, options, threads=threads)
+        kv_dtype = model.kv_dtype("auto", exact=False)
         pages = -(-max(CONTEXT + 64, prefill_tokens) // PAGE_TOKENS)
-        pool = KvPool(
-            max(batches) * pages * len(span), config.n_kv_heads, config.head_dim, kv_dtype, model.device
-        )
-        tables = torch.arange(pool.n_slots, dtype=torch.int32).reshape(max(batches), len(span), pages)
-        rows = torch.randn(max(prefill_tokens, max(batches)), config.hidden_size)
+        pool = model.new_pool(max(batches) * pages * len(span), kv_dtype)
+        tables = np.arange(pool.n_slots, dtype=np.int32).reshape(max(batches), len(span), pages)
+        shape = (max(prefill_tokens, max(batches)), config.hidden_size)
+        rows = np.random.default_rng(0).standard_normal(shape, np.float32)
 
         def forward(sessions: int, start: int, count: int) -> None:
             pieces = [
-                BatchSlice(tables[session].contiguous(), span.start, session * count, start, count)
+                BatchSlice(tables[session], span.start, session * count, start, count)
                 for session in range(sessions)
             ]
-            float(model.forward(rows[: sessions * count], pieces, pool)[-1, 0])  # waits for the device
+            model.forward(rows[: sessions * count], pieces, pool)
 
         prefill_s = median(_times(lambda: forward(1, 0, prefill_tokens), seconds, repeat))
         for session in range(max(batches)):  # a context for everybody, slot by slot
-            piece = BatchSlice(tables[session].contiguous(), span.start, 0, 0, CONTEXT)
+            piece = BatchSlice(tables[session], span.start, 0, 0, CONTEXT)
             model.forward(rows[:CONTEXT], [piece], pool)
         weights, token = model.weight_bytes, len(span) * pool.slot_bytes // PAGE_TOKENS
         uncached = read_bytes_per_s(UNCACHED_BYTES, seconds)
@@ -77,7 +77,7 @@ def engine_alone(
             )
     return {
         "threads": threads,
-        "kernels": getattr(model, "kernels", "torch"),
+        "kernels": model.kernels,
         "weights": model.weights,
         "weight_bytes": weights,
         "kv_dtype": kv_dtype,

@@ -70,9 +70,9 @@ def arithmetic(*, blocks: str) -> dict[str, float]:
     """MB that the span's weights take in the file and as a node holds them, and a KV page of one block."""
     from swarm_node.shards.checkpoint.opening import open_checkpoint
     from swarm_node.shards.formats.tensors import block_tensors
-    from swarm_node.shards.layers.kv_pool import resolve_kv_dtype, slot_bytes
+    from swarm_node.shards.layers.kv_pool import slot_bytes
+    from swarm_node.shards.loading import load_backend
     from swarm_node.shards.models.load_plan import LoadOptions
-    from swarm_node.shards.models.span import load_span
     from swarm_node.swarm.types import Span
 
     span = Span.parse(blocks)
@@ -84,9 +84,9 @@ def arithmetic(*, blocks: str) -> dict[str, float]:
             if checkpoint.has(name)
         ]
         in_file = sum(checkpoint.tensor(name).nbytes for name in names)
-        model = load_span(checkpoint, span, LoadOptions())
+        model = load_backend(checkpoint, span, LoadOptions())
         config = checkpoint.config
-        kv_dtype = resolve_kv_dtype("auto", model.dtype, explicit_dtype=False)
+        kv_dtype = model.kv_dtype("auto", exact=False)
         slot = slot_bytes(config.n_kv_heads, config.head_dim, kv_dtype)
     return {"file_mb": in_file / 1e6, "held_mb": model.weight_bytes / 1e6, "slot_mb": slot / 1e6}
 

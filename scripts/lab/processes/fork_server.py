@@ -235,7 +235,7 @@ def _import_everything() -> None:
     import swarm_node.client.async_model
     import swarm_node.dht.kademlia.directory
     import swarm_node.node.cli.main
-    import swarm_node.shards.models.span
+    import swarm_node.shards.loading
     import swarm_node.swarm.transport.p2pd.transport  # noqa: F401
 
     from .. import local_node  # noqa: F401

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
-from swarm_node.shards.models.client_part import ClientModel, load_client_model
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.backend import SpanBackend
+from swarm_node.shards.models.client_part import ClientModel
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs.activations import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -80,7 +81,9 @@ class LocalModel:
 
     def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
         self.n_blocks = checkpoint.config.n_blocks
-        self.blocks: SpanModel = load_span(checkpoint, Span(0, self.n_blocks), options)
+        self.blocks: SpanBackend[Any] = load_backend(
+            checkpoint, Span(0, self.n_blocks), options, threads=torch.get_num_threads()
+        )
         self.client: ClientModel = load_client_model(checkpoint, options)
 
     @property
@@ -127,18 +130,18 @@ class LocalModel:
 class Cache:
     """Keys and values of one window."""
 
-    def __init__(self, model: SpanModel, tokens: int, kv_dtype: str) -> None:
-        config, blocks, pages = model.config, len(model.span), -(-tokens // PAGE_TOKENS)
+    def __init__(self, model: SpanBackend[Any], tokens: int, kv_dtype: str) -> None:
+        blocks, pages = len(model.span), -(-tokens // PAGE_TOKENS)
         self._model = model
-        self._pool = KvPool(blocks * pages, config.n_kv_heads, config.head_dim, kv_dtype, model.device)
-        self._table = torch.arange(blocks * pages, dtype=torch.int32).view(blocks, pages)
+        self._pool = model.new_pool(blocks * pages, kv_dtype)
+        self._table = np.arange(blocks * pages, dtype=np.int32).reshape(blocks, pages)
 
     def through(self, x: Tensor, start: int, first: int, end: int) -> Tensor:
         """``x`` (T, hidden) from position ``start`` on, through blocks ``first`` to ``end``."""
         if first == end:
             return x
         piece = BatchSlice(self._table, 0, 0, start, len(x))
-        return self._model.forward(x, [piece], self._pool, Span(first, end))
+        return torch.from_numpy(self._model.forward(x.numpy(), [piece], self._pool, Span(first, end)))
 
 
 @dataclass(slots=True)

@@ -6,13 +6,13 @@ import time
 from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
@@ -26,23 +26,20 @@ LOADS = {"decode 1": (1, CONTEXT, 1, 15), "decode 8": (8, CONTEXT, 1, 9), "prefi
 def measure(*, model: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
     """By load: milliseconds without and with (medians), and how many times the one is the other (of the
     fastest, which other processes disturbed least)."""
-    torch.set_num_threads(threads)
-    with open_checkpoint(model) as checkpoint, torch.inference_mode():
+    with open_checkpoint(model) as checkpoint:
         config = checkpoint.config
         span = Span(0, min(BLOCKS, config.n_blocks))
         modes = [
-            load_span(checkpoint, span, LoadOptions(**options, deterministic=on), threads=threads)
+            load_backend(checkpoint, span, LoadOptions(**options, deterministic=on), threads=threads)
             for on in (False, True)
         ]
         sessions = max(count for count, *_ in LOADS.values())
         pages = -(-max(before + tokens for _, before, tokens, _ in LOADS.values()) // PAGE_TOKENS)
         slots = sessions * len(span) * pages
-        kv_dtype = resolve_kv_dtype(
-            "auto", modes[0].dtype, options.get("dtype") == "float32", modes[0].device
-        )
-        pool = KvPool(slots, config.n_kv_heads, config.head_dim, kv_dtype, modes[0].device)
-        tables = torch.arange(slots, dtype=torch.int32).view(sessions, len(span), pages)
-        x = torch.randn(sessions * 512, config.hidden_size, dtype=modes[0].dtype)
+        kv_dtype = modes[0].kv_dtype("auto", exact=options.get("dtype") == "float32")
+        pool = modes[0].new_pool(slots, kv_dtype)
+        tables = np.arange(slots, dtype=np.int32).reshape(sessions, len(span), pages)
+        x = np.random.default_rng(0).standard_normal((sessions * 512, config.hidden_size), np.float32)
         for session in range(sessions):
             _seconds(modes[0], pool, tables[session : session + 1], x, 0, CONTEXT)
         loads = {}
@@ -63,7 +60,9 @@ def measure(*, model: str, options: dict[str, Any], threads: int) -> dict[str, A
         }
 
 
-def _seconds(model: SpanModel, pool: KvPool, tables: Tensor, x: Tensor, before: int, tokens: int) -> float:
+def _seconds(
+    model: SpanBackend[Any], pool: Any, tables: np.ndarray, x: np.ndarray, before: int, tokens: int
+) -> float:
     """One step of ``tokens`` tokens for each session of ``tables`` (sessions, blocks, pages)."""
     pieces = [BatchSlice(table, 0, row * tokens, before, tokens) for row, table in enumerate(tables)]
     began = time.perf_counter()

@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.codecs.activations import DEFAULT_CODEC, decode, encode
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
@@ -45,8 +44,7 @@ def measure(
 ) -> dict[str, Any]:
     """``prompts`` answers of ``tokens`` tokens to prompts of up to ``prompt_tokens``: undisturbed, batched
     and cut otherwise, repaired."""
-    torch.set_num_threads(threads)
-    with open_checkpoint(model, client=True) as checkpoint, torch.inference_mode():
+    with open_checkpoint(model, client=True) as checkpoint:
         route = Route(checkpoint, LoadOptions(**options), threads, prompts, prompt_tokens + tokens)
         asked = _prompts(checkpoint, prompts, prompt_tokens)
         undisturbed, seconds = _timed(lambda: route.answer(asked, tokens))
@@ -68,18 +66,18 @@ def measure(
 class Hop:
     """A span and the KV pages of all sessions. ``tables`` (sessions, blocks, pages)."""
 
-    model: SpanModel
-    pool: KvPool
-    tables: Tensor
+    model: SpanBackend[Any]
+    pool: Any
+    tables: np.ndarray
 
-    def through(self, parts: Sequence[tuple[int, int, Tensor]]) -> list[Tensor]:
+    def through(self, parts: Sequence[tuple[int, int, np.ndarray]]) -> list[np.ndarray]:
         """``parts``: (session, position, rows) of one batch; the rows after the span."""
         pieces, row = [], 0
         for session, start, rows in parts:
             pieces.append(BatchSlice(self.tables[session], self.model.span.start, row, start, len(rows)))
             row += len(rows)
-        out = self.model.forward(torch.cat([rows for _, _, rows in parts]), pieces, self.pool)
-        return list(out.split([len(rows) for _, _, rows in parts]))
+        out = self.model.forward(np.concatenate([rows for _, _, rows in parts]), pieces, self.pool)
+        return np.split(out, np.cumsum([len(rows) for _, _, rows in parts])[:-1])
 
 
 @dataclass(slots=True)
@@ -102,12 +100,12 @@ class Route:
         self.hops: list[Hop] = []
         self.kv_dtype = ""
         for span in (Span(0, middle), Span(middle, config.n_blocks)):
-            model = load_span(checkpoint, span, options, threads=threads)
-            self.kv_dtype = resolve_kv_dtype("auto", model.dtype, options.dtype == "float32", model.device)
+            model = load_backend(checkpoint, span, options, threads=threads)
+            self.kv_dtype = model.kv_dtype("auto", exact=options.dtype == "float32")
             pages = -(-longest // PAGE_TOKENS)
             slots = sessions * len(span) * pages
-            pool = KvPool(slots, config.n_kv_heads, config.head_dim, self.kv_dtype, model.device)
-            tables = torch.arange(slots, dtype=torch.int32).view(sessions, len(span), pages)
+            pool = model.new_pool(slots, self.kv_dtype)
+            tables = np.arange(slots, dtype=np.int32).reshape(sessions, len(span), pages)
             self.hops.append(Hop(model, pool, tables))
 
     def answer(
@@ -143,25 +141,24 @@ class Route:
         for index in group:
             session = sessions[index]
             ids = session.ids[session.fed : session.fed + count]
-            parts.append((index, session.fed, self._over_the_wire(torch.from_numpy(self.client.embed(ids)))))
+            parts.append((index, session.fed, self._over_the_wire(self.client.embed(ids))))
         first = self.hops[0].through(parts)
         second = []
         for (index, start, _), rows in zip(parts, first, strict=True):
-            payload = bytes(encode(DEFAULT_CODEC, rows.float().numpy()))
+            payload = bytes(encode(DEFAULT_CODEC, rows))
             sessions[index].sent.append(payload)
             second.append((index, start, self._read(payload, len(rows))))
         for (index, _, _), rows in zip(parts, self.hops[1].through(second), strict=True):
             session = sessions[index]
             session.fed += count
             if session.fed == len(session.ids):
-                logits = self.client.logits(self._over_the_wire(rows[-1:]).numpy())
+                logits = self.client.logits(self._over_the_wire(rows[-1:]))
                 session.ids.append(int(logits[0].argmax()))
 
     def _replay(self, session: Session, index: int) -> None:
         """The second hop's keys and values of this session, made again from what it was sent."""
         hop = self.hops[1]
-        slots = hop.tables[index].flatten().long()
-        hop.pool.data[slots] = 0
+        hop.pool.data[hop.tables[index].ravel()] = 0
         journal = b"".join(session.sent)
         size = len(journal) // session.fed
         for start in range(0, session.fed, REPLAY_TOKENS):
@@ -169,12 +166,11 @@ class Route:
             rows = self._read(journal[start * size : (start + count) * size], count)
             hop.through([(index, start, rows)])
 
-    def _over_the_wire(self, rows: Tensor) -> Tensor:
-        return self._read(bytes(encode(DEFAULT_CODEC, rows.float().numpy())), len(rows))
+    def _over_the_wire(self, rows: np.ndarray) -> np.ndarray:
+        return self._read(bytes(encode(DEFAULT_CODEC, rows)), len(rows))
 
-    def _read(self, payload: bytes, count: int) -> Tensor:
-        rows = torch.from_numpy(decode(DEFAULT_CODEC, payload, count, self.hidden))
-        return rows.to(self.hops[0].model.dtype)
+    def _read(self, payload: bytes, count: int) -> np.ndarray:
+        return decode(DEFAULT_CODEC, payload, count, self.hidden)
 
 
 def _groups(count: int, shuffle: random.Random | None) -> list[list[int]]:

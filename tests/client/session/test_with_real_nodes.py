@@ -22,7 +22,7 @@ from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.node import Node
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import BusyError, ErrorCode, ModelMismatchError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS

@@ -8,6 +8,7 @@ import random
 import threading
 from itertools import pairwise
 from time import perf_counter_ns
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepJob, TokenSequence
 from swarm_node.node.engine.page_tables import slots_for
 from swarm_node.node.node import Node
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool
+from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
+from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -49,10 +52,9 @@ WAYS = {
 class Hop:
     """One engine; ``feed`` gives the wire bytes of all rows of a step."""
 
-    def __init__(self, model: SpanModel, kv_dtype: str = "float32", **settings: float) -> None:
-        config = model.config
+    def __init__(self, model: SpanBackend[Any], kv_dtype: str = "float32", **settings: float) -> None:
         slots = slots_for(4096, len(model.span), PAGE_TOKENS)
-        pool = KvPool(slots, config.n_kv_heads, config.head_dim, kv_dtype, torch.device("cpu"))
+        pool = model.new_pool(slots, kv_dtype)
         self.engine = Engine(model, pool, threads=1, settings=EngineSettings(**settings))
         self.engine.start()
         self.steps = 0
@@ -147,7 +149,7 @@ async def test_a_replay_stands_back_behind_other_sessions_tokens(tiny_span, hidd
         threading.Event().wait(TOKEN_S + len(x) * ROW_S)
         return x
 
-    monkeypatch.setattr(SpanModel, "forward", slow)
+    monkeypatch.setattr(TorchSpan, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), prefill_target_ms=TARGET_MS)
     size = activations.payload_bytes(CODEC, 1, 64)
     journal = activations.encode(CODEC, hidden_states(2048))
@@ -197,7 +199,7 @@ async def test_a_prompt_that_nobody_waits_for_any_more_is_not_computed(tiny_span
             go_on.wait(10)
         return x
 
-    monkeypatch.setattr(SpanModel, "forward", slow)
+    monkeypatch.setattr(TorchSpan, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), max_batch_tokens=32)
     sequence = hop.open(600)
     rows = activations.encode(CODEC, hidden_states(256))
@@ -258,7 +260,7 @@ async def test_a_node_that_cannot_be_deterministic_does_not_start(started, monke
     """Kernels whose results depend on the batch: torch's, used as they are."""
 
     def load(checkpoint, span, options, *args, **more):
-        return load_span(checkpoint, span, LoadOptions(kernels="torch"), *args, **more)
+        return load_backend(checkpoint, span, LoadOptions(kernels="torch"), *args, **more)
 
     monkeypatch.setattr(loaded_span, "load_backend", load)
     node = started.node()

@@ -6,12 +6,12 @@ from time import perf_counter_ns
 
 import numpy as np
 import pytest
-import torch
 
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.shards.layers.kv_pool import KvPool
-from swarm_node.shards.models.span import SpanModel
+from swarm_node.shards.models.native_span import NativeSpan
+from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.messages import Want
@@ -23,7 +23,7 @@ ALL = Span(0, 4)
 CRASH, OVERFLOW = 666.0, 777.0
 
 
-class Fragile(SpanModel):
+class Fragile(NativeSpan):
     """A row that begins with CRASH raises; one that begins with OVERFLOW comes out infinite."""
 
     def forward(self, x, pieces, pool, span=None):
@@ -35,7 +35,7 @@ class Fragile(SpanModel):
         return out
 
 
-def fragile(model: SpanModel) -> Fragile:
+def fragile(model: NativeSpan) -> Fragile:
     other = Fragile.__new__(Fragile)
     vars(other).update(vars(model))
     return other
@@ -76,8 +76,7 @@ class Driver:
 
 
 def pool_of(model, slots):
-    config = model.config
-    return KvPool(slots, config.n_kv_heads, config.head_dim, "float32", torch.device("cpu"))
+    return model.new_pool(slots, "float32")
 
 
 @pytest.fixture
@@ -229,7 +228,6 @@ async def test_steps_of_a_closed_session_are_dropped(driver, hidden_states):
 async def test_run_hands_back_results_and_errors_of_the_compute_thread(driver):
     name = await driver.engine.run(lambda: threading.current_thread().name)
     assert name == "swarm-node-compute"
-    assert await driver.engine.run(torch.is_inference_mode_enabled)
     with pytest.raises(ZeroDivisionError):
         await driver.engine.run(lambda: 1 // 0)
 
@@ -504,7 +502,7 @@ async def test_one_client_s_prompts_do_not_hold_up_another_s_tokens(tiny_span, h
         threading.Event().wait(len(x) * 1e-4)
         return x
 
-    monkeypatch.setattr(SpanModel, "forward", slow)
+    monkeypatch.setattr(TorchSpan, "forward", slow)
     model = tiny_span(kernels="torch")
     settings = EngineSettings(max_batch_tokens=512, prefill_target_ms=5)
     engine = Engine(model, pool_of(model, 4 * 140), threads=1, settings=settings)

@@ -15,6 +15,7 @@ import random
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,8 @@ from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
-from swarm_node.shards.models import tensor_door
 from swarm_node.shards.models.backend import Memory, SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -241,7 +240,7 @@ def greedy(rows: np.ndarray) -> int:
 class Alone:
     """One session without an engine: contiguous pages of its own, one piece at a time."""
 
-    def __init__(self, model: SpanModel, span: Span) -> None:
+    def __init__(self, model: SpanBackend[Any], span: Span) -> None:
         self.model, self.span = model, span
         pages = pages_for(LONGEST + 8)
         self.pool = pool_of(model, pages * len(span))
@@ -257,7 +256,7 @@ class Alone:
             same += 1
         start = min(same, len(tokens) - max(1, count))
         piece = BatchSlice(self.table, self.span.start, 0, start, len(tokens) - start)
-        out = tensor_door.forward(self.model, EMBEDDING[tokens[start:]], [piece], self.pool, self.span)
+        out = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.pool, self.span)
         self.tokens = list(tokens)
         return out[len(out) - count :]
 
@@ -298,7 +297,7 @@ async def run_schedule(model: SpanBackend[Memory], seed: int) -> tuple[list[Log]
     return logs, engine
 
 
-def check(model: SpanModel, logs: list[Log], *, exact: bool) -> int:
+def check(model: SpanBackend[Any], logs: list[Log], *, exact: bool) -> int:
     """Every row and every greedy choice against the session alone; returns how many rows there were."""
     seen = 0
     for log in logs:
@@ -334,8 +333,7 @@ async def test_schedules_on_the_plain_path(tiny_span, plain, seed):
     rows = 0
     for number in _numbers(seed, 4):
         logs, engine = await run_schedule(model, number)
-        with torch.inference_mode():
-            rows += check(model, logs, exact=False)
+        rows += check(model, logs, exact=False)
         check_books(engine)
     # And once against softmax written out, without any cache.
     record = max(
@@ -354,8 +352,7 @@ async def test_schedules_on_mlx_against_torch(tiny_dir, tiny_span):
     rows = 0
     for number in _numbers(60, 2):
         logs, engine = await run_schedule(model, number)
-        with torch.inference_mode():
-            rows += check(tiny_span(kernels="torch"), logs, exact=False)
+        rows += check(tiny_span(kernels="torch"), logs, exact=False)
         check_books(engine)
     assert rows > 100
 
@@ -379,7 +376,6 @@ async def test_schedules_with_deterministic_kernels(tiny_span, options):
     rows = 0
     for number in _numbers(2000, 3):
         logs, engine = await run_schedule(model, number)
-        with torch.inference_mode():
-            rows += check(model, logs, exact=True)
+        rows += check(model, logs, exact=True)
         check_books(engine)
     assert rows > 100

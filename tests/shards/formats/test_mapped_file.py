@@ -9,7 +9,7 @@ import pytest
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.mapped_file import MappedFile
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError
 

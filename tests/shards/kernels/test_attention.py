@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import platform
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,11 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import swarm_node.shards
-from swarm_node.shards.kernels.pages import SnPiece, kv_struct
-from swarm_node.shards.layers.attention import PagedAttention
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
+from swarm_node.shards.kernels import pages
+from swarm_node.shards.kernels.pages import SnKv, SnPiece
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
+from swarm_node.shards.torch.attention import PagedAttention
+from swarm_node.shards.torch.kv_pool import TorchKvPool
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
-from tests.shards.layers.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
+from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
 
 SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "kernels/csrc"
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -34,7 +39,7 @@ class Kernels:
         self._library = library
         library.sn_attend_scratch.restype = INT64
 
-    def append(self, pool: KvPool, part: BatchSlice, block: int, k: Tensor, v: Tensor) -> None:
+    def append(self, pool: TorchKvPool, part: BatchSlice, block: int, k: Tensor, v: Tensor) -> None:
         """``k``, ``v`` (batch rows, kv_heads * head_dim), perhaps views of wider rows."""
         assert k.stride(0) == v.stride(0)
         kv, c_slice = kv_struct(pool), c_struct(part)
@@ -45,7 +50,7 @@ class Kernels:
 
     def rows(
         self,
-        pool: KvPool,
+        pool: TorchKvPool,
         part: BatchSlice,
         block: int,
         q: Tensor,
@@ -68,7 +73,9 @@ class Kernels:
         assert_untouched(scratch)
         return out
 
-    def row(self, pool: KvPool, part: BatchSlice, block: int, q: Tensor, heads: int, index: int) -> Tensor:
+    def row(
+        self, pool: TorchKvPool, part: BatchSlice, block: int, q: Tensor, heads: int, index: int
+    ) -> Tensor:
         """Row ``index`` of the slice alone: ``q`` (heads * head_dim) → as ``q``."""
         kv, c_slice = kv_struct(pool), c_struct(part)
         out = torch.full_like(q, float("nan"), memory_format=torch.contiguous_format)
@@ -79,7 +86,7 @@ class Kernels:
         assert_untouched(scratch)
         return out
 
-    def _scratch(self, pool: KvPool, heads: int) -> Tensor:
+    def _scratch(self, pool: TorchKvPool, heads: int) -> Tensor:
         """Exactly what is asked for, at an odd place, with a mark behind it."""
         size = self._library.sn_attend_scratch(heads, pool.n_kv_heads, pool.head_dim)
         memory = torch.full((size + 1 + 64,), 12345.0)
@@ -95,9 +102,16 @@ def at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def kv_struct(pool: TorchKvPool) -> SnKv:
+    arrays = {name: getattr(pool, name) for name in ("kv_dtype", "n_kv_heads", "head_dim")}
+    data = pool.data.view(torch.uint8).numpy()
+    scales = None if pool.scales is None else pool.scales.numpy()
+    return pages.kv_struct(cast(Any, SimpleNamespace(data=data, scales=scales, **arrays)))
+
+
 def c_struct(part: BatchSlice) -> SnPiece:
     return SnPiece(
-        part.table.data_ptr(), part.table.shape[1], part.first_block, part.row, part.start, part.count
+        part.table.ctypes.data, part.table.shape[1], part.first_block, part.row, part.start, part.count
     )
 
 
@@ -278,11 +292,11 @@ def test_powers_of_two_are_within_their_bound(kernels: Kernels) -> None:
 def test_shared_pages_and_copies(kernels: Kernels) -> None:
     pool = used_pool(4, 1, 8, "int8")
     torch.manual_seed(3)
-    first = PagedSession(torch.tensor([[2, 0]], dtype=torch.int32), 0)
+    first = PagedSession(np.array([[2, 0]], np.int32), 0)
     k, v = torch.randn(40, 8), torch.randn(40, 8)
     kernels.append(pool, first.part(0, 40), 0, k, v)
     pool.copy_slots([0], [3])
-    second = PagedSession(torch.tensor([[2, 3]], dtype=torch.int32), 0, 40)
+    second = PagedSession(np.array([[2, 3]], np.int32), 0, 40)
     first.length = 40
     q = torch.randn(1, 16)
 

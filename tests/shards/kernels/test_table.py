@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from swarm_node.shards.kernels import bench
 from swarm_node.shards.kernels import table as kernel_table
-from swarm_node.shards.kernels.bench import NATIVE_WAYS, ROWS, TORCH_WAYS, measure
+from swarm_node.shards.kernels.bench import NATIVE_WAYS, ROWS, TORCH_WAYS
 from swarm_node.shards.kernels.table import KernelTable
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
@@ -97,7 +98,7 @@ def test_other_kernels_torch_or_cpu_are_measured_anew(
     start("other.so")
     monkeypatch.setattr(kernel_table, "cpu_identity", lambda: "another CPU")
     start()
-    monkeypatch.setattr(kernel_table.torch, "__version__", "99")
+    monkeypatch.setattr(kernel_table, "version", lambda package: "99")
     start()
     assert measured == [True, False, True, True, True]
     assert len(list(cache.iterdir())) == 5
@@ -163,12 +164,48 @@ def test_no_compiler_means_torch_only(
     kernel_table._table.cache_clear()
 
 
+FAILURES = {
+    "no such module": ("swarm_node.shards.torch.none", 60.0),
+    "no figures": ("platform", 60.0),
+    "too slow": ("swarm_node.shards.torch.bench", 0.001),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_where_the_measurement_fails_ours_are_chosen_and_nothing_is_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    module, seconds = FAILURES[how]
+    monkeypatch.setattr(kernel_table, "_BENCH", module)
+    monkeypatch.setattr(kernel_table, "_BENCH_S", seconds)
+    assert start().native_pays("int4", "close")
+    assert start("").torch_int4_pays
+    assert not cache.exists()
+
+
+def test_without_torch_nothing_is_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(kernel_table, "version", missing)
+    assert kernel_table.measure(native=True) is None
+    assert start().native_pays("bfloat16", "exact")
+
+
+def test_figures_that_are_kept_are_at_hand(cache: Path, measured: list[bool]) -> None:
+    assert not kernel_table.is_ready()
+    kernel_table._table.cache_clear()
+    kernel_table.kernel_table()
+    kernel_table._table.cache_clear()
+    assert kernel_table.is_ready()
+
+
 @pytest.mark.parametrize("native", [False, True])
-def test_the_measurement_has_every_way(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurement_has_every_way(native: bool) -> None:
     if native and not kernel_table.kernel_table().native:
         pytest.skip("no native kernels on this machine")
-    monkeypatch.setattr(bench, "_SIZE", 64)
-    seconds = measure(native)
+    seconds = kernel_table.measure(native)
+    assert isinstance(seconds, dict)
     assert tuple(seconds) == TORCH_WAYS + (NATIVE_WAYS if native else ())
     assert all(len(times) == len(ROWS) and min(times) > 0 for times in seconds.values())
 
@@ -184,5 +221,5 @@ def test_slow_ways_are_not_measured_with_many_rows() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench.time, "perf_counter", lambda: clock[0])
-        assert bench._times(product) == pytest.approx((0.003, 0.024, 0.192))
+        assert bench.times(product) == pytest.approx((0.003, 0.024, 0.192))
     assert set(rows_seen) == {1}

@@ -1,124 +1,48 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, quantize_int8, resolve_kv_dtype, slot_bytes
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, resolve_kv_dtype, slot_bytes
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-
-CPU = torch.device("cpu")
-TOLERANCE = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 0.5001 / 127}
-"""Largest error of a stored value, relative to itself (int8: to the largest of its row)."""
-
-
-def garbage(pool: KvPool) -> None:
-    """What memory that was never written may hold at worst."""
-    if pool.kv_dtype == "int8":
-        pool.data.fill_(-128)
-        assert pool.scales is not None
-        pool.scales.fill_(float("nan"))
-    else:
-        pool.data.fill_(float("nan"))
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_slot_bytes_is_what_the_tensors_take(kv_dtype: str) -> None:
-    pool = KvPool(7, 3, 24, kv_dtype, CPU)
+def test_slot_bytes_is_what_the_arrays_take(kv_dtype: str) -> None:
+    pool = KvPool(7, 3, 24, kv_dtype)
     scales = 0 if pool.scales is None else pool.scales.nbytes
     assert pool.data.nbytes + scales == 7 * pool.slot_bytes == 7 * slot_bytes(3, 24, kv_dtype)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(KV_DTYPES), st.integers(1, 3), st.integers(1, 20), st.integers(0, 10**6), st.data())
-def test_what_is_stored_is_gathered(
-    kv_dtype: str, kv_heads: int, head_dim: int, seed: int, data: st.DataObject
-) -> None:
-    """Tokens stored at any places come back in the order of the table, and nothing else has changed."""
-    pool = KvPool(5, kv_heads, head_dim, kv_dtype, CPU)
-    garbage(pool)
-    untouched = pool.data.clone().view(torch.uint8)
-    table = data.draw(st.permutations(range(5)))[:3]
-    count = data.draw(st.integers(1, 3 * PAGE_TOKENS))
-    positions = torch.tensor(data.draw(st.permutations(range(3 * PAGE_TOKENS)))[:count])
-    torch.manual_seed(seed)
-    k, v = torch.randn(count, kv_heads, head_dim), torch.randn(count, kv_heads, head_dim) * 1000
-    slots = torch.tensor(table)
-    pool.store(slots[positions // PAGE_TOKENS], positions % PAGE_TOKENS, k, v)
-    keys, values = pool.gather(slots, torch.float32)
-    assert keys.shape == values.shape == (kv_heads, 3 * PAGE_TOKENS, head_dim)
-    for got, wanted in ((keys, k), (values, v)):
-        rows = wanted.transpose(0, 1)  # (kv_heads, count, head_dim)
-        reach = rows.abs().amax(-1, keepdim=True) if kv_dtype == "int8" else rows.abs()
-        assert ((got[:, positions] - rows).abs() <= reach * TOLERANCE[kv_dtype] + 2.0**-25).all()
-    for slot in set(range(5)) - set(table):
-        assert torch.equal(
-            pool.data[slot].view(torch.uint8), untouched.view(5, -1)[slot].view(2, kv_heads, -1)
-        )
-
-
-def test_the_layout_is_as_the_kernels_read_it() -> None:
-    pool = KvPool(2, 2, 4, "float32", CPU)
-    k, v = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
-    pool.store(torch.tensor([1]), torch.tensor([5]), k, v)
-    flat = pool.data[1].view(2, 2, -1)  # keys and values, KV heads
-    for head in range(2):
-        assert flat[0, head].view(4, PAGE_TOKENS)[:, 5].tolist() == k[0, head].tolist()
-        assert flat[1, head].view(PAGE_TOKENS, 4)[5].tolist() == v[0, head].tolist()
-
-
-def test_float16_saturates_and_keeps_what_is_not_a_number() -> None:
-    pool = KvPool(1, 1, 4, "float16", CPU)
-    x = torch.tensor([[[70000.0, -1e30, float("inf"), float("nan")]]])
-    pool.store(torch.tensor([0]), torch.tensor([0]), x, x)
-    for part in pool.gather(torch.tensor([0]), torch.float32):
-        assert part[0, 0, :3].tolist() == [65504.0, -65504.0, 65504.0]
-        assert part[0, 0, 3].isnan()
-
-
-def test_int8_rounds_half_to_even_with_a_scale_a_row() -> None:
-    q, scale = quantize_int8(torch.tensor([[127.0, 2.5, -3.5, 0.0], [0.0, 0.0, 0.0, 0.0]]))
-    assert q.tolist() == [[127, 2, -4, 0], [0, 0, 0, 0]]
-    assert scale[0] == 1.0
-    assert 0 < scale[1] < 1e-30
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_an_int8_row_that_is_not_finite_never_reads_as_finite(bad: float) -> None:
-    pool = KvPool(1, 1, 4, "int8", CPU)
-    x = torch.tensor([[[1.0, bad, 2.0, 3.0]]])
-    pool.store(torch.tensor([0]), torch.tensor([0]), x, x)
-    for part in pool.gather(torch.tensor([0]), torch.float32):
-        assert not part[0, 0].isfinite().any()
-
-
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_copies_are_whole_and_leave_the_rest(kv_dtype: str) -> None:
-    torch.manual_seed(0)
-    pool = KvPool(6, 2, 8, kv_dtype, CPU)
-    slots, offsets = torch.arange(6).repeat_interleave(PAGE_TOKENS), torch.arange(PAGE_TOKENS).repeat(6)
-    pool.store(slots, offsets, torch.randn(192, 2, 8), torch.randn(192, 2, 8))
-    before = [pool.gather(torch.tensor([slot]), torch.float32) for slot in range(6)]
+    random = np.random.default_rng(0)
+    pool = KvPool(6, 2, 8, kv_dtype)
+    arrays = [pool.data] if pool.scales is None else [pool.data, pool.scales]
+    for array in arrays:
+        array[:] = random.integers(-100, 100, array.shape).astype(array.dtype)
+    before = [array.copy() for array in arrays]
     pool.copy_slots([4, 0, 4], [1, 2, 5])
-    for slot, source in enumerate([0, 4, 0, 3, 4, 4]):
-        for got, wanted in zip(pool.gather(torch.tensor([slot]), torch.float32), before[source], strict=True):
-            assert torch.equal(got, wanted)
+    for array, was in zip(arrays, before, strict=True):
+        assert np.array_equal(array, was[[0, 4, 0, 3, 4, 4]])
     with pytest.raises(ValueError, match="2 sources"):
         pool.copy_slots([1, 2], [3])
     pool.copy_slots([], [])
 
 
+def test_more_than_there_is() -> None:
+    with pytest.raises(MemoryError):
+        KvPool(1 << 40, 8, 128, "float32")
+
+
 def test_choice_of_the_type() -> None:
-    gpu = torch.device("meta")
     for name in KV_DTYPES:
-        assert resolve_kv_dtype(name, torch.float32, True) == name
-    assert resolve_kv_dtype("auto", torch.float32, True) == "float32"
-    assert resolve_kv_dtype("auto", torch.float32, False) == "float16"
-    assert resolve_kv_dtype("auto", torch.bfloat16, True, CPU) == "float16"
-    assert resolve_kv_dtype("auto", torch.bfloat16, False, gpu) == "bfloat16"
-    assert resolve_kv_dtype("auto", torch.float16, True, gpu) == "float16"
+        assert resolve_kv_dtype(name, "float32", True) == name
+    assert resolve_kv_dtype("auto", "float32", True) == "float32"
+    assert resolve_kv_dtype("auto", "float32", False) == "float16"
+    assert resolve_kv_dtype("auto", "bfloat16", True, "cpu") == "float16"
+    assert resolve_kv_dtype("auto", "bfloat16", False, "cuda") == "bfloat16"
+    assert resolve_kv_dtype("auto", "float16", True, "mps") == "float16"
     for bad in ("fp16", "", "float64"):
         with pytest.raises(UsageError, match="KV dtype"):
-            resolve_kv_dtype(bad, torch.float32, False)
+            resolve_kv_dtype(bad, "float32", False)

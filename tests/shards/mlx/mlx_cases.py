@@ -10,8 +10,8 @@ import torch
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.mlx.span import MlxSpan
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.types import Span
 
 ALL = Span(0, 4)
@@ -30,14 +30,14 @@ FEEDS = [
 ]
 """(session, tokens) of each batch: prompts and decode steps, past page ends, contexts of 1 to 100 tokens."""
 
-Pair = tuple[SpanModel, MlxSpan]
+Pair = tuple[SpanBackend[Any], MlxSpan]
 
 
 def both(path: Path, span: Span = ALL, *, ours: LoadOptions = MLX, theirs: LoadOptions = TORCH) -> Pair:
     with open_checkpoint(str(path)) as checkpoint:
         model = load_backend(checkpoint, span, ours)
         assert isinstance(model, MlxSpan)
-        return load_span(checkpoint, span, theirs), model
+        return load_backend(checkpoint, span, theirs), model
 
 
 def outputs(

@@ -82,7 +82,7 @@ def test_positions_are_turned_alike(pairs: Any, shape: str, start: int, toleranc
     x = torch.randn((5, 2, 16), generator=torch.Generator().manual_seed(1))
     cos, sin = torch_model._rope.rows([(start, 3), (7, 2)])
     wanted = (x * cos + x.roll(8, -1) * sin) / model._rope.attention_factor**0.5
-    table = torch.zeros((4, 1), dtype=torch.int32)
+    table = np.zeros((4, 1), np.int32)
     turn = model._rope.plan([BatchSlice(table, 0, 0, start, 3), BatchSlice(table, 0, 3, 7, 2)])
     got = torch.from_numpy(np.array(turn(mx.array(x.numpy()))))
     torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0)
@@ -115,7 +115,7 @@ def test_any_batches_rollbacks_and_forks(data: st.DataObject, pairs: Any, sessio
         if source != target and data.draw(st.booleans()):  # the target becomes a copy of the source
             for held in both_of:
                 held.pool.copy_slots(
-                    held.tables[source].flatten().tolist(), held.tables[target].flatten().tolist()
+                    held.tables[source].ravel().tolist(), held.tables[target].ravel().tolist()
                 )
                 held.lengths[target] = held.lengths[source]
 
@@ -202,7 +202,7 @@ def test_slices_that_do_not_fit_the_batch(pairs: Any, sessions: Any) -> None:
         held.forward(torch.zeros(3, 64), [(0, 2)])
     part = BatchSlice(held.tables[0][1:], 1, 0, 0, 2)
     with pytest.raises(LocalProtocolError, match="does not hold"):
-        model.forward(torch.zeros(2, 64), [part], held.pool)
+        model.forward(np.zeros((2, 64), np.float32), [part], held.pool)
 
 
 def in_thread(function: Callable[[], T]) -> T:

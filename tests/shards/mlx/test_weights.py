@@ -41,8 +41,8 @@ def test_grouped_weights_are_the_files_values(gguf_llama: Any) -> None:
             held = mlx_weights._as_in_file(raw)
             values = mx.dequantize(
                 mx.array(held.packed),
-                mx.array(held.scales.numpy()),
-                mx.array(held.biases.numpy()),
+                mx.array(held.scales),
+                mx.array(held.biases),
                 group_size=held.group,
                 bits=held.bits,
             )
@@ -101,14 +101,14 @@ def test_sixteen_bits(wide: Path, sessions: Any) -> None:
 
 def test_scales_keep_their_values_where_sixteen_bits_do_not_hold_them(wide: Path, tmp_path: Path) -> None:
     for of_file, scales, held_in in (
-        (mx.bfloat16, torch.float32, mx.bfloat16),  # the file's own: nothing wider is needed
-        (mx.float32, torch.float32, mx.float32),  # would be rounded
-        (mx.float32, torch.bfloat16, mx.bfloat16),  # as was asked for
+        (mx.bfloat16, "float32", mx.bfloat16),  # the file's own: nothing wider is needed
+        (mx.float32, "float32", mx.float32),  # would be rounded
+        (mx.float32, "bfloat16", mx.bfloat16),  # as was asked for
     ):
         folder = quantize_directory(wide, tmp_path / f"{of_file}{scales}", dtype=of_file)
         with open_checkpoint(str(folder)) as checkpoint:
             raw = checkpoint.tensor("model.layers.0.mlp.down_proj.weight")
-            plan = mlx_weights.MlxPlan(torch.bfloat16, "auto", scales, wide=False)
+            plan = mlx_weights.MlxPlan("bfloat16", "auto", scales, wide=False)
             held = mlx_weights.MlxLoader(checkpoint, plan)._hold([mlx_weights._as_in_file(raw)], None)
         assert held._scales.dtype == held_in
         assert held(mx.zeros((1, 256), mx.bfloat16)).dtype == mx.bfloat16
@@ -117,16 +117,16 @@ def test_scales_keep_their_values_where_sixteen_bits_do_not_hold_them(wide: Path
 @pytest.mark.parametrize(
     ("options", "native", "plan"),
     [
-        ({}, "BF16", (torch.bfloat16, torch.float32)),
-        ({}, "Q4_1", (torch.bfloat16, torch.float32)),
-        ({}, "F16", (torch.float16, torch.float32)),
-        ({}, "F32", (torch.float32, torch.float32)),
-        ({"dtype": "float16"}, "Q4_1", (torch.float16, torch.float16)),
-        ({"dtype": "float32"}, "BF16", (torch.float32, torch.float32)),
+        ({}, "BF16", ("bfloat16", "float32")),
+        ({}, "Q4_1", ("bfloat16", "float32")),
+        ({}, "F16", ("float16", "float32")),
+        ({}, "F32", ("float32", "float32")),
+        ({"dtype": "float16"}, "Q4_1", ("float16", "float16")),
+        ({"dtype": "float32"}, "BF16", ("float32", "float32")),
     ],
 )
 def test_types_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], native: str, plan: tuple[torch.dtype, ...]
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], native: str, plan: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(mlx_weights, "on_gpu", lambda: True)
     resolved = mlx_weights.MlxPlan.resolve(LoadOptions(device="mlx", **options), native)
@@ -143,7 +143,7 @@ def test_float32_scales_beside_sixteen_bit_activations(
     )
     monkeypatch.setattr(mlx_weights, "on_gpu", lambda: True)
     pair = both(quantize_directory(dense, tmp_path / "q"), ours=LoadOptions(device="mlx"))
-    assert pair[1].dtype is torch.bfloat16
+    assert pair[1]._dtype == "bfloat16"
     assert pair[1]._blocks[0]._down._scales.dtype == mx.float32
     agree(sessions, pair, {"atol": 8e-2, "rtol": 8e-2}, kv_dtype="bfloat16")
 

@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 from swarm_node.swarm.types import Span
 
@@ -90,7 +89,7 @@ def compare(sessions: Callable[..., Any], directory: Path, count: int) -> None:
     with open_checkpoint(str(directory)) as checkpoint:
         assert checkpoint.config.max_position_embeddings >= count
         client = load_client_model(checkpoint, EXACT)
-        span = load_span(checkpoint, Span(0, 2), EXACT)
+        span = load_backend(checkpoint, Span(0, 2), EXACT)
         hop = sessions(span, tokens=count)
         hidden = hop.forward(torch.from_numpy(client.embed(ids.numpy())))
         got = client.logits(hidden.numpy())
@@ -231,6 +230,6 @@ def test_gguf_biases_of_some_blocks_are_read(
     for change in (None, extra):
         with open_checkpoint(str(gguf_llama(extra=change))) as checkpoint:
             assert len(checkpoint.manifest) == 20 + (len(names) if change else 0)
-            span = sessions(load_span(checkpoint, Span(0, 2), EXACT))
+            span = sessions(load_backend(checkpoint, Span(0, 2), EXACT))
             rows.append(span.forward(torch.randn(3, 256, generator=torch.Generator().manual_seed(1))))
     assert not torch.allclose(*rows)

@@ -16,8 +16,8 @@ import torch
 
 from scripts.studies.client_memory import DOCUMENT, MODELS, table
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.client_memory import HeadShape, client_memory
-from swarm_node.shards.models.client_part import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError
 
@@ -43,7 +43,7 @@ def held(thing: object) -> int:
         if isinstance(one, np.ndarray):
             while isinstance(one.base, np.ndarray):
                 one = one.base
-            if one.flags.owndata:
+            if one.flags.owndata or (one.base is not None and one.flags.writeable):
                 storages[one.ctypes.data] = one.nbytes
             continue
         waiting += _parts(one)

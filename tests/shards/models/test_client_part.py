@@ -13,7 +13,8 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.models.client_part import HELD_ROWS, ClientModel, load_client_model
+from swarm_node.shards.loading import load_client_model
+from swarm_node.shards.models.client_part import HELD_ROWS, ClientModel
 from swarm_node.shards.models.head import EXACT_ROWS
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.models.client_part import ClientModel, load_client_model
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.backend import SpanBackend
+from swarm_node.shards.models.client_part import ClientModel
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -63,7 +64,7 @@ class Pair:
 
     theirs: LlamaForCausalLM
     client: ClientModel
-    load: Callable[..., SpanModel]
+    load: Callable[..., SpanBackend[Any]]
     sessions: Callable[..., Any]
 
     def want(self, ids: Sequence[int], pieces: Sequence[int]) -> Tensor:
@@ -137,11 +138,11 @@ def pair(
     theirs = write(directory, **MODELS[name])
     options = LoadOptions(dtype="float32", quantize="none", kernels=kernels)
     checkpoint = open_checkpoint(str(directory))
-    loaded: dict[Span, SpanModel] = {}
+    loaded: dict[Span, SpanBackend[Any]] = {}
 
-    def load(span: Span) -> SpanModel:
+    def load(span: Span) -> SpanBackend[Any]:
         if span not in loaded:
-            loaded[span] = load_span(checkpoint, span, options)
+            loaded[span] = load_backend(checkpoint, span, options)
             fits = loaded[span].config.head_dim % 8 == 0
             assert loaded[span].kernels.startswith("native" if kernels == "native" and fits else "torch")
         return loaded[span]
@@ -240,21 +241,21 @@ def test_packed_and_16_bit_spans_against_their_own_weights(
     x = torch.randn(count, 64, generator=torch.Generator().manual_seed(0))
     options = replace(options, kernels="torch")
     with open_checkpoint(str(small)) as checkpoint:
-        span = load_span(checkpoint, Span(0, 2), options)
+        span = load_backend(checkpoint, Span(0, 2), options)
         with pytest.MonkeyPatch.context() as patch:
             # As on a device without packed kernels: the quantized values, held dense in float32.
             patch.setattr(load_plan.LoadPlan, "packed", False)
-            dense = load_span(checkpoint, Span(0, 2), replace(options, dtype="float32"))
+            dense = load_backend(checkpoint, Span(0, 2), replace(options, dtype="float32"))
     got, want = sessions(span).forward(x), sessions(dense).forward(x)
-    assert got.dtype == span.dtype
-    assert ((got.float() - want).norm() / want.norm()).item() < tolerance
+    assert got.dtype == want.dtype == torch.float32
+    assert ((got - want).norm() / want.norm()).item() < tolerance
     assert span.weight_bytes < dense.weight_bytes
 
 
 def test_progress_counts_the_bytes_of_the_span(small: Path) -> None:
     calls: list[tuple[int, int, str]] = []
     with open_checkpoint(str(small)) as checkpoint:
-        load_span(checkpoint, Span(1, 3), EXACT, lambda *call: calls.append(call))
+        load_backend(checkpoint, Span(1, 3), EXACT, lambda *call: calls.append(call))
     done, total, label = calls[-1]
     assert done == total == 2 * 4 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3 + 2 * 64)
     assert [call[0] for call in calls] == sorted(call[0] for call in calls)
@@ -264,15 +265,15 @@ def test_progress_counts_the_bytes_of_the_span(small: Path) -> None:
 
 def test_what_the_weights_are_is_said(small: Path) -> None:
     with open_checkpoint(str(small)) as checkpoint:
-        assert load_span(checkpoint, Span(0, 1), LoadOptions()).weights == "float32"
-        assert load_span(checkpoint, Span(0, 1), LoadOptions(quantize="int8")).weights == "int8"
-        assert load_span(checkpoint, Span(0, 1), LoadOptions(dtype="bfloat16")).weights == "bfloat16"
+        assert load_backend(checkpoint, Span(0, 1), LoadOptions()).weights == "float32"
+        assert load_backend(checkpoint, Span(0, 1), LoadOptions(quantize="int8")).weights == "int8"
+        assert load_backend(checkpoint, Span(0, 1), LoadOptions(dtype="bfloat16")).weights == "bfloat16"
 
 
 def test_spans_outside_are_refused(small: Path, sessions: Callable[..., Any]) -> None:
     with open_checkpoint(str(small)) as checkpoint:
         with pytest.raises(UsageError, match="2-4 are outside"):
-            load_span(checkpoint, Span(2, 5), EXACT)
-        span = load_span(checkpoint, Span(1, 3), EXACT)
+            load_backend(checkpoint, Span(2, 5), EXACT)
+        span = load_backend(checkpoint, Span(1, 3), EXACT)
     with pytest.raises(UsageError, match="0-1 are not within 1-2"):
         sessions(span).forward(torch.zeros(1, 64), span=Span(0, 2))

@@ -56,18 +56,18 @@ def native(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Q4_0", WeightKind.INT4, None),
         ("Q4_1", WeightKind.INT4, None),
         ("Q4_K", WeightKind.INT4, None),
-        ("Q8_0", WeightKind.DENSE, torch.bfloat16),
-        ("Q6_K", WeightKind.DENSE, torch.bfloat16),
-        ("BF16", WeightKind.DENSE, torch.bfloat16),
-        ("F16", WeightKind.DENSE, torch.float32),
-        ("F32", WeightKind.DENSE, torch.float32),
+        ("Q8_0", WeightKind.DENSE, "bfloat16"),
+        ("Q6_K", WeightKind.DENSE, "bfloat16"),
+        ("BF16", WeightKind.DENSE, "bfloat16"),
+        ("F16", WeightKind.DENSE, "float32"),
+        ("F32", WeightKind.DENSE, "float32"),
     ],
 )
 def test_auto_keeps_the_precision_of_the_file(
-    speeds: None, qtype: str, kind: WeightKind, dtype: torch.dtype | None
+    speeds: None, qtype: str, kind: WeightKind, dtype: str | None
 ) -> None:
     plan = resolve(LoadOptions(), qtype)
-    assert plan.dtype == torch.float32
+    assert plan.dtype == "float32"
     assert plan.kind(tensor(qtype)) is kind
     if dtype is not None:
         assert plan.dense_dtype(qtype) == dtype
@@ -76,9 +76,9 @@ def test_auto_keeps_the_precision_of_the_file(
 def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, PLAIN)
     plan = resolve(LoadOptions(), "Q4_1")
-    assert plan.wide == torch.float32
+    assert plan.wide == "float32"
     assert plan.kind(tensor("Q4_1")) is WeightKind.DENSE
-    assert plan.dense_dtype("Q4_1") == plan.dense_dtype("BF16") == torch.float32
+    assert plan.dense_dtype("Q4_1") == plan.dense_dtype("BF16") == "float32"
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch
     [
         ("Q4_K", WeightKind.INT4, None),
         ("Q8_0", WeightKind.INT8, None),
-        ("Q6_K", WeightKind.DENSE, torch.bfloat16),
-        ("BF16", WeightKind.DENSE, torch.bfloat16),
-        ("F16", WeightKind.DENSE, torch.float16),
-        ("F32", WeightKind.DENSE, torch.float32),
+        ("Q6_K", WeightKind.DENSE, "bfloat16"),
+        ("BF16", WeightKind.DENSE, "bfloat16"),
+        ("F16", WeightKind.DENSE, "float16"),
+        ("F32", WeightKind.DENSE, "float32"),
     ],
 )
 def test_native_kernels_keep_eight_bit_and_float16_files_too(
-    native: None, qtype: str, kind: WeightKind, dtype: torch.dtype | None
+    native: None, qtype: str, kind: WeightKind, dtype: str | None
 ) -> None:
     plan = resolve(LoadOptions(), qtype)
     assert plan.kind(tensor(qtype)) is kind
@@ -129,13 +129,13 @@ def test_native_kernels_that_cannot_run(speeds: None) -> None:
 
 def test_asked_for_forms_are_forced(speeds: None) -> None:
     assert resolve(LoadOptions(quantize="none"), "Q4_1").kind(tensor("Q4_1")) is WeightKind.DENSE
-    assert resolve(LoadOptions(quantize="none"), "Q4_1").dense_dtype("Q4_1") == torch.float32
+    assert resolve(LoadOptions(quantize="none"), "Q4_1").dense_dtype("Q4_1") == "float32"
     assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32")) is WeightKind.INT4
     assert resolve(LoadOptions(quantize="int4"), "F32").kind(tensor("F32", cols=40)) is WeightKind.DENSE
     assert resolve(LoadOptions(quantize="int8"), "Q4_1").kind(tensor("Q4_1")) is WeightKind.INT8
     assert resolve(LoadOptions(quantize="int8"), "F32").kind(tensor("F32", cols=72)) is WeightKind.DENSE
-    assert resolve(LoadOptions(dtype="bfloat16"), "F32").dense_dtype("F32") == torch.bfloat16
-    assert resolve(LoadOptions(dtype="float32"), "BF16").wide == torch.float32
+    assert resolve(LoadOptions(dtype="bfloat16"), "F32").dense_dtype("F32") == "bfloat16"
+    assert resolve(LoadOptions(dtype="float32"), "BF16").wide == "float32"
 
 
 @pytest.mark.parametrize(

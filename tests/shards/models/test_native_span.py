@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -21,10 +22,13 @@ from swarm_node.shards.kernels import library as native_library
 from swarm_node.shards.kernels.library import ThreadPool, library
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
-from swarm_node.shards.layers.linear import DenseLinear, Scratch
-from swarm_node.shards.models.llama import LlamaBlock
-from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.backend import SpanBackend
+from swarm_node.shards.models.load_plan import LoadOptions, resolve
+from swarm_node.shards.torch.linear import DenseLinear, Scratch
+from swarm_node.shards.torch.llama import LlamaBlock
+from swarm_node.shards.torch.norm import RmsNorm
+from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 from swarm_node.swarm.types import Span
@@ -64,7 +68,10 @@ def rows_of(feeds: list[list[tuple[int, int]]], hidden: int) -> list[Tensor]:
 
 
 def feed_all(
-    sessions: MakeSessions, model: SpanModel, feeds: list[list[tuple[int, int]]] = FEEDS, **options: Any
+    sessions: MakeSessions,
+    model: SpanBackend[Any],
+    feeds: list[list[tuple[int, int]]] = FEEDS,
+    **options: Any,
 ) -> list[Tensor]:
     fed = sessions(model, count=3, tokens=TOKENS, **options)
     xs = rows_of(feeds, model.config.hidden_size)
@@ -72,18 +79,18 @@ def feed_all(
 
 
 @pytest.fixture(scope="module")
-def spans(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Callable[..., SpanModel]:
+def spans(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Callable[..., SpanBackend[Any]]:
     """``spans(shape, kernels=..., quantize=..., threads=...)``: four blocks with weights of usual size."""
     folders: dict[str, Path] = {}
 
-    def load(shape: str = "head-16", *, threads: int = 1, **options: str) -> SpanModel:
+    def load(shape: str = "head-16", *, threads: int = 1, **options: str) -> SpanBackend[Any]:
         if shape not in folders:
             folders[shape] = hf_llama_in(
                 tmp_path_factory.mktemp(shape), scale=lambda cols: cols**-0.5, **SHAPES[shape]
             )
         wanted = replace(LoadOptions(dtype="float32", quantize="none", kernels="native"), **options)
         with open_checkpoint(str(folders[shape])) as checkpoint:
-            return load_span(checkpoint, Span(0, 4), wanted, threads=threads)
+            return load_backend(checkpoint, Span(0, 4), wanted, threads=threads)
 
     return load
 
@@ -91,7 +98,7 @@ def spans(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Cal
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_like_the_plain_path(
-    spans: Callable[..., SpanModel], sessions: MakeSessions, shape: str, threads: int
+    spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions, shape: str, threads: int
 ) -> None:
     native, plain = spans(shape, threads=threads), spans(shape, kernels="torch")
     assert (native.kernels, plain.kernels) == ("native exact", "torch")
@@ -100,7 +107,7 @@ def test_like_the_plain_path(
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16", "int8"])
-def test_kv_types(spans: Callable[..., SpanModel], sessions: MakeSessions, kv_dtype: str) -> None:
+def test_kv_types(spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions, kv_dtype: str) -> None:
     """Both paths round keys and values alike, so they differ by a rounding that fell the other way here and
     there."""
     got = feed_all(sessions, spans(threads=2), kv_dtype=kv_dtype)
@@ -114,7 +121,7 @@ def test_kv_types(spans: Callable[..., SpanModel], sessions: MakeSessions, kv_dt
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 @pytest.mark.parametrize("shape", ["head-16", "head-64-uneven"])
 def test_a_rows_bits_depend_on_its_own_past_alone(
-    spans: Callable[..., SpanModel], sessions: MakeSessions, shape: str, quantize: str
+    spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions, shape: str, quantize: str
 ) -> None:
     """Batched, in chunks of every size, on one to three threads, and in other slots: the same bits."""
     want = feed_all(sessions, spans(shape, quantize=quantize))
@@ -147,29 +154,37 @@ def part(x: Tensor, feed: list[tuple[int, int]], session: int) -> list[Tensor]:
 @pytest.mark.parametrize(("kernels", "tolerance"), [("native", 1e-5), ("fast", 0.05)])
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_quantized_against_float32_products_with_the_same_weights(
-    spans: Callable[..., SpanModel], sessions: MakeSessions, quantize: str, kernels: str, tolerance: float
+    spans: Callable[..., SpanBackend[Any]],
+    sessions: MakeSessions,
+    quantize: str,
+    kernels: str,
+    tolerance: float,
 ) -> None:
     native = spans(quantize=quantize, kernels=kernels)
-    blocks = []
+    blocks, config = [], native.config
     for block in spans(quantize=quantize)._blocks:
-        linears = [dense(getattr(block, name)) for name in ("qkv", "out", "gate_up", "down")]
-        blocks.append(
-            LlamaBlock(native.config, block.norm, linears[0], linears[1], block.mlp_norm, *linears[2:])
+        norm, mlp_norm = (
+            RmsNorm(torch.from_numpy(weight), config.rms_norm_eps) for weight in (block.norm, block.mlp_norm)
         )
-    plain = SpanModel(native.config, native.span, blocks, native.device, native.dtype, 0, "dense")
+        qkv, out, gate_up, down = map(dense, (block.qkv, block.out, block.gate_up, block.down))
+        blocks.append(LlamaBlock(config, norm, qkv, out, mlp_norm, gate_up, down))
+    plain = TorchSpan(
+        config, native.span, blocks, resolve(LoadOptions(dtype="float32", kernels="torch"), "F32")
+    )
     for got, want in zip(feed_all(sessions, native), feed_all(sessions, plain), strict=True):
         assert ((got - want).norm() / want.norm()).item() < tolerance
 
 
 def dense(linear: NativeLinear) -> DenseLinear:
     """The matrix that a linear multiplies by, from what it makes of unit vectors."""
-    return DenseLinear(linear(torch.eye(linear.struct.cols)).t().contiguous(), None, Scratch())
+    values = linear(np.eye(linear.struct.cols, dtype=np.float32)).T
+    return DenseLinear(torch.from_numpy(np.ascontiguousarray(values)), None, Scratch())
 
 
 @settings(max_examples=40)
 @given(data=st.data())
 def test_random_schedules(
-    data: st.DataObject, spans: Callable[..., SpanModel], sessions: MakeSessions
+    data: st.DataObject, spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions
 ) -> None:
     """Ragged batches of four sessions in any order, over any sub-span."""
     start = data.draw(st.integers(0, 3))
@@ -186,10 +201,10 @@ def test_random_schedules(
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-_models: dict[tuple[Any, ...], SpanModel] = {}
+_models: dict[tuple[Any, ...], SpanBackend[Any]] = {}
 
 
-def loaded(spans: Callable[..., SpanModel], **options: Any) -> SpanModel:
+def loaded(spans: Callable[..., SpanBackend[Any]], **options: Any) -> SpanBackend[Any]:
     key = tuple(options.items())
     if key not in _models:
         _models[key] = spans(**options)
@@ -205,39 +220,37 @@ def loaded(spans: Callable[..., SpanModel], **options: Any) -> SpanModel:
         ({"start": 30}, 4),
         ({"start": -1}, 4),
         ({"first_block": 1}, 4),
-        ({"table": torch.zeros(3, 1, dtype=torch.int32)}, 4),
-        ({"table": torch.zeros(4, 1, dtype=torch.int64)}, 4),
-        ({"table": torch.zeros(4, 2, dtype=torch.int32)[:, :1]}, 4),
+        ({"table": np.zeros((3, 1), np.int32)}, 4),
+        ({"table": np.zeros((4, 1), np.int64)}, 4),
+        ({"table": np.zeros((4, 2), np.int32)[:, :1]}, 4),
     ],
     ids=str,
 )
 def test_pieces_that_do_not_fit_are_refused(
-    spans: Callable[..., SpanModel], change: dict[str, Any], rows: int
+    spans: Callable[..., SpanBackend[Any]], change: dict[str, Any], rows: int
 ) -> None:
     model = loaded(spans, threads=1)
-    pool = KvPool(4, 2, 16, "float32", torch.device("cpu"))
-    piece = BatchSlice(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
-    model.forward(torch.zeros(4, 64), [piece], pool)
+    pool = KvPool(4, 2, 16, "float32")
+    piece = BatchSlice(np.arange(4, dtype=np.int32).reshape(4, 1), 0, 0, 0, 4)
+    model.forward(np.zeros((4, 64), np.float32), [piece], pool)
     with pytest.raises(LocalProtocolError):
-        model.forward(torch.zeros(rows, 64), [replace(piece, **change)], pool)
+        model.forward(np.zeros((rows, 64), np.float32), [replace(piece, **change)], pool)
 
 
-def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanModel]) -> None:
-    piece = BatchSlice(torch.arange(4, dtype=torch.int32).view(4, 1), 0, 0, 0, 4)
+def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanBackend[Any]]) -> None:
+    piece = BatchSlice(np.arange(4, dtype=np.int32).reshape(4, 1), 0, 0, 0, 4)
     for pool in (
-        KvPool(4, 1, 16, "float32", torch.device("cpu")),
-        KvPool(4, 2, 8, "float32", torch.device("cpu")),
+        KvPool(4, 1, 16, "float32"),
+        KvPool(4, 2, 8, "float32"),
     ):
         with pytest.raises(LocalProtocolError, match="KV heads"):
-            loaded(spans, threads=1).forward(torch.zeros(4, 64), [piece], pool)
+            loaded(spans, threads=1).forward(np.zeros((4, 64), np.float32), [piece], pool)
     with pytest.raises(LocalProtocolError, match="hidden"):
-        loaded(spans, threads=1).forward(
-            torch.zeros(4, 60), [piece], KvPool(4, 2, 16, "int8", torch.device("cpu"))
-        )
+        loaded(spans, threads=1).forward(np.zeros((4, 60), np.float32), [piece], KvPool(4, 2, 16, "int8"))
 
 
 def test_a_narrower_pool_computes_the_same_bits(
-    spans: Callable[..., SpanModel], sessions: MakeSessions
+    spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions
 ) -> None:
     want = feed_all(sessions, spans(threads=1))
     model = spans(threads=3)
@@ -251,7 +264,7 @@ def test_a_narrower_pool_computes_the_same_bits(
 
 @pytest.mark.parametrize("width", [1, 3, 4])
 def test_threads_end_with_the_model(
-    spans: Callable[..., SpanModel], sessions: MakeSessions, width: int
+    spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions, width: int
 ) -> None:
     def thread_ids() -> set[int]:
         return {thread.id for thread in psutil.Process().threads()}
@@ -278,7 +291,7 @@ def test_thread_counts_that_cannot_be(threads: int) -> None:
 
 
 def test_without_the_library_torch_computes(
-    spans: Callable[..., SpanModel], sessions: MakeSessions, monkeypatch: pytest.MonkeyPatch
+    spans: Callable[..., SpanBackend[Any]], sessions: MakeSessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = sessions(spans()).forward(torch.ones(3, 64))
     monkeypatch.setenv("SWARM_NODE_NATIVE", "0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,16 @@ from torch import Tensor
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.head import NativeHead
 from swarm_node.shards.kernels.linear import ActivationPrecision, native_int8
-from swarm_node.shards.layers.linear import Int4Linear, Int8Linear, Linear, Scratch
 from swarm_node.shards.layers.quantize import Int4Groups, as_torch_holds, to_int4, to_int8, to_int8_groups
 from swarm_node.shards.models.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, FinalNorm, RefinedHead
-from swarm_node.shards.models.rounding_bounds import RoundingBounds, native_rounding, torch_rounding
-from swarm_node.shards.models.torch_head import TorchHead
+from swarm_node.shards.models.rounding_bounds import (
+    RoundingBounds,
+    RowErrors,
+    native_rounding,
+    torch_rounding,
+)
+from swarm_node.shards.torch.head import TorchHead
+from swarm_node.shards.torch.linear import Int4Linear, Int8Linear, Linear, Scratch
 
 QTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 KERNELS = ["native", "torch int8", "torch int4"]
@@ -32,25 +39,30 @@ class Case:
         self.raw = RawTensor("lm_head.weight", (vocab, hidden), QTYPES[dtype], stored)
         self.norm = FinalNorm(np.ones(hidden, np.float32), 1e-5)
         errors = RoundingBounds()
-        rows = weight.float()
+        rows = weight.float().numpy()
+
+        def watched(parts: Any) -> Any:
+            errors.add(RowErrors.of(rows, parts.dequantize()))
+            return parts
+
         if kernels == "native":
-            linear = native_int8([errors.watched(to_int8_groups)(rows)], None, ActivationPrecision.CLOSE)
+            linear = native_int8([watched(to_int8_groups(rows))], None, ActivationPrecision.CLOSE)
             self.rounding = native_rounding(ActivationPrecision.CLOSE, hidden)
             self.propose = NativeHead(self.norm.weight, self.norm.eps, linear, threads)
         elif kernels == "torch int8":
             self.rounding = torch_rounding(hidden)
-            self.propose = self.on_torch(Int8Linear(errors.watched(to_int8)(rows), None, Scratch()))
+            self.propose = self.on_torch(Int8Linear(watched(to_int8(rows)), None, Scratch()))
         else:
             self.rounding = torch_rounding(hidden)
             groups: Int4Groups = to_int4(rows)
-            errors.add(rows, as_torch_holds(groups).dequantize())
+            errors.add(RowErrors.of(rows, as_torch_holds(groups).dequantize()))
             self.propose = self.on_torch(Int4Linear(groups, None, Scratch()))
         self.bounds = errors.bounds(self.rounding)
         self.head = RefinedHead(self.norm, self.propose, self.raw, self.bounds, self.rounding.of_output)
         self.weight = weight
 
     def on_torch(self, linear: Linear) -> TorchHead:
-        return TorchHead(self.norm, linear, torch.device("cpu"), torch.float32, torch.get_num_threads())
+        return TorchHead(self.norm, linear, "cpu", "float32", torch.get_num_threads())
 
     def normed(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self.norm(x.numpy()))
@@ -176,7 +188,7 @@ def test_the_bound_holds_and_is_reached(kernels: str) -> None:
     weight = normal(1000, hidden, seed=5)
     case = Case(weight, kernels)
     quantize = {"native": to_int8_groups, "torch int8": to_int8, "torch int4": to_int4}[kernels]
-    held = quantize(case.weight.float()).dequantize()  # type: ignore[operator]
+    held = torch.from_numpy(quantize(case.weight.float().numpy()).dequantize())  # type: ignore[operator]
     worst = (case.weight.float() - held)[:8]
     inputs = torch.cat((worst * 1e3, -worst * 1e3, normal(8, hidden), normal(8, hidden) ** 5))
     x = case.normed(inputs)

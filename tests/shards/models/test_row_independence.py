@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.kernels import library, linear
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.determinism_check import check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import SpanModel, load_span
+from swarm_node.shards.models.native_span import NativeSpan
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -42,18 +45,18 @@ WAYS: dict[str, dict[str, str]] = {
     "torch int4": {"quantize": "int4", "kernels": "torch"},
     "torch bfloat16, int4 weights": {"dtype": "bfloat16", "quantize": "int4"},
 }
-Load = Callable[..., SpanModel]
+Load = Callable[..., SpanBackend[Any]]
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Load:
     """``load(way, deterministic=True, threads=1, shape={})``; widths that fill no vector evenly."""
     folders: dict[str, Path] = {}
-    models: dict[str, SpanModel] = {}
+    models: dict[str, SpanBackend[Any]] = {}
 
     def loaded(
         way: str, *, deterministic: bool = True, threads: int = 1, shape: dict[str, Any] | None = None
-    ) -> SpanModel:
+    ) -> SpanBackend[Any]:
         key = repr((way, deterministic, threads, shape))
         if key not in models:
             options = dict(WAYS[way])
@@ -69,7 +72,7 @@ def load(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlama) -> Load
                 )
             wanted = replace(LoadOptions(), deterministic=deterministic, **options)
             with open_checkpoint(str(folders[folder])) as checkpoint:
-                models[key] = load_span(checkpoint, Span(0, BLOCKS), wanted, threads=threads)
+                models[key] = load_backend(checkpoint, Span(0, BLOCKS), wanted, threads=threads)
             assert models[key].kernels.startswith(way.split()[0])
         return models[key]
 
@@ -80,8 +83,9 @@ def inputs(hidden: int, session: int) -> torch.Tensor:
     return torch.randn(TOKENS, hidden, generator=torch.Generator().manual_seed(session))
 
 
-@torch.inference_mode()
-def token_by_token(model: SpanModel, sessions: MakeSessions, kv_dtype: str, session: int) -> torch.Tensor:
+def token_by_token(
+    model: SpanBackend[Any], sessions: MakeSessions, kv_dtype: str, session: int
+) -> torch.Tensor:
     alone = sessions(model, tokens=TOKENS, kv_dtype=kv_dtype)
     return torch.cat([alone.forward(row) for row in inputs(model.config.hidden_size, session).split(1)])
 
@@ -111,11 +115,10 @@ def test_any_schedule_gives_the_bits_of_token_by_token(
         starts = [fed.lengths[session] for session in chosen]
         counts = [data.draw(st.integers(1, min(50, TOKENS - start))) for start in starts]
         x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
-        with torch.inference_mode():
-            for span in spans:
-                for session, start in zip(chosen, starts, strict=True):
-                    fed.lengths[session] = start
-                x = fed.forward(x, list(zip(chosen, counts, strict=True)), span)
+        for span in spans:
+            for session, start in zip(chosen, starts, strict=True):
+                fed.lengths[session] = start
+            x = fed.forward(x, list(zip(chosen, counts, strict=True)), span)
         for session, start, rows in zip(chosen, starts, x.split(counts), strict=True):
             key = (id(load(way)), kv_dtype, session)
             if key not in _known:
@@ -133,14 +136,12 @@ def test_any_schedule_gives_the_bits_of_token_by_token(
     ],
     ids=["odd", "no-groups", "one-kv-head"],
 )
-@torch.inference_mode()
 def test_other_shapes(load: Load, way: str, shape: dict[str, Any]) -> None:
     model = load(way, shape=shape)
     assert check_determinism(model, "float16") != ""
 
 
 @pytest.mark.parametrize("way", ["native int4", "torch bfloat16"])
-@torch.inference_mode()
 def test_rope_that_depends_on_the_length(load: Load, sessions: MakeSessions, way: str) -> None:
     """Frequencies that follow the length of the sequence: here that up to each row, not up to its chunk."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5000.0}
@@ -152,49 +153,37 @@ def test_rope_that_depends_on_the_length(load: Load, sessions: MakeSessions, way
 
 
 @pytest.mark.parametrize("way", ["native int8", "torch float32"])
-@torch.inference_mode()
 def test_thread_counts(load: Load, way: str) -> None:
-    before = torch.get_num_threads()
-    digests = set()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            digests.add(check_determinism(load(way, threads=threads), "float16"))
-    finally:
-        torch.set_num_threads(before)
+    digests = {check_determinism(load(way, threads=threads), "float16") for threads in (1, 2)}
     assert len(digests) == 1
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-@torch.inference_mode()
 def test_the_check_holds(load: Load, way: str, kv_dtype: str) -> None:
     assert len(check_determinism(load(way), kv_dtype)) == 12
 
 
 @pytest.mark.parametrize("way", WAYS)
-@torch.inference_mode()
 def test_the_digest_is_the_same_again(load: Load, way: str) -> None:
     assert check_determinism(load(way), "float16") == check_determinism(load(way), "float16")
 
 
 @pytest.mark.parametrize("way", ["torch float32", "torch int8", "torch int4"])
-@torch.inference_mode()
 def test_the_check_finds_kernels_that_depend_on_the_batch(load: Load, way: str) -> None:
     with pytest.raises(UsageError, match=r"torch kernels .* token \d+ has other bits") as caught:
         check_determinism(load(way, deterministic=False), "float32")
     assert "--kernels native" in caught.value.hint
 
 
-class Leaky(SpanModel):
+class Leaky(NativeSpan):
     """A row depends on what the pages held before."""
 
-    def forward(self, x: torch.Tensor, pieces: Any, pool: Any, span: Span | None = None) -> torch.Tensor:
-        before = torch.nan_to_num(pool.keys[pieces[0].table[0, 0].item(), 0, 0, -1].clone())
+    def forward(self, x: np.ndarray, pieces: Any, pool: Any, span: Span | None = None) -> np.ndarray:
+        before = pool.data[pieces[0].table[0, 0], 0, 0, -1].copy()
         return super().forward(x, pieces, pool, span) + before
 
 
-@torch.inference_mode()
 def test_the_check_finds_what_was_left_in_a_page(load: Load) -> None:
     model = Leaky.__new__(Leaky)
     vars(model).update(vars(load("native float32")))
@@ -208,12 +197,10 @@ def test_where_nothing_can_be_compiled_torch_computes_row_by_row(
     monkeypatch.setenv("SWARM_NODE_NATIVE", "0")
     library.library.cache_clear()
     try:
-        with torch.inference_mode():
-            WAYS["torch because it must"] = {"quantize": "int4"}
-            model = load("torch because it must")
-            assert model.kernels == "torch rowwise"
-            assert model.rowwise
-            assert check_determinism(model, "int8")
+        WAYS["torch because it must"] = {"quantize": "int4"}
+        model = load("torch because it must")
+        assert model.kernels == "torch rowwise"
+        assert check_determinism(model, "int8")
     finally:
         del WAYS["torch because it must"]
         library.library.cache_clear()
@@ -244,11 +231,9 @@ NATIVE = [way for way in WAYS if way.startswith("native")]
 
 @pytest.fixture
 def digests_here(load: Load) -> dict[str, str]:
-    with torch.inference_mode():
-        return {way: check_determinism(load(way), kv) for way, kv in zip(NATIVE, KV_DTYPES * 2, strict=False)}
+    return {way: check_determinism(load(way), kv) for way, kv in zip(NATIVE, KV_DTYPES * 2, strict=False)}
 
 
-@torch.inference_mode()
 def test_other_instruction_sets_give_the_same_bits(
     digests_here: dict[str, str], other_instructions: tuple[str, ...], load: Load
 ) -> None:

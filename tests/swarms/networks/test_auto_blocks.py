@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from scripts.lab.local_swarm import LocalSwarm, NodeProcess
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.tiny_model import VOCAB, write_tiny_model
 from swarm_node.client import SwarmModel
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.types import Span
 from tests.swarms.harness import EXACT, Cli
 
@@ -39,17 +38,14 @@ def greedy(model: Path) -> list[int]:
     """The right answer: one forward pass of the whole model a token, in this process."""
     exact = LoadOptions(dtype="float32", quantize="none", kernels="torch")
     with open_checkpoint(str(model)) as checkpoint:
-        blocks, ends = load_span(checkpoint, Span(0, BLOCKS), exact), load_client_model(checkpoint, exact)
+        blocks, ends = load_backend(checkpoint, Span(0, BLOCKS), exact), load_client_model(checkpoint, exact)
         pages = 4
-        pool = KvPool(
-            pages * BLOCKS, blocks.config.n_kv_heads, blocks.config.head_dim, "float32", blocks.device
-        )
-        table = torch.arange(pages * BLOCKS, dtype=torch.int32).view(BLOCKS, pages)
+        pool = blocks.new_pool(pages * BLOCKS, "float32")
+        table = np.arange(pages * BLOCKS, dtype=np.int32).reshape(BLOCKS, pages)
         ids = list(PROMPT)
         for _ in range(NEW_TOKENS):
-            x = torch.from_numpy(ends.embed(ids))
-            hidden = blocks.forward(x, [BatchSlice(table, 0, 0, 0, len(ids))], pool)
-            ids.append(int(ends.logits(hidden[-1:].numpy()).argmax()))
+            hidden = blocks.forward(ends.embed(ids), [BatchSlice(table, 0, 0, 0, len(ids))], pool)
+            ids.append(int(ends.logits(hidden[-1:]).argmax()))
         return ids[len(PROMPT) :]
 
 

@@ -17,9 +17,8 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.hf.mlx_affine import AffineTensor, stored_names
 from swarm_node.shards.formats.qtypes import AFFINE_BITS, AFFINE_GROUPS, row_bytes
 from swarm_node.shards.formats.tensors import EMBEDDING
-from swarm_node.shards.models.client_part import load_client_model
+from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.span import load_span
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 from swarm_node.swarm.types import Span
 from tests.shards.mlx.mlx_checkpoints import quantize_directory
@@ -61,7 +60,7 @@ def test_torch_holds_four_bits_as_they_are(tmp_path: Path, dense: Path) -> None:
     folder = quantize_directory(dense, tmp_path / "q", dtype=mx.bfloat16)
     with open_checkpoint(str(folder)) as checkpoint:
         assert checkpoint.tensor(DOWN).qtype == "MLX4_64"
-        span = load_span(checkpoint, Span(0, 2), LoadOptions(quantize="int4"))
+        span = load_backend(checkpoint, Span(0, 2), LoadOptions(quantize="int4"))
         assert span.weights == "int4 (MLX4_64)"
         client = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
         wanted = torch.from_numpy(values(folder, EMBEDDING, 4, 64))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swarm_node.shards.layers.norm import RmsNorm
+from swarm_node.shards.torch.norm import RmsNorm
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swarm_node.shards.layers import linear as linears
-from swarm_node.shards.layers.linear import DenseLinear, Int4Linear, Int8Linear, Scratch, int4_block
-from swarm_node.shards.layers.quantize import Int4Groups, to_int4, to_int8
+from swarm_node.shards.layers import quantize
+from swarm_node.shards.layers.quantize import Int4Groups, Int8Rows
+from swarm_node.shards.torch import linear as linears
+from swarm_node.shards.torch.linear import DenseLinear, Int4Linear, Int8Linear, Scratch, int4_block
 
 ROWS = (1, 3, 16, 17, 40, 41, 70)
 SHAPES = ((64, 64), (192, 96), (80, 32), (48, 160), (7, 64), (320, 64))
@@ -27,12 +29,23 @@ def check(got: Tensor, want: Tensor, tolerance: float) -> None:
     assert ((got.double() - want.double()).norm() / want.double().norm()).item() < tolerance
 
 
+def to_int4(weight: Tensor) -> Int4Groups:
+    return quantize.to_int4(weight.numpy())
+
+
+def to_int8(weight: Tensor) -> Int8Rows:
+    return quantize.to_int8(weight.numpy())
+
+
+def values(held: Int4Groups | Int8Rows) -> Tensor:
+    return torch.from_numpy(held.dequantize())
+
+
 def file_like(weight: Tensor) -> Int4Groups:
     """Groups as a Q4_1 file has them: float16 scales, which bfloat16 cannot hold."""
     groups = to_int4(weight)
-    return Int4Groups(
-        groups.q, (groups.scale * 1.0117).half().float(), (groups.minimum * 0.9871).half().float()
-    )
+    scale, minimum = groups.scale * np.float32(1.0117), groups.minimum * np.float32(0.9871)
+    return Int4Groups(groups.q, *(x.astype(np.float16).astype(np.float32) for x in (scale, minimum)))
 
 
 @pytest.mark.parametrize("tokens", ROWS)
@@ -42,7 +55,7 @@ def test_int4(shape: tuple[int, int], tokens: int, with_bias: bool) -> None:
     weight, x, bias = case(*shape, tokens)
     for groups in (to_int4(weight), file_like(weight)):
         product = Int4Linear(groups, bias if with_bias else None, Scratch())
-        want = F.linear(x, groups.dequantize(), bias if with_bias else None)
+        want = F.linear(x, values(groups), bias if with_bias else None)
         exact = tokens > linears.PACKED_ROWS_INT4 and int4_block() is not None
         check(product(x), want, 1e-6 if exact else BF16_STEP)
 
@@ -54,7 +67,7 @@ def test_int8(shape: tuple[int, int], tokens: int, with_bias: bool) -> None:
     weight, x, bias = case(*shape, tokens)
     rows = to_int8(weight)
     product = Int8Linear(rows, bias if with_bias else None, Scratch())
-    want = F.linear(x, rows.dequantize(), bias if with_bias else None)
+    want = F.linear(x, values(rows), bias if with_bias else None)
     check(product(x), want, 1e-6 if tokens > linears.PACKED_ROWS_INT8 else BF16_STEP)
 
 
@@ -73,11 +86,9 @@ def test_dense(dtype: torch.dtype, wide: torch.dtype | None, tokens: int) -> Non
 def test_wide_type_of_packed_weights(wide: torch.dtype) -> None:
     weight, x, _ = case(192, 96, 70)
     tolerance = 1e-6 if wide == torch.float32 else BF16_STEP
-    check(
-        Int8Linear(to_int8(weight), None, Scratch(), wide)(x), x @ to_int8(weight).dequantize().t(), tolerance
-    )
+    check(Int8Linear(to_int8(weight), None, Scratch(), wide)(x), x @ values(to_int8(weight)).t(), tolerance)
     groups = file_like(weight)
-    check(Int4Linear(groups, None, Scratch(), wide)(x), x @ groups.dequantize().t(), tolerance)
+    check(Int4Linear(groups, None, Scratch(), wide)(x), x @ values(groups).t(), tolerance)
 
 
 def test_many_slices_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +96,8 @@ def test_many_slices_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "SLICE_VALUES", 64 * 64)
     scratch = Scratch()
     groups, rows = file_like(weight), to_int8(weight)
-    check(Int4Linear(groups, bias, scratch)(x), F.linear(x, groups.dequantize(), bias), BF16_STEP)
-    check(Int8Linear(rows, bias, scratch)(x), F.linear(x, rows.dequantize(), bias), 1e-6)
+    check(Int4Linear(groups, bias, scratch)(x), F.linear(x, values(groups), bias), BF16_STEP)
+    check(Int8Linear(rows, bias, scratch)(x), F.linear(x, values(rows), bias), 1e-6)
 
 
 def test_without_a_known_layout_the_packed_kernel_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +105,7 @@ def test_without_a_known_layout_the_packed_kernel_does_all(monkeypatch: pytest.M
     groups = to_int4(weight)
     product = Int4Linear(groups, None, Scratch())
     monkeypatch.setattr(linears, "int4_block", lambda: None)
-    check(product(x), x @ groups.dequantize().t(), BF16_STEP)
+    check(product(x), x @ values(groups).t(), BF16_STEP)
 
 
 def test_a_product_does_not_depend_on_its_neighbours() -> None:

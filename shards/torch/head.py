@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .device import DTYPES, to_array
+
 if TYPE_CHECKING:
-    from ..layers.linear import Linear
-    from .head import FinalNorm
+    from ..models.head import FinalNorm
+    from .linear import Linear
 
 
 class TorchHead:
-    """``norm`` and ``linear`` are all there is to it. ``device``, ``dtype``: what the linear takes."""
+    """``norm`` and ``linear`` are all there is to it. ``device``, ``dtype``: of the linear, by name."""
 
-    def __init__(
-        self, norm: FinalNorm, linear: Linear, device: torch.device, dtype: torch.dtype, threads: int
-    ) -> None:
+    def __init__(self, norm: FinalNorm, linear: Linear, device: str, dtype: str, threads: int) -> None:
         """``threads`` of torch on the CPU, in the whole process."""
         torch.set_num_threads(threads)
         self._norm = norm
         self._linear = linear
-        self._device = device
-        self._dtype = dtype
+        self._device, self._dtype = torch.device(device), DTYPES[dtype]
 
     @torch.inference_mode()
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """``x`` (T, hidden) float32 → (T, vocab) float32."""
         normed = torch.from_numpy(self._norm(x)).to(self._device, self._dtype)
-        return self._linear(normed).to("cpu", torch.float32).numpy()
+        return to_array(self._linear(normed))

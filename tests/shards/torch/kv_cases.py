@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.torch.kv_pool import TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 CPU = torch.device("cpu")
 
 
-def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> KvPool:
+def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> TorchKvPool:
     """A pool full of what must never be read: a NaN that got into a result would show."""
-    pool = KvPool(n_slots, kv_heads, head_dim, kv_dtype, CPU)
+    pool = TorchKvPool(n_slots, kv_heads, head_dim, kv_dtype, CPU)
     pool.data.fill_(-128 if kv_dtype == "int8" else float("nan"))
     if pool.scales is not None:
         pool.scales.fill_(float("nan"))
@@ -26,7 +28,7 @@ def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> KvPo
 class PagedSession:
     """``table`` (blocks, pages) of slots; ``length`` tokens are held."""
 
-    table: Tensor
+    table: np.ndarray
     first_block: int
     length: int = field(default=0)
 
@@ -41,15 +43,15 @@ def shuffled_sessions(
     generator = torch.Generator().manual_seed(seed)
     pages = [(first, blocks, -(-tokens // PAGE_TOKENS)) for first, blocks, tokens in shapes]
     n_slots = sum(blocks * n for _, blocks, n in pages) + spare
-    slots = torch.randperm(n_slots, generator=generator, dtype=torch.int32)
+    slots = torch.randperm(n_slots, generator=generator, dtype=torch.int32).numpy()
     sessions, taken = [], 0
     for first, blocks, n in pages:
-        sessions.append(PagedSession(slots[taken : taken + blocks * n].view(blocks, n).contiguous(), first))
+        sessions.append(PagedSession(slots[taken : taken + blocks * n].reshape(blocks, n), first))
         taken += blocks * n
     return sessions, n_slots
 
 
-def stored(pool: KvPool, session: PagedSession, block: int, tokens: int) -> tuple[Tensor, Tensor]:
+def stored(pool: TorchKvPool, session: PagedSession, block: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Keys and values (tokens, kv_heads, head_dim) float64 as the pool holds them, read slot by slot."""
     keys, values = [], []
     for position in range(tokens):

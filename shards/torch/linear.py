@@ -1,7 +1,7 @@
 """Matrix products with held weights on torch's kernels: dense, int8 per row, int4 in groups.
 
 The path for other devices, other activation types than float32 and machines without a C compiler; elsewhere
-``native_linear`` is faster. Few rows (decode) go through torch's packed CPU kernels, which read the fewest
+``kernels.linear`` is faster. Few rows (decode) go through torch's packed CPU kernels, which read the fewest
 bytes. Those grow linearly with rows, so many rows (prefill) unpack the weights slice by slice into a scratch
 buffer and use the dense product.
 Measured, 3072x576 on 2 cores with AVX-512, milliseconds at 1 / 16 / 64 / 512 rows: packed int4 0.06 / 0.42 /
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError
-from .quantize import GROUP, Int4Groups, Int8Rows
+from ..layers.quantize import GROUP, Int4Groups, Int8Rows
 
 PACKED_ROWS_INT4 = 40
 """Up to this many rows the packed int4 kernel is faster than unpacking and a dense product."""
@@ -97,8 +97,8 @@ class Int8Linear:
     ) -> None:
         if rows.q.shape[1] % GROUP:
             raise ValueError(f"{rows.q.shape[1]} columns do not divide into groups of {GROUP}")
-        self._q = rows.q.contiguous()
-        self._scale = rows.scale.to(torch.bfloat16)
+        self._q = torch.from_numpy(rows.q).contiguous()
+        self._scale = torch.from_numpy(rows.scale).to(torch.bfloat16)
         self._bias = None if bias is None else bias.float()
         self._scratch = scratch
         self._wide = wide
@@ -130,13 +130,12 @@ class Int4Linear:
     ) -> None:
         self._rows = groups.q.shape[0]
         padding = -self._rows % ROW_PADDING
-        if padding:
-            groups = Int4Groups(*(F.pad(part, (0, 0, 0, padding)) for part in groups))
-        self._shape = groups.q.shape
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(groups.q.to(torch.int32), 1)
-        pairs = torch.stack((groups.scale, groups.minimum + 8 * groups.scale), -1).transpose(0, 1)
+        q, scale, minimum = (F.pad(torch.from_numpy(part), (0, 0, 0, padding)) for part in groups)
+        self._shape = q.shape
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
+        pairs = torch.stack((scale, minimum + 8 * scale), -1).transpose(0, 1)
         self._scales = pairs.to(torch.bfloat16).contiguous()  # (groups, rows, 2): scale and centre
-        self._exact = _exact_pairs(groups, self._scales)
+        self._exact = _exact_pairs(scale, minimum, self._scales)
         self._bias = None if bias is None else F.pad(bias.float(), (0, padding))
         self._scratch = scratch
         self._wide = wide
@@ -178,9 +177,9 @@ def _bf16(x: Tensor) -> Tensor:
     return (x if x.dtype is torch.bfloat16 else x.bfloat16()).contiguous()
 
 
-def _exact_pairs(groups: Int4Groups, scales: Tensor) -> Tensor | None:
+def _exact_pairs(scale: Tensor, minimum: Tensor, scales: Tensor) -> Tensor | None:
     """(2, groups, rows) scale and minimum, in float16 if that is exact; None if ``scales`` are already."""
-    pairs = torch.stack((groups.scale.t(), groups.minimum.t())).contiguous()
+    pairs = torch.stack((scale.t(), minimum.t())).contiguous()
     held = scales.float()
     if torch.equal(held[..., 0], pairs[0]) and torch.equal(held[..., 1] - 8 * held[..., 0], pairs[1]):
         return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from swarm_node.shards.layers.attention import PagedAttention
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
+from swarm_node.shards.torch.attention import PagedAttention
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-from tests.shards.layers.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
+from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
 
 
 @pytest.mark.slow
@@ -62,12 +63,12 @@ def test_pages_can_be_shared_and_copied_before_writing():
     """Two sessions read one page; one of them copies it, writes on, and the other sees nothing of that."""
     torch.manual_seed(2)
     pool = used_pool(4, 1, 8, "float16")
-    first = PagedSession(torch.tensor([[2, 0]], dtype=torch.int32), 0)
+    first = PagedSession(np.array([[2, 0]], np.int32), 0)
     q, k, v = torch.randn(40, 2, 8), torch.randn(40, 1, 8), torch.randn(40, 1, 8)
     PagedAttention(pool, [first.part(0, 40)], torch.float32)(0, q, k, v)
     first.length = 40
     pool.copy_slots([0], [3])
-    second = PagedSession(torch.tensor([[2, 3]], dtype=torch.int32), 0, 36)
+    second = PagedSession(np.array([[2, 3]], np.int32), 0, 36)
     slices = [first.part(0, 1), second.part(1, 2)]
     q, k, v = torch.randn(3, 2, 8), torch.randn(3, 1, 8), torch.randn(3, 1, 8)
     out = PagedAttention(pool, slices, torch.float32)(0, q, k, v)
@@ -87,7 +88,7 @@ def test_slices_must_be_the_batch():
 
 
 def test_a_table_may_be_longer_than_what_is_held():
-    table = torch.tensor([[1, 7, 7, 7]], dtype=torch.int32)  # slots that do not exist are not touched
+    table = np.array([[1, 7, 7, 7]], np.int32)  # slots that do not exist are not touched
     x = torch.ones(2, 1, 8)
     attend = PagedAttention(used_pool(2, 1, 8, "float32"), [BatchSlice(table, 0, 0, 5, 2)], torch.float32)
     assert attend(0, x, x, x).shape == (2, 8)

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers.linear import Linear
-from ..layers.norm import RmsNorm
+from .linear import Linear
+from .norm import RmsNorm
 
 if TYPE_CHECKING:
     from ..formats.config import ModelConfig
-    from .weight_loader import WeightLoader
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(block, q (T, heads, head_dim), k (T, kv_heads, head_dim), v) -> (T, heads * head_dim)``.
@@ -57,34 +56,6 @@ class LlamaBlock:
         gate_up = self.gate_up(self.mlp_norm(x))
         gated = F.silu(gate_up[:, : self._intermediate]).mul_(gate_up[:, self._intermediate :])
         x.add_(self.down(gated))
-
-
-def load_block(
-    loader: WeightLoader, config: ModelConfig, block: int, make: type[LlamaBlock] = LlamaBlock
-) -> LlamaBlock:
-    """Block number ``block`` of the model, with q, k, v and gate, up fused into one product each."""
-    loader.label = f"block {block}"
-    prefix = f"model.layers.{block}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    hidden, q_size, kv_size, inner = (
-        config.hidden_size,
-        config.q_size,
-        config.kv_size,
-        config.intermediate_size,
-    )
-    return make(
-        config,
-        norm=loader.norm(f"{prefix}.input_layernorm.weight", config),
-        qkv=loader.linear(
-            [f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"],
-            [q_size, kv_size, kv_size],
-            hidden,
-        ),
-        out=loader.linear([f"{attention}.o_proj"], [hidden], q_size),
-        mlp_norm=loader.norm(f"{prefix}.post_attention_layernorm.weight", config),
-        gate_up=loader.linear([f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], hidden),
-        down=loader.linear([f"{mlp}.down_proj"], [hidden], inner),
-    )
 
 
 class RowwiseBlock(LlamaBlock):

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
-from .kv_pool import BatchSlice, KvPool
+from ..layers.kv_pool import BatchSlice
+from .kv_pool import TorchKvPool
 
 QUERY_ROWS = 128
 """On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk
@@ -33,7 +35,7 @@ class PagedAttention:
     """
 
     def __init__(
-        self, pool: KvPool, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
+        self, pool: TorchKvPool, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:
         device = pool.device
         self._pool, self._slices = pool, slices
@@ -47,7 +49,8 @@ class PagedAttention:
         for part in slices:
             end = part.start + part.count
             blocks = slice(self._first_block - part.first_block, end_block - part.first_block)
-            table = part.table[blocks, : -(-end // PAGE_TOKENS)].to(device, torch.int64)  # (blocks, pages)
+            pages = part.table[blocks, : -(-end // PAGE_TOKENS)].astype(np.int64)
+            table = torch.from_numpy(pages).to(device)  # (blocks, pages)
             positions = torch.arange(part.start, end, device=device)
             slots.append(table[:, positions // PAGE_TOKENS])
             offsets.append(positions % PAGE_TOKENS)
@@ -91,7 +94,7 @@ class PagedAttention:
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
     """One row, ``q`` (heads, head_dim), that sees the first ``end`` tokens of keys and values as
-    ``KvPool.pages`` gives them → (heads, head_dim).
+    ``TorchKvPool.pages`` gives them → (heads, head_dim).
 
     Page by page, so that no page is moved. The query heads of a KV head stand in as the rows of one product.
     """

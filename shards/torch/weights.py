@@ -1,0 +1,110 @@
+"""From a checkpoint's tensors to linears on torch, as the plan wants them held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..layers.quantize import INT4_SOURCES, Int4Groups, as_torch_holds, to_int8
+from ..models.load_plan import LoadPlan, WeightKind
+from ..models.rounding_bounds import RoundingBounds, RowErrors
+from ..models.weight_loader import Progress, TensorReader, in_pieces, int4_groups, whole
+from .device import DTYPES, tensor_of
+from .linear import DenseLinear, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
+from .norm import RmsNorm
+
+if TYPE_CHECKING:
+    from ..checkpoint.checkpoint import Checkpoint
+    from ..formats.raw_tensor import RawTensor
+
+_PIECE_ROWS = 1024
+"""The errors of this many rows are computed at a time."""
+
+
+class TorchLoader(TensorReader):
+    """Holds them for torch's kernels, on the plan's device."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: LoadPlan,
+        total_bytes: int = 0,
+        progress: Progress | None = None,
+        threads: int = 1,
+    ) -> None:
+        super().__init__(checkpoint, total_bytes, progress, threads)
+        self.plan = plan
+        self._place, self._dtype = torch.device(plan.device), DTYPES[plan.dtype]
+        self._scratch = Scratch()
+
+    def norm(self, name: str) -> RmsNorm:
+        """An RMSNorm over the hidden size, its weight in the activation type."""
+        weight = torch.from_numpy(self._norm(name)).to(self._place, self._dtype)
+        self.nbytes += weight.nbytes
+        return RmsNorm(weight, self._checkpoint.config.rms_norm_eps)
+
+    def linear(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        cols: int,
+        kind: WeightKind | None = None,
+        errors: RoundingBounds | None = None,
+    ) -> Linear:
+        """As ``WeightLoader.linear``."""
+        raws = self._matrices(names, sizes, cols)
+        biases = self._bias(names, sizes)
+        bias = None if biases is None else torch.from_numpy(biases).to(self._place)
+        form = self.plan.form(raws, kind)
+        if form == WeightKind.INT4:
+            linear = self._int4(raws, bias, errors)
+        elif form == WeightKind.INT8:
+            linear = self._int8(raws, bias, errors)
+        else:
+            self._count(form, raws)
+            linear = self._dense(torch.cat([tensor_of(raw, DTYPES[form]) for raw in raws]), bias)
+        self.nbytes += linear.nbytes + (0 if bias is None else bias.nbytes)
+        for raw in raws:
+            self._read(raw)
+        return linear
+
+    def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
+        self._count_integers("int4", INT4_SOURCES, raws)
+        groups = whole(int4_groups(raw, self._threads) for raw in raws)
+        if not self.plan.packed:
+            return self._unpacked(groups.dequantize(), bias)
+        if errors is not None:
+            _add_in_pieces(errors, groups)
+        return self._plain(Int4Linear(groups, bias, self._scratch, DTYPES[self.plan.wide]), pad=False)
+
+    def _int8(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
+        self._count("int8", raws)
+        held = whole(piece for raw in raws for piece in in_pieces(to_int8, raw, self._threads, errors))
+        if not self.plan.packed:
+            return self._unpacked(held.dequantize(), bias)
+        return self._plain(Int8Linear(held, bias, self._scratch, DTYPES[self.plan.wide]), pad=False)
+
+    def _unpacked(self, values: np.ndarray, bias: Tensor | None) -> Linear:
+        return self._dense(torch.from_numpy(values).to(self._dtype), bias)
+
+    def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        wide = None
+        if weight.dtype == torch.bfloat16 and self.plan.options.dtype == "auto":
+            wide = DTYPES[self.plan.wide]
+        return self._plain(DenseLinear(weight.to(self._place), bias, self._scratch, wide), pad=True)
+
+    def _plain(self, linear: Linear, *, pad: bool) -> Linear:
+        """``linear`` as the plan wants it used."""
+        return RowTiles(linear, pad=pad) if self.plan.options.deterministic else linear
+
+
+def _add_in_pieces(errors: RoundingBounds, groups: Int4Groups) -> None:
+    """What torch's kernel makes of ``groups``."""
+    for start in range(0, len(groups.q), _PIECE_ROWS):
+        rows = slice(start, start + _PIECE_ROWS)
+        piece = Int4Groups(groups.q[rows], groups.scale[rows], groups.minimum[rows])
+        errors.add(RowErrors.of(piece.dequantize(), as_torch_holds(piece).dequantize()))

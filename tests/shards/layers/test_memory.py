@@ -1,0 +1,39 @@
+"""Memory for kernels."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import psutil
+import pytest
+
+from swarm_node.shards.layers.memory import zeros
+
+
+@pytest.mark.parametrize("shape", [1, (3, 5), (0,), (7, 0, 2), (1000, 33)])
+def test_zeros_that_may_be_written(shape: int | tuple[int, ...]) -> None:
+    array = zeros(shape, np.float32)
+    assert array.shape == np.zeros(shape).shape
+    assert not array.any()
+    assert array.flags.c_contiguous
+    assert not array.nbytes or array.ctypes.data % mmap.PAGESIZE == 0
+    array[...] = 1
+    assert (array == 1).all()
+
+
+def test_what_is_not_written_is_not_taken_and_goes_with_the_array() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    array = zeros((1 << 30,), np.uint8)
+    assert process.memory_info().rss - before < 64 << 20
+    array[: 128 << 20] = 1
+    assert process.memory_info().rss - before > 100 << 20
+    del array
+    assert process.memory_info().rss - before < 64 << 20
+
+
+def test_more_than_can_be() -> None:
+    for size in (1 << 50, 1 << 70):
+        with pytest.raises(MemoryError):
+            zeros(size, np.uint8)
