@@ -26,7 +26,8 @@
    another thread have the core that may be needed for the range it waits for. */
 enum { WORKER_SPINS = 1000, CALLER_SPINS = 300, MAX_THREADS = 256 };
 
-/* A thread takes this part of its fair share of what is left. */
+/* A thread takes what is left, divided by this many times the other threads: two share a job in few turns, each of
+   which costs a cache line's way from core to core; among many, slow cores take little at a time. */
 enum { TURNS = 2 };
 
 /* As next part: the job's fields are being changed, nothing can be taken. */
@@ -78,7 +79,8 @@ static uint32_t work(sn_pool *pool, int32_t thread)
             next = now; /* the fields may have been another job's */
             continue;
         }
-        int32_t share = (parts - first) / (TURNS * sn_pool_width(pool)), size = share > grain ? share : grain;
+        int32_t others = sn_pool_width(pool) > 1 ? sn_pool_width(pool) - 1 : 1;
+        int32_t share = (parts - first) / (TURNS * others), size = share > grain ? share : grain;
         int32_t end = parts - first > size ? first + size : parts;
         uint64_t taken = (next & ~(uint64_t)UINT32_MAX) | (uint32_t)end;
         if (!atomic_compare_exchange_weak(&pool->next, &next, taken))
