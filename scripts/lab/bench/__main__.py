@@ -48,7 +48,12 @@ def parse(words: list[str]) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="PYTHON",
-        help="for the part start: the interpreter of another checkout, measured in turn with this one",
+        help="of the parts one-stream and start: the interpreter of another checkout, measured beside this",
+    )
+    parser.add_argument(
+        "--llama-python",
+        metavar="PYTHON",
+        help="the interpreter of an environment with llama-cpp-python and psutil (default: this one)",
     )
     add_json(parser)
     arguments = parser.parse_args(words)

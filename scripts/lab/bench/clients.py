@@ -14,7 +14,7 @@ import uvloop
 
 from ..processes.parent import next_order, tell
 from ..prompts import FILLER, MODEL, PROMPT, long_prompt, question
-from .figures import rss_mb, spread_ms
+from .figures import processor_s, rss_mb, spread_ms
 
 
 @dataclass(slots=True)
@@ -70,27 +70,35 @@ async def _one_stream(
     import_s: float,
     *,
     initial_peers: Sequence[str],
+    pids: Sequence[int],
     threads: int,
     wire_codec: str,
     new_tokens: int,
     prefill_tokens: int,
     repeat: int,
 ) -> dict[str, Any]:
+    """``pids``: the swarm's processes, whose processor time counts."""
     encode = _encode()
     runs = []
     async with connected(initial_peers, threads, wire_codec=wire_codec) as model:
         await model.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
         await model.generate(long_prompt(encode, prefill_tokens, 99), max_new_tokens=1)
         for number in range(repeat):
-            short = await model.generate_detailed(
+            began_s = 0.0
+            async with model.stream(
                 question(number), max_new_tokens=new_tokens, ignore_eos=True, speculate="off"
-            )
+            ) as stream:
+                async for _ in stream:
+                    began_s = began_s or processor_s(pids)
+                short = stream.result
+            decode_s = processor_s(pids) - began_s
             long = await model.generate_detailed(
                 long_prompt(encode, prefill_tokens, number), max_new_tokens=1
             )
             runs.append(
                 {
                     "decode_tokens_per_s": short.timings.tokens_per_s,
+                    "processor_ms_per_token": 1000 * decode_s / (new_tokens - 1),
                     "prefill_s": long.timings.prefill_s,
                     "prefill_tokens": len(long.prompt_token_ids),
                     "hops": [hop.as_dict() for hop in short.hops],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,16 @@ import psutil
 def rss_mb() -> float:
     """This process's memory, in 10^6 bytes."""
     return psutil.Process().memory_info().rss / 1e6
+
+
+def processor_s(pids: Sequence[int] = ()) -> float:
+    """Seconds of processor time of this process, of ``pids``, and of all that these have started."""
+    found: dict[int, float] = {}
+    for pid in (psutil.Process().pid, *pids):
+        for process in (each := psutil.Process(pid), *each.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[process.pid] = sum(process.cpu_times()[:2])
+    return sum(found.values())
 
 
 def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 from ..prompts import MODEL, PROMPT, long_prompt, question
 from .figures import rss_mb
 
-Decode = Callable[[list[int], int], tuple[float, float]]
-"""``decode(prompt ids, new tokens)``: greedy; seconds to the first token, and from there to the last."""
+Decode = Callable[[list[int], int], tuple[float, float, float]]
+"""``decode(prompt ids, new tokens)``: greedy; seconds to the first token, and from there to the last, and the
+processor time of the latter."""
 
 
 def _runs(
@@ -25,11 +26,12 @@ def _runs(
     decode(short, 4)
     runs = []
     for number in range(repeat):
-        _, decode_s = decode(short, new_tokens)
-        prefill_s, _ = decode(long_prompt(encode, prefill_tokens, number), 1)
+        _, decode_s, processor_s = decode(short, new_tokens)
+        prefill_s, *_ = decode(long_prompt(encode, prefill_tokens, number), 1)
         runs.append(
             {
                 "decode_tokens_per_s": (new_tokens - 1) / decode_s,
+                "processor_ms_per_token": 1000 * processor_s / (new_tokens - 1),
                 "prefill_s": prefill_s,
                 "prefill_tokens": prefill_tokens,
             }
@@ -52,13 +54,14 @@ def transformers(*, threads: int, **sizes: int) -> dict[str, Any]:
             began = time.perf_counter()
             output = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
             token = int(output.logits[0, -1].argmax())
-            prefilled = time.perf_counter()
+            prefilled, on_core = time.perf_counter(), time.process_time()
             for _ in range(new_tokens - 1):
                 output = model(
                     torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True
                 )
                 token = int(output.logits[0, -1].argmax())
-            return prefilled - began, time.perf_counter() - prefilled
+            ended = time.perf_counter()
+            return prefilled - began, ended - prefilled, time.process_time() - on_core
 
     return _runs(decode, short, tokenizer.encode, **sizes)
 
@@ -74,11 +77,12 @@ def llama_cpp(*, threads: int, **sizes: int) -> dict[str, Any]:
         began = time.perf_counter()
         llama.eval(ids)
         token = llama.sample(temp=0.0)
-        prefilled = time.perf_counter()
+        prefilled, on_core = time.perf_counter(), time.process_time()
         for _ in range(new_tokens - 1):
             llama.eval([token])
             token = llama.sample(temp=0.0)
-        return prefilled - began, time.perf_counter() - prefilled
+        ended = time.perf_counter()
+        return prefilled - began, ended - prefilled, time.process_time() - on_core
 
     def encode(text: str) -> list[int]:
         return llama.tokenize(text.encode(), add_bos=False)

@@ -6,14 +6,18 @@ import argparse
 import importlib.util
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..command_line import console, say
 from ..local_swarm import LocalSwarm, split_evenly
+from ..processes.child import launch_python
 from ..processes.worker import run_in_process, workers
 from ..prompts import BLOCKS, MODEL
 from .clients import StreamRun, summarize
@@ -43,6 +47,8 @@ class Bench:
         self.serve_options = ["--kv-cache-tokens", "32768"]
         if arguments.threads is not None:
             self.serve_options += ["--threads", str(arguments.threads)]
+        self.spans = split_evenly(BLOCKS, arguments.nodes)
+        self.llama_python: str = arguments.llama_python or sys.executable
         self.peers: list[str] = []
         self.swarm: LocalSwarm | None = None
 
@@ -64,12 +70,18 @@ class Bench:
         found: dict[str, Any] = {}
         name = f"swarm, {self.arguments.nodes} nodes and a client"
         say(f"one stream: {name}")
-        swarm = self.swarm_process("one_stream", wire_codec=self.arguments.wire_codec, **sizes)
+        swarm = self._one_stream_of(self.swarm, sys.executable, sizes)
         found[name] = medians(swarm["runs"]) | {"rss_mb": swarm["rss_mb"]}
-        locals_ = [] if self.arguments.quick else [("transformers", "transformers")]
-        locals_ += [("llama.cpp", "llama_cpp")]
-        for name, module in locals_:
-            if not installed(module):
+        for python in self.arguments.against:
+            say(f"one stream: {name}, of {python}")
+            launch = partial(launch_python, python=python)
+            with LocalSwarm(MODEL, self.spans, serve_options=self.serve_options, launch=launch) as other:
+                figures = self._one_stream_of(other, python, sizes)
+            found[f"{name}, of {python}"] = medians(figures["runs"]) | {"rss_mb": figures["rss_mb"]}
+        locals_ = [] if self.arguments.quick else [("transformers", "transformers", sys.executable)]
+        locals_ += [("llama.cpp", "llama_cpp", self.llama_python)]
+        for name, module, python in locals_:
+            if not installed(module, python):
                 continue
             for threads in self.local_threads[-1:] if self.arguments.quick else self.local_threads:
                 title = f"{name}, {threads} thread{'s' * (threads > 1)}"
@@ -77,6 +89,7 @@ class Bench:
                 # Slow, steady and not ours: two runs say enough.
                 figures = run_in_process(
                     f"scripts.lab.bench.locals:{module}",
+                    python=python,
                     threads=threads,
                     **{**sizes, "repeat": min(2, self.repeat)},
                 )
@@ -90,6 +103,19 @@ class Bench:
             "timings": middle["timings"],
         }
 
+    def _one_stream_of(self, swarm: LocalSwarm | None, python: str, sizes: dict[str, int]) -> dict[str, Any]:
+        """A client of ``python`` in a measuring process."""
+        nodes = [] if swarm is None else [*swarm.nodes, *filter(None, [swarm.bootstrap])]
+        return run_in_process(
+            "scripts.lab.bench.clients:one_stream",
+            python=python,
+            initial_peers=[] if swarm is None else swarm.initial_peers,
+            pids=[node.process.pid for node in nodes],
+            threads=self.client_threads,
+            wire_codec=self.arguments.wire_codec,
+            **sizes,
+        )
+
     def streams(self) -> dict[str, Any]:
         counts = [1, 8, 32] if self.arguments.quick else [1, 2, 4, 8, 16, 32]
         sizes = {"new_tokens": self.new_tokens, "repeat": self.repeat}
@@ -102,13 +128,17 @@ class Bench:
         if not self.arguments.quick:
             say(f"streams: {CLIENTS} client processes")
             report["processes"] = self._client_processes()
-        if installed("llama_cpp"):
+        if installed("llama_cpp", self.llama_python):
             for threads in self.local_threads[-1:]:
                 name = f"llama.cpp batch, {threads} thread{'s' * (threads > 1)}"
                 say(f"streams: {name}")
                 local = [1, 8] if self.arguments.quick else [1, 8, 32]
                 found = run_in_process(
-                    "scripts.lab.bench.locals:llama_cpp_streams", threads=threads, counts=local, **sizes
+                    "scripts.lab.bench.locals:llama_cpp_streams",
+                    python=self.llama_python,
+                    threads=threads,
+                    counts=local,
+                    **sizes,
                 )
                 report["local"][name] = {str(each["streams"]): medians(each["runs"]) for each in found}
         return report
@@ -217,8 +247,7 @@ class Bench:
                 found[part] = parts[part]()
         weights: list[str] = []
         if SWARM_PARTS & set(chosen):
-            spans = split_evenly(BLOCKS, self.arguments.nodes)
-            with LocalSwarm(MODEL, spans, serve_options=self.serve_options, overrides={}) as swarm:
+            with LocalSwarm(MODEL, self.spans, serve_options=self.serve_options, overrides={}) as swarm:
                 self.swarm, self.peers = swarm, swarm.initial_peers
                 weights = [node.events[-1]["weights"] for node in swarm.nodes]
                 for part in chosen:
@@ -293,8 +322,11 @@ def interference_costs(
     }
 
 
-def installed(module: str) -> bool:
-    found = importlib.util.find_spec(module) is not None
+def installed(module: str, python: str) -> bool:
+    if python == sys.executable:
+        found = importlib.util.find_spec(module) is not None
+    else:
+        found = subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
     if not found:
         console.print(f"{module} is not installed: left out")
     return found

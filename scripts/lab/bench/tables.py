@@ -43,16 +43,21 @@ def _one_stream(found: dict[str, Any]) -> None:
     from swarm_node.node.cli.shared.output import route_table
 
     contenders = found["contenders"]
-    plain = [figures for name, figures in contenders.items() if name.startswith("transformers")]
-    base = max((figures["decode_tokens_per_s"] for figures in plain), default=0.0)
-    headings = ("decode tok/s", "× best transformers", "prefill s", "of tokens", "RSS MB")
+    ours = next(iter(contenders.values()))
+    headings = (
+        *("decode tok/s", "ours ×", "processor ms a token", "ours ×"),
+        *("prefill s", "ours × as fast", "of tokens", "RSS MB"),
+    )
     table = _table("One stream, greedy", headings)
     for name, figures in contenders.items():
         table.add_row(
             name,
             f"{figures['decode_tokens_per_s']:.1f}",
-            f"{figures['decode_tokens_per_s'] / base:.2f}" if base else "-",
+            f"{ours['decode_tokens_per_s'] / figures['decode_tokens_per_s']:.2f}",
+            f"{figures['processor_ms_per_token']:.2f}",
+            f"{ours['processor_ms_per_token'] / figures['processor_ms_per_token']:.2f}",
             f"{figures['prefill_s']:.2f}",
+            f"{figures['prefill_s'] / ours['prefill_s']:.2f}",
             f"{figures['prefill_tokens']:.0f}",
             f"{figures['rss_mb']:.0f}",
         )

@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -44,9 +45,11 @@ class Worker(EventProcess):
         return self.wait_for("result", TIMEOUT_S)["value"]
 
 
-def run_in_process(function: str, **options: Any) -> Any:
-    """``module:function``, called with ``options`` in a fresh process; its result."""
-    with workers(function, [options]) as (worker,):
+def run_in_process(function: str, *, python: str = sys.executable, **options: Any) -> Any:
+    """``module:function``, called with ``options`` in a fresh process of ``python``; its result."""
+    with contextlib.closing(
+        Worker(function, launch=partial(launch_python, python=python), **options)
+    ) as worker:
         return worker.result()
 
 
