@@ -33,7 +33,7 @@ def table() -> str:
     """Markdown."""
     lines = [
         "| model | vocabulary × hidden | head, `auto` (int8) | head, `--quantize none` (bf16) "
-        "| tokenizer | on disk, read where needed | both processes, `auto` |",
+        "| tokenizer | on disk, read where needed | the process, `auto` |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, shape in MODELS.items():

@@ -14,10 +14,8 @@ from ..formats.qtypes import row_bytes as file_row_bytes
 from ..kernels.linear import TILE
 from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
 
-PROGRAM_BYTES = 300_000_000
-"""Bytes of Python, torch, hivemind and the other imports: measured on Linux, the same for every model."""
-DAEMON_BYTES = 40_000_000
-"""Bytes of the p2pd process beside the client, which holds its connections."""
+PROGRAM_BYTES = 70_000_000
+"""Bytes of Python, numpy, cryptography and the other imports: measured on Linux, the same for every model."""
 TOKENIZER_BYTES_PER_TOKEN = 320
 """Bytes of a vocabulary for each token, merges included: measured on byte-level BPE vocabularies of 32,000
 and 128,000 tokens."""
@@ -49,7 +47,7 @@ class HeadShape:
 class ClientMemory:
     """Bytes. ``weights``: held all the time, with the kernels' working memory. ``in_file``: of embedding and
     head on disk, read where needed; pages that the system may take back. ``tokenizer``: about. ``logits``: of
-    MOST_ROWS answers made side by side. ``program`` and ``daemon``: the same for every model.
+    MOST_ROWS answers made side by side. ``program``: the same for every model.
     """
 
     weights: int
@@ -57,12 +55,11 @@ class ClientMemory:
     tokenizer: int
     logits: int
     program: int = PROGRAM_BYTES
-    daemon: int = DAEMON_BYTES
 
     @property
     def total(self) -> int:
-        """Bytes of both processes, without the file's pages and the prompts."""
-        return self.weights + self.tokenizer + self.logits + self.program + self.daemon
+        """Bytes of the process, without the file's pages and the prompts."""
+        return self.weights + self.tokenizer + self.logits + self.program
 
 
 def client_memory(shape: HeadShape, *, quantize: str = "auto", native: bool = True) -> ClientMemory:
