@@ -22,6 +22,7 @@ from tests import ROOT
 from tests.doubles.fake_swarm import BOS, FakeSwarm, ScriptedHead, expected
 
 PROMPT = [BOS, *b"a prompt"]
+ADDRESS = "/ip4/192.0.2.1/tcp/1/p2p/12D3KooWGBfKT9DXjP8kTGGwtJmqvCDqwnfTFGvzPLEyJZ1rEcBR"
 
 
 class Sync:
@@ -252,7 +253,7 @@ async def test_a_client_that_cannot_be_made_leaves_nothing_open(monkeypatch: pyt
 
     monkeypatch.setattr(async_model, "HeadBatcher", no_memory)
     with pytest.raises(MemoryError):
-        await async_model.AsyncSwarmModel.connect(initial_peers=["/ip4/192.0.2.1/tcp/1"])
+        await async_model.AsyncSwarmModel.connect(initial_peers=[ADDRESS])
     assert closed == ["network", "local"]
 
 
