@@ -22,8 +22,8 @@ from .checks import check_integer, check_number
 
 MAX_LOGPROBS = 20
 """Most likely tokens that may be asked for beside each chosen one; OpenAI's limit."""
-_FIRST_LOOK = 1024
-"""Most likely tokens that top-p looks at before it sorts a whole vocabulary: they nearly always suffice."""
+_ROUNDED_DOWN = 1 - 2.0**-20
+"""Keeps a bound on float32 values below what it was before it was rounded."""
 _RUN = 512
 """Weights are summed in runs of this many, and one by one only in the run that a random number points to:
 ten to thirty times faster than a running sum over a vocabulary."""
@@ -288,15 +288,14 @@ def _only(kept: np.ndarray, ids: np.ndarray | None, weights: np.ndarray) -> tupl
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Ascending indices of the fewest largest entries that reach ``top_p`` of all together; the first ones
     where not all of some equals belong to them."""
-    wanted = top_p * float(weights.sum(dtype=np.float64))
-    largest = weights[_largest(weights, min(_FIRST_LOOK, len(weights)))]
-    if largest.sum(dtype=np.float64) < wanted:
-        largest = weights
-    largest = np.sort(largest)[::-1]
+    total = float(weights.sum(dtype=np.float64))
+    # All entries below this come to less than 1 - top_p of the total: the others reach top_p without them.
+    kept = np.flatnonzero(weights >= (1 - top_p) * total / len(weights) * _ROUNDED_DOWN)
+    largest = np.sort(weights[kept])[::-1]
     # One more than do not reach it, however small it is.
-    count = min(len(largest), 1 + int(largest.cumsum(dtype=np.float64).searchsorted(wanted)))
+    count = min(len(largest), 1 + int(largest.cumsum(dtype=np.float64).searchsorted(top_p * total)))
     least = largest[count - 1]
-    kept = np.flatnonzero(weights >= least)
+    kept = kept[weights[kept] >= least]
     if len(kept) > count:
         equal = np.flatnonzero(weights[kept] == least)
         kept = np.delete(kept, equal[count - len(kept) :])
