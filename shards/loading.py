@@ -70,6 +70,9 @@ def load_client_model(
     if plan.precision is ActivationPrecision.FAST:
         # A head reads its weights once for few rows: coarser ones gain nothing.
         plan = replace(plan, precision=ActivationPrecision.CLOSE)
+    if plan.precision is not None and options.kernels == "auto":
+        # Ours even where torch is a little faster: it takes 200 MB and two seconds of a client.
+        plan = replace(plan, options=replace(options, kernels="native"))
     embedding = checkpoint.tensor(EMBEDDING)
     check_shape(embedding, (config.vocab_size, config.hidden_size))
     tied = config.tie_word_embeddings

@@ -71,7 +71,7 @@ class DraftSequence:
         pages = -(-max_tokens // PAGE_TOKENS)
         self._model = model
         self._pool = model.blocks.new_pool(count * pages, model.blocks.kv_dtype("auto", exact=True))
-        self._table: Any = np.arange(count * pages, dtype=np.int32).reshape(count, pages)
+        self._table = np.arange(count * pages, dtype=np.int32).reshape(count, pages)
         self._ids: list[int] = []  # in the cache
         self._settled = 0  # of them, for good
         self._closed = False

@@ -117,7 +117,7 @@ class Drafter:
             return
         try:
             await self._ask_model(self._sequence, room, plan)
-        except (RuntimeError, MemoryError) as error:  # torch's, too: the answer can do without
+        except (RuntimeError, MemoryError) as error:  # the answer can do without
             logger.warning("event=draft_model_failed error=%r", str(error))
             self.close()
             self._sequence = None
