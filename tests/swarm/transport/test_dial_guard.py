@@ -11,6 +11,7 @@ from swarm_node.swarm.transport.dial_guard import (
     FAILURES_PER_GROUP,
     FAILURES_PER_HOST,
     MAX_ADDRESSES,
+    MAX_DIRECT,
     DialGuard,
     Reach,
     choose,
@@ -151,3 +152,18 @@ def test_dials_that_find_whom_they_want_cost_a_host_nothing():
             guard.met("p", maddr, f"{maddr[0]}/p2p/{RELAY}")
         else:
             guard.not_dialled("p", maddr)
+
+
+def test_direct_addresses_come_first_and_leave_room_for_others() -> None:
+    direct = [f"/ip4/8.8.8.8/tcp/{port}/direct" for port in range(2000, 2010)]
+    others = [f"/ip4/8.8.8.8/tcp/{port}" for port in range(1000, 1010)]
+    chosen = choose([*direct, *others], frozenset({Reach.PUBLIC}))
+    assert chosen == [*direct[:MAX_DIRECT], *others[: MAX_ADDRESSES - MAX_DIRECT]]
+    assert for_client([*direct, *others]) == chosen
+    assert choose(others, frozenset({Reach.PUBLIC})) == others[:MAX_ADDRESSES]
+
+
+def test_direct_addresses_lead_nowhere_that_others_may_not() -> None:
+    hidden = ["/ip4/10.1.2.3/tcp/1/direct", "/ip4/127.0.0.1/tcp/1/direct"]
+    assert choose([*hidden, PUBLIC], reaches([PUBLIC])) == [PUBLIC]
+    assert for_client([*hidden[1:], PUBLIC]) == [PUBLIC]
