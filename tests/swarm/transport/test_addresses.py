@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from swarm_node.swarm.errors import (
     ListenError,
     NetworkError,
+    NotSpokenError,
     PeerTimeoutError,
     PeerUnreachableError,
     UsageError,
@@ -124,7 +125,7 @@ ALL_FAILED = f"failed to dial: failed to dial {PEER}: all dials failed"
         ("failed to dial: dial to self attempted", PeerUnreachableError, "this process itself"),
         (
             "failed to negotiate protocol: protocols not supported: [/x]",
-            PeerUnreachableError,
+            NotSpokenError,
             "does not speak /x",
         ),
         ("failed to find any peer in table", PeerUnreachableError, "no address of peer"),
