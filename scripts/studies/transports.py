@@ -1,4 +1,4 @@
-"""What a stream costs, by transport: dialling, echo, bulk, a hundred streams at once.
+"""What a stream costs, by transport, in time and processor time: dialling, echo, bulk, a hundred at once.
 
     scripts/study transports                         every pair below, a table
     scripts/study transports --pairs python:p2pd     one of them (client:server)
@@ -29,15 +29,19 @@ from ..lab.processes.worker import Worker
 
 ECHO, SINK = "/bench/echo/1", "/bench/sink/1"
 PAIRS = ("p2pd:p2pd", "python:python", "python:p2pd", "p2pd:python", "trio:trio", "trio:p2pd", "guest:guest")
-ECHOES, BULK, STREAMS, STREAM_ECHOES = 1000, 64 << 20, 100, 20
+ECHOES, BULK, STREAMS, STREAM_ECHOES = 3000, 64 << 20, 100, 20
+ROW = 700
+"""Bytes of a frame with the row of one token, of a small model in 8 bits."""
 PIECE = 256 * 1024
 
 
 class Bench:
     """The measurements, over ``open(protocol)`` that gives an object with read, write and close."""
 
-    def __init__(self, open_stream: Callable[[str], Awaitable[Any]]) -> None:
+    def __init__(self, open_stream: Callable[[str], Awaitable[Any]], server: int) -> None:
+        """``server``: the other side's process, whose processor time counts as well."""
         self._open = open_stream
+        self._pids = [os.getpid(), server]
 
     async def run(self) -> dict[str, float]:
         began = time.perf_counter()
@@ -47,12 +51,16 @@ class Bench:
         second = await self._open(ECHO)
         found["open_ms"] = (time.perf_counter() - began) * 1e3
         await second.close()
-        for size in (1024, 16 * 1024):
+        for size in (ROW, 16 * 1024):
+            spent = processor_seconds(self._pids)
             times = sorted([await self._echo(stream, size) for _ in range(ECHOES)])
-            found[f"echo_{size // 1024}k_ms"] = statistics.median(times) * 1e3
-            found[f"echo_{size // 1024}k_p99_ms"] = times[len(times) * 99 // 100] * 1e3
+            found[f"echo_{size}_ms"] = statistics.median(times) * 1e3
+            found[f"echo_{size}_p99_ms"] = times[len(times) * 99 // 100] * 1e3
+            found[f"echo_{size}_processor_ms"] = (processor_seconds(self._pids) - spent) / ECHOES * 1e3
         await stream.close()
+        spent = processor_seconds(self._pids)
         found["one_way_mb_s"] = await self._bulk()
+        found["one_way_mb_processor_ms"] = (processor_seconds(self._pids) - spent) / (BULK / 1e6) * 1e3
         found["100_streams_echo_per_s"] = await self._many()
         return found
 
@@ -140,7 +148,7 @@ async def sink(stream: Any) -> None:
     await stream.read(1)
 
 
-async def ours(stack: str, target: str) -> None:
+async def ours(stack: str, target: str, server: int) -> None:
     if stack == "p2pd":
         from swarm_node.swarm.transport.p2pd.transport import P2pdTransport as Transport
     else:
@@ -152,7 +160,7 @@ async def ours(stack: str, target: str) -> None:
         async def open_stream(protocol: str) -> Ours:
             return Ours(await transport.open_stream(peer_id, protocol, [target]))
 
-        tell("measured", **await Bench(open_stream).run())
+        tell("measured", **await Bench(open_stream, server).run())
     else:
         await transport.serve(ECHO, lambda stream: echo(Ours(stream)))
         await transport.serve(SINK, lambda stream: sink(Ours(stream)))
@@ -184,7 +192,7 @@ class Theirs:
         await self._stream.close()
 
 
-async def theirs(target: str) -> None:
+async def theirs(target: str, server: int) -> None:
     import secrets
 
     import trio
@@ -207,7 +215,7 @@ async def theirs(target: str) -> None:
                 await host.connect(info)
                 return Theirs(await host.new_stream(info.peer_id, [TProtocol(protocol)]))
 
-            tell("measured", **await Bench(open_stream).run())
+            tell("measured", **await Bench(open_stream, server).run())
         else:
             host.set_stream_handler(TProtocol(ECHO), lambda stream: echo(Theirs(stream)))
             host.set_stream_handler(TProtocol(SINK), lambda stream: sink(Theirs(stream)))
@@ -215,14 +223,18 @@ async def theirs(target: str) -> None:
             await trio.to_thread.run_sync(sys.stdin.read)
 
 
-def as_guest(target: str) -> None:
+def as_guest(target: str, server: int) -> None:
     import trio
     import uvloop
 
     async def host() -> None:
         loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
         trio.lowlevel.start_guest_run(
-            theirs, target, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+            theirs,
+            target,
+            server,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=done.set_result,
         )
         (await done).unwrap()
 
@@ -232,25 +244,25 @@ def as_guest(target: str) -> None:
 # The parent.
 
 
-def take_part(*, stack: str, target: str) -> None:
-    """Serve, or measure from here to ``target``."""
+def take_part(*, stack: str, target: str, server: int) -> None:
+    """Serve, or measure from here to ``target``, of the process ``server``."""
     if stack == "trio":
         import trio
 
-        trio.run(theirs, target)
+        trio.run(theirs, target, server)
     elif stack == "guest":
-        as_guest(target)
+        as_guest(target, server)
     else:
         import uvloop
 
-        uvloop.run(ours(stack, target))
+        uvloop.run(ours(stack, target, server))
 
 
 def measure(client: str, server: str) -> dict[str, Any]:
     role = "scripts.studies.transports:take_part"
-    with closing(Worker(role, stack=server, target="")) as serving:
+    with closing(Worker(role, stack=server, target="", server=0)) as serving:
         target = serving.wait_for("listening")["maddr"]
-        with closing(Worker(role, stack=client, target=target)) as measuring:
+        with closing(Worker(role, stack=client, target=target, server=serving.process.pid)) as measuring:
             try:
                 found = measuring.wait_for("measured", timeout=300)
             except ProcessFailedError:

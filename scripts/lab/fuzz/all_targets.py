@@ -7,7 +7,8 @@ from importlib import import_module
 from .target import Target
 
 KINDS = {
-    "targets_wire": ("frames", "delegated-frames", "piece-frames", "yamux"),
+    "targets_wire": ("frames", "delegated-frames", "piece-frames"),
+    "targets_streams": ("yamux", "multistream", "noise", "noise-payload", "direct"),
     "targets_records": ("records", "entries", "texts", "mdns"),
     "targets_files": (
         *("safetensors", "config", "tokenizer", "tokenizer-config", "gguf", "manifest", "index"),

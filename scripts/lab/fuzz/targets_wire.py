@@ -1,4 +1,4 @@
-"""Streams of peers: frames of every protocol, and what carries them where there is no daemon."""
+"""Streams of peers: frames of every protocol."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError
 from swarm_node.swarm.protocol import messages as m
 from swarm_node.swarm.protocol.schema import MessageSet
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, FrameParser, encode_frame
-from swarm_node.swarm.transport.protocols.yamux import YamuxSession
 from swarm_node.swarm.types import NodeState, SignedRecord, Span
 
-from .mutation import frames_of, havoc
+from .mutation import frames_of
 from .target import Prepared, Target
 
 SESSION = bytes(range(16))
@@ -149,33 +148,8 @@ def _frames_in(data: bytes, max_frame: int) -> list[Any]:
     return frames
 
 
-def _yamux() -> Target:
-    def prepare() -> Prepared:
-        there = YamuxSession(True)
-        stream = there.open()
-        there.write(stream, [b"hello" * 50])
-        there.ping()
-        begin = there.next_output()
-        there.finish(stream)
-        there.go_away()
-        return Prepared([begin, begin + there.next_output(), havoc(Random(1), begin)], run)
-
-    def run(data: bytes) -> str:
-        session = YamuxSession(False)
-        events = session.receive(data)
-        out = 0
-        while sent := session.next_output():
-            out += len(sent)
-        if out > 64 * (len(data) + 64):
-            raise AssertionError(f"{len(data)} bytes are answered by {out}")
-        return ",".join(sorted({type(event).__name__ for event in events}))
-
-    return Target("yamux", prepare)
-
-
 TARGETS = [
     _frames("frames", m.MESSAGES, peer_messages(), DEFAULT_MAX_FRAME),
     _frames("delegated-frames", DELEGATED_MESSAGES, delegated_messages(), MAX_FRAME),
     _frames("piece-frames", pieces.PIECE_MESSAGES, piece_messages(), pieces.ASKER_MAX_FRAME),
-    _yamux(),
 ]
