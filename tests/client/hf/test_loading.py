@@ -18,7 +18,7 @@ from swarm_node.client.session.swarm_session import SwarmSession
 from swarm_node.swarm.errors import CheckpointError, SwarmError, UsageError
 from tests.shards.gguf_files import write_gguf_llama
 
-PEERS = ["/ip4/127.0.0.1/tcp/1/p2p/somebody"]
+PEERS = ["/ip4/127.0.0.1/tcp/1/p2p/12D3KooWGBfKT9DXjP8kTGGwtJmqvCDqwnfTFGvzPLEyJZ1rEcBR"]
 
 
 EXACT: dict[str, Any] = {"quantize": "none", "dtype": torch.float32, "wire_codec": "none"}
