@@ -287,9 +287,8 @@ def compile_kernels(device: str, on_compiling: Callable[[], None]) -> None:
     call it in a worker thread.
 
     ``on_compiling`` is called, in the same thread, before anything is compiled, or measured to choose among
-    kernels. The wire codec is for every
-    ``device``, the blocks' kernels are for the CPU. Where nothing can be compiled, the plain paths compute,
-    and the build has logged why.
+    kernels. The wire codec is for every ``device``, the blocks' kernels are for the CPU. Where nothing can be
+    compiled, the plain paths compute, and the build has logged why.
     """
     blocks = device == "cpu"
     if not native.is_ready() or (blocks and not table.is_ready()):

@@ -137,6 +137,31 @@ def test_without_native_kernels_torch_does_all(
     assert done.stdout.strip() == "torch"
 
 
+NATIVE_PROBE = """
+import sys
+import numpy as np
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.types import Span
+with open_checkpoint(sys.argv[1], client=True) as checkpoint:
+    span = load_backend(checkpoint, Span(0, 1), LoadOptions())
+    ends = load_client_model(checkpoint, LoadOptions())
+    table = np.zeros((1, 1), np.int32)
+    rows = span.forward(ends.embed([1, 2]), [BatchSlice(table, 0, 0, 0, 2)], span.new_pool(1, "float16"))
+    print(span.kernels, ends.kernels, ends.logits(rows).shape, "torch" in sys.modules)
+"""
+
+
+@needs_native
+def test_the_native_path_imports_no_torch(gguf_llama: GGUFLlama) -> None:
+    """From the file to logits."""
+    command = [sys.executable, "-c", NATIVE_PROBE, str(gguf_llama("Q4_1"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "native close native (2, 50) False"
+
+
 def test_native_kernels_elsewhere_are_refused() -> None:
     with pytest.raises(UsageError, match="native kernels"):
         resolve(LoadOptions(dtype="float16", kernels="native"), "F32")
