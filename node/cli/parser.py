@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -119,7 +118,9 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from importlib.metadata import version
 
-        sys.stdout.write(f"swarm-node {version('swarm-node')}\n")
+        from .shared.output import print_text
+
+        print_text(f"swarm-node {version('swarm-node')}\n")
         parser.exit()
 
 
