@@ -203,7 +203,8 @@ class PeerConnection:
         self._close_sessions()
         self._try_flush()
         self._connection.close()
-        if self._task is not None:
+        # The reader itself finds the stream closed. Cancelled by itself, it would end as a task that failed.
+        if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
     def _on_bad_frame(self, why: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from swarm_node.node.limits.quotas import Limits
+from swarm_node.node.sessions.peer_connection import PeerConnection
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.protocol.field_types import Progress
@@ -500,6 +501,27 @@ async def test_a_client_that_does_not_read_is_not_read_and_then_closed(serving, 
         await until(lambda: node.server.statistics().connections == 1)
         assert node.free_tokens == 1024 - 64
         await good.forward(other, hidden_states(5), 5)
+
+
+async def test_a_reader_that_ends_its_own_stream_returns_as_one_that_came_to_the_end(
+    serving, hidden_states, monkeypatch
+):
+    readers = []
+    run = PeerConnection.run
+
+    async def watched(connection: PeerConnection) -> None:
+        readers.append(asyncio.current_task())
+        await run(connection)
+
+    monkeypatch.setattr(PeerConnection, "run", watched)
+    async with serving() as node:
+        client = await node.connect("deaf")
+        session = await client.open()
+        monkeypatch.setattr(PeerConnection, "_on_step", lambda connection, step: connection.close())
+        await client.send(client.step(session, hidden_states(1), 0))
+        await until(readers[0].done)
+        assert not readers[0].cancelled()
+        assert node.server.statistics().connections == 0
 
 
 async def test_payloads_that_wait_are_bounded(serving, hidden_states):
