@@ -107,6 +107,7 @@ class AsyncSwarmModel:
             local.close()
             raise
         try:
+            await self.read_announcements()
             if options.get("wait"):
                 await self.wait_for_route()
         except BaseException:
@@ -143,6 +144,11 @@ class AsyncSwarmModel:
     def local(self) -> LocalModel:
         """This machine's part of the model."""
         return self._local
+
+    async def read_announcements(self) -> None:
+        """Know who serves the model, as far as anybody tells. From then on it does not matter whether the
+        initial peers are there."""
+        await self._router.read_announcements()
 
     async def wait_for_route(self) -> None:
         """Return once every block is served, for ``wait`` seconds at most. Raises NoRouteError."""

@@ -64,6 +64,7 @@ async def open_gateway(
         if len({model.model.digest for model in opened}) < len(opened):
             raise UsageError("a model was given twice", hint="Give each --model once.")
         for model in opened:
+            await model.read_announcements()
             await model.prepare_guides()
         offers = Offers(
             opened, network.directory, initial_peers=entry.initial_peers[0] if entry.initial_peers else ""

@@ -7,10 +7,11 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ...dht.directory import REFRESH_S, Directory
-from ...swarm.errors import HopFailedError, TrialLostError
+from ...swarm.errors import HopFailedError, SwarmError, TrialLostError
 from ...swarm.faults import Faults
 from ...swarm.peer_health import PeerHealth
 from ...swarm.routing.prediction import Prediction, decode_seconds, queue_seconds
@@ -92,6 +93,12 @@ class Router:
             clock=clock,
             sleep=sleep,
         )
+
+    async def read_announcements(self) -> None:
+        """Know the model's nodes before the first plan: the peers that were met at the start may be gone by
+        then. No error where nobody answers, as the first plan says so."""
+        with suppress(SwarmError):
+            await self._announcements.within(float("inf"))
 
     async def plan(
         self,
