@@ -49,7 +49,7 @@ class BatchReport:
 
 
 class BatchRunner:
-    """Runs slices of steps through a span model. Used by the compute thread only."""
+    """Runs slices of steps through a span model. Used by one thread at a time."""
 
     def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
         self._model: SpanBackend[Any] = model
@@ -107,6 +107,44 @@ class BatchRunner:
                 job.sequence.steps.popleft()
                 report.cut.append(job.sequence)
         report.elapsed_us = (perf_counter_ns() - began) // 1000
+        return report
+
+    def run_lone(self, job: StepJob, began: int) -> BatchReport | None:
+        """As ``run``, of one step of one token whose row is wanted; None for what is not as usual, which
+        ``run`` is to look at. ``began``: now."""
+        sequence, position, codec = job.sequence, job.position, job.sequence.codec
+        if (
+            job.refusal is not None
+            or job.want is Want.NOTHING
+            or position > sequence.computed
+            or len(job.payload) != self._row_bytes[codec]
+            or 0 < job.deadline_ns < began
+        ):
+            return None
+        sequence.computed = position
+        slices = [BatchSlice(sequence.table, sequence.span.start, 0, position, 1)]
+        try:
+            x = activations.decode(codec, job.payload, 1, self._hidden, self._limit)
+            decoded = perf_counter_ns()
+            hidden = self._model.forward(x, slices, self._pool, sequence.span)
+            computed = perf_counter_ns()
+            payload = activations.encode(sequence.reply_codec, hidden)
+        except Exception:  # noqa: BLE001 - ``run`` meets it again, and tells whom it concerns
+            return None
+        ended = perf_counter_ns()
+        sequence.computed = position + 1
+        queue_ns, compute_ns = max(0, began - job.arrived_ns), computed - decoded
+        outcome = StepDone(
+            payload=payload,
+            rows=1,
+            position=position,
+            queue_us=queue_ns // 1000,
+            compute_us=compute_ns // 1000,
+            codec_us=(ended - began - compute_ns) // 1000,
+            batch=1,
+        )
+        report = BatchReport(sessions=1, tokens=1, decode_steps=1, queue_ns=queue_ns)
+        self._end(job, outcome, report)
         return report
 
     def _run(self, work: _Work, began: int, report: BatchReport) -> None:

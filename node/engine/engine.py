@@ -1,4 +1,5 @@
-"""The sole owner of the device: one compute thread that batches the steps that are ready.
+"""The sole owner of the device: one compute thread that batches the steps that are ready. A quick step that
+is alone is computed where it comes in.
 
 The event loop keeps all records: which session holds which pages, what is cached, which steps are under way.
 It hands a step over through one C queue, together with the page copies and table entries that must come
@@ -53,6 +54,10 @@ _HOLE = StepFailed(
 )
 
 
+LONGEST_HERE_NS = 3_000_000
+"""A step that takes longer is not computed in the event loop's thread: other peers wait for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """``max_batch_tokens`` and ``max_sessions_per_batch`` bound one forward pass. ``prefill_target_ms``: what
@@ -75,6 +80,10 @@ class _Call:
 
     function: Callable[[], Any]
     future: asyncio.Future[Any]
+
+
+_Item = list[StepJob] | TokenSequence | _Call | None
+"""What the compute thread gets: steps, a sequence whose steps are dropped, a call; None: the end."""
 
 
 class Engine:
@@ -104,7 +113,7 @@ class Engine:
         self._may_narrow = may_narrow and threads > 1
         self._width: ThreadWidth | None = None  # the compute thread's
         self._loop = asyncio.get_running_loop()
-        self._inbox: SimpleQueue[list[StepJob] | TokenSequence | _Call | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._together: list[StepJob] | None = None  # submitted, and not in the inbox yet
         self._scheduler: Scheduler[TokenSequence] = Scheduler(
             settings.max_batch_tokens,
@@ -119,6 +128,10 @@ class Engine:
         self._sequences = 0
         self._hit_tokens = 0
         self._queued = 0
+        self._calls = 0
+        self._newest: TokenSequence | None = None  # whose step was submitted last
+        self._lone_ns = LONGEST_HERE_NS + 1  # what the last step took that was alone
+        self._device = threading.Lock()  # whoever holds it computes, with scheduler and runner
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="swarm-node-compute", daemon=True)
 
@@ -137,8 +150,12 @@ class Engine:
         if self._stopping:
             raise LocalProtocolError("the engine is stopping")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._inbox.put(_Call(function, future))
-        return await future
+        self._calls += 1
+        try:
+            self._inbox.put(_Call(function, future))
+            return await future
+        finally:
+            self._calls -= 1
 
     # Load.
 
@@ -276,6 +293,7 @@ class Engine:
         if sequence.closed:
             return
         sequence.closed = True
+        self._newest = None
         if prefix and self.settings.prefix_cache:
             sequence.names, sequence.registered = tuple(prefix[: len(sequence.pages.pages)]), 0
         self._register(sequence)
@@ -290,7 +308,8 @@ class Engine:
         sequence.names = sequence.names[: sequence.settled // PAGE_TOKENS]
 
     def submit(self, job: StepJob) -> None:
-        """Queue a step; ``job.done`` is called in the event loop with its outcome, later and once.
+        """Queue a step; ``job.done`` is called in the event loop with its outcome, once: later, or before
+        this returns.
 
         Raises LocalProtocolError if the engine stops, the sequence is closed or the step is too large for it.
         """
@@ -318,7 +337,7 @@ class Engine:
         sequence.pending.append(position)
         self._queued += 1
         if self._together is None:
-            self._inbox.put([job])
+            self._hand_over([job])
         else:
             self._together.append(job)
 
@@ -332,7 +351,40 @@ class Engine:
         finally:
             self._together = None
             if jobs:
-                self._inbox.put(jobs)
+                self._hand_over(jobs)
+
+    def _hand_over(self, jobs: list[StepJob]) -> None:
+        if len(jobs) > 1 or not self._compute_here(jobs[0]):
+            self._inbox.put(jobs)
+
+    def _compute_here(self, job: StepJob) -> bool:
+        """Compute a step in the event loop's thread and deliver its result, where that is quick and nothing
+        else is to be computed: the way to a thread and back takes 0.2 ms of a token over a network. False:
+        it is for the compute thread."""
+        newest, self._newest = self._newest, job.sequence
+        if (
+            job.tokens > 1
+            or job.sequence is not newest  # several sessions gain from batches
+            or self._queued > 1
+            or self._calls
+            or self._lone_ns > LONGEST_HERE_NS
+            or not self.model.any_thread
+            or not self._device.acquire(blocking=False)
+        ):
+            return False
+        try:
+            began = perf_counter_ns()
+            if job.changes:
+                self._runner.admit(job)
+            if (report := self._runner.run_lone(job, began)) is None:
+                return False
+            self._deliver(report)
+            ended = perf_counter_ns()
+            self._lone_ns = ended - began
+            self._scheduler.computed_alone(job.sequence, began, ended)
+        finally:
+            self._device.release()
+        return True
 
     def _forget_names(self, sequence: TokenSequence, position: int) -> None:
         """The session goes back: the names no longer tell what the pages from there on will hold. A first
@@ -361,10 +413,6 @@ class Engine:
                 logger.exception("event=release_callback_failed owner=%s", sequence.owner)
 
     def _deliver(self, report: BatchReport) -> None:
-        if report.sessions:
-            self._meter.on_batch(
-                perf_counter_ns(), report.sessions, report.tokens, report.decode_steps, report.queue_ns
-            )
         self._queued -= len(report.finished)
         for job, outcome in report.finished:
             sequence = job.sequence
@@ -384,38 +432,52 @@ class Engine:
                 logger.exception("event=deliver_failed step=%d", job.step)
             if was_closed and not sequence.pending:
                 self._release(sequence)
+        if report.sessions:
+            self._meter.on_batch(
+                perf_counter_ns(), report.sessions, report.tokens, report.decode_steps, report.queue_ns
+            )
 
     # The compute thread.
 
     def _run(self) -> None:
         if self._may_narrow:
             self._width = _thread_width(self._threads)
-        while self._take_in():
-            self._compute()
+        while self._serve(self._inbox.get()):
+            pass
         self._drop_all()
 
-    def _compute(self) -> None:
-        # A function of its own: its locals would keep closed sessions' memory while the thread waits.
-        if self._scheduler:
-            began, on_core = perf_counter_ns(), thread_time_ns()
-            batch = self._scheduler.next_batch(began)
-            report = self._runner.run(batch)
-            for sequence in report.cut:
-                self._scheduler.cut(sequence)
-            if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
-                self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
-            self._post(self._deliver, report)
-            ended = perf_counter_ns()
-            self._scheduler.computed(began, ended)
-            if self._width is not None:
-                before, on_core_ns = self._width.width, thread_time_ns() - on_core
-                if (width := self._width.computed(began, ended, on_core_ns)) != before:
-                    self.model.use_threads(width)
+    def _serve(self, item: _Item) -> bool:
+        """Compute until nothing waits; False: stop. A function of its own: its locals would keep closed
+        sessions' memory while the thread waits."""
+        with self._device:
+            while self._take_in(item):
+                if not self._scheduler:
+                    return True
+                self._compute()
+                item = []
+        return False
 
-    def _take_in(self) -> bool:
-        """Schedule everything in the inbox, waiting for something if nothing is scheduled. False: stop."""
+    def _compute(self) -> None:
+        began, on_core = perf_counter_ns(), thread_time_ns()
+        batch = self._scheduler.next_batch(began)
+        report = self._runner.run(batch)
+        for sequence in report.cut:
+            self._scheduler.cut(sequence)
+        if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
+            self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
+        self._post(self._deliver, report)
+        ended = perf_counter_ns()
+        if report.tokens == 1:
+            self._lone_ns = ended - began
+        self._scheduler.computed(began, ended)
+        if self._width is not None:
+            before, on_core_ns = self._width.width, thread_time_ns() - on_core
+            if (width := self._width.computed(began, ended, on_core_ns)) != before:
+                self.model.use_threads(width)
+
+    def _take_in(self, item: _Item) -> bool:
+        """Schedule ``item`` and everything in the inbox. False: stop."""
         try:
-            item = self._inbox.get(block=not self._scheduler)
             while item is not None:
                 if isinstance(item, list):
                     for job in item:

@@ -126,6 +126,12 @@ class Scheduler(Generic[Key]):
         """When the last batch was computed, of the clock of ``next_batch``'s ``now``."""
         self._cohorts.computed(began, ended)
 
+    def computed_alone(self, key: Key, began: int, ended: int) -> None:
+        """A decode step of ``key`` was computed that was never queued, as nothing else was."""
+        self._last_decode = began
+        self._cohorts.decodes(hash(key), began)
+        self._cohorts.computed(began, ended)
+
     def next_batch(self, now: int = 0) -> Batch[Key]:
         """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions."""
         batch: Batch[Key] = Batch()

@@ -53,6 +53,8 @@ class MlxSpan:
         self._rope = MlxRope(config)
         self._scale = config.head_dim**-0.5 * self._rope.attention_factor
 
+    any_thread = False
+
     @property
     def mixes(self) -> bool:
         return on_gpu()

@@ -79,6 +79,11 @@ class SpanBackend(Protocol[Memory]):
     @property
     def mixes(self) -> bool: ...
 
+    @property
+    def any_thread(self) -> bool:
+        """Whether ``forward`` may be called in one thread after another."""
+        ...
+
     def kv_dtype(self, wanted: str, *, exact: bool) -> str:
         """What ``--kv-dtype wanted`` means here. ``exact``: the person asked for float32 activations.
 

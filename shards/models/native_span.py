@@ -77,6 +77,7 @@ class NativeSpan:
     device = "cpu"
     limit = MAX_MAGNITUDE
     mixes = False
+    any_thread = True
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class TorchSpan:
         self._rowwise = plan.options.deterministic
         self._rope = TorchRope(config, self._place, self._dtype, rowwise=self._rowwise)
 
+    any_thread = False
+
     @property
     def mixes(self) -> bool:
         """A few rows more fill a GPU better; a CPU computes them as fast by themselves."""

@@ -52,6 +52,7 @@ class ToySpan:
     config: Any = field(default_factory=lambda: SimpleNamespace(hidden_size=HIDDEN))
     limit: float = MAX_MAGNITUDE
     mixes: bool = True
+    any_thread: bool = False
 
     def forward(
         self, x: np.ndarray, slices: Sequence[BatchSlice], pool: ToyPool, span: Span | None = None
@@ -160,7 +161,7 @@ class ToyEngine(Engine):
     def _takes_in(self) -> bool:
         """Whether anything is to be computed, after what was submitted or closed."""
         if not self._inbox.empty():
-            self._take_in()
+            self._take_in([])
         return bool(self._scheduler)
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:

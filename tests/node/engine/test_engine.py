@@ -562,3 +562,74 @@ async def test_a_callback_that_fails_harms_nobody_else(driver, hidden_states):
     assert isinstance(await fine, StepDone)
     await held
     assert driver.engine.load().sequences == 1
+
+
+async def in_thread_and_here(driver, x, codec="none"):
+    """The tokens of ``x`` one by one, each with whether it was computed in this thread."""
+    engine, here, rows = driver.engine, [], []
+    forward = engine.model.forward
+    engine.model.forward = lambda *args: here.append(threading.current_thread()) or forward(*args)
+    sequence = engine.open_sequence("peer", ALL, 256, codec, codec)
+    for position in range(len(x)):
+        outcome = await driver.submit(sequence, x[position : position + 1], position)
+        rows.append(bytes(outcome.payload))
+        with engine._device:  # as if the next token took its time: the thread rests by then
+            pass
+    del engine.model.forward
+    engine.close_sequence(sequence)
+    return rows, [thread is threading.current_thread() for thread in here]
+
+
+@pytest.mark.parametrize("codec", ["none", "int8"])
+async def test_quick_steps_that_are_alone_are_computed_where_they_come_in(driver, hidden_states, codec):
+    x = hidden_states(40)
+    driver.engine.model.any_thread = False
+    wanted, here = await in_thread_and_here(driver, x, codec)
+    assert not any(here)
+    driver.engine.model.any_thread = True
+    got, here = await in_thread_and_here(driver, x, codec)
+    assert got == wanted
+    assert not here[0]  # other sessions might be stepping, too
+    assert any(here)
+    assert driver.engine.load().tokens == 80
+
+
+async def test_steps_that_are_slow_or_not_alone_go_to_the_thread(driver, hidden_states, monkeypatch):
+    x = hidden_states(20)
+    await in_thread_and_here(driver, x)
+    here = []
+    forward = driver.engine.model.forward
+    model = driver.engine.model
+    model.forward = lambda *args: here.append(threading.current_thread()) or forward(*args)
+    a, b = driver.sequence(), driver.sequence()
+    for position in range(5):
+        await asyncio.gather(*(driver.rows(each, x[position : position + 1], position) for each in (a, b)))
+    await driver.rows(a, x[5:7], 5)
+    monkeypatch.setattr("swarm_node.node.engine.engine.LONGEST_HERE_NS", 0)
+    for position in range(7, 12):
+        await driver.rows(a, x[position : position + 1], position)
+    assert threading.current_thread() not in here
+
+
+async def test_what_is_wrong_with_a_step_that_is_alone_is_told_as_always(driver, hidden_states):
+    x = hidden_states(20)
+    sequence = driver.sequence()
+    for position in range(10):
+        await driver.rows(sequence, x[position : position + 1], position)
+    row = x[10:11]
+    short = await driver.submit(sequence, row, 10, payload=b"short", tokens=1)
+    assert short.code is ErrorCode.BAD_TENSOR
+    for bad, code in (
+        (np.nan, ErrorCode.BAD_TENSOR),
+        (CRASH, ErrorCode.INTERNAL),
+        (OVERFLOW, ErrorCode.BAD_TENSOR),
+    ):
+        wrong = row.copy()
+        wrong[0, 0] = bad
+        outcome = await driver.submit(sequence, wrong, 10, payload=wrong.tobytes())
+        assert outcome.code is code
+    late = await driver.submit(sequence, row, 10, deadline_ns=1)
+    assert late.code is ErrorCode.DEADLINE
+    hole = await driver.submit(sequence, row, 15)
+    assert hole.code is ErrorCode.BAD_STEP
+    assert (await driver.rows(sequence, row, 10)).shape == (1, 64)
