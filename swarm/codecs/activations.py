@@ -66,6 +66,7 @@ _ROUNDS_TO_INFINITY = 0x7F7F8000
 _FLOATS = np.dtype(np.float32)
 
 
+@lru_cache(maxsize=1024)  # asked several times a token, nearly always the same
 def payload_bytes(codec: str, tokens: int, hidden: int) -> int:
     """The exact size of an encoded (tokens, hidden) tensor. Raises UsageError for an unknown codec."""
     if codec not in CODECS:

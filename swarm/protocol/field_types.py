@@ -24,7 +24,6 @@ from .fields import (
     Sequence,
     SpanField,
     Word,
-    all_fit,
 )
 
 MAX_TOKENS = 2**31 - 1
@@ -105,7 +104,8 @@ class SpentField:
             if type(hop) is not kind or len(hop) != 4:
                 return False
             numbers += hop
-        return all_fit(_STEP_US, numbers)
+        high = _STEP_US.high
+        return set(map(type, numbers)) == {int} and min(numbers) >= 0 and max(numbers) <= high
 
 
 Spent = Annotated[tuple[tuple[int, int, int, int], ...], SpentField()]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from ..errors import UsageError
 from ..figures import Figure
@@ -262,19 +262,6 @@ class Maybe:
 
     def write(self, value: object) -> object:
         return None if value is None else self.item.write(value)
-
-
-def all_fit(type_: FieldType, values: list[Any]) -> bool:
-    """Whether ``read`` and ``write`` would leave each of ``values``, one or more, as it is: found in less
-    time than one by one. False where that is not known."""
-    match type_:
-        case Integer(low, high):
-            return set(map(type, values)) == {int} and low <= min(values) and max(values) <= high
-        case Count(high):
-            return set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= high
-        case Blob(size):
-            return set(map(type, values)) == {bytes} and set(map(len, values)) == {size}
-    return False
 
 
 def _short(value: object) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from ..errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from .fields import FieldError, FieldType, all_fit
+from .fields import FieldError, FieldType
 from .wire import Frame, Payload
 
 
@@ -90,6 +91,7 @@ class GroupSchema:
         self._most = most
         self._fields = member.fields
         self._order = [field.name for field in fields(member.message_type)]
+        self._values = attrgetter(*self._order)
 
     def read(self, header: dict[str, object], payload: Payload) -> Any:
         """The message; its members' payloads are bytes of their own, so that one which is kept does not keep
@@ -115,7 +117,7 @@ class GroupSchema:
         if type(values) is not list or len(values) not in (1, count):
             raise RemoteProtocolError(f"{self.name}: {name} is not a list of 1 or {count} values")
         try:
-            read = values if all_fit(type_, values) else [type_.read(value) for value in values]
+            read = [*map(type_.read, values)]
         except FieldError as error:
             raise RemoteProtocolError(f"{self.name}: {error.describe(name)}") from None
         return read if len(read) == count else read * count
@@ -132,13 +134,16 @@ class GroupSchema:
     def write(self, message: Any) -> Frame:
         """The frame. Raises LocalProtocolError for one that the other side would refuse."""
         members = message.members
-        columns = {name: [getattr(member, name) for member in members] for name in self._order}
+        if not 1 <= len(members) <= self._most:
+            raise LocalProtocolError(f"{self.name}: {len(members)} members that do not go together")
+        columns: dict[str, tuple[Any, ...]] = dict(
+            zip(self._order, zip(*map(self._values, members), strict=True), strict=True)
+        )
         payloads = columns.pop("payload")
         sizes = [len(payload) for payload in payloads]
         rows, size = sum(columns["tokens"]), sum(sizes)
         if (
-            not 1 <= len(members) <= self._most
-            or len(set(columns["session"])) != len(members)
+            len(set(columns["session"])) != len(members)
             or (size and not rows)
             or any(own * rows != tokens * size for own, tokens in zip(sizes, columns["tokens"], strict=True))
         ):
@@ -151,7 +156,7 @@ class GroupSchema:
                 if values[0] == default:
                     continue
             try:
-                header[name] = values if all_fit(type_, values) else [type_.write(value) for value in values]
+                header[name] = [*map(type_.write, values)]
             except FieldError as error:
                 raise LocalProtocolError(f"{self.name}: {error.describe(name)}") from None
         return Frame(self.kind, header, b"".join(payloads))
