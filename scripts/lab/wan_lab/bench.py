@@ -25,7 +25,7 @@ from .swarm import CLIENT, WanSwarm
 HOPS = 3
 HIDDEN = 576
 SERVE = ["--threads", "1", "--kv-cache-tokens", "16384"]
-"""One thread a node: few cores carry all machines, and the daemons of each need some too."""
+"""One thread a node: few cores carry all machines."""
 COUNTED_TOKENS = 16
 """Tokens over which bytes on the links are counted."""
 CONTROL_TRIPS = 64
@@ -204,14 +204,15 @@ class WanBench:
                 "activations": ways(HOPS, chain=chain) * row_bytes,
                 "on_links": wire_bytes,
             },
+            "paths": sorted({path for kind in runs.values() for run in kind for path in run["paths"]}),
             "repairs": sum(run["repairs"] for kind in runs.values() for run in kind),
             "forwarder_late_ms": 1000 * late.mean_late_s,
         }
 
 
 def overheads(run: dict[str, Any], bound_s: float) -> dict[str, float]:
-    """Where the seconds of a token beyond the bound went: waiting at hops, codecs, and all else (daemons,
-    event loops, the emulation's own lateness)."""
+    """Where the seconds of a token beyond the bound went: waiting at hops, codecs, and all else
+    (streams, event loops, the emulation's own lateness)."""
     queue_s, codec_s = sum(run["queue_s"]), sum(run["codec_s"])
     rest_s = run["decode_s"] - bound_s - queue_s - codec_s
     return {"queue_s": queue_s, "codec_s": codec_s, "rest_s": rest_s}

@@ -76,4 +76,5 @@ async def _answer(model: Any, prompt: Any, new_tokens: int) -> dict[str, Any]:
         "codec_s": [hop.decode.codec_s / max(1, hop.decode.tokens) for hop in answer.hops],
         "prefill_compute_s": [hop.prefill.compute_s for hop in answer.hops],
         "repairs": answer.repairs,
+        "paths": sorted({way for hop in answer.hops for way in (hop.ways.here, hop.ways.on) if way}),
     }

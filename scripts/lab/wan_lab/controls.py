@@ -2,7 +2,7 @@
 
 A ring of the client and every hop passes on as many bytes as a decoded token has, and each keeps its core and
 its caches as busy as it was with a token. Once over plain sockets: what is beyond the bound is then the
-kernel's and the emulation's. Once over streams of the libp2p daemons: the difference is the daemons'.
+kernel's and the emulation's. Once over direct streams: the difference is encryption, yamux and asyncio.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..processes.parent import next_order, tell
 from ..processes.worker import Worker, workers
 from .network import WanLab
 
-KINDS = ("sockets", "daemons")
+KINDS = ("sockets", "streams")
 PROTOCOL = "/swarm-node-control/1"
 SPENT = struct.Struct("!d")
 """At the begin of what goes round: the seconds that machines have kept busy so far."""
@@ -83,7 +83,7 @@ def ring(lab: WanLab, names: Sequence[str], kind: str) -> Iterator[Ring]:
 
 
 def take_part(*, kind: str, **options: Any) -> None:
-    uvloop.run({"sockets": _by_sockets, "daemons": _by_daemons}[kind](**options))
+    uvloop.run({"sockets": _by_sockets, "streams": _by_streams}[kind](**options))
 
 
 async def _by_sockets(*, folder: str, number: int, machines: int, host: str) -> None:
@@ -123,10 +123,10 @@ async def _by_sockets(*, folder: str, number: int, machines: int, host: str) -> 
                         part.came(receive(int.from_bytes(receive(4))))
 
 
-async def _by_daemons(*, folder: str, number: int, machines: int, host: str) -> None:
-    from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
+async def _by_streams(*, folder: str, number: int, machines: int, host: str) -> None:
+    from swarm_node.swarm.transport.direct.transport import DirectTransport
 
-    transport = await P2pdTransport.create(host_maddrs=[f"/ip4/{host}/tcp/0"])
+    transport = await DirectTransport.create(host_maddrs=[f"/ip4/{host}/tcp/0"])
     streams: asyncio.Queue[Any] = asyncio.Queue()
     ended = asyncio.Event()
 
@@ -141,8 +141,7 @@ async def _by_daemons(*, folder: str, number: int, machines: int, host: str) -> 
         await next_order()
         peer_id, maddrs = _published(folder, (number + 1) % machines)
         async with asyncio.timeout(TURN_S):
-            await transport.connect(peer_id, maddrs)
-            after = await transport.open_stream(peer_id, PROTOCOL)
+            after = await transport.open_stream(peer_id, PROTOCOL, maddrs)
             after.write([b"\0" * 4])  # a stream exists for the other side with its first bytes
             before = await streams.get()
         held = bytearray()

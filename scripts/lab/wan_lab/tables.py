@@ -24,8 +24,9 @@ def print_bench(report: dict[str, Any]) -> None:
     console.print(
         "Bound of decode: what the hops and the client computed in the same run + one-way trips + "
         "activations over the rate. Of prefill: the longer of the model alone on all cores and of the bytes "
-        "of the busiest access, + one-way trips. daemons: what the control over their streams took beyond "
-        "its bound, for as many ways; ours: all the rest, codecs and queues included."
+        "of the busiest access, + one-way trips. machine: what the control over plain sockets took beyond "
+        "its bound, for as many ways; streams: what that over direct streams took beyond this; ours: all the "
+        "rest, codecs and queues included."
     )
     console.print(", ".join(f"{key} {value}" for key, value in report["conditions"].items()))
 
@@ -33,15 +34,18 @@ def print_bench(report: dict[str, Any]) -> None:
 def _decode(found: dict[str, Any]) -> None:
     headings = (
         *("tok/s", "ms a token", "bound ms", "over", "= compute", "+ client", "+ trips", "+ bytes"),
-        *("- daemons", "- ours", "(queue", "codec)"),
+        *("- machine", "- streams", "- ours", "(queue", "codec)"),
     )
     table = _table(f"{found['name']}: decode", headings)
-    way_s = found["controls"]["daemons"]["beyond_way_s"]
+    controls = found["controls"]
+    machine_way_s = controls["sockets"]["beyond_way_s"]
+    streams_way_s = controls["streams"]["beyond_way_s"] - machine_way_s
     for mode, figures in found["modes"].items():
-        daemons_s = figures["bytes_per_token"]["ways"] * way_s
+        ways = figures["bytes_per_token"]["ways"]
+        machine_s, streams_s = ways * machine_way_s, ways * streams_way_s
         for kind, decode in figures["decode"].items():
             bound = decode["bound"]
-            ours_s = decode["seconds"] - bound["seconds"] - daemons_s
+            ours_s = decode["seconds"] - bound["seconds"] - machine_s - streams_s
             table.add_row(
                 f"{mode}, {kind}",
                 f"{decode['tokens_per_s']:.1f}",
@@ -51,7 +55,7 @@ def _decode(found: dict[str, Any]) -> None:
                 *(f"{1000 * bound[part]:.2f}" for part in ("compute_s", "local_s", "trips_s", "wire_s")),
                 *(
                     f"{1000 * value:.2f}"
-                    for value in (daemons_s, ours_s, decode["queue_s"], decode["codec_s"])
+                    for value in (machine_s, streams_s, ours_s, decode["queue_s"], decode["codec_s"])
                 ),
             )
     console.print(table)
@@ -62,7 +66,7 @@ def _controls(found: dict[str, Any]) -> None:
     table = _table(f"{found['name']}: the same trips, bytes and busy times without our code", headings)
     for kind, control in found["controls"].items():
         table.add_row(
-            {"sockets": "plain sockets", "daemons": "streams of the libp2p daemons"}[kind],
+            {"sockets": "plain sockets", "streams": "direct streams"}[kind],
             f"{1000 * control['seconds']:.2f}",
             f"{1000 * control['bound_s']:.2f}",
             f"{100 * control['over_bound']:.1f} %",
@@ -73,12 +77,14 @@ def _controls(found: dict[str, Any]) -> None:
 
 
 def _bytes(found: dict[str, Any]) -> None:
-    headings = ("ways", "activations", "IP packets on all links", "client's up", "client's down")
+    headings = ("ways", "paths", "activations", "IP packets on all links", "client's up", "client's down")
     table = _table(f"{found['name']}: bytes a decoded token", headings)
     for mode, figures in found["modes"].items():
         count = figures["bytes_per_token"]
         on_links = (f"{count['on_links'][part]:.0f}" for part in ("all", "client_up", "client_down"))
-        table.add_row(mode, str(count["ways"]), str(count["activations"]), *on_links)
+        table.add_row(
+            mode, str(count["ways"]), ", ".join(figures["paths"]), str(count["activations"]), *on_links
+        )
     console.print(table)
 
 
