@@ -18,7 +18,7 @@
     │   ├── PeerUnreachableError    a peer cannot be dialled
     │   │   ├── NotSpokenError      it is there, and does not speak what it was asked in
     │   │   ├── PeerSparedError     nor was it: too many peers say that they are where it is
-    │   │   └── HiddenDialError     nor is it public why (swarm/links/dialler)
+    │   │   └── HiddenDialError     nor is it public why (swarm/links/guarded_dials)
     │   ├── StreamClosedError       the peer closed the stream
     │   │   └── LocalNetworkError   our own end of it is gone (p2pd died or hung): no peer's fault
     │   ├── PeerTimeoutError        the peer did not answer in time

@@ -26,10 +26,11 @@ from ...swarm.errors import (
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.faults import Faults
 from ...swarm.identity import Identity
+from ...swarm.links.guarded_dials import GuardedDials
 from ...swarm.links.message_stream import MessageStream
 from ...swarm.membership.membership import Membership
 from ...swarm.runtime.tasks import cancel_all, in_thread
-from ...swarm.transport.interface import Transport
+from ...swarm.transport.interface import Stream, Transport
 from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S
@@ -52,7 +53,7 @@ from .messages import (
     unpack_entries,
 )
 from .side_by_side import ask_side_by_side
-from .sources import Sources
+from .sources import Sources, without_daemon
 
 ASKED = 3
 """A lookup takes the answers of this many nodes: all of them must lie to hide a peer."""
@@ -96,10 +97,13 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         membership: Membership | None = None,
         rng: random.Random | None = None,
         book: AddressBook | None = None,
+        serves: bool = False,
     ) -> None:
-        """``book``: peers that answered before. Raises UsageError for malformed addresses."""
+        """``book``: peers that answered before. ``serves``: this is a node, which dials fewer of the places
+        that strangers announce than a client. Raises UsageError for malformed addresses."""
         super().__init__(identity, ttl, clock, membership)
         self._transport = transport
+        self._dials = GuardedDials(transport, for_client=not serves)
         self._tag = "" if membership is None else membership.tag
         self._check = EntryCheck(ttl, clock, membership)
         self._book = AddressBook(clock=clock) if book is None else book
@@ -239,6 +243,10 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
         outcomes = await ask_side_by_side(
             self._sources.in_turn, lambda peer_id: self._ask(peer_id, keys, found), ASKED
         )
+        if None not in outcomes.values():
+            outcomes |= await ask_side_by_side(
+                lambda _: self._sources.by_daemon(), lambda peer_id: self._ask(peer_id, keys, found), ASKED
+            )
         for peer_id, error in outcomes.items():
             if error is None:
                 self._sources.answered(peer_id)
@@ -309,10 +317,22 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
 
     async def _open(self, peer_id: str) -> MessageStream[DelegatedMessage]:
         maddrs = self._sources.maddrs(peer_id)
-        try:
-            stream = await self._transport.open_stream(
-                peer_id, DELEGATED_PROTOCOL, maddrs, timeout=DIAL_S, lazy=True
+
+        async def dial(chosen: Sequence[str]) -> Stream:
+            return await self._transport.open_stream(
+                peer_id, DELEGATED_PROTOCOL, chosen, timeout=DIAL_S, lazy=True
             )
+
+        async def dial_announced(chosen: Sequence[str]) -> Stream:
+            if not self._sources.needs_daemon(peer_id):
+                chosen = without_daemon(peer_id, chosen)
+            return await dial(chosen)
+
+        try:
+            if self._sources.is_announced(peer_id):
+                stream = await self._dials.dial(peer_id, maddrs, dial_announced)
+            else:
+                stream = await dial(maddrs)
         except NotSpokenError:
             self.reached = True
             raise

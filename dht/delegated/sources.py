@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ...swarm.transport.address_groups import address_group
 from ...swarm.transport.addresses import PeerAddress
+from ...swarm.transport.dial_guard import for_client
+from ...swarm.transport.direct.addresses import by_others_alone
 from ...swarm.transport.direct_maddrs import is_direct
 from ...swarm.types import NodeInfo
 from ..address_book import AddressBook
@@ -44,6 +46,7 @@ class Sources:
         self._others: dict[str, Sequence[str]] = {
             peer.peer_id: peer.maddrs for peer in book.peers() if peer.peer_id not in self._initial
         }
+        self._announced: set[str] = set()  # those of the others whose addresses are their own word
         self._mute: dict[str, float] = {}  # peers without a good answer, and until when others are asked
 
     def add(self, addresses: Iterable[str]) -> None:
@@ -68,21 +71,32 @@ class Sources:
         for info in nodes:
             if info.peer_id in self._initial or info.peer_id == self._own_id:
                 self._others.pop(info.peer_id, None)
+                self._announced.discard(info.peer_id)
                 continue
             if info.peer_id not in self._others and len(self._others) >= MAX_SOURCES:
                 mute = next((peer_id for peer_id in self._others if peer_id in self._mute), None)
                 if mute is None:
                     continue
                 del self._others[mute]
+                self._announced.discard(mute)
             self._others[info.peer_id] = info.dial_maddrs
+            self._announced.add(info.peer_id)
+
+    def is_announced(self, peer_id: str) -> bool:
+        """Whether nobody but the peer itself says where it is."""
+        return peer_id in self._announced and peer_id not in self._initial
 
     def maddrs(self, peer_id: str) -> Sequence[str]:
         return self._initial.get(peer_id) or self._others.get(peer_id, ())
 
+    def needs_daemon(self, peer_id: str) -> bool:
+        """Whether nobody but p2pd can dial a peer that announces itself."""
+        return self.is_announced(peer_id) and not without_daemon(peer_id, for_client(self.maddrs(peer_id)))
+
     def answered(self, peer_id: str) -> None:
         self._mute.pop(peer_id, None)
-        others = [maddr for maddr in self.maddrs(peer_id) if not is_direct(maddr)]
-        self._book.answered(peer_id, others)  # which a daemon may read, too
+        known = [maddr for maddr in self.maddrs(peer_id) if not is_direct(maddr)]  # a daemon may read it, too
+        self._book.answered(peer_id, for_client(known) if self.is_announced(peer_id) else known)
 
     def failed(self, peer_id: str) -> None:
         """It gave no good answer, or none yet."""
@@ -96,14 +110,20 @@ class Sources:
     def in_turn(self, answered: bool) -> list[str]:
         """The peers in the order to ask them: an initial peer, then others by chance, each of another address
         group than those before as far as that goes. A peer that gave no good answer lately is asked only
-        while no other has ``answered``."""
+        while no other has ``answered``. Without those of ``by_daemon``."""
         now = self._clock()
         self._mute = {peer_id: until for peer_id, until in self._mute.items() if until > now}
-        initial, others = self._shuffled(self._initial), self._shuffled(self._others)
+        initial = self._shuffled(self._initial)
+        others = [peer_id for peer_id in self._shuffled(self._others) if not self.needs_daemon(peer_id)]
         known = [peer_id for peer_id in (*initial[:1], *others, *initial[1:]) if peer_id not in self._mute]
         if known or answered:
             return self._spread(known)
-        return [*self._initial, *self._others]
+        return [*initial, *others]
+
+    def by_daemon(self) -> list[str]:
+        """Those that are asked only where nobody else answers: a question alone is not worth the start of a
+        daemon, for which any announcement would do."""
+        return [peer_id for peer_id in self._shuffled(self._others) if self.needs_daemon(peer_id)]
 
     @property
     def addresses(self) -> list[str]:
@@ -126,3 +146,8 @@ class Sources:
             firsts.setdefault(address_group(next(iter(self.maddrs(peer_id)), "")), peer_id)
         chosen = set(firsts.values())
         return [*firsts.values(), *(peer_id for peer_id in peers if peer_id not in chosen)]
+
+
+def without_daemon(peer_id: str, maddrs: Iterable[str]) -> list[str]:
+    """Those of a peer's addresses that this process dials itself."""
+    return [maddr for maddr in maddrs if is_direct(maddr) or not by_others_alone(peer_id, [maddr])]

@@ -27,9 +27,15 @@ async def open_direct(
         wanted = port + PORT_ABOVE if port and port + PORT_ABOVE <= 65535 else 0
     try:
         where = listenable(listen_maddrs(host, wanted))
-    except ListenError:
+    except ListenError as error:
         if options.port is not None:
             raise
+        if options.announce:  # which leads to this port, as far as we know
+            raise ListenError(
+                f"the direct listener has no place, and --announce-direct says where it is: {error.message}",
+                hint="Choose its port with --direct-port, and give --announce-direct the address that leads "
+                "there.",
+            ) from error
         where = listenable(listen_maddrs(host, 0))
     return await DirectTransport.create(
         identity, host_maddrs=where, announce_maddrs=options.announce, apart=True

@@ -249,7 +249,7 @@ async def open_network(
             raise no_own_address(host)
         if p2pd is None:
             directory = DelegatedDirectory(
-                transport, identity, initial_peers, membership=membership, book=book
+                transport, identity, initial_peers, membership=membership, book=book, serves=True
             )
             await directory.join()
         else:

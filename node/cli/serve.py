@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -27,7 +28,7 @@ from ..node import Node
 from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
 from .shared.arguments import entry_of
-from .shared.network_lines import print_addresses, print_join, print_network, suggest_blocks
+from .shared.network_lines import print_addresses, print_direct, print_join, print_network, suggest_blocks
 from .shared.output import console, events, plural, short_peer_id, shown
 from .shared.signals import on_stop_signals
 
@@ -105,7 +106,7 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         host=arguments.host,
         port=arguments.port,
         announce_maddrs=tuple(arguments.announce or ()),
-        direct=direct_options(arguments),
+        direct=direct_options(arguments, pure_python=entry.pure_python),
         relays=tuple(arguments.relay or ()),
         device=device_of(arguments).name,
         dtype=arguments.dtype,
@@ -125,13 +126,28 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
     )
 
 
-def direct_options(arguments: argparse.Namespace) -> DirectOptions | None:
+def direct_options(arguments: argparse.Namespace, *, pure_python: bool) -> DirectOptions | None:
     """Raises UsageError."""
     announce = tuple(arguments.announce_direct or ())
     if not arguments.direct:
         if announce or arguments.direct_port is not None:
-            raise UsageError("--no-direct goes with neither --direct-port nor --announce-direct")
+            raise UsageError(
+                "--no-direct goes with neither --direct-port nor --announce-direct",
+                hint="Leave --no-direct out to have a direct listener, or leave the others out to have none.",
+            )
+        if pure_python:
+            raise UsageError(
+                "--no-direct does not go with --pure-python: such a node has no other way to its peers",
+                hint="Leave one of the two out.",
+            )
         return None
+    for maddr in announce:
+        if re.search(r"/tcp/0+(/|$)", maddr):
+            raise UsageError(
+                f"nobody can dial port 0 of --announce-direct {maddr[:200]}",
+                hint="Give the port that leads to the direct listener from outside, and its own with "
+                "--direct-port.",
+            )
     return DirectOptions(arguments.direct_port, announce)
 
 
@@ -224,6 +240,7 @@ class _Display:
         match event.event:
             case "listening":
                 print_addresses(self._arguments, event, "Node")
+                print_direct(event)
             case "compiling":
                 console.print("Compiling kernels for this CPU (once, some seconds) ...")
             case "loading":

@@ -22,7 +22,8 @@ from ...swarm.errors import (
     SwarmError,
 )
 from ...swarm.fairness.shares import Holder
-from ...swarm.links.dialler import Dialler, HiddenDialError
+from ...swarm.links.dialler import Dialler
+from ...swarm.links.guarded_dials import HiddenDialError
 from ...swarm.links.link import LinkUser, NodeLink
 from ...swarm.protocol.field_types import Downstream
 from ...swarm.protocol.messages import Step

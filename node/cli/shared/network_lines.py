@@ -23,6 +23,12 @@ def print_addresses(arguments: argparse.Namespace, event: NodeEvent, what: str) 
         console.print(f"[yellow]{shown(note)}[/]")
 
 
+def print_direct(event: NodeEvent) -> None:
+    """Where peers dial the process itself, which a firewall may have to let through."""
+    if isinstance(direct := event.details.get("direct"), list) and direct:
+        console.print(f"Directly, without daemons, at {shown(', '.join(map(str, direct)))}")
+
+
 def reach_note(host: str, maddrs: tuple[str, ...]) -> str:
     """What is to be known of a node that only its own computer reaches; "" of others."""
     if not all_loopback([maddr.partition("/p2p/")[0] for maddr in maddrs]):

@@ -33,7 +33,8 @@ def sources(initial: dict[int, int], clock: Clock | None = None, book: AddressBo
     """``initial``: peers, by the number of their network."""
     clock = clock or Clock(0.0)
     addresses = [f"{maddr(network)}/p2p/{IDS[number]}" for number, network in initial.items()]
-    return Sources(NOBODY, addresses, book or AddressBook(clock=clock), clock, random.Random(1))
+    kept = AddressBook(clock=clock) if book is None else book
+    return Sources(NOBODY, addresses, kept, clock, random.Random(1))
 
 
 @given(
@@ -93,3 +94,25 @@ def test_we_never_ask_ourselves() -> None:
     known.learn([replace(node(1, 1), peer_id=NOBODY)])
     known.add([f"{maddr(1)}/p2p/{NOBODY}"])
     assert known.in_turn(False) == [IDS[0]]
+
+
+def test_who_needs_a_daemon_is_asked_where_nobody_else_answers() -> None:
+    known = sources({0: 0})
+    quic, relayed = "/ip4/8.8.4.4/udp/1/quic-v1", f"/ip4/8.8.4.4/udp/1/quic-v1/p2p/{IDS[9]}/p2p-circuit"
+    known.learn([node(1, 1), replace(node(2, 2), maddrs=(quic,)), replace(node(3, 3), maddrs=(relayed,))])
+    known.learn([replace(node(4, 4), maddrs=(quic, "/ip4/127.0.0.1/tcp/22"))])  # which nobody dials there
+    known.learn([replace(node(5, 5), maddrs=(quic,), direct_maddrs=(f"{maddr(5)}/direct",))])
+    assert sorted(known.in_turn(False)) == sorted([IDS[0], IDS[1], IDS[5]])
+    assert sorted(known.by_daemon()) == sorted(IDS[2:5])
+    for number in (0, 1, 5):
+        known.failed(IDS[number])
+    assert sorted(known.in_turn(False)) == sorted([IDS[0], IDS[1], IDS[5]])
+    assert known.in_turn(True) == []
+
+
+def test_the_book_keeps_nothing_of_our_own_machine_that_a_stranger_announced() -> None:
+    book = AddressBook(clock=Clock(0.0))
+    known = sources({0: 0}, book=book)
+    known.learn([replace(node(1, 1), maddrs=(maddr(1), "/ip4/127.0.0.1/tcp/22"))])
+    known.answered(IDS[1])
+    assert [peer.maddrs for peer in book.peers()] == [(maddr(1),)]

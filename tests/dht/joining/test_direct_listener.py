@@ -48,6 +48,10 @@ async def test_a_chosen_port_says_which_the_listener_has() -> None:
     second = await open_direct(Identity.generate(), DirectOptions(), listen_at=(HOME, port))
     assert await port_of(first) == port + PORT_ABOVE
     assert await port_of(second) not in (0, port + PORT_ABOVE)  # which is taken
+    told = DirectOptions(announce=(f"/ip4/203.0.113.5/tcp/{port + PORT_ABOVE}",))
+    with pytest.raises(ListenError, match="in use") as caught:  # what is announced would be the first's
+        await open_direct(Identity.generate(), told, listen_at=(HOME, port))
+    assert "--direct-port" in caught.value.hint
     taken = DirectOptions(port=port + PORT_ABOVE)
     with pytest.raises(ListenError, match="in use"):
         await open_direct(Identity.generate(), taken, listen_at=(HOME, 0))

@@ -12,6 +12,7 @@ from swarm_node.node.cli.serve import _Display, node_config
 from swarm_node.node.cli.shared.arguments import byte_size
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
+from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import Span
 
@@ -137,3 +138,27 @@ def test_what_never_ran_is_not_said_to_have_stopped(
     for name in events:
         display.on_event(NodeEvent(name, details={"message": "there is no model at m", "hint": ""}))
     assert ("Stopped." in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--no-direct", "--pure-python"], "one of the two"),
+        (["--no-direct", "--direct-port", "1"], "Leave --no-direct out"),
+        (["--announce-direct", "/ip4/203.0.113.5/tcp/0"], "--direct-port"),
+        (["--announce-direct", "/dns4/a.example/tcp/0/direct"], "--direct-port"),
+    ],
+)
+def test_direct_options_that_contradict(words: list[str], hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        node_config(build_parser().parse_args(["serve", "--model", "m", *words]), KEY)
+    assert hint in caught.value.hint
+
+
+def test_where_the_direct_listener_is_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    display = _Display(build_parser().parse_args(["serve", "--model", "m"]))
+    direct = "/ip4/192.168.1.5/tcp/32331/direct"
+    display.on_event(NodeEvent("listening", peer_id="12D3", details={"direct": [direct]}))
+    assert direct in capsys.readouterr().err
+    display.on_event(NodeEvent("listening", peer_id="12D3", details={"direct": []}))
+    assert "Directly" not in capsys.readouterr().err

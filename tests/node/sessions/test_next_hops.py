@@ -12,7 +12,7 @@ from swarm_node.node.limits.quotas import Ledger, Limits
 from swarm_node.node.sessions.next_hops import NOT_REACHED, UNCOUNTED_BYTES, NextHop, NextHops
 from swarm_node.swarm.errors import ErrorCode, PeerError, PeerUnreachableError, StreamClosedError
 from swarm_node.swarm.fairness.shares import Holder
-from swarm_node.swarm.links.dialler import HiddenDialError
+from swarm_node.swarm.links.guarded_dials import HiddenDialError
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.field_types import Downstream

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from swarm_node.swarm.errors import PeerUnreachableError, StreamClosedError
-from swarm_node.swarm.links.dialler import Dialler, HiddenDialError, is_hidden
+from swarm_node.swarm.links.dialler import Dialler
+from swarm_node.swarm.links.guarded_dials import HiddenDialError, is_hidden
 from swarm_node.swarm.types import ModelRef
 
 MODEL = ModelRef("tiny", "ab" * 32, 4)
