@@ -11,6 +11,7 @@ from typing import TypeVar
 from ...dht.directory import REFRESH_S, Directory
 from ...swarm.errors import SwarmError
 from ...swarm.placement.demand import MAX_WANTED, WantedModel
+from ...swarm.runtime.tasks import look_at
 
 PAUSE_S = 5.0
 """A client writes at most one record in this many seconds, whatever changes."""
@@ -51,6 +52,7 @@ class DemandTeller:
     async def keep(self, work: Awaitable[T]) -> T:
         """The outcome of ``work``, during which nothing that is missed is forgotten."""
         task = asyncio.ensure_future(work)
+        task.add_done_callback(look_at)  # it may fail in the turn in which the caller is cancelled
         try:
             while not (await asyncio.wait([task], timeout=PAUSE_S))[0]:
                 for model in self._current():

@@ -12,6 +12,7 @@ from ..fairness.unfinished import UnfinishedFrame
 from ..protocol.messages import MESSAGES, Message
 from ..protocol.schema import MessageSet
 from ..protocol.wire import DEFAULT_MAX_FRAME, FrameParser, Payload, encode_frame
+from ..runtime.tasks import look_at
 from ..timeouts import LEAST_RATE_BYTES_PER_S
 from ..transport.interface import Stream
 
@@ -110,6 +111,7 @@ class MessageStream(Generic[M]):
         """As ``receive``, from a peer that owes an answer. Raises PeerTimeoutError if it sends nothing within
         ``seconds``, or less than LEAST_RATE_BYTES_PER_S."""
         receiving = asyncio.ensure_future(self.receive())
+        receiving.add_done_callback(look_at)  # it may fail in the turn in which the caller is cancelled
         try:
             while True:
                 received = self.bytes_received

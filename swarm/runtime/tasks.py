@@ -40,10 +40,11 @@ async def in_thread(function: Callable[[], object]) -> None:
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel them and wait until they are over. What they end with is not looked at."""
+    """Cancel them and wait until they are over. What they end with, or had ended with, is of no interest."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
+        task.add_done_callback(look_at)
     if tasks:
         await asyncio.wait(tasks)
 
@@ -75,7 +76,7 @@ async def first(*awaitables: Awaitable[object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)  # which looks at their errors
     for task in done:
         task.result()
 

@@ -187,6 +187,8 @@ class YamuxConnection:
                     continue
                 match event:
                     case Incoming(id):
+                        if id in self._streams or id in self._lingering:
+                            raise RemoteProtocolError(f"stream {id} was opened once before")
                         self._owner.on_stream(self._add(id))
                     case Ended(id, reset):
                         self._ended(id, reset)
@@ -214,9 +216,8 @@ class YamuxConnection:
         return stream
 
     def _ended(self, id: int, reset: bool) -> None:
-        if (timer := self._lingering.get(id)) is not None and not self._session.knows(id):
+        if (reset or not self._session.knows(id)) and (timer := self._lingering.pop(id, None)):
             timer.cancel()
-            del self._lingering[id]
         if (stream := self._streams.get(id)) is not None:
             stream.end(StreamClosedError("it was reset") if reset else None)
 

@@ -227,6 +227,7 @@ class DirectTransport:
         error if all fail."""
         targets = targets_of(peer_id, maddrs)
         pending: set[asyncio.Task[YamuxConnection]] = set()
+        done: set[asyncio.Task[YamuxConnection]] = set()
         errors: list[NetworkError] = []
         try:
             while targets or pending:
@@ -243,7 +244,7 @@ class DirectTransport:
                         raise error
                     errors.append(error)
         finally:
-            await cancel_all(pending)
+            await cancel_all(pending | done)
         raise errors[0]
 
     async def _connect_to(self, peer_id: str, target: Target) -> YamuxConnection:
@@ -314,15 +315,14 @@ class DirectTransport:
         if self._closed:
             tcp.abort()
             return
-        self._handshakes[tcp] = address_group(tcp.remote_maddr)
+        group = self._handshakes[tcp] = address_group(tcp.remote_maddr)
         if len(self._handshakes) > MAX_HANDSHAKES:
             oldest = oldest_of_the_largest(self._handshakes)
             del self._handshakes[oldest]
             oldest.abort()
-        self._run(self._welcome(tcp))
+        self._run(self._welcome(tcp, group))
 
-    async def _welcome(self, tcp: TcpChannel) -> None:
-        group = self._handshakes[tcp]
+    async def _welcome(self, tcp: TcpChannel, group: str) -> None:
         holder = Holder(group, group)
         try:
             async with asyncio.timeout(HANDSHAKE_S):

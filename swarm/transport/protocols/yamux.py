@@ -148,6 +148,7 @@ class YamuxSession:
         self._current = 0  # its stream
         self._after = 0  # flags that count once it is complete
         self._grown = 0
+        self._lost = 0  # bytes that may still come on streams that were reset here
         self._pings = 0
         self._earned = 0  # bytes that were sent and not yet set against a window update
         self.going_away = False
@@ -217,7 +218,8 @@ class YamuxSession:
 
     def reset(self, stream: int) -> None:
         """End a stream at once; what is queued is dropped."""
-        if stream in self._streams:
+        if (state := self._streams.get(stream)) is not None:
+            self._lost += state.granted
             self._forget(stream)
             self._answer(_WINDOW_UPDATE, _RST, stream, 0)
 
@@ -341,8 +343,9 @@ class YamuxSession:
             self._missing, self._current = length, stream
             if state is None:
                 # Of a stream that was reset here, which the peer need not know yet.
-                if length > MAX_WINDOW:
+                if length > self._lost:
                     raise RemoteProtocolError(f"yamux: {length} bytes of an unknown stream {stream}")
+                self._lost -= length
             elif state.ended or length > state.granted:
                 raise RemoteProtocolError(
                     f"yamux: {length} bytes on stream {stream}, where {state.granted} may come"
@@ -364,6 +367,7 @@ class YamuxSession:
         if stream % 2 == self._next_id % 2 or stream in self._streams:
             raise RemoteProtocolError(f"yamux: stream {stream} has a number that the peer may not open")
         if self._inbound >= self._max_inbound:
+            self._lost += INITIAL_WINDOW
             self._answer(_WINDOW_UPDATE, _RST, stream, 0)
             return
         self._inbound += 1

@@ -13,6 +13,7 @@ from swarm_node.swarm.protocol.wire import PROTOCOL_ID, Frame, encode_frame
 from swarm_node.swarm.transport.interface import READ_SIZE, Buffer, Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState
+from tests.swarm.runtime.complaints import Complaints
 
 SESSION = bytes(16)
 
@@ -188,3 +189,14 @@ async def test_close_closes_the_stream() -> None:
     stream = ScriptedStream()
     Connection(stream).close()
     assert stream.closed
+
+
+async def test_a_stream_that_ends_while_its_reader_is_cancelled_is_not_reported_as_forgotten() -> None:
+    complaints = Complaints()
+    reading = asyncio.create_task(Connection(ScriptedStream()).receive_within(1.0))
+    await asyncio.sleep(0)  # it waits
+    await asyncio.sleep(0)  # the stream has ended, and it does not know yet
+    reading.cancel()
+    await asyncio.wait([reading])
+    del reading
+    assert complaints.heard() == []

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from swarm_node.swarm.runtime.tasks import all_of, cancel_all, in_thread, look_at
+from tests.swarm.runtime.complaints import Complaints
 
 
 async def fail(error: Exception) -> None:
@@ -90,6 +91,22 @@ async def test_tasks_that_are_cancelled_are_over() -> None:
     await cancel_all([])
     for task in tasks:
         look_at(task)  # neither raises
+
+
+async def test_what_fails_while_it_is_cancelled_is_not_reported_as_forgotten() -> None:
+    complaints = Complaints()
+
+    async def failed() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError
+
+    task = asyncio.create_task(failed())
+    await asyncio.sleep(0)
+    await cancel_all([task])
+    del task
+    assert complaints.heard() == []
 
 
 async def test_what_blocks_is_called_in_a_thread_and_its_error_is_raised() -> None:

@@ -139,6 +139,7 @@ FLOODS = {
     "single bytes": lambda: frame(0, 0, 1, 1, b"x") * 100,
     "empty frames": lambda: frame(0, 0, 1, 0) * 100,
     "frames of unknown streams": lambda: frame(1, 0, 999, 0) * 100,
+    "bytes of unknown streams": lambda: frame(0, 0, 999, 16_000, bytes(16_000)),
     "farewells": lambda: frame(3, 0, 0, 0) * 100,
     "nothing at all": lambda: b"",
 }

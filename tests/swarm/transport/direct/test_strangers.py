@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+from unittest.mock import Mock
 
 import pytest
 
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.identity import Identity
-from swarm_node.swarm.transport.direct import totals, transport
+from swarm_node.swarm.transport.direct import connection, totals, transport
 from swarm_node.swarm.transport.direct.addresses import parse_tcp_maddr
 from swarm_node.swarm.transport.direct.channel import NoiseChannel, TcpChannel
 from swarm_node.swarm.transport.direct.relay import HOP
@@ -22,6 +23,7 @@ from swarm_node.swarm.transport.protocols.multistream import propose
 from swarm_node.swarm.transport.protocols.yamux import INITIAL_WINDOW, MAX_INBOUND
 from tests.doubles.direct_peers import ECHO, STRANGER, StartDirect, echo, linked
 from tests.doubles.fake_swarm import until
+from tests.swarm.runtime.complaints import Complaints
 
 
 async def intruder(server: DirectTransport) -> NoiseChannel:
@@ -54,6 +56,43 @@ async def test_streams_without_end_are_refused(start_direct: StartDirect) -> Non
     assert sum(len(each._streams) for each in server._all_connections()) == MAX_INBOUND + 1
     channel.abort()
     await until(lambda: len(server._all_connections()) == 1 and len(server._tasks) == 1)
+    good.write([b"unharmed"])
+    assert await good.read() == b"unharmed"
+
+
+async def test_a_stream_is_not_opened_twice(
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 0.1)
+    complaints = Complaints()
+    server, _, good = await linked(start_direct)
+    junk = b"\x05abcd\n"  # what ends a stream on the server's side, where it then lingers
+    for again in (frame(1, 8, 1, 0) + frame(1, 1, 1, 0), frame(1, 8, 1, 0), b""):
+        channel = await intruder(server)
+        channel.write(frame(1, 1, 1, 0) + frame(0, 0, 1, len(junk), junk))
+        await until(lambda: any(each._lingering for each in server._all_connections()))
+        (one,) = [each for each in server._all_connections() if each._lingering]
+        channel.write(again + again)
+        await until(lambda one=one: not one._lingering)
+        channel.abort()
+    await until(lambda: len(server._all_connections()) == 1)
+    good.write([b"unharmed"])
+    assert await good.read() == b"unharmed"
+    assert complaints.heard() == []
+
+
+async def test_a_handshake_that_had_to_go_before_it_began_is_no_error(
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_HANDSHAKES", 1)
+    complaints = Complaints()
+    server, _, good = await linked(start_direct)
+    for _ in range(2):  # in one turn of the loop
+        tcp = TcpChannel(server._accept)
+        tcp.connection_made(Mock(get_extra_info=lambda name: ("192.0.2.1", 1)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert complaints.heard() == []
     good.write([b"unharmed"])
     assert await good.read() == b"unharmed"
 

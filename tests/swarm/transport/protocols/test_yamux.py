@@ -203,6 +203,19 @@ def test_too_many_streams_are_reset_one_by_one_and_make_room_again() -> None:
     assert session.receive(frame(WINDOW_UPDATE, SYN, 9001, 0)) == [Incoming(9001)]
 
 
+def test_who_goes_on_sending_to_no_stream_is_cut_off_after_what_it_was_granted() -> None:
+    session = YamuxSession(initiator=False, max_inbound=1)
+    session.receive(frame(DATA, SYN, 1, 6, b"unread") + frame(DATA, SYN, 3, 0))  # the second is refused
+    session.reset(1)
+    owed = 2 * INITIAL_WINDOW - 6
+    while owed:
+        size = min(owed, 60_000)
+        assert session.receive(frame(DATA, 0, 3, size, bytes(size))) == []
+        owed -= size
+    with pytest.raises(RemoteProtocolError, match="unknown stream 3"):
+        session.receive(frame(DATA, 0, 3, 1, b"x"))
+
+
 def test_what_is_sent_to_a_stream_that_was_ended_here_is_dropped_within_its_window() -> None:
     session = listener()
     session.finish(1)
