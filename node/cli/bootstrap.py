@@ -41,6 +41,8 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
             mdns=entry.mdns,
             relay=arguments.relay,
         )
+        if arguments.relay and not arguments.json:
+            console.print("Starting the relay, and trying it with two peers of its own ...")
         running = asyncio.ensure_future(run_bootstrap(config, on_event))
         with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
             await running

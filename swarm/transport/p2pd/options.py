@@ -12,6 +12,7 @@ import hivemind.hivemind_cli
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
 
 from ...identity import Identity
+from ..addresses import PeerAddress
 
 MOST_CIRCUITS = 256
 """A relay carries at most this many connections to one node."""
@@ -69,7 +70,12 @@ class P2pdOptions:
             options["announceAddrs"] = ",".join(self.announce_maddrs)
         if self.relays:
             options["forceReachabilityPrivate"] = True
-            options["trustedRelays"] = ",".join(self.relays)
+            # One address each: p2pd gets no place at a relay that it is given twice. It knows the others from
+            # its connections.
+            each: dict[str, str] = {}
+            for relay in self.relays:
+                each.setdefault(PeerAddress.parse(relay).peer_id, relay)
+            options["trustedRelays"] = ",".join(each.values())
             options["relayDiscovery"] = False  # it looks for others for minutes before it asks these
         if self.is_relay:
             options["forceReachabilityPublic"] = True

@@ -54,7 +54,10 @@ async def make_relay(transport: P2pdTransport) -> None:
             await check_relaying(maddrs)
         except NetworkError as error:
             if attempt == ATTEMPTS - 1:
-                raise
+                raise NetworkError(
+                    f"this node does not relay as it should: {error.message}",
+                    hint="Check that no firewall keeps this computer's processes apart, and start it again.",
+                ) from error
             logger.warning("%s; starting p2pd anew", error.message)
         else:
             return
