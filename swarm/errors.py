@@ -25,6 +25,7 @@
     │   │   ├── PeerLateError       others were there before: it may only be slow
     │   │   ├── PeerMuteError       it answers PING, and not what it was asked
     │   │   └── TrialLostError      it took too long for a trial
+    │   ├── OpenFilesError          this process has no descriptor left: ask again later
     │   ├── HopFailedError          a hop of a route cannot go on, or begin
     │   ├── EdgeFailedError         two living hops of a route do not work together
     │   ├── ReplayRefusedError      a hop cannot replay its journal
@@ -158,6 +159,15 @@ class StreamClosedError(NetworkError):
 class LocalNetworkError(StreamClosedError):
     """All streams of this process ended at once, because of this process or its computer. Unless the message
     says that it was given up, the network comes back by itself: what needs it may be tried again at once."""
+
+
+class OpenFilesError(NetworkError):
+    """Says nothing of those who were to be asked."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process has too many open files", hint="Allow more: ulimit -n 4096, or LimitNOFILE=4096."
+        )
 
 
 class PeerTimeoutError(NetworkError):

@@ -13,10 +13,11 @@ from typing import Any, Self
 import uvicorn
 
 from ...swarm.errors import ListenError
+from ...swarm.runtime.open_files import allowed_connections
 from ...swarm.transport.addresses import bare_host
 from .app import create_app
 from .gateway import Gateway
-from .http.connection import KEEP_ALIVE_S, RESERVED_FILES, HttpConnection
+from .http.connection import KEEP_ALIVE_S, HttpConnection
 
 BACKLOG = 2048
 
@@ -109,24 +110,6 @@ class GatewayServer:
                 await asyncio.shield(self._serving)
         finally:
             dropping.cancel()
-
-
-def allowed_connections(wished: int) -> int:
-    """``wished`` connections, or as many as the process may have descriptors for. Their limit is raised as
-    far as possible."""
-    try:
-        import resource
-    except ImportError:  # Windows: descriptors have no such bound
-        return wished
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wished + RESERVED_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return max(16, min(wished, soft - RESERVED_FILES))
-    return wished
 
 
 def listen(host: str, port: int) -> socket.socket:

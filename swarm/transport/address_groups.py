@@ -8,8 +8,10 @@ belongs to the relay's group, since nothing more can be seen of the peer behind 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import TypeVar
 
 from .addresses import parse_socket_maddr
 
@@ -21,6 +23,8 @@ UNKNOWN = ""
 """The group of an address that is not known or has no IP address: all of those together are one group."""
 
 _RELAYED = "/p2p-circuit"
+
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=4096)
@@ -65,3 +69,10 @@ def networks(maddrs: Iterable[str]) -> int:
         if "/" in group:  # a network, so global
             seen[6 if ":" in group else 4].add(group)
     return max(answered, *map(len, seen.values()))
+
+
+def oldest_of_the_largest(groups: Mapping[T, str]) -> T:
+    """The oldest thing of the largest group. ``groups``: things, the oldest first, and their address
+    groups."""
+    crowd = Counter(groups.values()).most_common(1)[0][0]
+    return next(thing for thing, group in groups.items() if group == crowd)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ....swarm.runtime.open_files import RESERVED
 from .body import to_json
 from .call import ABORT
 from .errors import ApiError
@@ -20,8 +21,6 @@ KEEP_ALIVE_S = 30
 LINGER_S = 2.0
 """Seconds for which a refused connection is still read: if it were closed at once, the client could lose the
 answer."""
-RESERVED_FILES = 256
-"""Descriptors that are kept for all else: peers, models, logs."""
 _LINE = 4
 """A header takes this many bytes beside its name and value."""
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
@@ -127,7 +126,7 @@ class HttpConnection(HttpToolsProtocol):
         self.transport.write(
             f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
         )
-        if len(self.connections) > self.max_connections + RESERVED_FILES // 2:
+        if len(self.connections) > self.max_connections + RESERVED // 2:
             self.transport.close()
             return
         self.transport.write_eof()

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection
 
 from ..address_groups import address_group
 from .connection import YamuxConnection
-
-T = TypeVar("T")
-
-
-def oldest_of_the_largest(groups: Mapping[T, str]) -> T:
-    """The oldest thing of the largest group. ``groups``: things, the oldest first, and their address
-    groups."""
-    crowd = Counter(groups.values()).most_common(1)[0][0]
-    return next(thing for thing, group in groups.items() if group == crowd)
 
 
 def loser_to(newcomer: str, accepted: Collection[YamuxConnection]) -> YamuxConnection | None:

@@ -21,8 +21,9 @@ from ...fairness.buckets import Bucket
 from ...fairness.gate import FairGate, GateLimits
 from ...fairness.shares import Holder
 from ...identity import Identity
+from ...runtime.open_files import allowed_connections
 from ...runtime.tasks import cancel_all, look_at
-from ..address_groups import address_group
+from ..address_groups import address_group, oldest_of_the_largest
 from ..addresses import listen_error
 from ..dial_errors import not_spoken, self_dial_error
 from ..interface import DIAL_TIMEOUT, Stream, StreamHandler
@@ -32,7 +33,7 @@ from ..protocols.yamux import MAX_INBOUND
 from .addresses import Target, parse_tcp_maddr, targets_of, tcp_maddrs
 from .channel import RawChannel, TcpChannel
 from .connection import YamuxConnection
-from .crowds import loser_to, oldest_of_the_largest
+from .crowds import loser_to
 from .relay import HOP, connect_through
 from .security import Security, dial_problem
 from .stream import DirectStream
@@ -57,6 +58,8 @@ HANDSHAKES = GateLimits(
 )
 """Handshakes of those who dial us, in a second: 100 take about 5 % of a core. Each address group counts as
 one peer; when all want more, the groups take turns."""
+CONNECTIONS_SHARE, HANDSHAKES_SHARE = 0.3, 0.1
+"""Of the descriptors that this process may have: where they are few, fewer connections are allowed."""
 MAX_CONNECTIONS = 512
 """Others may have opened at most this many connections. One more ends one that is not in use, or one of an
 address group that has more than the newcomer's."""
@@ -91,6 +94,8 @@ class DirectTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: dict[TcpChannel, str] = {}  # and the address group, oldest first
         self._accepted = 0  # connections that others have opened
+        self._max_connections = allowed_connections(MAX_CONNECTIONS, CONNECTIONS_SHARE)
+        self._max_handshakes = min(MAX_HANDSHAKES, allowed_connections(MAX_HANDSHAKES, HANDSHAKES_SHARE))
         self._gate = FairGate(HANDSHAKES)
         self._totals = Totals(self._all_connections)
         self._closed = False
@@ -316,7 +321,7 @@ class DirectTransport:
             tcp.abort()
             return
         group = self._handshakes[tcp] = address_group(tcp.remote_maddr)
-        if len(self._handshakes) > MAX_HANDSHAKES:
+        if len(self._handshakes) > self._max_handshakes:
             oldest = oldest_of_the_largest(self._handshakes)
             del self._handshakes[oldest]
             oldest.abort()
@@ -378,7 +383,7 @@ class DirectTransport:
 
     def _make_room(self, remote_maddr: str) -> bool:
         """Whether one more connection may be accepted, perhaps in place of another."""
-        if self._accepted < MAX_CONNECTIONS:
+        if self._accepted < self._max_connections:
             return True
         accepted = [each for each in self._all_connections() if not each.initiator]
         loser = loser_to(remote_maddr, accepted)

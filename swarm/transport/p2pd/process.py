@@ -21,7 +21,8 @@ from pathlib import Path
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
 from hivemind.proto import p2pd_pb2
 
-from ...errors import ListenError, LocalNetworkError, NetworkError
+from ...errors import ListenError, LocalNetworkError, NetworkError, OpenFilesError
+from ...runtime.open_files import none_left
 from .options import P2pdOptions
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,11 @@ class P2pdProcess:
     async def start(cls, options: P2pdOptions, on_end: Callable[[], None]) -> P2pdProcess:
         """Raises ListenError if it cannot listen, NetworkError if it does not start."""
         folder = _make_folder()
-        key = _pipe_with(options.identity.key_file())
+        try:
+            key = _pipe_with(options.identity.key_file())
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OpenFilesError from error
         arguments = options.arguments(folder / _DAEMON_SOCKET, _path_of(key))
         try:
             child = await asyncio.create_subprocess_exec(
@@ -82,6 +87,8 @@ class P2pdProcess:
             shutil.rmtree(folder, ignore_errors=True)
             if not isinstance(error, OSError):
                 raise
+            if none_left(error):
+                raise OpenFilesError from error
             raise NetworkError(
                 f"cannot run the libp2p daemon {arguments[0]}: {error.strerror or error}",
                 hint="Reinstall hivemind for this platform.",
@@ -128,7 +135,8 @@ class P2pdProcess:
     ) -> tuple[p2pd_pb2.Response, asyncio.StreamReader, asyncio.StreamWriter]:
         """Send one control request; the connection is the caller's to close.
 
-        Raises LocalNetworkError if the daemon is gone, NetworkError if it breaks off.
+        Raises LocalNetworkError if the daemon is gone, OpenFilesError if it cannot be asked now, NetworkError
+        if it breaks off.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(self.control_socket, limit=STREAM_LIMIT)
@@ -158,6 +166,8 @@ class P2pdProcess:
         try:
             async with asyncio.timeout(PROBE_S):
                 _, _, writer = await self.request(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+        except OpenFilesError as error:
+            return LocalNetworkError(error.message, hint=error.hint)
         except NetworkError:
             return self.death_error()
         except TimeoutError:
@@ -170,6 +180,8 @@ class P2pdProcess:
 
     def broken(self, error: BaseException) -> NetworkError:
         """The error to raise when the daemon did not do what we asked."""
+        if none_left(error):
+            return OpenFilesError()
         if self.is_gone():
             return self.death_error()
         return NetworkError(f"the libp2p daemon (p2pd) broke off a request: {error or type(error).__name__}")
@@ -248,7 +260,12 @@ def _base_folder() -> Path:
 
 
 def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+    """Whether a process owns the socket, or that cannot be found out now."""
+    try:
+        trial = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:  # no descriptor is left
+        return True
+    with trial:
         trial.setblocking(False)
         try:
             trial.connect(str(path))

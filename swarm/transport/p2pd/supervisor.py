@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from ...errors import LocalNetworkError, NetworkError
+from ...errors import LocalNetworkError, NetworkError, OpenFilesError
 from ..interface import NetworkChange, NetworkLost, NetworkRestored, NetworkWatcher
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ MOST_DEATHS = 5
 """After this many daemons in a row that did not live SETTLED_S, another would not help."""
 BACK_OFF_S = 0.5
 """Seconds before the second start in a row, doubled with each further one. The first follows at once."""
+TOLD_AGAIN_S = 60.0
+"""Seconds after which it is said again that this process has too many open files."""
 
 
 def steady_clock() -> float:
@@ -97,7 +100,11 @@ class DaemonSupervisor:
         then replaced."""
         if not self._daemon.is_up:
             raise LocalNetworkError("the libp2p daemon (p2pd) of this process is being started again")
-        if not await self._answers(DOUBT_S):
+        try:
+            answers = await self._answers(DOUBT_S)
+        except OpenFilesError as error:
+            raise LocalNetworkError(error.message, hint=error.hint) from None
+        if not answers:
             because = f"did not answer for {DOUBT_S:g} s and was replaced"
             self._daemon.kill(because)
             raise LocalNetworkError(f"the libp2p daemon (p2pd) of this process {because}")
@@ -130,11 +137,17 @@ class DaemonSupervisor:
 
     async def _watch(self) -> None:
         """Until the daemon had to be killed."""
+        told_at = -math.inf
         while True:
             before = self._clock()
             await self._sleep(PING_EVERY_S)
             try:
                 answers = await self._answers(HUNG_AFTER_S)
+            except OpenFilesError as error:
+                if self._clock() - told_at > TOLD_AGAIN_S:
+                    told_at = self._clock()
+                    logger.warning("event=open_files_short message=%r", error.message)
+                continue
             except NetworkError as error:
                 logger.debug("%s", error.message)
                 await self._sleep(PING_EVERY_S)  # a daemon that ended ends this wait, and says so better

@@ -25,7 +25,9 @@ from ...errors import (
     UsageError,
 )
 from ...identity import Identity
+from ...runtime.open_files import allowed_connections
 from ...runtime.tasks import cancel_all
+from ..address_groups import address_group, oldest_of_the_largest
 from ..addresses import PeerAddress, all_loopback, listenable
 from ..dial_errors import dial_error, self_dial_error
 from ..interface import DIAL_TIMEOUT, NetworkWatcher, Stream, StreamHandler
@@ -50,6 +52,8 @@ CONTROL_TIMEOUT = 5.0
 MOST_NEIGHBOURS = 32
 """A new daemon connects to this many peers at once; the others come back by themselves."""
 MOST_ADDRESSES = 4
+MAX_STREAMS, STREAMS_SHARE = 1024, 0.5
+"""Others may have this many streams open here, a descriptor each, or as many as this share of all allows."""
 LIST_AGAIN_S = 0.1
 """Seconds between two lists of connections that are asked for because a peer was not in the last one."""
 PING_PROTOCOL = "/ipfs/ping/1.0.0"
@@ -92,6 +96,8 @@ class P2pdTransport:
         self._streams: weakref.WeakSet[P2pdStream] = weakref.WeakSet()
         self._keeper = DaemonSupervisor(daemon, self._ping, self._settle)
         self._keeping: asyncio.Task[LocalNetworkError] | None = None
+        self._accepted: dict[P2pdStream, str] = {}  # streams of others and their address groups, oldest first
+        self._max_accepted = allowed_connections(MAX_STREAMS, STREAMS_SHARE)
         self._closed = False
 
     @classmethod
@@ -175,6 +181,13 @@ class P2pdTransport:
             if self._closed or task is None:
                 stream.close()
                 return
+            self._accepted[stream] = address_group(stream.remote_maddr)
+            if len(self._accepted) > self._max_accepted:  # those who were here first stay
+                loser = oldest_of_the_largest(dict(reversed(self._accepted.items())))
+                del self._accepted[loser]
+                loser.close()
+                if loser is stream:
+                    return
             self._tasks.add(task)
             try:
                 await handler(stream)
@@ -186,6 +199,7 @@ class P2pdTransport:
                 logger.exception("the handler of a stream from %s failed", stream.peer_id)
             finally:
                 self._tasks.discard(task)
+                self._accepted.pop(stream, None)
                 stream.close()
 
         self._check_open()

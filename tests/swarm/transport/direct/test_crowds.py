@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from swarm_node.swarm.transport.direct.crowds import heaviest, loser_to, oldest_of_the_largest
+from swarm_node.swarm.transport.address_groups import oldest_of_the_largest
+from swarm_node.swarm.transport.direct.crowds import heaviest, loser_to
 
 HOME, NET = "/ip4/9.9.9.9/tcp/1", "/ip4/8.8.8.{}/tcp/1"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -13,6 +14,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -21,6 +24,7 @@ from swarm_node.swarm.errors import (
     ListenError,
     LocalNetworkError,
     NetworkError,
+    OpenFilesError,
     PeerTimeoutError,
     PeerUnreachableError,
     StreamClosedError,
@@ -32,13 +36,14 @@ from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.address_groups import address_group
 from swarm_node.swarm.transport.interface import NetworkChange, NetworkLost, NetworkRestored, Stream
-from swarm_node.swarm.transport.p2pd import supervisor
+from swarm_node.swarm.transport.p2pd import process, supervisor
 from swarm_node.swarm.transport.p2pd import transport as p2pd
 from swarm_node.swarm.transport.p2pd.maddrs import encode_maddr
 from swarm_node.swarm.transport.p2pd.process import STALE_AGE, remove_stale_folders
 from swarm_node.swarm.transport.p2pd.stream import P2pdStream
 from swarm_node.swarm.transport.p2pd.transport import P2pdTransport
 from tests.doubles.direct_peers import STRICT, echo, gets_parting_errors, strict
+from tests.doubles.fake_swarm import until
 
 pytestmark = pytest.mark.swarm
 
@@ -538,3 +543,50 @@ def test_ids_inside_addresses_are_encoded_as_multihashes() -> None:
     assert relayed == f"0401020304060050a5032600{raw}a202"
     with pytest.raises(UsageError):
         encode_maddr("/ip4/1.2.3.4/tcp/80/p2p/0OIl")
+
+
+def no_descriptor(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_a_process_without_descriptors_does_not_take_its_daemon_for_gone(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "PING_EVERY_S", 0.01)
+    server, client, stream = await linked(start)
+    pid = daemon_pid(client)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "socket", SimpleNamespace(socket=no_descriptor, AF_UNIX=1, SOCK_STREAM=1))
+        patch.setattr(asyncio, "open_unix_connection", no_descriptor)
+        assert not client.p2p.process.is_gone()
+        with pytest.raises(OpenFilesError, match="too many open files"):
+            await client.open_stream(server.peer_id, ECHO)
+        with pytest.raises(LocalNetworkError, match="too many open files"):
+            await client.check()
+        await until(lambda: caplog.text.count("event=open_files_short") == 2)  # each transport's
+        await asyncio.sleep(0.1)
+    assert caplog.text.count("event=open_files_short") == 2
+    stream.write([b"still there"])
+    assert await stream.read() == b"still there"
+    assert (await client.open_stream(server.peer_id, ECHO)).peer_id == server.peer_id
+    assert daemon_pid(client) == pid
+
+
+async def test_streams_of_others_are_bounded_and_those_who_came_first_stay(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2pd, "MAX_STREAMS", 2)
+    server, client, first = await linked(start)
+    streams = [first, await client.open_stream(server.peer_id, ECHO)]
+    await until(lambda: len(server._accepted) == 2)
+    with suppress(StreamClosedError):
+        refused = await client.open_stream(server.peer_id, ECHO)
+        assert await refused.read() == b""
+    for stream in streams:
+        stream.write([b"here"])
+        assert await stream.read() == b"here"
+    streams[1].close()
+    await until(lambda: len(server._accepted) == 1)
+    again = await client.open_stream(server.peer_id, ECHO)
+    again.write([b"room"])
+    assert await again.read() == b"room"
