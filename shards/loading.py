@@ -13,7 +13,7 @@ from .kernels.linear import ActivationPrecision
 from .layers.quantize import INT4_SOURCES
 from .models.client_memory import HeadShape, check_room
 from .models.client_part import ClientModel
-from .models.devices import require_mlx, resolve_device
+from .models.devices import INSTALL_COMPILER, require_mlx, require_torch, resolve_device
 from .models.head import FinalNorm, Head, RefinedHead
 from .models.load_plan import LoadOptions, LoadPlan, WeightKind, resolve
 from .models.native_span import load_native_span, unsupported
@@ -50,6 +50,7 @@ def load_backend(
     reason = None if plan.precision is None else unsupported(checkpoint, span, plan)
     if plan.precision is not None and reason is None:
         return load_native_span(checkpoint, span, plan, progress, threads=threads)
+    _check_torch(plan, reason)
     from .torch.span import load_torch_span
 
     return load_torch_span(
@@ -98,6 +99,7 @@ def load_client_model(
         tied_head = native if tied and raw.qtype == "Q8_0" and linear.is_int8 else None
         rounding = native_rounding(plan.precision, config.hidden_size)
     else:
+        _check_torch(plan)
         from .torch.head import TorchHead
         from .torch.weights import TorchLoader
 
@@ -116,6 +118,20 @@ def load_client_model(
         *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
         *(checkpoint.release, tied_head),
     )
+
+
+def _check_torch(plan: LoadPlan, reason: str | None = None) -> None:
+    """The door to torch's rooms. UsageError where torch is missing: what needs it here (``reason``: of a model
+    that our kernels do not take), and what to do instead."""
+    if plan.options.kernels == "torch":
+        require_torch("--kernels torch", "Use --kernels auto")
+    elif plan.dtype != "float32":
+        require_torch(f"--dtype {plan.dtype} on device {plan.device!r}", "Use --dtype auto on the CPU")
+    elif reason is not None:
+        require_torch(f"this model ({reason})", "Try --kernels native")
+    else:
+        why = f"computing without our C kernels ({plan.reason})"
+        require_torch(why, f"Let them be compiled, by a compiler of yours or {INSTALL_COMPILER}")
 
 
 def _head_kind(raw: RawTensor, plan: LoadPlan) -> WeightKind:

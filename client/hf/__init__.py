@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ...shards.models.devices import require_torch
 from ...swarm.errors import UsageError
 from ...swarm.runtime.extras import install_extra
 
@@ -24,6 +25,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_torch(name, "Use swarm_node.client.SwarmModel, which does without")
     try:
         value = getattr(import_module(f".{home}", __name__), name)
     except ModuleNotFoundError as error:

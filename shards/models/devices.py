@@ -14,6 +14,8 @@ CONCRETE = ("cpu", "cuda", "mps", "mlx")
 DEVICES = ("auto", *CONCRETE)
 """The values of ``--device``."""
 INSTALL_MLX = f"{install_extra('mlx')} in the checkout"
+INSTALL_COMPILER = f"{install_extra('compiler')} in the checkout"
+INSTALL_TORCH = "pip install 'torch>=2.8,<3'"
 
 
 class DeviceChoice(NamedTuple):
@@ -37,9 +39,11 @@ def choose_device(wanted: str = "auto", *, only_cpu: bool = False) -> DeviceChoi
         return DeviceChoice("cpu")
     if has_mlx():
         return DeviceChoice("mlx")
-    import torch  # here: it takes a second, and this is asked while the command line is read
-
     note = f"MLX computes faster on this Mac: {INSTALL_MLX}"
+    try:
+        import torch  # here: it takes a second, and this is asked while the command line is read
+    except ImportError:
+        return DeviceChoice("cpu", note)
     return DeviceChoice("mps" if torch.backends.mps.is_available() else "cpu", note)
 
 
@@ -68,6 +72,19 @@ def require_mlx() -> None:
         raise UsageError("--device mlx needs MLX", hint=f"Install it: {INSTALL_MLX}.{linux}") from None
 
 
+def require_torch(what: str, instead: str) -> None:
+    """Raises UsageError where torch cannot be imported: ``what`` needs it, and what may be done ``instead``,
+    a sentence without its point."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{what} needs torch, which cannot be imported: {reason}",
+            hint=f"{instead}, or install torch: {INSTALL_TORCH}.",
+        ) from None
+
+
 def check_device(name: str) -> None:
     """Raises UsageError for a device that this machine does not have."""
     if name == "mlx":
@@ -86,6 +103,7 @@ def resolve_device(name: str) -> str:
         raise UsageError(
             "torch does not compute on MLX", hint="--device mlx is for the blocks that a node serves."
         )
+    require_torch(f"device {name!r}", "Use --device cpu")
     import torch  # here: it takes a second, and most commands never ask
 
     available = ["cpu"]

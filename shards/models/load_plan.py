@@ -79,12 +79,14 @@ class LoadPlan:
     """``device``: as ``LoadOptions.device``. ``dtype``: of activations, a name in DTYPES.
 
     ``precision``: how the C kernels hold activations; None where only torch's kernels can be used.
+    ``reason``: why that is so; "" where torch was asked for.
     """
 
     device: str
     dtype: str
     options: LoadOptions
     precision: ActivationPrecision | None = None
+    reason: str = ""
 
     @property
     def packed(self) -> bool:
@@ -156,11 +158,11 @@ def resolve(options: LoadOptions, native_dtype: str) -> LoadPlan:
         dtype = "float32"  # activations are small; float32 costs nothing beside the weights
     else:
         dtype = {"F32": "float32", "F16": "float16"}.get(native_dtype, "bfloat16")
-    return LoadPlan(device, dtype, options, _precision(options, device, dtype))
+    return LoadPlan(device, dtype, options, *_precision(options, device, dtype))
 
 
-def _precision(options: LoadOptions, device: str, dtype: str) -> ActivationPrecision | None:
-    """UsageError if kernels are asked for that cannot run."""
+def _precision(options: LoadOptions, device: str, dtype: str) -> tuple[ActivationPrecision | None, str]:
+    """``LoadPlan.precision`` and ``reason``. UsageError if kernels are asked for that cannot run."""
     problem = ""
     if device != "cpu" or dtype != "float32":
         problem = "they compute in float32 on the CPU"
@@ -172,8 +174,8 @@ def _precision(options: LoadOptions, device: str, dtype: str) -> ActivationPreci
     if problem and options.kernels in ("native", "fast"):
         raise UsageError(f"the native kernels cannot be used: {problem}", hint="Use --kernels auto.")
     if problem or options.kernels == "torch":
-        return None
+        return None, problem
     if options.kernels == "fast":
-        return ActivationPrecision.FAST
+        return ActivationPrecision.FAST, ""
     # Two bytes: KL 6e-8 against float32 (SmolLM2), and a quarter faster than three.
-    return ActivationPrecision.EXACT if options.dtype == "float32" else ActivationPrecision.CLOSE
+    return (ActivationPrecision.EXACT if options.dtype == "float32" else ActivationPrecision.CLOSE), ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,3 +130,54 @@ def test_unified_memory(monkeypatch: pytest.MonkeyPatch, free: int, info: dict[s
     monkeypatch.setattr(mx, "get_active_memory", lambda: 2 << 30)
     monkeypatch.setattr(mx, "get_cache_memory", lambda: 0)
     assert device_memory("mlx") == left
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # its import raises ImportError
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.types import Span
+import swarm_node.client.hf as hf
+checkpoint = open_checkpoint(sys.argv[1])
+options = LoadOptions(**eval(sys.argv[2]))
+for load in (lambda: load_client_model(checkpoint, options),
+             lambda: load_backend(checkpoint, Span(0, 1), options),
+             lambda: hf.SwarmCache):
+    try:
+        load()
+        print("loaded")
+    except UsageError as error:
+        print(error.message, error.hint, sep=" | ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "native", "needs", "instead"),
+    [
+        ({}, "", "", ""),
+        ({"kernels": "torch"}, "", "--kernels torch needs torch", "Use --kernels auto"),
+        ({"device": "cuda"}, "", "device 'cuda' needs torch", "--device cpu"),
+        ({"dtype": "bfloat16", "quantize": "none"}, "", "--dtype bfloat16", "--dtype auto"),
+        ({}, "0", "without our C kernels (turned off by SWARM_NODE_NATIVE=0) needs torch", '".[compiler]"'),
+    ],
+)
+def test_without_torch_an_error_says_what_needs_it_and_what_to_do(
+    gguf_llama: Callable[[], Path], options: dict[str, str], native: str, needs: str, instead: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(gguf_llama()), repr(options)],
+        env={**os.environ, **({"SWARM_NODE_NATIVE": native} if native else {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    client, node, hf = done.stdout.splitlines()
+    assert hf.startswith("SwarmCache needs torch")
+    assert "SwarmModel" in hf
+    for line in (client, node):
+        assert (
+            line == "loaded" if not needs else needs in line and instead in line and "install torch" in line
+        )
