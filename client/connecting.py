@@ -109,7 +109,15 @@ async def open_models(
         on_progress=on_progress,
         **part(options, HeadOptions),
     )
-    joining = asyncio.create_task(ClientNetwork.join(entry, on_progress))
+    waits_for = "Waiting for a peer of the swarm ..." if entry.initial_peers else "Looking for the swarm ..."
+
+    def on_joining(text: str) -> None:
+        nonlocal waits_for
+        waits_for = text
+        if on_progress is not None:
+            on_progress(text)
+
+    joining = asyncio.create_task(ClientNetwork.join(entry, on_joining))
     loading = [
         asyncio.create_task(
             hashing_told(
@@ -129,7 +137,10 @@ async def open_models(
     ]
     warming = asyncio.create_task(asyncio.to_thread(native.warm_up))
     try:
-        await asyncio.wait((joining, warming, *loading))
+        await asyncio.wait((warming, *loading))
+        if not joining.done() and on_progress is not None:
+            on_progress(waits_for)  # what was loaded meanwhile has told of itself last
+        await asyncio.wait((joining,))
         models = [task.result() for task in loading]
         return joining.result(), models
     except BaseException:

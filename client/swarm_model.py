@@ -98,8 +98,9 @@ class SwarmModel:
         model that the swarm serves. Its weights are those that the peers serve. ``initial_peers``: addresses
         that ``swarm-node bootstrap`` or ``serve`` print; one that answers is enough; without any, peers of
         this LAN are found by mDNS, unless ``mdns`` is False. ``swarm``: the name of the swarm to join,
-        ``swarm_key``: the file of its key, ``join``: an invite, which says both. ``pure_python``: without
-        p2pd and the DHT. ``wire_codec``: how activations travel: "int8" (default), "bf16", "fp16", or "none"
+        ``swarm_key``: the file of its key, ``join``: an invite, which says both. ``pure_python``: never
+        start p2pd, also for peers that cannot be dialled otherwise.
+        ``wire_codec``: how activations travel: "int8" (default), "bf16", "fp16", or "none"
         for exact float32. ``quantize`` ("auto", "none", "int8",
         "int4"), ``dtype`` ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine
         holds the head; auto takes the fastest form that loses nothing against the file. ``threads``: CPU

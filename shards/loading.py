@@ -121,8 +121,8 @@ def load_client_model(
 
 
 def _check_torch(plan: LoadPlan, reason: str | None = None) -> None:
-    """The door to torch's rooms. UsageError where torch is missing: what needs it here (``reason``: of a model
-    that our kernels do not take), and what to do instead."""
+    """The door to torch's rooms. UsageError where torch is missing: what needs it, and what to do instead.
+    ``reason``: why our kernels do not take a model."""
     if plan.options.kernels == "torch":
         require_torch("--kernels torch", "Use --kernels auto")
     elif plan.dtype != "float32":

@@ -133,5 +133,6 @@ def listen(host: str, port: int) -> socket.socket:
 def _cannot_listen(host: str, port: int, error: OSError) -> ListenError:
     return ListenError(
         f"cannot listen at {host} port {port}: {error.strerror or error}",
-        hint="Give another --host or --port; port 0 takes a free one.",
+        hint="Give an address of this machine as --host (127.0.0.1, or 0.0.0.0 for all), or another --port; "
+        "port 0 takes a free one.",
     )

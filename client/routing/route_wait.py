@@ -126,7 +126,7 @@ class RouteWait:
                 with suppress(NoRouteError):
                     return search(nodes, self._bans.hopeless(self._now()))
             if now >= (patient if until > limit else limit):
-                raise await explain(
+                explained = await explain(
                     problem,
                     kv_tokens,
                     self._model,
@@ -134,6 +134,9 @@ class RouteWait:
                     self._bans.causes,
                     self._health.banned(now),
                 )
+                if isinstance(explained, NoRouteError):
+                    explained.gone = frozenset(self._health.banned(now))
+                raise explained
             if on_wait is not None:
                 on_wait(Waiting(problem.message, problem.missing, problem.seen, limit - now))
             await self._sleep(min(POLL_S, max(until, now + 0.01) - now, limit - now))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...client.gateway.opening import open_gateway
 from ...client.gateway.server import GatewayServer
 from .shared.arguments import client_options
-from .shared.output import console, decision_line, events, shown
+from .shared.output import console, decision_line, events, plural, shown
 from .shared.signals import on_stop_signals
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class _Display:
             events.print({"event": "draining", "requests": requests, "drain_seconds": seconds})
         elif requests:
             console.print(
-                f"Draining: {requests} requests have {seconds:.0f} s to end. Another Ctrl-C stops at once."
+                f"Draining: {plural(requests, 'request')} {'has' if requests == 1 else 'have'} "
+                f"{seconds:.0f} s to end. Another Ctrl-C stops at once."
             )
 
     def stopped(self) -> None:

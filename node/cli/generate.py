@@ -12,7 +12,7 @@ from ...swarm.errors import UsageError
 from ...swarm.runtime.given_files import read_given
 from .shared.arguments import client_options, decoded
 from .shared.output import console, decision_line, plural, print_json, print_text, route_table, shown
-from .shared.progress import progress_line
+from .shared.progress import progress_line, repair_line
 from .trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
@@ -55,12 +55,16 @@ async def run_generate(arguments: argparse.Namespace) -> None:
         if speak or (decision.is_change and not arguments.json):
             console.print(decision_line(decision))
 
+    def on_progress(text: str) -> None:
+        status.update(text)
+
     status.start()
     try:
         async with await AsyncSwarmModel.connect(
             model=arguments.model,
-            **client_options(arguments, on_progress=status.update, on_decision=on_decision),
+            **client_options(arguments, on_progress=on_progress, on_decision=on_decision),
         ) as model:
+            status.update("Finding a route, and feeding it the prompt ...")
             if arguments.json:
                 result = (await model.generate_detailed(prompt, **options)).as_dict()
                 if decisions:
@@ -70,8 +74,12 @@ async def run_generate(arguments: argparse.Namespace) -> None:
                 print_json(result)
                 return
             stream = model.stream(prompt, **options)
+            begun = False
             async for piece in stream:
                 status.stop()
+                if not begun:
+                    # A spinner would erase the answer's last line: a long repair is told in a line.
+                    begun, status = True, repair_line(speak=speak)
                 print_text(piece)
             status.stop()
             print_text("\n")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...dht.joining.client import join_as_client
-from ...swarm.errors import PeerUnreachableError
+from ...swarm.errors import PeerUnreachableError, UsageError
 from ...swarm.identity import Identity
 from ...swarm.membership.entry import SwarmEntry, read_invite
 from ...swarm.membership.invite import Invite, describe_end, make_invite
@@ -19,16 +19,19 @@ from ...swarm.transport.addresses import PeerAddress, is_loopback
 from ...swarm.types import NodeInfo, NodeState
 from .shared.arguments import entry_of
 from .shared.output import console, plural, print_json, print_text, shown
+from .shared.progress import progress_shown
 
 MOST_PEERS = 3
 """Whose addresses an invite names: one that answers is enough."""
 MOST_MADDRS = 2
+USUAL_S = 30 * 86400.0
+"""Seconds that an invite makes a member for, where ``--lasts`` is not given."""
 
 
 async def run_invite(arguments: argparse.Namespace) -> None:
     made_key = _make_key(arguments.swarm_key)
     entry = entry_of(arguments)
-    peers = await _find_peers(entry)
+    peers = await _find_peers(entry, speak=not arguments.json)
     invite = replace(_bare_invite(arguments, entry), peers=tuple(peers))
     if arguments.json:
         print_json(
@@ -66,19 +69,24 @@ def _bare_invite(arguments: argparse.Namespace, entry: SwarmEntry) -> Invite:
     """An invite without addresses. A machine that was invited passes on its own invite: it has no key to make
     others."""
     if arguments.join:
+        if arguments.lasts is not None:
+            raise UsageError(
+                "--lasts cannot change an invite that was given with --join",
+                hint="Leave --lasts out: the invite is passed on as it is. Whoever has the key makes others.",
+            )
         return Invite.parse(read_invite(arguments.join))
     holder = entry.membership.holder if isinstance(entry.membership, KeyedSwarm) else None
-    return make_invite(swarm_name(arguments.swarm), holder, (), time.time(), arguments.lasts)
+    return make_invite(swarm_name(arguments.swarm), holder, (), time.time(), arguments.lasts or USUAL_S)
 
 
-async def _find_peers(entry: SwarmEntry) -> list[PeerAddress]:
+async def _find_peers(entry: SwarmEntry, *, speak: bool) -> list[PeerAddress]:
     """Addresses to give: those we were given, then those of nodes that serve now."""
     given = [PeerAddress.parse(text) for text in entry.initial_peers]
     if entry.is_alone:
         return []
-    with console.status("Looking for nodes of the swarm ...") as line:
+    with progress_shown("Looking for nodes of the swarm ...", speak=speak) as line:
         try:
-            network = await join_as_client(entry, lambda text: line.update(shown(text)))
+            network = await join_as_client(entry, line.update)
         except PeerUnreachableError:
             if given:
                 raise

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import sys
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from typing import Any
 
 from ...swarm.errors import SwarmError
@@ -54,7 +53,7 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 return runner.run(until_ended(command))
     except (SwarmError, KeyboardInterrupt, BaseExceptionGroup) as error:
-        print_error(error, as_json=as_json, say=partial(pasteable, arguments=arguments))
+        print_error(error, as_json=as_json, say=lambda hint, gone: pasteable(hint, arguments, gone))
         return exit_code_of(error)
     except Exception as error:  # the last resort: two lines for people, the rest for the log
         import logging

@@ -21,9 +21,11 @@ from ...swarm.placement.demand import Demand, tally
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState
 from .shared.arguments import entry_of
-from .shared.output import answers, console, format_bytes, plural, print_json, shown
+from .shared.output import answers, console, format_bytes, plural, print_json, print_table, shown
 from .status import SwarmListing, demand_lines, demand_report, networks_of, read_swarm
 
+_OTHER_COLUMNS = 40
+"""Columns of a terminal that stand beside the longest name: texts in them are broken into lines."""
 _ASKING = "Asking the swarm what it serves ..."
 
 
@@ -40,7 +42,7 @@ async def run_models(arguments: argparse.Namespace) -> None:
     snapshot, problem = SwarmListing((), ()), ""
     if not arguments.local:
         try:
-            snapshot = await read_swarm(entry_of(arguments), _ASKING)
+            snapshot = await read_swarm(entry_of(arguments), _ASKING, speak=not arguments.json)
         except NetworkError as error:  # what is here can be told in any case
             problem = error.message
     demand = tally(snapshot.wanted, snapshot.nodes)
@@ -105,24 +107,27 @@ def print_report(
         )
         return
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("model", "where", "size", "state"):
+    table.add_column("model", no_wrap=True)  # what is pasted: the others are broken into lines first
+    for heading in ("where", "size", "state"):
         table.add_column(heading)
     for model in here:
         table.add_row(shown(model.name), f"here ({model.kind})", format_bytes(model.nbytes), "complete")
     used: list[str] = []
+    longest = max((len(shown(model.name)) for model in here), default=0)
     digests = {node.model.digest for node in nodes}
     for ref, holders in _by_model(nodes):
         missing = missing_blocks(_online(holders), ref.n_blocks)
         state = f"[red]missing {', '.join(map(str, missing))}[/]" if missing else "[green]served[/]"
         nodes_of = plural(len(holders), "node")
         name = f"{shown(ref.name)}[dim]@{digest_prefix(ref.digest, digests)}[/]"
+        longest = max(longest, len(shown(ref.name)) + 1 + len(digest_prefix(ref.digest, digests)))
         places = f"swarm ({nodes_of}, {plural(networks_of(holders), 'network')})"
         table.add_row(name, places, f"{ref.n_blocks} blocks", state)
         if since := _since(used_since, ref):
             used.append(
                 f"{shown(ref.name)}@{digest_prefix(ref.digest, digests)}: used here since {since[:10]}"
             )
-    answers.print(table)
+    print_table(table, least=longest + _OTHER_COLUMNS)
     for line in [*used, *(f"{shown(str(pin))}: pinned" for pin in pins)]:
         answers.print(line)
     for line in demand_lines(demand):
@@ -163,7 +168,7 @@ async def _whole(wanted: ModelName, arguments: argparse.Namespace) -> ModelName:
     place = await asyncio.to_thread(find_local, str(wanted))
     if place is not None and place.ref is not None:
         return ModelName(wanted.name, place.ref.digest)
-    nodes = (await read_swarm(entry_of(arguments), _ASKING)).nodes
+    nodes = (await read_swarm(entry_of(arguments), _ASKING, speak=not arguments.json)).nodes
     found = {
         node.model.digest
         for node in nodes

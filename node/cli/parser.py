@@ -248,7 +248,7 @@ def _add_invite(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--lasts",
         type=duration,
-        default=30 * 86400.0,
+        default=None,
         metavar="TIME",
         help="how long a machine that joins with the invite is a member: 90m, 12h, 30d, 8w or ever (default: "
         "30d)",

@@ -310,8 +310,9 @@ class _Display:
             case "network_lost" | "network_restored":
                 print_network(event)
             case "draining":
+                sessions = cast(int, details.get("sessions", 0))
                 console.print(
-                    f"Draining: {details.get('sessions')} sessions have "
+                    f"Draining: {plural(sessions, 'session')} {'has' if sessions == 1 else 'have'} "
                     f"{details.get('drain_seconds'):.0f} s to end. Another Ctrl-C stops at once."
                 )
             case _ if line := _auto_line(event):
@@ -342,7 +343,7 @@ class _Display:
                 if (statistics := node.statistics()) is not None:
                     server, load = statistics.server, statistics.engine
                     line.update(
-                        f"{node.state} · {server.peers} peers · {server.sessions} sessions · "
+                        f"{node.state} · {server.peers} peers · {plural(server.sessions, 'session')} · "
                         f"{load.tokens_per_s:.0f} tokens/s · batch {load.batch:.1f} · "
                         f"queue {load.queued}, {load.queue_ms:.1f} ms · "
                         f"{server.free_kv_tokens} of {server.total_kv_tokens} KV tokens free · "

@@ -23,12 +23,14 @@ from ...swarm.transport.address_groups import networks
 from ...swarm.types import ModelRef, NodeInfo
 from ..presence.roll_call import silent_nodes
 from .shared.arguments import entry_of
-from .shared.output import answers, console, plural, print_json, short_peer_id, shown
+from .shared.output import answers, plural, print_json, print_table, short_peer_id, shown
 from .shared.pasting import pasteable
+from .shared.progress import progress_shown
 
 
 async def run_status(arguments: argparse.Namespace) -> None:
-    snapshot = await read_swarm(entry_of(arguments), "Asking the swarm who serves what ...", ask=True)
+    doing = "Asking the swarm who serves what ..."
+    snapshot = await read_swarm(entry_of(arguments), doing, ask=True, speak=not arguments.json)
     demand = tally(snapshot.wanted, snapshot.nodes)
     report = build_report(snapshot.nodes, demand, snapshot.left_out, snapshot.silent)
     if arguments.json:
@@ -46,11 +48,11 @@ class SwarmListing:
     """Peer ids of nodes that were asked and gave no answer."""
 
 
-async def read_swarm(entry: SwarmEntry, doing: str, *, ask: bool = False) -> SwarmListing:
-    """What a swarm's directory says now; with ``ask``, also which nodes answer. ``doing`` is shown meanwhile.
-    Raises UsageError, NetworkError."""
-    with console.status(doing) as line:
-        network = await join_as_client(entry, lambda text: line.update(shown(text)))
+async def read_swarm(entry: SwarmEntry, doing: str, *, ask: bool = False, speak: bool = True) -> SwarmListing:
+    """What a swarm's directory says now; with ``ask``, also which nodes answer. ``doing`` is shown meanwhile
+    if ``speak``. Raises UsageError, NetworkError."""
+    with progress_shown(doing, speak=speak) as line:
+        network = await join_as_client(entry, line.update)
         try:
             nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
             silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
@@ -144,7 +146,7 @@ def print_tables(
         return
     digests = [model["digest"] for model in report["models"]]
     for model in report["models"]:
-        answers.print(_table(model, digests))
+        print_table(_table(model, digests))
         for line in [*_deterministic(model), *_silent(model), *_by_daemons(model)]:
             answers.print(line)
         if model["missing"]:

@@ -302,7 +302,8 @@ def measure_answers(model: str, tokens: int) -> None:
                         spent.append((processor_seconds([*nodes, os.getpid()]) - before) / tokens)
                         rates.append(done.timings.tokens_per_s)
                         firsts.append(done.timings.first_token_s)
-                who = f"nodes {'without' if light else 'with'} p2pd, client {'without' if pure else 'with'}"
+                serving = "light nodes" if light else "nodes with p2pd"
+                who = f"{serving}, client {'without' if pure else 'with'} fallback"
                 print(
                     f"{who:44} {max(rates):6.1f} tokens/s at best, {statistics.median(rates):6.1f} median, "
                     f"first token {min(firsts) * 1e3:.0f} ms, processor {min(spent) * 1e3:.2f} ms a token",

@@ -282,6 +282,8 @@ def _not_found(
         f"give a path or a name on the HuggingFace hub, or put the model into {models_folder()}"
     )
     hint = advice[0].upper() + advice[1:].rstrip(".?") + ("?" if advice.endswith("?") else ".")
+    if Path(wanted.name).is_dir():
+        hint = f"For the folder of this name write ./{wanted.name}"
     if pinned:  # what is near is nearer than the pin allows
         hint = f"`swarm-node models unpin {wanted.name}` takes the pin back."
     is_yours = ", which you have pinned," if pinned else ""

@@ -20,8 +20,8 @@ from .membership import KeyedSwarm, Membership, NamedSwarm, swarm_name
 class SwarmEntry:
     """``initial_peers``: addresses, one of which must answer. ``may_meet``: addresses that need not.
 
-    ``membership`` None: the unnamed swarm. ``mdns``: look for peers on this LAN. ``pure_python``: without
-    p2pd and the DHT, asking nodes that have them.
+    ``membership`` None: the unnamed swarm. ``mdns``: look for peers on this LAN. ``pure_python``: never
+    start p2pd; nodes that run it are asked for the directory.
     """
 
     initial_peers: tuple[str, ...] = ()

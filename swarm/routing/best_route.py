@@ -70,7 +70,10 @@ class RouteRequest:
 
 
 class NoRouteError(RouteError):
-    """No usable node for ``missing``; ``seen`` are all nodes of the snapshot, usable or not."""
+    """No usable node for ``missing``; ``seen`` are all nodes of the snapshot, usable or not. ``gone``: ids of
+    peers that failed a moment ago."""
+
+    gone: frozenset[str] = frozenset()
 
     def __init__(
         self, message: str, *, hint: str, missing: tuple[Span, ...], seen: tuple[NodeInfo, ...]

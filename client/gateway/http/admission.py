@@ -41,7 +41,10 @@ class ApiKeys:
             text = read_given(path, MAX_KEYS_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
             problem = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UsageError(f"the API keys in {path} cannot be read: {problem}") from None
+            raise UsageError(
+                f"the API keys in {path} cannot be read: {problem}",
+                hint="Give a text file with one key a line.",
+            ) from None
         keys = [line for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
         if not keys or len(keys) > MAX_KEYS:
             raise UsageError(f"{path} holds {len(keys)} API keys", hint=f"Write 1 to {MAX_KEYS}, one a line.")

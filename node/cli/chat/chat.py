@@ -26,6 +26,7 @@ from ....swarm.errors import OutputError, SwarmError, UsageError
 from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
+from ....swarm.types import Route
 from ..shared.arguments import client_options
 from ..shared.output import route_table
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
@@ -83,6 +84,7 @@ class Chat:
         self._screen = screen
         self._survives = survives
         self._last: Generation | None = None
+        self._route: Route | None = None  # of an answer that was stopped, which has no figures
         self._used = 0  # tokens of the context after it
 
     def greet(self) -> None:
@@ -160,10 +162,13 @@ class Chat:
                     result = stream.result
             finally:
                 if stream is not None:
+                    if stream.route is not None:
+                        self._route = stream.route
                     stream.close()
                 self._screen.end(result)
                 conversation.answer("".join(text))
         if result is None:
+            self._last = None
             self._screen.note("Stopped. /retry answers again.")
             return
         self._last = result
@@ -218,7 +223,12 @@ class Chat:
 
     def _do_route(self, _: str) -> None:
         if self._last is None:
-            raise UsageError("there is no route yet", hint="Ask something first.")
+            if self._route is None:
+                raise UsageError("there is no route yet", hint="Ask something first.")
+            spans = [{"peer_id": hop.peer_id, "blocks": str(hop.span)} for hop in self._route.hops]
+            view = Text(f"{self._route} (of the answer that was stopped)")
+            self._screen.show("route", {"route": spans}, view)
+            return
         hops = [hop.as_dict() for hop in self._last.hops]
         self._screen.show("route", {"route": hops}, route_table(hops))
 

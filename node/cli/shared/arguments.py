@@ -138,8 +138,8 @@ def add_peers(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--pure-python",
             action="store_true",
-            help="run without p2pd, and ask nodes that run it; the default where there is no p2pd, "
-            "as on Windows",
+            help="never start p2pd: a client reaches only peers that it can dial itself, a node asks others "
+            "for the directory; the default where there is no p2pd, as on Windows",
         )
 
 

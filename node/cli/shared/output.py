@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -21,6 +21,7 @@ from rich.segment import ControlType, Segment
 from rich.table import Table
 
 from ....swarm.errors import OutputError, ReaderGoneError, SwarmError
+from ....swarm.routing.best_route import NoRouteError
 from ....swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 answers = SafeConsole(highlight=False, soft_wrap=True)
 """The console for results that are tables."""
+
+PIPE_WIDTH = 1000
+"""Columns of a table that no terminal shows: nothing of it is cut."""
+
+
+def print_table(table: Table, *, least: int = 0) -> None:
+    """To ``answers``: in the columns of a terminal, but in no fewer than ``least``, and whole where a program
+    reads it."""
+    answers.print(table, width=max(answers.width, least) if answers.is_terminal else PIPE_WIDTH)
+
 
 NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
 """The keys that every event has, for an error before there is a node."""
@@ -134,14 +145,17 @@ events = EventPrinter()
 """Standard output of this process has one reader, so it has one printer."""
 
 
-def print_error(error: BaseException, *, as_json: bool, say: Callable[[str], str] = str) -> None:
+def print_error(
+    error: BaseException, *, as_json: bool, say: Callable[[str, Collection[str]], str] | None = None
+) -> None:
     """To standard error for people; with ``as_json`` an ``error`` event on standard output as well. ``say``
-    completes the commands that the hint names."""
+    completes the commands that the hint names; not by way of peers that are gone."""
     error = _first(error)
     if isinstance(error, ReaderGoneError | KeyboardInterrupt):
         return  # nobody is there to be told, or knows it already
     message, hint = describe_error(error)
-    hint = say(hint)
+    if say is not None:
+        hint = say(hint, error.gone if isinstance(error, NoRouteError) else ())
     if as_json and not events.printed_error and not isinstance(error, OutputError):
         with contextlib.suppress(OutputError):
             events.print({"event": "error", "message": message, "hint": hint, **NO_NODE})

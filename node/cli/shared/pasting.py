@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from collections.abc import Collection
 
 from ....swarm.membership.invite import PREFIX
 
@@ -16,9 +17,10 @@ PEERS = " --initial-peers …"
 """The same for the options by which it joined the swarm. It stays in the text if they are not known."""
 
 
-def pasteable(text: str, arguments: argparse.Namespace) -> str:
-    """``text`` of an error whose commands in backticks lead into the swarm that ``arguments`` say."""
-    options = swarm_options(arguments)
+def pasteable(text: str, arguments: argparse.Namespace, gone: Collection[str] = ()) -> str:
+    """``text`` of an error whose commands in backticks lead into the swarm that ``arguments`` say; not by way
+    of the peers with the ids ``gone``."""
+    options = swarm_options(arguments, gone)
     model = getattr(arguments, "model", None)
 
     def completed(found: re.Match[str]) -> str:
@@ -35,7 +37,7 @@ def pasteable(text: str, arguments: argparse.Namespace) -> str:
     return _COMMAND.sub(completed, text)
 
 
-def swarm_options(arguments: argparse.Namespace) -> list[str]:
+def swarm_options(arguments: argparse.Namespace, gone: Collection[str] = ()) -> list[str]:
     """Which swarm, and where, as it was said. An invite is a secret: its text is not repeated, a file's name
     is."""
     found = []
@@ -45,7 +47,8 @@ def swarm_options(arguments: argparse.Namespace) -> list[str]:
         found.append(f"--swarm {shlex.quote(name)}")
     if key := getattr(arguments, "swarm_key", None):
         found.append(f"--swarm-key {shlex.quote(key)}")
-    if peers := getattr(arguments, "initial_peers", None):
+    given = getattr(arguments, "initial_peers", None) or ()
+    if peers := [peer for peer in given if peer.rstrip("/").rpartition("/")[2] not in gone]:
         found.append(f"--initial-peers {shlex.quote(','.join(peers))}")
     if not getattr(arguments, "mdns", True):
         found.append("--no-mdns")

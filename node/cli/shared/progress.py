@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
+from collections.abc import Iterator
 from typing import Protocol
 
+from ....swarm.transport.direct.with_daemon import STARTING_P2PD
 from .output import console, shown
 
 SLOW_S = 1.0
@@ -28,6 +32,22 @@ def progress_line(text: str, *, speak: bool = True) -> ProgressLine:
     return _Spinner(text) if console.is_terminal else SlowLine(text)
 
 
+def repair_line(*, speak: bool) -> ProgressLine:
+    """Tells what an answer that has begun waits for. On a terminal the answer's line ends before."""
+    return SlowLine(before="\n" if console.is_terminal else "") if speak else _Silence()
+
+
+@contextlib.contextmanager
+def progress_shown(text: str, *, speak: bool) -> Iterator[ProgressLine]:
+    """``progress_line``, from beginning to end of the block."""
+    line = progress_line(text, speak=speak)
+    line.start()
+    try:
+        yield line
+    finally:
+        line.stop()
+
+
 class _Silence:
     def start(self) -> None: ...
 
@@ -46,21 +66,51 @@ class _Spinner:
 
 
 class SlowLine:
-    """One line on standard error, with what is done then."""
+    """A line on standard error for each thing that is waited for longer than SLOW_S, numbers left out of
+    account; and at once where a daemon is started. After ``stop`` it goes on with the next ``update``.
+    ``before``: written before a line."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str = "", *, before: str = "") -> None:
         self._text = text
-        self._timer = threading.Timer(SLOW_S, self._say)
-        self._timer.daemon = True
+        self._before = before
+        self._said = ""
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()  # what is loaded is told from another thread
 
     def start(self) -> None:
-        self._timer.start()
+        with self._lock:
+            self._begin()
 
     def update(self, text: str) -> None:
-        self._text = text
+        with self._lock:
+            is_new = self._timer is None or _kind(text) != _kind(self._text)
+            self._text = text
+            if is_new:
+                self._begin()
+        if text.startswith(STARTING_P2PD):
+            self._say()
 
     def stop(self) -> None:
-        self._timer.cancel()
+        with self._lock:
+            self._said = ""
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _begin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(SLOW_S, self._say)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _say(self) -> None:
-        console.print(shown(self._text))
+        with self._lock:
+            if self._timer is None or _kind(self._text) == self._said:
+                return
+            self._said = _kind(self._text)
+            console.print(f"{self._before}{shown(self._text)}")
+
+
+def _kind(text: str) -> str:
+    return re.sub(r"\d+", "", text)

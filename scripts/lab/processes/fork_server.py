@@ -1,6 +1,6 @@
 """Processes that start in a fraction of the time: one has everything imported and forks the others.
 
-Importing torch and hivemind costs two seconds of a core, which is most of what a restarted node needs. The
+Importing a node's modules costs up to a second of a core, which is most of what a restarted node needs. The
 fork server imports them once, starts no thread and opens nothing, and forks a process for each node or client
 asked for: with its own p2pd, its own exit, to be killed like any other. Where there is no prctl (only Linux
 has it) processes start in the usual way. They end with the fork server, and the fork server with its parent,

@@ -1,5 +1,6 @@
-"""The transport without a daemon: libp2p over TCP, Noise and yamux in this process, for machines that have no
-p2pd. It speaks with p2pd's nodes and with its like, directly or through their relays, and knows no DHT.
+"""The transport without a daemon: libp2p over TCP, Noise and yamux in this process. Clients and nodes take it
+wherever a peer can be dialled so. It speaks with p2pd and with its like, directly or through relays, and
+knows no DHT.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from .addresses import by_others_alone
 
 logger = logging.getLogger(__name__)
 
+STARTING_P2PD = "Starting p2pd: "
+"""How the line for people begins when a daemon is started; why follows."""
+
 DaemonT = TypeVar("DaemonT", bound=Transport)
 
 
@@ -85,7 +88,7 @@ class LazyDaemonTransport(Generic[DaemonT]):
         starting = self._starting
         if starting is None or (starting.done() and starting.exception() is not None):
             logger.info("event=daemon_started reason=%r", why)
-            self._on_start(f"Starting p2pd: {why}")
+            self._on_start(f"{STARTING_P2PD}{why}")
             starting = self._starting = asyncio.create_task(self._begin(), name="p2pd")
             starting.add_done_callback(look_at)
         try:

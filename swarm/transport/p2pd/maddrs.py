@@ -36,7 +36,10 @@ def encode_maddr(text: str) -> bytes:
             if following:
                 encoded += Multiaddr(slash + following).to_bytes()
     except ValueError as error:
-        raise UsageError(f"{text[:200]!r} is not a multiaddress: {str(error)[:200]}") from None
+        raise UsageError(
+            f"{text[:200]!r} is not a multiaddress: {str(error)[:200]}",
+            hint="An address looks like /ip4/203.0.113.5/tcp/31330, or /dns4/HOST/tcp/31330.",
+        ) from None
     return encoded
 
 

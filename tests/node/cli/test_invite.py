@@ -126,3 +126,9 @@ def test_errors_are_two_lines_that_say_what_to_do(
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 2
     assert message in printed[0]
+
+
+def test_an_invite_that_is_passed_on_cannot_be_given_another_end(capsys: pytest.CaptureFixture[str]) -> None:
+    given = invite(capsys, "--swarm", "den")["invite"]
+    assert main(["invite", "--no-mdns", "--join", given, "--lasts", "60d"]) == 2
+    assert "Leave --lasts out" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from swarm_node.node.cli import models, status
 from swarm_node.node.cli.models import run_models
 from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.shared import output
 from swarm_node.node.cli.status import SwarmListing, demand_lines
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import ModelFiles
@@ -23,6 +25,7 @@ from swarm_node.swarm.placement.demand import Wanted, WantedModel, tally
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)
+LONG = ModelRef("A-model-whose-name-is-quite-long-Instruct-and-then-some.Q4_K_M", "ab" * 32, 30)
 FILES = ModelFiles("mine.Q4_1", Path("/models/mine.Q4_1.gguf"), "gguf", 98_000_000)
 
 
@@ -83,7 +86,7 @@ class Machine:
         monkeypatch.setattr(models, "default_local_models", lambda: Namespace(models=lambda: self.files))
         monkeypatch.setattr(models, "read_swarm", self.read)
 
-    async def read(self, *_: object) -> SwarmListing:
+    async def read(self, *_: object, **__: object) -> SwarmListing:
         if isinstance(self.snapshot, Exception):
             raise self.snapshot
         return self.snapshot
@@ -109,6 +112,18 @@ async def test_models_as_a_table(machine: Machine, capsys: pytest.CaptureFixture
     assert "swarm (2 nodes, 1 network)" in row
     assert "missing 10-29" in row
     assert "wanted: other by 1 peer; nobody serves it" in told
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+async def test_a_name_that_is_to_be_pasted_is_whole(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(output.answers, "_width", 80)
+    monkeypatch.setattr(output.answers, "_force_terminal", is_terminal)
+    machine.snapshot = SwarmListing([replace(node("a", "0-9"), model=LONG)], ())
+    await run()
+    told = capsys.readouterr().out
+    assert f"{LONG.name}@abababababab" in re.sub(r"\x1b\[[0-9;]*m", "", told)
 
 
 async def test_models_as_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

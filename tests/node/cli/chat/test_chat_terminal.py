@@ -64,6 +64,9 @@ def test_editor(start: Start, tmp_path: Path) -> None:
         terminal.type(CTRL_C)
         terminal.wait_for("Stopped.")
         terminal.wait_for(READY)
+        terminal.type(f"/route{ENTER}")
+        terminal.wait_for("(of the answer that was stopped)")
+        terminal.wait_for(READY)
         terminal.type(CTRL_C)
         terminal.wait_for("Ctrl-D or /exit leaves")
         terminal.wait_for(READY)
@@ -85,7 +88,8 @@ def test_editor(start: Start, tmp_path: Path) -> None:
     history = tmp_path / "home" / "chat-history.jsonl"
     assert history.stat().st_mode & 0o777 == 0o600
     typed = [json.loads(line) for line in history.read_text().splitlines()]
-    assert typed[:4] == ["hello\nyou", f"/save {tmp_path / 'chat.json'}", "hello\nyou", "/nonsense"]
+    assert typed[:3] == ["hello\nyou", f"/save {tmp_path / 'chat.json'}", "hello\nyou"]
+    assert typed[3:5] == ["/route", "/nonsense"]
 
 
 def test_without_prompt_toolkit(start: Start, tmp_path: Path) -> None:

@@ -76,3 +76,13 @@ def test_status_names_the_model_whose_blocks_are_missing(capsys: pytest.CaptureF
     assert f"`swarm-node serve --model a@{'ab' * 6} --blocks 0-3`" in told
     print_tables({"models": models[:1], "wanted": [], "left_out": []})
     assert "`swarm-node serve --model a --blocks 0-3`" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_peer_that_is_gone_is_no_way_into_the_swarm() -> None:
+    peers = ["/ip4/192.0.2.7/tcp/31330/p2p/QmDead", "/ip4/192.0.2.8/tcp/31330/p2p/QmAlive"]
+    arguments = build_parser().parse_args(["generate", "--initial-peers", ",".join(peers), "Hello"])
+    text = "`swarm-node serve --model M --initial-peers …`"
+    assert (
+        pasteable(text, arguments, {"QmDead"}) == f"`swarm-node serve --model M --initial-peers {peers[1]}`"
+    )
+    assert pasteable(text, arguments, {"QmDead", "QmAlive"}) == "`swarm-node serve --model M`"
