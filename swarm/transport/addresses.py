@@ -32,6 +32,7 @@ _WHERE_TO_LISTEN = (
     "or an address of this machine"
 )
 _PEER_MADDR = re.compile(r"(/[!-~]+)/(?:p2p|ipfs)/([1-9A-HJ-NP-Za-km-z]{40,128})/?")
+_DIRECT = re.compile(r"/tcp/\d+(?:/p2p/[^/]+)?/direct(?![^/])")
 _SOCKET_MADDR = re.compile(r"/(ip4|ip6)/([0-9A-Fa-f.:]+)/(tcp|udp)/(\d{1,5})(/.*)?")
 
 
@@ -48,6 +49,11 @@ class PeerAddress:
     @classmethod
     def parse(cls, text: str) -> PeerAddress:
         """Raises UsageError with an example for anything that is not a dialable address of a peer."""
+        if _DIRECT.search(text):
+            raise UsageError(
+                f"address {text[:200]!r} is of a node's direct listener, through which nobody joins a swarm",
+                hint="Give the node's ordinary address, which it prints first (`maddrs` with --json).",
+            )
         match = _PEER_MADDR.fullmatch(text.strip())
         if match is None:
             problem = "names no peer (/p2p/… is missing)" if text.startswith("/") else "is not a multiaddress"

@@ -14,6 +14,7 @@ _NOT_LIBP2P = (
     "failed to negotiate stream multiplexer",
     "trailing newline",
 )
+_NOT_DIRECT = "Of a node that listens directly, too, give the ordinary address, which it prints first."
 _SLOW = ("context deadline exceeded", "i/o timeout", "timed out")
 
 
@@ -26,7 +27,7 @@ def self_dial_error(peer_id: str) -> PeerUnreachableError:
 def not_spoken(peer_id: str, protocol_id: str) -> NotSpokenError:
     return NotSpokenError(
         f"peer {peer_id} is there but does not speak {protocol_id or 'our protocol'}",
-        hint="It may run another version, or only help peers to find each other.",
+        hint=f"It may run another version, or only help peers to find each other. {_NOT_DIRECT}",
     )
 
 
@@ -57,7 +58,8 @@ def refused(maddr: str) -> PeerUnreachableError:
 
 def no_swarm_peer(maddr: str) -> PeerUnreachableError:
     return PeerUnreachableError(
-        f"what answers at {_clean(maddr)} is not a swarm peer", hint="Check the address and the port."
+        f"what answers at {_clean(maddr)} is not a swarm peer",
+        hint=f"Check the address and the port. {_NOT_DIRECT}",
     )
 
 

@@ -169,3 +169,11 @@ def test_what_p2pd_says_becomes_one_line_for_people(
         raise error
     assert str(error).isprintable()
     assert len(str(error)) < 400
+
+
+@pytest.mark.parametrize("form", ["{0}/direct", "{0}/p2p/{1}/direct", "{0}/direct/p2p/{1}"])
+def test_nobody_joins_through_a_direct_listener(form: str) -> None:
+    with pytest.raises(UsageError, match="direct listener") as caught:
+        PeerAddress.parse(form.format("/ip4/192.0.2.1/tcp/32331", PEER))
+    assert "ordinary address" in caught.value.hint
+    PeerAddress.parse(f"/dns4/direct/tcp/1/p2p/{PEER}")
