@@ -228,7 +228,9 @@ def _compile(name: str, library: Path, sources: Sequence[Path], flags: Sequence[
                 output.replace(library)
                 _digest_path(library).write_text(digest)
                 return
-            problem = problem or done.stderr.strip()
+            problem = (
+                problem or done.stderr.strip() or f"it ended with status {done.returncode}, and said nothing"
+            )
     raise NativeUnavailableError(f"{compiler()[0]} could not compile: {problem[:MAX_ERROR_CHARS]}")
 
 

@@ -30,6 +30,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Waits for its threads without the loop, for which nothing would ever happen any more."""
+        self._executor_shutdown_called = True
+        if (executor := self._default_executor) is not None:  # type: ignore[attr-defined]
+            executor.shutdown(wait=True)
+
 
 class _Selector(selectors.SelectSelector):
     def __init__(self, loop: VirtualLoop) -> None:

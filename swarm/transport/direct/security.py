@@ -31,7 +31,7 @@ MAX_HANDSHAKE_MESSAGE = 2048
 """A message of a handshake may have this many bytes: a key, a signature and the names of some muxers."""
 
 
-class WrongPeerError(RemoteProtocolError):
+class _WrongPeerError(RemoteProtocolError):
     """The peer has proven to be another one: its message is that one's peer id."""
 
 
@@ -57,7 +57,7 @@ class Security:
         payload = handshake.read_message(await _read_message(tcp, MAX_HANDSHAKE_MESSAGE))
         proof = read_payload(payload, handshake.remote_static)
         if proof.peer_id != peer_id:
-            raise WrongPeerError(proof.peer_id)
+            raise _WrongPeerError(proof.peer_id)
         tcp.write(_framed(handshake.write_message(self._payload)))
         channel = NoiseChannel(tcp, *handshake.split())
         if YAMUX not in proof.muxers and not await propose(channel, YAMUX):
@@ -99,7 +99,7 @@ def dial_problem(peer_id: str, maddr: str, error: Exception) -> NetworkError:
             return dial_failure(peer_id, maddr, "it closed the connection during the handshake")
         case NetworkError():
             return error
-        case WrongPeerError():
+        case _WrongPeerError():
             return wrong_peer(maddr, error.message, peer_id)
     return no_swarm_peer(maddr)  # it talks, but not libp2p, or not by its rules
 

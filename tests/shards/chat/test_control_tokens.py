@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
@@ -72,7 +72,11 @@ def test_only_the_templates_own_control_tokens_are_tokens(template: str, texts: 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=3))
+@example(texts=["<tool_call>"])
 def test_texts_without_control_tokens_are_encoded_as_ever(template: str, texts: list[str]) -> None:
+    assume(
+        not any(token in text for token in (*SPECIAL, *SHOWN) for text in texts)
+    )  # it tries our words, too
     ours = tokenizer(template)
     chat = [{"role": "user", "content": text.encode(errors="replace").decode()} for text in texts]
     text = ours.template.render(chat, add_generation_prompt=True)

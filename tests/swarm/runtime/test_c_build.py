@@ -138,6 +138,14 @@ def test_a_compiler_that_is_named_but_missing(
         load_library("thing", write("int answer(void) { return 1; }\n"))
 
 
+def test_a_compiler_that_fails_without_a_word(
+    home: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARM_NODE_CC", "false")
+    with pytest.raises(NativeUnavailableError, match="could not compile: it ended with status 1"):
+        load_library("thing", write("int answer(void) { return 1; }\n"))
+
+
 def test_a_cache_that_others_can_write_is_not_trusted(home: Path, write: Write) -> None:
     home.mkdir(parents=True)
     home.chmod(0o777)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from swarm_node.swarm.runtime.tasks import all_of, cancel_all, in_thread, look_at
+from tests.doubles.virtual_time import VirtualLoop
 from tests.swarm.runtime.complaints import Complaints
 
 
@@ -134,3 +135,15 @@ def test_what_closes_at_the_interpreters_end_needs_no_thread() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
+
+
+def test_where_time_is_virtual_the_end_waits_for_threads() -> None:
+    let_go, done = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        asyncio.get_running_loop().run_in_executor(None, lambda: (let_go.wait(60), done.set()))
+        threading.Timer(0.05, let_go.set).start()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work())
+    assert done.is_set()
