@@ -71,7 +71,10 @@ def too_slow(maddr: str) -> PeerTimeoutError:
 
 
 def dial_failure(peer_id: str, maddr: str, reason: str) -> PeerUnreachableError:
-    return PeerUnreachableError(f"cannot reach peer {peer_id} at {_clean(maddr)}: {_clean(reason)}")
+    return PeerUnreachableError(
+        f"cannot reach peer {peer_id} at {_clean(maddr)}: {_clean(reason)}",
+        hint="Check the address, also the spelling of a name in it, and this computer's network.",
+    )
 
 
 def dial_error(peer_id: str, text: str, protocol_id: str = "") -> NetworkError:
