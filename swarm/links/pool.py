@@ -11,6 +11,7 @@ from ..runtime.tasks import cancel_all, look_at
 from ..timeouts import Patience
 from ..transport.dial_guard import DialGuard, for_client, public_of
 from ..transport.interface import Transport
+from ..transport.resolve import resolve_all
 from ..types import ModelRef
 from .link import NodeLink
 
@@ -87,9 +88,10 @@ class LinkPool:
         for link in links:
             await link.close()
 
-    def _chosen(self, peer_id: str, maddrs: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Where to dial a peer, and what of it the guard counts. Raises PeerSparedError."""
-        chosen = for_client(maddrs)
+    async def _chosen(self, peer_id: str, maddrs: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Where to dial a peer, and what of it the guard counts. Names are looked up before, as one may lead
+        to our own machine. Raises PeerSparedError, and PeerUnreachableError if no name is known."""
+        chosen = for_client(await resolve_all([maddr.removesuffix(f"/p2p/{peer_id}") for maddr in maddrs]))
         if self._guard is None:
             return chosen, []
         public = public_of(chosen)
@@ -112,7 +114,7 @@ class LinkPool:
 
         task = asyncio.current_task()
         try:
-            chosen, counted = self._chosen(peer_id, maddrs)
+            chosen, counted = await self._chosen(peer_id, maddrs)
             stream = await self._transport.open_stream(
                 peer_id, PROTOCOL_ID, chosen, timeout=self.patience.dial_s, lazy=True
             )

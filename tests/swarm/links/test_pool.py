@@ -6,6 +6,7 @@ import pytest
 
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.transport import resolve as names
 from swarm_node.swarm.transport.dial_guard import CLIENT_FAILURES_PER_HOST, DialGuard
 from swarm_node.swarm.types import ModelRef
 
@@ -44,3 +45,12 @@ async def test_what_is_on_our_own_networks_is_our_own_affair():
     dialled = await attempts(["/ip4/8.8.8.8/tcp/80", "/ip4/192.168.1.5/tcp/80"])
     assert dialled[0] == ("/ip4/8.8.8.8/tcp/80", "/ip4/192.168.1.5/tcp/80")
     assert dialled[-1] == ("/ip4/192.168.1.5/tcp/80",)
+
+
+async def test_a_name_beside_another_address_does_not_lead_to_our_own_machine(monkeypatch):
+    async def resolve(maddr, timeout=0.0):
+        return ["/ip4/127.0.0.1/tcp/80"] if maddr.startswith("/dns4/localhost/") else [maddr]
+
+    monkeypatch.setattr(names, "resolve", resolve)
+    for name in ("/dns4/localhost/tcp/80", "/dns4/localhost/tcp/80/p2p/liar0"):
+        assert await attempts(["/ip4/8.8.8.8/tcp/80", name], 1) == [("/ip4/8.8.8.8/tcp/80",)]
