@@ -89,6 +89,7 @@ class Node:
         self._model: ModelRef | None = None
         self._span: Span | None = None
         self._presence: Presence | None = None
+        self._version = version("swarm-node")  # read once: it is in a file
         self._background: asyncio.Task[None] | None = None
         self._begin_auto = begin_auto
         self._on_demand = on_demand
@@ -152,7 +153,7 @@ class Node:
             model=self._model,
             span=self._span,
             state=self._state,
-            version=version("swarm-node"),
+            version=self._version,
             links=self.presence.probe.links(),
             direct_maddrs=self.presence.direct_maddrs,
         )

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...errors import UsageError
+from ...errors import OpenFilesError, UsageError
 from ..dial_errors import no_address, only_by_others
 
 MAX_ADDRESSES = 16
@@ -86,10 +86,14 @@ def tcp_maddrs(host: str, port: int) -> list[str]:
 def _own_addresses(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     import psutil
 
+    try:
+        interfaces = psutil.net_if_addrs()
+    except OSError as error:
+        raise OpenFilesError from error
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     found = {
         ipaddress.ip_address(address.address.partition("%")[0])
-        for addresses in psutil.net_if_addrs().values()
+        for addresses in interfaces.values()
         for address in addresses
         if address.family == family
     }

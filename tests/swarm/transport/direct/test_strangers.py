@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import struct
 from unittest.mock import Mock
 
+import psutil
 import pytest
 
-from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.errors import OpenFilesError, PeerUnreachableError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.transport.direct import connection, totals, transport
 from swarm_node.swarm.transport.direct.addresses import parse_tcp_maddr
@@ -218,3 +220,14 @@ async def test_a_relay_that_answers_badly(start_direct: StartDirect, answer: byt
         await client.open_stream(STRANGER, ECHO, [f"{where}/p2p-circuit/p2p/{STRANGER}"])
     await until(lambda: not relay._tasks)
     assert len(client._tasks) == 0
+
+
+async def test_addresses_that_cannot_be_listed_now_are_asked_for_later(
+    start_direct: StartDirect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_direct(host_maddrs=("/ip4/0.0.0.0/tcp/0",))
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "net_if_addrs", Mock(side_effect=OSError(errno.EMFILE, "")))
+        with pytest.raises(OpenFilesError):
+            await server.maddrs()
+    assert await server.maddrs()
