@@ -10,6 +10,7 @@ import re
 import weakref
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from hivemind.p2p import P2PDaemonError, PeerID
@@ -17,6 +18,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from ...errors import (
+    ListenError,
     LocalNetworkError,
     NetworkError,
     PeerTimeoutError,
@@ -54,6 +56,8 @@ MOST_NEIGHBOURS = 32
 MOST_ADDRESSES = 4
 MAX_STREAMS, STREAMS_SHARE = 1024, 0.5
 """Others may have this many streams open here, a descriptor each, or as many as this share of all allows."""
+MOST_PORTS = 3
+"""Where any port will do, this many are tried."""
 LIST_AGAIN_S = 0.1
 """Seconds between two lists of connections that are asked for because a peer was not in the last one."""
 PING_PROTOCOL = "/ipfs/ping/1.0.0"
@@ -130,16 +134,16 @@ class P2pdTransport:
                     f"cannot announce {address}: nobody can dial port 0", hint="Name the real port."
                 )
         identity = identity or Identity.generate()
-        daemon = await P2pDaemon.launch(
+        daemon = await _launched(
+            () if client_mode else host_maddrs,
             P2pdOptions(
                 identity=identity,
-                host_maddrs=() if client_mode else listenable(host_maddrs),
                 announce_maddrs=tuple(announce_maddrs),
                 client_mode=client_mode,
                 nat_port_map=not client_mode and not all_loopback(host_maddrs),
                 relays=tuple(map(str, through)),
                 is_relay=is_relay,
-            )
+            ),
         )
         transport = cls(daemon, identity, peers, through)
         try:
@@ -469,6 +473,19 @@ class P2pdTransport:
     def _check_open(self) -> None:
         if self._closed:
             raise StreamClosedError("the transport is closed")
+
+
+async def _launched(host_maddrs: Sequence[str], options: P2pdOptions) -> P2pDaemon:
+    """A daemon that listens on ``host_maddrs``. A free port that was chosen for it may be another process's
+    by the time it listens: then it gets another one."""
+    tries = MOST_PORTS if any(map(_PORT_ZERO.search, host_maddrs)) else 1
+    while True:
+        tries -= 1
+        try:
+            return await P2pDaemon.launch(replace(options, host_maddrs=listenable(host_maddrs)))
+        except ListenError:
+            if not tries:
+                raise
 
 
 def _by_peer(peers: Iterable[PeerAddress]) -> dict[bytes, list[bytes]]:

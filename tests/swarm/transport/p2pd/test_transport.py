@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +34,7 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
+from swarm_node.swarm.transport import addresses
 from swarm_node.swarm.transport.address_groups import address_group
 from swarm_node.swarm.transport.interface import NetworkChange, NetworkLost, NetworkRestored, Stream
 from swarm_node.swarm.transport.p2pd import process, supervisor
@@ -215,6 +216,22 @@ async def test_a_port_in_use_is_refused_by_its_number(start: Start) -> None:
         await start(host_maddrs=[f"/ip4/127.0.0.1/tcp/{port}"])
     await first.close()
     await start(host_maddrs=[f"/ip4/127.0.0.1/tcp/{port}"])  # free again at once
+
+
+async def test_a_chosen_port_that_was_taken_meanwhile_is_replaced(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        chosen = [(f"/ip4/127.0.0.1/tcp/{port}",)]
+
+        def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
+            return chosen.pop() if chosen else addresses.listenable(host_maddrs)
+
+        monkeypatch.setattr(p2pd, "listenable", listenable)
+        transport = await start()
+        assert not chosen
+        assert f"/tcp/{port}" not in "".join(await transport.maddrs())
 
 
 @pytest.mark.parametrize(
