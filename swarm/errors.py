@@ -164,10 +164,13 @@ class LocalNetworkError(StreamClosedError):
 class OpenFilesError(NetworkError):
     """Says nothing of those who were to be asked."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "this process has too many open files", hint="Allow more: ulimit -n 4096, or LimitNOFILE=4096."
-        )
+    def __init__(
+        self,
+        message: str = "this process has too many open files",
+        *,
+        hint: str = "Allow more: ulimit -n 4096, or LimitNOFILE=4096.",
+    ) -> None:
+        super().__init__(message, hint=hint)
 
 
 class PeerTimeoutError(NetworkError):

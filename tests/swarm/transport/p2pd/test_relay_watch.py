@@ -70,11 +70,12 @@ def test_who_has_relays_announces_itself_there_and_only_a_relay_relays(tmp_path:
     relay = P2pdOptions(KEY, is_relay=True)
     assert {"-relayService=1", "-forceReachabilityPublic=1"} <= set(relay.arguments(tmp_path, "key"))
     assert relay.environment()["GOMAXPROCS"] == "1"
-    hidden = P2pdOptions(KEY, relays=("/ip4/192.0.2.1/tcp/1/p2p/R",))
-    assert hidden.circuits() == ("/ip4/192.0.2.1/tcp/1/p2p/R/p2p-circuit",)
+    relay_maddr = "/ip4/192.0.2.1/tcp/1/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+    hidden = P2pdOptions(KEY, relays=(relay_maddr,))
+    assert hidden.circuits() == (f"{relay_maddr}/p2p-circuit",)
     words = hidden.announcing(("/ip4/10.0.0.1/tcp/2", *hidden.circuits())).arguments(tmp_path, "key")
-    assert "-trustedRelays=/ip4/192.0.2.1/tcp/1/p2p/R" in words
-    assert "-announceAddrs=/ip4/10.0.0.1/tcp/2,/ip4/192.0.2.1/tcp/1/p2p/R/p2p-circuit" in words
+    assert f"-trustedRelays={relay_maddr}" in words
+    assert f"-announceAddrs=/ip4/10.0.0.1/tcp/2,{relay_maddr}/p2p-circuit" in words
     assert not any(
         "relay" in word.lower() and "=1" in word
         for word in hidden.without_relays().arguments(tmp_path, "key")
