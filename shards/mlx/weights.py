@@ -32,9 +32,6 @@ from .linear import DenseLinear, GroupedLinear, MlxLinear, StackedLinear
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..checkpoint.checkpoint import Checkpoint
-    from ..models.weight_loader import Progress
-
     Floats = NDArray[np.float32]
 
 
@@ -85,19 +82,8 @@ class _Grouped(NamedTuple):
     form: str
 
 
-class MlxLoader(TensorReader):
+class MlxLoader(TensorReader[MlxPlan]):
     """Reads tensors as ``plan`` says, each evaluated when it is returned: other threads will use them."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        plan: MlxPlan,
-        total_bytes: int = 0,
-        progress: Progress | None = None,
-        threads: int = 1,
-    ) -> None:
-        super().__init__(checkpoint, total_bytes, progress, threads)
-        self.plan = plan
 
     def norm(self, name: str) -> mx.array:
         """The weight of an RMSNorm over the hidden size."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -48,21 +48,25 @@ Progress = Callable[[int, int, str], None]
 _PIECE_VALUES = 1 << 20
 """This many weights are quantized at a time."""
 
+Plan = TypeVar("Plan")
 
-class TensorReader:
+
+class TensorReader(Generic[Plan]):
     """Reads tensors, reports progress, and keeps count of how they ended up.
 
-    ``total_bytes``: what ``progress`` counts towards, in bytes of the file. ``label``: what it is told.
-    ``threads`` round weights. ``nbytes``: memory that is held.
+    ``plan``: how they are to be held. ``total_bytes``: what ``progress`` counts towards, bytes of the file.
+    ``label``: what it is told. ``threads`` round weights. ``nbytes``: memory that is held.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
+        plan: Plan,
         total_bytes: int = 0,
         progress: Progress | None = None,
         threads: int = 1,
     ) -> None:
+        self.plan = plan
         self.nbytes = 0
         self.label = ""
         self._checkpoint = checkpoint
@@ -120,7 +124,7 @@ class TensorReader:
             self._progress(self._done, max(self._total, self._done), self.label)
 
 
-class WeightLoader(TensorReader):
+class WeightLoader(TensorReader[LoadPlan]):
     """Holds them for the C kernels, as ``plan`` says; its ``precision`` is not None."""
 
     def __init__(
@@ -131,8 +135,7 @@ class WeightLoader(TensorReader):
         progress: Progress | None = None,
         threads: int = 1,
     ) -> None:
-        super().__init__(checkpoint, total_bytes, progress, threads)
-        self.plan = plan
+        super().__init__(checkpoint, plan, total_bytes, progress, threads)
         if plan.precision is None:
             raise ValueError("the plan is not one for the C kernels")
         self.precision: ActivationPrecision = plan.precision

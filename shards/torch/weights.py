@@ -25,7 +25,7 @@ _PIECE_ROWS = 1024
 """The errors of this many rows are computed at a time."""
 
 
-class TorchLoader(TensorReader):
+class TorchLoader(TensorReader[LoadPlan]):
     """Holds them for torch's kernels, on the plan's device."""
 
     def __init__(
@@ -36,8 +36,7 @@ class TorchLoader(TensorReader):
         progress: Progress | None = None,
         threads: int = 1,
     ) -> None:
-        super().__init__(checkpoint, total_bytes, progress, threads)
-        self.plan = plan
+        super().__init__(checkpoint, plan, total_bytes, progress, threads)
         self._place, self._dtype = torch.device(plan.device), DTYPES[plan.dtype]
         self._scratch = Scratch()
 
