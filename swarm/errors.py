@@ -37,7 +37,8 @@
     │   └── LocalProtocolError      we did (a bug of ours)
     ├── PeerError                   a peer answered with a typed error frame        exit 6
     │   ├── NotAdmittedError        it or we are not a member of this swarm
-    │   └── BusyError               it has no room now; ``retry_after`` seconds
+    │   ├── BusyError               it has no room now; ``retry_after`` seconds
+    │   └── NotAsAnnouncedError     it serves something else than it announced (swarm/links/link)
     ├── OutputError                 standard output cannot be written               exit 7
     │   └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
     │       └── HungUpError         it is a terminal that was closed                exit 129

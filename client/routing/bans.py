@@ -18,6 +18,7 @@ from ...swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
+from ...swarm.links.link import NotAsAnnouncedError
 from ...swarm.peer_health import MAX_PEERS, PeerHealth
 from ...swarm.types import NodeInfo, NodeState
 
@@ -115,6 +116,7 @@ class Bans:
         for node in nodes:
             if node.peer_id == peer_id:
                 self._left[peer_id] = node.dial_maddrs
+                self.look([node], now)  # it may say something else than when it was chosen
 
     def succeeded(self, peer_id: str) -> None:
         """It answered rightly: all is forgiven."""
@@ -123,7 +125,8 @@ class Bans:
 
     def look(self, nodes: Sequence[NodeInfo], now: float) -> None:
         """Fresh announcements: peers that failed and were started anew since may be tried again at once.
-        They have other addresses, or said in between that they were leaving or joining."""
+        They have other addresses, or said in between that they were leaving or joining. So may those that
+        do not announce any more what they turned out not to serve."""
         announced = {node.peer_id: node for node in nodes}
         for peer_id, maddrs in list(self._left.items()):
             if not self._health.is_banned(peer_id, now):
@@ -132,7 +135,9 @@ class Bans:
                 continue  # a read may miss some
             elif node.state is not NodeState.ONLINE:
                 self._left[peer_id] = None
-            elif node.dial_maddrs != maddrs and not self._is_hopeless(peer_id):
+            elif self._says_otherwise(node) or (
+                node.dial_maddrs != maddrs and not self._is_hopeless(peer_id)
+            ):
                 del self._left[peer_id]
                 self._health.release(peer_id, now)
 
@@ -155,6 +160,11 @@ class Bans:
         self.causes.pop(peer_id, None)
         self._busy.pop(peer_id, None)
         self._left.pop(peer_id, None)
+
+    def _says_otherwise(self, node: NodeInfo) -> bool:
+        """Whether its announcement no longer says what it turned out not to serve."""
+        cause = self.causes.get(node.peer_id)
+        return isinstance(cause, NotAsAnnouncedError) and not cause.contradicts(node)
 
     def _is_hopeless(self, peer_id: str) -> bool:
         match self.causes.get(peer_id):

@@ -52,7 +52,7 @@ from ..protocol.messages import (
 from ..protocol.wire import DEFAULT_MAX_FRAME
 from ..timeouts import Patience
 from ..transport.interface import Stream
-from ..types import Hop, ModelRef
+from ..types import Hop, ModelRef, NodeInfo
 from . import timers
 from .message_stream import Connection
 from .outbox import Outbox
@@ -407,18 +407,34 @@ class NodeLink:
         self._on_end()
 
 
-def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> PeerError | None:
-    """Why a node that welcomed us cannot be this hop of a route, though it announced that it could."""
+class NotAsAnnouncedError(PeerError):
+    """A node that welcomed us cannot be this hop of a route with this codec, though it announced that it
+    could: mostly it has moved since."""
+
+    def __init__(self, message: str, *, code: ErrorCode, hop: Hop, codec: str) -> None:
+        super().__init__(message, code=code, retriable=False)
+        self._hop = hop
+        self._codec = codec
+
+    def contradicts(self, node: NodeInfo) -> bool:
+        """Whether the node's announcement says still (or again) that it could."""
+        return node.span.covers(self._hop.span) and (not node.codecs or self._codec in node.codecs)
+
+
+def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> NotAsAnnouncedError | None:
+    """Why a node that welcomed us cannot be this hop of a route."""
     if not welcome.span.covers(hop.span):
-        return PeerError(
+        return NotAsAnnouncedError(
             f"{name} serves blocks {welcome.span}, not {hop.span} as announced",
             code=ErrorCode.SPAN_NOT_SERVED,
-            retriable=False,
+            hop=hop,
+            codec=codec,
         )
     if codec not in welcome.codecs:
-        return PeerError(
+        return NotAsAnnouncedError(
             f"{name} does not speak the codec {codec}, as announced",
             code=ErrorCode.UNSUPPORTED_CODEC,
-            retriable=False,
+            hop=hop,
+            codec=codec,
         )
     return None

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from swarm_node.client.routing.bans import BUSY_JITTER, Bans
-from swarm_node.client.routing.route_wait import WaitLimits
+from swarm_node.client.routing.route_wait import SNAPSHOT_S, WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,
@@ -14,12 +14,14 @@ from swarm_node.swarm.errors import (
     ModelMismatchError,
     PeerError,
     PeerTimeoutError,
+    PeerUnreachableError,
     RemoteProtocolError,
     StreamClosedError,
     SwarmError,
 )
+from swarm_node.swarm.links.link import NotAsAnnouncedError
 from swarm_node.swarm.peer_health import MAX_PEERS, PeerHealth
-from swarm_node.swarm.types import NodeState, Span
+from swarm_node.swarm.types import Hop, NodeState, Span
 from tests.doubles.router_case import NEED, clocked_swarm, failure, hops
 
 
@@ -116,6 +118,39 @@ async def test_one_that_was_away_since_it_failed_is_tried_at_once() -> None:
     clock.events.append((began + 1.0, lambda: swarm.announce("a")))
     assert hops(await router.plan(NEED, limits=WaitLimits(missing_s=30))) == [("a", "0-5")]
     assert clock.time - began < 2
+
+
+def moved_from(span: str) -> NotAsAnnouncedError:
+    """The error of a node that was to serve ``span``, and does not any more."""
+    hop = Hop("a", Span.parse(span))
+    return NotAsAnnouncedError(f"a has left {span}", code=ErrorCode.SPAN_NOT_SERVED, hop=hop, codec="none")
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+async def test_one_that_moved_is_asked_for_what_it_announces_now(read_before: bool) -> None:
+    """Whether its new announcement was read before it was known that it moved, or after."""
+    swarm, router, clock = await clocked_swarm(dead="0-2", a="3-5", b="3-5")
+    await router.plan(NEED)
+    if read_before:
+        swarm.announce("a", span=Span(0, 3))
+        clock.time += SNAPSHOT_S + 1
+        await router.plan(NEED)
+    router.failed(failure("dead", PeerUnreachableError("nobody listens")))
+    router.failed(failure("a", moved_from("3-5")))
+    swarm.announce("a", span=Span(0, 3))
+    began = clock.time
+    assert hops(await router.plan(NEED)) == [("a", "0-2"), ("b", "3-5")]
+    assert clock.time == began
+
+
+async def test_one_that_announces_what_it_does_not_serve_is_avoided() -> None:
+    swarm, router, clock = await clocked_swarm(a="0-5", b="0-5")
+    await router.plan(NEED)
+    router.failed(failure("a", moved_from("3-5")))
+    swarm.announce("a", span=Span(2, 6))  # which covers it still
+    clock.time += SNAPSHOT_S + 1
+    assert hops(await router.plan(NEED)) == [("b", "0-5")]
+    assert router.health.is_banned("a", clock.time + 50)
 
 
 async def test_liars_and_busy_ones_are_not_forgiven_for_coming_back() -> None:
