@@ -34,7 +34,9 @@ WARY_S = 2.0
 """If liars were met lately and too few peers are proven, trials before a route is opened take at most this
 many seconds."""
 STRANGERS_S = 30.0
-"""Strangers that open no session are tried for this many seconds without a token in between."""
+"""Strangers that open no session are tried for this many seconds without a token in between, or for as long
+as the caller waits for blocks that nobody serves: announcements of dead nodes may be all that is in the way
+until others have taken these blocks."""
 
 
 class Closeable(Protocol):
@@ -45,13 +47,15 @@ T = TypeVar("T", bound=Closeable)
 
 
 class Attempts:
-    """The attempts of one session. ``passed_over``: peers that were tried and did not serve, and why."""
+    """The attempts of one session. ``patience_s``: how long the caller waits for blocks that nobody serves.
+    ``passed_over``: peers that were tried and did not serve, and why."""
 
-    def __init__(self, router: Router, scout: Scout, need: Need) -> None:
+    def __init__(self, router: Router, scout: Scout, need: Need, patience_s: float = 0.0) -> None:
         self.passed_over: dict[str, str] = {}
         self._router = router
         self._scout = scout
         self._need = need
+        self._strangers_s = max(STRANGERS_S, patience_s)
         self._openings = self._failures = self._strange = 0
         self._since: float | None = None  # of strangers that do not open
         self._lacking: Standing | None = None  # what others failed to be
@@ -82,7 +86,7 @@ class Attempts:
             self._lacking = self._lacking or Standing.ANSWERED
             now = self._router.now()
             self._since = now if self._since is None else self._since
-            if now - self._since > STRANGERS_S:
+            if now - self._since > self._strangers_s:
                 raise nobody_opens(len(self.passed_over), failure.cause) from failure
         if (
             self._failures >= MAX_FAILURES

@@ -131,7 +131,7 @@ class SwarmSession:
         self._replaced: list[HopTimings] = []
         self._retired: list[ChainTimings] = []
         self._record: RepairRecord | None = None  # since the route broke, until tokens come again
-        self._attempts = Attempts(router, scout, need)
+        self._attempts = Attempts(router, scout, need, limits.missing_s)
         self._gaps = GapSearch(router, self._attempts, need, limits, on_wait)
         self._doubts = Doubts(router, scout, need)
         self._settings = replace(settings, doubts=self._doubts, on_progress=self._progressed)

@@ -1,4 +1,4 @@
-"""Whatever opens belongs to somebody."""
+"""Whatever opens belongs to somebody, and how long others are tried."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from swarm_node.client.routing.route_finder import Need
-from swarm_node.client.session.attempts import Attempts
+from swarm_node.client.routing.route_finder import Need, Planned
+from swarm_node.client.routing.route_wait import WaitLimits
+from swarm_node.client.session.attempts import STRANGERS_S, Attempts
+from swarm_node.swarm.errors import HopFailedError, NetworkError, PeerUnreachableError
+from tests.doubles.router_case import NEED, clocked_swarm, hops
 
 
 class Opened:
@@ -45,3 +48,34 @@ async def test_what_opens_while_its_asker_is_cancelled_is_closed(ticks: int) -> 
         kept = None
     await asyncio.sleep(0)
     assert opened.is_open == (kept is opened)
+
+
+@pytest.mark.parametrize("patience_s", [STRANGERS_S + 30.0, STRANGERS_S])
+async def test_announcements_of_the_dead_are_outlasted_by_those_who_wait(patience_s: float) -> None:
+    """They are all that is announced of some blocks until others have taken these."""
+    swarm, router, clock = await clocked_swarm(dead="0-5", other="0-5")
+    swarm.store.remove("other")
+    began = clock.time
+    clock.events.append((began + STRANGERS_S + 15, lambda: swarm.announce("other")))
+
+    async def nobody_else(*_: object) -> list[HopFailedError]:
+        return []
+
+    scout: Any = SimpleNamespace(hedge_s=10.0, mute=lambda _: frozenset(), meet=nobody_else)
+    attempts = Attempts(router, scout, NEED, patience_s)
+
+    async def open_(planned: Planned) -> Opened:
+        if hops(planned) == [("dead", "0-5")]:
+            raise HopFailedError("dead", PeerUnreachableError("nobody listens"))
+        return Opened()
+
+    opening = attempts.first(
+        lambda: router.plan(NEED, began=began, limits=WaitLimits(missing_s=STRANGERS_S + 30)), open_
+    )
+    if patience_s > STRANGERS_S:
+        _, planned = await opening
+        assert hops(planned) == [("other", "0-5")]
+    else:
+        with pytest.raises(NetworkError, match="1 peers are announced that do not serve"):
+            await opening
+        assert STRANGERS_S < clock.time - began < STRANGERS_S + 15
