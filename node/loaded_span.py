@@ -12,7 +12,7 @@ from typing import Any, cast
 from ..dht.records.node_records import NodeRecords
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.kernels import library, table
-from ..shards.layers.kv_pool import slot_bytes
+from ..shards.layers.kv_pool import largest_slot
 from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
@@ -243,7 +243,8 @@ class LoadedSpan:
         self.kv_dtype = kv_dtype = kv_dtype_of(self._config, model)
         tokens = self._config.kv_cache_tokens
         if tokens is None:
-            per_token = slot_bytes(config.n_kv_heads, config.head_dim, kv_dtype) * blocks // PAGE_TOKENS
+            per_token = largest_slot(config.blocks[model.span.start : model.span.end], kv_dtype)
+            per_token = per_token * blocks // PAGE_TOKENS
             available, limit = available_memory(self._config.device), self._config.memory
             if limit is not None:
                 available = min(available, max(0, limit - model.weight_bytes))

@@ -84,7 +84,7 @@ def load_client_model(
         check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
     weight = checkpoint.tensor(FINAL_NORM)
     check_shape(weight, (config.hidden_size,))
-    norm = FinalNorm(weight.dequantize(), config.rms_norm_eps)
+    norm = FinalNorm(weight.dequantize(), config.final_norm.eps)
     kind = _head_kind(raw, plan)
     errors = RoundingBounds() if _refinable(plan) else None
     wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors)

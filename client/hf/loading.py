@@ -79,21 +79,23 @@ def client_part(local: LocalModel) -> ClientModel:
 def _from_file(local: LocalModel, name: str) -> tuple[PreTrainedConfig, GenerationConfig]:
     model = client_part(local).config
     eos: list[int] = sorted(local.tokenizer.eos_ids)
+    block = model.blocks[0]
+    attention = block.attention
     config = LlamaConfig(
         name_or_path=name,
         vocab_size=local.vocab_size,
         hidden_size=local.hidden_size,
-        intermediate_size=model.intermediate_size,
+        intermediate_size=block.mlp.inner if block.mlp else local.hidden_size,
         num_hidden_layers=model.n_blocks,
-        num_attention_heads=model.n_heads,
-        num_key_value_heads=model.n_kv_heads,
-        head_dim=model.head_dim,
-        rms_norm_eps=model.rms_norm_eps,
+        num_attention_heads=attention.heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        rms_norm_eps=model.final_norm.eps,
         max_position_embeddings=local.context,
         tie_word_embeddings=model.tie_word_embeddings,
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": model.rope.theta,
+            "rope_theta": attention.rope.theta if attention.rope else 10_000.0,
         },  # scaling is the peers' business
         bos_token_id=model.bos_token_id,
         eos_token_id=eos or None,

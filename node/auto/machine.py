@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_tensors
-from ...shards.layers.kv_pool import slot_bytes
+from ...shards.layers.kv_pool import largest_slot
 from ...shards.loading import load_backend
 from ...shards.models.random_blocks import random_checkpoint
 from ...swarm.codecs import activations
@@ -108,7 +108,7 @@ def measure_machine(
     shape = ModelShape(
         n_blocks=model.n_blocks,
         block_bytes=-(-weight_bytes // count),
-        kv_bytes=slot_bytes(model.n_kv_heads, model.head_dim, kv_dtype) // PAGE_TOKENS,
+        kv_bytes=largest_slot(model.blocks, kv_dtype) // PAGE_TOKENS,
         context_tokens=config.kv_cache_tokens or model.max_position_embeddings,
         activation_bytes=activations.payload_bytes("int8", 1, model.hidden_size),
     )

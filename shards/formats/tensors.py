@@ -1,4 +1,4 @@
-"""Which tensors a model has: what a file offers, and what a Llama model needs."""
+"""Which tensors a model has: what a file offers, and what the model needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import Span
+from .block_config import AttentionConfig, ExpertsConfig, LatentConfig, MlpConfig, NormConfig
 from .config import ModelConfig
 from .qtypes import QTYPES, SUPPORTED
 from .raw_tensor import RawTensor
@@ -17,6 +18,7 @@ from .shown import shown
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+HEAD_BIAS = "lm_head.bias"
 _HARMLESS = re.compile(r"(model\.layers\.[0-9]{1,4}\.self_attn\.|model\.)rotary_emb\.inv_freq")
 """Tensors that need not be read: the frequencies follow from the configuration, as in transformers."""
 _NAMED = 3
@@ -34,7 +36,7 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """One opened model file, or several: tensors under HuggingFace's Llama names."""
+    """One opened model file, or several: tensors under the names of ``block_tensors``."""
 
     @property
     def manifest(self) -> Mapping[str, TensorInfo]: ...
@@ -49,44 +51,131 @@ class TensorSource(Protocol):
 
 
 def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one block's tensors."""
-    prefix = f"model.layers.{block}."
-    hidden, wide, q, kv = config.hidden_size, config.intermediate_size, config.q_size, config.kv_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (q, hidden),
-        "self_attn.k_proj.weight": (kv, hidden),
-        "self_attn.v_proj.weight": (kv, hidden),
-        "self_attn.o_proj.weight": (hidden, q),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (wide, hidden),
-        "mlp.up_proj.weight": (wide, hidden),
-        "mlp.down_proj.weight": (hidden, wide),
+    """Names and shapes of one block's tensors: our names, which are Llama's where Llama has them.
+
+    A file of another family has other names, or several of these in one tensor; its reader shows them so.
+    """
+    settings, hidden = config.blocks[block], config.hidden_size
+    shapes = {
+        **_norm("input_layernorm", settings.norm, hidden),
+        **_attention(settings.attention, hidden),
+        **_norm("self_attn.out_norm", settings.attention_out_norm, hidden),
+        **_norm("post_attention_layernorm", settings.mlp_norm, hidden),
+        **_mlp("mlp", settings.mlp, hidden),
+        **_experts(settings.experts, hidden),
+        **_norm("mlp.out_norm", settings.mlp_out_norm, hidden),
     }
-    if config.attention_bias:
-        shapes |= {
-            "self_attn.q_proj.bias": (q,),
-            "self_attn.k_proj.bias": (kv,),
-            "self_attn.v_proj.bias": (kv,),
+    if settings.scalar:
+        shapes["scalar.weight"] = (1,)
+    return {f"model.layers.{block}.{name}": shape for name, shape in shapes.items()}
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _norm(name: str, norm: NormConfig | None, size: int) -> Shapes:
+    if norm is None:
+        return {}
+    shapes: Shapes = {f"{name}.weight": (size,)} if norm.weighted else {}
+    return shapes | ({f"{name}.bias": (size,)} if norm.bias else {})
+
+
+def _linear(name: str, rows: int, cols: int, *, bias: bool = False) -> Shapes:
+    shapes: Shapes = {f"{name}.weight": (rows, cols)}
+    return shapes | ({f"{name}.bias": (rows,)} if bias else {})
+
+
+def _attention(attention: AttentionConfig, hidden: int) -> Shapes:
+    if attention.latent is not None:
+        return _latent(attention, attention.latent, hidden)
+    q, kv, out = attention.q_size, attention.kv_size, attention.out_size
+    shapes = {
+        **_linear("self_attn.q_proj", q, hidden, bias=attention.bias),
+        **_linear("self_attn.k_proj", kv, hidden, bias=attention.bias),
+    }
+    if not attention.keys_as_values:
+        shapes |= _linear("self_attn.v_proj", kv, hidden, bias=attention.bias)
+    if attention.gate is not None:
+        shapes |= _linear(
+            "self_attn.gate_proj", out if attention.gate == "channel" else attention.heads, hidden
+        )
+    if (norm := attention.qk_norm) is not None:
+        for part, size in (("q", q), ("k", kv)):
+            each = size if norm.over == "all" or norm.per_head else attention.head_dim
+            shapes |= _norm(f"self_attn.{part}_norm", norm.norm, each)
+    shapes |= _norm("self_attn.v_norm", attention.v_norm, attention.head_dim)
+    if attention.sinks:
+        shapes["self_attn.sinks.weight"] = (attention.heads,)
+    return shapes | _linear("self_attn.o_proj", hidden, out, bias=attention.out_bias)
+
+
+def _latent(attention: AttentionConfig, latent: LatentConfig, hidden: int) -> Shapes:
+    """``k_b_proj`` takes a head's nope_dim values of q to the latent, one matrix of kv_rank rows a head below
+    the other; ``v_b_proj`` the latent to the head's values."""
+    rank = latent.kv_rank
+    if latent.q_rank:
+        shapes = {
+            **_linear("self_attn.q_a_proj", latent.q_rank, hidden, bias=attention.bias),
+            **_norm("self_attn.q_a_layernorm", latent.norm, latent.q_rank),
+            **_linear("self_attn.q_b_proj", attention.q_size, latent.q_rank),
         }
-        shapes["self_attn.o_proj.bias"] = (hidden,)
-    if config.mlp_bias:
-        shapes |= {
-            "mlp.gate_proj.bias": (wide,),
-            "mlp.up_proj.bias": (wide,),
-            "mlp.down_proj.bias": (hidden,),
-        }
-    return {prefix + name: shape for name, shape in shapes.items()}
+    else:
+        shapes = _linear("self_attn.q_proj", attention.q_size, hidden)
+    return {
+        **shapes,
+        **_linear("self_attn.kv_a_proj", rank + latent.rope_dim, hidden, bias=attention.bias),
+        **_norm("self_attn.kv_a_layernorm", latent.norm, rank),
+        **_linear("self_attn.k_b_proj", attention.heads * rank, latent.nope_dim),
+        **_linear("self_attn.v_b_proj", attention.out_size, rank),
+        **_linear("self_attn.o_proj", hidden, attention.out_size, bias=attention.out_bias),
+    }
+
+
+def _mlp(name: str, mlp: MlpConfig | None, hidden: int) -> Shapes:
+    if mlp is None:
+        return {}
+    return {
+        **(_linear(f"{name}.gate_proj", mlp.inner, hidden, bias=mlp.bias) if mlp.gated else {}),
+        **_linear(f"{name}.up_proj", mlp.inner, hidden, bias=mlp.bias),
+        **_linear(f"{name}.down_proj", hidden, mlp.inner, bias=mlp.bias),
+    }
+
+
+def _experts(experts: ExpertsConfig | None, hidden: int) -> Shapes:
+    if experts is None:
+        return {}
+    router = experts.router
+    shapes = _linear("mlp.router", experts.count, hidden, bias=router.bias)
+    for wanted, name, size in (
+        (router.correction, "correction", experts.count),
+        (router.norm is not None, "scale", hidden),
+        (router.expert_scale, "expert_scale", experts.count),
+    ):
+        if wanted:
+            shapes[f"mlp.router.{name}"] = (size,)
+    for number in range(experts.count):
+        shapes |= _mlp(f"mlp.experts.{number}", experts.mlp, hidden)
+    shapes |= _mlp("mlp.shared_experts", experts.shared, hidden)
+    if experts.shared_gate:
+        shapes |= _linear("mlp.shared_expert_gate", 1, hidden)
+    return {
+        **shapes,
+        **_norm("mlp.experts_norm", experts.norm, hidden),
+        **_norm("mlp.dense_out_norm", experts.dense_out_norm, hidden),
+        **_norm("mlp.experts_out_norm", experts.out_norm, hidden),
+    }
 
 
 def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of embedding, final norm and, where it is not tied to the embedding, head."""
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: Shapes = {
         EMBEDDING: (config.vocab_size, config.hidden_size),
-        FINAL_NORM: (config.hidden_size,),
+        **_norm(FINAL_NORM.removesuffix(".weight"), config.final_norm, config.hidden_size),
     }
     if not config.tie_word_embeddings:
         shapes[HEAD] = (config.vocab_size, config.hidden_size)
+    if config.head_bias:
+        shapes[HEAD_BIAS] = (config.vocab_size,)
     return shapes
 
 
@@ -129,7 +218,7 @@ def check_manifest(
             if bias_optional and name.endswith(".bias"):
                 continue
             raise CheckpointError(
-                f"{where} has no tensor {name}", hint="The file is damaged, or is not a complete Llama model."
+                f"{where} has no tensor {name}", hint="The file is damaged, or is not a complete model."
             )
         if info.shape != shape:
             raise CheckpointError(

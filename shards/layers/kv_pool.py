@@ -8,7 +8,7 @@ needs no sum across lanes; values are (PAGE_TOKENS, head_dim).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.protocol.field_types import PAGE_TOKENS
+from ..formats.block_config import BlockConfig, KvShape
 from ..formats.floats import STORED
 from .memory import zeros
 
@@ -35,9 +36,10 @@ class KvPool:
     PAGE_TOKENS) float32, one a token and head.
     """
 
-    def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, kv_dtype: str) -> None:
+    def __init__(self, n_slots: int, shape: KvShape, kv_dtype: str) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, MemoryError where there is not enough."""
-        self.slot_bytes = slot_bytes(n_kv_heads, head_dim, kv_dtype)
+        n_kv_heads, head_dim = shape.heads, shape.key_dim
+        self.slot_bytes = slot_bytes(shape, kv_dtype)
         self.n_slots, self.n_kv_heads, self.head_dim = n_slots, n_kv_heads, head_dim
         self.kv_dtype = kv_dtype
         self.data = zeros((n_slots, 2, n_kv_heads, PAGE_TOKENS * head_dim), _STORED[kv_dtype])
@@ -56,15 +58,21 @@ class KvPool:
                 array[written] = array[read]
 
 
-def slot_bytes(n_kv_heads: int, head_dim: int, kv_dtype: str) -> int:
+def slot_bytes(shape: KvShape, kv_dtype: str) -> int:
     """Bytes of one slot: the keys and values of PAGE_TOKENS tokens in one block, scales included.
 
     Raises UsageError for an unknown ``kv_dtype``.
     """
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"unknown KV dtype {kv_dtype!r}", hint=f"Known: auto, {', '.join(KV_DTYPES)}.")
-    per_head = head_dim * _STORED[kv_dtype].itemsize + (4 if kv_dtype == "int8" else 0)
-    return 2 * n_kv_heads * PAGE_TOKENS * per_head
+    scale = 4 if kv_dtype == "int8" else 0
+    dims = (shape.key_dim,) if shape.shared else (shape.key_dim, shape.value_dim)
+    return shape.heads * PAGE_TOKENS * sum(dim * _STORED[kv_dtype].itemsize + scale for dim in dims)
+
+
+def largest_slot(blocks: Iterable[BlockConfig], kv_dtype: str) -> int:
+    """Bytes of a slot that any of ``blocks`` can use."""
+    return max(slot_bytes(shape, kv_dtype) for shape in {block.attention.kv for block in blocks})
 
 
 def resolve_kv_dtype(name: str, model_dtype: str, explicit_dtype: bool, device: str = "cpu") -> str:
@@ -76,7 +84,7 @@ def resolve_kv_dtype(name: str, model_dtype: str, explicit_dtype: bool, device: 
     Raises UsageError for an unknown name.
     """
     if name != "auto":
-        slot_bytes(1, 1, name)
+        slot_bytes(KvShape(1, 1, 1), name)
         return name
     if explicit_dtype and model_dtype == "float32":
         return "float32"

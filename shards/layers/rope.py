@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.config import ModelConfig
+    from ..formats.rope_config import RopeConfig
 
     Floats = NDArray[np.float32]
 
@@ -28,19 +28,19 @@ _ONE = np.float32(1)
 
 
 class Rope:
-    """float32 rows of cos and sin for one model.
+    """float32 rows of cos and sin for one kind of rotation.
 
     The half-rotation's minus sign is folded into sin: with ``half = rotary_dim // 2``,
     ``x * cos + x.roll(half, -1) * sin`` equals the usual ``x * cos + rotate_half(x) * sin``.
     """
 
-    def __init__(self, config: ModelConfig, *, rowwise: bool = False) -> None:
+    def __init__(self, rope: RopeConfig, *, rowwise: bool = False) -> None:
         """``rowwise``: for "dynamic", each row's end is its own, as if tokens came one by one."""
-        self._config = config
+        self._settings = rope
         self._rowwise = rowwise
-        self._inv_freq, self.attention_factor = frequencies(config)
+        self._inv_freq, self.attention_factor = frequencies(rope)
         self._table: tuple[Floats, Floats] = self._cos_sin(0, 0, self._inv_freq)
-        self._dynamic: dict[int, Floats] | None = {} if config.rope.type == "dynamic" else None
+        self._dynamic: dict[int, Floats] | None = {} if rope.type == "dynamic" else None
 
     def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Floats, Floats]:
         """``slices``: (start position, tokens) of each packed session → cos, sin, both (T, rotary_dim).
@@ -76,14 +76,14 @@ class Rope:
 
     def _dynamic_rows(self, start: int, count: int, known: dict[int, Floats]) -> tuple[Floats, Floats]:
         """Each slice's end is its sequence length, as transformers has it for each forward pass."""
-        length = max(start + count, self._config.rope.original_max_position_embeddings)
-        if self._rowwise and count > 1 and start + count > self._config.rope.original_max_position_embeddings:
+        length = max(start + count, self._settings.original_max_position_embeddings)
+        if self._rowwise and count > 1 and start + count > self._settings.original_max_position_embeddings:
             rows = [self._dynamic_rows(position, 1, known) for position in range(start, start + count)]
             return np.concatenate([cos for cos, _ in rows]), np.concatenate([sin for _, sin in rows])
         if length not in known:
             if len(known) >= _KEPT_LENGTHS:
                 known.pop(next(iter(known)))
-            known[length] = dynamic_inv_freq(self._config, length)
+            known[length] = dynamic_inv_freq(self._settings, length)
         return self._cos_sin(start, start + count, known[length])
 
     def _cos_sin(self, start: int, end: int, inv_freq: Floats) -> tuple[Floats, Floats]:
@@ -97,27 +97,26 @@ class Rope:
         )
 
 
-def frequencies(config: ModelConfig) -> tuple[Floats, float]:
+def frequencies(rope: RopeConfig) -> tuple[Floats, float]:
     """Inverse frequencies (rotary_dim / 2,) float32, and the factor on cos and sin."""
-    rope = config.rope
-    dim = config.rotary_dim
+    dim = rope.rotary_dim
     base = _base_inv_freq(rope.theta, dim)
     factor = 1.0 if rope.attention_factor is None else rope.attention_factor
     if rope.type == "linear":
         base = base / rope.factor
     elif rope.type == "llama3":
-        base = _llama3(config, base)
+        base = _llama3(rope, base)
     elif rope.type == "yarn":
-        base, factor = _yarn(config)
+        base, factor = _yarn(rope)
     if rope.frequency_factors:
         factors: Floats = np.array(rope.frequency_factors, dtype=np.float32)
         base = base / factors
     return base, factor
 
 
-def dynamic_inv_freq(config: ModelConfig, length: int) -> Floats:
+def dynamic_inv_freq(rope: RopeConfig, length: int) -> Floats:
     """NTK-aware scaling for a sequence of ``length`` tokens, at least as many as the model was trained on."""
-    rope, dim = config.rope, config.rotary_dim
+    dim = rope.rotary_dim
     stretch = rope.factor * length / rope.original_max_position_embeddings - (rope.factor - 1)
     # A two-dimensional rotation has one frequency, theta**0, which no base changes.
     theta = rope.theta * stretch ** (dim / (dim - 2)) if dim > 2 else rope.theta
@@ -134,9 +133,8 @@ def _powers(theta: float, dim: int) -> Floats:
     return (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
 
 
-def _llama3(config: ModelConfig, inv_freq: Floats) -> Floats:
+def _llama3(rope: RopeConfig, inv_freq: Floats) -> Floats:
     """Llama 3.1: long wavelengths are stretched by ``factor``, short ones kept, a smooth blend between."""
-    rope = config.rope
     context = rope.original_max_position_embeddings
     # A number over a tensor is, in torch, the number times one over the tensor: rounded twice, here too.
     wavelength = 2 * math.pi * (_ONE / inv_freq)
@@ -147,9 +145,9 @@ def _llama3(config: ModelConfig, inv_freq: Floats) -> Floats:
     return np.where(wavelength < context / rope.high_freq_factor, inv_freq, scaled)
 
 
-def _yarn(config: ModelConfig) -> tuple[Floats, float]:
+def _yarn(rope: RopeConfig) -> tuple[Floats, float]:
     """YaRN (arXiv 2309.00071): interpolate slow dimensions, extrapolate fast ones, and scale attention."""
-    rope, dim = config.rope, config.rotary_dim
+    dim = rope.rotary_dim
 
     def mscale(scale: float, by: float = 1.0) -> float:
         return 1.0 if scale <= 1 else 0.1 * by * math.log(scale) + 1.0

@@ -21,7 +21,7 @@ from .device import index
 from .pool import MlxKvPool, Stored
 
 if TYPE_CHECKING:
-    from ..formats.config import ModelConfig
+    from ..formats.block_config import AttentionConfig
 
 MOST_PADDING = 2
 """The longest context of a group may be this many times as long as the shortest."""
@@ -55,11 +55,16 @@ class PagedAttention:
     """
 
     def __init__(
-        self, config: ModelConfig, pool: MlxKvPool, slices: Sequence[BatchSlice], span: Span, scale: float
+        self,
+        settings: AttentionConfig,
+        pool: MlxKvPool,
+        slices: Sequence[BatchSlice],
+        span: Span,
+        scale: float,
     ) -> None:
         """Raises LocalProtocolError for slices that do not hold ``span``."""
         self._pool, self._span, self._scale = pool, span, scale
-        self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self._heads, self._kv_heads, self._head_dim = settings.heads, settings.kv_heads, settings.head_dim
         self._groups: list[_Group] = []
         self._new: list[Stored] = []
         self._stacked: list[mx.array] = []

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..models.block_weights import AttentionWeights
 from .device import fused
 from .linear import MlxLinear
 from .rope import Rotation
 
 if TYPE_CHECKING:
-    from ..formats.config import ModelConfig
+    from ..formats.block_config import BlockConfig
+    from ..models.block_weights import BlockWeights
 
 Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
 """As ``llama.Attend``, with MLX's arrays."""
@@ -27,19 +29,20 @@ class MlxBlock:
 
     def __init__(
         self,
-        config: ModelConfig,
-        norm: mx.array,
-        qkv: MlxLinear,
-        out: MlxLinear,
-        mlp_norm: mx.array,
-        gate_up: MlxLinear,
-        down: MlxLinear,
+        settings: BlockConfig,
+        weights: BlockWeights[mx.array, MlxLinear, None],
     ) -> None:
-        self._heads, self._head_dim = config.n_heads, config.head_dim
-        self._rotated = config.n_heads + config.n_kv_heads
-        self._intermediate, self._eps = config.intermediate_size, config.rms_norm_eps
-        self._norm, self._mlp_norm = norm, mlp_norm
-        self._qkv, self._out, self._gate_up, self._down = qkv, out, gate_up, down
+        attention, mlp, norm = settings.attention, settings.mlp, settings.norm
+        if not isinstance(weights.attention, AttentionWeights) or mlp is None or weights.mlp is None:
+            raise ValueError("not a Llama block")
+        if norm is None or weights.norm is None or weights.mlp_norm is None:
+            raise ValueError("not a Llama block")
+        self._heads, self._head_dim = attention.heads, attention.head_dim
+        self._rotated = attention.heads + attention.kv_heads
+        self._intermediate, self._eps = mlp.inner, norm.eps
+        self._norm, self._mlp_norm = weights.norm, weights.mlp_norm
+        self._qkv, self._out = weights.attention.qkv, weights.attention.out
+        self._gate_up, self._down = weights.mlp
         self._gate = fused(_gate)
 
     def __call__(self, block: int, x: mx.array, rotate: Rotation, attend: Attend) -> mx.array:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...swarm.protocol.field_types import PAGE_TOKENS
+from ..formats.block_config import KvShape
 from ..layers.kv_pool import KV_DTYPES, slot_bytes
 from .device import fused
 
@@ -37,9 +38,10 @@ class MlxKvPool:
     in the second: pages of one session, taken together, are then a contiguous matrix a head.
     """
 
-    def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, kv_dtype: str) -> None:
+    def __init__(self, n_slots: int, shape: KvShape, kv_dtype: str) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, RuntimeError where memory is short."""
-        self.slot_bytes = slot_bytes(n_kv_heads, head_dim, kv_dtype)
+        n_kv_heads, head_dim = shape.heads, shape.key_dim
+        self.slot_bytes = slot_bytes(shape, kv_dtype)
         self.n_slots, self.kv_dtype = n_slots, kv_dtype
         self.data = mx.zeros((2 * n_kv_heads, n_slots, PAGE_TOKENS, head_dim), _STORED[kv_dtype])
         self.scales = mx.zeros((2 * n_kv_heads, n_slots, PAGE_TOKENS)) if kv_dtype == "int8" else None

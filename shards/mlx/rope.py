@@ -13,17 +13,17 @@ from ..layers.rope import dynamic_inv_freq, frequencies
 from .device import evaluated
 
 if TYPE_CHECKING:
-    from ..formats.config import ModelConfig
+    from ..formats.rope_config import RopeConfig
 
 
 class MlxRope:
     """For one model. ``attention_factor``: what scores are multiplied by, for the factor that YaRN puts on
     queries and on keys."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        inv_freq, factor = frequencies(config)
-        self._config = config
-        self._dim = config.rotary_dim
+    def __init__(self, rope: RopeConfig) -> None:
+        inv_freq, factor = frequencies(rope)
+        self._settings = rope
+        self._dim = rope.rotary_dim
         self._wavelengths = _wavelengths(inv_freq)
         self.attention_factor = factor**2
 
@@ -33,15 +33,15 @@ class MlxRope:
             [np.arange(part.start, part.start + part.count, dtype=np.int32) for part in slices]
         )
         runs = [(len(positions), self._wavelengths)]
-        if self._config.rope.type == "dynamic":
+        if self._settings.type == "dynamic":
             runs = [(part.count, self._of_length(part.start + part.count)) for part in slices]
         return Rotation(self._dim, mx.array(positions), runs)
 
     def _of_length(self, length: int) -> mx.array:
         """NTK-aware scaling goes by how long the sequence is by now."""
-        if length <= self._config.rope.original_max_position_embeddings:
+        if length <= self._settings.original_max_position_embeddings:
             return self._wavelengths
-        return _wavelengths(dynamic_inv_freq(self._config, length))
+        return _wavelengths(dynamic_inv_freq(self._settings, length))
 
 
 class Rotation:

@@ -14,6 +14,7 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
+from ..models.llama_blocks import llama_blocks
 from ..models.load_plan import LoadOptions
 from .attention import PagedAttention
 from .device import DTYPES, device_name, on_gpu, prepare, to_mlx
@@ -50,8 +51,11 @@ class MlxSpan:
         self.weights = weights
         self.kernels = device_name()
         self._blocks = tuple(blocks)
-        self._rope = MlxRope(config)
-        self._scale = config.head_dim**-0.5 * self._rope.attention_factor
+        self._attention = attention = llama_blocks(config, span).attention
+        if attention.rope is None:
+            raise UsageError("not a Llama block")
+        self._rope = MlxRope(attention.rope)
+        self._scale = attention.scale * self._rope.attention_factor
 
     any_thread = False
 
@@ -65,7 +69,7 @@ class MlxSpan:
         return resolve_kv_dtype(wanted, self._dtype, exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> MlxKvPool:
-        return MlxKvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype)
+        return MlxKvPool(n_slots, self._attention.kv, kv_dtype)
 
     def forward(
         self,
@@ -80,7 +84,7 @@ class MlxSpan:
             raise UsageError(f"blocks {span} are not within {self.span}")
         if sum(part.count for part in slices) != len(x):
             raise LocalProtocolError(f"slices of other rows than the batch's {len(x)}")
-        attention = PagedAttention(self.config, pool, slices, span, self._scale)
+        attention = PagedAttention(self._attention, pool, slices, span, self._scale)
         order = attention.order
         hidden = to_mlx(x if order is None else x[order]).astype(DTYPES[self._dtype])
         rotation = self._rope.plan(attention.slices)
@@ -115,6 +119,6 @@ def load_mlx_span(
     loader = MlxLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)
     blocks: list[MlxBlock] = []
     for block in range(span.start, span.end):
-        blocks.append(MlxBlock(config, *load_block(loader, config, block)))
+        blocks.append(MlxBlock(config.blocks[block], load_block(loader, config, block)))
         checkpoint.release()
     return MlxSpan(config, span, blocks, plan.dtype, loader.nbytes, loader.summary())

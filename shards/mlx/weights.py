@@ -32,6 +32,8 @@ from .linear import DenseLinear, GroupedLinear, MlxLinear, StackedLinear
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..formats.block_config import NormConfig
+
     Floats = NDArray[np.float32]
 
 
@@ -85,9 +87,9 @@ class _Grouped(NamedTuple):
 class MlxLoader(TensorReader[MlxPlan]):
     """Reads tensors as ``plan`` says, each evaluated when it is returned: other threads will use them."""
 
-    def norm(self, name: str) -> mx.array:
-        """The weight of an RMSNorm over the hidden size."""
-        weight = evaluated(self._norm(name), self.plan.dtype)
+    def norm(self, name: str, norm: NormConfig, size: int) -> mx.array:
+        """The weight of an RMSNorm."""
+        weight = evaluated(self._norm_weight(name, norm, size), self.plan.dtype)
         self.nbytes += weight.nbytes
         return weight
 

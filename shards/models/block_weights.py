@@ -1,40 +1,125 @@
-"""The weights of a Llama block: which tensors of the file become which of its parts, for every backend."""
+"""The weights of a block: which tensors of the file become which of its parts, for every backend."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+
 from ..formats.tensors import block_tensors
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ...swarm.types import Span
     from ..checkpoint.checkpoint import Checkpoint
+    from ..formats.block_config import (
+        AttentionConfig,
+        ExpertsConfig,
+        HeadNorm,
+        LatentConfig,
+        MlpConfig,
+        NormConfig,
+    )
     from ..formats.config import ModelConfig
+
+    Floats = NDArray[np.float32]
 
 Norm = TypeVar("Norm", covariant=True)
 Linear = TypeVar("Linear", covariant=True)
+Experts = TypeVar("Experts", covariant=True)
 
 
-class BlockLoader(Protocol[Norm, Linear]):
-    """A backend's ``TensorReader``."""
+class BlockLoader(Protocol[Norm, Linear, Experts]):
+    """A backend's ``TensorReader``. Names come without ``.weight``."""
 
     label: str
 
-    def norm(self, name: str) -> Norm: ...
+    def norm(self, name: str, norm: NormConfig, size: int) -> Norm:
+        """A norm of rows of ``size`` values."""
+        ...
 
-    def linear(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> Linear: ...
+    def vector(self, name: str, size: int) -> Floats:
+        """The whole name of a tensor of ``size`` values → those, float32."""
+        ...
+
+    def linear(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> Linear:
+        """The named matrices one below the other, of ``sizes`` rows each, with the biases that are there."""
+        ...
+
+    def heads(self, name: str, heads: int, cols: int) -> Sequence[Linear]:
+        """A matrix of ``heads`` equal parts, one below the other: a linear of each."""
+        ...
+
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> Experts:
+        """All of ``{prefix}.{number}.gate_proj``, ``.up_proj`` and ``.down_proj``, as the backend wants them
+        held: in memory, or read from the file when they are used."""
+        ...
 
 
-class BlockWeights(NamedTuple, Generic[Norm, Linear]):
-    """RMSNorm, rotary grouped-query attention, SwiGLU, with q, k, v and gate, up as one product each."""
+class AttentionWeights(NamedTuple, Generic[Norm, Linear]):
+    """``qkv``: q, k, v (unless keys are the values) and the output gate, as one product. ``q_norm``
+    (heads * head_dim), ``k_norm`` (kv_heads * head_dim): offsets added, a shared weight once a head; None: no
+    norm, or one without weights, as the settings say. Their biases likewise. ``sinks`` (heads)."""
 
-    norm: Norm
     qkv: Linear
     out: Linear
-    mlp_norm: Norm
+    q_norm: Floats | None = None
+    k_norm: Floats | None = None
+    q_norm_bias: Floats | None = None
+    k_norm_bias: Floats | None = None
+    v_norm: Floats | None = None
+    sinks: Floats | None = None
+
+
+class LatentWeights(NamedTuple, Generic[Norm, Linear]):
+    """``q``: from the block's input or, where there are ``q_a`` and ``q_norm``, from q's latent. ``k_b``,
+    ``v_b``: a linear for each head, nope_dim → kv_rank and kv_rank → value_dim."""
+
+    q_a: Linear | None
+    q_norm: Norm | None
+    q: Linear
+    kv_a: Linear
+    kv_norm: Norm
+    k_b: Sequence[Linear]
+    v_b: Sequence[Linear]
+    out: Linear
+
+
+class MlpWeights(NamedTuple, Generic[Linear]):
+    """``gate_up``: gate and up as one product; of an MLP without gate, up alone."""
+
     gate_up: Linear
     down: Linear
+
+
+class ExpertsWeights(NamedTuple, Generic[Norm, Linear, Experts]):
+    """None: not in the settings. ``correction``, ``expert_scale``: (experts); ``scale``: (hidden)."""
+
+    router: Linear
+    experts: Experts
+    correction: Floats | None = None
+    scale: Floats | None = None
+    expert_scale: Floats | None = None
+    shared: MlpWeights[Linear] | None = None
+    shared_gate: Linear | None = None
+    norm: Norm | None = None
+    dense_out_norm: Norm | None = None
+    out_norm: Norm | None = None
+
+
+class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts]):
+    """The parts of ``BlockConfig``, under the same names."""
+
+    attention: AttentionWeights[Norm, Linear] | LatentWeights[Norm, Linear]
+    norm: Norm | None = None
+    attention_out_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    mlp: MlpWeights[Linear] | None = None
+    experts: ExpertsWeights[Norm, Linear, Experts] | None = None
+    mlp_out_norm: Norm | None = None
+    scalar: float = 1.0
 
 
 class Stack(NamedTuple):
@@ -45,32 +130,174 @@ class Stack(NamedTuple):
     cols: int
 
 
-def block_stacks(config: ModelConfig, block: int) -> tuple[Stack, Stack, Stack, Stack]:
-    """qkv, out, gate_up and down of block number ``block``."""
-    attention, mlp = f"model.layers.{block}.self_attn", f"model.layers.{block}.mlp"
-    hidden, q, kv, inner = config.hidden_size, config.q_size, config.kv_size, config.intermediate_size
-    return (
-        Stack([f"{attention}.{part}_proj" for part in "qkv"], [q, kv, kv], hidden),
-        Stack([f"{attention}.o_proj"], [hidden], q),
-        Stack([f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], hidden),
-        Stack([f"{mlp}.down_proj"], [hidden], inner),
-    )
+def block_stacks(config: ModelConfig, block: int) -> list[Stack]:
+    """The stacked matrices of block number ``block``, without those of experts, in the order of loading."""
+    settings, hidden, prefix = config.blocks[block], config.hidden_size, f"model.layers.{block}"
+    found = []
+    if settings.attention.latent is None:
+        found += [_qkv(prefix, settings.attention, hidden), _out(prefix, settings.attention, hidden)]
+    else:
+        found += [*_latent(prefix, settings.attention, settings.attention.latent, hidden).values()]
+    if settings.mlp is not None:
+        found += _mlp(f"{prefix}.mlp", settings.mlp, hidden)
+    if settings.experts is not None and settings.experts.shared is not None:
+        found += _mlp(f"{prefix}.mlp.shared_experts", settings.experts.shared, hidden)
+    return found
+
+
+def _qkv(prefix: str, attention: AttentionConfig, hidden: int) -> Stack:
+    names, sizes = ["q_proj", "k_proj"], [attention.q_size, attention.kv_size]
+    if not attention.keys_as_values:
+        names, sizes = [*names, "v_proj"], [*sizes, attention.kv_size]
+    if attention.gate is not None:
+        rows = attention.out_size if attention.gate == "channel" else attention.heads
+        names, sizes = [*names, "gate_proj"], [*sizes, rows]
+    return Stack([f"{prefix}.self_attn.{name}" for name in names], sizes, hidden)
+
+
+def _out(prefix: str, attention: AttentionConfig, hidden: int) -> Stack:
+    return Stack([f"{prefix}.self_attn.o_proj"], [hidden], attention.out_size)
+
+
+def _latent(prefix: str, attention: AttentionConfig, latent: LatentConfig, hidden: int) -> dict[str, Stack]:
+    """Under the names of ``LatentWeights``; "q_a" where q has a latent."""
+    name = f"{prefix}.self_attn."
+    if latent.q_rank:
+        parts = {
+            "q_a": Stack([f"{name}q_a_proj"], [latent.q_rank], hidden),
+            "q": Stack([f"{name}q_b_proj"], [attention.q_size], latent.q_rank),
+        }
+    else:
+        parts = {"q": Stack([f"{name}q_proj"], [attention.q_size], hidden)}
+    parts["kv_a"] = Stack([f"{name}kv_a_proj"], [latent.kv_rank + latent.rope_dim], hidden)
+    return parts | {"out": _out(prefix, attention, hidden)}
+
+
+def _mlp(name: str, mlp: MlpConfig, hidden: int) -> list[Stack]:
+    parts = ["gate_proj", "up_proj"] if mlp.gated else ["up_proj"]
+    return [
+        Stack([f"{name}.{part}" for part in parts], [mlp.inner] * len(parts), hidden),
+        Stack([f"{name}.down_proj"], [hidden], mlp.inner),
+    ]
 
 
 def load_block(
-    loader: BlockLoader[Norm, Linear], config: ModelConfig, block: int
-) -> BlockWeights[Norm, Linear]:
+    loader: BlockLoader[Norm, Linear, Experts], config: ModelConfig, block: int
+) -> BlockWeights[Norm, Linear, Experts]:
     """Block number ``block`` of the model."""
     loader.label = f"block {block}"
-    qkv, out, gate_up, down = block_stacks(config, block)
-    prefix = f"model.layers.{block}"
+    settings, hidden, prefix = config.blocks[block], config.hidden_size, f"model.layers.{block}"
+
+    def norm(name: str, wanted: NormConfig | None) -> Norm | None:
+        return None if wanted is None else loader.norm(f"{prefix}.{name}", wanted, hidden)
+
+    attention = settings.attention
     return BlockWeights(
-        norm=loader.norm(f"{prefix}.input_layernorm.weight"),
-        qkv=loader.linear(*qkv),
-        out=loader.linear(*out),
-        mlp_norm=loader.norm(f"{prefix}.post_attention_layernorm.weight"),
-        gate_up=loader.linear(*gate_up),
-        down=loader.linear(*down),
+        attention=_load_attention(loader, prefix, attention, hidden)
+        if attention.latent is None
+        else _load_latent(loader, prefix, attention, attention.latent, hidden),
+        norm=norm("input_layernorm", settings.norm),
+        attention_out_norm=norm("self_attn.out_norm", settings.attention_out_norm),
+        mlp_norm=norm("post_attention_layernorm", settings.mlp_norm),
+        mlp=_load_mlp(loader, f"{prefix}.mlp", settings.mlp, hidden),
+        experts=None if settings.experts is None else _load_experts(loader, prefix, settings.experts, hidden),
+        mlp_out_norm=norm("mlp.out_norm", settings.mlp_out_norm),
+        scalar=float(loader.vector(f"{prefix}.scalar.weight", 1)[0]) if settings.scalar else 1.0,
+    )
+
+
+def _load_attention(
+    loader: BlockLoader[Norm, Linear, Experts], prefix: str, attention: AttentionConfig, hidden: int
+) -> AttentionWeights[Norm, Linear]:
+    name = f"{prefix}.self_attn."
+    qkv = loader.linear(*_qkv(prefix, attention, hidden))
+    out = loader.linear(*_out(prefix, attention, hidden))
+    weights = AttentionWeights[Norm, Linear](qkv, out)
+    if (wanted := attention.qk_norm) is not None:
+        q, k = attention.heads, attention.kv_heads
+        weights = weights._replace(
+            q_norm=_head_norm(loader, f"{name}q_norm.weight", wanted, q, attention.head_dim),
+            k_norm=_head_norm(loader, f"{name}k_norm.weight", wanted, k, attention.head_dim),
+        )
+        if wanted.norm.bias:
+            weights = weights._replace(
+                q_norm_bias=_head_vector(loader, f"{name}q_norm.bias", wanted, q, attention.head_dim),
+                k_norm_bias=_head_vector(loader, f"{name}k_norm.bias", wanted, k, attention.head_dim),
+            )
+    if attention.v_norm is not None and attention.v_norm.weighted:
+        each = loader.vector(f"{name}v_norm.weight", attention.head_dim) + np.float32(attention.v_norm.offset)
+        weights = weights._replace(v_norm=np.tile(each, attention.kv_heads))
+    if attention.sinks:
+        weights = weights._replace(sinks=loader.vector(f"{name}sinks.weight", attention.heads))
+    return weights
+
+
+def _head_norm(
+    loader: BlockLoader[Norm, Linear, Experts], name: str, norm: HeadNorm, heads: int, head_dim: int
+) -> Floats | None:
+    if not norm.norm.weighted:
+        return None
+    return _head_vector(loader, name, norm, heads, head_dim) + np.float32(norm.norm.offset)
+
+
+def _head_vector(
+    loader: BlockLoader[Norm, Linear, Experts], name: str, norm: HeadNorm, heads: int, head_dim: int
+) -> Floats:
+    """(heads * head_dim), what heads share repeated."""
+    if norm.over == "all" or norm.per_head:
+        return loader.vector(name, heads * head_dim)
+    return np.tile(loader.vector(name, head_dim), heads)
+
+
+def _load_latent(
+    loader: BlockLoader[Norm, Linear, Experts],
+    prefix: str,
+    attention: AttentionConfig,
+    latent: LatentConfig,
+    hidden: int,
+) -> LatentWeights[Norm, Linear]:
+    name, parts = f"{prefix}.self_attn.", _latent(prefix, attention, latent, hidden)
+    return LatentWeights(
+        q_a=loader.linear(*parts["q_a"]) if latent.q_rank else None,
+        q_norm=loader.norm(f"{name}q_a_layernorm", latent.norm, latent.q_rank) if latent.q_rank else None,
+        q=loader.linear(*parts["q"]),
+        kv_a=loader.linear(*parts["kv_a"]),
+        kv_norm=loader.norm(f"{name}kv_a_layernorm", latent.norm, latent.kv_rank),
+        k_b=loader.heads(f"{name}k_b_proj", attention.heads, latent.nope_dim),
+        v_b=loader.heads(f"{name}v_b_proj", attention.heads, latent.kv_rank),
+        out=loader.linear(*parts["out"]),
+    )
+
+
+def _load_mlp(
+    loader: BlockLoader[Norm, Linear, Experts], name: str, mlp: MlpConfig | None, hidden: int
+) -> MlpWeights[Linear] | None:
+    return None if mlp is None else MlpWeights(*(loader.linear(*stack) for stack in _mlp(name, mlp, hidden)))
+
+
+def _load_experts(
+    loader: BlockLoader[Norm, Linear, Experts], prefix: str, experts: ExpertsConfig, hidden: int
+) -> ExpertsWeights[Norm, Linear, Experts]:
+    name, router = f"{prefix}.mlp", experts.router
+
+    def norm(part: str, wanted: NormConfig | None) -> Norm | None:
+        return None if wanted is None else loader.norm(f"{name}.{part}", wanted, hidden)
+
+    return ExpertsWeights(
+        router=loader.linear([f"{name}.router"], [experts.count], hidden),
+        experts=loader.experts(f"{name}.experts", experts, hidden),
+        correction=loader.vector(f"{name}.router.correction", experts.count) if router.correction else None,
+        scale=loader.vector(f"{name}.router.scale", hidden) if router.norm is not None else None,
+        expert_scale=loader.vector(f"{name}.router.expert_scale", experts.count)
+        if router.expert_scale
+        else None,
+        shared=_load_mlp(loader, f"{name}.shared_experts", experts.shared, hidden),
+        shared_gate=loader.linear([f"{name}.shared_expert_gate"], [1], hidden)
+        if experts.shared_gate
+        else None,
+        norm=norm("experts_norm", experts.norm),
+        dense_out_norm=norm("dense_out_norm", experts.dense_out_norm),
+        out_norm=norm("experts_out_norm", experts.out_norm),
     )
 
 

@@ -24,7 +24,8 @@ from ..kernels.pages import SliceArray, kv_struct
 from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.memory import zeros
 from ..layers.rope import Rope
-from .block_weights import BlockWeights, block_stacks, bytes_in_file, load_block
+from .block_weights import AttentionWeights, BlockWeights, block_stacks, bytes_in_file, load_block
+from .llama_blocks import llama_blocks
 from .load_plan import LoadPlan
 from .weight_loader import Progress, WeightLoader
 
@@ -68,7 +69,7 @@ class SnRotation(ctypes.Structure):
     _fields_ = (("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p))
 
 
-NativeBlock = BlockWeights["Floats", NativeLinear]
+NativeBlock = BlockWeights["Floats", NativeLinear, None]
 
 
 class NativeSpan:
@@ -94,7 +95,12 @@ class NativeSpan:
         """``threads`` compute, the caller's included. ``rowwise``: as ``Rope``'s."""
         self.config, self.span = config, span
         self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
-        self._rope = Rope(config, rowwise=rowwise)
+        block = llama_blocks(config, span)
+        attention, mlp, norm = block.attention, block.mlp, block.norm
+        if attention.rope is None or mlp is None or norm is None:
+            raise LocalProtocolError("not a Llama block")
+        self._rope = Rope(attention.rope, rowwise=rowwise)
+        self._kv = attention.kv
         self._blocks = tuple(blocks)  # what the pointers point at
         self._c_blocks = (SnBlock * len(blocks))(*map(_c_block, blocks))
         self._c_span = SnSpan(
@@ -102,11 +108,11 @@ class NativeSpan:
             span.start,
             len(span),
             config.hidden_size,
-            config.intermediate_size,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim,
-            config.rms_norm_eps,
+            mlp.inner,
+            attention.heads,
+            attention.kv_heads,
+            attention.head_dim,
+            norm.eps,
         )
         functions = library()
         functions.sn_span_scratch.restype = ctypes.c_int64
@@ -136,7 +142,7 @@ class NativeSpan:
         return resolve_kv_dtype(wanted, "float32", exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
-        return KvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype)
+        return KvPool(n_slots, self._kv, kv_dtype)
 
     def use_threads(self, threads: int) -> None:
         self._threads.width = threads
@@ -195,15 +201,23 @@ class NativeSpan:
 
 
 def _c_block(block: NativeBlock) -> SnBlock:
-    linears = (linear.struct for linear in (block.qkv, block.out, block.gate_up, block.down))
-    return SnBlock(address(block.norm), address(block.mlp_norm), *linears)
+    if (
+        not isinstance(block.attention, AttentionWeights)
+        or not block.mlp
+        or block.norm is None
+        or block.mlp_norm is None
+    ):
+        raise LocalProtocolError("not a Llama block")
+    parts = (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down)
+    return SnBlock(address(block.norm), address(block.mlp_norm), *(linear.struct for linear in parts))
 
 
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:
     """Why ``load_native_span`` cannot or should not load these blocks; None if it should."""
     config = checkpoint.config
-    if config.head_dim % HEAD_DIM_MULTIPLE:
-        return f"head_dim {config.head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}"
+    head_dim = llama_blocks(config, span).attention.head_dim
+    if head_dim % HEAD_DIM_MULTIPLE:
+        return f"head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}"
     native = total = 0
     for block in range(span.start, span.end):
         for stack in block_stacks(config, block):

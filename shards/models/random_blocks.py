@@ -33,7 +33,13 @@ def random_checkpoint(
     """A model of ``count`` blocks of the shape and types that block ``like`` of ``manifest`` has, 1 to the
     model's own number. All have the same values; their loader holds each by itself."""
     source = _RandomBlocks(config, manifest, like, count)
-    return Checkpoint("random", replace(config, n_blocks=count), source, _NoTokenizer(), identity_of(()))
+    return Checkpoint(
+        "random",
+        replace(config, blocks=config.blocks[like : like + 1] * count),
+        source,
+        _NoTokenizer(),
+        identity_of(()),
+    )
 
 
 class _RandomBlocks:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 import numpy as np
 
-from ...swarm.errors import CheckpointError
+from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ..kernels.linear import (
     ActivationPrecision,
     NativeLinear,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.checkpoint import Checkpoint
+    from ..formats.block_config import ExpertsConfig, NormConfig
     from ..formats.raw_tensor import RawTensor
 
     Floats = NDArray[np.float32]
@@ -87,12 +88,18 @@ class TensorReader(Generic[Plan]):
             check_shape(raw, (size, cols))
         return raws
 
-    def _norm(self, name: str) -> Floats:
-        """The weight of an RMSNorm over the hidden size."""
+    def vector(self, name: str, size: int) -> Floats:
+        """A tensor of ``size`` values."""
         raw = self._checkpoint.tensor(name)
-        check_shape(raw, (self._checkpoint.config.hidden_size,))
+        check_shape(raw, (size,))
         self._read(raw)
         return raw.dequantize()
+
+    def _norm_weight(self, name: str, norm: NormConfig, size: int) -> Floats:
+        """What a norm multiplies by (size), its offset added; ones where it has no weight."""
+        if not norm.weighted:
+            return np.ones(size, np.float32)
+        return self.vector(f"{name}.weight", size) + np.float32(norm.offset)
 
     def _bias(self, names: Sequence[str], sizes: Sequence[int]) -> Floats | None:
         """Stacked biases, zeros for the weights that have none; None if no weight has one."""
@@ -108,6 +115,12 @@ class TensorReader(Generic[Plan]):
             parts.append(raw.dequantize())
             self._read(raw)
         return np.concatenate(parts)
+
+    def heads(self, name: str, heads: int, cols: int) -> NoReturn:
+        raise UnsupportedModelError("latent attention is not supported by these kernels yet")
+
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> NoReturn:
+        raise UnsupportedModelError("experts are not supported by these kernels yet")
 
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
         self._held[form] += sum(raw.nbytes for raw in raws)
@@ -140,9 +153,9 @@ class WeightLoader(TensorReader[LoadPlan]):
             raise ValueError("the plan is not one for the C kernels")
         self.precision: ActivationPrecision = plan.precision
 
-    def norm(self, name: str) -> Floats:
-        """The weight of an RMSNorm over the hidden size."""
-        weight = self._norm(name)
+    def norm(self, name: str, norm: NormConfig, size: int) -> Floats:
+        """The weight of an RMSNorm."""
+        weight = self._norm_weight(name, norm, size)
         self.nbytes += weight.nbytes
         return weight
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...swarm.protocol.field_types import PAGE_TOKENS
+from ..formats.block_config import KvShape
 from ..layers.kv_pool import KvPool, slot_bytes
 
 _DTYPES = {
@@ -25,16 +26,15 @@ class TorchKvPool:
     ``values`` (n_slots, kv_heads, PAGE_TOKENS, head_dim) are views of ``data``.
     """
 
-    def __init__(
-        self, n_slots: int, n_kv_heads: int, head_dim: int, kv_dtype: str, device: torch.device
-    ) -> None:
+    def __init__(self, n_slots: int, shape: KvShape, kv_dtype: str, device: torch.device) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, MemoryError where there is not enough."""
-        self.n_slots, self.n_kv_heads, self.head_dim = n_slots, n_kv_heads, head_dim
+        head_dim = shape.key_dim
+        self.n_slots, self.n_kv_heads, self.head_dim = n_slots, shape.heads, head_dim
         self.kv_dtype, self.device = kv_dtype, device
-        self.slot_bytes = slot_bytes(n_kv_heads, head_dim, kv_dtype)
+        self.slot_bytes = slot_bytes(shape, kv_dtype)
         self.scales: Tensor | None = None
         if device.type == "cpu":
-            held = KvPool(n_slots, n_kv_heads, head_dim, kv_dtype)
+            held = KvPool(n_slots, shape, kv_dtype)
             self.data = torch.from_numpy(held.data).view(_DTYPES[kv_dtype])
             self.scales = None if held.scales is None else torch.from_numpy(held.scales)
         else:

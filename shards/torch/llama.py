@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.block_weights import AttentionWeights
 from .linear import Linear
 from .norm import RmsNorm
 
 if TYPE_CHECKING:
-    from ..formats.config import ModelConfig
+    from ..formats.block_config import BlockConfig
+    from ..models.block_weights import BlockWeights
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(block, q (T, heads, head_dim), k (T, kv_heads, head_dim), v) -> (T, heads * head_dim)``.
@@ -25,20 +27,17 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class LlamaBlock:
     """One block. Not an ``nn.Module``: its call overhead is most of a decode token at this size."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        norm: RmsNorm,
-        qkv: Linear,
-        out: Linear,
-        mlp_norm: RmsNorm,
-        gate_up: Linear,
-        down: Linear,
-    ) -> None:
-        self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self._intermediate = config.intermediate_size
-        self.norm, self.mlp_norm = norm, mlp_norm
-        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
+    def __init__(self, settings: BlockConfig, weights: BlockWeights[RmsNorm, Linear, None]) -> None:
+        attention, mlp = settings.attention, settings.mlp
+        if not isinstance(weights.attention, AttentionWeights) or mlp is None or weights.mlp is None:
+            raise ValueError("not a Llama block")
+        if weights.norm is None or weights.mlp_norm is None:
+            raise ValueError("not a Llama block")
+        self._heads, self._kv_heads, self._head_dim = attention.heads, attention.kv_heads, attention.head_dim
+        self._intermediate = mlp.inner
+        self.norm, self.mlp_norm = weights.norm, weights.mlp_norm
+        self.qkv, self.out = weights.attention.qkv, weights.attention.out
+        self.gate_up, self.down = weights.mlp
 
     def __call__(self, block: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
         """``x`` (T, hidden) becomes its own output. ``cos``, ``sin`` (T, 1, head_dim) from ``Rope.rows``."""

@@ -11,16 +11,16 @@ from torch import Tensor
 from ..layers.rope import Rope
 
 if TYPE_CHECKING:
-    from ..formats.config import ModelConfig
+    from ..formats.rope_config import RopeConfig
 
 
 class TorchRope:
     """cos and sin rows for one model, on ``device`` in ``dtype``. ``rowwise``: as ``Rope``'s."""
 
     def __init__(
-        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, *, rowwise: bool = False
+        self, rope: RopeConfig, device: torch.device, dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:
-        self._rope = Rope(config, rowwise=rowwise)
+        self._rope = Rope(rope, rowwise=rowwise)
         self._device, self._dtype = device, dtype
 
     def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
+from ..models.llama_blocks import llama_blocks
 from ..models.load_plan import LoadPlan
 from .attention import PagedAttention
 from .device import DTYPES, to_array
@@ -55,7 +56,11 @@ class TorchSpan:
         self._place, self._dtype = torch.device(plan.device), DTYPES[plan.dtype]
         self._blocks = tuple(blocks)
         self._rowwise = plan.options.deterministic
-        self._rope = TorchRope(config, self._place, self._dtype, rowwise=self._rowwise)
+        attention = llama_blocks(config, span).attention
+        if attention.rope is None:
+            raise ValueError("not a Llama block")
+        self._kv = attention.kv
+        self._rope = TorchRope(attention.rope, self._place, self._dtype, rowwise=self._rowwise)
 
     any_thread = False
 
@@ -68,7 +73,7 @@ class TorchSpan:
         return resolve_kv_dtype(wanted, self._plan.dtype, exact, self.device)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
-        return TorchKvPool(n_slots, self.config.n_kv_heads, self.config.head_dim, kv_dtype, self._place)
+        return TorchKvPool(n_slots, self._kv, kv_dtype, self._place)
 
     def use_threads(self, threads: int) -> None:
         """Not on torch, whose results may depend on them."""
@@ -116,7 +121,7 @@ def load_torch_span(
     blocks: list[LlamaBlock] = []
     with torch.inference_mode():
         for block in range(span.start, span.end):
-            blocks.append(make(config, *load_block(loader, config, block)))
+            blocks.append(make(config.blocks[block], load_block(loader, config, block)))
             checkpoint.release()
     kernels = ("torch rowwise" if rowwise else "torch") + (f" ({reason})" if reason else "")
     return TorchSpan(

@@ -19,6 +19,7 @@ from .norm import RmsNorm
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
+    from ..formats.block_config import NormConfig
     from ..formats.raw_tensor import RawTensor
 
 _PIECE_ROWS = 1024
@@ -40,11 +41,11 @@ class TorchLoader(TensorReader[LoadPlan]):
         self._place, self._dtype = torch.device(plan.device), DTYPES[plan.dtype]
         self._scratch = Scratch()
 
-    def norm(self, name: str) -> RmsNorm:
-        """An RMSNorm over the hidden size, its weight in the activation type."""
-        weight = torch.from_numpy(self._norm(name)).to(self._place, self._dtype)
+    def norm(self, name: str, norm: NormConfig, size: int) -> RmsNorm:
+        """An RMSNorm, its weight in the activation type."""
+        weight = torch.from_numpy(self._norm_weight(name, norm, size)).to(self._place, self._dtype)
         self.nbytes += weight.nbytes
-        return RmsNorm(weight, self._checkpoint.config.rms_norm_eps)
+        return RmsNorm(weight, norm.eps)
 
     def linear(
         self,

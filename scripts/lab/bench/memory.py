@@ -70,7 +70,7 @@ def arithmetic(*, blocks: str) -> dict[str, float]:
     """MB that the span's weights take in the file and as a node holds them, and a KV page of one block."""
     from swarm_node.shards.checkpoint.opening import open_checkpoint
     from swarm_node.shards.formats.tensors import block_tensors
-    from swarm_node.shards.layers.kv_pool import slot_bytes
+    from swarm_node.shards.layers.kv_pool import largest_slot
     from swarm_node.shards.loading import load_backend
     from swarm_node.shards.models.load_plan import LoadOptions
     from swarm_node.swarm.types import Span
@@ -87,7 +87,7 @@ def arithmetic(*, blocks: str) -> dict[str, float]:
         model = load_backend(checkpoint, span, LoadOptions())
         config = checkpoint.config
         kv_dtype = model.kv_dtype("auto", exact=False)
-        slot = slot_bytes(config.n_kv_heads, config.head_dim, kv_dtype)
+        slot = largest_slot(config.blocks, kv_dtype)
     return {"file_mb": in_file / 1e6, "held_mb": model.weight_bytes / 1e6, "slot_mb": slot / 1e6}
 
 

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ....swarm.types import MAX_BLOCKS
-from ..config import (
-    MAX_CONTEXT,
-    MAX_VOCAB,
-    MAX_WIDTH,
-    SCALES,
-    THETAS,
-    ModelConfig,
-    RopeConfig,
-    lengthened,
-    unsupported_family,
-)
+from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
+from ..config import ModelConfig, unsupported_family
 from ..fields import Fields
+from ..rope_config import THETAS, RopeConfig, lengthened
 from ..tensors import TensorInfo, main_qtype
 from .header import GGUFArray, GGUFHeader
 
@@ -80,22 +72,34 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
     n_heads = read.integer("attention.head_count", least=1, most=MAX_WIDTH)
     head_dim = read.integer("attention.key_length", hidden // n_heads, least=1, most=MAX_WIDTH)
     context = read.integer("context_length", least=1, most=MAX_CONTEXT)
-    rope = _rope(read, context)
+    rope = _rope(read, context, head_dim, _frequency_factors(header))
+    norm = NormConfig(read.number("attention.layer_norm_rms_epsilon", above=0.0, below=SCALES[1]))
+    bias = any(map(_BIAS["attention"].fullmatch, header.tensors))
+    block = BlockConfig(
+        attention=AttentionConfig(
+            heads=n_heads,
+            kv_heads=read.integer("attention.head_count_kv", n_heads, least=1, most=MAX_WIDTH),
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            rope=rope,
+            bias=bias,
+            out_bias=bias,
+        ),
+        mlp=MlpConfig(
+            read.integer("feed_forward_length", least=1, most=MAX_WIDTH),
+            bias=any(map(_BIAS["mlp"].fullmatch, header.tensors)),
+        ),
+        norm=norm,
+        mlp_norm=norm,
+    )
     config = ModelConfig(
         family="llama",
-        n_blocks=read.integer("block_count", least=1, most=MAX_BLOCKS),
+        blocks=(block,) * read.integer("block_count", least=1, most=MAX_BLOCKS),
         hidden_size=hidden,
-        n_heads=n_heads,
-        n_kv_heads=read.integer("attention.head_count_kv", n_heads, least=1, most=MAX_WIDTH),
-        head_dim=head_dim,
-        intermediate_size=read.integer("feed_forward_length", least=1, most=MAX_WIDTH),
         vocab_size=header.tensors["token_embd.weight"].shape[0],
-        rms_norm_eps=read.number("attention.layer_norm_rms_epsilon", above=0.0, below=SCALES[1]),
+        final_norm=norm,
         max_position_embeddings=lengthened(context, rope),
-        rope=replace(rope, frequency_factors=_frequency_factors(header)),
         tie_word_embeddings="output.weight" not in header.tensors,
-        attention_bias=any(map(_BIAS["attention"].fullmatch, header.tensors)),
-        mlp_bias=any(map(_BIAS["mlp"].fullmatch, header.tensors)),
         bos_token_id=file.optional_integer("tokenizer.ggml.bos_token_id", most=MAX_VOCAB - 1),
         eos_token_ids=gguf_eos_ids(header),
         native_dtype=main_qtype(
@@ -140,10 +144,11 @@ def _settings(header: GGUFHeader) -> dict[str, Any]:
 
 def _check_neutral(read: Fields, config: ModelConfig) -> None:
     """Check that the model has everything that we compute, and nothing else."""
+    head_dim = config.blocks[0].attention.head_dim
     for key, what in _OF_HEADS.items():
-        if read.integer(key, config.head_dim) != config.head_dim:
+        if read.integer(key, head_dim) != head_dim:
             raise UnsupportedModelError(
-                f"{read.named(key)} is {read.shown(key)} in heads of {config.head_dim}: {what} not supported"
+                f"{read.named(key)} is {read.shown(key)} in heads of {head_dim}: {what} not supported"
             )
     if read.integer("expert_count", 0):
         raise UnsupportedModelError(
@@ -157,7 +162,7 @@ def _check_neutral(read: Fields, config: ModelConfig) -> None:
             f"supported in a context of {config.max_position_embeddings}"
         )
     scale = read.number("attention.scale", 0.0)
-    if scale and not math.isclose(scale, config.head_dim**-0.5, rel_tol=1e-6):
+    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
         raise UnsupportedModelError(f"{read.named('attention.scale')} is {scale}, which is not supported")
     for key, values in NEUTRAL.items():
         if not read.is_one_of(key, values):
@@ -185,7 +190,7 @@ def _frequency_factors(header: GGUFHeader) -> tuple[float, ...]:
     return tuple(raw.copy().view(np.dtype("<f4")).tolist())
 
 
-def _rope(read: Fields, context: int) -> RopeConfig:
+def _rope(read: Fields, context: int, rotary_dim: int, factors: tuple[float, ...]) -> RopeConfig:
     """A factor without a type scales linearly, one of 0 does nothing, and type none ignores it."""
     kind = read.text("rope.scaling.type", "linear")
     name = "rope.scaling.factor" if read.has("rope.scaling.factor") else "rope.scale_linear"
@@ -198,6 +203,7 @@ def _rope(read: Fields, context: int) -> RopeConfig:
             "expected none, linear or yarn"
         )
     return RopeConfig(
+        rotary_dim,
         theta=read.number("rope.freq_base", 10_000.0, above=THETAS[0], below=THETAS[1]),
         type=kind,
         factor=factor,
@@ -208,6 +214,7 @@ def _rope(read: Fields, context: int) -> RopeConfig:
         beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0, above=SCALES[0], below=SCALES[1]),
         beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0, above=SCALES[0], below=SCALES[1]),
         attention_factor=_attention_factor(read, kind, factor),
+        frequency_factors=factors,
     )
 
 

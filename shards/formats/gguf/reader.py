@@ -54,13 +54,14 @@ class GGUFSource:
     def tensor(self, name: str) -> RawTensor:
         tensor = self._find(name)
         stored = self.file.slice(tensor.offset, tensor.nbytes)
-        heads = {"q_proj": self.config.n_heads, "k_proj": self.config.n_kv_heads}.get(name.split(".")[-2])
+        attention = self.config.blocks[0].attention
+        heads = {"q_proj": attention.heads, "k_proj": attention.kv_heads}.get(name.split(".")[-2])
         if heads is None:
             rows = 1 if len(tensor.shape) == 1 else tensor.shape[0]
             return RawTensor(
                 name, tensor.shape, tensor.qtype, stored.reshape(rows, -1), check=self.file.check
             )
-        order = _rotary_order(heads, self.config.head_dim)
+        order = _rotary_order(heads, attention.head_dim)
         if len(tensor.shape) == 2:
             return RawTensor(name, tensor.shape, tensor.qtype, stored.reshape(tensor.shape[0], -1), order)
         # A bias has one row; it is small, so its values are put in order here.

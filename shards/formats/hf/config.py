@@ -13,9 +13,12 @@ from typing import Any
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ....swarm.types import MAX_BLOCKS
 from .. import bounded_json
+from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
 from ..bounded_json import JsonBounds
-from ..config import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, ModelConfig, lengthened, unsupported_family
+from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
+from ..config import ModelConfig, unsupported_family
 from ..fields import Fields
+from ..rope_config import lengthened
 from ..shown import shown
 from .rope import hf_rope
 
@@ -89,31 +92,42 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     n_heads = read.integer("num_attention_heads", 32, least=1, most=MAX_WIDTH)
     hidden = read.integer("hidden_size", 4096, least=1, most=MAX_WIDTH)
     positions = read.integer("max_position_embeddings", family.context, least=1, most=MAX_CONTEXT)
-    rope = hf_rope(read, positions)
+    head_dim = _head_dim(read, hidden, n_heads)
+    rope = hf_rope(read, positions, head_dim)
     context = lengthened(positions, rope)
     n_blocks = read.integer("num_hidden_layers", 32, least=1, most=MAX_BLOCKS)
     _check_window(read, family, context, is_scaled=rope.type != "default")
     _check_layers(read, n_blocks)
     _check_neutral(read, family)
     check_quantization(read)
+    bias = family.biases and read.flag("attention_bias", False)
+    norm = NormConfig(read.number("rms_norm_eps", 1e-6, above=0.0, below=SCALES[1]))
+    block = BlockConfig(
+        attention=AttentionConfig(
+            heads=n_heads,
+            kv_heads=read.optional_integer("num_key_value_heads", family.n_kv_heads, least=1, most=MAX_WIDTH)
+            or n_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            rope=rope,
+            bias=bias,
+            out_bias=bias,
+        ),
+        mlp=MlpConfig(
+            read.integer("intermediate_size", family.intermediate_size, least=1, most=MAX_WIDTH),
+            bias=family.biases and read.flag("mlp_bias", False),
+        ),
+        norm=norm,
+        mlp_norm=norm,
+    )
     return ModelConfig(
         family="llama",
-        n_blocks=n_blocks,
+        blocks=(block,) * n_blocks,
         hidden_size=hidden,
-        n_heads=n_heads,
-        n_kv_heads=read.optional_integer("num_key_value_heads", family.n_kv_heads, least=1, most=MAX_WIDTH)
-        or n_heads,
-        head_dim=_head_dim(read, hidden, n_heads),
-        intermediate_size=read.integer(
-            "intermediate_size", family.intermediate_size, least=1, most=MAX_WIDTH
-        ),
         vocab_size=read.integer("vocab_size", 32000, least=1, most=MAX_VOCAB),
-        rms_norm_eps=read.number("rms_norm_eps", 1e-6, above=0.0, below=SCALES[1]),
+        final_norm=norm,
         max_position_embeddings=context,
-        rope=rope,
         tie_word_embeddings=read.flag("tie_word_embeddings", False),
-        attention_bias=family.biases and read.flag("attention_bias", False),
-        mlp_bias=family.biases and read.flag("mlp_bias", False),
         bos_token_id=read.optional_integer("bos_token_id", 1, most=MAX_VOCAB - 1),
         eos_token_ids=_end_ids(
             read, Fields(generation, str(Path(where).with_name("generation_config.json")))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from ....swarm.errors import UnsupportedModelError
-from ..config import MAX_CONTEXT, SCALES, THETAS, RopeConfig
+from ..bounds import MAX_CONTEXT, SCALES
 from ..fields import Fields
+from ..rope_config import THETAS, RopeConfig
 
 _SCALED = ("linear", "dynamic", "llama3", "yarn")
 _WITH_ORIGINAL = ("llama3", "yarn")
 """Types that know how long the context was before it was stretched; for the others it is the model's own."""
 
 
-def hf_rope(read: Fields, positions: int) -> RopeConfig:
+def hf_rope(read: Fields, positions: int, rotary_dim: int) -> RopeConfig:
     """``read``: the whole configuration, with ``rope_parameters`` (transformers 5) or ``rope_scaling`` and
     ``rope_theta`` beside it (before). ``positions``: its max_position_embeddings."""
     rope = read.section("rope_scaling") or read.section("rope_parameters") or Fields({}, "")
@@ -27,7 +28,7 @@ def hf_rope(read: Fields, positions: int) -> RopeConfig:
     for name, _ in rope.inner():
         raise UnsupportedModelError(f"{rope.named(name)}: rope settings of some layers are not supported")
     if kind not in _SCALED:
-        return RopeConfig(theta=theta, type=kind, original_max_position_embeddings=positions)
+        return RopeConfig(rotary_dim, theta=theta, type=kind, original_max_position_embeddings=positions)
     original = positions
     if kind in _WITH_ORIGINAL:
         original = rope.integer("original_max_position_embeddings", positions, least=1, most=MAX_CONTEXT)
@@ -37,6 +38,7 @@ def hf_rope(read: Fields, positions: int) -> RopeConfig:
     factor = positions / original if is_implied else _scale(rope, "factor")
     if kind == "llama3":
         return RopeConfig(
+            rotary_dim,
             theta=theta,
             type=kind,
             factor=factor,
@@ -45,8 +47,11 @@ def hf_rope(read: Fields, positions: int) -> RopeConfig:
             original_max_position_embeddings=original,
         )
     if kind != "yarn":
-        return RopeConfig(theta=theta, type=kind, factor=factor, original_max_position_embeddings=original)
+        return RopeConfig(
+            rotary_dim, theta=theta, type=kind, factor=factor, original_max_position_embeddings=original
+        )
     return RopeConfig(
+        rotary_dim,
         theta=theta,
         type=kind,
         factor=factor,

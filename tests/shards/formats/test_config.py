@@ -10,8 +10,10 @@ import pytest
 
 from swarm_node.shards.checkpoint.checkpoint import directory_config
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.config import ModelConfig, RopeConfig
+from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 BASE: dict[str, Any] = {
@@ -38,20 +40,10 @@ def read(**changes: Any) -> ModelConfig:
 
 def test_defaults_are_transformers_defaults() -> None:
     config = read()
-    assert config == ModelConfig(
-        family="llama",
-        n_blocks=4,
-        hidden_size=64,
-        n_heads=4,
-        n_kv_heads=4,
-        head_dim=16,
-        intermediate_size=96,
-        vocab_size=50,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=2048,
-        rope=RopeConfig(theta=10000.0, original_max_position_embeddings=2048),
-        bos_token_id=1,
-    )
+    norm = NormConfig(1e-6)
+    rope = RopeConfig(16, theta=10000.0, original_max_position_embeddings=2048)
+    block = BlockConfig(AttentionConfig(4, 4, 16, 0.25, rope), MlpConfig(96), norm=norm, mlp_norm=norm)
+    assert config == ModelConfig("llama", (block,) * 4, 64, 50, norm, 2048, bos_token_id=1)
 
 
 @pytest.mark.parametrize(

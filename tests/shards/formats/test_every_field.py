@@ -174,23 +174,30 @@ def of_transformers(directory: Path) -> dict[str, Any] | None:
 
 
 def ours(config: ModelConfig) -> dict[str, Any]:
-    inv_freq, factor = frequencies(config)
-    if config.rope.type == "dynamic":
-        inv_freq = dynamic_inv_freq(config, config.rope.original_max_position_embeddings)
-    names = (
-        "n_blocks",
-        "hidden_size",
-        "n_heads",
-        "n_kv_heads",
-        "head_dim",
-        "intermediate_size",
-        "vocab_size",
-    )
-    names += ("rms_norm_eps", "attention_bias", "mlp_bias")
-    return {name: getattr(config, name) for name in names} | {
+    attention, mlp = config.blocks[0].attention, config.blocks[0].mlp
+    assert attention.rope is not None
+    assert mlp is not None
+    inv_freq, factor = frequencies(attention.rope)
+    if attention.rope.type == "dynamic":
+        inv_freq = dynamic_inv_freq(attention.rope, attention.rope.original_max_position_embeddings)
+    return {
+        "n_blocks": config.n_blocks,
+        "hidden_size": config.hidden_size,
+        "n_heads": attention.heads,
+        "n_kv_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": mlp.inner,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.final_norm.eps,
+        "attention_bias": attention.bias,
+        "mlp_bias": mlp.bias,
         "inv_freq": inv_freq,
         "attention_scaling": factor,
     }
+
+
+def shape(config: ModelConfig) -> tuple[int, int]:
+    return config.n_blocks, config.blocks[0].attention.head_dim
 
 
 def computes_the_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -385,7 +392,7 @@ def test_gguf_tensor_entries(gguf_model: Path, tmp_path: Path, data: st.DataObje
         raw.tensors[at] = (name, dims, kind, offset)
     (tmp_path / "x.gguf").write_bytes(raw.encoded())
     config = use(tmp_path / "x.gguf")
-    assert config is None or (config.n_blocks, config.head_dim) == (whole.n_blocks, whole.head_dim)
+    assert config is None or shape(config) == shape(whole)
 
 
 @settings(MANY, max_examples=12)

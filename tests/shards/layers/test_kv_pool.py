@@ -3,21 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, resolve_kv_dtype, slot_bytes
 from swarm_node.swarm.errors import UsageError
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_slot_bytes_is_what_the_arrays_take(kv_dtype: str) -> None:
-    pool = KvPool(7, 3, 24, kv_dtype)
+    pool = KvPool(7, KvShape(3, 24, 24), kv_dtype)
     scales = 0 if pool.scales is None else pool.scales.nbytes
-    assert pool.data.nbytes + scales == 7 * pool.slot_bytes == 7 * slot_bytes(3, 24, kv_dtype)
+    assert pool.data.nbytes + scales == 7 * pool.slot_bytes == 7 * slot_bytes(KvShape(3, 24, 24), kv_dtype)
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_copies_are_whole_and_leave_the_rest(kv_dtype: str) -> None:
     random = np.random.default_rng(0)
-    pool = KvPool(6, 2, 8, kv_dtype)
+    pool = KvPool(6, KvShape(2, 8, 8), kv_dtype)
     arrays = [pool.data] if pool.scales is None else [pool.data, pool.scales]
     for array in arrays:
         array[:] = random.integers(-100, 100, array.shape).astype(array.dtype)
@@ -32,7 +33,7 @@ def test_copies_are_whole_and_leave_the_rest(kv_dtype: str) -> None:
 
 def test_more_than_there_is() -> None:
     with pytest.raises(MemoryError):
-        KvPool(1 << 40, 8, 128, "float32")
+        KvPool(1 << 40, KvShape(8, 128, 128), "float32")
 
 
 def test_choice_of_the_type() -> None:

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
-from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.layers.rope import Rope
 from swarm_node.shards.torch.rope import TorchRope
 
@@ -46,7 +46,7 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
-def configs(rope: str, head_dim: int = 20, theta: float = 5000.0) -> tuple[ModelConfig, LlamaConfig]:
+def configs(rope: str, head_dim: int = 20, theta: float = 5000.0) -> tuple[RopeConfig, LlamaConfig]:
     document = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -62,7 +62,9 @@ def configs(rope: str, head_dim: int = 20, theta: float = 5000.0) -> tuple[Model
         "rope_parameters": {"rope_theta": theta, **ROPES[rope]},
     }
     theirs = LlamaConfig(**{key: value for key, value in document.items() if key != "architectures"})
-    return hf_config(document, {}, "test"), theirs
+    ours = hf_config(document, {}, "test").blocks[0].attention.rope
+    assert ours is not None
+    return ours, theirs
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -109,7 +111,7 @@ def test_frequency_factors_divide() -> None:
 
     ours, _ = configs("default")
     factors = tuple(1.0 + i for i in range(10))
-    scaled = replace(ours, rope=replace(ours.rope, frequency_factors=factors))
+    scaled = replace(ours, frequency_factors=factors)
     plain = Rope(ours).rows([(6, 1)])
     divided = Rope(scaled).rows([(6, 1)])
     angle = np.arctan2(plain[1][0, 10:], plain[0][0, 10:])[1:]  # below pi from the second on

@@ -35,7 +35,7 @@ def logits(model: ClientModel, hidden: Tensor) -> Tensor:
 def plain_logits(checkpoint: Checkpoint, hidden: Tensor, head: str) -> Tensor:
     norm = torch.from_numpy(checkpoint.tensor("model.norm.weight").dequantize()).double()
     x = hidden.double()
-    x = x / (x.pow(2).mean(-1, keepdim=True) + checkpoint.config.rms_norm_eps).sqrt() * norm
+    x = x / (x.pow(2).mean(-1, keepdim=True) + checkpoint.config.final_norm.eps).sqrt() * norm
     return (x @ torch.from_numpy(checkpoint.tensor(head).dequantize()).double().t()).float()
 
 

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.kernels import library as native_library
 from swarm_node.shards.kernels.library import ThreadPool, library
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
+from swarm_node.shards.models.block_weights import AttentionWeights, BlockWeights, MlpWeights
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
 from swarm_node.shards.torch.linear import DenseLinear, Scratch
 from swarm_node.shards.torch.llama import LlamaBlock
@@ -164,10 +166,12 @@ def test_quantized_against_float32_products_with_the_same_weights(
     blocks, config = [], native.config
     for block in spans(quantize=quantize)._blocks:
         norm, mlp_norm = (
-            RmsNorm(torch.from_numpy(weight), config.rms_norm_eps) for weight in (block.norm, block.mlp_norm)
+            RmsNorm(torch.from_numpy(weight), config.final_norm.eps)
+            for weight in (block.norm, block.mlp_norm)
         )
-        qkv, out, gate_up, down = map(dense, (block.qkv, block.out, block.gate_up, block.down))
-        blocks.append(LlamaBlock(config, norm, qkv, out, mlp_norm, gate_up, down))
+        attention = AttentionWeights(*map(dense, block.attention[:2]))
+        weights = BlockWeights(attention, norm, mlp_norm=mlp_norm, mlp=MlpWeights(*map(dense, block.mlp)))
+        blocks.append(LlamaBlock(config.blocks[0], weights))
     plain = TorchSpan(
         config, native.span, blocks, resolve(LoadOptions(dtype="float32", kernels="torch"), "F32")
     )
@@ -230,7 +234,7 @@ def test_pieces_that_do_not_fit_are_refused(
     spans: Callable[..., SpanBackend[Any]], change: dict[str, Any], rows: int
 ) -> None:
     model = loaded(spans, threads=1)
-    pool = KvPool(4, 2, 16, "float32")
+    pool = KvPool(4, KvShape(2, 16, 16), "float32")
     piece = BatchSlice(np.arange(4, dtype=np.int32).reshape(4, 1), 0, 0, 0, 4)
     model.forward(np.zeros((4, 64), np.float32), [piece], pool)
     with pytest.raises(LocalProtocolError):
@@ -240,13 +244,15 @@ def test_pieces_that_do_not_fit_are_refused(
 def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanBackend[Any]]) -> None:
     piece = BatchSlice(np.arange(4, dtype=np.int32).reshape(4, 1), 0, 0, 0, 4)
     for pool in (
-        KvPool(4, 1, 16, "float32"),
-        KvPool(4, 2, 8, "float32"),
+        KvPool(4, KvShape(1, 16, 16), "float32"),
+        KvPool(4, KvShape(2, 8, 8), "float32"),
     ):
         with pytest.raises(LocalProtocolError, match="KV heads"):
             loaded(spans, threads=1).forward(np.zeros((4, 64), np.float32), [piece], pool)
     with pytest.raises(LocalProtocolError, match="hidden"):
-        loaded(spans, threads=1).forward(np.zeros((4, 60), np.float32), [piece], KvPool(4, 2, 16, "int8"))
+        loaded(spans, threads=1).forward(
+            np.zeros((4, 60), np.float32), [piece], KvPool(4, KvShape(2, 16, 16), "int8")
+        )
 
 
 def test_a_narrower_pool_computes_the_same_bits(

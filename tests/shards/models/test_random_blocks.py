@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.qtypes import AFFINE, DENSE, GGUF_QTYPES, row_bytes
+from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tensors
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
@@ -12,7 +14,11 @@ from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.types import Span
 
-CONFIG = ModelConfig("llama", 8, 256, 4, 2, 64, 512, 1000, 1e-5, 512)
+NORM = NormConfig(1e-5)
+BLOCK = BlockConfig(
+    AttentionConfig(4, 2, 64, 0.125, RopeConfig(64)), MlpConfig(512), norm=NORM, mlp_norm=NORM
+)
+CONFIG = ModelConfig("llama", (BLOCK,) * 8, 256, 1000, NORM, 512)
 
 
 def manifest(qtype: str, *, like: int = 0) -> dict[str, TensorInfo]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.torch.kv_pool import TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 
 def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> TorchKvPool:
     """A pool full of what must never be read: a NaN that got into a result would show."""
-    pool = TorchKvPool(n_slots, kv_heads, head_dim, kv_dtype, CPU)
+    pool = TorchKvPool(n_slots, KvShape(kv_heads, head_dim, head_dim), kv_dtype, CPU)
     pool.data.fill_(-128 if kv_dtype == "int8" else float("nan"))
     if pool.scales is not None:
         pool.scales.fill_(float("nan"))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.torch.kv_pool import TorchKvPool, quantize_int8
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -32,7 +33,7 @@ def test_what_is_stored_is_gathered(
     kv_dtype: str, kv_heads: int, head_dim: int, seed: int, data: st.DataObject
 ) -> None:
     """Tokens stored at any places come back in the order of the table, and nothing else has changed."""
-    pool = TorchKvPool(5, kv_heads, head_dim, kv_dtype, CPU)
+    pool = TorchKvPool(5, KvShape(kv_heads, head_dim, head_dim), kv_dtype, CPU)
     garbage(pool)
     untouched = pool.data.clone().view(torch.uint8)
     table = data.draw(st.permutations(range(5)))[:3]
@@ -55,7 +56,7 @@ def test_what_is_stored_is_gathered(
 
 
 def test_the_layout_is_as_the_kernels_read_it() -> None:
-    pool = TorchKvPool(2, 2, 4, "float32", CPU)
+    pool = TorchKvPool(2, KvShape(2, 4, 4), "float32", CPU)
     k, v = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     pool.store(torch.tensor([1]), torch.tensor([5]), k, v)
     flat = pool.data[1].view(2, 2, -1)  # keys and values, KV heads
@@ -65,7 +66,7 @@ def test_the_layout_is_as_the_kernels_read_it() -> None:
 
 
 def test_float16_saturates_and_keeps_what_is_not_a_number() -> None:
-    pool = TorchKvPool(1, 1, 4, "float16", CPU)
+    pool = TorchKvPool(1, KvShape(1, 4, 4), "float16", CPU)
     x = torch.tensor([[[70000.0, -1e30, float("inf"), float("nan")]]])
     pool.store(torch.tensor([0]), torch.tensor([0]), x, x)
     for part in pool.gather(torch.tensor([0]), torch.float32):
@@ -82,7 +83,7 @@ def test_int8_rounds_half_to_even_with_a_scale_a_row() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_an_int8_row_that_is_not_finite_never_reads_as_finite(bad: float) -> None:
-    pool = TorchKvPool(1, 1, 4, "int8", CPU)
+    pool = TorchKvPool(1, KvShape(1, 4, 4), "int8", CPU)
     x = torch.tensor([[[1.0, bad, 2.0, 3.0]]])
     pool.store(torch.tensor([0]), torch.tensor([0]), x, x)
     for part in pool.gather(torch.tensor([0]), torch.float32):
@@ -92,7 +93,7 @@ def test_an_int8_row_that_is_not_finite_never_reads_as_finite(bad: float) -> Non
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_copies_are_whole_and_leave_the_rest(kv_dtype: str) -> None:
     torch.manual_seed(0)
-    pool = TorchKvPool(6, 2, 8, kv_dtype, CPU)
+    pool = TorchKvPool(6, KvShape(2, 8, 8), kv_dtype, CPU)
     slots, offsets = torch.arange(6).repeat_interleave(PAGE_TOKENS), torch.arange(PAGE_TOKENS).repeat(6)
     pool.store(slots, offsets, torch.randn(192, 2, 8), torch.randn(192, 2, 8))
     before = [pool.gather(torch.tensor([slot]), torch.float32) for slot in range(6)]

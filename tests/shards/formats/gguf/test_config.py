@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.gguf.config import NEUTRAL
+from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.layers.rope import Rope, frequencies
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
@@ -28,6 +29,12 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def read(gguf_llama: GGUFLlama, extra: Extra | None = None) -> ModelConfig:
     with open_checkpoint(str(gguf_llama(extra=extra))) as checkpoint:
         return checkpoint.config
+
+
+def rope_of(config: ModelConfig) -> RopeConfig:
+    rope = config.blocks[0].attention.rope
+    assert rope is not None
+    return rope
 
 
 def scaling(kind: gguf.RopeScalingType | None, factor: float | None = 4.0, **more: float) -> Extra:
@@ -80,7 +87,7 @@ def test_rope_scaling(gguf_llama: GGUFLlama, extra: Extra | None, rope: dict[str
         rope_parameters={"rope_theta": 10000.0, **rope},
     )
     want = LlamaRotaryEmbedding(theirs)
-    inv_freq, factor = frequencies(config)
+    inv_freq, factor = frequencies(rope_of(config))
     np.testing.assert_allclose(inv_freq, want.inv_freq.numpy(), rtol=1e-6, atol=0)
     assert factor == pytest.approx(want.attention_scaling)
     assert config.max_position_embeddings == context
@@ -94,8 +101,8 @@ def test_a_factor_on_what_is_rotated(
     config = read(gguf_llama, scaling(kind, stretch if kind else None, attn_factor=1.25))
     plain = read(gguf_llama, scaling(kind, stretch if kind else None))
     for got, base in zip(
-        Rope(config).rows([(3, 5)]),
-        Rope(plain).rows([(3, 5)]),
+        Rope(rope_of(config)).rows([(3, 5)]),
+        Rope(rope_of(plain)).rows([(3, 5)]),
         strict=True,
     ):
         np.testing.assert_allclose(got, base * 1.25, rtol=1.3e-6, atol=1e-5)
@@ -108,8 +115,8 @@ def test_frequency_factors_beside_linear_scaling(gguf_llama: GGUFLlama) -> None:
         scaling(gguf.RopeScalingType.LINEAR)(writer)
         writer.add_tensor("rope_freqs.weight", factors)
 
-    inv_freq, _ = frequencies(read(gguf_llama, extra))
-    plain, _ = frequencies(read(gguf_llama))
+    inv_freq, _ = frequencies(rope_of(read(gguf_llama, extra)))
+    plain, _ = frequencies(rope_of(read(gguf_llama)))
     np.testing.assert_allclose(inv_freq, plain / 4 / factors, rtol=1.3e-6, atol=1e-5)
 
 

@@ -112,17 +112,17 @@ def test_config(gguf_llama: GGUFLlama) -> None:
 
     with open_checkpoint(str(gguf_llama("Q4_0", extra=extra, bias=True))) as model:
         config = model.config
-        assert (config.n_blocks, config.hidden_size, config.n_heads, config.n_kv_heads) == (2, 256, 4, 2)
-        assert (config.head_dim, config.intermediate_size, config.vocab_size) == (64, 512, 50)
+        attention, mlp = config.blocks[0].attention, config.blocks[0].mlp
+        assert mlp is not None
+        assert (config.n_blocks, config.hidden_size, attention.heads, attention.kv_heads) == (2, 256, 4, 2)
+        assert (attention.head_dim, mlp.inner, config.vocab_size) == (64, 512, 50)
         assert config.tie_word_embeddings
-        assert config.attention_bias
+        assert attention.bias
         assert config.eos_token_ids == (2, 7)
         assert config.native_dtype == "Q4_0"
-        assert (config.rope.type, config.rope.factor, config.rope.original_max_position_embeddings) == (
-            "yarn",
-            4,
-            32,
-        )
+        rope = attention.rope
+        assert rope is not None
+        assert (rope.type, rope.factor, rope.original_max_position_embeddings) == ("yarn", 4, 32)
         assert not model.has("lm_head.weight")
         assert not model.has("model.layers.1.self_attn.q_proj.bias")
         bias = model.tensor("model.layers.0.self_attn.q_proj.bias").dequantize()
@@ -136,7 +136,9 @@ def test_llama3_frequency_factors(gguf_llama: GGUFLlama) -> None:
         writer.add_tensor("rope_freqs.weight", factors)
 
     with open_checkpoint(str(gguf_llama(extra=extra))) as model:
-        assert model.config.rope.frequency_factors == tuple(factors.tolist())
+        rope = model.config.blocks[0].attention.rope
+        assert rope is not None
+        assert rope.frequency_factors == tuple(factors.tolist())
 
 
 @pytest.mark.parametrize(
