@@ -281,9 +281,10 @@ class AsyncSwarmModel:
     def _waiting(self, waiting: Waiting) -> None:
         if self._on_progress is not None:
             blocks = ", ".join(map(str, waiting.missing))
+            what = f"blocks {blocks}" if blocks else "peers that answer"
             loading = who_loads(waiting.seen)
             self._on_progress(
-                f"Waiting for blocks {blocks} ({waiting.seconds_left:.0f} s left)"
+                f"Waiting for {what} ({waiting.seconds_left:.0f} s left)"
                 + (f"; {loading}" if loading else "")
             )
 

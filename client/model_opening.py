@@ -28,6 +28,9 @@ from .routing.demand import DemandTeller
 
 POLL_S = 1.0
 """Seconds between looks for a model that no node serves yet."""
+ALONE_S = 8.0
+"""A model is looked for during this many seconds while no peer answers, or those that do reach no others: a
+node that restarted is found by the others within a few."""
 
 logger = logging.getLogger(__name__)
 
@@ -149,17 +152,22 @@ async def find_in_swarm(
 ) -> ModelLocation:
     """Where the model is. A model that no peer has is asked for, and waited for as long as ``wait`` says.
     ``hub``: whether what the hub may have counts."""
-    until, missed = clock() + wait, None
+    began, missed = clock(), None
     while True:
         try:
             location = await resolve_model(
                 model, directory, local_models, hub=hub, witnesses=witnesses, known=known
             )
+        except NetworkError:
+            if clock() >= began + max(wait, ALONE_S):
+                raise
+            await sleep(POLL_S)
+            continue
         except ModelNotFoundError as error:
             if error.wanted is not None:
                 missed = wanted_model(error.wanted)
                 demand.miss(missed)
-            left = until - clock()
+            left = began + max(wait, ALONE_S if directory.is_alone else 0.0) - clock()
             if left <= 0:
                 if missed is not None and not wait:
                     error.hint += (

@@ -67,6 +67,11 @@ class Directory(Protocol):
         """Look for them in places that announcing does not read."""
 
     @property
+    def is_alone(self) -> bool:
+        """Whether those that answered the last reading reach no other peer of the swarm. They may have
+        started a moment ago, or have lost the others: what they lack may be there."""
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Peers whose announcements were read lately and cannot be used: no other method knows them."""
 

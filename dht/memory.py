@@ -21,6 +21,7 @@ class MemoryStore:
         self.clock = clock
         self.ttl = ttl
         self.down = False  # set it to simulate a directory that cannot be reached
+        self.is_alone = False  # set it to simulate one whose peers reach no others
         self._records: dict[str, tuple[float, NodeInfo]] = {}  # peer id -> (expiration, record)
         self._wanted: dict[str, tuple[float, Wanted]] = {}
         self._numbers = itertools.count(1)
@@ -121,6 +122,10 @@ class MemoryDirectory:
 
     async def look_for_namesakes(self) -> None:
         pass
+
+    @property
+    def is_alone(self) -> bool:
+        return self.store.is_alone
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -25,6 +25,13 @@ async def explain(
     banned: AbstractSet[str],
 ) -> SwarmError:
     """The error to raise in place of ``error``. ``causes``: the last failures, by peer id."""
+    if directory.is_alone:
+        error = NoRouteError(
+            f"{error.message} The peers that were asked reach no other peer of the swarm.",
+            hint=error.hint,
+            missing=error.missing,
+            seen=error.seen,
+        )
     if not error.seen:
         return await _absence(error, model, directory)
     causes = {

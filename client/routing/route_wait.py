@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ...dht.directory import Directory
-from ...swarm.errors import BusyError
+from ...swarm.errors import BusyError, NetworkError
 from ...swarm.peer_health import PeerHealth
 from ...swarm.placement.demand import WantedModel
 from ...swarm.routing.best_route import NoRouteError
@@ -30,7 +30,8 @@ POLL_S = 0.5
 @dataclass(frozen=True, slots=True)
 class WaitLimits:
     """Seconds to wait for a route: while blocks are ``missing``, while peers that ``failed`` a moment ago
-    are all that is in the way (they may be restarting), or ``busy`` ones."""
+    are all that is in the way (they may be restarting), or ``busy`` ones. Peers of the directory that do not
+    answer, or that reach no others, count as ``failed``."""
 
     missing_s: float = 0.0
     failed_s: float = 8.0
@@ -96,10 +97,11 @@ class RouteWait:
         """
         began = self._now() if began is None else began
         limits = limits or WaitLimits()
+        answered_by = began + max(limits.missing_s, limits.failed_s)
         self._announcements.refresh_after(SNAPSHOT_S)
         fresh = False
         while True:
-            nodes = await self._announcements.within(0.0 if fresh else max_age_s)
+            nodes = await self._read(0.0 if fresh else max_age_s, answered_by, on_wait)
             try:
                 planned = search(nodes, self._health.banned(self._now()))
             except NoRouteError as error:
@@ -141,6 +143,19 @@ class RouteWait:
                 on_wait(Waiting(problem.message, problem.missing, problem.seen, limit - now))
             await self._sleep(min(POLL_S, max(until, now + 0.01) - now, limit - now))
 
+    async def _read(self, max_age_s: float, until: float, on_wait: OnWait | None) -> list[NodeInfo]:
+        """The announcements. Raises NetworkError if nobody answers before ``until``."""
+        while True:
+            try:
+                return await self._announcements.within(max_age_s)
+            except NetworkError as silence:
+                left = until - self._now()
+                if left <= 0:
+                    raise
+                if on_wait is not None:
+                    on_wait(Waiting(silence.message, (), (), left))
+                await self._sleep(min(POLL_S, left))
+
     def _worth_waiting(
         self, nodes: Sequence[NodeInfo], search: Search, began: float, limits: WaitLimits
     ) -> tuple[float, float]:
@@ -149,7 +164,9 @@ class RouteWait:
         try:
             search(nodes, frozenset())
         except NoRouteError:
-            return began + limits.missing_s, now
+            doubt_s = limits.failed_s if self._directory.is_alone else 0.0
+            limit = began + max(limits.missing_s, doubt_s)
+            return limit, max(now, min(now + POLL_S, limit))
         # Only bans are in the way.
         banned = self._health.banned(now) & {node.peer_id for node in nodes}
         busy = all(isinstance(self._bans.causes.get(peer_id), BusyError) for peer_id in banned)

@@ -73,11 +73,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class LookupAnswers:
-    """What the asked peers know, and which of them answered."""
+    """What the asked peers know, which of them answered, and which of these reach no other peer."""
 
     told: dict[str, ToldEntries]
     clocks: dict[str, ClockReading] = field(default_factory=dict)
-    errors: dict[str, SwarmError] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+
+    @property
+    def is_alone(self) -> bool:
+        return self.clocks.keys() <= self.alone
 
     @property
     def entries(self) -> Mapping[str, Mapping[str, Entry]]:
@@ -284,6 +288,8 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                             raise RemoteProtocolError(f"{type(answer).__name__} is not an answer to GET")
                         half = (self._clock() - sent) / 2
                         found.clocks.setdefault(peer_id, ClockReading(answer.time - sent - half, half))
+                        if answer.alone:
+                            found.alone.add(peer_id)
                         size += len(answer.payload)
                         if size > MAX_ANSWER * len(keys):
                             raise RemoteProtocolError("ENTRIES: more bytes than the keys may hold")

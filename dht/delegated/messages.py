@@ -2,7 +2,7 @@
 
     reader                              node of the DHT
     GET keys                 →
-                             ←          ENTRIES time, last; as many as it takes, ``last`` in the last of them
+                             ←          ENTRIES time, last, alone; as many as needed, the last with ``last``
     PUT key, entry           →
                              ←          STORED reason ("": it is stored)
                              ←          SLOWER retry_after_ms, in place of either answer
@@ -57,11 +57,13 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """``time``: the node's clock, seconds of Unix time."""
+    """``time``: the node's clock, seconds of Unix time. ``alone``: it reaches no other node of the DHT, so
+    what it lacks may be there."""
 
     time: Annotated[float, Real(0, 1e12)]
     last: Annotated[bool, Boolean()]
     payload: Payload = b""
+    alone: Annotated[bool, Boolean()] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from ...swarm.membership.membership import Membership
 from ...swarm.transport.address_groups import address_group
 from ...swarm.transport.interface import Stream, Transport
 from ..directory import TTL_S
+from ..records.directory import Found
 from ..records.entry_check import Entry, EntryCheck
 from ..records.envelope import subkey_of
 from ..records.kept_entries import KeptEntries
@@ -84,7 +85,7 @@ async def serve_entries(transport: Transport, store: EntryStore, membership: Mem
 class EntryStore(Protocol):
     """What the service needs of the DHT; HivemindDirectory has it."""
 
-    async def entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]: ...
+    async def entries(self, keys: Sequence[str]) -> Found: ...
 
     async def store(self, owner: str, key: str, expiration: float, value: bytes) -> NetworkError | None: ...
 
@@ -180,7 +181,7 @@ class DelegatedService:
             async with asyncio.timeout(IDLE_S):
                 await stream.send(Slower(_ms(wait)))
             return
-        found = await self._entries(keys, holder)
+        found, alone = await self._entries(keys, holder)
         packed = (
             PackedEntry(index, entry.expiration, entry.owner.encode(), entry.value)
             for index, key in enumerate(keys)
@@ -190,20 +191,26 @@ class DelegatedService:
         budget.owe(max(0.0, sum(map(len, payloads)) / BYTES_OF_KEY - len(keys)))
         async with asyncio.timeout(IDLE_S):
             for index, payload in enumerate(payloads):
-                await stream.send(Entries(self._clock(), index == len(payloads) - 1, payload))
+                await stream.send(Entries(self._clock(), index == len(payloads) - 1, payload, alone))
 
-    async def _entries(self, keys: Sequence[str], holder: Holder) -> Mapping[str, Mapping[str, Entry]]:
-        """What the DHT has, or had a moment ago. Raises NetworkError, TurnedAwayError."""
+    async def _entries(
+        self, keys: Sequence[str], holder: Holder
+    ) -> tuple[Mapping[str, Mapping[str, Entry]], bool]:
+        """What the DHT has, or had a moment ago, and whether no other node was reached. Raises NetworkError,
+        TurnedAwayError."""
         now = self._now()
         fresh = {key: self._fresh[key] for key in keys if key in self._fresh}
         found = {key: entries for key, (at, entries) in fresh.items() if now - at < FRESH_S}
+        alone = False
         if missing := [key for key in dict.fromkeys(keys) if key not in found]:
             await self._lookups.enter(holder, len(missing))
             new = await self._store.entries(missing)
+            alone, at = new.is_alone, self._now()
             for key in missing:
-                found[key] = new[key]
-                self._fresh[key] = (now, new[key])
-        return found
+                found[key] = new.entries[key]
+                if not alone:
+                    self._fresh[key] = (at, found[key])
+        return found, alone
 
     async def _put(self, holder: Holder, request: Put) -> Stored | Slower:
         """Raises TurnedAwayError."""

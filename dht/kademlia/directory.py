@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hivemind.p2p import P2PDaemonError
@@ -23,7 +23,7 @@ from ...swarm.types import ModelRef, NodeInfo
 from ..address_book import AddressBook
 from ..directory import TTL_S
 from ..records.directory import Clock, RecordDirectory
-from ..records.entry_check import Entry, EntryCheck
+from ..records.entry_check import EntryCheck
 from ..records.kept_entries import KeptEntries
 from ..records.keys import index_hashes
 from .bootstrap import PING_INTERVAL_S, Bootstrap, DialingTransport
@@ -190,10 +190,9 @@ class HivemindDirectory(RecordDirectory[Lookup]):
         self._wide_until = self._clock() + WIDE_S
         await self._bootstrap.heal()
 
-    async def entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
-        """The live entries of keys, by key and owner, for peers that ask us instead of the DHT. Raises
-        NetworkError."""
-        return (await self._lookup(keys)).entries
+    async def entries(self, keys: Sequence[str]) -> Lookup:
+        """The live entries of keys, for peers that ask us instead of the DHT. Raises NetworkError."""
+        return await self._lookup(keys)
 
     async def store(
         self, owner: str, key: str, expiration: float, value: bytes, found: Lookup | None = None

@@ -20,6 +20,7 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
 from ...swarm.errors import RemoteProtocolError
+from ...swarm.fairness.recent import RecentMap
 from ...swarm.fairness.shares import Holder
 from ..records.entry_check import Entry, EntryCheck
 from ..records.envelope import subkey_of, unseal
@@ -41,6 +42,8 @@ MAX_CHECKS_OF_GROUP = 8
 """The same for one address group."""
 UNHEARD_S = 60.0
 """A member of the table that was not heard of for this many seconds is asked whether it is there."""
+MAX_LOST = 16
+"""A node whose table is empty asks this many of those that left it last, as silence may end."""
 MAX_UNHEARD = 8
 """One round of ``refresh`` asks at most this many of them."""
 _PREFIX = "DHTProtocol."  # hivemind's name for the calls
@@ -97,6 +100,7 @@ class KademliaNode:
         self.contact = contact_of(str(p2p.peer_id))
         self.table = RoutingTable(self.contact.node_id, steady)
         self.notes = PeerNotes(steady)
+        self._lost: RecentMap[str, Contact] = RecentMap(MAX_LOST)  # members that fell silent
         self.stores = StoreCalls(kept, check, self.contact.peer_id)
         self.client_mode = client_mode
         self._p2p = p2p
@@ -170,12 +174,10 @@ class KademliaNode:
     async def look_up(
         self, key: int, ask: Ask, *, width: int, enough: int, anchors: Sequence[Contact] = (), limit_s: float
     ) -> Paths:
-        """Ask for ``key``, beginning with those of our table that are nearest to it, and with ``anchors``."""
-        seeds = [
-            contact
-            for contact in self.table.nearest(key, MAX_NAMES)
-            if not self.notes.is_silent(contact.peer_id)
-        ]
+        """Ask for ``key``, beginning with those of our table that are nearest to it, and with ``anchors``.
+        With an empty table, begin with those that left it and were left alone for a while."""
+        known = self.table.nearest(key, MAX_NAMES) or self._lost.values()
+        seeds = [contact for contact in known if not self.notes.is_silent(contact.peer_id)]
         paths = Paths(
             key,
             seeds,
@@ -313,6 +315,7 @@ class KademliaNode:
             self._failed(peer_id)
             raise
         self.notes.answered(peer_id)
+        self._lost.pop(peer_id, None)
         if contact is not None:
             unheard = self.table.answered(contact, await self._group_of(peer_id))
             if unheard is not None and unheard in self.table.unheard(UNHEARD_S, MAX_UNHEARD):
@@ -321,7 +324,9 @@ class KademliaNode:
 
     def _failed(self, peer_id: str) -> None:
         self.notes.silent(peer_id)
-        self.table.failed(contact_of(peer_id))
+        if (contact := contact_of(peer_id)) in self.table:
+            self._lost[peer_id] = contact
+        self.table.failed(contact)
 
     async def _outlive(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.shield(self._spawn(work))

@@ -40,6 +40,11 @@ class Lookup:
     failures: int = 0  # questions that were not
     copies: int = 0  # answers that had an entry of the counted owner
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one node at most has answered, ourselves included."""
+        return len({contact for nearest in self.nearest.values() for contact in nearest}) <= 1
+
 
 @dataclass(slots=True)
 class Written:

@@ -58,6 +58,10 @@ class Found(Protocol):
     @property
     def entries(self) -> Mapping[str, Mapping[str, Entry]]: ...
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether those that answered reach no other peer of the swarm."""
+
 
 FoundT = TypeVar("FoundT", bound=Found)
 
@@ -79,6 +83,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
         self._announced_at: str | None = None  # the key of what we announce
         self._announced: ModelRef | None = None
         self._said_too: RecentMap[ModelRef, None] = RecentMap(_MODELS_OF_ONE)  # under our identity
+        self._is_alone = False  # those that answered the last reading
         self._writing = asyncio.Lock()  # a withdrawal must not be overtaken by an announcement
 
     @abstractmethod
@@ -89,6 +94,10 @@ class RecordDirectory(ABC, Generic[FoundT]):
     async def _store(self, key: str, expiration: float, value: bytes, found: FoundT) -> NetworkError | None:
         """Store our own signed entry. Returns the reason if no node took it. ``found``: a lookup of this
         key."""
+
+    @property
+    def is_alone(self) -> bool:
+        return self._is_alone
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -201,7 +210,7 @@ class RecordDirectory(ABC, Generic[FoundT]):
                 del self._held[key]
 
     async def wanted(self) -> list[Wanted]:
-        found = await self._lookup(wanted_keys())
+        found = await self._read(wanted_keys())
         records = {
             entry.owner: record
             for key, entries in found.entries.items()
@@ -211,11 +220,11 @@ class RecordDirectory(ABC, Generic[FoundT]):
         return [records[owner] for owner in sorted(records)]
 
     async def nodes(self, model: ModelRef) -> list[NodeInfo]:
-        found = await self._lookup(node_keys(model))
+        found = await self._read(node_keys(model))
         return self._nodes_in(found, [model])
 
     async def models(self) -> list[ModelRef]:
-        found = await self._lookup(model_keys())
+        found = await self._read(model_keys())
         speakers = Counter(
             ref
             for key, entries in found.entries.items()
@@ -232,8 +241,13 @@ class RecordDirectory(ABC, Generic[FoundT]):
         keys = list(dict.fromkeys(key for model in models for key in node_keys(model)))
         nodes: list[NodeInfo] = []
         for start in range(0, len(keys), _KEYS_AT_ONCE):
-            nodes += self._nodes_in(await self._lookup(keys[start : start + _KEYS_AT_ONCE]), models)
+            nodes += self._nodes_in(await self._read(keys[start : start + _KEYS_AT_ONCE]), models)
         return sorted(nodes, key=_by_place)
+
+    async def _read(self, keys: Sequence[str]) -> FoundT:
+        found = await self._lookup(keys)
+        self._is_alone = found.is_alone
+        return found
 
     async def _write(self, bodies: dict[str, bytes], found: FoundT) -> dict[str, NetworkError]:
         """Sign and store a body under each key. Returns the reasons for those that no node took."""

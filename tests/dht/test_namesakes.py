@@ -35,6 +35,7 @@ class Keeper:
 @dataclass
 class Found:
     entries: dict[str, dict[str, Entry]]
+    is_alone: bool = False
 
 
 class KeptDirectory(RecordDirectory[Found]):

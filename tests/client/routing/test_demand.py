@@ -176,6 +176,25 @@ async def test_an_unknown_model_is_asked_for_and_waited_for(
     assert await directory.wanted() == [Wanted("client", (TOY,))], "until there is a route"
 
 
+async def test_a_model_is_not_missed_before_anybody_could_tell_of_it(
+    teller: DemandTeller, directory: CountingDirectory, clock: Sleeper
+) -> None:
+    directory.store.down = directory.store.is_alone = True
+
+    async def sleep(seconds: float) -> None:
+        await clock.sleep(seconds)
+        if clock.now >= 2:
+            directory.store.down = False
+        if clock.now >= 4:
+            directory.store.put(FakeSwarm(a="0-5").info("a"))
+
+    location = await find_in_swarm(
+        "toy", directory, teller, local_models=NOTHING_HERE, hub=False, clock=clock, sleep=sleep
+    )
+    assert (location.ref, clock.now) == (MODEL, 4)
+    await teller.close()
+
+
 async def test_who_does_not_wait_leaves_the_request(
     teller: DemandTeller, directory: CountingDirectory
 ) -> None:

@@ -7,9 +7,16 @@ import pytest
 
 from swarm_node.client.routing.bans import BUSY_JITTER
 from swarm_node.client.routing.route_wait import Waiting, WaitLimits
-from swarm_node.swarm.errors import BusyError, ModelMismatchError, PeerTimeoutError, RemoteProtocolError
+from swarm_node.dht.memory import MemoryDirectory
+from swarm_node.swarm.errors import (
+    BusyError,
+    ModelMismatchError,
+    NetworkError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+)
 from swarm_node.swarm.routing.best_route import NoRouteError
-from swarm_node.swarm.types import Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, Span
 from tests.doubles.fake_swarm import MODEL
 from tests.doubles.router_case import NEED, clocked_swarm, failure, hops
 
@@ -145,3 +152,47 @@ async def test_a_gap_that_nobody_can_fill_is_waited_for() -> None:
     )
     assert hops(planned) == [("b", "3-5")]
     assert seen[0].missing == (Span(3, 6),)
+
+
+async def test_an_empty_directory_is_believed_only_if_its_peers_reach_others() -> None:
+    """One that has just started, or has lost the others for a moment, knows of nobody yet."""
+    swarm, router, clock = await clocked_swarm(a="0-5")
+    swarm.store.remove("a")
+    with pytest.raises(NoRouteError, match=r"seen at all\.$"):
+        await router.plan(NEED)
+    assert clock.time == 1000.0
+    swarm.store.is_alone = True
+    with pytest.raises(NoRouteError, match=r"seen at all\. The peers that were asked reach no other"):
+        await router.plan(NEED, limits=WaitLimits(failed_s=4))
+    assert clock.time == pytest.approx(1004.0)
+    clock.events.append((1007.0, lambda: swarm.announce("a")))
+    assert hops(await router.plan(NEED)) == [("a", "0-5")]
+    assert 1007.0 <= clock.time <= 1007.6
+
+
+async def test_a_directory_that_does_not_answer_is_asked_again() -> None:
+    swarm, router, clock = await clocked_swarm(a="0-5")
+    swarm.store.down = True
+    seen: list[Waiting] = []
+    with pytest.raises(NetworkError, match="cannot be reached"):
+        await router.plan(NEED, limits=WaitLimits(failed_s=4), on_wait=seen.append)
+    assert clock.time == pytest.approx(1004.0)
+    assert "cannot be reached" in seen[0].message
+    clock.events.append((1007.0, lambda: setattr(swarm.store, "down", False)))
+    assert hops(await router.plan(NEED)) == [("a", "0-5")]
+    assert clock.time == 1007.0
+
+
+async def test_who_waits_reads_the_directory_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes answer one that asks far more often no longer."""
+    _, router, _ = await clocked_swarm(a="0-2")
+    readings, nodes = [], MemoryDirectory.nodes
+
+    async def counted(self: MemoryDirectory, model: ModelRef) -> list[NodeInfo]:
+        readings.append(model)
+        return await nodes(self, model)
+
+    monkeypatch.setattr(MemoryDirectory, "nodes", counted)
+    with pytest.raises(NoRouteError):
+        await router.plan(NEED, limits=WaitLimits(missing_s=4))
+    assert 8 <= len(readings) <= 11

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -22,6 +22,7 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.placement.demand import WantedModel
 from swarm_node.swarm.transport.memory import MemoryNetwork, MemoryTransport
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.dht.found import FoundEntries
 from tests.doubles.virtual_time import VirtualLoop, run
 
 NOW = 1_700_000_000.0
@@ -41,15 +42,17 @@ class Dht:
         self.now = lambda: NOW + clock.time()
         self.check = EntryCheck(TTL_S, self.now)
 
-    async def entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
-        return {
-            key: {
-                owner: entry
-                for owner, entry in self._kept.get(key, {}).items()
-                if entry.expiration > self.now()
+    async def entries(self, keys: Sequence[str]) -> FoundEntries:
+        return FoundEntries(
+            {
+                key: {
+                    owner: entry
+                    for owner, entry in self._kept.get(key, {}).items()
+                    if entry.expiration > self.now()
+                }
+                for key in keys
             }
-            for key in keys
-        }
+        )
 
     async def store(self, owner: str, key: str, expiration: float, value: bytes) -> NetworkError | None:
         entry = self.check.check(key_hash(key), subkey_of(owner.encode()), expiration, value)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from swarm_node.swarm.placement.demand import WantedModel
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.dht.found import FoundEntries
 from tests.doubles.clock import Clock
 
 MODEL = ModelRef("smol", "ab" * 32, 30)
@@ -61,10 +62,11 @@ class Store:
     def __init__(self) -> None:
         self.kept: dict[str, dict[str, Entry]] = {}
         self.lookups = 0
+        self.is_alone = False
 
-    async def entries(self, keys: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
+    async def entries(self, keys: Sequence[str]) -> FoundEntries:
         self.lookups += 1
-        return {key: dict(self.kept.get(key, {})) for key in keys}
+        return FoundEntries({key: dict(self.kept.get(key, {})) for key in keys}, self.is_alone)
 
     async def store(self, owner: str, key: str, expiration: float, value: bytes) -> NetworkError | None:
         entry = EntryCheck(1e9, lambda: NOW).check(
@@ -158,6 +160,24 @@ async def test_a_light_node_is_announced_and_found_and_leaves() -> None:
     swarm.clock.now += 2
     await light.withdraw()
     assert await reader.nodes(MODEL) == await reader.wanted() == []
+
+
+async def test_a_reader_hears_whether_those_that_answer_reach_others() -> None:
+    swarm = await Swarm(2).open()
+    asked, other = swarm.services[0], Store()
+    swarm.store.is_alone = True
+    reader = swarm.directory()
+    assert await reader.nodes(MODEL) == []
+    assert reader.is_alone
+    swarm.put(NODES[3], Span(0, 10))  # it found the others; its clock stands still
+    swarm.store.is_alone = False
+    assert spans(await reader.nodes(MODEL)) == {NODES[3].peer_id: Span(0, 10)}
+    assert not reader.is_alone
+    other.is_alone = True
+    asked._store = other
+    swarm.clock.now += 2
+    assert len(await reader.nodes(MODEL)) == 1
+    assert not reader.is_alone, "one of the two reaches others"
 
 
 async def test_entries_expire_and_are_never_prolonged_by_others() -> None:

@@ -182,6 +182,17 @@ async def test_everybody_sees_announcements_and_withdrawals_at_once(swarm: Swarm
     assert len(await reader.directory.nodes(MODEL)) == 3
 
 
+async def test_an_answer_of_one_node_that_reaches_no_other_is_told_from_that_of_several(swarm: Swarm) -> None:
+    first, reader = await swarm.peer(), await swarm.peer(client_mode=True)
+    for peer in (first, reader):
+        assert await peer.directory.nodes(MODEL) == []
+        assert peer.directory.is_alone
+    await swarm.peer()
+    for peer in (first, reader):
+        await peer.directory.nodes(MODEL)
+        assert not peer.directory.is_alone
+
+
 async def test_models_of_one_name_are_told_apart(swarm: Swarm) -> None:
     first, second = await swarm.peer(), await swarm.peer()
     other = dataclasses.replace(MODEL, digest="cd" * 32)

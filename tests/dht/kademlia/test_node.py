@@ -111,6 +111,25 @@ def test_who_goes_leaves_the_table() -> None:
     simulated(test)
 
 
+def test_one_that_lost_everybody_for_a_moment_asks_them_again() -> None:
+    async def test(network: CallNetwork) -> None:
+        (node, _), (other, _) = await node_in(network, 1), await node_in(network, 2)
+        await node.ping(other.contact.peer_id)
+        stalled = network.handlers[other.contact.peer_id]
+        network.leave(other.contact.peer_id)
+        await node.meet_nearest(1, limit_s=5.0)
+        assert len(node.table) == 0
+        network.handlers[other.contact.peer_id] = stalled
+        calls = network.calls
+        await node.meet_nearest(1, limit_s=5.0)
+        assert network.calls == calls, "not so soon"
+        await asyncio.sleep(peer_notes.SILENT_S)
+        await node.meet_nearest(1, limit_s=5.0)
+        assert other.contact in node.table
+
+    simulated(test)
+
+
 @pytest.mark.parametrize("kind", ["junk", "inventions", "silence"])
 def test_liars_are_noted(kind: str) -> None:
     async def test(network: CallNetwork) -> None:

@@ -26,6 +26,7 @@ class Shelf:
     """What is kept: entries by key and owner, whose signatures somebody else has checked."""
 
     entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    is_alone: bool = False
 
     def put(self, info: NodeInfo, **odd: object) -> None:
         body = msgpack.packb(msgpack.unpackb(encode_node(info)) | odd)
