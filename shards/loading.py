@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .checkpoint.checkpoint import Checkpoint, check_span
 from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD
 from .kernels.head import NativeHead
@@ -82,11 +84,11 @@ def load_client_model(
     if plan.packed:
         shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
         check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
-    weight = checkpoint.tensor(FINAL_NORM)
-    check_shape(weight, (config.hidden_size,))
-    norm = FinalNorm(weight.dequantize(), config.final_norm.eps)
-    kind = _head_kind(raw, plan)
-    errors = RoundingBounds() if _refinable(plan) else None
+    norm = _final_norm(checkpoint)
+    # What refines logits computes products alone.
+    refinable = _refinable(plan) and not config.head_bias
+    kind = _head_kind(raw, plan, refinable)
+    errors = RoundingBounds() if refinable else None
     wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors)
     loader: WeightLoader | TorchLoader
     head: Head
@@ -94,7 +96,7 @@ def load_client_model(
         loader = WeightLoader(checkpoint, plan, raw.nbytes, progress, threads)
         loader.label = "head"
         linear = loader.linear(*wanted)
-        native = NativeHead(norm.weight, norm.eps, linear, threads)
+        native = NativeHead(norm.weight if norm.is_rms else norm, norm.eps, linear, threads)
         head, kernels = native, "native"
         tied_head = native if tied and raw.qtype == "Q8_0" and linear.is_int8 else None
         rounding = native_rounding(plan.precision, config.hidden_size)
@@ -108,7 +110,7 @@ def load_client_model(
         head = TorchHead(norm, loader.linear(*wanted), plan.device, plan.dtype, threads)
         kernels, tied_head = "torch", None
         rounding = torch_rounding(config.hidden_size)
-    held = norm.weight.nbytes + loader.nbytes
+    held = norm.nbytes + loader.nbytes
     if errors is not None and errors.known:
         bounds = errors.bounds(rounding)
         head = RefinedHead(norm, head, raw, bounds, rounding.of_output)
@@ -117,6 +119,23 @@ def load_client_model(
     return ClientModel(
         *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
         *(checkpoint.release, tied_head),
+    )
+
+
+def _final_norm(checkpoint: Checkpoint) -> FinalNorm:
+    config = checkpoint.config
+    settings, name, hidden = config.final_norm, FINAL_NORM.removesuffix(".weight"), config.hidden_size
+
+    def vector(part: str) -> np.ndarray:
+        raw = checkpoint.tensor(f"{name}.{part}")
+        check_shape(raw, (hidden,))
+        return raw.dequantize()
+
+    return FinalNorm(
+        settings,
+        vector("weight") if settings.weighted else None,
+        vector("bias") if settings.bias else None,
+        hidden,
     )
 
 
@@ -134,11 +153,11 @@ def _check_torch(plan: LoadPlan, reason: str | None = None) -> None:
         require_torch(why, f"Let them be compiled, by a compiler of yours or {INSTALL_COMPILER}")
 
 
-def _head_kind(raw: RawTensor, plan: LoadPlan) -> WeightKind:
+def _head_kind(raw: RawTensor, plan: LoadPlan, refinable: bool) -> WeightKind:
     """Four bits in the file stay four; rounding to four costs KL 1.5e-2 (SmolLM2), so that is never done."""
     kind = plan.kind(raw)
     if plan.options.quantize == "auto" and kind is WeightKind.DENSE and raw.qtype != "F32":
-        return WeightKind.INT8 if _refinable(plan) else WeightKind.DENSE
+        return WeightKind.INT8 if refinable else WeightKind.DENSE
     if kind is WeightKind.INT4 and raw.qtype not in INT4_SOURCES:
         return WeightKind.INT8
     return kind

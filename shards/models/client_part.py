@@ -58,7 +58,7 @@ class ClientModel:
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """T token ids → (T, hidden) float32. UsageError for an id outside the vocabulary."""
         if self._tied is not None and len(ids) == 1 and 0 <= ids[0] < self.config.vocab_size:
-            return self._tied.int8_row(int(ids[0]))
+            return self._scaled(self._tied.int8_row(int(ids[0])))
         index = np.asarray(ids, dtype=np.int64)
         if not len(index):
             return np.empty((0, self.config.hidden_size), np.float32)
@@ -69,6 +69,11 @@ class ClientModel:
         if self._rows_read > HELD_ROWS:
             self._rows_read = 0
             self._release()
+        return self._scaled(rows)
+
+    def _scaled(self, rows: np.ndarray) -> np.ndarray:
+        if self.config.embedding_multiplier != 1.0:
+            rows *= np.float32(self.config.embedding_multiplier)
         return rows
 
     def final_norm(self, hidden: np.ndarray) -> np.ndarray:
@@ -77,4 +82,12 @@ class ClientModel:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Hidden states after the last block, (T, hidden) → (T, vocab) float32. From any thread."""
-        return self._head(hidden)
+        logits = self._head(hidden)
+        config = self.config
+        if config.logit_multiplier != 1.0:
+            logits *= np.float32(config.logit_multiplier)
+        if config.logit_softcap:
+            logits /= np.float32(config.logit_softcap)
+            np.tanh(logits, out=logits)
+            logits *= np.float32(config.logit_softcap)
+        return logits

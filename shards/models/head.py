@@ -19,6 +19,7 @@ import numpy as np
 from ..kernels.head import NativeHead
 
 if TYPE_CHECKING:
+    from ..formats.block_config import NormConfig
     from ..formats.raw_tensor import RawTensor
 
 
@@ -40,16 +41,29 @@ _REFINED_VALUES = 1 << 19
 
 
 class FinalNorm:
-    """``norm(x)``: x (T, hidden) float32 → x / sqrt(mean(x²) + eps) * ``weight``."""
+    """``norm(x)``: x (T, hidden) float32, normed as ``NormConfig`` says."""
 
-    def __init__(self, weight: np.ndarray, eps: float) -> None:
-        self.weight = weight  # (hidden,) float32
-        self.eps = eps
+    def __init__(
+        self, settings: NormConfig, weight: np.ndarray | None, bias: np.ndarray | None, hidden: int
+    ) -> None:
+        """``weight``, ``bias``: (hidden,) float32 as in the file, or None where the settings have none."""
+        self.weight = np.ones(hidden, np.float32) if weight is None else weight + np.float32(settings.offset)
+        self.eps = settings.eps
+        self.is_rms = settings.kind == "rms"
+        self._bias = bias
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        if not self.is_rms:
+            with np.errstate(invalid="ignore"):
+                x = x - x.mean(-1, keepdims=True, dtype=np.float32)
         squares = np.einsum("th,th->t", x, x) / np.float32(x.shape[1])
         with np.errstate(invalid="ignore"):  # what is not finite stays so, and is refused where it is sampled
-            return x / np.sqrt(squares + np.float32(self.eps))[:, None] * self.weight
+            normed: np.ndarray = x / np.sqrt(squares + np.float32(self.eps))[:, None] * self.weight
+            return normed if self._bias is None else normed + self._bias
 
 
 class RefinedHead:

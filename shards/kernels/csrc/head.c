@@ -20,7 +20,7 @@ int64_t sn_head_scratch(const sn_linear *head)
     return lay_out(head, TILE_ROWS, 0, &normed, &prepared);
 }
 
-/* x (rows, head->cols) -> logits (rows, head->rows), packed. pool may be NULL. */
+/* x (rows, head->cols) -> logits (rows, head->rows), packed. norm NULL: x is normed. pool may be NULL. */
 void sn_head_forward(const sn_linear *head, const float *norm, float eps, sn_pool *pool, const float *x,
                      int64_t rows, float *logits, void *scratch)
 {
@@ -30,10 +30,13 @@ void sn_head_forward(const sn_linear *head, const float *norm, float eps, sn_poo
         float *normed;
         void *prepared;
         lay_out(head, count, scratch, &normed, &prepared);
-        for (int64_t row = 0; row < count; row++)
-            sn_rms_norm(x + (first + row) * hidden, norm, normed + row * hidden, (int32_t)hidden, eps);
-        sn_linear_prepare(head, normed, hidden, count, prepared);
-        sn_multiply(pool, head, normed, hidden, count, logits + first * vocab, vocab, 0, prepared);
+        const float *rows_in = x + first * hidden;
+        for (int64_t row = 0; norm && row < count; row++)
+            sn_rms_norm(rows_in + row * hidden, norm, normed + row * hidden, (int32_t)hidden, eps);
+        if (norm)
+            rows_in = normed;
+        sn_linear_prepare(head, rows_in, hidden, count, prepared);
+        sn_multiply(pool, head, rows_in, hidden, count, logits + first * vocab, vocab, 0, prepared);
     }
     sn_pool_rest(pool);
 }

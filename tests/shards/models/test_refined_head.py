@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from swarm_node.shards.formats.block_config import NormConfig
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.head import NativeHead
 from swarm_node.shards.kernels.linear import ActivationPrecision, native_int8
@@ -37,7 +38,7 @@ class Case:
         vocab, hidden = weight.shape
         stored = weight.view(torch.uint8).view(vocab, -1).numpy()
         self.raw = RawTensor("lm_head.weight", (vocab, hidden), QTYPES[dtype], stored)
-        self.norm = FinalNorm(np.ones(hidden, np.float32), 1e-5)
+        self.norm = FinalNorm(NormConfig(1e-5), None, None, hidden)
         errors = RoundingBounds()
         rows = weight.float().numpy()
 
