@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-from ..swarm.codecs.activations import DEFAULT_CODEC, payload_bytes
+from ..swarm.codecs.activations import payload_bytes
 from ..swarm.errors import UsageError
 from ..swarm.links.pool import LinkPool
 from ..swarm.runtime.tasks import look_at
@@ -57,7 +57,7 @@ class AsyncSwarmModel:
         local: LocalModel,
         network: ClientNetwork,
         *,
-        wire_codec: str = DEFAULT_CODEC,
+        wire_codec: str = "auto",
         wait: float = 0.0,
         on_progress: OnProgress | None = None,
         patience: Patience | None = None,
@@ -70,7 +70,7 @@ class AsyncSwarmModel:
         check_session(wire_codec=wire_codec, wait=wait, prefix_salt=prefix_salt)
         self._local = local
         self._network = network
-        self._wire_codec = wire_codec
+        self._wire_codec = local.wire_codec if wire_codec == "auto" else wire_codec
         self._limits = WaitLimits(missing_s=wait)
         self._on_progress = on_progress
         self._chain = chain
@@ -89,10 +89,10 @@ class AsyncSwarmModel:
         self._router = router or Router(
             network.directory,
             local.ref,
-            bytes_per_token=payload_bytes(wire_codec, 1, local.hidden_size),
+            bytes_per_token=payload_bytes(self._wire_codec, 1, local.hidden_size),
             demand=network.demand,
         )
-        self._scout = Scout(self._links, self._router, local.head.embed, wire_codec)
+        self._scout = Scout(self._links, self._router, local.head.embed, self._wire_codec)
 
     @classmethod
     async def connect(cls, **options: Unpack[ConnectOptions]) -> Self:

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, TypedDict
 
 from ..swarm.codecs import native
-from ..swarm.codecs.activations import CODECS, DEFAULT_CODEC
+from ..swarm.codecs.activations import CODECS
 from ..swarm.errors import UsageError
 from ..swarm.membership.entry import SwarmEntry, swarm_entry
 from ..swarm.runtime.cores import default_threads
@@ -85,13 +85,13 @@ def checked_entry(options: ClientOptions) -> SwarmEntry:
 
 
 def check_session(
-    *, wire_codec: str = DEFAULT_CODEC, wait: float = 0.0, prefix_salt: bytes | None = None, **_: object
+    *, wire_codec: str = "auto", wait: float = 0.0, prefix_salt: bytes | None = None, **_: object
 ) -> None:
     """Raises UsageError for SessionOptions that cannot be."""
     if prefix_salt is not None:
         check_salt(prefix_salt)
-    if wire_codec not in CODECS:
-        raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from {', '.join(CODECS)}.")
+    if wire_codec not in ("auto", *CODECS):
+        raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from auto, {', '.join(CODECS)}.")
     if not wait >= 0:
         raise UsageError(f"cannot wait for {wait!r} seconds", hint="Give 0 or more.")
 

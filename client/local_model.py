@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
+from ..swarm.codecs.activations import DEFAULT_CODEC, usual_codec
 from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
@@ -41,7 +42,8 @@ def progress_lines(on_progress: OnProgress | None, doing: str = "") -> Callable[
 class LocalModel:
     """``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
     gives files back, if there are any; a draft model ends its step before. ``embedding_rms``: root mean
-    square of a usual embedding, 0 where it is not known. ``answered``: to be called, in a thread, after the
+    square of a usual embedding, 0 where it is not known. ``wire_codec``: how its activations travel, unless
+    a person asks for another. ``answered``: to be called, in a thread, after the
     swarm has answered with it."""
 
     ref: ModelRef
@@ -54,6 +56,7 @@ class LocalModel:
     answered: Callable[[], None] | None = None
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
+    wire_codec: str = DEFAULT_CODEC
 
 
 def load_local_model(
@@ -115,4 +118,5 @@ def load_local_model(
         close=close,
         draft=guesser,
         embedding_rms=usual_rms,
+        wire_codec=usual_codec(config.family),
     )

@@ -100,8 +100,8 @@ class SwarmModel:
         this LAN are found by mDNS, unless ``mdns`` is False. ``swarm``: the name of the swarm to join,
         ``swarm_key``: the file of its key, ``join``: an invite, which says both. ``pure_python``: never
         start p2pd, also for peers that cannot be dialled otherwise.
-        ``wire_codec``: how activations travel: "int8" (default), "bf16", "fp16", or "none"
-        for exact float32. ``quantize`` ("auto", "none", "int8",
+        ``wire_codec``: how activations travel: "int8", "bf16", "fp16", "none" for exact float32, or "auto":
+        int8 for Llama models, bf16 for all others. ``quantize`` ("auto", "none", "int8",
         "int4"), ``dtype`` ("auto", "float32", "bfloat16", "float16") and ``device`` say how this machine
         holds the head; auto takes the fastest form that loses nothing against the file. ``threads``: CPU
         threads that compute the head. ``wait``: seconds to wait for peers while

@@ -45,6 +45,10 @@ from . import native as native_codec
 
 CODECS = ("none", "bf16", "fp16", "int8")
 DEFAULT_CODEC = "int8"
+"""Of families for which its error was measured."""
+UNMEASURED_CODEC = "bf16"
+"""Of all other families: a channel of some is a thousand times the median, and int8 loses the rest."""
+_INT8_FAMILIES = frozenset(("llama",))
 OUTLIERS = 4
 """int8 keeps the values of this many channels of each token exact. Part of the format."""
 MAX_HIDDEN = 65536
@@ -54,8 +58,9 @@ MAX_MAGNITUDE = 2.0**40
 The squares of a row of values up to this have a finite sum in float32, so an accepted row makes no next block
 overflow."""
 
-_EXACTNESS = ("int8", "bf16", "fp16", "none")
-"""The codecs by rising exactness. A fallback takes the first that both sides speak."""
+_MORE_EXACT = {"int8": ("bf16", "none"), "bf16": ("none",), "fp16": ("none",), "none": ()}
+"""What is taken instead of a codec that a side does not speak, the first that both do. Never fp16: there are
+models whose activations it cannot hold."""
 _SMALLEST_SCALED = 1e-30
 """A scale is made of at least this magnitude, which keeps 1 / scale finite for rows of zeros."""
 _ROWS_AT_ONCE = 64
@@ -151,13 +156,19 @@ def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_
     """
     if wanted not in ours or wanted not in CODECS:
         raise UsageError(f"unknown wire codec {wanted!r}", hint=f"Known codecs: {', '.join(ours)}.")
-    for codec in _EXACTNESS[_EXACTNESS.index(wanted) :]:
+    for codec in (wanted, *_MORE_EXACT[wanted]):
         if codec in ours and codec in theirs:
             return codec
     raise RemoteProtocolError(
         f"the peer speaks no wire codec as exact as {wanted}: {', '.join(theirs)[:100] or 'none at all'}",
         code=ErrorCode.UNSUPPORTED_CODEC,
     )
+
+
+def usual_codec(family: str) -> str:
+    """The codec for activations of a model of ``family`` (``ModelConfig``), unless a person asks for
+    another."""
+    return DEFAULT_CODEC if family in _INT8_FAMILIES else UNMEASURED_CODEC
 
 
 @lru_cache(maxsize=16)

@@ -199,9 +199,10 @@ def add_memory(command: argparse.ArgumentParser) -> None:
 def add_wire_codec(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wire-codec",
-        default="int8",
-        choices=WIRE_CODECS,
-        help="how activations travel; none is exact float32 (default: %(default)s)",
+        default="auto",
+        choices=("auto", *WIRE_CODECS),
+        help="how activations travel: auto is int8 for Llama models and bf16 for others; none is exact "
+        "float32 (default: %(default)s)",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.client_part import HELD_ROWS, ClientModel
-from swarm_node.shards.models.head import EXACT_ROWS
+from swarm_node.shards.models.head import EXACT_ROWS, FinalNorm
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError
 
@@ -168,3 +172,47 @@ def test_pages_of_the_embedding_are_let_go(gguf_llama: GGUFLlama, monkeypatch: p
         assert released == 1
         model.embed([5] * (HELD_ROWS + 1))
         assert released == 2
+
+
+class Rows:
+    """A head whose logits are the hidden states."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x.copy()
+
+
+def client_of(settings: dict[str, Any]) -> ClientModel:
+    norm = NormConfig(1e-5)
+    block = BlockConfig(AttentionConfig(1, 1, 4, 0.5, None), MlpConfig(4), norm=norm)
+    config = ModelConfig("any", (block,), 4, 3, norm, 8, **settings)
+    embedding = RawTensor("e", (3, 4), "F32", np.arange(12, dtype=np.float32).reshape(3, 4).view(np.uint8))
+    final = FinalNorm(norm, None, None, 4)
+    return ClientModel(config, embedding, final, Rows(), "cpu", 0, "", "", lambda: None)
+
+
+def test_multipliers_and_the_softcap() -> None:
+    model = client_of({"embedding_multiplier": 3.0, "logit_multiplier": 0.25, "logit_softcap": 30.0})
+    assert np.array_equal(model.embed([1]), [[12, 15, 18, 21]])
+    hidden = np.array([[1.0, -400.0, 80.0, 1e9]], np.float32)
+    np.testing.assert_allclose(model.logits(hidden), 30 * np.tanh(hidden / 4 / 30), rtol=1e-6)
+    assert np.array_equal(hidden, [[1.0, -400.0, 80.0, 1e9]])
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize(
+    ("weighted", "bias", "offset"), [(True, False, 1.0), (True, True, 0.0), (False, False, 0.0)]
+)
+def test_final_norms(kind: str, weighted: bool, bias: bool, offset: float) -> None:
+    rng = np.random.default_rng(5)
+    x, weight, shift = rng.normal(2, 3, (4, 40)), rng.normal(size=40), rng.normal(size=40)
+    settings = NormConfig(1e-3, kind, weighted=weighted, bias=bias, offset=offset)
+    norm = FinalNorm(
+        settings,
+        weight.astype(np.float32) if weighted else None,
+        shift.astype(np.float32) if bias else None,
+        40,
+    )
+    centred = x - x.mean(1, keepdims=True) if kind == "layer" else x
+    want = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-3)
+    want = want * (weight + offset if weighted else 1) + (shift if bias else 0)
+    np.testing.assert_allclose(norm(x.astype(np.float32)), want, rtol=2e-5, atol=2e-5)

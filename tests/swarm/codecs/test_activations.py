@@ -22,6 +22,7 @@ from swarm_node.swarm.codecs.activations import (
     encode,
     negotiate,
     payload_bytes,
+    usual_codec,
 )
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
 
@@ -338,7 +339,7 @@ def test_callers_mistakes() -> None:
 
 def test_negotiation_never_loses_precision_in_silence() -> None:
     assert negotiate(CODECS, CODECS, "int8") == "int8"
-    assert negotiate(CODECS, ("none", "fp16"), "int8") == "fp16"
+    assert negotiate(CODECS, ("none", "fp16"), "int8") == "none"  # fp16 cannot hold every model
     assert negotiate(CODECS, ("none", "int8"), "bf16") == "none"
     assert negotiate(("none", "int8"), ("future", "none", "fp16"), "int8") == "none"
     for theirs in ((), ("int8",), ("future",)):
@@ -367,3 +368,8 @@ def test_structure_survives_numpy_dtype_padding() -> None:
         back = np.frombuffer(q, np.int8).astype(np.float32) * np.float32(scale)
         back[channels] = values
         np.testing.assert_allclose(back, row, atol=scale * 0.5001)
+
+
+def test_a_family_without_measurements_travels_in_16_bits() -> None:
+    assert usual_codec("llama") == "int8"
+    assert usual_codec("gemma3_text") == usual_codec("") == "bf16"
