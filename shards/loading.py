@@ -12,6 +12,7 @@ from .checkpoint.checkpoint import Checkpoint, check_span
 from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD
 from .kernels.head import NativeHead
 from .kernels.linear import ActivationPrecision
+from .kernels.rows import NativeNorm
 from .layers.quantize import INT4_SOURCES
 from .models.client_memory import HeadShape, check_room
 from .models.client_part import ClientModel
@@ -96,7 +97,7 @@ def load_client_model(
         loader = WeightLoader(checkpoint, plan, raw.nbytes, progress, threads)
         loader.label = "head"
         linear = loader.linear(*wanted)
-        native = NativeHead(norm.weight if norm.is_rms else norm, norm.eps, linear, threads)
+        native = NativeHead(NativeNorm(norm.settings, norm.weight, norm.bias), linear, threads)
         head, kernels = native, "native"
         tied_head = native if tied and raw.qtype == "Q8_0" and linear.is_int8 else None
         rounding = native_rounding(plan.precision, config.hidden_size)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .library import ThreadPool, address, library
 from .linear import NativeLinear, SnLinear
+from .rows import NativeNorm, SnNorm
 
 if TYPE_CHECKING:
     from ..formats.raw_tensor import RawTensor
-
-FinalNorm = Callable[[np.ndarray], np.ndarray]
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 2}
 """Types whose rows can be read as they lie in the file: ``sn.h``'s numbers."""
@@ -27,15 +25,10 @@ class NativeHead:
     A row's logits are the same bits alone and among others.
     """
 
-    def __init__(
-        self, norm: np.ndarray | FinalNorm, eps: float, linear: NativeLinear, threads: int = 1
-    ) -> None:
-        """``norm``: the weight of a final RMSNorm, (hidden,) float32, and its ``eps``; or any other norm."""
+    def __init__(self, norm: NativeNorm, linear: NativeLinear, threads: int = 1) -> None:
         kernels = library()
         kernels.sn_head_scratch.restype = ctypes.c_int64
-        self._weight = np.ascontiguousarray(norm) if isinstance(norm, np.ndarray) else None
-        self._norm = None if isinstance(norm, np.ndarray) else norm
-        self._eps, self._linear = eps, linear
+        self._norm, self._linear = norm, linear
         self._threads = ThreadPool(threads)
         self._lock = threading.Lock()
         self._scratch = np.empty(kernels.sn_head_scratch(ctypes.byref(linear.struct)), np.uint8)
@@ -43,8 +36,7 @@ class NativeHead:
         self._forward.restype = None
         self._forward.argtypes = (
             ctypes.POINTER(SnLinear),
-            ctypes.c_void_p,  # norm's weight
-            ctypes.c_float,  # its eps
+            ctypes.POINTER(SnNorm),
             ctypes.c_void_p,  # pool
             ctypes.c_void_p,  # x
             ctypes.c_int64,  # rows
@@ -110,13 +102,12 @@ class NativeHead:
             raise ValueError(
                 f"hidden states {x.dtype} {x.shape} for a head of {self._linear.struct.cols} columns"
             )
-        x = np.ascontiguousarray(x if self._norm is None else self._norm(x))
+        x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self._linear.struct.rows), np.float32)
         with self._lock:
             self._forward(
                 self._linear.struct,
-                None if self._weight is None else address(self._weight),
-                self._eps,
+                self._norm.struct,
                 self._threads.handle,
                 address(x),
                 len(x),

@@ -48,22 +48,20 @@ class FinalNorm:
     ) -> None:
         """``weight``, ``bias``: (hidden,) float32 as in the file, or None where the settings have none."""
         self.weight = np.ones(hidden, np.float32) if weight is None else weight + np.float32(settings.offset)
-        self.eps = settings.eps
-        self.is_rms = settings.kind == "rms"
-        self._bias = bias
+        self.settings, self.bias = settings, bias
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if not self.is_rms:
+        if self.settings.kind == "layer":
             with np.errstate(invalid="ignore"):
                 x = x - x.mean(-1, keepdims=True, dtype=np.float32)
         squares = np.einsum("th,th->t", x, x) / np.float32(x.shape[1])
         with np.errstate(invalid="ignore"):  # what is not finite stays so, and is refused where it is sampled
-            normed: np.ndarray = x / np.sqrt(squares + np.float32(self.eps))[:, None] * self.weight
-            return normed if self._bias is None else normed + self._bias
+            normed: np.ndarray = x / np.sqrt(squares + np.float32(self.settings.eps))[:, None] * self.weight
+            return normed if self.bias is None else normed + self.bias
 
 
 class RefinedHead:

@@ -21,6 +21,7 @@ from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SliceArray, kv_struct
+from ..kernels.rows import NativeNorm, SnNorm
 from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.memory import zeros
 from ..layers.rope import Rope
@@ -42,8 +43,8 @@ HEAD_DIM_MULTIPLE = 8
 
 class SnBlock(ctypes.Structure):
     _fields_ = (
-        ("norm", ctypes.c_void_p),
-        ("mlp_norm", ctypes.c_void_p),
+        ("norm", SnNorm),
+        ("mlp_norm", SnNorm),
         ("qkv", SnLinear),
         ("out", SnLinear),
         ("gate_up", SnLinear),
@@ -61,7 +62,6 @@ class SnSpan(ctypes.Structure):
         ("heads", ctypes.c_int32),
         ("kv_heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
-        ("eps", ctypes.c_float),
     )
 
 
@@ -69,7 +69,7 @@ class SnRotation(ctypes.Structure):
     _fields_ = (("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p))
 
 
-NativeBlock = BlockWeights["Floats", NativeLinear, None]
+NativeBlock = BlockWeights[NativeNorm, NativeLinear, None]
 
 
 class NativeSpan:
@@ -96,8 +96,8 @@ class NativeSpan:
         self.config, self.span = config, span
         self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
         block = llama_blocks(config, span)
-        attention, mlp, norm = block.attention, block.mlp, block.norm
-        if attention.rope is None or mlp is None or norm is None:
+        attention, mlp = block.attention, block.mlp
+        if attention.rope is None or mlp is None:
             raise LocalProtocolError("not a Llama block")
         self._rope = Rope(attention.rope, rowwise=rowwise)
         self._kv = attention.kv
@@ -112,7 +112,6 @@ class NativeSpan:
             attention.heads,
             attention.kv_heads,
             attention.head_dim,
-            norm.eps,
         )
         functions = library()
         functions.sn_span_scratch.restype = ctypes.c_int64
@@ -209,7 +208,7 @@ def _c_block(block: NativeBlock) -> SnBlock:
     ):
         raise LocalProtocolError("not a Llama block")
     parts = (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down)
-    return SnBlock(address(block.norm), address(block.mlp_norm), *(linear.struct for linear in parts))
+    return SnBlock(block.norm.struct, block.mlp_norm.struct, *(linear.struct for linear in parts))
 
 
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:

@@ -19,6 +19,7 @@ from ..kernels.linear import (
     native_int4,
     native_int8_pieces,
 )
+from ..kernels.rows import NativeNorm
 from ..layers.quantize import (
     INT4_SOURCES,
     INT8_SOURCES,
@@ -153,11 +154,11 @@ class WeightLoader(TensorReader[LoadPlan]):
             raise ValueError("the plan is not one for the C kernels")
         self.precision: ActivationPrecision = plan.precision
 
-    def norm(self, name: str, norm: NormConfig, size: int) -> Floats:
-        """The weight of an RMSNorm."""
-        weight = self._norm_weight(name, norm, size)
-        self.nbytes += weight.nbytes
-        return weight
+    def norm(self, name: str, norm: NormConfig, size: int) -> NativeNorm:
+        bias = self.vector(f"{name}.bias", size) if norm.bias else None
+        made = NativeNorm(norm, self._norm_weight(name, norm, size), bias)
+        self.nbytes += made.nbytes
+        return made
 
     def linear(
         self,

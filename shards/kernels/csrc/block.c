@@ -7,8 +7,8 @@
 
 #include <stddef.h>
 
+#include "activation.h"
 #include "product.h"
-#include "rows.h"
 
 enum {
     TILE_ROWS = SN_BLOCK_ROWS, /* 0.8 MB of gate and up at 1536 intermediate */
@@ -69,11 +69,11 @@ int64_t sn_span_scratch(const sn_span *span, int32_t threads)
     return lay_out(&t, span, threads, TILE_ROWS, NULL);
 }
 
-static void norm_rows(tile *t, const float *weight, const sn_linear *next, int32_t first, int32_t end)
+static void norm_rows(tile *t, const sn_norm *norm, const sn_linear *next, int32_t first, int32_t end)
 {
     int64_t hidden = t->span->hidden;
     for (int64_t row = first; row < end; row++)
-        sn_rms_norm(t->x + row * hidden, weight, t->normed + row * hidden, (int32_t)hidden, t->span->eps);
+        sn_norm_row(norm, t->x + row * hidden, t->normed + row * hidden, (int32_t)hidden, 0);
     sn_linear_prepare_part(next, t->normed, hidden, t->rows, t->prepared, first, end, 0, hidden);
 }
 
@@ -81,27 +81,14 @@ static void attention_norm(void *arg, int32_t first, int32_t end, int32_t thread
 {
     tile *t = arg;
     (void)thread;
-    norm_rows(t, t->block->norm, &t->block->qkv, first, end);
+    norm_rows(t, &t->block->norm, &t->block->qkv, first, end);
 }
 
 static void mlp_norm(void *arg, int32_t first, int32_t end, int32_t thread)
 {
     tile *t = arg;
     (void)thread;
-    norm_rows(t, t->block->mlp_norm, &t->block->gate_up, first, end);
-}
-
-/* Turns `heads` heads of one row. */
-static void rotate(float *restrict x, const float *restrict cos, const float *restrict sin, int32_t heads,
-                   int32_t head_dim)
-{
-    int32_t half = head_dim / 2;
-    for (int32_t head = 0; head < heads; head++, x += head_dim)
-        for (int32_t i = 0; i < half; i++) {
-            float low = x[i], high = x[half + i];
-            x[i] = low * cos[i] + high * sin[i];
-            x[half + i] = high * cos[half + i] + low * sin[half + i];
-        }
+    norm_rows(t, &t->block->mlp_norm, &t->block->gate_up, first, end);
 }
 
 /* Turns the segment's keys of KV heads first to end and their queries, and stores the keys and values. */
@@ -113,8 +100,8 @@ static void rotate_and_append(tile *t, const segment *s, int32_t first, int32_t 
     for (int64_t i = 0; i < s->piece.count; i++) {
         float *row = t->qkv + (s->piece.row + i) * width;
         const float *cos = s->cos + i * head_dim, *sin = s->sin + i * head_dim;
-        rotate(row + (int64_t)first * group * head_dim, cos, sin, (end - first) * group, head_dim);
-        rotate(row + keys + (int64_t)first * head_dim, cos, sin, end - first, head_dim);
+        sn_rotate(row + (int64_t)first * group * head_dim, head_dim, (end - first) * group, cos, sin, head_dim);
+        sn_rotate(row + keys + (int64_t)first * head_dim, head_dim, end - first, cos, sin, head_dim);
     }
     sn_kv_append(t->kv, &s->piece, t->number, t->qkv + keys, t->qkv + keys + values, width, first, end);
 }
@@ -177,7 +164,7 @@ static void gate(void *arg, int32_t first, int32_t end, int32_t thread)
     }
     for (int64_t row = 0; row < t->rows; row++) {
         float *at = t->gate_up + row * 2 * inner + first_col;
-        sn_silu_mul(at, at + inner, (int32_t)columns);
+        sn_activate(&(sn_activation){SN_SILU, 0, 0}, at, at + inner, (int32_t)columns);
     }
     sn_linear_prepare_part(&t->block->down, t->gate_up, 2 * inner, t->rows, t->gated, 0, t->rows, first_col,
                            first_col + columns);

@@ -6,11 +6,12 @@
 
 #include "attention.h"
 #include "pool.h"
+#include "rows.h"
 #include "sn.h"
 
 typedef struct sn_block {
-    const float *norm;     /* (hidden) */
-    const float *mlp_norm; /* (hidden) */
+    sn_norm norm;     /* (hidden) */
+    sn_norm mlp_norm; /* (hidden) */
     sn_linear qkv;         /* hidden -> q, k, v stacked: (heads + 2 kv_heads) * head_dim */
     sn_linear out;         /* heads * head_dim -> hidden */
     sn_linear gate_up;     /* hidden -> gate, up stacked: 2 * intermediate */
@@ -23,7 +24,6 @@ typedef struct sn_span {
     int32_t n_blocks;
     int32_t hidden, intermediate;
     int32_t heads, kv_heads, head_dim;
-    float eps;
 } sn_span;
 
 /* Of one piece: cos and sin for its first row; the next row's are head_dim floats on. The half-rotation's minus

@@ -20,9 +20,9 @@ int64_t sn_head_scratch(const sn_linear *head)
     return lay_out(head, TILE_ROWS, 0, &normed, &prepared);
 }
 
-/* x (rows, head->cols) -> logits (rows, head->rows), packed. norm NULL: x is normed. pool may be NULL. */
-void sn_head_forward(const sn_linear *head, const float *norm, float eps, sn_pool *pool, const float *x,
-                     int64_t rows, float *logits, void *scratch)
+/* x (rows, head->cols) -> logits (rows, head->rows), packed. pool may be NULL. */
+void sn_head_forward(const sn_linear *head, const sn_norm *norm, sn_pool *pool, const float *x, int64_t rows,
+                     float *logits, void *scratch)
 {
     int64_t hidden = head->cols, vocab = head->rows;
     for (int64_t first = 0; first < rows; first += TILE_ROWS) {
@@ -30,13 +30,10 @@ void sn_head_forward(const sn_linear *head, const float *norm, float eps, sn_poo
         float *normed;
         void *prepared;
         lay_out(head, count, scratch, &normed, &prepared);
-        const float *rows_in = x + first * hidden;
-        for (int64_t row = 0; norm && row < count; row++)
-            sn_rms_norm(rows_in + row * hidden, norm, normed + row * hidden, (int32_t)hidden, eps);
-        if (norm)
-            rows_in = normed;
-        sn_linear_prepare(head, rows_in, hidden, count, prepared);
-        sn_multiply(pool, head, rows_in, hidden, count, logits + first * vocab, vocab, 0, prepared);
+        for (int64_t row = 0; row < count; row++)
+            sn_norm_row(norm, x + (first + row) * hidden, normed + row * hidden, (int32_t)hidden, 0);
+        sn_linear_prepare(head, normed, hidden, count, prepared);
+        sn_multiply(pool, head, normed, hidden, count, logits + first * vocab, vocab, 0, prepared);
     }
     sn_pool_rest(pool);
 }

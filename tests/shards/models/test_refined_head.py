@@ -13,6 +13,7 @@ from swarm_node.shards.formats.block_config import NormConfig
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.head import NativeHead
 from swarm_node.shards.kernels.linear import ActivationPrecision, native_int8
+from swarm_node.shards.kernels.rows import NativeNorm
 from swarm_node.shards.layers.quantize import Int4Groups, as_torch_holds, to_int4, to_int8, to_int8_groups
 from swarm_node.shards.models.head import EXACT_ROWS, MOST_CANDIDATES, PROVEN, FinalNorm, RefinedHead
 from swarm_node.shards.models.rounding_bounds import (
@@ -49,7 +50,7 @@ class Case:
         if kernels == "native":
             linear = native_int8([watched(to_int8_groups(rows))], None, ActivationPrecision.CLOSE)
             self.rounding = native_rounding(ActivationPrecision.CLOSE, hidden)
-            self.propose = NativeHead(self.norm.weight, self.norm.eps, linear, threads)
+            self.propose = NativeHead(NativeNorm(self.norm.settings, self.norm.weight), linear, threads)
         elif kernels == "torch int8":
             self.rounding = torch_rounding(hidden)
             self.propose = self.on_torch(Int8Linear(watched(to_int8(rows)), None, Scratch()))

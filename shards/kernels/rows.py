@@ -1,0 +1,49 @@
+"""Norms and activations as the C kernels see them (``csrc/rows.h``, ``csrc/activation.h``)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..formats.block_config import ACTIVATIONS, NORMS
+from .library import address
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..formats.block_config import MlpConfig, NormConfig
+
+    Floats = NDArray[np.float32]
+
+
+class SnNorm(ctypes.Structure):
+    """All zero: no norm."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("kind", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+    )
+
+
+class SnActivation(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_int32), ("alpha", ctypes.c_float), ("limit", ctypes.c_float))
+
+
+class NativeNorm:
+    """``struct``: what C code takes; valid for as long as this object lives."""
+
+    def __init__(self, norm: NormConfig, weight: Floats, bias: Floats | None = None) -> None:
+        """``weight``: the norm's offset added; ones where it has none."""
+        self.weight = weight
+        self._held = [np.ascontiguousarray(part, np.float32) for part in (weight, bias) if part is not None]
+        self.nbytes = sum(part.nbytes for part in self._held)
+        addresses = [*map(address, self._held), None]
+        self.struct = SnNorm(*addresses[:2], 1 + NORMS.index(norm.kind), norm.eps)
+
+
+def activation_struct(mlp: MlpConfig) -> SnActivation:
+    return SnActivation(ACTIVATIONS.index(mlp.activation), mlp.alpha, mlp.limit)
