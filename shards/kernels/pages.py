@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
+from ..formats.block_config import AttentionConfig
 from ..layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
 from .library import address
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class SnAttention(ctypes.Structure):
+    _fields_ = (
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("key_dim", ctypes.c_int32),
+        ("value_dim", ctypes.c_int32),
+        ("shared", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("window", ctypes.c_int32),
+        ("chunk", ctypes.c_int32),
+        ("sinks", ctypes.c_void_p),
+    )
+
 
 class SnKv(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("page", ctypes.c_int32),
-    )
+    _fields_ = (("data", ctypes.c_void_p), ("slot_bytes", ctypes.c_int64), ("dtype", ctypes.c_int32))
 
 
 class SnPiece(ctypes.Structure):
@@ -36,16 +49,26 @@ class SnPiece(ctypes.Structure):
     )
 
 
+def attention_struct(config: AttentionConfig, sinks: NDArray[np.float32] | None = None) -> SnAttention:
+    """``sinks`` (heads), C-contiguous, must live as long as the struct."""
+    kv = config.kv
+    return SnAttention(
+        config.heads,
+        kv.heads,
+        kv.key_dim,
+        kv.value_dim,
+        kv.shared,
+        config.scale,
+        config.softcap,
+        config.window,
+        config.chunk,
+        None if sinks is None else address(sinks),
+    )
+
+
 def kv_struct(pool: KvPool) -> SnKv:
     """Valid for as long as ``pool`` lives."""
-    return SnKv(
-        address(pool.data),
-        None if pool.scales is None else address(pool.scales),
-        KV_DTYPES.index(pool.kv_dtype),
-        pool.n_kv_heads,
-        pool.head_dim,
-        PAGE_TOKENS,
-    )
+    return SnKv(address(pool.data), pool.slot_bytes, KV_DTYPES.index(pool.kv_dtype))
 
 
 class SliceArray:

@@ -1,16 +1,18 @@
 """Paged memory for keys and values: arrays only. ``node/`` keeps which slot belongs to which session, in
 ints.
 
-A slot is the memory of one page (``PAGE_TOKENS`` tokens) of one block: keys, then values. Keys are stored
-transposed, (head_dim, PAGE_TOKENS) a head, so that a CPU vector holds one channel of many tokens and a score
-needs no sum across lanes; values are (PAGE_TOKENS, head_dim).
+A slot is the memory of one page (``PAGE_TOKENS`` tokens) of one block: keys, then values, then for int8 their
+scales. Keys are stored transposed, (key_dim, PAGE_TOKENS) a head, so that a CPU vector holds one channel of
+many tokens and a score needs no sum across lanes; values are (PAGE_TOKENS, value_dim). Blocks of different
+``KvShape`` share a pool: each lays out its own within a slot that holds the largest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -27,35 +29,66 @@ KV_DTYPES = ("float32", "bfloat16", "float16", "int8")
 _STORED: dict[str, np.dtype[Any]] = {**STORED, "int8": np.dtype(np.int8)}
 
 
-class KvPool:
-    """``n_slots`` slots in the host's memory, which the system commits as they are first written: a large
-    pool costs what is used of it. What a slot holds before it is written is undefined.
+Array = TypeVar("Array")
 
-    ``data``: (n_slots, 2, kv_heads, PAGE_TOKENS * head_dim), keys (head_dim, PAGE_TOKENS) and values
-    (PAGE_TOKENS, head_dim) a head; bits for bfloat16. ``scales``, for int8 only: (n_slots, 2, kv_heads,
-    PAGE_TOKENS) float32, one a token and head.
+
+@dataclass(frozen=True, slots=True)
+class KvPart(Generic[Array]):
+    """The slots of a pool as blocks of one ``KvShape`` see them. ``keys`` (n_slots, heads, key_dim,
+    PAGE_TOKENS) and ``values`` (n_slots, heads, PAGE_TOKENS, value_dim), bits for bfloat16 in numpy; for int8
+    their scales (n_slots, heads, PAGE_TOKENS) float32. Where values are shared they are a view of the keys.
     """
 
-    def __init__(self, n_slots: int, shape: KvShape, kv_dtype: str) -> None:
+    keys: Array
+    values: Array
+    key_scales: Array | None
+    value_scales: Array | None
+
+    @classmethod
+    def of(cls, slots: Any, shape: KvShape, stored: Any, scale: Any) -> KvPart[Array]:
+        """Views of ``slots`` (n_slots, slot_bytes), bytes: an array of numpy or torch. ``stored`` and
+        ``scale``: the library's types of the values and their scales (None where there are none)."""
+        heads, used = (len(slots), shape.heads), 0
+
+        def take(kind: Any, *dims: int) -> Any:
+            nonlocal used
+            first, used = used, used + math.prod(dims, start=shape.heads) * kind.itemsize
+            return slots[:, first:used].view(kind).reshape(*heads, *dims)
+
+        keys = take(stored, shape.key_dim, PAGE_TOKENS)
+        if shape.shared:
+            values = keys[:, :, : shape.value_dim].swapaxes(2, 3)
+        else:
+            values = take(stored, PAGE_TOKENS, shape.value_dim)
+        key_scales = None if scale is None else take(scale, PAGE_TOKENS)
+        value_scales = key_scales if shape.shared or scale is None else take(scale, PAGE_TOKENS)
+        return cls(keys, values, key_scales, value_scales)
+
+
+class KvPool:
+    """``n_slots`` slots for blocks of ``shapes``, in the host's memory, which the system commits as they are
+    first written: a large pool costs what is used of it. What a slot holds before it is written is undefined.
+
+    ``data``: (n_slots, slot_bytes) bytes.
+    """
+
+    def __init__(self, n_slots: int, shapes: Iterable[KvShape], kv_dtype: str) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, MemoryError where there is not enough."""
-        n_kv_heads, head_dim = shape.heads, shape.key_dim
-        self.slot_bytes = slot_bytes(shape, kv_dtype)
-        self.n_slots, self.n_kv_heads, self.head_dim = n_slots, n_kv_heads, head_dim
-        self.kv_dtype = kv_dtype
-        self.data = zeros((n_slots, 2, n_kv_heads, PAGE_TOKENS * head_dim), _STORED[kv_dtype])
-        self.scales: NDArray[np.float32] | None = None
-        if kv_dtype == "int8":
-            self.scales = zeros((n_slots, 2, n_kv_heads, PAGE_TOKENS), np.float32)
+        self.shapes = frozenset(shapes)
+        self.n_slots, self.kv_dtype = n_slots, kv_dtype
+        self.slot_bytes = max(slot_bytes(shape, kv_dtype) for shape in self.shapes)
+        self.data: NDArray[np.uint8] = zeros((n_slots, self.slot_bytes), np.uint8)
+
+    def part(self, shape: KvShape) -> KvPart[NDArray[Any]]:
+        scale = np.dtype(np.float32) if self.kv_dtype == "int8" else None
+        return KvPart.of(self.data, shape, _STORED[self.kv_dtype], scale)
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy each source slot to the target beside it. No slot may be both source and target, and no target
         may be named twice."""
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
-        read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
-        for array in (self.data, self.scales):
-            if array is not None:
-                array[written] = array[read]
+        self.data[np.asarray(targets, np.int64)] = self.data[np.asarray(sources, np.int64)]
 
 
 def slot_bytes(shape: KvShape, kv_dtype: str) -> int:

@@ -20,7 +20,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
 from ..kernels.linear import NativeLinear, SnLinear
-from ..kernels.pages import SliceArray, kv_struct
+from ..kernels.pages import SliceArray, SnAttention, attention_struct, kv_struct
 from ..kernels.rows import NativeNorm, SnNorm
 from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.memory import zeros
@@ -59,9 +59,7 @@ class SnSpan(ctypes.Structure):
         ("n_blocks", ctypes.c_int32),
         ("hidden", ctypes.c_int32),
         ("intermediate", ctypes.c_int32),
-        ("heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
+        ("attention", SnAttention),
     )
 
 
@@ -109,9 +107,7 @@ class NativeSpan:
             len(span),
             config.hidden_size,
             mlp.inner,
-            attention.heads,
-            attention.kv_heads,
-            attention.head_dim,
+            attention_struct(attention),
         )
         functions = library()
         functions.sn_span_scratch.restype = ctypes.c_int64
@@ -141,7 +137,7 @@ class NativeSpan:
         return resolve_kv_dtype(wanted, "float32", exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
-        return KvPool(n_slots, self._kv, kv_dtype)
+        return KvPool(n_slots, (self._kv,), kv_dtype)
 
     def use_threads(self, threads: int) -> None:
         self._threads.width = threads
@@ -154,13 +150,10 @@ class NativeSpan:
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
         rows = np.array(x, np.float32, order="C")  # a copy, which becomes the output
-        c_span = self._c_span
-        shape = (rows.shape[1], pool.n_kv_heads, pool.head_dim)
-        if shape != (c_span.hidden, c_span.kv_heads, c_span.head_dim):
-            raise LocalProtocolError(
-                f"hidden size {shape[0]}, {shape[1]} KV heads of {shape[2]}: this model has {c_span.hidden}, "
-                f"{c_span.kv_heads} of {c_span.head_dim}"
-            )
+        if rows.shape[1] != self._c_span.hidden:
+            raise LocalProtocolError(f"hidden size {rows.shape[1]}: this model has {self._c_span.hidden}")
+        if self._kv not in pool.shapes:
+            raise LocalProtocolError(f"KV memory for {pool.shapes}: this model has {self._kv}")
         self._slices.fill(slices, len(rows), span)
         tables = self._rotate(slices)  # must live during the call
         self._forward(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..layers.kv_pool import BatchSlice
-from .kv_pool import TorchKvPool
+from .kv_pool import TorchKvPart
 
 QUERY_ROWS = 128
 """On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk
@@ -35,7 +35,7 @@ class PagedAttention:
     """
 
     def __init__(
-        self, pool: TorchKvPool, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
+        self, pool: TorchKvPart, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:
         device = pool.device
         self._pool, self._slices = pool, slices
@@ -94,7 +94,7 @@ class PagedAttention:
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
     """One row, ``q`` (heads, head_dim), that sees the first ``end`` tokens of keys and values as
-    ``TorchKvPool.pages`` gives them → (heads, head_dim).
+    ``TorchKvPart.pages`` gives them → (heads, head_dim).
 
     Page by page, so that no page is moved. The query heads of a KV head stand in as the rows of one product.
     """

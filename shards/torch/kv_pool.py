@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..formats.block_config import KvShape
-from ..layers.kv_pool import KvPool, slot_bytes
+from ..layers.kv_pool import KvPart, KvPool, slot_bytes
 
 _DTYPES = {
     "float32": torch.float32,
@@ -22,36 +21,30 @@ _SMALLEST_LARGEST = 1e-30
 
 
 class TorchKvPool:
-    """``n_slots`` slots, laid out as ``KvPool``'s. ``keys`` (n_slots, kv_heads, head_dim, PAGE_TOKENS) and
-    ``values`` (n_slots, kv_heads, PAGE_TOKENS, head_dim) are views of ``data``.
-    """
+    """``n_slots`` slots for blocks of ``shapes``, laid out as ``KvPool``'s. ``data``: (n_slots, slot_bytes)
+    bytes."""
 
-    def __init__(self, n_slots: int, shape: KvShape, kv_dtype: str, device: torch.device) -> None:
+    def __init__(self, n_slots: int, shapes: Iterable[KvShape], kv_dtype: str, device: torch.device) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, MemoryError where there is not enough."""
-        head_dim = shape.key_dim
-        self.n_slots, self.n_kv_heads, self.head_dim = n_slots, shape.heads, head_dim
-        self.kv_dtype, self.device = kv_dtype, device
-        self.slot_bytes = slot_bytes(shape, kv_dtype)
-        self.scales: Tensor | None = None
+        shapes = frozenset(shapes)
+        self.n_slots, self.kv_dtype, self.device = n_slots, kv_dtype, device
+        self.slot_bytes = max(slot_bytes(shape, kv_dtype) for shape in shapes)
         if device.type == "cpu":
-            held = KvPool(n_slots, shape, kv_dtype)
-            self.data = torch.from_numpy(held.data).view(_DTYPES[kv_dtype])
-            self.scales = None if held.scales is None else torch.from_numpy(held.scales)
+            self.data = torch.from_numpy(KvPool(n_slots, shapes, kv_dtype).data)
         else:
-            self._allocate()
-        self.keys = self.data[:, 0].unflatten(-1, (head_dim, PAGE_TOKENS))
-        self.values = self.data[:, 1].unflatten(-1, (PAGE_TOKENS, head_dim))
+            try:
+                self.data = torch.empty((n_slots, self.slot_bytes), dtype=torch.uint8, device=device)
+            except RuntimeError as error:  # and its subclass OutOfMemoryError
+                raise MemoryError(str(error)) from None
+        scale = torch.float32 if kv_dtype == "int8" else None
+        self._parts = {
+            shape: TorchKvPart(shape, KvPart.of(self.data, shape, _DTYPES[kv_dtype], scale))
+            for shape in shapes
+        }
 
-    def _allocate(self) -> None:
-        shape = (self.n_slots, 2, self.n_kv_heads, PAGE_TOKENS)
-        try:
-            self.data = torch.empty(
-                (*shape[:3], PAGE_TOKENS * self.head_dim), dtype=_DTYPES[self.kv_dtype], device=self.device
-            )
-            if self.kv_dtype == "int8":
-                self.scales = torch.empty(shape, dtype=torch.float32, device=self.device)
-        except RuntimeError as error:  # and its subclass OutOfMemoryError
-            raise MemoryError(str(error)) from None
+    def part(self, shape: KvShape) -> TorchKvPart:
+        """The slots as blocks of ``shape``, one of the pool's, see them."""
+        return self._parts[shape]
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy each source slot to the target beside it. No slot may be both source and target, and no target
@@ -60,49 +53,56 @@ class TorchKvPool:
             raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
         read = torch.tensor(sources, dtype=torch.int64, device=self.device)
         written = torch.tensor(targets, dtype=torch.int64, device=self.device)
-        for tensor in (self.data, self.scales):
-            if tensor is not None:
-                tensor.index_copy_(0, written, tensor.index_select(0, read))
+        self.data.index_copy_(0, written, self.data.index_select(0, read))
+
+
+class TorchKvPart:
+    """What blocks of one ``shape`` read and write of a pool, ``held``."""
+
+    def __init__(self, shape: KvShape, held: KvPart[Tensor]) -> None:
+        self.shape, self.held = shape, held
+
+    @property
+    def device(self) -> torch.device:
+        return self.held.keys.device
 
     def store(self, slots: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values ``k``, ``v`` (T, kv_heads, head_dim) at ``slots``, ``offsets`` (T), int64."""
-        if self.scales is None:
-            self.keys[slots, :, :, offsets] = self._narrow(k)
-            self.values[slots, :, offsets] = self._narrow(v)
-            return
-        for part, x in enumerate((k, v)):
-            q, scale = quantize_int8(x)
-            if part == 0:
-                self.keys[slots, :, :, offsets] = q
-            else:
-                self.values[slots, :, offsets] = q
-            self.scales[slots, part, :, offsets] = scale
+        """Write keys ``k`` (T, heads, key_dim) and values ``v`` (T, heads, value_dim), which are not read
+        where they are shared, at ``slots``, ``offsets`` (T), int64."""
+        held = self.held
+        held.keys[slots, :, :, offsets] = self._narrow(k, held.key_scales, slots, offsets)
+        if not self.shape.shared:
+            held.values[slots, :, offsets] = self._narrow(v, held.value_scales, slots, offsets)
 
     def pages(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Copies of the keys (pages, kv_heads, head_dim, PAGE_TOKENS) and values (pages, kv_heads,
-        PAGE_TOKENS, head_dim) in ``slots`` (pages), int64, in ``dtype``."""
-        keys = self.keys.index_select(0, slots).to(dtype)
-        values = self.values.index_select(0, slots).to(dtype)
-        if self.scales is not None:
-            scales = self.scales.index_select(0, slots).to(dtype)  # (pages, 2, kv_heads, PAGE_TOKENS)
-            keys *= scales[:, 0, :, None]
-            values *= scales[:, 1, :, :, None]
+        """Copies of the keys (pages, heads, key_dim, PAGE_TOKENS) and values (pages, heads, PAGE_TOKENS,
+        value_dim) in ``slots`` (pages), int64, in ``dtype``."""
+        held = self.held
+        keys = held.keys.index_select(0, slots).to(dtype)
+        values = held.values.index_select(0, slots).to(dtype)
+        if held.key_scales is not None and held.value_scales is not None:
+            keys *= held.key_scales.index_select(0, slots).to(dtype)[:, :, None]
+            values *= held.value_scales.index_select(0, slots).to(dtype)[..., None]
         return keys, values
 
     def gather(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of the pages in ``slots`` (pages), int64, as (kv_heads, pages * PAGE_TOKENS,
-        head_dim) of ``dtype``."""
+        """Keys (heads, pages * PAGE_TOKENS, key_dim) and values (heads, pages * PAGE_TOKENS, value_dim) of
+        the pages in ``slots`` (pages), int64, in ``dtype``."""
         keys, values = self.pages(slots, dtype)
         keys, values = keys.permute(1, 0, 3, 2), values.transpose(0, 1)
-        return keys.reshape(self.n_kv_heads, -1, self.head_dim), values.reshape(
-            self.n_kv_heads, -1, self.head_dim
+        return keys.reshape(self.shape.heads, -1, self.shape.key_dim), values.reshape(
+            self.shape.heads, -1, self.shape.value_dim
         )
 
-    def _narrow(self, x: Tensor) -> Tensor:
-        """To the stored type; float16 saturates at its largest value instead of overflowing."""
-        if self.data.dtype is torch.float16 and x.dtype is not torch.float16:
+    def _narrow(self, x: Tensor, scales: Tensor | None, slots: Tensor, offsets: Tensor) -> Tensor:
+        """To the stored type, with the ``scales`` written; float16 saturates at its largest value instead of
+        overflowing."""
+        stored = self.held.keys.dtype
+        if scales is not None:
+            x, scales[slots, :, offsets] = quantize_int8(x)
+        elif stored is torch.float16 and x.dtype is not torch.float16:
             x = x.clamp(-65504.0, 65504.0)
-        return x.to(self.data.dtype)
+        return x.to(stored)
 
 
 def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class TorchSpan:
         return resolve_kv_dtype(wanted, self._plan.dtype, exact, self.device)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
-        return TorchKvPool(n_slots, self._kv, kv_dtype, self._place)
+        return TorchKvPool(n_slots, (self._kv,), kv_dtype, self._place)
 
     def use_threads(self, threads: int) -> None:
         """Not on torch, whose results may depend on them."""
@@ -93,7 +93,7 @@ class TorchSpan:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         cos, sin = self._rope.rows([(part.start, part.count) for part in slices])
-        attend = PagedAttention(pool, slices, self._dtype, rowwise=self._rowwise)
+        attend = PagedAttention(pool.part(self._kv), slices, self._dtype, rowwise=self._rowwise)
         rows = torch.from_numpy(np.array(x, np.float32)).to(
             self._place, self._dtype
         )  # the blocks work in place

@@ -90,10 +90,7 @@ class Sessions:
 
 def soil(pool: KvMemory) -> None:
     if isinstance(pool, (KvPool, TorchKvPool)):
-        nan = 0x7FC0 if isinstance(pool, KvPool) and pool.kv_dtype == "bfloat16" else float("nan")
-        pool.data[:] = 100 if pool.kv_dtype == "int8" else nan
-        if pool.scales is not None:
-            pool.scales[:] = float("nan")
+        pool.data[:] = 0xFF  # NaN; int8: -1, times NaN
         return
     pool._cells[:] = 0x4700 if pool.kv_dtype == "bfloat16" else 100  # these bits are 32768
     if pool._scale_cells is not None:

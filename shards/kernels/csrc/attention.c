@@ -49,9 +49,9 @@ static int64_t padded(int64_t floats)
     return (floats + 15) / 16 * 16;
 }
 
-int64_t sn_attend_scratch(int heads, int kv_heads, int head_dim)
+int64_t sn_attend_scratch(const sn_attention *attention)
 {
-    int64_t queries = tile_queries(heads / kv_heads);
+    int64_t queries = tile_queries(attention->heads / attention->kv_heads), head_dim = attention->key_dim;
     return 16 + 2 * padded(queries * head_dim) + queries * (SN_PAGE + SUM_LANES) + 2 * padded(queries + LANES) +
            2 * (int64_t)head_dim * SN_PAGE;
 }
@@ -300,9 +300,8 @@ static void add_page(workspace w, int rows, int group, const uint8_t *visible, c
 }
 
 /* Scaled queries in, sums at nothing. */
-static void begin(workspace w, const float *q, int at, int floats, int queries, int head_dim)
+static void begin(workspace w, float scale, const float *q, int at, int floats, int queries, int head_dim)
 {
-    float scale = LOG2_E / sqrtf((float)head_dim);
     float *to = w.q + (int64_t)at * head_dim;
     for (int i = 0; i < floats; i++) to[i] = q[i] * scale;
     memset(w.acc + (int64_t)at * head_dim, 0, sizeof(float) * (size_t)floats);
@@ -324,17 +323,17 @@ static void finish(workspace w, int at, int queries, int head_dim, float *out)
 }
 
 /* One row, for `sets` KV heads from `head` on together; q and out point at the first one's queries. */
-static void attend_one(const sn_kv *kv, const sn_piece *piece, int block, int64_t position, int head, int sets,
-                       int group, const float *q, float *out, workspace w)
+static void attend_one(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block,
+                       int64_t position, int head, int sets, int group, const float *q, float *out, workspace w)
 {
-    int hd = kv->head_dim;
-    begin(w, q, 0, sets * group * hd, sets * group, hd);
+    int hd = attention->key_dim;
+    begin(w, attention->scale * LOG2_E, q, 0, sets * group * hd, sets * group, hd);
     int64_t pages = position / SN_PAGE + 1, bytes = (int64_t)hd * SN_PAGE * ELEMENT_BYTES[kv->dtype];
-    page_head next = locate(kv, slot_of(piece, block, 0), head);
+    page_head next = locate(attention, kv, slot_of(piece, block, 0), head);
     for (int64_t p = 0; p < pages; p++) {
         page_head page = next;
         int more = p + 1 < pages, sees = more ? SN_PAGE : (int)(position % SN_PAGE) + 1;
-        if (more) next = locate(kv, slot_of(piece, block, p + 1), head);
+        if (more) next = locate(attention, kv, slot_of(piece, block, p + 1), head);
         uint8_t visible[TILE_QUERIES];
         memset(visible, sees, (size_t)sets);
         for (int i = 0; i < sets; i++)
@@ -349,15 +348,16 @@ static void attend_one(const sn_kv *kv, const sn_piece *piece, int block, int64_
 }
 
 /* The `rows` rows from `first` on, for the query heads of one KV head; q and out point at the first row's. */
-static void attend_tile(const sn_kv *kv, const sn_piece *piece, int block, int first, int rows, int head, int group,
-                        const float *q, int64_t ldq, float *out, int64_t ldo, workspace w)
+static void attend_tile(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block, int first,
+                        int rows, int head, int group, const float *q, int64_t ldq, float *out, int64_t ldo,
+                        workspace w)
 {
-    int hd = kv->head_dim, queries = rows * group;
-    for (int i = 0; i < rows; i++) begin(w, q + i * ldq, i * group, group * hd, group, hd);
+    int hd = attention->key_dim, queries = rows * group;
+    for (int i = 0; i < rows; i++) begin(w, attention->scale * LOG2_E, q + i * ldq, i * group, group * hd, group, hd);
     int64_t start = (int64_t)piece->start + first; /* position of the first row */
     int64_t pages = (start + rows - 1) / SN_PAGE + 1;
     for (int64_t p = 0; p < pages; p++) {
-        page_head page = locate(kv, slot_of(piece, block, p), head);
+        page_head page = locate(attention, kv, slot_of(piece, block, p), head);
         int64_t at = p * SN_PAGE;
         int before = at > start ? (int)(at - start) : 0; /* rows that see nothing of the page */
         uint8_t visible[TILE_QUERIES];
@@ -385,38 +385,30 @@ static void attend_tile(const sn_kv *kv, const sn_piece *piece, int block, int f
     for (int i = 0; i < rows; i++) finish(w, i * group, group, hd, out + i * ldo);
 }
 
-void sn_attend_heads(const sn_kv *kv, const sn_piece *piece, int block, int first, int count, const float *q,
-                     int64_t ldq, float *out, int64_t ldo, int heads, int kv_first, int kv_end, float *scratch)
+void sn_attend(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block, int first, int count,
+               const float *q, int64_t ldq, float *out, int64_t ldo, int head_first, int head_end, float *scratch)
 {
-    int group = heads / kv->kv_heads, width = group * kv->head_dim;
-    int tile = TILE_QUERIES > group ? TILE_QUERIES / group : 1; /* rows, or KV heads of one row */
-    workspace w = lay_out(scratch, tile_queries(group), kv->head_dim);
-    for (int done = 0; done < count; done += tile) {
-        int rows = count - done < tile ? count - done : tile;
-        const float *from = q + done * ldq;
-        float *to = out + done * ldo;
-        if (rows * group >= WIDEN_QUERIES) {
-            for (int head = kv_first; head < kv_end; head++)
-                attend_tile(kv, piece, block, first + done, rows, head, group, from + head * width, ldq,
-                            to + head * width, ldo, w);
-            continue;
+    int group = attention->heads / attention->kv_heads, hd = attention->key_dim;
+    workspace w = lay_out(scratch, tile_queries(group), hd);
+    for (int head = head_first; head < head_end;) {
+        int kv_head = head / group, sets = 1, some = (kv_head + 1) * group - head;
+        if (some > head_end - head) some = head_end - head;
+        int tile = TILE_QUERIES > some ? TILE_QUERIES / some : 1; /* rows, or KV heads of one row */
+        if (some == group && (count < tile ? count : tile) * group < WIDEN_QUERIES) {
+            sets = (head_end - head) / group;
+            if (sets > tile) sets = tile;
         }
-        for (int i = 0; i < rows; i++)
-            for (int head = kv_first; head < kv_end; head += tile)
-                attend_one(kv, piece, block, (int64_t)piece->start + first + done + i, head,
-                           kv_end - head < tile ? kv_end - head : tile, group, from + i * ldq + head * width,
-                           to + i * ldo + head * width, w);
+        for (int done = 0; done < count; done += tile) {
+            int rows = count - done < tile ? count - done : tile;
+            const float *from = q + done * ldq + (int64_t)head * hd;
+            float *to = out + done * ldo + (int64_t)head * hd;
+            if (sets == 1 && rows * some >= WIDEN_QUERIES)
+                attend_tile(attention, kv, piece, block, first + done, rows, kv_head, some, from, ldq, to, ldo, w);
+            else
+                for (int i = 0; i < rows; i++)
+                    attend_one(attention, kv, piece, block, (int64_t)piece->start + first + done + i, kv_head, sets,
+                               some, from + i * ldq, to + i * ldo, w);
+        }
+        head += sets * some;
     }
-}
-
-void sn_attend_rows(const sn_kv *kv, const sn_piece *piece, int block, int first, int count, const float *q,
-                    int64_t ldq, float *out, int64_t ldo, int heads, float *scratch)
-{
-    sn_attend_heads(kv, piece, block, first, count, q, ldq, out, ldo, heads, 0, kv->kv_heads, scratch);
-}
-
-void sn_attend_row(const sn_kv *kv, const sn_piece *piece, int block, int row_in_piece, const float *q, float *out,
-                   int heads, float *scratch)
-{
-    sn_attend_heads(kv, piece, block, row_in_piece, 1, q, 0, out, 0, heads, 0, kv->kv_heads, scratch);
 }

@@ -38,7 +38,10 @@ typedef struct {
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static int32_t qkv_width(const sn_span *span) { return (span->heads + 2 * span->kv_heads) * span->head_dim; }
+static int32_t qkv_width(const sn_span *span)
+{
+    return (span->attention.heads + 2 * span->attention.kv_heads) * span->attention.key_dim;
+}
 
 /* Lays out scratch memory for tiles of up to `rows` rows. Returns its size. */
 static int64_t lay_out(tile *t, const sn_span *span, int32_t threads, int64_t rows, char *base)
@@ -51,10 +54,10 @@ static int64_t lay_out(tile *t, const sn_span *span, int32_t threads, int64_t ro
         linear = largest(linear, sn_linear_scratch(&block->gate_up, rows));
         down = largest(down, sn_linear_scratch(&block->down, rows));
     }
-    t->attend_floats = (sn_attend_scratch(span->heads, span->kv_heads, span->head_dim) + 15) / 16 * 16;
+    t->attend_floats = (sn_attend_scratch(&span->attention) + 15) / 16 * 16;
     t->normed = sn_take(base, &used, row * span->hidden);
     t->qkv = sn_take(base, &used, row * qkv_width(span));
-    t->attended = sn_take(base, &used, row * span->heads * span->head_dim);
+    t->attended = sn_take(base, &used, row * span->attention.heads * span->attention.key_dim);
     t->gate_up = sn_take(base, &used, row * 2 * span->intermediate);
     t->prepared = sn_take(base, &used, linear);
     t->gated = sn_take(base, &used, down);
@@ -94,16 +97,16 @@ static void mlp_norm(void *arg, int32_t first, int32_t end, int32_t thread)
 /* Turns the segment's keys of KV heads first to end and their queries, and stores the keys and values. */
 static void rotate_and_append(tile *t, const segment *s, int32_t first, int32_t end)
 {
-    const sn_span *span = t->span;
-    int32_t group = span->heads / span->kv_heads, head_dim = span->head_dim;
-    int64_t width = qkv_width(span), keys = (int64_t)span->heads * head_dim, values = (int64_t)span->kv_heads * head_dim;
+    const sn_attention *a = &t->span->attention;
+    int32_t group = a->heads / a->kv_heads, head_dim = a->key_dim;
+    int64_t width = qkv_width(t->span), keys = (int64_t)a->heads * head_dim, values = (int64_t)a->kv_heads * head_dim;
     for (int64_t i = 0; i < s->piece.count; i++) {
         float *row = t->qkv + (s->piece.row + i) * width;
         const float *cos = s->cos + i * head_dim, *sin = s->sin + i * head_dim;
         sn_rotate(row + (int64_t)first * group * head_dim, head_dim, (end - first) * group, cos, sin, head_dim);
         sn_rotate(row + keys + (int64_t)first * head_dim, head_dim, end - first, cos, sin, head_dim);
     }
-    sn_kv_append(t->kv, &s->piece, t->number, t->qkv + keys, t->qkv + keys + values, width, first, end);
+    sn_kv_append(a, t->kv, &s->piece, t->number, t->qkv + keys, t->qkv + keys + values, width, first, end);
 }
 
 static void append(void *arg, int32_t first, int32_t end, int32_t thread)
@@ -111,25 +114,25 @@ static void append(void *arg, int32_t first, int32_t end, int32_t thread)
     tile *t = arg;
     (void)thread;
     for (int32_t index = first; index < end; index++)
-        rotate_and_append(t, &t->segment[index], 0, t->span->kv_heads);
+        rotate_and_append(t, &t->segment[index], 0, t->span->attention.kv_heads);
 }
 
 /* Parts: ranges of KV heads of each segment. */
 static void attend(void *arg, int32_t first, int32_t end, int32_t thread)
 {
     tile *t = arg;
-    const sn_span *span = t->span;
-    int64_t width = qkv_width(span), out = (int64_t)span->heads * span->head_dim, of_kv_head = out / span->kv_heads;
+    const sn_attention *a = &t->span->attention;
+    int32_t group = a->heads / a->kv_heads, kv_heads = a->kv_heads / t->splits;
+    int64_t width = qkv_width(t->span), out = (int64_t)a->heads * a->key_dim, of_kv_head = out / a->kv_heads;
     float *scratch = t->attend_scratch + thread * t->attend_floats;
     for (int32_t index = first; index < end; index++) {
         const segment *s = &t->segment[index / t->splits];
         const sn_piece *piece = &s->piece;
-        int32_t split = index % t->splits;
-        int32_t kv_first = span->kv_heads / t->splits * split, kv_end = kv_first + span->kv_heads / t->splits;
+        int32_t kv_first = kv_heads * (index % t->splits), kv_end = kv_first + kv_heads;
         if (!t->appended)
             rotate_and_append(t, s, kv_first, kv_end);
-        sn_attend_heads(t->kv, piece, t->number, 0, piece->count, t->qkv + piece->row * width, width,
-                        t->attended + piece->row * out, out, span->heads, kv_first, kv_end, scratch);
+        sn_attend(a, t->kv, piece, t->number, 0, piece->count, t->qkv + piece->row * width, width,
+                  t->attended + piece->row * out, out, kv_first * group, kv_end * group, scratch);
         sn_linear_prepare_part(&t->block->out, t->attended, out, t->rows, t->prepared, piece->row,
                                piece->row + piece->count, kv_first * of_kv_head, kv_end * of_kv_head);
     }
@@ -138,11 +141,12 @@ static void attend(void *arg, int32_t first, int32_t end, int32_t thread)
 /* Into how many ranges the KV heads can be divided: the queries' channels of each are whole groups. */
 static int32_t head_ranges(const sn_span *span)
 {
-    int64_t channels = (int64_t)span->heads / span->kv_heads * span->head_dim;
+    const sn_attention *a = &span->attention;
+    int64_t channels = (int64_t)a->heads / a->kv_heads * a->key_dim;
     int32_t together = 1;
     while (together < SN_GROUP && together * channels % SN_GROUP)
         together *= 2;
-    return span->kv_heads % together ? 1 : span->kv_heads / together;
+    return a->kv_heads % together ? 1 : a->kv_heads / together;
 }
 
 /* Parts: tiles of the gate with the same tiles of what goes through it; all of them where they do not lie alike. */
@@ -174,7 +178,7 @@ static void gate(void *arg, int32_t first, int32_t end, int32_t thread)
 static void cut_segments(tile *t, int64_t first, const sn_piece *pieces, const sn_rotation *rotations,
                          int32_t n_pieces)
 {
-    int64_t head_dim = t->span->head_dim;
+    int64_t head_dim = t->span->attention.key_dim;
     t->segments = t->appended = 0;
     for (int32_t index = 0; index < n_pieces; index++) {
         const sn_piece *piece = &pieces[index];
@@ -204,7 +208,7 @@ static void block_forward(tile *t, sn_pool *pool)
     const sn_span *span = t->span;
     const sn_block *block = t->block;
     int64_t rows = t->rows, hidden = span->hidden, width = qkv_width(span);
-    int64_t attended = (int64_t)span->heads * span->head_dim, inner = span->intermediate;
+    int64_t attended = (int64_t)span->attention.heads * span->attention.key_dim, inner = span->intermediate;
 
     sn_pool_run(pool, attention_norm, t, (int32_t)rows, 1);
     sn_multiply(pool, &block->qkv, t->normed, hidden, rows, t->qkv, width, 0, t->prepared);

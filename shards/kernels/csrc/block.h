@@ -23,7 +23,7 @@ typedef struct sn_span {
     int32_t first_block; /* absolute number of blocks[0] */
     int32_t n_blocks;
     int32_t hidden, intermediate;
-    int32_t heads, kv_heads, head_dim;
+    sn_attention attention;
 } sn_span;
 
 /* Of one piece: cos and sin for its first row; the next row's are head_dim floats on. The half-rotation's minus

@@ -9,10 +9,10 @@
 #include "kv_pages.h"
 
 /* A row of one head. The scale is as in kv_pool.quantize_int8. */
-static float scale_of(const float *x, int head_dim)
+static float scale_of(const float *x, int dim)
 {
     uint32_t largest = 0; /* magnitudes order like their bits; NaN is above infinity */
-    for (int i = 0; i < head_dim; i++) {
+    for (int i = 0; i < dim; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, 4);
         bits &= 0x7fffffff;
@@ -53,11 +53,11 @@ static void narrow(int dtype, const float *x, narrowed *to, int count, float sca
 }
 
 /* One row of one head; consecutive elements go `stride` elements apart. */
-static void put_row(int dtype, const float *x, char *to, int64_t stride, int head_dim, float scale)
+static void put_row(int dtype, const float *x, char *to, int64_t stride, int dim, float scale)
 {
     narrowed part;
-    for (int done = 0; done < head_dim; done += 64) {
-        int count = head_dim - done < 64 ? head_dim - done : 64;
+    for (int done = 0; done < dim; done += 64) {
+        int count = dim - done < 64 ? dim - done : 64;
         narrow(dtype, x + done, &part, count, scale);
         char *at = to + done * stride * ELEMENT_BYTES[dtype];
         if (stride == 1)
@@ -71,24 +71,24 @@ static void put_row(int dtype, const float *x, char *to, int64_t stride, int hea
     }
 }
 
-void sn_kv_append(const sn_kv *kv, const sn_piece *piece, int block, const float *k, const float *v, int64_t ld,
-                  int kv_first, int kv_end)
+void sn_kv_append(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block, const float *k,
+                  const float *v, int64_t ld, int kv_first, int kv_end)
 {
-    int hd = kv->head_dim, size = ELEMENT_BYTES[kv->dtype];
+    int key_dim = attention->key_dim, value_dim = attention->value_dim, size = ELEMENT_BYTES[kv->dtype];
     for (int i = 0; i < piece->count; i++) {
         int64_t position = (int64_t)piece->start + i, row = (int64_t)(piece->row + i) * ld;
         int64_t slot = slot_of(piece, block, position / SN_PAGE);
         int64_t token = position % SN_PAGE;
         for (int h = kv_first; h < kv_end; h++) {
-            page_head page = locate(kv, slot, h);
-            const float *key = k + row + (int64_t)h * hd, *value = v + row + (int64_t)h * hd;
-            float key_scale = 0, value_scale = 0;
-            if (page.key_scales != NULL) {
-                page.key_scales[token] = key_scale = scale_of(key, hd);
-                page.value_scales[token] = value_scale = scale_of(value, hd);
-            }
-            put_row(kv->dtype, key, page.keys + token * size, SN_PAGE, hd, key_scale);
-            put_row(kv->dtype, value, page.values + token * hd * size, 1, hd, value_scale);
+            page_head page = locate(attention, kv, slot, h);
+            const float *key = k + row + (int64_t)h * key_dim;
+            float scale = 0;
+            if (page.key_scales != NULL) page.key_scales[token] = scale = scale_of(key, key_dim);
+            put_row(kv->dtype, key, page.keys + token * size, SN_PAGE, key_dim, scale);
+            if (attention->shared) continue;
+            const float *value = v + row + (int64_t)h * value_dim;
+            if (page.value_scales != NULL) page.value_scales[token] = scale = scale_of(value, value_dim);
+            put_row(kv->dtype, value, page.values + token * value_dim * size, 1, value_dim, scale);
         }
     }
 }

@@ -233,7 +233,7 @@ def test_pieces_that_do_not_fit_are_refused(
     spans: Callable[..., SpanBackend[Any]], change: dict[str, Any], rows: int
 ) -> None:
     model = loaded(spans, threads=1)
-    pool = KvPool(4, KvShape(2, 16, 16), "float32")
+    pool = KvPool(4, [KvShape(2, 16, 16)], "float32")
     piece = BatchSlice(np.arange(4, dtype=np.int32).reshape(4, 1), 0, 0, 0, 4)
     model.forward(np.zeros((4, 64), np.float32), [piece], pool)
     with pytest.raises(LocalProtocolError):
@@ -243,14 +243,14 @@ def test_pieces_that_do_not_fit_are_refused(
 def test_other_memory_than_the_models_is_refused(spans: Callable[..., SpanBackend[Any]]) -> None:
     piece = BatchSlice(np.arange(4, dtype=np.int32).reshape(4, 1), 0, 0, 0, 4)
     for pool in (
-        KvPool(4, KvShape(1, 16, 16), "float32"),
-        KvPool(4, KvShape(2, 8, 8), "float32"),
+        KvPool(4, [KvShape(1, 16, 16)], "float32"),
+        KvPool(4, [KvShape(2, 8, 8)], "float32"),
     ):
-        with pytest.raises(LocalProtocolError, match="KV heads"):
+        with pytest.raises(LocalProtocolError, match="KV memory"):
             loaded(spans, threads=1).forward(np.zeros((4, 64), np.float32), [piece], pool)
     with pytest.raises(LocalProtocolError, match="hidden"):
         loaded(spans, threads=1).forward(
-            np.zeros((4, 60), np.float32), [piece], KvPool(4, KvShape(2, 16, 16), "int8")
+            np.zeros((4, 60), np.float32), [piece], KvPool(4, [KvShape(2, 16, 16)], "int8")
         )
 
 

@@ -9,20 +9,25 @@ import torch
 from torch import Tensor
 
 from swarm_node.shards.formats.block_config import KvShape
-from swarm_node.shards.layers.kv_pool import BatchSlice
-from swarm_node.shards.torch.kv_pool import TorchKvPool
+from swarm_node.shards.layers.kv_pool import BatchSlice, KvPart
+from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 CPU = torch.device("cpu")
 
 
-def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> TorchKvPool:
-    """A pool full of what must never be read: a NaN that got into a result would show."""
-    pool = TorchKvPool(n_slots, KvShape(kv_heads, head_dim, head_dim), kv_dtype, CPU)
-    pool.data.fill_(-128 if kv_dtype == "int8" else float("nan"))
-    if pool.scales is not None:
-        pool.scales.fill_(float("nan"))
-    return pool
+def used_part(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> TorchKvPart:
+    """Of a pool full of what must never be read: a NaN that got into a result would show."""
+    shape = KvShape(kv_heads, head_dim, head_dim)
+    part = TorchKvPool(n_slots, (shape,), kv_dtype, CPU).part(shape)
+    soil(part.held)
+    return part
+
+
+def soil(held: KvPart[Tensor]) -> None:
+    for array in (held.keys, held.values, held.key_scales, held.value_scales):
+        if array is not None:
+            array.fill_(float("nan") if array.is_floating_point() else -128)
 
 
 @dataclass
@@ -52,17 +57,17 @@ def shuffled_sessions(
     return sessions, n_slots
 
 
-def stored(pool: TorchKvPool, session: PagedSession, block: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (tokens, kv_heads, head_dim) float64 as the pool holds them, read slot by slot."""
-    keys, values = [], []
+def stored(pool: TorchKvPart, session: PagedSession, block: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (tokens, kv_heads, dim) float64 as the pool holds them, read slot by slot."""
+    keys, values, held = [], [], pool.held
     for position in range(tokens):
         slot = int(session.table[block - session.first_block, position // PAGE_TOKENS])
         at = position % PAGE_TOKENS
-        k, v = pool.keys[slot, :, :, at].double(), pool.values[slot, :, at].double()
-        if pool.scales is not None:
+        k, v = held.keys[slot, :, :, at].double(), held.values[slot, :, at].double()
+        if held.key_scales is not None and held.value_scales is not None:
             # The kernels multiply in float32; so does the meaning of a stored value.
-            k = (k.float() * pool.scales[slot, 0, :, at, None]).double()
-            v = (v.float() * pool.scales[slot, 1, :, at, None]).double()
+            k = (k.float() * held.key_scales[slot, :, at, None]).double()
+            v = (v.float() * held.value_scales[slot, :, at, None]).double()
         keys.append(k)
         values.append(v)
     return torch.stack(keys), torch.stack(values)

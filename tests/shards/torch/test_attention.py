@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.shards.torch.attention import PagedAttention
+from swarm_node.shards.torch.kv_pool import TorchKvPool
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
+from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_part
 
 
 @pytest.mark.slow
@@ -23,7 +25,7 @@ def test_every_path_matches_plain_softmax(heads, kv_heads, head_dim, kv_dtype, d
     torch.manual_seed(0)
     rounds = [[(0, 1)], [(0, 300), (1, 2), (2, 1)], [(0, 1), (1, 130), (2, 1)], [(2, 1)], [(1, 5), (0, 140)]]
     sessions, n_slots = shuffled_sessions([(3, 2, 500), (1, 4, 500), (2, 3, 500)])
-    pool = used_pool(n_slots, kv_heads, head_dim, kv_dtype)
+    pool = used_part(n_slots, kv_heads, head_dim, kv_dtype)
     for chunks in rounds:
         slices, row = [], 0
         for key, count in chunks:
@@ -49,7 +51,7 @@ def test_every_path_matches_plain_softmax(heads, kv_heads, head_dim, kv_dtype, d
 def test_a_rollback_overwrites_what_was_there():
     torch.manual_seed(1)
     (session,), n_slots = shuffled_sessions([(0, 1, 16)])
-    pool = used_pool(n_slots, 2, 8, "float32")
+    pool = used_part(n_slots, 2, 8, "float32")
     q, k, v = torch.randn(8, 4, 8), torch.randn(8, 2, 8), torch.randn(8, 2, 8)
     PagedAttention(pool, [session.part(0, 8)], torch.float32)(0, q, k, v)
     session.length = 3
@@ -62,12 +64,14 @@ def test_a_rollback_overwrites_what_was_there():
 def test_pages_can_be_shared_and_copied_before_writing():
     """Two sessions read one page; one of them copies it, writes on, and the other sees nothing of that."""
     torch.manual_seed(2)
-    pool = used_pool(4, 1, 8, "float16")
+    shape = KvShape(1, 8, 8)
+    whole = TorchKvPool(4, (shape,), "float16", torch.device("cpu"))
+    pool = whole.part(shape)
     first = PagedSession(np.array([[2, 0]], np.int32), 0)
     q, k, v = torch.randn(40, 2, 8), torch.randn(40, 1, 8), torch.randn(40, 1, 8)
     PagedAttention(pool, [first.part(0, 40)], torch.float32)(0, q, k, v)
     first.length = 40
-    pool.copy_slots([0], [3])
+    whole.copy_slots([0], [3])
     second = PagedSession(np.array([[2, 3]], np.int32), 0, 36)
     slices = [first.part(0, 1), second.part(1, 2)]
     q, k, v = torch.randn(3, 2, 8), torch.randn(3, 1, 8), torch.randn(3, 1, 8)
@@ -81,7 +85,7 @@ def test_pages_can_be_shared_and_copied_before_writing():
 
 def test_slices_must_be_the_batch():
     (session,), n_slots = shuffled_sessions([(0, 1, PAGE_TOKENS)])
-    attend = PagedAttention(used_pool(n_slots, 1, 8, "float32"), [session.part(0, 3)], torch.float32)
+    attend = PagedAttention(used_part(n_slots, 1, 8, "float32"), [session.part(0, 3)], torch.float32)
     x = torch.zeros(4, 1, 8)
     with pytest.raises(LocalProtocolError, match="3 rows for a batch of 4"):
         attend(0, x, x, x)
@@ -90,5 +94,5 @@ def test_slices_must_be_the_batch():
 def test_a_table_may_be_longer_than_what_is_held():
     table = np.array([[1, 7, 7, 7]], np.int32)  # slots that do not exist are not touched
     x = torch.ones(2, 1, 8)
-    attend = PagedAttention(used_pool(2, 1, 8, "float32"), [BatchSlice(table, 0, 0, 5, 2)], torch.float32)
+    attend = PagedAttention(used_part(2, 1, 8, "float32"), [BatchSlice(table, 0, 0, 5, 2)], torch.float32)
     assert attend(0, x, x, x).shape == (2, 8)

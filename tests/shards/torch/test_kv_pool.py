@@ -9,22 +9,18 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
-from swarm_node.shards.torch.kv_pool import TorchKvPool, quantize_int8
+from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool, quantize_int8
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from tests.shards.torch.kv_cases import soil
 
 CPU = torch.device("cpu")
 TOLERANCE = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 0.5001 / 127}
 """Largest error of a stored value, relative to itself (int8: to the largest of its row)."""
 
 
-def garbage(pool: TorchKvPool) -> None:
-    """What memory that was never written may hold at worst."""
-    if pool.kv_dtype == "int8":
-        pool.data.fill_(-128)
-        assert pool.scales is not None
-        pool.scales.fill_(float("nan"))
-    else:
-        pool.data.fill_(float("nan"))
+def pool_of(n_slots: int, shape: KvShape, kv_dtype: str) -> tuple[TorchKvPool, TorchKvPart]:
+    pool = TorchKvPool(n_slots, (shape,), kv_dtype, CPU)
+    return pool, pool.part(shape)
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,9 +29,9 @@ def test_what_is_stored_is_gathered(
     kv_dtype: str, kv_heads: int, head_dim: int, seed: int, data: st.DataObject
 ) -> None:
     """Tokens stored at any places come back in the order of the table, and nothing else has changed."""
-    pool = TorchKvPool(5, KvShape(kv_heads, head_dim, head_dim), kv_dtype, CPU)
-    garbage(pool)
-    untouched = pool.data.clone().view(torch.uint8)
+    whole, pool = pool_of(5, KvShape(kv_heads, head_dim, head_dim), kv_dtype)
+    soil(pool.held)
+    untouched = whole.data.clone()
     table = data.draw(st.permutations(range(5)))[:3]
     count = data.draw(st.integers(1, 3 * PAGE_TOKENS))
     positions = torch.tensor(data.draw(st.permutations(range(3 * PAGE_TOKENS)))[:count])
@@ -50,23 +46,21 @@ def test_what_is_stored_is_gathered(
         reach = rows.abs().amax(-1, keepdim=True) if kv_dtype == "int8" else rows.abs()
         assert ((got[:, positions] - rows).abs() <= reach * TOLERANCE[kv_dtype] + 2.0**-25).all()
     for slot in set(range(5)) - set(table):
-        assert torch.equal(
-            pool.data[slot].view(torch.uint8), untouched.view(5, -1)[slot].view(2, kv_heads, -1)
-        )
+        assert torch.equal(whole.data[slot], untouched[slot])
 
 
 def test_the_layout_is_as_the_kernels_read_it() -> None:
-    pool = TorchKvPool(2, KvShape(2, 4, 4), "float32", CPU)
+    whole, pool = pool_of(2, KvShape(2, 4, 4), "float32")
     k, v = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     pool.store(torch.tensor([1]), torch.tensor([5]), k, v)
-    flat = pool.data[1].view(2, 2, -1)  # keys and values, KV heads
+    flat = whole.data[1].view(torch.float32).view(2, 2, -1)  # keys and values, KV heads
     for head in range(2):
         assert flat[0, head].view(4, PAGE_TOKENS)[:, 5].tolist() == k[0, head].tolist()
         assert flat[1, head].view(PAGE_TOKENS, 4)[5].tolist() == v[0, head].tolist()
 
 
 def test_float16_saturates_and_keeps_what_is_not_a_number() -> None:
-    pool = TorchKvPool(1, KvShape(1, 4, 4), "float16", CPU)
+    _, pool = pool_of(1, KvShape(1, 4, 4), "float16")
     x = torch.tensor([[[70000.0, -1e30, float("inf"), float("nan")]]])
     pool.store(torch.tensor([0]), torch.tensor([0]), x, x)
     for part in pool.gather(torch.tensor([0]), torch.float32):
@@ -83,7 +77,7 @@ def test_int8_rounds_half_to_even_with_a_scale_a_row() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_an_int8_row_that_is_not_finite_never_reads_as_finite(bad: float) -> None:
-    pool = TorchKvPool(1, KvShape(1, 4, 4), "int8", CPU)
+    _, pool = pool_of(1, KvShape(1, 4, 4), "int8")
     x = torch.tensor([[[1.0, bad, 2.0, 3.0]]])
     pool.store(torch.tensor([0]), torch.tensor([0]), x, x)
     for part in pool.gather(torch.tensor([0]), torch.float32):
@@ -93,14 +87,24 @@ def test_an_int8_row_that_is_not_finite_never_reads_as_finite(bad: float) -> Non
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_copies_are_whole_and_leave_the_rest(kv_dtype: str) -> None:
     torch.manual_seed(0)
-    pool = TorchKvPool(6, KvShape(2, 8, 8), kv_dtype, CPU)
+    whole, pool = pool_of(6, KvShape(2, 8, 8), kv_dtype)
     slots, offsets = torch.arange(6).repeat_interleave(PAGE_TOKENS), torch.arange(PAGE_TOKENS).repeat(6)
     pool.store(slots, offsets, torch.randn(192, 2, 8), torch.randn(192, 2, 8))
     before = [pool.gather(torch.tensor([slot]), torch.float32) for slot in range(6)]
-    pool.copy_slots([4, 0, 4], [1, 2, 5])
+    whole.copy_slots([4, 0, 4], [1, 2, 5])
     for slot, source in enumerate([0, 4, 0, 3, 4, 4]):
         for got, wanted in zip(pool.gather(torch.tensor([slot]), torch.float32), before[source], strict=True):
             assert torch.equal(got, wanted)
     with pytest.raises(ValueError, match="2 sources"):
-        pool.copy_slots([1, 2], [3])
-    pool.copy_slots([], [])
+        whole.copy_slots([1, 2], [3])
+    whole.copy_slots([], [])
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_shared_values_are_the_first_of_the_keys(kv_dtype: str) -> None:
+    _, pool = pool_of(1, KvShape(1, 6, 4, shared=True), kv_dtype)
+    k, at = torch.randn(PAGE_TOKENS, 1, 6), torch.arange(PAGE_TOKENS)
+    pool.store(torch.zeros_like(at), at, k, k[..., :0])
+    keys, values = pool.gather(torch.tensor([0]), torch.float32)
+    assert keys.shape == (1, PAGE_TOKENS, 6)
+    assert torch.equal(values, keys[..., :4])
