@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
 
-from ..dht.directory import Directory
+from ..dht.directory import ALONE_S, Directory
 from ..shards.checkpoint.known_models import KnownModels, default_known
 from ..shards.checkpoint.local_models import LocalModels, weights_folder
 from ..shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, Source, find_local, resolve_model
@@ -28,9 +28,6 @@ from .routing.demand import DemandTeller
 
 POLL_S = 1.0
 """Seconds between looks for a model that no node serves yet."""
-ALONE_S = 8.0
-"""A model is looked for during this many seconds while no peer answers, or those that do reach no others: a
-node that restarted is found by the others within a few."""
 
 logger = logging.getLogger(__name__)
 

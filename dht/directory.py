@@ -16,6 +16,10 @@ TTL_S = 60.0
 REFRESH_S = TTL_S / 3
 """Seconds between announcements of a running node: two may get lost before it disappears."""
 
+ALONE_S = 20.0
+"""A node that reaches no other is believed after this many seconds: every node pings its initial peers each
+15 s, so one that restarted would have been found."""
+
 
 class Directory(Protocol):
     """Announcements by model. One directory object announces at most one node: the identity it was made with.
@@ -68,8 +72,8 @@ class Directory(Protocol):
 
     @property
     def is_alone(self) -> bool:
-        """Whether those that answered the last reading reach no other peer of the swarm. They may have
-        started a moment ago, or have lost the others: what they lack may be there."""
+        """Whether those that answered the last reading reach no other peer of the swarm, and started or lost
+        the last one less than ALONE_S ago: what they lack may be there."""
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

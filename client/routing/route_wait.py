@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ...dht.directory import Directory
+from ...dht.directory import ALONE_S, Directory
 from ...swarm.errors import BusyError, NetworkError
 from ...swarm.peer_health import PeerHealth
 from ...swarm.placement.demand import WantedModel
@@ -31,11 +31,12 @@ POLL_S = 0.5
 class WaitLimits:
     """Seconds to wait for a route: while blocks are ``missing``, while peers that ``failed`` a moment ago
     are all that is in the way (they may be restarting), or ``busy`` ones. Peers of the directory that do not
-    answer, or that reach no others, count as ``failed``."""
+    answer count as ``failed``; while those that do are ``alone``, blocks that they lack may be there."""
 
     missing_s: float = 0.0
     failed_s: float = 8.0
     busy_s: float = 30.0
+    alone_s: float = ALONE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class RouteWait:
         try:
             search(nodes, frozenset())
         except NoRouteError:
-            doubt_s = limits.failed_s if self._directory.is_alone else 0.0
+            doubt_s = limits.alone_s if self._directory.is_alone else 0.0
             limit = began + max(limits.missing_s, doubt_s)
             return limit, max(now, min(now + POLL_S, limit))
         # Only bans are in the way.

@@ -79,7 +79,7 @@ class GapSearch:
                     after=between[1],
                     keep=keep,
                     cuts=cuts,
-                    limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 3),
+                    limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 4),
                     on_wait=self._waiting(began_at + limits.missing_s),
                 )
             except (RouteError, BusyError) as error:
@@ -94,7 +94,7 @@ class GapSearch:
     async def _prefer_other_route(self, session: RouteSession, error: SwarmError) -> None:
         """Raises RouteLostError where a whole route can be had at once."""
         try:
-            await self._router.plan(self._need, limits=WaitLimits(0.0, 0.0, 0.0))
+            await self._router.plan(self._need, limits=WaitLimits(0.0, 0.0, 0.0, 0.0))
         except (RouteError, BusyError):
             return
         raise RouteLostError(HopFailedError(session.hops[0].peer_id, error)) from error

@@ -57,8 +57,8 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """``time``: the node's clock, seconds of Unix time. ``alone``: it reaches no other node of the DHT, so
-    what it lacks may be there."""
+    """``time``: the node's clock, seconds of Unix time. ``alone``: it reaches no other node of the DHT,
+    and started or lost the last one a moment ago, so what it lacks may be there."""
 
     time: Annotated[float, Real(0, 1e12)]
     last: Annotated[bool, Boolean()]

@@ -22,6 +22,7 @@ from hivemind.proto import dht_pb2
 from ...swarm.errors import RemoteProtocolError
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.fairness.shares import Holder
+from ..directory import ALONE_S
 from ..records.entry_check import Entry, EntryCheck
 from ..records.envelope import subkey_of, unseal
 from ..records.kept_entries import KeptEntries
@@ -100,6 +101,8 @@ class KademliaNode:
         self.contact = contact_of(str(p2p.peer_id))
         self.table = RoutingTable(self.contact.node_id, steady)
         self.notes = PeerNotes(steady)
+        self._steady = steady
+        self._heard_at = steady()  # when a node answered or called last, or we began
         self._lost: RecentMap[str, Contact] = RecentMap(MAX_LOST)  # members that fell silent
         self.stores = StoreCalls(kept, check, self.contact.peer_id)
         self.client_mode = client_mode
@@ -137,6 +140,11 @@ class KademliaNode:
             subkey = subkey_of(kept.owner.encode())
             body = unseal(key, subkey, kept.expiration, kept.value).body
             yield Entry(kept.owner, kept.expiration, body, kept.value)
+
+    @property
+    def heard_lately(self) -> bool:
+        """Whether another node answered or called, or we began, less than ALONE_S ago."""
+        return self._steady() - self._heard_at < ALONE_S
 
     # Asking others.
 
@@ -246,6 +254,8 @@ class KademliaNode:
         except RemoteProtocolError as error:
             logger.info("event=dht_id_refused peer=%s", context.remote_id)
             raise PermissionError(error.message) from None
+        if caller is not None:
+            self._heard_at = self._steady()
         if caller is not None and caller not in self.table and not self.notes.is_silent(caller.peer_id):
             self._check_soon(caller.peer_id)
         return caller
@@ -317,6 +327,7 @@ class KademliaNode:
         self.notes.answered(peer_id)
         self._lost.pop(peer_id, None)
         if contact is not None:
+            self._heard_at = self._steady()
             unheard = self.table.answered(contact, await self._group_of(peer_id))
             if unheard is not None and unheard in self.table.unheard(UNHEARD_S, MAX_UNHEARD):
                 self._check_soon(unheard.peer_id)

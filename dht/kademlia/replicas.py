@@ -39,11 +39,7 @@ class Lookup:
     answers: int = 0  # questions answered by other nodes
     failures: int = 0  # questions that were not
     copies: int = 0  # answers that had an entry of the counted owner
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether one node at most has answered, ourselves included."""
-        return len({contact for nearest in self.nearest.values() for contact in nearest}) <= 1
+    is_alone: bool = False  # one node at most has answered, ourselves included, and others may be there
 
 
 @dataclass(slots=True)
@@ -86,6 +82,8 @@ class Replicas:
         storage."""
         found = Lookup(entries={key: {} for key in keys})
         await asyncio.gather(*(self._look_up(key, found, own, count) for key in found.entries))
+        answered = {contact for nearest in found.nearest.values() for contact in nearest}
+        found.is_alone = len(answered) <= 1 and self._node.heard_lately
         return found
 
     async def _look_up(self, key: str, found: Lookup, own: bool, count: str) -> None:

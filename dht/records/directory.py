@@ -60,7 +60,7 @@ class Found(Protocol):
 
     @property
     def is_alone(self) -> bool:
-        """Whether those that answered reach no other peer of the swarm."""
+        """See ``Directory``."""
 
 
 FoundT = TypeVar("FoundT", bound=Found)

@@ -163,7 +163,7 @@ async def test_an_empty_directory_is_believed_only_if_its_peers_reach_others() -
     assert clock.time == 1000.0
     swarm.store.is_alone = True
     with pytest.raises(NoRouteError, match=r"seen at all\. The peers that were asked reach no other"):
-        await router.plan(NEED, limits=WaitLimits(failed_s=4))
+        await router.plan(NEED, limits=WaitLimits(alone_s=4))
     assert clock.time == pytest.approx(1004.0)
     clock.events.append((1007.0, lambda: swarm.announce("a")))
     assert hops(await router.plan(NEED)) == [("a", "0-5")]

@@ -16,9 +16,11 @@ from hivemind.proto import dht_pb2
 
 from scripts.lab.memory_dht import CallNetwork, JumpingLoop, MemoryP2P
 from scripts.studies.directory_attack.liars import Crowd, Liar, invented
+from swarm_node.dht.directory import ALONE_S
 from swarm_node.dht.kademlia import peer_notes
 from swarm_node.dht.kademlia.contacts import KEPT_CONTACTS, contact_of, id_bytes
 from swarm_node.dht.kademlia.node import KademliaNode
+from swarm_node.dht.kademlia.replicas import Replicas
 from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.dht.records.kept_entries import KeptEntries
 from swarm_node.swarm.identity import Identity, peer_id_of
@@ -107,6 +109,24 @@ def test_who_goes_leaves_the_table() -> None:
         await node.refresh(5.0)
         assert len(node.table) == 0
         assert node.notes.is_silent(other.contact.peer_id)
+
+    simulated(test)
+
+
+def test_one_that_hears_nobody_for_long_is_believed() -> None:
+    async def test(network: CallNetwork) -> None:
+        (node, _), (other, _) = await node_in(network, 1), await node_in(network, 2)
+        replicas = Replicas(node, network.clock)
+        assert (await replicas.lookup(["key"])).is_alone
+        await asyncio.sleep(ALONE_S)
+        assert not (await replicas.lookup(["key"])).is_alone
+        await other.ping(node.contact.peer_id)  # whom it asks in return
+        await asyncio.sleep(1)
+        assert not (await replicas.lookup(["key"])).is_alone
+        network.leave(other.contact.peer_id)
+        assert (await replicas.lookup(["key"])).is_alone
+        await asyncio.sleep(ALONE_S)
+        assert not (await replicas.lookup(["key"])).is_alone
 
     simulated(test)
 

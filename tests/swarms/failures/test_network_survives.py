@@ -114,13 +114,11 @@ async def test_a_bootstrap_node_whose_daemon_hangs_is_found_by_newcomers_again(s
 
 
 async def test_a_bootstrap_node_that_returns_joins_old_and_new_again(swarm: LocalSwarm) -> None:
-    first = swarm.bootstrap
-    assert first is not None
-    port = swarm.initial_peers[0].split("/tcp/")[1].split("/")[0]
+    assert swarm.bootstrap is not None
     async with await connect(swarm) as old:
-        first.kill()
+        swarm.bootstrap.kill()
         before, _ = await answer(old)  # nobody needs it to go on
-        swarm.start_bootstrap("--port", port)
+        start_bootstrap_again(swarm)
         newcomer = swarm.start_node("0-3")
         assert (await answer(old))[0] == before
         async with asyncio.timeout(40):
@@ -132,6 +130,19 @@ async def test_a_bootstrap_node_that_returns_joins_old_and_new_again(swarm: Loca
                 while len(await online_nodes(new)) < 3:  # noqa: ASYNC110  nobody tells
                     await asyncio.sleep(0.2)
         newcomer.stop()
+
+
+def start_bootstrap_again(swarm: LocalSwarm) -> None:
+    swarm.start_bootstrap("--port", swarm.initial_peers[0].split("/tcp/")[1].split("/")[0])
+
+
+async def test_a_bootstrap_node_that_knows_nobody_yet_is_not_taken_at_its_word(swarm: LocalSwarm) -> None:
+    """The client asks it before any node has found it again."""
+    assert swarm.bootstrap is not None
+    swarm.bootstrap.kill()
+    start_bootstrap_again(swarm)
+    async with await connect(swarm) as model:
+        assert len((await model.generate_detailed(PROMPT, max_new_tokens=2)).route.hops) >= 1
 
 
 async def online_nodes(model: AsyncSwarmModel) -> set[str]:
