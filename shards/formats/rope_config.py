@@ -26,7 +26,8 @@ class RopeConfig:
     frequency, ``rotary_dim // 2`` of them, or empty: GGUF files of llama3-scaled models carry these
     (``rope_freqs.weight``) and not the formula's inputs. ``short_factors``, ``long_factors``: the same two
     for "longrope": of sessions of up to ``original_max_position_embeddings`` tokens, and of longer ones.
-    "proportional": frequencies of the whole head's size, of which only those of ``rotary_dim`` are not zero.
+    "proportional": ``rotary_dim`` is the whole head; of its frequencies the first ``turned_dim // 2`` are as
+    ever, the others zero, so that these dimensions stay as they are.
     """
 
     rotary_dim: int
@@ -46,6 +47,7 @@ class RopeConfig:
     frequency_factors: tuple[float, ...] = ()
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    turned_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.type not in ROPE_TYPES:
@@ -56,6 +58,8 @@ class RopeConfig:
         check_count("rotary_dim", self.rotary_dim, MAX_WIDTH)
         if self.rotary_dim % 2:
             raise CheckpointError(f"{self.rotary_dim} rotated dimensions of a head are not an even number")
+        if not 0 <= self.turned_dim <= self.rotary_dim or self.turned_dim % 2:
+            raise CheckpointError(f"{self.turned_dim} turned dimensions of {self.rotary_dim} in a head")
         check_between("rope theta", self.theta, THETAS)
         check_count(
             "rope original_max_position_embeddings", self.original_max_position_embeddings, MAX_CONTEXT

@@ -130,7 +130,8 @@ class BatchSlice:
     ``start + count``.
 
     ``table``: (blocks of the session's span, pages) of slots, int32, C-contiguous; its first row is block
-    ``first_block`` (absolute). It covers every position up to ``start + count``.
+    ``first_block`` (absolute). It covers every position up to ``start + count``; pages that no token from
+    ``start`` on can see in their block may be -1. ``long_context``: as ``long`` of ``Rope.slice_rows``.
     """
 
     table: NDArray[np.int32]
@@ -138,3 +139,4 @@ class BatchSlice:
     row: int
     start: int
     count: int
+    long_context: bool = False

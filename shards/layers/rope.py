@@ -1,7 +1,9 @@
 """Rotary position embedding: frequencies of every scaling variant, and the cos/sin rows of packed tokens.
 
 The formulas are those of transformers (``modeling_rope_utils``), so that logits agree to float32 rounding.
-Only "dynamic" depends on how long a sequence is by now; all others have one table for ever.
+Only "dynamic" depends on how long a sequence is by now. All others have one table for ever; "longrope" has
+two, of which the second is for ``long`` sessions: those of more than ``original_max_position_embeddings``
+tokens, from their first token on.
 """
 
 from __future__ import annotations
@@ -38,41 +40,45 @@ class Rope:
         """``rowwise``: for "dynamic", each row's end is its own, as if tokens came one by one."""
         self._settings = rope
         self._rowwise = rowwise
-        self._inv_freq, self.attention_factor = frequencies(rope)
-        self._table: tuple[Floats, Floats] = self._cos_sin(0, 0, self._inv_freq)
+        _, self.attention_factor = frequencies(rope)
+        self._tables: dict[bool, tuple[Floats, Floats]] = {}
         self._dynamic: dict[int, Floats] | None = {} if rope.type == "dynamic" else None
 
-    def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Floats, Floats]:
-        """``slices``: (start position, tokens) of each packed session → cos, sin, both (T, rotary_dim).
+    def rows(self, slices: Sequence[tuple[int, int] | tuple[int, int, bool]]) -> tuple[Floats, Floats]:
+        """``slices``: (start position, tokens, whether it is long) of each packed session → cos, sin, both
+        (T, rotary_dim).
 
         T is the sum of tokens. May be views: read only.
         """
-        tables = [self.slice_rows(start, count) for start, count in slices]
+        tables = [self.slice_rows(*part) for part in slices]
         if len(tables) == 1:
             return tables[0]
         return np.concatenate([cos for cos, _ in tables]), np.concatenate([sin for _, sin in tables])
 
-    def slice_rows(self, start: int, count: int) -> tuple[Floats, Floats]:
+    def slice_rows(self, start: int, count: int, long: bool = False) -> tuple[Floats, Floats]:
         """``rows`` of one session: (count, rotary_dim), C-contiguous."""
         if self._dynamic is not None:
             return self._dynamic_rows(start, count, self._dynamic)
-        cos, sin = self._whole(start + count)
+        cos, sin = self._whole(start + count, long)
         return cos[start : start + count], sin[start : start + count]
 
-    def table(self, positions: int) -> tuple[Floats, Floats] | None:
+    def table(self, positions: int, long: bool = False) -> tuple[Floats, Floats] | None:
         """``slice_rows`` of position 0 and at least ``positions`` tokens; None where there is no one table.
 
         Read only, and replaced by a longer one in time.
         """
-        return None if self._dynamic is not None else self._whole(positions)
+        return None if self._dynamic is not None else self._whole(positions, long)
 
-    def _whole(self, positions: int) -> tuple[Floats, Floats]:
-        if positions > len(self._table[0]):
+    def _whole(self, positions: int, long: bool) -> tuple[Floats, Floats]:
+        long = long and self._settings.type == "longrope"
+        table = self._tables.get(long)
+        if table is None or positions > len(table[0]):
             size = _FIRST_TABLE
             while size < positions:
                 size *= 2
-            self._table = self._cos_sin(0, size, self._inv_freq)
-        return self._table
+            inv_freq, _ = frequencies(self._settings, long=long)
+            self._tables[long] = table = self._cos_sin(0, size, inv_freq)
+        return table
 
     def _dynamic_rows(self, start: int, count: int, known: dict[int, Floats]) -> tuple[Floats, Floats]:
         """Each slice's end is its sequence length, as transformers has it for each forward pass."""
@@ -97,7 +103,7 @@ class Rope:
         )
 
 
-def frequencies(rope: RopeConfig) -> tuple[Floats, float]:
+def frequencies(rope: RopeConfig, *, long: bool = False) -> tuple[Floats, float]:
     """Inverse frequencies (rotary_dim / 2,) float32, and the factor on cos and sin."""
     dim = rope.rotary_dim
     base = _base_inv_freq(rope.theta, dim)
@@ -108,6 +114,10 @@ def frequencies(rope: RopeConfig) -> tuple[Floats, float]:
         base = _llama3(rope, base)
     elif rope.type == "yarn":
         base, factor = _yarn(rope)
+    elif rope.type == "longrope":
+        base, factor = _longrope(rope, long)
+    elif rope.type == "proportional":
+        base = base * (np.arange(dim // 2) < rope.turned_dim // 2) / np.float32(rope.factor)
     if rope.frequency_factors:
         factors: Floats = np.array(rope.frequency_factors, dtype=np.float32)
         base = base / factors
@@ -174,3 +184,14 @@ def _yarn(rope: RopeConfig) -> tuple[Floats, float]:
     wavelengths = _powers(rope.theta, dim)
     kept = 1 - ramp
     return _ONE / (rope.factor * wavelengths) * (1 - kept) + _ONE / wavelengths * kept, attention_factor
+
+
+def _longrope(rope: RopeConfig, long: bool) -> tuple[Floats, float]:
+    """LongRoPE (arXiv 2402.13753): a divisor for each frequency, found by search; attention is scaled."""
+    factors: Floats = np.array(rope.long_factors if long else rope.short_factors, np.float32)
+    attention_factor = rope.attention_factor
+    if attention_factor is None:
+        attention_factor, context = 1.0, rope.original_max_position_embeddings
+        if rope.factor > 1 and context > 1:
+            attention_factor = math.sqrt(1 + math.log(rope.factor) / math.log(context))
+    return _ONE / (factors * _powers(rope.theta, rope.rotary_dim)), attention_factor

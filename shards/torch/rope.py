@@ -23,7 +23,7 @@ class TorchRope:
         self._rope = Rope(rope, rowwise=rowwise)
         self._device, self._dtype = device, dtype
 
-    def rows(self, slices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def rows(self, slices: Sequence[tuple[int, int] | tuple[int, int, bool]]) -> tuple[Tensor, Tensor]:
         """``Rope.rows`` as (T, 1, rotary_dim): the middle dimension broadcasts over heads. Read only."""
         cos, sin = (
             torch.from_numpy(rows)[:, None].to(self._device, self._dtype) for rows in self._rope.rows(slices)

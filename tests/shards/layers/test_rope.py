@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.formats.rope_config import RopeConfig
-from swarm_node.shards.layers.rope import Rope
+from swarm_node.shards.layers.rope import Rope, frequencies
 from swarm_node.shards.torch.rope import TorchRope
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -44,6 +45,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "truncate": False,
     },
 }
+LONG = {"short_factors": tuple(1.0 + 0.1 * at for at in range(10)), "long_factors": tuple(range(2, 12))}
 
 
 def configs(rope: str, head_dim: int = 20, theta: float = 5000.0) -> tuple[RopeConfig, LlamaConfig]:
@@ -116,6 +118,51 @@ def test_frequency_factors_divide() -> None:
     divided = Rope(scaled).rows([(6, 1)])
     angle = np.arctan2(plain[1][0, 10:], plain[0][0, 10:])[1:]  # below pi from the second on
     np.testing.assert_allclose(divided[1][0, 11:], np.sin(angle / factors[1:]), rtol=1.3e-6, atol=1e-5)
+
+
+def turned_by(inv_freq: torch.Tensor, factor: float, start: int, count: int) -> list[torch.Tensor]:
+    angles = (torch.arange(start, start + count).float()[:, None] * inv_freq).double()
+    return [(part * factor).repeat(1, 2).float() for part in (angles.cos(), angles.sin())]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"factor": 6.0}, {"factor": 0.5}, {"factor": 4.0, "attention_factor": 1.3}]
+)
+def test_longrope_has_factors_of_short_and_of_long_sessions(changes: dict[str, float]) -> None:
+    """Which are chosen for a whole session, positions below the trained length included."""
+    ours = RopeConfig(20, 5000.0, "longrope", original_max_position_embeddings=32, **LONG, **changes)
+    scaling = {
+        "rope_type": "longrope",
+        "rope_theta": 5000.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": list(LONG["short_factors"]),
+        "long_factor": list(LONG["long_factors"]),
+        **changes,
+    }
+    theirs = LlamaConfig(hidden_size=40, num_attention_heads=2, head_dim=20, rope_parameters=scaling)
+    rope, slices = Rope(ours), [(0, 9, False), (3, 40, True), (100, 2, False), (700, 1, True)]
+    for start, count, long in slices:
+        inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](theirs, "cpu", seq_len=33 if long else 32)
+        cos, sin = turned_by(inv_freq, factor, start, count)
+        got = rope.slice_rows(start, count, long)
+        np.testing.assert_allclose(got[0], cos, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(got[1][:, 10:], sin[:, 10:], rtol=1e-5, atol=1e-5)
+        table = rope.table(start + count, long)
+        assert table is not None
+        assert np.array_equal(table[0][start : start + count], got[0])
+    together = rope.rows(slices)
+    assert np.array_equal(together[0], np.concatenate([rope.slice_rows(*part)[0] for part in slices]))
+
+
+def test_proportional_rope_leaves_what_is_not_turned() -> None:
+    ours = RopeConfig(20, 5000.0, "proportional", factor=2.0, turned_dim=6)
+    scaling = {"rope_type": "proportional", "rope_theta": 5000.0, "factor": 2.0, "partial_rotary_factor": 0.3}
+    theirs = LlamaConfig(hidden_size=40, num_attention_heads=2, head_dim=20, rope_parameters=scaling)
+    inv_freq, _ = ROPE_INIT_FUNCTIONS["proportional"](theirs, "cpu")
+    np.testing.assert_array_equal(frequencies(ours)[0], inv_freq)
+    cos, sin = Rope(ours).slice_rows(7, 5)
+    assert (cos.reshape(5, 2, 10)[..., 3:] == 1).all()
+    assert (sin.reshape(5, 2, 10)[..., 3:] == 0).all()
 
 
 def test_tensors_in_bfloat16_are_the_rounded_rows() -> None:
