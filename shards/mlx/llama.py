@@ -30,7 +30,7 @@ class MlxBlock:
     def __init__(
         self,
         settings: BlockConfig,
-        weights: BlockWeights[mx.array, MlxLinear, None],
+        weights: BlockWeights[mx.array, MlxLinear, None, None],
     ) -> None:
         attention, mlp, norm = settings.attention, settings.mlp, settings.norm
         if not isinstance(weights.attention, AttentionWeights) or mlp is None or weights.mlp is None:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 Norm = TypeVar("Norm", covariant=True)
 Linear = TypeVar("Linear", covariant=True)
 Experts = TypeVar("Experts", covariant=True)
+Heads = TypeVar("Heads", covariant=True)
 
 
-class BlockLoader(Protocol[Norm, Linear, Experts]):
+class BlockLoader(Protocol[Norm, Linear, Experts, Heads]):
     """A backend's ``TensorReader``. Names come without ``.weight``."""
 
     label: str
@@ -48,8 +49,8 @@ class BlockLoader(Protocol[Norm, Linear, Experts]):
         """The named matrices one below the other, of ``sizes`` rows each, with the biases that are there."""
         ...
 
-    def heads(self, name: str, heads: int, cols: int) -> Sequence[Linear]:
-        """A matrix of ``heads`` equal parts, one below the other: a linear of each."""
+    def heads(self, name: str, heads: int, cols: int) -> Heads:
+        """A matrix of ``heads`` equal parts, one below the other: a product for each head."""
         ...
 
     def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> Experts:
@@ -73,17 +74,17 @@ class AttentionWeights(NamedTuple, Generic[Norm, Linear]):
     sinks: Floats | None = None
 
 
-class LatentWeights(NamedTuple, Generic[Norm, Linear]):
+class LatentWeights(NamedTuple, Generic[Norm, Linear, Heads]):
     """``q``: from the block's input or, where there are ``q_a`` and ``q_norm``, from q's latent. ``k_b``,
-    ``v_b``: a linear for each head, nope_dim → kv_rank and kv_rank → value_dim."""
+    ``v_b``: of each head, nope_dim → kv_rank and kv_rank → value_dim."""
 
     q_a: Linear | None
     q_norm: Norm | None
     q: Linear
     kv_a: Linear
     kv_norm: Norm
-    k_b: Sequence[Linear]
-    v_b: Sequence[Linear]
+    k_b: Heads
+    v_b: Heads
     out: Linear
 
 
@@ -109,10 +110,10 @@ class ExpertsWeights(NamedTuple, Generic[Norm, Linear, Experts]):
     out_norm: Norm | None = None
 
 
-class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts]):
+class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts, Heads]):
     """The parts of ``BlockConfig``, under the same names."""
 
-    attention: AttentionWeights[Norm, Linear] | LatentWeights[Norm, Linear]
+    attention: AttentionWeights[Norm, Linear] | LatentWeights[Norm, Linear, Heads]
     norm: Norm | None = None
     attention_out_norm: Norm | None = None
     mlp_norm: Norm | None = None
@@ -182,8 +183,8 @@ def _mlp(name: str, mlp: MlpConfig, hidden: int) -> list[Stack]:
 
 
 def load_block(
-    loader: BlockLoader[Norm, Linear, Experts], config: ModelConfig, block: int
-) -> BlockWeights[Norm, Linear, Experts]:
+    loader: BlockLoader[Norm, Linear, Experts, Heads], config: ModelConfig, block: int
+) -> BlockWeights[Norm, Linear, Experts, Heads]:
     """Block number ``block`` of the model."""
     loader.label = f"block {block}"
     settings, hidden, prefix = config.blocks[block], config.hidden_size, f"model.layers.{block}"
@@ -207,7 +208,7 @@ def load_block(
 
 
 def _load_attention(
-    loader: BlockLoader[Norm, Linear, Experts], prefix: str, attention: AttentionConfig, hidden: int
+    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, attention: AttentionConfig, hidden: int
 ) -> AttentionWeights[Norm, Linear]:
     name = f"{prefix}.self_attn."
     qkv = loader.linear(*_qkv(prefix, attention, hidden))
@@ -233,7 +234,7 @@ def _load_attention(
 
 
 def _head_norm(
-    loader: BlockLoader[Norm, Linear, Experts], name: str, norm: HeadNorm, heads: int, head_dim: int
+    loader: BlockLoader[Norm, Linear, Experts, Heads], name: str, norm: HeadNorm, heads: int, head_dim: int
 ) -> Floats | None:
     if not norm.norm.weighted:
         return None
@@ -241,7 +242,7 @@ def _head_norm(
 
 
 def _head_vector(
-    loader: BlockLoader[Norm, Linear, Experts], name: str, norm: HeadNorm, heads: int, head_dim: int
+    loader: BlockLoader[Norm, Linear, Experts, Heads], name: str, norm: HeadNorm, heads: int, head_dim: int
 ) -> Floats:
     """(heads * head_dim), what heads share repeated."""
     if norm.over == "all" or norm.per_head:
@@ -250,12 +251,12 @@ def _head_vector(
 
 
 def _load_latent(
-    loader: BlockLoader[Norm, Linear, Experts],
+    loader: BlockLoader[Norm, Linear, Experts, Heads],
     prefix: str,
     attention: AttentionConfig,
     latent: LatentConfig,
     hidden: int,
-) -> LatentWeights[Norm, Linear]:
+) -> LatentWeights[Norm, Linear, Heads]:
     name, parts = f"{prefix}.self_attn.", _latent(prefix, attention, latent, hidden)
     return LatentWeights(
         q_a=loader.linear(*parts["q_a"]) if latent.q_rank else None,
@@ -270,13 +271,13 @@ def _load_latent(
 
 
 def _load_mlp(
-    loader: BlockLoader[Norm, Linear, Experts], name: str, mlp: MlpConfig | None, hidden: int
+    loader: BlockLoader[Norm, Linear, Experts, Heads], name: str, mlp: MlpConfig | None, hidden: int
 ) -> MlpWeights[Linear] | None:
     return None if mlp is None else MlpWeights(*(loader.linear(*stack) for stack in _mlp(name, mlp, hidden)))
 
 
 def _load_experts(
-    loader: BlockLoader[Norm, Linear, Experts], prefix: str, experts: ExpertsConfig, hidden: int
+    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, experts: ExpertsConfig, hidden: int
 ) -> ExpertsWeights[Norm, Linear, Experts]:
     name, router = f"{prefix}.mlp", experts.router
 

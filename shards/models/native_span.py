@@ -67,7 +67,7 @@ class SnRotation(ctypes.Structure):
     _fields_ = (("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p))
 
 
-NativeBlock = BlockWeights[NativeNorm, NativeLinear, None]
+NativeBlock = BlockWeights[NativeNorm, NativeLinear, None, None]
 
 
 class NativeSpan:

@@ -27,7 +27,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class LlamaBlock:
     """One block. Not an ``nn.Module``: its call overhead is most of a decode token at this size."""
 
-    def __init__(self, settings: BlockConfig, weights: BlockWeights[RmsNorm, Linear, None]) -> None:
+    def __init__(self, settings: BlockConfig, weights: BlockWeights[RmsNorm, Linear, None, None]) -> None:
         attention, mlp = settings.attention, settings.mlp
         if not isinstance(weights.attention, AttentionWeights) or mlp is None or weights.mlp is None:
             raise ValueError("not a Llama block")
