@@ -90,7 +90,7 @@ def measure_machine(
     file_bytes = max(1, sum(manifest[name].nbytes for name in block_tensors(model, 0) if name in manifest))
     count = min(model.n_blocks, MOST_BLOCKS, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
     try:
-        with random_checkpoint(model, manifest, count=count) as made:
+        with random_checkpoint(model, manifest, [0] * count) as made:
             blocks = load_backend(made, Span(0, count), load_options(config), threads=threads)
             kv_dtype = kv_dtype_of(config, blocks)
             longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)

@@ -6,8 +6,11 @@ ordinary numbers: none here is infinite, NaN or subnormal, for any type of the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -25,18 +28,23 @@ from ..tokenizer.tokenizer import Tokenizer
 _LOW, _HIGH = 0x20, 0x30
 """Bytes of quantized groups lie between these. Any two of them, read as the float16 scale of a group, are
 0.008 to 0.13."""
+_FACTOR = re.compile(r"(norm|scalar|scale)(\.weight)?$")
+"""Names of what a row is multiplied by: numbers about one."""
+_SPREAD = np.float32(0.2)
+"""The standard deviation of vectors."""
+_POOL = 1_048_573
+"""Tensors are cut out of this many random numbers: a prime, so that no two rows of a large one are equal."""
 
 
 def random_checkpoint(
-    config: ModelConfig, manifest: Mapping[str, TensorInfo], *, like: int = 0, count: int = 1
+    config: ModelConfig, manifest: Mapping[str, TensorInfo], blocks: Sequence[int] = (0,)
 ) -> Checkpoint:
-    """A model of ``count`` blocks of the shape and types that block ``like`` of ``manifest`` has, 1 to the
-    model's own number. All have the same values; their loader holds each by itself."""
-    source = _RandomBlocks(config, manifest, like, count)
+    """A model of as many blocks as ``blocks`` has numbers, each of the shape and types of the block that has
+    that number in ``manifest``. Its tensors are made when they are asked for, each time the same."""
     return Checkpoint(
         "random",
-        replace(config, blocks=config.blocks[like : like + 1] * count),
-        source,
+        replace(config, blocks=tuple(config.blocks[block] for block in blocks)),
+        _RandomBlocks(config, manifest, blocks),
         _NoTokenizer(),
         identity_of(()),
     )
@@ -46,42 +54,54 @@ class _RandomBlocks:
     """A ``TensorSource``."""
 
     def __init__(
-        self, config: ModelConfig, manifest: Mapping[str, TensorInfo], like: int, count: int
+        self, config: ModelConfig, manifest: Mapping[str, TensorInfo], blocks: Sequence[int]
     ) -> None:
-        rng = np.random.default_rng(0)
-        prefix = f"model.layers.{like}."
-        block = {
-            name.removeprefix(prefix): _made(manifest[name], rng)
-            for name in block_tensors(config, like)
-            if name in manifest
-        }
-        self._tensors = {FINAL_NORM: _made(manifest[FINAL_NORM], rng)}
-        for number in range(count):
-            self._tensors |= {f"model.layers.{number}.{name}": tensor for name, tensor in block.items()}
+        names = {FINAL_NORM: FINAL_NORM}
+        for number, like in enumerate(blocks):
+            for name in block_tensors(config, like):
+                names[name.replace(f".{like}.", f".{number}.", 1)] = name
         self.manifest: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, tensor.shape, tensor.qtype, tensor.nbytes)
-            for name, tensor in self._tensors.items()
+            name: replace(manifest[like], name=name) for name, like in names.items() if like in manifest
         }
 
     def tensor(self, name: str) -> RawTensor:
-        return self._tensors[name]
+        return _made(self.manifest[name])
 
     def release(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-def _made(info: TensorInfo, rng: np.random.Generator) -> RawTensor:
+def _made(info: TensorInfo) -> RawTensor:
     rows = 1 if len(info.shape) == 1 else info.shape[0]
     cols = info.shape[-1]
     if info.qtype in DENSE:
-        values = rng.standard_normal((rows, cols), dtype=np.float32) * cols**-0.5
+        values = _cut(_normal_numbers(), info.name, rows, cols)
+        values = values * np.float32(cols**-0.5) if len(info.shape) > 1 else values * _SPREAD
+        if _FACTOR.search(info.name):
+            values += 1
         stored = narrow(values, DENSE[info.qtype]).view(np.uint8)
     else:
-        stored = rng.integers(_LOW, _HIGH, (rows, row_bytes(info.qtype, cols)), dtype=np.uint8)
+        stored = _cut(_random_bytes(), info.name, rows, row_bytes(info.qtype, cols))
     if info.qtype in AFFINE:
         return affine_tensor(info, stored)
     return RawTensor(info.name, info.shape, info.qtype, stored)
+
+
+def _cut(pool: np.ndarray, name: str, rows: int, cols: int) -> np.ndarray:
+    """(rows, cols) of ``pool``, from a place that ``name`` decides; over and over where there are more."""
+    first = zlib.crc32(name.encode()) % max(1, _POOL - rows * cols)
+    return np.resize(pool[first : first + rows * cols], (rows, cols))
+
+
+@cache
+def _normal_numbers() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(_POOL, dtype=np.float32)
+
+
+@cache
+def _random_bytes() -> np.ndarray:
+    return np.random.default_rng(0).integers(_LOW, _HIGH, _POOL, dtype=np.uint8)
 
 
 class _NoTokenizer:

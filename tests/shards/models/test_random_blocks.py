@@ -47,7 +47,7 @@ def test_weights_of_every_type_are_ordinary_numbers(qtype):
 
 
 def test_blocks_load_and_compute_as_those_of_a_file():
-    like = random_checkpoint(CONFIG, manifest("Q4_1", like=5), like=5, count=3)
+    like = random_checkpoint(CONFIG, manifest("Q4_1", like=5), [5] * 3)
     assert like.config.n_blocks == like.ref.n_blocks == 3
     model = load_backend(like, Span(0, 3), LoadOptions(kernels="torch"))
     assert model.weights == "int4 (Q4_1)"

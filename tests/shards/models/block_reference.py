@@ -1,0 +1,279 @@
+"""Blocks computed plainly: float64, whole sequences, dense masks, one expert and one head after the other. As
+the docstrings of ``block_config`` say it, and in no other way."""
+
+from __future__ import annotations
+
+from math import erf
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from swarm_node.shards.layers.rope import frequencies
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+    from swarm_node.shards.formats.block_config import (
+        BlockConfig,
+        ExpertsConfig,
+        MlpConfig,
+        NormConfig,
+    )
+    from swarm_node.shards.formats.rope_config import RopeConfig
+
+    Doubles = NDArray[np.float64]
+
+
+def reference(checkpoint: Checkpoint, x: NDArray[Any], *, long: bool = False) -> Doubles:
+    """``x`` (T, hidden), positions from 0 → what leaves the last block. ``long``: as ``Rope``'s."""
+    out = x.astype(np.float64)
+    for number, settings in enumerate(checkpoint.config.blocks):
+        out = _Block(checkpoint, number, settings, long)(out)
+    return out
+
+
+class _Block:
+    def __init__(self, checkpoint: Checkpoint, number: int, settings: BlockConfig, long: bool) -> None:
+        self._checkpoint, self._prefix = checkpoint, f"model.layers.{number}."
+        self._settings, self._long = settings, long
+        self._known: dict[str, Doubles] = {}
+
+    def __call__(self, x: Doubles) -> Doubles:
+        settings, m = self._settings, self._settings.residual_multiplier
+        normed = self._norm("input_layernorm", settings.norm, x)
+        attends = self._latent if settings.attention.latent else self._heads
+        a = self._norm("self_attn.out_norm", settings.attention_out_norm, attends(normed))
+        if not settings.parallel:
+            x = x + m * a
+            normed = x
+        elif settings.mlp_norm is not None:
+            normed = x
+        out = self._both(x, self._norm("post_attention_layernorm", settings.mlp_norm, normed))
+        out = self._norm("mlp.out_norm", settings.mlp_out_norm, out)
+        x = x + m * (a + out) if settings.parallel else x + m * out
+        return x * self._tensor("scalar.weight") if settings.scalar else x
+
+    # tensors
+
+    def _tensor(self, name: str) -> Doubles:
+        if name not in self._known:
+            raw = self._checkpoint.tensor(self._prefix + name)
+            self._known[name] = raw.dequantize().astype(np.float64)
+        return self._known[name]
+
+    def _linear(self, name: str, x: Doubles) -> Doubles:
+        out = x @ self._tensor(f"{name}.weight").T
+        if self._checkpoint.has(f"{self._prefix}{name}.bias"):
+            out = out + self._tensor(f"{name}.bias")
+        return out
+
+    def _norm(self, name: str, norm: NormConfig | None, x: Doubles) -> Doubles:
+        """Of the last dimension of ``x``."""
+        if norm is None:
+            return x
+        if norm.kind == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        out = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+        if norm.weighted:
+            out = out * (self._tensor(f"{name}.weight").reshape(-1, x.shape[-1]) + norm.offset)
+        return out + self._tensor(f"{name}.bias").reshape(-1, x.shape[-1]) if norm.bias else out
+
+    # attention
+
+    def _heads(self, x: Doubles) -> Doubles:
+        settings = self._settings.attention
+        tokens, dim = len(x), settings.head_dim
+        q = self._linear("self_attn.q_proj", x).reshape(tokens, settings.heads, dim)
+        k = self._linear("self_attn.k_proj", x).reshape(tokens, settings.kv_heads, dim)
+        v = k if settings.keys_as_values else self._linear("self_attn.v_proj", x).reshape(k.shape)
+        v = self._norm("self_attn.v_norm", settings.v_norm, v)
+        parts = []
+        for name, part in (("q", q), ("k", k)):
+            if settings.qk_norm is None:
+                turned = _turn(part, settings.rope, self._long)
+            elif settings.qk_norm.after_rope:
+                turned = self._head_norm(name, _turn(part, settings.rope, self._long))
+            else:
+                turned = _turn(self._head_norm(name, part), settings.rope, self._long)
+            parts.append(turned)
+        q, k = parts
+        group = settings.heads // settings.kv_heads
+        out = self._softmax(q, k.repeat(group, 1), v.repeat(group, 1))
+        if settings.gate is not None:
+            gate = _sigmoid(self._linear("self_attn.gate_proj", x)).reshape(tokens, settings.heads, -1)
+            out = out * gate  # a value a channel, or one a head
+        return self._linear("self_attn.o_proj", out.reshape(tokens, -1))
+
+    def _head_norm(self, name: str, x: Doubles) -> Doubles:
+        norm = self._settings.attention.qk_norm
+        assert norm is not None
+        rows = x.reshape(len(x), -1) if norm.over == "all" else x
+        return self._norm(f"self_attn.{name}_norm", norm.norm, rows).reshape(x.shape)
+
+    def _latent(self, x: Doubles) -> Doubles:
+        """Not absorbed: each head's keys and values are made of the latent."""
+        settings = self._settings.attention
+        parts = settings.latent
+        assert parts is not None
+        tokens, heads, rank, nope = len(x), settings.heads, parts.kv_rank, parts.nope_dim
+        if parts.q_rank:
+            q = self._norm("self_attn.q_a_layernorm", parts.norm, self._linear("self_attn.q_a_proj", x))
+            q = self._linear("self_attn.q_b_proj", q)
+        else:
+            q = self._linear("self_attn.q_proj", x)
+        q = q.reshape(tokens, heads, -1)
+        kv = self._linear("self_attn.kv_a_proj", x)
+        small = self._norm("self_attn.kv_a_layernorm", parts.norm, kv[:, :rank])
+        k_b = self._tensor("self_attn.k_b_proj.weight").reshape(heads, rank, nope)
+        v_b = self._tensor("self_attn.v_b_proj.weight").reshape(heads, parts.value_dim, rank)
+        turned = _turn(kv[:, None, rank:], settings.rope, self._long).repeat(heads, 1)
+        keys = np.concatenate((np.einsum("tr,hrn->thn", small, k_b), turned), -1)
+        values = np.einsum("tr,hvr->thv", small, v_b)
+        q = np.concatenate((q[..., :nope], _turn(q[..., nope:], settings.rope, self._long)), -1)
+        return self._linear("self_attn.o_proj", self._softmax(q, keys, values).reshape(tokens, -1))
+
+    def _softmax(self, q: Doubles, k: Doubles, v: Doubles) -> Doubles:
+        """All (T, heads, a head's dimensions)."""
+        settings = self._settings.attention
+        at = np.arange(len(q))
+        if (scale := settings.query_scale) is not None:
+            q = q * (1 + scale.beta * np.log(1 + (at + scale.offset) // scale.period))[:, None, None]
+        seen = at[:, None] >= at
+        if settings.window:
+            seen &= at[:, None] - at < settings.window
+        if settings.chunk:
+            seen &= at[:, None] // settings.chunk == at // settings.chunk
+        out = np.empty(v.shape)
+        sinks = self._tensor("self_attn.sinks.weight") if settings.sinks else None
+        for head in range(settings.heads):
+            scores = q[:, head] @ k[:, head].T * settings.scale
+            if settings.softcap:
+                scores = settings.softcap * np.tanh(scores / settings.softcap)
+            scores = np.where(seen, scores, -np.inf)
+            if sinks is not None:
+                scores = np.concatenate((scores, np.full((len(q), 1), sinks[head])), 1)
+            out[:, head] = _softmax(scores)[:, : len(q)] @ v[:, head]
+        return out
+
+    # MLPs
+
+    def _both(self, x: Doubles, normed: Doubles) -> Doubles:
+        """The dense MLP, experts, or both. ``x``: the residual stream."""
+        dense, experts = self._settings.mlp, self._settings.experts
+        if experts is None:
+            assert dense is not None
+            return self._mlp("mlp", dense, normed)
+        if dense is None:
+            return self._experts(experts, x, normed)
+        routed = normed if experts.norm is None else self._norm("mlp.experts_norm", experts.norm, x)
+        return self._norm(
+            "mlp.dense_out_norm", experts.dense_out_norm, self._mlp("mlp", dense, normed)
+        ) + self._norm("mlp.experts_out_norm", experts.out_norm, self._experts(experts, x, routed))
+
+    def _mlp(self, name: str, mlp: MlpConfig, x: Doubles) -> Doubles:
+        up = self._linear(f"{name}.up_proj", x)
+        if not mlp.gated:
+            return self._linear(f"{name}.down_proj", _activation(mlp, up))
+        gate = self._linear(f"{name}.gate_proj", x)
+        if mlp.activation == "clamped":
+            gate, up = np.minimum(gate, mlp.limit), np.clip(up, -mlp.limit, mlp.limit)
+            inner = gate * _sigmoid(mlp.alpha * gate) * (up + 1)
+        else:
+            inner = _activation(mlp, gate) * up
+        return self._linear(f"{name}.down_proj", inner)
+
+    def _experts(self, experts: ExpertsConfig, x: Doubles, normed: Doubles) -> Doubles:
+        router = experts.router
+        routed = normed
+        if router.norm is not None:
+            plain = self._norm("", router.norm, x)
+            routed = plain * self._tensor("mlp.router.scale") * x.shape[1] ** -0.5
+        logits = self._linear("mlp.router", routed)
+        out = np.zeros(x.shape)
+        for row, outputs in enumerate(logits):
+            for expert, weight in self._choose(experts, outputs):
+                name, rows = f"mlp.experts.{expert}", normed[row : row + 1]
+                if router.scale_input:
+                    out[row] += self._mlp(name, experts.mlp, rows * weight)[0]
+                else:
+                    out[row] += self._mlp(name, experts.mlp, rows)[0] * weight
+        if experts.shared is not None:
+            shared = self._mlp("mlp.shared_experts", experts.shared, normed)
+            if experts.shared_gate:
+                shared = shared * _sigmoid(self._linear("mlp.shared_expert_gate", normed))
+            out = out + shared
+        return out
+
+    def _choose(self, experts: ExpertsConfig, logits: Doubles) -> list[tuple[int, float]]:
+        router = experts.router
+        if router.scores == "sigmoid":
+            scores = _sigmoid(logits)
+        elif router.scores == "softmax":
+            scores = _softmax(logits)
+        else:
+            scores = logits
+        ranked = scores + self._tensor("mlp.router.correction") if router.correction else scores
+        if router.groups > 1:
+            groups = np.sort(ranked.reshape(router.groups, -1), 1)
+            best = groups[:, -1] if router.group_scores == "max" else groups[:, -2:].sum(1)
+            used = np.argsort(-best, kind="stable")[: router.used_groups]
+            in_group = np.repeat(np.isin(np.arange(router.groups), used), experts.count // router.groups)
+            ranked = np.where(in_group, ranked, -np.inf)
+        chosen = np.argsort(-ranked, kind="stable")[: experts.used]
+        if router.scores == "softmax_of_used":
+            weights = _softmax(scores[chosen])
+        elif router.scores == "sparsemixer":
+            weights = _mixed(logits, chosen, router.jitter)
+        else:
+            weights = scores[chosen]
+        if router.renormalise:
+            weights = weights / (weights.sum() + router.sum_floor)
+        weights = weights * router.scaling
+        if router.expert_scale:
+            weights = weights * self._tensor("mlp.router.expert_scale")[chosen]
+        return [*zip(chosen.tolist(), weights.tolist(), strict=True)]
+
+
+def _mixed(logits: Doubles, chosen: NDArray[Any], jitter: float) -> Doubles:
+    """SparseMixer (arXiv 2409.12136), as it is used after training: an expert's weight is its share among
+    those that come close to it; for the second, the first is out."""
+    weights, left = [], logits.copy()
+    for expert in chosen:
+        best = logits[expert]
+        far = (best - logits) / np.maximum(np.abs(logits), best) > 2 * jitter
+        weights.append(_softmax(np.where(far, -np.inf, left))[expert])
+        left[expert] = -np.inf
+    return np.array(weights)
+
+
+def _turn(x: Doubles, rope: RopeConfig | None, long: bool) -> Doubles:
+    """``x`` (T, heads, dimensions): halves of the first ``rotary_dim`` turned by positions."""
+    if rope is None:
+        return x
+    inv_freq, factor = frequencies(rope, long=long)
+    angles = np.arange(len(x))[:, None, None] * inv_freq.astype(np.float64)
+    cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
+    half, dim = rope.rotary_dim // 2, rope.rotary_dim
+    first, second = x[..., :half], x[..., half:dim]
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin, x[..., dim:]), -1)
+
+
+def _activation(mlp: MlpConfig, x: Doubles) -> Doubles:
+    if mlp.activation == "silu":
+        return x * _sigmoid(x)
+    if mlp.activation == "gelu":
+        return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+    if mlp.activation == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return np.maximum(x, 0) ** (2 if mlp.activation == "relu2" else 1)
+
+
+def _sigmoid(x: Doubles) -> Doubles:
+    return 1 / (1 + np.exp(-x))
+
+
+def _softmax(x: Doubles) -> Doubles:
+    """Of the last dimension."""
+    shares = np.exp(x - x.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
