@@ -6,6 +6,8 @@
 #include "mlp.h"
 #include "pool.h"
 
+enum { SN_MOST_EXPERTS = 4096 }; /* of one block */
+
 enum { SN_SOFTMAX = 0, SN_SIGMOID = 1, SN_SOFTMAX_OF_USED = 2, SN_SPARSEMIXER = 3 };
 
 /* RouterConfig of shards/formats/block_config.py. */
