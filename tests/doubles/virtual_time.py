@@ -6,9 +6,10 @@ For code without threads and sockets: fakes over the in-memory network.
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +19,10 @@ from swarm_node.swarm.codecs import native
 from swarm_node.swarm.links import link
 
 T = TypeVar("T")
+
+TICK_S = 1e-9
+"""Even where nothing is waited for, this many seconds pass from one turn of the loop to the next: a remainder
+too small to be added to the time must not be waited for again and again."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -45,7 +50,7 @@ class _Selector(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
             raise AssertionError("nothing will ever happen any more")
-        self._of.now += max(0.0, timeout)
+        self._of.now += max(TICK_S, timeout)
         return super().select(0)
 
 
@@ -60,3 +65,19 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Coroutine[Any, Any, T], loop: Vir
     monkeypatch.setattr(native, "warm_up", lambda: None)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(work)
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """An async test, with its fixtures and parameters, by ``run``."""
+
+    @functools.wraps(test)
+    def run_it(*args: Any, **options: Any) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            run(monkeypatch, test(*args, **options))
+
+    return run_it
+
+
+def now() -> float:
+    """Seconds, by the running loop's clock."""
+    return asyncio.get_running_loop().time()

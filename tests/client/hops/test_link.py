@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.types import Hop, Route, Span
 from tests.doubles.fake_swarm import BOS, FAST, HIDDEN, MODEL, FakeSwarm, ToyHead, expected, settle, until
+from tests.doubles.virtual_time import in_virtual_time, now
 
 ROUTE = Route((Hop("a", Span(0, 6)),))
 X = ToyHead().embed(list(b"thirty-odd tokens of some prompt"))
@@ -43,6 +43,7 @@ async def _open(links: LinkPool, route: Route = ROUTE) -> RouteSession:
     return await RouteSession.open(links, route, SETTINGS)
 
 
+@in_virtual_time
 async def test_sessions_share_a_stream_and_say_hello_once() -> None:
     swarm, links = await _swarm()
     sessions = await asyncio.gather(*(_open(links) for _ in range(5)))
@@ -58,6 +59,7 @@ async def test_sessions_share_a_stream_and_say_hello_once() -> None:
     await links.close()
 
 
+@in_virtual_time
 async def test_an_open_link_costs_one_round_trip() -> None:
     latency = 0.05
     swarm = await FakeSwarm(latency, a="0-5").start()
@@ -74,6 +76,7 @@ async def test_an_open_link_costs_one_round_trip() -> None:
     await links.close()
 
 
+@in_virtual_time
 async def test_steps_of_one_turn_leave_in_one_write() -> None:
     _, links = await _swarm()
     sessions = [await _open(links) for _ in range(4)]
@@ -92,6 +95,7 @@ async def test_steps_of_one_turn_leave_in_one_write() -> None:
     await links.close()
 
 
+@in_virtual_time
 async def test_a_link_that_ends_fails_every_session_with_one_error() -> None:
     swarm, links = await _swarm()
     sessions = [await _open(links) for _ in range(3)]
@@ -110,6 +114,7 @@ async def test_a_link_that_ends_fails_every_session_with_one_error() -> None:
     await links.close()
 
 
+@in_virtual_time
 async def test_what_a_node_said_before_it_ended_the_stream_is_read() -> None:
     """The node refuses HELLO and ends the stream while OPEN is on its way."""
     swarm, links = await _swarm()
@@ -137,45 +142,49 @@ async def test_every_answer_on_a_dead_link_is_repaired_and_the_peer_banned_once(
     assert router.health.statistics()[used].failures == 1
 
 
+@in_virtual_time
 async def test_a_silent_node_is_pinged_once_for_all_sessions() -> None:
     swarm, links = await _swarm()
     sessions = [await _open(links) for _ in range(8)]
     swarm.nodes["a"].behaviour.step_delay_s = 0.1
-    began = asyncio.get_running_loop().time()
+    began = now()
     await asyncio.gather(*(session.forward(X[:1], 0) for session in sessions))  # one after another: 0.8 s
-    took = asyncio.get_running_loop().time() - began
+    took = now() - began
     assert 2 <= swarm.nodes["a"].pings <= 2 * took / FAST.ping_after_s + 1  # questions, not one a session
     await links.close()
 
 
+@in_virtual_time
 async def test_a_frozen_node_ends_the_link() -> None:
     swarm, links = await _swarm()
     session = await _open(links)
     swarm.network.partition("client", "a")
-    began = asyncio.get_running_loop().time()
+    began = now()
     with pytest.raises(HopFailedError) as caught:
         await session.forward(X, 0)
     assert isinstance(caught.value.cause, PeerTimeoutError)
-    assert asyncio.get_running_loop().time() - began < 2
+    assert now() - began < 2
     await links.close()
 
 
+@in_virtual_time
 async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
     _, links = await _swarm()
     await _open(links)
     link = await links.get(ROUTE.hops[0].peer_id)
-    link._connection.heard_at, link._timers._pinged_at = perf_counter() - 20, perf_counter() - 10
-    link._due = asyncio.get_running_loop().time() - 10
+    link._connection.heard_at, link._timers._pinged_at = now() - 20, now() - 10
+    link._due = now() - 10
     link._look()
     assert link.failure is None
-    assert perf_counter() - link._timers._pinged_at < 1  # the time that we were away does not count
+    assert now() - link._timers._pinged_at < 1  # the time that we were away does not count
     link._timers._pinged_at -= 15  # after it was heard last, and more than any measured round trip allows
-    link._due = asyncio.get_running_loop().time()
+    link._due = now()
     link._look()
     assert isinstance(link.failure, PeerTimeoutError)
     await links.close()
 
 
+@in_virtual_time
 async def test_a_link_outlives_its_last_session_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "IDLE_S", 0.05)
     swarm, links = await _swarm()
@@ -193,6 +202,7 @@ async def test_a_link_outlives_its_last_session_for_a_while(monkeypatch: pytest.
     await links.close()
 
 
+@in_virtual_time
 async def test_a_paused_session_keeps_its_link_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "KEEP_ALIVE_S", 0.03)
     swarm, links = await _swarm()
@@ -201,6 +211,7 @@ async def test_a_paused_session_keeps_its_link_alive(monkeypatch: pytest.MonkeyP
     await links.close()
 
 
+@in_virtual_time
 async def test_one_who_gives_up_dialling_costs_the_others_nothing() -> None:
     swarm = await FakeSwarm(0.02, a="0-5").start()
     for delay in (0.01, 0.05):  # while dialling, and while waiting for WELCOME
@@ -218,6 +229,7 @@ async def test_one_who_gives_up_dialling_costs_the_others_nothing() -> None:
     assert swarm.open_sessions == 0
 
 
+@in_virtual_time
 async def test_a_long_prefill_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_module, "IN_FLIGHT_BYTES", 8 * HIDDEN * 4)
     swarm, links = await _swarm()
@@ -275,6 +287,7 @@ async def _rude(node: Rude) -> RouteSession:
     return await _open(LinkPool(swarm.network.transport("client"), MODEL, patience=FAST))
 
 
+@in_virtual_time
 async def test_answers_to_nobody_are_passed_over() -> None:
     stray = Result(OTHER, 1, 0, 1, ROW)
     session = await _rude(Rude(stray, stray, on_step=(stray, Result(OURS, 1, 0, 1, ROW))))
@@ -282,6 +295,7 @@ async def test_answers_to_nobody_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize("messages", [2, 1000])
+@in_virtual_time
 async def test_answers_that_were_not_asked_for_end_a_session(messages: int) -> None:
     session = await _rude(Rude(*[Result(OURS, 7, 0, 1, ROW)] * messages))
     await settle()
@@ -290,6 +304,7 @@ async def test_answers_that_were_not_asked_for_end_a_session(messages: int) -> N
         await session.forward(X[:1], 0)
 
 
+@in_virtual_time
 async def test_a_second_welcome_ends_the_link() -> None:
     welcome = Welcome(1, MODEL.digest, Span(0, 6), ("none",), 1 << 20, "rude", 64, 6)
 
@@ -303,6 +318,7 @@ async def test_a_second_welcome_ends_the_link() -> None:
         await session.forward(X[:1], 0)
 
 
+@in_virtual_time
 async def test_closing_leaves_no_task_and_refuses_what_follows() -> None:
     swarm, links = await _swarm(a="0-5", b="0-5")
     before = asyncio.all_tasks()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +27,7 @@ from swarm_node.swarm.protocol.messages import ErrorMessage, Refused, Want
 from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.types import Hop, Route, Span
 from tests.doubles.fake_swarm import FAST, HIDDEN, MODEL, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
+from tests.doubles.virtual_time import in_virtual_time, now
 
 X = ToyHead().embed(list(b"a prompt of some length, long enough for more than one chunk of tokens"))
 
@@ -90,18 +90,19 @@ async def test_only_the_last_row_comes_back_from_the_last_hop() -> None:
     session.close()
 
 
+@in_virtual_time
 async def test_hops_work_at_the_same_time_in_a_prefill() -> None:
     swarm = FakeSwarm(a="0-1", b="2-3", c="4-5")
     for node in swarm.nodes.values():
         node.behaviour.max_step_tokens = 10
         node.behaviour.step_delay_s = 0.05
     session = await _open(swarm, a="0-1", b="2-3", c="4-5")
-    began = asyncio.get_running_loop().time()
+    began = now()
     await session.forward(X, 0)
-    took = asyncio.get_running_loop().time() - began
     steps = len(swarm.nodes["a"].steps)
     assert steps == 7
-    assert took < 0.05 * steps * 3 / 1.5  # one after the other would take 0.05 * 7 * 3
+    # The last hop begins two steps after the first; one after the other would take 0.05 * 7 * 3.
+    assert now() - began == pytest.approx(0.05 * (steps + 2), rel=0.01)
     session.close()
 
 
@@ -184,6 +185,7 @@ def _error(code: ErrorCode) -> ErrorMessage:
         ("b", {"nan_at_step": 0}, RemoteProtocolError),
     ],
 )
+@in_virtual_time
 async def test_whose_failure_it_is(
     peer: str, change: dict, kind: type[SwarmError], decode: bool, chain: bool
 ) -> None:
@@ -209,6 +211,7 @@ async def test_activations_refused_for_no_reason_blame_who_refused() -> None:
     assert failure.peer_id == "b"
 
 
+@in_virtual_time
 async def test_a_peer_that_computes_for_long_is_not_gone() -> None:
     swarm = FakeSwarm(a="0-5")
     session = await _open(swarm, a="0-5")
@@ -218,6 +221,7 @@ async def test_a_peer_that_computes_for_long_is_not_gone() -> None:
     session.close()
 
 
+@in_virtual_time
 async def test_a_quick_answer_needs_no_ping() -> None:
     swarm = FakeSwarm(a="0-5")
     session = await _open(swarm, a="0-5")
@@ -262,6 +266,7 @@ async def test_peers_that_cannot_be_reached_or_moved() -> None:
     assert isinstance(caught.value.cause, PeerTimeoutError)
 
 
+@in_virtual_time
 async def test_a_step_that_is_never_answered_ends() -> None:
     swarm = await FakeSwarm(a="0-5").start()
     links = _links(swarm, replace(FAST, step_s=0.1))
