@@ -13,7 +13,7 @@ import numpy as np
 from ...swarm.runtime.c_build import is_built, load_library
 
 _SOURCES = Path(__file__).parent / "csrc"
-_FLAGS = ("-ffp-contract=off",)
+FLAGS = ("-ffp-contract=off",)
 _first_byte: Any = ctypes.c_char.from_buffer
 WORKER_NAME = "swarm-worker"
 """What Linux calls the threads of every ThreadPool: ``SN_WORKER_NAME`` in ``csrc/pool.h``."""
@@ -22,12 +22,12 @@ WORKER_NAME = "swarm-worker"
 @cache
 def library() -> ctypes.CDLL:
     """Linears, attention, blocks and their threads. Raises NativeUnavailableError, with the reason."""
-    return load_library("shards", sorted(_SOURCES.glob("*.c")), _FLAGS)
+    return load_library("shards", sorted(_SOURCES.glob("*.c")), FLAGS)
 
 
 def is_ready() -> bool:
     """Whether ``library`` would answer without compiling (or fail without trying)."""
-    return is_built("shards", sorted(_SOURCES.glob("*.c")), _FLAGS)
+    return is_built("shards", sorted(_SOURCES.glob("*.c")), FLAGS)
 
 
 def address(array: np.ndarray) -> int:

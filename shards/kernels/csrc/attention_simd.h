@@ -191,6 +191,47 @@ INLINE vfloat exp2_of(vfloat x)
     return pick(x < -126.0f, splat(0.0f), y);
 }
 
+/* tanh(x), at most 2 units in the last place off; NaN for NaN. By Cephes' tanhf's polynomial where |x| is small, else
+   from exp(-2 |x|). */
+INLINE vfloat tanh_of(vfloat x)
+{
+    vint sign = (vint)x & splat_int(INT32_MIN);
+    vfloat size = (vfloat)((vint)x ^ sign), square = multiply(x, x);
+    vfloat p = splat(-5.70498872745e-3f);
+    p = fmadd(p, square, splat(2.06390887954e-2f));
+    p = fmadd(p, square, splat(-5.37397155531e-2f));
+    p = fmadd(p, square, splat(1.33314422036e-1f));
+    p = fmadd(p, square, splat(-3.33332819422e-1f));
+    vfloat small = fmadd(multiply(p, square), x, x);
+    vfloat e = exp2_of(multiply(size, splat(-2.88539008177792681472f))); /* -2 log2 e */
+    vfloat large = (splat(1.0f) - e) / (splat(1.0f) + e);
+    return pick(size < splat(0.625f), small, (vfloat)((vint)large | sign));
+}
+
+/* Four rows of four floats to four columns. */
+INLINE void transpose_4(const float *from, int64_t from_row, float *to, int64_t to_row)
+{
+    typedef float quad __attribute__((vector_size(16)));
+    typedef float loose_quad __attribute__((vector_size(16), aligned(4), may_alias));
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+    typedef int32_t places __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#endif
+    quad row[4], pair[4];
+    for (int i = 0; i < 4; i++) row[i] = *(const loose_quad *)(from + i * from_row);
+    pair[0] = SHUFFLE(row[0], row[1], 0, 4, 1, 5);
+    pair[1] = SHUFFLE(row[2], row[3], 0, 4, 1, 5);
+    pair[2] = SHUFFLE(row[0], row[1], 2, 6, 3, 7);
+    pair[3] = SHUFFLE(row[2], row[3], 2, 6, 3, 7);
+    for (int i = 0; i < 4; i += 2) {
+        *(loose_quad *)(to + i * to_row) = SHUFFLE(pair[i], pair[i + 1], 0, 1, 4, 5);
+        *(loose_quad *)(to + (i + 1) * to_row) = SHUFFLE(pair[i], pair[i + 1], 2, 3, 6, 7);
+    }
+#undef SHUFFLE
+}
+
 /* Rounds to nearest even. */
 INLINE uint16_t to_bfloat16(float x)
 {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,133 +15,59 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import swarm_node.shards
-from swarm_node.shards.formats.block_config import AttentionConfig
-from swarm_node.shards.kernels.pages import SnPiece, attention_struct, kv_struct
+from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.kernels.library import FLAGS
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
-from swarm_node.shards.torch.attention import PagedAttention
-from swarm_node.shards.torch.kv_pool import TorchKvPool
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
-from tests.shards.torch.kv_cases import CPU, PagedSession, shuffled_sessions, softmax_attention, soil, stored
+from tests.shards.kernels.attention_cases import (
+    SHAPES,
+    Attention,
+    Kernels,
+    Memory,
+    attentions,
+    bits,
+    gqa,
+    latent,
+)
+from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, stored
 
 SOURCES = Path(next(iter(swarm_node.shards.__path__))) / "kernels/csrc"
 X86 = platform.machine() in ("x86_64", "AMD64")
 # Every width of vector that this machine can run; SSE2 is plain C without fused multiply-add.
 BUILDS: dict[str, tuple[str, ...]] = {"this CPU": ()}
 BUILDS |= {"AVX2": ("-mno-avx512f",), "SSE2": ("-march=x86-64",)} if X86 else {"plain C": ("-DSN_PORTABLE",)}
-INT64 = ctypes.c_int64
 
 
-class Memory:
-    """A pool for blocks of ``config``, full of what must never be read."""
-
-    def __init__(self, n_slots: int, config: AttentionConfig, kv_dtype: str) -> None:
-        self.config, self.pool = config, TorchKvPool(n_slots, (config.kv,), kv_dtype, CPU)
-        self.part = self.pool.part(config.kv)
-        soil(self.part.held)
-        self.attention = attention_struct(config)
-        arrays = {"data": self.pool.data.numpy(), "slot_bytes": self.pool.slot_bytes, "kv_dtype": kv_dtype}
-        self.kv = kv_struct(cast(Any, SimpleNamespace(**arrays)))
-
-
-class Kernels:
-    """The functions of ``attention.h`` on torch tensors."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-        library.sn_attend_scratch.restype = INT64
-
-    def append(self, memory: Memory, part: BatchSlice, block: int, k: Tensor, v: Tensor) -> None:
-        """``k`` (batch rows, kv_heads * key_dim), ``v`` likewise, perhaps views of wider rows."""
-        assert k.stride(0) == v.stride(0)
-        self._library.sn_kv_append(
-            *(ctypes.byref(memory.attention), ctypes.byref(memory.kv), ctypes.byref(c_struct(part))),
-            *(block, at(k), at(v), INT64(k.stride(0)), 0, memory.config.kv.heads),
-        )
-
-    def rows(
-        self,
-        memory: Memory,
-        part: BatchSlice,
-        block: int,
-        q: Tensor,
-        *,
-        first: int = 0,
-        heads: tuple[int, int] | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Rows ``first`` to ``first + len(q)`` of the slice: ``q`` (n, q_size) → (n, out_size). ``heads``:
-        the first of them and their end; all by default."""
-        config, attention = memory.config, ctypes.byref(memory.attention)
-        out = torch.full((len(q), config.out_size), float("nan")) if out is None else out
-        # Exactly what is asked for, at an odd place, with a mark behind it.
-        scratch = torch.full((self._library.sn_attend_scratch(attention) + 1 + 64,), 12345.0)
-        self._library.sn_attend(
-            *(attention, ctypes.byref(memory.kv), ctypes.byref(c_struct(part)), block, first, len(q)),
-            *(at(q), INT64(q.stride(0)), at(out), INT64(out.stride(0)), *(heads or (0, config.heads))),
-            at(scratch[1:]),
-        )
-        assert (scratch[-64:] == 12345.0).all(), "wrote beyond the scratch memory"
-        return out
-
-
-def at(tensor: Tensor) -> ctypes.c_void_p:
-    assert tensor.dtype is torch.float32
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def c_struct(part: BatchSlice) -> SnPiece:
-    return SnPiece(
-        part.table.ctypes.data, part.table.shape[1], part.first_block, part.row, part.start, part.count
-    )
-
-
-def gqa(heads: int, kv_heads: int, head_dim: int) -> AttentionConfig:
-    return AttentionConfig(heads, kv_heads, head_dim, head_dim**-0.5, None)
-
-
-@pytest.fixture(scope="module", params=BUILDS, ids=lambda name: name.replace(" ", "-"))
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+def built(name: str) -> Kernels:
     sources = [SOURCES / "attention.c", SOURCES / "kv_append.c"]
     try:
-        return Kernels(load_library("attention", sources, BUILDS[request.param]))
+        return Kernels(load_library("attention", sources, (*FLAGS, *BUILDS[name])))
     except NativeUnavailableError as error:
         pytest.skip(str(error))
 
 
-def bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.int32)
+@pytest.fixture(scope="module", params=BUILDS, ids=lambda name: name.replace(" ", "-"))
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return built(request.param)
 
 
-HEAD_SHAPES = [
-    (9, 3, 64),
-    (8, 8, 80),
-    (8, 2, 96),
-    (4, 1, 128),
-    (6, 2, 8),
-    (5, 1, 72),
-    (60, 1, 40),
-    (14, 2, 24),
-]
-head_shapes = st.sampled_from(HEAD_SHAPES)
 kv_dtypes = st.sampled_from(KV_DTYPES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEAD_SHAPES)
+@pytest.mark.parametrize("attention", SHAPES, ids=str)
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_batches_match_plain_softmax(
-    kernels: Kernels, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
-) -> None:
+def test_batches_match_plain_softmax(kernels: Kernels, attention: Attention, kv_dtype: str) -> None:
     """Prompts, chunks that begin and end within pages, decode; sessions that hold different blocks."""
     torch.manual_seed(0)
     sessions, n_slots = shuffled_sessions([(3, 2, 200), (1, 4, 200), (2, 3, 200)])
-    memory = Memory(n_slots, gqa(heads, kv_heads, head_dim), kv_dtype)
-    width, kv_width = heads * head_dim, kv_heads * head_dim
+    memory, kv = Memory(n_slots, attention, kv_dtype), attention.kv
+    widths = [attention.q_size, kv.heads * kv.key_dim, kv.heads * kv.value_dim]
     for chunks in [[(0, 1)], [(0, 100), (1, 2), (2, 1)], [(0, 1), (1, 90), (2, 1)], [(2, 1), (1, 33)]]:
         row = 0
         total = sum(count for _, count in chunks)
-        fused = torch.randn(total, width + 2 * kv_width)
-        q, k, v = fused.split([width, kv_width, kv_width], 1)
+        q, k, v = torch.randn(total, sum(widths)).split(widths, 1)
         for key, count in chunks:
             part = sessions[key].part(row, count)
             rows = slice(row, row + count)
@@ -150,71 +75,122 @@ def test_batches_match_plain_softmax(
                 kernels.append(memory, part, block, k, v)
                 out = kernels.rows(memory, part, block, q[rows])
                 held = stored(memory.part, sessions[key], block, part.start + count)
-                wanted = softmax_attention(q[rows].view(count, heads, head_dim), *held, part.start)
+                wanted = attention.in_float64(q[rows].unflatten(1, (attention.heads, -1)), *held, part.start)
                 torch.testing.assert_close(out.double(), wanted, atol=3e-6, rtol=3e-6)
             row += count
             sessions[key].length += count
 
 
+class Case:
+    """``count`` rows of a session after ``start`` others: what they do not see is broken, and of whole pages
+    the memory is gone."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        attention: Attention,
+        kv_dtype: str,
+        start: int,
+        count: int,
+        seed: int,
+        layout: int = 0,
+    ) -> None:
+        torch.manual_seed(seed)
+        kv, end = attention.kv, start + count
+        self.q = torch.randn(count, attention.q_size) * 2
+        self.k, self.v = torch.randn(end, kv.heads * kv.key_dim), torch.randn(end, kv.heads * kv.value_dim)
+        unseen = attention.first_seen(start)
+        self.k[:unseen], self.v[:unseen] = float("nan"), float("nan")
+        (session,), n_slots = shuffled_sessions([(0, 1, end)], seed=layout, spare=layout)
+        self.memory = Memory(n_slots, attention, kv_dtype)
+        width = max(self.k.shape[1], self.v.shape[1])
+        k, v = (torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in (self.k, self.v))
+        kernels.append(self.memory, BatchSlice(session.table, 0, 0, 0, end), 0, k, v)
+        self.table = session.table.copy()
+        self.table[:, : unseen // PAGE_TOKENS] = -1
+        self.part = BatchSlice(self.table, 0, 0, start, count)
+        self.held = stored(self.memory.part, session, 0, end)
+
+
+@settings(max_examples=80, deadline=None)
+@given(attentions(), kv_dtypes, st.integers(0, 150), st.integers(1, 70), st.integers(0, 10**6))
+def test_any_settings_match_plain_softmax(
+    kernels: Kernels, attention: Attention, kv_dtype: str, start: int, count: int, seed: int
+) -> None:
+    case = Case(kernels, attention, kv_dtype, start, count, seed)
+    out = kernels.rows(case.memory, case.part, 0, case.q)
+    wanted = attention.in_float64(case.q.unflatten(1, (attention.heads, -1)), *case.held, start)
+    torch.testing.assert_close(out.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
 @settings(max_examples=60, deadline=None)
-@given(kv_dtypes, head_shapes, st.integers(0, 100), st.integers(1, 80), st.integers(0, 10**6))
+@given(attentions(), kv_dtypes, st.integers(0, 100), st.integers(1, 80), st.integers(0, 10**6))
 def test_a_row_does_not_depend_on_the_others(
-    kernels: Kernels, kv_dtype: str, shape: tuple[int, int, int], start: int, count: int, seed: int
+    kernels: Kernels, attention: Attention, kv_dtype: str, start: int, count: int, seed: int
 ) -> None:
     """Alone, in any cut of the rows, by heads, on other slots, beside other values: the same bits."""
-    heads, kv_heads, head_dim = shape
-    torch.manual_seed(seed)
-    q = torch.randn(count, heads * head_dim) * 3
-    k, v = torch.randn(2, start + count, kv_heads * head_dim).unbind()
-    results = []
-    for layout in range(2):
-        (session,), n_slots = shuffled_sessions([(0, 1, start + count)], seed=layout, spare=layout)
-        memory = Memory(n_slots, gqa(heads, kv_heads, head_dim), kv_dtype)
-        kernels.append(memory, BatchSlice(session.table, 0, 0, 0, start + count), 0, k, v)
-        session.length = start
-        results.append((memory, session.part(0, count)))
-    memory, part = results[0]
+    case = Case(kernels, attention, kv_dtype, start, count, seed)
+    memory, part, q = case.memory, case.part, case.q
     whole = kernels.rows(memory, part, 0, q)
     assert whole.isfinite().all()
-    assert torch.equal(bits(whole), bits(kernels.rows(*results[1], 0, q)))
+    other = Case(kernels, attention, kv_dtype, start, count, seed, layout=1)
+    assert torch.equal(bits(whole), bits(kernels.rows(other.memory, other.part, 0, q)))
     for index in range(count):
-        assert torch.equal(
-            bits(whole[index]), bits(kernels.rows(memory, part, 0, q[index : index + 1], first=index)[0])
-        )
+        alone = kernels.rows(memory, part, 0, q[index : index + 1], first=index)
+        assert torch.equal(bits(whole[index]), bits(alone[0]))
     cut = seed % count
     for rows in (slice(0, cut), slice(cut, count)):
         if rows.stop > rows.start:
             some_rows = kernels.rows(memory, part, 0, q[rows], first=rows.start)
             assert torch.equal(bits(some_rows), bits(whole[rows]))
     by_heads = torch.full_like(whole, float("nan"))
-    middle = seed % heads
-    for some in ((0, middle), (middle, heads)):
+    middle = seed % attention.heads
+    for some in ((0, middle), (middle, attention.heads)):
         kernels.rows(memory, part, 0, q, heads=some, out=by_heads)
     assert torch.equal(bits(by_heads), bits(whole))
     # What comes after a row, even if it is broken, does not reach it.
-    kernels.append(memory, BatchSlice(part.table, 0, 0, start + count - 1, 1), 0, k[:1] * float("nan"), v[:1])
+    broken = torch.full((1, max(case.k.shape[1], case.v.shape[1])), float("nan"))
+    kernels.append(memory, BatchSlice(part.table, 0, 0, start + count - 1, 1), 0, broken, broken)
     assert torch.equal(bits(kernels.rows(memory, part, 0, q)[:-1]), bits(whole[:-1]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(attentions(), kv_dtypes, st.integers(0, 100), st.integers(1, 80), st.integers(0, 10**6))
+def test_every_width_of_vector_gives_the_same_bits(
+    attention: Attention, kv_dtype: str, start: int, count: int, seed: int
+) -> None:
+    """Where the CPU has fused multiply-add."""
+    wide, narrow = built("this CPU"), built(list(BUILDS)[1])
+    results = []
+    for kernels in (wide, narrow):
+        case = Case(kernels, attention, kv_dtype, start, count, seed)
+        results.append(bits(kernels.rows(case.memory, case.part, 0, case.q)))
+    assert torch.equal(*results)
+
+
 @settings(max_examples=60, deadline=None)
-@given(kv_dtypes, head_shapes, st.integers(0, 70), st.integers(1, 40), st.integers(0, 10**6))
+@given(attentions(), kv_dtypes, st.integers(0, 70), st.integers(1, 40), st.integers(0, 10**6))
 def test_stores_what_torch_stores(
-    kernels: Kernels, kv_dtype: str, shape: tuple[int, int, int], start: int, count: int, seed: int
+    kernels: Kernels, attention: Attention, kv_dtype: str, start: int, count: int, seed: int
 ) -> None:
     """The same bytes at the same places, for values of every size, rows of zeros and ties."""
-    heads, kv_heads, head_dim = shape
+    kv = attention.kv
     torch.manual_seed(seed)
     (session,), n_slots = shuffled_sessions([(0, 1, start + count)], seed)
     session.length = start
-    size = torch.pow(10.0, torch.randint(-12, 7, (2, count, kv_heads, head_dim)).float())
-    k, v = (torch.randn(2, count, kv_heads, head_dim) * size).unbind()
-    k[0, 0] = 0.0
-    v[-1, -1] = torch.arange(head_dim) - 3.5  # halves, exactly between two int8 steps
-    v[-1, -1, 0] = 127.0
-    native, plain = (Memory(n_slots, gqa(heads, kv_heads, head_dim), kv_dtype) for _ in range(2))
-    kernels.append(native, session.part(0, count), 0, k.flatten(1), v.flatten(1))
-    PagedAttention(plain.part, [session.part(0, count)], torch.float32)(
-        0, torch.zeros(count, heads, head_dim), k, v
+    width = kv.heads * max(kv.key_dim, kv.value_dim)
+    size = torch.pow(10.0, torch.randint(-12, 7, (2, count, width)).float())
+    k, v = (torch.randn(2, count, width) * size).unbind()
+    k[0, : kv.key_dim] = 0.0
+    v[-1, : kv.value_dim] = torch.arange(kv.value_dim) - 3.5  # halves, exactly between two int8 steps
+    v[-1, 0] = 127.0
+    native, plain = (Memory(n_slots, attention, kv_dtype) for _ in range(2))
+    kernels.append(native, session.part(0, count), 0, k, v)
+    positions = torch.arange(start, start + count)
+    slots = torch.from_numpy(session.table[0].astype(np.int64))[positions // PAGE_TOKENS]
+    k, v = k[:, : kv.heads * kv.key_dim], v[:, : kv.heads * kv.value_dim]
+    plain.part.store(
+        slots, positions % PAGE_TOKENS, k.unflatten(1, (kv.heads, -1)), v.unflatten(1, (kv.heads, -1))
     )
     assert torch.equal(native.pool.data, plain.pool.data)
 
@@ -237,12 +213,14 @@ def test_values_that_are_not_finite_stay_so(kernels: Kernels, kv_dtype: str, bad
         assert not out[1].isfinite().all()
 
 
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1000.0])
-def test_scores_of_any_size(kernels: Kernels, size: float) -> None:
+def test_scores_of_any_size(kernels: Kernels, size: float, softcap: float) -> None:
     """From nearly uniform weights to one key that takes all, rising and falling over the pages."""
     torch.manual_seed(0)
     (session,), n_slots = shuffled_sessions([(0, 1, 150)])
-    memory = Memory(n_slots, gqa(4, 2, 64), "float32")
+    attention = replace(gqa(4, 2, 64), softcap=softcap)
+    memory = Memory(n_slots, attention, "float32")
     k, v = torch.randn(150, 128), torch.randn(150, 128)
     k *= torch.linspace(0.1, 1.0, 150)[:, None]
     k[40] *= 4
@@ -250,7 +228,7 @@ def test_scores_of_any_size(kernels: Kernels, size: float) -> None:
     part = session.part(0, 150)
     kernels.append(memory, part, 0, k, v)
     out = kernels.rows(memory, part, 0, q)
-    wanted = softmax_attention(q.view(150, 4, 64), k.view(150, 2, 64), v.view(150, 2, 64), 0)
+    wanted = attention.in_float64(q.view(150, 4, 64), k.view(150, 2, 64), v.view(150, 2, 64), 0)
     # The error of a float32 score grows with it.
     torch.testing.assert_close(out.double(), wanted, atol=3e-6 + 3e-6 * size, rtol=1e-5)
 
@@ -272,6 +250,46 @@ def test_powers_of_two_are_within_their_bound(kernels: Kernels) -> None:
         power = torch.tensor(x).double().exp()
         worst = max(worst, float((weight * (1 + power) / power - 1).abs()))
     assert worst < 3e-6  # rounding the exponent of 20 / ln 2 costs more than the polynomial
+
+
+def test_the_tangent_is_within_its_bound(kernels: Kernels) -> None:
+    """With one channel, a softcap of 1 and values 0 and 1, the weights of two tokens show what tanh gave."""
+    (session,), n_slots = shuffled_sessions([(0, 1, 2)])
+    memory = Memory(n_slots, Attention(1, KvShape(1, 1, 1), 1.0, softcap=1.0), "float32")
+    part = session.part(0, 2)
+    worst = 0.0
+    for x in torch.cat([torch.linspace(-1.0, 1.0, 201), torch.linspace(-20.0, 20.0, 101)]).tolist():
+        k, v = torch.tensor([[x], [0.0]]), torch.tensor([[1.0], [0.0]])
+        kernels.append(memory, part, 0, k, v)
+        weight = kernels.rows(memory, part, 0, torch.ones(2, 1))[1, 0].double()
+        tangent = torch.log(weight / (1 - weight))
+        worst = max(worst, float((tangent - torch.tensor(x).double().tanh()).abs()))
+    assert worst < 1e-6
+
+
+@pytest.mark.parametrize("sink", [float("-inf"), float("inf"), float("nan")])
+def test_a_sink_that_is_not_finite_is_no_accident(kernels: Kernels, sink: float) -> None:
+    """Minus infinity is no sink at all; of the others the codec, which refuses what is not finite, hears."""
+    case = Case(kernels, replace(gqa(2, 1, 16), sinks=(sink, 0.0)), "float32", 40, 3, 0)
+    out = kernels.rows(case.memory, case.part, 0, case.q)
+    if sink == float("-inf"):
+        plain = case.memory.attention, case.q.unflatten(1, (2, -1)), *case.held
+        wanted = replace(plain[0], sinks=()).in_float64(*plain[1:], 40)
+        torch.testing.assert_close(out[:, :16].double(), wanted[:, :16], atol=3e-6, rtol=3e-6)
+    else:
+        assert not out[:, :16].isfinite().any()
+    assert out[:, 16:].isfinite().all()
+
+
+def test_threads_may_share_a_row_of_latent_attention(kernels: Kernels) -> None:
+    """Any ranges of the query heads, of which one key has 128."""
+    case = Case(kernels, latent(128, 512, 64), "float16", 70, 1, 0)
+    whole = kernels.rows(case.memory, case.part, 0, case.q)
+    for ranges in (range(0, 129, 16), range(0, 129, 64), [0, 3, 50, 128]):
+        shared = torch.full_like(whole, float("nan"))
+        for some in pairwise(ranges):
+            kernels.rows(case.memory, case.part, 0, case.q, heads=some, out=shared)
+        assert torch.equal(bits(whole), bits(shared))
 
 
 def test_shared_pages_and_copies(kernels: Kernels) -> None:

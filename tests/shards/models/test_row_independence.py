@@ -218,7 +218,7 @@ def other_instructions(
         flags += ("-march=x86-64-v3",)
     elif not flags:
         pytest.skip("this is no x86-64 CPU")
-    monkeypatch.setattr(library, "_FLAGS", (*library._FLAGS, *flags))
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, *flags))
     library.library.cache_clear()
     linear._kernels.cache_clear()
     yield flags
